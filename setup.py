@@ -1,0 +1,75 @@
+"""Build of the native core: one C++ source per instruction set, each with flags of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from typing import Any
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+# -ffp-contract=off: a multiply-add is fused where the source says so and nowhere
+# else; without it AVX2 and AVX-512 would round differently.
+COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
+ISA_FLAGS = {
+    "scan_v2.cpp": ["-march=x86-64-v2"],
+    "scan_v3.cpp": ["-mavx2", "-mfma"],
+    "scan_v4.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
+}
+# FASTRANK_CXXFLAGS adds flags to every source and the link: sanitizers, -Werror, -g.
+EXTRA_FLAGS = shlex.split(os.environ.get("FASTRANK_CXXFLAGS", ""))
+
+
+class BuildExt(build_ext):
+    """build_ext with flags per source file, which setuptools lacks."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_one = self.compiler._compile
+
+        def compile_with_isa_flags(
+            obj: str, src: str, suffix: str, cc_args: list[str], postargs: list[str], pp: Any
+        ) -> None:
+            isa = ISA_FLAGS.get(os.path.basename(src), []) if X86_64 else []
+            compile_one(obj, src, suffix, cc_args, [*postargs, *isa], pp)
+
+        self.compiler._compile = compile_with_isa_flags
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = compile_one
+
+
+SOURCES = [
+    "_native.pyx",
+    "dispatch.cpp",
+    "evaluate.cpp",
+    "rank.cpp",
+    "scan_v2.cpp",
+    "scan_v3.cpp",
+    "scan_v4.cpp",
+    "tree.cpp",
+]
+HEADERS = ["elementary.h", "kernels.h", "philox.h", "sampling.h", "scan-inl.h"]
+
+native = Extension(
+    "fastrank._native",
+    sources=[f"ext/{name}" for name in SOURCES],
+    depends=[f"ext/{name}" for name in HEADERS],
+    include_dirs=["ext"],
+    language="c++",
+    define_macros=[("Py_LIMITED_API", "0x030b0000")],
+    py_limited_api=True,
+    extra_compile_args=COMMON_FLAGS + EXTRA_FLAGS,
+    extra_link_args=EXTRA_FLAGS,
+)
+
+setup(
+    ext_modules=cythonize([native], language_level=3),
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,133 @@
+"""The record that everything passes on: what was shown, and how probable it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.policies import Policy
+
+__all__ = ["Ranking", "RankingBatch"]
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+ScoreArray: TypeAlias = npt.NDArray[np.float32]
+IdArray: TypeAlias = npt.NDArray[Any]  # int64 or str, as the catalog's ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """One ranking, with the exact probability of having been drawn.
+
+    Attributes
+    ----------
+    item_ids : ndarray of int64 or str, shape (m,)
+        The caller's ids, best place first; m = min(k, n_eligible), never padded.
+    scores : ndarray of float32, shape (m,)
+        Raw scores (dot product + bias), before any temperature.
+    log_propensities : ndarray of float64, shape (m,)
+        Conditional: log P(item at place j | items at places before j), natural log, never above 0.
+    log_propensity : float
+        Log-probability of the whole ranking: the sum of `log_propensities`.
+    seed : int
+        The seed that drew it; the same call with this seed gives the same ranking.
+    policy : Policy
+        The policy that drew it.
+    log_norm : float or None
+        logsumexp(scores / T) over all eligible items, under Plackett-Luce;
+        None under other policies.
+    n_eligible : int
+        Items that the filters left to choose from.
+    catalog_version : str
+        Content hash of the catalog that was ranked.
+    propensity_kind : str
+        "exact", or "bounded" where the normaliser was estimated.
+    log_norm_error : float
+        Bound on the error of `log_norm`, and so of each conditional log-propensity,
+        beyond float rounding; 0 for "exact".
+    """
+
+    item_ids: IdArray
+    scores: ScoreArray
+    log_propensities: FloatArray
+    log_propensity: float
+    seed: int
+    policy: Policy
+    log_norm: float | None
+    n_eligible: int
+    catalog_version: str
+    propensity_kind: str = "exact"
+    log_norm_error: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankingBatch(Sequence[Ranking]):
+    """Rankings of b users as arrays; ``batch[i]`` is the i-th as a `Ranking`.
+
+    Cells at places ``>= counts[i]`` of row i are NaN (-1 or '' for ids) and mean nothing.
+
+    Attributes
+    ----------
+    item_ids : ndarray of int64 or str, shape (b, k)
+    scores : ndarray of float32, shape (b, k)
+    log_propensities : ndarray of float64, shape (b, k)
+    counts : ndarray of int64, shape (b,)
+        Places filled in each row.
+    log_propensity, log_norm : ndarray of float64, shape (b,)
+        `log_norm` is NaN in rows that are not Plackett-Luce.
+    seeds : ndarray of uint64, shape (b,)
+    n_eligible : ndarray of int64, shape (b,)
+    policies : tuple of Policy, length b
+    catalog_version : str
+    propensity_kind : tuple of str, length b
+    log_norm_error : ndarray of float64, shape (b,)
+    """
+
+    item_ids: IdArray
+    scores: ScoreArray
+    log_propensities: FloatArray
+    counts: npt.NDArray[np.int64]
+    log_propensity: FloatArray
+    log_norm: FloatArray
+    seeds: npt.NDArray[np.uint64]
+    n_eligible: npt.NDArray[np.int64]
+    policies: tuple[Policy, ...]
+    catalog_version: str
+    propensity_kind: tuple[str, ...]
+    log_norm_error: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> Ranking: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Ranking]: ...
+    def __getitem__(self, index: int | slice) -> Ranking | list[Ranking]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]  # negative indices, and IndexError past the end
+        m = int(self.counts[i])
+        log_norm = float(self.log_norm[i])
+        return Ranking(
+            item_ids=self.item_ids[i, :m],
+            scores=self.scores[i, :m],
+            log_propensities=self.log_propensities[i, :m],
+            log_propensity=float(self.log_propensity[i]),
+            seed=int(self.seeds[i]),
+            policy=self.policies[i],
+            log_norm=None if np.isnan(log_norm) else log_norm,
+            n_eligible=int(self.n_eligible[i]),
+            catalog_version=self.catalog_version,
+            propensity_kind=self.propensity_kind[i],
+            log_norm_error=float(self.log_norm_error[i]),
+        )
+
+    def __iter__(self) -> Iterator[Ranking]:
+        return (self[i] for i in range(len(self)))

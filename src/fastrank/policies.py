@@ -183,7 +183,7 @@ INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, 
 }
 
 
-def policy(inference_type: str, **params: float) -> Policy:
+def policy(inference_type: str, **params: Any) -> Policy:
     """The policy that an inference type names; the inverse of ``policy.inference_type``.
 
     Parameters

@@ -1,0 +1,338 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Between Python and the kernels of kernels.h: checks arrays, allocates outputs, releases the
+GIL around exactly one call, turns codes into exceptions. No decision is taken here.
+
+Typed memoryviews check dtype, dimensions and contiguity and take read-only maps; the callers in
+fastrank.catalog give them what they ask for. `PackedCatalog` keeps its arrays alive; nothing else
+outlives a call.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+import numpy as np
+
+
+cdef extern from "philox.h" namespace "fastrank" nogil:
+    cdef struct Block:
+        uint32_t word[4]
+    Block c_philox "fastrank::philox4x32_10"(Block counter, uint32_t key0, uint32_t key1)
+
+
+cdef extern from "elementary.h" namespace "fastrank" nogil:
+    double c_exp "fastrank::exp"(double x)
+    double c_expm1 "fastrank::expm1"(double x)
+    double c_log "fastrank::log"(double x)
+    double c_log1p "fastrank::log1p"(double x)
+
+
+cdef extern from "kernels.h" namespace "fastrank" nogil:
+    enum: kLanes
+    enum: kIsaCount
+    ctypedef enum Code:
+        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory
+    ctypedef enum PolicyKind:
+        pass
+    cdef struct Catalog:
+        const float* panels
+        const float* bias
+        int64_t n_items
+        int32_t dim
+        double max_norm
+        double max_bias
+    cdef struct Request:
+        const float* query
+        const float* bias
+        const uint16_t* eligible
+        int64_t n_eligible
+    cdef struct Policy:
+        PolicyKind kind
+        double temperature
+        double epsilon
+        uint64_t seed
+    cdef struct Ranking:
+        int64_t* positions
+        float* scores
+        double* log_propensities
+        double log_norm
+        int64_t count
+    cdef struct Mass:
+        double value
+        double reference
+    Code c_rank "fastrank::rank"(
+        const Catalog&, const Request&, const Policy&, int64_t, Ranking*, int64_t*)
+    Code c_log_propensities "fastrank::log_propensities"(
+        const Catalog&, const Request&, const Policy&, const int64_t*, int64_t, double*, int64_t*)
+    Code c_score_all "fastrank::score_all"(const Catalog&, const Request&, float*, int64_t*)
+    int64_t c_tree_size "fastrank::tree_size"(int64_t)
+    Code c_tree_build "fastrank::tree_build"(const float*, int64_t, double, Mass*)
+    Code c_tree_rank "fastrank::tree_rank"(
+        const float*, const Mass*, int64_t, const Policy&, const int64_t*, int64_t,
+        const int64_t*, int64_t, int64_t, Ranking*)
+    int64_t c_make_filter "fastrank::make_filter"(
+        int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
+    int64_t c_pack "fastrank::pack"(
+        const float*, int64_t, int32_t, int64_t, float*, double*)
+    const char* c_isa_name "fastrank::isa_name"(int)
+    const char* c_isa_active "fastrank::isa_active"()
+    bint c_isa_select "fastrank::isa_select"(const char*)
+    int64_t c_set_chunk_panels "fastrank::set_chunk_panels"(int64_t)
+
+
+LANES = kLanes
+DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM = range(5)  # PolicyKind
+
+
+cdef class PackedCatalog:
+    """A catalog's arrays as the kernels want them.
+
+    panels: float32 (n_panels, dim, 16); bias: float32 (16 * n_panels,) or None.
+    """
+
+    cdef Catalog catalog
+    cdef const float[:, :, ::1] panels
+    cdef const float[::1] bias
+
+    def __init__(self, const float[:, :, ::1] panels, const float[::1] bias, int64_t n_items,
+                 double max_norm, double max_bias):
+        if panels.shape[2] != kLanes or not 16 * (panels.shape[0] - 1) < n_items <= 16 * panels.shape[0]:
+            raise ValueError("panels: shape does not fit n_items")
+        if bias is not None and bias.shape[0] != 16 * panels.shape[0]:
+            raise ValueError("bias: shape does not fit the panels")
+        self.panels = panels
+        self.bias = bias
+        self.catalog.panels = &panels[0, 0, 0]
+        self.catalog.bias = _floats(bias)
+        self.catalog.n_items = n_items
+        self.catalog.dim = <int32_t>panels.shape[1]
+        self.catalog.max_norm = max_norm
+        self.catalog.max_bias = max_bias
+
+    def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
+             double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
+             int64_t n_eligible):
+        """(positions, scores, log_propensities, log_norm) of one ranking."""
+        cdef Request request = _request(self, query, bias, eligible, n_eligible)
+        cdef Policy policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
+        cdef Ranking out
+        cdef int64_t where = 0
+        cdef Code code
+        cdef int64_t room = min(k, n_eligible)
+        result = _allocate(room, &out)
+        with nogil:
+            code = c_rank(self.catalog, request, policy, k, &out, &where)
+        if code != kOk:
+            _raise(code, where, query, bias)
+        return *result, out.log_norm
+
+    def log_propensities(self, const float[::1] query, const int64_t[::1] positions, int kind,
+                         double temperature, double epsilon, const float[::1] bias,
+                         const uint16_t[::1] eligible, int64_t n_eligible):
+        """Conditional log-propensities (k,) of the items at `positions`; -1 is unknown."""
+        cdef Request request = _request(self, query, bias, eligible, n_eligible)
+        cdef Policy policy = Policy(<PolicyKind>kind, temperature, epsilon, 0)
+        cdef int64_t count = positions.shape[0], where = 0
+        cdef Code code
+        result = np.empty(count, np.float64)
+        if count == 0:
+            return result
+        cdef double[::1] out = result
+        with nogil:
+            code = c_log_propensities(
+                self.catalog, request, policy, &positions[0], count, &out[0], &where)
+        if code != kOk:
+            _raise(code, where, query, bias)
+        return result
+
+    def scores(self, const float[::1] query, const float[::1] bias):
+        """float32 scores (n_items,) in catalog order."""
+        cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
+        cdef int64_t where = 0
+        cdef Code code
+        result = np.empty(self.catalog.n_items, np.float32)
+        cdef float[::1] out = result
+        with nogil:
+            code = c_score_all(self.catalog, request, &out[0], &where)
+        if code != kOk:
+            _raise(code, where, query, bias)
+        return result
+
+
+cdef const float* _floats(const float[::1] values) noexcept:
+    """NULL for None."""
+    if values is None:
+        return NULL
+    return &values[0]
+
+
+cdef int64_t _no_position = 0
+
+
+cdef const int64_t* _positions(const int64_t[::1] values) noexcept:
+    """NULL for None; somewhere to point for no positions at all."""
+    if values is None:
+        return NULL
+    if values.shape[0] == 0:
+        return &_no_position
+    return &values[0]
+
+
+cdef Request _request(PackedCatalog self, const float[::1] query, const float[::1] bias,
+                      const uint16_t[::1] eligible, int64_t n_eligible) except *:
+    if query.shape[0] != self.catalog.dim:
+        raise ValueError("query: wrong length")
+    if bias is not None and bias.shape[0] != self.catalog.n_items:
+        raise ValueError("bias: wrong length")
+    if eligible is not None and eligible.shape[0] != self.panels.shape[0]:
+        raise ValueError("eligible: wrong length")
+    cdef Request request
+    request.query = &query[0]
+    request.bias = _floats(bias)
+    request.eligible = NULL
+    if eligible is not None:
+        request.eligible = &eligible[0]
+    request.n_eligible = n_eligible
+    return request
+
+
+cdef tuple _allocate(int64_t room, Ranking* out):
+    """Arrays for `room` places, and `out` pointing into them."""
+    positions = np.empty(room, np.int64)
+    scores = np.empty(room, np.float32)
+    log_propensities = np.empty(room, np.float64)
+    cdef int64_t[::1] p
+    cdef float[::1] s
+    cdef double[::1] lp
+    out.positions = NULL
+    out.scores = NULL
+    out.log_propensities = NULL
+    if room > 0:
+        p, s, lp = positions, scores, log_propensities
+        out.positions, out.scores, out.log_propensities = &p[0], &s[0], &lp[0]
+    return positions, scores, log_propensities
+
+
+cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::1] bias) except -1:
+    if code == kQueryNotFinite:
+        raise ValueError(f"query: must be finite in float32, got {query[where]} at index {where}")
+    if code == kBiasNotFinite:
+        raise ValueError(f"bias: must be finite in float32, got {bias[where]} at index {where}")
+    if code == kScoreOverflow:
+        norm = float(np.linalg.norm(np.asarray(query, dtype=np.float64)))
+        raise ValueError(
+            f"query: with a norm of {norm:g} scores could pass the float32 range; scale it down")
+    raise MemoryError("fastrank: out of memory")
+
+
+def build_tree(const float[::1] scores, double temperature):
+    """Nodes (m, 2) float64 of the tree of masses over `scores`."""
+    cdef int64_t n_items = scores.shape[0]
+    cdef Code code
+    result = np.empty((c_tree_size(n_items), 2), np.float64)
+    cdef double[:, ::1] nodes = result
+    with nogil:
+        code = c_tree_build(&scores[0], n_items, temperature, <Mass*>&nodes[0, 0])
+    if code != kOk:
+        _raise(code, 0, scores, scores)
+    return result
+
+
+def rank_tree(const float[::1] scores, const double[:, ::1] nodes, int64_t k, double temperature,
+              uint64_t seed, const int64_t[::1] allowed, const int64_t[::1] excluded):
+    """(positions, scores, log_propensities, log_norm); filters sorted and unique, or None."""
+    cdef int64_t n_items = scores.shape[0]
+    if nodes.shape[1] != 2 or nodes.shape[0] != c_tree_size(n_items):
+        raise ValueError("nodes: shape does not fit the scores")
+    cdef int64_t n_allowed = 0 if allowed is None else allowed.shape[0]
+    cdef int64_t n_excluded = 0 if excluded is None else excluded.shape[0]
+    cdef const int64_t* allow = _positions(allowed)
+    cdef const int64_t* exclude = _positions(excluded)
+    cdef Policy policy = Policy(<PolicyKind>1, temperature, 0.0, seed)
+    cdef Ranking out
+    cdef Code code
+    result = _allocate(min(k, n_items if allowed is None else n_allowed), &out)
+    with nogil:
+        code = c_tree_rank(&scores[0], <const Mass*>&nodes[0, 0], n_items, policy, allow,
+                           n_allowed, exclude, n_excluded, k, &out)
+    if code != kOk:
+        _raise(code, 0, scores, scores)
+    positions, shown, log_propensities = result
+    return (positions[:out.count], shown[:out.count], log_propensities[:out.count], out.log_norm)
+
+
+def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] excluded):
+    """(eligible uint16 (n_panels,), number of eligible items); None: no such filter."""
+    cdef int64_t n_allowed = 0 if allowed is None else allowed.shape[0]
+    cdef int64_t n_excluded = 0 if excluded is None else excluded.shape[0]
+    cdef int64_t count
+    cdef const int64_t* allow = _positions(allowed)
+    cdef const int64_t* exclude = _positions(excluded)
+    result = np.empty((n_items + kLanes - 1) // kLanes, np.uint16)
+    cdef uint16_t[::1] eligible = result
+    with nogil:
+        count = c_make_filter(n_items, allow, n_allowed, exclude, n_excluded, &eligible[0])
+    return result, count
+
+
+def pack(const float[:, ::1] vectors, int64_t first, float[:, :, ::1] panels):
+    """Copies vectors (m, dim) into panels from item `first` on.
+
+    Returns (flat index of the first element that is not finite or -1, largest squared norm).
+    """
+    cdef int64_t bad, rows = vectors.shape[0]
+    cdef int32_t dim = <int32_t>vectors.shape[1]
+    cdef double max_square = 0.0
+    if panels.shape[1] != dim or panels.shape[2] != kLanes or first + rows > 16 * panels.shape[0]:
+        raise ValueError("panels: shape does not fit the vectors")
+    with nogil:
+        bad = c_pack(&vectors[0, 0], rows, dim, first, &panels[0, 0, 0], &max_square)
+    return bad, max_square
+
+
+def isa_names():
+    """Names of the builds that this CPU can run, best last."""
+    return tuple([c_isa_name(i).decode() for i in range(kIsaCount) if c_isa_name(i) != NULL])
+
+
+def isa():
+    """Name of the build in use, or None if this CPU can run none."""
+    return None if c_isa_active() == NULL else c_isa_active().decode()
+
+
+def set_isa(name):
+    """Chooses a build for the whole process; returns the previous one's name."""
+    previous = isa()
+    if not c_isa_select(name.encode()):
+        raise ValueError(f"isa: this CPU runs {', '.join(isa_names())}; got {name!r}")
+    return previous
+
+
+def set_chunk_panels(int64_t count):
+    """For tests: chunks of `count` panels, 0 for the chunk law. Returns the previous value."""
+    return c_set_chunk_panels(count)
+
+
+def philox4x32_10(counter, key):
+    """Four words from a counter of four and a key of two."""
+    cdef Block block
+    for i in range(4):
+        block.word[i] = counter[i]
+    block = c_philox(block, key[0], key[1])
+    return block.word[0], block.word[1], block.word[2], block.word[3]
+
+
+def elementary(name, const double[::1] x):
+    """exp, expm1, log or log1p of float64 values, as the kernels compute them."""
+    result = np.empty(x.shape[0], np.float64)
+    cdef double[::1] out = result
+    cdef int64_t i
+    cdef int function = ("exp", "expm1", "log", "log1p").index(name)
+    for i in range(x.shape[0]):
+        if function == 0:
+            out[i] = c_exp(x[i])
+        elif function == 1:
+            out[i] = c_expm1(x[i])
+        elif function == 2:
+            out[i] = c_log(x[i])
+        else:
+            out[i] = c_log1p(x[i])
+    return result

@@ -1,0 +1,141 @@
+// The propensities of a given ranking, in one pass.
+
+#include <limits>
+#include <new>
+
+#include "sampling.h"
+
+namespace fastrank {
+namespace {
+
+// Sums the weights of eligible items with a running reference, the highest score so far.
+class Sum {
+ public:
+  Sum(const Kernels& kernels, const Source& source, double temperature)
+      : kernels_(kernels), source_(source), inv_temperature_(1.0 / temperature) {}
+
+  // Panels [first, last), whole.
+  void add_run(int64_t first, int64_t last) {
+    Scan scan = {};
+    scan.first = first;
+    scan.step = scan.stride = 1;
+    scan.count = last - first;
+    scan.inv_temperature = float(inv_temperature_);
+    for (;;) {
+      scan.reference = mass_.value == 0.0 ? -std::numeric_limits<float>::infinity()
+                                          : float(mass_.reference);
+      scan.mass = mass_.value;
+      const bool stopped = kernels_.scan_sum(source_, &scan);
+      mass_.value = scan.mass;
+      if (!stopped) return;
+      add_lanes(scan.scores, scan.lanes);
+    }
+  }
+
+  void add_lanes(const float* scores, uint32_t lanes) {
+    if (!lanes) return;
+    float highest = -std::numeric_limits<float>::infinity();
+    for (uint32_t rest = lanes; rest; rest &= rest - 1)
+      highest = std::max(highest, scores[__builtin_ctz(rest)]);
+    float weights[kLanes];
+    const float sum = kernels_.weigh(scores, lanes, highest, float(inv_temperature_), weights);
+    add(&mass_, {double(sum), double(highest)}, inv_temperature_);
+  }
+
+  Mass mass() const { return mass_; }
+
+ private:
+  const Kernels& kernels_;
+  const Source& source_;
+  const double inv_temperature_;
+  Mass mass_ = {0.0, 0.0};
+};
+
+// Mass of the eligible items that are not in `shown`.
+Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
+               std::vector<int64_t> shown) {
+  std::sort(shown.begin(), shown.end());
+  Sum sum(kernels, source, temperature);
+  int64_t next = 0;
+  for (size_t i = 0; i < shown.size();) {
+    const int64_t panel = shown[i] / kLanes;
+    uint32_t lanes = lanes_of(source, panel);
+    for (; i < shown.size() && shown[i] / kLanes == panel; ++i)
+      lanes &= ~(1u << (shown[i] % kLanes));
+    sum.add_run(next, panel);
+    float scores[kLanes];
+    kernels.score_panel(source, panel, scores);
+    sum.add_lanes(scores, lanes);
+    next = panel + 1;
+  }
+  sum.add_run(next, source.n_panels);
+  return sum.mass();
+}
+
+}  // namespace
+
+Code log_propensities(const Catalog& catalog, const Request& request, const Policy& policy,
+                      const int64_t* positions, int64_t count, double* out, int64_t* where) {
+  const Code code = check_request(catalog, request, where);
+  if (code != kOk) return code;
+  try {
+    const Kernels& kernels = fastrank::kernels();
+    const Source source = make_source(catalog, request);
+    // The places that can be judged: known, eligible, not shown before.
+    std::vector<int64_t> shown, place;
+    FlatMap<bool> seen{size_t(count)};
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t p = positions[j];
+      out[j] = -kInfinity;
+      if (p < 0 || !(lanes_of(source, p / kLanes) >> (p % kLanes) & 1) || seen.contains(p))
+        continue;
+      seen[p] = true;
+      shown.push_back(p);
+      place.push_back(j);
+    }
+    const int64_t m = int64_t(shown.size());
+    if (m == 0) return kOk;
+
+    if (policy.kind == kGumbel || policy.kind == kSequential) {
+      std::vector<float> scores;
+      for (const int64_t p : shown) scores.push_back(score_of(kernels, source, p));
+      std::vector<double> conditionals(shown.size());
+      const Mass rest = rest_mass(kernels, source, policy.temperature, shown);
+      conditional(scores.data(), m, rest, policy.temperature, conditionals.data());
+      for (size_t i = 0; i < shown.size(); ++i) out[place[i]] = conditionals[i];
+    } else if (policy.kind == kUniform) {
+      for (int64_t i = 0; i < m; ++i)
+        out[place[size_t(i)]] = 0.0 - log(double(request.n_eligible - i));
+    } else {
+      const double epsilon = policy.kind == kEpsilonGreedy ? policy.epsilon : 0.0;
+      const Partial best = best_items(kernels, source, catalog.n_items, m, m);
+      FlatMap<bool> gone{size_t(m)};
+      size_t next_best = 0;
+      for (int64_t i = 0; i < m; ++i) {
+        while (gone.contains(best.items[next_best].position)) ++next_best;
+        const bool greedy = shown[size_t(i)] == best.items[next_best].position;
+        out[place[size_t(i)]] = epsilon_greedy(greedy, epsilon, request.n_eligible - i);
+        gone[shown[size_t(i)]] = true;
+      }
+    }
+    return kOk;
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  }
+}
+
+Code score_all(const Catalog& catalog, const Request& request, float* out, int64_t* where) {
+  const Code code = check_request(catalog, request, where);
+  if (code != kOk) return code;
+  const Kernels& kernels = fastrank::kernels();
+  const Source source = make_source(catalog, request);
+  float last[kLanes];
+  for (int64_t panel = 0; panel < source.n_panels - 1; ++panel)
+    kernels.score_panel(source, panel, out + panel * kLanes);
+  kernels.score_panel(source, source.n_panels - 1, last);
+  std::copy(last, last + (catalog.n_items - (source.n_panels - 1) * kLanes),
+            out + (source.n_panels - 1) * kLanes);
+  return kOk;
+}
+
+}  // namespace fastrank

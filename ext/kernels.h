@@ -1,0 +1,186 @@
+// The contract of the native core.
+//
+// Who does what: Python decides (which policy, which items, which errors to word), Cython checks
+// and allocates and releases the GIL around one call, C++ computes. Nothing here sees a Python
+// object, raises across the boundary, keeps a pointer after it returns, or holds global state
+// other than the table of the chosen instruction set. All functions may run in any number of
+// threads at once.
+//
+// Items and panels. Item i stands in lane i % 16 of panel i / 16. A panel is `dim` rows of 16
+// float32, dimension-major: panels[(p * dim + c) * 16 + lane]. Lanes past n_items hold zeros and
+// are never eligible.
+//
+// Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
+// could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
+//
+// Order. Everywhere: key descending, then position ascending. Fewer than k eligible items give a
+// shorter ranking, never padding.
+//
+// The random stream (fastrank.RNG_VERSION 1). Draw number d of chunk c for purpose p is
+// Philox4x32-10 with counter (d low, d high, c, p) and key (seed low, seed high): two words of 64
+// bits, each turned into ((bits >> 12) + 0.5) 2^-52. A Gumbel key takes the first, the next
+// Exp(1) budget of the jumps the second.
+//
+// The chunk law. Chunk 0, the pilot, is about max(n / 256, 64 k), but at most n / 16 items, as
+// panels evenly spread over the catalog and visited in a scattered order: whatever order the
+// items are stored in, its k-th key is a floor that few others pass. Chunks 1, 2, ... are runs of
+// 1024 * ceil(min(k, n) / 256) panels, less the pilot's, each in order of position. Chunks 1, 2,
+// 4, 8, ... fix the floor of themselves and those after them: the k-th best of all chunks before.
+// Partials merge in chunk order. Nothing of this depends on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+namespace fastrank {
+
+constexpr int kLanes = 16;
+
+enum Code : int32_t {
+  kOk = 0,
+  kQueryNotFinite = 1,  // *where: index into the query
+  kBiasNotFinite = 2,   // *where: index into the call's bias
+  kScoreOverflow = 3,   // a score could pass the float32 range
+  kOutOfMemory = 4,
+};
+
+// A packed catalog; borrowed.
+struct Catalog {
+  const float* panels;
+  const float* bias;  // 16 * n_panels floats, or null
+  int64_t n_items;
+  int32_t dim;
+  double max_norm;  // largest |vector|
+  double max_bias;  // largest |bias|, 0 without one
+};
+
+// One call's own inputs; borrowed.
+struct Request {
+  const float* query;        // dim floats
+  const float* bias;         // n_items floats added to the catalog's bias, or null
+  const uint16_t* eligible;  // a word per panel, a bit per item, none set past n_items; or null
+  int64_t n_eligible;        // bits set in it, or n_items
+};
+
+enum PolicyKind : int32_t {
+  kDeterministic = 0,
+  kGumbel = 1,
+  kSequential = 2,
+  kEpsilonGreedy = 3,
+  kUniform = 4,
+};
+
+struct Policy {
+  PolicyKind kind;
+  double temperature;  // Plackett-Luce
+  double epsilon;      // epsilon-greedy
+  uint64_t seed;
+};
+
+// What a rank call fills: room for min(k, n_items) places, of which `count` are used.
+struct Ranking {
+  int64_t* positions;
+  float* scores;
+  double* log_propensities;
+  double log_norm;  // NaN unless Plackett-Luce
+  int64_t count;
+};
+
+// Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
+// The three calls below begin with it.
+Code check_request(const Catalog&, const Request&, int64_t* where);
+
+// O(n dim + k log k); sequential O(n dim + k n). Extra memory O(k); sequential O(n).
+Code rank(const Catalog&, const Request&, const Policy&, int64_t k, Ranking* out, int64_t* where);
+
+// Conditional log-propensities of a given ranking in one pass. positions: catalog positions, -1
+// for an unknown item. An unknown, ineligible or repeated item gets -inf and removes nothing.
+Code log_propensities(const Catalog&, const Request&, const Policy&, const int64_t* positions,
+                      int64_t count, double* out, int64_t* where);
+
+// float32 scores of all items, in catalog order, as every other kernel computes them.
+Code score_all(const Catalog&, const Request&, float* out, int64_t* where);
+
+// A sum of weights, exp((score - reference) / T) over some items: `value` times
+// exp(reference / T), which float64 could not hold. No items: value 0.
+struct Mass {
+  double value;
+  double reference;
+};
+
+// Cached Plackett-Luce. A tree over the panels' weights, built once per query and temperature;
+// chosen and filtered items are an overlay of the call, so the tree is shared and read-only.
+int64_t tree_size(int64_t n_items);  // number of nodes
+Code tree_build(const float* scores, int64_t n_items, double temperature, Mass* nodes);
+// allowed (sorted, unique; null = every item) less excluded (sorted, unique).
+// O((k + n_excluded) log n), or O((k + n_allowed) log n) where `allowed` is given.
+Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Policy&,
+               const int64_t* allowed, int64_t n_allowed, const int64_t* excluded,
+               int64_t n_excluded, int64_t k, Ranking* out);
+
+// The bitset of `allowed` (null = every item) less `excluded`: positions in [0, n_items), in any
+// order, repeated or not. Returns the number of bits set.
+int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
+                    const int64_t* excluded, int64_t n_excluded, uint16_t* eligible);
+
+// Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
+// panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
+// *max_square is raised to the largest squared norm.
+int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, float* panels,
+             double* max_square);
+
+// Instruction sets, best last: "v2", "v3" (AVX2, FMA), "v4" (AVX-512).
+constexpr int kIsaCount = 3;
+const char* isa_name(int index);     // null if this CPU, or this build, lacks it
+const char* isa_active();            // at first the best there is; null if there is none
+bool isa_select(const char* name);   // false if there is no such set
+
+// Tests only: a chunk size in panels instead of the chunk law's; 0 restores it. Returns the last.
+int64_t set_chunk_panels(int64_t count);
+
+// ---- Inside the core: what is compiled once per instruction set ----------------------------
+
+// A request joined with its catalog, ready to score panels.
+struct Source {
+  const float* panels;
+  const float* bias;
+  const float* call_bias;
+  const uint16_t* eligible;
+  const float* query;
+  int64_t n_panels;
+  int32_t dim;
+  uint16_t last_lanes;          // lanes of the last panel that are items
+  float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
+};
+
+// A walk over panels first + offset * step, offset = 0, stride, 2 stride, ... modulo count: a run
+// in order (step and stride 1) or the scattered pilot. It can stop and go on.
+struct Scan {
+  int64_t first, step, count, stride;
+  int64_t visit, offset;  // visits made, and the next one's offset
+  float reference;        // weights are exp((score - reference) * inv_temperature)
+  float inv_temperature;
+  double mass;            // sum of weights since it was last set to 0
+  double limit;           // scan_mass stops at the panel that takes `mass` past it
+  int64_t tie_panel;      // scan_above: up to this panel an equal score counts as above
+  // At a stop: the panel, not counted in `mass`.
+  int64_t panel;
+  uint32_t lanes;  // its eligible lanes
+  float scores[kLanes];
+};
+
+struct Kernels {
+  const char* name;
+  // Each visits panels until one stops it (true) or none is left (false).
+  bool (*scan_mass)(const Source&, Scan*);   // stops where `mass` would pass `limit`
+  bool (*scan_above)(const Source&, Scan*);  // stops where a score is above `reference`; no mass
+  bool (*scan_sum)(const Source&, Scan*);    // stops where a score is above `reference`
+  // weights[i] = exp((scores[i] - reference) * inv_temperature) in the lanes given, else 0; may
+  // be +inf. Returns their sum, as the scans form it.
+  float (*weigh)(const float* scores, uint32_t lanes, float reference, float inv_temperature,
+                 float* weights);
+  void (*score_panel)(const Source&, int64_t panel, float* scores);
+};
+
+const Kernels& kernels();
+
+}  // namespace fastrank

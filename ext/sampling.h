@@ -1,0 +1,284 @@
+// What the samplers share: draws, candidates and their order, the heap of the k best, masses.
+// Compiled for the baseline only, so that entries and normalisers have the same bits everywhere.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "elementary.h"
+#include "kernels.h"
+#include "philox.h"
+
+namespace fastrank {
+
+// ---- Draws ----------------------------------------------------------------------------------
+
+enum Purpose : uint32_t {
+  kJumps = 0,
+  kSequentialDraws = 1,
+  kTreeDraws = 2,
+  kCoins = 3,
+  kExploration = 4,
+};
+
+// Draws 0, 1, 2, ... of one (seed, chunk, purpose).
+class Stream {
+ public:
+  struct Pair {
+    double first, second;  // uniform, strictly inside (0, 1)
+  };
+
+  Stream(uint64_t seed, uint32_t chunk, Purpose purpose)
+      : seed_(seed), chunk_(chunk), purpose_(purpose) {}
+
+  Pair next() {
+    const Words words = next_words();
+    return {uniform(words.first), uniform(words.second)};
+  }
+
+  // Uniform on 0, ..., bound - 1, without bias (Lemire, "Fast random integer generation in an
+  // interval", 2019).
+  uint64_t below(uint64_t bound) {
+    __extension__ using Wide = unsigned __int128;
+    const uint64_t unfair = (0 - bound) % bound;
+    for (;;) {
+      const Wide product = Wide(next_words().first) * bound;
+      if (uint64_t(product) >= unfair) return uint64_t(product >> 64);
+    }
+  }
+
+ private:
+  struct Words {
+    uint64_t first, second;
+  };
+
+  static double uniform(uint64_t bits) { return (double(bits >> 12) + 0.5) * 0x1p-52; }
+
+  Words next_words() {
+    const Block b = philox4x32_10(Block{{uint32_t(draw_), uint32_t(draw_ >> 32), chunk_, purpose_}},
+                                  uint32_t(seed_), uint32_t(seed_ >> 32));
+    ++draw_;
+    return {b.word[0] | uint64_t(b.word[1]) << 32, b.word[2] | uint64_t(b.word[3]) << 32};
+  }
+
+  uint64_t seed_, draw_ = 0;
+  uint32_t chunk_, purpose_;
+};
+
+// ---- Candidates -----------------------------------------------------------------------------
+
+// An item with its key, score / T + gumbel, kept in two parts: at large score / T the sum would
+// round the noise away, and with it the law among items of equal score.
+struct Candidate {
+  double gumbel;       // -log(exponential); 0 for the deterministic policy
+  double exponential;  // 1 for the deterministic policy
+  int64_t position;
+  float score;
+};
+
+inline Candidate perturbed(float score, int64_t position, double exponential) {
+  return {-log(exponential), exponential, position, score};
+}
+
+struct Order {
+  double inv_temperature;
+
+  bool better(const Candidate& a, const Candidate& b) const {
+    const double difference =
+        (double(a.score) - double(b.score)) * inv_temperature + (a.gumbel - b.gumbel);
+    return difference != 0.0 ? difference > 0.0 : a.position < b.position;
+  }
+};
+
+// ---- Masses ---------------------------------------------------------------------------------
+
+inline void add(Mass* sum, Mass term, double inv_temperature) {
+  if (term.value == 0.0) return;
+  if (sum->value == 0.0) {
+    *sum = term;
+    return;
+  }
+  if (term.reference > sum->reference) std::swap(*sum, term);
+  sum->value += term.value * exp((term.reference - sum->reference) * inv_temperature);
+}
+
+// Conditional log-propensities of items shown in this order, `rest` being the mass of all other
+// eligible items. With x_j = log(mass after place j / w_j): log P_j = -log(1 + e^x_j), and the
+// mass from place j on is w_j (1 + e^x_j). Sums of positive terms from the small end: no
+// cancellation, nothing above 0. Returns the log-normaliser.
+inline double conditional(const float* scores, int64_t count, Mass rest, double temperature,
+                          double* log_propensities) {
+  const double inv_t = 1.0 / temperature;
+  if (count == 0) return log(rest.value) + rest.reference * inv_t;
+  double x = log(rest.value) + (rest.reference - double(scores[count - 1])) * inv_t;
+  double from_here = 0.0;
+  for (int64_t j = count - 1; j >= 0; --j) {
+    from_here = softplus(x);
+    log_propensities[j] = 0.0 - from_here;
+    if (j > 0) x = from_here + (double(scores[j]) - double(scores[j - 1])) * inv_t;
+  }
+  return from_here + double(scores[0]) * inv_t;
+}
+
+// Conditional log-propensity under epsilon-greedy, with `left` items to choose from.
+inline double epsilon_greedy(bool best, double epsilon, int64_t left) {
+  const double chance = epsilon / double(left);
+  if (!best) return log(chance);
+  // The last item is certain, though (1 - epsilon) + epsilon may round below 1.
+  return left == 1 ? 0.0 : std::min(0.0, log((1.0 - epsilon) + chance));
+}
+
+// ---- Partials -------------------------------------------------------------------------------
+
+// A chunk's mergeable result: its best items, at most `capacity`, and the mass of the others.
+class Partial {
+ public:
+  Partial(int64_t capacity, Order order) : capacity_(size_t(capacity)), order_(order) {
+    items.reserve(capacity_);
+  }
+
+  std::vector<Candidate> items;  // a heap, the worst first, until `sort`
+  Mass rest = {0.0, 0.0};
+
+  bool full() const { return items.size() == capacity_; }
+  const Candidate& worst() const { return items.front(); }
+
+  void clear() {
+    items.clear();
+    rest = {0.0, 0.0};
+  }
+
+  void push(const Candidate& candidate) {
+    size_t i = items.size();
+    items.push_back(candidate);
+    while (i > 0) {
+      const size_t parent = (i - 1) / 2;
+      if (!order_.better(items[parent], candidate)) break;
+      items[i] = items[parent];
+      i = parent;
+    }
+    items[i] = candidate;
+  }
+
+  void replace_worst(const Candidate& candidate) { sift(0, items.size(), candidate); }
+
+  // Joins the result of items that come later in the order of chunks.
+  void merge(const Partial& other) {
+    const double inv_t = order_.inv_temperature;
+    for (const Candidate& item : other.items) {
+      if (!full()) {
+        push(item);
+      } else if (order_.better(item, worst())) {
+        add(&rest, {1.0, worst().score}, inv_t);
+        replace_worst(item);
+      } else {
+        add(&rest, {1.0, item.score}, inv_t);
+      }
+    }
+    add(&rest, other.rest, inv_t);
+  }
+
+  // Best first. A heap sort of our own: `better` may fail to be transitive within a rounding,
+  // which std::sort does not forgive.
+  void sort() {
+    for (size_t size = items.size(); size > 1; --size) {
+      const Candidate last = items[size - 1];
+      items[size - 1] = items[0];
+      sift(0, size - 1, last);
+    }
+  }
+
+ private:
+  void sift(size_t i, size_t size, const Candidate& candidate) {
+    for (;;) {
+      size_t child = 2 * i + 1;
+      if (child >= size) break;
+      if (child + 1 < size && order_.better(items[child], items[child + 1])) ++child;
+      if (!order_.better(candidate, items[child])) break;
+      items[i] = items[child];
+      i = child;
+    }
+    items[i] = candidate;
+  }
+
+  size_t capacity_;
+  Order order_;
+};
+
+// ---- Small things ---------------------------------------------------------------------------
+
+// A hash map from non-negative integers, open addressing, no deletion.
+template <class Value>
+class FlatMap {
+ public:
+  explicit FlatMap(size_t expected) {
+    size_t size = 16;
+    while (size < 2 * expected) size *= 2;
+    slots_.assign(size, {-1, Value{}});
+  }
+
+  const Value* find(int64_t key) const {
+    const Slot& slot = slots_[index(key)];
+    return slot.key == key ? &slot.value : nullptr;
+  }
+
+  bool contains(int64_t key) const { return find(key) != nullptr; }
+
+  Value& operator[](int64_t key) {
+    size_t i = index(key);
+    if (slots_[i].key != key) {
+      if (2 * ++used_ > slots_.size()) {
+        grow();
+        i = index(key);
+      }
+      slots_[i].key = key;
+    }
+    return slots_[i].value;
+  }
+
+ private:
+  struct Slot {
+    int64_t key;
+    Value value;
+  };
+
+  size_t index(int64_t key) const {
+    const size_t mask = slots_.size() - 1;
+    size_t i = size_t((uint64_t(key) * 0x9E3779B97F4A7C15u) >> 20) & mask;
+    while (slots_[i].key != key && slots_[i].key != -1) i = (i + 1) & mask;
+    return i;
+  }
+
+  void grow() {
+    std::vector<Slot> old(slots_.size() * 2, Slot{-1, Value{}});
+    old.swap(slots_);
+    for (const Slot& slot : old)
+      if (slot.key != -1) slots_[index(slot.key)] = slot;
+  }
+
+  std::vector<Slot> slots_;
+  size_t used_ = 0;
+};
+
+// A request joined with its catalog; `bias_tail` pads the call's bias in the last panel.
+Source make_source(const Catalog&, const Request&);
+
+inline int64_t panel_count(int64_t n_items) { return (n_items + kLanes - 1) / kLanes; }
+
+inline uint32_t lanes_of(const Source& source, int64_t panel) {
+  if (source.eligible) return source.eligible[panel];
+  return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
+}
+
+inline float score_of(const Kernels& kernels, const Source& source, int64_t position) {
+  float scores[kLanes];
+  kernels.score_panel(source, position / kLanes, scores);
+  return scores[position % kLanes];
+}
+
+// The k best items by score, best first, without masses.
+Partial best_items(const Kernels&, const Source&, int64_t n_items, int64_t k, int64_t capacity);
+
+}  // namespace fastrank

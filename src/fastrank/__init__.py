@@ -1,0 +1,43 @@
+"""Sample the top k of a catalog in one pass, with the exact probability of what was shown."""
+
+import os as _os
+
+from fastrank import _native
+
+_requested = _os.environ.get("FASTRANK_ISA")
+if _native.isa() is None:
+    raise ImportError("fastrank: this CPU is older than x86-64-v2 (SSE4.2)")
+if _requested:
+    try:
+        _native.set_isa(_requested)
+    except ValueError as _error:
+        raise ImportError(f"FASTRANK_ISA: {_error}") from None
+
+from fastrank.catalog import RNG_VERSION, Catalog  # noqa: E402  # after the ISA is known to run
+from fastrank.model import Model  # noqa: E402
+from fastrank.policies import (  # noqa: E402
+    INFERENCE_TYPES,
+    Deterministic,
+    EpsilonGreedy,
+    PlackettLuce,
+    Policy,
+    Uniform,
+    policy,
+)
+from fastrank.ranking import Ranking, RankingBatch  # noqa: E402
+
+__all__ = [
+    "INFERENCE_TYPES",
+    "RNG_VERSION",
+    "Catalog",
+    "Deterministic",
+    "EpsilonGreedy",
+    "Model",
+    "PlackettLuce",
+    "Policy",
+    "Ranking",
+    "RankingBatch",
+    "Uniform",
+    "policy",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,69 @@
+"""Types of the native module; ext/_native.pyx documents it."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+LANES: int
+DETERMINISTIC: int
+GUMBEL: int
+SEQUENTIAL: int
+EPSILON_GREEDY: int
+UNIFORM: int
+
+_Positions: TypeAlias = npt.NDArray[np.int64]
+_Scores: TypeAlias = npt.NDArray[np.float32]
+_Floats: TypeAlias = npt.NDArray[np.float64]
+_Bits: TypeAlias = npt.NDArray[np.uint16]
+
+class PackedCatalog:
+    def __init__(
+        self, panels: _Scores, bias: _Scores | None, n_items: int, max_norm: float, max_bias: float
+    ) -> None: ...
+    def rank(
+        self,
+        query: _Scores,
+        k: int,
+        kind: int,
+        temperature: float,
+        epsilon: float,
+        seed: int,
+        bias: _Scores | None,
+        eligible: _Bits | None,
+        n_eligible: int,
+    ) -> tuple[_Positions, _Scores, _Floats, float]: ...
+    def log_propensities(
+        self,
+        query: _Scores,
+        positions: _Positions,
+        kind: int,
+        temperature: float,
+        epsilon: float,
+        bias: _Scores | None,
+        eligible: _Bits | None,
+        n_eligible: int,
+    ) -> _Floats: ...
+    def scores(self, query: _Scores, bias: _Scores | None) -> _Scores: ...
+
+def build_tree(scores: _Scores, temperature: float) -> _Floats: ...
+def rank_tree(
+    scores: _Scores,
+    nodes: _Floats,
+    k: int,
+    temperature: float,
+    seed: int,
+    allowed: _Positions | None,
+    excluded: _Positions | None,
+) -> tuple[_Positions, _Scores, _Floats, float]: ...
+def make_filter(
+    n_items: int, allowed: _Positions | None, excluded: _Positions | None
+) -> tuple[_Bits, int]: ...
+def pack(vectors: _Scores, first: int, panels: _Scores) -> tuple[int, float]: ...
+def isa_names() -> tuple[str, ...]: ...
+def isa() -> str | None: ...
+def set_isa(name: str) -> str: ...
+def set_chunk_panels(count: int) -> int: ...
+def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
+def elementary(name: str, x: _Floats) -> _Floats: ...

@@ -1,0 +1,111 @@
+"""Identifiers, int64 or str: checks, and look-up by a sorted permutation.
+
+A permutation can be saved and mapped; a dict of a million ids would cost 106 MB in each process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["IdIndex", "Ids", "as_ids"]
+
+IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
+Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
+Positions: TypeAlias = npt.NDArray[np.int64]
+
+
+def as_ids(name: str, values: Ids) -> IdArray:
+    """A 1-d array of int64 or str; bool, float, bytes and mixed ids are refused."""
+    if isinstance(values, np.ndarray):
+        array = values
+    else:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise ValueError(f"{name}: expected an array of ids, got {values!r}")
+        items = list(values)
+        array = np.empty(len(items), dtype=object)
+        array[:] = items
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
+    if array.dtype.kind == "O":
+        array = _from_objects(name, array)
+    if array.dtype.kind == "u":
+        if array.size and int(array.max()) > np.iinfo(np.int64).max:
+            row = int(array.argmax())
+            raise ValueError(f"{name}: row {row}: must fit int64, got {array[row]}")
+        return array.astype(np.int64)
+    if array.dtype.kind == "i":
+        return np.ascontiguousarray(array, dtype=np.int64)
+    if array.dtype.kind == "U":
+        return np.ascontiguousarray(array)
+    raise ValueError(f"{name}: expected int64 or str ids, got dtype {array.dtype}")
+
+
+class IdIndex:
+    """Ids and where each one stands.
+
+    Parameters
+    ----------
+    name : str
+        The argument the ids came from, for errors.
+    ids : ndarray of int64 or str, shape (n,)
+        Unique; checked here unless `order` is given.
+    order : ndarray of int64, shape (n,), optional
+        The permutation that sorts `ids`, if it is known.
+    """
+
+    def __init__(self, name: str, ids: IdArray, order: Positions | None = None) -> None:
+        if order is None:
+            order = np.argsort(ids, kind="stable").astype(np.int64, copy=False)
+            ordered = ids[order]
+            repeats = np.flatnonzero(ordered[1:] == ordered[:-1])
+            if repeats.size:
+                first, second = order[repeats[0]], order[repeats[0] + 1]
+                raise ValueError(
+                    f"{name}: must be unique; rows {first} and {second} are both "
+                    f"{ids[first].item()!r}"
+                )
+        self.ids = ids
+        self.order = order
+
+    def find(self, name: str, values: Ids) -> Positions:
+        """Positions (m,) of ids, -1 where there is no such id. O(m log n)."""
+        if isinstance(values, np.ndarray) and values.size == 0 and values.ndim == 1:
+            return np.empty(0, np.int64)  # of any dtype: an empty list has none of its own
+        wanted = as_ids(name, values)
+        if wanted.size == 0:
+            return np.empty(0, np.int64)
+        if (wanted.dtype.kind == "U") != (self.ids.dtype.kind == "U"):
+            kind = "str" if self.ids.dtype.kind == "U" else "int64"
+            raise ValueError(f"{name}: the ids here are {kind}, got {wanted[0].item()!r}")
+        # Searching with a wider dtype would make NumPy copy all ids into it.
+        narrow = wanted.astype(self.ids.dtype)
+        place = np.searchsorted(self.ids, narrow, sorter=self.order)
+        found = self.order[np.minimum(place, len(self.ids) - 1)]
+        return np.where(self.ids[found] == wanted, found, -1)
+
+
+def _integers(name: str, items: list[Any]) -> IdArray:
+    for row, item in enumerate(items):
+        if isinstance(item, bool):
+            raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {item!r}")
+        if not -(2**63) <= item < 2**63:
+            raise ValueError(f"{name}: row {row}: must fit int64, got {item}")
+    return np.array(items, dtype=np.int64)
+
+
+def _from_objects(name: str, array: npt.NDArray[Any]) -> IdArray:
+    items = array.tolist()
+    if not items:
+        return np.empty(0, np.int64)
+    if all(isinstance(item, int | np.integer) for item in items):
+        return _integers(name, items)
+    for row, item in enumerate(items):
+        if not isinstance(item, str):
+            raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {item!r}")
+        if item.endswith("\0"):
+            raise ValueError(f"{name}: row {row}: must not end in NUL, got {item!r}")
+    return np.array(items, dtype=np.str_)

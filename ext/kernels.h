@@ -21,11 +21,11 @@
 // bits, each turned into ((bits >> 12) + 0.5) 2^-52. A Gumbel key takes the first, the next
 // Exp(1) budget of the jumps the second.
 //
-// The chunk law. Chunk 0, the pilot, is about max(n / 256, 64 k), but at most n / 16 items, as
-// panels evenly spread over the catalog and visited in a scattered order: whatever order the
-// items are stored in, its k-th key is a floor that few others pass. Chunks 1, 2, ... are runs of
-// 1024 * ceil(min(k, n) / 256) panels, less the pilot's, each in order of position. Chunks 1, 2,
-// 4, 8, ... fix the floor of themselves and those after them: the k-th best of all chunks before.
+// The chunk law. A catalog is cut into chunks of 1024 * ceil(min(k, n) / 256) panels in order of
+// position. A pilot comes first, as part of chunk 0: about max(n / 256, 64 k), but at most n / 16
+// items, as panels evenly spread over the whole catalog, visited in a scattered order and left out
+// later. So whatever order the items are stored in, few pass the best of the pilot. Chunks 1, 2,
+// 4, 8, ... fix a floor for themselves and those after them: the k-th best of all chunks before.
 // Partials merge in chunk order. Nothing of this depends on the number of threads.
 #pragma once
 
@@ -164,8 +164,9 @@ struct Scan {
   int64_t tie_panel;      // scan_above: up to this panel an equal score counts as above
   // At a stop: the panel, not counted in `mass`.
   int64_t panel;
-  uint32_t lanes;  // its eligible lanes
+  uint32_t lanes;  // its eligible lanes; of scan_above, those above
   float scores[kLanes];
+  float weights[kLanes];  // scan_mass only
 };
 
 struct Kernels {

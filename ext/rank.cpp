@@ -29,7 +29,7 @@ struct ChunkLaw {
     step = n_panels / pilot;
   }
 
-  int64_t chunks() const { return 1 + (n_panels + chunk_panels - 1) / chunk_panels; }
+  int64_t chunks() const { return (n_panels + chunk_panels - 1) / chunk_panels; }
 
   Scan pilot_walk() const {
     Scan walk = {};
@@ -41,11 +41,12 @@ struct ChunkLaw {
     return walk;
   }
 
-  // Calls visit(walk) for each run of panels of chunk c > 0 between panels of the pilot.
+  // Calls visit(walk) for each walk of chunk c: the pilot first, then runs between its panels.
   template <class Visit>
-  void runs(int64_t c, Visit visit) const {
-    const int64_t end = std::min(n_panels, c * chunk_panels);
-    for (int64_t panel = (c - 1) * chunk_panels; panel < end;) {
+  void walks(int64_t c, Visit visit) const {
+    if (c == 0) visit(pilot_walk());
+    const int64_t end = std::min(n_panels, (c + 1) * chunk_panels);
+    for (int64_t panel = c * chunk_panels; panel < end;) {
       if (panel % step == 0 && panel / step < pilot) {
         ++panel;
         continue;
@@ -126,6 +127,7 @@ class Jumps {
       const bool stopped = limited_ && kernels_.scan_mass(source_, &scan);
       mass_ = scan.mass;
       if (!stopped) return;
+      find_entrant(&scan);
       settle(&scan);
     }
   }
@@ -149,27 +151,31 @@ class Jumps {
     }
   }
 
-  // Finds the entrants among the lanes left in the panel at which the scan stopped.
+  // Settles the lanes left in a panel after an entry.
   void settle(Scan* scan) {
     while (scan->lanes) {
-      float weights[kLanes];
       const float sum =
-          kernels_.weigh(scan->scores, scan->lanes, threshold_.score, inv_t_, weights);
+          kernels_.weigh(scan->scores, scan->lanes, threshold_.score, inv_t_, scan->weights);
       if (mass_ + double(sum) <= limit_) {
         mass_ += double(sum);
         scan->lanes = 0;
         return;
       }
-      // The sum of the lanes may be +inf: `mass_` takes lanes one by one, the entrant's never.
-      while (scan->lanes) {
-        const int lane = take_lane(scan);
-        const double next = mass_ + double(weights[lane]);
-        if (!(next <= limit_)) {
-          enter(scan->scores[lane], scan->panel * kLanes + lane);
-          break;
-        }
-        mass_ = next;
+      find_entrant(scan);
+    }
+  }
+
+  // Takes lanes up to the one that passes the limit, which enters. Their sum may be +inf: `mass_`
+  // takes weights one by one, and the entrant's never.
+  void find_entrant(Scan* scan) {
+    while (scan->lanes) {
+      const int lane = take_lane(scan);
+      const double next = mass_ + double(scan->weights[lane]);
+      if (!(next <= limit_)) {
+        enter(scan->scores[lane], scan->panel * kLanes + lane);
+        return;
       }
+      mass_ = next;
     }
   }
 
@@ -280,15 +286,12 @@ Partial run(Pass pass, int64_t n_items, int64_t k, int64_t capacity) {
       floor = total.worst();
       has_floor = true;
     }
-    part.clear();
-    pass.begin(c, has_floor ? &floor : nullptr, &part);
-    if (c == 0) {
-      pass.walk(law.pilot_walk());
-    } else {
-      law.runs(c, [&](const Scan& walk) { pass.walk(walk); });
-    }
+    Partial* out = c == 0 ? &total : &part;
+    out->clear();
+    pass.begin(c, has_floor ? &floor : nullptr, out);
+    law.walks(c, [&](const Scan& walk) { pass.walk(walk); });
     pass.end();
-    total.merge(part);
+    if (c > 0) total.merge(part);
   }
   total.sort();
   return total;

@@ -151,18 +151,11 @@ class Partial {
   }
 
   void push(const Candidate& candidate) {
-    size_t i = items.size();
     items.push_back(candidate);
-    while (i > 0) {
-      const size_t parent = (i - 1) / 2;
-      if (!order_.better(items[parent], candidate)) break;
-      items[i] = items[parent];
-      i = parent;
-    }
-    items[i] = candidate;
+    rise(items.size() - 1, candidate);
   }
 
-  void replace_worst(const Candidate& candidate) { sift(0, items.size(), candidate); }
+  void replace_worst(const Candidate& candidate) { sift(items.size(), candidate); }
 
   // Joins the result of items that come later in the order of chunks.
   void merge(const Partial& other) {
@@ -186,19 +179,28 @@ class Partial {
     for (size_t size = items.size(); size > 1; --size) {
       const Candidate last = items[size - 1];
       items[size - 1] = items[0];
-      sift(0, size - 1, last);
+      sift(size - 1, last);
     }
   }
 
  private:
-  void sift(size_t i, size_t size, const Candidate& candidate) {
-    for (;;) {
-      size_t child = 2 * i + 1;
-      if (child >= size) break;
-      if (child + 1 < size && order_.better(items[child], items[child + 1])) ++child;
-      if (!order_.better(candidate, items[child])) break;
+  // Moves the hole at the root to a leaf, then the candidate up from there: most belong low.
+  void sift(size_t size, const Candidate& candidate) {
+    size_t i = 0;
+    for (size_t child = 1; child < size; child = 2 * i + 1) {
+      if (child + 1 < size) child += order_.better(items[child], items[child + 1]);
       items[i] = items[child];
       i = child;
+    }
+    rise(i, candidate);
+  }
+
+  void rise(size_t i, const Candidate& candidate) {
+    while (i > 0) {
+      const size_t parent = (i - 1) / 2;
+      if (!order_.better(items[parent], candidate)) break;
+      items[i] = items[parent];
+      i = parent;
     }
     items[i] = candidate;
   }

@@ -228,17 +228,24 @@ bool scan(const Source& source, Scan* state) {
     ++visit;
     offset += state->stride;
     if (offset >= state->count) offset -= state->count;
-    const uint32_t lanes = lanes_of(source, panel);
+    uint32_t lanes = lanes_of(source, panel);
     if (!lanes) continue;
     const Lanes scores = scores_of(source, panel);
     if (stop == Stop::kAbove || stop == Stop::kSum) {
       const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
-      stopped = (above(scores, ties ? or_equal : reference) & lanes) != 0;
+      const uint32_t hits = above(scores, ties ? or_equal : reference) & lanes;
+      stopped = hits != 0;
+      if (stop == Stop::kAbove) lanes = hits;
     }
     if (!stopped && stop != Stop::kAbove) {
-      const double next = mass + double(sum_of(weights_of(scores, lanes, reference, inv_t)));
+      const Lanes weights = weights_of(scores, lanes, reference, inv_t);
+      const double next = mass + double(sum_of(weights));
       stopped = stop == Stop::kMass && !(next <= limit);
-      if (!stopped) mass = next;
+      if (stopped) {
+        store_lanes(state->weights, weights);
+      } else {
+        mass = next;
+      }
     }
     if (stopped) {
       state->panel = panel;

@@ -1,0 +1,70 @@
+# Every target sets up what it needs: Python 3.11, a C++ compiler and make are enough to start.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := src/fastrank/_native.abi3.so
+EXT := $(wildcard ext/*.cpp ext/*.h ext/*.pyx) setup.py
+# Parallelism is measured and chosen by the caller; libraries must not bring their own.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export NUMBA_NUM_THREADS := 1
+
+.PHONY: demo test lint asan dist bench bench-quick figures clean
+
+demo: $(VENV)/.demo $(NATIVE)
+	$(BIN)/fastrank demo
+
+test: $(VENV)/.dev $(NATIVE)
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(VENV)/.dev $(NATIVE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	for file in rank evaluate inputs tree dispatch scan_v2; do \
+	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
+	done
+
+# The tests of the native core under AddressSanitizer and UndefinedBehaviorSanitizer. Statistical
+# and large cases are left to `test`: sanitizers look at memory, not at laws.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+asan: $(VENV)/.dev
+	FASTRANK_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/asan \
+	  --build-lib build/asan/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/lib FASTRANK_TEST_DRAWS=0.02 \
+	  $(BIN)/python -m pytest -q -n 2 -m "not law and not large" tests/test_rank.py \
+	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_threads.py
+
+# Wheel and sdist, installed and used in an empty directory without the repository.
+dist: $(VENV)/.dev
+	rm -rf dist build/dist && mkdir -p build/dist
+	$(BIN)/python -m build -q --outdir dist .
+	$(PYTHON) -m venv build/dist/wheel && $(PYTHON) -m venv build/dist/sdist
+	build/dist/wheel/bin/pip install -q dist/*.whl && build/dist/sdist/bin/pip install -q dist/*.tar.gz
+	for kind in wheel sdist; do \
+	  (cd build/dist && $$kind/bin/python -c "import fastrank as fr; \
+	    c = fr.Catalog([1, 2, 3], [[1.0], [2.0], [3.0]]); \
+	    print('$$kind', fr.__version__, c.rank([1.0], 2, policy=fr.PlackettLuce(), seed=1))") || exit 1; \
+	done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[cli,data]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@ $(VENV)/.demo
+
+# An editable install does not rebuild by itself.
+$(NATIVE): $(EXT) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q "Cython>=3.1,<4" "setuptools>=77"
+	$(BIN)/python setup.py -q build_ext --inplace
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info $(NATIVE) ext/_native.cpp

@@ -16,8 +16,12 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 # -ffp-contract=off: a multiply-add is fused where the source says so and nowhere
 # else; without it AVX2 and AVX-512 would round differently.
 COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
+# x86-64-v2 (SSE4.2, POPCNT) is the baseline; dispatch.cpp and the module itself are built for any
+# x86-64, so that an older CPU gets an ImportError and not an illegal instruction.
+BASELINE = ["-march=x86-64-v2"]
 ISA_FLAGS = {
-    "scan_v2.cpp": ["-march=x86-64-v2"],
+    **dict.fromkeys(["evaluate.cpp", "inputs.cpp", "rank.cpp", "tree.cpp"], BASELINE),
+    "scan_v2.cpp": BASELINE,
     "scan_v3.cpp": ["-mavx2", "-mfma"],
     # g++ 12 takes the undefined halves in its own AVX-512 headers for mistakes of ours.
     "scan_v4.cpp": [

@@ -271,13 +271,13 @@ class Catalog:
         `PlackettLuce` for its other samplers.
         """
         return self._rank(
-            as_float32("query", query, (self._dim,)),
+            self._query(query),
             as_count("k", k),
             policy,
             draw_seed() if seed is None else as_seed("seed", seed),
             self._find("exclude", exclude),
             self._find("allow", allow),
-            None if bias is None else as_float32("bias", bias, (self._n_items,)),
+            None if bias is None else self._bias(bias),
         )
 
     def rank_batch(
@@ -327,7 +327,7 @@ class Catalog:
         elif np.ndim(bias) == 2:
             biases = list(as_float32("bias", bias, (b, self._n_items)))
         else:
-            biases = [as_float32("bias", bias, (self._n_items,))] * b
+            biases = [self._bias(bias)] * b
 
         filler = "" if self.item_ids.dtype.kind == "U" else -1
         ids = np.full((b, places), filler, dtype=self.item_ids.dtype)
@@ -410,7 +410,7 @@ class Catalog:
         >>> [round(float(p), 3) for p in np.exp(lp)]
         [0.333, 0.5]
         """
-        vector = as_float32("query", query, (self._dim,))
+        vector = self._query(query)
         positions = self._index.find("item_ids", item_ids)
         eligible, n_eligible = self._eligible(
             self._find("exclude", exclude), self._find("allow", allow)
@@ -422,7 +422,7 @@ class Catalog:
             spec.kind,
             spec.temperature,
             spec.epsilon,
-            None if bias is None else as_float32("bias", bias, (self._n_items,)),
+            None if bias is None else self._bias(bias),
             eligible,
             n_eligible,
         )
@@ -434,10 +434,18 @@ class Catalog:
         For checks and diagnostics; ranking does not need them. O(n d).
         """
         result: Float32Array = self._packed.scores(
-            as_float32("query", query, (self._dim,)),
-            None if bias is None else as_float32("bias", bias, (self._n_items,)),
+            self._query(query), None if bias is None else self._bias(bias)
         )
         return result
+
+    def _query(self, query: npt.ArrayLike) -> Float32Array:
+        # The core looks for what is not finite, too: what it can take as it is goes straight on.
+        if type(query) is np.ndarray and query.dtype == np.float32 and query.shape == (self._dim,):
+            return np.ascontiguousarray(query)
+        return as_float32("query", query, (self._dim,))
+
+    def _bias(self, bias: npt.ArrayLike) -> Float32Array:
+        return as_float32("bias", bias, (self._n_items,))
 
     def _find(self, name: str, ids: Ids | None) -> Positions | None:
         """Positions of the ids that are known."""

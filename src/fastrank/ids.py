@@ -59,6 +59,7 @@ class IdIndex:
 
     def __init__(self, name: str, ids: IdArray, order: Positions | None = None) -> None:
         if order is None:
+            ids = ids.copy()  # not the caller's array
             order = np.argsort(ids, kind="stable").astype(np.int64, copy=False)
             ordered = ids[order]
             repeats = np.flatnonzero(ordered[1:] == ordered[:-1])

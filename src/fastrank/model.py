@@ -64,7 +64,7 @@ class Model:
             raise ValueError(
                 f"user_ids: expected {len(rows)}, one a row of user_vectors, got {len(ids)}"
             )
-        vectors = as_float32("user_vectors", rows, rows.shape)
+        vectors = as_float32("user_vectors", rows, rows.shape).copy()  # not the caller's array
         index = IdIndex("user_ids", ids)
         arrays = {"user_ids": index.ids, "user_order": index.order, "user_vectors": vectors}
         if item_titles is not None:

@@ -1,0 +1,5 @@
+"""``python -m fastrank`` is ``fastrank``."""
+
+from fastrank.cli import main
+
+main()

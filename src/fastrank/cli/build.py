@@ -1,0 +1,130 @@
+"""`fastrank build`: vectors on disk to a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.progress import Progress, TaskID
+
+from fastrank.catalog import Catalog
+from fastrank.cli.terminal import progress
+from fastrank.model import Model
+from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
+
+__all__ = ["build"]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(short_help="Make a model directory from item and user vectors.")
+@click.option("--items", required=True, type=_FILE, help="Item vectors: .npy, .npz or .parquet.")
+@click.option("--users", required=True, type=_FILE, help="User vectors, likewise.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory to make; must not exist.",
+)
+@click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
+@click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
+@click.option(
+    "--item-meta",
+    type=_FILE,
+    help="A .parquet with one row for each vector of --items: ids, titles.",
+)
+@click.option("--id-column", help="Parquet column of item ids.  [default: id]")
+@click.option("--title-column", help="Parquet column of item titles.  [default: title, if present]")
+@click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
+@click.option(
+    "--vector-column",
+    help="Parquet column of item vectors, as lists.  [default: vector, or else v0, v1, ...]",
+)
+@click.option("--user-id-column", help="Parquet column of user ids.  [default: id]")
+@click.option("--user-vector-column", help="Parquet column of user vectors.  [default: as items]")
+def build(
+    items: Path,
+    users: Path,
+    output: Path,
+    item_ids: Path | None,
+    user_ids: Path | None,
+    item_meta: Path | None,
+    id_column: str | None,
+    title_column: str | None,
+    bias_column: str | None,
+    vector_column: str | None,
+    user_id_column: str | None,
+    user_vector_column: str | None,
+) -> None:
+    """Make a model directory from item and user vectors.
+
+    A .npy file holds vectors alone; ids are then row numbers unless given. A .npz file holds
+    arrays `vectors` and, if wanted, `ids`, `bias`, `titles`. A Parquet file has a column of ids and
+    either one column of lists or columns v0, v1, ...; other names can be given. The directory
+    appears when it is complete, or not at all.
+
+    \b
+    Examples:
+      fastrank build --items items.parquet --users users.parquet -o model/
+      fastrank build --items item_factors.npy --item-meta items.parquet \\
+          --id-column item_id --title-column name \\
+          --users user_factors.npy --user-ids user_ids.npy -o model/
+    """
+    if output.exists():
+        raise click.UsageError(f"{output} exists; remove it or choose another --output")
+    with progress() as bar:
+        item_columns = Columns(id_column, vector_column, bias_column, title_column)
+        item_side = read_vectors(
+            items,
+            ids=item_ids,
+            metadata=item_meta,
+            columns=item_columns,
+            advance=_rows(bar, f"reading {items.name}"),
+        )
+        user_side = read_vectors(
+            users,
+            ids=user_ids,
+            columns=Columns(user_id_column, user_vector_column),
+            advance=_rows(bar, f"reading {users.name}"),
+        )
+        step = bar.add_task("packing items", total=3)
+        catalog = _catalog(items, item_side)
+        bar.update(step, description="adding users", advance=1)
+        model = _model(users, catalog, user_side, item_side)
+        bar.update(step, description="writing", advance=1)
+        model.save(output)
+        bar.update(step, advance=1)
+    click.echo(
+        f"{output}: {len(catalog):,} items, {len(model.user_ids):,} users,"
+        f" {catalog.dim} dimensions, version {catalog.version}"
+    )
+    click.echo(f"Next: fastrank verify {output}", err=True)
+
+
+def _rows(bar: Progress, description: str) -> Advance:
+    """Progress in rows, shown once there is any: .npy files are mapped in no time."""
+    task: TaskID | None = None
+
+    def advance(done: int, total: int) -> None:
+        nonlocal task
+        if task is None:
+            task = bar.add_task(description, total=total)
+        bar.update(task, completed=done)
+
+    return advance
+
+
+def _catalog(path: Path, side: VectorFile) -> Catalog:
+    try:
+        return Catalog(side.ids, side.vectors, bias=side.bias)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _model(path: Path, catalog: Catalog, users: VectorFile, items: VectorFile) -> Model:
+    try:
+        return Model(catalog, users.ids, np.asarray(users.vectors), item_titles=items.titles)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,57 @@
+"""What the commands share in printing: consoles, progress, numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["PLAIN_WIDTH", "percent", "progress", "say", "standard_output"]
+
+PLAIN_WIDTH = 100  # columns where the output is a file or a pipe
+
+
+def standard_output(record: bool = False) -> Console:
+    """The console for results; as wide as the terminal, or `PLAIN_WIDTH` where there is none."""
+    console = Console(record=record, highlight=False)
+    if not console.is_terminal:
+        console = Console(record=record, highlight=False, width=PLAIN_WIDTH)
+    return console
+
+
+def say(console: Console, paragraph: str) -> None:
+    """Print one paragraph, with rich's markup; line breaks in the text mean nothing."""
+    console.print(" ".join(paragraph.split()))
+    console.print()
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr; silent unless that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        yield bar
+
+
+def percent(log_probability: float) -> str:
+    """A probability for reading: 12.3 %, 0.046 %, 3.1e-09."""
+    probability = math.exp(log_probability)
+    if probability >= 0.1:
+        return f"{100 * probability:.1f} %"
+    if probability >= 1e-5:
+        return f"{100 * probability:.2g} %"
+    exponent = log_probability / math.log(10)  # exp() may be 0 where the logarithm is not
+    if log_probability == -math.inf:
+        return "0"
+    return f"{10 ** (exponent - math.floor(exponent)):.1f}e{math.floor(exponent)}"

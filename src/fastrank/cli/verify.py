@@ -1,0 +1,144 @@
+"""`fastrank verify`: prints what `fastrank.verify` finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.policies import INFERENCE_TYPES
+
+if TYPE_CHECKING:  # scipy takes half a second to import: only when the command runs
+    from fastrank.verify import Check, Verdict
+
+__all__ = ["verify"]
+
+_COLUMNS = {
+    "rankings": "rankings",
+    "first place": "first place",
+    "sum": "sum to 1",
+    "propensities": "reported",
+    "same seed": "same seed",
+    "filters": "filters",
+}
+
+
+@click.command(short_help="Check a model's files, samplers and propensities.")
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1000),
+    default=20_000,
+    show_default=True,
+    help="Rankings drawn for each chi-square test.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def verify(context: click.Context, model: Path, draws: int, as_json: bool) -> None:
+    """Check, on your own model, that rankings come as often as their propensities say.
+
+    Every file is hashed. Then, for each inference type: rankings of a few allowed items and the
+    first place over the full catalog are counted against their exact law (chi-square); the
+    probabilities of all rankings must sum to 1; what rank reports must equal log_propensities and
+    a float64 computation; one seed must give one ranking; excluded items must not take part.
+
+    Exit code 0 if all hold, 1 if one does not.
+
+    \b
+    Example:
+      fastrank verify model/
+    """
+    from fastrank.verify import verify as check_model
+
+    with progress() as bar:
+        task = bar.add_task("hashing files", total=None)
+
+        def advance(description: str, done: int, total: int) -> None:
+            bar.update(task, description=description, completed=done, total=total)
+
+        verdict = check_model(model, draws=draws, advance=advance)
+    if as_json:
+        click.echo(json.dumps(_record(verdict), allow_nan=False))
+    else:
+        _print(model, verdict)
+    context.exit(0 if verdict.passed else 1)
+
+
+def _record(verdict: Verdict) -> dict[str, object]:
+    return {
+        "passed": verdict.passed,
+        "catalog_version": verdict.catalog_version,
+        "n_items": verdict.n_items,
+        "draws": verdict.draws,
+        "full_draws": verdict.full_draws,
+        "p_limit": verdict.p_limit,
+        "checks": [
+            {
+                "name": check.name,
+                "inference_type": check.policy.inference_type if check.policy else None,
+                "params": check.policy.params if check.policy else None,
+                "passed": check.passed,
+                "p_value": check.p_value,
+                "error": check.error,
+                "detail": check.detail,
+            }
+            for check in verdict.checks
+        ],
+    }
+
+
+def _print(model: Path, verdict: Verdict) -> None:
+    console = standard_output()
+    for check in verdict.checks:
+        if check.name == "files":
+            console.print(f"{_mark(check.passed)} files: {escape(check.detail)}")
+    if verdict.p_limit is not None:
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("inference type")
+        for title in _COLUMNS.values():
+            table.add_column(title, justify="right")
+        for name in INFERENCE_TYPES:
+            row = [
+                _cell([c for c in verdict.checks if c.name == column and _type(c) == name])
+                for column in _COLUMNS
+            ]
+            table.add_row(name, *row)
+        console.print(table)
+        say(
+            console,
+            f"""p: the smallest p-value of the chi-square tests, on {verdict.draws:,} rankings of 3
+            out of 5 allowed items and on {verdict.full_draws:,} first places over all
+            {verdict.n_items:,} items. A test fails below {verdict.p_limit:.1e}, so that a right
+            sampler fails a whole run with a chance of at most one in a million. Other figures: the
+            largest error of a probability or log-propensity; the limit is 1e-05.""",
+        )
+    for check in verdict.failures:
+        console.print(f"{_mark(False)} {_type(check)} {check.name}: {escape(check.detail)}")
+    n = len(verdict.checks)
+    if verdict.passed:
+        console.print(f"[bold green]PASSED[/]: all {n} checks of {escape(str(model))}")
+    else:
+        failed = len(verdict.failures)
+        console.print(f"[bold red]FAILED[/]: {failed} of {n} checks of {escape(str(model))}")
+
+
+def _type(check: Check) -> str:
+    return check.policy.inference_type if check.policy else ""
+
+
+def _cell(checks: list[Check]) -> str:
+    passed = all(check.passed for check in checks)
+    p_values = [check.p_value for check in checks if check.p_value is not None]
+    errors = [check.error for check in checks if check.error is not None]
+    text = f" p {min(p_values):.2g}" if p_values else f" {max(errors):.0e}" if errors else ""
+    return _mark(passed) + text
+
+
+def _mark(passed: bool) -> str:
+    return "[green]✓[/]" if passed else "[red]✗[/]"

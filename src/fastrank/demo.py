@@ -1,0 +1,489 @@
+"""What fastrank does, on a real shop's data, and what it costs, at up to a million items.
+
+Two parts. `shop` ranks the bundled Open Bandit Dataset for one user under every inference
+type. `compare` times the same at sizes where it matters, on vectors from `heavy_tailed`, against
+the procedures that services run today (`fastrank.reference`).
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import obd, reference
+from fastrank.calibration import temperature_for_overlap
+from fastrank.catalog import Catalog
+from fastrank.model import Model
+from fastrank.policies import (
+    INFERENCE_TYPES,
+    Deterministic,
+    EpsilonGreedy,
+    PlackettLuce,
+    Policy,
+    policy,
+)
+from fastrank.ranking import Ranking
+
+__all__ = [
+    "OVERLAP",
+    "Comparison",
+    "Reweighted",
+    "Shop",
+    "Timing",
+    "compare",
+    "heavy_tailed",
+    "picture",
+    "reweighted",
+    "shop",
+]
+
+OVERLAP = 0.7
+"""Temperatures are set so that a sampled ranking keeps this share of the deterministic top k."""
+EPSILON = 0.3
+DIM = 64
+K = 10
+_TEXTBOOK_REPETITIONS = 3
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shop:
+    """One user of the bundled data, ranked under every inference type.
+
+    Attributes
+    ----------
+    n_items, n_users, user, k : int
+    explained : float
+        Share of the affinities that the vectors explain.
+    temperature : float
+    rankings : dict of str to Ranking
+        By inference type.
+    microseconds : dict of str to float
+        Median time of one ranking.
+    first_item : int
+        The item that Plackett-Luce most often shows first.
+    first_reported, first_observed : float
+        The propensity of that, and its frequency in `first_draws` rankings.
+    first_draws : int
+    """
+
+    n_items: int
+    n_users: int
+    user: int
+    k: int
+    explained: float
+    temperature: float
+    rankings: Mapping[str, Ranking]
+    microseconds: Mapping[str, float]
+    first_item: int
+    first_reported: float
+    first_observed: float
+    first_draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reweighted:
+    """What propensities are for: one policy's clicks predicted from the other's log.
+
+    Attributes
+    ----------
+    logged : float
+        Click rate of the random policy, whose log is used.
+    predicted, standard_error : float
+        Click rate of bts by inverse propensity weighting of that log.
+    observed, observed_error : float
+        Click rate in the log of bts itself.
+    """
+
+    logged: float
+    predicted: float
+    standard_error: float
+    observed: float
+    observed_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One procedure's time for one ranking of k items.
+
+    Attributes
+    ----------
+    law : str
+        Policy family: only procedures of one law are compared.
+    name : str
+    ours : bool
+    milliseconds : float
+        Median; where `capped`, the cap, which the one attempt did not meet.
+    ratio : float
+        To the fastrank procedure that stands for the law.
+    repetitions : int
+    capped : bool
+    propensities : bool
+        Whether it says how probable its ranking was.
+    """
+
+    law: str
+    name: str
+    ours: bool
+    milliseconds: float
+    ratio: float
+    repetitions: int
+    capped: bool
+    propensities: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All procedures at one catalog size.
+
+    Attributes
+    ----------
+    n_items : int
+    skew, excess_kurtosis, top : float
+        Of one user's scores, median over users; `top` is the best item's distance from the mean in
+        standard deviations.
+    temperature : float
+    timings : tuple of Timing
+    """
+
+    n_items: int
+    skew: float
+    excess_kurtosis: float
+    top: float
+    temperature: float
+    timings: tuple[Timing, ...]
+
+
+def shop(k: int = 5, draws: int = 20_000, seed: int = 7) -> Shop:
+    """Rank the bundled shop's items for one user under every inference type.
+
+    Parameters
+    ----------
+    k : int
+    draws : int
+        Rankings drawn to compare a propensity with a frequency.
+    seed : int
+        Of the rankings shown.
+    """
+    factors = obd.vectors("all")
+    model = Model(
+        Catalog(factors.item_ids, factors.item_vectors), factors.user_ids, factors.user_vectors
+    )
+    user = 0  # the segment with most impressions
+    query = model.user_vector(user)
+    temperature = temperature_for_overlap(model.catalog.scores(query), k, OVERLAP)
+    rankings: dict[str, Ranking] = {}
+    microseconds: dict[str, float] = {}
+    for name, (_, _, accepted) in INFERENCE_TYPES.items():
+        values = {"temperature": temperature, "epsilon": EPSILON}
+        chosen = policy(name, **{parameter: values[parameter] for parameter in accepted})
+        rankings[name] = model.recommend(user, k=k, policy=chosen, seed=seed)
+        times = []
+        for repetition in range(300):
+            start = time.perf_counter()
+            model.recommend(user, k=k, policy=chosen, seed=repetition)
+            times.append(time.perf_counter() - start)
+        microseconds[name] = 1e6 * statistics.median(times)
+    gumbel = PlackettLuce(temperature=temperature)
+    best = model.recommend(user, k=1, policy=Deterministic(), seed=0).item_ids
+    firsts = [
+        int(model.recommend(user, k=1, policy=gumbel, seed=draw).item_ids[0])
+        for draw in range(draws)
+    ]
+    log_propensity = model.catalog.log_propensities(query, best, policy=gumbel)[0]
+    return Shop(
+        n_items=len(factors.item_ids),
+        n_users=len(factors.user_ids),
+        user=user,
+        k=k,
+        explained=factors.explained,
+        temperature=temperature,
+        rankings=rankings,
+        microseconds=microseconds,
+        first_item=int(best[0]),
+        first_reported=float(np.exp(log_propensity)),
+        first_observed=firsts.count(int(best[0])) / draws,
+        first_draws=draws,
+    )
+
+
+def reweighted() -> Reweighted:
+    """Predict the click rate of bts from the log of the random policy; look at bts's own log."""
+    log, other = obd.log("all", "random"), obd.log("all", "bts")
+    shown_by_bts = obd.action_distribution("all")[log.item_id, log.position - 1]
+    value = shown_by_bts / log.propensity * log.click
+    return Reweighted(
+        logged=float(log.click.mean()),
+        predicted=float(value.mean()),
+        standard_error=float(value.std(ddof=1) / np.sqrt(len(log))),
+        observed=float(other.click.mean()),
+        observed_error=float(other.click.std(ddof=1) / np.sqrt(len(other))),
+    )
+
+
+def heavy_tailed(n_items: int, n_users: int, seed: int = 0) -> tuple[Vectors, Vectors]:
+    """Item and user vectors whose scores have the tails of a real recommender's.
+
+    Parameters
+    ----------
+    n_items, n_users : int
+    seed : int
+
+    Returns
+    -------
+    items : ndarray of float32, shape (n_items, 64)
+    users : ndarray of float32, shape (n_users, 64)
+
+    Notes
+    -----
+    32 tastes are orthogonal unit vectors. An item lies along one taste, at a distance that is
+    Weibull with shape 1.3, plus normal noise of 0.1 in each dimension; a user is one taste plus
+    normal noise of 0.05. So one item in 32 concerns a user at all, a few of those very much, and
+    the rest is noise. Within a user the scores have skew 6, excess kurtosis 65 and a best item 23
+    (n = 100,000) to 26 (n = 1,000,000) standard deviations above the mean. Factors of real
+    check-in data (Gowalla, 41,000 places, alternating least squares) have 6, 66 and 24; scores of
+    normal vectors would have 0, 0 and 4.
+    """
+    rng = np.random.default_rng(seed)
+    tastes = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0][:32].astype(np.float32)
+    items = np.empty((n_items, DIM), np.float32)
+    rows_at_once = 1 << 16  # bounds the scratch memory
+    for start in range(0, n_items, rows_at_once):
+        block = items[start : start + rows_at_once]
+        rng.standard_normal(out=block, dtype=np.float32)
+        block *= np.float32(0.1)
+        strength = rng.weibull(1.3, size=(len(block), 1)).astype(np.float32)
+        block += strength * tastes[rng.integers(len(tastes), size=len(block))]
+    users = tastes[rng.integers(len(tastes), size=n_users)]
+    users = users + np.float32(0.05) * rng.standard_normal((n_users, DIM), dtype=np.float32)
+    return items, users
+
+
+def compare(
+    n_items: int,
+    *,
+    repetitions: int,
+    textbook_cap: float,
+    advance: Advance | None = None,
+) -> Comparison:
+    """Time every procedure on one catalog, interleaved, one thread.
+
+    Parameters
+    ----------
+    n_items : int
+    repetitions : int
+        Rounds; in each, every procedure of fastrank and NumPy makes one ranking.
+    textbook_cap : float
+        Seconds after which a procedure over dictionaries is stopped. They have 3 repetitions, or 1
+        from a million items on.
+    advance : callable, optional
+        Told the progress.
+    """
+    items, users = heavy_tailed(n_items, n_users=8)
+    catalog = Catalog(np.arange(n_items), items)
+    scores = [catalog.scores(user) for user in users]
+    temperature = temperature_for_overlap(scores[0], K, OVERLAP)
+    shapes = np.median([_shape(s) for s in scores], axis=0)
+
+    fast = _fast_procedures(catalog, items, temperature)
+    textbook = _textbook_procedures(temperature)
+    textbook_rounds = 1 if n_items >= 1_000_000 else _TEXTBOOK_REPETITIONS
+    n_steps = repetitions + textbook_rounds * len(textbook)
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in fast}
+    for run in fast.values():
+        run(users[0], 0)  # page faults and the cached sampler's tree are not part of a ranking
+    for repetition in range(repetitions):
+        if advance:
+            advance(f"{n_items:,} items: fastrank and NumPy", repetition, n_steps)
+        for key, run in fast.items():
+            # The cached sampler is for a user who comes again: always user 0.
+            user = users[0] if key[1] == _CACHED else users[repetition % len(users)]
+            start = time.perf_counter()
+            run(user, repetition)
+            seconds[key].append(time.perf_counter() - start)
+    by_item = dict(enumerate(scores[0].tolist()))
+    capped: set[tuple[str, str]] = set()
+    for number, (key, procedure) in enumerate(textbook.items()):
+        seconds[key] = []
+        for repetition in range(textbook_rounds):
+            if advance:
+                done = repetitions + number * textbook_rounds + repetition
+                advance(f"{n_items:,} items: textbook, {key[1]}", done, n_steps)
+            start = time.perf_counter()
+            try:
+                with _time_limit(textbook_cap):
+                    procedure(by_item, random.Random(repetition))
+            except TimeoutError:
+                capped.add(key)
+                seconds[key] = [textbook_cap]
+                break
+            seconds[key].append(time.perf_counter() - start)
+
+    medians = {key: 1e3 * statistics.median(values) for key, values in seconds.items()}
+    timings = [
+        Timing(
+            law=law,
+            name=name,
+            ours=name.startswith("fastrank"),
+            milliseconds=medians[law, name],
+            ratio=medians[law, name] / medians[law, _STANDARD[law]],
+            repetitions=len(seconds[law, name]),
+            capped=(law, name) in capped,
+            propensities=name.startswith("fastrank"),
+        )
+        for law in _STANDARD
+        for of_law, name in seconds
+        if of_law == law
+    ]
+    return Comparison(n_items, *map(float, shapes), temperature, tuple(timings))
+
+
+# The procedure of fastrank that the others of its law are measured against.
+_STANDARD = {
+    "Deterministic": "fastrank",
+    "Plackett-Luce": "fastrank, gumbel",
+    "Epsilon-greedy": "fastrank",
+}
+_CACHED = "fastrank, cached (same user again)"
+
+Key: TypeAlias = tuple[str, str]  # law, name
+
+
+def _fast_procedures(
+    catalog: Catalog, items: Vectors, temperature: float
+) -> dict[Key, Callable[[Vectors, int], object]]:
+    """What runs in the interleaved rounds: (query, seed) -> a ranking, scores included."""
+
+    def ours(chosen: Policy) -> Callable[[Vectors, int], object]:
+        return lambda query, seed: catalog.rank(query, k=K, policy=chosen, seed=seed)
+
+    def numpy(
+        procedure: Callable[..., npt.NDArray[np.int64]],
+    ) -> Callable[[Vectors, int], object]:
+        return lambda query, seed: procedure(
+            items, query, K, temperature, np.random.default_rng(seed)
+        )
+
+    return {
+        ("Deterministic", "fastrank"): ours(Deterministic()),
+        ("Plackett-Luce", "fastrank, gumbel"): ours(PlackettLuce(temperature)),
+        ("Plackett-Luce", _CACHED): ours(PlackettLuce(temperature, sampler="cached")),
+        ("Plackett-Luce", "NumPy, softmax + choice"): numpy(reference.numpy_choice),
+        ("Plackett-Luce", "NumPy, Gumbel + argpartition"): numpy(reference.numpy_gumbel),
+        ("Epsilon-greedy", "fastrank"): ours(EpsilonGreedy(EPSILON)),
+    }
+
+
+def _textbook_procedures(
+    temperature: float,
+) -> dict[Key, Callable[[Mapping[int, float], random.Random], object]]:
+    """What runs over a dictionary of scores that it is given for nothing."""
+    return {
+        ("Deterministic", "textbook, sort"): lambda scores, _: reference.textbook_deterministic(
+            scores, K
+        ),
+        ("Plackett-Luce", "textbook, softmax at each place"): lambda scores, rng: (
+            reference.textbook_softmax(scores, K, temperature, rng)
+        ),
+        ("Plackett-Luce", "textbook, one softmax, removal"): lambda scores, rng: (
+            reference.textbook_softmax_removal(scores, K, temperature, rng)
+        ),
+        ("Plackett-Luce", "textbook, Gumbel noise, sort"): lambda scores, rng: (
+            reference.textbook_gumbel(scores, K, temperature, rng)
+        ),
+        ("Epsilon-greedy", "textbook, maximum at each place"): lambda scores, rng: (
+            reference.textbook_epsilon_greedy(scores, K, EPSILON, rng)
+        ),
+    }
+
+
+def _shape(scores: npt.NDArray[np.float32]) -> tuple[float, float, float]:
+    """Skew, excess kurtosis, and the best score in standard deviations above the mean."""
+    z = scores.astype(np.float64)
+    z -= z.mean()
+    z /= z.std()
+    return float(np.mean(z**3)), float(np.mean(z**4)) - 3.0, float(z.max())
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in pure Python code that runs longer; no limit outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def picture(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw the timings as bars, one panel for each catalog size, and save a PNG.
+
+    Parameters
+    ----------
+    comparisons : sequence of Comparison
+    path : Path
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = {"fastrank": "#1b6ca8", "NumPy": "#e08e2b", "textbook": "#9a9a9a"}
+    figure = Figure(figsize=(6.2 * len(comparisons) + 2.2, 5.4), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(comparisons), squeeze=False, sharey=True)[0]
+    for panel, comparison in zip(panels, comparisons, strict=True):
+        labels, heights = [], []
+        y = 0.0
+        for i, timing in enumerate(comparison.timings):
+            if i and timing.law != comparison.timings[i - 1].law:
+                y += 0.6
+            labels.append(timing.name)
+            heights.append(y)
+            colour = colours[timing.name.split(",")[0]]
+            panel.barh(y, timing.milliseconds, height=0.72, color=colour)
+            text = f" {'> ' if timing.capped else ''}{milliseconds(timing.milliseconds)} ms"
+            if timing.ratio != 1.0:
+                text += f" ({timing.ratio:.3g} x)"
+            panel.text(timing.milliseconds, y, text, va="center", fontsize=9)
+            y += 1.0
+        panel.set_yticks(heights, labels)
+        panel.set_xscale("log")
+        low, high = panel.get_xlim()
+        panel.set_xlim(low, high * 30)  # room for the figures beside the longest bars
+        panel.set_title(f"{comparison.n_items:,} items", fontsize=12)
+        panel.set_xlabel("milliseconds for one ranking of 10 (logarithmic)")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_axisbelow(True)
+    panels[0].invert_yaxis()
+    figure.suptitle("One sampled ranking: fastrank also returns its exact propensity", fontsize=13)
+    figure.savefig(path)
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits without an exponent: 0.0123, 9.12, 1,230."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1 else f"{value:.2g}"

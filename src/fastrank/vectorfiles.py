@@ -1,0 +1,287 @@
+"""Vectors as they lie on disk: .npy, .npz or Parquet, read into plain arrays.
+
+Whatever is wrong is named by file, column and row (rows count from 0). What concerns the
+values themselves, such as repeated ids or vectors that are not finite, `Catalog` and `Model`
+check.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Columns", "VectorFile", "read_vectors"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
+
+_BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the Parquet columns to read; None: the usual name, where there is such a column.
+
+    Attributes
+    ----------
+    id, vector, bias, title : str or None
+        Usually ``id``, ``vector``, ``bias``, ``title``. `vector` is one column of lists of numbers;
+        without it, columns ``v0, v1, ...`` of numbers are taken.
+    """
+
+    id: str | None = None
+    vector: str | None = None
+    bias: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFile:
+    """One side's vectors, with what came along.
+
+    Attributes
+    ----------
+    ids : ndarray of int64 or str, shape (n,)
+    vectors : ndarray of a real dtype, shape (n, d)
+    bias : ndarray of float64 or None, shape (n,)
+    titles : ndarray of str or None, shape (n,)
+    """
+
+    ids: Array
+    vectors: Array
+    bias: Array | None = None
+    titles: Array | None = None
+
+
+def read_vectors(
+    path: Path,
+    *,
+    ids: Path | None = None,
+    metadata: Path | None = None,
+    columns: Columns | None = None,
+    advance: Advance | None = None,
+) -> VectorFile:
+    """Read one file of vectors, and the ids and titles beside it.
+
+    Parameters
+    ----------
+    path : Path
+        - ``.npy``: vectors alone, shape (n, d); mapped, not copied. The ids are those of `ids` or
+          `metadata`, or else the row numbers.
+        - ``.npz``: arrays ``vectors``, and if wanted ``ids``, ``bias``, ``titles``.
+        - ``.parquet``: see `Columns`.
+    ids : Path, optional
+        A .npy file of ids, shape (n,), in the order of the vectors.
+    metadata : Path, optional
+        A Parquet file of n rows in the order of the vectors: ids, and if wanted bias and titles.
+    columns : Columns, optional
+        For Parquet.
+    advance : callable, optional
+        Told the progress in rows while Parquet is read.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, and the column and row where there is one.
+    """
+    columns = columns or Columns()
+    match path.suffix.lower():
+        case ".npy":
+            table = VectorFile(ids=np.empty(0, np.int64), vectors=_load(path))
+            has_ids = False
+        case ".npz":
+            table, has_ids = _read_npz(path)
+        case ".parquet" | ".pq":
+            table, has_ids = _read_parquet(path, columns, advance, want_vectors=True), True
+        case suffix:
+            raise ValueError(
+                f"{path}: expected .npy, .npz or .parquet, got {suffix or 'no suffix'}"
+            )
+    vectors = table.vectors
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise ValueError(f"{path}: vectors: expected shape (n, d), got {vectors.shape}")
+    bias, titles = table.bias, table.titles
+    if ids is not None and (has_ids or metadata is not None):
+        raise ValueError(f"{ids}: ids are given twice, here and in {metadata or path}")
+    if ids is not None:
+        id_values = _load(ids)
+    elif metadata is not None:
+        if has_ids:
+            raise ValueError(f"{metadata}: ids are given twice, here and in {path}")
+        beside = _read_parquet(metadata, columns, advance, want_vectors=False)
+        id_values = beside.ids
+        bias = beside.bias if bias is None else bias
+        titles = beside.titles if titles is None else titles
+    else:
+        id_values = table.ids if has_ids else np.arange(len(vectors), dtype=np.int64)
+    for name, values in (("ids", id_values), ("bias", bias), ("titles", titles)):
+        if values is not None and values.shape != (len(vectors),):
+            source = ids or metadata or path
+            raise ValueError(
+                f"{source}: {name}: expected shape ({len(vectors)},), one for each vector"
+                f" of {path.name}; got {values.shape}"
+            )
+    return VectorFile(ids=id_values, vectors=vectors, bias=bias, titles=titles)
+
+
+def _load(path: Path) -> Array:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable .npy file of numbers or text: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: this is an .npz archive; name it so")
+    return array
+
+
+def _read_npz(path: Path) -> tuple[VectorFile, bool]:
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            arrays = {name: npz[name] for name in npz.files}
+    except (ValueError, EOFError, BadZipFile, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable .npz archive: {error}") from None
+    if "vectors" not in arrays:
+        raise ValueError(f"{path}: no array named vectors; found {', '.join(arrays) or 'none'}")
+    table = VectorFile(
+        ids=arrays.get("ids", np.empty(0, np.int64)),
+        vectors=arrays["vectors"],
+        bias=arrays.get("bias"),
+        titles=arrays.get("titles"),
+    )
+    return table, "ids" in arrays
+
+
+def _read_parquet(
+    path: Path, columns: Columns, advance: Advance | None, *, want_vectors: bool
+) -> VectorFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
+    with file:
+        present = file.schema_arrow.names
+        n_rows = file.metadata.num_rows
+        id_column = _column(path, present, columns.id, "id", required=True)
+        bias_column = _column(path, present, columns.bias, "bias")
+        title_column = _column(path, present, columns.title, "title")
+        vector_columns: list[str] = []
+        if want_vectors:
+            vector_columns = _vector_columns(path, present, columns.vector)
+        wanted = [c for c in (id_column, bias_column, title_column, *vector_columns) if c]
+        ids: list[Array] = []
+        bias: list[Array] = []
+        titles: list[Array] = []
+        vectors: list[Array] = []
+        start = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+            ids.append(_plain(path, id_column, start, batch[id_column]))
+            if bias_column:
+                bias.append(_plain(path, bias_column, start, batch[bias_column]))
+            if title_column:
+                titles.append(_texts(batch[title_column]))
+            if vector_columns:
+                dim = vectors[0].shape[1] if vectors else None
+                vectors.append(_rows(path, vector_columns, start, batch, dim))
+            start += len(batch)
+            if advance:
+                advance(start, n_rows)
+    return VectorFile(
+        ids=_joined(ids, np.int64),
+        vectors=_joined(vectors, np.float32),
+        bias=_joined(bias, np.float64) if bias_column else None,
+        titles=_joined(titles, np.str_) if title_column else None,
+    )
+
+
+def _texts(values: Any) -> Array:
+    return np.array(["" if t is None else str(t) for t in values.to_pylist()], np.str_)
+
+
+def _joined(parts: list[Array], dtype: npt.DTypeLike) -> Array:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _column(
+    path: Path, present: list[str], wanted: str | None, usual: str, *, required: bool = False
+) -> str | None:
+    name = wanted or usual
+    if name in present:
+        return name
+    if wanted or required:
+        raise ValueError(f"{path}: no column named {name}; found {', '.join(present)}")
+    return None
+
+
+def _vector_columns(path: Path, present: list[str], wanted: str | None) -> list[str]:
+    if wanted or "vector" in present:
+        return [_column(path, present, wanted, "vector") or "vector"]
+    numbered = [c for c in present if re.fullmatch(r"v\d+", c)]
+    expected = [f"v{i}" for i in range(len(numbered))]
+    if not numbered:
+        raise ValueError(
+            f"{path}: no column named vector and no columns v0, v1, ...; found {', '.join(present)}"
+        )
+    if sorted(numbered) != sorted(expected):
+        missing = sorted(set(expected) - set(numbered))
+        raise ValueError(f"{path}: columns v0 to v{len(numbered) - 1}: {missing[0]} is missing")
+    return expected
+
+
+def _plain(path: Path, column: str | None, start: int, values: Any) -> Array:
+    """One column of a batch as an array of numbers or text; a null is refused."""
+    if values.null_count:
+        row = start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"{path}: {column}: row {row} is null")
+    array: Array = values.to_numpy(zero_copy_only=False)
+    return array.astype("U") if array.dtype == object else array
+
+
+def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | None) -> Array:
+    """The vectors of a batch; from one column of lists, or from one column a dimension."""
+    import pyarrow as pa
+
+    if len(columns) > 1 or not pa.types.is_nested(batch.schema.field(columns[0]).type):
+        parts = [_plain(path, c, start, batch[c]) for c in columns]
+        for column, part in zip(columns, parts, strict=True):
+            if part.dtype.kind not in "iuf":
+                kind = batch.schema.field(column).type
+                raise ValueError(f"{path}: {column}: expected numbers, got {kind}")
+        return np.stack(parts, axis=1)
+    (column,) = columns
+    lists = batch[column]
+    kind = lists.type
+    is_list = any(f(kind) for f in (pa.types.is_list, pa.types.is_large_list))
+    if not (is_list or pa.types.is_fixed_size_list(kind)) or not (
+        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    ):
+        raise ValueError(f"{path}: {column}: expected lists of numbers, got {kind}")
+    if lists.null_count:
+        row = start + int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"{path}: {column}: row {row} is null")
+    lengths = lists.value_lengths().to_numpy() if is_list else np.full(len(lists), kind.list_size)
+    if dim is None:
+        dim = int(lengths[0]) if len(lengths) else 0
+    if dim == 0:
+        raise ValueError(f"{path}: {column}: row {start} holds no numbers")
+    bad = np.flatnonzero(lengths != dim)
+    if len(bad):
+        raise ValueError(
+            f"{path}: {column}: row {start + int(bad[0])} has {lengths[bad[0]]} numbers,"
+            f" the first row has {dim}"
+        )
+    values = lists.flatten()
+    if values.null_count:
+        place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"{path}: {column}: row {start + place // dim} holds a null")
+    flat: Array = values.to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, dim)

@@ -1,0 +1,479 @@
+"""Does this model, on this machine, draw from the law whose probabilities it reports?
+
+The checks compare what the catalog does with what its scores say it should do. They take the
+scores as given (`Catalog.scores`, float32) and derive every law from them in float64 with
+`fastrank.reference`, which shares no code with the native core.
+
+**Error budget.** Every chi-square test is done at level `FALSE_ALARM` / (number of such tests), so
+that a right sampler fails a whole run with probability at most `FALSE_ALARM` over the seeds.
+The seeds are fixed, so a run repeated on the same files gives the same verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from fastrank import reference
+from fastrank.calibration import temperature_for_overlap
+from fastrank.catalog import Catalog
+from fastrank.model import Model
+from fastrank.policies import INFERENCE_TYPES, Policy, policy
+from fastrank.ranking import Ranking
+
+__all__ = [
+    "FALSE_ALARM",
+    "PROPENSITY_LIMIT",
+    "Check",
+    "Verdict",
+    "goodness_of_fit",
+    "verify",
+    "verify_catalog",
+]
+
+FALSE_ALARM = 1e-6
+"""Probability that a right sampler fails a run."""
+PROPENSITY_LIMIT = 1e-5
+"""Largest accepted error of a log-propensity, beyond the ranking's own `log_norm_error`."""
+
+_SUBSET = 5  # items: 5 * 4 * 3 = 60 ordered rankings of 3
+_PLACES = 3
+_GROUPS = 10
+_LANES = 16  # items are packed by 16: a fault of one lane shows in the position modulo 16
+_FULL_K = 10
+_EPSILON = 0.3
+_OVERLAP = 0.7
+_FULL_DRAWS_TIMES_ITEMS = 1_000_000_000  # about 10 s for each policy
+_MIN_CELL = 5.0
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Query: TypeAlias = npt.NDArray[np.float32]
+Advance: TypeAlias = Callable[[str, int, int], None]  # what is being checked, steps done, in all
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check and how it went.
+
+    Attributes
+    ----------
+    name : str
+        ``files``, ``rankings``, ``first place``, ``sum``, ``propensities``, ``same seed``
+        or ``filters``.
+    policy : Policy or None
+        None for ``files``.
+    passed : bool
+    detail : str
+        One line for reading.
+    p_value : float or None
+        Of a chi-square test; it fails below the verdict's `p_limit`.
+    error : float or None
+        The largest difference found, where a number was compared.
+    """
+
+    name: str
+    policy: Policy | None
+    passed: bool
+    detail: str
+    p_value: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All checks of one run.
+
+    Attributes
+    ----------
+    checks : tuple of Check
+    p_limit : float or None
+        Level of each chi-square test; None where none was done.
+    draws, full_draws : int
+        Rankings drawn for each test on a subset, and on the full catalog.
+    n_items : int
+    catalog_version : str
+    """
+
+    checks: tuple[Check, ...]
+    p_limit: float | None = None
+    draws: int = 0
+    full_draws: int = 0
+    n_items: int = 0
+    catalog_version: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+
+def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -> Verdict:
+    """Check a model directory: its files' hashes, then its catalog, with its users as queries.
+
+    Parameters
+    ----------
+    path : Path
+        A model directory, or a catalog directory (queries are then random).
+    draws : int
+        Rankings drawn for each chi-square test; at least 1,000.
+    advance : callable, optional
+        Told the progress.
+
+    Returns
+    -------
+    Verdict
+        Files that are not intact end it: what they hold is not worth drawing from.
+    """
+    if draws < 1000:
+        raise ValueError(f"draws: at least 1000 are needed to see anything, got {draws}")
+    try:
+        model = Model.open(path, verify=True) if _has_users(path) else None
+        catalog = model.catalog if model else Catalog.open(path, verify=True)
+    except (ValueError, OSError) as error:
+        return Verdict(checks=(Check("files", None, False, str(error)),))
+    files = Check("files", None, True, "every file has the hash that its manifest states")
+    queries = _queries(catalog, model)
+    verdict = verify_catalog(catalog, queries, draws=draws, advance=advance)
+    return Verdict(
+        checks=(files, *verdict.checks),
+        p_limit=verdict.p_limit,
+        draws=verdict.draws,
+        full_draws=verdict.full_draws,
+        n_items=verdict.n_items,
+        catalog_version=verdict.catalog_version,
+    )
+
+
+def verify_catalog(
+    catalog: Catalog,
+    queries: Sequence[Query],
+    *,
+    draws: int = 20_000,
+    advance: Advance | None = None,
+) -> Verdict:
+    """Check the samplers and propensities of an open catalog under every inference type.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    queries : sequence of ndarray of float32, shape (d,)
+        One subset of items is drawn for each; the first is used on the full catalog.
+    draws : int
+        Rankings drawn for each chi-square test on a subset; on the full catalog as many
+        or, where that would take long, fewer.
+    advance : callable, optional
+    """
+    n = len(catalog)
+    full_draws = min(draws, max(1000, _FULL_DRAWS_TIMES_ITEMS // n))
+    subjects = [_Subject.of(catalog, query) for query in queries]
+    subsets = [_subset(subject, i) for i, subject in enumerate(subjects)]
+    k = max(1, min(_FULL_K, n // 2))
+    temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
+    n_steps = (len(queries) + 1) * len(INFERENCE_TYPES)
+    step = 0
+    checks: list[Check] = []
+    for number, name in enumerate(INFERENCE_TYPES):
+        seeds = _Seeds(number)
+        for subject, subset in zip(subjects, subsets, strict=True):
+            if advance:
+                advance(f"{name}, {len(subset)} items", step, n_steps)
+            step += 1
+            small = _policy(name, _subset_temperature(subject.scores[subset]))
+            checks.append(_rankings(subject, subset, small, draws, seeds))
+            checks.append(_sum(subject, subset, small))
+        if advance:
+            advance(f"{name}, {n:,} items", step, n_steps)
+        step += 1
+        full = _policy(name, temperature)
+        checks += _first_place(subjects[0], full, full_draws, seeds)
+        checks.append(_propensities(subjects[0], full, k, seeds))
+        checks.append(_same_seed(subjects[0], full, k, seeds))
+        checks.append(_filters(subjects[0], full, k, seeds))
+    p_limit = FALSE_ALARM / sum(check.p_value is not None for check in checks)
+    return Verdict(
+        checks=tuple(_judged(check, p_limit) for check in checks),
+        p_limit=p_limit,
+        draws=draws,
+        full_draws=full_draws,
+        n_items=n,
+        catalog_version=catalog.version,
+    )
+
+
+def goodness_of_fit(
+    counts: npt.ArrayLike, probabilities: npt.ArrayLike
+) -> tuple[float, int, float]:
+    """Pearson's chi-square test of counts against a fully specified law.
+
+    Cells that expect fewer than 5 are pooled, smallest first, until the pool expects 5. A
+    count in a cell of probability 0 gives p = 0.
+
+    Parameters
+    ----------
+    counts : array_like of int, shape (m,)
+    probabilities : array_like of float, shape (m,)
+        Summing to 1.
+
+    Returns
+    -------
+    statistic : float
+    degrees : int
+        0 where pooling left one cell: the counts say nothing, and p is 1.
+    p_value : float
+        Upper tail.
+
+    Examples
+    --------
+    >>> goodness_of_fit([50, 50], [0.5, 0.5])
+    (0.0, 1, 1.0)
+    """
+    observed = np.asarray(counts, np.float64)
+    expected = np.asarray(probabilities, np.float64) * observed.sum()
+    if observed[expected == 0].any():
+        return math.inf, 1, 0.0
+    order = np.argsort(expected)
+    observed, expected = observed[order], expected[order]
+    running = np.cumsum(expected)
+    pooled = int(np.searchsorted(running, _MIN_CELL)) + 1 if expected[0] < _MIN_CELL else 1
+    observed = np.concatenate([[observed[:pooled].sum()], observed[pooled:]])
+    expected = np.concatenate([[expected[:pooled].sum()], expected[pooled:]])
+    degrees = len(expected) - 1
+    if degrees == 0:
+        return 0.0, 0, 1.0
+    statistic = float(np.sum((observed - expected) ** 2 / expected))
+    return statistic, degrees, float(stats.chi2.sf(statistic, degrees))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    """A catalog under one query: what all checks look at."""
+
+    catalog: Catalog
+    query: Query
+    scores: FloatArray
+    ids: npt.NDArray[Any]
+    by_id: IntArray  # the permutation that sorts the ids
+
+    @classmethod
+    def of(cls, catalog: Catalog, query: Query) -> _Subject:
+        scores = catalog.scores(query).astype(np.float64)
+        ids = np.asarray(catalog.item_ids)
+        return cls(catalog, query, scores, ids, np.argsort(ids, kind="stable"))
+
+    def positions(self, item_ids: npt.NDArray[Any]) -> IntArray:
+        return self.by_id[np.searchsorted(self.ids, item_ids, sorter=self.by_id)]
+
+
+def _rankings(
+    subject: _Subject, subset: IntArray, small: Policy, draws: int, seeds: _Seeds
+) -> Check:
+    """Ordered rankings of a few allowed items against their enumerated law."""
+    ids = subject.ids[subset]
+    rankings, law = reference.ranking_law(subject.scores[subset], _PLACES, small)
+    cell = {tuple(ids[row].tolist()): i for i, row in enumerate(rankings)}
+    counts = np.zeros(len(cell), np.int64)
+    for seed in seeds.take(draws):
+        ranking = subject.catalog.rank(subject.query, k=_PLACES, policy=small, seed=seed, allow=ids)
+        drawn = cell.get(tuple(ranking.item_ids.tolist()))
+        if drawn is None:
+            shown = ", ".join(map(str, ranking.item_ids.tolist()))
+            detail = f"seed {seed} drew {shown}: not a ranking of the {len(ids)} allowed items"
+            return Check("rankings", small, False, detail, p_value=0.0)
+        counts[drawn] += 1
+    return _tested("rankings", small, counts, law, f"{len(cell)} rankings of {len(ids)} items")
+
+
+def _sum(subject: _Subject, subset: IntArray, small: Policy) -> Check:
+    """Probabilities of all rankings of a few items: each as enumerated, together 1."""
+    ids = subject.ids[subset]
+    rankings, law = reference.ranking_law(subject.scores[subset], _PLACES, small)
+    given = [
+        subject.catalog.log_propensities(subject.query, ids[row], policy=small, allow=ids).sum()
+        for row in rankings
+    ]
+    total = float(np.exp(given).sum())
+    error = float(np.max([abs(total - 1.0), *np.abs(np.exp(given) - law)]))
+    detail = f"the probabilities of all {len(law)} rankings sum to {total:.12g}"
+    return Check("sum", small, error <= PROPENSITY_LIMIT, detail, error=error)
+
+
+def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> list[Check]:
+    """The item in the first place, over the full catalog, against its law in three groupings."""
+    n = len(subject.scores)
+    law = np.exp(reference.log_next(subject.scores, full))
+    first = [
+        subject.catalog.rank(subject.query, k=1, policy=full, seed=seed).item_ids[0]
+        for seed in seeds.take(draws)
+    ]
+    drawn = subject.positions(np.array(first))
+    groupings = {
+        "mass deciles by score": _deciles(law, np.argsort(-subject.scores, kind="stable")),
+        "mass deciles by place in the catalog": _deciles(law, np.arange(n)),
+        "position modulo 16": np.arange(n) % _LANES,
+    }
+    return [
+        _tested(
+            "first place",
+            full,
+            np.bincount(group[drawn], minlength=int(group.max()) + 1),
+            np.bincount(group, weights=law),
+            name,
+        )
+        for name, group in groupings.items()
+    ]
+
+
+def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
+    """What `rank` reports, against `log_propensities` of the same items and against float64."""
+    worst = 0.0
+    for seed in seeds.take(3):
+        ranking = subject.catalog.rank(subject.query, k=k, policy=full, seed=seed)
+        positions = subject.positions(ranking.item_ids)
+        fault = _fault(ranking, subject.scores, positions, k)
+        if fault:
+            return Check("propensities", full, False, f"seed {seed}: {fault}")
+        given = subject.catalog.log_propensities(subject.query, ranking.item_ids, policy=full)
+        exact = reference.log_propensities(subject.scores, positions, full)
+        differences = [np.abs(ranking.log_propensities - other).max() for other in (given, exact)]
+        if ranking.log_norm is not None:
+            exact_norm = reference.log_norm(subject.scores, full.params["temperature"])
+            differences.append(abs(ranking.log_norm - exact_norm))
+        # np.max, unlike max, lets a nan through, and a nan fails the comparison below.
+        worst = float(np.max([worst, np.max(differences) - ranking.log_norm_error]))
+    detail = f"reported log-propensities are within {worst:.1e} of those in float64"
+    return Check("propensities", full, worst <= PROPENSITY_LIMIT, detail, error=worst)
+
+
+def _fault(ranking: Ranking, scores: FloatArray, positions: IntArray, k: int) -> str | None:
+    """What is wrong with a ranking by itself, if anything."""
+    different = len(np.unique(positions))
+    if different != k or len(ranking) != k:
+        return f"{len(ranking)} places with {different} different items for k = {k}"
+    if not np.array_equal(ranking.scores, scores[positions]):
+        return "the scores are not those of the items"
+    if not np.all(ranking.log_propensities <= 0):  # a nan fails this too
+        return "a log-propensity is above 0 or not a number"
+    if abs(ranking.log_propensity - ranking.log_propensities.sum()) > 1e-9:
+        return "the ranking's log-propensity is not the sum of its places'"
+    if ranking.n_eligible != len(scores):
+        return f"n_eligible is {ranking.n_eligible}, not {len(scores)}"
+    return None
+
+
+def _same_seed(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
+    """One seed gives one ranking with one set of log-propensities, alone and in a batch."""
+    seed = seeds.take(1)[0]
+    batch = subject.catalog.rank_batch(
+        np.stack([subject.query] * 2), k=k, policy=full, seeds=[seed, seed]
+    )
+    single = [subject.catalog.rank(subject.query, k=k, policy=full, seed=seed) for _ in range(2)]
+    draws = {(tuple(r.item_ids.tolist()), r.log_propensities.tobytes()) for r in (*single, *batch)}
+    detail = "one seed gives one ranking, bit for bit, alone and in a batch"
+    return Check("same seed", full, len(draws) == 1, detail)
+
+
+def _filters(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
+    """Excluded items are never shown, and the propensities are those of the rest."""
+    n = len(subject.scores)
+    out = np.argsort(-subject.scores, kind="stable")[: min(3, n - 1)]
+    left = np.ones(n, np.bool_)
+    left[out] = False
+    worst = 0.0
+    for i, seed in enumerate(seeds.take(20)):
+        ranking = subject.catalog.rank(
+            subject.query, k=k, policy=full, seed=seed, exclude=subject.ids[out]
+        )
+        positions = subject.positions(ranking.item_ids)
+        if not left[positions].all() or ranking.n_eligible != left.sum():
+            return Check("filters", full, False, f"seed {seed}: an excluded item took part")
+        if i == 0:
+            exact = reference.log_propensities(subject.scores, positions, full, left)
+            difference = np.abs(ranking.log_propensities - exact).max()
+            worst = float(np.max([0.0, difference - ranking.log_norm_error]))
+    detail = f"the best {len(out)}, excluded, never came; propensities within {worst:.1e}"
+    return Check("filters", full, worst <= PROPENSITY_LIMIT, detail, error=worst)
+
+
+class _Seeds:
+    """Consecutive seeds, each used once in a run; the start hangs on the inference type."""
+
+    def __init__(self, step: int) -> None:
+        self._next = step << 32
+
+    def take(self, count: int) -> range:
+        start = self._next
+        self._next += count
+        return range(start, self._next)
+
+
+def _tested(
+    name: str, tested: Policy, counts: npt.ArrayLike, probabilities: npt.ArrayLike, what: str
+) -> Check:
+    statistic, degrees, p = goodness_of_fit(counts, probabilities)
+    drawn = int(np.sum(counts))
+    detail = f"{what}: chi-square {statistic:.1f} on {degrees}, p = {p:.2g}, {drawn:,} draws"
+    return Check(name, tested, True, detail, p_value=p)
+
+
+def _judged(check: Check, p_limit: float) -> Check:
+    if check.p_value is None:
+        return check
+    passed = check.passed and check.p_value >= p_limit
+    return Check(check.name, check.policy, passed, check.detail, check.p_value, check.error)
+
+
+def _deciles(law: FloatArray, order: IntArray) -> IntArray:
+    """Group 0..9 of each item: ten runs along `order` of nearly equal mass."""
+    mass = law[order]
+    middle = np.cumsum(mass) - mass / 2
+    groups = np.empty(len(law), np.int64)
+    groups[order] = np.clip((middle * _GROUPS).astype(np.int64), 0, _GROUPS - 1)
+    return groups
+
+
+def _policy(name: str, temperature: float) -> Policy:
+    values = {"temperature": temperature, "epsilon": _EPSILON}
+    accepted = INFERENCE_TYPES[name][2]
+    return policy(name, **{p: values[p] for p in accepted})
+
+
+def _subset(subject: _Subject, i: int) -> IntArray:
+    """Positions of a few items, ascending; every other subset holds the best item."""
+    n = len(subject.scores)
+    best = int(subject.scores.argmax())
+    chosen = np.random.default_rng([n, i]).choice(n, size=min(_SUBSET, n), replace=False)
+    if i % 2 == 0 and best not in chosen:
+        chosen[0] = best
+    return np.sort(chosen).astype(np.int64)
+
+
+def _subset_temperature(scores: FloatArray) -> float:
+    """T at which the worst of a few items is e^3 times rarer than the best: no cell is empty."""
+    spread = float(np.ptp(scores))
+    return float(np.clip(spread / 3.0, 1e-6, 1e6)) if spread > 0 else 1.0
+
+
+def _queries(catalog: Catalog, model: Model | None) -> list[Query]:
+    """Three queries: users of the model, preferably ones whose scores differ."""
+    rng = np.random.default_rng(0)
+    if model is None:
+        return [rng.standard_normal(catalog.dim, dtype=np.float32) for _ in range(3)]
+    users = model.user_ids[rng.permutation(len(model.user_ids))[:50]]
+    vectors: list[Query] = [np.array(model.user_vector(u)) for u in users.tolist()]
+    vectors.sort(key=lambda v: not v.any())  # stable: those that are 0 last
+    return (vectors * 3)[:3]
+
+
+def _has_users(path: Path) -> bool:
+    raise NotImplementedError

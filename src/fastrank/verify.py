@@ -25,6 +25,7 @@ from fastrank import reference
 from fastrank.calibration import temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
+from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, Policy, policy
 from fastrank.ranking import Ranking
 
@@ -138,8 +139,7 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
     if draws < 1000:
         raise ValueError(f"draws: at least 1000 are needed to see anything, got {draws}")
     try:
-        model = Model.open(path, verify=True) if _has_users(path) else None
-        catalog = model.catalog if model else Catalog.open(path, verify=True)
+        catalog, model = open_directory(path, verify=True)
     except (ValueError, OSError) as error:
         return Verdict(checks=(Check("files", None, False, str(error)),))
     files = Check("files", None, True, "every file has the hash that its manifest states")
@@ -474,6 +474,3 @@ def _queries(catalog: Catalog, model: Model | None) -> list[Query]:
     vectors.sort(key=lambda v: not v.any())  # stable: those that are 0 last
     return (vectors * 3)[:3]
 
-
-def _has_users(path: Path) -> bool:
-    raise NotImplementedError

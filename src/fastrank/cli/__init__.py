@@ -27,7 +27,7 @@ def main() -> NoReturn:
             raise
         print(f"fastrank: {hint}", file=sys.stderr)
         raise SystemExit(2) from None
-    app()
+    app(prog_name="fastrank")
     raise SystemExit(0)
 
 

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
+import fastrank
+
 from fastrank.cli import missing_extra
 from fastrank.cli.build import build
 from fastrank.cli.demo import demo
@@ -53,7 +55,7 @@ def _fail(message: str, prefix: str = "fastrank", code: int = 2) -> NoReturn:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     commands=[build, rank, demo, verify],
 )
-@click.version_option(package_name="fastrank", prog_name="fastrank")
+@click.version_option(version=fastrank.__version__, prog_name="fastrank")
 def app() -> None:
     """Sample top-k recommendations in one pass, with the exact probability of what is shown.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.progress import Progress, TaskID
 
 from fastrank.catalog import Catalog
 from fastrank.cli.terminal import progress
 from fastrank.model import Model
+from fastrank.store import MANIFEST
 from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
 
 __all__ = ["build"]
@@ -26,8 +26,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Directory to make; must not exist.",
+    help="Directory to make.",
 )
+@click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
 @click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
 @click.option(
@@ -48,6 +49,7 @@ def build(
     items: Path,
     users: Path,
     output: Path,
+    replace: bool,
     item_ids: Path | None,
     user_ids: Path | None,
     item_meta: Path | None,
@@ -62,8 +64,8 @@ def build(
 
     A .npy file holds vectors alone; ids are then row numbers unless given. A .npz file holds
     arrays `vectors` and, if wanted, `ids`, `bias`, `titles`. A Parquet file has a column of ids and
-    either one column of lists or columns v0, v1, ...; other names can be given. The directory
-    appears when it is complete, or not at all.
+    either one column of lists or columns v0, v1, ...; other names can be given. The model
+    is written whole or not at all.
 
     \b
     Examples:
@@ -72,8 +74,8 @@ def build(
           --id-column item_id --title-column name \\
           --users user_factors.npy --user-ids user_ids.npy -o model/
     """
-    if output.exists():
-        raise click.UsageError(f"{output} exists; remove it or choose another --output")
+    if (output / MANIFEST).exists() and not replace:
+        raise click.UsageError(f"{output} holds a model; --replace replaces it")
     with progress() as bar:
         item_columns = Columns(id_column, vector_column, bias_column, title_column)
         item_side = read_vectors(
@@ -125,6 +127,7 @@ def _catalog(path: Path, side: VectorFile) -> Catalog:
 
 def _model(path: Path, catalog: Catalog, users: VectorFile, items: VectorFile) -> Model:
     try:
-        return Model(catalog, users.ids, np.asarray(users.vectors), item_titles=items.titles)
+        titles = None if items.titles is None else items.titles.tolist()
+        return Model(catalog, users.ids, users.vectors, item_titles=titles)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

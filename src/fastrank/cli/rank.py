@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fastrank.calibration import temperature_for_overlap
 from fastrank.cli.terminal import percent, standard_output
-from fastrank.model import open_catalog
+from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, policy
 from fastrank.ranking import Ranking
 
@@ -76,7 +76,7 @@ def rank(
     """
     if (user is None) == (query is None):
         raise click.UsageError("give either --user or --query")
-    catalog, opened = open_catalog(model)
+    catalog, opened = open_directory(model)
     if user is not None:
         if opened is None:
             raise click.UsageError(f"{model} has no users; give --query")
@@ -100,9 +100,7 @@ def rank(
     start = time.perf_counter()
     ranking = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters)
     latency_us = 1e6 * (time.perf_counter() - start)
-    titles = None
-    if opened is not None and opened.item_titles is not None:
-        titles = [str(title) for title in opened.titles(ranking.item_ids)]
+    titles = opened.titles(ranking.item_ids) if opened and opened.has_titles else None
     if as_json:
         record = {"user": user, "k": k, **_record(ranking, titles), "latency_us": latency_us}
         click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fastrank.cli.terminal import progress, say, standard_output
 from fastrank.policies import INFERENCE_TYPES
+from fastrank.store import MANIFEST
 
 if TYPE_CHECKING:  # scipy takes half a second to import: only when the command runs
     from fastrank.verify import Check, Verdict
@@ -56,6 +57,8 @@ def verify(context: click.Context, model: Path, draws: int, as_json: bool) -> No
     """
     from fastrank.verify import verify as check_model
 
+    if not (model / MANIFEST).exists():
+        raise click.UsageError(f"{model}: not a fastrank directory: there is no {MANIFEST}")
     with progress() as bar:
         task = bar.add_task("hashing files", total=None)
 

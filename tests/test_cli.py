@@ -1,0 +1,463 @@
+"""The commands as a user meets them: output, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+from click.testing import CliRunner, Result
+
+import fastrank as fr
+from fastrank import cli
+from fastrank.cli.app import app
+from fastrank.cli.terminal import percent
+
+ANIME = Path(__file__).resolve().parents[2] / "shared" / "data" / "anime"
+GUMBEL = "stochastic_gumbel_softmax_trick"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fastrank")
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a command says when it refuses its input."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("fastrank")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def process(*arguments: object, env: Mapping[str, str] | None = None) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", "fastrank", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small item and user vectors in several formats."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((40, 6)).astype(np.float32)
+    titles = np.array([f"Title [{i}]" for i in range(40)])
+    np.save(folder / "items.npy", items)
+    np.save(folder / "item_ids.npy", np.arange(100, 140))
+    np.savez(folder / "items.npz", ids=np.arange(100, 140), vectors=items, titles=titles)
+    np.savez(folder / "text.npz", ids=np.array([f"i{i}" for i in range(40)]), vectors=items)
+    np.save(folder / "users.npy", rng.standard_normal((7, 6)).astype(np.float32))
+    np.save(folder / "query.npy", items[3])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "m"
+    result = run(
+        "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", path
+    )
+    assert result.exit_code == 0, result.output
+    return path
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["build", "rank", "demo", "verify"])
+    def test_each_command_has_an_example(self, command: str) -> None:
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert "Example" in result.stdout
+        assert f"fastrank {command}" in result.stdout
+
+    def test_group_lists_commands_and_exit_codes(self) -> None:
+        result = run("--help")
+        assert result.exit_code == 0
+        for command in ("build", "rank", "demo", "verify"):
+            assert command in result.stdout
+        assert "Exit codes" in result.stdout
+
+    def test_version(self) -> None:
+        result = run("--version")
+        assert result.exit_code == 0
+        assert "fastrank" in result.stdout
+
+    def test_unknown_command_and_no_command(self) -> None:
+        assert "No such command 'rnak'" in refused("rnak")
+
+
+class TestBuild:
+    def test_model_holds_what_the_files_held(self, model: Path) -> None:
+        opened = fr.Model.open(model, verify=True)
+        assert opened.catalog.item_ids.tolist() == list(range(100, 140))
+        assert opened.user_ids.tolist() == list(range(7))
+        assert opened.titles([103]) == ["Title [3]"]
+
+    def test_npy_with_ids(self, vectors: Path, tmp_path: Path) -> None:
+        result = run(
+            "build", "--items", vectors / "items.npy", "--item-ids", vectors / "item_ids.npy",
+            "--users", vectors / "users.npy", "-o", tmp_path / "m",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert "40 items, 7 users, 6 dimensions" in result.stdout
+        assert fr.Model.open(tmp_path / "m").catalog.item_ids[0] == 100
+
+    def test_parquet(self, vectors: Path, tmp_path: Path) -> None:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        items = np.load(vectors / "items.npy")
+        table = {
+            "sku": [f"s{i}" for i in range(40)],
+            "emb": pa.array(items.tolist(), pa.list_(pa.float32())),
+            "prior": np.linspace(0, 1, 40),
+            "name": [f"N{i}" for i in range(40)],
+        }
+        pq.write_table(pa.table(table), tmp_path / "items.parquet")
+        users = {"who": ["ann", "bob"], "emb": table["emb"][:2]}
+        pq.write_table(pa.table(users), tmp_path / "users.parquet")
+        result = run(
+            "build", "--items", tmp_path / "items.parquet", "--id-column", "sku",
+            "--vector-column", "emb", "--bias-column", "prior", "--title-column", "name",
+            "--users", tmp_path / "users.parquet", "--user-id-column", "who",
+            "--user-vector-column", "emb", "-o", tmp_path / "m",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        model = fr.Model.open(tmp_path / "m", verify=True)
+        assert model.user_ids.tolist() == ["ann", "bob"]
+        expected = items @ items[1] + np.linspace(0, 1, 40)
+        np.testing.assert_allclose(
+            model.catalog.scores(model.user_vector("bob")), expected, rtol=1e-5, atol=1e-5
+        )
+        assert model.titles(["s7"]) == ["N7"]
+
+    def test_existing_output_is_kept_unless_told(self, vectors: Path, model: Path) -> None:
+        arguments = [
+            "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", model,
+        ]  # fmt: skip
+        assert "--replace" in refused(*arguments)
+        assert run(*arguments, "--replace").exit_code == 0
+
+    def test_a_folder_of_something_else_is_never_replaced(
+        self, vectors: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "mine.txt").write_text("precious")
+        line = refused(
+            "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy",
+            "-o", tmp_path, "--replace",
+        )  # fmt: skip
+        assert "not empty" in line
+        assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+    @pytest.mark.parametrize(
+        ("items", "words"),
+        [
+            ({"vectors": np.array([[1.0, 2.0], [3.0, np.nan]])}, ["bad.npz", "row 1", "nan"]),
+            (
+                {"ids": np.array([1, 2, 1]), "vectors": np.ones((3, 6))},
+                ["bad.npz", "rows 0 and 2", "1"],
+            ),
+            ({"ids": np.array([1.5]), "vectors": np.ones((1, 6))}, ["bad.npz", "float64"]),
+            ({"vectors": np.ones((2, 6), bool)}, ["bad.npz", "bool"]),
+            ({"vectors": np.ones((2, 5))}, ["users.npy", "5", "6"]),
+            (
+                {"vectors": np.ones((2, 6)), "bias": np.array([0.0, np.inf])},
+                ["bad.npz", "bias", "1", "inf"],
+            ),
+        ],
+    )
+    def test_bad_rows_are_named_and_nothing_is_written(
+        self, vectors: Path, tmp_path: Path, items: dict[str, Any], words: list[str]
+    ) -> None:
+        np.savez(tmp_path / "bad.npz", **items)
+        line = refused(
+            "build", "--items", tmp_path / "bad.npz", "--users", vectors / "users.npy",
+            "-o", tmp_path / "m",
+        )  # fmt: skip
+        for word in words:
+            assert word in line
+        assert not (tmp_path / "m").exists()
+
+    def test_missing_file_and_missing_option(self, vectors: Path, tmp_path: Path) -> None:
+        line = refused("build", "--items", tmp_path / "no.npy", "--users", vectors / "users.npy")
+        assert "no.npy" in line
+        line = refused("build", "--items", vectors / "items.npy", "-o", tmp_path / "m")
+        assert "--users" in line
+
+
+class TestRank:
+    @pytest.mark.parametrize("name", list(fr.INFERENCE_TYPES))
+    def test_every_inference_type_prints_a_table(self, model: Path, name: str) -> None:
+        result = run("rank", model, "--user", 3, "-k", 4, "--inference-type", name, "--seed", 5)
+        assert result.exit_code == 0, result.output
+        for word in ("place", "Title [", "propensity", "log-propensity", "seed", "latency", "40"):
+            assert word in result.stdout
+        assert fr.Model.open(model).catalog.version in result.stdout
+
+    def test_json_is_the_ranking(self, model: Path) -> None:
+        result = run(
+            "rank", model, "--user", 3, "-k", 4, "--inference-type", GUMBEL,
+            "--temperature", 0.5, "--seed", 2**64 - 1, "--exclude", "100,101", "--exclude", 102,
+            "--json",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        record = json.loads(result.stdout)
+        opened = fr.Model.open(model)
+        ranking = opened.recommend(
+            3, k=4, policy=fr.PlackettLuce(0.5), seed=2**64 - 1, exclude=[100, 101, 102]
+        )
+        assert record["item_ids"] == ranking.item_ids.tolist()
+        assert record["titles"] == [f"Title [{i - 100}]" for i in record["item_ids"]]
+        assert record["scores"] == pytest.approx(ranking.scores.tolist())
+        assert record["log_propensities"] == ranking.log_propensities.tolist()
+        assert record["propensities"] == pytest.approx(np.exp(ranking.log_propensities).tolist())
+        assert record["log_propensity"] == ranking.log_propensity
+        assert record["log_norm"] == ranking.log_norm
+        assert record["seed"] == 2**64 - 1
+        assert record["n_eligible"] == 37
+        assert record["policy"] == {"inference_type": GUMBEL, "params": {"temperature": 0.5}}
+        assert record["catalog_version"] == ranking.catalog_version
+        assert record["propensity_kind"] == "exact"
+        assert record["log_norm_error"] == 0
+        assert record["user"] == "3"
+        assert record["latency_us"] > 0
+
+    def test_a_seed_is_drawn_and_repeats_the_ranking(self, model: Path) -> None:
+        arguments = ["rank", model, "--user", 0, "--inference-type", GUMBEL, "--json"]
+        first = json.loads(run(*arguments).stdout)
+        again = json.loads(run(*arguments, "--seed", first["seed"]).stdout)
+        for field in ("item_ids", "log_propensities", "seed", "policy"):
+            assert first[field] == again[field]
+
+    def test_temperature_is_chosen_when_not_given(self, model: Path) -> None:
+        result = run("rank", model, "--user", 0, "--inference-type", GUMBEL)
+        assert "chosen" in result.stdout
+        result = run("rank", model, "--user", 0, "--inference-type", GUMBEL, "--temperature", 1)
+        assert "chosen" not in result.stdout
+
+    def test_allow_and_empty_results(self, model: Path) -> None:
+        arguments = ["rank", model, "--user", 0, "--inference-type", "uniform", "--json"]
+        record = json.loads(run(*arguments, "--allow", "105, 107,105,999").stdout)
+        assert sorted(record["item_ids"]) == [105, 107]
+        record = json.loads(run(*arguments, "--allow", "999").stdout)
+        assert record["item_ids"] == []
+        result = run("rank", model, "--user", 0, "--inference-type", GUMBEL, "--allow", "999")
+        assert result.exit_code == 0, result.output
+
+    def test_query_instead_of_a_user(self, vectors: Path, model: Path) -> None:
+        result = run(
+            "rank", model, "--query", vectors / "query.npy", "--inference-type", "deterministic",
+            "--json",
+        )  # fmt: skip
+        items = np.load(vectors / "items.npy")
+        best = 100 + int(np.argmax(items @ items[3]))
+        assert json.loads(result.stdout)["item_ids"][0] == best
+
+    def test_catalog_without_users(self, vectors: Path, tmp_path: Path) -> None:
+        with np.load(vectors / "text.npz") as npz:
+            fr.Catalog(npz["ids"], npz["vectors"]).save(tmp_path / "c")
+        result = run(
+            "rank", tmp_path / "c", "--query", vectors / "query.npy",
+            "--inference-type", "uniform", "--exclude", "i1,i2", "--json",
+        )  # fmt: skip
+        assert json.loads(result.stdout)["n_eligible"] == 38
+        line = refused("rank", tmp_path / "c", "--user", "i1", "--inference-type", "uniform")
+        assert "no users" in line
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--user", "3", "--inference-type", "softmax"], list(fr.INFERENCE_TYPES)),
+            (["--user", "3"], ["--inference-type"]),
+            (["--inference-type", "uniform"], ["either --user or --query"]),
+            (["--user", "99", "--inference-type", "uniform"], ["99"]),
+            (["--user", "bob", "--inference-type", "uniform"], ["--user", "integers", "bob"]),
+            (
+                ["--user", "3", "--inference-type", "uniform", "--temperature", "1"],
+                ["temperature", "uniform takes no parameters"],
+            ),
+            (["--user", "3", "--inference-type", GUMBEL, "--temperature", "0"], ["temperature"]),
+            (["--user", "3", "--inference-type", GUMBEL, "--temperature", "nan"], ["temperature"]),
+            (
+                ["--user", "3", "--inference-type", "stochastic_epsilon_greedy", "--epsilon", "2"],
+                ["epsilon", "2"],
+            ),
+            (["--user", "3", "--inference-type", "uniform", "-k", "0"], ["-k", "0"]),
+            (["--user", "3", "--inference-type", "uniform", "--seed", "-1"], ["--seed", "-1"]),
+            (
+                ["--user", "3", "--inference-type", "uniform", "--exclude", "x"],
+                ["--exclude", "integers", "x"],
+            ),
+        ],
+    )
+    def test_bad_input(self, model: Path, arguments: list[str], words: Sequence[str]) -> None:
+        line = refused("rank", model, *arguments)
+        for word in words:
+            assert word in line
+
+    def test_bad_query_and_bad_model(self, vectors: Path, model: Path, tmp_path: Path) -> None:
+        uniform = ["--inference-type", "uniform"]
+        np.save(tmp_path / "short.npy", np.ones(5))
+        assert "query" in refused("rank", model, "--query", tmp_path / "short.npy", *uniform)
+        (tmp_path / "text.npy").write_text("no")
+        assert "text.npy" in refused("rank", model, "--query", tmp_path / "text.npy", *uniform)
+        assert "manifest" in refused("rank", tmp_path, "--user", 3, *uniform)
+        assert "does not exist" in refused("rank", tmp_path / "no", "--user", 3, *uniform)
+
+
+class TestPercent:
+    @pytest.mark.parametrize(
+        ("probability", "text"),
+        [(1.0, "100.0 %"), (0.1234, "12.3 %"), (0.0123, "1.2 %"), (2e-5, "0.002 %"), (3.1e-7, "3.1e-7"), (0.0, "0")],
+    )
+    def test_reads_well(self, probability: float, text: str) -> None:
+        assert percent(math.log(probability) if probability else -math.inf) == text
+
+    def test_below_the_range_of_floats(self) -> None:
+        assert percent(-1000.0) == "5.1e-435"
+
+
+class TestEntry:
+    """`main` itself, in processes of its own."""
+
+    def test_help_and_errors(self, tmp_path: Path) -> None:
+        done = process("--help")
+        assert done.returncode == 0
+        assert "verify" in done.stdout
+        done = process("rank", tmp_path, "--user", 1, "--inference-type", "uniform")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("fastrank: ")
+
+    def test_rank_prints_json_to_a_pipe(self, model: Path) -> None:
+        done = process("rank", model, "--user", 2, "--inference-type", GUMBEL, "--json")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert len(json.loads(done.stdout)["item_ids"]) == 10
+
+    def test_verify_says_pass(self, model: Path) -> None:
+        done = process("verify", model, "--draws", 1000)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "PASSED" in done.stdout
+
+    def test_reader_that_leaves_is_no_error(self, model: Path) -> None:
+        command = f"{sys.executable} -m fastrank --help | true"
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("module", ["click", "rich"])
+    def test_missing_extra_is_one_line(
+        self, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        real_import = builtins.__import__
+
+        def without(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name.partition(".")[0] == module:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return real_import(name, *args, **kwargs)
+
+        for name in [n for n in sys.modules if n.startswith("fastrank.cli.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(builtins, "__import__", without)
+        monkeypatch.setattr(sys, "argv", ["fastrank", "--help"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        line = capsys.readouterr().err
+        assert line == f'fastrank: {module} is not installed: pip install "fastrank[cli]"\n'
+
+    def test_missing_parquet_library_is_one_line(
+        self, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        (tmp_path / "items.parquet").write_bytes(b"")
+        line = refused(
+            "build", "--items", tmp_path / "items.parquet", "--users", vectors / "users.npy",
+            "-o", tmp_path / "m",
+        )  # fmt: skip
+        assert line == 'fastrank: pyarrow is not installed: pip install "fastrank[data]"\n'
+
+    def test_demo_restarts_with_one_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[tuple[list[str], dict[str, str]]] = []
+
+        def execve(path: str, arguments: list[str], env: dict[str, str]) -> None:
+            started.append((arguments, env))
+            raise SystemExit(0)
+
+        monkeypatch.setattr(os, "execve", execve)
+        monkeypatch.setattr(sys, "argv", ["fastrank", "demo", "--help"])
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        with pytest.raises(SystemExit):
+            cli.main()
+        arguments, env = started[0]
+        assert arguments[1:] == sys.orig_argv[1:]
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            assert env[name] == "1"
+            monkeypatch.setenv(name, "1")
+        with pytest.raises(SystemExit):  # --help, in this process
+            cli.main()
+        assert len(started) == 1
+
+
+@pytest.mark.skipif(not ANIME.is_dir(), reason=f"the anime data are not at {ANIME}")
+class TestAnime:
+    """Real factors and real titles, as they lie on disk."""
+
+    @pytest.fixture(scope="class")
+    def anime(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        pytest.importorskip("pyarrow")
+        path = tmp_path_factory.mktemp("anime") / "model"
+        result = run(
+            "build", "--items", ANIME / "item_factors.npy", "--item-meta", ANIME / "items.parquet",
+            "--id-column", "item_id", "--title-column", "name",
+            "--users", ANIME / "user_factors.npy", "--user-ids", ANIME / "user_ids.npy", "-o", path,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert "7,390 items, 5,000 users, 64 dimensions" in result.stdout
+        return path
+
+    def test_best_titles_are_those_of_the_factors(self, anime: Path) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        user = int(np.load(ANIME / "user_ids.npy")[0])
+        scores = np.load(ANIME / "item_factors.npy") @ np.load(ANIME / "user_factors.npy")[0]
+        names = pq.read_table(ANIME / "items.parquet")["name"].to_pylist()
+        result = run(
+            "rank", anime, "--user", user, "-k", 5, "--inference-type", "deterministic", "--json"
+        )
+        expected = [names[i] for i in np.argsort(-scores, kind="stable")[:5]]
+        assert json.loads(result.stdout)["titles"] == expected
+
+    def test_a_sampled_ranking_shows_titles(self, anime: Path) -> None:
+        user = int(np.load(ANIME / "user_ids.npy")[0])
+        result = run("rank", anime, "--user", user, "--inference-type", GUMBEL, "--seed", 1)
+        assert result.exit_code == 0, result.output
+        record = json.loads(
+            run(
+                "rank", anime, "--user", user, "--inference-type", GUMBEL, "--seed", 1, "--json"
+            ).stdout
+        )
+        for title in record["titles"]:
+            assert title[:20] in result.stdout
+
+    def test_verify_passes(self, anime: Path) -> None:
+        result = run("verify", anime, "--draws", 1000)
+        assert result.exit_code == 0, result.output

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 import fastrank as fr
 from fastrank import cli
 from fastrank.cli.app import app
-from fastrank.cli.terminal import percent
+from fastrank.cli.terminal import chance, percent
 
 ANIME = Path(__file__).resolve().parents[2] / "shared" / "data" / "anime"
 GUMBEL = "stochastic_gumbel_softmax_trick"
@@ -150,7 +150,8 @@ class TestBuild:
 
     def test_existing_output_is_kept_unless_told(self, vectors: Path, model: Path) -> None:
         arguments = [
-            "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", model,
+            "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy",
+            "-o", model,
         ]  # fmt: skip
         assert "--replace" in refused(*arguments)
         assert run(*arguments, "--replace").exit_code == 0
@@ -325,13 +326,28 @@ class TestRank:
 class TestPercent:
     @pytest.mark.parametrize(
         ("probability", "text"),
-        [(1.0, "100.0 %"), (0.1234, "12.3 %"), (0.0123, "1.2 %"), (2e-5, "0.002 %"), (3.1e-7, "3.1e-7"), (0.0, "0")],
+        [
+            (1.0, "100.0 %"),
+            (0.1234, "12.3 %"),
+            (0.0123, "1.2 %"),
+            (2e-5, "0.002 %"),
+            (3.1e-7, "3.1e-7"),
+            (0.0, "0"),
+        ],
     )
     def test_reads_well(self, probability: float, text: str) -> None:
         assert percent(math.log(probability) if probability else -math.inf) == text
 
     def test_below_the_range_of_floats(self) -> None:
         assert percent(-1000.0) == "5.1e-435"
+        assert chance(-1000.0) == "1 in 10^434"
+
+    @pytest.mark.parametrize(
+        ("probability", "text"),
+        [(0.5, "50.0 %"), (1.1e-4, "1 in 9,100"), (3.5e-16, "1 in 2.9e+15"), (0.0, "never")],
+    )
+    def test_small_chances_are_odds(self, probability: float, text: str) -> None:
+        assert chance(math.log(probability) if probability else -math.inf) == text
 
 
 class TestEntry:
@@ -423,7 +439,8 @@ class TestAnime:
     """Real factors and real titles, as they lie on disk."""
 
     @pytest.fixture(scope="class")
-    def anime(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def anime(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.importorskip("pyarrow")
         path = tmp_path_factory.mktemp("anime") / "model"
         result = run(

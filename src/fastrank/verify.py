@@ -473,4 +473,3 @@ def _queries(catalog: Catalog, model: Model | None) -> list[Query]:
     vectors: list[Query] = [np.array(model.user_vector(u)) for u in users.tolist()]
     vectors.sort(key=lambda v: not v.any())  # stable: those that are 0 last
     return (vectors * 3)[:3]
-

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import click
 
 import fastrank
-
 from fastrank.cli import missing_extra
 from fastrank.cli.build import build
 from fastrank.cli.demo import demo
@@ -41,6 +40,8 @@ class OneLineErrors(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except (ValueError, OSError) as error:
+            if "FASTRANK_TRACEBACK" in os.environ:  # for who suspects the program, not the input
+                raise
             _fail(str(error))
         sys.exit(code if isinstance(code, int) else 0)
 

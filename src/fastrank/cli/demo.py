@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrank import demo as showcase
-from fastrank.cli.terminal import percent, progress, say, standard_output
+from fastrank.cli.terminal import chance, percent, progress, say, standard_output
 
 __all__ = ["demo"]
 
 _TEXTBOOK_CAP = 15.0  # seconds
 
 
-@click.command(
-    short_help="See it work on a real shop's data, and what it costs at a million items."
-)
+@click.command(short_help="See it work, on a real shop's data, and what it costs.")
 @click.option(
     "-o",
     "--output",
@@ -45,7 +44,7 @@ def demo(output: Path, quick: bool) -> None:
     _print_shop(console, showcase.shop())
     _print_reweighted(console, showcase.reweighted())
     # Catalog size, interleaved rounds.
-    sizes = [(20_000, 5)] if quick else [(100_000, 51), (1_000_000, 9)]
+    sizes = [(20_000, 5)] if quick else [(100_000, 101), (1_000_000, 21)]
     comparisons = []
     with progress() as bar:
         task = bar.add_task("making vectors", total=None)
@@ -80,7 +79,7 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         console,
         """[bold]Propensity[/] is the chance with which an item was drawn for its place, given the
         places above it; their product is the chance of the whole ranking. Under deterministic all
-        chances are 1: the same list every time, and nothing can be learned about any other item.""",
+        chances are 1: always the same list, and nothing is learned about any other item.""",
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("inference type")
@@ -93,9 +92,9 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
                 name if first else "",
                 str(j + 1),
                 str(item),
-                f"{ranking.scores[j]:.4f}",
+                f"{round(float(ranking.scores[j]), 4) + 0.0:.4f}",  # + 0.0: no -0.0000
                 percent(ranking.log_propensities[j]),
-                percent(ranking.log_propensity) if first else "",
+                chance(ranking.log_propensity) if first else "",
                 f"{shop.microseconds[name]:.0f} us" if first else "",
                 end_section=j == len(ranking) - 1,
             )
@@ -107,11 +106,12 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         draw keeps {showcase.OVERLAP:.0%} of the deterministic {shop.k}; epsilon is
         {showcase.EPSILON:g}.""",
     )
+    error = math.sqrt(shop.first_reported * (1 - shop.first_reported) / shop.first_draws)
     say(
         console,
         f"""[bold]Is the number true?[/] In {shop.first_draws:,} rankings, item {shop.first_item}
-        came first in {shop.first_observed:.2%} of them. Its propensity says
-        {shop.first_reported:.2%}.""",
+        came first in {shop.first_observed:.2%} of them; its propensity says
+        {shop.first_reported:.2%}. Counting so many is good to ± {error:.2%}.""",
     )
 
 
@@ -121,8 +121,8 @@ def _print_reweighted(console: Console, result: showcase.Reweighted) -> None:
         f"""[bold]What is it good for?[/] The shop logged 10,000 impressions under a random policy;
         {result.logged:.2%} were clicked. Weight each by the chance that another policy would have
         shown it, over the chance it had: that predicts {result.predicted:.2%}
-        (± {result.standard_error:.2%}) for the other policy, without running it. The shop did run
-        it: {result.observed:.2%} (± {result.observed_error:.2%}). A log without propensities cannot
+        ± {result.standard_error:.2%} for the other policy, without running it. The shop did run
+        it: {result.observed:.2%} ± {result.observed_error:.2%}. A log without propensities cannot
         answer this at all.""",
     )
 
@@ -169,7 +169,7 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
             sign = "> " if t.capped else ""
             cells += [
                 sign + showcase.milliseconds(t.milliseconds),
-                f"{sign}{t.ratio:.3g}",
+                sign + showcase.times(t.ratio),
                 "stopped" if t.capped else str(t.repetitions),
             ]
         last = row + 1 == len(comparisons[0].timings)

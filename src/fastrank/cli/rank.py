@@ -167,12 +167,12 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
         score = f"{ranking.scores[j]:.6g}"
         chance = percent(ranking.log_propensities[j])
         table.add_row(str(j + 1), escape(str(item)), *title, score, chance)
+    whole = f"{ranking.log_propensity:.9g} for the whole ranking: {chance(ranking.log_propensity)}"
     params = ", ".join(f"{name} {value:.6g}" for name, value in ranking.policy.params.items())
     console.print(table)
     footer = {
         "policy": ranking.policy.inference_type + (f", {params}{note}" if params else ""),
-        "log-propensity": f"{ranking.log_propensity:.9g}, that is {percent(ranking.log_propensity)}"
-        " for this ranking; a propensity above is that of the place, given the places before",
+        "log-propensity": whole,
         "seed": str(ranking.seed),
         "eligible items": f"{ranking.n_eligible:,}",
         "catalog version": ranking.catalog_version,

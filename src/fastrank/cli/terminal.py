@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["PLAIN_WIDTH", "percent", "progress", "say", "standard_output"]
+__all__ = ["PLAIN_WIDTH", "chance", "percent", "progress", "say", "standard_output"]
 
 PLAIN_WIDTH = 100  # columns where the output is a file or a pipe
 
@@ -55,3 +55,14 @@ def percent(log_probability: float) -> str:
     if log_probability == -math.inf:
         return "0"
     return f"{10 ** (exponent - math.floor(exponent)):.1f}e{math.floor(exponent)}"
+
+
+def chance(log_probability: float) -> str:
+    """A small probability for reading: 12.3 %, 1 in 9,100, 1 in 2.9e+15."""
+    if log_probability > math.log(0.01):
+        return percent(log_probability)
+    digits = -log_probability / math.log(10)
+    if digits > 300:
+        return "never" if log_probability == -math.inf else f"1 in 10^{digits:.0f}"
+    odds = float(f"{10**digits:.2g}")
+    return f"1 in {odds:,.0f}" if odds < 1e12 else f"1 in {odds:.2g}"

@@ -22,7 +22,7 @@ __all__ = ["verify"]
 
 _COLUMNS = {
     "rankings": "rankings",
-    "first place": "first place",
+    "first place": "first",
     "sum": "sum to 1",
     "propensities": "reported",
     "same seed": "same seed",
@@ -102,8 +102,8 @@ def _print(model: Path, verdict: Verdict) -> None:
         if check.name == "files":
             console.print(f"{_mark(check.passed)} files: {escape(check.detail)}")
     if verdict.p_limit is not None:
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("inference type")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("inference type", no_wrap=True)
         for title in _COLUMNS.values():
             table.add_column(title, justify="right")
         for name in INFERENCE_TYPES:

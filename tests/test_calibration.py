@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,7 +23,7 @@ def simulated_overlap(
     return kept / (draws * k)
 
 
-SHAPES = {
+SHAPES: dict[str, Callable[[np.random.Generator], npt.NDArray[np.float64]]] = {
     "normal": lambda rng: rng.standard_normal(2000),
     "heavy": lambda rng: rng.standard_exponential(2000) ** 2,
     "few": lambda rng: rng.standard_normal(20),
@@ -55,6 +57,16 @@ def test_overlap_falls_from_one_to_uniform() -> None:
     assert overlaps[0] == pytest.approx(1.0, abs=1e-6)
     assert overlaps[-1] == pytest.approx(0.1, abs=1e-3)
     assert np.all(np.diff(overlaps) <= 1e-9)
+
+
+def test_items_that_stand_above_a_crowd_of_ties() -> None:
+    # 5 items far above 35 equal ones: they are in, and 5 of the 35 at random: 5 + 5 * 5 / 35.
+    scores = np.concatenate([np.ones(5), np.zeros(35)])
+    for temperature in (1e-6, 1e-3, 0.02):
+        assert expected_overlap(scores, temperature, 10) == pytest.approx(
+            (5 + 25 / 35) / 10, abs=1e-2
+        )
+    assert 1e-6 <= temperature_for_overlap(scores, 10, 0.9) < 1e-4  # beyond reach
 
 
 def test_edges() -> None:

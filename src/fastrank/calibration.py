@@ -16,6 +16,8 @@ from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 __all__ = ["expected_overlap", "temperature_for_overlap"]
 
+_NEVER = 1e-200  # relative weight below which a clock does not ring before k others have
+
 
 def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
     """Share of the deterministic top k that a Plackett-Luce ranking of k items shows, on average.
@@ -50,17 +52,20 @@ def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float
         raise ValueError(f"k: expected 1 to {values.size}, the number of scores; got {k!r}")
     if k == values.size:
         return 1.0
-    top = np.argpartition(-values, k - 1)[:k]
     weights = np.exp((values - values.max()) / temperature)
-    # Newton from the left on a concave rising function: no step overshoots. A weight that is
-    # 0 after rounding can never ring; the clocks that can may be fewer than k.
-    if np.count_nonzero(weights) <= k:
-        return 1.0
+    rings = weights > _NEVER
+    n_rings = int(np.count_nonzero(rings))
+    if n_rings < k:  # all of these come first, then the rest compete for what is left
+        return (
+            n_rings + (k - n_rings) * expected_overlap(values[~rings], temperature, k - n_rings)
+        ) / k
+    top = np.argpartition(-values, k - 1)[:k]
+    # Newton from the left on a concave rising function: no step overshoots.
     time = 0.0
     for _ in range(200):
         survives = np.exp(-time * weights)
         missing = k - (values.size - survives.sum())
-        step = missing / (weights * survives).sum()
+        step = missing / max((weights * survives).sum(), _NEVER)
         time += step
         if step <= 1e-6 * time:
             break

@@ -299,7 +299,7 @@ def compare(
     catalog = Catalog(np.arange(n_items), items)
     scores = [catalog.scores(user) for user in users]
     temperature = temperature_for_overlap(scores[0], K, OVERLAP)
-    shapes = np.median([_shape(s) for s in scores], axis=0)
+    skew, excess_kurtosis, top = np.median([_shape(s) for s in scores], axis=0).tolist()
 
     fast = _fast_procedures(catalog, items, temperature)
     textbook = _textbook_procedures(temperature)
@@ -351,7 +351,7 @@ def compare(
         for of_law, name in seconds
         if of_law == law
     ]
-    return Comparison(n_items, *map(float, shapes), temperature, tuple(timings))
+    return Comparison(n_items, skew, excess_kurtosis, top, temperature, tuple(timings))
 
 
 # The procedure of fastrank that the others of its law are measured against.
@@ -471,7 +471,7 @@ def picture(comparisons: Sequence[Comparison], path: Path) -> None:
         panel.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
         panel.tick_params(axis="y", length=0)
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_major_formatter("{x:,g}")
         panel.set_title(f"{comparison.n_items:,} items", fontsize=12)
         panel.set_xlabel("milliseconds for one ranking (logarithmic scale)")
         panel.spines[["top", "right"]].set_visible(False)

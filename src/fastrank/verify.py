@@ -26,7 +26,15 @@ from fastrank.calibration import temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, Policy, policy
+from fastrank.policies import (
+    INFERENCE_TYPES,
+    Deterministic,
+    EpsilonGreedy,
+    PlackettLuce,
+    Policy,
+    Uniform,
+    policy,
+)
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -311,7 +319,7 @@ def _sum(subject: _Subject, subset: IntArray, small: Policy) -> Check:
 def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> list[Check]:
     """The item in the first place, over the full catalog, against its law in three groupings."""
     n = len(subject.scores)
-    law = np.exp(reference.log_next(subject.scores, full))
+    law = _first_place_law(subject.scores, full)
     first = [
         subject.catalog.rank(subject.query, k=1, policy=full, seed=seed).item_ids[0]
         for seed in seeds.take(draws)
@@ -332,6 +340,23 @@ def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> 
         )
         for name, group in groupings.items()
     ]
+
+
+def _first_place_law(scores: FloatArray, full: Policy) -> FloatArray:
+    """P(the first place shows item i), shape (n,), in float64."""
+    n = len(scores)
+    match full:
+        case PlackettLuce(temperature=temperature):
+            return np.exp(scores / temperature - reference.log_norm(scores, temperature))
+        case Uniform():
+            return np.full(n, 1 / n)
+        case Deterministic():
+            explored = 0.0
+        case EpsilonGreedy(epsilon=epsilon):
+            explored = epsilon
+    law = np.full(n, explored / n)
+    law[scores.argmax()] += 1.0 - explored
+    return law
 
 
 def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:

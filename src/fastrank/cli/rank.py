@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastrank.calibration import temperature_for_overlap
-from fastrank.cli.terminal import percent, standard_output
+from fastrank.cli.terminal import chance, percent, standard_output
 from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, policy
 from fastrank.ranking import Ranking
@@ -165,8 +165,8 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
     for j, item in enumerate(ranking.item_ids.tolist()):
         title = [escape(titles[j])] if titles is not None else []
         score = f"{ranking.scores[j]:.6g}"
-        chance = percent(ranking.log_propensities[j])
-        table.add_row(str(j + 1), escape(str(item)), *title, score, chance)
+        propensity = percent(ranking.log_propensities[j])
+        table.add_row(str(j + 1), escape(str(item)), *title, score, propensity)
     whole = f"{ranking.log_propensity:.9g} for the whole ranking: {chance(ranking.log_propensity)}"
     params = ", ".join(f"{name} {value:.6g}" for name, value in ranking.policy.params.items())
     console.print(table)

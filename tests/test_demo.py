@@ -1,0 +1,135 @@
+"""The demo: what it prints and measures, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+from click.testing import CliRunner
+
+import fastrank as fr
+from fastrank import demo, reference
+from fastrank.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    result = CliRunner().invoke(app, ["demo", "--quick", "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    return result.stdout, folder
+
+
+def test_shows_every_inference_type_and_procedure(quick: tuple[str, Path]) -> None:
+    output, _ = quick
+    for name in fr.INFERENCE_TYPES:
+        assert name in output
+    for word in ("Propensity", "NumPy", "textbook", "Gowalla", "temperature", "20,000"):
+        assert word in output
+
+
+def test_saves_the_text_and_one_picture(quick: tuple[str, Path]) -> None:
+    output, folder = quick
+    assert sorted(p.name for p in folder.iterdir()) == ["demo.png", "demo.txt"]
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "demo.txt").read_text(encoding="utf-8") in output
+
+
+def test_command_restarts_itself_with_one_thread(tmp_path: Path) -> None:
+    free = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrank", "demo", "--quick", "-o", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=free,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "one thread" in done.stdout
+    assert "not held to one thread" not in done.stdout
+
+
+def test_output_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["demo", "--quick", "-o", str(tmp_path / "file" / "out")])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+
+
+def test_shop_reports_what_the_catalog_says() -> None:
+    shop = demo.shop(draws=4000)
+    assert set(shop.rankings) == set(fr.INFERENCE_TYPES)
+    assert all(len(r) == shop.k for r in shop.rankings.values())
+    # 4,000 draws: 5 standard errors.
+    error = np.sqrt(shop.first_reported * (1 - shop.first_reported) / 4000)
+    assert abs(shop.first_observed - shop.first_reported) < 5 * error
+
+
+def test_reweighted_gives_the_figures_of_obp() -> None:
+    result = demo.reweighted()
+    assert result.predicted == pytest.approx(0.00455288)
+    assert (result.logged, result.observed) == (0.0038, 0.0042)
+
+
+@pytest.mark.parametrize("n_items", [20_000, 100_000])
+def test_heavy_tails_are_those_of_real_scores(n_items: int) -> None:
+    items, users = demo.heavy_tailed(n_items, 8)
+    assert items.dtype == users.dtype == np.float32
+    assert items.shape == (n_items, 64)
+    skew, kurtosis, top = np.median([demo._shape(items @ user) for user in users], axis=0)
+    assert 5 < skew < 7
+    assert 50 < kurtosis < 80
+    assert 18 < top < 30
+    again, _ = demo.heavy_tailed(n_items, 8)
+    np.testing.assert_array_equal(items, again)
+
+
+def test_compare_names_its_standards_and_repetitions() -> None:
+    comparison = demo.compare(2000, repetitions=3, textbook_cap=10.0)
+    standard = [t for t in comparison.timings if t.ratio == 1.0]
+    assert [t.law for t in standard] == ["Deterministic", "Plackett-Luce", "Epsilon-greedy"]
+    assert all(t.ours and t.propensities for t in standard)
+    assert len(comparison.timings) == 11
+    assert all(t.milliseconds > 0 and t.repetitions == 3 for t in comparison.timings)
+
+
+def test_a_procedure_over_the_cap_is_stopped_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def endless(scores: object, k: int, temperature: float, rng: random.Random) -> list[int]:
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(reference, "textbook_softmax", endless)
+    comparison = demo.compare(2000, repetitions=1, textbook_cap=0.2)
+    (stopped,) = [t for t in comparison.timings if t.capped]
+    assert stopped.name == "textbook, softmax k times"
+    assert (stopped.milliseconds, stopped.repetitions) == (200.0, 1)
+    demo.picture([comparison], tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "0.012"), (9.117, "9.12"), (57.6, "57.6"), (1234.5, "1,234")]
+)
+def test_milliseconds_read_well(value: float, text: str) -> None:
+    assert demo.milliseconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "0.012 x"), (1.0, "1.0 x"), (3.14, "3.1 x"), (1234.5, "1,234 x")]
+)
+def test_times_read_well(value: float, text: str) -> None:
+    assert demo.times(value) == text

@@ -29,7 +29,7 @@ from fastrank.verify import (
 )
 
 N_ITEMS, DIM = 300, 8
-DRAWS = 4000
+DRAWS = 2000
 
 
 def make_catalog(text_ids: bool = False) -> fr.Catalog:

@@ -59,7 +59,8 @@ _LANES = 16  # items are packed by 16: a fault of one lane shows in the position
 _FULL_K = 10
 _EPSILON = 0.3
 _OVERLAP = 0.7
-_FULL_DRAWS_TIMES_ITEMS = 1_000_000_000  # about 10 s for each policy
+_DRAWS_TIMES_ITEMS = 500_000_000  # bounds the time of what costs a pass over the catalog: seconds
+_MIN_DRAWS = 1000
 _MIN_CELL = 5.0
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -106,7 +107,7 @@ class Verdict:
     p_limit : float or None
         Level of each chi-square test; None where none was done.
     draws, full_draws : int
-        Rankings drawn for each test on a subset, and on the full catalog.
+        Rankings drawn for each test: the most, and where each costs a pass over the catalog.
     n_items : int
     catalog_version : str
     """
@@ -144,8 +145,8 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
     Verdict
         Files that are not intact end it: what they hold is not worth drawing from.
     """
-    if draws < 1000:
-        raise ValueError(f"draws: at least 1000 are needed to see anything, got {draws}")
+    if draws < _MIN_DRAWS:
+        raise ValueError(f"draws: at least {_MIN_DRAWS} are needed to see anything, got {draws}")
     try:
         catalog, model = open_directory(path, verify=True)
     except (ValueError, OSError) as error:
@@ -178,12 +179,12 @@ def verify_catalog(
     queries : sequence of ndarray of float32, shape (d,)
         One subset of items is drawn for each; the first is used on the full catalog.
     draws : int
-        Rankings drawn for each chi-square test on a subset; on the full catalog as many
-        or, where that would take long, fewer.
+        Rankings drawn for each chi-square test; fewer, but at least 1,000, where each costs a
+        pass over a large catalog (first places, and all of the sequential sampler).
     advance : callable, optional
     """
     n = len(catalog)
-    full_draws = min(draws, max(1000, _FULL_DRAWS_TIMES_ITEMS // n))
+    full_draws = _affordable(draws, n)
     subjects = [_Subject.of(catalog, query) for query in queries]
     subsets = [_subset(subject, i) for i, subject in enumerate(subjects)]
     k = max(1, min(_FULL_K, n // 2))
@@ -198,13 +199,14 @@ def verify_catalog(
                 advance(f"{name}, {len(subset)} items", step, n_steps)
             step += 1
             small = _policy(name, _subset_temperature(subject.scores[subset]))
-            checks.append(_rankings(subject, subset, small, draws, seeds))
+            checks.append(_rankings(subject, subset, small, _enough(small, draws, n), seeds))
             checks.append(_sum(subject, subset, small))
         if advance:
             advance(f"{name}, {n:,} items", step, n_steps)
         step += 1
         full = _policy(name, temperature)
-        checks += _first_place(subjects[0], full, full_draws, seeds)
+        first_draws = min(full_draws, _enough(full, draws, n))
+        checks += _first_place(subjects[0], full, first_draws, seeds)
         checks.append(_propensities(subjects[0], full, k, seeds))
         checks.append(_same_seed(subjects[0], full, k, seeds))
         checks.append(_filters(subjects[0], full, k, seeds))
@@ -428,6 +430,22 @@ def _filters(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
             worst = float(np.max([0.0, difference - ranking.log_norm_error]))
     detail = f"the best {len(out)}, excluded, never came; propensities within {worst:.1e}"
     return Check("filters", full, worst <= PROPENSITY_LIMIT, detail, error=worst)
+
+
+def _affordable(draws: int, n: int) -> int:
+    """How many draws to make where each costs a pass over the catalog."""
+    return min(draws, max(_MIN_DRAWS, _DRAWS_TIMES_ITEMS // n))
+
+
+def _enough(tested: Policy, draws: int, n: int) -> int:
+    """How many rankings of a few allowed items to draw."""
+    match tested:
+        case Deterministic():
+            return _MIN_DRAWS  # one ranking is right, all others are not
+        case PlackettLuce(sampler="sequential"):
+            return _affordable(draws, n)  # it passes over the catalog even for a few items
+        case _:
+            return draws
 
 
 class _Seeds:

@@ -72,8 +72,8 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         console,
         f"""The Open Bandit Dataset: {shop.n_items} items of a fashion shop and {shop.n_users}
         groups of its visitors, as vectors that explain {shop.explained:.0%} of who clicked what.
-        Below, each way of ranking (inference type) shows {shop.k} items to one group of visitors,
-        number {shop.user}.""",
+        Below, each way of ranking (inference type) shows {shop.k} items, best place first, to the
+        largest group of visitors.""",
     )
     say(
         console,
@@ -81,28 +81,25 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         places above it; their product is the chance of the whole ranking. Under deterministic all
         chances are 1: always the same list, and nothing is learned about any other item.""",
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("inference type")
-    for title in ("place", "item", "score", "propensity", "whole ranking", "time"):
-        table.add_column(title, justify="right")
     for name, ranking in shop.rankings.items():
-        for j, item in enumerate(ranking.item_ids.tolist()):
-            first = j == 0
-            table.add_row(
-                name if first else "",
-                str(j + 1),
-                str(item),
-                f"{round(float(ranking.scores[j]), 4) + 0.0:.4f}",  # + 0.0: no -0.0000
-                percent(ranking.log_propensities[j]),
-                chance(ranking.log_propensity) if first else "",
-                f"{shop.microseconds[name]:.0f} us" if first else "",
-                end_section=j == len(ranking) - 1,
-            )
-    console.print(table)
+        console.print(
+            f"[bold]{name}[/]: {shop.microseconds[name]:.0f} us;"
+            f" the whole ranking: {chance(ranking.log_propensity)}"
+        )
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(min_width=12, justify="right")
+        for _ in range(shop.k):
+            grid.add_column(min_width=8, justify="right")
+        scores = [round(float(score), 4) + 0.0 for score in ranking.scores]  # + 0.0: no -0.0000
+        grid.add_row("item", *map(str, ranking.item_ids.tolist()), style="bold")
+        grid.add_row("score", *(f"{score:.4f}" for score in scores))
+        grid.add_row("propensity", *map(percent, ranking.log_propensities))
+        console.print(grid)
+        console.print()
     say(
         console,
         f"""The three Plackett-Luce samplers (plackett_luce or gumbel in the name) draw from one
-        law and differ in cost alone. Their temperature, {shop.temperature:.2g}, is set so that a
+        law; they differ in cost. Their temperature, {shop.temperature:.2g}, is set so that a
         draw keeps {showcase.OVERLAP:.0%} of the deterministic {shop.k}; epsilon is
         {showcase.EPSILON:g}.""",
     )
@@ -132,10 +129,12 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
     say(
         console,
         f"""Rankings of {showcase.K} from larger catalogs: synthetic vectors of {showcase.DIM}
-        numbers (float32) whose scores have the heavy tails of real ones.""",
+        numbers (float32) whose scores have the heavy tails of real ones: a few items stand far
+        above the rest ("best, in sd": standard deviations above the mean). The real one is a model
+        of check-ins at 41,000 places (Gowalla).""",
     )
     shapes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("items", "skew", "excess kurtosis", "best item, sd up", "temperature"):
+    for title in ("items", "skew", "excess kurtosis", "best, in sd", "temperature"):
         shapes.add_column(title, justify="right")
     for c in comparisons:
         shapes.add_row(
@@ -145,7 +144,7 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
             f"{c.top:.0f}",
             f"{c.temperature:.3g}",
         )
-    shapes.add_row("Gowalla, for comparison", "6", "66", "24", "")
+    shapes.add_row("a real one", "6", "66", "24", "")
     console.print(shapes)
     say(
         console,
@@ -154,15 +153,17 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
         over a dictionary of scores, which they are given for nothing. Only fastrank says how
         probable its ranking was.""",
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("\nlaw")
-    table.add_column("\nprocedure")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("\nprocedure", no_wrap=True)
     for comparison in comparisons:
         table.add_column(f"{comparison.n_items:,}\nitems: ms", justify="right")
         table.add_column("\nratio", justify="right")
         table.add_column("\nruns", justify="right")
     law = ""
     for row, timing in enumerate(comparisons[0].timings):
+        if timing.law != law:
+            law = timing.law
+            table.add_row(law, style="bold")
         cells = []
         for comparison in comparisons:
             t = comparison.timings[row]
@@ -170,23 +171,22 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
             cells += [
                 sign + showcase.milliseconds(t.milliseconds),
                 sign + showcase.times(t.ratio),
-                "stopped" if t.capped else str(t.repetitions),
+                "stop" if t.capped else str(t.repetitions),
             ]
         last = row + 1 == len(comparisons[0].timings)
         table.add_row(
-            "" if timing.law == law else timing.law,
-            timing.name,
+            f"  {timing.name}",
             *cells,
-            style="bold" if timing.ours else None,
-            end_section=last or comparisons[0].timings[row + 1].law != timing.law,
+            style="blue" if timing.ours else None,
+            end_section=last or comparisons[0].timings[row + 1].law != law,
         )
-        law = timing.law
     console.print(table)
     say(
         console,
         f"""ms: median milliseconds for one ranking. ratio: to fastrank under the same law (under
         Plackett-Luce, to its gumbel sampler). runs: repetitions, interleaved between fastrank and
-        NumPy; {_threads()}. stopped: given up after {_TEXTBOOK_CAP:.0f} s.""",
+        NumPy; {_threads()}. stop: given up after
+        {_TEXTBOOK_CAP:.0f} s.""",
     )
 
 

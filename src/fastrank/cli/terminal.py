@@ -65,4 +65,4 @@ def chance(log_probability: float) -> str:
     if digits > 300:
         return "never" if log_probability == -math.inf else f"1 in 10^{digits:.0f}"
     odds = float(f"{10**digits:.2g}")
-    return f"1 in {odds:,.0f}" if odds < 1e12 else f"1 in {odds:.2g}"
+    return f"1 in {odds:,.0f}" if odds < 1e9 else f"1 in {odds:.2g}"

@@ -20,13 +20,11 @@ if TYPE_CHECKING:  # scipy takes half a second to import: only when the command 
 
 __all__ = ["verify"]
 
-_COLUMNS = {
-    "rankings": "rankings",
-    "first place": "first",
-    "sum": "sum to 1",
-    "propensities": "reported",
-    "same seed": "same seed",
-    "filters": "filters",
+_COLUMNS = {  # the checks that share a column
+    "rankings, p": ("rankings",),
+    "first place, p": ("first place",),
+    "error": ("sum", "propensities", "filters"),
+    "same seed": ("same seed",),
 }
 
 
@@ -104,22 +102,23 @@ def _print(model: Path, verdict: Verdict) -> None:
     if verdict.p_limit is not None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("inference type", no_wrap=True)
-        for title in _COLUMNS.values():
+        for title in _COLUMNS:
             table.add_column(title, justify="right")
         for name in INFERENCE_TYPES:
             row = [
-                _cell([c for c in verdict.checks if c.name == column and _type(c) == name])
-                for column in _COLUMNS
+                _cell([c for c in verdict.checks if c.name in names and _type(c) == name])
+                for names in _COLUMNS.values()
             ]
             table.add_row(name, *row)
         console.print(table)
         say(
             console,
-            f"""p: the smallest p-value of the chi-square tests, on {verdict.draws:,} rankings of 3
-            out of 5 allowed items and on {verdict.full_draws:,} first places over all
+            f"""p: the smallest p-value of the chi-square tests, on up to {verdict.draws:,} rankings
+            of a few allowed items and {verdict.full_draws:,} first places over all
             {verdict.n_items:,} items. A test fails below {verdict.p_limit:.1e}, so that a right
-            sampler fails a whole run with a chance of at most one in a million. Other figures: the
-            largest error of a probability or log-propensity; the limit is 1e-05.""",
+            sampler fails a whole run with a chance of at most one in a million. error: the largest
+            of any probability or log-propensity that was compared, filters included; at most
+            1e-05.""",
         )
     for check in verdict.failures:
         console.print(f"{_mark(False)} {_type(check)} {check.name}: {escape(check.detail)}")
@@ -139,8 +138,8 @@ def _cell(checks: list[Check]) -> str:
     passed = all(check.passed for check in checks)
     p_values = [check.p_value for check in checks if check.p_value is not None]
     errors = [check.error for check in checks if check.error is not None]
-    text = f" p {min(p_values):.2g}" if p_values else f" {max(errors):.0e}" if errors else ""
-    return _mark(passed) + text
+    text = f"{min(p_values):.2g} " if p_values else f"{max(errors):.0e} " if errors else ""
+    return text + _mark(passed)
 
 
 def _mark(passed: bool) -> str:

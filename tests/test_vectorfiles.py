@@ -78,9 +78,8 @@ def test_every_format_gives_the_same(every_format: dict[str, dict[str, Any]], na
     np.testing.assert_array_equal(read.vectors, VECTORS)
     np.testing.assert_array_equal(read.ids, IDS)
     assert read.bias is not None
-    assert read.titles is not None
     np.testing.assert_array_equal(read.bias, BIAS)
-    assert read.titles.tolist() == TITLES
+    assert read.titles == TITLES
 
 
 def test_npy_alone_counts_its_rows(tmp_path: Path) -> None:

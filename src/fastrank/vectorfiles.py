@@ -51,13 +51,14 @@ class VectorFile:
     ids : ndarray of int64 or str, shape (n,)
     vectors : ndarray of a real dtype, shape (n, d)
     bias : ndarray of float64 or None, shape (n,)
-    titles : ndarray of str or None, shape (n,)
+    titles : list of str or None, length n
+        A list, since one long title would widen all others of an array.
     """
 
     ids: Array
     vectors: Array
     bias: Array | None = None
-    titles: Array | None = None
+    titles: list[str] | None = None
 
 
 def read_vectors(
@@ -121,12 +122,16 @@ def read_vectors(
         titles = beside.titles if titles is None else titles
     else:
         id_values = table.ids if has_ids else np.arange(len(vectors), dtype=np.int64)
-    for name, values in (("ids", id_values), ("bias", bias), ("titles", titles)):
-        if values is not None and values.shape != (len(vectors),):
-            source = ids or metadata or path
+    shapes = {
+        "ids": id_values.shape,
+        "bias": (len(vectors),) if bias is None else bias.shape,
+        "titles": (len(vectors),) if titles is None else (len(titles),),
+    }
+    for name, shape in shapes.items():
+        if shape != (len(vectors),):
             raise ValueError(
-                f"{source}: {name}: expected shape ({len(vectors)},), one for each vector"
-                f" of {path.name}; got {values.shape}"
+                f"{ids or metadata or path}: {name}: expected shape ({len(vectors)},), one for each"
+                f" vector of {path.name}; got {shape}"
             )
     return VectorFile(ids=id_values, vectors=vectors, bias=bias, titles=titles)
 
@@ -153,7 +158,7 @@ def _read_npz(path: Path) -> tuple[VectorFile, bool]:
         ids=arrays.get("ids", np.empty(0, np.int64)),
         vectors=arrays["vectors"],
         bias=arrays.get("bias"),
-        titles=arrays.get("titles"),
+        titles=arrays["titles"].tolist() if "titles" in arrays else None,
     )
     return table, "ids" in arrays
 
@@ -180,7 +185,7 @@ def _read_parquet(
         wanted = [c for c in (id_column, bias_column, title_column, *vector_columns) if c]
         ids: list[Array] = []
         bias: list[Array] = []
-        titles: list[Array] = []
+        titles: list[str] = []
         vectors: list[Array] = []
         start = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
@@ -188,7 +193,7 @@ def _read_parquet(
             if bias_column:
                 bias.append(_plain(path, bias_column, start, batch[bias_column]))
             if title_column:
-                titles.append(_texts(batch[title_column]))
+                titles += ["" if t is None else str(t) for t in batch[title_column].to_pylist()]
             if vector_columns:
                 dim = vectors[0].shape[1] if vectors else None
                 vectors.append(_rows(path, vector_columns, start, batch, dim))
@@ -199,12 +204,8 @@ def _read_parquet(
         ids=_joined(ids, np.int64),
         vectors=_joined(vectors, np.float32),
         bias=_joined(bias, np.float64) if bias_column else None,
-        titles=_joined(titles, np.str_) if title_column else None,
+        titles=titles if title_column else None,
     )
-
-
-def _texts(values: Any) -> Array:
-    return np.array(["" if t is None else str(t) for t in values.to_pylist()], np.str_)
 
 
 def _joined(parts: list[Array], dtype: npt.DTypeLike) -> Array:

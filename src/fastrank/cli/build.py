@@ -127,7 +127,6 @@ def _catalog(path: Path, side: VectorFile) -> Catalog:
 
 def _model(path: Path, catalog: Catalog, users: VectorFile, items: VectorFile) -> Model:
     try:
-        titles = None if items.titles is None else items.titles.tolist()
-        return Model(catalog, users.ids, users.vectors, item_titles=titles)
+        return Model(catalog, users.ids, users.vectors, item_titles=items.titles)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -289,6 +289,7 @@ class TestRank:
             (["--user", "3"], ["--inference-type"]),
             (["--inference-type", "uniform"], ["either --user or --query"]),
             (["--user", "99", "--inference-type", "uniform"], ["99"]),
+            (["--user", "", "--inference-type", "uniform"], ["--user", "integers", "''"]),
             (["--user", "bob", "--inference-type", "uniform"], ["--user", "integers", "bob"]),
             (
                 ["--user", "3", "--inference-type", "uniform", "--temperature", "1"],

@@ -44,7 +44,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Parquet column of item vectors, as lists.  [default: vector, or else v0, v1, ...]",
 )
 @click.option("--user-id-column", help="Parquet column of user ids.  [default: id]")
-@click.option("--user-vector-column", help="Parquet column of user vectors.  [default: as items]")
+@click.option(
+    "--user-vector-column",
+    help="Parquet column of user vectors.  [default: vector, or else v0, v1, ...]",
+)
 def build(
     items: Path,
     users: Path,

@@ -80,7 +80,7 @@ def rank(
     if user is not None:
         if opened is None:
             raise click.UsageError(f"{model} has no users; give --query")
-        vector = opened.user_vector(_ids([user], opened.user_ids, "--user")[0].item())
+        vector = opened.user_vector(_as_ids([user], opened.user_ids, "--user")[0].item())
     else:
         vector = _query_vector(query)
     if temperature is None and "temperature" in INFERENCE_TYPES[inference_type][2]:
@@ -92,7 +92,7 @@ def rank(
     given = {"temperature": temperature, "epsilon": epsilon}
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
     filters = {
-        name: _ids(",".join(values).split(","), catalog.item_ids, f"--{name}") if values else None
+        name: _as_ids(_by_comma(values), catalog.item_ids, f"--{name}") if values else None
         for name, values in (("exclude", exclude), ("allow", allow))
     }
     # Twice: the first call also reads the model from disk, and is not what a service sees.
@@ -108,17 +108,20 @@ def rank(
         _print(ranking, titles, note, latency_us)
 
 
-def _ids(texts: Sequence[str], like: npt.NDArray[Any], option: str) -> npt.NDArray[Any]:
+def _by_comma(values: Sequence[str]) -> list[str]:
+    words = [word.strip() for word in ",".join(values).split(",")]
+    return [word for word in words if word]
+
+
+def _as_ids(words: Sequence[str], like: npt.NDArray[Any], option: str) -> npt.NDArray[Any]:
     """Ids from the command line, in the type of the model's."""
-    words = [text.strip() for text in texts if text.strip()]
     if like.dtype.kind == "U":
         return np.array(words, np.str_)
     try:
         return np.array([int(word) for word in words], np.int64)
     except (ValueError, OverflowError):
-        raise click.UsageError(
-            f"{option}: this model's ids are integers, got {', '.join(words)}"
-        ) from None
+        given = ", ".join(map(repr, words))
+        raise click.UsageError(f"{option}: ids here are integers, got {given}") from None
 
 
 def _query_vector(path: Path | None) -> npt.NDArray[Any]:

@@ -129,7 +129,7 @@ def test_milliseconds_read_well(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0123, "0.012 x"), (1.0, "1.0 x"), (3.14, "3.1 x"), (1234.5, "1,234 x")]
+    ("value", "text"), [(0.0123, "0.01 x"), (1.0, "1.0 x"), (3.14, "3.1 x"), (1234.5, "1,234 x")]
 )
 def test_times_read_well(value: float, text: str) -> None:
     assert demo.times(value) == text

@@ -501,4 +501,4 @@ def times(ratio: float) -> str:
     """How many times as long: 0.12 x, 3.1 x, 57 x, 1,230 x."""
     if ratio >= 10:
         return f"{ratio:,.0f} x"
-    return f"{ratio:.1f} x" if ratio >= 1 else f"{ratio:.2g} x"
+    return f"{ratio:.1f} x" if ratio >= 1 else f"{ratio:.2f} x"

@@ -272,7 +272,7 @@ class Catalog:
         """
         return self._rank(
             self._query(query),
-            as_count("k", k),
+            min(as_count("k", k), self._n_items),
             policy,
             draw_seed() if seed is None else as_seed("seed", seed),
             self._find("exclude", exclude),
@@ -315,11 +315,14 @@ class Catalog:
         b = len(rows)
         rows = as_float32("queries", rows, (b, self._dim))
         places = min(as_count("k", k), self._n_items)
-        policies = _one_each("policy", policy, b)
+        policies: list[Policy] = (
+            list(_each("policy", policy, b)) if isinstance(policy, Sequence) else [policy] * b
+        )
         if seeds is None:
             all_seeds = draw_seeds(b)
         else:
-            all_seeds = [as_seed("seeds", seed) for seed in _each("seeds", seeds, b)]
+            given = _each("seeds", seeds, b)
+            all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
         excluded = [None] * b if exclude is None else _each("exclude", exclude, b)
         allowed = [None] * b if allow is None else _each("allow", allow, b)
         if bias is None:
@@ -338,15 +341,14 @@ class Catalog:
         n_eligible = np.zeros(b, np.int64)
         kinds = []
         for i in range(b):
-            r = self._rank(
-                rows[i],
-                places,
-                policies[i],
-                all_seeds[i],
-                self._find(f"exclude[{i}]", excluded[i]),
-                self._find(f"allow[{i}]", allowed[i]),
-                biases[i],
-            )
+            excluded_i = self._find(f"exclude[{i}]", excluded[i])
+            allowed_i = self._find(f"allow[{i}]", allowed[i])
+            try:
+                r = self._rank(
+                    rows[i], places, policies[i], all_seeds[i], excluded_i, allowed_i, biases[i]
+                )
+            except ValueError as error:  # it speaks of one call's arguments
+                raise ValueError(f"queries: row {i}: {error}") from None
             m = counts[i] = len(r)
             ids[i, :m], scores[i, :m], log_propensities[i, :m] = (
                 r.item_ids,
@@ -619,15 +621,14 @@ def _pack(rows: npt.NDArray[Any]) -> tuple[Float32Array, float]:
 
 def _each(name: str, values: Any, count: int) -> Sequence[Any]:
     """A sequence of `count` entries."""
-    sized = isinstance(values, Sequence) or (isinstance(values, np.ndarray) and values.ndim > 0)
-    if not sized or isinstance(values, str | bytes):
+    if not _is_sequence(values):
         raise ValueError(f"{name}: expected one entry for each of {count} users, got {values!r}")
     if len(values) != count:
         raise ValueError(f"{name}: expected one entry for each of {count} users, got {len(values)}")
     return values  # type: ignore[no-any-return]
 
 
-def _one_each(name: str, policy: Policy | Sequence[Policy], count: int) -> list[Policy]:
-    if isinstance(policy, Sequence):
-        return list(_each(name, policy, count))
-    return [policy] * count
+def _is_sequence(values: Any) -> bool:
+    if isinstance(values, np.ndarray):
+        return values.ndim > 0
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes)

@@ -137,11 +137,12 @@ def read(
     manifest = _read_manifest(path)
     try:
         return manifest, _read_arrays(path, manifest, verify)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         # Replaced between our two looks: the new manifest names files that exist.
         again = _read_manifest(path)
         if again == manifest:
-            raise ValueError(f"{path}: damaged: the manifest names a missing file") from None
+            missing = Path(error.filename).name
+            raise ValueError(f"{path}: damaged: {missing} is missing") from None
         return again, _read_arrays(path, again, verify)
 
 
@@ -152,6 +153,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a fastrank directory: there is no {MANIFEST}") from None
     except NotADirectoryError:
         raise ValueError(f"{path}: not a fastrank directory: it is a file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: not a fastrank directory: {MANIFEST} is a folder") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: damaged: {MANIFEST} is not UTF-8 text") from None
     try:

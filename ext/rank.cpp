@@ -420,25 +420,29 @@ void rank_epsilon_greedy(const Kernels& kernels, const Source& source, const Req
 void rank_sequential(const Kernels& kernels, const Source& source, const Policy& policy,
                      Ranking* out) {
   const double inv_t = 1.0 / policy.temperature;
-  std::vector<float> scores(size_t(source.n_panels * kLanes));
-  std::vector<int64_t> left;  // eligible positions, ascending
+  std::vector<int64_t> left;  // eligible positions, ascending, and their scores
+  std::vector<float> scores;
   for (int64_t panel = 0; panel < source.n_panels; ++panel) {
-    kernels.score_panel(source, panel, scores.data() + panel * kLanes);
-    for (uint32_t lanes = lanes_of(source, panel); lanes; lanes &= lanes - 1)
+    uint32_t lanes = lanes_of(source, panel);
+    if (!lanes) continue;
+    float panel_scores[kLanes];
+    kernels.score_panel(source, panel, panel_scores);
+    for (; lanes; lanes &= lanes - 1) {
       left.push_back(panel * kLanes + __builtin_ctz(lanes));
+      scores.push_back(panel_scores[__builtin_ctz(lanes)]);
+    }
   }
   std::vector<double> weights(left.size());
   Stream stream(policy.seed, 0, kSequentialDraws);
   Mass rest = {0.0, 0.0};
   for (int64_t j = 0; j <= out->count; ++j) {
-    float highest = -std::numeric_limits<float>::infinity();
-    for (const int64_t position : left) highest = std::max(highest, scores[size_t(position)]);
+    const float highest = left.empty() ? 0.0f : *std::max_element(scores.begin(), scores.end());
     double sum = 0.0;
     for (size_t i = 0; i < left.size(); ++i) {
-      weights[i] = exp((double(scores[size_t(left[i])]) - double(highest)) * inv_t);
+      weights[i] = exp((double(scores[i]) - double(highest)) * inv_t);
       sum += weights[i];
     }
-    rest = {sum, left.empty() ? 0.0 : double(highest)};
+    rest = {sum, double(highest)};
     if (j == out->count) break;
     double budget = stream.next().first * sum;
     size_t chosen = 0;
@@ -448,8 +452,9 @@ void rank_sequential(const Kernels& kernels, const Source& source, const Policy&
       budget -= weights[i];
     }
     out->positions[j] = left[chosen];
-    out->scores[j] = scores[size_t(left[chosen])];
+    out->scores[j] = scores[chosen];
     left.erase(left.begin() + int64_t(chosen));
+    scores.erase(scores.begin() + int64_t(chosen));
   }
   out->log_norm =
       conditional(out->scores, out->count, rest, policy.temperature, out->log_propensities);

@@ -1,0 +1,416 @@
+"""What the native core must equal, and what it replaces; only tests, benches and demos import it.
+
+Two halves:
+
+- The float64 oracle: `scores`, `log_norm`, `log_propensities`, `rank`, `ranking_law`.
+  Plain NumPy over one score vector, every conditional law computed afresh at every
+  place, O(kn) or worse, no tricks. Items are positions 0..n-1 of the score vector;
+  ``eligible`` is a mask of those that the filters left.
+- The procedures that services run today: ``textbook_*`` over a dictionary
+  {item: score}, and NumPy's best, ``numpy_*``, over a matrix. Each draws from the law
+  that it names (its docstring says where it stops doing so) and returns the items alone,
+  best place first, fewer than k when there are fewer.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect
+from collections.abc import Hashable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+
+__all__ = [
+    "log_norm",
+    "log_propensities",
+    "numpy_choice",
+    "numpy_gumbel",
+    "rank",
+    "ranking_law",
+    "scores",
+    "textbook_deterministic",
+    "textbook_epsilon_greedy",
+    "textbook_gumbel",
+    "textbook_softmax",
+    "textbook_softmax_removal",
+]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Positions: TypeAlias = npt.NDArray[np.int64]
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+# The oracle
+
+
+def scores(
+    vectors: npt.ArrayLike, query: npt.ArrayLike, bias: npt.ArrayLike | None = None
+) -> Array:
+    """Dot product with the query, plus the bias, in float64.
+
+    Parameters
+    ----------
+    vectors : array_like, shape (n, d)
+    query : array_like, shape (d,)
+    bias : array_like, shape (n,), optional
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+
+    Examples
+    --------
+    >>> scores([[1, 0], [2, 3]], [1.0, 0.5], bias=[0, 1])
+    array([1. , 4.5])
+    """
+    values = np.asarray(vectors, np.float64) @ np.asarray(query, np.float64)
+    if bias is not None:
+        values = values + np.asarray(bias, np.float64)
+    return np.asarray(values, np.float64)
+
+
+def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[Array, Mask]:
+    """The scores in float64, and a mask of our own to strike chosen items from."""
+    array = np.asarray(values, np.float64)
+    left = np.ones(len(array), np.bool_) if eligible is None else np.array(eligible, np.bool_)
+    return array, left
+
+
+def _log_next(values: Array, left: Mask, policy: Policy) -> Array:
+    """log P(the next item is i) for every i, given what is left; -inf for what is not."""
+    log_p = np.full(len(values), -np.inf)
+    candidates = values[left]  # in catalog order, so that argmax gives ties to the earlier item
+    match policy:
+        case PlackettLuce(temperature=temperature):
+            shifted = (candidates - candidates.max()) / temperature
+            log_p[left] = shifted - np.log(np.exp(shifted).sum())
+        case Uniform():
+            log_p[left] = -np.log(len(candidates))
+        case Deterministic():
+            log_p[np.flatnonzero(left)[candidates.argmax()]] = 0.0
+        case EpsilonGreedy(epsilon=epsilon):
+            p = np.full(len(candidates), epsilon / len(candidates))
+            p[candidates.argmax()] += 1.0 - epsilon
+            with np.errstate(divide="ignore"):  # epsilon = 0: log 0 is the answer
+                log_p[left] = np.log(p)
+    return log_p
+
+
+def log_norm(
+    scores: npt.ArrayLike, temperature: float, eligible: npt.ArrayLike | None = None
+) -> float:
+    """logsumexp(scores / T) over the eligible items; -inf where there is none.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+    temperature : float
+        T > 0, in the unit of the scores.
+    eligible : array_like of bool, shape (n,), optional
+        By default all items.
+
+    Examples
+    --------
+    >>> log_norm([0.0, 0.0], temperature=1.0)
+    0.6931471805599453
+    """
+    values, left = _start(scores, eligible)
+    if not left.any():
+        return -math.inf
+    best = float(values[left].max())
+    return best / temperature + math.log(float(np.exp((values[left] - best) / temperature).sum()))
+
+
+def log_propensities(
+    scores: npt.ArrayLike,
+    order: npt.ArrayLike,
+    policy: Policy,
+    eligible: npt.ArrayLike | None = None,
+) -> Array:
+    """Conditional log-propensity of every place of any ranking.
+
+    A position that is unknown (outside 0..n-1), ineligible or repeated gets -inf at its
+    place and removes nothing; later places are conditional on what is left. A known,
+    eligible item is removed even if the policy would never have shown it there.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+    order : array_like of int, shape (m,)
+        Positions, best place first.
+    policy : Policy
+    eligible : array_like of bool, shape (n,), optional
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+        Natural logs, never above 0.
+
+    Examples
+    --------
+    >>> from fastrank.policies import Uniform
+    >>> np.exp(log_propensities([0.0, 0.0, 0.0, 0.0], [2, 2, 9, 0], Uniform())).round(3)
+    array([0.25 , 0.   , 0.   , 0.333])
+    """
+    values, left = _start(scores, eligible)
+    positions = np.asarray(order, np.int64)
+    result = np.full(len(positions), -np.inf)
+    for place, position in enumerate(positions):
+        if 0 <= position < len(values) and left[position]:
+            result[place] = _log_next(values, left, policy)[position]
+            left[position] = False
+    return result
+
+
+def rank(
+    scores: npt.ArrayLike,
+    k: int,
+    policy: Policy,
+    rng: np.random.Generator,
+    eligible: npt.ArrayLike | None = None,
+) -> Positions:
+    """One ranking, drawn place by place from the conditional law.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+    k : int
+    policy : Policy
+        The samplers of `PlackettLuce` have one law, so it does not matter which is named.
+    rng : numpy.random.Generator
+    eligible : array_like of bool, shape (n,), optional
+
+    Returns
+    -------
+    ndarray of int64, shape (min(k, eligible items),)
+        Positions, best place first.
+
+    Notes
+    -----
+    Each place inverts a running sum of float64 probabilities, so events rarer than about
+    1e-16 at their place do not occur.
+    """
+    values, left = _start(scores, eligible)
+    chosen: list[int] = []
+    for _ in range(min(k, int(left.sum()))):
+        p = np.exp(_log_next(values, left, policy))
+        chosen.append(int(rng.choice(len(p), p=p / p.sum())))
+        left[chosen[-1]] = False
+    return np.array(chosen, np.int64)
+
+
+def ranking_law(
+    scores: npt.ArrayLike, k: int, policy: Policy, eligible: npt.ArrayLike | None = None
+) -> tuple[Positions, Array]:
+    """Every ordered ranking of min(k, eligible) items, with its probability.
+
+    There are n! / (n - k)! of them: for small n, or n up to some hundreds and k = 2.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+    k : int
+    policy : Policy
+    eligible : array_like of bool, shape (n,), optional
+
+    Returns
+    -------
+    rankings : ndarray of int64, shape (r, m)
+        In lexicographic order. Rankings that never occur are listed with probability 0.
+    probabilities : ndarray of float64, shape (r,)
+
+    Examples
+    --------
+    >>> from fastrank.policies import PlackettLuce
+    >>> rankings, p = ranking_law(np.log([1.0, 3.0]), 2, PlackettLuce())
+    >>> rankings.tolist(), p.round(12).tolist()
+    ([[0, 1], [1, 0]], [0.25, 0.75])
+    """
+    values, everyone = _start(scores, eligible)
+    places = min(k, int(everyone.sum()))
+
+    def extend(prefix: tuple[int, ...], log_p: float) -> Iterator[tuple[tuple[int, ...], float]]:
+        if len(prefix) == places:
+            yield prefix, log_p
+            return
+        left = everyone.copy()
+        left[list(prefix)] = False
+        log_next = _log_next(values, left, policy)
+        for position in np.flatnonzero(left):
+            yield from extend((*prefix, int(position)), log_p + float(log_next[position]))
+
+    rows = list(extend((), 0.0))
+    rankings = np.array([row for row, _ in rows], np.int64).reshape(len(rows), places)
+    return rankings, np.exp(np.array([log_p for _, log_p in rows]))
+
+
+# What services run today, over a dictionary
+
+
+def textbook_deterministic(scores: Mapping[Item, float], k: int) -> list[Item]:
+    """Sort all items by score, keep k; ties in the dictionary's order. O(n log n).
+
+    Examples
+    --------
+    >>> textbook_deterministic({"a": 1.0, "b": 3.0, "c": 2.0}, 2)
+    ['b', 'c']
+    """
+    return sorted(scores, key=scores.__getitem__, reverse=True)[:k]
+
+
+def textbook_softmax(
+    scores: Mapping[Item, float], k: int, temperature: float, rng: random.Random
+) -> list[Item]:
+    """Plackett-Luce as its definition says: the softmax of what is left at each draw. O(kn).
+
+    Exact for every gap between scores, because each softmax is shifted by its own maximum.
+    """
+    left = dict(scores)
+    chosen: list[Item] = []
+    for _ in range(min(k, len(scores))):
+        best = max(left.values())
+        exponentials = {item: math.exp((s - best) / temperature) for item, s in left.items()}
+        total = sum(exponentials.values())
+        probabilities = {item: e / total for item, e in exponentials.items()}
+        threshold = rng.random()
+        running = 0.0
+        drawn = next(reversed(left))  # where rounding leaves the sum below the threshold
+        for item, probability in probabilities.items():
+            running += probability
+            if running > threshold:
+                drawn = item
+                break
+        chosen.append(drawn)
+        del left[drawn]
+    return chosen
+
+
+def textbook_softmax_removal(
+    scores: Mapping[Item, float], k: int, temperature: float, rng: random.Random
+) -> list[Item]:
+    """Plackett-Luce by one softmax, then k draws from running sums, each with a removal. O(kn).
+
+    Only as long as the weights last: all are relative to the best item of all, so items
+    that lie more than 745 T below it have weight 0, and once the others are gone they are
+    taken from the end of the dictionary instead of at random.
+    """
+    best = max(scores.values())
+    items = list(scores)
+    weights = [math.exp((s - best) / temperature) for s in scores.values()]
+    chosen: list[Item] = []
+    for _ in range(min(k, len(scores))):
+        running = list(accumulate(weights))
+        index = min(bisect(running, rng.random() * running[-1]), len(items) - 1)
+        chosen.append(items.pop(index))
+        weights.pop(index)
+    return chosen
+
+
+def textbook_gumbel(
+    scores: Mapping[Item, float], k: int, temperature: float, rng: random.Random
+) -> list[Item]:
+    """Plackett-Luce by Gumbel noise on every item and a full sort. O(n log n).
+
+    Yellott (1977), "The relationship between Luce's choice axiom, Thurstone's theory of
+    comparative judgment, and the double exponential distribution".
+    """
+    keys = {
+        # random() may be 0, whose logarithm is not a number.
+        item: s / temperature - math.log(-math.log(max(rng.random(), 2.0**-53)))
+        for item, s in scores.items()
+    }
+    return sorted(keys, key=keys.__getitem__, reverse=True)[:k]
+
+
+def textbook_epsilon_greedy(
+    scores: Mapping[Item, float], k: int, epsilon: float, rng: random.Random
+) -> list[Item]:
+    """k times: the maximum of what is left or, with probability epsilon, any of it. O(kn)."""
+    left = dict(scores)
+    chosen: list[Item] = []
+    for _ in range(min(k, len(scores))):
+        explores = rng.random() < epsilon
+        item = rng.choice(list(left)) if explores else max(left, key=left.__getitem__)
+        chosen.append(item)
+        del left[item]
+    return chosen
+
+
+# NumPy's best, over a matrix
+
+
+def numpy_choice(
+    vectors: npt.NDArray[np.floating[Any]],
+    query: npt.NDArray[np.floating[Any]],
+    k: int,
+    temperature: float,
+    rng: np.random.Generator,
+) -> Positions:
+    """Plackett-Luce by matvec, softmax and ``Generator.choice(replace=False)``. O(kn) at worst.
+
+    Parameters
+    ----------
+    vectors : ndarray of float32 or float64, shape (n, d)
+    query : ndarray of the same dtype, shape (d,)
+    k : int
+    temperature : float
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of int64, shape (min(k, n),)
+
+    Raises
+    ------
+    ValueError
+        From NumPy, when fewer than k probabilities are above 0: a softmax rounds items far
+        below the best one (88 T in float32) to 0.
+
+    Notes
+    -----
+    ``choice`` draws k positions with replacement, keeps the distinct ones in the order in
+    which they came, strikes them from p, and draws as many as are missing until there are
+    k. Drawing with replacement and skipping what was seen before is Plackett-Luce, and the
+    rounds do not change that: what a later round strikes would have been skipped. So the
+    *order* is that of Plackett-Luce too, not just the set; ``shuffle`` plays no part when
+    p is given. What is not exact is the tail: running sums of p in float64 and 53-bit
+    uniforms give an item of probability below about 1e-16 the wrong share or none.
+    """
+    s = vectors @ query
+    s -= s.max()
+    s /= s.dtype.type(temperature)
+    p = np.exp(s, out=s)
+    p /= p.sum()
+    return rng.choice(len(p), size=min(k, len(p)), replace=False, p=p, shuffle=False)
+
+
+def numpy_gumbel(
+    vectors: npt.NDArray[np.floating[Any]],
+    query: npt.NDArray[np.floating[Any]],
+    k: int,
+    temperature: float,
+    rng: np.random.Generator,
+) -> Positions:
+    """Plackett-Luce by matvec, Gumbel noise on every item and argpartition. O(n + k log k).
+
+    Parameters and result are those of `numpy_choice`. The noise is -log of a float64
+    exponential, which is cheaper than ``Generator.gumbel`` and has its law. float32
+    exponentials would be cheaper still and wrong: their steps near 0 cut the upper tail of
+    the Gumbels off, where the winners among a million items lie.
+    """
+    noise = rng.standard_exponential(len(vectors))
+    np.log(noise, out=noise)
+    keys = np.subtract((vectors @ query) / temperature, noise, out=noise)
+    if k < len(keys):
+        top = np.argpartition(keys, len(keys) - k)[len(keys) - k :]
+    else:
+        top = np.arange(len(keys))
+    return top[np.argsort(keys[top])[::-1]].astype(np.int64, copy=False)

@@ -1,0 +1,27 @@
+"""Fixtures that run a test on every build of the native core that this CPU has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fastrank import _native
+
+
+@pytest.fixture(params=_native.isa_names())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set in use, by name."""
+    name: str = request.param
+    previous = _native.set_isa(name)
+    yield name
+    _native.set_isa(previous)
+
+
+@pytest.fixture(params=[0, 1], ids=["chunks by law", "a chunk per panel"])
+def chunk_panels(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Panels in a chunk: as for any catalog (0), or one, for laws over many small chunks."""
+    count: int = request.param
+    previous = _native.set_chunk_panels(count)
+    yield count
+    _native.set_chunk_panels(previous)

@@ -1,0 +1,526 @@
+"""The Catalog's boundary: ids, filters, seeds, batches, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from support import POLICIES, random_scored, scored
+
+import fastrank as fr
+
+N, DIM = 40, 3
+PLACKETT_LUCE = fr.PlackettLuce(1.0)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((N, DIM)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def catalog(vectors: npt.NDArray[np.float32]) -> fr.Catalog:
+    return fr.Catalog(np.arange(N) + 100, vectors)
+
+
+@pytest.fixture(scope="module")
+def words(vectors: npt.NDArray[np.float32]) -> fr.Catalog:
+    return fr.Catalog([f"item {i}" for i in range(N)], vectors)
+
+
+QUERY = np.array([1.0, -0.5, 0.25], np.float32)
+
+
+def refused(call: Callable[[], object], *parts: str) -> None:
+    """A ValueError whose text holds every part: the argument's name, the row, the value."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        call()
+    message = str(caught.value)
+    for part in parts:
+        assert part in message, f"{part!r} is not in {message!r}"
+
+
+def changed(array: npt.NDArray[Any], at: Any, value: object) -> npt.NDArray[Any]:
+    copy = array.copy()
+    copy[at] = value
+    return copy
+
+
+# Building
+
+
+def test_a_catalog_knows_its_size_ids_and_version(
+    catalog: fr.Catalog, words: fr.Catalog, vectors: npt.NDArray[np.float32]
+) -> None:
+    assert len(catalog) == N
+    assert catalog.dim == DIM
+    np.testing.assert_array_equal(catalog.item_ids, np.arange(N) + 100)
+    assert catalog.item_ids.dtype == np.int64
+    assert words.item_ids[7] == "item 7"
+    assert words.item_ids.dtype.kind == "U"
+    assert isinstance(catalog.version, str)
+    assert len(catalog.version) >= 16
+
+
+def test_the_version_is_the_content(vectors: npt.NDArray[np.float32]) -> None:
+    ids, bias = np.arange(N), np.zeros(N, np.float32)
+    bias[3] = 1.0
+    same = {fr.Catalog(ids, vectors).version for _ in range(2)}
+    same.add(fr.Catalog(ids.tolist(), vectors.astype(np.float64)).version)
+    assert len(same) == 1
+    others = {
+        fr.Catalog(ids[::-1], vectors).version,
+        fr.Catalog([str(i) for i in ids], vectors).version,
+        fr.Catalog(ids, changed(vectors, (N - 1, DIM - 1), 0.0)).version,
+        fr.Catalog(ids, vectors, bias=bias).version,
+        fr.Catalog(ids[1:], vectors[1:]).version,
+    }
+    assert len(others | same) == 6
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32, np.int64, np.uint64])
+def test_integer_ids_of_any_width(dtype: type, vectors: npt.NDArray[np.float32]) -> None:
+    catalog = fr.Catalog(np.arange(N).astype(dtype), vectors)
+    assert catalog.item_ids.dtype == np.int64
+    assert catalog.rank(QUERY, 3, policy=PLACKETT_LUCE).item_ids.dtype == np.int64
+
+
+def test_extreme_integer_ids(vectors: npt.NDArray[np.float32]) -> None:
+    ids = [-(2**63), 2**63 - 1, 0, -1]
+    catalog = fr.Catalog(ids, vectors[:4])
+    for item in ids:
+        kept = catalog.rank(QUERY, 4, policy=fr.Uniform(), allow=[item])
+        assert kept.item_ids.tolist() == [item]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int16, np.uint8])
+def test_real_dtypes_are_cast_once(dtype: type) -> None:
+    values = np.array([[1, 2], [3, 0], [2, 2]])
+    catalog = fr.Catalog([1, 2, 3], values.astype(dtype), bias=np.array([1, 0, 0], dtype))
+    np.testing.assert_array_equal(catalog.scores(np.array([1, 2], dtype)), [6, 3, 6])
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided", "list", "read-only"])
+def test_vectors_of_any_layout(layout: str, vectors: npt.NDArray[np.float32]) -> None:
+    given: Any = {
+        "C": vectors,
+        "F": np.asfortranarray(vectors),
+        "strided": np.repeat(vectors, 2, axis=0)[::2],
+        "list": vectors.tolist(),
+        "read-only": vectors.copy(),
+    }[layout]
+    if layout == "read-only":
+        given.flags.writeable = False
+    catalog = fr.Catalog(np.arange(N), given)
+    expected = fr.Catalog(np.arange(N), vectors)
+    assert catalog.scores(QUERY).tobytes() == expected.scores(QUERY).tobytes()
+
+
+def test_what_the_caller_does_to_its_arrays_later_does_not_matter() -> None:
+    ids, vectors = np.arange(3), np.array([[3.0], [2.0], [1.0]], np.float32)
+    bias = np.zeros(3, np.float32)
+    catalog = fr.Catalog(ids, vectors, bias=bias)
+    ids[:], vectors[:], bias[:] = 7, 0.0, 9.0
+    ranking = catalog.rank(np.ones(1), 3, policy=fr.Deterministic())
+    assert ranking.item_ids.tolist() == [0, 1, 2]
+    assert ranking.scores.tolist() == [3.0, 2.0, 1.0]
+
+
+BAD_CATALOGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "no items": ({"item_ids": [], "vectors": np.empty((0, 2))}, ()),
+    "no dimensions": ({"item_ids": [1, 2], "vectors": np.empty((2, 0))}, ("vectors",)),
+    "vectors 1-d": ({"item_ids": [1, 2], "vectors": [1.0, 2.0]}, ("vectors",)),
+    "vectors 3-d": ({"item_ids": [1, 2], "vectors": np.ones((2, 2, 2))}, ("vectors",)),
+    "nan": ({"vectors": changed(np.ones((3, 2)), (2, 1), np.nan)}, ("vectors", "2", "nan")),
+    "inf": ({"vectors": changed(np.ones((3, 2)), (1, 0), -np.inf)}, ("vectors", "1", "-inf")),
+    "beyond float32": ({"vectors": changed(np.ones((3, 2)), (2, 0), 1e39)}, ("vectors", "2")),
+    "bool vectors": ({"vectors": np.ones((3, 2), bool)}, ("vectors", "bool")),
+    "complex vectors": ({"vectors": np.ones((3, 2), complex)}, ("vectors", "complex")),
+    "object vectors": ({"vectors": np.ones((3, 2), object)}, ("vectors", "object")),
+    "str vectors": ({"vectors": np.full((3, 2), "1")}, ("vectors",)),
+    "ragged vectors": ({"vectors": [[1.0], [1.0, 2.0], [3.0]]}, ("vectors",)),
+    "fewer ids": ({"item_ids": [1, 2]}, ("item_ids", "2", "3")),
+    "more ids": ({"item_ids": [1, 2, 3, 4]}, ("item_ids", "4", "3")),
+    "ids 2-d": ({"item_ids": [[1], [2], [3]]}, ("item_ids",)),
+    "duplicate int": ({"item_ids": [5, 77, 5]}, ("item_ids", "5", "2")),
+    "duplicate str": ({"item_ids": ["a", "bb", "bb"]}, ("item_ids", "bb", "2")),
+    "float ids": ({"item_ids": [1.0, 2.0, 3.0]}, ("item_ids", "float64")),
+    "bool ids": ({"item_ids": np.array([True, False, True])}, ("item_ids", "bool")),
+    "bytes ids": ({"item_ids": np.array([b"a", b"b", b"c"])}, ("item_ids",)),
+    "ids beyond int64": (
+        {"item_ids": np.array([1, 2**63 + 9, 3], np.uint64)},
+        ("item_ids", str(2**63 + 9)),
+    ),
+    "short bias": ({"bias": [0.0, 1.0]}, ("bias",)),
+    "2-d bias": ({"bias": [[0.0], [1.0], [2.0]]}, ("bias",)),
+    "nan bias": ({"bias": [0.0, np.nan, 2.0]}, ("bias", "1", "nan")),
+    "bool bias": ({"bias": [True, False, True]}, ("bias", "bool")),
+    "storage": ({"storage": "float16"}, ("storage", "float16")),
+    "storage type": ({"storage": None}, ("storage", "None")),
+    "cache_bytes": ({"cache_bytes": -1}, ("cache_bytes", "-1")),
+    "cache_bytes type": ({"cache_bytes": 1.5}, ("cache_bytes", "1.5")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CATALOGS)
+def test_bad_catalogs_are_refused(case: str) -> None:
+    arguments, parts = BAD_CATALOGS[case]
+    good: dict[str, Any] = {"item_ids": [1, 2, 3], "vectors": np.ones((3, 2))}
+    refused(lambda: fr.Catalog(**{**good, **arguments}), *parts)
+
+
+# What every call refuses
+
+
+BAD_CALLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "query too short": ({"query": [1.0, 2.0]}, ("query", "2", "3")),
+    "query 2-d": ({"query": [[1.0, 2.0, 3.0]]}, ("query",)),
+    "query scalar": ({"query": 1.0}, ("query",)),
+    "query nan": ({"query": [1.0, np.nan, 0.0]}, ("query", "1", "nan")),
+    "query inf": ({"query": [1.0, 0.0, np.inf]}, ("query", "2", "inf")),
+    "query bool": ({"query": np.ones(3, bool)}, ("query", "bool")),
+    "query complex": ({"query": np.ones(3, complex)}, ("query", "complex")),
+    "query object": ({"query": np.ones(3, object)}, ("query", "object")),
+    "query str": ({"query": "abc"}, ("query",)),
+    "query beyond float32": ({"query": [1e39, 0.0, 0.0]}, ("query",)),
+    "score beyond float32": ({"query": [3e38, 3e38, 3e38]}, ("query",)),
+    "policy name": ({"policy": "deterministic"}, ("policy", "deterministic")),
+    "policy class": ({"policy": fr.Uniform}, ("policy",)),
+    "policy None": ({"policy": None}, ("policy", "None")),
+    "exclude mask": ({"exclude": np.ones(N, bool)}, ("exclude", "bool")),
+    "allow mask": ({"allow": np.ones(N, bool)}, ("allow", "bool")),
+    "allow mask as list": ({"allow": [True, False]}, ("allow", "bool")),
+    "exclude floats": ({"exclude": [1.0, 2.0]}, ("exclude", "float64")),
+    "exclude 2-d": ({"exclude": [[1, 2]]}, ("exclude",)),
+    "exclude scalar": ({"exclude": 101}, ("exclude",)),
+    "exclude of str": ({"exclude": ["a"]}, ("exclude",)),
+    "bias short": ({"bias": [1.0]}, ("bias", "1", str(N))),
+    "bias nan": ({"bias": changed(np.zeros(N), 7, np.nan)}, ("bias", "7", "nan")),
+    "bias bool": ({"bias": np.zeros(N, bool)}, ("bias", "bool")),
+    "bias 2-d": ({"bias": np.zeros((1, N))}, ("bias",)),
+    "bias beyond float32": ({"bias": np.full(N, 1e39)}, ("bias",)),
+}
+BAD_RANKS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "k 0": ({"k": 0}, ("k", "0")),
+    "k negative": ({"k": -3}, ("k", "-3")),
+    "k float": ({"k": 2.5}, ("k", "2.5")),
+    "k bool": ({"k": True}, ("k", "True")),
+    "k None": ({"k": None}, ("k", "None")),
+    "k str": ({"k": "3"}, ("k", "3")),
+    "seed negative": ({"seed": -1}, ("seed", "-1")),
+    "seed too large": ({"seed": 2**64}, ("seed", str(2**64))),
+    "seed float": ({"seed": 1.0}, ("seed", "1.0")),
+    "seed bool": ({"seed": False}, ("seed", "False")),
+    "seed str": ({"seed": "1"}, ("seed", "1")),
+    "seed array": ({"seed": [1, 2]}, ("seed",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS | BAD_RANKS)
+def test_bad_calls_of_rank_are_refused(catalog: fr.Catalog, case: str) -> None:
+    arguments, parts = (BAD_CALLS | BAD_RANKS)[case]
+    good: dict[str, Any] = {"query": QUERY, "k": 3, "policy": PLACKETT_LUCE, "seed": 1}
+    refused(lambda: catalog.rank(**{**good, **arguments}), *parts)
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_of_log_propensities_are_refused(catalog: fr.Catalog, case: str) -> None:
+    arguments, parts = BAD_CALLS[case]
+    good: dict[str, Any] = {"query": QUERY, "item_ids": [101, 102], "policy": PLACKETT_LUCE}
+    refused(lambda: catalog.log_propensities(**{**good, **arguments}), *parts)
+
+
+@pytest.mark.parametrize(
+    "item_ids", [[[101, 102]], 101, np.ones(N, bool), [1.5, 2.0], np.ones(2, object)], ids=repr
+)
+def test_bad_rankings_are_refused(catalog: fr.Catalog, item_ids: Any) -> None:
+    refused(lambda: catalog.log_propensities(QUERY, item_ids, policy=PLACKETT_LUCE), "item_ids")
+
+
+def test_the_policy_has_no_default(catalog: fr.Catalog) -> None:
+    with pytest.raises(TypeError, match="policy"):
+        catalog.rank(QUERY, 3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="policy"):
+        catalog.rank_batch(QUERY[None], 3)  # type: ignore[call-arg]
+
+
+def test_a_huge_k_allocates_what_there_is(catalog: fr.Catalog) -> None:
+    for k in (2**40, 2**62, 2**70):
+        assert len(catalog.rank(QUERY, k, policy=PLACKETT_LUCE)) == N
+    batch = catalog.rank_batch(QUERY[None], 2**40, policy=PLACKETT_LUCE)
+    assert batch.item_ids.shape == (1, N)
+
+
+def test_numpy_integers_are_integers(catalog: fr.Catalog) -> None:
+    a = catalog.rank(QUERY, np.int32(4), policy=PLACKETT_LUCE, seed=np.uint64(2**64 - 1))
+    b = catalog.rank(QUERY, 4, policy=PLACKETT_LUCE, seed=2**64 - 1)
+    assert a.item_ids.tolist() == b.item_ids.tolist()
+    assert type(a.seed) is int
+
+
+# Filters
+
+
+def test_unknown_and_repeated_ids_in_filters_are_ignored(catalog: fr.Catalog) -> None:
+    plain = catalog.rank(
+        QUERY, N, policy=PLACKETT_LUCE, seed=5, exclude=[101, 110], allow=np.arange(100, 120)
+    )
+    noisy = catalog.rank(
+        QUERY,
+        N,
+        policy=PLACKETT_LUCE,
+        seed=5,
+        exclude=[110, 101, 101, -7, 2**40, 110],
+        allow=[*range(119, 99, -1), 3, *range(100, 120), 2**62],
+    )
+    assert plain.item_ids.tolist() == noisy.item_ids.tolist()
+    assert plain.log_propensities.tobytes() == noisy.log_propensities.tobytes()
+    assert plain.n_eligible == noisy.n_eligible == 18
+
+
+def test_exclude_wins(catalog: fr.Catalog) -> None:
+    ranking = catalog.rank(QUERY, 5, policy=fr.Uniform(), allow=[101, 102, 103], exclude=[102])
+    assert sorted(ranking.item_ids.tolist()) == [101, 103]
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [[], (), np.empty(0), np.empty(0, bool), np.empty(0, "U5"), np.empty(0, object)],
+    ids=repr,
+)
+def test_empty_filters_of_any_dtype(catalog: fr.Catalog, words: fr.Catalog, empty: Any) -> None:
+    for each in (catalog, words):
+        everything = each.rank(QUERY, 5, policy=PLACKETT_LUCE, exclude=empty)
+        assert everything.n_eligible == N
+        nothing = each.rank(QUERY, 5, policy=PLACKETT_LUCE, allow=empty)
+        assert nothing.n_eligible == len(nothing) == 0
+        assert nothing.item_ids.dtype.kind == each.item_ids.dtype.kind
+
+
+def test_filters_by_str_id_do_not_truncate(vectors: npt.NDArray[np.float32]) -> None:
+    """An id longer than any in the catalog must not match by its first letters."""
+    catalog = fr.Catalog(["abc", "abd", "b", "", "é", "日本"], vectors[:6])
+    ranking = catalog.rank(
+        QUERY, 9, policy=fr.Uniform(), exclude=["abcd", "abd ", "b", "日本", "e"]
+    )
+    assert sorted(ranking.item_ids.tolist()) == sorted(["abc", "abd", "", "é"])
+    logs = catalog.log_propensities(QUERY, ["abcd", "abc"], policy=fr.Uniform())
+    assert np.exp(logs) == pytest.approx([0.0, 1 / 6])
+
+
+def test_unsigned_ids_beyond_int64_are_unknown_and_do_not_wrap(
+    vectors: npt.NDArray[np.float32],
+) -> None:
+    catalog = fr.Catalog([-1, -5, 3], vectors[:3])
+    ids = np.array([2**64 - 1, 2**64 - 5], np.uint64)  # -1 and -5, had they wrapped
+    assert catalog.rank(QUERY, 3, policy=fr.Uniform(), exclude=ids).n_eligible == 3
+    assert catalog.rank(QUERY, 3, policy=fr.Uniform(), allow=ids).n_eligible == 0
+
+
+def test_str_ids_all_the_way(words: fr.Catalog, catalog: fr.Catalog) -> None:
+    """Positions decide the draw, so that ids of another type rank alike."""
+    for name, policy in POLICIES.items():
+        by_word = words.rank(QUERY, 6, policy=policy, seed=3, exclude=["item 2", "nobody"])
+        by_number = catalog.rank(QUERY, 6, policy=policy, seed=3, exclude=[102, -1])
+        assert [int(w.split()[1]) + 100 for w in by_word.item_ids] == by_number.item_ids.tolist()
+        assert by_word.log_propensities.tobytes() == by_number.log_propensities.tobytes(), name
+        logs = words.log_propensities(QUERY, by_word.item_ids, policy=policy, exclude=["item 2"])
+        np.testing.assert_allclose(logs, by_word.log_propensities, atol=1e-6)
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_drawn_seed_is_recorded_and_replays(catalog: fr.Catalog, policy: str) -> None:
+    drawn = [catalog.rank(QUERY, 5, policy=POLICIES[policy]) for _ in range(50)]
+    seeds = {ranking.seed for ranking in drawn}
+    assert len(seeds) == 50
+    assert all(type(seed) is int and 0 <= seed < 2**53 for seed in seeds)
+    assert max(seeds) > 2**44  # not the seeds of a small range
+    for ranking in drawn:
+        again = catalog.rank(QUERY, 5, policy=POLICIES[policy], seed=ranking.seed)
+        assert again.item_ids.tolist() == ranking.item_ids.tolist()
+        assert again.log_propensities.tobytes() == ranking.log_propensities.tobytes()
+
+
+def test_drawn_seeds_ignore_numpys_global_seed(catalog: fr.Catalog) -> None:
+    seeds = []
+    for _ in range(2):
+        np.random.seed(0)  # noqa: NPY002 - that it plays no part is the point
+        seeds.append(catalog.rank(QUERY, 2, policy=fr.Uniform()).seed)
+    assert seeds[0] != seeds[1]
+
+
+# Batches
+
+
+def test_a_batch_row_is_the_ranking_of_its_seed(isa: str) -> None:
+    item = random_scored(300, 4, seed=8, bias=True)
+    queries = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
+    seeds = [0, 5, 2**63, 2**64 - 1, 5, 9]
+    exclude = [item.ids([i, i + 1]) for i in range(6)]
+    allow = [item.ids(np.arange(i, 300, i + 1)) for i in range(6)]
+    bias = np.random.default_rng(2).standard_normal(300).astype(np.float32)
+    for policy in POLICIES.values():
+        batch = item.catalog.rank_batch(
+            queries, 7, policy=policy, seeds=seeds, exclude=exclude, allow=allow, bias=bias
+        )
+        assert len(batch) == 6
+        assert batch.seeds.tolist() == seeds
+        assert batch.policies == (policy,) * 6
+        for i, row in enumerate(batch):
+            single = item.catalog.rank(
+                queries[i],
+                7,
+                policy=policy,
+                seed=seeds[i],
+                exclude=exclude[i],
+                allow=allow[i],
+                bias=bias,
+            )
+            assert row.item_ids.tolist() == single.item_ids.tolist()
+            assert row.scores.tobytes() == single.scores.tobytes()
+            assert row.log_propensities.tobytes() == single.log_propensities.tobytes()
+            assert row.log_propensity == single.log_propensity
+            assert row.log_norm == single.log_norm
+            assert row.seed == single.seed
+            assert row.n_eligible == single.n_eligible
+            assert row.policy == single.policy
+            assert row.catalog_version == single.catalog_version
+            assert row.propensity_kind == single.propensity_kind
+
+
+def test_a_batch_of_different_policies(catalog: fr.Catalog) -> None:
+    policies = list(POLICIES.values())
+    batch = catalog.rank_batch(
+        np.tile(QUERY, (len(policies), 1)), 4, policy=policies, seeds=range(len(policies))
+    )
+    assert batch.policies == tuple(policies)
+    for i, policy in enumerate(policies):
+        single = catalog.rank(QUERY, 4, policy=policy, seed=i)
+        assert batch[i].item_ids.tolist() == single.item_ids.tolist()
+        assert np.isnan(batch.log_norm[i]) == (single.log_norm is None)
+
+
+def test_cells_past_the_counts_are_blank(catalog: fr.Catalog, words: fr.Catalog) -> None:
+    for each, blank in ((catalog, -1), (words, "")):
+        ids = each.item_ids
+        batch = each.rank_batch(
+            np.tile(QUERY, (3, 1)), 4, policy=PLACKETT_LUCE, allow=[ids[:2], ids[:0], ids]
+        )
+        assert batch.counts.tolist() == [2, 0, 4]
+        assert batch.n_eligible.tolist() == [2, 0, N]
+        assert batch.item_ids.shape == batch.scores.shape == batch.log_propensities.shape == (3, 4)
+        assert batch.item_ids[0, 2:].tolist() == [blank] * 2
+        assert batch.item_ids[1].tolist() == [blank] * 4
+        assert np.isnan(batch.scores[0, 2:]).all()
+        assert np.isnan(batch.log_propensities[0, 2:]).all()
+        assert np.isnan(batch.scores[1]).all()
+        assert not np.isnan(batch.scores[2]).any()
+        assert [len(row) for row in batch] == [2, 0, 4]
+
+
+def test_a_batch_is_a_sequence(catalog: fr.Catalog) -> None:
+    batch = catalog.rank_batch(np.tile(QUERY, (5, 1)), 3, policy=PLACKETT_LUCE, seeds=range(5))
+    assert batch[-1].seed == 4
+    assert [row.seed for row in batch[1:4]] == [1, 2, 3]
+    with pytest.raises(IndexError):
+        batch[5]
+
+
+def test_drawn_seeds_of_a_batch_differ(catalog: fr.Catalog) -> None:
+    """Equal users get rankings of their own: one noise for all is a classic bug."""
+    batch = catalog.rank_batch(np.tile(QUERY, (200, 1)), 5, policy=PLACKETT_LUCE)
+    assert len(set(batch.seeds.tolist())) == 200
+    assert batch.seeds.dtype == np.uint64
+    assert int(batch.seeds.max()) < 2**53
+    assert len({tuple(row) for row in batch.item_ids.tolist()}) > 150
+    other = catalog.rank_batch(np.tile(QUERY, (200, 1)), 5, policy=PLACKETT_LUCE)
+    assert not set(other.seeds.tolist()) & set(batch.seeds.tolist())
+
+
+@pytest.mark.parametrize("given", [7, np.int64(7), np.array(7), 7.0], ids=repr)
+def test_a_scalar_seed_for_a_batch_is_refused(catalog: fr.Catalog, given: Any) -> None:
+    refused(
+        lambda: catalog.rank_batch(np.tile(QUERY, (3, 1)), 2, policy=PLACKETT_LUCE, seeds=given),
+        "seeds",
+    )
+
+
+BAD_BATCHES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "queries 1-d": ({"queries": QUERY}, ("queries",)),
+    "queries too narrow": ({"queries": np.ones((3, 2))}, ("queries", "2", "3")),
+    "queries nan": ({"queries": changed(np.ones((3, 3)), (2, 0), np.nan)}, ("queries", "2", "nan")),
+    "queries beyond": ({"queries": changed(np.ones((3, 3)), 1, 3e38)}, ("queries", "1")),
+    "queries bool": ({"queries": np.ones((3, 3), bool)}, ("queries", "bool")),
+    "k": ({"k": 0}, ("k", "0")),
+    "seeds short": ({"seeds": [1, 2]}, ("seeds", "2", "3")),
+    "seeds long": ({"seeds": [1, 2, 3, 4]}, ("seeds", "4", "3")),
+    "seeds negative": ({"seeds": [1, 2, -3]}, ("seeds", "2", "-3")),
+    "seeds too large": ({"seeds": [1, 2**64, 3]}, ("seeds", "1", str(2**64))),
+    "seeds float": ({"seeds": [1.0, 2.0, 3.0]}, ("seeds",)),
+    "seeds bool": ({"seeds": np.ones(3, bool)}, ("seeds", "bool")),
+    "policies short": ({"policy": [PLACKETT_LUCE] * 2}, ("policy", "2", "3")),
+    "policy unknown": ({"policy": [PLACKETT_LUCE, "uniform", PLACKETT_LUCE]}, ("policy", "1")),
+    "exclude flat": ({"exclude": [101, 102, 103]}, ("exclude",)),
+    "exclude short": ({"exclude": [[101], [102]]}, ("exclude", "2", "3")),
+    "exclude mask": ({"exclude": [[101], np.ones(N, bool), []]}, ("exclude", "1", "bool")),
+    "allow flat": ({"allow": np.array([101, 102, 103])}, ("allow",)),
+    "allow short": ({"allow": [[101], [102]]}, ("allow", "2", "3")),
+    "bias": ({"bias": [1.0]}, ("bias",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BATCHES)
+def test_bad_batches_are_refused(catalog: fr.Catalog, case: str) -> None:
+    arguments, parts = BAD_BATCHES[case]
+    good: dict[str, Any] = {"queries": np.ones((3, DIM)), "k": 2, "policy": PLACKETT_LUCE}
+    refused(lambda: catalog.rank_batch(**{**good, **arguments}), *parts)
+
+
+def test_none_among_the_filters_of_a_batch_filters_nothing(catalog: fr.Catalog) -> None:
+    batch = catalog.rank_batch(
+        np.tile(QUERY, (2, 1)), 3, policy=PLACKETT_LUCE, allow=[None, [101]], exclude=[[102], None]
+    )
+    assert batch.n_eligible.tolist() == [N - 1, 1]
+
+
+# The cache of the cached sampler
+
+
+def test_a_cache_of_any_size_ranks_alike() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((2_000, 3)).astype(np.float32)
+    queries = rng.standard_normal((20, 3)).astype(np.float32)
+    policy = fr.PlackettLuce(0.5, sampler="cached")
+    results = []
+    for cache_bytes in (0, 40_000, 256 << 20):
+        catalog = fr.Catalog(np.arange(2_000), vectors, cache_bytes=cache_bytes)
+        rows = [
+            catalog.rank(query, 5, policy=policy, seed=seed)
+            for seed, query in enumerate([*queries, *queries, *queries[::-1]])
+        ]
+        results.append([(row.item_ids.tolist(), row.log_propensities.tobytes()) for row in rows])
+    assert results[0] == results[1] == results[2]
+
+
+def test_the_cache_does_not_mix_up_queries_temperatures_and_biases() -> None:
+    item = scored(np.linspace(-2, 2, 30))
+    bias = np.linspace(3, -3, 30).astype(np.float32)
+    for query in (1.0, -1.0, 1.0000001):
+        for temperature in (0.5, 0.5000001, 2.0):
+            for extra in (None, bias):
+                policy = fr.PlackettLuce(temperature, sampler="cached")
+                given = np.full(1, query, np.float32)
+                ranking = item.catalog.rank(given, 3, policy=policy, seed=1, bias=extra)
+                logs = item.catalog.log_propensities(
+                    given,
+                    ranking.item_ids,
+                    policy=fr.PlackettLuce(temperature),
+                    bias=extra,
+                )
+                np.testing.assert_allclose(ranking.log_propensities, logs, atol=1e-6)

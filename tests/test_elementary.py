@@ -1,0 +1,96 @@
+"""exp, expm1, log and log1p of the core: within 2 ulp, so that no bit hangs on a libm.
+
+The truth is NumPy's longdouble (64-bit mantissa), 11 bits finer than what is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastrank import _native
+
+Array = npt.NDArray[np.float64]
+
+pytestmark = pytest.mark.skipif(
+    np.finfo(np.longdouble).nmant < 63, reason="longdouble is no finer than float64 here"
+)
+
+TRUTH: dict[str, Callable[[Any], Any]] = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+}
+
+
+def arguments(name: str) -> Array:
+    """Where a ranking takes these functions: all magnitudes, the ends, and near the roots."""
+    rng = np.random.default_rng(1)
+    sizes = 10.0 ** rng.uniform(-300, 2.84, 20_000)
+    near_one = 1.0 + rng.standard_normal(20_000) * 10.0 ** rng.uniform(-15, -1, 20_000)
+    if name in ("exp", "expm1"):
+        both = np.concatenate([sizes, -sizes, rng.uniform(-745, 709, 20_000), [0.0, 709.78]])
+        return both[both < 709.78]
+    if name == "log":
+        any_size = 10.0 ** rng.uniform(-307, 308, 20_000)
+        return np.concatenate([any_size, near_one, np.arange(1.0, 2_000.0), [2.0**-1022, 5e-324]])
+    small = 10.0 ** rng.uniform(-300, 0, 20_000)
+    return np.concatenate([small, -small * 0.999, near_one, 10.0 ** rng.uniform(0, 308, 20_000)])
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_within_two_ulp(name: str) -> None:
+    x = arguments(name)
+    truth = TRUTH[name](x.astype(np.longdouble))
+    got = _native.elementary(name, x)
+    assert got.dtype == np.float64
+    # The spacing at the result; among subnormal results that is the smallest number.
+    ulp = np.spacing(np.abs(truth.astype(np.float64)))
+    error = np.abs((got.astype(np.longdouble) - truth) / ulp).astype(np.float64)
+    worst = int(error.argmax())
+    assert error[worst] <= 2.0, f"{name}({x[worst]!r}) is off by {error[worst]:.2f} ulp"
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("exp", 0.0, 1.0),
+        ("exp", -1e4, 0.0),
+        ("exp", -np.inf, 0.0),
+        ("exp", 1e4, np.inf),
+        ("exp", np.inf, np.inf),
+        ("expm1", 0.0, 0.0),
+        ("expm1", -1e4, -1.0),
+        ("expm1", -np.inf, -1.0),
+        ("expm1", 1e4, np.inf),
+        ("log", 1.0, 0.0),
+        ("log", 0.0, -np.inf),
+        ("log", np.inf, np.inf),
+        ("log1p", 0.0, 0.0),
+        ("log1p", -1.0, -np.inf),
+        ("log1p", np.inf, np.inf),
+    ],
+)
+def test_ends(name: str, x: float, expected: float) -> None:
+    assert _native.elementary(name, np.array([x])).tolist() == [expected]
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_nan_stays_nan(name: str) -> None:
+    assert np.isnan(_native.elementary(name, np.array([np.nan]))).all()
+
+
+def test_conditional_key_is_exact_for_tiny_and_huge_rates() -> None:
+    """-log1p(V expm1(-rate)), the entrant's exponential, lies in (0, rate) for every rate."""
+    uniform = np.array([2.0**-53, 0.1, 0.5, 0.9, 1 - 2.0**-53])
+    for rate in (1e-300, 1e-20, 1e-8, 1.0, 30.0, 700.0, 1e5):
+        inner = uniform * _native.elementary("expm1", np.full(5, -rate))
+        key = -_native.elementary("log1p", inner)
+        assert (key > 0.0).all()
+        assert (key <= rate * (1 + 1e-15)).all()
+        assert (np.diff(key) > 0.0).all()

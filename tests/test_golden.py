@@ -1,0 +1,95 @@
+"""Golden rankings: what `fastrank.RNG_VERSION` promises, pinned bit for bit.
+
+The AVX2 and AVX-512 builds must reproduce ids and log-propensities exactly, on any
+machine and at any time. The baseline build follows the same law and may round differently:
+where it ranks the same items its propensities are close, elsewhere only its law counts
+(`test_laws.py`).
+
+A change here breaks every logged seed. If that is meant, raise RNG_VERSION, then write the
+new rankings with
+
+    python tests/test_golden.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import fastrank as fr
+from fastrank import _native
+
+GOLDEN = Path(__file__).with_name("golden.json")
+POLICIES: dict[str, fr.Policy] = {
+    "deterministic": fr.Deterministic(),
+    "gumbel": fr.PlackettLuce(0.25, sampler="gumbel"),
+    "sequential": fr.PlackettLuce(0.25, sampler="sequential"),
+    "cached": fr.PlackettLuce(0.25, sampler="cached"),
+    "epsilon_greedy": fr.EpsilonGreedy(0.4),
+    "uniform": fr.Uniform(),
+}
+SHAPES = {"one panel": (10, 2), "panels": (100, 3), "chunks": (60_000, 4)}
+SEEDS = [0, 1, 2**32, 2**53 - 1, 2**64 - 1]
+
+
+def grid(rows: int, columns: int, salt: int) -> npt.NDArray[np.float32]:
+    """Numbers in [-1, 1) from integer arithmetic: no generator that could change under us."""
+    index = np.arange(rows * columns, dtype=np.uint64) + np.uint64(salt * 1_000_003)
+    index ^= index >> np.uint64(7)
+    mixed = (index * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(44)
+    mixed = (mixed * np.uint64(0xBF58476D) + np.uint64(salt)) % np.uint64(1 << 20)
+    values: npt.NDArray[np.float64] = mixed.astype(np.float64) / 2**19 - 1.0
+    return values.reshape(rows, columns).astype(np.float32)
+
+
+def rankings() -> Iterator[tuple[str, fr.Ranking]]:
+    """Every pinned call, by name."""
+    for shape, (n, dim) in SHAPES.items():
+        catalog = fr.Catalog(np.arange(n) * 2 + 1, grid(n, dim, 1), bias=grid(n, 1, 2)[:, 0])
+        query = grid(1, dim, 3)[0]
+        exclude = np.arange(n // 3) * 4 + 1
+        for name, policy in POLICIES.items():
+            for seed in SEEDS:
+                plain = catalog.rank(query, k=5, policy=policy, seed=seed)
+                yield f"{shape}, {name}, seed {seed}", plain
+            filtered = catalog.rank(query, k=8, policy=policy, seed=11, exclude=exclude)
+            yield f"{shape}, {name}, exclude", filtered
+            biased = catalog.rank(query, k=3, policy=policy, seed=12, bias=grid(n, 1, 4)[:, 0])
+            yield f"{shape}, {name}, bias", biased
+
+
+def as_text(ranking: fr.Ranking) -> dict[str, Any]:
+    return {
+        "item_ids": ranking.item_ids.tolist(),
+        "log_propensities": [value.hex() for value in ranking.log_propensities.tolist()],
+    }
+
+
+def test_golden_rankings(isa: str) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["rng_version"] == fr.RNG_VERSION
+    seen = {name: as_text(ranking) for name, ranking in rankings()}
+    assert seen.keys() == golden["rankings"].keys()
+    if isa != "v2":
+        assert seen == golden["rankings"]
+        return
+    same = [name for name in seen if seen[name]["item_ids"] == golden["rankings"][name]["item_ids"]]
+    assert len(same) > 0.9 * len(seen)
+    for name in same:
+        for place in ("log_propensities",):
+            ours = [float.fromhex(text) for text in seen[name][place]]
+            pinned = [float.fromhex(text) for text in golden["rankings"][name][place]]
+            assert ours == pytest.approx(pinned, abs=1e-5), name
+
+
+if __name__ == "__main__":
+    _native.set_isa("v3")
+    table = {name: as_text(ranking) for name, ranking in rankings()}
+    text = json.dumps({"rng_version": fr.RNG_VERSION, "rankings": table}, indent=1)
+    GOLDEN.write_text(text + "\n")

@@ -1,0 +1,114 @@
+"""Extra memory of a call: no n-sized scratch, and no private copy of a mapped catalog.
+
+Each figure is taken in a fresh interpreter, because a peak can only be read where nothing
+else has set it: Linux resets the peak resident size on a write of 5 to clear_refs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
+)
+
+MEBIBYTE = 1 << 20
+
+CALL = """
+import json, sys, tracemalloc
+import numpy as np
+import fastrank as fr
+
+policy = fr.policy(sys.argv[1])
+n = 1_000_000
+rng = np.random.default_rng(0)
+catalog = fr.Catalog(np.arange(n), rng.standard_normal((n, 8)).astype(np.float32))
+query = rng.standard_normal(8).astype(np.float32)
+small = fr.Catalog([1, 2], np.ones((2, 8), np.float32))
+
+def resident(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+def peak_of(call):
+    open("/proc/self/clear_refs", "w").write("5")
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+call = lambda: catalog.rank(query, 10, policy=policy, seed=1)
+for _ in range(2):
+    small.rank(query, 1, policy=policy, seed=1)  # code and tables, but nothing of size n
+np.sum(catalog.scores(query))  # every page of the vectors is resident from here on
+first = peak_of(call)
+tracemalloc.start()
+call()
+python = tracemalloc.get_traced_memory()[1]
+print(json.dumps({"native": max(first, peak_of(call)), "python": python}))
+"""
+
+OPEN = """
+import json, sys
+import fastrank as fr
+
+def private():
+    for line in open("/proc/self/smaps_rollup"):
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+
+before = private()
+catalog = fr.Catalog.open(sys.argv[1])
+opened = private()
+catalog.rank([1.0] * catalog.dim, 10, policy=fr.Deterministic(), exclude=[5, 6])
+print(json.dumps({"opened": opened - before, "ranked": private() - before}))
+"""
+
+
+def measured(code: str, *arguments: str) -> dict[str, Any]:
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    figures: dict[str, Any] = json.loads(result.stdout)
+    return figures
+
+
+@pytest.mark.parametrize(
+    "inference_type",
+    [
+        "stochastic_gumbel_softmax_trick",
+        "deterministic",
+        "stochastic_epsilon_greedy",
+        "uniform",
+    ],
+)
+def test_a_call_needs_at_most_a_mebibyte(inference_type: str) -> None:
+    peak = measured(CALL, inference_type)
+    assert peak["native"] <= MEBIBYTE
+    assert peak["python"] <= MEBIBYTE
+
+
+def test_a_scratch_of_n_floats_would_be_seen() -> None:
+    """The sequential sampler keeps the scores of all items, 4 MB: the yardstick's own cost."""
+    peak = measured(CALL, "stochastic_plackett_luce")
+    assert peak["native"] + peak["python"] > 2 * MEBIBYTE
+
+
+def test_opening_makes_no_private_copy(tmp_path: Path) -> None:
+    """A catalog of 32 MB of vectors and 8 MB of ids opens in 4 MB of private memory."""
+    import numpy as np
+
+    import fastrank as fr
+
+    n = 500_000
+    vectors = np.random.default_rng(0).standard_normal((n, 16)).astype(np.float32)
+    fr.Catalog(np.arange(n)[::-1], vectors).save(tmp_path / "model")
+    grown = measured(OPEN, str(tmp_path / "model"))
+    assert grown["opened"] <= 4 * MEBIBYTE
+    assert grown["ranked"] <= 4 * MEBIBYTE

@@ -1,0 +1,146 @@
+"""A Model ranks for users by id, with the rankings of its catalog."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import POLICIES
+
+import fastrank as fr
+
+N_ITEMS, N_USERS, DIM = 120, 30, 5
+
+
+def make(*, words: bool = False) -> fr.Model:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((N_ITEMS, DIM)).astype(np.float32)
+    items = [f"item {i}" for i in range(N_ITEMS)] if words else np.arange(N_ITEMS) + 500
+    users = [f"user {i}" for i in range(N_USERS)] if words else rng.permutation(N_USERS) + 9_000
+    return fr.Model(fr.Catalog(items, vectors), users, user_vectors())
+
+
+def user_vectors() -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(1).standard_normal((N_USERS, DIM)).astype(np.float32)
+
+
+def user_ids(model: fr.Model) -> list[Any]:
+    ids: list[Any] = np.asarray(model.user_ids).tolist()
+    return ids
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["int ids", "str ids"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_recommend_ranks_with_the_users_vector(policy: str, *, words: bool) -> None:
+    model = make(words=words)
+    for row, user in enumerate(user_ids(model)):
+        ranking = model.recommend(user, k=4, policy=POLICIES[policy], seed=row)
+        expected = model.catalog.rank(user_vectors()[row], 4, policy=POLICIES[policy], seed=row)
+        assert ranking.item_ids.tolist() == expected.item_ids.tolist()
+        assert ranking.log_propensities.tobytes() == expected.log_propensities.tobytes()
+        assert ranking.seed == row
+
+
+def test_recommend_passes_filters_and_bias_on() -> None:
+    model = make()
+    bias = np.linspace(-1, 1, N_ITEMS).astype(np.float32)
+    user = user_ids(model)[3]
+    ranking = model.recommend(
+        user, k=4, policy=fr.Uniform(), seed=1, allow=[500, 501, 502], exclude=[501], bias=bias
+    )
+    assert sorted(ranking.item_ids.tolist()) == [500, 502]
+    assert (
+        ranking.scores.tobytes()
+        != model.recommend(
+            user, k=4, policy=fr.Uniform(), seed=1, allow=[500, 501, 502], exclude=[501]
+        ).scores.tobytes()
+    )
+
+
+def test_numpy_ids_name_users_too() -> None:
+    model = make()
+    user = user_ids(model)[2]
+    a = model.recommend(np.int32(user), k=3, policy=fr.Uniform(), seed=0)
+    b = model.recommend(user, k=3, policy=fr.Uniform(), seed=0)
+    assert a.item_ids.tolist() == b.item_ids.tolist()
+    words = make(words=True)
+    c = words.recommend(np.str_("user 2"), k=3, policy=fr.Uniform(), seed=0)
+    assert len(c) == 3
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["int ids", "str ids"])
+@pytest.mark.parametrize("user", [-1, 2**62, 2**70, "user 99", "user 1 ", "", None, 1.5, True])
+def test_unknown_users_are_named(user: Any, *, words: bool) -> None:
+    model = make(words=words)
+    with pytest.raises((KeyError, ValueError), match="user") as caught:
+        model.recommend(user, k=3, policy=fr.Uniform())
+    assert repr(user) in str(caught.value) or str(user) in str(caught.value)
+
+
+BAD_MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "duplicate user": ({"user_ids": [1, 2, 1]}, ("user_ids", "1", "2")),
+    "fewer users": ({"user_ids": [1, 2]}, ("user_ids", "2", "3")),
+    "user nan": ({"user_vectors": [[1.0], [np.nan], [0.0]]}, ("user_vectors", "1", "nan")),
+    "user bool": ({"user_vectors": np.ones((3, 1), bool)}, ("user_vectors", "bool")),
+    "other dim": ({"user_vectors": np.ones((3, 2))}, ("user_vectors", "2", "1")),
+    "float ids": ({"user_ids": [1.0, 2.0, 3.0]}, ("user_ids", "float64")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_models_are_refused(case: str) -> None:
+    arguments, parts = BAD_MODELS[case]
+    catalog = fr.Catalog([1, 2], [[1.0], [2.0]])
+    good: dict[str, Any] = {"user_ids": [1, 2, 3], "user_vectors": np.ones((3, 1))}
+    with pytest.raises(ValueError, match=r".") as caught:
+        fr.Model(catalog, **{**good, **arguments})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["int ids", "str ids"])
+def test_round_trip(tmp_path: Path, *, words: bool) -> None:
+    model = make(words=words)
+    model.save(tmp_path / "model")
+    opened = fr.Model.open(tmp_path / "model", verify=True)
+    assert opened.catalog.version == model.catalog.version
+    assert user_ids(opened) == user_ids(model)
+    for user in user_ids(model)[:5]:
+        for policy in POLICIES.values():
+            a = model.recommend(user, k=6, policy=policy, seed=1)
+            b = opened.recommend(user, k=6, policy=policy, seed=1)
+            assert a.item_ids.tolist() == b.item_ids.tolist()
+            assert a.log_propensities.tobytes() == b.log_propensities.tobytes()
+
+
+def test_damage_anywhere_below_the_directory_is_found(tmp_path: Path) -> None:
+    make(words=True).save(tmp_path / "model")
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        damaged[len(content) * 2 // 3] ^= 0x04
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"."):
+            fr.Model.open(tmp_path / "model", verify=True)
+        path.write_bytes(content[:-2])
+        with pytest.raises(ValueError, match=r"."):
+            fr.Model.open(tmp_path / "model")
+        path.write_bytes(content)
+    fr.Model.open(tmp_path / "model", verify=True)
+
+
+def test_a_catalog_is_no_model(tmp_path: Path) -> None:
+    make().catalog.save(tmp_path / "catalog")
+    with pytest.raises(ValueError, match="catalog"):
+        fr.Model.open(tmp_path / "catalog")
+
+
+def test_seeds_of_recommendations_fit_json() -> None:
+    model = make()
+    ranking = model.recommend(user_ids(model)[0], k=2, policy=fr.Uniform())
+    assert json.loads(json.dumps(ranking.seed)) == ranking.seed < 2**53

@@ -1,0 +1,391 @@
+"""Saving and opening: what comes back is what was saved, and damage is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import POLICIES
+
+import fastrank as fr
+
+QUERY = np.array([1.0, -0.5, 0.25, 2.0], np.float32)
+
+
+def make(n: int = 200, *, words: bool = False, bias: bool = True, seed: int = 0) -> fr.Catalog:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, 4)).astype(np.float32)
+    offsets = rng.standard_normal(n).astype(np.float32) if bias else None
+    ids = [f"item {i}" for i in rng.permutation(n)] if words else rng.permutation(n) * 5
+    return fr.Catalog(ids, vectors, bias=offsets)
+
+
+def fingerprint(catalog: fr.Catalog) -> list[bytes]:
+    """What every policy ranks, in bits."""
+    some = catalog.item_ids[: len(catalog) // 3]
+    rankings = [
+        catalog.rank(QUERY, 10, policy=policy, seed=3, exclude=some) for policy in POLICIES.values()
+    ]
+    return [
+        bytes(str(ranking.item_ids.tolist()), "utf-8")
+        + ranking.scores.tobytes()
+        + ranking.log_propensities.tobytes()
+        for ranking in rankings
+    ]
+
+
+def manifest_of(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
+    manifest: dict[str, dict[str, dict[str, str]]] = json.loads(
+        (directory / "manifest.json").read_text()
+    )
+    return manifest
+
+
+def array_names() -> list[str]:
+    """The arrays of the fullest catalog, as its manifest lists them."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        make(words=True).save(directory)
+        return sorted(manifest_of(Path(directory))["arrays"])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    make().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(directory: Path, *parts: str, verify: bool = False) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        fr.Catalog.open(directory, verify=verify)
+    for part in (str(directory), *parts):
+        assert part in str(caught.value), f"{part!r} is not in {caught.value!s}"
+
+
+# There and back
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["int ids", "str ids"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("n", [1, 16, 200])
+def test_round_trip(tmp_path: Path, n: int, *, words: bool, bias: bool) -> None:
+    catalog = make(n, words=words, bias=bias)
+    catalog.save(tmp_path / "model")
+    for verify in (False, True):
+        opened = fr.Catalog.open(tmp_path / "model", verify=verify)
+        assert len(opened) == n
+        assert opened.dim == 4
+        assert opened.version == catalog.version
+        assert opened.item_ids.dtype.kind == catalog.item_ids.dtype.kind
+        assert opened.item_ids.tolist() == catalog.item_ids.tolist()
+        assert opened.scores(QUERY).tobytes() == catalog.scores(QUERY).tobytes()
+        assert fingerprint(opened) == fingerprint(catalog)
+
+
+def test_paths_as_text_and_with_a_slash(tmp_path: Path) -> None:
+    catalog = make()
+    catalog.save(f"{tmp_path}/model/")
+    assert fr.Catalog.open(f"{tmp_path}/model/").version == catalog.version
+
+
+def test_saving_an_opened_catalog_saves_the_same(model: Path, tmp_path: Path) -> None:
+    fr.Catalog.open(model).save(tmp_path / "copy")
+    assert fr.Catalog.open(tmp_path / "copy", verify=True).version == make().version
+    assert manifest_of(tmp_path / "copy") == manifest_of(model)
+
+
+def test_saving_onto_itself(model: Path) -> None:
+    """The arrays are mapped from the very files that are written."""
+    before = manifest_of(model)
+    fr.Catalog.open(model).save(model)
+    assert manifest_of(model) == before
+    assert fingerprint(fr.Catalog.open(model, verify=True)) == fingerprint(make())
+
+
+def test_saving_over_another_model_replaces_it(model: Path) -> None:
+    held = fr.Catalog.open(model)
+    expected = fingerprint(held)
+    other = make(50, words=True, seed=1)
+    other.save(model)
+    assert fr.Catalog.open(model, verify=True).version == other.version
+    assert fingerprint(held) == expected  # the old arrays stay mapped for who holds them
+    files = {entry["file"] for entry in manifest_of(model)["arrays"].values()}
+    assert {path.name for path in model.iterdir()} == files | {"manifest.json"}
+
+
+def test_the_manifest_lists_what_is_there(model: Path) -> None:
+    manifest = manifest_of(model)
+    assert "format_version" in manifest
+    assert "manifest_sha256" in manifest
+    for name, entry in manifest["arrays"].items():
+        path = model / entry["file"]
+        assert path.stat().st_size == int(entry["bytes"]), name
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        assert (
+            str(array.dtype) == np.dtype(entry["dtype"]).name or array.dtype.str == entry["dtype"]
+        )
+        assert list(array.shape) == list(entry["shape"])
+
+
+def test_an_opened_model_is_mapped_not_copied(model: Path) -> None:
+    """Each array file is mapped into this process while the catalog lives."""
+    opened = fr.Catalog.open(model)
+    maps = Path("/proc/self/maps").read_text()
+    for entry in manifest_of(model)["arrays"].values():
+        assert str(model / entry["file"]) in maps
+    assert len(opened) == 200
+
+
+def test_a_mapped_model_outlives_its_directory(model: Path) -> None:
+    opened = fr.Catalog.open(model)
+    shutil.rmtree(model)
+    assert fingerprint(opened) == fingerprint(make())
+
+
+def test_a_read_only_model_opens(model: Path) -> None:
+    for path in model.iterdir():
+        path.chmod(0o444)
+    model.chmod(0o555)
+    try:
+        assert fr.Catalog.open(model, verify=True).version == make().version
+    finally:
+        model.chmod(0o755)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", array_names())
+def test_verify_finds_a_flipped_byte_in_every_array(tmp_path: Path, name: str) -> None:
+    catalog = make(words=True)
+    catalog.save(tmp_path / "model")
+    path = tmp_path / "model" / manifest_of(tmp_path / "model")["arrays"][name]["file"]
+    content = bytearray(path.read_bytes())
+    for at in (len(content) - 1, len(content) // 2 + 64):
+        damaged = bytearray(content)
+        damaged[min(at, len(content) - 1)] ^= 0x10
+        path.write_bytes(damaged)
+        refused(tmp_path / "model", path.name, verify=True)
+    path.write_bytes(content)
+    assert fr.Catalog.open(tmp_path / "model", verify=True).version == catalog.version
+
+
+@pytest.mark.parametrize("name", array_names())
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content + b"\0",
+        lambda content: b"\0" * len(content),
+        lambda content: content[:6] + b"\x09" + content[7:],
+    ],
+    ids=["cut by a byte", "cut in half", "empty", "grown", "zeros", "npy version"],
+)
+def test_damaged_arrays_are_refused(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    make(words=True).save(tmp_path / "model")
+    path = tmp_path / "model" / manifest_of(tmp_path / "model")["arrays"][name]["file"]
+    path.write_bytes(damage(path.read_bytes()))
+    refused(tmp_path / "model", path.name)
+
+
+@pytest.mark.parametrize("name", array_names())
+def test_missing_arrays_are_refused(tmp_path: Path, name: str) -> None:
+    make(words=True).save(tmp_path / "model")
+    path = tmp_path / "model" / manifest_of(tmp_path / "model")["arrays"][name]["file"]
+    path.unlink()
+    refused(tmp_path / "model", path.name)
+
+
+@pytest.mark.parametrize("name", array_names())
+def test_another_dtype_or_shape_in_the_header_is_refused(tmp_path: Path, name: str) -> None:
+    """Same number of bytes, other meaning."""
+    make(words=True).save(tmp_path / "model")
+    path = tmp_path / "model" / manifest_of(tmp_path / "model")["arrays"][name]["file"]
+    array = np.load(path)
+    size = path.stat().st_size
+    np.save(path, array.reshape(-1).view(np.uint8))
+    assert path.stat().st_size == size
+    refused(tmp_path / "model", path.name)
+
+
+class _Trap:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("name", array_names())
+def test_pickles_are_refused_and_never_run(tmp_path: Path, name: str) -> None:
+    make(words=True).save(tmp_path / "model")
+    path = tmp_path / "model" / manifest_of(tmp_path / "model")["arrays"][name]["file"]
+    size, sprung = path.stat().st_size, tmp_path / "sprung"
+    np.save(path, np.array([_Trap(sprung)], object), allow_pickle=True)
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0" * (size - len(content)))
+    refused(tmp_path / "model", path.name)
+    refused(tmp_path / "model", path.name, verify=True)
+    path.write_bytes(pickle.dumps(_Trap(sprung)).ljust(size, b"\0"))
+    refused(tmp_path / "model", path.name)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"format_version": 1}', "\x00\xff", '{"arrays": {}}'],
+    ids=repr,
+)
+def test_manifests_that_are_none_are_refused(model: Path, text: str) -> None:
+    (model / "manifest.json").write_bytes(text.encode("latin-1"))
+    refused(model, "manifest")
+
+
+def test_an_edited_manifest_is_refused(model: Path) -> None:
+    text = (model / "manifest.json").read_text()
+    digits = [i for i, letter in enumerate(text) if letter.isdigit()]
+    for at in digits[:: max(1, len(digits) // 40)]:
+        other = str((int(text[at]) + 1) % 10)
+        (model / "manifest.json").write_text(text[:at] + other + text[at + 1 :])
+        refused(model, "manifest")
+
+
+def test_a_cut_manifest_is_refused(model: Path) -> None:
+    text = (model / "manifest.json").read_text().rstrip()
+    for length in (1, len(text) // 2, len(text) - 1):
+        (model / "manifest.json").write_text(text[:length])
+        refused(model, "manifest")
+
+
+def test_another_format_version_is_refused_by_name(model: Path) -> None:
+    """A file of a later release says so, instead of failing on its own hash."""
+    manifest = json.loads((model / "manifest.json").read_text())
+    manifest["format_version"] = 99
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    refused(model, "99")
+
+
+def test_foreign_directories_are_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    refused(foreign, "manifest")
+    np.save(foreign / "vectors.npy", np.ones(3))
+    refused(foreign, "manifest")
+    (foreign / "manifest.json").mkdir()
+    refused(foreign, "manifest")
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("text")
+    refused(tmp_path / "file")
+
+
+def test_files_outside_the_directory_are_not_opened(model: Path, tmp_path: Path) -> None:
+    """A manifest that points elsewhere is damaged, whatever its hash says."""
+    manifest = json.loads((model / "manifest.json").read_text())
+    name, entry = next(iter(manifest["arrays"].items()))
+    shutil.copy(model / entry["file"], tmp_path / entry["file"])
+    manifest["arrays"][name]["file"] = f"../{entry['file']}"
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    refused(model, "manifest")
+
+
+# Failures midway
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes beyond this many bytes in a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 1_000, 3_000])
+def test_a_save_that_fails_leaves_the_old_model(model: Path, size: int) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    with largest_file(size), pytest.raises(OSError, match=r"."):
+        make(300, seed=1).save(model)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    assert fr.Catalog.open(model, verify=True).version == make().version
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 1_000, 3_000])
+def test_a_first_save_that_fails_leaves_no_model(tmp_path: Path, size: int) -> None:
+    with largest_file(size), pytest.raises(OSError, match=r"."):
+        make(300).save(tmp_path / "new")
+    refused(tmp_path / "new")
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("function", ["replace", "rename", "fsync"])
+def test_a_save_whose_system_calls_fail_leaves_the_old_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """Each call in turn fails, the others work."""
+    genuine = getattr(os, function)
+    for nth in range(6):
+        calls = iter(range(1_000))
+
+        def fail(*args: object, calls: Iterator[int] = calls, nth: int = nth) -> object:
+            if next(calls) == nth:
+                raise OSError("no space left on device")
+            return genuine(*args)
+
+        make().save(model)
+        monkeypatch.setattr(os, function, fail)
+        try:
+            make(300, seed=nth + 1).save(model)
+        except OSError:
+            assert fr.Catalog.open(model, verify=True).version == make().version
+        else:
+            opened = fr.Catalog.open(model, verify=True)
+            assert opened.version == make(300, seed=nth + 1).version
+        finally:
+            monkeypatch.setattr(os, function, genuine)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_killed_save_leaves_one_of_the_two_models(model: Path) -> None:
+    """A process that saves two models in turn is killed, ten times, at whatever it was doing."""
+    first, second = make(2_000), make(2_000, seed=1)
+    first.save(model)
+    for attempt in range(10):
+        child = os.fork()
+        if child == 0:
+            while True:
+                second.save(model)
+                first.save(model)
+        time.sleep(0.02 + 0.007 * attempt)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        opened = fr.Catalog.open(model, verify=True)
+        assert opened.version in (first.version, second.version)
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises((ValueError, OSError), match="file"):
+        make().save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"

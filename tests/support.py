@@ -14,6 +14,7 @@ fewer, the chi-square distribution is a poor stand-in for the multinomial that f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -24,14 +25,21 @@ from scipy.stats import chi2
 
 import fastrank as fr
 from fastrank import reference
+from fastrank.policies import Sampler
 
 LIMIT = 1e-9
 MIN_EXPECTED = 20.0
+# Rankings for each comparison, and for each broken sampler that must fail at this number.
+N_DRAWS = 12_000
+
+# Sanitizers look at memory, not at laws: they run the same tests with a fraction of the draws.
+DRAWS = float(os.environ.get("FASTRANK_TEST_DRAWS", "1"))
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Positions: TypeAlias = npt.NDArray[np.int64]
 Law: TypeAlias = tuple[Positions, Array]
+Some: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]  # positions
 
 
 # Chi-square
@@ -218,13 +226,11 @@ class Scored:
         assert (ids[at] == wanted).all(), "an id that the catalog does not have"
         return at
 
-    def ids(self, positions: Sequence[int] | Positions) -> npt.NDArray[Any]:
+    def ids(self, positions: Some) -> npt.NDArray[Any]:
         """The caller's ids of catalog positions."""
         return np.asarray(self.catalog.item_ids)[np.asarray(positions, np.int64)]
 
-    def eligible(
-        self, exclude: Sequence[int] | None = None, allow: Sequence[int] | None = None
-    ) -> Mask:
+    def eligible(self, exclude: Some | None = None, allow: Some | None = None) -> Mask:
         """The mask that filters, given as positions, leave."""
         mask = np.full(len(self.catalog), allow is None)
         if allow is not None:
@@ -240,8 +246,8 @@ class Scored:
         n_draws: int,
         *,
         first_seed: int = 0,
-        exclude: Sequence[int] | None = None,
-        allow: Sequence[int] | None = None,
+        exclude: Some | None = None,
+        allow: Some | None = None,
         bias: npt.ArrayLike | None = None,
     ) -> Positions:
         """Rankings for the seeds first_seed .. first_seed + n_draws - 1, as positions.
@@ -251,7 +257,9 @@ class Scored:
         Returns
         -------
         ndarray of int64, shape (n_draws, min(k, eligible))
+            A fraction of the rows where the environment asks for it.
         """
+        n_draws = max(20, int(n_draws * DRAWS))
         no_ids = None if exclude is None else self.ids(exclude)
         yes_ids = None if allow is None else self.ids(allow)
         batch = self.catalog.rank_batch(
@@ -305,7 +313,7 @@ POLICIES: dict[str, fr.Policy] = {
     "epsilon_greedy": fr.EpsilonGreedy(0.35),
     "uniform": fr.Uniform(),
 }
-SAMPLERS = ("gumbel", "sequential", "cached")
+SAMPLERS: tuple[Sampler, ...] = ("gumbel", "sequential", "cached")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ import pytest
 from support import POLICIES, SAMPLERS, assert_log_propensities, assert_well_formed
 
 import fastrank as fr
+from fastrank.policies import Sampler
+
+pytestmark = pytest.mark.large
 
 N = 2**24 + 100
 LAST = np.array([2**24 - 1, 2**24, 2**24 + 1, 2**24 + 50, 2**24 + 98, N - 1])
@@ -30,7 +33,7 @@ def test_deterministic_finds_them_in_order(isa: str, catalog: fr.Catalog) -> Non
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_plackett_luce_finds_them_in_order(catalog: fr.Catalog, sampler: fr.Sampler) -> None:
+def test_plackett_luce_finds_them_in_order(catalog: fr.Catalog, sampler: Sampler) -> None:
     """At T = 1/50 another order has a probability below e^-50."""
     policy = fr.PlackettLuce(0.02, sampler=sampler)
     ranking = catalog.rank(QUERY, 6, policy=policy, seed=1)

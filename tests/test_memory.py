@@ -7,6 +7,7 @@ else has set it: Linux resets the peak resident size on a write of 5 to clear_re
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,15 @@ print(json.dumps({"opened": opened - before, "ranked": private() - before}))
 
 
 def measured(code: str, *arguments: str) -> dict[str, Any]:
+    # A fixed threshold: glibc would raise it after the first large free, and from then on
+    # keep large blocks resident, where the peak would not show them.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     figures: dict[str, Any] = json.loads(result.stdout)
     return figures
@@ -97,7 +105,7 @@ def test_a_call_needs_at_most_a_mebibyte(inference_type: str) -> None:
 def test_a_scratch_of_n_floats_would_be_seen() -> None:
     """The sequential sampler keeps the scores of all items, 4 MB: the yardstick's own cost."""
     peak = measured(CALL, "stochastic_plackett_luce")
-    assert peak["native"] + peak["python"] > 2 * MEBIBYTE
+    assert peak["native"] > 2 * MEBIBYTE
 
 
 def test_opening_makes_no_private_copy(tmp_path: Path) -> None:

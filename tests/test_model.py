@@ -86,7 +86,7 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "user nan": ({"user_vectors": [[1.0], [np.nan], [0.0]]}, ("user_vectors", "1", "nan")),
     "user bool": ({"user_vectors": np.ones((3, 1), bool)}, ("user_vectors", "bool")),
     "other dim": ({"user_vectors": np.ones((3, 2))}, ("user_vectors", "2", "1")),
-    "float ids": ({"user_ids": [1.0, 2.0, 3.0]}, ("user_ids", "float64")),
+    "float ids": ({"user_ids": [1.0, 2.0, 3.0]}, ("user_ids", "1.0")),
 }
 
 

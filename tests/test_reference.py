@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from support import SPREAD, assert_ordered_law, assert_well_formed
+from support import N_DRAWS, SPREAD, assert_ordered_law, assert_well_formed
 
 import fastrank as fr
 from fastrank import reference
 
-N_DRAWS = 20_000
 ANY_POLICY = [fr.Deterministic(), fr.PlackettLuce(0.7), fr.EpsilonGreedy(0.3), fr.Uniform()]
 
 
@@ -157,7 +158,8 @@ def test_numpys_best_follows_the_law_in_order(
     procedure: Callable[..., reference.Positions], dtype: type, k: int
 ) -> None:
     values = SPREAD[:5]
-    vectors, query = np.array(values, dtype)[:, None], np.ones(1, dtype)
+    vectors: npt.NDArray[Any] = np.array(values)[:, None].astype(dtype)
+    query: npt.NDArray[Any] = np.ones(1).astype(dtype)
     rng = np.random.default_rng(7)
     orders = np.array([procedure(vectors, query, k, 0.7, rng) for _ in range(N_DRAWS)])
     assert orders.dtype == np.int64

@@ -26,8 +26,8 @@ lint: $(VENV)/.dev $(NATIVE)
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
 
-# The tests of the native core under AddressSanitizer and UndefinedBehaviorSanitizer. Statistical
-# and large cases are left to `test`: sanitizers look at memory, not at laws.
+# The tests of the native core under AddressSanitizer and UndefinedBehaviorSanitizer, with few draws
+# and small catalogs: sanitizers look at memory, not at laws.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 asan: $(VENV)/.dev
 	FASTRANK_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/asan \
@@ -35,7 +35,8 @@ asan: $(VENV)/.dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/lib FASTRANK_TEST_DRAWS=0.02 \
 	  $(BIN)/python -m pytest -q -n 2 -m "not law and not large" tests/test_rank.py \
-	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_threads.py
+	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_golden.py \
+	  tests/test_threads.py tests/test_elementary.py tests/test_philox.py
 
 # Wheel and sdist, installed and used in an empty directory without the repository.
 dist: $(VENV)/.dev

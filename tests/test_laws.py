@@ -226,7 +226,7 @@ def test_a_million_small_items_beat_a_head_as_often_as_they_should(sampler: Samp
     """
     n_tail, head, n_draws = 1_000_000, 17.5, 5_000
     if sampler == "sequential":  # slow, and it draws no Gumbels: the same share with fewer items
-        n_tail, head = n_tail // 20, head - np.log(20.0)
+        n_tail, head, n_draws = n_tail // 20, head - np.log(20.0), 3_000
     item = scored(np.append(np.zeros(n_tail), head))
     first = item.draw(1, PLACKETT_LUCE[sampler], n_draws)[:, 0]
     share = 1.0 / (1.0 + np.exp(head) / n_tail)

@@ -1,0 +1,121 @@
+"""Calls measured in turns, A B A B, in one process: what a noisy machine leaves comparable."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Call", "Timings", "interleaved", "timed_once"]
+
+Call: TypeAlias = Callable[[], object]
+
+# A turn lasts about this long, so that calls of some microseconds are not timed one by one.
+_TURN_SECONDS = 1e-3
+_TURN_CALLS = (3, 50)
+_MAX_ROUNDS = 2000
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each call, by name: the median of every turn, in order of rounds."""
+
+    seconds: Mapping[str, npt.NDArray[np.float64]]
+
+    def median(self, name: str) -> float:
+        """Seconds."""
+        return float(np.median(self.seconds[name]))
+
+    def ratio(self, numerator: str, denominator: str) -> float:
+        """Median over rounds of the ratio within a round: slow drifts of the machine cancel."""
+        return float(np.median(self.seconds[numerator] / self.seconds[denominator]))
+
+    def difference(self, name: str, subtracted: str) -> float:
+        """Median over rounds of the difference within a round, in seconds."""
+        return float(np.median(self.seconds[name] - self.seconds[subtracted]))
+
+
+def interleaved(calls: Mapping[str, Call], seconds: float = 2.0, min_rounds: int = 5) -> Timings:
+    """Measures calls in turns until `seconds` are spent, at least `min_rounds` rounds.
+
+    A turn is one call that is not measured, and then several that are. The first one brings the
+    call's own data back into the caches: each contender is seen as it runs in a service of its
+    own, not as the others left the caches for it. Odd rounds go through the calls backwards.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+    seconds : float
+        For all calls together.
+    min_rounds : int
+    """
+    turn_calls = {name: _calls_in_a_turn(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    with _without_gc():
+        for done in range(_MAX_ROUNDS):
+            if done >= min_rounds and time.perf_counter() >= end:
+                break
+            for name in calls if done % 2 == 0 else reversed(list(calls)):
+                samples[name].append(_turn(calls[name], turn_calls[name]))
+    return Timings({name: np.array(values) for name, values in samples.items()})
+
+
+def timed_once(call: Call, cap: float) -> float:
+    """Seconds of a single call, cut short after `cap` seconds: then inf. Main thread only."""
+    previous = signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, cap)
+    try:
+        with _without_gc():
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+    except _CapReachedError:
+        return math.inf
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class _CapReachedError(Exception):
+    pass
+
+
+def _give_up(_number: int, _frame: FrameType | None) -> None:
+    raise _CapReachedError
+
+
+def _turn(call: Call, count: int) -> float:
+    call()
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def _calls_in_a_turn(call: Call) -> int:
+    once = _turn(call, 1)
+    low, high = _TURN_CALLS
+    return min(high, max(low, int(_TURN_SECONDS / once)))
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

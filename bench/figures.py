@@ -16,12 +16,14 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -234,10 +236,20 @@ def environment() -> dict[str, str]:
         "CPU": f"{cpu}, {os.cpu_count()} cores, one thread used",
         "system": f"{platform.system()} {platform.release()}",
         "transparent huge pages": pages.read_text().strip() if pages.exists() else "none",
+        "load average at the start": f"{os.getloadavg()[0]:.2f}",
         "Python": platform.python_version(),
-        "fastrank": f"{fr.__version__}, instruction set {_native.isa()}",
+        "fastrank": f"{fr.__version__} ({_commit()}), instruction set {_native.isa()}",
         **{name: importlib.metadata.version(name) for name in ("numpy", "faiss-cpu")},
     }
+
+
+def _commit() -> str:
+    """The checkout that this script is in, for what it is worth: the package may be another's."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no repository"
 
 
 # ---- Tables ---------------------------------------------------------------------------------
@@ -296,8 +308,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write everything that was measured here")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
-    taken = measure(options.quick, 1 if options.quick else options.processes)
+    if find_spec("faiss") is None:
+        print("FAISS is missing: pip install 'fastrank[faiss]'", file=sys.stderr)
+        return 2
     about = environment()
+    taken = measure(options.quick, 1 if options.quick else options.processes)
     print("\n".join(f"- {name}: {value}" for name, value in about.items()))
     if options.quick:
         print("\n**Every contender was checked; nothing was measured long enough to be believed.**")

@@ -10,7 +10,7 @@ import fastrank as fr
 from fastrank import reference
 
 from . import calls
-from .timing import Timings, interleaved, timed_once
+from .timing import SECONDS, Timings, interleaved, timed_once
 from .workloads import DIM, Workload, synthetic
 
 __all__ = [
@@ -31,12 +31,14 @@ _TEXTBOOK_REPEATED = 1_000_000
 WORST_TEMPERATURE = 0.01
 
 
-def compare(workload: Workload, names: Sequence[str], k: int = 10, seconds: float = 2.0) -> Timings:
+def compare(
+    workload: Workload, names: Sequence[str], k: int = 10, seconds: float = SECONDS
+) -> Timings:
     """Contenders of `calls`, in turns."""
     return interleaved({name: calls.make(name, workload, k) for name in names}, seconds)
 
 
-def textbook(workload: Workload, name: str, seconds: float = 2.0) -> Timings:
+def textbook(workload: Workload, name: str, seconds: float = SECONDS) -> Timings:
     """ "gumbel" and a textbook procedure, k = 10; a slow one is timed once, capped."""
     slow = name in ("textbook softmax", "textbook softmax removal", "textbook epsilon")
     if len(workload) * (10 if slow else 1) <= _TEXTBOOK_REPEATED:
@@ -46,12 +48,12 @@ def textbook(workload: Workload, name: str, seconds: float = 2.0) -> Timings:
     return Timings({**ours.seconds, name: np.full(len(ours.seconds["gumbel"]), once)})
 
 
-def small_calls(name: str = "gumbel", seconds: float = 2.0) -> Timings:
+def small_calls(name: str = "gumbel", seconds: float = SECONDS) -> Timings:
     """Whole `rank` calls at n = 16, nearly all of it Python, and n = 1,000; named by n."""
     return interleaved({str(n): calls.make(name, synthetic(n)) for n in (16, 1_000)}, seconds)
 
 
-def worst_order(n: int, name: str = "gumbel", seconds: float = 2.0) -> Timings:
+def worst_order(n: int, name: str = "gumbel", seconds: float = SECONDS) -> Timings:
     """ "ascending" and "shuffled" order of the same items, at a small temperature."""
     shuffled = synthetic(n).at(WORST_TEMPERATURE)
     orders = {"ascending": shuffled.ascending(), "shuffled": shuffled}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Call", "Timings", "interleaved", "timed_once"]
+__all__ = ["SECONDS", "Call", "Timings", "interleaved", "timed_once"]
 
 Call: TypeAlias = Callable[[], object]
+
+# What a comparison may take; FASTRANK_BENCH_SECONDS shortens it, to check and not to measure.
+SECONDS = float(os.environ.get("FASTRANK_BENCH_SECONDS", "2"))
 
 # A turn lasts about this long, so that calls of some microseconds are not timed one by one.
 _TURN_SECONDS = 1e-3
@@ -44,7 +48,9 @@ class Timings:
         return float(np.median(self.seconds[name] - self.seconds[subtracted]))
 
 
-def interleaved(calls: Mapping[str, Call], seconds: float = 2.0, min_rounds: int = 5) -> Timings:
+def interleaved(
+    calls: Mapping[str, Call], seconds: float = SECONDS, min_rounds: int = 5
+) -> Timings:
     """Measures calls in turns until `seconds` are spent, at least `min_rounds` rounds.
 
     A turn is one call that is not measured, and then several that are. The first one brings the

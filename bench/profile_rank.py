@@ -1,0 +1,260 @@
+"""Shows where a `rank` call spends its time, layer by layer, by n, by k, and with filters.
+
+    python bench/profile_rank.py [--n 1000 100000 ...] [--k 10 1000 ...] [--seconds 0.5]
+
+Each layer is called on its own with what the real call hands it, in turns with the others; "rest"
+is what the whole call takes beyond their sum. `profile_native.py` looks into the native pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TypeAlias
+
+# First of all: it pins the thread pools, which NumPy starts.
+from benchmarks import calls
+from benchmarks.timing import Call, Timings, interleaved
+from benchmarks.workloads import Workload, synthetic
+
+# isort: split
+import numpy as np
+import numpy.typing as npt
+
+import fastrank as fr
+from fastrank import _native
+from fastrank.catalog import _spec
+from fastrank.inputs import as_count, as_float32, draw_seed
+
+Positions: TypeAlias = npt.NDArray[np.int64]
+
+MICRO = 1e6
+
+
+# ---- Layers of one call ---------------------------------------------------------------------
+
+
+def layers(
+    workload: Workload,
+    k: int,
+    policy: fr.Policy,
+    allow: Positions | None = None,
+    exclude: Positions | None = None,
+) -> Mapping[str, Call]:
+    """The whole call, and its layers as `Catalog.rank` calls them one after another."""
+    catalog, query, n = workload.catalog, workload.query, len(workload)
+    index, packed, spec = catalog._index, catalog._packed, _spec(policy)
+    allowed, excluded = catalog._find("allow", allow), catalog._find("exclude", exclude)
+    eligible, n_eligible = catalog._eligible(excluded, allowed)
+    native = partial(
+        packed.rank,
+        *(query, k, spec.kind, spec.temperature, spec.epsilon, 1),
+        *(None, eligible, n_eligible),
+    )
+    positions, scores, log_propensities, log_norm = native()
+
+    def record() -> fr.Ranking:
+        return fr.Ranking(
+            item_ids=index.ids[positions],
+            scores=scores,
+            log_propensities=log_propensities,
+            log_propensity=float(log_propensities.sum()),
+            seed=1,
+            policy=policy,
+            log_norm=log_norm,
+            n_eligible=n_eligible,
+            catalog_version=catalog.version,
+        )
+
+    whole = calls.catalog_rank(workload, k, policy, allow=allow, exclude=exclude)
+    parts: dict[str, Call] = {
+        "whole call": whole,
+        "check the query": partial(as_float32, "query", query, (catalog.dim,)),
+        "check k, draw a seed": lambda: (as_count("k", k), draw_seed()),
+        "policy to kernel terms": partial(_spec, policy),
+    }
+    for name, ids in (("allow", allow), ("exclude", exclude)):
+        if ids is not None:
+            parts[f"look up {name}"] = partial(catalog._find, name, ids)
+    if eligible is not None:
+        parts["filter to bitset"] = partial(_native.make_filter, n, allowed, excluded)
+    return parts | {"native pass": native, "ids and Ranking": record}
+
+
+def layer_table(columns: Mapping[str, Timings]) -> list[str]:
+    """Microseconds by layer (rows) and by workload (columns)."""
+    names = list(dict.fromkeys(name for timings in columns.values() for name in timings.seconds))
+    rows = [[name, *[_cell(timings, name) for timings in columns.values()]] for name in names]
+    rest = ["rest"]
+    for timings in columns.values():
+        parts = sum(timings.median(name) for name in timings.seconds if name != "whole call")
+        rest.append(f"{MICRO * (timings.median('whole call') - parts):.1f}")
+    return markdown(["us", *columns], [*rows, rest])
+
+
+def _cell(timings: Timings, name: str) -> str:
+    return f"{MICRO * timings.median(name):.1f}" if name in timings.seconds else ""
+
+
+# ---- Inside the native pass -----------------------------------------------------------------
+
+
+def native_table(workload: Workload, ks: Sequence[int], seconds: float) -> list[str]:
+    """Microseconds of the pass by k, taken apart by passes that do less.
+
+    - read: BLAS's dot of the matrix with itself
+    - dots: `deterministic` for k = 1: all scores, a compare, a handful of entries
+    - weights: the sum of `log_propensities` for one item: dots, exp, add
+    - entries: what `gumbel` takes beyond weights, over the entries that a catalog in no order has
+    """
+    catalog, query, n = workload.catalog, workload.query, len(workload)
+    packed, t = catalog._packed, workload.temperature
+    some_item = np.zeros(1, np.int64)
+    passes: dict[str, Call] = {
+        "read": calls.read_matrix(workload),
+        "dots": partial(packed.rank, *(query, 1, _native.DETERMINISTIC, t, 0.0, 1, None, None, n)),
+        "weights": partial(
+            packed.log_propensities, query, some_item, _native.GUMBEL, t, 0.0, None, None, n
+        ),
+    }
+    seeds = iter(range(sys.maxsize))
+
+    def ranking(k: int, kind: int) -> None:
+        packed.rank(query, k, kind, t, 0.0, next(seeds), None, None, n)
+
+    for k in ks:
+        passes[f"deterministic {k}"] = partial(ranking, k, _native.DETERMINISTIC)
+        passes[f"gumbel {k}"] = partial(ranking, k, _native.GUMBEL)
+    timings = interleaved(passes, seconds)
+    us = {name: MICRO * timings.median(name) for name in passes}
+    rows = []
+    for k in ks:
+        entered = entries(n, k)
+        rows.append(
+            [
+                f"{k}",
+                *[f"{us[name]:.1f}" for name in ("read", "dots", "weights")],
+                f"{us[f'deterministic {k}']:.1f}",
+                f"{us[f'gumbel {k}']:.1f}",
+                f"{entered:.0f}",
+                f"{1e3 * (us[f'gumbel {k}'] - us['weights']) / entered:.0f}",
+            ]
+        )
+    header = ["k", "read", "dots", "weights", "deterministic", "gumbel", "entries", "ns an entry"]
+    return markdown(header, rows)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunk law of ext/kernels.h: sizes in items of the pilot and of the chunks after it."""
+
+    pilot: int
+    size: int
+    count: int
+
+    @classmethod
+    def of(cls, n: int, k: int) -> Chunks:
+        lanes = _native.LANES
+        panels = -(-n // lanes)
+        items = min(max(n // 256, 64 * k), n // 16)
+        pilot = max(1, items // lanes) * lanes
+        size = 1024 * -(-k // 256) * lanes
+        return cls(min(pilot, n), size, -(-panels * lanes // size))
+
+
+def entries(n: int, k: int, draws: int = 5) -> float:
+    """Entries into the heap that the chunk law has when the keys come in random order, simulated.
+
+    The first k items count too: they take a draw each.
+    """
+    k = min(k, n)
+    chunks = Chunks.of(n, k)
+    rng = np.random.default_rng(0)
+    total = 0
+    for _ in range(draws):
+        keys = rng.random(n)
+        bounds = [0, chunks.pilot]
+        rest = n - chunks.pilot
+        bounds += [chunks.pilot + rest * (c + 1) // chunks.count for c in range(chunks.count)]
+        best: list[float] = []
+        floor = 0.0
+        for c, (first, last) in enumerate(pairwise(bounds)):
+            if c > 0 and (c & (c - 1)) == 0 and len(best) == k:
+                floor = best[0]
+            part: list[float] = []
+            for key in keys[first:last][keys[first:last] > floor].tolist():
+                if len(part) < k:
+                    heapq.heappush(part, key)
+                    total += 1
+                elif key > part[0]:
+                    heapq.heapreplace(part, key)
+                    total += 1
+            best = heapq.nlargest(k, best + part)
+            heapq.heapify(best)
+    return total / draws
+
+
+# ---- The report -----------------------------------------------------------------------------
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose columns are also aligned as plain text."""
+    table = [header, ["-" * 3 for _ in header], *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    return [
+        "| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in table
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    sizes = [16, 1_000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--n", type=int, nargs="+", default=sizes)
+    parser.add_argument("--k", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each column or table")
+    options = parser.parse_args()
+
+    print("## A rank call, k = 10: gumbel")
+    columns = {}
+    for n in options.n:
+        workload = synthetic(n)
+        policy = calls.own_policy("gumbel", workload.temperature)
+        columns[f"n = {n:,}"] = interleaved(layers(workload, 10, policy), options.seconds)
+    print("\n".join(layer_table(columns)))
+
+    for n in options.n:
+        ks = [k for k in options.k if k <= n]
+        if ks:
+            print(f"\n## The native pass in us, n = {n:,}, {_native.isa()}")
+            print("\n".join(native_table(synthetic(n), ks, options.seconds * len(ks))))
+
+    n = max(options.n)
+    workload = synthetic(n)
+    print(f"\n## Filters, n = {n:,}, k = 10: gumbel")
+    columns = {}
+    rng = np.random.default_rng(1)
+    for name, size in (("allow", 10), ("allow", 1_000), ("exclude", 100), ("exclude", n // 2)):
+        if size <= n:
+            ids = rng.choice(n, size, replace=False)
+            columns[f"{name} {size:,}"] = interleaved(
+                layers(
+                    workload,
+                    10,
+                    calls.own_policy("gumbel", workload.temperature),
+                    ids if name == "allow" else None,
+                    ids if name == "exclude" else None,
+                ),
+                options.seconds,
+            )
+    print("\n".join(layer_table(columns)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -51,11 +51,14 @@ def layers(
     index, packed, spec = catalog._index, catalog._packed, _spec(policy)
     allowed, excluded = catalog._find("allow", allow), catalog._find("exclude", exclude)
     eligible, n_eligible = catalog._eligible(excluded, allowed)
-    native = partial(
-        packed.rank,
-        *(query, k, spec.kind, spec.temperature, spec.epsilon, 1),
-        *(None, eligible, n_eligible),
-    )
+    seeds = iter(range(sys.maxsize))  # the same draw again and again would train the CPU
+
+    def native() -> tuple[Positions, npt.NDArray[np.float32], npt.NDArray[np.float64], float]:
+        return packed.rank(
+            *(query, k, spec.kind, spec.temperature, spec.epsilon, next(seeds)),
+            *(None, eligible, n_eligible),
+        )
+
     positions, scores, log_propensities, log_norm = native()
 
     def record() -> fr.Ranking:

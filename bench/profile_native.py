@@ -35,9 +35,8 @@ def spin(name: str, n: int, k: int, seconds: float) -> None:
     print("ready", flush=True)
     done, start = 0, time.perf_counter()
     while time.perf_counter() < start + seconds:
-        packed.rank(
-            *(workload.query, k, spec.kind, spec.temperature, spec.epsilon, done, None, None, n)
-        )
+        query = workload.queries[done % len(workload.queries)]
+        packed.rank(query, k, spec.kind, spec.temperature, spec.epsilon, done, None, None, n)
         done += 1
     print(f"{1e6 * (time.perf_counter() - start) / done:.1f} us a call, {done} calls", flush=True)
 

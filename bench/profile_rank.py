@@ -12,9 +12,8 @@ import argparse
 import heapq
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import cycle
 from typing import TypeAlias
 
 # First of all: it pins the thread pools, which NumPy starts.
@@ -51,11 +50,12 @@ def layers(
     index, packed, spec = catalog._index, catalog._packed, _spec(policy)
     allowed, excluded = catalog._find("allow", allow), catalog._find("exclude", exclude)
     eligible, n_eligible = catalog._eligible(excluded, allowed)
-    seeds = iter(range(sys.maxsize))  # the same draw again and again would train the CPU
+    # One and the same draw again and again would train the CPU's branch predictor.
+    seeds, queries = iter(range(sys.maxsize)), cycle(workload.queries)
 
     def native() -> tuple[Positions, npt.NDArray[np.float32], npt.NDArray[np.float64], float]:
         return packed.rank(
-            *(query, k, spec.kind, spec.temperature, spec.epsilon, next(seeds)),
+            *(next(queries), k, spec.kind, spec.temperature, spec.epsilon, next(seeds)),
             *(None, eligible, n_eligible),
         )
 
@@ -115,21 +115,22 @@ def native_table(workload: Workload, ks: Sequence[int], seconds: float) -> list[
     - weights: the sum of `log_propensities` for one item: dots, exp, add
     - entries: what `gumbel` takes beyond weights, over the entries that a catalog in no order has
     """
-    catalog, query, n = workload.catalog, workload.query, len(workload)
-    packed, t = catalog._packed, workload.temperature
+    n, packed, t = len(workload), workload.catalog._packed, workload.temperature
     some_item = np.zeros(1, np.int64)
-    passes: dict[str, Call] = {
-        "read": calls.read_matrix(workload),
-        "dots": partial(packed.rank, *(query, 1, _native.DETERMINISTIC, t, 0.0, 1, None, None, n)),
-        "weights": partial(
-            packed.log_propensities, query, some_item, _native.GUMBEL, t, 0.0, None, None, n
-        ),
-    }
-    seeds = iter(range(sys.maxsize))
+    seeds, queries = iter(range(sys.maxsize)), cycle(workload.queries)
 
     def ranking(k: int, kind: int) -> None:
-        packed.rank(query, k, kind, t, 0.0, next(seeds), None, None, n)
+        packed.rank(next(queries), k, kind, t, 0.0, next(seeds), None, None, n)
 
+    def weights() -> None:
+        query, kind = next(queries), _native.GUMBEL
+        packed.log_propensities(query, some_item, kind, t, 0.0, None, None, n)
+
+    passes: dict[str, Call] = {
+        "read": calls.read_matrix(workload),
+        "dots": partial(ranking, 1, _native.DETERMINISTIC),
+        "weights": weights,
+    }
     for k in ks:
         passes[f"deterministic {k}"] = partial(ranking, k, _native.DETERMINISTIC)
         passes[f"gumbel {k}"] = partial(ranking, k, _native.GUMBEL)
@@ -138,59 +139,35 @@ def native_table(workload: Workload, ks: Sequence[int], seconds: float) -> list[
     rows = []
     for k in ks:
         entered = entries(n, k)
-        rows.append(
-            [
-                f"{k}",
-                *[f"{us[name]:.1f}" for name in ("read", "dots", "weights")],
-                f"{us[f'deterministic {k}']:.1f}",
-                f"{us[f'gumbel {k}']:.1f}",
-                f"{entered:.0f}",
-                f"{1e3 * (us[f'gumbel {k}'] - us['weights']) / entered:.0f}",
-            ]
-        )
+        beyond = us[f"gumbel {k}"] - us["weights"]
+        # Where entries take little of the pass, the difference is mostly noise.
+        entry = f"{1e3 * beyond / entered:.0f}" if beyond > 0.2 * us["weights"] else ""
+        parts = [us[name] for name in ("read", "dots", "weights", f"deterministic {k}")]
+        cells = [f"{value:.1f}" for value in (*parts, us[f"gumbel {k}"])]
+        rows.append([f"{k}", *cells, f"{entered:.0f}", entry])
     header = ["k", "read", "dots", "weights", "deterministic", "gumbel", "entries", "ns an entry"]
     return markdown(header, rows)
 
 
-@dataclass(frozen=True)
-class Chunks:
-    """The chunk law of ext/kernels.h: sizes in items of the pilot and of the chunks after it."""
-
-    pilot: int
-    size: int
-    count: int
-
-    @classmethod
-    def of(cls, n: int, k: int) -> Chunks:
-        lanes = _native.LANES
-        panels = -(-n // lanes)
-        items = min(max(n // 256, 64 * k), n // 16)
-        pilot = max(1, items // lanes) * lanes
-        size = 1024 * -(-k // 256) * lanes
-        return cls(min(pilot, n), size, -(-panels * lanes // size))
-
-
 def entries(n: int, k: int, draws: int = 5) -> float:
-    """Entries into the heap that the chunk law has when the keys come in random order, simulated.
+    """Entries into the heap under the chunk law of ext/kernels.h, simulated for keys in no order.
 
-    The first k items count too: they take a draw each.
+    The first k items count too, since each takes a draw. For keys in no order the pilot is as
+    good as any other part of chunk 0.
     """
     k = min(k, n)
-    chunks = Chunks.of(n, k)
+    size = 1024 * -(-k // 256) * _native.LANES  # of a chunk, in items
     rng = np.random.default_rng(0)
     total = 0
     for _ in range(draws):
         keys = rng.random(n)
-        bounds = [0, chunks.pilot]
-        rest = n - chunks.pilot
-        bounds += [chunks.pilot + rest * (c + 1) // chunks.count for c in range(chunks.count)]
         best: list[float] = []
         floor = 0.0
-        for c, (first, last) in enumerate(pairwise(bounds)):
+        for c, first in enumerate(range(0, n, size)):
             if c > 0 and (c & (c - 1)) == 0 and len(best) == k:
                 floor = best[0]
             part: list[float] = []
-            for key in keys[first:last][keys[first:last] > floor].tolist():
+            for key in keys[first : first + size][keys[first : first + size] > floor].tolist():
                 if len(part) < k:
                     heapq.heappush(part, key)
                     total += 1

@@ -8,9 +8,10 @@ whatever they need apart from the query (an index, a dictionary of scores) is ma
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from itertools import cycle
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import fastrank as fr
 from fastrank import reference
 
 from .timing import Call
-from .workloads import Workload
+from .workloads import Vectors, Workload
 
 __all__ = [
     "FAISS",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 _EPSILON = 0.1
 # Rounding of a float32 dot product, and of one with float16 entries, relative to the largest
@@ -103,14 +105,22 @@ def catalog_rank(
     allow: Positions | None = None,
     exclude: Positions | None = None,
 ) -> Call:
-    """`Catalog.rank` with a seed drawn anew at each call; with "cached", of a tree that is there.
+    """`Catalog.rank` with a seed drawn anew at each call; with "cached", of trees that are there.
 
     catalog: another image of the workload's catalog, one opened from disk, say.
     """
     ranked = workload.catalog if catalog is None else catalog
-    call = partial(ranked.rank, workload.query, k, policy=policy, allow=allow, exclude=exclude)
-    check_ranking(workload, call(), k, allow=allow, exclude=exclude)
-    return call
+    rank = partial(ranked.rank, k=k, policy=policy, allow=allow, exclude=exclude)
+    for query in workload.queries[::-1]:
+        ranking = rank(query)
+    check_ranking(workload, ranking, k, allow=allow, exclude=exclude)
+    return _for_users(rank, workload.queries)
+
+
+def _for_users(function: Callable[[T], object], arguments: Iterable[T]) -> Call:
+    """Calls the function for one user after another, round and round."""
+    following = cycle(arguments)
+    return lambda: function(next(following))
 
 
 def filtered(workload: Workload, k: int, name: str, kind: str, ids: Positions) -> Call:
@@ -170,7 +180,7 @@ def batch(workload: Workload, k: int, users: int) -> Call:
     catalog, policy = workload.catalog, own_policy("gumbel", workload.temperature)
     rng = np.random.default_rng(users)
     noise = rng.standard_normal((users, catalog.dim), dtype=np.float32)
-    queries = workload.query + np.float32(0.1) * workload.query.std() * noise
+    queries = workload.query + np.float32(0.5) * workload.query.std() * noise
     seeds = list(range(users))
     call = partial(catalog.rank_batch, queries, k, policy=policy)
     rankings = call(seeds=seeds)
@@ -181,12 +191,17 @@ def batch(workload: Workload, k: int, users: int) -> Call:
 
 
 def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
-    """`Catalog.log_propensities` of a ranking that the policy drew."""
-    catalog, query = workload.catalog, workload.query
-    ranking = catalog.rank(query, k, policy=policy)
-    call = partial(catalog.log_propensities, query, ranking.item_ids, policy=policy)
-    _check_close(call(), ranking.log_propensities, "not what rank reported")
-    return call
+    """`Catalog.log_propensities` of rankings that the policy drew."""
+    catalog = workload.catalog
+    rankings = [(query, catalog.rank(query, k, policy=policy)) for query in workload.queries]
+
+    def judge(drawn: tuple[Vectors, fr.Ranking]) -> npt.NDArray[np.float64]:
+        query, ranking = drawn
+        return catalog.log_propensities(query, ranking.item_ids, policy=policy)
+
+    for drawn in rankings:
+        _check_close(judge(drawn), drawn[1].log_propensities, "not what rank reported")
+    return _for_users(judge, rankings)
 
 
 # ---- Peers ----------------------------------------------------------------------------------
@@ -219,12 +234,12 @@ def faiss_search(workload: Workload, k: int, half: bool) -> Call:
     else:
         index = faiss.IndexFlatIP(dim)
     index.add(workload.vectors)
-    call = partial(index.search, workload.query[None, :], k)
-    items = call()[1][0]
+    search = partial(index.search, k=k)
+    items = search(workload.query[None, :])[1][0]
     _check_items(items, len(workload), min(k, len(workload)))
     error = _FLOAT16_ERROR if half else _FLOAT32_ERROR
     _check_best(workload, items, np.arange(len(workload)), error)
-    return call
+    return _for_users(search, list(workload.queries[:, None, :]))
 
 
 def _numpy(workload: Workload, k: int, name: str) -> Call:
@@ -233,13 +248,16 @@ def _numpy(workload: Workload, k: int, name: str) -> Call:
         "numpy gumbel": reference.numpy_gumbel,
     }[name]
     rng = np.random.default_rng(0)
-    call = partial(function, workload.vectors, workload.query, k, workload.temperature, rng)
-    _check_items(call(), len(workload), min(k, len(workload)))
-    return call
+
+    def rank(query: Vectors) -> Positions:
+        return function(workload.vectors, query, k, workload.temperature, rng)
+
+    _check_items(rank(workload.query), len(workload), min(k, len(workload)))
+    return _for_users(rank, workload.queries)
 
 
 def _textbook(workload: Workload, k: int, name: str) -> Call:
-    """From scores that are there: that the textbook must compute them first is not counted."""
+    """For one user, from scores that are there: their computation is not counted."""
     scores = dict(enumerate(workload.scores.tolist()))
     rng = random.Random(0)
     t = workload.temperature

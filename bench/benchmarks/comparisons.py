@@ -55,7 +55,7 @@ def small_calls(name: str = "gumbel", seconds: float = SECONDS) -> Timings:
 
 def worst_order(n: int, name: str = "gumbel", seconds: float = SECONDS) -> Timings:
     """ "ascending" and "shuffled" order of the same items, at a small temperature."""
-    shuffled = synthetic(n).at(WORST_TEMPERATURE)
+    shuffled = synthetic(n).first_user(WORST_TEMPERATURE)
     orders = {"ascending": shuffled.ascending(), "shuffled": shuffled}
     return interleaved({order: calls.make(name, w) for order, w in orders.items()}, seconds)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import calls
+from . import calls, comparisons
 from .timing import Call
 from .workloads import REAL, SIZES, Workload, real, synthetic
 
@@ -97,7 +97,7 @@ class Order(_Timed):
 
 @lru_cache(maxsize=1)
 def _ordered(order: str, n: int) -> Call:
-    cold = synthetic(n).at(0.01)
+    cold = synthetic(n).first_user(comparisons.WORST_TEMPERATURE)
     return calls.make("gumbel", cold.ascending() if order == "ascending" else cold)
 
 

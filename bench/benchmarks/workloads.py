@@ -1,11 +1,12 @@
-"""What is ranked: vectors, a query, and a temperature that suits their scores."""
+"""What is ranked: vectors, queries, and a temperature that suits their scores."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,9 @@ import fastrank as fr
 
 from . import require_one_thread
 
-__all__ = ["DIM", "REAL", "SIZES", "Workload", "real", "synthetic"]
+__all__ = ["DIM", "REAL", "SIZES", "Vectors", "Workload", "real", "synthetic"]
 
-Vectors = npt.NDArray[np.float32]
-Positions = npt.NDArray[np.int64]
+Vectors: TypeAlias = npt.NDArray[np.float32]
 
 DIM = 64
 # FASTRANK_BENCH_MAX_N leaves the larger sizes out, for a run that checks and does not measure.
@@ -26,28 +26,37 @@ SIZES = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= _MAX_N]
 REAL = ["gowalla", "anime"]
 
 _DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+_USERS = 16
 # The first place's softmax over real scores is as spread as a uniform choice among this many.
 _REAL_PERPLEXITY = 100.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One catalog and one user.
+    """One catalog and its users.
 
     Attributes
     ----------
     vectors : ndarray of float32, shape (n, d)
         Item i has id i.
-    query : ndarray of float32, shape (d,)
+    queries : ndarray of float32, shape (u, d)
+        Users come in turn: one and the same user again and again would train the CPU's branch
+        predictor, most of all for the policies that always do the same.
     temperature : float
     """
 
     vectors: Vectors
-    query: Vectors
+    queries: Vectors
     temperature: float
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @property
+    def query(self) -> Vectors:
+        """The first user's, for whom results are checked."""
+        first: Vectors = self.queries[0]
+        return first
 
     @cached_property
     def catalog(self) -> fr.Catalog:
@@ -56,38 +65,41 @@ class Workload:
 
     @cached_property
     def scores(self) -> npt.NDArray[np.float64]:
-        """Exact to float64: what every contender's choice is held against."""
-        return self.vectors.astype(np.float64) @ self.query.astype(np.float64)
+        """The first user's, in float64: what every contender's choice is held against."""
+        exact: npt.NDArray[np.float64] = np.einsum(
+            "ij,j->i", self.vectors, self.query, dtype=np.float64
+        )
+        return exact
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """Largest score that vectors of these norms could have; errors are measured by it."""
         norms = np.sqrt(np.einsum("ij,ij->i", self.vectors, self.vectors))
         return float(norms.max() * np.linalg.norm(self.query))
 
-    def ascending(self) -> Workload:
-        """The same items in ascending order of score: the order that enters most often."""
-        order = np.argsort(self.scores, kind="stable")
-        return Workload(self.vectors[order], self.query, self.temperature)
+    def first_user(self, temperature: float) -> Workload:
+        """The same without the others, at another temperature."""
+        return Workload(self.vectors, self.queries[:1], temperature)
 
-    def at(self, temperature: float) -> Workload:
-        """The same at another temperature."""
-        return Workload(self.vectors, self.query, temperature)
+    def ascending(self) -> Workload:
+        """The same items in ascending order of the first user's scores: the most entries."""
+        order = np.argsort(self.scores, kind="stable")
+        return Workload(self.vectors[order], self.queries, self.temperature)
 
 
 @lru_cache(maxsize=2)
 def synthetic(n: int, dim: int = DIM, seed: int = 0) -> Workload:
-    """Normal vectors and query with scores of standard deviation 1, at temperature 0.5."""
+    """Normal vectors and queries with scores of standard deviation 1, at temperature 0.5."""
     require_one_thread()
     rng = np.random.default_rng([seed, n, dim])
     vectors = rng.standard_normal((n, dim), dtype=np.float32)
     vectors /= np.float32(np.sqrt(dim))
-    return Workload(vectors, rng.standard_normal(dim, dtype=np.float32), 0.5)
+    return Workload(vectors, rng.standard_normal((_USERS, dim), dtype=np.float32), 0.5)
 
 
 @lru_cache(maxsize=2)
 def real(name: str) -> Workload:
-    """Factors of real interactions, one of their users, at a perplexity of 100.
+    """Factors of real interactions, some of their users, at a perplexity of 100.
 
     Raises
     ------
@@ -100,9 +112,9 @@ def real(name: str) -> Workload:
         raise NotImplementedError(f"there is no {folder}")
     vectors = np.ascontiguousarray(np.load(folder / "item_factors.npy"), dtype=np.float32)
     users = np.load(folder / "user_factors.npy", mmap_mode="r")
-    query = np.array(users[len(users) // 2], dtype=np.float32)
-    scores = vectors.astype(np.float64) @ query.astype(np.float64)
-    return Workload(vectors, query, _temperature_of(scores, _REAL_PERPLEXITY))
+    step = len(users) // _USERS
+    workload = Workload(vectors, np.array(users[step // 2 :: step][:_USERS], np.float32), 1.0)
+    return replace(workload, temperature=_temperature_of(workload.scores, _REAL_PERPLEXITY))
 
 
 def _temperature_of(scores: npt.NDArray[np.float64], perplexity: float) -> float:

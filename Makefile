@@ -50,6 +50,20 @@ dist: $(VENV)/.dev
 	    print('$$kind', fr.__version__, c.rank([1.0], 2, policy=fr.PlackettLuce(), seed=1))") || exit 1; \
 	done
 
+# asv clones the repository and builds the last commit into an environment of its own.
+bench: $(VENV)/.bench
+	cd bench && ../$(BIN)/asv machine --yes
+	cd bench && ../$(BIN)/asv run 'HEAD^!' --show-stderr
+	cd bench && ../$(BIN)/asv publish
+
+# Every contender once: results are checked, times are not judged.
+bench-quick: $(VENV)/.bench $(NATIVE)
+	$(BIN)/python bench/figures.py --quick
+	cd bench && ../$(BIN)/asv check --python=same
+
+figures: $(VENV)/.bench $(NATIVE)
+	$(BIN)/python bench/figures.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
@@ -60,6 +74,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[bench]"
 	touch $@ $(VENV)/.demo
 
 # An editable install does not rebuild by itself.

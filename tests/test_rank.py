@@ -151,6 +151,19 @@ def test_deterministic_is_the_sorted_catalog(isa: str, chunk_panels: int, n: int
     assert ranking.log_propensity == 0.0
 
 
+@pytest.mark.parametrize("n", [1_000, 5_000, 40_000])
+def test_sparse_ties_go_to_the_earlier_item(isa: str, chunk_panels: int, n: int) -> None:
+    """Some twenty items share the best score: the pass, which does not visit items in the order
+    of their positions, meets ties that must displace what it already holds."""
+    for seed in range(20):
+        values = (np.random.default_rng(seed).random(n) < 20 / n).astype(np.float32)
+        item = scored(values)
+        for k in (3, 10, 30):
+            ranking = item.catalog.rank(item.query, k=k, policy=fr.Deterministic())
+            expected = np.lexsort((np.arange(n), -values))[:k]
+            assert item.positions(ranking.item_ids).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("score", [0.0, -0.0, -1e30, 1e30, 1e-40])
 def test_all_tied_in_catalog_order(isa: str, chunk_panels: int, score: float) -> None:
     item = scored(np.full(70, score))

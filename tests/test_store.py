@@ -395,3 +395,14 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match="file"):
         make().save(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_leftovers_of_a_killed_save_go_with_the_next_but_not_a_running_ones(model: Path) -> None:
+    old, young = model / ".panels.npy.0.tmp", model / ".panels.npy.1.tmp"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    two_hours_ago = time.time() - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+    fr.Catalog.open(model).save(model)
+    assert not old.exists()
+    assert young.exists()

@@ -572,11 +572,19 @@ class _TreeCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
+        self._start()
+
+    def _start(self) -> None:
         self._used = 0
         self._trees: OrderedDict[tuple[bytes, float], _Tree] = OrderedDict()
         self._lock = Lock()
+        self._process = os.getpid()
 
     def get(self, key: tuple[bytes, float]) -> _Tree | None:
+        if (
+            os.getpid() != self._process
+        ):  # forked, perhaps while a thread that is gone held the lock
+            self._start()
         with self._lock:
             tree = self._trees.get(key)
             if tree is not None:

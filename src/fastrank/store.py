@@ -7,11 +7,13 @@ new one; files are removed only when no manifest names them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +28,7 @@ MANIFEST = "manifest.json"
 _FORMAT = "fastrank"
 # Data starts on a page boundary: a mapped array is aligned for any instruction set.
 _HEADER_BYTES = 4096
+_ABANDONED_SECONDS = 3600
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -118,6 +121,10 @@ def write(
     for file in path.glob("*.npy"):
         if file.name not in kept:
             file.unlink(missing_ok=True)
+    for file in path.glob(".*.tmp"):  # of a save that was killed; a running one's is younger
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                file.unlink()
 
 
 def read(
@@ -134,16 +141,17 @@ def read(
         With the reason, if the directory is not what its writer left.
     """
     path = Path(directory)
-    manifest = _read_manifest(path)
-    try:
-        return manifest, _read_arrays(path, manifest, verify)
-    except FileNotFoundError as error:
-        # Replaced between our two looks: the new manifest names files that exist.
-        again = _read_manifest(path)
-        if again == manifest:
-            missing = Path(error.filename).name
-            raise ValueError(f"{path}: damaged: {missing} is missing") from None
-        return again, _read_arrays(path, again, verify)
+    seen: dict[str, Any] | None = None
+    while True:
+        manifest = _read_manifest(path)
+        try:
+            return manifest, _read_arrays(path, manifest, verify)
+        except FileNotFoundError as error:
+            # A new manifest: the directory was replaced between our two looks.
+            if manifest == seen:
+                missing = Path(error.filename).name
+                raise ValueError(f"{path}: damaged: {missing} is missing") from None
+        seen = manifest
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

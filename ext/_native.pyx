@@ -20,7 +20,6 @@ cdef extern from "philox.h" namespace "fastrank" nogil:
 
 cdef extern from "elementary.h" namespace "fastrank" nogil:
     double c_exp "fastrank::exp"(double x)
-    double c_expm1 "fastrank::expm1"(double x)
     double c_log "fastrank::log"(double x)
     double c_log1p "fastrank::log1p"(double x)
 
@@ -321,17 +320,15 @@ def philox4x32_10(counter, key):
 
 
 def elementary(name, const double[::1] x):
-    """exp, expm1, log or log1p of float64 values, as the kernels compute them."""
+    """exp, log or log1p of float64 values, as the kernels compute them."""
     result = np.empty(x.shape[0], np.float64)
     cdef double[::1] out = result
     cdef int64_t i
-    cdef int function = ("exp", "expm1", "log", "log1p").index(name)
+    cdef int function = ("exp", "log", "log1p").index(name)
     for i in range(x.shape[0]):
         if function == 0:
             out[i] = c_exp(x[i])
         elif function == 1:
-            out[i] = c_expm1(x[i])
-        elif function == 2:
             out[i] = c_log(x[i])
         else:
             out[i] = c_log1p(x[i])

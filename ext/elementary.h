@@ -1,4 +1,4 @@
-// exp, expm1, log and log1p in float64, from nothing but IEEE addition, multiplication and
+// exp, log and log1p in float64, from nothing but IEEE addition, multiplication and
 // division: a ranking's bits must not hang on the C library it meets. Truncated series on the
 // reduced argument, within 2 ulp of the truth (tests/test_elementary.py). Only entries and
 // normalisers come through here, never the n items of a scan.
@@ -42,7 +42,7 @@ inline Reduced reduce(double x) {
 }
 
 // exp(r) - 1 for |r| <= 0.35: the Taylor series to r^13 / 13!, odd and even terms side by side.
-inline double expm1_series(double r) {
+inline double exp_minus_1_series(double r) {
   const double r2 = r * r;
   const double even =
       1.0 / 2 + r2 * (1.0 / 24 + r2 * (1.0 / 720 + r2 * (1.0 / 40320 + r2 * (1.0 / 3628800 +
@@ -60,19 +60,8 @@ inline double exp(double x) {
   const Reduced reduced = reduce(x);
   // In two steps, so that neither factor leaves the range of normal numbers.
   const int64_t half = reduced.k / 2;
-  const double value = 1.0 + expm1_series(reduced.r);
+  const double value = 1.0 + exp_minus_1_series(reduced.r);
   return value * power_of_two(half) * power_of_two(reduced.k - half);
-}
-
-inline double expm1(double x) {
-  if (x > 709.79) return kInfinity;
-  if (x < -40.0) return -1.0;
-  if (x != x) return x;
-  if (x > -0.35 && x < 0.35) return expm1_series(x);
-  const Reduced reduced = reduce(x);
-  if (reduced.k > 1000) return exp(x);  // the 1 is long below the last bit
-  const double scale = power_of_two(reduced.k);
-  return scale * expm1_series(reduced.r) + (scale - 1.0);
 }
 
 // x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) from s = f / (2 + f) as

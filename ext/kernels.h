@@ -16,10 +16,10 @@
 // Order. Everywhere: key descending, then position ascending. Fewer than k eligible items give a
 // shorter ranking, never padding.
 //
-// The random stream (fastrank.RNG_VERSION 1). Draw number d of chunk c for purpose p is
-// Philox4x32-10 with counter (d low, d high, c, p) and key (seed low, seed high): two words of 64
-// bits, each turned into ((bits >> 12) + 0.5) 2^-52. A Gumbel key takes the first, the next
-// Exp(1) budget of the jumps the second.
+// The random stream (fastrank.RNG_VERSION 1). Number j of chunk c for purpose p is 64 bits of
+// Philox4x32-10 with counter (j / 2 low, j / 2 high, c, p) and key (seed low, seed high): its first
+// two words for even j, the last two for odd j. A uniform is ((bits >> 12) + 0.5) 2^-52, strictly
+// inside (0, 1) and finest near 0; an exponential is minus its logarithm.
 //
 // The chunk law. A catalog is cut into chunks of 1024 * ceil(min(k, n) / 256) panels in order of
 // position. A pilot comes first, as part of chunk 0: about max(n / 256, 64 k), but at most n / 16

@@ -88,9 +88,12 @@ int take_lane(Scan* walk) {
 // The order of the keys score / T + Gumbel is a Plackett-Luce ranking (Yellott 1977). With t the
 // k-th best key so far, item i passes it with probability 1 - exp(-lambda_i), lambda_i =
 // exp(score_i / T - t), so an Exp(1) budget E is spent on the lambdas: the item at which it runs
-// out enters, all before do not (A-ExpJ: Efraimidis and Spirakis, "Weighted random sampling with a
-// reservoir", 2006). The threshold t is kept as an item: weights are relative to its score,
-// lambda = weight * exponential, and both are exact at any scale.
+// out enters, all before do not (exponential jumps: Efraimidis and Spirakis, "Weighted random
+// sampling with a reservoir", 2006). What is left of the budget before the entrant is distributed
+// as an Exp(1) variate below its lambda, which is the law of the exponential in its key, given that
+// it passes: so the remainder is that exponential, and an entry costs one number.
+// The threshold t is kept as an item: weights are relative to its score, lambda = weight *
+// exponential, and both are exact at any scale.
 class Jumps {
  public:
   Jumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
@@ -109,7 +112,7 @@ class Jumps {
     limited_ = floor != nullptr;
     if (floor) {
       threshold_ = *floor;
-      budget(stream_.next().second);
+      draw_budget();
     }
   }
 
@@ -141,12 +144,12 @@ class Jumps {
   void fill(Scan* scan) {
     while (scan->lanes && !limited_) {
       const int lane = take_lane(scan);
-      const Stream::Pair draw = stream_.next();
-      out_->push(perturbed(scan->scores[lane], scan->panel * kLanes + lane, -log(draw.first)));
+      out_->push(
+          perturbed(scan->scores[lane], scan->panel * kLanes + lane, stream_.exponential()));
       if (out_->full()) {
         limited_ = true;
         threshold_ = out_->worst();
-        budget(draw.second);
+        draw_budget();
       }
     }
   }
@@ -179,14 +182,10 @@ class Jumps {
     }
   }
 
-  // The entrant's key is a Gumbel above the threshold: its exponential is one below lambda.
   void enter(float score, int64_t position) {
-    const double inv_t = order.inv_temperature;
-    const double lambda =
-        exp((double(score) - double(threshold_.score)) * inv_t - threshold_.gumbel);
-    const Stream::Pair draw = stream_.next();
-    const Candidate entrant =
-        perturbed(score, position, -log1p(draw.first * expm1(-lambda)));
+    // Never 0, which would be a key of +inf.
+    const double exponential = std::max((limit_ - mass_) * threshold_.exponential, 0x1p-1000);
+    const Candidate entrant = perturbed(score, position, exponential);
     rest_ += mass_;
     mass_ = 0.0;
     if (!out_->full()) {
@@ -197,7 +196,7 @@ class Jumps {
       out_->replace_worst(entrant);
       move_threshold(out_->worst());
     }
-    budget(draw.second);
+    draw_budget();
   }
 
   void move_threshold(const Candidate& next) {
@@ -205,7 +204,7 @@ class Jumps {
     threshold_ = next;
   }
 
-  void budget(double uniform) { limit_ = -log(uniform) / threshold_.exponential; }
+  void draw_budget() { limit_ = stream_.exponential() / threshold_.exponential; }
 
   const Kernels& kernels_;
   const Source& source_;
@@ -404,7 +403,7 @@ void rank_epsilon_greedy(const Kernels& kernels, const Source& source, const Req
   for (int64_t j = 0; j < out->count; ++j) {
     while (shown.contains(best.items[next_best].position)) ++next_best;
     const int64_t greedy = best.items[next_best].position;
-    const bool explore = coins.next().first < policy.epsilon;
+    const bool explore = coins.uniform() < policy.epsilon;
     const int64_t position = explore ? pool.draw(&draws) : greedy;
     out->positions[j] = position;
     out->scores[j] = position == greedy ? best.items[next_best].score
@@ -444,7 +443,7 @@ void rank_sequential(const Kernels& kernels, const Source& source, const Policy&
     }
     rest = {sum, double(highest)};
     if (j == out->count) break;
-    double budget = stream.next().first * sum;
+    double budget = stream.uniform() * sum;
     size_t chosen = 0;
     for (size_t i = 0; i < left.size() && budget >= 0.0; ++i) {
       if (weights[i] == 0.0) continue;

@@ -23,20 +23,16 @@ enum Purpose : uint32_t {
   kExploration = 4,
 };
 
-// Draws 0, 1, 2, ... of one (seed, chunk, purpose).
+// The numbers of one (seed, chunk, purpose), in order.
 class Stream {
  public:
-  struct Pair {
-    double first, second;  // uniform, strictly inside (0, 1)
-  };
-
   Stream(uint64_t seed, uint32_t chunk, Purpose purpose)
       : seed_(seed), chunk_(chunk), purpose_(purpose) {}
 
-  Pair next() {
-    const Words words = next_words();
-    return {uniform(words.first), uniform(words.second)};
-  }
+  // Strictly inside (0, 1).
+  double uniform() { return (double(next() >> 12) + 0.5) * 0x1p-52; }
+
+  double exponential() { return -log(uniform()); }
 
   // Uniform on 0, ..., bound - 1, without bias (Lemire, "Fast random integer generation in an
   // interval", 2019).
@@ -44,27 +40,25 @@ class Stream {
     __extension__ using Wide = unsigned __int128;
     const uint64_t unfair = (0 - bound) % bound;
     for (;;) {
-      const Wide product = Wide(next_words().first) * bound;
+      const Wide product = Wide(next()) * bound;
       if (uint64_t(product) >= unfair) return uint64_t(product >> 64);
     }
   }
 
  private:
-  struct Words {
-    uint64_t first, second;
-  };
-
-  static double uniform(uint64_t bits) { return (double(bits >> 12) + 0.5) * 0x1p-52; }
-
-  Words next_words() {
-    const Block b = philox4x32_10(Block{{uint32_t(draw_), uint32_t(draw_ >> 32), chunk_, purpose_}},
-                                  uint32_t(seed_), uint32_t(seed_ >> 32));
-    ++draw_;
-    return {b.word[0] | uint64_t(b.word[1]) << 32, b.word[2] | uint64_t(b.word[3]) << 32};
+  uint64_t next() {
+    if (count_ % 2 == 0) {
+      const uint64_t draw = count_ / 2;
+      block_ = philox4x32_10(Block{{uint32_t(draw), uint32_t(draw >> 32), chunk_, purpose_}},
+                             uint32_t(seed_), uint32_t(seed_ >> 32));
+    }
+    const uint32_t* words = block_.word + 2 * (count_++ % 2);
+    return words[0] | uint64_t(words[1]) << 32;
   }
 
-  uint64_t seed_, draw_ = 0;
+  uint64_t seed_, count_ = 0;
   uint32_t chunk_, purpose_;
+  Block block_ = {};
 };
 
 // ---- Candidates -----------------------------------------------------------------------------

@@ -88,12 +88,12 @@ class Overlay {
         const double highest = std::max(left.reference, right.reference);
         const double a = left.value * exp((left.reference - highest) * inv_temperature_);
         const double b = right.value * exp((right.reference - highest) * inv_temperature_);
-        if (stream->next().first * (a + b) >= a) ++node;
+        if (stream->uniform() * (a + b) >= a) ++node;
       }
     }
     const Mass leaf = mass(node);
     const float* scores = panel_scores(node);
-    double budget = stream->next().first * leaf.value;
+    double budget = stream->uniform() * leaf.value;
     int chosen = -1;
     for (uint32_t rest = lanes_of(node - leaves_); rest && budget >= 0.0; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest);

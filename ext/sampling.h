@@ -98,22 +98,20 @@ inline void add(Mass* sum, Mass term, double inv_temperature) {
   sum->value += term.value * exp((term.reference - sum->reference) * inv_temperature);
 }
 
-// Conditional log-propensities of items shown in this order, `rest` being the mass of all other
-// eligible items. With x_j = log(mass after place j / w_j): log P_j = -log(1 + e^x_j), and the
-// mass from place j on is w_j (1 + e^x_j). Sums of positive terms from the small end: no
-// cancellation, nothing above 0. Returns the log-normaliser.
-inline double conditional(const float* scores, int64_t count, Mass rest, double temperature,
+// Conditional log-propensities of items shown in this order, `mass` being that of all other
+// eligible items. With x_j = log(mass after place j / w_j), log P_j = -log(1 + e^x_j): sums of
+// positive terms from the last place on, so nothing cancels and nothing is above 0, whatever the
+// order. Returns the log-normaliser.
+inline double conditional(const float* scores, int64_t count, Mass mass, double temperature,
                           double* log_propensities) {
   const double inv_t = 1.0 / temperature;
-  if (count == 0) return log(rest.value) + rest.reference * inv_t;
-  double x = log(rest.value) + (rest.reference - double(scores[count - 1])) * inv_t;
-  double from_here = 0.0;
   for (int64_t j = count - 1; j >= 0; --j) {
-    from_here = softplus(x);
-    log_propensities[j] = 0.0 - from_here;
-    if (j > 0) x = from_here + (double(scores[j]) - double(scores[j - 1])) * inv_t;
+    const double score = scores[j];
+    const double x = log(mass.value) + (mass.reference - score) * inv_t;
+    log_propensities[j] = 0.0 - softplus(x);
+    add(&mass, {1.0, score}, inv_t);
   }
-  return from_here + double(scores[0]) * inv_t;
+  return log(mass.value) + mass.reference * inv_t;
 }
 
 // Conditional log-propensity under epsilon-greedy, with `left` items to choose from.

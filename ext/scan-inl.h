@@ -29,6 +29,7 @@ inline Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
 inline Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 inline uint32_t above(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline uint32_t at_least(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline Reg keep(Reg a, uint32_t lanes) { return _mm512_maskz_mov_ps(__mmask16(lanes), a); }
 inline Reg select_above(Reg a, Reg b, Reg yes, Reg no) {
   return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
@@ -51,6 +52,9 @@ inline Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 inline uint32_t above(Reg a, Reg b) {
   return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+}
+inline uint32_t at_least(Reg a, Reg b) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
 inline Reg keep(Reg a, uint32_t lanes) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -78,10 +82,11 @@ inline Reg add(Reg a, Reg b) { return a + b; }
 inline Reg sub(Reg a, Reg b) { return a - b; }
 inline Reg mul(Reg a, Reg b) { return a * b; }
 inline Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
-inline uint32_t above(Reg a, Reg b) {
-  const Bits yes = a > b;
+inline uint32_t mask_of(Bits yes) {
   return uint32_t(-yes[0] - 2 * yes[1] - 4 * yes[2] - 8 * yes[3]);
 }
+inline uint32_t above(Reg a, Reg b) { return mask_of(a > b); }
+inline uint32_t at_least(Reg a, Reg b) { return mask_of(a >= b); }
 inline Reg keep(Reg a, uint32_t lanes) {
   const Bits bit = {1, 2, 4, 8};
   return Reg(Bits(a) & ((bit & int32_t(lanes)) == bit));
@@ -142,9 +147,12 @@ inline Lanes add(const Lanes& a, const Lanes& b) {
   return c;
 }
 
-inline uint32_t above(const Lanes& a, float threshold) {
+inline uint32_t above(const Lanes& a, float threshold, bool or_equal) {
   uint32_t lanes = 0;
-  for (int i = 0; i < kRegs; ++i) lanes |= above(a.reg[i], set1(threshold)) << (i * kWidth);
+  for (int i = 0; i < kRegs; ++i) {
+    const Reg t = set1(threshold);
+    lanes |= (or_equal ? at_least(a.reg[i], t) : above(a.reg[i], t)) << (i * kWidth);
+  }
   return lanes;
 }
 
@@ -218,7 +226,6 @@ enum class Stop { kMass, kAbove, kSum };
 template <Stop stop>
 bool scan(const Source& source, Scan* state) {
   const float reference = state->reference, inv_t = state->inv_temperature;
-  const float or_equal = __builtin_nextafterf(reference, -__builtin_inff());
   double mass = state->mass;
   const double limit = state->limit;
   int64_t visit = state->visit, offset = state->offset;
@@ -233,7 +240,7 @@ bool scan(const Source& source, Scan* state) {
     const Lanes scores = scores_of(source, panel);
     if (stop == Stop::kAbove || stop == Stop::kSum) {
       const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
-      const uint32_t hits = above(scores, ties ? or_equal : reference) & lanes;
+      const uint32_t hits = above(scores, reference, ties) & lanes;
       stopped = hits != 0;
       if (stop == Stop::kAbove) lanes = hits;
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -534,3 +536,48 @@ def test_the_cache_does_not_mix_up_queries_temperatures_and_biases() -> None:
                     bias=extra,
                 )
                 np.testing.assert_allclose(ranking.log_propensities, logs, atol=1e-6)
+
+
+def test_what_is_returned_cannot_change_the_catalog_or_the_model() -> None:
+    catalog = fr.Catalog([3, 1, 2], [[1.0], [2.0], [3.0]])
+    model = fr.Model(catalog, ["u"], [[1.0]])
+    for array in (catalog.item_ids, model.user_ids, model.user_vector("u")):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = array[::-1]
+
+
+def test_one_content_has_one_version_whatever_its_dtype() -> None:
+    vectors = np.array([[1.0], [2.0]])
+    ids: list[Any] = [["a", "b"], np.array(["a", "b"], "U9"), np.array(["a", "b"], ">U1")]
+    assert (
+        len({fr.Catalog(i, v).version for i in ids for v in (vectors, vectors.astype(">f4"))}) == 1
+    )
+    numbers: list[Any] = [[1, 2], np.array([1, 2], np.uint8), np.array([1, 2], ">i8")]
+    assert len({fr.Catalog(i, vectors).version for i in numbers}) == 1
+
+
+def test_masked_arrays_are_refused() -> None:
+    catalog = fr.Catalog([1, 2], [[1.0], [2.0]])
+    masked = np.ma.masked_array([1, 2], mask=[True, False])
+    with pytest.raises(ValueError, match="exclude: masked"):
+        catalog.rank([1.0], policy=fr.Uniform(), exclude=masked)
+    with pytest.raises(ValueError, match="query: masked"):
+        catalog.rank(masked[:1], policy=fr.Uniform())
+
+
+def test_the_cache_of_a_small_catalog_is_bounded_by_what_it_really_takes() -> None:
+    catalog = fr.Catalog(np.arange(10), np.ones((10, 64)), cache_bytes=1 << 20)
+    queries = np.random.default_rng(0).standard_normal((2_000, 64)).astype(np.float32)
+    catalog.rank(queries[0], policy=fr.PlackettLuce(sampler="cached"))
+    tracemalloc.start()
+    try:
+        for query in queries:
+            catalog.rank(query, policy=fr.PlackettLuce(sampler="cached"))
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_catalog_is_not_pickled_by_accident() -> None:
+    with pytest.raises(TypeError, match="save it"):
+        pickle.dumps(fr.Catalog([1], [[1.0]]))

@@ -450,3 +450,25 @@ def test_bias_moves_the_law_as_vectors_would(isa: str) -> None:
     by_vector = wider.log_propensities(np.append(query, np.float32(1)), order, policy=policy)
     np.testing.assert_allclose(by_call, by_catalog, atol=1e-5)
     np.testing.assert_allclose(by_call, by_vector, atol=1e-5)
+
+
+@pytest.mark.parametrize(("low", "temperature"), [(-1e6, 1e-6), (-1e8, 1e-6), (-1e30, 1.0)])
+def test_an_unlikely_item_in_front_does_not_blur_the_places_before_it(
+    isa: str, low: float, temperature: float
+) -> None:
+    """Its log-weight, -1e12 or less, must not be added to the mass and taken off again."""
+    item = scored([0.0] * 5 + [low])
+    policy = fr.PlackettLuce(temperature)
+    order = np.array([0, 5, 1])
+    given = item.catalog.log_propensities(item.query, item.ids(order), policy=policy)
+    assert_log_propensities(given, item.scores, order, policy)
+    assert given[0] == pytest.approx(-np.log(5.0), abs=1e-12)
+
+
+@pytest.mark.parametrize("policy", [fr.Deterministic(), fr.EpsilonGreedy(0.0)], ids=repr)
+def test_ties_beyond_one_heap_go_to_the_earlier_item(isa: str, policy: fr.Policy) -> None:
+    """5,000 of 50,000 items tie for 25 places: the pilot, which looks ahead, keeps none of them."""
+    values = np.where(np.random.default_rng(6).random(50_000) < 0.1, 0.0, -1.0)
+    item = scored(values)
+    ranking = item.catalog.rank(item.query, k=25, policy=policy)
+    assert item.positions(ranking.item_ids).tolist() == np.flatnonzero(values == 0.0)[:25].tolist()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -397,12 +398,49 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_leftovers_of_a_killed_save_go_with_the_next_but_not_a_running_ones(model: Path) -> None:
-    old, young = model / ".panels.npy.0.tmp", model / ".panels.npy.1.tmp"
-    for file in (old, young):
-        file.write_bytes(b"half")
-    two_hours_ago = time.time() - 7200
-    os.utime(old, (two_hours_ago, two_hours_ago))
+def test_leftovers_of_a_killed_save_go_with_the_next(model: Path) -> None:
+    leftover = model / f".panels-{'0' * 16}.npy.{'1' * 16}.tmp"
+    leftover.write_bytes(b"half")
     fr.Catalog.open(model).save(model)
-    assert not old.exists()
-    assert young.exists()
+    assert not leftover.exists()
+
+
+def test_a_first_save_that_was_killed_can_be_done_again(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    (tmp_path / "manifest.json").unlink()  # what it would have written last
+    make().save(tmp_path)
+    assert fr.Catalog.open(tmp_path, verify=True).version == make().version
+
+
+@pytest.mark.parametrize("text", ['{"my": 1}', "[]", "not JSON", ""])
+def test_another_programs_manifest_is_not_replaced(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "data.npy").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="not fastrank's"):
+        make().save(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == text
+    assert (tmp_path / "data.npy").read_bytes() == b"precious"
+
+
+def test_other_files_beside_a_model_stay(model: Path) -> None:
+    (model / "notes.npy").write_bytes(b"precious")
+    make(seed=1).save(model)
+    assert (model / "notes.npy").read_bytes() == b"precious"
+
+
+def test_writers_of_one_directory_wait_for_each_other(model: Path) -> None:
+    """Three threads save two models in turn while a reader opens: always one of the two, whole."""
+    catalogs = [make(), make(seed=1)]
+    versions = {catalog.version for catalog in catalogs}
+
+    def save_often(catalog: fr.Catalog) -> None:
+        for _ in range(15):
+            catalog.save(model)
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(save_often, catalogs[i % 2]) for i in range(3)]
+        while not all(job.done() for job in jobs):
+            assert fr.Catalog.open(model, verify=True).version in versions
+        for job in jobs:
+            job.result()
+    assert fr.Catalog.open(model, verify=True).version in versions

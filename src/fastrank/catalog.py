@@ -9,7 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ __all__ = ["RNG_VERSION", "Catalog"]
 RNG_VERSION = 1
 
 _PACK_ROWS = 16 * 4096
+_ENTRY_BYTES = 2048
 
 
 class Catalog:
@@ -136,7 +137,8 @@ class Catalog:
         """Writes the catalog to a directory, whole or not at all.
 
         A fastrank directory that is there is replaced atomically: who opens it meanwhile gets the
-        old catalog or the new one. Any other non-empty directory is refused.
+        old catalog or the new one. A directory that holds anything else is refused. Writers
+        wait for each other.
         """
         store.write(directory, self._meta, self._arrays, self._digests)
 
@@ -175,6 +177,11 @@ class Catalog:
             meta = {key: manifest[key] for key in keys}
             own = {name: arrays[name] for name in names}
             n_items, dim = meta["n_items"], meta["dim"]
+            if type(n_items) is not int or type(dim) is not int or n_items < 1 or dim < 1:
+                raise ValueError(f"n_items is {n_items!r}, dim is {dim!r}")
+            for key in ("max_norm", "max_bias"):
+                if type(meta[key]) is not float or not 0.0 <= meta[key] < np.inf:
+                    raise ValueError(f"{key} is {meta[key]!r}")
             n_panels = -(-n_items // _native.LANES)
             expected = {
                 "item_ids": (n_items,),
@@ -201,6 +208,11 @@ class Catalog:
         except ValueError as error:
             raise ValueError(f"{directory}: not a catalog: {error}") from None
         return catalog
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Catalog is not copied or pickled: save it, and open it where it is wanted"
+        )
 
     def __len__(self) -> int:
         return self._n_items
@@ -564,7 +576,8 @@ class _Tree(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return self.scores.nbytes + self.nodes.nbytes
+        """With the entry's key and objects, which weigh more than the tree of a small catalog."""
+        return self.scores.nbytes + self.nodes.nbytes + _ENTRY_BYTES
 
 
 class _TreeCache:
@@ -624,6 +637,7 @@ def _pack(rows: npt.NDArray[Any]) -> tuple[Float32Array, float]:
                 f"got {block[row, column]}"
             )
         max_square = max(max_square, square)
+    panels.flags.writeable = False
     return panels, float(np.sqrt(max_square))
 
 

@@ -20,6 +20,8 @@ Positions: TypeAlias = npt.NDArray[np.int64]
 
 def as_ids(name: str, values: Ids) -> IdArray:
     """A 1-d array of int64 or str; bool, float, bytes and mixed ids are refused."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name}: masked arrays are not taken: the mask would be lost")
     if isinstance(values, np.ndarray):
         array = values
     else:
@@ -40,7 +42,9 @@ def as_ids(name: str, values: Ids) -> IdArray:
     if array.dtype.kind == "i":
         return np.ascontiguousarray(array, dtype=np.int64)
     if array.dtype.kind == "U":
-        return np.ascontiguousarray(array)
+        # One dtype for one content, whatever width or byte order it came in.
+        width = max(1, int(np.strings.str_len(array).max(initial=1)))
+        return np.ascontiguousarray(array, dtype=f"U{width}")
     raise ValueError(f"{name}: expected int64 or str ids, got dtype {array.dtype}")
 
 
@@ -60,6 +64,7 @@ class IdIndex:
     def __init__(self, name: str, ids: IdArray, order: Positions | None = None) -> None:
         if order is None:
             ids = ids.copy()  # not the caller's array
+            ids.flags.writeable = False
             order = np.argsort(ids, kind="stable").astype(np.int64, copy=False)
             ordered = ids[order]
             repeats = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -69,6 +74,7 @@ class IdIndex:
                     f"{name}: must be unique; rows {first} and {second} are both "
                     f"{ids[first].item()!r}"
                 )
+            order.flags.writeable = False
         self.ids = ids
         self.order = order
 

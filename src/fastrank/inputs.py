@@ -22,6 +22,8 @@ _DRAWN_SEED_BITS = 53
 
 def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     """An array of real numbers, not yet cast; bool, complex, object and text are refused."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name}: masked arrays are not taken: the mask would be lost")
     try:
         array = np.asarray(values)
     except ValueError as error:  # ragged nesting

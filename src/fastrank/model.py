@@ -65,6 +65,7 @@ class Model:
                 f"user_ids: expected {len(rows)}, one a row of user_vectors, got {len(ids)}"
             )
         vectors = as_float32("user_vectors", rows, rows.shape).copy()  # not the caller's array
+        vectors.flags.writeable = False
         index = IdIndex("user_ids", ids)
         arrays = {"user_ids": index.ids, "user_order": index.order, "user_vectors": vectors}
         if item_titles is not None:
@@ -198,6 +199,8 @@ def _pack_titles(
     titles: Iterable[str], n_items: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """UTF-8 text of all titles, and where each starts: one long title must not widen the others."""
+    if isinstance(titles, str) or not isinstance(titles, Iterable):
+        raise ValueError(f"item_titles: expected {n_items} titles, got {titles!r}")
     encoded = []
     for row, title in enumerate(titles):
         if not isinstance(title, str):

@@ -35,7 +35,10 @@ Sampler = Literal["gumbel", "sequential", "cached"]
 def _real(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}: expected a real number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(f"{name}: must lie in [{low:g}, {high:g}], got {value!r}")
     return number

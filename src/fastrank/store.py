@@ -8,13 +8,14 @@ new one; files are removed only when no manifest names them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import struct
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,7 +29,8 @@ MANIFEST = "manifest.json"
 _FORMAT = "fastrank"
 # Data starts on a page boundary: a mapped array is aligned for any instruction set.
 _HEADER_BYTES = 4096
-_ABANDONED_SECONDS = 3600
+_ARRAY_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.npy")
+_LEFTOVER = re.compile(r"\.[a-z_.0-9-]+\.[0-9a-f]{16}\.tmp")
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -70,7 +72,7 @@ def write(
     Parameters
     ----------
     directory : path
-        Made if absent. If it holds anything but a fastrank directory it is refused.
+        Made if absent. A directory of anything else is refused.
     meta : mapping
         JSON values to keep in the manifest.
     arrays, digests : mapping
@@ -84,13 +86,27 @@ def write(
         If the disk fails; what was there before is untouched then.
     """
     path = Path(directory)
-    if path.exists():
-        if not path.is_dir():
-            raise ValueError(f"directory: {path} is a file")
-        if not (path / MANIFEST).exists() and any(path.iterdir()):
-            raise ValueError(f"directory: {path} is not empty and holds no {MANIFEST}")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"directory: {path} is a file")
     made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(path):
+            _write_locked(path, meta, arrays, digests)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):  # another writer's by now
+                path.rmdir()
+        raise
+
+
+def _write_locked(
+    path: Path,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    digests: Mapping[str, str],
+) -> None:
+    replaced = _own_files(path)
     entries: dict[str, Any] = {}
     new: list[Path] = []
     try:
@@ -113,18 +129,47 @@ def write(
     except BaseException:
         for file in new:
             file.unlink(missing_ok=True)
-        if made:
-            path.rmdir()
         raise
-    _sync_directory(path)
     kept = {entry["file"] for entry in entries.values()}
-    for file in path.glob("*.npy"):
+    for file in replaced:
         if file.name not in kept:
             file.unlink(missing_ok=True)
-    for file in path.glob(".*.tmp"):  # of a save that was killed; a running one's is younger
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
-                file.unlink()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time; readers need no lock."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _own_files(path: Path) -> list[Path]:
+    """Our files in a directory, those of killed saves too. A ValueError if it is someone else's."""
+    others = []
+    own = []
+    for file in path.iterdir():
+        if _ARRAY_FILE.fullmatch(file.name) or _LEFTOVER.fullmatch(file.name):
+            own.append(file)
+        elif file.name != MANIFEST:
+            others.append(file.name)
+    try:
+        ours = json.loads((path / MANIFEST).read_bytes())["format"] == _FORMAT
+    except FileNotFoundError:
+        if others:
+            raise ValueError(
+                f"directory: {path} holds no {MANIFEST}, but other files, such as {others[0]}"
+            ) from None
+        ours = True
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        ours = False
+    if not ours:
+        raise ValueError(f"directory: {path} holds a {MANIFEST} that is not fastrank's")
+    return own
 
 
 def read(
@@ -167,7 +212,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged: {MANIFEST} is not UTF-8 text") from None
     try:
         manifest = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: damaged: {MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise ValueError(f"{path}: {MANIFEST} is not one of fastrank's")
@@ -194,11 +239,11 @@ def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str
             )
             for name, e in manifest["arrays"].items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays") from None
     arrays = {}
     for name, (file_name, n_bytes, dtype, shape, sha256) in entries.items():
-        if Path(file_name).name != file_name:
+        if not _ARRAY_FILE.fullmatch(file_name):
             raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {file_name}")
         file = path / file_name
         size = file.stat().st_size
@@ -235,11 +280,3 @@ def _write_file(file: Path, *parts: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -164,7 +164,7 @@ class TestBuild:
             "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy",
             "-o", tmp_path, "--replace",
         )  # fmt: skip
-        assert "not empty" in line
+        assert "other files, such as mine.txt" in line
         assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
     @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ class TestRank:
         assert record["catalog_version"] == ranking.catalog_version
         assert record["propensity_kind"] == "exact"
         assert record["log_norm_error"] == 0
-        assert record["user"] == "3"
+        assert record["user"] == 3
         assert record["latency_us"] > 0
 
     def test_a_seed_is_drawn_and_repeats_the_ranking(self, model: Path) -> None:
@@ -253,14 +253,10 @@ class TestRank:
         result = run("rank", model, "--user", 0, "--inference-type", GUMBEL, "--temperature", 1)
         assert "chosen" not in result.stdout
 
-    def test_allow_and_empty_results(self, model: Path) -> None:
+    def test_allow_ignores_repeats_and_unknown_ids(self, model: Path) -> None:
         arguments = ["rank", model, "--user", 0, "--inference-type", "uniform", "--json"]
         record = json.loads(run(*arguments, "--allow", "105, 107,105,999").stdout)
         assert sorted(record["item_ids"]) == [105, 107]
-        record = json.loads(run(*arguments, "--allow", "999").stdout)
-        assert record["item_ids"] == []
-        result = run("rank", model, "--user", 0, "--inference-type", GUMBEL, "--allow", "999")
-        assert result.exit_code == 0, result.output
 
     def test_query_instead_of_a_user(self, vectors: Path, model: Path) -> None:
         result = run(
@@ -479,3 +475,37 @@ class TestAnime:
     def test_verify_passes(self, anime: Path) -> None:
         result = run("verify", anime, "--draws", 1000)
         assert result.exit_code == 0, result.output
+
+
+def test_no_arguments_print_the_help_as_it_is() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "\n  verify" in result.output
+
+
+def test_no_eligible_item_is_said(model: Path) -> None:
+    arguments = ["rank", model, "--user", 3, "--inference-type", GUMBEL, "--allow", 999_999]
+    assert "no item is eligible" in refused(*arguments)
+
+
+def test_the_chosen_temperature_is_that_of_the_eligible_items(model: Path) -> None:
+    """Two items whose scores nearly tie need another temperature than all forty."""
+    arguments = ["rank", model, "--user", 3, "--inference-type", GUMBEL, "--json", "--seed", 1]
+    everything = json.loads(run(*arguments).stdout)
+    best = everything["item_ids"][:2]
+    some = json.loads(run(*arguments, "--allow", f"{best[0]},{best[1]}").stdout)
+    assert some["policy"]["params"] != everything["policy"]["params"]
+    assert some["user"] == 3
+
+
+def test_the_word_that_is_no_id_is_named(model: Path) -> None:
+    arguments = ["rank", model, "--user", 3, "--inference-type", GUMBEL, "--exclude", "101,x,102"]
+    assert "got 'x'" in refused(*arguments)
+
+
+def test_an_output_below_a_file_is_refused_at_once(vectors: Path) -> None:
+    output = vectors / "items.npy" / "model"
+    line = refused(
+        "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", output
+    )
+    assert "items.npy is a file" in line

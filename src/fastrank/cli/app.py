@@ -25,6 +25,9 @@ class OneLineErrors(click.Group):
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             _fail(error.format_message(), context.command_path if context else "fastrank")

@@ -78,7 +78,10 @@ def build(
           --users user_factors.npy --user-ids user_ids.npy -o model/
     """
     if (output / MANIFEST).exists() and not replace:
-        raise click.UsageError(f"{output} holds a model; --replace replaces it")
+        raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise click.UsageError(f"--output: {parent} is a file")
     with progress() as bar:
         item_columns = Columns(id_column, vector_column, bias_column, title_column)
         item_side = read_vectors(

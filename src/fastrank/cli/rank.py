@@ -80,21 +80,27 @@ def rank(
     if user is not None:
         if opened is None:
             raise click.UsageError(f"{model} has no users; give --query")
-        vector = opened.user_vector(_as_ids([user], opened.user_ids, "--user")[0].item())
+        user_id = _as_ids([user], opened.user_ids, "--user")[0].item()
+        vector = opened.user_vector(user_id)
     else:
+        user_id = None
         vector = _query_vector(query)
+    filters = {
+        name: _as_ids(_by_comma(values), catalog.item_ids, f"--{name}") if values else None
+        for name, values in (("exclude", exclude), ("allow", allow))
+    }
+    eligible = _eligible(catalog.item_ids, **filters)
+    if not eligible.any():
+        raise click.UsageError("--allow, --exclude: no item is eligible")
     if temperature is None and "temperature" in INFERENCE_TYPES[inference_type][2]:
-        places = max(1, min(k, len(catalog) // 2))
-        temperature = temperature_for_overlap(catalog.scores(vector), places, _OVERLAP)
+        scores = catalog.scores(vector)[eligible]
+        places = max(1, min(k, len(scores) // 2))
+        temperature = temperature_for_overlap(scores, places, _OVERLAP)
         note = f" (chosen: keeps about {_OVERLAP:.0%} of the deterministic ranking)"
     else:
         note = ""
     given = {"temperature": temperature, "epsilon": epsilon}
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
-    filters = {
-        name: _as_ids(_by_comma(values), catalog.item_ids, f"--{name}") if values else None
-        for name, values in (("exclude", exclude), ("allow", allow))
-    }
     # Twice: the first call also reads the model from disk, and is not what a service sees.
     seed = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters).seed
     start = time.perf_counter()
@@ -102,7 +108,7 @@ def rank(
     latency_us = 1e6 * (time.perf_counter() - start)
     titles = opened.titles(ranking.item_ids) if opened and opened.has_titles else None
     if as_json:
-        record = {"user": user, "k": k, **_record(ranking, titles), "latency_us": latency_us}
+        record = {"user": user_id, "k": k, **_record(ranking, titles), "latency_us": latency_us}
         click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
     else:
         _print(ranking, titles, note, latency_us)
@@ -117,11 +123,24 @@ def _as_ids(words: Sequence[str], like: npt.NDArray[Any], option: str) -> npt.ND
     """Ids from the command line, in the type of the model's."""
     if like.dtype.kind == "U":
         return np.array(words, np.str_)
-    try:
-        return np.array([int(word) for word in words], np.int64)
-    except (ValueError, OverflowError):
-        given = ", ".join(map(repr, words))
-        raise click.UsageError(f"{option}: ids here are integers, got {given}") from None
+    ids = []
+    for word in words:
+        try:
+            ids.append(np.int64(int(word)))
+        except (ValueError, OverflowError):
+            raise click.UsageError(f"{option}: ids here are integers, got {word!r}") from None
+    return np.array(ids, np.int64)
+
+
+def _eligible(
+    item_ids: npt.NDArray[Any], exclude: npt.NDArray[Any] | None, allow: npt.NDArray[Any] | None
+) -> npt.NDArray[np.bool_]:
+    eligible = np.ones(len(item_ids), np.bool_)
+    if allow is not None:
+        eligible &= np.isin(item_ids, allow)
+    if exclude is not None:
+        eligible &= ~np.isin(item_ids, exclude)
+    return eligible
 
 
 def _query_vector(path: Path | None) -> npt.NDArray[Any]:

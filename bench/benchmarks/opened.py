@@ -116,7 +116,9 @@ def ranked(saved: Saved, name: str) -> Call:
     Its check is the frugal one: the oracle's arrays would stand out from the call's memory.
     """
     catalog = fr.Catalog.open(saved.folder)
-    catalog.rank(saved.query, 1, policy=fr.Deterministic())  # maps every page of the vectors
+    # Every page of the files is touched first: those are shared, and no memory of a call.
+    catalog.rank(saved.query, 1, policy=fr.Deterministic())
+    catalog.item_ids.max()
     policy = calls.own_policy(name, saved.temperature)
     call = partial(catalog.rank, saved.query, 10, policy=policy)
     ranking = call()

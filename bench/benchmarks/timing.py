@@ -23,8 +23,11 @@ Call: TypeAlias = Callable[[], object]
 # What a comparison may take; FASTRANK_BENCH_SECONDS shortens it, to check and not to measure.
 SECONDS = float(os.environ.get("FASTRANK_BENCH_SECONDS", "2"))
 
-# A turn lasts about this long, so that calls of some microseconds are not timed one by one.
-_TURN_SECONDS = 1e-3
+# A turn is unmeasured calls for about this long: a last-level cache that others have filled needs
+# several passes over 25 MB until it holds them again.
+_WARM_SECONDS = 5e-3
+# Then measured ones for about this long, so that calls of some microseconds are not single.
+_TURN_SECONDS = 2e-3
 _TURN_CALLS = (3, 50)
 _MAX_ROUNDS = 2000
 
@@ -53,8 +56,8 @@ def interleaved(
 ) -> Timings:
     """Measures calls in turns until `seconds` are spent, at least `min_rounds` rounds.
 
-    A turn is one call that is not measured, and then several that are. The first one brings the
-    call's own data back into the caches: each contender is seen as it runs in a service of its
+    A turn is calls that are not measured, at least one, and then several that are. The first ones
+    bring the contender's own data back into the caches: each is seen as it runs in a service of its
     own, not as the others left the caches for it. Odd rounds go through the calls backwards.
 
     Parameters
@@ -101,7 +104,10 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
 
 
 def _turn(call: Call, count: int) -> float:
+    warm = time.perf_counter() + _WARM_SECONDS
     call()
+    while time.perf_counter() < warm:
+        call()
     seconds = []
     for _ in range(count):
         start = time.perf_counter()

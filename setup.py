@@ -19,15 +19,17 @@ COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden",
 # x86-64-v2 (SSE4.2, POPCNT) is the baseline; dispatch.cpp and the module itself are built for any
 # x86-64, so that an older CPU gets an ImportError and not an illegal instruction.
 BASELINE = ["-march=x86-64-v2"]
+AVX512 = [
+    *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
+    # g++ 12 takes the undefined halves in its own AVX-512 headers for mistakes of ours.
+    *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+]
 ISA_FLAGS = {
-    **dict.fromkeys(["evaluate.cpp", "inputs.cpp", "rank.cpp", "tree.cpp"], BASELINE),
+    **dict.fromkeys(["evaluate.cpp", "inputs.cpp", "quantise.cpp", "rank.cpp", "tree.cpp"], BASELINE),
     "scan_v2.cpp": BASELINE,
     "scan_v3.cpp": ["-mavx2", "-mfma"],
-    # g++ 12 takes the undefined halves in its own AVX-512 headers for mistakes of ours.
-    "scan_v4.cpp": [
-        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
-        *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
-    ],
+    "scan_v4.cpp": AVX512,
+    "scan_v4_vnni.cpp": [*AVX512, "-mavx512vnni"],
 }
 # FASTRANK_CXXFLAGS adds flags to every source and the link: sanitizers, -Werror, -g.
 EXTRA_FLAGS = shlex.split(os.environ.get("FASTRANK_CXXFLAGS", ""))
@@ -57,13 +59,15 @@ SOURCES = [
     "dispatch.cpp",
     "evaluate.cpp",
     "inputs.cpp",
+    "quantise.cpp",
     "rank.cpp",
     "scan_v2.cpp",
     "scan_v3.cpp",
     "scan_v4.cpp",
+    "scan_v4_vnni.cpp",
     "tree.cpp",
 ]
-HEADERS = ["elementary.h", "kernels.h", "philox.h", "sampling.h", "scan-inl.h"]
+HEADERS = ["codes-inl.h", "elementary.h", "kernels.h", "philox.h", "sampling.h", "scan-inl.h"]
 
 native = Extension(
     "fastrank._native",

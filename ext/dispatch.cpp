@@ -9,7 +9,7 @@ namespace fastrank {
 
 extern const Kernels kernels_v2;
 #if defined(__x86_64__)
-extern const Kernels kernels_v3, kernels_v4;
+extern const Kernels kernels_v3, kernels_v4, kernels_v4_vnni;
 #endif
 
 namespace {
@@ -22,7 +22,8 @@ const Kernels* table(int index) {
   if (index == 1) return v3 ? &kernels_v3 : nullptr;
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return v4 ? &kernels_v4 : nullptr;
+  if (index == 2) return v4 ? &kernels_v4 : nullptr;
+  return v4 && __builtin_cpu_supports("avx512vnni") ? &kernels_v4_vnni : nullptr;
 #else
   return index == 0 ? &kernels_v2 : nullptr;
 #endif

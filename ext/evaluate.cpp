@@ -76,7 +76,8 @@ Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
 
 Code log_propensities(const Catalog& catalog, const Request& request, const Policy& policy,
                       const int64_t* positions, int64_t count, double* out, int64_t* where) {
-  const Code code = check_request(catalog, request, where);
+  double bound = 0.0;
+  const Code code = check_request(catalog, request, where, &bound);
   if (code != kOk) return code;
   try {
     const Kernels& kernels = fastrank::kernels();
@@ -125,7 +126,8 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
 }
 
 Code score_all(const Catalog& catalog, const Request& request, float* out, int64_t* where) {
-  const Code code = check_request(catalog, request, where);
+  double bound = 0.0;
+  const Code code = check_request(catalog, request, where, &bound);
   if (code != kOk) return code;
   const Kernels& kernels = fastrank::kernels();
   const Source source = make_source(catalog, request);

@@ -17,22 +17,23 @@ int64_t first_not_finite(const float* values, int64_t count) {
 
 }  // namespace
 
-Code check_request(const Catalog& catalog, const Request& request, int64_t* where) {
+Code check_request(const Catalog& catalog, const Request& request, int64_t* where,
+                   double* bound) {
   *where = first_not_finite(request.query, catalog.dim);
   if (*where >= 0) return kQueryNotFinite;
   double square = 0.0;
   for (int32_t c = 0; c < catalog.dim; ++c) square += double(request.query[c]) * request.query[c];
-  double bound = std::sqrt(square) * catalog.max_norm + catalog.max_bias;
+  *bound = std::sqrt(square) * catalog.max_norm + catalog.max_bias;
   if (request.bias) {
     *where = first_not_finite(request.bias, catalog.n_items);
     if (*where >= 0) return kBiasNotFinite;
     float largest = 0.0f;
     for (int64_t i = 0; i < catalog.n_items; ++i)
       largest = std::max(largest, std::fabs(request.bias[i]));
-    bound += largest;
+    *bound += largest;
   }
   // Every partial sum of the dot product is below the bound, but for rounding: half is room.
-  return bound > 0.5 * double(std::numeric_limits<float>::max()) ? kScoreOverflow : kOk;
+  return *bound > 0.5 * double(std::numeric_limits<float>::max()) ? kScoreOverflow : kOk;
 }
 
 int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
@@ -82,6 +83,7 @@ int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, f
 Source make_source(const Catalog& catalog, const Request& request) {
   Source source = {};
   source.panels = catalog.panels;
+  source.rows = catalog.rows;
   source.bias = catalog.bias;
   source.call_bias = request.bias;
   source.eligible = request.eligible;

@@ -10,6 +10,12 @@
 // float32, dimension-major: panels[(p * dim + c) * 16 + lane]. Lanes past n_items hold zeros and
 // are never eligible.
 //
+// int8 storage. Item i is x_i = center + scale_i * unit * code_i + a rounding error; codes are
+// whole numbers in [-127, 127], kept plus 128 and grouped by four dimensions:
+// codes[(p * groups + c / 4) * 64 + lane * 4 + c % 4], groups = ceil(dim / 4). Codes find the
+// items that matter; what is returned is computed from the float32 rows kept beside them:
+// rows[i * 4 groups + c], zero past dim, as many as there are lanes.
+//
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
 // could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
 //
@@ -43,9 +49,23 @@ enum Code : int32_t {
   kOutOfMemory = 4,
 };
 
-// A packed catalog; borrowed.
+// int8 storage; borrowed.
+struct Quantised {
+  const uint8_t* codes;
+  const float* scales;  // 16 * n_panels, at least 2^-100
+  const float* center;  // dim
+  const float* unit;    // dim, powers of two
+  double code_error;    // largest |(x_i - center) / (unit * scale_i) - code_i|
+  double code_norm;     // largest |code_i|
+  double max_scale;     // largest scale
+  double tolerance;     // a log-normaliser's error may be estimated up to this
+};
+
+// A packed catalog; borrowed. Either panels or rows and a quantised form.
 struct Catalog {
   const float* panels;
+  const float* rows;
+  Quantised quantised;
   const float* bias;  // 16 * n_panels floats, or null
   int64_t n_items;
   int32_t dim;
@@ -82,12 +102,13 @@ struct Ranking {
   float* scores;
   double* log_propensities;
   double log_norm;  // NaN unless Plackett-Luce
+  double log_norm_error;  // bound on the error of log_norm and of each log-propensity; 0: exact
   int64_t count;
 };
 
 // Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
-// The three calls below begin with it.
-Code check_request(const Catalog&, const Request&, int64_t* where);
+// The three calls below begin with it. *bound: no score is larger, in absolute value.
+Code check_request(const Catalog&, const Request&, int64_t* where, double* bound);
 
 // O(n dim + k log k); sequential O(n dim + k n). Extra memory O(k); sequential O(n).
 Code rank(const Catalog&, const Request&, const Policy&, int64_t k, Ranking* out, int64_t* where);
@@ -122,14 +143,27 @@ Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Po
 int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
                     const int64_t* excluded, int64_t n_excluded, uint16_t* eligible);
 
+// The largest of what `quantise` met.
+struct Extremes {
+  double square;  // |vector|^2
+  double code_error, code_norm, scale;
+};
+
+// Fills codes, scales and rows from item `first` on, for row-major vectors (n_rows, dim). Returns
+// and `extremes` as `pack`. What spare lanes hold is the caller's: codes of 128, scales of 0.
+int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t first,
+                 const float* center, const float* unit, uint8_t* codes, float* scales,
+                 float* rows, Extremes* extremes);
+
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
 // *max_square is raised to the largest squared norm.
 int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, float* panels,
              double* max_square);
 
-// Instruction sets, best last: "v2", "v3" (AVX2, FMA), "v4" (AVX-512).
-constexpr int kIsaCount = 3;
+// Instruction sets, best last: "v2", "v3" (AVX2, FMA), "v4" (AVX-512), "v4_vnni" (and its sums of
+// products of bytes, for int8 storage).
+constexpr int kIsaCount = 4;
 const char* isa_name(int index);     // null if this CPU, or this build, lacks it
 const char* isa_active();            // at first the best there is; null if there is none
 bool isa_select(const char* name);   // false if there is no such set
@@ -139,13 +173,29 @@ int64_t set_chunk_panels(int64_t count);
 
 // ---- Inside the core: what is compiled once per instruction set ----------------------------
 
+// A query in whole numbers, and how far the scores it gives can be from the float32 ones.
+//   estimate = base + scale * (step * sum(code * query)) (+ biases)
+//   float32 score <= upper = estimate + scale * spread + margin (+ a part of the biases)
+struct QuantisedQuery {
+  const int8_t* high;    // query = 256 high + low, in groups of four
+  const int8_t* low;
+  const int16_t* whole;  // in groups of four: 0, 2, 1, 3
+  int32_t offset;        // what the codes' 128 adds to a sum, taken off again
+  float step, base, spread, margin;
+  float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
+};
+
 // A request joined with its catalog, ready to score panels.
 struct Source {
   const float* panels;
+  const float* rows;  // instead of panels
+  const uint8_t* codes;  // null: there are none, or this request does without them
+  const float* scales;
+  QuantisedQuery quantised;
   const float* bias;
   const float* call_bias;
   const uint16_t* eligible;
-  const float* query;
+  const float* query;  // padded with zeros to a multiple of four
   int64_t n_panels;
   int32_t dim;
   uint16_t last_lanes;          // lanes of the last panel that are items
@@ -169,6 +219,31 @@ struct Scan {
   float weights[kLanes];  // scan_mass only
 };
 
+// An item that is to be scored in float32 before its weight is added to a normaliser.
+struct Heavy {
+  int64_t position;
+  float estimate;
+  float upper;
+};
+
+// Sums over items that are not scored in float32.
+struct Estimates {
+  double mass;      // of estimated weights
+  double upper;     // of their upper bounds
+  double variance;  // of (upper bound * scale)^2
+};
+
+// The walk of a scan over codes.
+struct CodeScan {
+  Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
+  float uppers[kLanes];
+  float shrink;
+  float cut;  // items whose upper bound reaches it are heavy
+  Estimates estimates;
+  Heavy* heavy;
+  int64_t n_heavy, room;  // a scan stops, at a panel with no lanes, when room runs out
+};
+
 struct Kernels {
   const char* name;
   // Each visits panels until one stops it (true) or none is left (false).
@@ -180,6 +255,18 @@ struct Kernels {
   float (*weigh)(const float* scores, uint32_t lanes, float reference, float inv_temperature,
                  float* weights);
   void (*score_panel)(const Source&, int64_t panel, float* scores);
+  float (*score_row)(const Source&, int64_t position);  // of row-major vectors
+  // Over codes. The first stops where the upper bounds of the weights would pass `limit`; the
+  // second where an upper bound of a score reaches `reference`.
+  bool (*scan_codes)(const Source&, CodeScan*);
+  bool (*scan_codes_above)(const Source&, CodeScan*);
+  // Upper bounds of weights from those of scores, as scan_codes forms them; returns their sum.
+  float (*weigh_uppers)(const float* uppers, uint32_t lanes, float reference,
+                        float inv_temperature, float* weights);
+  // Adds up to 16 items' estimates to the sums.
+  void (*add_estimates)(const float* estimates, const float* uppers, const float* scales,
+                        uint32_t lanes, float reference, float inv_temperature, float shrink,
+                        Estimates*);
 };
 
 const Kernels& kernels();

@@ -183,7 +183,80 @@ inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, fl
   return w;
 }
 
+inline const float* biases_of(const Source& source, int64_t panel) {
+  return source.bias ? source.bias + panel * kLanes : nullptr;
+}
+
+inline const float* call_biases_of(const Source& source, int64_t panel) {
+  if (!source.call_bias) return nullptr;
+  return panel == source.n_panels - 1 ? source.call_bias_tail
+                                      : source.call_bias + panel * kLanes;
+}
+
+inline Lanes with_biases(const Source& source, int64_t panel, Lanes score) {
+  if (const float* biases = biases_of(source, panel)) score = add(score, load_lanes(biases));
+  if (const float* biases = call_biases_of(source, panel)) score = add(score, load_lanes(biases));
+  return score;
+}
+
+// The same sums over row-major vectors: chain c % 4 of a vector stands in lane c % 4.
+inline void scores_of_rows(const Source& source, int64_t panel, float* scores) {
+  const int64_t stride = (source.dim + 3) / 4 * 4;
+  const float* row = source.rows + panel * kLanes * stride;
+#if defined(__AVX2__)
+  for (int i = 0; i < kLanes; i += 4, row += 4 * stride) {
+    __m128 a = _mm_setzero_ps(), b = a, c = a, d = a;
+    for (int64_t j = 0; j < stride; j += 4) {
+      const __m128 q = _mm_loadu_ps(source.query + j);
+      a = _mm_fmadd_ps(_mm_loadu_ps(row + j), q, a);
+      b = _mm_fmadd_ps(_mm_loadu_ps(row + stride + j), q, b);
+      c = _mm_fmadd_ps(_mm_loadu_ps(row + 2 * stride + j), q, c);
+      d = _mm_fmadd_ps(_mm_loadu_ps(row + 3 * stride + j), q, d);
+    }
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(scores + i, _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(c, d)));
+  }
+#else
+  for (int i = 0; i < kLanes; ++i, row += stride) {
+    float even = 0.0f, odd = 0.0f;
+    for (int64_t j = 0; j < stride; j += 2) {
+      even = row[j] * source.query[j] + even;
+      odd = row[j + 1] * source.query[j + 1] + odd;
+    }
+    scores[i] = even + odd;
+  }
+#endif
+}
+
+float score_row(const Source& source, int64_t position) {
+  const int64_t stride = (source.dim + 3) / 4 * 4;
+  const float* row = source.rows + position * stride;
+#if defined(__AVX2__)
+  __m128 sums = _mm_setzero_ps();
+  for (int64_t j = 0; j < stride; j += 4)
+    sums = _mm_fmadd_ps(_mm_loadu_ps(row + j), _mm_loadu_ps(source.query + j), sums);
+  const __m128 pairs = _mm_add_ps(sums, _mm_movehdup_ps(sums));  // 0 + 1, and 2 + 3
+  float score = _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehl_ps(pairs, pairs)));
+#else
+  float even = 0.0f, odd = 0.0f;
+  for (int64_t j = 0; j < stride; j += 2) {
+    even = row[j] * source.query[j] + even;
+    odd = row[j + 1] * source.query[j + 1] + odd;
+  }
+  float score = even + odd;
+#endif
+  const int64_t panel = position / kLanes;
+  if (const float* biases = biases_of(source, panel)) score += biases[position % kLanes];
+  if (const float* biases = call_biases_of(source, panel)) score += biases[position % kLanes];
+  return score;
+}
+
 inline Lanes scores_of(const Source& source, int64_t panel) {
+  if (source.rows) {
+    float scores[kLanes];
+    scores_of_rows(source, panel, scores);
+    return with_biases(source, panel, load_lanes(scores));
+  }
   const int dim = source.dim;
   const float* row = source.panels + panel * dim * kLanes;
   const float* query = source.query;
@@ -205,13 +278,7 @@ inline Lanes scores_of(const Source& source, int64_t panel) {
   }
   Lanes score = add(sum[0], sum[1]);
   if (kChains == 4) score = add(score, add(sum[kChains - 2], sum[kChains - 1]));
-  if (source.bias) score = add(score, load_lanes(source.bias + panel * kLanes));
-  if (source.call_bias) {
-    const bool tail = panel == source.n_panels - 1;
-    score = add(score, load_lanes(tail ? source.call_bias_tail
-                                       : source.call_bias + panel * kLanes));
-  }
-  return score;
+  return with_biases(source, panel, score);
 }
 
 inline uint32_t lanes_of(const Source& source, int64_t panel) {
@@ -278,6 +345,11 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
 }
 
 }  // namespace
+}  // namespace fastrank
+
+#include "codes-inl.h"
+
+namespace fastrank {
 
 #define FASTRANK_JOIN_(a, b) a##b
 #define FASTRANK_JOIN(a, b) FASTRANK_JOIN_(a, b)
@@ -285,7 +357,7 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
 #define FASTRANK_STRING(a) FASTRANK_STRING_(a)
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
-    FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>,
-    scan<Stop::kSum>,              weigh,             score_panel};
+    FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>, weigh,
+    score_panel, score_row, scan_codes, scan_codes_above, weigh_uppers, add_estimates};
 
 }  // namespace fastrank

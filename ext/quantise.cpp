@@ -1,0 +1,133 @@
+// int8 storage: how vectors become codes, and queries whole numbers.
+//
+// A coordinate v = (x - center) / (unit * scale) becomes the code floor(v + dither + 1/2), where
+// the dither is the sum of two uniforms on (-1/2, 1/2). Then the error code - v has mean 0 and
+// variance 1/4 whatever v is (Wannamaker, Lipshitz, Vanderkooy and Wright, "A theory of nonsubtractive
+// dither", 2000): the errors of equal rows do not add up, and the bias of exp(error) is known without
+// knowing v. Rounding to the nearest has neither property; plain stochastic rounding lacks the second.
+
+#include "quantise.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "philox.h"
+
+namespace fastrank {
+namespace {
+
+constexpr double kLargestCode = 125.0;  // a dither of 1 and a half more stay below 127
+constexpr double kLargestWhole = 32600.0;  // of a query: 256 * 127 + 127 is the most
+constexpr float kSmallestScale = 0x1p-100f;
+constexpr uint32_t kDither = 5;  // a purpose, beside those of the samplers
+
+// The sum of two uniforms on (-1/2, 1/2), of 16 bits each.
+double triangle(uint32_t word) {
+  return (double(word & 0xFFFF) + double(word >> 16) - 65535.0) * 0x1p-16;
+}
+
+}  // namespace
+
+int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t first,
+                 const float* center, const float* unit, uint8_t* codes, float* scales,
+                 float* rows, Extremes* extremes) {
+  const int64_t groups = (dim + 3) / 4, stride = 4 * groups;
+  for (int64_t row = 0; row < n_rows; ++row) {
+    const float* vector = vectors + row * dim;
+    const int64_t item = first + row;
+    double square = 0.0, largest = 0.0;
+    for (int32_t c = 0; c < dim; ++c) {
+      if (!std::isfinite(vector[c])) return row * dim + c;
+      square += double(vector[c]) * vector[c];
+      largest = std::max(largest, std::fabs((double(vector[c]) - center[c]) / unit[c]));
+    }
+    const float scale = std::max(float(largest / kLargestCode), kSmallestScale);
+    uint8_t* code = codes + item / kLanes * groups * 4 * kLanes + item % kLanes * 4;
+    double error = 0.0, norm = 0.0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const Block random = philox4x32_10(
+          Block{{uint32_t(g), uint32_t(item), uint32_t(item >> 32), kDither}}, 0, 0);
+      for (int j = 0; j < 4; ++j) {
+        const int64_t c = 4 * g + j;
+        double whole = 0.0;
+        if (c < dim) {
+          const double v = (double(vector[c]) - center[c]) / (double(unit[c]) * scale);
+          whole = std::floor(v + triangle(random.word[j]) + 0.5);
+          error += (v - whole) * (v - whole);
+          norm += whole * whole;
+        }
+        code[g * 4 * kLanes + j] = uint8_t(int(whole) + 128);
+      }
+    }
+    scales[item] = scale;
+    std::memcpy(rows + item * stride, vector, sizeof(float) * size_t(dim));
+    extremes->square = std::max(extremes->square, square);
+    extremes->code_error = std::max(extremes->code_error, std::sqrt(error));
+    extremes->code_norm = std::max(extremes->code_norm, std::sqrt(norm));
+    extremes->scale = std::max(extremes->scale, double(scale));
+  }
+  return -1;
+}
+
+CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double bound) {
+  const Quantised& codes = catalog.quantised;
+  const int64_t groups = (catalog.dim + 3) / 4;
+  std::vector<double> query(size_t(4 * groups), 0.0);
+  double largest = 0.0, square = 0.0, centered = 0.0, center_square = 0.0, plain_square = 0.0;
+  for (int32_t c = 0; c < catalog.dim; ++c) {
+    query[size_t(c)] = double(request.query[c]) * codes.unit[c];
+    largest = std::max(largest, std::fabs(query[size_t(c)]));
+    square += query[size_t(c)] * query[size_t(c)];
+    plain_square += double(request.query[c]) * request.query[c];
+    centered += double(request.query[c]) * codes.center[c];
+    center_square += double(codes.center[c]) * codes.center[c];
+  }
+  norm = std::sqrt(square);
+  const double center_norm = std::sqrt(center_square);
+  const double plain_norm = std::sqrt(plain_square);
+  const double reach = (norm * (codes.code_norm + codes.code_error) * codes.max_scale +
+                        plain_norm * center_norm + bound);
+  // The sum of products stays below 2^31.
+  const double most = std::min(kLargestWhole, 0.9 * 0x1p31 * largest / (codes.code_norm * norm));
+  float step = float(largest / most);
+  usable = reach < 0x1p120 && (largest == 0.0 || step > 0x1p-100f) && codes.code_norm < 0x1p24;
+  if (!usable) return;
+  if (largest == 0.0) step = 1.0f;
+
+  high.resize(size_t(4 * groups));
+  low.resize(size_t(4 * groups));
+  whole.resize(size_t(4 * groups));
+  int64_t sum = 0;
+  double residue = 0.0;
+  for (int64_t c = 0; c < 4 * groups; ++c) {
+    const double value = query[size_t(c)];
+    const int32_t q = int32_t(std::lrint(value / step));
+    const int32_t upper = (q + 128) >> 8;
+    high[size_t(c)] = int8_t(upper);
+    low[size_t(c)] = int8_t(q - 256 * upper);
+    static constexpr int kPlace[4] = {0, 2, 1, 3};
+    whole[size_t(c / 4 * 4 + kPlace[c % 4])] = int16_t(q);
+    sum += q;
+    residue += (value - double(q) * step) * (value - double(q) * step);
+  }
+  residue = std::sqrt(residue);
+
+  // What the roundings of float32 can do, to the score itself and to the estimate, relative to
+  // the sum of the absolute values of all terms.
+  const double rounding = 0x1p-23 * (0.5 * catalog.dim + 8.0);
+  per_scale = codes.code_norm * residue + rounding * norm * (codes.code_norm + codes.code_error);
+  constant = rounding * plain_norm * center_norm + 0x1p-120;
+  spread = 1.001 * (codes.code_error * norm + per_scale);
+  largest_value = largest;
+
+  view.high = high.data();
+  view.low = low.data();
+  view.whole = whole.data();
+  view.offset = int32_t(uint32_t(-128 * sum));
+  view.step = step;
+  view.base = float(centered);
+  view.spread = float(spread);
+  view.margin = float(1.001 * constant);
+}
+
+}  // namespace fastrank

@@ -1,0 +1,31 @@
+// Between float32 and int8: see quantise.cpp.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastrank {
+
+// A request's query in whole numbers, and bounds on what that and the codes' errors do to scores.
+class CodeQuery {
+ public:
+  // bound: |any float32 score|, as check_request finds it.
+  CodeQuery(const Catalog&, const Request&, double bound);
+
+  bool usable = false;  // not if float32 could overflow, or a query is too small to be divided
+  QuantisedQuery view = {};
+  double norm = 0.0;           // of the query in the codes' units
+  double largest_value = 0.0;  // its largest absolute value
+  double spread = 0.0;     // per unit of scale: |estimate - score| is below scale * spread + margin
+  double per_scale = 0.0;  // the part of it that is not random: roundings, and the query's own error
+  double constant = 0.0;   // the same, that does not grow with the scale
+
+ private:
+  std::vector<int8_t> high, low;
+  std::vector<int16_t> whole;
+};
+
+}  // namespace fastrank

@@ -183,7 +183,7 @@ inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, fl
   return w;
 }
 
-inline Lanes scores_of(const Source& source, int64_t panel) {
+inline Lanes dots_of(const Source& source, int64_t panel) {
   const int dim = source.dim;
   const float* row = source.panels + panel * dim * kLanes;
   const float* query = source.query;
@@ -203,8 +203,14 @@ inline Lanes scores_of(const Source& source, int64_t panel) {
     for (int i = 0; i < kRegs; ++i)
       sum[j].reg[i] = fma(load(row + c * kLanes + i * kWidth), q, sum[j].reg[i]);
   }
-  Lanes score = add(sum[0], sum[1]);
-  if (kChains == 4) score = add(score, add(sum[kChains - 2], sum[kChains - 1]));
+  Lanes dots = add(sum[0], sum[1]);
+  if (kChains == 4) dots = add(dots, add(sum[kChains - 2], sum[kChains - 1]));
+  return dots;
+}
+
+inline Lanes scores_of(const Source& source, int64_t panel) {
+  Lanes score = source.tile ? load_lanes(source.tile + (panel - source.tile_first) * kLanes)
+                            : dots_of(source, panel);
   if (source.bias) score = add(score, load_lanes(source.bias + panel * kLanes));
   if (source.call_bias) {
     const bool tail = panel == source.n_panels - 1;
@@ -277,6 +283,55 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
   store_lanes(scores, scores_of(source, panel));
 }
 
+// Users share each loaded row of a panel: as many as there are registers for the sums of.
+#if defined(__AVX512F__)
+constexpr int kTileUsers = 4;
+#else
+constexpr int kTileUsers = 3;
+#endif
+
+template <int users>
+void score_users(const Source* const* sources, int64_t first, int64_t count, float* dots) {
+  const int dim = sources[0]->dim;
+  const float* query[users];
+  for (int u = 0; u < users; ++u) query[u] = sources[u]->query;
+  for (int64_t panel = 0; panel < count; ++panel) {
+    for (int i = 0; i < kRegs; ++i) {
+      const float* row = sources[0]->panels + (first + panel) * dim * kLanes + i * kWidth;
+      Reg sum[users][kChains];
+      for (int u = 0; u < users; ++u)
+        for (int j = 0; j < kChains; ++j) sum[u][j] = set1(0.0f);
+      int c = 0;
+      for (; c + kChains <= dim; c += kChains) {
+        for (int j = 0; j < kChains; ++j) {
+          const Reg items = load(row + (c + j) * kLanes);
+          for (int u = 0; u < users; ++u)
+            sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
+        }
+      }
+      for (int j = 0; j < kChains - 1; ++j) {
+        if (c + j >= dim) break;
+        const Reg items = load(row + (c + j) * kLanes);
+        for (int u = 0; u < users; ++u)
+          sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
+      }
+      for (int u = 0; u < users; ++u) {
+        Reg total = add(sum[u][0], sum[u][1]);
+        if (kChains == 4) total = add(total, add(sum[u][kChains - 2], sum[u][kChains - 1]));
+        store(dots + (u * count + panel) * kLanes + i * kWidth, total);
+      }
+    }
+  }
+}
+
+void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
+                float* dots) {
+  if (users == 1) return score_users<1>(sources, first, count, dots);
+  if (users == 2) return score_users<2>(sources, first, count, dots);
+  if (users == 3) return score_users<3>(sources, first, count, dots);
+  score_users<kTileUsers>(sources, first, count, dots);
+}
+
 }  // namespace
 
 #define FASTRANK_JOIN_(a, b) a##b
@@ -286,6 +341,7 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>,
-    scan<Stop::kSum>,              weigh,             score_panel};
+    scan<Stop::kSum>,              weigh,             score_panel,
+    score_tile,                    kTileUsers};
 
 }  // namespace fastrank

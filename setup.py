@@ -15,7 +15,7 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 # -ffp-contract=off: a multiply-add is fused where the source says so and nowhere
 # else; without it AVX2 and AVX-512 would round differently.
-COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
+COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-pthread"]
 # x86-64-v2 (SSE4.2, POPCNT) is the baseline; dispatch.cpp and the module itself are built for any
 # x86-64, so that an older CPU gets an ImportError and not an illegal instruction.
 BASELINE = ["-march=x86-64-v2"]
@@ -67,7 +67,17 @@ SOURCES = [
     "scan_v4_vnni.cpp",
     "tree.cpp",
 ]
-HEADERS = ["codes-inl.h", "elementary.h", "kernels.h", "philox.h", "sampling.h", "scan-inl.h"]
+HEADERS = [
+    "chunks.h",
+    "codes-inl.h",
+    "elementary.h",
+    "estimated.h",
+    "kernels.h",
+    "philox.h",
+    "quantise.h",
+    "sampling.h",
+    "scan-inl.h",
+]
 
 native = Extension(
     "fastrank._native",
@@ -78,7 +88,7 @@ native = Extension(
     define_macros=[("Py_LIMITED_API", "0x030b0000")],
     py_limited_api=True,
     extra_compile_args=COMMON_FLAGS + EXTRA_FLAGS,
-    extra_link_args=EXTRA_FLAGS,
+    extra_link_args=["-pthread", *EXTRA_FLAGS],
 )
 
 setup(

@@ -8,6 +8,7 @@ outlives a call.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
 
 import numpy as np
 
@@ -54,11 +55,19 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         double* log_propensities
         double log_norm
         int64_t count
+    cdef struct User:
+        Request request
+        const int64_t* allowed
+        const int64_t* excluded
+        int64_t n_allowed
+        int64_t n_excluded
+        Policy policy
+        Ranking out
     cdef struct Mass:
         double value
         double reference
     Code c_rank "fastrank::rank"(
-        const Catalog&, const Request&, const Policy&, int64_t, Ranking*, int64_t*)
+        const Catalog&, User*, int64_t, int64_t, int64_t, int64_t*, int64_t*)
     Code c_log_propensities "fastrank::log_propensities"(
         const Catalog&, const Request&, const Policy&, const int64_t*, int64_t, double*, int64_t*)
     Code c_score_all "fastrank::score_all"(const Catalog&, const Request&, float*, int64_t*)
@@ -78,7 +87,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
 
 
 LANES = kLanes
-DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM = range(5)  # PolicyKind
+DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, CACHED = range(6)  # PolicyKind
 
 
 cdef class PackedCatalog:
@@ -108,20 +117,86 @@ cdef class PackedCatalog:
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
-             int64_t n_eligible):
+             int64_t n_eligible, int64_t threads):
         """(positions, scores, log_propensities, log_norm) of one ranking."""
-        cdef Request request = _request(self, query, bias, eligible, n_eligible)
-        cdef Policy policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
-        cdef Ranking out
-        cdef int64_t where = 0
+        cdef User user
+        user.request = _request(self, query, bias, eligible, n_eligible)
+        user.allowed = user.excluded = NULL  # `eligible` holds them
+        user.n_allowed = user.n_excluded = 0
+        user.policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
+        cdef int64_t row = 0, where = 0
         cdef Code code
-        cdef int64_t room = min(k, n_eligible)
-        result = _allocate(room, &out)
+        result = _allocate(min(k, n_eligible), &user.out)
         with nogil:
-            code = c_rank(self.catalog, request, policy, k, &out, &where)
+            code = c_rank(self.catalog, &user, 1, k, threads, &row, &where)
         if code != kOk:
             _raise(code, where, query, bias)
-        return *result, out.log_norm
+        return *result, user.out.log_norm
+
+    def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
+                   const double[::1] temperatures, const double[::1] epsilons,
+                   const uint64_t[::1] seeds, const float[:, ::1] bias, list excluded,
+                   list allowed, int64_t threads):
+        """(positions, scores, log_propensities, log_norm, counts, n_eligible) of b rankings.
+
+        bias: None, (1, n_items) for all users or (b, n_items). excluded, allowed: for each user
+        the positions (int64) or None. The first three are (b, k), written up to each row's count
+        alone; rows of the kind CACHED are checked and not ranked.
+        """
+        cdef int64_t b = queries.shape[0], i, row = 0, where = 0
+        cdef Code code
+        cdef const int64_t[::1] filter
+        if len(excluded) != b or len(allowed) != b:
+            raise ValueError("excluded, allowed: wrong length")
+        if bias is not None and bias.shape[0] != 1 and bias.shape[0] != b:
+            raise ValueError("bias: wrong length")
+        if not kinds.shape[0] == temperatures.shape[0] == epsilons.shape[0] == seeds.shape[0] == b:
+            raise ValueError("policies, seeds: wrong length")
+        if k > self.catalog.n_items:
+            raise ValueError("k: more places than items")
+        result = (
+            np.zeros((b, k), np.int64),  # what is past the counts can be looked up, too
+            np.empty((b, k), np.float32),
+            np.empty((b, k), np.float64),
+            np.empty(b, np.float64),
+            np.empty(b, np.int64),
+            np.empty(b, np.int64),
+        )
+        cdef int64_t[:, ::1] positions = result[0]
+        cdef float[:, ::1] scores = result[1]
+        cdef double[:, ::1] log_propensities = result[2]
+        cdef double[::1] log_norm = result[3]
+        cdef int64_t[::1] counts = result[4], n_eligible = result[5]
+        cdef vector[User] users
+        cdef User user
+        for i in range(b):
+            user.request = _request(
+                self, queries[i], None if bias is None else bias[i if bias.shape[0] == b else 0],
+                None, self.catalog.n_items)
+            filter = excluded[i]
+            user.excluded = _positions(filter)
+            user.n_excluded = 0 if filter is None else filter.shape[0]
+            filter = allowed[i]
+            user.allowed = _positions(filter)
+            user.n_allowed = 0 if filter is None else filter.shape[0]
+            user.policy = Policy(<PolicyKind>kinds[i], temperatures[i], epsilons[i], seeds[i])
+            user.out.positions = &positions[i, 0]
+            user.out.scores = &scores[i, 0]
+            user.out.log_propensities = &log_propensities[i, 0]
+            users.push_back(user)
+        with nogil:
+            code = c_rank(self.catalog, users.data(), b, k, threads, &row, &where)
+        if code != kOk:
+            try:
+                _raise(code, where, queries[row],
+                       None if bias is None else bias[row if bias.shape[0] == b else 0])
+            except ValueError as error:  # it speaks of one user's request
+                raise ValueError(f"queries: row {row}: {error}") from None
+        for i in range(b):
+            log_norm[i] = users[i].out.log_norm
+            counts[i] = users[i].out.count
+            n_eligible[i] = users[i].request.n_eligible
+        return result
 
     def log_propensities(self, const float[::1] query, const int64_t[::1] positions, int kind,
                          double temperature, double epsilon, const float[::1] bias,

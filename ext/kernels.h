@@ -40,6 +40,7 @@
 namespace fastrank {
 
 constexpr int kLanes = 16;
+constexpr int kMaxTileUsers = 4;  // the most of any instruction set
 
 enum Code : int32_t {
   kOk = 0,
@@ -87,6 +88,7 @@ enum PolicyKind : int32_t {
   kSequential = 2,
   kEpsilonGreedy = 3,
   kUniform = 4,
+  kCached = 5,  // for `rank`: check the request, no more; the tree below is a call of its own
 };
 
 struct Policy {
@@ -106,12 +108,28 @@ struct Ranking {
   int64_t count;
 };
 
+// One user of a rank call.
+struct User {
+  Request request;          // `rank` sets n_eligible where it makes the filter
+  const int64_t* allowed;   // catalog positions, in any order, repeated or not, from which it makes
+  const int64_t* excluded;  // request.eligible for as long as it needs it; null: no such filter
+  int64_t n_allowed, n_excluded;
+  Policy policy;
+  Ranking out;
+};
+
 // Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
-// The three calls below begin with it. *bound: no score is larger, in absolute value.
+// The calls below begin with it, `rank` for all users. *bound: no score is larger in absolute value.
 Code check_request(const Catalog&, const Request&, int64_t* where, double* bound);
 
-// O(n dim + k log k); sequential O(n dim + k n). Extra memory O(k); sequential O(n).
-Code rank(const Catalog&, const Request&, const Policy&, int64_t k, Ranking* out, int64_t* where);
+// Ranks for each user as if it were alone, to the bit, on at most `threads` threads, this one
+// among them; they end before the call does, and fewer are used where they cannot be started or
+// would have nothing to do. Users of the policies that scan share each panel that is loaded.
+// O(n dim + k log k) a user; sequential O(n dim + k n). Extra memory O(k), and n / 8 bytes where
+// there is a filter, for each of up to 64 users a thread; sequential O(n).
+// After an error outputs mean nothing, and *row is the user whose request was refused.
+Code rank(const Catalog&, User* users, int64_t count, int64_t k, int64_t threads, int64_t* row,
+          int64_t* where);
 
 // Conditional log-propensities of a given ranking in one pass. positions: catalog positions, -1
 // for an unknown item. An unknown, ineligible or repeated item gets -inf and removes nothing.
@@ -200,6 +218,10 @@ struct Source {
   int32_t dim;
   uint16_t last_lanes;          // lanes of the last panel that are items
   float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
+  // What score_tile made of panels from `tile_first` on, or null. While it is set, scores of these
+  // panels come from it, and no others may be asked for.
+  const float* tile;
+  int64_t tile_first;
 };
 
 // A walk over panels first + offset * step, offset = 0, stride, 2 stride, ... modulo count: a run
@@ -255,6 +277,12 @@ struct Kernels {
   float (*weigh)(const float* scores, uint32_t lanes, float reference, float inv_temperature,
                  float* weights);
   void (*score_panel)(const Source&, int64_t panel, float* scores);
+  // Dot products, before any bias, of 1 to tile_users users with panels first, ..., first + count
+  // - 1: dots[(user * count + panel - first) * 16 + lane], to the bit as a scan forms them. The
+  // users share a catalog.
+  void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
+                     float* dots);
+  int tile_users;
   float (*score_row)(const Source&, int64_t position);  // of row-major vectors
   // Over codes. The first stops where the upper bounds of the weights would pass `limit`; the
   // second where an upper bound of a score reaches `reference`.

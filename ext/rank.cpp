@@ -1,67 +1,14 @@
 // The policies that scan: one pass over the chunks, partials merged into the k best.
 
-#include <atomic>
 #include <limits>
 #include <new>
-#include <numeric>
 
-#include "sampling.h"
+#include "chunks.h"
 
 namespace fastrank {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-std::atomic<int64_t> forced_chunk_panels{0};
-
-// ---- The chunk law (kernels.h) --------------------------------------------------------------
-
-struct ChunkLaw {
-  int64_t n_panels, chunk_panels;
-  int64_t pilot, step;  // the pilot is panels 0, step, 2 step, ..., `pilot` of them
-
-  ChunkLaw(int64_t n_items, int64_t k) : n_panels(panel_count(n_items)) {
-    chunk_panels = 1024 * ((k + 255) / 256);
-    if (const int64_t forced = forced_chunk_panels.load(std::memory_order_relaxed))
-      chunk_panels = forced;
-    const int64_t items = std::min(std::max(n_items / 256, 64 * k), n_items / 16);
-    pilot = std::max<int64_t>(1, items / kLanes);
-    step = n_panels / pilot;
-  }
-
-  int64_t chunks() const { return (n_panels + chunk_panels - 1) / chunk_panels; }
-
-  Scan pilot_walk() const {
-    Scan walk = {};
-    walk.step = step;
-    walk.count = pilot;
-    // Golden-ratio steps: panels stored in ascending order become a sequence with few records.
-    walk.stride = std::max<int64_t>(1, int64_t(double(pilot) * 0.6180339887498949));
-    while (std::gcd(walk.stride, pilot) != 1) ++walk.stride;
-    return walk;
-  }
-
-  // Calls visit(walk) for each walk of chunk c: the pilot first, then runs between its panels.
-  template <class Visit>
-  void walks(int64_t c, Visit visit) const {
-    if (c == 0) visit(pilot_walk());
-    const int64_t end = std::min(n_panels, (c + 1) * chunk_panels);
-    for (int64_t panel = c * chunk_panels; panel < end;) {
-      if (panel % step == 0 && panel / step < pilot) {
-        ++panel;
-        continue;
-      }
-      const int64_t next_pilot = (panel / step + 1) * step;
-      const int64_t stop = next_pilot / step < pilot ? std::min(end, next_pilot) : end;
-      Scan walk = {};
-      walk.first = panel;
-      walk.step = walk.stride = 1;
-      walk.count = stop - panel;
-      visit(walk);
-      panel = stop;
-    }
-  }
-};
 
 // Goes to the walk's next panel with eligible lanes.
 bool next_panel(const Source& source, Scan* walk) {
@@ -94,18 +41,16 @@ int take_lane(Scan* walk) {
 // it passes: so the remainder is that exponential, and an entry costs one number.
 // The threshold t is kept as an item: weights are relative to its score, lambda = weight *
 // exponential, and both are exact at any scale.
-class Jumps {
+class Jumps final : public Pass {
  public:
   Jumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
-      : order{1.0 / temperature},
+      : Pass({1.0 / temperature}),
         kernels_(kernels),
         source_(source),
         inv_t_(float(1.0 / temperature)),
         seed_(seed) {}
 
-  const Order order;
-
-  void begin(int64_t chunk, const Candidate* floor, Partial* out) {
+  void begin(int64_t chunk, const Candidate* floor, Partial* out) override {
     stream_ = Stream(seed_, uint32_t(chunk), kJumps);
     out_ = out;
     mass_ = rest_ = 0.0;
@@ -116,7 +61,7 @@ class Jumps {
     }
   }
 
-  void walk(Scan scan) {
+  void walk(Scan scan) override {
     while (!limited_ && next_panel(source_, &scan)) {
       kernels_.score_panel(source_, scan.panel, scan.scores);
       fill(&scan);
@@ -135,7 +80,7 @@ class Jumps {
     }
   }
 
-  void end() {
+  void end() override {
     if (limited_) out_->rest = {rest_ + mass_, threshold_.score};
   }
 
@@ -221,19 +166,18 @@ class Jumps {
 
 // ---- Deterministic: the same walk with key = score ------------------------------------------
 
-class Best {
+class Best final : public Pass {
  public:
-  Best(const Kernels& kernels, const Source& source) : kernels_(kernels), source_(source) {}
+  Best(const Kernels& kernels, const Source& source)
+      : Pass({1.0}), kernels_(kernels), source_(source) {}
 
-  const Order order{1.0};
-
-  void begin(int64_t, const Candidate* floor, Partial* out) {
+  void begin(int64_t, const Candidate* floor, Partial* out) override {
     out_ = out;
     limited_ = floor != nullptr;
     if (floor) threshold_ = *floor;
   }
 
-  void walk(Scan scan) {
+  void walk(Scan scan) override {
     while (!limited_ && next_panel(source_, &scan)) {
       kernels_.score_panel(source_, scan.panel, scan.scores);
       settle(&scan);
@@ -246,7 +190,7 @@ class Best {
     }
   }
 
-  void end() {}
+  void end() override {}
 
  private:
   void settle(Scan* scan) {
@@ -272,29 +216,6 @@ class Best {
   bool limited_ = false;
   Candidate threshold_ = {};
 };
-
-// Runs a pass over all chunks: what each of several threads would do for its own, in order.
-template <class Pass>
-Partial run(Pass pass, int64_t n_items, int64_t k, int64_t capacity) {
-  const ChunkLaw law(n_items, k);
-  Partial total(capacity, pass.order), part(capacity, pass.order);
-  Candidate floor = {};
-  bool has_floor = false;
-  for (int64_t c = 0; c < law.chunks(); ++c) {
-    if (c > 0 && (c & (c - 1)) == 0 && total.full()) {
-      floor = total.worst();
-      has_floor = true;
-    }
-    Partial* out = c == 0 ? &total : &part;
-    out->clear();
-    pass.begin(c, has_floor ? &floor : nullptr, out);
-    law.walks(c, [&](const Scan& walk) { pass.walk(walk); });
-    pass.end();
-    if (c > 0) total.merge(part);
-  }
-  total.sort();
-  return total;
-}
 
 // ---- The eligible items, to draw from uniformly ---------------------------------------------
 
@@ -393,8 +314,7 @@ void rank_uniform(const Kernels& kernels, const Source& source, const Request& r
 }
 
 void rank_epsilon_greedy(const Kernels& kernels, const Source& source, const Request& request,
-                         const Policy& policy, int64_t n_items, int64_t k, Ranking* out) {
-  const Partial best = best_items(kernels, source, n_items, k, out->count);
+                         const Policy& policy, const Partial& best, Ranking* out) {
   const Eligible eligible(source, request.n_eligible);
   Pool pool(eligible, out->count);
   Stream coins(policy.seed, 0, kCoins), draws(policy.seed, 0, kExploration);
@@ -467,35 +387,62 @@ void take(const Partial& partial, Ranking* out) {
   }
 }
 
-}  // namespace
+// ---- Users ----------------------------------------------------------------------------------
 
-Partial best_items(const Kernels& kernels, const Source& source, int64_t n_items, int64_t k,
-                   int64_t capacity) {
-  return run(Best(kernels, source), n_items, k, capacity);
+// Users who pass together: their filters, passes and heaps exist at the same time.
+constexpr int64_t kBlockUsers = 64;
+// From so many users a thread on, each thread has users of its own and waits for nobody.
+constexpr int64_t kUsersApart = 8;
+
+bool scans(const Policy& policy) {
+  return policy.kind == kGumbel || policy.kind == kDeterministic || policy.kind == kEpsilonGreedy;
 }
 
-Code rank(const Catalog& catalog, const Request& request, const Policy& policy, int64_t k,
-          Ranking* out, int64_t* where) {
-  const Code code = check_request(catalog, request, where);
-  if (code != kOk) return code;
-  try {
-    const Kernels& kernels = fastrank::kernels();
-    const Source source = make_source(catalog, request);
-    k = std::min(k, catalog.n_items);
-    out->count = std::min(k, request.n_eligible);
-    out->log_norm = kNaN;
-    const bool plackett_luce = policy.kind == kGumbel || policy.kind == kSequential;
-    if (out->count == 0) {
-      if (plackett_luce) out->log_norm = -kInfinity;
-      return kOk;
+// Ranks for users[0], ..., users[count - 1], at most kBlockUsers, in one pass.
+void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int64_t count,
+                int64_t k, int64_t threads) {
+  std::vector<std::vector<uint16_t>> filters(static_cast<size_t>(count));
+  std::vector<Request> requests;
+  std::vector<Source> sources;
+  for (int64_t i = 0; i < count; ++i) {
+    User& user = users[i];
+    Request request = user.request;
+    if ((user.allowed || user.excluded) && user.policy.kind != kCached) {
+      std::vector<uint16_t>& bits = filters[size_t(i)];
+      bits.resize(size_t(panel_count(catalog.n_items)));
+      request.n_eligible = make_filter(catalog.n_items, user.allowed, user.n_allowed,
+                                       user.excluded, user.n_excluded, bits.data());
+      request.eligible = bits.data();
+      user.request.n_eligible = request.n_eligible;
     }
+    requests.push_back(request);
+    sources.push_back(make_source(catalog, request));
+    user.out.count = std::min(k, request.n_eligible);
+    const bool plackett_luce = user.policy.kind == kGumbel || user.policy.kind == kSequential;
+    user.out.log_norm = plackett_luce && user.out.count == 0 ? -kInfinity : kNaN;
+  }
+
+  std::vector<SharedPass::Member> scanning;
+  for (int64_t i = 0; i < count; ++i)
+    if (scans(users[i].policy) && users[i].out.count > 0)
+      scanning.push_back({&sources[size_t(i)], &users[i].policy, users[i].out.count});
+  const ChunkLaw law(catalog.n_items, k);
+  threads = std::min(threads, law.widest_group());
+  SharedPass shared(kernels, law, scanning, threads);
+  if (!scanning.empty()) on_threads(threads, [&](int64_t worker) { shared.work(worker); });
+
+  size_t scanned = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Source& source = sources[size_t(i)];
+    const Policy& policy = users[i].policy;
+    Ranking* out = &users[i].out;
+    if (out->count == 0) continue;
     switch (policy.kind) {
       case kDeterministic:
-        take(best_items(kernels, source, catalog.n_items, k, out->count), out);
+        take(shared.result(scanned++), out);
         break;
       case kGumbel: {
-        const Partial top = run(Jumps(kernels, source, policy.temperature, policy.seed),
-                                catalog.n_items, k, out->count);
+        const Partial& top = shared.result(scanned++);
         take(top, out);
         out->log_norm = conditional(out->scores, out->count, top.rest, policy.temperature,
                                     out->log_propensities);
@@ -505,16 +452,61 @@ Code rank(const Catalog& catalog, const Request& request, const Policy& policy, 
         rank_sequential(kernels, source, policy, out);
         break;
       case kEpsilonGreedy:
-        rank_epsilon_greedy(kernels, source, request, policy, catalog.n_items, k, out);
+        rank_epsilon_greedy(kernels, source, requests[size_t(i)], policy, shared.result(scanned++),
+                            out);
         break;
       case kUniform:
-        rank_uniform(kernels, source, request, policy.seed, out);
+        rank_uniform(kernels, source, requests[size_t(i)], policy.seed, out);
+        break;
+      case kCached:
         break;
     }
-    return kOk;
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
   }
+}
+
+}  // namespace
+
+std::unique_ptr<Pass> make_pass(const Kernels& kernels, const Source& source,
+                                const Policy& policy) {
+  if (policy.kind == kGumbel)
+    return std::make_unique<Jumps>(kernels, source, policy.temperature, policy.seed);
+  return std::make_unique<Best>(kernels, source);
+}
+
+Partial best_items(const Kernels& kernels, const Source& source, int64_t n_items, int64_t k,
+                   int64_t capacity) {
+  const Policy policy = {kDeterministic, 1.0, 0.0, 0};
+  SharedPass shared(kernels, ChunkLaw(n_items, k), {{&source, &policy, capacity}}, 1);
+  shared.work(0);
+  return shared.result(0);
+}
+
+Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t threads,
+          int64_t* row, int64_t* where) {
+  for (*row = 0; *row < count; ++*row) {
+    const Code code = check_request(catalog, users[*row].request, where);
+    if (code != kOk) return code;
+  }
+  const Kernels& kernels = fastrank::kernels();
+  k = std::min(k, catalog.n_items);
+  const bool apart = count / kUsersApart >= threads;
+  // Equal blocks, as many as the threads can share equally.
+  const int64_t share = apart ? threads : 1;
+  const int64_t blocks = share * ((count + share * kBlockUsers - 1) / (share * kBlockUsers));
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  const auto work = [&](int64_t) {
+    try {
+      for (int64_t i; !failed && (i = next.fetch_add(1)) < blocks;) {
+        const int64_t first = count * i / blocks, last = count * (i + 1) / blocks;
+        rank_block(catalog, kernels, users + first, last - first, k, apart ? 1 : threads);
+      }
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  };
+  on_threads(share, work);
+  return failed ? kOutOfMemory : kOk;
 }
 
 int64_t set_chunk_panels(int64_t count) { return forced_chunk_panels.exchange(count); }

@@ -200,7 +200,7 @@ inline Lanes with_biases(const Source& source, int64_t panel, Lanes score) {
 }
 
 // The same sums over row-major vectors: chain c % 4 of a vector stands in lane c % 4.
-inline void scores_of_rows(const Source& source, int64_t panel, float* scores) {
+inline void dots_of_rows(const Source& source, int64_t panel, float* dots) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
   const float* row = source.rows + panel * kLanes * stride;
 #if defined(__AVX2__)
@@ -214,7 +214,7 @@ inline void scores_of_rows(const Source& source, int64_t panel, float* scores) {
       d = _mm_fmadd_ps(_mm_loadu_ps(row + 3 * stride + j), q, d);
     }
     _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(scores + i, _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(c, d)));
+    _mm_storeu_ps(dots + i, _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(c, d)));
   }
 #else
   for (int i = 0; i < kLanes; ++i, row += stride) {
@@ -223,7 +223,7 @@ inline void scores_of_rows(const Source& source, int64_t panel, float* scores) {
       even = row[j] * source.query[j] + even;
       odd = row[j + 1] * source.query[j + 1] + odd;
     }
-    scores[i] = even + odd;
+    dots[i] = even + odd;
   }
 #endif
 }
@@ -251,12 +251,7 @@ float score_row(const Source& source, int64_t position) {
   return score;
 }
 
-inline Lanes scores_of(const Source& source, int64_t panel) {
-  if (source.rows) {
-    float scores[kLanes];
-    scores_of_rows(source, panel, scores);
-    return with_biases(source, panel, load_lanes(scores));
-  }
+inline Lanes dots_of(const Source& source, int64_t panel) {
   const int dim = source.dim;
   const float* row = source.panels + panel * dim * kLanes;
   const float* query = source.query;
@@ -276,9 +271,22 @@ inline Lanes scores_of(const Source& source, int64_t panel) {
     for (int i = 0; i < kRegs; ++i)
       sum[j].reg[i] = fma(load(row + c * kLanes + i * kWidth), q, sum[j].reg[i]);
   }
-  Lanes score = add(sum[0], sum[1]);
-  if (kChains == 4) score = add(score, add(sum[kChains - 2], sum[kChains - 1]));
-  return with_biases(source, panel, score);
+  Lanes dots = add(sum[0], sum[1]);
+  if (kChains == 4) dots = add(dots, add(sum[kChains - 2], sum[kChains - 1]));
+  return dots;
+}
+
+inline Lanes scores_of(const Source& source, int64_t panel) {
+  Lanes dots;
+  if (source.rows) {
+    float sums[kLanes];
+    dots_of_rows(source, panel, sums);
+    dots = load_lanes(sums);
+  } else {
+    dots = source.tile ? load_lanes(source.tile + (panel - source.tile_first) * kLanes)
+                       : dots_of(source, panel);
+  }
+  return with_biases(source, panel, dots);
 }
 
 inline uint32_t lanes_of(const Source& source, int64_t panel) {
@@ -344,6 +352,55 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
   store_lanes(scores, scores_of(source, panel));
 }
 
+// Users share each loaded row of a panel: as many as there are registers for the sums of.
+#if defined(__AVX512F__)
+constexpr int kTileUsers = 4;
+#else
+constexpr int kTileUsers = 3;
+#endif
+
+template <int users>
+void score_users(const Source* const* sources, int64_t first, int64_t count, float* dots) {
+  const int dim = sources[0]->dim;
+  const float* query[users];
+  for (int u = 0; u < users; ++u) query[u] = sources[u]->query;
+  for (int64_t panel = 0; panel < count; ++panel) {
+    for (int i = 0; i < kRegs; ++i) {
+      const float* row = sources[0]->panels + (first + panel) * dim * kLanes + i * kWidth;
+      Reg sum[users][kChains];
+      for (int u = 0; u < users; ++u)
+        for (int j = 0; j < kChains; ++j) sum[u][j] = set1(0.0f);
+      int c = 0;
+      for (; c + kChains <= dim; c += kChains) {
+        for (int j = 0; j < kChains; ++j) {
+          const Reg items = load(row + (c + j) * kLanes);
+          for (int u = 0; u < users; ++u)
+            sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
+        }
+      }
+      for (int j = 0; j < kChains - 1; ++j) {
+        if (c + j >= dim) break;
+        const Reg items = load(row + (c + j) * kLanes);
+        for (int u = 0; u < users; ++u)
+          sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
+      }
+      for (int u = 0; u < users; ++u) {
+        Reg total = add(sum[u][0], sum[u][1]);
+        if (kChains == 4) total = add(total, add(sum[u][kChains - 2], sum[u][kChains - 1]));
+        store(dots + (u * count + panel) * kLanes + i * kWidth, total);
+      }
+    }
+  }
+}
+
+void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
+                float* dots) {
+  if (users == 1) return score_users<1>(sources, first, count, dots);
+  if (users == 2) return score_users<2>(sources, first, count, dots);
+  if (users == 3) return score_users<3>(sources, first, count, dots);
+  score_users<kTileUsers>(sources, first, count, dots);
+}
+
 }  // namespace
 }  // namespace fastrank
 
@@ -357,7 +414,8 @@ namespace fastrank {
 #define FASTRANK_STRING(a) FASTRANK_STRING_(a)
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
-    FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>, weigh,
-    score_panel, score_row, scan_codes, scan_codes_above, weigh_uppers, add_estimates};
+    FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
+    weigh, score_panel, score_tile, kTileUsers, score_row, scan_codes, scan_codes_above,
+    weigh_uppers, add_estimates};
 
 }  // namespace fastrank

@@ -12,6 +12,7 @@ GUMBEL: int
 SEQUENTIAL: int
 EPSILON_GREEDY: int
 UNIFORM: int
+CACHED: int
 
 _Positions: TypeAlias = npt.NDArray[np.int64]
 _Scores: TypeAlias = npt.NDArray[np.float32]
@@ -33,7 +34,21 @@ class PackedCatalog:
         bias: _Scores | None,
         eligible: _Bits | None,
         n_eligible: int,
+        threads: int,
     ) -> tuple[_Positions, _Scores, _Floats, float]: ...
+    def rank_batch(
+        self,
+        queries: _Scores,
+        k: int,
+        kinds: npt.NDArray[np.int32],
+        temperatures: _Floats,
+        epsilons: _Floats,
+        seeds: npt.NDArray[np.uint64],
+        bias: _Scores | None,
+        excluded: list[_Positions | None],
+        allowed: list[_Positions | None],
+        threads: int,
+    ) -> tuple[_Positions, _Scores, _Floats, _Floats, _Positions, _Positions]: ...
     def log_propensities(
         self,
         query: _Scores,

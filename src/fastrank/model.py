@@ -171,6 +171,7 @@ class Model:
         exclude: Ids | None = None,
         allow: Ids | None = None,
         bias: npt.ArrayLike | None = None,
+        threads: int = 1,
     ) -> Ranking:
         """`Catalog.rank` for the vector of a known user; parameters as there."""
         return self._catalog.rank(
@@ -181,6 +182,7 @@ class Model:
             exclude=exclude,
             allow=allow,
             bias=bias,
+            threads=threads,
         )
 
     def titles(self, item_ids: Ids) -> list[str]:

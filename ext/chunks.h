@@ -1,0 +1,300 @@
+// A pass over the catalog: its chunks, the users who share each panel on its way through the
+// caches, and the threads that share the chunks. The passes themselves are in rank.cpp.
+//
+// What a pass does depends on its own user and chunk alone, so neither the users beside it nor the
+// number of threads can change a bit of its result.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <thread>
+
+#include "sampling.h"
+
+namespace fastrank {
+
+// Tests only (kernels.h).
+inline std::atomic<int64_t> forced_chunk_panels{0};
+
+// The chunk law (kernels.h).
+struct ChunkLaw {
+  int64_t n_panels, chunk_panels;
+  int64_t pilot, step;  // the pilot is panels 0, step, 2 step, ..., `pilot` of them
+
+  ChunkLaw(int64_t n_items, int64_t k) : n_panels(panel_count(n_items)) {
+    chunk_panels = 1024 * ((k + 255) / 256);
+    if (const int64_t forced = forced_chunk_panels.load(std::memory_order_relaxed))
+      chunk_panels = forced;
+    const int64_t items = std::min(std::max(n_items / 256, 64 * k), n_items / 16);
+    pilot = std::max<int64_t>(1, items / kLanes);
+    step = n_panels / pilot;
+  }
+
+  int64_t chunks() const { return (n_panels + chunk_panels - 1) / chunk_panels; }
+
+  // The chunks that share a floor are those from a power of two up to the next. All chunks before
+  // them must be merged before one of them can begin.
+  static int64_t group_of(int64_t c) {
+    int64_t first = c > 0;
+    while (2 * first <= c && first > 0) first *= 2;
+    return first;
+  }
+
+  // How many chunks can run at a time: more threads would only wait.
+  int64_t widest_group() const {
+    const int64_t last = group_of(chunks() - 1);
+    return std::max<int64_t>({1, last / 2, chunks() - last});
+  }
+
+  Scan pilot_walk() const {
+    Scan walk = {};
+    walk.step = step;
+    walk.count = pilot;
+    // Golden-ratio steps: panels stored in ascending order become a sequence with few records.
+    walk.stride = std::max<int64_t>(1, int64_t(double(pilot) * 0.6180339887498949));
+    while (std::gcd(walk.stride, pilot) != 1) ++walk.stride;
+    return walk;
+  }
+
+  // Calls visit(walk) for each walk of chunk c: the pilot first, then runs between its panels.
+  template <class Visit>
+  void walks(int64_t c, Visit visit) const {
+    if (c == 0) visit(pilot_walk());
+    const int64_t end = std::min(n_panels, (c + 1) * chunk_panels);
+    for (int64_t panel = c * chunk_panels; panel < end;) {
+      if (panel % step == 0 && panel / step < pilot) {
+        ++panel;
+        continue;
+      }
+      const int64_t next_pilot = (panel / step + 1) * step;
+      const int64_t stop = next_pilot / step < pilot ? std::min(end, next_pilot) : end;
+      Scan walk = {};
+      walk.first = panel;
+      walk.step = walk.stride = 1;
+      walk.count = stop - panel;
+      visit(walk);
+      panel = stop;
+    }
+  }
+};
+
+// What one user's policy does with the panels. A chunk is begin, its walks in order, end; a run of
+// panels may come in any number of consecutive pieces. Nothing here allocates beyond the room that
+// `out` has, or throws.
+class Pass {
+ public:
+  explicit Pass(Order its_order) : order(its_order) {}
+  virtual ~Pass() = default;
+  virtual void begin(int64_t chunk, const Candidate* floor, Partial* out) = 0;
+  virtual void walk(Scan scan) = 0;
+  virtual void end() = 0;
+
+  const Order order;
+};
+
+// Both are borrowed.
+std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&);
+
+// ---- Threads --------------------------------------------------------------------------------
+
+// Runs work(0), ..., work(threads - 1) at the same time, the first on this thread, and returns when
+// all have returned. Threads live as long as the call: nothing is started before it, so nothing
+// is missing after a fork. Where one cannot be started, its work is not called: the others must
+// be able to do it. `work` must not throw.
+template <class Work>
+void on_threads(int64_t threads, const Work& work) {
+  std::vector<std::thread> others;
+  try {
+    others.reserve(size_t(threads - 1));
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back([&work, i] { work(i); });
+  } catch (const std::exception&) {  // no memory, or no more threads for this process
+  }
+  work(0);
+  for (std::thread& other : others) other.join();
+}
+
+// Waits by spinning, for what other threads do within microseconds; to be woken from sleep can
+// take longer than a chunk. Gives the core away if it takes long.
+template <class Condition>
+void wait_until(const Condition& condition) {
+  for (int spins = 0; !condition(); ++spins) {
+    if (spins >= 2000) {
+      std::this_thread::yield();
+      continue;
+    }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// ---- Users who share a pass -----------------------------------------------------------------
+
+// One pass over all chunks for one user or several. Worker w of `threads` calls work(w), on a
+// thread of its own; if not all of them do, the others do the rest.
+class SharedPass {
+ public:
+  struct Member {
+    const Source* source;
+    const Policy* policy;
+    int64_t capacity;  // how many items to keep
+  };
+
+  SharedPass(const Kernels& kernels, const ChunkLaw& law, const std::vector<Member>& members,
+        int64_t threads)
+      : kernels_(kernels),
+        law_(law),
+        slots_(threads == 1 ? 1 : 2 * threads),
+        done_(size_t(slots_), 0),
+        seats_(size_t(threads)) {
+    for (const Member& member : members) {
+      for (auto& worker : seats_) worker.emplace_back(kernels, member);
+      const Order order = seats_[0].back().pass->order;
+      results_.emplace_back(member.capacity, order, slots_);
+    }
+  }
+
+  // Takes chunks in order until none is left.
+  void work(int64_t worker) {
+    std::deque<Seat>& seats = seats_[size_t(worker)];
+    for (;;) {
+      const int64_t c = next_.fetch_add(1, std::memory_order_relaxed);
+      if (c >= law_.chunks()) return;
+      const int64_t before = std::max(ChunkLaw::group_of(c), c - slots_ + 1);
+      wait_until([&] { return merged_.load(std::memory_order_acquire) >= before; });
+      for (size_t i = 0; i < seats.size(); ++i) {
+        Result& result = results_[i];
+        Partial* part = result.part(c);
+        part->clear();
+        seats[i].pass->begin(c, result.has_floor ? &result.floor : nullptr, part);
+      }
+      law_.walks(c, [&](const Scan& walk) { walk_together(seats, walk); });
+      for (Seat& seat : seats) seat.pass->end();
+      merge(c);
+    }
+  }
+
+  // After all work: user i's items, best first, and the mass of the others.
+  const Partial& result(size_t i) {
+    results_[i].total.sort();
+    return results_[i].total;
+  }
+
+ private:
+  static constexpr int64_t kTilePanels = 64;
+
+  // A user as one worker sees it.
+  struct Seat {
+    Seat(const Kernels& kernels, const Member& member)
+        : source(*member.source), pass(make_pass(kernels, source, *member.policy)) {}
+    Seat(const Seat&) = delete;
+
+    Source source;  // with the worker's own tile
+    std::unique_ptr<Pass> pass;
+  };
+
+  struct Result {
+    Result(int64_t capacity, Order order, int64_t slots)
+        : total(capacity, order) {
+      parts.reserve(size_t(slots));
+      for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
+    }
+
+    // Chunk 0 is the start of the total.
+    Partial* part(int64_t c) { return c == 0 ? &total : &parts[size_t(c) % parts.size()]; }
+
+    Partial total;
+    std::vector<Partial> parts;  // of chunks not yet merged
+    Candidate floor = {};
+    bool has_floor = false;
+  };
+
+  // Takes each user's pass along a walk. Two users or more take it tile by tile: they score the
+  // panels together, while they are in registers, then each goes over its own scores.
+  void walk_together(std::deque<Seat>& seats, const Scan& walk) {
+    // The pilot is scattered, and small.
+    if (seats.size() == 1 || walk.step != 1 || walk.stride != 1) {
+      for (Seat& seat : seats) seat.pass->walk(walk);
+      return;
+    }
+    // The panels of a tile stay in a core's second cache while all users pass.
+    const int64_t panels = std::clamp<int64_t>(2048 / seats[0].source.dim, 4, kTilePanels);
+    for (int64_t done = 0; done < walk.count; done += panels) {
+      Scan tile = walk;
+      tile.first += done;
+      tile.count = std::min(panels, walk.count - done);
+      Seat* group[kMaxTileUsers];
+      int size = 0;
+      for (Seat& seat : seats) {
+        if (!mostly_eligible(seat.source, tile)) {
+          seat.pass->walk(tile);
+          continue;
+        }
+        group[size++] = &seat;
+        if (size == kernels_.tile_users) {
+          walk_tile(group, size, tile);
+          size = 0;
+        }
+      }
+      walk_tile(group, size, tile);
+    }
+  }
+
+  void walk_tile(Seat* const* group, int size, const Scan& tile) {
+    alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
+    const Source* sources[kMaxTileUsers];
+    for (int i = 0; i < size; ++i) sources[i] = &group[i]->source;
+    if (size > 1) kernels_.score_tile(sources, size, tile.first, tile.count, dots);
+    for (int i = 0; i < size; ++i) {
+      Source& source = group[i]->source;
+      if (size > 1) {
+        source.tile = dots + i * tile.count * kLanes;
+        source.tile_first = tile.first;
+      }
+      group[i]->pass->walk(tile);
+      source.tile = nullptr;
+    }
+  }
+
+  // Whether to score a whole tile for this user costs less than to look at its panels one by one.
+  static bool mostly_eligible(const Source& source, const Scan& tile) {
+    if (!source.eligible) return true;
+    int64_t panels = 0;
+    for (int64_t i = 0; i < tile.count; ++i) panels += source.eligible[tile.first + i] != 0;
+    return 2 * panels > tile.count;
+  }
+
+  // Chunks are done in any order and merged in theirs, by whoever makes the next one ready.
+  void merge(int64_t c) {
+    wait_until([&] { return !merging_.test_and_set(std::memory_order_acquire); });
+    done_[size_t(c % slots_)] = 1;
+    int64_t next = merged_.load(std::memory_order_relaxed);
+    for (; done_[size_t(next % slots_)]; ++next) {
+      done_[size_t(next % slots_)] = 0;
+      for (Result& result : results_) {
+        if (next > 0) result.total.merge(*result.part(next));
+        // The floor of the group that begins here; those before it are over.
+        if ((next & (next + 1)) == 0 && result.total.full()) {
+          result.floor = result.total.worst();
+          result.has_floor = true;
+        }
+      }
+    }
+    merged_.store(next, std::memory_order_release);
+    merging_.clear(std::memory_order_release);
+  }
+
+  const Kernels& kernels_;
+  const ChunkLaw law_;
+  const int64_t slots_;  // how far chunks may run ahead of the merged ones
+  std::vector<char> done_;  // slots of chunks that are to be merged
+  std::vector<std::deque<Seat>> seats_;  // of each worker
+  std::deque<Result> results_;           // of each user
+  std::atomic<int64_t> next_{0}, merged_{0};
+  std::atomic_flag merging_ = ATOMIC_FLAG_INIT;
+};
+
+}  // namespace fastrank

@@ -7,7 +7,7 @@ fastrank.catalog give them what they ask for. `PackedCatalog` keeps its arrays a
 outlives a call.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
 import numpy as np
@@ -32,8 +32,19 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory
     ctypedef enum PolicyKind:
         pass
+    cdef struct Quantised:
+        const uint8_t* codes
+        const float* scales
+        const float* center
+        const float* unit
+        double code_error
+        double code_norm
+        double max_scale
+        double tolerance
     cdef struct Catalog:
         const float* panels
+        const float* rows
+        Quantised quantised
         const float* bias
         int64_t n_items
         int32_t dim
@@ -54,6 +65,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         float* scores
         double* log_propensities
         double log_norm
+        double log_norm_error
         int64_t count
     cdef struct User:
         Request request
@@ -78,6 +90,14 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const int64_t*, int64_t, int64_t, Ranking*)
     int64_t c_make_filter "fastrank::make_filter"(
         int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
+    cdef struct Extremes:
+        double square
+        double code_error
+        double code_norm
+        double scale
+    int64_t c_quantise "fastrank::quantise"(
+        const float*, int64_t, int32_t, int64_t, const float*, const float*, uint8_t*, float*,
+        float*, Extremes*)
     int64_t c_pack "fastrank::pack"(
         const float*, int64_t, int32_t, int64_t, float*, double*)
     const char* c_isa_name "fastrank::isa_name"(int)
@@ -93,32 +113,72 @@ DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, CACHED = range(6)  #
 cdef class PackedCatalog:
     """A catalog's arrays as the kernels want them.
 
-    panels: float32 (n_panels, dim, 16); bias: float32 (16 * n_panels,) or None.
+    arrays: `panels`, or `codes`, `scales`, `rows` and `columns` (fastrank.packing), and `bias`,
+    float32 (16 * n_panels,), or None. meta: what to know of them. tolerance: for the error of a
+    log-normaliser that is estimated from codes.
     """
 
     cdef Catalog catalog
     cdef const float[:, :, ::1] panels
+    cdef const uint8_t[:, :, :, ::1] codes
+    cdef const float[::1] scales
+    cdef const float[:, ::1] rows
+    cdef const float[:, ::1] columns
     cdef const float[::1] bias
+    cdef int64_t n_panels
+    cdef readonly int64_t query_length  # with the zeros that the kernels want at its end
 
-    def __init__(self, const float[:, :, ::1] panels, const float[::1] bias, int64_t n_items,
-                 double max_norm, double max_bias):
-        if panels.shape[2] != kLanes or not 16 * (panels.shape[0] - 1) < n_items <= 16 * panels.shape[0]:
-            raise ValueError("panels: shape does not fit n_items")
-        if bias is not None and bias.shape[0] != 16 * panels.shape[0]:
+    def __init__(self, dict arrays, const float[::1] bias, int64_t n_items, int32_t dim,
+                 dict meta, double max_bias, double tolerance):
+        cdef int64_t groups = (dim + 3) // 4
+        cdef Quantised quantised
+        self.n_panels = (n_items + kLanes - 1) // kLanes
+        self.catalog.panels = NULL
+        self.catalog.rows = NULL
+        self.query_length = dim
+        quantised.codes = NULL
+        if "panels" in arrays:
+            self.panels = arrays["panels"]
+            if (self.panels.shape[0] != self.n_panels or self.panels.shape[1] != dim
+                    or self.panels.shape[2] != kLanes):
+                raise ValueError("panels: shape does not fit n_items")
+            self.catalog.panels = &self.panels[0, 0, 0]
+        else:
+            self.codes = arrays["codes"]
+            self.scales = arrays["scales"]
+            self.rows = arrays["rows"]
+            self.columns = arrays["columns"]
+            if (self.codes.shape[0] != self.n_panels or self.codes.shape[1] != groups
+                    or self.codes.shape[2] != kLanes or self.codes.shape[3] != 4
+                    or self.scales.shape[0] != kLanes * self.n_panels
+                    or self.rows.shape[0] != kLanes * self.n_panels
+                    or self.rows.shape[1] != 4 * groups
+                    or self.columns.shape[0] != 2 or self.columns.shape[1] != dim):
+                raise ValueError("codes, scales, rows, columns: shapes do not fit n_items")
+            self.catalog.rows = &self.rows[0, 0]
+            self.query_length = 4 * groups
+            quantised.codes = &self.codes[0, 0, 0, 0]
+            quantised.scales = &self.scales[0]
+            quantised.center = &self.columns[0, 0]
+            quantised.unit = &self.columns[1, 0]
+            quantised.code_error = meta["code_error"]
+            quantised.code_norm = meta["code_norm"]
+            quantised.max_scale = meta["max_scale"]
+            quantised.tolerance = tolerance
+        if bias is not None and bias.shape[0] != kLanes * self.n_panels:
             raise ValueError("bias: shape does not fit the panels")
-        self.panels = panels
         self.bias = bias
-        self.catalog.panels = &panels[0, 0, 0]
+        self.catalog.quantised = quantised
         self.catalog.bias = _floats(bias)
         self.catalog.n_items = n_items
-        self.catalog.dim = <int32_t>panels.shape[1]
-        self.catalog.max_norm = max_norm
+        self.catalog.dim = dim
+        self.catalog.max_norm = meta["max_norm"]
         self.catalog.max_bias = max_bias
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
              int64_t n_eligible, int64_t threads):
-        """(positions, scores, log_propensities, log_norm) of one ranking."""
+        """(positions, scores, log_propensities, log_norm, log_norm_error) of one ranking."""
         cdef User user
         user.request = _request(self, query, bias, eligible, n_eligible)
         user.allowed = user.excluded = NULL  # `eligible` holds them
@@ -131,13 +191,14 @@ cdef class PackedCatalog:
             code = c_rank(self.catalog, &user, 1, k, threads, &row, &where)
         if code != kOk:
             _raise(code, where, query, bias)
-        return *result, user.out.log_norm
+        return *result, user.out.log_norm, user.out.log_norm_error
 
     def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
                    const double[::1] temperatures, const double[::1] epsilons,
                    const uint64_t[::1] seeds, const float[:, ::1] bias, list excluded,
                    list allowed, int64_t threads):
-        """(positions, scores, log_propensities, log_norm, counts, n_eligible) of b rankings.
+        """(positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible) of b
+        rankings.
 
         bias: None, (1, n_items) for all users or (b, n_items). excluded, allowed: for each user
         the positions (int64) or None. The first three are (b, k), written up to each row's count
@@ -159,14 +220,15 @@ cdef class PackedCatalog:
             np.empty((b, k), np.float32),
             np.empty((b, k), np.float64),
             np.empty(b, np.float64),
+            np.empty(b, np.float64),
             np.empty(b, np.int64),
             np.empty(b, np.int64),
         )
         cdef int64_t[:, ::1] positions = result[0]
         cdef float[:, ::1] scores = result[1]
         cdef double[:, ::1] log_propensities = result[2]
-        cdef double[::1] log_norm = result[3]
-        cdef int64_t[::1] counts = result[4], n_eligible = result[5]
+        cdef double[::1] log_norm = result[3], log_norm_error = result[4]
+        cdef int64_t[::1] counts = result[5], n_eligible = result[6]
         cdef vector[User] users
         cdef User user
         for i in range(b):
@@ -194,6 +256,7 @@ cdef class PackedCatalog:
                 raise ValueError(f"queries: row {row}: {error}") from None
         for i in range(b):
             log_norm[i] = users[i].out.log_norm
+            log_norm_error[i] = users[i].out.log_norm_error
             counts[i] = users[i].out.count
             n_eligible[i] = users[i].request.n_eligible
         return result
@@ -252,11 +315,11 @@ cdef const int64_t* _positions(const int64_t[::1] values) noexcept:
 
 cdef Request _request(PackedCatalog self, const float[::1] query, const float[::1] bias,
                       const uint16_t[::1] eligible, int64_t n_eligible) except *:
-    if query.shape[0] != self.catalog.dim:
+    if query.shape[0] != self.query_length:
         raise ValueError("query: wrong length")
     if bias is not None and bias.shape[0] != self.catalog.n_items:
         raise ValueError("bias: wrong length")
-    if eligible is not None and eligible.shape[0] != self.panels.shape[0]:
+    if eligible is not None and eligible.shape[0] != self.n_panels:
         raise ValueError("eligible: wrong length")
     cdef Request request
     request.query = &query[0]
@@ -345,6 +408,27 @@ def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] 
     with nogil:
         count = c_make_filter(n_items, allow, n_allowed, exclude, n_excluded, &eligible[0])
     return result, count
+
+
+def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] columns,
+             uint8_t[:, :, :, ::1] codes, float[::1] scales, float[:, ::1] rows):
+    """Fills codes, scales and rows with vectors (m, dim) from item `first` on.
+
+    Returns (flat index of the first element that is not finite or -1, and the largest squared norm,
+    code error, code norm and scale).
+    """
+    cdef int64_t bad, count = vectors.shape[0]
+    cdef int32_t dim = <int32_t>vectors.shape[1]
+    cdef Extremes found = Extremes(0.0, 0.0, 0.0, 0.0)
+    if (codes.shape[1] != (dim + 3) // 4 or first + count > kLanes * codes.shape[0]
+            or scales.shape[0] != kLanes * codes.shape[0] or rows.shape[0] != scales.shape[0]
+            or rows.shape[1] != 4 * codes.shape[1] or columns.shape[0] != 2
+            or columns.shape[1] != dim):
+        raise ValueError("codes: shape does not fit the vectors")
+    with nogil:
+        bad = c_quantise(&vectors[0, 0], count, dim, first, &columns[0, 0], &columns[1, 0],
+                         &codes[0, 0, 0, 0], &scales[0], &rows[0, 0], &found)
+    return bad, found.square, found.code_error, found.code_norm, found.scale
 
 
 def pack(const float[:, ::1] vectors, int64_t first, float[:, :, ::1] panels):

@@ -88,7 +88,7 @@ class Pass {
  public:
   explicit Pass(Order its_order) : order(its_order) {}
   virtual ~Pass() = default;
-  virtual void begin(int64_t chunk, const Candidate* floor, Partial* out) = 0;
+  virtual void begin(int64_t chunk, const Outlook*, Partial* out) = 0;
   virtual void walk(Scan scan) = 0;
   virtual void end() = 0;
 
@@ -96,7 +96,7 @@ class Pass {
 };
 
 // Both are borrowed.
-std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&);
+std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&, const ChunkLaw&);
 
 // ---- Threads --------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class SharedPass {
         done_(size_t(slots_), 0),
         seats_(size_t(threads)) {
     for (const Member& member : members) {
-      for (auto& worker : seats_) worker.emplace_back(kernels, member);
+      for (auto& worker : seats_) worker.emplace_back(kernels, member, law);
       const Order order = seats_[0].back().pass->order;
       results_.emplace_back(member.capacity, order, slots_);
     }
@@ -169,7 +169,7 @@ class SharedPass {
         Result& result = results_[i];
         Partial* part = result.part(c);
         part->clear();
-        seats[i].pass->begin(c, result.has_floor ? &result.floor : nullptr, part);
+        seats[i].pass->begin(c, result.has_outlook ? &result.outlook : nullptr, part);
       }
       law_.walks(c, [&](const Scan& walk) { walk_together(seats, walk); });
       for (Seat& seat : seats) seat.pass->end();
@@ -188,8 +188,8 @@ class SharedPass {
 
   // A user as one worker sees it.
   struct Seat {
-    Seat(const Kernels& kernels, const Member& member)
-        : source(*member.source), pass(make_pass(kernels, source, *member.policy)) {}
+    Seat(const Kernels& kernels, const Member& member, const ChunkLaw& law)
+        : source(*member.source), pass(make_pass(kernels, source, *member.policy, law)) {}
     Seat(const Seat&) = delete;
 
     Source source;  // with the worker's own tile
@@ -208,8 +208,8 @@ class SharedPass {
 
     Partial total;
     std::vector<Partial> parts;  // of chunks not yet merged
-    Candidate floor = {};
-    bool has_floor = false;
+    Outlook outlook = {};
+    bool has_outlook = false;
   };
 
   // Takes each user's pass along a walk. Two users or more take it tile by tile: they score the
@@ -220,8 +220,9 @@ class SharedPass {
       for (Seat& seat : seats) seat.pass->walk(walk);
       return;
     }
-    // The panels of a tile stay in a core's second cache while all users pass.
-    const int64_t panels = std::clamp<int64_t>(2048 / seats[0].source.dim, 4, kTilePanels);
+    // The panels of a tile stay in a core's second cache while all users pass. A multiple of 8: scans
+    // over codes sum by eight.
+    const int64_t panels = std::clamp<int64_t>(2048 / seats[0].source.dim / 8 * 8, 8, kTilePanels);
     for (int64_t done = 0; done < walk.count; done += panels) {
       Scan tile = walk;
       tile.first += done;
@@ -229,7 +230,8 @@ class SharedPass {
       Seat* group[kMaxTileUsers];
       int size = 0;
       for (Seat& seat : seats) {
-        if (!mostly_eligible(seat.source, tile)) {
+        const bool alone = seat.source.rows && !seat.source.codes;
+        if (alone || !mostly_eligible(seat.source, tile)) {
           seat.pass->walk(tile);
           continue;
         }
@@ -276,10 +278,10 @@ class SharedPass {
       done_[size_t(next % slots_)] = 0;
       for (Result& result : results_) {
         if (next > 0) result.total.merge(*result.part(next));
-        // The floor of the group that begins here; those before it are over.
+        // The outlook of the group that begins here; those before it are over.
         if ((next & (next + 1)) == 0 && result.total.full()) {
-          result.floor = result.total.worst();
-          result.has_floor = true;
+          result.outlook = {result.total.worst(), result.total.rest, result.total.doubt};
+          result.has_outlook = true;
         }
       }
     }

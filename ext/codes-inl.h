@@ -9,116 +9,124 @@ namespace {
 
 // ---- Sums of whole numbers -------------------------------------------------------------------
 
+// Sums of products over one panel, for several users at once: those of user u into
+// sums[u * stride ...], as floats. Parts of a sum may wrap; the whole fits 32 bits (quantise.cpp).
 #if defined(__AVX512F__)
 
-inline Lanes as_floats(__m512i a) {
-  Lanes b;
-  b.reg[0] = _mm512_cvtepi32_ps(a);
-  return b;
+inline __m512i word(const void* p) {
+  int32_t value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return _mm512_set1_epi32(value);
 }
 
+template <int users>
+inline void sums_of(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
+  const int groups = (sources[0]->dim + 3) / 4;
+  const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
+  constexpr int kSums = users == 1 ? 2 : 1;  // enough of them to hide their latency
+  __m512i a[users][kSums], b[users][kSums];
+  for (int u = 0; u < users; ++u) {
+    for (int j = 0; j < kSums; ++j) a[u][j] = b[u][j] = _mm512_setzero_si512();
+    b[u][0] = _mm512_set1_epi32(sources[u]->quantised.offset);
+  }
+  const auto add_group = [&](int g, int j) {
+    const __m512i c = _mm512_loadu_si512(code + g * 4 * kLanes);
 #if defined(__AVX512VNNI__)
-
-inline int32_t four(const int8_t* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, sizeof word);
-  return word;
-}
-
-inline Lanes sums_of(const Source& source, int64_t panel) {
-  const int groups = (source.dim + 3) / 4;
-  const uint8_t* code = source.codes + panel * groups * 4 * kLanes;
-  const int8_t *q1 = source.quantised.high, *q0 = source.quantised.low;
-  __m512i high[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-  __m512i low[2] = {_mm512_set1_epi32(source.quantised.offset), _mm512_setzero_si512()};
-  int g = 0;
-  for (; g + 2 <= groups; g += 2) {
-    for (int j = 0; j < 2; ++j) {
-      const __m512i c = _mm512_loadu_si512(code + (g + j) * 64);
-      high[j] = _mm512_dpbusd_epi32(high[j], c, _mm512_set1_epi32(four(q1 + 4 * (g + j))));
-      low[j] = _mm512_dpbusd_epi32(low[j], c, _mm512_set1_epi32(four(q0 + 4 * (g + j))));
+    for (int u = 0; u < users; ++u) {
+      const QuantisedQuery& q = sources[u]->quantised;
+      a[u][j] = _mm512_dpbusd_epi32(a[u][j], c, word(q.high + 4 * g));
+      b[u][j] = _mm512_dpbusd_epi32(b[u][j], c, word(q.low + 4 * g));
     }
-  }
-  if (g < groups) {
-    const __m512i c = _mm512_loadu_si512(code + g * 64);
-    high[0] = _mm512_dpbusd_epi32(high[0], c, _mm512_set1_epi32(four(q1 + 4 * g)));
-    low[0] = _mm512_dpbusd_epi32(low[0], c, _mm512_set1_epi32(four(q0 + 4 * g)));
-  }
-  return as_floats(
-      _mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(high[0], high[1]), 8),
-                       _mm512_add_epi32(low[0], low[1])));
-}
-
 #else
-
-inline Lanes sums_of(const Source& source, int64_t panel) {
-  const int groups = (source.dim + 3) / 4;
-  const uint8_t* code = source.codes + panel * groups * 4 * kLanes;
-  const int16_t* q = source.quantised.whole;
-  const __m512i bytes = _mm512_set1_epi16(0xFF);
-  __m512i even = _mm512_set1_epi32(source.quantised.offset), odd = _mm512_setzero_si512();
-  for (int g = 0; g < groups; ++g) {
-    const __m512i c = _mm512_loadu_si512(code + g * 64);
-    int32_t pair[2];
-    __builtin_memcpy(pair, q + 4 * g, sizeof pair);
-    even = _mm512_add_epi32(
-        even, _mm512_madd_epi16(_mm512_and_si512(c, bytes), _mm512_set1_epi32(pair[0])));
-    odd = _mm512_add_epi32(
-        odd, _mm512_madd_epi16(_mm512_srli_epi16(c, 8), _mm512_set1_epi32(pair[1])));
-  }
-  return as_floats(_mm512_add_epi32(even, odd));
-}
-
+    const __m512i even = _mm512_and_si512(c, _mm512_set1_epi16(0xFF));
+    const __m512i odd = _mm512_srli_epi16(c, 8);
+    for (int u = 0; u < users; ++u) {
+      const int16_t* q = sources[u]->quantised.whole + 4 * g;
+      a[u][j] = _mm512_add_epi32(a[u][j], _mm512_madd_epi16(even, word(q)));
+      b[u][j] = _mm512_add_epi32(b[u][j], _mm512_madd_epi16(odd, word(q + 2)));
+    }
 #endif
+  };
+  int g = 0;
+  for (; g + kSums <= groups; g += kSums)
+    for (int j = 0; j < kSums; ++j) add_group(g + j, j);
+  if (g < groups) add_group(g, 0);
+  for (int u = 0; u < users; ++u) {
+    if (kSums == 2) {
+      a[u][0] = _mm512_add_epi32(a[u][0], a[u][kSums - 1]);
+      b[u][0] = _mm512_add_epi32(b[u][0], b[u][kSums - 1]);
+    }
+#if defined(__AVX512VNNI__)
+    a[u][0] = _mm512_slli_epi32(a[u][0], 8);
+#endif
+    _mm512_storeu_ps(sums + u * stride, _mm512_cvtepi32_ps(_mm512_add_epi32(a[u][0], b[u][0])));
+  }
+}
 
 #elif defined(__AVX2__)
 
-inline Lanes sums_of(const Source& source, int64_t panel) {
-  const int groups = (source.dim + 3) / 4;
-  const uint8_t* code = source.codes + panel * groups * 4 * kLanes;
-  const int16_t* q = source.quantised.whole;
-  const __m256i bytes = _mm256_set1_epi16(0xFF);
-  __m256i even[2], odd[2];
-  for (int i = 0; i < 2; ++i) {
-    even[i] = _mm256_set1_epi32(source.quantised.offset);
-    odd[i] = _mm256_setzero_si256();
-  }
-  for (int g = 0; g < groups; ++g) {
-    int32_t pair[2];
-    __builtin_memcpy(pair, q + 4 * g, sizeof pair);
-    const __m256i q_even = _mm256_set1_epi32(pair[0]), q_odd = _mm256_set1_epi32(pair[1]);
-    for (int i = 0; i < 2; ++i) {
-      const __m256i c =
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code + g * 64 + i * 32));
-      // Not vpmaddubsw: it saturates at 32767, and 255 * 127 * 2 is more.
-      even[i] = _mm256_add_epi32(even[i], _mm256_madd_epi16(_mm256_and_si256(c, bytes), q_even));
-      odd[i] = _mm256_add_epi32(odd[i], _mm256_madd_epi16(_mm256_srli_epi16(c, 8), q_odd));
+template <int users>
+inline void sums_of(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
+  const int groups = (sources[0]->dim + 3) / 4;
+  const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
+  for (int half = 0; half < 2; ++half, code += 32) {
+    __m256i a[users], b[users];
+    for (int u = 0; u < users; ++u) {
+      a[u] = _mm256_setzero_si256();
+      b[u] = _mm256_set1_epi32(sources[u]->quantised.offset);
     }
+    for (int g = 0; g < groups; ++g) {
+      const __m256i c =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code + g * 4 * kLanes));
+      const __m256i even = _mm256_and_si256(c, _mm256_set1_epi16(0xFF));
+      const __m256i odd = _mm256_srli_epi16(c, 8);
+      for (int u = 0; u < users; ++u) {
+        int32_t q[2];
+        __builtin_memcpy(q, sources[u]->quantised.whole + 4 * g, sizeof q);
+        // Not vpmaddubsw: it saturates at 32767, and 255 * 127 * 2 is more.
+        a[u] = _mm256_add_epi32(a[u], _mm256_madd_epi16(even, _mm256_set1_epi32(q[0])));
+        b[u] = _mm256_add_epi32(b[u], _mm256_madd_epi16(odd, _mm256_set1_epi32(q[1])));
+      }
+    }
+    for (int u = 0; u < users; ++u)
+      _mm256_storeu_ps(sums + u * stride + half * 8,
+                       _mm256_cvtepi32_ps(_mm256_add_epi32(a[u], b[u])));
   }
-  Lanes sums;
-  for (int i = 0; i < 2; ++i)
-    sums.reg[i] = _mm256_cvtepi32_ps(_mm256_add_epi32(even[i], odd[i]));
-  return sums;
 }
 
 #else
 
-inline Lanes sums_of(const Source& source, int64_t panel) {
-  const int groups = (source.dim + 3) / 4;
-  const uint8_t* code = source.codes + panel * groups * 4 * kLanes;
-  const int16_t* q = source.quantised.whole;
-  uint32_t sums[kLanes];  // unsigned: what is on the way may wrap
-  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = uint32_t(source.quantised.offset);
-  for (int g = 0; g < groups; ++g, code += 4 * kLanes, q += 4)
+template <int users>
+inline void sums_of(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
+  const int groups = (sources[0]->dim + 3) / 4;
+  for (int u = 0; u < users; ++u) {
+    const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
+    const int16_t* q = sources[u]->quantised.whole;
+    uint32_t total[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) total[lane] = uint32_t(sources[u]->quantised.offset);
+    for (int g = 0; g < groups; ++g, code += 4 * kLanes, q += 4)
+      for (int lane = 0; lane < kLanes; ++lane)
+        total[lane] += uint32_t(code[4 * lane] * q[0] + code[4 * lane + 2] * q[1] +
+                                code[4 * lane + 1] * q[2] + code[4 * lane + 3] * q[3]);
     for (int lane = 0; lane < kLanes; ++lane)
-      sums[lane] += uint32_t(code[4 * lane] * q[0] + code[4 * lane + 2] * q[1] +
-                             code[4 * lane + 1] * q[2] + code[4 * lane + 3] * q[3]);
-  float floats[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) floats[lane] = float(int32_t(sums[lane]));
-  return load_lanes(floats);
+      sums[u * stride + lane] = float(int32_t(total[lane]));
+  }
 }
 
 #endif
+
+template <int users>
+void sum_users(const Source* const* sources, int64_t first, int64_t count, float* sums) {
+  for (int64_t panel = 0; panel < count; ++panel)
+    sums_of<users>(sources, first + panel, sums + panel * kLanes, count * kLanes);
+}
+
+void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count, float* sums) {
+  if (users == 1) return sum_users<1>(sources, first, count, sums);
+  if (users == 2) return sum_users<2>(sources, first, count, sums);
+  if (users == 3) return sum_users<3>(sources, first, count, sums);
+  sum_users<kTileUsers>(sources, first, count, sums);
+}
 
 // ---- Registers -------------------------------------------------------------------------------
 
@@ -142,12 +150,16 @@ inline Reg bits_of_integer(Reg a) { return Reg(__builtin_convertvector(a, Bits))
 // ---- Scores ----------------------------------------------------------------------------------
 
 struct Bounded {
-  Lanes estimate, upper;
+  Lanes estimate, upper, heaviness;
 };
 
 inline Bounded bounded_of(const Source& source, int64_t panel) {
   const QuantisedQuery& q = source.quantised;
-  const Lanes sums = sums_of(source, panel);
+  float own[kLanes];
+  const Source* const self = &source;
+  if (!source.tile) sums_of<1>(&self, panel, own, kLanes);
+  const Lanes sums =
+      load_lanes(source.tile ? source.tile + (panel - source.tile_first) * kLanes : own);
   const Lanes scales = load_lanes(source.scales + panel * kLanes);
   Bounded b;
   for (int i = 0; i < kRegs; ++i) {
@@ -165,6 +177,8 @@ inline Bounded bounded_of(const Source& source, int64_t panel) {
     }
   }
   b.upper = add(b.estimate, b.upper);
+  for (int i = 0; i < kRegs; ++i)
+    b.heaviness.reg[i] = fma(scales.reg[i], set1(2.0f * q.spread), b.upper.reg[i]);
   return b;
 }
 
@@ -197,31 +211,34 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, u
 
 // Sums over several panels, lane by lane.
 struct Totals {
-  Lanes upper, mass, unscored, variance;
+  Lanes budget;                         // upper bounds of all
+  Lanes mass, upper, scaled, variance;  // of those that are not heavy
 };
 
 inline Totals no_totals() {
   Totals t;
   for (int i = 0; i < kRegs; ++i)
-    t.upper.reg[i] = t.mass.reg[i] = t.unscored.reg[i] = t.variance.reg[i] = set1(0.0f);
+    t.budget.reg[i] = t.mass.reg[i] = t.upper.reg[i] = t.scaled.reg[i] = t.variance.reg[i] =
+        set1(0.0f);
   return t;
 }
 
 inline void add_estimated(const Lanes& estimates, const Lanes& scales, const Lanes& upper_weights,
                           uint32_t lanes, float reference, float inv_t, float shrink, Totals* t) {
-  t->mass = add(t->mass,
-                estimated_weights_of(estimates, scales, lanes, reference, inv_t, shrink));
+  const Lanes mass = estimated_weights_of(estimates, scales, lanes, reference, inv_t, shrink);
   for (int i = 0; i < kRegs; ++i) {
-    const Reg upper = keep(upper_weights.reg[i], lanes >> (i * kWidth));
-    const Reg scaled = mul(upper, scales.reg[i]);
-    t->unscored.reg[i] = add(t->unscored.reg[i], upper);
+    const Reg scaled = mul(mass.reg[i], scales.reg[i]);
+    t->mass.reg[i] = add(t->mass.reg[i], mass.reg[i]);
+    t->upper.reg[i] = add(t->upper.reg[i], keep(upper_weights.reg[i], lanes >> (i * kWidth)));
+    t->scaled.reg[i] = add(t->scaled.reg[i], scaled);
     t->variance.reg[i] = fma(scaled, scaled, t->variance.reg[i]);
   }
 }
 
 inline void keep_totals(const Totals& t, Estimates* sums) {
   sums->mass += double(sum_of(t.mass));
-  sums->upper += double(sum_of(t.unscored));
+  sums->upper += double(sum_of(t.upper));
+  sums->scaled += double(sum_of(t.scaled));
   sums->variance += double(sum_of(t.variance));
 }
 
@@ -308,16 +325,16 @@ bool scan_codes(const Source& source, CodeScan* scan) {
           }
           walk->mass = next;
         } else {
-          totals.upper = add(totals.upper, weights);
+          totals.budget = add(totals.budget, weights);
         }
-        const uint32_t heavy = above(b.upper, cut, true) & lanes;
+        const uint32_t heavy = above(b.heaviness, cut, true) & lanes;
         if (heavy) note_heavy(b, panel, heavy, scan);
         const Lanes scales = load_lanes(source.scales + panel * kLanes);
         add_estimated(b.estimate, scales, weights, lanes & ~heavy, reference, inv_t, shrink,
                       &totals);
       }
       if (!singly) {
-        const double next = walk->mass + double(sum_of(totals.upper));
+        const double next = walk->mass + double(sum_of(totals.budget));
         if (!(next <= walk->limit)) {
           place = start;
           scan->n_heavy = n_heavy;

@@ -2,7 +2,9 @@
 
 #include <limits>
 #include <new>
+#include <optional>
 
+#include "quantise.h"
 #include "sampling.h"
 
 namespace fastrank {
@@ -51,7 +53,8 @@ class Sum {
   Mass mass_ = {0.0, 0.0};
 };
 
-// Mass of the eligible items that are not in `shown`.
+}  // namespace
+
 Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
                std::vector<int64_t> shown) {
   std::sort(shown.begin(), shown.end());
@@ -72,8 +75,6 @@ Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
   return sum.mass();
 }
 
-}  // namespace
-
 Code log_propensities(const Catalog& catalog, const Request& request, const Policy& policy,
                       const int64_t* positions, int64_t count, double* out, int64_t* where) {
   double bound = 0.0;
@@ -81,7 +82,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
   if (code != kOk) return code;
   try {
     const Kernels& kernels = fastrank::kernels();
-    const Source source = make_source(catalog, request);
+    Source source = make_source(catalog, request);
     // The places that can be judged: known, eligible, not shown before.
     std::vector<int64_t> shown, place;
     FlatMap<bool> seen{size_t(count)};
@@ -109,6 +110,11 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
         out[place[size_t(i)]] = 0.0 - log(double(request.n_eligible - i));
     } else {
       const double epsilon = policy.kind == kEpsilonGreedy ? policy.epsilon : 0.0;
+      std::optional<CodeQuery> query;
+      if (catalog.quantised.codes) {
+        query.emplace(catalog, request, bound);
+        if (query->usable) use_codes(catalog, *query, &source);
+      }
       const Partial best = best_items(kernels, source, catalog.n_items, m, m);
       FlatMap<bool> gone{size_t(m)};
       size_t next_best = 0;

@@ -116,6 +116,7 @@ struct User {
   int64_t n_allowed, n_excluded;
   Policy policy;
   Ranking out;
+  double bound;  // set by `rank`: no score is larger in absolute value
 };
 
 // Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
@@ -200,7 +201,6 @@ struct QuantisedQuery {
   const int16_t* whole;  // in groups of four: 0, 2, 1, 3
   int32_t offset;        // what the codes' 128 adds to a sum, taken off again
   float step, base, spread, margin;
-  float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
 };
 
 // A request joined with its catalog, ready to score panels.
@@ -210,6 +210,7 @@ struct Source {
   const uint8_t* codes;  // null: there are none, or this request does without them
   const float* scales;
   QuantisedQuery quantised;
+  const class CodeQuery* query_of_codes;  // whose view `quantised` is
   const float* bias;
   const float* call_bias;
   const uint16_t* eligible;
@@ -252,15 +253,16 @@ struct Heavy {
 struct Estimates {
   double mass;      // of estimated weights
   double upper;     // of their upper bounds
-  double variance;  // of (upper bound * scale)^2
+  double scaled;    // of estimated weight * scale
+  double variance;  // of (estimated weight * scale)^2
 };
 
 // The walk of a scan over codes.
 struct CodeScan {
   Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
   float uppers[kLanes];
-  float shrink;
-  float cut;  // items whose upper bound reaches it are heavy
+  float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
+  float cut;     // items are heavy whose upper bound + 2 spread * scale reaches it
   Estimates estimates;
   Heavy* heavy;
   int64_t n_heavy, room;  // a scan stops, at a panel with no lanes, when room runs out
@@ -277,8 +279,8 @@ struct Kernels {
   float (*weigh)(const float* scores, uint32_t lanes, float reference, float inv_temperature,
                  float* weights);
   void (*score_panel)(const Source&, int64_t panel, float* scores);
-  // Dot products, before any bias, of 1 to tile_users users with panels first, ..., first + count
-  // - 1: dots[(user * count + panel - first) * 16 + lane], to the bit as a scan forms them. The
+  // Dot products (over codes: sums of products), before any bias, of 1 to tile_users users with
+  // panels first, ..., first + count - 1: dots[(user * count + panel - first) * 16 + lane], to the bit as a scan forms them. The
   // users share a catalog.
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
                      float* dots);

@@ -69,7 +69,8 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
   return -1;
 }
 
-CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double bound) {
+CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double bound)
+    : max_scale(catalog.quantised.max_scale), tolerance(catalog.quantised.tolerance) {
   const Quantised& codes = catalog.quantised;
   const int64_t groups = (catalog.dim + 3) / 4;
   std::vector<double> query(size_t(4 * groups), 0.0);
@@ -128,6 +129,13 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double boun
   view.base = float(centered);
   view.spread = float(spread);
   view.margin = float(1.001 * constant);
+}
+
+void use_codes(const Catalog& catalog, const CodeQuery& query, Source* source) {
+  source->codes = catalog.quantised.codes;
+  source->scales = catalog.quantised.scales;
+  source->quantised = query.view;
+  source->query_of_codes = &query;
 }
 
 }  // namespace fastrank

@@ -22,10 +22,14 @@ class CodeQuery {
   double spread = 0.0;     // per unit of scale: |estimate - score| is below scale * spread + margin
   double per_scale = 0.0;  // the part of it that is not random: roundings, and the query's own error
   double constant = 0.0;   // the same, that does not grow with the scale
+  double max_scale, tolerance;  // the catalog's
 
  private:
   std::vector<int8_t> high, low;
   std::vector<int16_t> whole;
 };
+
+// Lets a source find its items by codes.
+void use_codes(const Catalog&, const CodeQuery&, Source*);
 
 }  // namespace fastrank

@@ -41,7 +41,7 @@ int take_lane(Scan* walk) {
 // it passes: so the remainder is that exponential, and an entry costs one number.
 // The threshold t is kept as an item: weights are relative to its score, lambda = weight *
 // exponential, and both are exact at any scale.
-class Jumps final : public Pass {
+class Jumps : public Pass {
  public:
   Jumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
       : Pass({1.0 / temperature}),
@@ -50,13 +50,13 @@ class Jumps final : public Pass {
         inv_t_(float(1.0 / temperature)),
         seed_(seed) {}
 
-  void begin(int64_t chunk, const Candidate* floor, Partial* out) override {
+  void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
     stream_ = Stream(seed_, uint32_t(chunk), kJumps);
     out_ = out;
     mass_ = rest_ = 0.0;
-    limited_ = floor != nullptr;
-    if (floor) {
-      threshold_ = *floor;
+    limited_ = outlook != nullptr;
+    if (outlook) {
+      threshold_ = outlook->floor;
       draw_budget();
     }
   }
@@ -84,7 +84,7 @@ class Jumps final : public Pass {
     if (limited_) out_->rest = {rest_ + mass_, threshold_.score};
   }
 
- private:
+ protected:
   // Until there are k items each gets a plain Gumbel key.
   void fill(Scan* scan) {
     while (scan->lanes && !limited_) {
@@ -166,15 +166,15 @@ class Jumps final : public Pass {
 
 // ---- Deterministic: the same walk with key = score ------------------------------------------
 
-class Best final : public Pass {
+class Best : public Pass {
  public:
   Best(const Kernels& kernels, const Source& source)
       : Pass({1.0}), kernels_(kernels), source_(source) {}
 
-  void begin(int64_t, const Candidate* floor, Partial* out) override {
+  void begin(int64_t, const Outlook* outlook, Partial* out) override {
     out_ = out;
-    limited_ = floor != nullptr;
-    if (floor) threshold_ = *floor;
+    limited_ = outlook != nullptr;
+    if (outlook) threshold_ = outlook->floor;
   }
 
   void walk(Scan scan) override {
@@ -192,12 +192,15 @@ class Best final : public Pass {
 
   void end() override {}
 
- private:
-  void settle(Scan* scan) {
+ protected:
+  // Returns how many items were taken.
+  int settle(Scan* scan) {
+    int taken = 0;
     while (scan->lanes) {
       const int lane = take_lane(scan);
       const Candidate item = {0.0, 1.0, scan->panel * kLanes + lane, scan->scores[lane]};
       if (limited_ && !order.better(item, threshold_)) continue;
+      ++taken;
       if (out_->full()) {
         out_->replace_worst(item);
       } else {
@@ -208,6 +211,7 @@ class Best final : public Pass {
         threshold_ = out_->worst();
       }
     }
+    return taken;
   }
 
   const Kernels& kernels_;
@@ -216,6 +220,14 @@ class Best final : public Pass {
   bool limited_ = false;
   Candidate threshold_ = {};
 };
+
+}  // namespace
+}  // namespace fastrank
+
+#include "estimated.h"
+
+namespace fastrank {
+namespace {
 
 // ---- The eligible items, to draw from uniformly ---------------------------------------------
 
@@ -394,6 +406,9 @@ constexpr int64_t kBlockUsers = 64;
 // From so many users a thread on, each thread has users of its own and waits for nobody.
 constexpr int64_t kUsersApart = 8;
 
+// Of so few eligible items the float32 rows cost no more than the codes.
+constexpr int64_t kFewItems = 2048;
+
 bool scans(const Policy& policy) {
   return policy.kind == kGumbel || policy.kind == kDeterministic || policy.kind == kEpsilonGreedy;
 }
@@ -404,6 +419,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
   std::vector<std::vector<uint16_t>> filters(static_cast<size_t>(count));
   std::vector<Request> requests;
   std::vector<Source> sources;
+  std::deque<CodeQuery> queries;
   for (int64_t i = 0; i < count; ++i) {
     User& user = users[i];
     Request request = user.request;
@@ -417,6 +433,11 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     }
     requests.push_back(request);
     sources.push_back(make_source(catalog, request));
+    if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= kFewItems) {
+      queries.emplace_back(catalog, request, user.bound);
+      if (queries.back().usable) use_codes(catalog, queries.back(), &sources.back());
+    }
+    user.out.log_norm_error = 0.0;
     user.out.count = std::min(k, request.n_eligible);
     const bool plackett_luce = user.policy.kind == kGumbel || user.policy.kind == kSequential;
     user.out.log_norm = plackett_luce && user.out.count == 0 ? -kInfinity : kNaN;
@@ -444,7 +465,17 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
       case kGumbel: {
         const Partial& top = shared.result(scanned++);
         take(top, out);
-        out->log_norm = conditional(out->scores, out->count, top.rest, policy.temperature,
+        Mass rest = top.rest;
+        if (source.codes) {
+          const CodeQuery& query = *source.query_of_codes;
+          out->log_norm_error = log_norm_error(top, query, policy.temperature);
+          if (!(out->log_norm_error <= query.tolerance)) {
+            out->log_norm_error = 0.0;
+            rest = rest_mass(kernels, source, policy.temperature,
+                             {out->positions, out->positions + out->count});
+          }
+        }
+        out->log_norm = conditional(out->scores, out->count, rest, policy.temperature,
                                     out->log_propensities);
         break;
       }
@@ -467,10 +498,14 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
 }  // namespace
 
 std::unique_ptr<Pass> make_pass(const Kernels& kernels, const Source& source,
-                                const Policy& policy) {
-  if (policy.kind == kGumbel)
-    return std::make_unique<Jumps>(kernels, source, policy.temperature, policy.seed);
-  return std::make_unique<Best>(kernels, source);
+                                const Policy& policy, const ChunkLaw& law) {
+  if (policy.kind != kGumbel) {
+    if (source.codes) return std::make_unique<EstimatedBest>(kernels, source);
+    return std::make_unique<Best>(kernels, source);
+  }
+  if (source.codes)
+    return std::make_unique<EstimatedJumps>(kernels, source, policy.temperature, policy.seed, law);
+  return std::make_unique<Jumps>(kernels, source, policy.temperature, policy.seed);
 }
 
 Partial best_items(const Kernels& kernels, const Source& source, int64_t n_items, int64_t k,
@@ -484,7 +519,7 @@ Partial best_items(const Kernels& kernels, const Source& source, int64_t n_items
 Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t threads,
           int64_t* row, int64_t* where) {
   for (*row = 0; *row < count; ++*row) {
-    const Code code = check_request(catalog, users[*row].request, where);
+    const Code code = check_request(catalog, users[*row].request, where, &users[*row].bound);
     if (code != kOk) return code;
   }
   const Kernels& kernels = fastrank::kernels();

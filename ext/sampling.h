@@ -124,6 +124,23 @@ inline double epsilon_greedy(bool best, double epsilon, int64_t left) {
 
 // ---- Partials -------------------------------------------------------------------------------
 
+// What is not known exactly in the mass of a partial whose scores are estimates: sums over items of
+// an estimated weight w, its upper bound, w * scale and (w * scale)^2. See estimated.h.
+struct Doubt {
+  Mass mass, upper, scaled, variance;
+  double cut;      // as a score: items above it were not estimated
+  int64_t panels;  // visited
+};
+
+inline void add(Doubt* sum, const Doubt& term, double inv_temperature) {
+  add(&sum->mass, term.mass, inv_temperature);
+  add(&sum->upper, term.upper, inv_temperature);
+  add(&sum->scaled, term.scaled, inv_temperature);
+  add(&sum->variance, term.variance, 2.0 * inv_temperature);
+  sum->cut = std::max(sum->cut, term.cut);
+  sum->panels += term.panels;
+}
+
 // A chunk's mergeable result: its best items, at most `capacity`, and the mass of the others.
 class Partial {
  public:
@@ -133,6 +150,7 @@ class Partial {
 
   std::vector<Candidate> items;  // a heap, the worst first, until `sort`
   Mass rest = {0.0, 0.0};
+  Doubt doubt = {};
 
   bool full() const { return items.size() == capacity_; }
   const Candidate& worst() const { return items.front(); }
@@ -140,6 +158,7 @@ class Partial {
   void clear() {
     items.clear();
     rest = {0.0, 0.0};
+    doubt = {};
   }
 
   void push(const Candidate& candidate) {
@@ -163,6 +182,7 @@ class Partial {
       }
     }
     add(&rest, other.rest, inv_t);
+    add(&doubt, other.doubt, inv_t);
   }
 
   // Best first. A heap sort of our own: `better` may fail to be transitive within a rounding,
@@ -199,6 +219,13 @@ class Partial {
 
   size_t capacity_;
   Order order_;
+};
+
+// What a chunk may know of those before it: their k-th best, and the mass of the others.
+struct Outlook {
+  Candidate floor;
+  Mass rest;
+  Doubt doubt;
 };
 
 // ---- Small things ---------------------------------------------------------------------------
@@ -267,10 +294,14 @@ inline uint32_t lanes_of(const Source& source, int64_t panel) {
 }
 
 inline float score_of(const Kernels& kernels, const Source& source, int64_t position) {
+  if (source.rows) return kernels.score_row(source, position);
   float scores[kLanes];
   kernels.score_panel(source, position / kLanes, scores);
   return scores[position % kLanes];
 }
+
+// Mass of the eligible items that are not in `shown`, in one pass of its own over float32 scores.
+Mass rest_mass(const Kernels&, const Source&, double temperature, std::vector<int64_t> shown);
 
 // The k best items by score, best first, without masses.
 Partial best_items(const Kernels&, const Source&, int64_t n_items, int64_t k, int64_t capacity);

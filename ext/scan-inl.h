@@ -393,8 +393,11 @@ void score_users(const Source* const* sources, int64_t first, int64_t count, flo
   }
 }
 
+void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count, float* sums);
+
 void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
                 float* dots) {
+  if (sources[0]->codes) return sum_tile(sources, users, first, count, dots);
   if (users == 1) return score_users<1>(sources, first, count, dots);
   if (users == 2) return score_users<2>(sources, first, count, dots);
   if (users == 3) return score_users<3>(sources, first, count, dots);

@@ -1,7 +1,7 @@
 """Types of the native module; ext/_native.pyx documents it."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,16 @@ _Floats: TypeAlias = npt.NDArray[np.float64]
 _Bits: TypeAlias = npt.NDArray[np.uint16]
 
 class PackedCatalog:
+    query_length: int
     def __init__(
-        self, panels: _Scores, bias: _Scores | None, n_items: int, max_norm: float, max_bias: float
+        self,
+        arrays: dict[str, npt.NDArray[Any]],
+        bias: _Scores | None,
+        n_items: int,
+        dim: int,
+        meta: dict[str, Any],
+        max_bias: float,
+        tolerance: float,
     ) -> None: ...
     def rank(
         self,
@@ -35,7 +43,7 @@ class PackedCatalog:
         eligible: _Bits | None,
         n_eligible: int,
         threads: int,
-    ) -> tuple[_Positions, _Scores, _Floats, float]: ...
+    ) -> tuple[_Positions, _Scores, _Floats, float, float]: ...
     def rank_batch(
         self,
         queries: _Scores,
@@ -48,7 +56,7 @@ class PackedCatalog:
         excluded: list[_Positions | None],
         allowed: list[_Positions | None],
         threads: int,
-    ) -> tuple[_Positions, _Scores, _Floats, _Floats, _Positions, _Positions]: ...
+    ) -> tuple[_Positions, _Scores, _Floats, _Floats, _Floats, _Positions, _Positions]: ...
     def log_propensities(
         self,
         query: _Scores,
@@ -75,6 +83,14 @@ def rank_tree(
 def make_filter(
     n_items: int, allowed: _Positions | None, excluded: _Positions | None
 ) -> tuple[_Bits, int]: ...
+def quantise(
+    vectors: _Scores,
+    first: int,
+    columns: _Scores,
+    codes: npt.NDArray[np.uint8],
+    scales: _Scores,
+    rows: _Scores,
+) -> tuple[int, float, float, float, float]: ...
 def pack(vectors: _Scores, first: int, panels: _Scores) -> tuple[int, float]: ...
 def isa_names() -> tuple[str, ...]: ...
 def isa() -> str | None: ...

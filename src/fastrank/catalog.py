@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrank import _native, store
+from fastrank import _native, packing, store
 from fastrank.ids import IdArray, IdIndex, Ids, Positions, as_ids
 from fastrank.inputs import (
     Float32Array,
@@ -33,7 +34,7 @@ __all__ = ["RNG_VERSION", "Catalog"]
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 1
 
-_PACK_ROWS = 16 * 4096
+LOG_NORM_TOLERANCE = 1e-3
 _ENTRY_BYTES = 2048
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
 
@@ -49,10 +50,16 @@ class Catalog:
         One row an item; cast to float32, finite. n, d >= 1.
     bias : array_like of real numbers, shape (n,), optional
         Added to each item's dot product.
-    storage : {"float32"}
-        How vectors are kept.
+    storage : {"float32", "int8"}
+        How vectors are kept. int8 scans a quarter of the bytes, and has the float32 vectors beside
+        them for the few items that matter: rankings follow the same law, the deterministic one is
+        the same, and scores are float32 scores. Only `log_norm`, and with it Plackett-Luce's
+        log-propensities, are estimated, within a stated bound. It keeps 5 bytes a coordinate.
     cache_bytes : int
         Room for the trees of ``PlackettLuce(sampler="cached")``, least recently used out first.
+    log_norm_tolerance : float
+        int8 storage: how large the bound `Ranking.log_norm_error` may be. Where it cannot be kept
+        at the price of a scan, the normaliser is summed up in float32; 0 asks for that always.
 
     Raises
     ------
@@ -83,9 +90,12 @@ class Catalog:
         bias: npt.ArrayLike | None = None,
         storage: str = "float32",
         cache_bytes: int = 256 << 20,
+        log_norm_tolerance: float = LOG_NORM_TOLERANCE,
     ) -> None:
-        if storage != "float32":
-            raise ValueError(f"storage: expected 'float32', got {storage!r}")
+        if storage not in packing.STORAGES:
+            raise ValueError(
+                f"storage: expected one of {', '.join(packing.STORAGES)}; got {storage!r}"
+            )
         rows = as_real("vectors", vectors)
         if rows.ndim != 2 or 0 in rows.shape:
             raise ValueError(f"vectors: expected shape (n, d) with n, d >= 1, got {rows.shape}")
@@ -94,11 +104,11 @@ class Catalog:
         if ids.shape != (n_items,):
             raise ValueError(f"item_ids: expected {n_items}, one a row of vectors, got {len(ids)}")
         index = IdIndex("item_ids", ids)
-        panels, max_norm = _pack(rows)
-        arrays = {"item_ids": index.ids, "item_order": index.order, "panels": panels}
+        packed, facts = packing.pack(storage, rows)
+        arrays = {"item_ids": index.ids, "item_order": index.order, **packed}
         max_bias = 0.0
         if bias is not None:
-            padded = np.zeros(panels.shape[0] * _native.LANES, np.float32)
+            padded = np.zeros(-(-n_items // _native.LANES) * _native.LANES, np.float32)
             padded[:n_items] = as_float32("bias", bias, (n_items,))
             arrays["bias"] = padded
             max_bias = float(np.abs(padded).max())
@@ -106,11 +116,11 @@ class Catalog:
         content = {"storage": storage, "n_items": n_items, "dim": dim}
         meta = {
             **content,
-            "max_norm": max_norm,
+            **facts,
             "max_bias": max_bias,
             "catalog_version": store.content_hash({**content, "arrays": digests}),
         }
-        self._set(meta, arrays, digests, index, cache_bytes)
+        self._set(meta, arrays, digests, index, cache_bytes, log_norm_tolerance)
 
     def _set(
         self,
@@ -119,6 +129,7 @@ class Catalog:
         digests: Mapping[str, str],
         index: IdIndex,
         cache_bytes: int,
+        log_norm_tolerance: float,
     ) -> None:
         self._meta = meta
         self._arrays = arrays
@@ -128,7 +139,13 @@ class Catalog:
         self._dim: int = meta["dim"]
         self._version: str = meta["catalog_version"]
         self._packed = _native.PackedCatalog(
-            arrays["panels"], arrays.get("bias"), self._n_items, meta["max_norm"], meta["max_bias"]
+            arrays,
+            arrays.get("bias"),
+            self._n_items,
+            self._dim,
+            meta,
+            meta["max_bias"],
+            _tolerance(log_norm_tolerance),
         )
         self._trees = _TreeCache(as_count("cache_bytes", cache_bytes, low=0))
 
@@ -145,7 +162,11 @@ class Catalog:
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike[str], verify: bool = False, cache_bytes: int = 256 << 20
+        cls,
+        directory: str | os.PathLike[str],
+        verify: bool = False,
+        cache_bytes: int = 256 << 20,
+        log_norm_tolerance: float = LOG_NORM_TOLERANCE,
     ) -> Catalog:
         """Maps a saved catalog; copies nothing, so processes share one image of it.
 
@@ -156,13 +177,17 @@ class Catalog:
         verify : bool
             Check every file's SHA-256 too, which reads all of them. Without it the manifest's own
             hash, the format version, and every file's size, dtype and shape are checked.
+        cache_bytes, log_norm_tolerance
+            As for a new catalog; they are not saved.
 
         Raises
         ------
         ValueError
             With the reason, if the directory is foreign, damaged or of another version.
         """
-        return cls._from_store(directory, *store.read(directory, verify), cache_bytes)
+        return cls._from_store(
+            directory, *store.read(directory, verify), cache_bytes, log_norm_tolerance
+        )
 
     @classmethod
     def _from_store(
@@ -171,39 +196,36 @@ class Catalog:
         manifest: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         cache_bytes: int,
+        log_norm_tolerance: float,
     ) -> Catalog:
-        keys = ("storage", "n_items", "dim", "max_norm", "max_bias", "catalog_version")
-        names = [n for n in ("item_ids", "item_order", "panels", "bias") if n in arrays]
         try:
-            meta = {key: manifest[key] for key in keys}
-            own = {name: arrays[name] for name in names}
-            n_items, dim = meta["n_items"], meta["dim"]
+            storage, n_items, dim = (manifest[key] for key in ("storage", "n_items", "dim"))
+            if storage not in packing.STORAGES:
+                raise ValueError(f"storage {storage!r} is not known to this version")
             if type(n_items) is not int or type(dim) is not int or n_items < 1 or dim < 1:
                 raise ValueError(f"n_items is {n_items!r}, dim is {dim!r}")
-            for key in ("max_norm", "max_bias"):
-                if type(meta[key]) is not float or not 0.0 <= meta[key] < np.inf:
-                    raise ValueError(f"{key} is {meta[key]!r}")
-            n_panels = -(-n_items // _native.LANES)
+            facts = (*packing.META[storage], "max_bias")
+            for key in facts:
+                if type(manifest[key]) is not float or not 0.0 <= manifest[key] < np.inf:
+                    raise ValueError(f"{key} is {manifest[key]!r}")
+            keys = ("storage", "n_items", "dim", *facts, "catalog_version")
+            meta = {key: manifest[key] for key in keys}
             expected = {
-                "item_ids": (n_items,),
-                "item_order": (n_items,),
-                "panels": (n_panels, dim, _native.LANES),
-                "bias": (n_panels * _native.LANES,),
+                "item_ids": ((n_items,), "<i8"),
+                "item_order": ((n_items,), "<i8"),
+                **packing.expected(storage, n_items, dim),
+                "bias": ((-(-n_items // _native.LANES) * _native.LANES,), "<f4"),
             }
-            dtypes = {"panels": "<f4", "bias": "<f4", "item_order": "<i8"}
+            own = {name: arrays[name] for name in expected if name != "bias" or name in arrays}
             for name, array in own.items():
-                if array.shape != expected[name] or array.dtype.str != dtypes.get(
-                    name, array.dtype.str
-                ):
+                shape, dtype = expected[name]
+                fits = array.dtype.str == dtype or (name, array.dtype.kind) == ("item_ids", "U")
+                if array.shape != shape or not fits:
                     raise ValueError(f"{name} has shape {array.shape}, dtype {array.dtype}")
-            if own["item_ids"].dtype.str != "<i8" and own["item_ids"].dtype.kind != "U":
-                raise ValueError(f"item_ids has dtype {own['item_ids'].dtype}")
-            if meta["storage"] != "float32":
-                raise ValueError(f"storage {meta['storage']!r} is not known to this version")
             digests = {name: manifest["arrays"][name]["sha256"] for name in own}
             index = IdIndex("item_ids", own["item_ids"], own["item_order"])
             catalog = cls.__new__(cls)
-            catalog._set(meta, own, digests, index, cache_bytes)
+            catalog._set(meta, own, digests, index, cache_bytes, log_norm_tolerance)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{directory}: not a catalog: {error!r} in its manifest") from None
         except ValueError as error:
@@ -359,7 +381,7 @@ class Catalog:
         if rows.ndim != 2:
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
-        rows = as_float32("queries", rows, (b, self._dim))
+        rows = self._padded(as_float32("queries", rows, (b, self._dim)))
         places = min(as_count("k", k), self._n_items)
         if isinstance(policy, Sequence):
             policies = tuple(_each("policy", policy, b))
@@ -380,7 +402,15 @@ class Catalog:
             shape = (b, self._n_items) if per_user else (self._n_items,)
             biases = as_float32("bias", bias, shape).reshape(-1, self._n_items)
 
-        positions, scores, log_propensities, log_norm, counts, n_eligible = self._packed.rank_batch(
+        (
+            positions,
+            scores,
+            log_propensities,
+            log_norm,
+            log_norm_error,
+            counts,
+            n_eligible,
+        ) = self._packed.rank_batch(
             rows,
             places,
             np.array([_native.CACHED if s.cached else s.kind for s in specs], np.int32),
@@ -427,8 +457,8 @@ class Catalog:
             n_eligible=n_eligible,
             policies=policies,
             catalog_version=self._version,
-            propensity_kind=("exact",) * b,
-            log_norm_error=np.zeros(b),
+            propensity_kind=tuple(map(_kind, log_norm_error)),
+            log_norm_error=log_norm_error,
         )
 
     def log_propensities(
@@ -499,8 +529,16 @@ class Catalog:
     def _query(self, query: npt.ArrayLike) -> Float32Array:
         # The core looks for what is not finite, too: what it can take as it is goes straight on.
         if type(query) is np.ndarray and query.dtype == np.float32 and query.shape == (self._dim,):
-            return np.ascontiguousarray(query)
-        return as_float32("query", query, (self._dim,))
+            return self._padded(np.ascontiguousarray(query))
+        return self._padded(as_float32("query", query, (self._dim,)))
+
+    def _padded(self, queries: Float32Array) -> Float32Array:
+        """Queries (..., d) with as many zeros at the end as the kernels want."""
+        if self._packed.query_length == self._dim:
+            return queries
+        padded = np.zeros((*queries.shape[:-1], self._packed.query_length), np.float32)
+        padded[..., : self._dim] = queries
+        return padded
 
     def _bias(self, bias: npt.ArrayLike) -> Float32Array:
         return as_float32("bias", bias, (self._n_items,))
@@ -539,13 +577,14 @@ class Catalog:
         threads: int,
     ) -> Ranking:
         spec = _spec(policy)
+        log_norm_error = 0.0
         if spec.cached:
             positions, scores, log_propensities, log_norm, n_eligible = self._rank_cached(
                 query, k, spec.temperature, seed, excluded, allowed, bias
             )
         else:
             eligible, n_eligible = self._eligible(excluded, allowed)
-            positions, scores, log_propensities, log_norm = self._packed.rank(
+            positions, scores, log_propensities, log_norm, log_norm_error = self._packed.rank(
                 query,
                 k,
                 spec.kind,
@@ -567,6 +606,8 @@ class Catalog:
             log_norm=log_norm if spec.plackett_luce else None,
             n_eligible=n_eligible,
             catalog_version=self._version,
+            propensity_kind=_kind(log_norm_error),
+            log_norm_error=log_norm_error,
         )
 
     def _rank_cached(
@@ -596,6 +637,17 @@ class Catalog:
             n_eligible = len(allowed)
         result = _native.rank_tree(tree.scores, tree.nodes, k, temperature, seed, allowed, excluded)
         return *result, n_eligible
+
+
+def _kind(log_norm_error: float) -> str:
+    return "bounded" if log_norm_error > 0.0 else "exact"
+
+
+def _tolerance(value: object) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0.0 <= float(value) < np.inf:  # type: ignore[arg-type]
+        raise ValueError(f"log_norm_tolerance: expected a number of at least 0, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
 class _Spec(NamedTuple):
@@ -667,31 +719,6 @@ class _TreeCache:
             self._used += tree.nbytes
             while self._used > self._capacity:
                 self._used -= self._trees.popitem(last=False)[1].nbytes
-
-
-def _pack(rows: npt.NDArray[Any]) -> tuple[Float32Array, float]:
-    """Panels (ceil(n / 16), d, 16), page-aligned, and the largest norm. Casts block by block."""
-    n_items, dim = rows.shape
-    shape = (-(-n_items // _native.LANES), dim, _native.LANES)
-    size = int(np.prod(shape)) * 4
-    room = np.empty(size + 4096, np.uint8)
-    start = -room.ctypes.data % 4096
-    panels = room[start : start + size].view(np.float32).reshape(shape)
-    max_square = 0.0
-    for first in range(0, n_items, _PACK_ROWS):
-        block = rows[first : first + _PACK_ROWS]
-        with np.errstate(over="ignore"):
-            block32 = np.ascontiguousarray(block, dtype=np.float32)
-        bad, square = _native.pack(block32, first, panels)
-        if bad >= 0:
-            row, column = divmod(bad, dim)
-            raise ValueError(
-                f"vectors: row {first + row}, column {column}: must be finite in float32, "
-                f"got {block[row, column]}"
-            )
-        max_square = max(max_square, square)
-    panels.flags.writeable = False
-    return panels, float(np.sqrt(max_square))
 
 
 def _threads(value: object) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import store
-from fastrank.catalog import Catalog
+from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdArray, IdIndex, Ids, as_ids
 from fastrank.inputs import Float32Array, as_float32, as_real
 from fastrank.policies import Policy
@@ -98,11 +98,17 @@ class Model:
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike[str], verify: bool = False, cache_bytes: int = 256 << 20
+        cls,
+        directory: str | os.PathLike[str],
+        verify: bool = False,
+        cache_bytes: int = 256 << 20,
+        log_norm_tolerance: float = LOG_NORM_TOLERANCE,
     ) -> Model:
         """Maps a saved model; copies nothing. Parameters and errors as `Catalog.open`."""
         manifest, arrays = store.read(directory, verify)
-        catalog = Catalog._from_store(directory, manifest, arrays, cache_bytes)
+        catalog = Catalog._from_store(
+            directory, manifest, arrays, cache_bytes, log_norm_tolerance
+        )
         if "user_ids" not in arrays:
             raise ValueError(f"{directory}: a catalog without users; Catalog.open opens it")
         names = ("user_ids", "user_order", "user_vectors", "title_text", "title_offsets")

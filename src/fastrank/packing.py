@@ -1,0 +1,144 @@
+"""How vectors are kept: as float32 panels, or as int8 codes with the float32 rows beside them.
+
+A panel is 16 items, dimension by dimension; ``ext/kernels.h`` gives both layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import _native
+from fastrank.inputs import Float32Array
+
+__all__ = ["META", "STORAGES", "Arrays", "Meta", "expected", "pack"]
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+Meta: TypeAlias = dict[str, float]
+
+STORAGES = ("float32", "int8")
+# What the kernels must know of the arrays, by storage: finite, not negative.
+META = {
+    "float32": ("max_norm",),
+    "int8": ("max_norm", "code_error", "code_norm", "max_scale"),
+}
+
+_BLOCK_ROWS = 16 * 4096
+_SAMPLE_ROWS = 4096
+_DIMS_OF_A_GROUP = 4
+_NO_CODE = 128  # codes are kept plus 128
+
+
+def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
+    """The arrays that keep vectors (n, d), read-only, and what to know of them.
+
+    Casts to float32 block by block; a ValueError names the first row that is not finite then.
+    """
+    n_items, dim = rows.shape
+    arrays = {
+        name: _aligned(shape, dtype)
+        for name, (shape, dtype) in expected(storage, n_items, dim).items()
+    }
+    if storage == "float32":
+        max_square = 0.0
+        for first, block in _blocks(rows):
+            bad, square = _native.pack(block, first, arrays["panels"])
+            _refuse(rows, first, bad)
+            max_square = max(max_square, square)
+        meta = {"max_norm": float(np.sqrt(max_square))}
+    else:
+        arrays["columns"][:] = _columns(rows)
+        arrays["codes"][-1] = _NO_CODE  # and nothing in the scales and rows of spare lanes
+        arrays["scales"][n_items:] = 0.0
+        arrays["rows"][n_items:] = 0.0
+        arrays["rows"][:, dim:] = 0.0
+        extremes = np.zeros(4)
+        for first, block in _blocks(rows):
+            found = _native.quantise(
+                block,
+                first,
+                arrays["columns"],
+                arrays["codes"],
+                arrays["scales"],
+                arrays["rows"],
+            )
+            _refuse(rows, first, found[0])
+            extremes = np.maximum(extremes, found[1:])
+        square, error, norm, scale = extremes.tolist()
+        # A rounding of float64 above what was found: they are to be bounds.
+        meta = {
+            "max_norm": float(np.sqrt(square)),
+            "code_error": error * (1.0 + 1e-9),
+            "code_norm": norm * (1.0 + 1e-9),
+            "max_scale": scale,
+        }
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays, meta
+
+
+def expected(storage: str, n_items: int, dim: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array of a storage."""
+    lanes = _native.LANES
+    n_panels = -(-n_items // lanes)
+    if storage == "float32":
+        return {"panels": ((n_panels, dim, lanes), "<f4")}
+    groups = -(-dim // _DIMS_OF_A_GROUP)
+    return {
+        "codes": ((n_panels, groups, lanes, _DIMS_OF_A_GROUP), "|u1"),
+        "scales": ((n_panels * lanes,), "<f4"),
+        "rows": ((n_panels * lanes, groups * _DIMS_OF_A_GROUP), "<f4"),
+        "columns": ((2, dim), "<f4"),  # center, unit
+    }
+
+
+def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """An array that begins with a page."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + 4096, np.uint8)
+    start = -room.ctypes.data % 4096
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _blocks(rows: npt.NDArray[Any]) -> Iterator[tuple[int, Float32Array]]:
+    for first in range(0, len(rows), _BLOCK_ROWS):
+        with np.errstate(over="ignore"):
+            yield first, np.ascontiguousarray(rows[first : first + _BLOCK_ROWS], dtype=np.float32)
+
+
+def _refuse(rows: npt.NDArray[Any], first: int, bad: int) -> None:
+    if bad >= 0:
+        row, column = divmod(bad, rows.shape[1])
+        raise ValueError(
+            f"vectors: row {first + row}, column {column}: must be finite in float32, "
+            f"got {rows[first + row, column]}"
+        )
+
+
+def _columns(rows: npt.NDArray[Any]) -> Float32Array:
+    """A center for the rows and a unit for each column, (2, d), from a sample of them.
+
+    Codes spread over the range of a row's largest coordinate. So they are finest around the center
+    that makes rows shortest, and with columns of about the same size. Units are powers of two: to
+    divide by them is exact.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        sample = rows[:: -(-len(rows) // _SAMPLE_ROWS)].astype(np.float32).astype(np.float64)
+        sample = sample[np.isfinite(sample).all(axis=1)]
+    dim = rows.shape[1]
+    if not len(sample):
+        return np.stack([np.zeros(dim), np.ones(dim)]).astype(np.float32)
+    centers = [np.zeros(dim), np.median(sample, axis=0), sample.mean(axis=0)]
+    found = []
+    for center in centers:
+        rest = sample - center.astype(np.float32)
+        size = np.sqrt(np.median(rest**2, axis=0) + 1e-3 * (rest**2).mean(axis=0))
+        usual = np.median(size[size > 0.0]) if size.any() else 1.0
+        ratio = np.clip(np.where(size > 0.0, size, usual) / usual, 2.0**-4, 2.0**40)
+        unit = 2.0 ** np.round(np.log2(ratio))
+        found.append((np.square(np.abs(rest / unit).max(axis=1)).mean(), center, unit))
+    _, center, unit = min(found, key=lambda one: one[0])
+    return np.stack([center, unit]).astype(np.float32)

@@ -49,6 +49,11 @@ struct ChunkLaw {
     return std::max<int64_t>({1, last / 2, chunks() - last});
   }
 
+  // How many items a pass over codes may note in a chunk: the pilot, and one in eight.
+  int64_t noted_room() const {
+    return std::max(pilot, std::min(chunk_panels, n_panels) / 8 + kLanes) * kLanes;
+  }
+
   Scan pilot_walk() const {
     Scan walk = {};
     walk.step = step;
@@ -154,6 +159,8 @@ class SharedPass {
       for (auto& worker : seats_) worker.emplace_back(kernels, member, law);
       const Order order = seats_[0].back().pass->order;
       results_.emplace_back(member.capacity, order, slots_);
+      if (member.source->codes && member.policy->kind == kGumbel)
+        results_.back().make_room(law.noted_room(), law.chunks());
     }
   }
 
@@ -178,7 +185,7 @@ class SharedPass {
   }
 
   // After all work: user i's items, best first, and the mass of the others.
-  const Partial& result(size_t i) {
+  Partial& result(size_t i) {
     results_[i].total.sort();
     return results_[i].total;
   }
@@ -201,6 +208,12 @@ class SharedPass {
         : total(capacity, order) {
       parts.reserve(size_t(slots));
       for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
+    }
+
+    // For merges, which must not allocate. Pages that are not written to cost nothing.
+    void make_room(int64_t noted, int64_t chunks) {
+      total.noted.reserve(size_t(noted * chunks));
+      for (Partial& part : parts) part.noted.reserve(size_t(noted));
     }
 
     // Chunk 0 is the start of the total.

@@ -212,7 +212,7 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, u
 // Sums over several panels, lane by lane.
 struct Totals {
   Lanes budget;                         // upper bounds of all
-  Lanes mass, upper, scaled, variance;  // of those that are not heavy
+  Lanes mass, upper, scaled, variance;  // of those that are not noted
 };
 
 inline Totals no_totals() {
@@ -272,13 +272,13 @@ inline int64_t next_panel(const Scan& walk, Place* place) {
   return panel;
 }
 
-void note_heavy(const Bounded& b, int64_t panel, uint32_t lanes, CodeScan* scan) {
+void note(const Bounded& b, int64_t panel, uint32_t lanes, CodeScan* scan) {
   float estimates[kLanes], uppers[kLanes];
   store_lanes(estimates, b.estimate);
   store_lanes(uppers, b.upper);
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
-    scan->heavy[scan->n_heavy++] = {panel * kLanes + lane, estimates[lane], uppers[lane]};
+    scan->noted[scan->n_noted++] = {panel * kLanes + lane, estimates[lane], uppers[lane]};
   }
 }
 
@@ -296,13 +296,13 @@ bool scan_codes(const Source& source, CodeScan* scan) {
   while (!stopped && place.visit < walk->count) {
     int64_t end = place.visit / kGroup * kGroup + kGroup;
     if (end > walk->count) end = walk->count;
-    if (scan->room - scan->n_heavy < (end - place.visit) * kLanes) {
+    if (scan->room - scan->n_noted < (end - place.visit) * kLanes) {
       stopped = true;
       break;
     }
     const bool whole = place.visit % kGroup == 0;
     const Place start = place;
-    const int64_t n_heavy = scan->n_heavy;
+    const int64_t n_noted = scan->n_noted;
     for (int attempt = whole ? 0 : 1; attempt < 2; ++attempt) {
       const bool singly = attempt == 1;
       Totals totals = no_totals();
@@ -327,17 +327,17 @@ bool scan_codes(const Source& source, CodeScan* scan) {
         } else {
           totals.budget = add(totals.budget, weights);
         }
-        const uint32_t heavy = above(b.heaviness, cut, true) & lanes;
-        if (heavy) note_heavy(b, panel, heavy, scan);
+        const uint32_t noted = above(b.heaviness, cut, true) & lanes;
+        if (noted) note(b, panel, noted, scan);
         const Lanes scales = load_lanes(source.scales + panel * kLanes);
-        add_estimated(b.estimate, scales, weights, lanes & ~heavy, reference, inv_t, shrink,
+        add_estimated(b.estimate, scales, weights, lanes & ~noted, reference, inv_t, shrink,
                       &totals);
       }
       if (!singly) {
         const double next = walk->mass + double(sum_of(totals.budget));
         if (!(next <= walk->limit)) {
           place = start;
-          scan->n_heavy = n_heavy;
+          scan->n_noted = n_noted;
           continue;
         }
         walk->mass = next;

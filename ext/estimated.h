@@ -10,7 +10,8 @@
 // The normaliser. Items are heavy if score + 2 * spread * scale reaches a cut. The heavy ones add
 // their true weights, all others estimates, whose errors are independent with mean 0. Which items
 // are heavy hangs on true scores alone: a choice by estimates would take out those that erred upwards
-// and leave a bias. A scan sees bounds, so it notes a few too many; their estimates are put back.
+// and leave a bias. A scan sees bounds, so it notes more items than that; when all are known, the
+// cut is set where the error of what is estimated is within the tolerance, and those above are scored.
 #pragma once
 
 #include <cmath>
@@ -23,58 +24,199 @@ namespace fastrank {
 // With probability 1 - 1e-9 over the dither of the codes the sum is within its bound.
 constexpr double kLogOdds = 21.4;  // log(2 / 1e-9)
 
-// How far the estimated part of a sum of weights can be off: Bernstein's inequality for what is
-// random, and the sum of what is not. Or, if less, the sum of the upper bounds.
-struct ErrorLaw {
-  ErrorLaw(const CodeQuery& query, double temperature)
-      : deviation(0.5 * query.norm / temperature),
-        largest(std::min(1.0, 2.0 * query.spread * query.max_scale / temperature)),
-        per_scale(query.per_scale / temperature),
-        constant(query.constant / temperature),
-        skew(0.4 * deviation * deviation * query.largest_value / temperature) {
-    // Var exp(e) / Var e, and room for estimating it; items with a deviation of more weigh nothing.
-    inflation = 1.1 * std::min(2.0, std::exp(square(deviation * query.max_scale)));
-  }
-
-  static double square(double x) { return x * x; }
-
-  // mass, scaled, variance: sums of w, w * scale, (w * scale)^2; cut: a bound on w; upper: of all w.
-  double bound(double mass, double scaled, double variance, double cut, double upper) const {
-    if (upper == 0.0) return 0.0;
-    const double scale = mass > 0.0 ? scaled / mass : 0.0;
-    const double random = deviation * std::sqrt(2.0 * kLogOdds * inflation * variance) +
-                          kLogOdds / 3.0 * cut * largest;
-    const double fixed = scaled * per_scale + mass * (constant + skew * scale * scale * scale);
-    const double sum = random + fixed;
-    return sum < upper ? sum : upper;  // also where the sum is not a number
-  }
-
-  double deviation;  // standard deviation of a log-weight, per unit of scale
-  double largest;    // |w (X - 1)| <= cut * largest for an estimate w X of a weight that is not heavy
-  double per_scale, constant, skew, inflation;
+// Sums over items whose weight w is estimated, and the largest weight at the cut.
+struct Unscored {
+  double mass, upper, scaled, variance, cut;  // as Estimates
 };
 
-// Bound on the error of log(mass of the rest + mass of the ranked items from the last on).
-inline double log_norm_error(const Partial& top, const CodeQuery& query, double temperature) {
-  const double inv_t = 1.0 / temperature;
-  const Doubt& doubt = top.doubt;
-  if (doubt.upper.value == 0.0) return 0.0;
-  const double reference = top.rest.reference;
-  const auto at = [&](const Mass& m, double power) {
-    return m.value == 0.0 ? 0.0 : m.value * exp((m.reference - reference) * inv_t * power);
-  };
-  const double cut = exp((doubt.cut - reference) * inv_t);
-  const double error =
-      ErrorLaw(query, temperature)
-          .bound(at(doubt.mass, 1.0), at(doubt.scaled, 1.0), at(doubt.variance, 2.0), cut,
-                 at(doubt.upper, 1.0));
-  double mass = top.rest.value;
-  if (!top.items.empty()) mass += exp((top.items.back().score - reference) * inv_t);
-  const double relative = error / mass;
-  return relative < 0.5 ? -std::log1p(-relative) : kInfinity;
-}
+// How far the estimated part of a sum of weights can be off: Bernstein's inequality for what is
+// random, and the sum of what is not. Or, if less, the sum of the upper bounds.
+class ErrorLaw {
+ public:
+  ErrorLaw(const CodeQuery& query, double temperature)
+      : deviation(0.5 * query.norm / temperature),
+        shrink(0.5 * deviation * deviation),
+        per_scale_(query.per_scale / temperature),
+        constant_(query.constant / temperature),
+        skew_(0.4 * deviation * deviation * query.largest_value / temperature) {
+    // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
+    const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
+    largest_ = std::exp(-x) - std::exp(-2.0 * x);
+    // Var exp(e) / Var e, with room for estimating it. What deviates by more than 1 weighs nothing.
+    const double most = deviation * query.max_scale;
+    inflation_ = 1.1 * std::min(2.0, std::exp(most * most));
+  }
+
+  double bound(const Unscored& sum) const {
+    if (sum.upper == 0.0) return 0.0;
+    const double scale = sum.mass > 0.0 ? sum.scaled / sum.mass : 0.0;
+    const double jump = kLogOdds / 3.0 * sum.cut * largest_;
+    const double spread = 2.0 * kLogOdds * inflation_ * deviation * deviation * sum.variance;
+    const double random = jump + std::sqrt(jump * jump + spread);
+    const double fixed = sum.scaled * per_scale_ +
+                         sum.mass * (constant_ + skew_ * scale * scale * scale);
+    return random + fixed < sum.upper ? random + fixed : sum.upper;  // and where it is no number
+  }
+
+  const double deviation;  // standard deviation of an estimated log-weight, per unit of scale
+  const double shrink;     // E exp(error / T) = exp(shrink * scale^2)
+
+ private:
+  double per_scale_, constant_, skew_, largest_, inflation_;
+};
+
+// Items by the logarithm of a weight, in steps of 1/8 below the largest.
+class Histogram {
+ public:
+  static constexpr int kBins = 512;
+  static constexpr double kStep = 0.125;
+
+  Histogram(double highest, double inv_temperature)
+      : highest_(highest), per_bin_(inv_temperature / kStep) {}
+
+  void add(double score) {
+    const double below = (highest_ - score) * per_bin_;
+    ++counts[below < kBins - 1 ? int(below) : kBins - 1];
+  }
+
+  double edge(int bin) const { return highest_ - double(bin) / per_bin_; }  // a bin's upper end
+
+  int64_t counts[kBins] = {};
+
+ private:
+  double highest_, per_bin_;
+};
 
 namespace {
+
+double relative(const Mass& mass, double reference, double inv_temperature) {
+  return mass.value == 0.0
+             ? 0.0
+             : mass.value * exp((mass.reference - reference) * inv_temperature);
+}
+
+Unscored unscored(const Doubt& doubt, double reference, double inv_temperature) {
+  return {relative(doubt.mass, reference, inv_temperature),
+          relative(doubt.upper, reference, inv_temperature),
+          relative(doubt.scaled, reference, inv_temperature),
+          relative(doubt.variance, reference, 2.0 * inv_temperature),
+          exp((doubt.cut - reference) * inv_temperature)};
+}
+
+double heaviness(const Source& source, const CodeQuery& query, float score, int64_t position) {
+  return double(score) + 2.0 * query.spread * source.scales[position];
+}
+
+void prefetch_row(const Source& source, int64_t position) {
+  const int64_t stride = (source.dim + 3) / 4 * 4;
+  const float* row = source.rows + position * stride;
+  for (int64_t c = 0; c < stride; c += 16) __builtin_prefetch(row + c);
+}
+
+// Adds items by their estimates, 16 at a time.
+void estimate_items(const Kernels& kernels, const Source& source, const Noted* items,
+                    int64_t count, float reference, float inv_temperature, double shrink,
+                    Estimates* sums) {
+  float estimates[kLanes] = {}, uppers[kLanes] = {}, scales[kLanes] = {};
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int size = int(std::min<int64_t>(kLanes, count - first));
+    for (int i = 0; i < size; ++i) {
+      const Noted& item = items[first + i];
+      estimates[i] = item.estimate;
+      uppers[i] = item.upper;
+      scales[i] = source.scales[item.position];
+    }
+    kernels.add_estimates(estimates, uppers, scales, (1u << size) - 1, reference, inv_temperature,
+                          float(shrink), sums);
+  }
+}
+
+// The mass of the items that are not ranked: scores those that were noted and are heavy. Returns a
+// bound on the error of log(mass + weight of the last item that is ranked), infinite if it cannot be
+// kept within the tolerance.
+double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
+  const CodeQuery& query = *source.query_of_codes;
+  const ErrorLaw law(query, temperature);
+  const double inv_t = 1.0 / temperature;
+  const float reference = top->items.back().score;
+  const Unscored light = unscored(top->doubt, reference, inv_t);
+  const double exact = relative(top->rest, reference, inv_t);
+  const double noted = relative(top->doubt.noted, reference, inv_t);
+  std::vector<Noted>& items = top->noted;
+  top->rest.reference = reference;
+
+  // How many of the noted items to score, by estimates of what the others would leave in doubt.
+  double highest = -kInfinity;
+  for (const Noted& item : items)
+    highest = std::max(highest, heaviness(source, query, item.upper, item.position));
+  Histogram bins(highest, inv_t);
+  for (const Noted& item : items) bins.add(heaviness(source, query, item.upper, item.position));
+  const double scale = light.mass > 0.0 ? light.scaled / light.mass : query.max_scale;
+  Unscored sum = light;
+  int last = Histogram::kBins;  // bins before it are scored
+  const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
+  while (last > 0) {
+    const int b = last - 1;
+    Unscored more = sum;
+    if (bins.counts[b] > 0) {
+      const double count = double(bins.counts[b]);
+      const double weight =
+          exp((bins.edge(b) - 3.0 * query.spread * scale - reference) * inv_t);
+      more.mass += count * weight;
+      more.upper = kInfinity;
+      more.scaled += count * weight * scale;
+      more.variance += count * weight * weight * scale * scale;
+      more.cut = exp((bins.edge(b) - reference) * inv_t);
+    }
+    if (bins.counts[b] > 0 && !(law.bound(more) <= 0.9 * allowed)) break;
+    sum = more;
+    last = b;
+  }
+
+  for (; last <= Histogram::kBins; last += 4) {
+    const double cut = last == Histogram::kBins ? top->doubt.cut
+                                                : std::max(top->doubt.cut, bins.edge(last));
+    const auto end = std::partition(items.begin(), items.end(), [&](const Noted& item) {
+      return heaviness(source, query, item.upper, item.position) >= cut;
+    });
+    const int64_t count = end - items.begin();
+    Estimates estimates = {};
+    estimate_items(kernels, source, items.data() + count, int64_t(items.size()) - count, reference,
+                   float(inv_t), law.shrink, &estimates);
+    double heavy = 0.0;
+    for (int64_t first = 0; first < count; first += kLanes) {
+      const int size = int(std::min<int64_t>(kLanes, count - first));
+      int64_t positions[kLanes];
+      for (int i = 0; i < size; ++i) positions[i] = items[size_t(first + i)].position;
+      for (int64_t i = first + kLanes; i < std::min(count, first + 2 * kLanes); ++i)
+        prefetch_row(source, items[size_t(i)].position);
+      float scores[kLanes] = {}, weights[kLanes];
+      kernels.score_rows(source, positions, size, scores);
+      uint32_t lanes = 0;
+      for (int i = 0; i < size; ++i) {
+        if (heaviness(source, query, scores[i], positions[i]) >= cut) {
+          lanes |= 1u << i;
+        } else {
+          estimate_items(kernels, source, &items[size_t(first + i)], 1, reference, float(inv_t),
+                         law.shrink, &estimates);
+        }
+      }
+      heavy += double(kernels.weigh(scores, lanes, reference, float(inv_t), weights));
+    }
+    const double mass = exact + heavy + light.mass + estimates.mass;
+    const double error =
+        law.bound({light.mass + estimates.mass, light.upper + estimates.upper,
+                   light.scaled + estimates.scaled, light.variance + estimates.variance,
+                   exp((cut - reference) * inv_t)}) /
+        (mass + 1.0);
+    const double bound = error < 0.5 ? -std::log1p(-error) : kInfinity;
+    if (bound <= query.tolerance && mass < kInfinity) {
+      top->rest.value = mass;
+      return bound;
+    }
+  }
+  return kInfinity;
+}
 
 class EstimatedJumps final : public Jumps {
  public:
@@ -83,16 +225,14 @@ class EstimatedJumps final : public Jumps {
       : Jumps(kernels, source, temperature, seed),
         query_(*source.query_of_codes),
         law_(query_, temperature),
-        tolerance_(query_.tolerance),
         n_panels_(source.n_panels),
-        shrink_(float(0.5 * law_.deviation * law_.deviation)),
-        heavy_(size_t(std::max<int64_t>(1024, law.pilot * kLanes + kLanes))) {}
+        noted_(size_t(law.noted_room())) {}
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
     Jumps::begin(chunk, outlook, out);
     estimates_ = {};
     reference_ = threshold_.score;
-    n_heavy_ = 0;
+    n_noted_ = 0;
     visited_ = futile_ = 0;
     exact_ = false;
     in_pilot_ = chunk == 0;
@@ -106,26 +246,30 @@ class EstimatedJumps final : public Jumps {
       reference_ = threshold_.score;
       settle_scored(&walk);
     }
-    visited_ -= walk.visit;  // counted anew below
     if (limited_ && !exact_) walk_codes(&walk);
     visited_ += walk.count;
     if (limited_ && exact_) Jumps::walk(walk);
     if (in_pilot_ && limited_) {
       in_pilot_ = false;
-      cut_ = choose_cut();
-      flush();
+      choose_cut();
     }
   }
 
   void end() override {
     if (!limited_) return;
-    flush();
     rebase();
     const double score = threshold_.score;
-    out_->rest = {rest_ + (exact_ ? mass_ : 0.0) + estimates_.mass, score};
-    out_->doubt = {{estimates_.mass, score},   {estimates_.upper, score},
-                   {estimates_.scaled, score}, {estimates_.variance, score},
-                   cut_,                       visited_};
+    out_->rest = {rest_ + (exact_ ? mass_ : 0.0), score};
+    Estimates noted = {};
+    estimate(noted_.data(), n_noted_, &noted);
+    out_->doubt = {{estimates_.mass, score},
+                   {estimates_.upper, score},
+                   {estimates_.scaled, score},
+                   {estimates_.variance, score},
+                   {noted.mass, score},
+                   cut_,
+                   visited_};
+    out_->noted.assign(noted_.begin(), noted_.begin() + n_noted_);
   }
 
  private:
@@ -138,18 +282,18 @@ class EstimatedJumps final : public Jumps {
       scan.walk.inv_temperature = inv_t_;
       scan.walk.limit = limit_;
       scan.walk.mass = mass_;
-      scan.shrink = shrink_;
+      scan.shrink = float(law_.shrink);
       scan.cut = float(cut_);
       scan.estimates = estimates_;
-      scan.heavy = heavy_.data();
-      scan.n_heavy = n_heavy_;
-      scan.room = int64_t(heavy_.size());
+      scan.noted = noted_.data();
+      scan.n_noted = n_noted_;
+      scan.room = int64_t(noted_.size());
       const bool stopped = kernels_.scan_codes(source_, &scan);
       mass_ = scan.walk.mass;
       estimates_ = scan.estimates;
-      n_heavy_ = scan.n_heavy;
+      n_noted_ = scan.n_noted;
       if (!stopped) break;
-      if (!scan.walk.lanes) flush();
+      if (!scan.walk.lanes) make_room();
       settle(&scan);
       // Where one check in a dozen items is in vain, float32 rows cost less.
       if (12 * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) {
@@ -238,142 +382,123 @@ class EstimatedJumps final : public Jumps {
     if (estimates_.variance != 0.0) estimates_.variance *= factor * factor;
   }
 
-  double heaviness(float score, int64_t position) const {
-    return double(score) + 2.0 * query_.spread * source_.scales[position];
-  }
-
-  // Items of a panel that did not enter: notes the heavy ones and estimates the others.
+  // Items of a panel that did not enter.
   void add_outside(int64_t panel, const float* estimates, const float* uppers, uint32_t lanes) {
-    const float* scales = source_.scales + panel * kLanes;
     uint32_t light = 0;
     for (uint32_t left = lanes; left; left &= left - 1) {
       const int lane = __builtin_ctz(left);
-      const int64_t position = panel * kLanes + lane;
-      if (heaviness(uppers[lane], position) < cut_) {
+      const Noted item = {panel * kLanes + lane, estimates[lane], uppers[lane]};
+      if (heaviness(source_, query_, item.upper, item.position) < cut_) {
         light |= 1u << lane;
       } else {
-        if (n_heavy_ == int64_t(heavy_.size())) flush();
-        heavy_[size_t(n_heavy_++)] = {position, estimates[lane], uppers[lane]};
+        if (n_noted_ == int64_t(noted_.size())) make_room();
+        noted_[size_t(n_noted_++)] = item;
       }
     }
     rebase();
     if (light)
-      kernels_.add_estimates(estimates, uppers, scales, light, threshold_.score, inv_t_, shrink_,
-                             &estimates_);
+      kernels_.add_estimates(estimates, uppers, source_.scales + panel * kLanes, light,
+                             threshold_.score, inv_t_, float(law_.shrink), &estimates_);
   }
 
-  // Scores the items that were noted and adds them to the normaliser.
-  void flush() {
-    rebase();
-    float estimates[kLanes], uppers[kLanes], scales[kLanes];
-    int count = 0;
-    const auto add = [&] {
-      kernels_.add_estimates(estimates, uppers, scales, (1u << count) - 1, threshold_.score, inv_t_,
-                             shrink_, &estimates_);
-      count = 0;
-    };
-    for (int64_t i = 0; i < n_heavy_; ++i) {
-      const Heavy& item = heavy_[size_t(i)];
-      if (heaviness(item.upper, item.position) >= cut_) {
-        if (i + 8 < n_heavy_) prefetch(heavy_[size_t(i + 8)].position);
-        const float score = kernels_.score_row(source_, item.position);
-        if (heaviness(score, item.position) >= cut_) {
-          rest_ += weight_of(score);
-          continue;
-        }
-      }
-      estimates[count] = item.estimate;
-      uppers[count] = item.upper;
-      scales[count] = source_.scales[item.position];
-      if (++count == kLanes) add();
-    }
-    if (count) add();
-    n_heavy_ = 0;
-  }
-
-  void prefetch(int64_t position) const {
-    const int64_t stride = (source_.dim + 3) / 4 * 4;
-    const float* row = source_.rows + position * stride;
-    for (int64_t c = 0; c < stride; c += 16) __builtin_prefetch(row + c);
+  void estimate(const Noted* items, int64_t count, Estimates* sums) const {
+    estimate_items(kernels_, source_, items, count, threshold_.score, inv_t_, law_.shrink, sums);
   }
 
   // ---- The cut ----------------------------------------------------------------------------
   //
-  // A high cut scores few items in float32, a low one leaves little to be estimated. Chunk 0 aims at
-  // a part of the tolerance by what its pilot shows; later chunks correct it by what was found so
-  // far. Whether the bound was reached is seen at the end.
+  // While a chunk goes on the cut only says what is noted: an item that is not noted can no longer be
+  // scored, one that is costs a little. So it is set lower than the one that will be needed: by what
+  // the pilot shows for chunk 0, and then by what was found so far.
 
-  static constexpr double kAim = 0.4;
-  static constexpr int kBins = 256;
+  static constexpr double kAim = 0.6;        // of the tolerance
+  static constexpr int64_t kFewestShare = 16;  // note no more than one item in so many
 
-  double choose_cut() const {
-    float highest = -std::numeric_limits<float>::infinity();
-    double scales = 0.0, squares = 0.0;
-    for (int64_t i = 0; i < n_heavy_; ++i) {
-      const double scale = source_.scales[heavy_[size_t(i)].position];
-      highest = std::max(highest, heavy_[size_t(i)].estimate);
-      scales += scale;
-      squares += scale * scale;
+  void choose_cut() {
+    cut_ = kInfinity;
+    if (n_noted_ > 0) {
+      float highest = -std::numeric_limits<float>::infinity();
+      double scales = 0.0, squares = 0.0;
+      for (int64_t i = 0; i < n_noted_; ++i) {
+        const double scale = source_.scales[noted_[size_t(i)].position];
+        highest = std::max(highest, noted_[size_t(i)].estimate);
+        scales += scale;
+        squares += scale * scale;
+      }
+      scales /= double(n_noted_);
+      squares /= double(n_noted_);
+      Histogram items(highest, order.inv_temperature);
+      for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[size_t(i)].estimate);
+      constexpr int kBins = Histogram::kBins;
+      const double share = double(n_panels_) / double(std::max<int64_t>(1, visited_));
+      double weight[kBins], mass[kBins + 1], variance[kBins + 1];
+      weight[0] = 1.0;
+      for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.8824969025845955;  // e^(-1/8)
+      mass[kBins] = variance[kBins] = 0.0;
+      for (int b = kBins - 1; b >= 0; --b) {
+        const double expected = double(items.counts[b]) * share;
+        mass[b] = mass[b + 1] + expected * weight[b];
+        variance[b] = variance[b + 1] + expected * weight[b] * weight[b];
+      }
+      int64_t above = 0;
+      for (int b = 0; b < kBins && kFewestShare * above <= n_noted_; ++b) {
+        cut_ = items.edge(b);
+        const Unscored rest = {mass[b], kInfinity, mass[b] * scales, variance[b] * squares,
+                               weight[b]};
+        if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
+        above += items.counts[b];
+      }
+      // Estimates were compared, where bounds will be.
+      cut_ += query_.spread * scales;
     }
-    if (n_heavy_ == 0) return -kInfinity;
-    // Items by log-weight, in steps of 1/4 below the highest.
-    double counts[kBins] = {};
-    const double per_bin = 4.0 * order.inv_temperature;
-    for (int64_t i = 0; i < n_heavy_; ++i) {
-      const double below =
-          (double(highest) - double(heavy_[size_t(i)].estimate)) * per_bin;
-      counts[below < kBins - 1 ? int(below) : kBins - 1] += 1.0;
-    }
-    const double share = double(n_panels_) / double(std::max<int64_t>(1, visited_));
-    const double step = 0.7788007830714049;  // exp(-1/4)
-    double weight[kBins], mass[kBins + 1], variance[kBins + 1];
-    weight[0] = 1.0;
-    for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * step;
-    mass[kBins] = variance[kBins] = 0.0;
-    for (int b = kBins - 1; b >= 0; --b) {
-      mass[b] = mass[b + 1] + counts[b] * share * weight[b];
-      variance[b] = variance[b + 1] + counts[b] * share * weight[b] * weight[b];
-    }
-    scales /= double(n_heavy_);
-    squares /= double(n_heavy_);
-    double heavier = 0.0;
-    for (int b = 0; b < kBins; ++b) {
-      const double error = law_.bound(mass[b], mass[b] * scales, variance[b] * squares, weight[b],
-                                      kInfinity);
-      if (error <= kAim * tolerance_ * mass[0])
-        return double(highest) - double(b) / per_bin;
-      heavier += counts[b];
-      if (12.0 * heavier > double(n_heavy_)) break;
-    }
-    return kInfinity;  // it would cost more than to sum up in float32 afterwards
+    drop_below_cut();
   }
 
   // The last chunks' cut, or one that is better by their sums.
   double steer(const Outlook& outlook) const {
     const Doubt& doubt = outlook.doubt;
-    if (!(doubt.cut < kInfinity)) return doubt.cut;
-    const double inv_t = order.inv_temperature, reference = outlook.rest.reference;
-    const auto at = [&](const Mass& m, double power) {
-      return m.value == 0.0 ? 0.0 : m.value * exp((m.reference - reference) * inv_t * power);
-    };
+    const double inv_t = order.inv_temperature, reference = threshold_.score;
     const double share = double(n_panels_) / double(std::max<int64_t>(1, doubt.panels));
-    const double error =
-        law_.bound(at(doubt.mass, 1.0) * share, at(doubt.scaled, 1.0) * share,
-                   at(doubt.variance, 2.0) * share, exp((doubt.cut - reference) * inv_t), kInfinity);
-    const double relative = error / (outlook.rest.value * share * tolerance_);
-    if (relative > 2.0 * kAim) return doubt.cut - 0.75 / inv_t;
-    if (relative > 1.25 * kAim) return doubt.cut - 0.25 / inv_t;
-    if (relative < 0.4 * kAim) return doubt.cut + 0.25 / inv_t;
+    Unscored rest = unscored(doubt, reference, inv_t);
+    const double mass = rest.mass + relative(doubt.noted, reference, inv_t) +
+                        relative(outlook.rest, reference, inv_t);
+    rest = {rest.mass * share, kInfinity, rest.scaled * share, rest.variance * share, rest.cut};
+    const double ratio = law_.bound(rest) / (mass * share * query_.tolerance);
+    if (ratio > 1.5 * kAim) return doubt.cut - 0.5 / inv_t;
+    if (ratio < 0.7 * kAim) return doubt.cut + 0.25 / inv_t;
     return doubt.cut;
+  }
+
+  // There is no room for more: raises the cut until half of what was noted is below it.
+  void make_room() {
+    std::vector<Noted>::iterator first = noted_.begin(), middle = first + n_noted_ / 2;
+    const auto heavier = [&](const Noted& a, const Noted& b) {
+      return heaviness(source_, query_, a.upper, a.position) >
+             heaviness(source_, query_, b.upper, b.position);
+    };
+    std::nth_element(first, middle, first + n_noted_, heavier);
+    cut_ = heaviness(source_, query_, middle->upper, middle->position);
+    rebase();
+    estimate(&*middle, n_noted_ - n_noted_ / 2, &estimates_);
+    n_noted_ /= 2;
+  }
+
+  void drop_below_cut() {
+    const auto kept = std::partition(
+        noted_.begin(), noted_.begin() + n_noted_, [&](const Noted& item) {
+          return heaviness(source_, query_, item.upper, item.position) >= cut_;
+        });
+    rebase();
+    const int64_t count = kept - noted_.begin();
+    estimate(noted_.data() + count, n_noted_ - count, &estimates_);
+    n_noted_ = count;
   }
 
   const CodeQuery& query_;
   const ErrorLaw law_;
-  const double tolerance_;
   const int64_t n_panels_;
-  const float shrink_;
-  std::vector<Heavy> heavy_;
-  int64_t n_heavy_ = 0;
+  std::vector<Noted> noted_;
+  int64_t n_noted_ = 0;
   Estimates estimates_ = {};
   float reference_ = 0.0f;
   double cut_ = 0.0;

@@ -242,14 +242,14 @@ struct Scan {
   float weights[kLanes];  // scan_mass only
 };
 
-// An item that is to be scored in float32 before its weight is added to a normaliser.
-struct Heavy {
+// An item that may be scored in float32 before its weight is added to a normaliser.
+struct Noted {
   int64_t position;
   float estimate;
   float upper;
 };
 
-// Sums over items that are not scored in float32.
+// Sums over items that are never scored in float32.
 struct Estimates {
   double mass;      // of estimated weights
   double upper;     // of their upper bounds
@@ -262,10 +262,10 @@ struct CodeScan {
   Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
   float uppers[kLanes];
   float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
-  float cut;     // items are heavy whose upper bound + 2 spread * scale reaches it
-  Estimates estimates;
-  Heavy* heavy;
-  int64_t n_heavy, room;  // a scan stops, at a panel with no lanes, when room runs out
+  float cut;     // items are noted whose upper bound + 2 spread * scale reaches it
+  Estimates estimates;  // of the others
+  Noted* noted;
+  int64_t n_noted, room;  // a scan stops, at a panel with no lanes, when room runs out
 };
 
 struct Kernels {
@@ -285,7 +285,9 @@ struct Kernels {
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
                      float* dots);
   int tile_users;
-  float (*score_row)(const Source&, int64_t position);  // of row-major vectors
+  // Of row-major vectors: one item, or up to 16.
+  float (*score_row)(const Source&, int64_t position);
+  void (*score_rows)(const Source&, const int64_t* positions, int count, float* scores);
   // Over codes. The first stops where the upper bounds of the weights would pass `limit`; the
   // second where an upper bound of a score reaches `reference`.
   bool (*scan_codes)(const Source&, CodeScan*);

@@ -115,7 +115,7 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double boun
 
   // What the roundings of float32 can do, to the score itself and to the estimate, relative to
   // the sum of the absolute values of all terms.
-  const double rounding = 0x1p-23 * (0.5 * catalog.dim + 8.0);
+  const double rounding = 0x1p-24 * (0.5 * catalog.dim + 16.0);
   per_scale = codes.code_norm * residue + rounding * norm * (codes.code_norm + codes.code_error);
   constant = rounding * plain_norm * center_norm + 0x1p-120;
   spread = 1.001 * (codes.code_error * norm + per_scale);

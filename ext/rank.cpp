@@ -433,7 +433,9 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     }
     requests.push_back(request);
     sources.push_back(make_source(catalog, request));
-    if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= kFewItems) {
+    const bool sums = user.policy.kind == kGumbel;
+    if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= kFewItems &&
+        !(sums && catalog.quantised.tolerance == 0.0)) {
       queries.emplace_back(catalog, request, user.bound);
       if (queries.back().usable) use_codes(catalog, queries.back(), &sources.back());
     }
@@ -463,13 +465,13 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
         take(shared.result(scanned++), out);
         break;
       case kGumbel: {
-        const Partial& top = shared.result(scanned++);
+        Partial& top = shared.result(scanned++);
         take(top, out);
         Mass rest = top.rest;
         if (source.codes) {
-          const CodeQuery& query = *source.query_of_codes;
-          out->log_norm_error = log_norm_error(top, query, policy.temperature);
-          if (!(out->log_norm_error <= query.tolerance)) {
+          out->log_norm_error = finish(kernels, source, policy.temperature, &top);
+          rest = top.rest;
+          if (out->log_norm_error == kInfinity) {
             out->log_norm_error = 0.0;
             rest = rest_mass(kernels, source, policy.temperature,
                              {out->positions, out->positions + out->count});

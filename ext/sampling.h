@@ -128,7 +128,8 @@ inline double epsilon_greedy(bool best, double epsilon, int64_t left) {
 // an estimated weight w, its upper bound, w * scale and (w * scale)^2. See estimated.h.
 struct Doubt {
   Mass mass, upper, scaled, variance;
-  double cut;      // as a score: items above it were not estimated
+  Mass noted;      // of estimates, of the items noted
+  double cut;      // as a score: what reached it was noted
   int64_t panels;  // visited
 };
 
@@ -137,6 +138,7 @@ inline void add(Doubt* sum, const Doubt& term, double inv_temperature) {
   add(&sum->upper, term.upper, inv_temperature);
   add(&sum->scaled, term.scaled, inv_temperature);
   add(&sum->variance, term.variance, 2.0 * inv_temperature);
+  add(&sum->noted, term.noted, inv_temperature);
   sum->cut = std::max(sum->cut, term.cut);
   sum->panels += term.panels;
 }
@@ -151,6 +153,7 @@ class Partial {
   std::vector<Candidate> items;  // a heap, the worst first, until `sort`
   Mass rest = {0.0, 0.0};
   Doubt doubt = {};
+  std::vector<Noted> noted;  // not in `rest`, nor in the sums of `doubt` but the last
 
   bool full() const { return items.size() == capacity_; }
   const Candidate& worst() const { return items.front(); }
@@ -159,6 +162,7 @@ class Partial {
     items.clear();
     rest = {0.0, 0.0};
     doubt = {};
+    noted.clear();
   }
 
   void push(const Candidate& candidate) {
@@ -183,6 +187,7 @@ class Partial {
     }
     add(&rest, other.rest, inv_t);
     add(&doubt, other.doubt, inv_t);
+    noted.insert(noted.end(), other.noted.begin(), other.noted.end());
   }
 
   // Best first. A heap sort of our own: `better` may fail to be transitive within a rounding,

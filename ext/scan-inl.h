@@ -276,6 +276,35 @@ inline Lanes dots_of(const Source& source, int64_t panel) {
   return dots;
 }
 
+void score_rows(const Source& source, const int64_t* positions, int count, float* scores) {
+#if defined(__AVX2__)
+  const int64_t stride = (source.dim + 3) / 4 * 4;
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {  // four at a time hide the latency of sums
+    const float* row[4];
+    for (int j = 0; j < 4; ++j) row[j] = source.rows + positions[i + j] * stride;
+    __m128 a = _mm_setzero_ps(), b = a, c = a, d = a;
+    for (int64_t j = 0; j < stride; j += 4) {
+      const __m128 q = _mm_loadu_ps(source.query + j);
+      a = _mm_fmadd_ps(_mm_loadu_ps(row[0] + j), q, a);
+      b = _mm_fmadd_ps(_mm_loadu_ps(row[1] + j), q, b);
+      c = _mm_fmadd_ps(_mm_loadu_ps(row[2] + j), q, c);
+      d = _mm_fmadd_ps(_mm_loadu_ps(row[3] + j), q, d);
+    }
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(scores + i, _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(c, d)));
+    for (int j = i; j < i + 4; ++j) {
+      const int64_t panel = positions[j] / kLanes, lane = positions[j] % kLanes;
+      if (const float* biases = biases_of(source, panel)) scores[j] += biases[lane];
+      if (const float* biases = call_biases_of(source, panel)) scores[j] += biases[lane];
+    }
+  }
+#else
+  int i = 0;
+#endif
+  for (; i < count; ++i) scores[i] = score_row(source, positions[i]);
+}
+
 inline Lanes scores_of(const Source& source, int64_t panel) {
   Lanes dots;
   if (source.rows) {
@@ -418,7 +447,7 @@ namespace fastrank {
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
-    weigh, score_panel, score_tile, kTileUsers, score_row, scan_codes, scan_codes_above,
+    weigh, score_panel, score_tile, kTileUsers, score_row, score_rows, scan_codes, scan_codes_above,
     weigh_uppers, add_estimates};
 
 }  // namespace fastrank

@@ -116,7 +116,7 @@ inline void sums_of(const Source* const* sources, int64_t panel, float* sums, in
 #endif
 
 template <int users>
-void sum_users(const Source* const* sources, int64_t first, int64_t count, float* sums) {
+__attribute__((noinline)) void sum_users(const Source* const* sources, int64_t first, int64_t count, float* sums) {
   for (int64_t panel = 0; panel < count; ++panel)
     sums_of<users>(sources, first + panel, sums + panel * kLanes, count * kLanes);
 }
@@ -153,13 +153,9 @@ struct Bounded {
   Lanes estimate, upper, heaviness;
 };
 
-inline Bounded bounded_of(const Source& source, int64_t panel) {
+inline Bounded bounded_of(const Source& source, int64_t panel, const float* panel_sums) {
   const QuantisedQuery& q = source.quantised;
-  float own[kLanes];
-  const Source* const self = &source;
-  if (!source.tile) sums_of<1>(&self, panel, own, kLanes);
-  const Lanes sums =
-      load_lanes(source.tile ? source.tile + (panel - source.tile_first) * kLanes : own);
+  const Lanes sums = load_lanes(panel_sums);
   const Lanes scales = load_lanes(source.scales + panel * kLanes);
   Bounded b;
   for (int i = 0; i < kRegs; ++i) {
@@ -260,113 +256,150 @@ float weigh_uppers(const float* uppers, uint32_t lanes, float reference, float i
 
 // ---- Scans -----------------------------------------------------------------------------------
 
-struct Place {
-  int64_t visit, offset;
+// Panels are taken in groups of 8 visits: their sums are formed first, while the registers hold
+// nothing else, and they share one comparison with the limit. A group ends where the number of
+// visits is a multiple of 8, so that walks in pieces of such lengths have the same groups.
+constexpr int kGroup = 8;
+
+struct Group {
+  int count;  // of panels with eligible lanes
+  int64_t panels[kGroup];
+  uint32_t lanes[kGroup];
+  const float* sums[kGroup];
+  float own[kGroup * kLanes];
 };
 
-inline int64_t next_panel(const Scan& walk, Place* place) {
-  const int64_t panel = walk.first + place->offset * walk.step;
-  ++place->visit;
-  place->offset += walk.stride;
-  if (place->offset >= walk.count) place->offset -= walk.count;
-  return panel;
+// Takes the walk's next group.
+inline void take_group(const Source& source, Scan* walk, Group* group) {
+  int64_t end = walk->visit / kGroup * kGroup + kGroup;
+  if (end > walk->count) end = walk->count;
+  int visits = 0;
+  group->count = 0;
+  int64_t first = 0;
+  for (; walk->visit < end; ++walk->visit, ++visits) {
+    const int64_t panel = walk->first + walk->offset * walk->step;
+    if (visits == 0) first = panel;
+    walk->offset += walk->stride;
+    if (walk->offset >= walk->count) walk->offset -= walk->count;
+    const uint32_t lanes = lanes_of(source, panel);
+    if (!lanes) continue;
+    group->panels[group->count] = panel;
+    group->lanes[group->count++] = lanes;
+  }
+  const Source* const self = &source;
+  if (source.tile) {
+    for (int i = 0; i < group->count; ++i)
+      group->sums[i] = source.tile + (group->panels[i] - source.tile_first) * kLanes;
+    return;
+  }
+  const bool run = group->count == visits && walk->step == 1 && walk->stride == 1;
+  if (run) sum_users<1>(&self, first, visits, group->own);
+  for (int i = 0; i < group->count; ++i) {
+    if (!run) sum_users<1>(&self, group->panels[i], 1, group->own + i * kLanes);
+    group->sums[i] = group->own + i * kLanes;
+  }
 }
 
-void note(const Bounded& b, int64_t panel, uint32_t lanes, CodeScan* scan) {
+// Puts a walk behind the visit of a panel that comes after `start`.
+inline void go_to(const Scan& start, int64_t panel, Scan* walk) {
+  walk->visit = start.visit;
+  walk->offset = start.offset;
+  do {
+    walk->panel = walk->first + walk->offset * walk->step;
+    ++walk->visit;
+    walk->offset += walk->stride;
+    if (walk->offset >= walk->count) walk->offset -= walk->count;
+  } while (walk->panel != panel);
+}
+
+inline void note(const Source& source, const Bounded& b, int64_t panel, uint32_t lanes,
+                 CodeScan* scan) {
   float estimates[kLanes], uppers[kLanes];
   store_lanes(estimates, b.estimate);
   store_lanes(uppers, b.upper);
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
-    scan->noted[scan->n_noted++] = {panel * kLanes + lane, estimates[lane], uppers[lane]};
+    const int64_t position = panel * kLanes + lane;
+    scan->noted[scan->n_noted++] = {position, estimates[lane], uppers[lane],
+                                    source.scales[position]};
   }
 }
-
-// Panels are taken in groups of 8 visits, which share one sum and one comparison; where that is
-// past the limit, the group is gone through again panel by panel.
-constexpr int64_t kGroup = 8;
 
 bool scan_codes(const Source& source, CodeScan* scan) {
   Scan* const walk = &scan->walk;
   const float reference = walk->reference, inv_t = walk->inv_temperature;
   const float cut = scan->cut, shrink = scan->shrink;
-  Place place = {walk->visit, walk->offset};
-  bool stopped = false;
+  Group group;
   walk->lanes = 0;
-  while (!stopped && place.visit < walk->count) {
-    int64_t end = place.visit / kGroup * kGroup + kGroup;
-    if (end > walk->count) end = walk->count;
-    if (scan->room - scan->n_noted < (end - place.visit) * kLanes) {
-      stopped = true;
-      break;
-    }
-    const bool whole = place.visit % kGroup == 0;
-    const Place start = place;
+  // A stop inside a group leaves it to the next call to go on there, panel by panel.
+  while (walk->visit < walk->count) {
+    if (scan->room - scan->n_noted < kGroup * kLanes) return true;
+    const bool whole = walk->visit % kGroup == 0;
+    const Scan start = *walk;
     const int64_t n_noted = scan->n_noted;
-    for (int attempt = whole ? 0 : 1; attempt < 2; ++attempt) {
-      const bool singly = attempt == 1;
+    take_group(source, walk, &group);
+    const auto add_panel = [&](int i, const Bounded& b, const Lanes& weights, Totals* totals) {
+      const int64_t panel = group.panels[i];
+      const uint32_t noted = above(b.heaviness, cut, true) & group.lanes[i];
+      if (noted) note(source, b, panel, noted, scan);
+      add_estimated(b.estimate, load_lanes(source.scales + panel * kLanes), weights,
+                    group.lanes[i] & ~noted, reference, inv_t, shrink, totals);
+    };
+    if (whole) {
       Totals totals = no_totals();
-      while (place.visit < end) {
-        const int64_t panel = next_panel(*walk, &place);
-        const uint32_t lanes = lanes_of(source, panel);
-        if (!lanes) continue;
-        const Bounded b = bounded_of(source, panel);
-        const Lanes weights = upper_weights_of(b.upper, lanes, reference, inv_t);
-        if (singly) {
-          const double next = walk->mass + double(sum_of(weights));
-          if (!(next <= walk->limit)) {
-            walk->panel = panel;
-            walk->lanes = lanes;
-            store_lanes(walk->scores, b.estimate);
-            store_lanes(scan->uppers, b.upper);
-            store_lanes(walk->weights, weights);
-            stopped = true;
-            break;
-          }
-          walk->mass = next;
-        } else {
-          totals.budget = add(totals.budget, weights);
-        }
-        const uint32_t noted = above(b.heaviness, cut, true) & lanes;
-        if (noted) note(b, panel, noted, scan);
-        const Lanes scales = load_lanes(source.scales + panel * kLanes);
-        add_estimated(b.estimate, scales, weights, lanes & ~noted, reference, inv_t, shrink,
-                      &totals);
+      for (int i = 0; i < group.count; ++i) {
+        const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
+        const Lanes weights = upper_weights_of(b.upper, group.lanes[i], reference, inv_t);
+        totals.budget = add(totals.budget, weights);
+        add_panel(i, b, weights, &totals);
       }
-      if (!singly) {
-        const double next = walk->mass + double(sum_of(totals.budget));
-        if (!(next <= walk->limit)) {
-          place = start;
-          scan->n_noted = n_noted;
-          continue;
-        }
+      const double next = walk->mass + double(sum_of(totals.budget));
+      if (next <= walk->limit) {
         walk->mass = next;
+        keep_totals(totals, &scan->estimates);
+        continue;
       }
-      keep_totals(totals, &scan->estimates);
-      break;
+      scan->n_noted = n_noted;
     }
+    Totals totals = no_totals();
+    for (int i = 0; i < group.count; ++i) {
+      const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
+      const Lanes weights = upper_weights_of(b.upper, group.lanes[i], reference, inv_t);
+      const double next = walk->mass + double(sum_of(weights));
+      if (!(next <= walk->limit)) {
+        keep_totals(totals, &scan->estimates);
+        store_lanes(walk->scores, b.estimate);
+        store_lanes(scan->uppers, b.upper);
+        go_to(start, group.panels[i], walk);
+        walk->lanes = group.lanes[i];
+        return true;
+      }
+      walk->mass = next;
+      add_panel(i, b, weights, &totals);
+    }
+    keep_totals(totals, &scan->estimates);
   }
-  walk->visit = place.visit;
-  walk->offset = place.offset;
-  return stopped;
+  return false;
 }
 
 bool scan_codes_above(const Source& source, CodeScan* scan) {
   Scan* const walk = &scan->walk;
   const float reference = walk->reference;
-  Place place = {walk->visit, walk->offset};
+  Group group;
   walk->lanes = 0;
-  while (place.visit < walk->count && !walk->lanes) {
-    const int64_t panel = next_panel(*walk, &place);
-    const uint32_t lanes = lanes_of(source, panel);
-    if (!lanes) continue;
-    const Bounded b = bounded_of(source, panel);
-    walk->panel = panel;
-    walk->lanes = above(b.upper, reference, true) & lanes;
+  while (walk->visit < walk->count) {
+    const Scan start = *walk;
+    take_group(source, walk, &group);
+    for (int i = 0; i < group.count; ++i) {
+      const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
+      const uint32_t lanes = above(b.upper, reference, true) & group.lanes[i];
+      if (!lanes) continue;
+      go_to(start, group.panels[i], walk);
+      walk->lanes = lanes;
+      return true;
+    }
   }
-  walk->visit = place.visit;
-  walk->offset = place.offset;
-  return walk->lanes != 0;
+  return false;
 }
 
 }  // namespace

@@ -15,6 +15,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 
 #include "chunks.h"
 #include "quantise.h"
@@ -55,6 +57,7 @@ class ErrorLaw {
     const double random = jump + std::sqrt(jump * jump + spread);
     const double fixed = sum.scaled * per_scale_ +
                          sum.mass * (constant_ + skew_ * scale * scale * scale);
+    if (getenv("FR_DEBUG2")) fprintf(stderr,"      jump %.3g spread %.3g per_scale %.3g const %.3g skew %.3g infl %.3g dev %.3g (abs; mass %.3g)\n", jump, std::sqrt(spread), sum.scaled*per_scale_, sum.mass*constant_, sum.mass*skew_*scale*scale*scale, inflation_, deviation*scale, sum.mass);
     return random + fixed < sum.upper ? random + fixed : sum.upper;  // and where it is no number
   }
 
@@ -65,11 +68,11 @@ class ErrorLaw {
   double per_scale_, constant_, skew_, largest_, inflation_;
 };
 
-// Items by the logarithm of a weight, in steps of 1/8 below the largest.
+// Items by the logarithm of a weight, in steps of 1/4 below the largest.
 class Histogram {
  public:
-  static constexpr int kBins = 512;
-  static constexpr double kStep = 0.125;
+  static constexpr int kBins = 256;
+  static constexpr double kStep = 0.25;
 
   Histogram(double highest, double inv_temperature)
       : highest_(highest), per_bin_(inv_temperature / kStep) {}
@@ -103,8 +106,8 @@ Unscored unscored(const Doubt& doubt, double reference, double inv_temperature) 
           exp((doubt.cut - reference) * inv_temperature)};
 }
 
-double heaviness(const Source& source, const CodeQuery& query, float score, int64_t position) {
-  return double(score) + 2.0 * query.spread * source.scales[position];
+double heaviness(const CodeQuery& query, float score, float scale) {
+  return double(score) + 2.0 * query.spread * scale;
 }
 
 void prefetch_row(const Source& source, int64_t position) {
@@ -114,9 +117,7 @@ void prefetch_row(const Source& source, int64_t position) {
 }
 
 // Adds items by their estimates, 16 at a time.
-void estimate_items(const Kernels& kernels, const Source& source, const Noted* items,
-                    int64_t count, float reference, float inv_temperature, double shrink,
-                    Estimates* sums) {
+void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, float reference, float inv_temperature, double shrink, Estimates* sums) {
   float estimates[kLanes] = {}, uppers[kLanes] = {}, scales[kLanes] = {};
   for (int64_t first = 0; first < count; first += kLanes) {
     const int size = int(std::min<int64_t>(kLanes, count - first));
@@ -124,7 +125,7 @@ void estimate_items(const Kernels& kernels, const Source& source, const Noted* i
       const Noted& item = items[first + i];
       estimates[i] = item.estimate;
       uppers[i] = item.upper;
-      scales[i] = source.scales[item.position];
+      scales[i] = item.scale;
     }
     kernels.add_estimates(estimates, uppers, scales, (1u << size) - 1, reference, inv_temperature,
                           float(shrink), sums);
@@ -148,9 +149,9 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
   // How many of the noted items to score, by estimates of what the others would leave in doubt.
   double highest = -kInfinity;
   for (const Noted& item : items)
-    highest = std::max(highest, heaviness(source, query, item.upper, item.position));
+    highest = std::max(highest, heaviness(query, item.upper, item.scale));
   Histogram bins(highest, inv_t);
-  for (const Noted& item : items) bins.add(heaviness(source, query, item.upper, item.position));
+  for (const Noted& item : items) bins.add(heaviness(query, item.upper, item.scale));
   const double scale = light.mass > 0.0 ? light.scaled / light.mass : query.max_scale;
   Unscored sum = light;
   int last = Histogram::kBins;  // bins before it are scored
@@ -173,36 +174,40 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     last = b;
   }
 
-  for (; last <= Histogram::kBins; last += 4) {
+  std::vector<Noted> heavy_items(items.size()), light_items(items.size());
+  for (int attempt = 0; attempt < 3; ++attempt, last = attempt == 2 ? Histogram::kBins : last + 2) {
+    last = std::min(last, Histogram::kBins);
     const double cut = last == Histogram::kBins ? top->doubt.cut
                                                 : std::max(top->doubt.cut, bins.edge(last));
-    const auto end = std::partition(items.begin(), items.end(), [&](const Noted& item) {
-      return heaviness(source, query, item.upper, item.position) >= cut;
-    });
-    const int64_t count = end - items.begin();
-    Estimates estimates = {};
-    estimate_items(kernels, source, items.data() + count, int64_t(items.size()) - count, reference,
-                   float(inv_t), law.shrink, &estimates);
+    int64_t n_heavy = 0, n_light = 0;
+    for (const Noted& item : items) {  // without a branch, which nothing could predict
+      const bool heavier = heaviness(query, item.upper, item.scale) >= cut;
+      heavy_items[size_t(n_heavy)] = light_items[size_t(n_light)] = item;
+      n_heavy += heavier;
+      n_light += !heavier;
+    }
     double heavy = 0.0;
-    for (int64_t first = 0; first < count; first += kLanes) {
-      const int size = int(std::min<int64_t>(kLanes, count - first));
+    for (int64_t first = 0; first < n_heavy; first += kLanes) {
+      const int size = int(std::min<int64_t>(kLanes, n_heavy - first));
+      const Noted* block = &heavy_items[size_t(first)];
       int64_t positions[kLanes];
-      for (int i = 0; i < size; ++i) positions[i] = items[size_t(first + i)].position;
-      for (int64_t i = first + kLanes; i < std::min(count, first + 2 * kLanes); ++i)
-        prefetch_row(source, items[size_t(i)].position);
+      for (int i = 0; i < size; ++i) positions[i] = block[i].position;
+      for (int64_t i = kLanes; i < std::min<int64_t>(2 * kLanes, n_heavy - first); ++i)
+        prefetch_row(source, block[i].position);
       float scores[kLanes] = {}, weights[kLanes];
       kernels.score_rows(source, positions, size, scores);
       uint32_t lanes = 0;
       for (int i = 0; i < size; ++i) {
-        if (heaviness(source, query, scores[i], positions[i]) >= cut) {
-          lanes |= 1u << i;
-        } else {
-          estimate_items(kernels, source, &items[size_t(first + i)], 1, reference, float(inv_t),
-                         law.shrink, &estimates);
-        }
+        const bool heavier = heaviness(query, scores[i], block[i].scale) >= cut;
+        lanes |= uint32_t(heavier) << i;
+        light_items[size_t(n_light)] = block[i];
+        n_light += !heavier;
       }
       heavy += double(kernels.weigh(scores, lanes, reference, float(inv_t), weights));
     }
+    Estimates estimates = {};
+    estimate_items(kernels, light_items.data(), n_light, reference, float(inv_t), law.shrink,
+                   &estimates);
     const double mass = exact + heavy + light.mass + estimates.mass;
     const double error =
         law.bound({light.mass + estimates.mass, light.upper + estimates.upper,
@@ -210,6 +215,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
                    exp((cut - reference) * inv_t)}) /
         (mass + 1.0);
     const double bound = error < 0.5 ? -std::log1p(-error) : kInfinity;
+    if (getenv("FR_DEBUG")) fprintf(stderr, "  last %d noted %zu scored %ld bound %.3g; light.mass share %.3g noted share %.3g exact %.3g light error alone %.3g\n", last, items.size(), (long)n_heavy, bound, light.mass/(mass+1), noted/(mass+1), exact/(mass+1), law.bound(light)/(mass+1));
     if (bound <= query.tolerance && mass < kInfinity) {
       top->rest.value = mass;
       return bound;
@@ -387,8 +393,9 @@ class EstimatedJumps final : public Jumps {
     uint32_t light = 0;
     for (uint32_t left = lanes; left; left &= left - 1) {
       const int lane = __builtin_ctz(left);
-      const Noted item = {panel * kLanes + lane, estimates[lane], uppers[lane]};
-      if (heaviness(source_, query_, item.upper, item.position) < cut_) {
+      const Noted item = {panel * kLanes + lane, estimates[lane], uppers[lane],
+                          source_.scales[panel * kLanes + lane]};
+      if (heaviness(query_, item.upper, item.scale) < cut_) {
         light |= 1u << lane;
       } else {
         if (n_noted_ == int64_t(noted_.size())) make_room();
@@ -402,7 +409,7 @@ class EstimatedJumps final : public Jumps {
   }
 
   void estimate(const Noted* items, int64_t count, Estimates* sums) const {
-    estimate_items(kernels_, source_, items, count, threshold_.score, inv_t_, law_.shrink, sums);
+    estimate_items(kernels_, items, count, threshold_.score, inv_t_, law_.shrink, sums);
   }
 
   // ---- The cut ----------------------------------------------------------------------------
@@ -411,7 +418,7 @@ class EstimatedJumps final : public Jumps {
   // scored, one that is costs a little. So it is set lower than the one that will be needed: by what
   // the pilot shows for chunk 0, and then by what was found so far.
 
-  static constexpr double kAim = 0.6;        // of the tolerance
+  static constexpr double kAim = 0.75;        // of the tolerance
   static constexpr int64_t kFewestShare = 16;  // note no more than one item in so many
 
   void choose_cut() {
@@ -420,7 +427,7 @@ class EstimatedJumps final : public Jumps {
       float highest = -std::numeric_limits<float>::infinity();
       double scales = 0.0, squares = 0.0;
       for (int64_t i = 0; i < n_noted_; ++i) {
-        const double scale = source_.scales[noted_[size_t(i)].position];
+        const double scale = noted_[size_t(i)].scale;
         highest = std::max(highest, noted_[size_t(i)].estimate);
         scales += scale;
         squares += scale * scale;
@@ -433,7 +440,7 @@ class EstimatedJumps final : public Jumps {
       const double share = double(n_panels_) / double(std::max<int64_t>(1, visited_));
       double weight[kBins], mass[kBins + 1], variance[kBins + 1];
       weight[0] = 1.0;
-      for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.8824969025845955;  // e^(-1/8)
+      for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.7788007830714049;  // e^(-1/4)
       mass[kBins] = variance[kBins] = 0.0;
       for (int b = kBins - 1; b >= 0; --b) {
         const double expected = double(items.counts[b]) * share;
@@ -448,8 +455,7 @@ class EstimatedJumps final : public Jumps {
         if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
         above += items.counts[b];
       }
-      // Estimates were compared, where bounds will be.
-      cut_ += query_.spread * scales;
+      cut_ += 3.0 * query_.spread * scales;  // estimates were counted, heaviness will be compared
     }
     drop_below_cut();
   }
@@ -473,11 +479,11 @@ class EstimatedJumps final : public Jumps {
   void make_room() {
     std::vector<Noted>::iterator first = noted_.begin(), middle = first + n_noted_ / 2;
     const auto heavier = [&](const Noted& a, const Noted& b) {
-      return heaviness(source_, query_, a.upper, a.position) >
-             heaviness(source_, query_, b.upper, b.position);
+      return heaviness(query_, a.upper, a.scale) >
+             heaviness(query_, b.upper, b.scale);
     };
     std::nth_element(first, middle, first + n_noted_, heavier);
-    cut_ = heaviness(source_, query_, middle->upper, middle->position);
+    cut_ = heaviness(query_, middle->upper, middle->scale);
     rebase();
     estimate(&*middle, n_noted_ - n_noted_ / 2, &estimates_);
     n_noted_ /= 2;
@@ -486,7 +492,7 @@ class EstimatedJumps final : public Jumps {
   void drop_below_cut() {
     const auto kept = std::partition(
         noted_.begin(), noted_.begin() + n_noted_, [&](const Noted& item) {
-          return heaviness(source_, query_, item.upper, item.position) >= cut_;
+          return heaviness(query_, item.upper, item.scale) >= cut_;
         });
     rebase();
     const int64_t count = kept - noted_.begin();

@@ -245,8 +245,7 @@ struct Scan {
 // An item that may be scored in float32 before its weight is added to a normaliser.
 struct Noted {
   int64_t position;
-  float estimate;
-  float upper;
+  float estimate, upper, scale;
 };
 
 // Sums over items that are never scored in float32.

@@ -129,6 +129,31 @@ inline float sum_of(const Lanes& a) {
 #endif
 }
 
+// sum_of for four panels at once.
+inline void sums_of(const Lanes* a, float* sums) {
+#if defined(__AVX2__)
+  __m128 four[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+    const __m256 low = _mm512_castps512_ps256(a[i].reg[0]);
+    const __m256 high = _mm512_extractf32x8_ps(a[i].reg[0], 1);
+#else
+    const __m256 low = a[i].reg[0], high = a[i].reg[1];
+#endif
+    const __m256 eight = _mm256_add_ps(low, high);
+    four[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
+  const __m128 two01 =
+      _mm_add_ps(_mm_movelh_ps(four[0], four[1]), _mm_movehl_ps(four[1], four[0]));
+  const __m128 two23 =
+      _mm_add_ps(_mm_movelh_ps(four[2], four[3]), _mm_movehl_ps(four[3], four[2]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm_shuffle_ps(two01, two23, _MM_SHUFFLE(2, 0, 2, 0)),
+                                 _mm_shuffle_ps(two01, two23, _MM_SHUFFLE(3, 1, 3, 1))));
+#else
+  for (int i = 0; i < 4; ++i) sums[i] = sum_of(a[i]);
+#endif
+}
+
 // ---- The same for every instruction set -----------------------------------------------------
 
 inline Lanes load_lanes(const float* p) {
@@ -156,31 +181,46 @@ inline uint32_t above(const Lanes& a, float threshold, bool or_equal) {
   return lanes;
 }
 
-// exp(x) to 2 ulp; 0 below -87.3 (so never denormal), +inf above 88.3.
-inline Reg exp_of(Reg x) {
+// x[i] = exp(x[i]), i < n, to 2 ulp; 0 below -87.3 (so never denormal), +inf above 88.3. Step by
+// step for all n: one after the other, their long chains would fill the CPU's queues and wait.
+template <int n>
+inline void exp_all(Reg* x) {
   const Reg magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Reg shifted = fma(x, set1(0x1.715476p+0f), magic);
-  const Reg k = sub(shifted, magic);
-  const Reg r = fma(k, set1(0x1.bd0106p-13f), fma(k, set1(-0x1.63p-1f), x));
-  Reg p = fma(set1(0x1.6d110ap-10f), r, set1(0x1.120b6ep-7f));
-  p = fma(p, r, set1(0x1.55551ap-5f));
-  p = fma(p, r, set1(0x1.5554dcp-3f));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, mul(r, r), add(r, set1(1.0f)));
-  p = add_exponent(p, shifted);  // the low bits of `shifted` hold k
-  p = select_above(set1(-87.3f), x, set1(0.0f), p);
-  return select_above(x, set1(88.3f), set1(__builtin_inff()), p);
+  Reg shifted[n], k[n], r[n], p[n];
+  for (int i = 0; i < n; ++i) shifted[i] = fma(x[i], set1(0x1.715476p+0f), magic);
+  for (int i = 0; i < n; ++i) k[i] = sub(shifted[i], magic);
+  for (int i = 0; i < n; ++i) r[i] = fma(k[i], set1(-0x1.63p-1f), x[i]);
+  for (int i = 0; i < n; ++i) r[i] = fma(k[i], set1(0x1.bd0106p-13f), r[i]);
+  for (int i = 0; i < n; ++i) p[i] = fma(set1(0x1.6d110ap-10f), r[i], set1(0x1.120b6ep-7f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], r[i], set1(0x1.55551ap-5f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], r[i], set1(0x1.5554dcp-3f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], r[i], set1(0.5f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], mul(r[i], r[i]), add(r[i], set1(1.0f)));
+  for (int i = 0; i < n; ++i) {
+    p[i] = add_exponent(p[i], shifted[i]);  // the low bits of `shifted` hold k
+    p[i] = select_above(set1(-87.3f), x[i], set1(0.0f), p[i]);
+    x[i] = select_above(x[i], set1(88.3f), set1(__builtin_inff()), p[i]);
+  }
 }
 
 // Subtracting before scaling keeps the differences of nearby scores exact; one fma of score and
 // 1 / T against a product would lose the law at small T.
+template <int panels>
+inline void weights_of(const Lanes* scores, const uint32_t* lanes, float reference, float inv_t,
+                       Lanes* weights) {
+  constexpr int n = panels * kRegs;
+  Reg x[n];
+  for (int i = 0; i < n; ++i)
+    x[i] = mul(sub(scores[i / kRegs].reg[i % kRegs], set1(reference)), set1(inv_t));
+  exp_all<n>(x);
+  for (int i = 0; i < n; ++i)
+    weights[i / kRegs].reg[i % kRegs] = keep(x[i], lanes[i / kRegs] >> (i % kRegs * kWidth));
+}
+
 inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, float inv_t) {
-  Lanes w;
-  for (int i = 0; i < kRegs; ++i) {
-    const Reg x = mul(sub(scores.reg[i], set1(reference)), set1(inv_t));
-    w.reg[i] = keep(exp_of(x), lanes >> (i * kWidth));
-  }
-  return w;
+  Lanes weights;
+  weights_of<1>(&scores, &lanes, reference, inv_t, &weights);
+  return weights;
 }
 
 inline Lanes dots_of(const Source& source, int64_t panel) {
@@ -208,9 +248,11 @@ inline Lanes dots_of(const Source& source, int64_t panel) {
   return dots;
 }
 
-inline Lanes scores_of(const Source& source, int64_t panel) {
-  Lanes score = source.tile ? load_lanes(source.tile + (panel - source.tile_first) * kLanes)
-                            : dots_of(source, panel);
+inline Lanes tile_dots(const Source& source, int64_t panel) {
+  return load_lanes(source.tile + (panel - source.tile_first) * kLanes);
+}
+
+inline Lanes biased(const Source& source, int64_t panel, Lanes score) {
   if (source.bias) score = add(score, load_lanes(source.bias + panel * kLanes));
   if (source.call_bias) {
     const bool tail = panel == source.n_panels - 1;
@@ -220,9 +262,39 @@ inline Lanes scores_of(const Source& source, int64_t panel) {
   return score;
 }
 
+inline Lanes scores_of(const Source& source, int64_t panel) {
+  return biased(source, panel, source.tile ? tile_dots(source, panel) : dots_of(source, panel));
+}
+
 inline uint32_t lanes_of(const Source& source, int64_t panel) {
   if (source.eligible) return source.eligible[panel];
   return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
+}
+
+// Adds the masses of a tile's `panel` and those after it, four at a time, until four of them would take
+// `mass` past the limit or fewer than four are left: as one by one, without waiting for each sum
+// before the next. Returns the number of panels added. Weights are never negative or NaN, so no
+// sum on the way passes what the last one does not; a panel that is not eligible adds 0.
+int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_t left,
+                  double* mass) {
+  int64_t added = 0;
+  for (; added + 4 <= left; added += 4) {
+    Lanes scores[4], weights[4];
+    uint32_t lanes[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t next = panel + added + i;
+      scores[i] = biased(source, next, tile_dots(source, next));
+      lanes[i] = lanes_of(source, next);
+    }
+    weights_of<4>(scores, lanes, state.reference, state.inv_temperature, weights);
+    float sums[4];
+    sums_of(weights, sums);
+    double next = *mass;
+    for (int i = 0; i < 4; ++i) next += double(sums[i]);
+    if (!(next <= state.limit)) break;
+    *mass = next;
+  }
+  return added;
 }
 
 enum class Stop { kMass, kAbove, kSum };
@@ -236,6 +308,12 @@ bool scan(const Source& source, Scan* state) {
   const double limit = state->limit;
   int64_t visit = state->visit, offset = state->offset;
   bool stopped = false;
+  if (stop == Stop::kMass && source.tile) {  // a tile is a run in order
+    const int64_t added =
+        add_fours(source, *state, state->first + offset, state->count - visit, &mass);
+    visit += added;
+    offset += added;
+  }
   while (visit < state->count) {
     const int64_t panel = state->first + offset * state->step;
     ++visit;

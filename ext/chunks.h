@@ -220,41 +220,52 @@ class SharedPass {
       for (Seat& seat : seats) seat.pass->walk(walk);
       return;
     }
-    // The panels of a tile stay in a core's second cache while all users pass.
-    const int64_t panels = std::clamp<int64_t>(2048 / seats[0].source.dim, 4, kTilePanels);
+    // The panels of a tile stay in a core's second cache while all users pass, and those of the
+    // next one come to it meanwhile: each group of users fetches its share.
+    const Source& any = seats[0].source;
+    const int64_t panels = std::clamp<int64_t>(1024 / any.dim, 4, kTilePanels);
+    const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
     for (int64_t done = 0; done < walk.count; done += panels) {
       Scan tile = walk;
       tile.first += done;
       tile.count = std::min(panels, walk.count - done);
-      Seat* group[kMaxTileUsers];
-      int size = 0;
+      const int64_t next = tile.first + tile.count;
+      const int64_t lines = std::min(panels, any.n_panels - next) * any.dim;
+      const float* ahead = any.panels + next * any.dim * kLanes;
+      Group group;
       for (Seat& seat : seats) {
         if (!mostly_eligible(seat.source, tile)) {
           seat.pass->walk(tile);
           continue;
         }
-        group[size++] = &seat;
-        if (size == kernels_.tile_users) {
-          walk_tile(group, size, tile);
-          size = 0;
-        }
+        group.seats[group.size++] = &seat;
+        if (group.size < kernels_.tile_users && &seat != &seats.back()) continue;
+        walk_tile(group, tile, ahead, lines / groups);
+        ahead += lines / groups * kLanes;
+        group.size = 0;
       }
-      walk_tile(group, size, tile);
+      walk_tile(group, tile, ahead, 0);
     }
   }
 
-  void walk_tile(Seat* const* group, int size, const Scan& tile) {
+  // Users whose sums fit the registers together.
+  struct Group {
+    Seat* seats[kMaxTileUsers];
+    int size = 0;
+  };
+
+  void walk_tile(const Group& group, const Scan& tile, const float* ahead, int64_t lines) {
     alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
     const Source* sources[kMaxTileUsers];
-    for (int i = 0; i < size; ++i) sources[i] = &group[i]->source;
-    if (size > 1) kernels_.score_tile(sources, size, tile.first, tile.count, dots);
-    for (int i = 0; i < size; ++i) {
-      Source& source = group[i]->source;
-      if (size > 1) {
-        source.tile = dots + i * tile.count * kLanes;
-        source.tile_first = tile.first;
-      }
-      group[i]->pass->walk(tile);
+    for (int i = 0; i < group.size; ++i) sources[i] = &group.seats[i]->source;
+    const bool shared = group.size > 1;
+    if (shared)
+      kernels_.score_tile(sources, group.size, tile.first, tile.count, ahead, lines, dots);
+    for (int i = 0; i < group.size; ++i) {
+      Source& source = group.seats[i]->source;
+      source.tile = shared ? dots + i * tile.count * kLanes : nullptr;
+      source.tile_first = tile.first;
+      group.seats[i]->pass->walk(tile);
       source.tile = nullptr;
     }
   }

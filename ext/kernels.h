@@ -204,9 +204,9 @@ struct Kernels {
   void (*score_panel)(const Source&, int64_t panel, float* scores);
   // Dot products, before any bias, of 1 to tile_users users with panels first, ..., first + count
   // - 1: dots[(user * count + panel - first) * 16 + lane], to the bit as a scan forms them. The
-  // users share a catalog.
+  // users share a catalog. Meanwhile `lines` cache lines from `ahead` on are fetched.
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
-                     float* dots);
+                     const float* ahead, int64_t lines, float* dots);
   int tile_users;
 };
 

@@ -369,11 +369,16 @@ constexpr int kTileUsers = 3;
 #endif
 
 template <int users>
-void score_users(const Source* const* sources, int64_t first, int64_t count, float* dots) {
+void score_users(const Source* const* sources, int64_t first, int64_t count, const float* ahead,
+                 int64_t lines, float* dots) {
   const int dim = sources[0]->dim;
   const float* query[users];
   for (int u = 0; u < users; ++u) query[u] = sources[u]->query;
+  int64_t line = 0;
   for (int64_t panel = 0; panel < count; ++panel) {
+    // Into the second cache: the first is this tile's.
+    for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
+      __builtin_prefetch(ahead + line * kLanes, 0, 2);
     for (int i = 0; i < kRegs; ++i) {
       const float* row = sources[0]->panels + (first + panel) * dim * kLanes + i * kWidth;
       Reg sum[users][kChains];
@@ -403,11 +408,11 @@ void score_users(const Source* const* sources, int64_t first, int64_t count, flo
 }
 
 void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
-                float* dots) {
-  if (users == 1) return score_users<1>(sources, first, count, dots);
-  if (users == 2) return score_users<2>(sources, first, count, dots);
-  if (users == 3) return score_users<3>(sources, first, count, dots);
-  score_users<kTileUsers>(sources, first, count, dots);
+                const float* ahead, int64_t lines, float* dots) {
+  if (users == 1) return score_users<1>(sources, first, count, ahead, lines, dots);
+  if (users == 2) return score_users<2>(sources, first, count, ahead, lines, dots);
+  if (users == 3) return score_users<3>(sources, first, count, ahead, lines, dots);
+  score_users<kTileUsers>(sources, first, count, ahead, lines, dots);
 }
 
 }  // namespace

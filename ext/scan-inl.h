@@ -223,28 +223,42 @@ inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, fl
   return weights;
 }
 
-inline Lanes dots_of(const Source& source, int64_t panel) {
-  const int dim = source.dim;
-  const float* row = source.panels + panel * dim * kLanes;
-  const float* query = source.query;
-  Lanes sum[kChains];
-  for (int j = 0; j < kChains; ++j)
-    for (int i = 0; i < kRegs; ++i) sum[j].reg[i] = set1(0.0f);
-  int c = 0;
-  for (; c + kChains <= dim; c += kChains) {
-    for (int j = 0; j < kChains; ++j) {
-      const Reg q = set1(query[c + j]);
-      for (int i = 0; i < kRegs; ++i)
-        sum[j].reg[i] = fma(load(row + (c + j) * kLanes + i * kWidth), q, sum[j].reg[i]);
+// Dot products of some users with `regs` registers of items, whose dimensions lie kLanes apart. Sums
+// run in kChains chains over dimensions c % kChains, joined in one order: whoever scores a panel,
+// alone or with others, gets the same bits.
+template <int users, int regs>
+inline void dot(const float* const* queries, const float* items, int64_t dim,
+                Reg (&total)[users][regs]) {
+  Reg sum[users][regs][kChains];
+  for (int u = 0; u < users; ++u)
+    for (int i = 0; i < regs; ++i)
+      for (int j = 0; j < kChains; ++j) sum[u][i][j] = set1(0.0f);
+  int64_t c = 0;
+  const auto add_product = [&](int j) {  // of dimension c + j
+    const float* row = items + (c + j) * kLanes;
+    for (int u = 0; u < users; ++u) {
+      const Reg q = set1(queries[u][c + j]);
+      for (int i = 0; i < regs; ++i) sum[u][i][j] = fma(load(row + i * kWidth), q, sum[u][i][j]);
+    }
+  };
+  for (; c + kChains <= dim; c += kChains)
+    for (int j = 0; j < kChains; ++j) add_product(j);
+  for (int j = 0; j < kChains - 1; ++j)
+    if (c + j < dim) add_product(j);
+  for (int u = 0; u < users; ++u) {
+    for (int i = 0; i < regs; ++i) {
+      total[u][i] = add(sum[u][i][0], sum[u][i][1]);
+      if (kChains == 4)
+        total[u][i] = add(total[u][i], add(sum[u][i][kChains - 2], sum[u][i][kChains - 1]));
     }
   }
-  for (int j = 0; c < dim; ++c, ++j) {
-    const Reg q = set1(query[c]);
-    for (int i = 0; i < kRegs; ++i)
-      sum[j].reg[i] = fma(load(row + c * kLanes + i * kWidth), q, sum[j].reg[i]);
-  }
-  Lanes dots = add(sum[0], sum[1]);
-  if (kChains == 4) dots = add(dots, add(sum[kChains - 2], sum[kChains - 1]));
+}
+
+inline Lanes panel_dots(const Source& source, int64_t panel) {
+  Reg total[1][kRegs];
+  dot(&source.query, source.panels + panel * source.dim * kLanes, source.dim, total);
+  Lanes dots;
+  for (int i = 0; i < kRegs; ++i) dots.reg[i] = total[0][i];
   return dots;
 }
 
@@ -262,8 +276,9 @@ inline Lanes biased(const Source& source, int64_t panel, Lanes score) {
   return score;
 }
 
+template <bool tiled>
 inline Lanes scores_of(const Source& source, int64_t panel) {
-  return biased(source, panel, source.tile ? tile_dots(source, panel) : dots_of(source, panel));
+  return biased(source, panel, tiled ? tile_dots(source, panel) : panel_dots(source, panel));
 }
 
 inline uint32_t lanes_of(const Source& source, int64_t panel) {
@@ -283,7 +298,7 @@ int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_
     uint32_t lanes[4];
     for (int i = 0; i < 4; ++i) {
       const int64_t next = panel + added + i;
-      scores[i] = biased(source, next, tile_dots(source, next));
+      scores[i] = scores_of<true>(source, next);
       lanes[i] = lanes_of(source, next);
     }
     weights_of<4>(scores, lanes, state.reference, state.inv_temperature, weights);
@@ -301,14 +316,14 @@ enum class Stop { kMass, kAbove, kSum };
 
 // No software prefetch: panels in a row run at the speed of reading memory, and every distance
 // tried (2 to 16 KB) made them 10 to 40 % slower.
-template <Stop stop>
-bool scan(const Source& source, Scan* state) {
+template <Stop stop, bool tiled>
+bool scan_panels(const Source& source, Scan* state) {
   const float reference = state->reference, inv_t = state->inv_temperature;
   double mass = state->mass;
   const double limit = state->limit;
   int64_t visit = state->visit, offset = state->offset;
   bool stopped = false;
-  if (stop == Stop::kMass && source.tile) {  // a tile is a run in order
+  if (stop == Stop::kMass && tiled) {  // a tile is a run in order
     const int64_t added =
         add_fours(source, *state, state->first + offset, state->count - visit, &mass);
     visit += added;
@@ -321,7 +336,7 @@ bool scan(const Source& source, Scan* state) {
     if (offset >= state->count) offset -= state->count;
     uint32_t lanes = lanes_of(source, panel);
     if (!lanes) continue;
-    const Lanes scores = scores_of(source, panel);
+    const Lanes scores = scores_of<tiled>(source, panel);
     if (stop == Stop::kAbove || stop == Stop::kSum) {
       const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
       const uint32_t hits = above(scores, reference, ties) & lanes;
@@ -351,6 +366,12 @@ bool scan(const Source& source, Scan* state) {
   return stopped;
 }
 
+template <Stop stop>
+bool scan(const Source& source, Scan* state) {
+  return source.tile ? scan_panels<stop, true>(source, state)
+                     : scan_panels<stop, false>(source, state);
+}
+
 float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, float* weights) {
   const Lanes w = weights_of(load_lanes(scores), lanes, reference, inv_t);
   store_lanes(weights, w);
@@ -358,7 +379,8 @@ float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, f
 }
 
 void score_panel(const Source& source, int64_t panel, float* scores) {
-  store_lanes(scores, scores_of(source, panel));
+  store_lanes(scores, source.tile ? scores_of<true>(source, panel)
+                                  : scores_of<false>(source, panel));
 }
 
 // Users share each loaded row of a panel: as many as there are registers for the sums of.
@@ -371,38 +393,20 @@ constexpr int kTileUsers = 3;
 template <int users>
 void score_users(const Source* const* sources, int64_t first, int64_t count, const float* ahead,
                  int64_t lines, float* dots) {
-  const int dim = sources[0]->dim;
-  const float* query[users];
-  for (int u = 0; u < users; ++u) query[u] = sources[u]->query;
+  const int64_t dim = sources[0]->dim;
+  const float* panels = sources[0]->panels + first * dim * kLanes;
+  const float* queries[users];
+  for (int u = 0; u < users; ++u) queries[u] = sources[u]->query;
   int64_t line = 0;
   for (int64_t panel = 0; panel < count; ++panel) {
     // Into the second cache: the first is this tile's.
     for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
       __builtin_prefetch(ahead + line * kLanes, 0, 2);
     for (int i = 0; i < kRegs; ++i) {
-      const float* row = sources[0]->panels + (first + panel) * dim * kLanes + i * kWidth;
-      Reg sum[users][kChains];
+      Reg total[users][1];
+      dot(queries, panels + panel * dim * kLanes + i * kWidth, dim, total);
       for (int u = 0; u < users; ++u)
-        for (int j = 0; j < kChains; ++j) sum[u][j] = set1(0.0f);
-      int c = 0;
-      for (; c + kChains <= dim; c += kChains) {
-        for (int j = 0; j < kChains; ++j) {
-          const Reg items = load(row + (c + j) * kLanes);
-          for (int u = 0; u < users; ++u)
-            sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
-        }
-      }
-      for (int j = 0; j < kChains - 1; ++j) {
-        if (c + j >= dim) break;
-        const Reg items = load(row + (c + j) * kLanes);
-        for (int u = 0; u < users; ++u)
-          sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
-      }
-      for (int u = 0; u < users; ++u) {
-        Reg total = add(sum[u][0], sum[u][1]);
-        if (kChains == 4) total = add(total, add(sum[u][kChains - 2], sum[u][kChains - 1]));
-        store(dots + (u * count + panel) * kLanes + i * kWidth, total);
-      }
+        store(dots + (u * count + panel) * kLanes + i * kWidth, total[u][0]);
     }
   }
 }

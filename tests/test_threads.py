@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +112,33 @@ def test_many_calls_with_threads_of_their_own_at_once(chunk_panels: int) -> None
 
     with ThreadPoolExecutor(N_THREADS) as pool:
         assert list(pool.map(several, range(60))) == [one(seed) for seed in range(60)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="mapped memory cannot be seen")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its threads must start")
+def test_threads_that_cannot_start_are_done_without() -> None:
+    """A process with room for its rankings and for no stack more."""
+    program = """
+import resource, threading
+import numpy as np
+import fastrank as fr
+catalog = fr.Catalog(np.arange(100_000), np.random.default_rng(1).standard_normal((100_000, 4)))
+users, policy = np.random.default_rng(2).standard_normal((40, 4)), fr.PlackettLuce(0.3)
+def rankings(threads):
+    alone = catalog.rank(users[0], policy=policy, seed=4, threads=threads)
+    together = catalog.rank_batch(users, policy=policy, seeds=range(40), threads=threads)
+    return alone.log_propensities.tobytes() + together.log_propensities.tobytes()
+expected = rankings(1)
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (4 << 20),) * 2)
+try:
+    threading.Thread(target=len, args=("",)).start()
+except RuntimeError:
+    print(rankings(5) == expected)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "True\n"
 
 
 @pytest.mark.parametrize("given", [0, -1, True, 1.5, "a", None], ids=repr)

@@ -135,6 +135,9 @@ void wait_until(const Condition& condition) {
 
 // One pass over all chunks for one user or several. Worker w of `threads` calls work(w), on a
 // thread of its own; if not all of them do, the others do the rest.
+//
+// Chunks are handed out in order. One may begin when all before its group are merged, which fixes
+// its floor, and when its slot is free; the first chunk not yet merged never waits, so all end.
 class SharedPass {
  public:
   struct Member {
@@ -144,7 +147,7 @@ class SharedPass {
   };
 
   SharedPass(const Kernels& kernels, const ChunkLaw& law, const std::vector<Member>& members,
-        int64_t threads)
+             int64_t threads)
       : kernels_(kernels),
         law_(law),
         slots_(threads == 1 ? 1 : 2 * threads),
@@ -186,7 +189,7 @@ class SharedPass {
  private:
   static constexpr int64_t kTilePanels = 64;
 
-  // A user as one worker sees it.
+  // A user as one worker sees it. It must stay where it is: the pass refers to the source.
   struct Seat {
     Seat(const Kernels& kernels, const Member& member)
         : source(*member.source), pass(make_pass(kernels, source, *member.policy)) {}
@@ -197,8 +200,7 @@ class SharedPass {
   };
 
   struct Result {
-    Result(int64_t capacity, Order order, int64_t slots)
-        : total(capacity, order) {
+    Result(int64_t capacity, Order order, int64_t slots) : total(capacity, order) {
       parts.reserve(size_t(slots));
       for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
     }
@@ -300,8 +302,8 @@ class SharedPass {
 
   const Kernels& kernels_;
   const ChunkLaw law_;
-  const int64_t slots_;  // how far chunks may run ahead of the merged ones
-  std::vector<char> done_;  // slots of chunks that are to be merged
+  const int64_t slots_;                  // how far chunks may run ahead of the merged ones
+  std::vector<char> done_;               // by slot: a chunk is there, to be merged
   std::vector<std::deque<Seat>> seats_;  // of each worker
   std::deque<Result> results_;           // of each user
   std::atomic<int64_t> next_{0}, merged_{0};

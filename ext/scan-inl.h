@@ -223,9 +223,9 @@ inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, fl
   return weights;
 }
 
-// Dot products of some users with `regs` registers of items, whose dimensions lie kLanes apart. Sums
-// run in kChains chains over dimensions c % kChains, joined in one order: whoever scores a panel,
-// alone or with others, gets the same bits.
+// Dot products of some users with `regs` registers of items, whose dimensions lie kLanes apart.
+// Sums run in kChains chains over dimensions c % kChains, joined in one order: whoever scores a
+// panel, alone or with others, gets the same bits.
 template <int users, int regs>
 inline void dot(const float* const* queries, const float* items, int64_t dim,
                 Reg (&total)[users][regs]) {
@@ -286,9 +286,9 @@ inline uint32_t lanes_of(const Source& source, int64_t panel) {
   return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
 }
 
-// Adds the masses of a tile's `panel` and those after it, four at a time, until four of them would take
-// `mass` past the limit or fewer than four are left: as one by one, without waiting for each sum
-// before the next. Returns the number of panels added. Weights are never negative or NaN, so no
+// Adds the masses of a tile's `panel` and those after it, four at a time, until four of them would
+// take `mass` past the limit or fewer than four are left: what one by one gives, but no sum waits
+// for the one before. Returns the number of panels added. Weights are never negative or NaN, so no
 // sum on the way passes what the last one does not; a panel that is not eligible adds 0.
 int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_t left,
                   double* mass) {

@@ -272,8 +272,9 @@ class Catalog:
         threads : int
             How many threads may work on this call, at least 1. They are started for the call
             and end with it; the ranking is the same, bit for bit, for any number. Worth it for
-            hundreds of thousands of items; a service that ranks for many users at once does
-            better with a call, or a part of a batch, on each thread.
+            hundreds of thousands of items, on cores that are idle otherwise: on busy ones they
+            wait for each other. Many users at once are better served by a call, or a part of
+            a batch, on each thread.
 
         Returns
         -------

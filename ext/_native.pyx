@@ -177,7 +177,7 @@ cdef class PackedCatalog:
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
-             int64_t n_eligible, int64_t threads):
+             int64_t n_eligible, int64_t threads=1):
         """(positions, scores, log_propensities, log_norm, log_norm_error) of one ranking."""
         cdef User user
         user.request = _request(self, query, bias, eligible, n_eligible)

@@ -140,6 +140,9 @@ void wait_until(const Condition& condition) {
 
 // One pass over all chunks for one user or several. Worker w of `threads` calls work(w), on a
 // thread of its own; if not all of them do, the others do the rest.
+//
+// Chunks are handed out in order. One may begin when all before its group are merged, which fixes
+// its floor, and when its slot is free; the first chunk not yet merged never waits, so all end.
 class SharedPass {
  public:
   struct Member {
@@ -149,7 +152,7 @@ class SharedPass {
   };
 
   SharedPass(const Kernels& kernels, const ChunkLaw& law, const std::vector<Member>& members,
-        int64_t threads)
+             int64_t threads)
       : kernels_(kernels),
         law_(law),
         slots_(threads == 1 ? 1 : 2 * threads),
@@ -193,7 +196,7 @@ class SharedPass {
  private:
   static constexpr int64_t kTilePanels = 64;
 
-  // A user as one worker sees it.
+  // A user as one worker sees it. It must stay where it is: the pass refers to the source.
   struct Seat {
     Seat(const Kernels& kernels, const Member& member, const ChunkLaw& law)
         : source(*member.source), pass(make_pass(kernels, source, *member.policy, law)) {}
@@ -204,8 +207,7 @@ class SharedPass {
   };
 
   struct Result {
-    Result(int64_t capacity, Order order, int64_t slots)
-        : total(capacity, order) {
+    Result(int64_t capacity, Order order, int64_t slots) : total(capacity, order) {
       parts.reserve(size_t(slots));
       for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
     }
@@ -233,43 +235,56 @@ class SharedPass {
       for (Seat& seat : seats) seat.pass->walk(walk);
       return;
     }
-    // The panels of a tile stay in a core's second cache while all users pass. A multiple of 8: scans
+    // The panels of a tile stay in a core's second cache while all users pass, and those of the
+    // next one come to it meanwhile: each group of users fetches its share. A multiple of 8: scans
     // over codes sum by eight.
-    const int64_t panels = std::clamp<int64_t>(2048 / seats[0].source.dim / 8 * 8, 8, kTilePanels);
+    const Source& any = seats[0].source;
+    const int64_t panel_lines = any.codes ? (any.dim + 3) / 4 : any.dim;
+    const int64_t panels = std::clamp<int64_t>(1024 / panel_lines / 8 * 8, 8, kTilePanels);
+    const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
     for (int64_t done = 0; done < walk.count; done += panels) {
       Scan tile = walk;
       tile.first += done;
       tile.count = std::min(panels, walk.count - done);
-      Seat* group[kMaxTileUsers];
-      int size = 0;
+      const int64_t next = tile.first + tile.count;
+      const int64_t lines = std::min(panels, any.n_panels - next) * panel_lines;
+      const uint8_t* ahead = (any.codes ? any.codes : reinterpret_cast<const uint8_t*>(any.panels)) +
+                             next * panel_lines * 64;
+      Group group;
       for (Seat& seat : seats) {
         const bool alone = seat.source.rows && !seat.source.codes;
         if (alone || !mostly_eligible(seat.source, tile)) {
           seat.pass->walk(tile);
           continue;
         }
-        group[size++] = &seat;
-        if (size == kernels_.tile_users) {
-          walk_tile(group, size, tile);
-          size = 0;
-        }
+        group.seats[group.size++] = &seat;
+        if (group.size < kernels_.tile_users && &seat != &seats.back()) continue;
+        walk_tile(group, tile, ahead, lines / groups);
+        ahead += lines / groups * 64;
+        group.size = 0;
       }
-      walk_tile(group, size, tile);
+      walk_tile(group, tile, ahead, 0);
     }
   }
 
-  void walk_tile(Seat* const* group, int size, const Scan& tile) {
+  // Users whose sums fit the registers together.
+  struct Group {
+    Seat* seats[kMaxTileUsers];
+    int size = 0;
+  };
+
+  void walk_tile(const Group& group, const Scan& tile, const void* ahead, int64_t lines) {
     alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
     const Source* sources[kMaxTileUsers];
-    for (int i = 0; i < size; ++i) sources[i] = &group[i]->source;
-    if (size > 1) kernels_.score_tile(sources, size, tile.first, tile.count, dots);
-    for (int i = 0; i < size; ++i) {
-      Source& source = group[i]->source;
-      if (size > 1) {
-        source.tile = dots + i * tile.count * kLanes;
-        source.tile_first = tile.first;
-      }
-      group[i]->pass->walk(tile);
+    for (int i = 0; i < group.size; ++i) sources[i] = &group.seats[i]->source;
+    const bool shared = group.size > 1;
+    if (shared)
+      kernels_.score_tile(sources, group.size, tile.first, tile.count, ahead, lines, dots);
+    for (int i = 0; i < group.size; ++i) {
+      Source& source = group.seats[i]->source;
+      source.tile = shared ? dots + i * tile.count * kLanes : nullptr;
+      source.tile_first = tile.first;
+      group.seats[i]->pass->walk(tile);
       source.tile = nullptr;
     }
   }
@@ -304,8 +319,8 @@ class SharedPass {
 
   const Kernels& kernels_;
   const ChunkLaw law_;
-  const int64_t slots_;  // how far chunks may run ahead of the merged ones
-  std::vector<char> done_;  // slots of chunks that are to be merged
+  const int64_t slots_;                  // how far chunks may run ahead of the merged ones
+  std::vector<char> done_;               // by slot: a chunk is there, to be merged
   std::vector<std::deque<Seat>> seats_;  // of each worker
   std::deque<Result> results_;           // of each user
   std::atomic<int64_t> next_{0}, merged_{0};

@@ -20,7 +20,7 @@ inline __m512i word(const void* p) {
 }
 
 template <int users>
-inline void sums_of(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
+inline void code_sums(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
   const int groups = (sources[0]->dim + 3) / 4;
   const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
   constexpr int kSums = users == 1 ? 2 : 1;  // enough of them to hide their latency
@@ -66,7 +66,7 @@ inline void sums_of(const Source* const* sources, int64_t panel, float* sums, in
 #elif defined(__AVX2__)
 
 template <int users>
-inline void sums_of(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
+inline void code_sums(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
   const int groups = (sources[0]->dim + 3) / 4;
   const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
   for (int half = 0; half < 2; ++half, code += 32) {
@@ -97,7 +97,7 @@ inline void sums_of(const Source* const* sources, int64_t panel, float* sums, in
 #else
 
 template <int users>
-inline void sums_of(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
+inline void code_sums(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
   const int groups = (sources[0]->dim + 3) / 4;
   for (int u = 0; u < users; ++u) {
     const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
@@ -116,16 +116,23 @@ inline void sums_of(const Source* const* sources, int64_t panel, float* sums, in
 #endif
 
 template <int users>
-__attribute__((noinline)) void sum_users(const Source* const* sources, int64_t first, int64_t count, float* sums) {
-  for (int64_t panel = 0; panel < count; ++panel)
-    sums_of<users>(sources, first + panel, sums + panel * kLanes, count * kLanes);
+__attribute__((noinline)) void sum_users(const Source* const* sources, int64_t first,
+                                         int64_t count, const void* ahead, int64_t lines,
+                                         float* sums) {
+  int64_t line = 0;
+  for (int64_t panel = 0; panel < count; ++panel) {
+    for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
+      fetch_line(ahead, line);
+    code_sums<users>(sources, first + panel, sums + panel * kLanes, count * kLanes);
+  }
 }
 
-void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count, float* sums) {
-  if (users == 1) return sum_users<1>(sources, first, count, sums);
-  if (users == 2) return sum_users<2>(sources, first, count, sums);
-  if (users == 3) return sum_users<3>(sources, first, count, sums);
-  sum_users<kTileUsers>(sources, first, count, sums);
+void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count,
+              const void* ahead, int64_t lines, float* sums) {
+  if (users == 1) return sum_users<1>(sources, first, count, ahead, lines, sums);
+  if (users == 2) return sum_users<2>(sources, first, count, ahead, lines, sums);
+  if (users == 3) return sum_users<3>(sources, first, count, ahead, lines, sums);
+  sum_users<kTileUsers>(sources, first, count, ahead, lines, sums);
 }
 
 // ---- Registers -------------------------------------------------------------------------------
@@ -163,7 +170,7 @@ inline Bounded bounded_of(const Source& source, int64_t panel, const float* pane
     b.upper.reg[i] = fma(scales.reg[i], set1(q.spread), set1(q.margin));
   }
   if (source.bias || source.call_bias) {
-    b.estimate = with_biases(source, panel, b.estimate);
+    b.estimate = biased(source, panel, b.estimate);
     const float* const parts[2] = {biases_of(source, panel), call_biases_of(source, panel)};
     for (const float* part : parts) {
       if (!part) continue;
@@ -200,8 +207,10 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, u
   for (int i = 0; i < kRegs; ++i) {
     const Reg x = mul(sub(estimates.reg[i], set1(reference)), set1(inv_t));
     const Reg a = scales.reg[i];
-    w.reg[i] = keep(exp_of(fma(mul(a, a), set1(-shrink), x)), lanes >> (i * kWidth));
+    w.reg[i] = fma(mul(a, a), set1(-shrink), x);
   }
+  exp_all<kRegs>(w.reg);
+  for (int i = 0; i < kRegs; ++i) w.reg[i] = keep(w.reg[i], lanes >> (i * kWidth));
   return w;
 }
 
@@ -293,9 +302,9 @@ inline void take_group(const Source& source, Scan* walk, Group* group) {
     return;
   }
   const bool run = group->count == visits && walk->step == 1 && walk->stride == 1;
-  if (run) sum_users<1>(&self, first, visits, group->own);
+  if (run) sum_users<1>(&self, first, visits, nullptr, 0, group->own);
   for (int i = 0; i < group->count; ++i) {
-    if (!run) sum_users<1>(&self, group->panels[i], 1, group->own + i * kLanes);
+    if (!run) sum_users<1>(&self, group->panels[i], 1, nullptr, 0, group->own + i * kLanes);
     group->sums[i] = group->own + i * kLanes;
   }
 }

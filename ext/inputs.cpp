@@ -15,6 +15,18 @@ int64_t first_not_finite(const float* values, int64_t count) {
   return -1;
 }
 
+// Bits of the largest magnitude: those of an infinity or more if one is not finite. A loop that
+// compilers vectorise, for a bias is as long as the catalog.
+uint32_t largest_magnitude(const float* values, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    largest = std::max(largest, bits & 0x7FFFFFFFu);
+  }
+  return largest;
+}
+
 }  // namespace
 
 Code check_request(const Catalog& catalog, const Request& request, int64_t* where,
@@ -25,11 +37,13 @@ Code check_request(const Catalog& catalog, const Request& request, int64_t* wher
   for (int32_t c = 0; c < catalog.dim; ++c) square += double(request.query[c]) * request.query[c];
   *bound = std::sqrt(square) * catalog.max_norm + catalog.max_bias;
   if (request.bias) {
-    *where = first_not_finite(request.bias, catalog.n_items);
-    if (*where >= 0) return kBiasNotFinite;
-    float largest = 0.0f;
-    for (int64_t i = 0; i < catalog.n_items; ++i)
-      largest = std::max(largest, std::fabs(request.bias[i]));
+    const uint32_t bits = largest_magnitude(request.bias, catalog.n_items);
+    float largest;
+    std::memcpy(&largest, &bits, sizeof largest);
+    if (!std::isfinite(largest)) {
+      *where = first_not_finite(request.bias, catalog.n_items);
+      return kBiasNotFinite;
+    }
     *bound += largest;
   }
   // Every partial sum of the dot product is below the bound, but for rounding: half is room.

@@ -279,10 +279,11 @@ struct Kernels {
                  float* weights);
   void (*score_panel)(const Source&, int64_t panel, float* scores);
   // Dot products (over codes: sums of products), before any bias, of 1 to tile_users users with
-  // panels first, ..., first + count - 1: dots[(user * count + panel - first) * 16 + lane], to the bit as a scan forms them. The
-  // users share a catalog.
+  // panels first, ..., first + count - 1, to the bit as a scan forms them:
+  // dots[(user * count + panel - first) * 16 + lane]. The users share a catalog. Meanwhile `lines`
+  // cache lines from `ahead` on are fetched.
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
-                     float* dots);
+                     const void* ahead, int64_t lines, float* dots);
   int tile_users;
   // Of row-major vectors: one item, or up to 16.
   float (*score_row)(const Source&, int64_t position);

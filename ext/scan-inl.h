@@ -129,6 +129,31 @@ inline float sum_of(const Lanes& a) {
 #endif
 }
 
+// sum_of for four panels at once.
+inline void sums_of(const Lanes* a, float* sums) {
+#if defined(__AVX2__)
+  __m128 four[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+    const __m256 low = _mm512_castps512_ps256(a[i].reg[0]);
+    const __m256 high = _mm512_extractf32x8_ps(a[i].reg[0], 1);
+#else
+    const __m256 low = a[i].reg[0], high = a[i].reg[1];
+#endif
+    const __m256 eight = _mm256_add_ps(low, high);
+    four[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
+  const __m128 two01 =
+      _mm_add_ps(_mm_movelh_ps(four[0], four[1]), _mm_movehl_ps(four[1], four[0]));
+  const __m128 two23 =
+      _mm_add_ps(_mm_movelh_ps(four[2], four[3]), _mm_movehl_ps(four[3], four[2]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm_shuffle_ps(two01, two23, _MM_SHUFFLE(2, 0, 2, 0)),
+                                 _mm_shuffle_ps(two01, two23, _MM_SHUFFLE(3, 1, 3, 1))));
+#else
+  for (int i = 0; i < 4; ++i) sums[i] = sum_of(a[i]);
+#endif
+}
+
 // ---- The same for every instruction set -----------------------------------------------------
 
 inline Lanes load_lanes(const float* p) {
@@ -156,47 +181,77 @@ inline uint32_t above(const Lanes& a, float threshold, bool or_equal) {
   return lanes;
 }
 
-// exp(x) to 2 ulp; 0 below -87.3 (so never denormal), +inf above 88.3.
-inline Reg exp_of(Reg x) {
+// x[i] = exp(x[i]), i < n, to 2 ulp; 0 below -87.3 (so never denormal), +inf above 88.3. Step by
+// step for all n: one after the other, their long chains would fill the CPU's queues and wait.
+template <int n>
+inline void exp_all(Reg* x) {
   const Reg magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Reg shifted = fma(x, set1(0x1.715476p+0f), magic);
-  const Reg k = sub(shifted, magic);
-  const Reg r = fma(k, set1(0x1.bd0106p-13f), fma(k, set1(-0x1.63p-1f), x));
-  Reg p = fma(set1(0x1.6d110ap-10f), r, set1(0x1.120b6ep-7f));
-  p = fma(p, r, set1(0x1.55551ap-5f));
-  p = fma(p, r, set1(0x1.5554dcp-3f));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, mul(r, r), add(r, set1(1.0f)));
-  p = add_exponent(p, shifted);  // the low bits of `shifted` hold k
-  p = select_above(set1(-87.3f), x, set1(0.0f), p);
-  return select_above(x, set1(88.3f), set1(__builtin_inff()), p);
+  Reg shifted[n], k[n], r[n], p[n];
+  for (int i = 0; i < n; ++i) shifted[i] = fma(x[i], set1(0x1.715476p+0f), magic);
+  for (int i = 0; i < n; ++i) k[i] = sub(shifted[i], magic);
+  for (int i = 0; i < n; ++i) r[i] = fma(k[i], set1(-0x1.63p-1f), x[i]);
+  for (int i = 0; i < n; ++i) r[i] = fma(k[i], set1(0x1.bd0106p-13f), r[i]);
+  for (int i = 0; i < n; ++i) p[i] = fma(set1(0x1.6d110ap-10f), r[i], set1(0x1.120b6ep-7f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], r[i], set1(0x1.55551ap-5f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], r[i], set1(0x1.5554dcp-3f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], r[i], set1(0.5f));
+  for (int i = 0; i < n; ++i) p[i] = fma(p[i], mul(r[i], r[i]), add(r[i], set1(1.0f)));
+  for (int i = 0; i < n; ++i) {
+    p[i] = add_exponent(p[i], shifted[i]);  // the low bits of `shifted` hold k
+    p[i] = select_above(set1(-87.3f), x[i], set1(0.0f), p[i]);
+    x[i] = select_above(x[i], set1(88.3f), set1(__builtin_inff()), p[i]);
+  }
 }
 
 // Subtracting before scaling keeps the differences of nearby scores exact; one fma of score and
 // 1 / T against a product would lose the law at small T.
+template <int panels>
+inline void weights_of(const Lanes* scores, const uint32_t* lanes, float reference, float inv_t,
+                       Lanes* weights) {
+  constexpr int n = panels * kRegs;
+  Reg x[n];
+  for (int i = 0; i < n; ++i)
+    x[i] = mul(sub(scores[i / kRegs].reg[i % kRegs], set1(reference)), set1(inv_t));
+  exp_all<n>(x);
+  for (int i = 0; i < n; ++i)
+    weights[i / kRegs].reg[i % kRegs] = keep(x[i], lanes[i / kRegs] >> (i % kRegs * kWidth));
+}
+
 inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, float inv_t) {
-  Lanes w;
-  for (int i = 0; i < kRegs; ++i) {
-    const Reg x = mul(sub(scores.reg[i], set1(reference)), set1(inv_t));
-    w.reg[i] = keep(exp_of(x), lanes >> (i * kWidth));
+  Lanes weights;
+  weights_of<1>(&scores, &lanes, reference, inv_t, &weights);
+  return weights;
+}
+
+// Dot products of some users with `regs` registers of items, whose dimensions lie kLanes apart.
+// Sums run in kChains chains over dimensions c % kChains, joined in one order: whoever scores a
+// panel, alone or with others, gets the same bits.
+template <int users, int regs>
+inline void dot(const float* const* queries, const float* items, int64_t dim,
+                Reg (&total)[users][regs]) {
+  Reg sum[users][regs][kChains];
+  for (int u = 0; u < users; ++u)
+    for (int i = 0; i < regs; ++i)
+      for (int j = 0; j < kChains; ++j) sum[u][i][j] = set1(0.0f);
+  int64_t c = 0;
+  const auto add_product = [&](int j) {  // of dimension c + j
+    const float* row = items + (c + j) * kLanes;
+    for (int u = 0; u < users; ++u) {
+      const Reg q = set1(queries[u][c + j]);
+      for (int i = 0; i < regs; ++i) sum[u][i][j] = fma(load(row + i * kWidth), q, sum[u][i][j]);
+    }
+  };
+  for (; c + kChains <= dim; c += kChains)
+    for (int j = 0; j < kChains; ++j) add_product(j);
+  for (int j = 0; j < kChains - 1; ++j)
+    if (c + j < dim) add_product(j);
+  for (int u = 0; u < users; ++u) {
+    for (int i = 0; i < regs; ++i) {
+      total[u][i] = add(sum[u][i][0], sum[u][i][1]);
+      if (kChains == 4)
+        total[u][i] = add(total[u][i], add(sum[u][i][kChains - 2], sum[u][i][kChains - 1]));
+    }
   }
-  return w;
-}
-
-inline const float* biases_of(const Source& source, int64_t panel) {
-  return source.bias ? source.bias + panel * kLanes : nullptr;
-}
-
-inline const float* call_biases_of(const Source& source, int64_t panel) {
-  if (!source.call_bias) return nullptr;
-  return panel == source.n_panels - 1 ? source.call_bias_tail
-                                      : source.call_bias + panel * kLanes;
-}
-
-inline Lanes with_biases(const Source& source, int64_t panel, Lanes score) {
-  if (const float* biases = biases_of(source, panel)) score = add(score, load_lanes(biases));
-  if (const float* biases = call_biases_of(source, panel)) score = add(score, load_lanes(biases));
-  return score;
 }
 
 // The same sums over row-major vectors: chain c % 4 of a vector stands in lane c % 4.
@@ -228,6 +283,146 @@ inline void dots_of_rows(const Source& source, int64_t panel, float* dots) {
 #endif
 }
 
+inline Lanes panel_dots(const Source& source, int64_t panel) {
+  if (source.rows) {
+    float dots[kLanes];
+    dots_of_rows(source, panel, dots);
+    return load_lanes(dots);
+  }
+  Reg total[1][kRegs];
+  dot(&source.query, source.panels + panel * source.dim * kLanes, source.dim, total);
+  Lanes dots;
+  for (int i = 0; i < kRegs; ++i) dots.reg[i] = total[0][i];
+  return dots;
+}
+
+inline Lanes tile_dots(const Source& source, int64_t panel) {
+  return load_lanes(source.tile + (panel - source.tile_first) * kLanes);
+}
+
+inline const float* biases_of(const Source& source, int64_t panel) {
+  return source.bias ? source.bias + panel * kLanes : nullptr;
+}
+
+inline const float* call_biases_of(const Source& source, int64_t panel) {
+  if (!source.call_bias) return nullptr;
+  return panel == source.n_panels - 1 ? source.call_bias_tail
+                                      : source.call_bias + panel * kLanes;
+}
+
+inline Lanes biased(const Source& source, int64_t panel, Lanes score) {
+  if (const float* biases = biases_of(source, panel)) score = add(score, load_lanes(biases));
+  if (const float* biases = call_biases_of(source, panel)) score = add(score, load_lanes(biases));
+  return score;
+}
+
+template <bool tiled>
+inline Lanes scores_of(const Source& source, int64_t panel) {
+  return biased(source, panel, tiled ? tile_dots(source, panel) : panel_dots(source, panel));
+}
+
+inline uint32_t lanes_of(const Source& source, int64_t panel) {
+  if (source.eligible) return source.eligible[panel];
+  return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
+}
+
+// Adds the masses of a tile's `panel` and those after it, four at a time, until four of them would
+// take `mass` past the limit or fewer than four are left: what one by one gives, but no sum waits
+// for the one before. Returns the number of panels added. Weights are never negative or NaN, so no
+// sum on the way passes what the last one does not; a panel that is not eligible adds 0.
+int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_t left,
+                  double* mass) {
+  int64_t added = 0;
+  for (; added + 4 <= left; added += 4) {
+    Lanes scores[4], weights[4];
+    uint32_t lanes[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t next = panel + added + i;
+      scores[i] = scores_of<true>(source, next);
+      lanes[i] = lanes_of(source, next);
+    }
+    weights_of<4>(scores, lanes, state.reference, state.inv_temperature, weights);
+    float sums[4];
+    sums_of(weights, sums);
+    double next = *mass;
+    for (int i = 0; i < 4; ++i) next += double(sums[i]);
+    if (!(next <= state.limit)) break;
+    *mass = next;
+  }
+  return added;
+}
+
+enum class Stop { kMass, kAbove, kSum };
+
+// No software prefetch: panels in a row run at the speed of reading memory, and every distance
+// tried (2 to 16 KB) made them 10 to 40 % slower.
+template <Stop stop, bool tiled>
+bool scan_panels(const Source& source, Scan* state) {
+  const float reference = state->reference, inv_t = state->inv_temperature;
+  double mass = state->mass;
+  const double limit = state->limit;
+  int64_t visit = state->visit, offset = state->offset;
+  bool stopped = false;
+  if (stop == Stop::kMass && tiled) {  // a tile is a run in order
+    const int64_t added =
+        add_fours(source, *state, state->first + offset, state->count - visit, &mass);
+    visit += added;
+    offset += added;
+  }
+  while (visit < state->count) {
+    const int64_t panel = state->first + offset * state->step;
+    ++visit;
+    offset += state->stride;
+    if (offset >= state->count) offset -= state->count;
+    uint32_t lanes = lanes_of(source, panel);
+    if (!lanes) continue;
+    const Lanes scores = scores_of<tiled>(source, panel);
+    if (stop == Stop::kAbove || stop == Stop::kSum) {
+      const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
+      const uint32_t hits = above(scores, reference, ties) & lanes;
+      stopped = hits != 0;
+      if (stop == Stop::kAbove) lanes = hits;
+    }
+    if (!stopped && stop != Stop::kAbove) {
+      const Lanes weights = weights_of(scores, lanes, reference, inv_t);
+      const double next = mass + double(sum_of(weights));
+      stopped = stop == Stop::kMass && !(next <= limit);
+      if (stopped) {
+        store_lanes(state->weights, weights);
+      } else {
+        mass = next;
+      }
+    }
+    if (stopped) {
+      state->panel = panel;
+      state->lanes = lanes;
+      store_lanes(state->scores, scores);
+      break;
+    }
+  }
+  state->visit = visit;
+  state->offset = offset;
+  state->mass = mass;
+  return stopped;
+}
+
+template <Stop stop>
+bool scan(const Source& source, Scan* state) {
+  return source.tile ? scan_panels<stop, true>(source, state)
+                     : scan_panels<stop, false>(source, state);
+}
+
+float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, float* weights) {
+  const Lanes w = weights_of(load_lanes(scores), lanes, reference, inv_t);
+  store_lanes(weights, w);
+  return sum_of(w);
+}
+
+void score_panel(const Source& source, int64_t panel, float* scores) {
+  store_lanes(scores, source.tile ? scores_of<true>(source, panel)
+                                  : scores_of<false>(source, panel));
+}
+
 float score_row(const Source& source, int64_t position) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
   const float* row = source.rows + position * stride;
@@ -249,31 +444,6 @@ float score_row(const Source& source, int64_t position) {
   if (const float* biases = biases_of(source, panel)) score += biases[position % kLanes];
   if (const float* biases = call_biases_of(source, panel)) score += biases[position % kLanes];
   return score;
-}
-
-inline Lanes dots_of(const Source& source, int64_t panel) {
-  const int dim = source.dim;
-  const float* row = source.panels + panel * dim * kLanes;
-  const float* query = source.query;
-  Lanes sum[kChains];
-  for (int j = 0; j < kChains; ++j)
-    for (int i = 0; i < kRegs; ++i) sum[j].reg[i] = set1(0.0f);
-  int c = 0;
-  for (; c + kChains <= dim; c += kChains) {
-    for (int j = 0; j < kChains; ++j) {
-      const Reg q = set1(query[c + j]);
-      for (int i = 0; i < kRegs; ++i)
-        sum[j].reg[i] = fma(load(row + (c + j) * kLanes + i * kWidth), q, sum[j].reg[i]);
-    }
-  }
-  for (int j = 0; c < dim; ++c, ++j) {
-    const Reg q = set1(query[c]);
-    for (int i = 0; i < kRegs; ++i)
-      sum[j].reg[i] = fma(load(row + c * kLanes + i * kWidth), q, sum[j].reg[i]);
-  }
-  Lanes dots = add(sum[0], sum[1]);
-  if (kChains == 4) dots = add(dots, add(sum[kChains - 2], sum[kChains - 1]));
-  return dots;
 }
 
 void score_rows(const Source& source, const int64_t* positions, int count, float* scores) {
@@ -305,82 +475,6 @@ void score_rows(const Source& source, const int64_t* positions, int count, float
   for (; i < count; ++i) scores[i] = score_row(source, positions[i]);
 }
 
-inline Lanes scores_of(const Source& source, int64_t panel) {
-  Lanes dots;
-  if (source.rows) {
-    float sums[kLanes];
-    dots_of_rows(source, panel, sums);
-    dots = load_lanes(sums);
-  } else {
-    dots = source.tile ? load_lanes(source.tile + (panel - source.tile_first) * kLanes)
-                       : dots_of(source, panel);
-  }
-  return with_biases(source, panel, dots);
-}
-
-inline uint32_t lanes_of(const Source& source, int64_t panel) {
-  if (source.eligible) return source.eligible[panel];
-  return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
-}
-
-enum class Stop { kMass, kAbove, kSum };
-
-// No software prefetch: panels in a row run at the speed of reading memory, and every distance
-// tried (2 to 16 KB) made them 10 to 40 % slower.
-template <Stop stop>
-bool scan(const Source& source, Scan* state) {
-  const float reference = state->reference, inv_t = state->inv_temperature;
-  double mass = state->mass;
-  const double limit = state->limit;
-  int64_t visit = state->visit, offset = state->offset;
-  bool stopped = false;
-  while (visit < state->count) {
-    const int64_t panel = state->first + offset * state->step;
-    ++visit;
-    offset += state->stride;
-    if (offset >= state->count) offset -= state->count;
-    uint32_t lanes = lanes_of(source, panel);
-    if (!lanes) continue;
-    const Lanes scores = scores_of(source, panel);
-    if (stop == Stop::kAbove || stop == Stop::kSum) {
-      const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
-      const uint32_t hits = above(scores, reference, ties) & lanes;
-      stopped = hits != 0;
-      if (stop == Stop::kAbove) lanes = hits;
-    }
-    if (!stopped && stop != Stop::kAbove) {
-      const Lanes weights = weights_of(scores, lanes, reference, inv_t);
-      const double next = mass + double(sum_of(weights));
-      stopped = stop == Stop::kMass && !(next <= limit);
-      if (stopped) {
-        store_lanes(state->weights, weights);
-      } else {
-        mass = next;
-      }
-    }
-    if (stopped) {
-      state->panel = panel;
-      state->lanes = lanes;
-      store_lanes(state->scores, scores);
-      break;
-    }
-  }
-  state->visit = visit;
-  state->offset = offset;
-  state->mass = mass;
-  return stopped;
-}
-
-float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, float* weights) {
-  const Lanes w = weights_of(load_lanes(scores), lanes, reference, inv_t);
-  store_lanes(weights, w);
-  return sum_of(w);
-}
-
-void score_panel(const Source& source, int64_t panel, float* scores) {
-  store_lanes(scores, scores_of(source, panel));
-}
-
 // Users share each loaded row of a panel: as many as there are registers for the sums of.
 #if defined(__AVX512F__)
 constexpr int kTileUsers = 4;
@@ -388,49 +482,41 @@ constexpr int kTileUsers = 4;
 constexpr int kTileUsers = 3;
 #endif
 
+// Into the second cache: the first is this tile's.
+inline void fetch_line(const void* ahead, int64_t line) {
+  __builtin_prefetch(static_cast<const char*>(ahead) + line * 64, 0, 2);
+}
+
 template <int users>
-void score_users(const Source* const* sources, int64_t first, int64_t count, float* dots) {
-  const int dim = sources[0]->dim;
-  const float* query[users];
-  for (int u = 0; u < users; ++u) query[u] = sources[u]->query;
+void score_users(const Source* const* sources, int64_t first, int64_t count, const void* ahead,
+                 int64_t lines, float* dots) {
+  const int64_t dim = sources[0]->dim;
+  const float* panels = sources[0]->panels + first * dim * kLanes;
+  const float* queries[users];
+  for (int u = 0; u < users; ++u) queries[u] = sources[u]->query;
+  int64_t line = 0;
   for (int64_t panel = 0; panel < count; ++panel) {
+    for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
+      fetch_line(ahead, line);
     for (int i = 0; i < kRegs; ++i) {
-      const float* row = sources[0]->panels + (first + panel) * dim * kLanes + i * kWidth;
-      Reg sum[users][kChains];
+      Reg total[users][1];
+      dot(queries, panels + panel * dim * kLanes + i * kWidth, dim, total);
       for (int u = 0; u < users; ++u)
-        for (int j = 0; j < kChains; ++j) sum[u][j] = set1(0.0f);
-      int c = 0;
-      for (; c + kChains <= dim; c += kChains) {
-        for (int j = 0; j < kChains; ++j) {
-          const Reg items = load(row + (c + j) * kLanes);
-          for (int u = 0; u < users; ++u)
-            sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
-        }
-      }
-      for (int j = 0; j < kChains - 1; ++j) {
-        if (c + j >= dim) break;
-        const Reg items = load(row + (c + j) * kLanes);
-        for (int u = 0; u < users; ++u)
-          sum[u][j] = fma(items, set1(query[u][c + j]), sum[u][j]);
-      }
-      for (int u = 0; u < users; ++u) {
-        Reg total = add(sum[u][0], sum[u][1]);
-        if (kChains == 4) total = add(total, add(sum[u][kChains - 2], sum[u][kChains - 1]));
-        store(dots + (u * count + panel) * kLanes + i * kWidth, total);
-      }
+        store(dots + (u * count + panel) * kLanes + i * kWidth, total[u][0]);
     }
   }
 }
 
-void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count, float* sums);
+void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count,
+              const void* ahead, int64_t lines, float* sums);
 
 void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
-                float* dots) {
-  if (sources[0]->codes) return sum_tile(sources, users, first, count, dots);
-  if (users == 1) return score_users<1>(sources, first, count, dots);
-  if (users == 2) return score_users<2>(sources, first, count, dots);
-  if (users == 3) return score_users<3>(sources, first, count, dots);
-  score_users<kTileUsers>(sources, first, count, dots);
+                const void* ahead, int64_t lines, float* dots) {
+  if (sources[0]->codes) return sum_tile(sources, users, first, count, ahead, lines, dots);
+  if (users == 1) return score_users<1>(sources, first, count, ahead, lines, dots);
+  if (users == 2) return score_users<2>(sources, first, count, ahead, lines, dots);
+  if (users == 3) return score_users<3>(sources, first, count, ahead, lines, dots);
+  score_users<kTileUsers>(sources, first, count, ahead, lines, dots);
 }
 
 }  // namespace

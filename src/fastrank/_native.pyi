@@ -42,7 +42,7 @@ class PackedCatalog:
         bias: _Scores | None,
         eligible: _Bits | None,
         n_eligible: int,
-        threads: int,
+        threads: int = 1,
     ) -> tuple[_Positions, _Scores, _Floats, float, float]: ...
     def rank_batch(
         self,

@@ -294,8 +294,9 @@ class Catalog:
         threads : int
             How many threads may work on this call, at least 1. They are started for the call
             and end with it; the ranking is the same, bit for bit, for any number. Worth it for
-            hundreds of thousands of items; a service that ranks for many users at once does
-            better with a call, or a part of a batch, on each thread.
+            hundreds of thousands of items, on cores that are idle otherwise: on busy ones they
+            wait for each other. Many users at once are better served by a call, or a part of
+            a batch, on each thread.
 
         Returns
         -------
@@ -372,8 +373,8 @@ class Catalog:
         --------
         >>> import fastrank as fr
         >>> catalog = fr.Catalog(["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
-        >>> queries = [[1.0, 0.2], [0.1, 0.9]]
-        >>> batch = catalog.rank_batch(queries, k=2, policy=fr.Deterministic(), exclude=[None, ["b"]])
+        >>> users, policy = [[1.0, 0.2], [0.1, 0.9]], fr.Deterministic()
+        >>> batch = catalog.rank_batch(users, k=2, policy=policy, exclude=[None, ["b"]])
         >>> batch.item_ids.tolist()
         [['a', 'c'], ['c', 'a']]
         """
@@ -424,18 +425,20 @@ class Catalog:
         )
         for i, spec in enumerate(specs):
             if spec.cached:
-                row_bias = None if biases is None else biases[i % len(biases)]
-                *drawn, log_norm[i], n_eligible[i] = self._rank_cached(
-                    rows[i],
-                    places,
-                    spec.temperature,
-                    all_seeds[i],
-                    excluded[i],
-                    allowed[i],
-                    row_bias,
+                drawn, drawn_scores, drawn_propensities, log_norm[i], n_eligible[i] = (
+                    self._rank_cached(
+                        rows[i],
+                        places,
+                        spec.temperature,
+                        all_seeds[i],
+                        excluded[i],
+                        allowed[i],
+                        None if biases is None else biases[i % len(biases)],
+                    )
                 )
-                m = counts[i] = len(drawn[0])
-                positions[i, :m], scores[i, :m], log_propensities[i, :m] = drawn
+                m = counts[i] = len(drawn)
+                positions[i, :m], scores[i, :m] = drawn, drawn_scores
+                log_propensities[i, :m] = drawn_propensities
         ids = self._index.ids[positions]
         short = np.flatnonzero(counts < places)
         if short.size:
@@ -444,7 +447,7 @@ class Catalog:
             scores[past] = np.nan
             log_propensities[past] = np.nan
         log_propensity = log_propensities.sum(axis=1)
-        for i in short:
+        for i in short.tolist():
             log_propensity[i] = log_propensities[i, : counts[i]].sum()
         return RankingBatch(
             item_ids=ids,

@@ -102,9 +102,9 @@ def rank(
     given = {"temperature": temperature, "epsilon": epsilon}
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
     # Twice: the first call also reads the model from disk, and is not what a service sees.
-    seed = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters).seed
+    seed = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters, threads=1).seed
     start = time.perf_counter()
-    ranking = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters)
+    ranking = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters, threads=1)
     latency_us = 1e6 * (time.perf_counter() - start)
     titles = opened.titles(ranking.item_ids) if opened and opened.has_titles else None
     if as_json:

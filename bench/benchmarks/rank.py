@@ -11,7 +11,7 @@ import numpy as np
 
 from . import calls, comparisons
 from .timing import Call
-from .workloads import REAL, SIZES, Workload, real, synthetic
+from .workloads import REAL, SIZES, synthetic, workload
 
 __all__ = ["Batch", "CachedMiss", "Filtered", "LargeK", "LogPropensities", "Order", "Rank", "Real"]
 
@@ -36,11 +36,7 @@ class _Timed:
 
 @lru_cache(maxsize=1)
 def _call(name: str, source: int | str, k: int) -> Call:
-    return calls.make(name, _workload(source), k)
-
-
-def _workload(source: int | str) -> Workload:
-    return synthetic(source) if isinstance(source, int) else real(source)
+    return calls.make(name, workload(source), k)
 
 
 class Rank(_Timed):
@@ -134,7 +130,7 @@ class Batch(_Timed):
 
 @lru_cache(maxsize=1)
 def _batch(n: int) -> Call:
-    return calls.batch(synthetic(n), 10, users=8)
+    return calls.make_batch("gumbel", synthetic(n), users=8)
 
 
 class LogPropensities(_Timed):
@@ -152,8 +148,8 @@ class LogPropensities(_Timed):
 
 @lru_cache(maxsize=1)
 def _propensities(policy: str, n: int) -> Call:
-    workload = synthetic(n)
-    return calls.log_propensities(workload, 10, calls.own_policy(policy, workload.temperature))
+    normal = synthetic(n)
+    return calls.log_propensities(normal, 10, calls.own_policy(policy, normal.temperature))
 
 
 class Filtered(_Timed):

@@ -17,6 +17,7 @@ from . import require_one_thread
 
 __all__ = [
     "DIM",
+    "MIDDLE",
     "REAL",
     "SIZES",
     "STORAGES",
@@ -34,6 +35,8 @@ DIM = 64
 # FASTRANK_BENCH_MAX_N leaves the larger sizes out, for a run that checks and does not measure.
 _MAX_N = int(os.environ.get("FASTRANK_BENCH_MAX_N", "1000000"))
 SIZES = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= _MAX_N]
+# Where something other than n varies.
+MIDDLE = min(100_000, SIZES[-1])
 REAL = ["gowalla", "anime"]
 STORAGES = ["float32", "int8"]
 

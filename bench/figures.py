@@ -226,7 +226,7 @@ def measure(quick: bool, processes: int) -> Measurements:
         for source in (middle, *REAL):
             taken.take(rescoring, source, seconds / 2)
     for n in sizes:
-        taken.take(textbooks, n, 10, seconds, calls.TEXTBOOK)
+        taken.take(textbooks, n, seconds, calls.TEXTBOOK)
     with tempfile.TemporaryDirectory(prefix="fastrank-") as folder:
         saved = taken.take(save, largest, f"{folder}/float32", "float32")
         taken.take(memory_of_calls, largest, saved, calls.SCANS)

@@ -96,9 +96,11 @@ class Growth:
         return [c for c, _ in there], [v for _, v in there]
 
     def slope(self, pattern: str, cases: Iterable[int]) -> float | None:
-        """The power with which values grow: least squares of their logarithms."""
+        """The power with which values grow, to two digits: least squares of their logarithms."""
         x, y = self.series(pattern, cases)
-        return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
+        if len(x) < 2:
+            return None
+        return round(float(np.polyfit(np.log(x), np.log(y), 1)[0]), 2) + 0.0  # no -0.0
 
     def scans(self) -> list[int]:
         """Usual sizes at which a call is mostly a pass over the items."""

@@ -91,9 +91,9 @@ def measure(plan: Plan, seconds: float, processes: int, largest: bool) -> Measur
         for source in sources:
             taken.take(rescoring, source, seconds / 2)
     for n in plan.sizes:
-        taken.take(textbooks, n, 10, seconds, STEEP)
+        taken.take(textbooks, n, seconds, STEEP)
     for k in plan.ks:
-        taken.take(textbooks, plan.small, k, seconds / 2, STEEP)
+        taken.take(textbooks, plan.small, seconds / 2, STEEP, k)
     for source in sources:
         for factor in NORMALISER_FACTORS:
             taken.take(normaliser, source, plan.errors, factor)

@@ -130,15 +130,12 @@ def two_threads(n: int, users: int, seconds: float) -> Values:
     return values
 
 
-def textbooks(n: int, k: int, seconds: float, names: Sequence[str]) -> Values:
-    """Milliseconds of textbook procedures, infinite where one was stopped."""
+def textbooks(n: int, seconds: float, names: Sequence[str], k: int | None = None) -> Values:
+    """Milliseconds of textbook procedures, infinite where one was stopped; k is 10 if not named."""
     normal = synthetic(n)
-    where = f"{n}" if k == 10 else f"{n}, k = {k}"
-    return {
-        f"{where}: {name}": MILLI
-        * comparisons.textbook(normal, name, k, seconds=seconds).median(name)
-        for name in names
-    }
+    where = f"{n}" if k is None else f"{n}, k = {k}"
+    timings = {name: comparisons.textbook(normal, name, k or 10, seconds) for name in names}
+    return {f"{where}: {name}": MILLI * timings[name].median(name) for name in names}
 
 
 def small_calls(name: str, seconds: float) -> Values:
@@ -254,13 +251,13 @@ class Measurements:
     def write(self, path: Path) -> None:
         """As JSON: null for what was stopped before it ended."""
         values = {
-            name: [float(f"{v:.6g}") if math.isfinite(v) else None for v in of_all]
+            name: json.dumps([float(f"{v:.6g}") if math.isfinite(v) else None for v in of_all])
             for name, of_all in self.values.items()
         }
-        content = {"environment": self.environment, "values": values}
+        rows = ",\n".join(f"  {json.dumps(name)}: {row}" for name, row in values.items())
+        about = json.dumps(self.environment, indent=1)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = json.dumps(content, indent=1, sort_keys=True)
-        path.write_text(lines + "\n")
+        path.write_text(f'{{\n"environment": {about},\n"values": {{\n{rows}\n}}\n}}\n')
 
     @classmethod
     def read(cls, path: Path) -> Measurements:

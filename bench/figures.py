@@ -98,12 +98,21 @@ class Figure:
         return f"{'≥' if self.bigger_is_better else '≤'} {number(self.target)}{self.unit}"
 
 
+SPOKEN = {
+    "faiss flat": "FAISS FlatIP",
+    "faiss fp16": "FAISS float16",
+    "faiss sq8": "FAISS 8 bit",
+    "numpy choice": "NumPy choice",
+    "numpy gumbel": "NumPy Gumbel",
+    "read": "reading the float32 matrix",
+    "read int8": "reading a quarter of it",
+    "mapped": "on a mapped catalog",
+}
+
+
 def ratio(n: int, pair: str, target: float | None = None, where: str = "") -> Figure:
     """Of two contenders; where: how the case differs from one ranking, k = 10."""
-    peers = {"faiss flat": "FAISS FlatIP", "faiss fp16": "FAISS float16", "numpy ": "NumPy "}
-    text = pair
-    for name, spoken in {**peers, "read int8": "reading its bytes", "read": "reading it"}.items():
-        text = text.replace(name, spoken)
+    text = " / ".join(SPOKEN.get(name, name) for name in pair.split(" / "))
     return Figure(f"{n}{where}: {pair}", f"{text}, n = {n:,}{where}", target)
 
 

@@ -123,7 +123,7 @@ def two_threads(n: int, users: int, seconds: float) -> Values:
     }
     for name in names:
         floor = "read int8" if calls.storage_of(name) == "int8" else "read"
-        allowed = max(1.0, min(2.0, values[f"{where}: speed-up of {floor}"]))
+        allowed = min(2.0, values[f"{where}: speed-up of {floor}"])
         values[f"{where}: {name} of what memory allows"] = (
             values[f"{where}: speed-up of {name}"] / allowed
         )

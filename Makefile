@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan dist bench bench-quick figures clean
+.PHONY: demo test lint asan dist bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -59,10 +59,15 @@ bench: $(VENV)/.bench
 # Every contender once: results are checked, times are not judged.
 bench-quick: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/figures.py --quick
+	$(BIN)/python bench/report.py --measure --quick
 	cd bench && ../$(BIN)/asv check --python=same
 
 figures: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/figures.py
+
+# Writes docs/speed.md, its pictures and its data; JAX takes part where it is installed.
+report: $(VENV)/.bench $(NATIVE)
+	$(BIN)/python bench/report.py --measure
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,205 +2,216 @@
 
     python bench/figures.py [--quick] [--processes 5] [--json FILE] [--check]
 
-Everything runs on one thread, contenders in turns within a process (`benchmarks.timing`), each
-process fresh and with vectors of its own, because where the kernel places pages differs from one
-process to the next. A figure is the median over processes, its spread their range.
+One thread unless two are what is measured, contenders in turns within a process
+(`benchmarks.timing`), each process fresh and with vectors of its own, because where the kernel
+places pages differs from one process to the next. A figure is the median over processes, its spread
+their range. What this fastrank cannot do is left out, and counts as missed for --check.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import math
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
 
 # First of all: it pins the thread pools, which NumPy starts.
-from benchmarks import calls, comparisons, memory, opened
-from benchmarks.timing import interleaved
-from benchmarks.workloads import synthetic
+from benchmarks import calls, comparisons
+from benchmarks.jobs import (
+    Measurements,
+    accuracy,
+    at_size,
+    by_k,
+    by_users,
+    memory_of_calls,
+    normaliser,
+    opening,
+    rescoring,
+    save,
+    small_calls,
+    textbooks,
+    two_threads,
+    worst_order,
+)
+from benchmarks.workloads import REAL
 
-import fastrank as fr
-from fastrank import _native
-
-Values: TypeAlias = dict[str, float]
-T = TypeVar("T")
-
-MILLI, MICRO, MEBIBYTE = 1e3, 1e6, 1 << 20
 TABLE_SIZES = [10_000, 100_000, 1_000_000]
 QUICK_SIZES = [10_000]
-CONTENDERS = [*calls.OWN, *calls.FAISS, *calls.NUMPY]
+MIDDLE = 100_000
+CONTENDERS = [*calls.OWN, *calls.INT8, *calls.FAISS, *calls.NUMPY, *calls.READS, "mapped"]
+SCANNED = ["gumbel", "deterministic", "int8 gumbel", "int8 deterministic"]
+BATCHED = ["gumbel", "int8 gumbel", "faiss flat"]
+# Times the temperature that suits the scores: peaked laws hang on few items' errors.
+NORMALISER_FACTORS = [0.1, 1.0]
 TABLE_ROWS = {
     "read": "reading the float32 matrix and nothing else (BLAS dot with itself)",
+    "read int8": "reading a quarter of it: as many bytes as int8 has",
     "gumbel": "**Plackett-Luce**, gumbel",
     "mapped": "the same on a catalog opened from disk",
+    "int8 gumbel": "**Plackett-Luce**, gumbel, int8 storage",
     "cached": "Plackett-Luce, cached (the user was seen before)",
     "sequential": "Plackett-Luce, sequential",
     "deterministic": "Deterministic",
+    "int8 deterministic": "Deterministic, int8 storage",
     "epsilon": "EpsilonGreedy",
+    "int8 epsilon": "EpsilonGreedy, int8 storage",
     "uniform": "Uniform",
     "faiss flat": "FAISS IndexFlatIP: deterministic",
     "faiss fp16": "FAISS flat float16: deterministic, approximate",
+    "faiss sq8": "FAISS flat 8 bit: deterministic, approximate",
     "numpy choice": "NumPy: matvec, softmax, Generator.choice",
     "numpy gumbel": "NumPy: matvec, Gumbel noise, argpartition",
     **{name: f"{name}, from scores that are there" for name in calls.TEXTBOOK},
 }
-TEMPERATURES = [10.0**power for power in range(-6, 7)]
+BATCH_ROWS = {
+    "gumbel": "**Plackett-Luce**, gumbel",
+    "int8 gumbel": "**Plackett-Luce**, gumbel, int8 storage",
+    "faiss flat": "FAISS IndexFlatIP: deterministic",
+}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value by its key in the measurements, what it is, and what it must not exceed."""
+    """A value by its name in the measurements, what it is, and its target, if it has one.
+
+    The target must not be exceeded; where `bigger_is_better`, it must be reached.
+    """
 
     key: str
     text: str
     target: float | None = None
     unit: str = ""
+    bigger_is_better: bool = False
+
+    def met_by(self, value: float | None) -> bool:
+        if self.target is None or value is None:
+            return self.target is None
+        return value >= self.target if self.bigger_is_better else value <= self.target
+
+    def goal(self) -> str:
+        if self.target is None:
+            return ""
+        return f"{'≥' if self.bigger_is_better else '≤'} {number(self.target)}{self.unit}"
+
+
+SPOKEN = {
+    "faiss flat": "FAISS FlatIP",
+    "faiss fp16": "FAISS float16",
+    "faiss sq8": "FAISS 8 bit",
+    "numpy choice": "NumPy choice",
+    "numpy gumbel": "NumPy Gumbel",
+    "read": "reading the float32 matrix",
+    "read int8": "reading a quarter of it",
+    "mapped": "on a mapped catalog",
+}
+
+
+def ratio(n: int, pair: str, target: float | None = None, where: str = "") -> Figure:
+    """Of two contenders; where: how the case differs from one ranking, k = 10."""
+    text = " / ".join(SPOKEN.get(name, name) for name in pair.split(" / "))
+    return Figure(f"{n}{where}: {pair}", f"{text}, n = {n:,}{where}", target)
 
 
 FIGURES = [
-    Figure("100000: gumbel / deterministic", "gumbel / own deterministic, n = 100,000", 1.10),
-    Figure("1000000: gumbel / deterministic", "gumbel / own deterministic, n = 1,000,000", 1.10),
-    Figure(
-        "1000000: deterministic / faiss flat",
-        "own deterministic / FAISS FlatIP, n = 1,000,000",
-        0.85,
-    ),
-    Figure("1000000: gumbel / faiss flat", "gumbel / FAISS FlatIP, n = 1,000,000", 0.90),
-    Figure("100000: gumbel / faiss flat", "gumbel / FAISS FlatIP, n = 100,000", 1.00),
-    Figure("1000000: gumbel / numpy choice", "gumbel / NumPy choice, n = 1,000,000", 0.50),
-    Figure("small call", "whole rank call, n = 1,000 less n = 16", 15.0, "us"),
+    ratio(1_000_000, "int8 gumbel / faiss flat", 0.33),
+    ratio(1_000_000, "int8 gumbel / faiss fp16", 0.70),
+    ratio(1_000_000, "int8 deterministic / faiss flat", 0.32),
+    ratio(10_000, "int8 gumbel / faiss flat", 0.60),
+    ratio(1_000_000, "gumbel / read", 1.15),
+    *[
+        ratio(n, f"{storage}gumbel / {storage}deterministic", 1.05)
+        for storage in ("", "int8 ")
+        for n in (100_000, 1_000_000)
+    ],
+    ratio(100_000, "gumbel / deterministic", 1.6, ", k = 1000"),
+    ratio(100_000, "int8 gumbel / int8 deterministic", 1.6, ", k = 1000"),
+    ratio(1_000_000, "gumbel / faiss flat", 0.17, ", batch 64"),
+    ratio(1_000_000, "int8 gumbel / faiss flat", 0.10, ", batch 64"),
+    *[
+        Figure(
+            f"1000000, two threads: {name} of what memory allows",
+            f"{name}: two threads' speed-up / min(2, that of reading), n = 1,000,000",
+            0.9,
+            bigger_is_better=True,
+        )
+        for name in ("gumbel", "int8 gumbel")
+    ],
+    *[
+        Figure(
+            f"1000000, batch 64, two threads: speed-up of {name}",
+            f"{name}: two threads' speed-up, n = 1,000,000, batch 64",
+            1.8,
+            bigger_is_better=True,
+        )
+        for name in ("gumbel", "int8 gumbel")
+    ],
+    *[
+        Figure(f"small call: {name}", f"whole {name} call, n = 1,000 less n = 16", 8.0, " us")
+        for name in ("gumbel", "int8 gumbel")
+    ],
+    ratio(1_000_000, "deterministic / faiss flat", 0.85),
+    ratio(1_000_000, "gumbel / faiss flat", 0.90),
+    ratio(100_000, "gumbel / faiss flat", 1.00),
+    ratio(1_000_000, "gumbel / numpy choice", 0.50),
     *[
         Figure(
             f"1000000: memory of {name}",
             f"extra memory of a {name} call, n = 1,000,000",
             1.0,
-            "MiB",
+            " MiB",
         )
         for name in calls.SCANS
     ],
-    Figure("1000000: open", "open of a catalog with 256 MB of vectors", 50.0, "ms"),
-    Figure("1000000: private", "private memory of that catalog", 1.0, "MiB"),
+    Figure("1000000: open", "open of a catalog with 256 MB of vectors", 50.0, " ms"),
+    Figure("1000000: private", "private memory of that catalog", 1.0, " MiB"),
     Figure("error", "error of a log-propensity, T from 1e-6 to 1e6", 1e-5),
-    Figure("100000: worst order", "gumbel, ascending order / shuffled, n = 100,000, T = 0.01", 2.0),
+    Figure(
+        "100000, worst order: gumbel",
+        "gumbel, ascending order / shuffled, n = 100,000, T = 0.01",
+        2.0,
+    ),
 ]
 EXTRA = [
-    Figure("1000000: gumbel / faiss fp16", "gumbel / FAISS float16, n = 1,000,000"),
-    Figure("1000000: gumbel / numpy gumbel", "gumbel / NumPy Gumbel, n = 1,000,000"),
-    Figure("1000000: gumbel / read", "gumbel / reading the matrix, n = 1,000,000"),
-    Figure("1000000: deterministic / read", "own deterministic / reading it, n = 1,000,000"),
-    Figure("1000000: faiss flat / read", "FAISS FlatIP / reading it, n = 1,000,000"),
-    Figure("1000000: gumbel / mapped", "gumbel in memory / on a mapped catalog, n = 1,000,000"),
-    Figure("1000000: cached / gumbel", "cached (hit) / gumbel, n = 1,000,000"),
+    Figure(
+        "100000, worst order: int8 gumbel",
+        "int8 gumbel, ascending order / shuffled, n = 100,000, T = 0.01",
+    ),
+    ratio(1_000_000, "int8 gumbel / gumbel"),
+    ratio(1_000_000, "int8 gumbel / read int8"),
+    ratio(1_000_000, "int8 gumbel / faiss sq8"),
+    ratio(1_000_000, "gumbel / faiss fp16"),
+    ratio(1_000_000, "gumbel / numpy gumbel"),
+    ratio(1_000_000, "deterministic / read"),
+    ratio(1_000_000, "faiss flat / read"),
+    ratio(1_000_000, "gumbel / mapped"),
+    ratio(1_000_000, "cached / gumbel"),
+    *[
+        Figure(
+            f"1000000, two threads: speed-up of {name}",
+            f"{name}: two threads' speed-up, n = 1,000,000",
+        )
+        for name in ("gumbel", "int8 gumbel", *calls.READS)
+    ],
+    *[
+        Figure(
+            f"1000000: memory of {name}",
+            f"extra memory of a {name} call, n = 1,000,000",
+            unit=" MiB",
+        )
+        for name in calls.INT8
+    ],
+    *[
+        Figure(f"{source}: cost of re-scoring", f"int8 gumbel / the same unchecked, {source}")
+        for source in (MIDDLE, *REAL)
+    ],
 ]
-
-
-# ---- Measurements: each runs in a process of its own ----------------------------------------
-
-
-def at_size(n: int, seed: int, seconds: float) -> Values:
-    """Milliseconds of every contender at one size, and their ratios."""
-    workload = synthetic(n, seed=seed)
-    contenders = {name: calls.make(name, workload) for name in [*CONTENDERS, "read"]}
-    with tempfile.TemporaryDirectory(prefix="fastrank-") as folder:
-        opened.save(workload, folder)
-        catalog = fr.Catalog.open(folder)
-        policy = calls.own_policy("gumbel", workload.temperature)
-        contenders["mapped"] = calls.catalog_rank(workload, 10, policy, catalog=catalog)
-        timings = interleaved(contenders, seconds)
-    values = {f"{n}: {name}": MILLI * timings.median(name) for name in contenders}
-    for ours in ("gumbel", "deterministic", "cached", "faiss flat"):
-        for peer in contenders:
-            values[f"{n}: {ours} / {peer}"] = timings.ratio(ours, peer)
-    return values
-
-
-def textbooks(n: int, seconds: float) -> Values:
-    """Milliseconds of the textbook procedures, infinite where one was stopped."""
-    workload = synthetic(n)
-    values = {}
-    for name in calls.TEXTBOOK:
-        timings = comparisons.textbook(workload, name, seconds)
-        values[f"{n}: {name}"] = MILLI * timings.median(name)
-    return values
-
-
-def small_calls(seconds: float) -> Values:
-    timings = comparisons.small_calls("gumbel", seconds)
-    return {
-        "small call": MICRO * timings.difference("1000", "16"),
-        "16: gumbel": MILLI * timings.median("16"),
-        "1000: gumbel": MILLI * timings.median("1000"),
-    }
-
-
-def worst_order(n: int, seconds: float) -> Values:
-    timings = comparisons.worst_order(n, seconds=seconds)
-    return {f"{n}: worst order": timings.ratio("ascending", "shuffled")}
-
-
-def save(n: int, folder: str) -> opened.Saved:
-    return opened.save(synthetic(n), folder)
-
-
-def memory_of_calls(n: int, saved: opened.Saved) -> Values:
-    """MiB that a call adds at its peak, in a process that holds but the mapped catalog."""
-    return {
-        f"{n}: memory of {name}": memory.extra_bytes(opened.ranked(saved, name)) / MEBIBYTE
-        for name in calls.SCANS
-    }
-
-
-def opening(n: int, saved: opened.Saved, seconds: float) -> Values:
-    """Milliseconds of an `open`, and the MiB of its own that the catalog holds then."""
-    call = partial(fr.Catalog.open, saved.folder)
-    return {
-        f"{n}: open": MILLI * interleaved({"open": call}, seconds).median("open"),
-        f"{n}: private": memory.private_growth(call) / MEBIBYTE,
-    }
-
-
-def accuracy() -> Values:
-    return {"error": comparisons.log_propensity_error(TEMPERATURES)}
 
 
 # ---- The run --------------------------------------------------------------------------------
-
-
-class Measurements:
-    """Values by key, one for each process that measured it."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {}
-        self._spawn = get_context("spawn")  # a fork would share the parent's pages and pools
-
-    def take(self, job: Callable[..., T], *arguments: Any) -> T:
-        """Runs a job in a fresh process; what it measured is kept."""
-        title = " ".join(str(a) for a in (job.__name__, *arguments) if isinstance(a, str | int))
-        print(f"  {title}", file=sys.stderr, flush=True)
-        with ProcessPoolExecutor(1, mp_context=self._spawn) as pool:
-            result = pool.submit(job, *arguments).result()
-        if isinstance(result, dict):
-            for key, value in result.items():
-                self.values.setdefault(key, []).append(value)
-        return result
-
-    def median(self, key: str) -> float | None:
-        values = self.values.get(key)
-        return statistics.median(values) if values else None
 
 
 def measure(quick: bool, processes: int) -> Measurements:
@@ -209,47 +220,34 @@ def measure(quick: bool, processes: int) -> Measurements:
     seconds = 0.2 if quick else 4.0
     sizes = QUICK_SIZES if quick else TABLE_SIZES
     largest = sizes[-1]
+    middle = min(MIDDLE, largest)
+    users = 8 if quick else 64
     for process in range(processes):
         for n in sizes:
-            taken.take(at_size, n, process, seconds * (3 if n >= 1_000_000 else 1))
-        taken.take(small_calls, seconds)
-        taken.take(worst_order, min(100_000, largest), seconds)
+            taken.take(at_size, n, process, seconds * (4 if n >= 1_000_000 else 1), CONTENDERS)
+        taken.take(by_k, middle, 1000, seconds, SCANNED)
+        taken.take(by_users, largest, users, 2 * seconds, BATCHED)
+        taken.take(two_threads, largest, 1, 2 * seconds)
+        taken.take(two_threads, largest, users, 2 * seconds)
+        for name in ("gumbel", "int8 gumbel"):
+            taken.take(small_calls, name, seconds / 2)
+            taken.take(worst_order, middle, name, seconds)
+        for source in (middle, *REAL):
+            taken.take(rescoring, source, seconds / 2)
     for n in sizes:
-        taken.take(textbooks, n, seconds)
+        taken.take(textbooks, n, seconds, calls.TEXTBOOK)
     with tempfile.TemporaryDirectory(prefix="fastrank-") as folder:
-        saved = taken.take(save, largest, folder)
-        taken.take(memory_of_calls, largest, saved)
+        saved = taken.take(save, largest, f"{folder}/float32", "float32")
+        taken.take(memory_of_calls, largest, saved, calls.SCANS)
         taken.take(opening, largest, saved, seconds / 4)
+        if calls.present(calls.INT8):
+            saved = taken.take(save, largest, f"{folder}/int8", "int8")
+            taken.take(memory_of_calls, largest, saved, calls.INT8)
+    for source in (middle, *REAL):
+        for factor in NORMALISER_FACTORS:
+            taken.take(normaliser, source, 16 if quick else 200, factor)
     taken.take(accuracy)
     return taken
-
-
-def environment() -> dict[str, str]:
-    """What the figures hang on."""
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return {
-        "CPU": f"{cpu}, {os.cpu_count()} cores, one thread used",
-        "system": f"{platform.system()} {platform.release()}",
-        "transparent huge pages": pages.read_text().strip() if pages.exists() else "none",
-        "load average at the start": f"{os.getloadavg()[0]:.2f}",
-        "Python": platform.python_version(),
-        "fastrank": f"{fr.__version__} ({_commit()}), instruction set {_native.isa()}",
-        **{name: importlib.metadata.version(name) for name in ("numpy", "faiss-cpu")},
-    }
-
-
-def _commit() -> str:
-    """The checkout that this script is in, for what it is worth: the package may be another's."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "no repository"
 
 
 # ---- Tables ---------------------------------------------------------------------------------
@@ -263,11 +261,11 @@ def figure_table(taken: Measurements) -> list[str]:
         if value is None:
             continue
         values = taken.values[figure.key]
-        target = "" if figure.target is None else f"≤ {number(figure.target)}{figure.unit}"
         spread = f"{number(min(values))}–{number(max(values))}" if len(values) > 1 else ""
-        verdict = "" if figure.target is None else "pass" if met(figure, taken) else "**fail**"
+        verdict = "pass" if figure.met_by(value) else "**fail**"
         lines.append(
-            f"| {figure.text} | {target} | {number(value)}{figure.unit} | {spread} | {verdict} |"
+            f"| {figure.text} | {figure.goal()} | {number(value)}{figure.unit} | {spread} "
+            f"| {verdict if figure.target is not None else ''} |"
         )
     return lines
 
@@ -275,21 +273,46 @@ def figure_table(taken: Measurements) -> list[str]:
 def time_table(taken: Measurements) -> list[str]:
     """Markdown: milliseconds of every contender at every size."""
     sizes = [n for n in TABLE_SIZES if f"{n}: gumbel" in taken.values]
-    lines = [
-        "| ms for one ranking, d = 64, k = 10 | " + " | ".join(f"n = {n:,}" for n in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
-    for key, text in TABLE_ROWS.items():
-        values = [taken.median(f"{n}: {key}") for n in sizes]
+    columns = {f"n = {n:,}": f"{n}" for n in sizes}
+    return table(taken, "ms for one ranking, d = 64, k = 10", columns, TABLE_ROWS)
+
+
+def batch_table(taken: Measurements) -> list[str]:
+    """Markdown: milliseconds for one of a batch of users."""
+    cases = dict.fromkeys(
+        name.split(":")[0] for name in taken.values if ", batch " in name and "two" not in name
+    )
+    columns = {f"n = {int(n):,},{rest}": f"{n},{rest}" for n, rest in (c.split(",") for c in cases)}
+    return table(taken, "ms for each user of a batch", columns, BATCH_ROWS)
+
+
+def table(
+    taken: Measurements, title: str, columns: Mapping[str, str], rows: Mapping[str, str]
+) -> list[str]:
+    """Markdown: medians, by the text of a column and where it was measured, and rows alike."""
+    lines = ["| " + " | ".join([title, *columns]) + " |", "|---|" + "---|" * len(columns)]
+    for name, text in rows.items():
+        values = [taken.median(f"{where}: {name}") for where in columns.values()]
         if any(value is not None for value in values):
             cells = ["" if v is None else milliseconds(v) for v in values]
-            lines.append(f"| {text} | " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join([text, *cells]) + " |")
     return lines
 
 
-def met(figure: Figure, taken: Measurements) -> bool:
-    value = taken.median(figure.key)
-    return figure.target is None or value is None or value <= figure.target
+def normaliser_table(taken: Measurements) -> list[str]:
+    """Markdown: how far log_norm is from float64 arithmetic, by vectors, temperature, storage."""
+    columns = ["exact", "median error", "largest error", "largest bound", "beyond the bound"]
+    columns.append("rows re-scored")
+    lines = ["| log_norm | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    suffix = ": largest error"
+    for where in [name.removesuffix(suffix) for name in taken.values if name.endswith(suffix)]:
+        source, factor, storage = where.split(", ")
+        text = f"{storage}, {f'{int(source):,} normal' if source.isdigit() else source}, {factor}"
+        values = [taken.median(f"{where}: {column}") for column in columns]
+        cells = ["" if v is None else number(v) for v in values]
+        cells[0] = "" if values[0] is None else f"{values[0]:.0%}"
+        lines.append("| " + " | ".join([text, *cells]) + " |")
+    return lines
 
 
 def number(value: float) -> str:
@@ -311,20 +334,21 @@ def main() -> int:
     if find_spec("faiss") is None:
         print("FAISS is missing: pip install 'fastrank[faiss]'", file=sys.stderr)
         return 2
-    about = environment()
     taken = measure(options.quick, 1 if options.quick else options.processes)
-    print("\n".join(f"- {name}: {value}" for name, value in about.items()))
+    print("\n".join(f"- {name}: {value}" for name, value in taken.environment.items()))
     if options.quick:
         print("\n**Every contender was checked; nothing was measured long enough to be believed.**")
     else:
         print("\n" + "\n".join(figure_table(taken)))
-    print("\n" + "\n".join(time_table(taken)))
+        missing = [figure.text for figure in FIGURES if taken.median(figure.key) is None]
+        if missing:
+            print("\nNot to be measured here: " + "; ".join(missing) + ".")
+    for lines in (time_table(taken), batch_table(taken), normaliser_table(taken)):
+        print("\n" + "\n".join(lines))
     if options.json:
-        figures = [{**asdict(f), "measured": taken.median(f.key)} for f in FIGURES + EXTRA]
-        content = {"environment": about, "figures": figures, "values": taken.values}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        taken.write(options.json)
     judged = options.check and not options.quick
-    return int(judged and not all(met(figure, taken) for figure in FIGURES))
+    return int(judged and not all(f.met_by(taken.median(f.key)) for f in FIGURES))
 
 
 if __name__ == "__main__":

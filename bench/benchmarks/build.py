@@ -9,34 +9,35 @@ import numpy as np
 import fastrank as fr
 
 from .timing import Call
-from .workloads import SIZES, synthetic
+from .workloads import SIZES, STORAGES, require_storage, synthetic
 
 __all__ = ["Build"]
 
 
 class Build:
-    """By n and by the type of the ids, which come in no order."""
+    """By n, the storage and the type of the ids, which come in no order."""
 
     rounds = 1
     number = 1
     repeat = (3, 5, 10.0)
     timeout = 300.0
-    params = ([n for n in SIZES if n >= 10_000] or SIZES, ["int", "str"])
-    param_names = ("n", "ids")
+    params = ([n for n in SIZES if n >= 10_000] or SIZES, STORAGES, ["int", "str"])
+    param_names = ("n", "storage", "ids")
 
-    def setup(self, n: int, ids: str) -> None:
-        self.call = _build(n, ids)
+    def setup(self, n: int, storage: str, ids: str) -> None:
+        require_storage(storage)
+        self.call = _build(n, storage, ids)
 
-    def time_build(self, n: int, ids: str) -> None:
+    def time_build(self, n: int, storage: str, ids: str) -> None:
         self.call()
 
 
 @lru_cache(maxsize=1)
-def _build(n: int, ids: str) -> Call:
+def _build(n: int, storage: str, ids: str) -> Call:
     workload = synthetic(n)
     numbers = np.random.default_rng(2).permutation(n)
     item_ids = numbers if ids == "int" else np.char.add("item-", numbers.astype(np.str_))
-    call = partial(fr.Catalog, item_ids, workload.vectors)
+    call = partial(fr.Catalog, item_ids, workload.vectors, storage=storage)
     ranking = call().rank(workload.query, 5, policy=fr.Deterministic())
     best = workload.catalog.rank(workload.query, 5, policy=fr.Deterministic())
     if not np.array_equal(ranking.item_ids, item_ids[best.item_ids]):

@@ -7,10 +7,14 @@ whatever they need apart from the query (an index, a dictionary of scores) is ma
 
 from __future__ import annotations
 
+import inspect
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import cycle
+from importlib.util import find_spec
+from itertools import count, cycle
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,42 +24,54 @@ import fastrank as fr
 from fastrank import reference
 
 from .timing import Call
-from .workloads import Vectors, Workload
+from .workloads import Vectors, Workload, require_storage
 
 __all__ = [
     "FAISS",
+    "INT8",
+    "JAX",
     "NUMPY",
     "OWN",
+    "READS",
     "SCANS",
     "TEXTBOOK",
-    "batch",
     "cached_miss",
     "catalog_rank",
     "check_ranking",
-    "faiss_search",
     "filtered",
     "log_propensities",
     "make",
+    "make_batch",
     "own_policy",
+    "present",
+    "read_in_threads",
     "read_matrix",
+    "require",
+    "require_argument",
+    "storage_of",
 ]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 _EPSILON = 0.1
-# Rounding of a float32 dot product, and of one with float16 entries, relative to the largest
-# score that could be.
+# Rounding of a dot product with entries of a type, relative to the largest score that could be.
 _FLOAT32_ERROR = 1e-5
 _FLOAT16_ERROR = 1e-3
+_EIGHT_BIT_ERROR = 2e-2
 # The oracle takes O(k n) in float64: up to this many scores it is asked.
 _ORACLE_SCORES = 20_000_000
+_CHECKED_ROWS = 8  # of a batch
 
 OWN = ["gumbel", "deterministic", "epsilon", "uniform", "sequential", "cached"]
 # Ours in one pass over the vectors, or less.
 SCANS = ["gumbel", "deterministic", "epsilon", "uniform"]
-FAISS = ["faiss flat", "faiss fp16"]
+INT8 = ["int8 gumbel", "int8 deterministic", "int8 epsilon"]
+FAISS = ["faiss flat", "faiss fp16", "faiss sq8"]
 NUMPY = ["numpy choice", "numpy gumbel"]
+JAX = ["jax top k", "jax gumbel"]
+# The floors: as many bytes as the vectors have in a storage, read and nothing else.
+READS = ["read", "read int8"]
 TEXTBOOK = [
     "textbook deterministic",
     "textbook softmax",
@@ -65,23 +81,74 @@ TEXTBOOK = [
 ]
 
 
-def make(name: str, workload: Workload, k: int = 10) -> Call:
-    """The contender of this name; see the lists above."""
-    if name in OWN:
-        return catalog_rank(workload, k, own_policy(name, workload.temperature))
+def make(name: str, workload: Workload, k: int = 10, threads: int = 1) -> Call:
+    """The contender of this name; see the lists above. Only ours take more than one thread.
+
+    Raises
+    ------
+    NotImplementedError
+        As `require` does.
+    """
+    require(name, threads)
+    if name in OWN + INT8:
+        catalog = workload.stored(storage_of(name))
+        policy = own_policy(name, workload.temperature)
+        return catalog_rank(workload, k, policy, catalog=catalog, threads=threads)
+    if name in READS:
+        return read_matrix(workload, storage_of(name))
     if name in FAISS:
-        return faiss_search(workload, k, half=name == "faiss fp16")
+        return _for_users(_faiss_search(workload, k, name), list(workload.queries[:, None, :]))
     if name in NUMPY:
         return _numpy(workload, k, name)
+    if name in JAX:
+        return _jax(workload, k, name)
     if name in TEXTBOOK:
         return _textbook(workload, k, name)
-    if name == "read":
-        return read_matrix(workload)
     raise ValueError(f"name: there is no contender {name!r}")
 
 
+def require(name: str, threads: int = 1) -> None:
+    """NotImplementedError, with the reason, where this contender is not to be had.
+
+    asv takes that for a skip if it comes from a `setup`. The installed fastrank may be older than
+    the benchmark, the peer may not be installed.
+    """
+    if name in INT8:
+        require_storage("int8")
+    module = name.split()[0]
+    if name in FAISS + JAX and find_spec(module) is None:
+        raise NotImplementedError(f"{module} is missing: pip install 'fastrank[{module}]'")
+    if threads > len(os.sched_getaffinity(0)):
+        raise NotImplementedError(f"there are no {threads} cores")
+    if threads > 1 and name in OWN + INT8:
+        require_argument(fr.Catalog.rank, "threads")
+
+
+def require_argument(function: Callable[..., object], name: str) -> None:
+    """NotImplementedError where this fastrank's function does not take it yet."""
+    if name not in inspect.signature(function).parameters:
+        raise NotImplementedError(f"this fastrank's {function.__qualname__} takes no {name}")
+
+
+def present(names: Iterable[str], threads: int = 1) -> list[str]:
+    """Those of the contenders that `require` lets pass."""
+    found = []
+    for name in names:
+        try:
+            require(name, threads)
+        except NotImplementedError:
+            continue
+        found.append(name)
+    return found
+
+
+def storage_of(name: str) -> str:
+    """What the contender's catalog keeps: one of `workloads.STORAGES`."""
+    return "int8" if name in (*INT8, "read int8") else "float32"
+
+
 def own_policy(name: str, temperature: float) -> fr.Policy:
-    """The policy of one of `OWN`."""
+    """The policy of one of `OWN` or `INT8`."""
     policies: Mapping[str, fr.Policy] = {
         "gumbel": fr.PlackettLuce(temperature),
         "deterministic": fr.Deterministic(),
@@ -90,7 +157,7 @@ def own_policy(name: str, temperature: float) -> fr.Policy:
         "sequential": fr.PlackettLuce(temperature, sampler="sequential"),
         "cached": fr.PlackettLuce(temperature, sampler="cached"),
     }
-    return policies[name]
+    return policies[name.removeprefix("int8 ")]
 
 
 # ---- Ours -----------------------------------------------------------------------------------
@@ -102,19 +169,27 @@ def catalog_rank(
     policy: fr.Policy,
     *,
     catalog: fr.Catalog | None = None,
+    threads: int = 1,
     allow: Positions | None = None,
     exclude: Positions | None = None,
 ) -> Call:
     """`Catalog.rank` with a seed drawn anew at each call; with "cached", of trees that are there.
 
-    catalog: another image of the workload's catalog, one opened from disk, say.
+    catalog: another image of the workload's catalog: opened from disk, in another storage or order.
     """
     ranked = workload.catalog if catalog is None else catalog
-    rank = partial(ranked.rank, k=k, policy=policy, allow=allow, exclude=exclude)
+    rank = partial(_in_threads(ranked.rank, threads), k=k, policy=policy)
+    if allow is not None or exclude is not None:
+        rank = partial(rank, allow=allow, exclude=exclude)
     for query in workload.queries[::-1]:
         ranking = rank(query)
-    check_ranking(workload, ranking, k, allow=allow, exclude=exclude)
+    check_ranking(workload, ranking, k, catalog=ranked, allow=allow, exclude=exclude)
     return _for_users(rank, workload.queries)
+
+
+def _in_threads(function: Callable[..., T], threads: int) -> Callable[..., T]:
+    """As it is for one thread, since an older fastrank has no such argument."""
+    return function if threads == 1 else partial(function, threads=threads)
 
 
 def _for_users(function: Callable[[T], object], arguments: Iterable[T]) -> Call:
@@ -142,11 +217,12 @@ def check_ranking(
     ranking: fr.Ranking,
     k: int,
     *,
+    catalog: fr.Catalog,
     allow: Positions | None = None,
     exclude: Positions | None = None,
 ) -> None:
     """Scores, length, filters and propensities of one ranking; the best k for Deterministic."""
-    catalog, query, policy = workload.catalog, workload.query, ranking.policy
+    query, policy = workload.query, ranking.policy
     eligible = np.ones(len(workload), np.bool_)
     if allow is not None:
         eligible[:] = False
@@ -154,7 +230,8 @@ def check_ranking(
     if exclude is not None:
         eligible[exclude] = False
     places = min(k, int(eligible.sum()))
-    scores = catalog.scores(query)
+    scores = np.empty(len(workload), np.float32)
+    scores[catalog.item_ids] = catalog.scores(query)  # the catalog may have an order of its own
     _check_items(ranking.item_ids, len(workload), places)
     _check(bool(eligible[ranking.item_ids].all()), "a filtered item was ranked")
     _check(ranking.n_eligible == int(eligible.sum()), "n_eligible is wrong")
@@ -164,30 +241,15 @@ def check_ranking(
     if isinstance(policy, fr.Deterministic):
         _check_best(workload, ranking.item_ids, np.flatnonzero(eligible), _FLOAT32_ERROR)
 
-    reported = ranking.log_propensities
+    reported, bound = ranking.log_propensities, ranking.log_norm_error
     _check(bool(np.isfinite(reported).all() and (reported <= 0.0).all()), "not propensities")
     again = catalog.log_propensities(
         query, ranking.item_ids, policy=policy, allow=allow, exclude=exclude
     )
-    _check_close(reported, again, "log_propensities gives others")
+    _check_close(reported, again, "log_propensities gives others", bound)
     if places * len(workload) <= _ORACLE_SCORES:
         oracle = reference.log_propensities(scores, ranking.item_ids, policy, eligible)
-        _check_close(reported, oracle, "the oracle gives others")
-
-
-def batch(workload: Workload, k: int, users: int) -> Call:
-    """`rank_batch` under Plackett-Luce for users with vectors of their own."""
-    catalog, policy = workload.catalog, own_policy("gumbel", workload.temperature)
-    rng = np.random.default_rng(users)
-    noise = rng.standard_normal((users, catalog.dim), dtype=np.float32)
-    queries = workload.query + np.float32(0.5) * workload.query.std() * noise
-    seeds = list(range(users))
-    call = partial(catalog.rank_batch, queries, k, policy=policy)
-    rankings = call(seeds=seeds)
-    for i in range(users):
-        one = catalog.rank(queries[i], k, policy=policy, seed=seeds[i])
-        _check(np.array_equal(rankings[i].item_ids, one.item_ids), f"row {i} is not rank's")
-    return call
+        _check_close(reported, oracle, "the oracle gives others", bound)
 
 
 def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
@@ -204,42 +266,136 @@ def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
     return _for_users(judge, rankings)
 
 
+# ---- Batches --------------------------------------------------------------------------------
+
+
+def make_batch(name: str, workload: Workload, users: int, k: int = 10, threads: int = 1) -> Call:
+    """Rankings for many users in one call: `OWN` and `INT8` by `rank_batch`, or one of `FAISS`.
+
+    Batches of the same sizes hold the same users for every contender.
+    """
+    require(name, threads)
+    batches = _batches(workload, users)
+    if name in FAISS:
+        return _for_users(_faiss_search(workload, k, name), batches)
+    if threads > 1:
+        require_argument(fr.Catalog.rank_batch, "threads")
+    catalog, policy = workload.stored(storage_of(name)), own_policy(name, workload.temperature)
+    rank_batch = partial(_in_threads(catalog.rank_batch, threads), k=k, policy=policy)
+    seeds = list(range(users))
+    rankings = rank_batch(batches[0], seeds=seeds)
+    for i in range(0, users, max(1, users // _CHECKED_ROWS)):
+        one = catalog.rank(batches[0][i], k, policy=policy, seed=seeds[i])
+        _check(np.array_equal(rankings[i].item_ids, one.item_ids), f"row {i} is not rank's")
+    return _for_users(rank_batch, batches)
+
+
+def _batches(workload: Workload, users: int) -> list[Vectors]:
+    """Two batches or more, of the workload's users with noise of their own."""
+    rng = np.random.default_rng(users)
+    amount = max(2, len(workload.queries) // users)
+    dim = workload.queries.shape[1]
+    noise = rng.standard_normal((amount * users, dim), dtype=np.float32)
+    queries = np.resize(workload.queries, noise.shape)
+    queries = queries + np.float32(0.5) * queries.std(axis=1, keepdims=True) * noise
+    return list(queries.reshape(amount, users, dim))
+
+
 # ---- Peers ----------------------------------------------------------------------------------
 
 
-def read_matrix(workload: Workload) -> Call:
-    """Reads the float32 matrix once and does next to nothing else: BLAS's dot of it with itself.
+def read_matrix(workload: Workload, storage: str = "float32") -> Call:
+    """Reads the bytes of the matrix and does next to nothing else: BLAS's dot with itself.
 
-    The floor of every exact pass over uncompressed vectors.
+    The floor of every exact pass. For int8 a quarter of the float32 matrix is read.
     """
-    flat = workload.vectors.reshape(-1)
-    call = partial(np.dot, flat, flat)
-    exact = float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+    part = _bytes_of(workload, storage)
+    call = partial(np.dot, part, part)
+    exact = float(np.einsum("i,i->", part, part, dtype=np.float64))
     _check(abs(float(call()) - exact) <= 1e-3 * exact, "the dot product is wrong")
     return call
 
 
-def faiss_search(workload: Workload, k: int, half: bool) -> Call:
-    """The deterministic top k by FAISS: IndexFlatIP, or a flat index of float16 vectors."""
-    try:
-        import faiss
-    except ImportError:
-        raise NotImplementedError("faiss-cpu is not installed") from None
+def read_in_threads(workload: Workload, storage: str, threads: int, passes: int = 8) -> Call:
+    """The same several times over, by threads on cores of their own: what memory gives to them.
+
+    Each thread reads one part again and again, so that waking it up weighs little. BLAS has the
+    GIL released meanwhile.
+    """
+    parts = np.array_split(_bytes_of(workload, storage), threads)
+    cores = iter(sorted(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(threads, initializer=lambda: os.sched_setaffinity(0, {next(cores)}))
+
+    def read(part: Vectors) -> None:
+        for _ in range(passes):
+            np.dot(part, part)
+
+    return lambda: list(pool.map(read, parts))
+
+
+def _bytes_of(workload: Workload, storage: str) -> Vectors:
+    flat = workload.vectors.reshape(-1)
+    return flat[: flat.size // 4] if storage == "int8" else flat
+
+
+def _faiss_search(workload: Workload, k: int, name: str) -> Callable[[Vectors], object]:
+    """The deterministic top k of users (b, d) by a flat index: of float32, float16 or 8 bits."""
+    import faiss
+
     faiss.omp_set_num_threads(1)
     dim = workload.vectors.shape[1]
+    quantizers = {
+        "faiss fp16": (faiss.ScalarQuantizer.QT_fp16, _FLOAT16_ERROR),
+        "faiss sq8": (faiss.ScalarQuantizer.QT_8bit, _EIGHT_BIT_ERROR),
+    }
     index: Any
-    if half:
-        kind = faiss.ScalarQuantizer.QT_fp16
+    if name in quantizers:
+        kind, error = quantizers[name]
         index = faiss.IndexScalarQuantizer(dim, kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(workload.vectors)
     else:
-        index = faiss.IndexFlatIP(dim)
+        index, error = faiss.IndexFlatIP(dim), _FLOAT32_ERROR
     index.add(workload.vectors)
     search = partial(index.search, k=k)
     items = search(workload.query[None, :])[1][0]
     _check_items(items, len(workload), min(k, len(workload)))
-    error = _FLOAT16_ERROR if half else _FLOAT32_ERROR
     _check_best(workload, items, np.arange(len(workload)), error)
-    return _for_users(search, list(workload.queries[:, None, :]))
+    return search
+
+
+def _jax(workload: Workload, k: int, name: str) -> Call:
+    """Compiled by XLA for one thread: the product, Gumbel noise if asked for, and `top_k`.
+
+    The matrix is an argument, since one that is closed over is folded into the program, and
+    transposed, which XLA's product on CPUs is faster with. The noise is float32: its upper tail
+    ends at 16.6.
+    """
+    os.environ.setdefault("PJRT_NPROC", "1")
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
+    import jax
+
+    places, temperature = min(k, len(workload)), workload.temperature
+
+    def top_k(matrix: Any, query: Any, draw: Any) -> Any:
+        keys = query @ matrix
+        if name == "jax gumbel":
+            random_key = jax.random.fold_in(jax.random.key(0), draw)
+            keys = keys / temperature + jax.random.gumbel(random_key, keys.shape)
+        return jax.lax.top_k(keys, places)
+
+    compiled = jax.jit(top_k)
+    matrix = jax.device_put(np.ascontiguousarray(workload.vectors.T))
+    draws = count()
+
+    def rank(query: Vectors) -> Any:
+        return jax.block_until_ready(compiled(matrix, query, np.uint32(next(draws))))
+
+    items = np.asarray(rank(workload.query)[1], np.int64)
+    _check_items(items, len(workload), places)
+    if name == "jax top k":
+        _check_best(workload, items, np.arange(len(workload)), _FLOAT32_ERROR)
+    return _for_users(rank, workload.queries)
 
 
 def _numpy(workload: Workload, k: int, name: str) -> Call:
@@ -283,8 +439,14 @@ def _check(holds: bool, otherwise: str) -> None:
         raise AssertionError(otherwise)
 
 
-def _check_close(found: object, expected: object, otherwise: str) -> None:
-    _check(bool(np.allclose(found, expected, rtol=0.0, atol=1e-5)), otherwise)  # type: ignore[arg-type]
+def _check_close(
+    found: npt.NDArray[np.float64],
+    expected: npt.NDArray[np.float64],
+    otherwise: str,
+    beyond: float = 0.0,
+) -> None:
+    """Equal but for 1e-5, and what a bound allows beyond it."""
+    _check(bool(np.allclose(found, expected, rtol=0.0, atol=1e-5 + beyond)), otherwise)
 
 
 def _check_items(items: Positions | Sequence[int], n_items: int, places: int) -> None:

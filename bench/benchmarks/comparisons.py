@@ -1,10 +1,15 @@
-"""The measurements behind the ratios that `ratios.py` tracks and `figures.py` prints."""
+"""What is measured together, in turns, behind the ratios of `ratios.py` and the jobs of `jobs.py`.
+
+Each raises NotImplementedError where a contender is not to be had.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 import fastrank as fr
 from fastrank import reference
@@ -14,12 +19,19 @@ from .timing import SECONDS, Timings, interleaved, timed_once
 from .workloads import DIM, Workload, synthetic
 
 __all__ = [
+    "PRIORS",
     "TEXTBOOK_CAP",
     "WORST_TEMPERATURE",
+    "Normalisers",
+    "batches",
     "compare",
     "log_propensity_error",
+    "normalisers",
+    "prior_order",
+    "rescoring",
     "small_calls",
     "textbook",
+    "threads",
     "worst_order",
 ]
 
@@ -29,6 +41,7 @@ TEXTBOOK_CAP = 60.0
 _TEXTBOOK_REPEATED = 1_000_000
 # Small enough that only the very best items can enter, in ascending order one after another.
 WORST_TEMPERATURE = 0.01
+PRIORS = ["mean score", "norm"]
 
 
 def compare(
@@ -38,13 +51,13 @@ def compare(
     return interleaved({name: calls.make(name, workload, k) for name in names}, seconds)
 
 
-def textbook(workload: Workload, name: str, seconds: float = SECONDS) -> Timings:
-    """ "gumbel" and a textbook procedure, k = 10; a slow one is timed once, capped."""
+def textbook(workload: Workload, name: str, k: int = 10, seconds: float = SECONDS) -> Timings:
+    """ "gumbel" and a textbook procedure; a slow one is timed once, capped."""
     slow = name in ("textbook softmax", "textbook softmax removal", "textbook epsilon")
-    if len(workload) * (10 if slow else 1) <= _TEXTBOOK_REPEATED:
-        return compare(workload, ["gumbel", name], seconds=seconds)
-    ours = compare(workload, ["gumbel"], seconds=seconds / 2)
-    once = timed_once(calls.make(name, workload), TEXTBOOK_CAP)
+    if len(workload) * (k if slow else 1) <= _TEXTBOOK_REPEATED:
+        return compare(workload, ["gumbel", name], k, seconds)
+    ours = compare(workload, ["gumbel"], k, seconds / 2)
+    once = timed_once(calls.make(name, workload, k), TEXTBOOK_CAP)
     return Timings({**ours.seconds, name: np.full(len(ours.seconds["gumbel"]), once)})
 
 
@@ -58,6 +71,110 @@ def worst_order(n: int, name: str = "gumbel", seconds: float = SECONDS) -> Timin
     shuffled = synthetic(n).first_user(WORST_TEMPERATURE)
     orders = {"ascending": shuffled.ascending(), "shuffled": shuffled}
     return interleaved({order: calls.make(name, w) for order, w in orders.items()}, seconds)
+
+
+def batches(
+    workload: Workload, names: Sequence[str], users: int, seconds: float = SECONDS
+) -> Timings:
+    """Whole batches of so many users."""
+    return interleaved({name: calls.make_batch(name, workload, users) for name in names}, seconds)
+
+
+def threads(
+    workload: Workload, names: Sequence[str], users: int = 1, seconds: float = SECONDS
+) -> Timings:
+    """Each by one thread and by two, named "gumbel, 1" and "gumbel, 2"; the floors too.
+
+    users: more than one are a batch.
+    """
+    contenders = {}
+    for amount in (1, 2):
+        for name in names:
+            if name in calls.READS:
+                call = calls.read_in_threads(workload, calls.storage_of(name), amount)
+            elif users == 1:
+                call = calls.make(name, workload, threads=amount)
+            else:
+                call = calls.make_batch(name, workload, users, threads=amount)
+            contenders[f"{name}, {amount}"] = call
+    return interleaved(contenders, seconds)
+
+
+def prior_order(workload: Workload, name: str, by: str, seconds: float = SECONDS) -> Timings:
+    """ "sorted" by a prior, and the "given" order.
+
+    by: one of `PRIORS`: mean score over many users, or length of the item's vector.
+    """
+    calls.require(name)
+    calls.require_argument(fr.Catalog.__init__, "prior")
+    priors = {
+        "mean score": workload.vectors @ workload.mean_user,
+        "norm": np.linalg.norm(workload.vectors, axis=1),
+    }
+    catalog = workload.packed(storage=calls.storage_of(name), prior=priors[by])
+    policy = calls.own_policy(name, workload.temperature)
+    contenders = {
+        "sorted": calls.catalog_rank(workload, 10, policy, catalog=catalog),
+        "given": calls.make(name, workload),
+    }
+    return interleaved(contenders, seconds)
+
+
+def rescoring(workload: Workload, seconds: float = SECONDS) -> Timings:
+    """ "int8 gumbel" as it is, and "unchecked": with a normaliser that may be e times too large.
+
+    The difference is what re-scoring rows costs where the quantised sum is not close enough.
+    """
+    calls.require("int8 gumbel")
+    calls.require_argument(fr.Catalog.__init__, "log_norm_tolerance")
+    catalog = workload.packed(storage="int8", log_norm_tolerance=1.0)
+    policy = calls.own_policy("int8 gumbel", workload.temperature)
+    contenders = {
+        "int8 gumbel": calls.make("int8 gumbel", workload),
+        "unchecked": calls.catalog_rank(workload, 10, policy, catalog=catalog),
+    }
+    return interleaved(contenders, seconds)
+
+
+@dataclass(frozen=True)
+class Normalisers:
+    """log_norm of many users against float64 arithmetic on the kernel's own float32 scores.
+
+    Attributes
+    ----------
+    errors : ndarray of float64, shape (u,)
+        Absolute.
+    bounds : ndarray of float64, shape (u,)
+        What the rankings stated, `Ranking.log_norm_error`.
+    exact : float
+        Share of rankings that said "exact".
+    rescored : float or None
+        Mean rows that were computed anew from float32 vectors, where fastrank tells.
+    """
+
+    errors: npt.NDArray[np.float64]
+    bounds: npt.NDArray[np.float64]
+    exact: float
+    rescored: float | None
+
+
+def normalisers(workload: Workload, storage: str, temperature: float) -> Normalisers:
+    """For all users of the workload."""
+    catalog, policy = workload.stored(storage), fr.PlackettLuce(temperature)
+    rankings = [
+        catalog.rank(query, 10, policy=policy, seed=user)
+        for user, query in enumerate(workload.queries)
+    ]
+    oracle = [reference.log_norm(catalog.scores(query), temperature) for query in workload.queries]
+    # No version tells yet; whichever does first will be shown.
+    rescored = [getattr(ranking, "n_rescored", None) for ranking in rankings]
+    known = [float(rows) for rows in rescored if rows is not None]
+    return Normalisers(
+        errors=np.abs(np.array([ranking.log_norm for ranking in rankings], np.float64) - oracle),
+        bounds=np.array([ranking.log_norm_error for ranking in rankings]),
+        exact=sum(ranking.propensity_kind == "exact" for ranking in rankings) / len(rankings),
+        rescored=sum(known) / len(known) if known else None,
+    )
 
 
 def log_propensity_error(temperatures: Sequence[float], n: int = 2_000, k: int = 10) -> float:

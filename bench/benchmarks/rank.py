@@ -1,4 +1,4 @@
-"""Time of a ranking: every policy and sampler, by n, by k, on real factors, in batches, filtered.
+"""Time of a ranking: every policy and sampler and storage, by n, k, d, batch and threads; filtered.
 
 asv calls `setup` anew before every timed call, so the workloads and their checked calls are kept.
 """
@@ -11,12 +11,23 @@ import numpy as np
 
 from . import calls, comparisons
 from .timing import Call
-from .workloads import REAL, SIZES, Workload, real, synthetic
+from .workloads import MIDDLE, REAL, SIZES, synthetic, workload
 
-__all__ = ["Batch", "CachedMiss", "Filtered", "LargeK", "LogPropensities", "Order", "Rank", "Real"]
+__all__ = [
+    "ByDim",
+    "ByK",
+    "ByThreads",
+    "ByUsers",
+    "CachedMiss",
+    "Filtered",
+    "LogPropensities",
+    "Order",
+    "Rank",
+    "Real",
+]
 
 _LARGE = [n for n in SIZES if n >= 100_000] or SIZES[-1:]
-_MIDDLE = min(100_000, SIZES[-1])
+_BOTH = ["gumbel", "int8 gumbel"]
 
 
 class _Timed:
@@ -35,18 +46,14 @@ class _Timed:
 
 
 @lru_cache(maxsize=1)
-def _call(name: str, source: int | str, k: int) -> Call:
-    return calls.make(name, _workload(source), k)
-
-
-def _workload(source: int | str) -> Workload:
-    return synthetic(source) if isinstance(source, int) else real(source)
+def _call(name: str, source: int | str, k: int, threads: int = 1) -> Call:
+    return calls.make(name, workload(source), k, threads)
 
 
 class Rank(_Timed):
     """k = 10."""
 
-    params = (calls.OWN, SIZES)
+    params = (calls.OWN + calls.INT8, SIZES)
     param_names = ("policy", "n")
 
     def setup(self, policy: str, n: int) -> None:
@@ -56,23 +63,41 @@ class Rank(_Timed):
         self.call()
 
 
-class LargeK(_Timed):
-    """n = 100,000."""
+class ByK(_Timed):
+    """n = 100,000; `Rank` has k = 10."""
 
-    params = ([*calls.SCANS, "cached"], [100, 1000])
+    params = ([*calls.SCANS, "cached", *calls.INT8], [1, 100, 1000])
     param_names = ("policy", "k")
 
     def setup(self, policy: str, k: int) -> None:
-        self.adopt(_call(policy, _MIDDLE, k), _MIDDLE)
+        self.adopt(_call(policy, MIDDLE, k), MIDDLE)
 
     def time_rank(self, policy: str, k: int) -> None:
         self.call()
 
 
+class ByDim(_Timed):
+    """n = 100,000, k = 10; `Rank` has d = 64."""
+
+    params = ([*_BOTH, "deterministic", "int8 deterministic"], [32, 128, 256])
+    param_names = ("policy", "dim")
+
+    def setup(self, policy: str, dim: int) -> None:
+        self.adopt(_of_dim(policy, dim), MIDDLE)
+
+    def time_rank(self, policy: str, dim: int) -> None:
+        self.call()
+
+
+@lru_cache(maxsize=1)
+def _of_dim(policy: str, dim: int) -> Call:
+    return calls.make(policy, synthetic(MIDDLE, dim))
+
+
 class Real(_Timed):
     """Factors of real interactions: n = 40,981 (gowalla) and 7,390 (anime)."""
 
-    params = (calls.OWN, REAL)
+    params = (calls.OWN + calls.INT8, REAL)
     param_names = ("policy", "data")
 
     def setup(self, policy: str, data: str) -> None:
@@ -85,20 +110,20 @@ class Real(_Timed):
 class Order(_Timed):
     """Items in ascending order of score at a small temperature: the most entries into the heap."""
 
-    params = (["ascending", "shuffled"], SIZES)
-    param_names = ("order", "n")
+    params = (_BOTH, ["ascending", "shuffled"], SIZES)
+    param_names = ("policy", "order", "n")
 
-    def setup(self, order: str, n: int) -> None:
-        self.adopt(_ordered(order, n), n)
+    def setup(self, policy: str, order: str, n: int) -> None:
+        self.adopt(_ordered(policy, order, n), n)
 
-    def time_gumbel(self, order: str, n: int) -> None:
+    def time_rank(self, policy: str, order: str, n: int) -> None:
         self.call()
 
 
 @lru_cache(maxsize=1)
-def _ordered(order: str, n: int) -> Call:
+def _ordered(policy: str, order: str, n: int) -> Call:
     cold = synthetic(n).first_user(comparisons.WORST_TEMPERATURE)
-    return calls.make("gumbel", cold.ascending() if order == "ascending" else cold)
+    return calls.make(policy, cold.ascending() if order == "ascending" else cold)
 
 
 class CachedMiss(_Timed):
@@ -119,22 +144,39 @@ def _cached_miss(n: int) -> Call:
     return calls.cached_miss(synthetic(n), 10)
 
 
-class Batch(_Timed):
-    """`rank_batch` of 8 users; the time is that of all 8."""
+class ByUsers(_Timed):
+    """`rank_batch`, n = 100,000; the time is that of all users."""
 
-    params = SIZES
-    param_names = ("n",)
+    params = (_BOTH, [1, 4, 8, 16, 64, 256])
+    param_names = ("policy", "users")
 
-    def setup(self, n: int) -> None:
-        self.adopt(_batch(n), 8 * n)
+    def setup(self, policy: str, users: int) -> None:
+        self.adopt(_batch(policy, users, 1, MIDDLE), users * MIDDLE)
 
-    def time_rank_batch(self, n: int) -> None:
+    def time_rank_batch(self, policy: str, users: int) -> None:
+        self.call()
+
+
+class ByThreads(_Timed):
+    """n = 1,000,000: one ranking, and a batch of 64, by one thread and by two."""
+
+    params = (_BOTH, [1, 64], [1, 2])
+    param_names = ("policy", "users", "threads")
+
+    def setup(self, policy: str, users: int, threads: int) -> None:
+        n = SIZES[-1]
+        if users == 1:
+            self.adopt(_call(policy, n, 10, threads), n)
+        else:
+            self.adopt(_batch(policy, users, threads, n), n)
+
+    def time_rank(self, policy: str, users: int, threads: int) -> None:
         self.call()
 
 
 @lru_cache(maxsize=1)
-def _batch(n: int) -> Call:
-    return calls.batch(synthetic(n), 10, users=8)
+def _batch(policy: str, users: int, threads: int, n: int) -> Call:
+    return calls.make_batch(policy, synthetic(n), users, threads=threads)
 
 
 class LogPropensities(_Timed):
@@ -152,8 +194,8 @@ class LogPropensities(_Timed):
 
 @lru_cache(maxsize=1)
 def _propensities(policy: str, n: int) -> Call:
-    workload = synthetic(n)
-    return calls.log_propensities(workload, 10, calls.own_policy(policy, workload.temperature))
+    normal = synthetic(n)
+    return calls.log_propensities(normal, 10, calls.own_policy(policy, normal.temperature))
 
 
 class Filtered(_Timed):

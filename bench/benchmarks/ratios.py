@@ -6,29 +6,67 @@ commit. `figures.py` prints the same ratios with the targets that they must meet
 
 from __future__ import annotations
 
-from . import calls, comparisons
-from .workloads import REAL, SIZES, Workload, real, synthetic
+import fastrank as fr
 
-__all__ = ["LargeK", "Ratio", "RealData", "SmallCall", "Textbook", "WorstOrder"]
+from . import calls, comparisons
+from .workloads import MIDDLE, REAL, SIZES, Workload, real, synthetic, workload
+
+__all__ = [
+    "Accuracy",
+    "Bandwidth",
+    "ByDim",
+    "ByK",
+    "ByThreads",
+    "ByUsers",
+    "LargeBatch",
+    "Normaliser",
+    "Prior",
+    "Ratio",
+    "RealData",
+    "SmallCall",
+    "Textbook",
+    "WorstOrder",
+]
 
 PAIRS = [
     "gumbel / deterministic",
     "gumbel / faiss flat",
     "gumbel / faiss fp16",
+    "gumbel / faiss sq8",
     "gumbel / numpy choice",
     "gumbel / numpy gumbel",
+    "gumbel / jax gumbel",
     "gumbel / read",
     "deterministic / faiss flat",
+    "deterministic / jax top k",
     "deterministic / read",
     "epsilon / deterministic",
     "uniform / deterministic",
     "cached / gumbel",
+    "int8 gumbel / gumbel",
+    "int8 gumbel / int8 deterministic",
+    "int8 gumbel / faiss flat",
+    "int8 gumbel / faiss fp16",
+    "int8 gumbel / faiss sq8",
+    "int8 gumbel / numpy gumbel",
+    "int8 gumbel / jax gumbel",
+    "int8 gumbel / read int8",
+    "int8 deterministic / faiss flat",
+    "int8 epsilon / int8 deterministic",
 ]
+_TO_FLAT = ["gumbel / faiss flat", "int8 gumbel / faiss flat"]
+_TO_OWN = ["gumbel / deterministic", "int8 gumbel / int8 deterministic"]
+_BOTH = ["gumbel", "int8 gumbel"]
 
 
 class _Tracked:
     unit = "ratio"
     timeout = 600.0
+
+    def setup(self, names: str, *_: object) -> None:
+        """asv takes NotImplementedError for a skip here, and only here."""
+        for name in names.split(" / "):
+            calls.require(name)
 
 
 def _ratio(workload: Workload, pair: str, k: int = 10) -> float:
@@ -46,18 +84,80 @@ class Ratio(_Tracked):
         return _ratio(synthetic(n), pair)
 
 
-class LargeK(_Tracked):
-    """Large k; `Generator.choice` is not made for it."""
+class ByK(_Tracked):
+    """n = 100,000; `Generator.choice` is not made for a large k."""
 
-    params = (
-        ["gumbel / deterministic", "gumbel / faiss flat", "gumbel / numpy gumbel"],
-        [n for n in SIZES if n >= 10_000] or SIZES,
-        [100, 1000],
-    )
-    param_names = ("pair", "n", "k")
+    params = ([*_TO_OWN, *_TO_FLAT, "gumbel / numpy gumbel"], [1, 100, 1000])
+    param_names = ("pair", "k")
 
-    def track_ratio(self, pair: str, n: int, k: int) -> float:
-        return _ratio(synthetic(n), pair, k)
+    def track_ratio(self, pair: str, k: int) -> float:
+        return _ratio(synthetic(MIDDLE), pair, k)
+
+
+class ByDim(_Tracked):
+    """n = 100,000, k = 10."""
+
+    params = ([*_TO_OWN, *_TO_FLAT, "gumbel / read", "int8 gumbel / read int8"], [32, 128, 256])
+    param_names = ("pair", "dim")
+
+    def track_ratio(self, pair: str, dim: int) -> float:
+        return _ratio(synthetic(MIDDLE, dim), pair)
+
+
+class ByUsers(_Tracked):
+    """A batch by `rank_batch` against FAISS's search for the same users, n = 100,000."""
+
+    params = (_TO_FLAT, [1, 4, 8, 16, 64, 256])
+    param_names = ("pair", "users")
+
+    def track_ratio(self, pair: str, users: int) -> float:
+        return _batch_ratio(pair, MIDDLE, users)
+
+
+class LargeBatch(_Tracked):
+    """The same for 64 users at the largest n, whose matrix does not fit the caches."""
+
+    params = _TO_FLAT
+    param_names = ("pair",)
+
+    def track_ratio(self, pair: str) -> float:
+        return _batch_ratio(pair, SIZES[-1], 64)
+
+
+def _batch_ratio(pair: str, n: int, users: int) -> float:
+    ours, peer = pair.split(" / ")
+    return comparisons.batches(synthetic(n), [ours, peer], users).ratio(ours, peer)
+
+
+class ByThreads(_Tracked):
+    """Two threads against one at the largest n, a ranking or a batch: 0.5 is twice as fast."""
+
+    params = (_BOTH, [1, 64])
+    param_names = ("policy", "users")
+
+    def setup(self, names: str, *_: object) -> None:
+        calls.require(names, threads=2)
+
+    def track_ratio(self, policy: str, users: int) -> float:
+        return _two_to_one(policy, users)
+
+
+class Bandwidth(_Tracked):
+    """The same for nothing but reading: what memory allows two threads."""
+
+    params = calls.READS
+    param_names = ("read",)
+
+    def setup(self, names: str, *_: object) -> None:
+        calls.require(names, threads=2)
+
+    def track_ratio(self, read: str) -> float:
+        return _two_to_one(read, 1)
+
+
+def _two_to_one(name: str, users: int) -> float:
+    timings = comparisons.threads(synthetic(SIZES[-1]), [name], users)
+    return timings.ratio(f"{name}, 2", f"{name}, 1")
 
 
 class RealData(_Tracked):
@@ -69,11 +169,28 @@ class RealData(_Tracked):
     )
     param_names = ("pair", "data")
 
-    def setup(self, pair: str, data: str) -> None:
-        real(data)  # asv takes NotImplementedError for a skip here, and only here
+    def setup(self, names: str, *data: object) -> None:
+        super().setup(names)
+        real(str(data[0]))
 
     def track_ratio(self, pair: str, data: str) -> float:
         return _ratio(real(data), pair)
+
+
+class Prior(_Tracked):
+    """A catalog in descending order of a prior against the order given."""
+
+    params = (_BOTH, comparisons.PRIORS, [MIDDLE, *REAL])
+    param_names = ("policy", "prior", "vectors")
+
+    def setup(self, names: str, *rest: object) -> None:
+        super().setup(names)
+        calls.require_argument(fr.Catalog.__init__, "prior")
+        if rest[1] in REAL:
+            real(str(rest[1]))
+
+    def track_ratio(self, policy: str, prior: str, vectors: int | str) -> float:
+        return comparisons.prior_order(workload(vectors), policy, prior).ratio("sorted", "given")
 
 
 class Textbook(_Tracked):
@@ -89,7 +206,7 @@ class Textbook(_Tracked):
 class WorstOrder(_Tracked):
     """Ascending order of score at T = 0.01 against the same items shuffled."""
 
-    params = (["gumbel", "deterministic"], SIZES)
+    params = (["gumbel", "deterministic", "int8 gumbel", "int8 deterministic"], SIZES)
     param_names = ("policy", "n")
 
     def track_ratio(self, policy: str, n: int) -> float:
@@ -100,17 +217,35 @@ class SmallCall(_Tracked):
     """A whole `rank` call at n = 1,000 beyond one at n = 16."""
 
     unit = "us"
-    params = calls.SCANS
+    params = calls.SCANS + calls.INT8
     param_names = ("policy",)
 
     def track_overhead(self, policy: str) -> float:
         return 1e6 * comparisons.small_calls(policy).difference("1000", "16")
 
 
-class Accuracy(_Tracked):
+class Normaliser(_Tracked):
+    """Largest error of int8's log_norm over users, at the usual temperature and a tenth of it."""
+
+    unit = "nats"
+    params = ([MIDDLE, *REAL], [0.1, 1.0])
+    param_names = ("vectors", "factor")
+
+    def setup(self, vectors: int | str, *_: object) -> None:
+        super().setup("int8 gumbel")
+        if vectors in REAL:
+            real(vectors)
+
+    def track_error(self, vectors: int | str, factor: float) -> float:
+        many = workload(vectors, users=100)
+        return float(comparisons.normalisers(many, "int8", factor * many.temperature).errors.max())
+
+
+class Accuracy:
     """Largest error of a log-propensity against the float64 oracle, fed with our own scores."""
 
     unit = "nats"
+    timeout = 600.0
 
     def track_log_propensity_error(self) -> float:
         return comparisons.log_propensity_error([1e-6, 1e-3, 0.1, 1.0, 10.0, 1e3, 1e6])

@@ -29,6 +29,8 @@ _WARM_SECONDS = 5e-3
 # Then measured ones for about this long, so that calls of some microseconds are not single.
 _TURN_SECONDS = 2e-3
 _TURN_CALLS = (3, 50)
+# A call that takes so long has little to gain from caches that are warm at its start.
+_LONG_CALL = 20 * _WARM_SECONDS
 _MAX_ROUNDS = 2000
 
 
@@ -58,7 +60,8 @@ def interleaved(
 
     A turn is calls that are not measured, at least one, and then several that are. The first ones
     bring the contender's own data back into the caches: each is seen as it runs in a service of its
-    own, not as the others left the caches for it. Odd rounds go through the calls backwards.
+    own, not as the others left the caches for it. A call of a tenth of a second and more is a turn
+    by itself. Odd rounds go through the calls backwards.
 
     Parameters
     ----------
@@ -85,9 +88,7 @@ def timed_once(call: Call, cap: float) -> float:
     signal.setitimer(signal.ITIMER_REAL, cap)
     try:
         with _without_gc():
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
+            return _seconds(call)
     except _CapReachedError:
         return math.inf
     finally:
@@ -105,21 +106,24 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
 
 def _turn(call: Call, count: int) -> float:
     warm = time.perf_counter() + _WARM_SECONDS
-    call()
-    while time.perf_counter() < warm:
+    while count > 1:  # a single one is a long one
         call()
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+        if time.perf_counter() >= warm:
+            break
+    return float(np.median([_seconds(call) for _ in range(count)]))
 
 
 def _calls_in_a_turn(call: Call) -> int:
-    once = _turn(call, 1)
+    if _seconds(call) >= _LONG_CALL:
+        return 1
     low, high = _TURN_CALLS
-    return min(high, max(low, int(_TURN_SECONDS / once)))
+    return min(high, max(low, int(_TURN_SECONDS / _turn(call, low))))
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,19 @@ import fastrank as fr
 
 from . import require_one_thread
 
-__all__ = ["DIM", "REAL", "SIZES", "Vectors", "Workload", "real", "synthetic"]
+__all__ = [
+    "DIM",
+    "MIDDLE",
+    "REAL",
+    "SIZES",
+    "STORAGES",
+    "Vectors",
+    "Workload",
+    "real",
+    "require_storage",
+    "synthetic",
+    "workload",
+]
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
@@ -23,10 +35,14 @@ DIM = 64
 # FASTRANK_BENCH_MAX_N leaves the larger sizes out, for a run that checks and does not measure.
 _MAX_N = int(os.environ.get("FASTRANK_BENCH_MAX_N", "1000000"))
 SIZES = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= _MAX_N]
+# Where something other than n varies.
+MIDDLE = min(100_000, SIZES[-1])
 REAL = ["gowalla", "anime"]
+STORAGES = ["float32", "int8"]
 
 _DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 _USERS = 16
+_SAMPLE = 256  # users behind the mean user of normal vectors; real ones have all theirs
 # The first place's softmax over real scores is as spread as a uniform choice among this many.
 _REAL_PERPLEXITY = 100.0
 
@@ -43,11 +59,14 @@ class Workload:
         Users come in turn: one and the same user again and again would train the CPU's branch
         predictor, most of all for the policies that always do the same.
     temperature : float
+    mean_user : ndarray of float32, shape (d,)
+        Mean of many users, who need not be among the queries: its scores are their mean scores.
     """
 
     vectors: Vectors
     queries: Vectors
     temperature: float
+    mean_user: Vectors
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -60,8 +79,22 @@ class Workload:
 
     @cached_property
     def catalog(self) -> fr.Catalog:
-        """Ours, in memory."""
-        return fr.Catalog(np.arange(len(self)), self.vectors)
+        """Ours, in memory, of float32 panels."""
+        return self.packed()
+
+    @cached_property
+    def int8_catalog(self) -> fr.Catalog:
+        """Ours, in memory, of int8 panels."""
+        require_storage("int8")
+        return self.packed(storage="int8")
+
+    def stored(self, storage: str) -> fr.Catalog:
+        """One of the two, made when it is first asked for."""
+        return {"float32": lambda: self.catalog, "int8": lambda: self.int8_catalog}[storage]()
+
+    def packed(self, **options: Any) -> fr.Catalog:
+        """A new catalog of the same items, with other options."""
+        return fr.Catalog(np.arange(len(self)), self.vectors, **options)
 
     @cached_property
     def scores(self) -> npt.NDArray[np.float64]:
@@ -79,26 +112,44 @@ class Workload:
 
     def first_user(self, temperature: float) -> Workload:
         """The same without the others, at another temperature."""
-        return Workload(self.vectors, self.queries[:1], temperature)
+        return replace(self, queries=self.queries[:1], temperature=temperature)
 
     def ascending(self) -> Workload:
         """The same items in ascending order of the first user's scores: the most entries."""
         order = np.argsort(self.scores, kind="stable")
-        return Workload(self.vectors[order], self.queries, self.temperature)
+        return replace(self, vectors=self.vectors[order])
+
+
+def workload(source: int | str, users: int = _USERS) -> Workload:
+    """Normal vectors, this many, or the real ones of this name."""
+    if isinstance(source, str):
+        return real(source, users)
+    return synthetic(source, users=users)
+
+
+@cache
+def require_storage(storage: str) -> None:
+    """NotImplementedError, a skip to asv, where this fastrank does not know the storage."""
+    try:
+        fr.Catalog([0], [[1.0]], storage=storage)
+    except ValueError as error:
+        raise NotImplementedError(f"this fastrank cannot: {error}") from None
 
 
 @lru_cache(maxsize=2)
-def synthetic(n: int, dim: int = DIM, seed: int = 0) -> Workload:
+def synthetic(n: int, dim: int = DIM, seed: int = 0, users: int = _USERS) -> Workload:
     """Normal vectors and queries with scores of standard deviation 1, at temperature 0.5."""
     require_one_thread()
     rng = np.random.default_rng([seed, n, dim])
     vectors = rng.standard_normal((n, dim), dtype=np.float32)
     vectors /= np.float32(np.sqrt(dim))
-    return Workload(vectors, rng.standard_normal((_USERS, dim), dtype=np.float32), 0.5)
+    queries = rng.standard_normal((users, dim), dtype=np.float32)
+    mean_user = rng.standard_normal((_SAMPLE, dim), dtype=np.float32).mean(axis=0)
+    return Workload(vectors, queries, 0.5, mean_user)
 
 
 @lru_cache(maxsize=2)
-def real(name: str) -> Workload:
+def real(name: str, users: int = _USERS) -> Workload:
     """Factors of real interactions, some of their users, at a perplexity of 100.
 
     Raises
@@ -111,9 +162,10 @@ def real(name: str) -> Workload:
     if not folder.is_dir():
         raise NotImplementedError(f"there is no {folder}")
     vectors = np.ascontiguousarray(np.load(folder / "item_factors.npy"), dtype=np.float32)
-    users = np.load(folder / "user_factors.npy", mmap_mode="r")
-    step = len(users) // _USERS
-    workload = Workload(vectors, np.array(users[step // 2 :: step][:_USERS], np.float32), 1.0)
+    everyone = np.load(folder / "user_factors.npy", mmap_mode="r")
+    step = len(everyone) // users
+    queries = np.array(everyone[step // 2 :: step][:users], np.float32)
+    workload = Workload(vectors, queries, 1.0, everyone.mean(axis=0, dtype=np.float32))
     return replace(workload, temperature=_temperature_of(workload.scores, _REAL_PERPLEXITY))
 
 

@@ -1,0 +1,302 @@
+"""What `figures.py` and `report.py` measure: values by name, each job in a fresh process.
+
+Names say where, then what: ``"1000000: gumbel"`` is milliseconds for one ranking at n = 1,000,000,
+d = 64, k = 10; ``"1000000: gumbel / read"`` a ratio; ``"100000, k = 100: gumbel"`` the same at
+another k. What is not to be had here (an older fastrank, a peer that is not installed, real data)
+is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import fastrank as fr
+from fastrank import _native
+
+from . import calls, comparisons, memory, opened
+from .timing import Timings, interleaved
+from .workloads import synthetic, workload
+
+__all__ = [
+    "Measurements",
+    "Values",
+    "accuracy",
+    "at_size",
+    "by_dim",
+    "by_k",
+    "by_users",
+    "environment",
+    "memory_of_calls",
+    "normaliser",
+    "opening",
+    "prior",
+    "rescoring",
+    "save",
+    "small_calls",
+    "textbooks",
+    "two_threads",
+    "worst_order",
+]
+
+Values: TypeAlias = dict[str, float]
+T = TypeVar("T")
+
+MILLI, MICRO, MEBIBYTE = 1e3, 1e6, 1 << 20
+# Of these the ratio to everything that they were measured with is kept, of others that to "read".
+_RATED = ("gumbel", "deterministic", "cached", "int8 gumbel", "int8 deterministic", "faiss flat")
+_TEMPERATURES = [10.0**power for power in range(-6, 7)]
+
+
+# ---- Jobs -----------------------------------------------------------------------------------
+
+
+def _values(where: str, timings: Timings, users: int = 1) -> Values:
+    """Milliseconds for one user's ranking, and ratios."""
+    values = {f"{where}: {name}": MILLI * timings.median(name) / users for name in timings.seconds}
+    for name in timings.seconds:
+        for other in timings.seconds:
+            if name != other and (name in _RATED or other.startswith("read")):
+                values[f"{where}: {name} / {other}"] = timings.ratio(name, other)
+    return values
+
+
+def at_size(n: int, seed: int, seconds: float, names: Sequence[str]) -> Values:
+    """One ranking by each contender. "mapped" is gumbel on a catalog opened from disk."""
+    normal = synthetic(n, seed=seed)
+    made = calls.present(name for name in names if name != "mapped")
+    contenders = {name: calls.make(name, normal) for name in made}
+    if "mapped" not in names:
+        return _values(f"{n}", interleaved(contenders, seconds))
+    with tempfile.TemporaryDirectory(prefix="fastrank-") as folder:
+        opened.save(normal, folder)
+        policy = calls.own_policy("gumbel", normal.temperature)
+        catalog = fr.Catalog.open(folder)
+        contenders["mapped"] = calls.catalog_rank(normal, 10, policy, catalog=catalog)
+        return _values(f"{n}", interleaved(contenders, seconds))
+
+
+def by_k(n: int, k: int, seconds: float, names: Sequence[str]) -> Values:
+    return _values(
+        f"{n}, k = {k}", comparisons.compare(synthetic(n), calls.present(names), k, seconds)
+    )
+
+
+def by_dim(n: int, dim: int, seconds: float, names: Sequence[str]) -> Values:
+    timings = comparisons.compare(synthetic(n, dim), calls.present(names), seconds=seconds)
+    return _values(f"{n}, d = {dim}", timings)
+
+
+def by_users(n: int, users: int, seconds: float, names: Sequence[str]) -> Values:
+    """Batches of so many users; milliseconds are those of one."""
+    timings = comparisons.batches(synthetic(n), calls.present(names), users, seconds)
+    return _values(f"{n}, batch {users}", timings, users)
+
+
+def two_threads(n: int, users: int, seconds: float) -> Values:
+    """How many times as fast two threads are as one, and which share of what memory allows.
+
+    Memory allows two cores at most twice what one reads, and less where one takes most of it.
+    """
+    where = f"{n}, two threads" if users == 1 else f"{n}, batch {users}, two threads"
+    names = calls.present(["gumbel", "int8 gumbel"], threads=2)
+    if not names:
+        return {}
+    timings = comparisons.threads(synthetic(n), [*names, *calls.READS], users, seconds)
+    values = {
+        f"{where}: speed-up of {name}": timings.ratio(f"{name}, 1", f"{name}, 2")
+        for name in [*names, *calls.READS]
+    }
+    for name in names:
+        floor = "read int8" if calls.storage_of(name) == "int8" else "read"
+        allowed = min(2.0, values[f"{where}: speed-up of {floor}"])
+        values[f"{where}: {name} of what memory allows"] = (
+            values[f"{where}: speed-up of {name}"] / allowed
+        )
+    return values
+
+
+def textbooks(n: int, seconds: float, names: Sequence[str], k: int | None = None) -> Values:
+    """Milliseconds of textbook procedures, infinite where one was stopped; k is 10 if not named."""
+    normal = synthetic(n)
+    where = f"{n}" if k is None else f"{n}, k = {k}"
+    timings = {name: comparisons.textbook(normal, name, k or 10, seconds) for name in names}
+    return {f"{where}: {name}": MILLI * timings[name].median(name) for name in names}
+
+
+def small_calls(name: str, seconds: float) -> Values:
+    """Microseconds of a whole call at n = 1,000 beyond one at n = 16."""
+    if not calls.present([name]):
+        return {}
+    timings = comparisons.small_calls(name, seconds)
+    return {f"small call: {name}": MICRO * timings.difference("1000", "16")}
+
+
+def worst_order(n: int, name: str, seconds: float) -> Values:
+    if not calls.present([name]):
+        return {}
+    timings = comparisons.worst_order(n, name, seconds=seconds)
+    return {f"{n}, worst order: {name}": timings.ratio("ascending", "shuffled")}
+
+
+def prior(source: int | str, name: str, by: str, seconds: float) -> Values:
+    """Time on a catalog sorted by a prior, relative to the order given."""
+    try:
+        timings = comparisons.prior_order(workload(source), name, by, seconds)
+    except NotImplementedError:
+        return {}
+    return {f"{source}, prior {by}: {name}": timings.ratio("sorted", "given")}
+
+
+def normaliser(source: int | str, users: int, factor: float) -> Values:
+    """Errors of log_norm at so many times the workload's temperature, for each storage."""
+    values = {}
+    for name in calls.present(["gumbel", "int8 gumbel"]):
+        try:
+            many = workload(source, users)
+        except NotImplementedError:
+            return {}
+        storage, temperature = calls.storage_of(name), factor * many.temperature
+        found = comparisons.normalisers(many, storage, temperature)
+        where = f"{source}, T x {factor:g}, {storage}"
+        values[f"{where}: exact"] = found.exact
+        values[f"{where}: median error"] = float(statistics.median(found.errors))
+        values[f"{where}: largest error"] = float(found.errors.max())
+        values[f"{where}: largest bound"] = float(found.bounds.max())
+        # How many errors are beyond what was stated, float rounding aside: none should be.
+        values[f"{where}: beyond the bound"] = float((found.errors > found.bounds + 1e-5).sum())
+        if found.rescored is not None:
+            values[f"{where}: rows re-scored"] = found.rescored
+    return values
+
+
+def rescoring(source: int | str, seconds: float) -> Values:
+    """What keeping within the tolerance costs: time relative to no re-scoring at all."""
+    try:
+        timings = comparisons.rescoring(workload(source), seconds)
+    except NotImplementedError:
+        return {}
+    return {f"{source}: cost of re-scoring": timings.ratio("int8 gumbel", "unchecked")}
+
+
+def save(n: int, folder: str, storage: str) -> opened.Saved:
+    return opened.save(synthetic(n), folder, storage)
+
+
+def memory_of_calls(n: int, saved: opened.Saved, names: Sequence[str]) -> Values:
+    """MiB that a call adds at its peak, in a process that holds but the mapped catalog."""
+    return {
+        f"{n}: memory of {name}": memory.extra_bytes(opened.ranked(saved, name)) / MEBIBYTE
+        for name in names
+    }
+
+
+def opening(n: int, saved: opened.Saved, seconds: float) -> Values:
+    """Milliseconds of an `open`, and the MiB of its own that the catalog holds then."""
+    call = partial(fr.Catalog.open, saved.folder)
+    return {
+        f"{n}: open": MILLI * interleaved({"open": call}, seconds).median("open"),
+        f"{n}: private": memory.private_growth(call) / MEBIBYTE,
+    }
+
+
+def accuracy() -> Values:
+    return {"error": comparisons.log_propensity_error(_TEMPERATURES)}
+
+
+# ---- Their values ---------------------------------------------------------------------------
+
+
+class Measurements:
+    """Values by name, one for each process that measured it, and what they hang on."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Iterable[float]] | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        self.values = {name: list(of_all) for name, of_all in (values or {}).items()}
+        self.environment = dict(environment() if about is None else about)
+        self._spawn = get_context("spawn")  # a fork would share the parent's pages and pools
+
+    def take(self, job: Callable[..., T], *arguments: Any) -> T:
+        """Runs a job in a fresh process; what it measured is kept."""
+        title = " ".join(str(a) for a in (job.__name__, *arguments) if isinstance(a, str | int))
+        print(f"  {title}", file=sys.stderr, flush=True)
+        with ProcessPoolExecutor(1, mp_context=self._spawn) as pool:
+            result = pool.submit(job, *arguments).result()
+        if isinstance(result, dict):
+            for name, value in result.items():
+                self.values.setdefault(name, []).append(value)
+        return result
+
+    def median(self, name: str) -> float | None:
+        values = self.values.get(name)
+        return statistics.median(values) if values else None
+
+    def write(self, path: Path) -> None:
+        """As JSON: null for what was stopped before it ended."""
+        values = {
+            name: json.dumps([float(f"{v:.6g}") if math.isfinite(v) else None for v in of_all])
+            for name, of_all in self.values.items()
+        }
+        rows = ",\n".join(f"  {json.dumps(name)}: {row}" for name, row in values.items())
+        about = json.dumps(self.environment, indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{{\n"environment": {about},\n"values": {{\n{rows}\n}}\n}}\n')
+
+    @classmethod
+    def read(cls, path: Path) -> Measurements:
+        content = json.loads(path.read_text())
+        values = {
+            name: [math.inf if v is None else v for v in of_all]
+            for name, of_all in content["values"].items()
+        }
+        return cls(values, content["environment"])
+
+
+def environment() -> dict[str, str]:
+    """What measurements hang on."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    peers = {"numpy": "numpy", "faiss": "faiss-cpu", "jax": "jax"}
+    return {
+        "CPU": f"{cpu}, {os.cpu_count()} cores, one thread used unless two are named",
+        "system": f"{platform.system()} {platform.release()}",
+        "transparent huge pages": pages.read_text().strip() if pages.exists() else "none",
+        "load average at the start": f"{os.getloadavg()[0]:.2f}",
+        "Python": platform.python_version(),
+        "fastrank": f"{fr.__version__} ({_commit()}), instruction set {_native.isa()}",
+        **{
+            package: importlib.metadata.version(package)
+            for module, package in peers.items()
+            if find_spec(module) is not None
+        },
+    }
+
+
+def _commit() -> str:
+    """The checkout that this file is in, for what it is worth: the package may be another's."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no repository"

@@ -43,7 +43,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         double tolerance
     cdef struct Catalog:
         const float* panels
-        const float* rows
+        const float* vectors
         Quantised quantised
         const float* bias
         int64_t n_items
@@ -113,7 +113,7 @@ DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, CACHED = range(6)  #
 cdef class PackedCatalog:
     """A catalog's arrays as the kernels want them.
 
-    arrays: `panels`, or `codes`, `scales`, `rows` and `columns` (fastrank.packing), and `bias`,
+    arrays: `panels`, or `codes`, `scales`, `vectors` and `columns` (fastrank.packing), and `bias`,
     float32 (16 * n_panels,), or None. meta: what to know of them. tolerance: for the error of a
     log-normaliser that is estimated from codes.
     """
@@ -122,7 +122,7 @@ cdef class PackedCatalog:
     cdef const float[:, :, ::1] panels
     cdef const uint8_t[:, :, :, ::1] codes
     cdef const float[::1] scales
-    cdef const float[:, ::1] rows
+    cdef const float[:, ::1] vectors
     cdef const float[:, ::1] columns
     cdef const float[::1] bias
     cdef int64_t n_panels
@@ -134,7 +134,7 @@ cdef class PackedCatalog:
         cdef Quantised quantised
         self.n_panels = (n_items + kLanes - 1) // kLanes
         self.catalog.panels = NULL
-        self.catalog.rows = NULL
+        self.catalog.vectors = NULL
         self.query_length = dim
         quantised.codes = NULL
         if "panels" in arrays:
@@ -146,16 +146,16 @@ cdef class PackedCatalog:
         else:
             self.codes = arrays["codes"]
             self.scales = arrays["scales"]
-            self.rows = arrays["rows"]
+            self.vectors = arrays["vectors"]
             self.columns = arrays["columns"]
             if (self.codes.shape[0] != self.n_panels or self.codes.shape[1] != groups
                     or self.codes.shape[2] != kLanes or self.codes.shape[3] != 4
                     or self.scales.shape[0] != kLanes * self.n_panels
-                    or self.rows.shape[0] != kLanes * self.n_panels
-                    or self.rows.shape[1] != 4 * groups
+                    or self.vectors.shape[0] != kLanes * self.n_panels
+                    or self.vectors.shape[1] != 4 * groups
                     or self.columns.shape[0] != 2 or self.columns.shape[1] != dim):
-                raise ValueError("codes, scales, rows, columns: shapes do not fit n_items")
-            self.catalog.rows = &self.rows[0, 0]
+                raise ValueError("codes, scales, vectors, columns: shapes do not fit n_items")
+            self.catalog.vectors = &self.vectors[0, 0]
             self.query_length = 4 * groups
             quantised.codes = &self.codes[0, 0, 0, 0]
             quantised.scales = &self.scales[0]
@@ -411,8 +411,8 @@ def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] 
 
 
 def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] columns,
-             uint8_t[:, :, :, ::1] codes, float[::1] scales, float[:, ::1] rows):
-    """Fills codes, scales and rows with vectors (m, dim) from item `first` on.
+             uint8_t[:, :, :, ::1] codes, float[::1] scales, float[:, ::1] kept):
+    """Fills codes, scales and `kept` with vectors (m, dim) from item `first` on.
 
     Returns (flat index of the first element that is not finite or -1, and the largest squared norm,
     code error, code norm and scale).
@@ -421,13 +421,13 @@ def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] col
     cdef int32_t dim = <int32_t>vectors.shape[1]
     cdef Extremes found = Extremes(0.0, 0.0, 0.0, 0.0)
     if (codes.shape[1] != (dim + 3) // 4 or first + count > kLanes * codes.shape[0]
-            or scales.shape[0] != kLanes * codes.shape[0] or rows.shape[0] != scales.shape[0]
-            or rows.shape[1] != 4 * codes.shape[1] or columns.shape[0] != 2
+            or scales.shape[0] != kLanes * codes.shape[0] or kept.shape[0] != scales.shape[0]
+            or kept.shape[1] != 4 * codes.shape[1] or columns.shape[0] != 2
             or columns.shape[1] != dim):
         raise ValueError("codes: shape does not fit the vectors")
     with nogil:
         bad = c_quantise(&vectors[0, 0], count, dim, first, &columns[0, 0], &columns[1, 0],
-                         &codes[0, 0, 0, 0], &scales[0], &rows[0, 0], &found)
+                         &codes[0, 0, 0, 0], &scales[0], &kept[0, 0], &found)
     return bad, found.square, found.code_error, found.code_norm, found.scale
 
 

@@ -252,7 +252,7 @@ class SharedPass {
                              next * panel_lines * 64;
       Group group;
       for (Seat& seat : seats) {
-        const bool alone = seat.source.rows && !seat.source.codes;
+        const bool alone = seat.source.vectors && !seat.source.codes;
         if (alone || !mostly_eligible(seat.source, tile)) {
           seat.pass->walk(tile);
           continue;

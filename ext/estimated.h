@@ -112,7 +112,7 @@ double heaviness(const CodeQuery& query, float score, float scale) {
 
 void prefetch_row(const Source& source, int64_t position) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
-  const float* row = source.rows + position * stride;
+  const float* row = source.vectors + position * stride;
   for (int64_t c = 0; c < stride; c += 16) __builtin_prefetch(row + c);
 }
 

@@ -97,7 +97,7 @@ int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, f
 Source make_source(const Catalog& catalog, const Request& request) {
   Source source = {};
   source.panels = catalog.panels;
-  source.rows = catalog.rows;
+  source.vectors = catalog.vectors;
   source.bias = catalog.bias;
   source.call_bias = request.bias;
   source.eligible = request.eligible;

@@ -13,8 +13,8 @@
 // int8 storage. Item i is x_i = center + scale_i * unit * code_i + a rounding error; codes are
 // whole numbers in [-127, 127], kept plus 128 and grouped by four dimensions:
 // codes[(p * groups + c / 4) * 64 + lane * 4 + c % 4], groups = ceil(dim / 4). Codes find the
-// items that matter; what is returned is computed from the float32 rows kept beside them:
-// rows[i * 4 groups + c], zero past dim, as many as there are lanes.
+// items that matter; what is returned is computed from the float32 vectors kept beside them:
+// vectors[i * 4 groups + c], zero past dim, as many as there are lanes.
 //
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
 // could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
@@ -62,10 +62,10 @@ struct Quantised {
   double tolerance;     // a log-normaliser's error may be estimated up to this
 };
 
-// A packed catalog; borrowed. Either panels or rows and a quantised form.
+// A packed catalog; borrowed. Either panels, or vectors and their quantised form.
 struct Catalog {
   const float* panels;
-  const float* rows;
+  const float* vectors;
   Quantised quantised;
   const float* bias;  // 16 * n_panels floats, or null
   int64_t n_items;
@@ -168,11 +168,11 @@ struct Extremes {
   double code_error, code_norm, scale;
 };
 
-// Fills codes, scales and rows from item `first` on, for row-major vectors (n_rows, dim). Returns
+// Fills codes, scales and kept vectors from item `first` on, for vectors (n_rows, dim). Returns
 // and `extremes` as `pack`. What spare lanes hold is the caller's: codes of 128, scales of 0.
 int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t first,
                  const float* center, const float* unit, uint8_t* codes, float* scales,
-                 float* rows, Extremes* extremes);
+                 float* kept, Extremes* extremes);
 
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
@@ -206,7 +206,7 @@ struct QuantisedQuery {
 // A request joined with its catalog, ready to score panels.
 struct Source {
   const float* panels;
-  const float* rows;  // instead of panels
+  const float* vectors;  // instead of panels
   const uint8_t* codes;  // null: there are none, or this request does without them
   const float* scales;
   QuantisedQuery quantised;

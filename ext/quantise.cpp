@@ -30,7 +30,7 @@ double triangle(uint32_t word) {
 
 int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t first,
                  const float* center, const float* unit, uint8_t* codes, float* scales,
-                 float* rows, Extremes* extremes) {
+                 float* kept, Extremes* extremes) {
   const int64_t groups = (dim + 3) / 4, stride = 4 * groups;
   for (int64_t row = 0; row < n_rows; ++row) {
     const float* vector = vectors + row * dim;
@@ -60,7 +60,7 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
       }
     }
     scales[item] = scale;
-    std::memcpy(rows + item * stride, vector, sizeof(float) * size_t(dim));
+    std::memcpy(kept + item * stride, vector, sizeof(float) * size_t(dim));
     extremes->square = std::max(extremes->square, square);
     extremes->code_error = std::max(extremes->code_error, std::sqrt(error));
     extremes->code_norm = std::max(extremes->code_norm, std::sqrt(norm));

@@ -299,7 +299,7 @@ inline uint32_t lanes_of(const Source& source, int64_t panel) {
 }
 
 inline float score_of(const Kernels& kernels, const Source& source, int64_t position) {
-  if (source.rows) return kernels.score_row(source, position);
+  if (source.vectors) return kernels.score_row(source, position);
   float scores[kLanes];
   kernels.score_panel(source, position / kLanes, scores);
   return scores[position % kLanes];

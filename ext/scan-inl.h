@@ -257,7 +257,7 @@ inline void dot(const float* const* queries, const float* items, int64_t dim,
 // The same sums over row-major vectors: chain c % 4 of a vector stands in lane c % 4.
 inline void dots_of_rows(const Source& source, int64_t panel, float* dots) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
-  const float* row = source.rows + panel * kLanes * stride;
+  const float* row = source.vectors + panel * kLanes * stride;
 #if defined(__AVX2__)
   for (int i = 0; i < kLanes; i += 4, row += 4 * stride) {
     __m128 a = _mm_setzero_ps(), b = a, c = a, d = a;
@@ -284,7 +284,7 @@ inline void dots_of_rows(const Source& source, int64_t panel, float* dots) {
 }
 
 inline Lanes panel_dots(const Source& source, int64_t panel) {
-  if (source.rows) {
+  if (source.vectors) {
     float dots[kLanes];
     dots_of_rows(source, panel, dots);
     return load_lanes(dots);
@@ -425,7 +425,7 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
 
 float score_row(const Source& source, int64_t position) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
-  const float* row = source.rows + position * stride;
+  const float* row = source.vectors + position * stride;
 #if defined(__AVX2__)
   __m128 sums = _mm_setzero_ps();
   for (int64_t j = 0; j < stride; j += 4)
@@ -452,7 +452,7 @@ void score_rows(const Source& source, const int64_t* positions, int count, float
   int i = 0;
   for (; i + 4 <= count; i += 4) {  // four at a time hide the latency of sums
     const float* row[4];
-    for (int j = 0; j < 4; ++j) row[j] = source.rows + positions[i + j] * stride;
+    for (int j = 0; j < 4; ++j) row[j] = source.vectors + positions[i + j] * stride;
     __m128 a = _mm_setzero_ps(), b = a, c = a, d = a;
     for (int64_t j = 0; j < stride; j += 4) {
       const __m128 q = _mm_loadu_ps(source.query + j);

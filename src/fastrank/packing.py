@@ -1,4 +1,4 @@
-"""How vectors are kept: as float32 panels, or as int8 codes with the float32 rows beside them.
+"""How vectors are kept: as float32 panels, or as int8 codes with the float32 vectors beside them.
 
 A panel is 16 items, dimension by dimension; ``ext/kernels.h`` gives both layouts.
 """
@@ -51,10 +51,10 @@ def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
         meta = {"max_norm": float(np.sqrt(max_square))}
     else:
         arrays["columns"][:] = _columns(rows)
-        arrays["codes"][-1] = _NO_CODE  # and nothing in the scales and rows of spare lanes
+        arrays["codes"][-1] = _NO_CODE  # and nothing in the spare lanes
         arrays["scales"][n_items:] = 0.0
-        arrays["rows"][n_items:] = 0.0
-        arrays["rows"][:, dim:] = 0.0
+        arrays["vectors"][n_items:] = 0.0
+        arrays["vectors"][:, dim:] = 0.0
         extremes = np.zeros(4)
         for first, block in _blocks(rows):
             found = _native.quantise(
@@ -63,7 +63,7 @@ def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
                 arrays["columns"],
                 arrays["codes"],
                 arrays["scales"],
-                arrays["rows"],
+                arrays["vectors"],
             )
             _refuse(rows, first, found[0])
             extremes = np.maximum(extremes, found[1:])
@@ -90,7 +90,7 @@ def expected(storage: str, n_items: int, dim: int) -> Mapping[str, tuple[tuple[i
     return {
         "codes": ((n_panels, groups, lanes, _DIMS_OF_A_GROUP), "|u1"),
         "scales": ((n_panels * lanes,), "<f4"),
-        "rows": ((n_panels * lanes, groups * _DIMS_OF_A_GROUP), "<f4"),
+        "vectors": ((n_panels * lanes, groups * _DIMS_OF_A_GROUP), "<f4"),
         "columns": ((2, dim), "<f4"),  # center, unit
     }
 

@@ -34,6 +34,7 @@
 namespace fastrank {
 
 constexpr int kLanes = 16;
+constexpr int kAhead = 16;  // random numbers and exponentials that kernels make at a time
 
 enum Code : int32_t {
   kOk = 0,
@@ -180,6 +181,11 @@ struct Kernels {
   float (*weigh)(const float* scores, uint32_t lanes, float reference, float inv_temperature,
                  float* weights);
   void (*score_panel)(const Source&, int64_t panel, float* scores);
+  // out[0..kAhead) = numbers 2 `first`, 2 `first` + 1, ... of a stream, as exponentials.
+  void (*exponentials)(uint64_t seed, uint32_t chunk, uint32_t purpose, uint64_t first,
+                       double* out);
+  // x[i] = exp(x[i]) for i in [0, kAhead), |x[i]| <= kExpInRange.
+  void (*exps)(double* x);
 };
 
 const Kernels& kernels();

@@ -30,7 +30,7 @@ class Stream {
       : seed_(seed), chunk_(chunk), purpose_(purpose) {}
 
   // Strictly inside (0, 1).
-  double uniform() { return (double(next() >> 12) + 0.5) * 0x1p-52; }
+  double uniform() { return uniform_of(next()); }
 
   double exponential() { return -log(uniform()); }
 

@@ -7,6 +7,7 @@ fastrank.catalog give them what they ask for. `PackedCatalog` keeps its arrays a
 outlives a call.
 """
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 import numpy as np
@@ -198,16 +199,19 @@ cdef tuple _allocate(int64_t room, Ranking* out):
     positions = np.empty(room, np.int64)
     scores = np.empty(room, np.float32)
     log_propensities = np.empty(room, np.float64)
-    cdef int64_t[::1] p
-    cdef float[::1] s
-    cdef double[::1] lp
-    out.positions = NULL
-    out.scores = NULL
-    out.log_propensities = NULL
-    if room > 0:
-        p, s, lp = positions, scores, log_propensities
-        out.positions, out.scores, out.log_propensities = &p[0], &s[0], &lp[0]
+    out.positions = <int64_t*>_data(positions)
+    out.scores = <float*>_data(scores)
+    out.log_propensities = <double*>_data(log_propensities)
     return positions, scores, log_propensities
+
+
+cdef void* _data(array) except? NULL:
+    """Where a fresh array's values are: a memoryview would check, and cost 0.3 us, for nothing."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
+    cdef void* data = view.buf
+    PyBuffer_Release(&view)  # the array, and what it holds, lives on in its caller
+    return data
 
 
 cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::1] bias) except -1:

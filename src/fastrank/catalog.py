@@ -26,7 +26,7 @@ from fastrank.inputs import (
     draw_seeds,
 )
 from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
-from fastrank.ranking import FloatArray, Ranking, RankingBatch
+from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
 
 __all__ = ["RNG_VERSION", "Catalog"]
 
@@ -504,11 +504,11 @@ class Catalog:
                 eligible,
                 n_eligible,
             )
-        return Ranking(
+        return new_ranking(
             item_ids=self._index.ids[positions],
             scores=scores,
             log_propensities=log_propensities,
-            log_propensity=float(log_propensities.sum()),
+            log_propensity=float(np.add.reduce(log_propensities)),
             seed=seed,
             policy=policy,
             log_norm=log_norm if spec.plackett_luce else None,
@@ -557,13 +557,13 @@ class _Spec(NamedTuple):
 
 def _spec(policy: Policy) -> _Spec:
     match policy:
-        case PlackettLuce(temperature=temperature, sampler=sampler):
-            kind = _native.SEQUENTIAL if sampler == "sequential" else _native.GUMBEL
-            return _Spec(kind, temperature, plackett_luce=True, cached=sampler == "cached")
+        case PlackettLuce():
+            kind = _native.SEQUENTIAL if policy.sampler == "sequential" else _native.GUMBEL
+            return _Spec(kind, policy.temperature, 0.0, True, policy.sampler == "cached")
         case Deterministic():
             return _Spec(_native.DETERMINISTIC)
-        case EpsilonGreedy(epsilon=epsilon):
-            return _Spec(_native.EPSILON_GREEDY, epsilon=epsilon)
+        case EpsilonGreedy():
+            return _Spec(_native.EPSILON_GREEDY, 1.0, policy.epsilon)
         case Uniform():
             return _Spec(_native.UNIFORM)
         case _:

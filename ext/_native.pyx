@@ -70,6 +70,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const int64_t*, int64_t, int64_t, Ranking*)
     int64_t c_make_filter "fastrank::make_filter"(
         int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
+    Code c_find_rows "fastrank::find_rows"(
+        const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t, int64_t*)
     int64_t c_pack "fastrank::pack"(
         const float*, int64_t, int32_t, int64_t, float*, double*)
     const char* c_isa_name "fastrank::isa_name"(int)
@@ -274,6 +276,22 @@ def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] 
     with nogil:
         count = c_make_filter(n_items, allow, n_allowed, exclude, n_excluded, &eligible[0])
     return result, count
+
+
+def find_rows(const unsigned char[:, ::1] rows, const unsigned char[:, ::1] wanted, uint64_t key):
+    """int64 (m,): the row (of n, all different) that equals each wanted one, -1 if none does."""
+    cdef int64_t n_rows = rows.shape[0], n_wanted = wanted.shape[0], width = rows.shape[1]
+    cdef Code code
+    if wanted.shape[1] != width or width == 0 or width % 4 or not 0 < n_wanted < 2**31:
+        raise ValueError("wanted: shape does not fit the rows")
+    result = np.empty(n_wanted, np.int64)
+    cdef int64_t[::1] positions = result
+    with nogil:
+        code = c_find_rows(
+            &rows[0, 0], n_rows, &wanted[0, 0], n_wanted, width, key, &positions[0])
+    if code != kOk:
+        raise MemoryError("fastrank: out of memory")
+    return result
 
 
 def pack(const float[:, ::1] vectors, int64_t first, float[:, :, ::1] panels):

@@ -123,6 +123,12 @@ Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Po
 int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
                     const int64_t* excluded, int64_t n_excluded, uint16_t* eligible);
 
+// Where each of `n_wanted` rows of `width` bytes (a multiple of 4) stands among `n_rows` different
+// ones, -1 if nowhere: a hash table of the wanted and one pass over the rows, O(n_rows + n_wanted),
+// with 20 bytes a wanted row besides. `key` is random, so that nobody can choose rows that collide.
+Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* wanted,
+               int64_t n_wanted, int64_t width, uint64_t key, int64_t* positions);
+
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
 // *max_square is raised to the largest squared norm.

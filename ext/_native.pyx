@@ -35,6 +35,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     cdef struct Catalog:
         const float* panels
         const float* bias
+        const int64_t* rows
+        const int64_t* panel_rows
         int64_t n_items
         int32_t dim
         double max_norm
@@ -87,23 +89,37 @@ DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM = range(5)  # PolicyK
 cdef class PackedCatalog:
     """A catalog's arrays as the kernels want them.
 
-    panels: float32 (n_panels, dim, 16); bias: float32 (16 * n_panels,) or None.
+    panels: float32 (n_panels, dim, 16); bias: float32 (16 * n_panels,) or None; rows: int64
+    (n_items,) and panel_rows: int64 (n_panels,), or None for both.
     """
 
     cdef Catalog catalog
     cdef const float[:, :, ::1] panels
     cdef const float[::1] bias
+    cdef const int64_t[::1] rows
+    cdef const int64_t[::1] panel_rows
 
     def __init__(self, const float[:, :, ::1] panels, const float[::1] bias, int64_t n_items,
-                 double max_norm, double max_bias):
+                 double max_norm, double max_bias, const int64_t[::1] rows=None,
+                 const int64_t[::1] panel_rows=None):
         if panels.shape[2] != kLanes or not 16 * (panels.shape[0] - 1) < n_items <= 16 * panels.shape[0]:
             raise ValueError("panels: shape does not fit n_items")
         if bias is not None and bias.shape[0] != 16 * panels.shape[0]:
             raise ValueError("bias: shape does not fit the panels")
+        if (rows is None) != (panel_rows is None) or rows is not None and (
+                rows.shape[0] != n_items or panel_rows.shape[0] != panels.shape[0]):
+            raise ValueError("rows: shape does not fit n_items")
         self.panels = panels
         self.bias = bias
+        self.rows = rows
+        self.panel_rows = panel_rows
         self.catalog.panels = &panels[0, 0, 0]
         self.catalog.bias = _floats(bias)
+        self.catalog.rows = NULL
+        self.catalog.panel_rows = NULL
+        if rows is not None:
+            self.catalog.rows = &rows[0]
+            self.catalog.panel_rows = &panel_rows[0]
         self.catalog.n_items = n_items
         self.catalog.dim = <int32_t>panels.shape[1]
         self.catalog.max_norm = max_norm

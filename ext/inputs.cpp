@@ -147,6 +147,8 @@ Source make_source(const Catalog& catalog, const Request& request) {
   source.call_bias = request.bias;
   source.eligible = request.eligible;
   source.query = request.query;
+  source.rows = catalog.rows;
+  source.panel_rows = catalog.panel_rows;
   source.n_panels = panel_count(catalog.n_items);
   source.dim = catalog.dim;
   const int64_t tail = catalog.n_items - (source.n_panels - 1) * kLanes;

@@ -13,7 +13,8 @@
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
 // could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
 //
-// Order. Everywhere: key descending, then position ascending. Fewer than k eligible items give a
+// Order. Everywhere: key descending, then row ascending: the caller's position, which is ours
+// unless the catalog is stored in another order (`rows`). Fewer than k eligible items give a
 // shorter ranking, never padding.
 //
 // The random stream (fastrank.RNG_VERSION 1). Number j of chunk c for purpose p is 64 bits of
@@ -48,6 +49,8 @@ enum Code : int32_t {
 struct Catalog {
   const float* panels;
   const float* bias;  // 16 * n_panels floats, or null
+  const int64_t* rows;        // the caller's position of each item, or null: the same as ours
+  const int64_t* panel_rows;  // the lowest of each panel; null if `rows` is
   int64_t n_items;
   int32_t dim;
   double max_norm;  // largest |vector|
@@ -153,6 +156,8 @@ struct Source {
   const float* call_bias;
   const uint16_t* eligible;
   const float* query;
+  const int64_t* rows;
+  const int64_t* panel_rows;
   int64_t n_panels;
   int32_t dim;
   uint16_t last_lanes;          // lanes of the last panel that are items
@@ -168,7 +173,9 @@ struct Scan {
   float inv_temperature;
   double mass;            // sum of weights since it was last set to 0
   double limit;           // scan_mass stops at the panel that takes `mass` past it
-  int64_t tie_panel;      // scan_above: up to this panel an equal score counts as above
+  // scan_above: an equal score counts as above up to this panel or, where items have rows, in
+  // panels whose lowest row is not above this one.
+  int64_t tie_panel, tie_row;
   // At a stop: the panel, not counted in `mass`.
   int64_t panel;
   uint32_t lanes;  // its eligible lanes; of scan_above, those above

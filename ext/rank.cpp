@@ -98,7 +98,7 @@ int take_lane(Scan* walk) {
 class Jumps {
  public:
   Jumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
-      : order{1.0 / temperature},
+      : order{1.0 / temperature, source.rows},
         kernels_(kernels),
         source_(source),
         inv_t_(float(1.0 / temperature)),
@@ -253,9 +253,10 @@ class Jumps {
 
 class Best {
  public:
-  Best(const Kernels& kernels, const Source& source) : kernels_(kernels), source_(source) {}
+  Best(const Kernels& kernels, const Source& source)
+      : order{1.0, source.rows}, kernels_(kernels), source_(source) {}
 
-  const Order order{1.0};
+  const Order order;
 
   void begin(int64_t, const Candidate* floor, Partial* out) {
     out_ = out;
@@ -270,8 +271,10 @@ class Best {
     }
     for (;;) {
       scan.reference = threshold_.score;
+      if (!limited_) return;
       scan.tie_panel = threshold_.position / kLanes;
-      if (!limited_ || !kernels_.scan_above(source_, &scan)) return;
+      scan.tie_row = order.row(threshold_.position);
+      if (!kernels_.scan_above(source_, &scan)) return;
       settle(&scan);
     }
   }

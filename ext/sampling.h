@@ -78,11 +78,14 @@ inline Candidate perturbed(float score, int64_t position, double exponential) {
 
 struct Order {
   double inv_temperature;
+  const int64_t* rows;  // of a source
+
+  int64_t row(int64_t position) const { return rows ? rows[position] : position; }
 
   bool better(const Candidate& a, const Candidate& b) const {
     const double difference =
         (double(a.score) - double(b.score)) * inv_temperature + (a.gumbel - b.gumbel);
-    return difference != 0.0 ? difference > 0.0 : a.position < b.position;
+    return difference != 0.0 ? difference > 0.0 : row(a.position) < row(b.position);
   }
 };
 

@@ -241,7 +241,9 @@ bool scan(const Source& source, Scan* state) {
     if (!lanes) continue;
     const Lanes scores = scores_of(source, panel);
     if (stop == Stop::kAbove || stop == Stop::kSum) {
-      const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
+      const bool ties = stop == Stop::kAbove &&
+                        (source.panel_rows ? source.panel_rows[panel] <= state->tie_row
+                                           : panel <= state->tie_panel);
       const uint32_t hits = above(scores, reference, ties) & lanes;
       stopped = hits != 0;
       if (stop == Stop::kAbove) lanes = hits;

@@ -20,7 +20,14 @@ _Bits: TypeAlias = npt.NDArray[np.uint16]
 
 class PackedCatalog:
     def __init__(
-        self, panels: _Scores, bias: _Scores | None, n_items: int, max_norm: float, max_bias: float
+        self,
+        panels: _Scores,
+        bias: _Scores | None,
+        n_items: int,
+        max_norm: float,
+        max_bias: float,
+        rows: _Positions | None = None,
+        panel_rows: _Positions | None = None,
     ) -> None: ...
     def rank(
         self,

@@ -19,6 +19,7 @@ from fastrank.ids import IdArray, IdIndex, Ids, Positions, as_ids
 from fastrank.inputs import (
     Float32Array,
     as_count,
+    as_finite,
     as_float32,
     as_real,
     as_seed,
@@ -33,6 +34,7 @@ __all__ = ["RNG_VERSION", "Catalog"]
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 1
 
+_POSITIONS = ("item_order", "rows", "panel_rows")
 _PACK_ROWS = 16 * 4096
 _ENTRY_BYTES = 2048
 
@@ -52,6 +54,11 @@ class Catalog:
         How vectors are kept.
     cache_bytes : int
         Room for the trees of ``PlackettLuce(sampler="cached")``, least recently used out first.
+    prior : array_like of real numbers, shape (n,), optional
+        How likely an item is to rank high for users at large: its popularity, or its mean score.
+        Likely items are then scanned first, which saves work where k is large beside n. A row is
+        a row of the arguments all the same, also where ties go to the earlier one; but a seed
+        draws another ranking of the same law than without a prior.
 
     Raises
     ------
@@ -82,6 +89,7 @@ class Catalog:
         bias: npt.ArrayLike | None = None,
         storage: str = "float32",
         cache_bytes: int = 256 << 20,
+        prior: npt.ArrayLike | None = None,
     ) -> None:
         if storage != "float32":
             raise ValueError(f"storage: expected 'float32', got {storage!r}")
@@ -93,14 +101,20 @@ class Catalog:
         if ids.shape != (n_items,):
             raise ValueError(f"item_ids: expected {n_items}, one a row of vectors, got {len(ids)}")
         index = IdIndex("item_ids", ids)
-        panels, max_norm = _pack(rows)
+        order = None if prior is None else _descending(as_finite("prior", prior, (n_items,)))
+        if order is not None:
+            index = index.taken(order)
+        panels, max_norm = _pack(rows, order)
         arrays = {"item_ids": index.ids, "item_order": index.order, "panels": panels}
         max_bias = 0.0
         if bias is not None:
             padded = np.zeros(panels.shape[0] * _native.LANES, np.float32)
-            padded[:n_items] = as_float32("bias", bias, (n_items,))
+            values = as_float32("bias", bias, (n_items,))
+            padded[:n_items] = values if order is None else values[order]
             arrays["bias"] = padded
             max_bias = float(np.abs(padded).max())
+        if order is not None:
+            arrays |= {"rows": order, "panel_rows": _panel_rows(order)}
         digests = {name: store.array_digest(array) for name, array in arrays.items()}
         content = {"storage": storage, "n_items": n_items, "dim": dim}
         meta = {
@@ -126,8 +140,17 @@ class Catalog:
         self._n_items: int = meta["n_items"]
         self._dim: int = meta["dim"]
         self._version: str = meta["catalog_version"]
+        # Positions are those of the items as they are stored, rows those of the caller's arrays.
+        self._rows = arrays.get("rows")
+        self._item_ids = index.ids if self._rows is None else None
         self._packed = _native.PackedCatalog(
-            arrays["panels"], arrays.get("bias"), self._n_items, meta["max_norm"], meta["max_bias"]
+            arrays["panels"],
+            arrays.get("bias"),
+            self._n_items,
+            meta["max_norm"],
+            meta["max_bias"],
+            self._rows,
+            arrays.get("panel_rows"),
         )
         self._trees = _TreeCache(as_count("cache_bytes", cache_bytes, low=0))
 
@@ -161,7 +184,7 @@ class Catalog:
         ValueError
             With the reason, if the directory is foreign, damaged or of another version.
         """
-        return cls._from_store(directory, *store.read(directory, verify), cache_bytes)
+        return cls._from_store(directory, *store.read(directory, verify), cache_bytes, verify)
 
     @classmethod
     def _from_store(
@@ -170,9 +193,11 @@ class Catalog:
         manifest: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         cache_bytes: int,
+        verify: bool,
     ) -> Catalog:
         keys = ("storage", "n_items", "dim", "max_norm", "max_bias", "catalog_version")
-        names = [n for n in ("item_ids", "item_order", "panels", "bias") if n in arrays]
+        known = ("item_ids", "item_order", "panels", "bias", "rows", "panel_rows")
+        names = [name for name in known if name in arrays]
         try:
             meta = {key: manifest[key] for key in keys}
             own = {name: arrays[name] for name in names}
@@ -188,8 +213,10 @@ class Catalog:
                 "item_order": (n_items,),
                 "panels": (n_panels, dim, _native.LANES),
                 "bias": (n_panels * _native.LANES,),
+                "rows": (n_items,),
+                "panel_rows": (n_panels,),
             }
-            dtypes = {"panels": "<f4", "bias": "<f4", "item_order": "<i8"}
+            dtypes = {"panels": "<f4", "bias": "<f4", **dict.fromkeys(_POSITIONS, "<i8")}
             for name, array in own.items():
                 if array.shape != expected[name] or array.dtype.str != dtypes.get(
                     name, array.dtype.str
@@ -197,6 +224,10 @@ class Catalog:
                     raise ValueError(f"{name} has shape {array.shape}, dtype {array.dtype}")
             if own["item_ids"].dtype.str != "<i8" and own["item_ids"].dtype.kind != "U":
                 raise ValueError(f"item_ids has dtype {own['item_ids'].dtype}")
+            if ("rows" in own) != ("panel_rows" in own):
+                raise ValueError("of rows and panel_rows one is missing")
+            if verify and "rows" in own:
+                _check_rows(own["rows"], own["panel_rows"])
             if meta["storage"] != "float32":
                 raise ValueError(f"storage {meta['storage']!r} is not known to this version")
             digests = {name: manifest["arrays"][name]["sha256"] for name in own}
@@ -227,12 +258,21 @@ class Catalog:
 
     @property
     def item_ids(self) -> IdArray:
-        """ndarray of int64 or str, shape (n,): ids in catalog order."""
-        return self._index.ids
+        """ndarray of int64 or str, shape (n,): ids in catalog order, that of the rows given.
+
+        O(n) the first time in a catalog with a prior.
+        """
+        if self._item_ids is None:
+            self._item_ids = self._by_row(self._index.ids)
+            self._item_ids.flags.writeable = False
+        return self._item_ids
 
     @property
     def version(self) -> str:
-        """Content hash: the same items, vectors and bias in the same order have the same one."""
+        """Content hash: the same items, vectors and bias in the same order have the same one.
+
+        Of two priors only the order counts.
+        """
         return self._version
 
     # ---- Ranking ----------------------------------------------------------------------------
@@ -340,7 +380,7 @@ class Catalog:
         if bias is None:
             biases: Sequence[Float32Array | None] = [None] * b
         elif np.ndim(bias) == 2:
-            biases = list(as_float32("bias", bias, (b, self._n_items)))
+            biases = [self._stored(row) for row in as_float32("bias", bias, (b, self._n_items))]
         else:
             biases = [self._bias(bias)] * b
 
@@ -450,7 +490,7 @@ class Catalog:
         result: Float32Array = self._packed.scores(
             self._query(query), None if bias is None else self._bias(bias)
         )
-        return result
+        return result if self._rows is None else self._by_row(result)
 
     def _query(self, query: npt.ArrayLike) -> Float32Array:
         # The core looks for what is not finite, too: what it can take as it is goes straight on.
@@ -459,7 +499,24 @@ class Catalog:
         return as_float32("query", query, (self._dim,))
 
     def _bias(self, bias: npt.ArrayLike) -> Float32Array:
-        return as_float32("bias", bias, (self._n_items,))
+        return self._stored(as_float32("bias", bias, (self._n_items,)))
+
+    def _stored(self, values: Float32Array) -> Float32Array:
+        """Values by row, in the order of positions."""
+        return values if self._rows is None else values[self._rows]
+
+    def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values by position, in the order of rows."""
+        result = np.empty_like(values)
+        result[self._rows] = values
+        return result
+
+    def _rows_of(self, item_ids: Ids) -> Positions:
+        """Rows (m,) of ids, -1 where there is no such id."""
+        positions = self._index.find("item_ids", item_ids)
+        if self._rows is None:
+            return positions
+        return np.where(positions >= 0, self._rows[positions], -1)
 
     def _find(self, name: str, ids: Ids | None) -> Positions | None:
         """Positions of the ids that are known."""
@@ -616,7 +673,27 @@ class _TreeCache:
                 self._used -= self._trees.popitem(last=False)[1].nbytes
 
 
-def _pack(rows: npt.NDArray[Any]) -> tuple[Float32Array, float]:
+def _descending(prior: FloatArray) -> Positions | None:
+    """The rows in descending order, earlier ones first among equals; None if they are in it."""
+    order = np.argsort(-prior, kind="stable").astype(np.int64, copy=False)
+    order.flags.writeable = False
+    return None if (order[1:] > order[:-1]).all() else order
+
+
+def _panel_rows(rows: Positions) -> Positions:
+    """The lowest row of each panel."""
+    return np.minimum.reduceat(rows, np.arange(0, len(rows), _native.LANES))
+
+
+def _check_rows(rows: Positions, panel_rows: Positions) -> None:
+    seen = np.zeros(len(rows), np.bool_)
+    if rows.min() >= 0 and rows.max() < len(rows):
+        seen[rows] = True
+    if not seen.all() or not np.array_equal(panel_rows, _panel_rows(rows)):
+        raise ValueError("rows are not a permutation, or panel_rows not theirs")
+
+
+def _pack(rows: npt.NDArray[Any], order: Positions | None) -> tuple[Float32Array, float]:
     """Panels (ceil(n / 16), d, 16), page-aligned, and the largest norm. Casts block by block."""
     n_items, dim = rows.shape
     shape = (-(-n_items // _native.LANES), dim, _native.LANES)
@@ -626,14 +703,16 @@ def _pack(rows: npt.NDArray[Any]) -> tuple[Float32Array, float]:
     panels = room[start : start + size].view(np.float32).reshape(shape)
     max_square = 0.0
     for first in range(0, n_items, _PACK_ROWS):
-        block = rows[first : first + _PACK_ROWS]
+        taken = slice(first, first + _PACK_ROWS)
+        block = rows[taken] if order is None else rows[order[taken]]
         with np.errstate(over="ignore"):
             block32 = np.ascontiguousarray(block, dtype=np.float32)
         bad, square = _native.pack(block32, first, panels)
         if bad >= 0:
             row, column = divmod(bad, dim)
+            place = first + row if order is None else order[first + row]
             raise ValueError(
-                f"vectors: row {first + row}, column {column}: must be finite in float32, "
+                f"vectors: row {place}, column {column}: must be finite in float32, "
                 f"got {block[row, column]}"
             )
         max_square = max(max_square, square)

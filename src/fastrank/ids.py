@@ -118,6 +118,14 @@ class IdIndex:
         found = self.order[np.minimum(place, last)]
         return np.where(self.ids[found] == wanted, found, -1)
 
+    def taken(self, rows: Positions) -> IdIndex:
+        """The index of ``ids[rows]``, for a permutation."""
+        position = np.empty_like(rows)
+        position[rows] = np.arange(len(rows))
+        ids, order = self.ids[rows], position[self.order]
+        ids.flags.writeable = order.flags.writeable = False
+        return IdIndex("", ids, order)
+
     def _without_gaps(self) -> bool:
         """Whether the ids are the integers from the first to the last."""
         if self.ids.dtype.kind == "U":

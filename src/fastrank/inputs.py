@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_count", "as_float32", "as_real", "as_seed", "draw_seed", "draw_seeds"]
+__all__ = ["as_count", "as_finite", "as_float32", "as_real", "as_seed", "draw_seed", "draw_seeds"]
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -47,6 +47,18 @@ def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Floa
             place = f"row {where[0]}, column {where[1]}"
         value = array[tuple(where)]
         raise ValueError(f"{name}: {place}: must be finite in float32, got {value}")
+    return cast
+
+
+def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> npt.NDArray[np.float64]:
+    """A float64 array of this shape, finite."""
+    array = as_real(name, values)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    cast = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(cast))
+    if bad.size:
+        raise ValueError(f"{name}: row {bad[0]}: must be finite, got {array[bad[0]]}")
     return cast
 
 

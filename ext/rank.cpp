@@ -243,10 +243,11 @@ class Jumps {
   bool limited_ = false;  // there is a threshold
   Candidate threshold_ = {};
   double mass_ = 0.0;   // weights since the last entry, relative to the threshold
-  double rest_ = 0.0;   // weights before it of items that are not in the heap, but for
-  int moves_ = 0;       // the last entries: weights since the one before, weight of the item that
-  double passed_[kAhead], gone_[kAhead], shift_[kAhead];  // left, (old - new score) / T
   double limit_ = 0.0;  // the budget in units of weight
+  double rest_ = 0.0;   // weights before `mass_` of items that are not in the heap, without
+  int moves_ = 0;       // what these last moves of the threshold bring:
+  double passed_[kAhead], gone_[kAhead];  // weights passed since the move before, and evicted
+  double shift_[kAhead];                  // (score of the old threshold - of the new) / T
 };
 
 // ---- Deterministic: the same walk with key = score ------------------------------------------

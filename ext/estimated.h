@@ -263,6 +263,7 @@ class EstimatedJumps final : public Jumps {
 
   void end() override {
     if (!limited_) return;
+    settle_rest();
     rebase();
     const double score = threshold_.score;
     out_->rest = {rest_ + (exact_ ? mass_ : 0.0), score};
@@ -315,6 +316,7 @@ class EstimatedJumps final : public Jumps {
 
   // Lanes whose float32 scores are known: those left in a panel when the heap was full.
   void settle_scored(Scan* walk) {
+    settle_rest();
     while (walk->lanes) {
       const int lane = take_lane(walk);
       const float score = walk->scores[lane];
@@ -324,6 +326,7 @@ class EstimatedJumps final : public Jumps {
         rest_ += weight;
       } else {
         spend(score, walk->panel * kLanes + lane, weight);
+        settle_rest();
       }
     }
   }

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
+#include <vector>
 
 #include "sampling.h"
 
@@ -25,6 +27,20 @@ uint32_t largest_magnitude(const float* values, int64_t count) {
     largest = std::max(largest, bits & 0x7FFFFFFFu);
   }
   return largest;
+}
+
+// Multiply and fold (as wyhash does): two bijections of 64 bits would let chosen rows collide for
+// any key, the upper half of a product does not.
+uint64_t hash_of(const unsigned char* row, int64_t width, uint64_t key) {
+  __extension__ using Wide = unsigned __int128;
+  uint64_t hash = key;
+  for (; width > 0; row += 8, width -= 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, row, width < 8 ? 4 : 8);
+    const Wide product = Wide(word ^ key) * (hash ^ 0x9E3779B97F4A7C15u);
+    hash = uint64_t(product) ^ uint64_t(product >> 64);
+  }
+  return hash;
 }
 
 }  // namespace
@@ -75,6 +91,51 @@ int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
   return count;
 }
 
+Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* wanted,
+               int64_t n_wanted, int64_t width, uint64_t key, int64_t* positions) {
+  try {
+    // A slot holds the first of equal wanted rows; the others point to it.
+    size_t size = 16;
+    while (size < 2 * size_t(n_wanted)) size *= 2;
+    const size_t mask = size - 1;
+    std::vector<int32_t> slots(size, -1);
+    std::vector<int32_t> first(static_cast<size_t>(n_wanted));
+    // Calls visit(row, its slot) for each; far ahead of it memory is asked for what it will read.
+    const auto each = [&](const unsigned char* from, int64_t count, const auto& visit) {
+      constexpr int64_t kBlock = 32;
+      size_t start[kBlock];
+      for (int64_t begin = 0; begin < count; begin += kBlock) {
+        const int64_t end = std::min(count, begin + kBlock);
+        for (int64_t i = begin; i < end; ++i) {
+          start[i - begin] = hash_of(from + i * width, width, key) & mask;
+          __builtin_prefetch(&slots[start[i - begin]]);
+        }
+        for (int64_t i = begin; i < end; ++i)
+          __builtin_prefetch(wanted + std::max(0, slots[start[i - begin]]) * width);
+        for (int64_t i = begin; i < end; ++i) {
+          size_t slot = start[i - begin];
+          while (slots[slot] >= 0 &&
+                 std::memcmp(wanted + slots[slot] * width, from + i * width, size_t(width)) != 0)
+            slot = (slot + 1) & mask;
+          visit(i, slot);
+        }
+      }
+    };
+    each(wanted, n_wanted, [&](int64_t j, size_t slot) {
+      if (slots[slot] < 0) slots[slot] = int32_t(j);
+      first[size_t(j)] = slots[slot];
+      positions[j] = -1;
+    });
+    each(rows, n_rows, [&](int64_t row, size_t slot) {
+      if (slots[slot] >= 0) positions[slots[slot]] = row;
+    });
+    for (int64_t j = 0; j < n_wanted; ++j) positions[j] = positions[first[size_t(j)]];
+    return kOk;
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  }
+}
+
 int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, float* panels,
              double* max_square) {
   const int64_t last_panel = panel_count(first + n_rows) - 1;
@@ -102,6 +163,8 @@ Source make_source(const Catalog& catalog, const Request& request) {
   source.call_bias = request.bias;
   source.eligible = request.eligible;
   source.query = request.query;
+  source.rows = catalog.rows;
+  source.panel_rows = catalog.panel_rows;
   source.n_panels = panel_count(catalog.n_items);
   source.dim = catalog.dim;
   const int64_t tail = catalog.n_items - (source.n_panels - 1) * kLanes;

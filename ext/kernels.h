@@ -19,7 +19,8 @@
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
 // could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
 //
-// Order. Everywhere: key descending, then position ascending. Fewer than k eligible items give a
+// Order. Everywhere: key descending, then row ascending: the caller's position, which is ours
+// unless the catalog is stored in another order (`rows`). Fewer than k eligible items give a
 // shorter ranking, never padding.
 //
 // The random stream (fastrank.RNG_VERSION 1). Number j of chunk c for purpose p is 64 bits of
@@ -41,6 +42,7 @@ namespace fastrank {
 
 constexpr int kLanes = 16;
 constexpr int kMaxTileUsers = 4;  // the most of any instruction set
+constexpr int kAhead = 16;  // random numbers and exponentials that kernels make at a time
 
 enum Code : int32_t {
   kOk = 0,
@@ -68,6 +70,8 @@ struct Catalog {
   const float* vectors;
   Quantised quantised;
   const float* bias;  // 16 * n_panels floats, or null
+  const int64_t* rows;        // the caller's position of each item, or null: the same as ours
+  const int64_t* panel_rows;  // the lowest of each panel; null if `rows` is
   int64_t n_items;
   int32_t dim;
   double max_norm;  // largest |vector|
@@ -174,6 +178,12 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
                  const float* center, const float* unit, uint8_t* codes, float* scales,
                  float* kept, Extremes* extremes);
 
+// Where each of `n_wanted` rows of `width` bytes (a multiple of 4) stands among `n_rows` different
+// ones, -1 if nowhere: a hash table of the wanted and one pass over the rows, O(n_rows + n_wanted),
+// with 20 bytes a wanted row besides. `key` is random, so that nobody can choose rows that collide.
+Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* wanted,
+               int64_t n_wanted, int64_t width, uint64_t key, int64_t* positions);
+
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
 // *max_square is raised to the largest squared norm.
@@ -215,6 +225,8 @@ struct Source {
   const float* call_bias;
   const uint16_t* eligible;
   const float* query;  // padded with zeros to a multiple of four
+  const int64_t* rows;
+  const int64_t* panel_rows;
   int64_t n_panels;
   int32_t dim;
   uint16_t last_lanes;          // lanes of the last panel that are items
@@ -234,7 +246,9 @@ struct Scan {
   float inv_temperature;
   double mass;            // sum of weights since it was last set to 0
   double limit;           // scan_mass stops at the panel that takes `mass` past it
-  int64_t tie_panel;      // scan_above: up to this panel an equal score counts as above
+  // scan_above: an equal score counts as above up to this panel or, where items have rows, in
+  // panels whose lowest row is not above this one.
+  int64_t tie_panel, tie_row;
   // At a stop: the panel, not counted in `mass`.
   int64_t panel;
   uint32_t lanes;  // its eligible lanes; of scan_above, those above
@@ -285,6 +299,11 @@ struct Kernels {
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
                      const void* ahead, int64_t lines, float* dots);
   int tile_users;
+  // out[0..kAhead) = numbers 2 `first`, 2 `first` + 1, ... of a stream, as exponentials.
+  void (*exponentials)(uint64_t seed, uint32_t chunk, uint32_t purpose, uint64_t first,
+                       double* out);
+  // x[i] = exp(x[i]) for i in [0, kAhead), |x[i]| <= kExpInRange.
+  void (*exps)(double* x);
   // Of row-major vectors: one item, or up to 16.
   float (*score_row)(const Source&, int64_t position);
   void (*score_rows)(const Source&, const int64_t* positions, int count, float* scores);

@@ -11,7 +11,7 @@ struct Block {
   uint32_t word[4];
 };
 
-inline Block philox4x32_10(Block counter, uint32_t key0, uint32_t key1) {
+static inline Block philox4x32_10(Block counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{0xD2511F53u} * counter.word[0];
     const uint64_t product1 = uint64_t{0xCD9E8D57u} * counter.word[2];

@@ -1,5 +1,6 @@
 // The policies that scan: one pass over the chunks, partials merged into the k best.
 
+#include <cmath>
 #include <limits>
 #include <new>
 
@@ -44,14 +45,15 @@ int take_lane(Scan* walk) {
 class Jumps : public Pass {
  public:
   Jumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
-      : Pass({1.0 / temperature}),
+      : Pass({1.0 / temperature, source.rows}),
         kernels_(kernels),
         source_(source),
         inv_t_(float(1.0 / temperature)),
         seed_(seed) {}
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
-    stream_ = Stream(seed_, uint32_t(chunk), kJumps);
+    chunk_ = uint32_t(chunk);
+    drawn_ = 0;
     out_ = out;
     mass_ = rest_ = 0.0;
     limited_ = outlook != nullptr;
@@ -81,6 +83,7 @@ class Jumps : public Pass {
   }
 
   void end() override {
+    settle_rest();
     if (limited_) out_->rest = {rest_ + mass_, threshold_.score};
   }
 
@@ -90,7 +93,7 @@ class Jumps : public Pass {
     while (scan->lanes && !limited_) {
       const int lane = take_lane(scan);
       out_->push(
-          perturbed(scan->scores[lane], scan->panel * kLanes + lane, stream_.exponential()));
+          perturbed(scan->scores[lane], scan->panel * kLanes + lane, next_exponential()));
       if (out_->full()) {
         limited_ = true;
         threshold_ = out_->worst();
@@ -131,37 +134,65 @@ class Jumps : public Pass {
     // Never 0, which would be a key of +inf.
     const double exponential = std::max((limit_ - mass_) * threshold_.exponential, 0x1p-1000);
     const Candidate entrant = perturbed(score, position, exponential);
-    rest_ += mass_;
-    mass_ = 0.0;
     if (!out_->full()) {
       out_->push(entrant);
-      if (out_->full()) move_threshold(out_->worst());
+      move_threshold(0.0, out_->full() ? out_->worst() : threshold_);
     } else {
-      rest_ += 1.0;  // the item that leaves is the threshold: weight 1
       out_->replace_worst(entrant);
-      move_threshold(out_->worst());
+      move_threshold(1.0, out_->worst());  // the item that leaves is the threshold: weight 1
     }
     draw_budget();
   }
 
-  void move_threshold(const Candidate& next) {
-    rest_ *= exp((double(threshold_.score) - double(next.score)) * order.inv_temperature);
+  // Puts down what `rest_` gains, relative to the old threshold; `settle_rest` adds it up.
+  void move_threshold(double gone, const Candidate& next) {
+    if (moves_ == kAhead) settle_rest();
+    passed_[moves_] = mass_;
+    gone_[moves_] = gone;
+    shift_[moves_] = (double(threshold_.score) - double(next.score)) * order.inv_temperature;
+    ++moves_;
+    mass_ = 0.0;
     threshold_ = next;
   }
 
-  void draw_budget() { limit_ = stream_.exponential() / threshold_.exponential; }
+  void settle_rest() {
+    bool in_range = true;
+    for (int i = 0; i < moves_; ++i) in_range &= std::fabs(shift_[i]) <= kExpInRange;
+    for (int i = moves_; i < kAhead; ++i) shift_[i] = 0.0;
+    if (in_range) {
+      kernels_.exps(shift_);
+    } else {
+      for (int i = 0; i < moves_; ++i) shift_[i] = exp(shift_[i]);
+    }
+    for (int i = 0; i < moves_; ++i) rest_ = ((rest_ + passed_[i]) + gone_[i]) * shift_[i];
+    moves_ = 0;
+  }
+
+  void draw_budget() { limit_ = next_exponential() / threshold_.exponential; }
+
+  double next_exponential() {
+    const uint64_t number = drawn_++ % kAhead;
+    if (number == 0)
+      kernels_.exponentials(seed_, chunk_, kJumps, drawn_ / 2, exponentials_);
+    return exponentials_[number];
+  }
 
   const Kernels& kernels_;
   const Source& source_;
   const float inv_t_;
   const uint64_t seed_;
-  Stream stream_{0, 0, kJumps};
+  uint32_t chunk_ = 0;
+  uint64_t drawn_ = 0;  // numbers of the chunk's stream that are spent
+  double exponentials_[kAhead];
   Partial* out_ = nullptr;
   bool limited_ = false;  // there is a threshold
   Candidate threshold_ = {};
   double mass_ = 0.0;   // weights since the last entry, relative to the threshold
-  double rest_ = 0.0;   // weights before it of items that are not in the heap
   double limit_ = 0.0;  // the budget in units of weight
+  double rest_ = 0.0;   // weights before `mass_` of items that are not in the heap, without
+  int moves_ = 0;       // what these last moves of the threshold bring:
+  double passed_[kAhead], gone_[kAhead];  // weights passed since the move before, and evicted
+  double shift_[kAhead];                  // (score of the old threshold - of the new) / T
 };
 
 // ---- Deterministic: the same walk with key = score ------------------------------------------
@@ -169,7 +200,7 @@ class Jumps : public Pass {
 class Best : public Pass {
  public:
   Best(const Kernels& kernels, const Source& source)
-      : Pass({1.0}), kernels_(kernels), source_(source) {}
+      : Pass({1.0, source.rows}), kernels_(kernels), source_(source) {}
 
   void begin(int64_t, const Outlook* outlook, Partial* out) override {
     out_ = out;
@@ -184,8 +215,10 @@ class Best : public Pass {
     }
     for (;;) {
       scan.reference = threshold_.score;
+      if (!limited_) return;
       scan.tie_panel = threshold_.position / kLanes;
-      if (!limited_ || !kernels_.scan_above(source_, &scan)) return;
+      scan.tie_row = order.row(threshold_.position);
+      if (!kernels_.scan_above(source_, &scan)) return;
       settle(&scan);
     }
   }

@@ -30,7 +30,7 @@ class Stream {
       : seed_(seed), chunk_(chunk), purpose_(purpose) {}
 
   // Strictly inside (0, 1).
-  double uniform() { return (double(next() >> 12) + 0.5) * 0x1p-52; }
+  double uniform() { return uniform_of(next()); }
 
   double exponential() { return -log(uniform()); }
 
@@ -78,11 +78,14 @@ inline Candidate perturbed(float score, int64_t position, double exponential) {
 
 struct Order {
   double inv_temperature;
+  const int64_t* rows;  // of a source
+
+  int64_t row(int64_t position) const { return rows ? rows[position] : position; }
 
   bool better(const Candidate& a, const Candidate& b) const {
     const double difference =
         (double(a.score) - double(b.score)) * inv_temperature + (a.gumbel - b.gumbel);
-    return difference != 0.0 ? difference > 0.0 : a.position < b.position;
+    return difference != 0.0 ? difference > 0.0 : row(a.position) < row(b.position);
   }
 };
 

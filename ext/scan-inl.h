@@ -6,7 +6,9 @@
 // v3 and v4 give the same bits: a panel is 16 lanes for both, sums over dimensions run in four
 // chains joined in one order, sums over lanes go by one tree, and exp is one polynomial.
 
+#include "elementary.h"
 #include "kernels.h"
+#include "philox.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -378,7 +380,9 @@ bool scan_panels(const Source& source, Scan* state) {
     if (!lanes) continue;
     const Lanes scores = scores_of<tiled>(source, panel);
     if (stop == Stop::kAbove || stop == Stop::kSum) {
-      const bool ties = stop == Stop::kAbove && panel <= state->tie_panel;
+      const bool ties = stop == Stop::kAbove &&
+                        (source.panel_rows ? source.panel_rows[panel] <= state->tie_row
+                                           : panel <= state->tie_panel);
       const uint32_t hits = above(scores, reference, ties) & lanes;
       stopped = hits != 0;
       if (stop == Stop::kAbove) lanes = hits;
@@ -519,6 +523,29 @@ void score_tile(const Source* const* sources, int users, int64_t first, int64_t 
   score_users<kTileUsers>(sources, first, count, ahead, lines, dots);
 }
 
+// ---- What entries take, several at a time: loops that the compiler turns into vectors --------
+
+void exponentials(uint64_t seed, uint32_t chunk, uint32_t purpose, uint64_t first, double* out) {
+  uint32_t words[4][kAhead / 2];
+  for (int i = 0; i < kAhead / 2; ++i) {
+    const uint64_t draw = first + uint64_t(i);
+    const Block block =
+        philox4x32_10(Block{{uint32_t(draw), uint32_t(draw >> 32), chunk, purpose}},
+                      uint32_t(seed), uint32_t(seed >> 32));
+    for (int j = 0; j < 4; ++j) words[j][i] = block.word[j];
+  }
+  uint64_t bits[kAhead];
+  for (int i = 0; i < kAhead / 2; ++i) {
+    bits[2 * i] = words[0][i] | uint64_t(words[1][i]) << 32;
+    bits[2 * i + 1] = words[2][i] | uint64_t(words[3][i]) << 32;
+  }
+  for (int i = 0; i < kAhead; ++i) out[i] = -log_of_normal(uniform_of(bits[i]));
+}
+
+void exps(double* x) {
+  for (int i = 0; i < kAhead; ++i) x[i] = exp_in_range(x[i]);
+}
+
 }  // namespace
 }  // namespace fastrank
 
@@ -533,7 +560,7 @@ namespace fastrank {
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
-    weigh, score_panel, score_tile, kTileUsers, score_row, score_rows, scan_codes, scan_codes_above,
-    weigh_uppers, add_estimates};
+    weigh, score_panel, score_tile, kTileUsers, exponentials, exps, score_row, score_rows,
+    scan_codes, scan_codes_above, weigh_uppers, add_estimates};
 
 }  // namespace fastrank

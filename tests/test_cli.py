@@ -136,12 +136,15 @@ class TestBuild:
         result = run(
             "build", "--items", tmp_path / "items.parquet", "--id-column", "sku",
             "--vector-column", "emb", "--bias-column", "prior", "--title-column", "name",
+            "--prior-column", "prior",
             "--users", tmp_path / "users.parquet", "--user-id-column", "who",
             "--user-vector-column", "emb", "-o", tmp_path / "m",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         model = fr.Model.open(tmp_path / "m", verify=True)
         assert model.user_ids.tolist() == ["ann", "bob"]
+        assert model.catalog._rows is not None
+        assert model.catalog.item_ids.tolist() == table["sku"]
         expected = items @ items[1] + np.linspace(0, 1, 40)
         np.testing.assert_allclose(
             model.catalog.scores(model.user_vector("bob")), expected, rtol=1e-5, atol=1e-5

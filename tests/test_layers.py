@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The core.
     "policies": set(),
     "ranking": {"policies"},
-    "ids": set(),
+    "ids": {"_native"},
     "inputs": set(),
     "store": set(),
     "catalog": {"policies", "ranking", "ids", "inputs", "store", "_native"},

@@ -185,3 +185,14 @@ def test_lengths_must_agree_and_ids_come_once(tmp_path: Path) -> None:
         read_vectors(tmp_path / "items.npy", ids=tmp_path / "ids.npy", metadata=meta)
     with pytest.raises(ValueError, match="ids are given twice"):
         read_vectors(tmp_path / "items.npz", metadata=meta)
+
+
+def test_a_prior_is_read_only_where_it_is_named(tmp_path: Path) -> None:
+    path = save_parquet(tmp_path / "i.parquet", id=IDS, vector=lists(VECTORS.tolist()), prior=BIAS)
+    assert read_vectors(path).prior is None
+    np.testing.assert_array_equal(read_vectors(path, columns=Columns(prior="prior")).prior, BIAS)
+    with pytest.raises(ValueError, match="no column named popularity"):
+        read_vectors(path, columns=Columns(prior="popularity"))
+    np.save(tmp_path / "items.npy", VECTORS)
+    read = read_vectors(tmp_path / "items.npy", metadata=path, columns=Columns(prior="id"))
+    np.testing.assert_array_equal(read.prior, IDS)

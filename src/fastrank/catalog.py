@@ -20,6 +20,7 @@ from fastrank.ids import IdArray, IdIndex, Ids, Positions, as_ids
 from fastrank.inputs import (
     Float32Array,
     as_count,
+    as_finite,
     as_float32,
     as_real,
     as_seed,
@@ -27,7 +28,7 @@ from fastrank.inputs import (
     draw_seeds,
 )
 from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
-from fastrank.ranking import FloatArray, Ranking, RankingBatch
+from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
 
 __all__ = ["RNG_VERSION", "Catalog"]
 
@@ -60,6 +61,11 @@ class Catalog:
     log_norm_tolerance : float
         int8 storage: how large the bound `Ranking.log_norm_error` may be. Where it cannot be kept
         at the price of a scan, the normaliser is summed up in float32; 0 asks for that always.
+    prior : array_like of real numbers, shape (n,), optional
+        How likely an item is to rank high for users at large: its popularity, or its mean score.
+        Likely items are then scanned first, which saves work where k is large beside n. A row is
+        a row of the arguments all the same, also where ties go to the earlier one; but a seed
+        draws another ranking of the same law than without a prior.
 
     Raises
     ------
@@ -91,6 +97,7 @@ class Catalog:
         storage: str = "float32",
         cache_bytes: int = 256 << 20,
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
+        prior: npt.ArrayLike | None = None,
     ) -> None:
         if storage not in packing.STORAGES:
             raise ValueError(
@@ -104,14 +111,20 @@ class Catalog:
         if ids.shape != (n_items,):
             raise ValueError(f"item_ids: expected {n_items}, one a row of vectors, got {len(ids)}")
         index = IdIndex("item_ids", ids)
-        packed, facts = packing.pack(storage, rows)
+        order = None if prior is None else _descending(as_finite("prior", prior, (n_items,)))
+        if order is not None:
+            index = index.taken(order)
+        packed, facts = packing.pack(storage, rows, order)
         arrays = {"item_ids": index.ids, "item_order": index.order, **packed}
         max_bias = 0.0
         if bias is not None:
             padded = np.zeros(-(-n_items // _native.LANES) * _native.LANES, np.float32)
-            padded[:n_items] = as_float32("bias", bias, (n_items,))
+            values = as_float32("bias", bias, (n_items,))
+            padded[:n_items] = values if order is None else values[order]
             arrays["bias"] = padded
             max_bias = float(np.abs(padded).max())
+        if order is not None:
+            arrays |= {"rows": order, "panel_rows": _panel_rows(order)}
         digests = {name: store.array_digest(array) for name, array in arrays.items()}
         content = {"storage": storage, "n_items": n_items, "dim": dim}
         meta = {
@@ -138,6 +151,9 @@ class Catalog:
         self._n_items: int = meta["n_items"]
         self._dim: int = meta["dim"]
         self._version: str = meta["catalog_version"]
+        # Positions are those of the items as they are stored, rows those of the caller's arrays.
+        self._rows = arrays.get("rows")
+        self._item_ids = index.ids if self._rows is None else None
         self._packed = _native.PackedCatalog(
             arrays,
             arrays.get("bias"),
@@ -146,6 +162,8 @@ class Catalog:
             meta,
             meta["max_bias"],
             _tolerance(log_norm_tolerance),
+            self._rows,
+            arrays.get("panel_rows"),
         )
         self._trees = _TreeCache(as_count("cache_bytes", cache_bytes, low=0))
 
@@ -186,7 +204,7 @@ class Catalog:
             With the reason, if the directory is foreign, damaged or of another version.
         """
         return cls._from_store(
-            directory, *store.read(directory, verify), cache_bytes, log_norm_tolerance
+            directory, *store.read(directory, verify), cache_bytes, log_norm_tolerance, verify
         )
 
     @classmethod
@@ -197,6 +215,7 @@ class Catalog:
         arrays: Mapping[str, npt.NDArray[Any]],
         cache_bytes: int,
         log_norm_tolerance: float,
+        verify: bool,
     ) -> Catalog:
         try:
             storage, n_items, dim = (manifest[key] for key in ("storage", "n_items", "dim"))
@@ -209,19 +228,27 @@ class Catalog:
                 if type(manifest[key]) is not float or not 0.0 <= manifest[key] < np.inf:
                     raise ValueError(f"{key} is {manifest[key]!r}")
             keys = ("storage", "n_items", "dim", *facts, "catalog_version")
+            n_panels = -(-n_items // _native.LANES)
             meta = {key: manifest[key] for key in keys}
             expected = {
                 "item_ids": ((n_items,), "<i8"),
                 "item_order": ((n_items,), "<i8"),
                 **packing.expected(storage, n_items, dim),
-                "bias": ((-(-n_items // _native.LANES) * _native.LANES,), "<f4"),
+                "bias": ((n_panels * _native.LANES,), "<f4"),
+                "rows": ((n_items,), "<i8"),
+                "panel_rows": ((n_panels,), "<i8"),
             }
-            own = {name: arrays[name] for name in expected if name != "bias" or name in arrays}
+            optional = ("bias", "rows", "panel_rows")
+            own = {name: arrays[name] for name in expected if name not in optional or name in arrays}
             for name, array in own.items():
                 shape, dtype = expected[name]
                 fits = array.dtype.str == dtype or (name, array.dtype.kind) == ("item_ids", "U")
                 if array.shape != shape or not fits:
                     raise ValueError(f"{name} has shape {array.shape}, dtype {array.dtype}")
+            if ("rows" in own) != ("panel_rows" in own):
+                raise ValueError("of rows and panel_rows one is missing")
+            if verify and "rows" in own:
+                _check_rows(own["rows"], own["panel_rows"])
             digests = {name: manifest["arrays"][name]["sha256"] for name in own}
             index = IdIndex("item_ids", own["item_ids"], own["item_order"])
             catalog = cls.__new__(cls)
@@ -250,12 +277,21 @@ class Catalog:
 
     @property
     def item_ids(self) -> IdArray:
-        """ndarray of int64 or str, shape (n,): ids in catalog order."""
-        return self._index.ids
+        """ndarray of int64 or str, shape (n,): ids in catalog order, that of the rows given.
+
+        O(n) the first time in a catalog with a prior.
+        """
+        if self._item_ids is None:
+            self._item_ids = self._by_row(self._index.ids)
+            self._item_ids.flags.writeable = False
+        return self._item_ids
 
     @property
     def version(self) -> str:
-        """Content hash: the same items, vectors and bias in the same order have the same one."""
+        """Content hash: the same items, vectors and bias in the same order have the same one.
+
+        Of two priors only the order counts.
+        """
         return self._version
 
     # ---- Ranking ----------------------------------------------------------------------------
@@ -401,7 +437,7 @@ class Catalog:
         if bias is not None:
             per_user = np.ndim(bias) == 2
             shape = (b, self._n_items) if per_user else (self._n_items,)
-            biases = as_float32("bias", bias, shape).reshape(-1, self._n_items)
+            biases = self._stored(as_float32("bias", bias, shape).reshape(-1, self._n_items))
 
         (
             positions,
@@ -527,7 +563,7 @@ class Catalog:
         result: Float32Array = self._packed.scores(
             self._query(query), None if bias is None else self._bias(bias)
         )
-        return result
+        return result if self._rows is None else self._by_row(result)
 
     def _query(self, query: npt.ArrayLike) -> Float32Array:
         # The core looks for what is not finite, too: what it can take as it is goes straight on.
@@ -544,7 +580,24 @@ class Catalog:
         return padded
 
     def _bias(self, bias: npt.ArrayLike) -> Float32Array:
-        return as_float32("bias", bias, (self._n_items,))
+        return self._stored(as_float32("bias", bias, (self._n_items,)))
+
+    def _stored(self, values: Float32Array) -> Float32Array:
+        """Values by row, in the order of positions."""
+        return values if self._rows is None else np.take(values, self._rows, axis=-1)
+
+    def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values by position, in the order of rows."""
+        result = np.empty_like(values)
+        result[self._rows] = values
+        return result
+
+    def _rows_of(self, item_ids: Ids) -> Positions:
+        """Rows (m,) of ids, -1 where there is no such id."""
+        positions = self._index.find("item_ids", item_ids)
+        if self._rows is None:
+            return positions
+        return np.where(positions >= 0, self._rows[positions], -1)
 
     def _find(self, name: str, ids: Ids | None) -> Positions | None:
         """Positions of the ids that are known."""
@@ -599,11 +652,11 @@ class Catalog:
                 n_eligible,
                 threads,
             )
-        return Ranking(
+        return new_ranking(
             item_ids=self._index.ids[positions],
             scores=scores,
             log_propensities=log_propensities,
-            log_propensity=float(log_propensities.sum()),
+            log_propensity=float(np.add.reduce(log_propensities)),
             seed=seed,
             policy=policy,
             log_norm=log_norm if spec.plackett_luce else None,
@@ -665,13 +718,13 @@ class _Spec(NamedTuple):
 
 def _spec(policy: Policy, name: str = "policy") -> _Spec:
     match policy:
-        case PlackettLuce(temperature=temperature, sampler=sampler):
-            kind = _native.SEQUENTIAL if sampler == "sequential" else _native.GUMBEL
-            return _Spec(kind, temperature, plackett_luce=True, cached=sampler == "cached")
+        case PlackettLuce():
+            kind = _native.SEQUENTIAL if policy.sampler == "sequential" else _native.GUMBEL
+            return _Spec(kind, policy.temperature, 0.0, True, policy.sampler == "cached")
         case Deterministic():
             return _Spec(_native.DETERMINISTIC)
-        case EpsilonGreedy(epsilon=epsilon):
-            return _Spec(_native.EPSILON_GREEDY, epsilon=epsilon)
+        case EpsilonGreedy():
+            return _Spec(_native.EPSILON_GREEDY, 1.0, policy.epsilon)
         case Uniform():
             return _Spec(_native.UNIFORM)
         case _:
@@ -726,6 +779,28 @@ class _TreeCache:
 
 def _threads(value: object) -> int:
     return min(as_count("threads", value), _MOST_THREADS)
+
+
+def _descending(prior: FloatArray) -> Positions | None:
+    """The rows in descending order, earlier ones first among equals; None if they are in it."""
+    order = np.argsort(-prior, kind="stable").astype(np.int64, copy=False)
+    order.flags.writeable = False
+    return None if (order[1:] > order[:-1]).all() else order
+
+
+def _panel_rows(rows: Positions) -> Positions:
+    """The lowest row of each panel."""
+    return np.minimum.reduceat(rows, np.arange(0, len(rows), _native.LANES))
+
+
+def _check_rows(rows: Positions, panel_rows: Positions) -> None:
+    seen = np.zeros(len(rows), np.bool_)
+    if rows.min() >= 0 and rows.max() < len(rows):
+        seen[rows] = True
+    if not seen.all() or not np.array_equal(panel_rows, _panel_rows(rows)):
+        raise ValueError("rows are not a permutation, or panel_rows not theirs")
+
+
 
 
 def _each(name: str, values: Any, count: int) -> Sequence[Any]:

@@ -6,13 +6,13 @@ Every error is a ValueError that names the argument, and the row and value where
 from __future__ import annotations
 
 import operator
-import secrets
+import os
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_count", "as_float32", "as_real", "as_seed", "draw_seed", "draw_seeds"]
+__all__ = ["as_count", "as_finite", "as_float32", "as_real", "as_seed", "draw_seed", "draw_seeds"]
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -50,12 +50,27 @@ def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Floa
     return cast
 
 
+def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> npt.NDArray[np.float64]:
+    """A float64 array of this shape, finite."""
+    array = as_real(name, values)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    cast = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(cast))
+    if bad.size:
+        raise ValueError(f"{name}: row {bad[0]}: must be finite, got {array[bad[0]]}")
+    return cast
+
+
 def as_count(name: str, value: object, low: int = 1) -> int:
     """An integer of at least `low`."""
     try:
-        if isinstance(value, bool | np.bool_):
+        if type(value) is int:  # the usual case, checked first
+            number = value
+        elif isinstance(value, bool | np.bool_):
             raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]  # it refuses what it cannot take
+        else:
+            number = operator.index(value)  # type: ignore[arg-type]  # it refuses what it cannot take
     except TypeError:
         raise ValueError(f"{name}: expected an integer, got {value!r}") from None
     if number < low:
@@ -73,7 +88,7 @@ def as_seed(name: str, value: object) -> int:
 
 def draw_seed() -> int:
     """A seed below 2**53 from the operating system: no state, so none shared after a fork."""
-    return secrets.randbits(_DRAWN_SEED_BITS)
+    return int.from_bytes(os.urandom(7), "little") >> (56 - _DRAWN_SEED_BITS)
 
 
 def draw_seeds(count: int) -> list[int]:

@@ -107,7 +107,7 @@ class Model:
         """Maps a saved model; copies nothing. Parameters and errors as `Catalog.open`."""
         manifest, arrays = store.read(directory, verify)
         catalog = Catalog._from_store(
-            directory, manifest, arrays, cache_bytes, log_norm_tolerance
+            directory, manifest, arrays, cache_bytes, log_norm_tolerance, verify
         )
         if "user_ids" not in arrays:
             raise ValueError(f"{directory}: a catalog without users; Catalog.open opens it")
@@ -193,13 +193,12 @@ class Model:
 
     def titles(self, item_ids: Ids) -> list[str]:
         """Titles of items, '' where the item or its title is unknown."""
-        positions = self._catalog._index.find("item_ids", item_ids)
-        return [self._title(int(p)) for p in positions]
+        return [self._title(int(row)) for row in self._catalog._rows_of(item_ids)]
 
-    def _title(self, position: int) -> str:
-        if position < 0 or not self.has_titles:
+    def _title(self, row: int) -> str:
+        if row < 0 or not self.has_titles:
             return ""
-        start, end = self._arrays["title_offsets"][position : position + 2]
+        start, end = self._arrays["title_offsets"][row : row + 2]
         return self._arrays["title_text"][start:end].tobytes().decode("utf-8", "replace")
 
 

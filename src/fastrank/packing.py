@@ -32,8 +32,10 @@ _DIMS_OF_A_GROUP = 4
 _NO_CODE = 128  # codes are kept plus 128
 
 
-def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
-    """The arrays that keep vectors (n, d), read-only, and what to know of them.
+def pack(
+    storage: str, rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None = None
+) -> tuple[Arrays, Meta]:
+    """The arrays that keep vectors (n, d), in this order of rows, read-only; what to know of them.
 
     Casts to float32 block by block; a ValueError names the first row that is not finite then.
     """
@@ -44,9 +46,9 @@ def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
     }
     if storage == "float32":
         max_square = 0.0
-        for first, block in _blocks(rows):
+        for first, block in _blocks(rows, order):
             bad, square = _native.pack(block, first, arrays["panels"])
-            _refuse(rows, first, bad)
+            _refuse(rows, order, first, bad)
             max_square = max(max_square, square)
         meta = {"max_norm": float(np.sqrt(max_square))}
     else:
@@ -56,7 +58,7 @@ def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
         arrays["vectors"][n_items:] = 0.0
         arrays["vectors"][:, dim:] = 0.0
         extremes = np.zeros(4)
-        for first, block in _blocks(rows):
+        for first, block in _blocks(rows, order):
             found = _native.quantise(
                 block,
                 first,
@@ -65,7 +67,7 @@ def pack(storage: str, rows: npt.NDArray[Any]) -> tuple[Arrays, Meta]:
                 arrays["scales"],
                 arrays["vectors"],
             )
-            _refuse(rows, first, found[0])
+            _refuse(rows, order, first, found[0])
             extremes = np.maximum(extremes, found[1:])
         square, error, norm, scale = extremes.tolist()
         # A rounding of float64 above what was found: they are to be bounds.
@@ -103,18 +105,25 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def _blocks(rows: npt.NDArray[Any]) -> Iterator[tuple[int, Float32Array]]:
+def _blocks(
+    rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None
+) -> Iterator[tuple[int, Float32Array]]:
     for first in range(0, len(rows), _BLOCK_ROWS):
+        taken = slice(first, first + _BLOCK_ROWS)
+        block = rows[taken] if order is None else rows[order[taken]]
         with np.errstate(over="ignore"):
-            yield first, np.ascontiguousarray(rows[first : first + _BLOCK_ROWS], dtype=np.float32)
+            yield first, np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _refuse(rows: npt.NDArray[Any], first: int, bad: int) -> None:
+def _refuse(
+    rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None, first: int, bad: int
+) -> None:
     if bad >= 0:
-        row, column = divmod(bad, rows.shape[1])
+        position, column = divmod(bad, rows.shape[1])
+        row = first + position if order is None else int(order[first + position])
         raise ValueError(
-            f"vectors: row {first + row}, column {column}: must be finite in float32, "
-            f"got {rows[first + row, column]}"
+            f"vectors: row {row}, column {column}: must be finite in float32, "
+            f"got {rows[row, column]}"
         )
 
 

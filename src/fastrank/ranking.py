@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastrank.policies import Policy
 
-__all__ = ["Ranking", "RankingBatch"]
+__all__ = ["Ranking", "RankingBatch", "new_ranking"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 ScoreArray: TypeAlias = npt.NDArray[np.float32]
@@ -66,6 +66,43 @@ class Ranking:
         return len(self.item_ids)
 
 
+class _Draft:
+    """A `Ranking` that is not frozen yet."""
+
+    __slots__ = tuple(field.name for field in fields(Ranking))
+
+
+def new_ranking(
+    item_ids: IdArray,
+    scores: ScoreArray,
+    log_propensities: FloatArray,
+    log_propensity: float,
+    seed: int,
+    policy: Policy,
+    log_norm: float | None,
+    n_eligible: int,
+    catalog_version: str,
+    propensity_kind: str = "exact",
+    log_norm_error: float = 0.0,
+) -> Ranking:
+    """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
+    draft: Any = _Draft()
+    draft.item_ids = item_ids
+    draft.scores = scores
+    draft.log_propensities = log_propensities
+    draft.log_propensity = log_propensity
+    draft.seed = seed
+    draft.policy = policy
+    draft.log_norm = log_norm
+    draft.n_eligible = n_eligible
+    draft.catalog_version = catalog_version
+    draft.propensity_kind = propensity_kind
+    draft.log_norm_error = log_norm_error
+    draft.__class__ = Ranking  # which Python allows, since both have the same slots
+    ranking: Ranking = draft
+    return ranking
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RankingBatch(Sequence[Ranking]):
     """Rankings of b users as arrays; ``batch[i]`` is the i-th as a `Ranking`.
@@ -115,7 +152,7 @@ class RankingBatch(Sequence[Ranking]):
         i = range(len(self))[index]  # negative indices, and IndexError past the end
         m = int(self.counts[i])
         log_norm = float(self.log_norm[i])
-        return Ranking(
+        return new_ranking(
             item_ids=self.item_ids[i, :m],
             scores=self.scores[i, :m],
             log_propensities=self.log_propensities[i, :m],

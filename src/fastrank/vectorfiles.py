@@ -34,12 +34,15 @@ class Columns:
     id, vector, bias, title : str or None
         Usually ``id``, ``vector``, ``bias``, ``title``. `vector` is one column of lists of numbers;
         without it, columns ``v0, v1, ...`` of numbers are taken.
+    prior : str or None
+        Taken only if it is named.
     """
 
     id: str | None = None
     vector: str | None = None
     bias: str | None = None
     title: str | None = None
+    prior: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +56,14 @@ class VectorFile:
     bias : ndarray of float64 or None, shape (n,)
     titles : list of str or None, length n
         A list, since one long title would widen all others of an array.
+    prior : ndarray of a real dtype or None, shape (n,)
     """
 
     ids: Array
     vectors: Array
     bias: Array | None = None
     titles: list[str] | None = None
+    prior: Array | None = None
 
 
 def read_vectors(
@@ -108,7 +113,7 @@ def read_vectors(
     vectors = table.vectors
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise ValueError(f"{path}: vectors: expected shape (n, d), got {vectors.shape}")
-    bias, titles = table.bias, table.titles
+    bias, titles, prior = table.bias, table.titles, table.prior
     if ids is not None and (has_ids or metadata is not None):
         raise ValueError(f"{ids}: ids are given twice, here and in {metadata or path}")
     if ids is not None:
@@ -120,12 +125,14 @@ def read_vectors(
         id_values = beside.ids
         bias = beside.bias if bias is None else bias
         titles = beside.titles if titles is None else titles
+        prior = beside.prior
     else:
         id_values = table.ids if has_ids else np.arange(len(vectors), dtype=np.int64)
     shapes = {
         "ids": id_values.shape,
         "bias": (len(vectors),) if bias is None else bias.shape,
         "titles": (len(vectors),) if titles is None else (len(titles),),
+        "prior": (len(vectors),) if prior is None else prior.shape,
     }
     for name, shape in shapes.items():
         if shape != (len(vectors),):
@@ -133,7 +140,7 @@ def read_vectors(
                 f"{ids or metadata or path}: {name}: expected shape ({len(vectors)},), one for each"
                 f" vector of {path.name}; got {shape}"
             )
-    return VectorFile(ids=id_values, vectors=vectors, bias=bias, titles=titles)
+    return VectorFile(ids=id_values, vectors=vectors, bias=bias, titles=titles, prior=prior)
 
 
 def _load(path: Path) -> Array:
@@ -179,19 +186,24 @@ def _read_parquet(
         id_column = _column(path, present, columns.id, "id", required=True)
         bias_column = _column(path, present, columns.bias, "bias")
         title_column = _column(path, present, columns.title, "title")
+        prior_column = columns.prior and _column(path, present, columns.prior, columns.prior)
         vector_columns: list[str] = []
         if want_vectors:
             vector_columns = _vector_columns(path, present, columns.vector)
-        wanted = [c for c in (id_column, bias_column, title_column, *vector_columns) if c]
+        plain = (id_column, bias_column, title_column, prior_column)
+        wanted = list(dict.fromkeys(c for c in (*plain, *vector_columns) if c))
         ids: list[Array] = []
         bias: list[Array] = []
         titles: list[str] = []
+        prior: list[Array] = []
         vectors: list[Array] = []
         start = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
             ids.append(_plain(path, id_column, start, batch[id_column]))
             if bias_column:
                 bias.append(_plain(path, bias_column, start, batch[bias_column]))
+            if prior_column:
+                prior.append(_plain(path, prior_column, start, batch[prior_column]))
             if title_column:
                 titles += ["" if t is None else str(t) for t in batch[title_column].to_pylist()]
             if vector_columns:
@@ -205,6 +217,7 @@ def _read_parquet(
         vectors=_joined(vectors, np.float32),
         bias=_joined(bias, np.float64) if bias_column else None,
         titles=titles if title_column else None,
+        prior=_joined(prior, np.float64) if prior_column else None,
     )
 
 

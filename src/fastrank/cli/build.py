@@ -40,6 +40,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--title-column", help="Parquet column of item titles.  [default: title, if present]")
 @click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
 @click.option(
+    "--prior-column",
+    help="Parquet column of how likely items are to rank high: their popularity, say.",
+)
+@click.option(
     "--vector-column",
     help="Parquet column of item vectors, as lists.  [default: vector, or else v0, v1, ...]",
 )
@@ -59,6 +63,7 @@ def build(
     id_column: str | None,
     title_column: str | None,
     bias_column: str | None,
+    prior_column: str | None,
     vector_column: str | None,
     user_id_column: str | None,
     user_vector_column: str | None,
@@ -83,7 +88,7 @@ def build(
     if not parent.is_dir():
         raise click.UsageError(f"--output: {parent} is a file")
     with progress() as bar:
-        item_columns = Columns(id_column, vector_column, bias_column, title_column)
+        item_columns = Columns(id_column, vector_column, bias_column, title_column, prior_column)
         item_side = read_vectors(
             items,
             ids=item_ids,
@@ -126,7 +131,7 @@ def _rows(bar: Progress, description: str) -> Advance:
 
 def _catalog(path: Path, side: VectorFile) -> Catalog:
     try:
-        return Catalog(side.ids, side.vectors, bias=side.bias)
+        return Catalog(side.ids, side.vectors, bias=side.bias, prior=side.prior)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -40,6 +40,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const float* unit
         double code_error
         double code_norm
+        double code_moment
         double max_scale
         double tolerance
     cdef struct Catalog:
@@ -172,6 +173,7 @@ cdef class PackedCatalog:
             quantised.unit = &self.columns[1, 0]
             quantised.code_error = meta["code_error"]
             quantised.code_norm = meta["code_norm"]
+            quantised.code_moment = meta["code_moment"]
             quantised.max_scale = meta["max_scale"]
             quantised.tolerance = tolerance
         if bias is not None and bias.shape[0] != kLanes * self.n_panels:

@@ -38,7 +38,9 @@ class ErrorLaw {
   ErrorLaw(const CodeQuery& query, double temperature)
       : deviation(0.5 * query.norm / temperature),
         shrink(0.5 * deviation * deviation),
+        residue_(query.residue * std::sqrt(query.code_moment) / temperature),
         per_scale_(query.per_scale / temperature),
+        rounding_(query.rounding / temperature),
         constant_(query.constant / temperature),
         skew_(0.4 * deviation * deviation * query.largest_value / temperature) {
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
@@ -46,18 +48,20 @@ class ErrorLaw {
     largest_ = std::exp(-x) - std::exp(-2.0 * x);
     // Var exp(e) / Var e, with room for estimating it. What deviates by more than 1 weighs nothing.
     const double most = deviation * query.max_scale;
-    inflation_ = 1.1 * std::min(2.0, std::exp(most * most));
+    inflation_ = 1.05 * std::min(2.0, std::exp(most * most));
   }
 
   double bound(const Unscored& sum) const {
     if (sum.upper == 0.0) return 0.0;
     const double scale = sum.mass > 0.0 ? sum.scaled / sum.mass : 0.0;
-    const double jump = kLogOdds / 3.0 * sum.cut * largest_;
-    const double spread = 2.0 * kLogOdds * inflation_ * deviation * deviation * sum.variance;
-    const double random = jump + std::sqrt(jump * jump + spread);
-    const double fixed = sum.scaled * per_scale_ +
+    const double random =
+        deviation * std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
+        kLogOdds / 3.0 * sum.cut * largest_;
+    // The query's own residue r moves log-weights by r . code * scale / T: by Cauchy and Schwarz on
+    // the sum over items, or item by item.
+    const double residue = residue_ * std::sqrt(sum.variance) + rounding_ * sum.scaled;
+    const double fixed = std::min(residue, per_scale_ * sum.scaled) +
                          sum.mass * (constant_ + skew_ * scale * scale * scale);
-    if (getenv("FR_DEBUG2")) fprintf(stderr,"      jump %.3g spread %.3g per_scale %.3g const %.3g skew %.3g infl %.3g dev %.3g (abs; mass %.3g)\n", jump, std::sqrt(spread), sum.scaled*per_scale_, sum.mass*constant_, sum.mass*skew_*scale*scale*scale, inflation_, deviation*scale, sum.mass);
     return random + fixed < sum.upper ? random + fixed : sum.upper;  // and where it is no number
   }
 
@@ -65,7 +69,7 @@ class ErrorLaw {
   const double shrink;     // E exp(error / T) = exp(shrink * scale^2)
 
  private:
-  double per_scale_, constant_, skew_, largest_, inflation_;
+  double residue_, per_scale_, rounding_, constant_, skew_, largest_, inflation_;
 };
 
 // Items by the logarithm of a weight, in steps of 1/4 below the largest.
@@ -169,7 +173,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
       more.variance += count * weight * weight * scale * scale;
       more.cut = exp((bins.edge(b) - reference) * inv_t);
     }
-    if (bins.counts[b] > 0 && !(law.bound(more) <= 0.9 * allowed)) break;
+    if (bins.counts[b] > 0 && !(law.bound(more) <= 0.97 * allowed)) break;
     sum = more;
     last = b;
   }
@@ -422,7 +426,7 @@ class EstimatedJumps final : public Jumps {
   // the pilot shows for chunk 0, and then by what was found so far.
 
   static constexpr double kAim = 0.75;        // of the tolerance
-  static constexpr int64_t kFewestShare = 16;  // note no more than one item in so many
+  static constexpr int64_t kFewestShare = 6;  // note no more than one item in so many
 
   void choose_cut() {
     cut_ = kInfinity;

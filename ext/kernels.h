@@ -60,6 +60,7 @@ struct Quantised {
   const float* unit;    // dim, powers of two
   double code_error;    // largest |(x_i - center) / (unit * scale_i) - code_i|
   double code_norm;     // largest |code_i|
+  double code_moment;   // largest sum over items of (code_i . u)^2 for a direction |u| = 1
   double max_scale;     // largest scale
   double tolerance;     // a log-normaliser's error may be estimated up to this
 };

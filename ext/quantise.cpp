@@ -70,7 +70,9 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
 }
 
 CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double bound)
-    : max_scale(catalog.quantised.max_scale), tolerance(catalog.quantised.tolerance) {
+    : max_scale(catalog.quantised.max_scale),
+      code_moment(catalog.quantised.code_moment),
+      tolerance(catalog.quantised.tolerance) {
   const Quantised& codes = catalog.quantised;
   const int64_t groups = (catalog.dim + 3) / 4;
   std::vector<double> query(size_t(4 * groups), 0.0);
@@ -99,7 +101,7 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double boun
   low.resize(size_t(4 * groups));
   whole.resize(size_t(4 * groups));
   int64_t sum = 0;
-  double residue = 0.0;
+  double error = 0.0;
   for (int64_t c = 0; c < 4 * groups; ++c) {
     const double value = query[size_t(c)];
     const int32_t q = int32_t(std::lrint(value / step));
@@ -109,15 +111,16 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double boun
     static constexpr int kPlace[4] = {0, 2, 1, 3};
     whole[size_t(c / 4 * 4 + kPlace[c % 4])] = int16_t(q);
     sum += q;
-    residue += (value - double(q) * step) * (value - double(q) * step);
+    error += (value - double(q) * step) * (value - double(q) * step);
   }
-  residue = std::sqrt(residue);
+  residue = std::sqrt(error);
 
   // What the roundings of float32 can do, to the score itself and to the estimate, relative to
   // the sum of the absolute values of all terms.
-  const double rounding = 0x1p-24 * (0.5 * catalog.dim + 16.0);
-  per_scale = codes.code_norm * residue + rounding * norm * (codes.code_norm + codes.code_error);
-  constant = rounding * plain_norm * center_norm + 0x1p-120;
+  const double epsilon = 0x1p-24 * (0.5 * catalog.dim + 16.0);
+  rounding = epsilon * norm * (codes.code_norm + codes.code_error);
+  per_scale = codes.code_norm * residue + rounding;
+  constant = epsilon * plain_norm * center_norm + 0x1p-120;
   spread = 1.001 * (codes.code_error * norm + per_scale);
   largest_value = largest;
 

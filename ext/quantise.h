@@ -22,7 +22,9 @@ class CodeQuery {
   double spread = 0.0;     // per unit of scale: |estimate - score| is below scale * spread + margin
   double per_scale = 0.0;  // the part of it that is not random: roundings, and the query's own error
   double constant = 0.0;   // the same, that does not grow with the scale
-  double max_scale, tolerance;  // the catalog's
+  double residue = 0.0;    // |query - its whole numbers|
+  double rounding = 0.0;   // the part of per_scale that is not residue * code_norm
+  double max_scale, code_moment, tolerance;  // the catalog's
 
  private:
   std::vector<int8_t> high, low;

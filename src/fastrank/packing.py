@@ -23,7 +23,7 @@ STORAGES = ("float32", "int8")
 # What the kernels must know of the arrays, by storage: finite, not negative.
 META = {
     "float32": ("max_norm",),
-    "int8": ("max_norm", "code_error", "code_norm", "max_scale"),
+    "int8": ("max_norm", "code_error", "code_norm", "code_moment", "max_scale"),
 }
 
 _BLOCK_ROWS = 16 * 4096
@@ -75,6 +75,7 @@ def pack(
             "max_norm": float(np.sqrt(square)),
             "code_error": error * (1.0 + 1e-9),
             "code_norm": norm * (1.0 + 1e-9),
+            "code_moment": _moment(arrays["codes"], dim) * (1.0 + 1e-5),
             "max_scale": scale,
         }
     for array in arrays.values():
@@ -95,6 +96,16 @@ def expected(storage: str, n_items: int, dim: int) -> Mapping[str, tuple[tuple[i
         "vectors": ((n_panels * lanes, groups * _DIMS_OF_A_GROUP), "<f4"),
         "columns": ((2, dim), "<f4"),  # center, unit
     }
+
+
+def _moment(codes: npt.NDArray[np.uint8], dim: int) -> float:
+    """The largest eigenvalue of the sum of code x code^T: from whole numbers, to 1e-6."""
+    moments = np.zeros((dim, dim))
+    for first in range(0, len(codes), _BLOCK_ROWS // 16):
+        block = codes[first : first + _BLOCK_ROWS // 16].transpose(0, 2, 1, 3)
+        rows = block.reshape(len(block) * 16, -1)[:, :dim].astype(np.float32) - _NO_CODE
+        moments += (rows.T @ rows).astype(np.float64)
+    return float(np.linalg.eigvalsh(moments)[-1])
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

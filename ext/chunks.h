@@ -49,9 +49,9 @@ struct ChunkLaw {
     return std::max<int64_t>({1, last / 2, chunks() - last});
   }
 
-  // How many items a pass over codes may note in a chunk: the pilot, and one in four.
+  // How many items a pass over codes may note in a chunk: the pilot, and one in eight.
   int64_t noted_room() const {
-    return std::max(pilot, std::min(chunk_panels, n_panels) / 4 + kLanes) * kLanes;
+    return std::max(pilot, std::min(chunk_panels, n_panels) / 8 + kLanes) * kLanes;
   }
 
   Scan pilot_walk() const {

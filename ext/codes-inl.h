@@ -216,25 +216,23 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, u
 
 // Sums over several panels, lane by lane.
 struct Totals {
-  Lanes budget;                         // upper bounds of all
-  Lanes mass, upper, scaled, variance;  // of those that are not noted
+  Lanes budget;                  // upper bounds of all
+  Lanes mass, scaled, variance;  // of those that are not noted
 };
 
 inline Totals no_totals() {
   Totals t;
   for (int i = 0; i < kRegs; ++i)
-    t.budget.reg[i] = t.mass.reg[i] = t.upper.reg[i] = t.scaled.reg[i] = t.variance.reg[i] =
-        set1(0.0f);
+    t.budget.reg[i] = t.mass.reg[i] = t.scaled.reg[i] = t.variance.reg[i] = set1(0.0f);
   return t;
 }
 
-inline void add_estimated(const Lanes& estimates, const Lanes& scales, const Lanes& upper_weights,
-                          uint32_t lanes, float reference, float inv_t, float shrink, Totals* t) {
+inline void add_estimated(const Lanes& estimates, const Lanes& scales, uint32_t lanes,
+                          float reference, float inv_t, float shrink, Totals* t) {
   const Lanes mass = estimated_weights_of(estimates, scales, lanes, reference, inv_t, shrink);
   for (int i = 0; i < kRegs; ++i) {
     const Reg scaled = mul(mass.reg[i], scales.reg[i]);
     t->mass.reg[i] = add(t->mass.reg[i], mass.reg[i]);
-    t->upper.reg[i] = add(t->upper.reg[i], keep(upper_weights.reg[i], lanes >> (i * kWidth)));
     t->scaled.reg[i] = add(t->scaled.reg[i], scaled);
     t->variance.reg[i] = fma(scaled, scaled, t->variance.reg[i]);
   }
@@ -242,17 +240,14 @@ inline void add_estimated(const Lanes& estimates, const Lanes& scales, const Lan
 
 inline void keep_totals(const Totals& t, Estimates* sums) {
   sums->mass += double(sum_of(t.mass));
-  sums->upper += double(sum_of(t.upper));
   sums->scaled += double(sum_of(t.scaled));
   sums->variance += double(sum_of(t.variance));
 }
 
-void add_estimates(const float* estimates, const float* uppers, const float* scales,
-                   uint32_t lanes, float reference, float inv_t, float shrink, Estimates* sums) {
+void add_estimates(const float* estimates, const float* scales, uint32_t lanes, float reference,
+                   float inv_t, float shrink, Estimates* sums) {
   Totals t = no_totals();
-  const Lanes weights = upper_weights_of(load_lanes(uppers), lanes, reference, inv_t);
-  add_estimated(load_lanes(estimates), load_lanes(scales), weights, lanes, reference, inv_t,
-                shrink, &t);
+  add_estimated(load_lanes(estimates), load_lanes(scales), lanes, reference, inv_t, shrink, &t);
   keep_totals(t, sums);
 }
 
@@ -323,13 +318,13 @@ inline void go_to(const Scan& start, int64_t panel, Scan* walk) {
 
 inline void note(const Source& source, const Bounded& b, int64_t panel, uint32_t lanes,
                  CodeScan* scan) {
-  float estimates[kLanes], uppers[kLanes];
+  float estimates[kLanes], heaviness[kLanes];
   store_lanes(estimates, b.estimate);
-  store_lanes(uppers, b.upper);
+  store_lanes(heaviness, b.heaviness);
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
     const int64_t position = panel * kLanes + lane;
-    scan->noted[scan->n_noted++] = {position, estimates[lane], uppers[lane],
+    scan->noted[scan->n_noted++] = {position, estimates[lane], heaviness[lane],
                                     source.scales[position]};
   }
 }
@@ -347,11 +342,11 @@ bool scan_codes(const Source& source, CodeScan* scan) {
     const Scan start = *walk;
     const int64_t n_noted = scan->n_noted;
     take_group(source, walk, &group);
-    const auto add_panel = [&](int i, const Bounded& b, const Lanes& weights, Totals* totals) {
+    const auto add_panel = [&](int i, const Bounded& b, Totals* totals) {
       const int64_t panel = group.panels[i];
       const uint32_t noted = above(b.heaviness, cut, true) & group.lanes[i];
       if (noted) note(source, b, panel, noted, scan);
-      add_estimated(b.estimate, load_lanes(source.scales + panel * kLanes), weights,
+      add_estimated(b.estimate, load_lanes(source.scales + panel * kLanes),
                     group.lanes[i] & ~noted, reference, inv_t, shrink, totals);
     };
     if (whole) {
@@ -360,7 +355,7 @@ bool scan_codes(const Source& source, CodeScan* scan) {
         const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
         const Lanes weights = upper_weights_of(b.upper, group.lanes[i], reference, inv_t);
         totals.budget = add(totals.budget, weights);
-        add_panel(i, b, weights, &totals);
+        add_panel(i, b, &totals);
       }
       const double next = walk->mass + double(sum_of(totals.budget));
       if (next <= walk->limit) {
@@ -379,12 +374,13 @@ bool scan_codes(const Source& source, CodeScan* scan) {
         keep_totals(totals, &scan->estimates);
         store_lanes(walk->scores, b.estimate);
         store_lanes(scan->uppers, b.upper);
+        store_lanes(scan->heaviness, b.heaviness);
         go_to(start, group.panels[i], walk);
         walk->lanes = group.lanes[i];
         return true;
       }
       walk->mass = next;
-      add_panel(i, b, weights, &totals);
+      add_panel(i, b, &totals);
     }
     keep_totals(totals, &scan->estimates);
   }

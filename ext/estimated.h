@@ -15,8 +15,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 
 #include "chunks.h"
 #include "quantise.h"
@@ -28,11 +26,11 @@ constexpr double kLogOdds = 21.4;  // log(2 / 1e-9)
 
 // Sums over items whose weight w is estimated, and the largest weight at the cut.
 struct Unscored {
-  double mass, upper, scaled, variance, cut;  // as Estimates
+  double mass, scaled, variance, cut;  // as Estimates
 };
 
 // How far the estimated part of a sum of weights can be off: Bernstein's inequality for what is
-// random, and the sum of what is not. Or, if less, the sum of the upper bounds.
+// random, and the sum of what is not.
 class ErrorLaw {
  public:
   ErrorLaw(const CodeQuery& query, double temperature)
@@ -52,8 +50,8 @@ class ErrorLaw {
   }
 
   double bound(const Unscored& sum) const {
-    if (sum.upper == 0.0) return 0.0;
-    const double scale = sum.mass > 0.0 ? sum.scaled / sum.mass : 0.0;
+    if (sum.mass == 0.0) return 0.0;
+    const double scale = sum.scaled / sum.mass;
     const double random =
         deviation * std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
         kLogOdds / 3.0 * sum.cut * largest_;
@@ -62,7 +60,7 @@ class ErrorLaw {
     const double residue = residue_ * std::sqrt(sum.variance) + rounding_ * sum.scaled;
     const double fixed = std::min(residue, per_scale_ * sum.scaled) +
                          sum.mass * (constant_ + skew_ * scale * scale * scale);
-    return random + fixed < sum.upper ? random + fixed : sum.upper;  // and where it is no number
+    return random + fixed;
   }
 
   const double deviation;  // standard deviation of an estimated log-weight, per unit of scale
@@ -76,14 +74,12 @@ class ErrorLaw {
 class Histogram {
  public:
   static constexpr int kBins = 256;
-  static constexpr double kStep = 0.25;
 
-  Histogram(double highest, double inv_temperature)
-      : highest_(highest), per_bin_(inv_temperature / kStep) {}
+  Histogram(float highest, double inv_temperature)
+      : highest_(highest), per_bin_(float(4.0 * inv_temperature)) {}
 
-  void add(double score) {
-    const double below = (highest_ - score) * per_bin_;
-    ++counts[below < kBins - 1 ? int(below) : kBins - 1];
+  void add(float score) {
+    ++counts[int(std::min((highest_ - score) * per_bin_, float(kBins - 1)))];
   }
 
   double edge(int bin) const { return highest_ - double(bin) / per_bin_; }  // a bin's upper end
@@ -91,7 +87,7 @@ class Histogram {
   int64_t counts[kBins] = {};
 
  private:
-  double highest_, per_bin_;
+  float highest_, per_bin_;
 };
 
 namespace {
@@ -104,7 +100,6 @@ double relative(const Mass& mass, double reference, double inv_temperature) {
 
 Unscored unscored(const Doubt& doubt, double reference, double inv_temperature) {
   return {relative(doubt.mass, reference, inv_temperature),
-          relative(doubt.upper, reference, inv_temperature),
           relative(doubt.scaled, reference, inv_temperature),
           relative(doubt.variance, reference, 2.0 * inv_temperature),
           exp((doubt.cut - reference) * inv_temperature)};
@@ -122,104 +117,101 @@ void prefetch_row(const Source& source, int64_t position) {
 
 // Adds items by their estimates, 16 at a time.
 void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, float reference, float inv_temperature, double shrink, Estimates* sums) {
-  float estimates[kLanes] = {}, uppers[kLanes] = {}, scales[kLanes] = {};
+  float estimates[kLanes] = {}, scales[kLanes] = {};
   for (int64_t first = 0; first < count; first += kLanes) {
     const int size = int(std::min<int64_t>(kLanes, count - first));
     for (int i = 0; i < size; ++i) {
       const Noted& item = items[first + i];
       estimates[i] = item.estimate;
-      uppers[i] = item.upper;
       scales[i] = item.scale;
     }
-    kernels.add_estimates(estimates, uppers, scales, (1u << size) - 1, reference, inv_temperature,
+    kernels.add_estimates(estimates, scales, (1u << size) - 1, reference, inv_temperature,
                           float(shrink), sums);
   }
 }
 
-// The mass of the items that are not ranked: scores those that were noted and are heavy. Returns a
-// bound on the error of log(mass + weight of the last item that is ranked), infinite if it cannot be
-// kept within the tolerance.
+// Adds the weights of up to 16 items by their float32 scores, those in the lanes that `pick` takes.
+template <class Pick>
+double scored_mass(const Kernels& kernels, const Source& source, const Noted* items, int count,
+                   float reference, float inv_temperature, const Pick& pick) {
+  int64_t positions[kLanes];
+  for (int i = 0; i < count; ++i) positions[i] = items[i].position;
+  float scores[kLanes] = {}, weights[kLanes];
+  kernels.score_rows(source, positions, count, scores);
+  uint32_t lanes = 0;
+  for (int i = 0; i < count; ++i) lanes |= uint32_t(pick(items[i], scores[i])) << i;
+  return double(kernels.weigh(scores, lanes, reference, inv_temperature, weights));
+}
+
+// Completes the mass of the items that are not ranked: scores those of the noted that are heavy.
+// Returns a bound on the error of log(mass + weight of the last item that is ranked), infinite if it
+// cannot be kept within the tolerance.
 double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
   const CodeQuery& query = *source.query_of_codes;
   const ErrorLaw law(query, temperature);
   const double inv_t = 1.0 / temperature;
   const float reference = top->items.back().score;
+  const std::vector<Noted>& items = top->noted;
   const Unscored light = unscored(top->doubt, reference, inv_t);
   const double exact = relative(top->rest, reference, inv_t);
   const double noted = relative(top->doubt.noted, reference, inv_t);
-  std::vector<Noted>& items = top->noted;
-  top->rest.reference = reference;
+  top->rest = {exact, double(reference)};
+  if (light.mass == 0.0 && items.empty()) return 0.0;
 
-  // How many of the noted items to score, by estimates of what the others would leave in doubt.
-  double highest = -kInfinity;
-  for (const Noted& item : items)
-    highest = std::max(highest, heaviness(query, item.upper, item.scale));
+  // How many of the noted items to score, by what estimates say of the doubt that others leave.
+  float highest = -std::numeric_limits<float>::infinity();
+  for (const Noted& item : items) highest = std::max(highest, item.heaviness);
   Histogram bins(highest, inv_t);
-  for (const Noted& item : items) bins.add(heaviness(query, item.upper, item.scale));
+  for (const Noted& item : items) bins.add(item.heaviness);
   const double scale = light.mass > 0.0 ? light.scaled / light.mass : query.max_scale;
+  const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
   Unscored sum = light;
   int last = Histogram::kBins;  // bins before it are scored
-  const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
-  while (last > 0) {
+  for (; last > 0; --last) {
     const int b = last - 1;
-    Unscored more = sum;
-    if (bins.counts[b] > 0) {
-      const double count = double(bins.counts[b]);
-      const double weight =
-          exp((bins.edge(b) - 3.0 * query.spread * scale - reference) * inv_t);
-      more.mass += count * weight;
-      more.upper = kInfinity;
-      more.scaled += count * weight * scale;
-      more.variance += count * weight * weight * scale * scale;
-      more.cut = exp((bins.edge(b) - reference) * inv_t);
-    }
-    if (bins.counts[b] > 0 && !(law.bound(more) <= 0.97 * allowed)) break;
-    sum = more;
-    last = b;
+    if (bins.counts[b] == 0) continue;
+    const double count = double(bins.counts[b]);
+    const double weight = exp((bins.edge(b) - 3.0 * query.spread * scale - reference) * inv_t);
+    sum.mass += count * weight;
+    sum.scaled += count * weight * scale;
+    sum.variance += count * weight * weight * scale * scale;
+    sum.cut = exp((bins.edge(b) - reference) * inv_t);
+    if (!(law.bound(sum) <= 0.97 * allowed)) break;
   }
 
-  std::vector<Noted> heavy_items(items.size()), light_items(items.size());
+  std::vector<Noted> above(items.size()), below(items.size());
   for (int attempt = 0; attempt < 3; ++attempt, last = attempt == 2 ? Histogram::kBins : last + 2) {
     last = std::min(last, Histogram::kBins);
-    const double cut = last == Histogram::kBins ? top->doubt.cut
-                                                : std::max(top->doubt.cut, bins.edge(last));
-    int64_t n_heavy = 0, n_light = 0;
+    double cut = top->doubt.cut;
+    if (last < Histogram::kBins) cut = std::max(cut, bins.edge(last));
+    int64_t n_above = 0, n_below = 0;
     for (const Noted& item : items) {  // without a branch, which nothing could predict
-      const bool heavier = heaviness(query, item.upper, item.scale) >= cut;
-      heavy_items[size_t(n_heavy)] = light_items[size_t(n_light)] = item;
-      n_heavy += heavier;
-      n_light += !heavier;
+      const bool heavy = item.heaviness >= cut;
+      above[size_t(n_above)] = below[size_t(n_below)] = item;
+      n_above += heavy;
+      n_below += !heavy;
     }
-    double heavy = 0.0;
-    for (int64_t first = 0; first < n_heavy; first += kLanes) {
-      const int size = int(std::min<int64_t>(kLanes, n_heavy - first));
-      const Noted* block = &heavy_items[size_t(first)];
-      int64_t positions[kLanes];
-      for (int i = 0; i < size; ++i) positions[i] = block[i].position;
-      for (int64_t i = kLanes; i < std::min<int64_t>(2 * kLanes, n_heavy - first); ++i)
-        prefetch_row(source, block[i].position);
-      float scores[kLanes] = {}, weights[kLanes];
-      kernels.score_rows(source, positions, size, scores);
-      uint32_t lanes = 0;
-      for (int i = 0; i < size; ++i) {
-        const bool heavier = heaviness(query, scores[i], block[i].scale) >= cut;
-        lanes |= uint32_t(heavier) << i;
-        light_items[size_t(n_light)] = block[i];
-        n_light += !heavier;
-      }
-      heavy += double(kernels.weigh(scores, lanes, reference, float(inv_t), weights));
+    double heavy_mass = 0.0;
+    for (int64_t first = 0; first < n_above; first += kLanes) {
+      for (int64_t i = first + kLanes; i < std::min(n_above, first + 2 * kLanes); ++i)
+        prefetch_row(source, above[size_t(i)].position);
+      const int count = int(std::min<int64_t>(kLanes, n_above - first));
+      heavy_mass += scored_mass(kernels, source, &above[size_t(first)], count, reference,
+                                float(inv_t), [&](const Noted& item, float score) {
+                                  const bool heavy = heaviness(query, score, item.scale) >= cut;
+                                  below[size_t(n_below)] = item;
+                                  n_below += !heavy;
+                                  return heavy;
+                                });
     }
     Estimates estimates = {};
-    estimate_items(kernels, light_items.data(), n_light, reference, float(inv_t), law.shrink,
-                   &estimates);
-    const double mass = exact + heavy + light.mass + estimates.mass;
-    const double error =
-        law.bound({light.mass + estimates.mass, light.upper + estimates.upper,
-                   light.scaled + estimates.scaled, light.variance + estimates.variance,
-                   exp((cut - reference) * inv_t)}) /
-        (mass + 1.0);
+    estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.shrink, &estimates);
+    const double mass = exact + heavy_mass + light.mass + estimates.mass;
+    const double error = law.bound({light.mass + estimates.mass, light.scaled + estimates.scaled,
+                                    light.variance + estimates.variance,
+                                    exp((cut - reference) * inv_t)}) /
+                         (mass + 1.0);
     const double bound = error < 0.5 ? -std::log1p(-error) : kInfinity;
-    if (getenv("FR_DEBUG")) fprintf(stderr, "  last %d noted %zu scored %ld bound %.3g; light.mass share %.3g noted share %.3g exact %.3g light error alone %.3g\n", last, items.size(), (long)n_heavy, bound, light.mass/(mass+1), noted/(mass+1), exact/(mass+1), law.bound(light)/(mass+1));
     if (bound <= query.tolerance && mass < kInfinity) {
       top->rest.value = mass;
       return bound;
@@ -227,6 +219,9 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
   }
   return kInfinity;
 }
+
+// Where more than one item in so many has to be scored, float32 vectors cost less than codes.
+constexpr int64_t kCostly = 12;
 
 class EstimatedJumps final : public Jumps {
  public:
@@ -244,7 +239,8 @@ class EstimatedJumps final : public Jumps {
     reference_ = threshold_.score;
     n_noted_ = 0;
     visited_ = futile_ = 0;
-    exact_ = false;
+    costly_ = false;
+    exact_ = outlook && outlook->doubt.costly;
     in_pilot_ = chunk == 0;
     cut_ = outlook ? steer(*outlook) : -kInfinity;  // the pilot's items are all noted
   }
@@ -274,12 +270,12 @@ class EstimatedJumps final : public Jumps {
     Estimates noted = {};
     estimate(noted_.data(), n_noted_, &noted);
     out_->doubt = {{estimates_.mass, score},
-                   {estimates_.upper, score},
                    {estimates_.scaled, score},
                    {estimates_.variance, score},
                    {noted.mass, score},
                    cut_,
-                   visited_};
+                   visited_,
+                   costly_};
     out_->noted.assign(noted_.begin(), noted_.begin() + n_noted_);
   }
 
@@ -306,16 +302,20 @@ class EstimatedJumps final : public Jumps {
       if (!stopped) break;
       if (!scan.walk.lanes) make_room();
       settle(&scan);
-      // Where one check in a dozen items is in vain, float32 rows cost less.
-      if (12 * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) {
-        exact_ = true;
-        limit_ -= mass_;  // what is left of the budget is an Exp(1) variate again
-        mass_ = 0.0;
+      if (kCostly * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) {
+        go_exactly();
         break;
       }
     }
     *walk = scan.walk;
     walk->lanes = 0;
+  }
+
+  // From here on float32 vectors.
+  void go_exactly() {
+    exact_ = true;
+    limit_ -= mass_;  // what is left of the budget is an Exp(1) variate again
+    mass_ = 0.0;
   }
 
   // Lanes whose float32 scores are known: those left in a panel when the heap was full.
@@ -363,7 +363,7 @@ class EstimatedJumps final : public Jumps {
       }
     }
     walk.lanes = 0;
-    add_outside(walk.panel, walk.scores, scan->uppers, outside);
+    add_outside(*scan, outside);
   }
 
   double weight_of(double score) const {
@@ -390,19 +390,21 @@ class EstimatedJumps final : public Jumps {
     const double factor =
         exp((double(reference_) - double(threshold_.score)) * order.inv_temperature);
     reference_ = threshold_.score;
-    for (double* sum : {&estimates_.mass, &estimates_.upper, &estimates_.scaled})
+    for (double* sum : {&estimates_.mass, &estimates_.scaled})
       if (*sum != 0.0) *sum *= factor;
     if (estimates_.variance != 0.0) estimates_.variance *= factor * factor;
   }
 
   // Items of a panel that did not enter.
-  void add_outside(int64_t panel, const float* estimates, const float* uppers, uint32_t lanes) {
+  void add_outside(const CodeScan& scan, uint32_t lanes) {
+    const int64_t panel = scan.walk.panel;
+    const float* estimates = scan.walk.scores;
     uint32_t light = 0;
     for (uint32_t left = lanes; left; left &= left - 1) {
       const int lane = __builtin_ctz(left);
-      const Noted item = {panel * kLanes + lane, estimates[lane], uppers[lane],
+      const Noted item = {panel * kLanes + lane, estimates[lane], scan.heaviness[lane],
                           source_.scales[panel * kLanes + lane]};
-      if (heaviness(query_, item.upper, item.scale) < cut_) {
+      if (item.heaviness < cut_) {
         light |= 1u << lane;
       } else {
         if (n_noted_ == int64_t(noted_.size())) make_room();
@@ -411,8 +413,8 @@ class EstimatedJumps final : public Jumps {
     }
     rebase();
     if (light)
-      kernels_.add_estimates(estimates, uppers, source_.scales + panel * kLanes, light,
-                             threshold_.score, inv_t_, float(law_.shrink), &estimates_);
+      kernels_.add_estimates(estimates, source_.scales + panel * kLanes, light, threshold_.score,
+                             inv_t_, float(law_.shrink), &estimates_);
   }
 
   void estimate(const Noted* items, int64_t count, Estimates* sums) const {
@@ -426,7 +428,6 @@ class EstimatedJumps final : public Jumps {
   // the pilot shows for chunk 0, and then by what was found so far.
 
   static constexpr double kAim = 0.75;        // of the tolerance
-  static constexpr int64_t kFewestShare = 6;  // note no more than one item in so many
 
   void choose_cut() {
     cut_ = kInfinity;
@@ -455,16 +456,30 @@ class EstimatedJumps final : public Jumps {
         variance[b] = variance[b + 1] + expected * weight[b] * weight[b];
       }
       int64_t above = 0;
-      for (int b = 0; b < kBins && kFewestShare * above <= n_noted_; ++b) {
+      for (int b = 0; b < kBins && kCostly * above <= n_noted_; ++b) {
         cut_ = items.edge(b);
-        const Unscored rest = {mass[b], kInfinity, mass[b] * scales, variance[b] * squares,
-                               weight[b]};
+        const Unscored rest = {mass[b], mass[b] * scales, variance[b] * squares, weight[b]};
         if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
         above += items.counts[b];
       }
       cut_ += 3.0 * query_.spread * scales;  // estimates were counted, heaviness will be compared
+      costly_ = kCostly * above > n_noted_;
     }
-    drop_below_cut();
+    if (costly_) {
+      score_noted();
+      go_exactly();
+    } else {
+      drop_below_cut();
+    }
+  }
+
+  void score_noted() {
+    settle_rest();
+    for (int64_t first = 0; first < n_noted_; first += kLanes)
+      rest_ += scored_mass(kernels_, source_, &noted_[size_t(first)],
+                           int(std::min<int64_t>(kLanes, n_noted_ - first)), threshold_.score,
+                           inv_t_, [](const Noted&, float) { return true; });
+    n_noted_ = 0;
   }
 
   // The last chunks' cut, or one that is better by their sums.
@@ -475,7 +490,7 @@ class EstimatedJumps final : public Jumps {
     Unscored rest = unscored(doubt, reference, inv_t);
     const double mass = rest.mass + relative(doubt.noted, reference, inv_t) +
                         relative(outlook.rest, reference, inv_t);
-    rest = {rest.mass * share, kInfinity, rest.scaled * share, rest.variance * share, rest.cut};
+    rest = {rest.mass * share, rest.scaled * share, rest.variance * share, rest.cut};
     const double ratio = law_.bound(rest) / (mass * share * query_.tolerance);
     if (ratio > 1.5 * kAim) return doubt.cut - 0.5 / inv_t;
     if (ratio < 0.7 * kAim) return doubt.cut + 0.25 / inv_t;
@@ -486,11 +501,10 @@ class EstimatedJumps final : public Jumps {
   void make_room() {
     std::vector<Noted>::iterator first = noted_.begin(), middle = first + n_noted_ / 2;
     const auto heavier = [&](const Noted& a, const Noted& b) {
-      return heaviness(query_, a.upper, a.scale) >
-             heaviness(query_, b.upper, b.scale);
+      return a.heaviness > b.heaviness;
     };
     std::nth_element(first, middle, first + n_noted_, heavier);
-    cut_ = heaviness(query_, middle->upper, middle->scale);
+    cut_ = double(middle->heaviness);
     rebase();
     estimate(&*middle, n_noted_ - n_noted_ / 2, &estimates_);
     n_noted_ /= 2;
@@ -499,7 +513,7 @@ class EstimatedJumps final : public Jumps {
   void drop_below_cut() {
     const auto kept = std::partition(
         noted_.begin(), noted_.begin() + n_noted_, [&](const Noted& item) {
-          return heaviness(query_, item.upper, item.scale) >= cut_;
+          return item.heaviness >= cut_;
         });
     rebase();
     const int64_t count = kept - noted_.begin();
@@ -518,7 +532,8 @@ class EstimatedJumps final : public Jumps {
   int64_t visited_ = 0;  // panels
   int64_t futile_ = 0;   // checks of items that did not pass
   bool in_pilot_ = false;
-  bool exact_ = false;  // the rest of the chunk goes by float32 rows
+  bool costly_ = false;  // too many items would have to be scored
+  bool exact_ = false;   // the rest of the chunk goes by float32 vectors
 };
 
 class EstimatedBest final : public Best {
@@ -537,7 +552,7 @@ class EstimatedBest final : public Best {
     }
     CodeScan scan = {};
     scan.walk = walk;
-    while (limited_ && 12 * futile_ <= (visited_ + scan.walk.visit) * kLanes + 1024) {
+    while (limited_ && kCostly * futile_ <= (visited_ + scan.walk.visit) * kLanes + 1024) {
       scan.walk.reference = threshold_.score;
       if (!kernels_.scan_codes_above(source_, &scan)) break;
       check(&scan.walk);

@@ -260,13 +260,12 @@ struct Scan {
 // An item that may be scored in float32 before its weight is added to a normaliser.
 struct Noted {
   int64_t position;
-  float estimate, upper, scale;
+  float estimate, heaviness, scale;
 };
 
 // Sums over items that are never scored in float32.
 struct Estimates {
   double mass;      // of estimated weights
-  double upper;     // of their upper bounds
   double scaled;    // of estimated weight * scale
   double variance;  // of (estimated weight * scale)^2
 };
@@ -274,9 +273,9 @@ struct Estimates {
 // The walk of a scan over codes.
 struct CodeScan {
   Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
-  float uppers[kLanes];
+  float uppers[kLanes], heaviness[kLanes];
   float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
-  float cut;     // items are noted whose upper bound + 2 spread * scale reaches it
+  float cut;     // items are noted whose heaviness, upper bound + 2 spread * scale, reaches it
   Estimates estimates;  // of the others
   Noted* noted;
   int64_t n_noted, room;  // a scan stops, at a panel with no lanes, when room runs out
@@ -316,9 +315,8 @@ struct Kernels {
   float (*weigh_uppers)(const float* uppers, uint32_t lanes, float reference,
                         float inv_temperature, float* weights);
   // Adds up to 16 items' estimates to the sums.
-  void (*add_estimates)(const float* estimates, const float* uppers, const float* scales,
-                        uint32_t lanes, float reference, float inv_temperature, float shrink,
-                        Estimates*);
+  void (*add_estimates)(const float* estimates, const float* scales, uint32_t lanes,
+                        float reference, float inv_temperature, float shrink, Estimates*);
 };
 
 const Kernels& kernels();

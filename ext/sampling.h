@@ -128,22 +128,23 @@ inline double epsilon_greedy(bool best, double epsilon, int64_t left) {
 // ---- Partials -------------------------------------------------------------------------------
 
 // What is not known exactly in the mass of a partial whose scores are estimates: sums over items of
-// an estimated weight w, its upper bound, w * scale and (w * scale)^2. See estimated.h.
+// an estimated weight w, of w * scale and (w * scale)^2. See estimated.h.
 struct Doubt {
-  Mass mass, upper, scaled, variance;
+  Mass mass, scaled, variance;
   Mass noted;      // of estimates, of the items noted
   double cut;      // as a score: what reached it was noted
   int64_t panels;  // visited
+  bool costly;     // estimates would not pay: what comes later is to do without
 };
 
 inline void add(Doubt* sum, const Doubt& term, double inv_temperature) {
   add(&sum->mass, term.mass, inv_temperature);
-  add(&sum->upper, term.upper, inv_temperature);
   add(&sum->scaled, term.scaled, inv_temperature);
   add(&sum->variance, term.variance, 2.0 * inv_temperature);
   add(&sum->noted, term.noted, inv_temperature);
   sum->cut = std::max(sum->cut, term.cut);
   sum->panels += term.panels;
+  sum->costly |= term.costly;
 }
 
 // A chunk's mergeable result: its best items, at most `capacity`, and the mass of the others.

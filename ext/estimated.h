@@ -39,7 +39,7 @@ class ErrorLaw {
         residue_(query.residue * std::sqrt(query.code_moment) / temperature),
         per_scale_(query.per_scale / temperature),
         rounding_(query.rounding / temperature),
-        constant_(query.constant / temperature),
+        constant_(query.constant / temperature + 4e-6),  // and rough_exp's error
         skew_(0.4 * deviation * deviation * query.largest_value / temperature) {
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
@@ -130,6 +130,9 @@ void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, f
   }
 }
 
+// Rows to ask for before they are scored: they lie anywhere in memory.
+constexpr int64_t kFetchAhead = 64;
+
 // Adds the weights of up to 16 items by their float32 scores, those in the lanes that `pick` takes.
 template <class Pick>
 double scored_mass(const Kernels& kernels, const Source& source, const Noted* items, int count,
@@ -193,7 +196,8 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     }
     double heavy_mass = 0.0;
     for (int64_t first = 0; first < n_above; first += kLanes) {
-      for (int64_t i = first + kLanes; i < std::min(n_above, first + 2 * kLanes); ++i)
+      for (int64_t i = first == 0 ? 0 : first + kFetchAhead - kLanes;
+           i < std::min(n_above, first + kFetchAhead); ++i)
         prefetch_row(source, above[size_t(i)].position);
       const int count = int(std::min<int64_t>(kLanes, n_above - first));
       heavy_mass += scored_mass(kernels, source, &above[size_t(first)], count, reference,

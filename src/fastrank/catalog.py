@@ -56,6 +56,7 @@ class Catalog:
         them for the few items that matter: rankings follow the same law, the deterministic one is
         the same, and scores are float32 scores. Only `log_norm`, and with it Plackett-Luce's
         log-propensities, are estimated, within a stated bound. It keeps 5 bytes a coordinate.
+        Catalogs of fewer than 16,384 items, which fit a core's caches, are kept as float32 anyway.
     cache_bytes : int
         Room for the trees of ``PlackettLuce(sampler="cached")``, least recently used out first.
     log_norm_tolerance : float
@@ -107,6 +108,7 @@ class Catalog:
         if rows.ndim != 2 or 0 in rows.shape:
             raise ValueError(f"vectors: expected shape (n, d) with n, d >= 1, got {rows.shape}")
         n_items, dim = rows.shape
+        storage = packing.kept_as(storage, n_items)
         ids = as_ids("item_ids", item_ids)
         if ids.shape != (n_items,):
             raise ValueError(f"item_ids: expected {n_items}, one a row of vectors, got {len(ids)}")

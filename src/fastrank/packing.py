@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.inputs import Float32Array
 
-__all__ = ["META", "STORAGES", "Arrays", "Meta", "expected", "pack"]
+__all__ = ["CODED_FROM", "META", "STORAGES", "Arrays", "Meta", "expected", "kept_as", "pack"]
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Meta: TypeAlias = dict[str, float]
@@ -26,10 +26,19 @@ META = {
     "int8": ("max_norm", "code_error", "code_norm", "code_moment", "max_scale"),
 }
 
+# Fewer items are kept as float32 panels under any storage: they fit a core's caches, where codes
+# save less than it costs to score some items twice.
+CODED_FROM = 16_384
+
 _BLOCK_ROWS = 16 * 4096
 _SAMPLE_ROWS = 4096
 _DIMS_OF_A_GROUP = 4
 _NO_CODE = 128  # codes are kept plus 128
+
+
+def kept_as(storage: str, n_items: int) -> str:
+    """The storage of so many items for which the caller asked for `storage`."""
+    return "float32" if n_items < CODED_FROM else storage
 
 
 def pack(

@@ -9,9 +9,12 @@ namespace {
 
 // ---- Sums of whole numbers -------------------------------------------------------------------
 
-// Sums of products over one panel, for several users at once: those of user u into
-// sums[u * stride ...], as floats. Parts of a sum may wrap; the whole fits 32 bits (quantise.cpp).
+// Sums of products over `panels` panels in a row, for several users at once: those of user u and
+// panel p into sums[u * stride + 16 p ...], as floats. Parts of a sum may wrap; the whole fits 32 bits
+// (quantise.cpp).
 #if defined(__AVX512F__)
+
+constexpr int kBlockPanels = 2;
 
 inline __m512i word(const void* p) {
   int32_t value;
@@ -19,55 +22,60 @@ inline __m512i word(const void* p) {
   return _mm512_set1_epi32(value);
 }
 
-template <int users>
+template <int users, int panels>
 inline void code_sums(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
-  const int groups = (sources[0]->dim + 3) / 4;
-  const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
-  constexpr int kSums = users == 1 ? 2 : 1;  // enough of them to hide their latency
-  __m512i a[users][kSums], b[users][kSums];
+  const int64_t groups = (sources[0]->dim + 3) / 4, bytes = groups * 4 * kLanes;
+  const uint8_t* code = sources[0]->codes + panel * bytes;
+  __m512i a[users][panels], b[users][panels];
   for (int u = 0; u < users; ++u) {
-    for (int j = 0; j < kSums; ++j) a[u][j] = b[u][j] = _mm512_setzero_si512();
-    b[u][0] = _mm512_set1_epi32(sources[u]->quantised.offset);
+    for (int p = 0; p < panels; ++p) {
+      a[u][p] = _mm512_setzero_si512();
+      b[u][p] = _mm512_set1_epi32(sources[u]->quantised.offset);
+    }
   }
-  const auto add_group = [&](int g, int j) {
-    const __m512i c = _mm512_loadu_si512(code + g * 4 * kLanes);
+  for (int64_t g = 0; g < groups; ++g) {
 #if defined(__AVX512VNNI__)
+    __m512i c[panels];
+    for (int p = 0; p < panels; ++p) c[p] = _mm512_loadu_si512(code + p * bytes + g * 4 * kLanes);
     for (int u = 0; u < users; ++u) {
-      const QuantisedQuery& q = sources[u]->quantised;
-      a[u][j] = _mm512_dpbusd_epi32(a[u][j], c, word(q.high + 4 * g));
-      b[u][j] = _mm512_dpbusd_epi32(b[u][j], c, word(q.low + 4 * g));
+      const __m512i high = word(sources[u]->quantised.high + 4 * g);
+      const __m512i low = word(sources[u]->quantised.low + 4 * g);
+      for (int p = 0; p < panels; ++p) {
+        a[u][p] = _mm512_dpbusd_epi32(a[u][p], c[p], high);
+        b[u][p] = _mm512_dpbusd_epi32(b[u][p], c[p], low);
+      }
     }
 #else
-    const __m512i even = _mm512_and_si512(c, _mm512_set1_epi16(0xFF));
-    const __m512i odd = _mm512_srli_epi16(c, 8);
-    for (int u = 0; u < users; ++u) {
-      const int16_t* q = sources[u]->quantised.whole + 4 * g;
-      a[u][j] = _mm512_add_epi32(a[u][j], _mm512_madd_epi16(even, word(q)));
-      b[u][j] = _mm512_add_epi32(b[u][j], _mm512_madd_epi16(odd, word(q + 2)));
+    for (int p = 0; p < panels; ++p) {
+      const __m512i c = _mm512_loadu_si512(code + p * bytes + g * 4 * kLanes);
+      const __m512i even = _mm512_and_si512(c, _mm512_set1_epi16(0xFF));
+      const __m512i odd = _mm512_srli_epi16(c, 8);
+      for (int u = 0; u < users; ++u) {
+        const int16_t* q = sources[u]->quantised.whole + 4 * g;
+        a[u][p] = _mm512_add_epi32(a[u][p], _mm512_madd_epi16(even, word(q)));
+        b[u][p] = _mm512_add_epi32(b[u][p], _mm512_madd_epi16(odd, word(q + 2)));
+      }
     }
 #endif
-  };
-  int g = 0;
-  for (; g + kSums <= groups; g += kSums)
-    for (int j = 0; j < kSums; ++j) add_group(g + j, j);
-  if (g < groups) add_group(g, 0);
+  }
   for (int u = 0; u < users; ++u) {
-    if (kSums == 2) {
-      a[u][0] = _mm512_add_epi32(a[u][0], a[u][kSums - 1]);
-      b[u][0] = _mm512_add_epi32(b[u][0], b[u][kSums - 1]);
-    }
+    for (int p = 0; p < panels; ++p) {
 #if defined(__AVX512VNNI__)
-    a[u][0] = _mm512_slli_epi32(a[u][0], 8);
+      a[u][p] = _mm512_slli_epi32(a[u][p], 8);
 #endif
-    _mm512_storeu_ps(sums + u * stride, _mm512_cvtepi32_ps(_mm512_add_epi32(a[u][0], b[u][0])));
+      _mm512_storeu_ps(sums + u * stride + p * kLanes,
+                       _mm512_cvtepi32_ps(_mm512_add_epi32(a[u][p], b[u][p])));
+    }
   }
 }
 
 #elif defined(__AVX2__)
 
-template <int users>
+constexpr int kBlockPanels = 1;
+
+template <int users, int panels>
 inline void code_sums(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
-  const int groups = (sources[0]->dim + 3) / 4;
+  const int64_t groups = (sources[0]->dim + 3) / 4;
   const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
   for (int half = 0; half < 2; ++half, code += 32) {
     __m256i a[users], b[users];
@@ -75,7 +83,7 @@ inline void code_sums(const Source* const* sources, int64_t panel, float* sums, 
       a[u] = _mm256_setzero_si256();
       b[u] = _mm256_set1_epi32(sources[u]->quantised.offset);
     }
-    for (int g = 0; g < groups; ++g) {
+    for (int64_t g = 0; g < groups; ++g) {
       const __m256i c =
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code + g * 4 * kLanes));
       const __m256i even = _mm256_and_si256(c, _mm256_set1_epi16(0xFF));
@@ -96,15 +104,17 @@ inline void code_sums(const Source* const* sources, int64_t panel, float* sums, 
 
 #else
 
-template <int users>
+constexpr int kBlockPanels = 1;
+
+template <int users, int panels>
 inline void code_sums(const Source* const* sources, int64_t panel, float* sums, int64_t stride) {
-  const int groups = (sources[0]->dim + 3) / 4;
+  const int64_t groups = (sources[0]->dim + 3) / 4;
   for (int u = 0; u < users; ++u) {
     const uint8_t* code = sources[0]->codes + panel * groups * 4 * kLanes;
     const int16_t* q = sources[u]->quantised.whole;
     uint32_t total[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) total[lane] = uint32_t(sources[u]->quantised.offset);
-    for (int g = 0; g < groups; ++g, code += 4 * kLanes, q += 4)
+    for (int64_t g = 0; g < groups; ++g, code += 4 * kLanes, q += 4)
       for (int lane = 0; lane < kLanes; ++lane)
         total[lane] += uint32_t(code[4 * lane] * q[0] + code[4 * lane + 2] * q[1] +
                                 code[4 * lane + 1] * q[2] + code[4 * lane + 3] * q[3]);
@@ -119,12 +129,14 @@ template <int users>
 __attribute__((noinline)) void sum_users(const Source* const* sources, int64_t first,
                                          int64_t count, const void* ahead, int64_t lines,
                                          float* sums) {
-  int64_t line = 0;
-  for (int64_t panel = 0; panel < count; ++panel) {
+  int64_t line = 0, panel = 0;
+  for (; panel + kBlockPanels <= count; panel += kBlockPanels) {
     for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
       fetch_line(ahead, line);
-    code_sums<users>(sources, first + panel, sums + panel * kLanes, count * kLanes);
+    code_sums<users, kBlockPanels>(sources, first + panel, sums + panel * kLanes, count * kLanes);
   }
+  for (; panel < count; ++panel)
+    code_sums<users, 1>(sources, first + panel, sums + panel * kLanes, count * kLanes);
 }
 
 void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count,
@@ -156,33 +168,30 @@ inline Reg bits_of_integer(Reg a) { return Reg(__builtin_convertvector(a, Bits))
 
 // ---- Scores ----------------------------------------------------------------------------------
 
-struct Bounded {
-  Lanes estimate, upper, heaviness;
-};
-
-inline Bounded bounded_of(const Source& source, int64_t panel, const float* panel_sums) {
+inline Lanes estimates_of(const Source& source, int64_t panel, const float* panel_sums,
+                          const Lanes& scales) {
   const QuantisedQuery& q = source.quantised;
   const Lanes sums = load_lanes(panel_sums);
-  const Lanes scales = load_lanes(source.scales + panel * kLanes);
-  Bounded b;
-  for (int i = 0; i < kRegs; ++i) {
-    b.estimate.reg[i] = fma(scales.reg[i], mul(sums.reg[i], set1(q.step)), set1(q.base));
-    b.upper.reg[i] = fma(scales.reg[i], set1(q.spread), set1(q.margin));
-  }
-  if (source.bias || source.call_bias) {
-    b.estimate = biased(source, panel, b.estimate);
-    const float* const parts[2] = {biases_of(source, panel), call_biases_of(source, panel)};
-    for (const float* part : parts) {
-      if (!part) continue;
-      const Lanes bias = load_lanes(part);
-      for (int i = 0; i < kRegs; ++i)
-        b.upper.reg[i] = fma(absolute(bias.reg[i]), set1(0x1p-21f), b.upper.reg[i]);
-    }
-  }
-  b.upper = add(b.estimate, b.upper);
+  Lanes estimates;
   for (int i = 0; i < kRegs; ++i)
-    b.heaviness.reg[i] = fma(scales.reg[i], set1(2.0f * q.spread), b.upper.reg[i]);
-  return b;
+    estimates.reg[i] = fma(scales.reg[i], mul(sums.reg[i], set1(q.step)), set1(q.base));
+  return biased(source, panel, estimates);
+}
+
+// Upper bounds of the float32 scores.
+inline Lanes uppers_of(const Source& source, int64_t panel, const Lanes& estimates,
+                       const Lanes& scales) {
+  const QuantisedQuery& q = source.quantised;
+  Lanes reach;
+  for (int i = 0; i < kRegs; ++i) reach.reg[i] = fma(scales.reg[i], set1(q.spread), set1(q.margin));
+  const float* const parts[2] = {biases_of(source, panel), call_biases_of(source, panel)};
+  for (const float* part : parts) {
+    if (!part) continue;
+    const Lanes bias = load_lanes(part);
+    for (int i = 0; i < kRegs; ++i)
+      reach.reg[i] = fma(absolute(bias.reg[i]), set1(0x1p-21f), reach.reg[i]);
+  }
+  return add(estimates, reach);
 }
 
 // An upper bound of exp((upper - reference) / T), at most 6.2 % above it: exp2 is convex, so its
@@ -226,48 +235,72 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, u
   return w;
 }
 
-// Sums over several panels, lane by lane.
-struct Totals {
-  Lanes budget;                  // upper bounds of all
-  Lanes mass, scaled, variance;  // of those that are not noted
+// How a pass bounds weights. Linear: by the estimated weight times intercept + slope * scale, so that
+// the sums of estimates bound a sum of weights at no further cost; the factor is a chord of
+// exp(spread * scale + ...), which is convex. That is loose where the factor varies much, and leaves
+// no room for biases: then the bounds of the scores are taken.
+struct Bounds {
+  bool linear;
+  float reference, inv_t, shrink, intercept, slope;
 };
 
-inline Totals no_totals() {
-  Totals t;
-  for (int i = 0; i < kRegs; ++i)
-    t.budget.reg[i] = t.mass.reg[i] = t.scaled.reg[i] = t.variance.reg[i] = set1(0.0f);
-  return t;
+inline Bounds bounds_of(const CodeScan& scan) {
+  return {scan.linear,      scan.walk.reference, scan.walk.inv_temperature,
+          scan.shrink,      scan.intercept,      scan.slope};
 }
 
-inline void add_estimated(const Lanes& estimates, const Lanes& scales, uint32_t lanes,
-                          float reference, float inv_t, float shrink, Totals* t) {
-  const Lanes mass = estimated_weights_of(estimates, scales, lanes, reference, inv_t, shrink);
+inline Lanes bounded_weights_of(const Bounds& bounds, const Lanes& estimates, const Lanes& uppers,
+                                const Lanes& scales, uint32_t lanes) {
+  if (!bounds.linear) return upper_weights_of(uppers, lanes, bounds.reference, bounds.inv_t);
+  Lanes w = estimated_weights_of(estimates, scales, lanes, bounds.reference, bounds.inv_t,
+                                 bounds.shrink);
+  for (int i = 0; i < kRegs; ++i)
+    w.reg[i] = mul(w.reg[i], fma(scales.reg[i], set1(bounds.slope), set1(bounds.intercept)));
+  return w;
+}
+
+// Sums over several panels, lane by lane.
+struct Totals {
+  Lanes mass, scaled, variance;  // of estimates
+  Lanes budget;                  // of the bounds, where they are not linear
+};
+
+inline void clear(Totals* t) {
+  for (int i = 0; i < kRegs; ++i)
+    t->mass.reg[i] = t->scaled.reg[i] = t->variance.reg[i] = t->budget.reg[i] = set1(0.0f);
+}
+
+inline void add_estimated(const Lanes& weights, const Lanes& scales, Totals* t) {
   for (int i = 0; i < kRegs; ++i) {
-    const Reg scaled = mul(mass.reg[i], scales.reg[i]);
-    t->mass.reg[i] = add(t->mass.reg[i], mass.reg[i]);
+    const Reg scaled = mul(weights.reg[i], scales.reg[i]);
+    t->mass.reg[i] = add(t->mass.reg[i], weights.reg[i]);
     t->scaled.reg[i] = add(t->scaled.reg[i], scaled);
     t->variance.reg[i] = fma(scaled, scaled, t->variance.reg[i]);
   }
 }
 
-inline void keep_totals(const Totals& t, Estimates* sums) {
-  sums->mass += double(sum_of(t.mass));
-  sums->scaled += double(sum_of(t.scaled));
-  sums->variance += double(sum_of(t.variance));
+inline void keep_totals(const Totals& t, double sign, Estimates* sums) {
+  sums->mass += sign * double(sum_of(t.mass));
+  sums->scaled += sign * double(sum_of(t.scaled));
+  sums->variance += sign * double(sum_of(t.variance));
 }
 
 void add_estimates(const float* estimates, const float* scales, uint32_t lanes, float reference,
                    float inv_t, float shrink, Estimates* sums) {
-  Totals t = no_totals();
-  add_estimated(load_lanes(estimates), load_lanes(scales), lanes, reference, inv_t, shrink, &t);
-  keep_totals(t, sums);
+  Totals t;
+  clear(&t);
+  const Lanes a = load_lanes(scales);
+  add_estimated(estimated_weights_of(load_lanes(estimates), a, lanes, reference, inv_t, shrink), a,
+                &t);
+  keep_totals(t, 1.0, sums);
 }
 
-float weigh_uppers(const float* uppers, uint32_t lanes, float reference, float inv_t,
-                   float* weights) {
-  const Lanes w = upper_weights_of(load_lanes(uppers), lanes, reference, inv_t);
-  store_lanes(weights, w);
-  return sum_of(w);
+float weigh_codes(const Source& source, CodeScan* scan) {
+  const Lanes weights =
+      bounded_weights_of(bounds_of(*scan), load_lanes(scan->walk.scores), load_lanes(scan->uppers),
+                         load_lanes(source.scales + scan->walk.panel * kLanes), scan->walk.lanes);
+  store_lanes(scan->walk.weights, weights);
+  return sum_of(weights);
 }
 
 // ---- Scans -----------------------------------------------------------------------------------
@@ -328,73 +361,125 @@ inline void go_to(const Scan& start, int64_t panel, Scan* walk) {
   } while (walk->panel != panel);
 }
 
-inline void note(const Source& source, const Bounded& b, int64_t panel, uint32_t lanes,
-                 CodeScan* scan) {
-  float estimates[kLanes], heaviness[kLanes];
-  store_lanes(estimates, b.estimate);
-  store_lanes(heaviness, b.heaviness);
+inline void note(const Source& source, const Lanes& estimates, const Lanes& heaviness,
+                 int64_t panel, uint32_t lanes, CodeScan* scan) {
+  float e[kLanes], h[kLanes];
+  store_lanes(e, estimates);
+  store_lanes(h, heaviness);
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
     const int64_t position = panel * kLanes + lane;
-    scan->noted[scan->n_noted++] = {position, estimates[lane], heaviness[lane],
-                                    source.scales[position]};
+    scan->noted[scan->n_noted++] = {position, e[lane], h[lane], source.scales[position]};
   }
 }
 
-bool scan_codes(const Source& source, CodeScan* scan) {
+inline Lanes plus(const Lanes& a, const Lanes& scales, float factor) {
+  Lanes b;
+  for (int i = 0; i < kRegs; ++i) b.reg[i] = fma(scales.reg[i], set1(factor), a.reg[i]);
+  return b;
+}
+
+// One panel of a scan: notes what is heavy and adds all to the totals, what was noted to `noted`, too.
+// Returns the noted lanes.
+template <bool linear>
+inline uint32_t add_panel(const Source& source, const Bounds& bounds, const Group& group, int i,
+                          CodeScan* scan, Totals* totals, Totals* noted) {
+  const int64_t panel = group.panels[i];
+  const uint32_t lanes = group.lanes[i];
+  const float spread = source.quantised.spread;
+  const Lanes scales = load_lanes(source.scales + panel * kLanes);
+  const Lanes estimates = estimates_of(source, panel, group.sums[i], scales);
+  Lanes heaviness;
+  if (linear) {
+    heaviness = plus(estimates, scales, 3.0f * spread);
+    for (int r = 0; r < kRegs; ++r)
+      heaviness.reg[r] = add(heaviness.reg[r], set1(source.quantised.margin));
+  } else {
+    const Lanes uppers = uppers_of(source, panel, estimates, scales);
+    totals->budget =
+        add(totals->budget, upper_weights_of(uppers, lanes, bounds.reference, bounds.inv_t));
+    heaviness = plus(uppers, scales, 2.0f * spread);
+  }
+  const Lanes weights = estimated_weights_of(estimates, scales, lanes, bounds.reference,
+                                             bounds.inv_t, bounds.shrink);
+  add_estimated(weights, scales, totals);
+  const uint32_t heavy = above(heaviness, scan->cut, true) & lanes;
+  if (heavy) {
+    note(source, estimates, heaviness, panel, heavy, scan);
+    Lanes kept;
+    for (int r = 0; r < kRegs; ++r) kept.reg[r] = keep(weights.reg[r], heavy >> (r * kWidth));
+    add_estimated(kept, scales, noted);
+  }
+  return heavy;
+}
+
+template <bool linear>
+inline double budget_of(const Bounds& bounds, const Totals& totals) {
+  return linear ? double(bounds.intercept) * double(sum_of(totals.mass)) +
+                      double(bounds.slope) * double(sum_of(totals.scaled))
+                : double(sum_of(totals.budget));
+}
+
+// Goes on from where a walk stands to the end of its group. Whether it stopped: at the end of the
+// walk, or where the limit would be passed, which a whole group leaves to be gone through panel by
+// panel.
+template <bool linear>
+bool scan_group(const Source& source, const Bounds& bounds, CodeScan* scan) {
   Scan* const walk = &scan->walk;
-  const float reference = walk->reference, inv_t = walk->inv_temperature;
-  const float cut = scan->cut, shrink = scan->shrink;
+  const Scan start = *walk;
   Group group;
-  walk->lanes = 0;
-  // A stop inside a group leaves it to the next call to go on there, panel by panel.
-  while (walk->visit < walk->count) {
-    if (scan->room - scan->n_noted < kGroup * kLanes) return true;
-    const bool whole = walk->visit % kGroup == 0;
-    const Scan start = *walk;
-    const int64_t n_noted = scan->n_noted;
-    take_group(source, walk, &group);
-    const auto add_panel = [&](int i, const Bounded& b, Totals* totals) {
-      const int64_t panel = group.panels[i];
-      const uint32_t noted = above(b.heaviness, cut, true) & group.lanes[i];
-      if (noted) note(source, b, panel, noted, scan);
-      add_estimated(b.estimate, load_lanes(source.scales + panel * kLanes),
-                    group.lanes[i] & ~noted, reference, inv_t, shrink, totals);
-    };
-    if (whole) {
-      Totals totals = no_totals();
-      for (int i = 0; i < group.count; ++i) {
-        const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
-        const Lanes weights = upper_weights_of(b.upper, group.lanes[i], reference, inv_t);
-        totals.budget = add(totals.budget, weights);
-        add_panel(i, b, &totals);
-      }
-      const double next = walk->mass + double(sum_of(totals.budget));
-      if (next <= walk->limit) {
-        walk->mass = next;
-        keep_totals(totals, &scan->estimates);
-        continue;
-      }
-      scan->n_noted = n_noted;
-    }
-    Totals totals = no_totals();
-    for (int i = 0; i < group.count; ++i) {
-      const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
-      const Lanes weights = upper_weights_of(b.upper, group.lanes[i], reference, inv_t);
-      const double next = walk->mass + double(sum_of(weights));
-      if (!(next <= walk->limit)) {
-        keep_totals(totals, &scan->estimates);
-        store_lanes(walk->scores, b.estimate);
-        store_lanes(scan->uppers, b.upper);
-        store_lanes(scan->heaviness, b.heaviness);
-        go_to(start, group.panels[i], walk);
-        walk->lanes = group.lanes[i];
-        return true;
-      }
+  take_group(source, walk, &group);
+  const int64_t n_noted = scan->n_noted;
+  Totals totals, noted;
+  if (start.visit % kGroup == 0) {
+    clear(&totals);
+    clear(&noted);
+    uint32_t any = 0;
+    for (int i = 0; i < group.count; ++i)
+      any |= add_panel<linear>(source, bounds, group, i, scan, &totals, &noted);
+    const double next = walk->mass + budget_of<linear>(bounds, totals);
+    if (next <= walk->limit) {
       walk->mass = next;
-      add_panel(i, b, &totals);
+      keep_totals(totals, 1.0, &scan->estimates);
+      if (any) keep_totals(noted, -1.0, &scan->estimates);
+      return false;
     }
-    keep_totals(totals, &scan->estimates);
+    scan->n_noted = n_noted;
+  }
+  for (int i = 0; i < group.count; ++i) {
+    const int64_t panel = group.panels[i];
+    const Lanes scales = load_lanes(source.scales + panel * kLanes);
+    const Lanes estimates = estimates_of(source, panel, group.sums[i], scales);
+    const Lanes uppers = uppers_of(source, panel, estimates, scales);
+    const Lanes weights = bounded_weights_of(bounds, estimates, uppers, scales, group.lanes[i]);
+    const double next = walk->mass + double(sum_of(weights));
+    if (!(next <= walk->limit)) {
+      store_lanes(walk->scores, estimates);
+      store_lanes(walk->weights, weights);
+      store_lanes(scan->uppers, uppers);
+      store_lanes(scan->heaviness, plus(uppers, scales, 2.0f * source.quantised.spread));
+      go_to(start, panel, walk);
+      walk->lanes = group.lanes[i];
+      return true;
+    }
+    walk->mass = next;
+    clear(&totals);
+    clear(&noted);
+    add_panel<linear>(source, bounds, group, i, scan, &totals, &noted);
+    keep_totals(totals, 1.0, &scan->estimates);
+    keep_totals(noted, -1.0, &scan->estimates);
+  }
+  return false;
+}
+
+bool scan_codes(const Source& source, CodeScan* scan) {
+  const Bounds bounds = bounds_of(*scan);
+  scan->walk.lanes = 0;
+  while (scan->walk.visit < scan->walk.count) {
+    if (scan->room - scan->n_noted < kGroup * kLanes) return true;
+    if (bounds.linear ? scan_group<true>(source, bounds, scan)
+                      : scan_group<false>(source, bounds, scan))
+      return true;
   }
   return false;
 }
@@ -408,10 +493,13 @@ bool scan_codes_above(const Source& source, CodeScan* scan) {
     const Scan start = *walk;
     take_group(source, walk, &group);
     for (int i = 0; i < group.count; ++i) {
-      const Bounded b = bounded_of(source, group.panels[i], group.sums[i]);
-      const uint32_t lanes = above(b.upper, reference, true) & group.lanes[i];
+      const int64_t panel = group.panels[i];
+      const Lanes scales = load_lanes(source.scales + panel * kLanes);
+      const Lanes uppers = uppers_of(
+          source, panel, estimates_of(source, panel, group.sums[i], scales), scales);
+      const uint32_t lanes = above(uppers, reference, true) & group.lanes[i];
       if (!lanes) continue;
-      go_to(start, group.panels[i], walk);
+      go_to(start, panel, walk);
       walk->lanes = lanes;
       return true;
     }

@@ -99,9 +99,10 @@ double relative(const Mass& mass, double reference, double inv_temperature) {
 }
 
 Unscored unscored(const Doubt& doubt, double reference, double inv_temperature) {
-  return {relative(doubt.mass, reference, inv_temperature),
-          relative(doubt.scaled, reference, inv_temperature),
-          relative(doubt.variance, reference, 2.0 * inv_temperature),
+  // What was noted was taken off again: a rounding may be left.
+  return {std::max(0.0, relative(doubt.mass, reference, inv_temperature)),
+          std::max(0.0, relative(doubt.scaled, reference, inv_temperature)),
+          std::max(0.0, relative(doubt.variance, reference, 2.0 * inv_temperature)),
           exp((doubt.cut - reference) * inv_temperature)};
 }
 
@@ -211,10 +212,11 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     Estimates estimates = {};
     estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.shrink, &estimates);
     const double mass = exact + heavy_mass + light.mass + estimates.mass;
-    const double error = law.bound({light.mass + estimates.mass, light.scaled + estimates.scaled,
-                                    light.variance + estimates.variance,
-                                    exp((cut - reference) * inv_t)}) /
-                         (mass + 1.0);
+    const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
+                           light.variance + estimates.variance, exp((cut - reference) * inv_t)};
+    // Sums are float32 over 8 panels, and what was noted is taken off them.
+    const double roundings = rest.mass > 0.0 ? 4e-7 * mass : 0.0;
+    const double error = (law.bound(rest) + roundings) / (mass + 1.0);
     const double bound = error < 0.5 ? -std::log1p(-error) : kInfinity;
     if (bound <= query.tolerance && mass < kInfinity) {
       top->rest.value = mass;
@@ -235,7 +237,16 @@ class EstimatedJumps final : public Jumps {
         query_(*source.query_of_codes),
         law_(query_, temperature),
         n_panels_(source.n_panels),
-        noted_(size_t(law.noted_room())) {}
+        noted_(size_t(law.noted_room())) {
+    // log of a weight's bound over its estimate, at scales 0 and max_scale; 2^-13 for roundings.
+    const double least = query_.margin() * order.inv_temperature + 0x1p-13;
+    const double most = least + query_.spread * query_.max_scale * order.inv_temperature +
+                        law_.shrink * query_.max_scale * query_.max_scale;
+    linear_ = most < 2.0 && !source.bias && !source.call_bias;
+    if (!linear_) return;
+    intercept_ = float(std::exp(least));
+    slope_ = float((std::exp(most) - std::exp(least)) / query_.max_scale);
+  }
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
     Jumps::begin(chunk, outlook, out);
@@ -287,13 +298,16 @@ class EstimatedJumps final : public Jumps {
   void walk_codes(Scan* walk) {
     CodeScan scan = {};
     scan.walk = *walk;
+    scan.walk.inv_temperature = inv_t_;
+    scan.shrink = float(law_.shrink);
+    scan.linear = linear_;
+    scan.intercept = intercept_;
+    scan.slope = slope_;
     for (;;) {
       rebase();
       scan.walk.reference = threshold_.score;
-      scan.walk.inv_temperature = inv_t_;
       scan.walk.limit = limit_;
       scan.walk.mass = mass_;
-      scan.shrink = float(law_.shrink);
       scan.cut = float(cut_);
       scan.estimates = estimates_;
       scan.noted = noted_.data();
@@ -344,8 +358,8 @@ class EstimatedJumps final : public Jumps {
     Scan& walk = scan->walk;
     uint32_t outside = 0;
     while (walk.lanes) {
-      const float sum = kernels_.weigh_uppers(scan->uppers, walk.lanes, threshold_.score, inv_t_,
-                                              walk.weights);
+      walk.reference = threshold_.score;
+      const float sum = kernels_.weigh_codes(source_, scan);
       if (mass_ + double(sum) <= limit_) {
         mass_ += double(sum);
         outside |= walk.lanes;
@@ -536,6 +550,8 @@ class EstimatedJumps final : public Jumps {
   int64_t visited_ = 0;  // panels
   int64_t futile_ = 0;   // checks of items that did not pass
   bool in_pilot_ = false;
+  bool linear_ = false;  // how weights are bounded (kernels.h, CodeScan)
+  float intercept_ = 0.0f, slope_ = 0.0f;
   bool costly_ = false;  // too many items would have to be scored
   bool exact_ = false;   // the rest of the chunk goes by float32 vectors
 };

@@ -274,6 +274,8 @@ struct Estimates {
 struct CodeScan {
   Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
   float uppers[kLanes], heaviness[kLanes];
+  bool linear;             // weights are bounded by their estimates times
+  float intercept, slope;  // intercept + slope * scale
   float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
   float cut;     // items are noted whose heaviness, upper bound + 2 spread * scale, reaches it
   Estimates estimates;  // of the others
@@ -311,9 +313,9 @@ struct Kernels {
   // second where an upper bound of a score reaches `reference`.
   bool (*scan_codes)(const Source&, CodeScan*);
   bool (*scan_codes_above)(const Source&, CodeScan*);
-  // Upper bounds of weights from those of scores, as scan_codes forms them; returns their sum.
-  float (*weigh_uppers)(const float* uppers, uint32_t lanes, float reference,
-                        float inv_temperature, float* weights);
+  // Bounds of the weights of walk.lanes, as scan_codes forms them, for another reference; returns
+  // their sum.
+  float (*weigh_codes)(const Source&, CodeScan*);
   // Adds up to 16 items' estimates to the sums.
   void (*add_estimates)(const float* estimates, const float* scales, uint32_t lanes,
                         float reference, float inv_temperature, float shrink, Estimates*);

@@ -23,6 +23,7 @@ class CodeQuery {
   double per_scale = 0.0;  // the part of it that is not random: roundings, and the query's own error
   double constant = 0.0;   // the same, that does not grow with the scale
   double residue = 0.0;    // |query - its whole numbers|
+  double margin() const { return 1.001 * constant; }
   double rounding = 0.0;   // the part of per_scale that is not residue * code_norm
   double max_scale, code_moment, tolerance;  // the catalog's
 

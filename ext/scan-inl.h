@@ -561,6 +561,6 @@ extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
     weigh, score_panel, score_tile, kTileUsers, exponentials, exps, score_row, score_rows,
-    scan_codes, scan_codes_above, weigh_uppers, add_estimates};
+    scan_codes, scan_codes_above, weigh_codes, add_estimates};
 
 }  // namespace fastrank

@@ -14,7 +14,9 @@ namespace {
 // (quantise.cpp).
 #if defined(__AVX512F__)
 
-constexpr int kBlockPanels = 2;
+// A user alone needs two panels to keep the multipliers busy; more users need more registers.
+template <int users>
+constexpr int kBlockPanels = users == 1 ? 2 : 1;
 
 inline __m512i word(const void* p) {
   int32_t value;
@@ -71,6 +73,7 @@ inline void code_sums(const Source* const* sources, int64_t panel, float* sums, 
 
 #elif defined(__AVX2__)
 
+template <int users>
 constexpr int kBlockPanels = 1;
 
 template <int users, int panels>
@@ -104,6 +107,7 @@ inline void code_sums(const Source* const* sources, int64_t panel, float* sums, 
 
 #else
 
+template <int users>
 constexpr int kBlockPanels = 1;
 
 template <int users, int panels>
@@ -130,10 +134,11 @@ __attribute__((noinline)) void sum_users(const Source* const* sources, int64_t f
                                          int64_t count, const void* ahead, int64_t lines,
                                          float* sums) {
   int64_t line = 0, panel = 0;
-  for (; panel + kBlockPanels <= count; panel += kBlockPanels) {
+  constexpr int kPanels = kBlockPanels<users>;
+  for (; panel + kPanels <= count; panel += kPanels) {
     for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
       fetch_line(ahead, line);
-    code_sums<users, kBlockPanels>(sources, first + panel, sums + panel * kLanes, count * kLanes);
+    code_sums<users, kPanels>(sources, first + panel, sums + panel * kLanes, count * kLanes);
   }
   for (; panel < count; ++panel)
     code_sums<users, 1>(sources, first + panel, sums + panel * kLanes, count * kLanes);

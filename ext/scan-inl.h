@@ -291,10 +291,29 @@ inline Lanes panel_dots(const Source& source, int64_t panel) {
     dots_of_rows(source, panel, dots);
     return load_lanes(dots);
   }
-  Reg total[1][kRegs];
-  dot(&source.query, source.panels + panel * source.dim * kLanes, source.dim, total);
-  Lanes dots;
-  for (int i = 0; i < kRegs; ++i) dots.reg[i] = total[0][i];
+  // `dot` for one user, but with indices instead of pointers: this loop runs behind memory, and the
+  // tighter one that comes of `dot` is 5 to 10 % slower at a million items.
+  const int dim = source.dim;
+  const float* row = source.panels + panel * dim * kLanes;
+  const float* query = source.query;
+  Lanes sum[kChains];
+  for (int j = 0; j < kChains; ++j)
+    for (int i = 0; i < kRegs; ++i) sum[j].reg[i] = set1(0.0f);
+  int c = 0;
+  for (; c + kChains <= dim; c += kChains) {
+    for (int j = 0; j < kChains; ++j) {
+      const Reg q = set1(query[c + j]);
+      for (int i = 0; i < kRegs; ++i)
+        sum[j].reg[i] = fma(load(row + (c + j) * kLanes + i * kWidth), q, sum[j].reg[i]);
+    }
+  }
+  for (int j = 0; c < dim; ++c, ++j) {
+    const Reg q = set1(query[c]);
+    for (int i = 0; i < kRegs; ++i)
+      sum[j].reg[i] = fma(load(row + c * kLanes + i * kWidth), q, sum[j].reg[i]);
+  }
+  Lanes dots = add(sum[0], sum[1]);
+  if (kChains == 4) dots = add(dots, add(sum[kChains - 2], sum[kChains - 1]));
   return dots;
 }
 

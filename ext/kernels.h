@@ -232,7 +232,7 @@ struct Source {
   uint16_t last_lanes;          // lanes of the last panel that are items
   float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
   // What score_tile made of panels from `tile_first` on, or null. While it is set, scores of these
-  // panels come from it, and no others may be asked for.
+  // panels (over codes: estimates alone) come from it, and no others may be asked for.
   const float* tile;
   int64_t tile_first;
 };

@@ -18,6 +18,7 @@ namespace fastrank {
 
 // Tests only (kernels.h).
 inline std::atomic<int64_t> forced_chunk_panels{0};
+inline std::atomic<int64_t> forced_few_items{0};
 
 // The chunk law (kernels.h).
 struct ChunkLaw {

@@ -146,4 +146,41 @@ Code score_all(const Catalog& catalog, const Request& request, float* out, int64
   return kOk;
 }
 
+Code estimate_all(const Catalog& catalog, const Request& request, float* estimates, float* uppers,
+                  bool* usable, int64_t* where) {
+  double bound = 0.0;
+  const Code code = check_request(catalog, request, where, &bound);
+  if (code != kOk) return code;
+  const CodeQuery query(catalog, request, bound);
+  *usable = query.usable;
+  if (!query.usable) return kOk;
+  const Kernels& kernels = fastrank::kernels();
+  Source source = make_source(catalog, request);
+  use_codes(catalog, query, &source);
+  Noted noted[8 * kLanes];  // as many as a scan may note before it looks for room
+  for (int64_t panel = 0; panel < source.n_panels; panel += 8) {
+    CodeScan scan = {};
+    scan.walk.first = panel;
+    scan.walk.step = scan.walk.stride = 1;
+    scan.walk.count = std::min<int64_t>(8, source.n_panels - panel);
+    scan.walk.limit = kInfinity;
+    scan.cut = -std::numeric_limits<float>::infinity();
+    scan.noted = noted;
+    scan.room = 8 * kLanes;
+    kernels.scan_codes(source, &scan);
+    for (int64_t i = 0; i < scan.n_noted; ++i) {
+      estimates[noted[i].position] = noted[i].estimate;
+      uppers[noted[i].position] = noted[i].upper;
+    }
+  }
+  return kOk;
+}
+
+void upper_weights(const float* uppers, int64_t n_panels, float reference, float inv_temperature,
+                   float* weights) {
+  for (int64_t panel = 0; panel < n_panels; ++panel)
+    kernels().weigh_uppers(uppers + panel * kLanes, 0xFFFF, reference, inv_temperature,
+                           weights + panel * kLanes);
+}
+
 }  // namespace fastrank

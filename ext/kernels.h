@@ -34,6 +34,10 @@
 // later. So whatever order the items are stored in, few pass the best of the pilot. Chunks 1, 2,
 // 4, 8, ... fix a floor for themselves and those after them: the k-th best of all chunks before.
 // Partials merge in chunk order. Nothing of this depends on the number of threads.
+//
+// Rankings of int8 storage. The same streams and chunks, but numbers are also spent on items whose
+// bound passes and whose score does not: the law is that of float32 storage, the ranking of a seed
+// is its own, and RNG_VERSION pins it, too.
 #pragma once
 
 #include <cstdint>
@@ -199,6 +203,20 @@ bool isa_select(const char* name);   // false if there is no such set
 
 // Tests only: a chunk size in panels instead of the chunk law's; 0 restores it. Returns the last.
 int64_t set_chunk_panels(int64_t count);
+
+// Tests only: codes are used from so many eligible items on, instead of where they pay; 0 restores
+// that. Returns the last.
+int64_t set_few_items(int64_t count);
+
+// Tests only: what codes say of the scores of all items, (16 * n_panels) each. *usable: whether
+// they say anything about this request.
+Code estimate_all(const Catalog&, const Request&, float* estimates, float* uppers, bool* usable,
+                  int64_t* where);
+
+// Tests only: upper bounds of weights, as scans over codes form them, of 16 * n_panels upper bounds
+// of scores.
+void upper_weights(const float* uppers, int64_t n_panels, float reference, float inv_temperature,
+                   float* weights);
 
 // ---- Inside the core: what is compiled once per instruction set ----------------------------
 

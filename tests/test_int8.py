@@ -9,7 +9,7 @@ import fastrank as fr
 
 
 @pytest.mark.parametrize("policy", [fr.PlackettLuce(0.05), fr.PlackettLuce(1e-3), fr.Deterministic()])
-@pytest.mark.parametrize("k", [10, 400])
+@pytest.mark.parametrize("k", [10, 700])
 def test_users_of_a_batch_whose_floats_are_needed_while_codes_are_shared(
     isa: str, k: int, policy: fr.Policy
 ) -> None:

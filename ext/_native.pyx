@@ -141,8 +141,8 @@ cdef class PackedCatalog:
     cdef int64_t n_panels
     cdef readonly int64_t query_length  # with the zeros that the kernels want at its end
 
-    def __init__(self, dict arrays, const float[::1] bias, int64_t n_items, int32_t dim,
-                 dict meta, double max_bias, double tolerance, const int64_t[::1] rows=None,
+    def __init__(self, arrays, const float[::1] bias, int64_t n_items, int32_t dim,
+                 meta, double max_bias, double tolerance, const int64_t[::1] rows=None,
                  const int64_t[::1] panel_rows=None):
         cdef int64_t groups = (dim + 3) // 4
         cdef Quantised quantised

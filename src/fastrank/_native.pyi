@@ -1,6 +1,6 @@
 """Types of the native module; ext/_native.pyx documents it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,11 +23,11 @@ class PackedCatalog:
     query_length: int
     def __init__(
         self,
-        arrays: dict[str, npt.NDArray[Any]],
+        arrays: Mapping[str, npt.NDArray[Any]],
         bias: _Scores | None,
         n_items: int,
         dim: int,
-        meta: dict[str, Any],
+        meta: Mapping[str, Any],
         max_bias: float,
         tolerance: float,
         rows: _Positions | None = None,
@@ -71,9 +71,7 @@ class PackedCatalog:
         n_eligible: int,
     ) -> _Floats: ...
     def scores(self, query: _Scores, bias: _Scores | None) -> _Scores: ...
-    def estimates(
-        self, query: _Scores, bias: _Scores | None
-    ) -> tuple[_Scores, _Scores] | None: ...
+    def estimates(self, query: _Scores, bias: _Scores | None) -> tuple[_Scores, _Scores] | None: ...
 
 def build_tree(scores: _Scores, temperature: float) -> _Floats: ...
 def rank_tree(

@@ -242,7 +242,7 @@ struct Source {
   const float* bias;
   const float* call_bias;
   const uint16_t* eligible;
-  const float* query;  // padded with zeros to a multiple of four
+  const float* query;  // padded with -0.0 to a multiple of four where there are vectors
   const int64_t* rows;
   const int64_t* panel_rows;
   int64_t n_panels;

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         "policies",
         "ranking",
+        "packing",
         "store",
         "catalog",
         "model",

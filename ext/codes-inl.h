@@ -200,14 +200,23 @@ inline Lanes upper_weights_of(const Lanes& uppers, uint32_t lanes, float referen
   return w;
 }
 
-// Estimated weights, rid of the mean of exp(rounding error).
-inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, uint32_t lanes,
-                                  float reference, float inv_t, float shrink) {
+// Standard deviations of estimated log-weights: numbers near 1 and below wherever they matter, so
+// that their squares are in range whatever the scales are.
+inline Lanes deviations_of(const Lanes& scales, float deviation) {
+  Lanes a;
+  for (int i = 0; i < kRegs; ++i)
+    a.reg[i] = smaller(mul(scales.reg[i], set1(deviation)), set1(1e9f));
+  return a;
+}
+
+// Estimated weights, rid of the mean of exp(rounding error), exp(deviation^2 / 2).
+inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& deviations, uint32_t lanes,
+                                  float reference, float inv_t) {
   Lanes w;
   for (int i = 0; i < kRegs; ++i) {
     const Reg x = mul(sub(estimates.reg[i], set1(reference)), set1(inv_t));
-    const Reg a = scales.reg[i];
-    w.reg[i] = fma(mul(a, a), set1(-shrink), x);
+    const Reg a = deviations.reg[i];
+    w.reg[i] = fma(mul(a, a), set1(-0.5f), x);
   }
   exp_all<kRegs>(w.reg);
   for (int i = 0; i < kRegs; ++i) w.reg[i] = keep(w.reg[i], lanes >> (i * kWidth));
@@ -229,10 +238,12 @@ inline Totals no_totals() {
 }
 
 inline void add_estimated(const Lanes& estimates, const Lanes& scales, const Lanes& upper_weights,
-                          uint32_t lanes, float reference, float inv_t, float shrink, Totals* t) {
-  const Lanes mass = estimated_weights_of(estimates, scales, lanes, reference, inv_t, shrink);
+                          uint32_t lanes, float reference, float inv_t, float deviation,
+                          Totals* t) {
+  const Lanes deviations = deviations_of(scales, deviation);
+  const Lanes mass = estimated_weights_of(estimates, deviations, lanes, reference, inv_t);
   for (int i = 0; i < kRegs; ++i) {
-    const Reg scaled = mul(mass.reg[i], scales.reg[i]);
+    const Reg scaled = mul(mass.reg[i], deviations.reg[i]);
     t->mass.reg[i] = add(t->mass.reg[i], mass.reg[i]);
     t->upper.reg[i] = add(t->upper.reg[i], keep(upper_weights.reg[i], lanes >> (i * kWidth)));
     t->scaled.reg[i] = add(t->scaled.reg[i], scaled);
@@ -248,11 +259,12 @@ inline void keep_totals(const Totals& t, Estimates* sums) {
 }
 
 void add_estimates(const float* estimates, const float* uppers, const float* scales,
-                   uint32_t lanes, float reference, float inv_t, float shrink, Estimates* sums) {
+                   uint32_t lanes, float reference, float inv_t, float deviation,
+                   Estimates* sums) {
   Totals t = no_totals();
   const Lanes weights = upper_weights_of(load_lanes(uppers), lanes, reference, inv_t);
   add_estimated(load_lanes(estimates), load_lanes(scales), weights, lanes, reference, inv_t,
-                shrink, &t);
+                deviation, &t);
   keep_totals(t, sums);
 }
 
@@ -337,7 +349,7 @@ inline void note(const Source& source, const Bounded& b, int64_t panel, uint32_t
 bool scan_codes(const Source& source, CodeScan* scan) {
   Scan* const walk = &scan->walk;
   const float reference = walk->reference, inv_t = walk->inv_temperature;
-  const float cut = scan->cut, shrink = scan->shrink;
+  const float cut = scan->cut, deviation = scan->deviation;
   Group group;
   walk->lanes = 0;
   // A stop inside a group leaves it to the next call to go on there, panel by panel.
@@ -352,7 +364,7 @@ bool scan_codes(const Source& source, CodeScan* scan) {
       const uint32_t noted = above(b.heaviness, cut, true) & group.lanes[i];
       if (noted) note(source, b, panel, noted, scan);
       add_estimated(b.estimate, load_lanes(source.scales + panel * kLanes), weights,
-                    group.lanes[i] & ~noted, reference, inv_t, shrink, totals);
+                    group.lanes[i] & ~noted, reference, inv_t, deviation, totals);
     };
     if (whole) {
       Totals totals = no_totals();

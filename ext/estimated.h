@@ -36,11 +36,10 @@ struct Unscored {
 class ErrorLaw {
  public:
   ErrorLaw(const CodeQuery& query, double temperature)
-      : deviation(0.5 * query.norm / temperature),
-        shrink(0.5 * deviation * deviation),
-        per_scale_(query.per_scale / temperature),
+      : deviation(std::min(0.5 * query.norm / temperature, 1e38)),
+        per_scale_(query.norm > 0.0 ? 2.0 * query.per_scale / query.norm : 0.0),
         constant_(query.constant / temperature),
-        skew_(0.4 * deviation * deviation * query.largest_value / temperature) {
+        skew_(query.norm > 0.0 ? 0.8 * query.largest_value / query.norm : 0.0) {
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
     largest_ = std::exp(-x) - std::exp(-2.0 * x);
@@ -51,18 +50,17 @@ class ErrorLaw {
 
   double bound(const Unscored& sum) const {
     if (sum.upper == 0.0) return 0.0;
-    const double scale = sum.mass > 0.0 ? sum.scaled / sum.mass : 0.0;
+    const double usual = sum.mass > 0.0 ? sum.scaled / sum.mass : 0.0;  // deviation
     const double jump = kLogOdds / 3.0 * sum.cut * largest_;
-    const double spread = 2.0 * kLogOdds * inflation_ * deviation * deviation * sum.variance;
+    const double spread = 2.0 * kLogOdds * inflation_ * sum.variance;
     const double random = jump + std::sqrt(jump * jump + spread);
     const double fixed = sum.scaled * per_scale_ +
-                         sum.mass * (constant_ + skew_ * scale * scale * scale);
-    if (getenv("FR_DEBUG2")) fprintf(stderr,"      jump %.3g spread %.3g per_scale %.3g const %.3g skew %.3g infl %.3g dev %.3g (abs; mass %.3g)\n", jump, std::sqrt(spread), sum.scaled*per_scale_, sum.mass*constant_, sum.mass*skew_*scale*scale*scale, inflation_, deviation*scale, sum.mass);
+                         sum.mass * (constant_ + skew_ * usual * usual * usual);
+    if (getenv("FR_DEBUG2")) fprintf(stderr,"      jump %.3g spread %.3g per_scale %.3g const %.3g skew %.3g infl %.3g dev %.3g (abs; mass %.3g)\n", jump, std::sqrt(spread), sum.scaled*per_scale_, sum.mass*constant_, sum.mass*skew_*usual*usual*usual, inflation_, usual, sum.mass);
     return random + fixed < sum.upper ? random + fixed : sum.upper;  // and where it is no number
   }
 
   const double deviation;  // standard deviation of an estimated log-weight, per unit of scale
-  const double shrink;     // E exp(error / T) = exp(shrink * scale^2)
 
  private:
   double per_scale_, constant_, skew_, largest_, inflation_;
@@ -117,7 +115,7 @@ void prefetch_row(const Source& source, int64_t position) {
 }
 
 // Adds items by their estimates, 16 at a time.
-void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, float reference, float inv_temperature, double shrink, Estimates* sums) {
+void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, float reference, float inv_temperature, double deviation, Estimates* sums) {
   float estimates[kLanes] = {}, uppers[kLanes] = {}, scales[kLanes] = {};
   for (int64_t first = 0; first < count; first += kLanes) {
     const int size = int(std::min<int64_t>(kLanes, count - first));
@@ -128,7 +126,7 @@ void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, f
       scales[i] = item.scale;
     }
     kernels.add_estimates(estimates, uppers, scales, (1u << size) - 1, reference, inv_temperature,
-                          float(shrink), sums);
+                          float(deviation), sums);
   }
 }
 
@@ -152,7 +150,9 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     highest = std::max(highest, heaviness(query, item.upper, item.scale));
   Histogram bins(highest, inv_t);
   for (const Noted& item : items) bins.add(heaviness(query, item.upper, item.scale));
-  const double scale = light.mass > 0.0 ? light.scaled / light.mass : query.max_scale;
+  const double usual =
+      light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
+  const double scale = law.deviation > 0.0 ? usual / law.deviation : 0.0;
   Unscored sum = light;
   int last = Histogram::kBins;  // bins before it are scored
   const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
@@ -165,8 +165,8 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
           exp((bins.edge(b) - 3.0 * query.spread * scale - reference) * inv_t);
       more.mass += count * weight;
       more.upper = kInfinity;
-      more.scaled += count * weight * scale;
-      more.variance += count * weight * weight * scale * scale;
+      more.scaled += count * weight * usual;
+      more.variance += count * weight * weight * usual * usual;
       more.cut = exp((bins.edge(b) - reference) * inv_t);
     }
     if (bins.counts[b] > 0 && !(law.bound(more) <= 0.9 * allowed)) break;
@@ -206,7 +206,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
       heavy += double(kernels.weigh(scores, lanes, reference, float(inv_t), weights));
     }
     Estimates estimates = {};
-    estimate_items(kernels, light_items.data(), n_light, reference, float(inv_t), law.shrink,
+    estimate_items(kernels, light_items.data(), n_light, reference, float(inv_t), law.deviation,
                    &estimates);
     const double mass = exact + heavy + light.mass + estimates.mass;
     const double error =
@@ -289,7 +289,7 @@ class EstimatedJumps final : public Jumps {
       scan.walk.inv_temperature = inv_t_;
       scan.walk.limit = limit_;
       scan.walk.mass = mass_;
-      scan.shrink = float(law_.shrink);
+      scan.deviation = float(law_.deviation);
       scan.cut = float(cut_);
       scan.estimates = estimates_;
       scan.noted = noted_.data();
@@ -408,11 +408,11 @@ class EstimatedJumps final : public Jumps {
     rebase();
     if (light)
       kernels_.add_estimates(estimates, uppers, source_.scales + panel * kLanes, light,
-                             threshold_.score, inv_t_, float(law_.shrink), &estimates_);
+                             threshold_.score, inv_t_, float(law_.deviation), &estimates_);
   }
 
   void estimate(const Noted* items, int64_t count, Estimates* sums) const {
-    estimate_items(kernels_, items, count, threshold_.score, inv_t_, law_.shrink, sums);
+    estimate_items(kernels_, items, count, threshold_.score, inv_t_, law_.deviation, sums);
   }
 
   // ---- The cut ----------------------------------------------------------------------------
@@ -453,8 +453,9 @@ class EstimatedJumps final : public Jumps {
       int64_t above = 0;
       for (int b = 0; b < kBins && kFewestShare * above <= n_noted_; ++b) {
         cut_ = items.edge(b);
-        const Unscored rest = {mass[b], kInfinity, mass[b] * scales, variance[b] * squares,
-                               weight[b]};
+        const double squared = law_.deviation * law_.deviation * squares;
+        const Unscored rest = {mass[b], kInfinity, mass[b] * law_.deviation * scales,
+                               variance[b] * squared, weight[b]};
         if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
         above += items.counts[b];
       }

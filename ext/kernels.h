@@ -284,15 +284,15 @@ struct Noted {
 struct Estimates {
   double mass;      // of estimated weights
   double upper;     // of their upper bounds
-  double scaled;    // of estimated weight * scale
-  double variance;  // of (estimated weight * scale)^2
+  double scaled;    // of estimated weight * deviation * scale
+  double variance;  // of (estimated weight * deviation * scale)^2
 };
 
 // The walk of a scan over codes.
 struct CodeScan {
   Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
   float uppers[kLanes];
-  float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
+  float deviation;  // of estimated log-weights, per unit of scale: rid of E exp(error / T)
   float cut;     // items are noted whose upper bound + 2 spread * scale reaches it
   Estimates estimates;  // of the others
   Noted* noted;
@@ -334,7 +334,7 @@ struct Kernels {
                         float inv_temperature, float* weights);
   // Adds up to 16 items' estimates to the sums.
   void (*add_estimates)(const float* estimates, const float* uppers, const float* scales,
-                        uint32_t lanes, float reference, float inv_temperature, float shrink,
+                        uint32_t lanes, float reference, float inv_temperature, float deviation,
                         Estimates*);
 };
 

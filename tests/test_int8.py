@@ -865,3 +865,23 @@ def test_vectors_that_are_not_finite_are_named() -> None:
         fr.Catalog(np.arange(70_000), vectors, storage="int8")
     with pytest.raises(ValueError, match="storage"):
         fr.Catalog([1], [[1.0]], storage="int4")
+
+
+@pytest.mark.parametrize("power", [-65, -40, 40, 55])
+def test_the_unit_of_vectors_does_not_matter(isa: str, power: int) -> None:
+    """Vectors in another unit, the query in its inverse: the same ranking and bound to the bit.
+
+    Squares of scales would leave the float32 range here, and with them what a bound is made of.
+    """
+    rng = np.random.default_rng(18)
+    rows, query = rng.standard_normal((4_000, 16)), rng.standard_normal(16)
+    rows, query = rows.astype(np.float32), query.astype(np.float32)
+    for temperature in (1.0, 10.0):
+        drawn = [
+            fr.Catalog(np.arange(4_000), rows * unit, storage="int8").rank(
+                query / unit, policy=fr.PlackettLuce(temperature), seed=1
+            )
+            for unit in (np.float32(1.0), np.float32(2.0) ** power)
+        ]
+        assert whole(drawn[1]) == whole(drawn[0])
+    assert drawn[0].propensity_kind == "bounded"

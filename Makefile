@@ -36,7 +36,8 @@ asan: $(VENV)/.dev
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/lib FASTRANK_TEST_DRAWS=0.02 \
 	  $(BIN)/python -m pytest -q -n 2 -m "not law and not large" tests/test_rank.py \
 	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_golden.py \
-	  tests/test_threads.py tests/test_batch.py tests/test_elementary.py tests/test_philox.py
+	  tests/test_threads.py tests/test_batch.py tests/test_int8.py tests/test_elementary.py \
+	  tests/test_philox.py
 
 # Wheel and sdist, installed and used in an empty directory without the repository.
 dist: $(VENV)/.dev

@@ -25,7 +25,9 @@ AVX512 = [
     *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
 ISA_FLAGS = {
-    **dict.fromkeys(["evaluate.cpp", "inputs.cpp", "quantise.cpp", "rank.cpp", "tree.cpp"], BASELINE),
+    **dict.fromkeys(
+        ["evaluate.cpp", "inputs.cpp", "quantise.cpp", "rank.cpp", "tree.cpp"], BASELINE
+    ),
     "scan_v2.cpp": BASELINE,
     "scan_v3.cpp": ["-mavx2", "-mfma"],
     "scan_v4.cpp": AVX512,

@@ -53,13 +53,15 @@ def layers(
     # One and the same draw again and again would train the CPU's branch predictor.
     seeds, queries = iter(range(sys.maxsize)), cycle(workload.queries)
 
-    def native() -> tuple[Positions, npt.NDArray[np.float32], npt.NDArray[np.float64], float]:
+    def native() -> tuple[
+        Positions, npt.NDArray[np.float32], npt.NDArray[np.float64], float, float
+    ]:
         return packed.rank(
             *(next(queries), k, spec.kind, spec.temperature, spec.epsilon, next(seeds)),
             *(None, eligible, n_eligible),
         )
 
-    positions, scores, log_propensities, log_norm = native()
+    positions, scores, log_propensities, log_norm, _ = native()
 
     def record() -> fr.Ranking:
         return fr.Ranking(

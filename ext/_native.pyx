@@ -9,6 +9,7 @@ outlives a call.
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp cimport bool
 from libcpp.vector cimport vector
 
 import numpy as np
@@ -110,6 +111,10 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     const char* c_isa_active "fastrank::isa_active"()
     bint c_isa_select "fastrank::isa_select"(const char*)
     int64_t c_set_chunk_panels "fastrank::set_chunk_panels"(int64_t)
+    int64_t c_set_few_items "fastrank::set_few_items"(int64_t)
+    Code c_estimate_all "fastrank::estimate_all"(
+        const Catalog&, const Request&, float*, float*, bool*, int64_t*)
+    void c_upper_weights "fastrank::upper_weights"(const float*, int64_t, float, float, float*)
 
 
 LANES = kLanes
@@ -137,8 +142,8 @@ cdef class PackedCatalog:
     cdef int64_t n_panels
     cdef readonly int64_t query_length  # with the zeros that the kernels want at its end
 
-    def __init__(self, dict arrays, const float[::1] bias, int64_t n_items, int32_t dim,
-                 dict meta, double max_bias, double tolerance, const int64_t[::1] rows=None,
+    def __init__(self, arrays, const float[::1] bias, int64_t n_items, int32_t dim,
+                 meta, double max_bias, double tolerance, const int64_t[::1] rows=None,
                  const int64_t[::1] panel_rows=None):
         cdef int64_t groups = (dim + 3) // 4
         cdef Quantised quantised
@@ -313,6 +318,26 @@ cdef class PackedCatalog:
         if code != kOk:
             _raise(code, where, query, bias)
         return result
+
+    def estimates(self, const float[::1] query, const float[::1] bias):
+        """For tests: (estimates, upper bounds) of all scores by codes, float32 (n_items,) each.
+
+        None where codes cannot be used: scores near the ends of the float32 range.
+        """
+        cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
+        cdef int64_t where = 0
+        cdef bool usable = False
+        cdef Code code
+        if self.catalog.quantised.codes == NULL:
+            raise ValueError("storage: there are no codes")
+        result = np.zeros((2, kLanes * self.n_panels), np.float32)
+        cdef float[:, ::1] out = result
+        with nogil:
+            code = c_estimate_all(
+                self.catalog, request, &out[0, 0], &out[1, 0], &usable, &where)
+        if code != kOk:
+            _raise(code, where, query, bias)
+        return tuple(result[:, :self.catalog.n_items]) if usable else None
 
 
 cdef const float* _floats(const float[::1] values) noexcept:
@@ -507,6 +532,25 @@ def set_isa(name):
 def set_chunk_panels(int64_t count):
     """For tests: chunks of `count` panels, 0 for the chunk law. Returns the previous value."""
     return c_set_chunk_panels(count)
+
+
+def set_few_items(int64_t count):
+    """For tests: codes are used from `count` eligible items on, 0 for where they pay. Returns the
+    previous value.
+    """
+    return c_set_few_items(count)
+
+
+def upper_weights(const float[::1] uppers, float reference, float inv_temperature):
+    """For tests: upper bounds of weights, (m,), from those of m scores, m a multiple of 16."""
+    if uppers.shape[0] % kLanes:
+        raise ValueError("uppers: not a whole number of panels")
+    result = np.empty(uppers.shape[0], np.float32)
+    cdef float[::1] out = result
+    if uppers.shape[0]:
+        c_upper_weights(
+            &uppers[0], uppers.shape[0] // kLanes, reference, inv_temperature, &out[0])
+    return result
 
 
 def philox4x32_10(counter, key):

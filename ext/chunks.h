@@ -18,6 +18,7 @@ namespace fastrank {
 
 // Tests only (kernels.h).
 inline std::atomic<int64_t> forced_chunk_panels{0};
+inline std::atomic<int64_t> forced_few_items{0};
 
 // The chunk law (kernels.h).
 struct ChunkLaw {
@@ -238,7 +239,10 @@ class SharedPass {
     // The panels of a tile stay in a core's second cache while all users pass, and those of the
     // next one come to it meanwhile: each group of users fetches its share. A multiple of 8: scans
     // over codes sum by eight.
-    const Source& any = seats[0].source;
+    const Source* shared = &seats[0].source;
+    for (const Seat& seat : seats)
+      if (seat.source.codes) shared = &seat.source;
+    const Source& any = *shared;
     const int64_t panel_lines = any.codes ? (any.dim + 3) / 4 : any.dim;
     const int64_t panels = std::clamp<int64_t>(1024 / panel_lines / 8 * 8, 8, kTilePanels);
     const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;

@@ -213,39 +213,48 @@ inline Reg rough_exp(Reg x, uint32_t lanes) {
   return keep(add_exponent(p, shifted), lanes & above(x, set1(-87.0f)));
 }
 
-// Estimated weights, rid of the mean of exp(rounding error).
-inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& scales, uint32_t lanes,
-                                  float reference, float inv_t, float shrink) {
+// Standard deviations of estimated log-weights: numbers near 1 and below wherever they matter, so
+// that their squares are in range whatever the scales are.
+inline Lanes deviations_of(const Lanes& scales, float deviation) {
+  Lanes a;
+  for (int i = 0; i < kRegs; ++i)
+    a.reg[i] = smaller(mul(scales.reg[i], set1(deviation)), set1(1e9f));
+  return a;
+}
+
+// Estimated weights, rid of the mean of exp(rounding error), exp(deviation^2 / 2).
+inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& deviations, uint32_t lanes,
+                                  float reference, float inv_t) {
   Lanes w;
   for (int i = 0; i < kRegs; ++i) {
     const Reg x = mul(sub(estimates.reg[i], set1(reference)), set1(inv_t));
-    const Reg a = scales.reg[i];
-    w.reg[i] = rough_exp(fma(mul(a, a), set1(-shrink), x), lanes >> (i * kWidth));
+    const Reg a = deviations.reg[i];
+    w.reg[i] = rough_exp(fma(mul(a, a), set1(-0.5f), x), lanes >> (i * kWidth));
   }
   return w;
 }
 
-// How a pass bounds weights. Linear: by the estimated weight times intercept + slope * scale, so that
+// How a pass bounds weights. Linear: by the estimated weight times intercept + slope * deviation, so that
 // the sums of estimates bound a sum of weights at no further cost; the factor is a chord of
 // exp(spread * scale + ...), which is convex. That is loose where the factor varies much, and leaves
 // no room for biases: then the bounds of the scores are taken.
 struct Bounds {
   bool linear;
-  float reference, inv_t, shrink, intercept, slope;
+  float reference, inv_t, deviation, intercept, slope;
 };
 
 inline Bounds bounds_of(const CodeScan& scan) {
   return {scan.linear,      scan.walk.reference, scan.walk.inv_temperature,
-          scan.shrink,      scan.intercept,      scan.slope};
+          scan.deviation,   scan.intercept,      scan.slope};
 }
 
 inline Lanes bounded_weights_of(const Bounds& bounds, const Lanes& estimates, const Lanes& uppers,
                                 const Lanes& scales, uint32_t lanes) {
   if (!bounds.linear) return upper_weights_of(uppers, lanes, bounds.reference, bounds.inv_t);
-  Lanes w = estimated_weights_of(estimates, scales, lanes, bounds.reference, bounds.inv_t,
-                                 bounds.shrink);
+  const Lanes deviations = deviations_of(scales, bounds.deviation);
+  Lanes w = estimated_weights_of(estimates, deviations, lanes, bounds.reference, bounds.inv_t);
   for (int i = 0; i < kRegs; ++i)
-    w.reg[i] = mul(w.reg[i], fma(scales.reg[i], set1(bounds.slope), set1(bounds.intercept)));
+    w.reg[i] = mul(w.reg[i], fma(deviations.reg[i], set1(bounds.slope), set1(bounds.intercept)));
   return w;
 }
 
@@ -260,9 +269,9 @@ inline void clear(Totals* t) {
     t->mass.reg[i] = t->scaled.reg[i] = t->variance.reg[i] = t->budget.reg[i] = set1(0.0f);
 }
 
-inline void add_estimated(const Lanes& weights, const Lanes& scales, Totals* t) {
+inline void add_estimated(const Lanes& weights, const Lanes& deviations, Totals* t) {
   for (int i = 0; i < kRegs; ++i) {
-    const Reg scaled = mul(weights.reg[i], scales.reg[i]);
+    const Reg scaled = mul(weights.reg[i], deviations.reg[i]);
     t->mass.reg[i] = add(t->mass.reg[i], weights.reg[i]);
     t->scaled.reg[i] = add(t->scaled.reg[i], scaled);
     t->variance.reg[i] = fma(scaled, scaled, t->variance.reg[i]);
@@ -276,12 +285,11 @@ inline void keep_totals(const Totals& t, double sign, Estimates* sums) {
 }
 
 void add_estimates(const float* estimates, const float* scales, uint32_t lanes, float reference,
-                   float inv_t, float shrink, Estimates* sums) {
+                   float inv_t, float deviation, Estimates* sums) {
   Totals t;
   clear(&t);
-  const Lanes a = load_lanes(scales);
-  add_estimated(estimated_weights_of(load_lanes(estimates), a, lanes, reference, inv_t, shrink), a,
-                &t);
+  const Lanes a = deviations_of(load_lanes(scales), deviation);
+  add_estimated(estimated_weights_of(load_lanes(estimates), a, lanes, reference, inv_t), a, &t);
   keep_totals(t, 1.0, sums);
 }
 
@@ -390,15 +398,16 @@ inline uint32_t add_panel(const Source& source, const Bounds& bounds, const Grou
         add(totals->budget, upper_weights_of(uppers, lanes, bounds.reference, bounds.inv_t));
     heaviness = plus(uppers, scales, 2.0f * spread);
   }
-  const Lanes weights = estimated_weights_of(estimates, scales, lanes, bounds.reference,
-                                             bounds.inv_t, bounds.shrink);
-  add_estimated(weights, scales, totals);
+  const Lanes deviations = deviations_of(scales, bounds.deviation);
+  const Lanes weights =
+      estimated_weights_of(estimates, deviations, lanes, bounds.reference, bounds.inv_t);
+  add_estimated(weights, deviations, totals);
   const uint32_t heavy = above(heaviness, scan->cut, true) & lanes;
   if (heavy) {
     note(source, estimates, heaviness, panel, heavy, scan);
     Lanes kept;
     for (int r = 0; r < kRegs; ++r) kept.reg[r] = keep(weights.reg[r], heavy >> (r * kWidth));
-    add_estimated(kept, scales, noted);
+    add_estimated(kept, deviations, noted);
   }
   return heavy;
 }

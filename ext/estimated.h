@@ -34,13 +34,14 @@ struct Unscored {
 class ErrorLaw {
  public:
   ErrorLaw(const CodeQuery& query, double temperature)
-      : deviation(0.5 * query.norm / temperature),
-        shrink(0.5 * deviation * deviation),
-        residue_(query.residue * std::sqrt(query.code_moment) / temperature),
-        per_scale_(query.per_scale / temperature),
-        rounding_(query.rounding / temperature),
-        constant_(query.constant / temperature + 4e-6),  // and rough_exp's error
-        skew_(0.4 * deviation * deviation * query.largest_value / temperature) {
+      : deviation(std::min(0.5 * query.norm / temperature, 1e38)) {
+    // What is not random, for a weight whose logarithm has a deviation of 1.
+    const double unit = query.norm > 0.0 ? 2.0 / query.norm : 0.0;
+    residue_ = unit * query.residue * std::sqrt(query.code_moment);
+    per_deviation_ = unit * query.per_scale;
+    rounding_ = unit * query.rounding;
+    constant_ = query.constant / temperature + 4e-6;  // and rough_exp's error
+    skew_ = 0.4 * unit * query.largest_value;
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
     largest_ = std::exp(-x) - std::exp(-2.0 * x);
@@ -51,23 +52,21 @@ class ErrorLaw {
 
   double bound(const Unscored& sum) const {
     if (sum.mass == 0.0) return 0.0;
-    const double scale = sum.scaled / sum.mass;
-    const double random =
-        deviation * std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
-        kLogOdds / 3.0 * sum.cut * largest_;
+    const double usual = sum.scaled / sum.mass;  // deviation
+    const double random = std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
+                          kLogOdds / 3.0 * sum.cut * largest_;
     // The query's own residue r moves log-weights by r . code * scale / T: by Cauchy and Schwarz on
     // the sum over items, or item by item.
     const double residue = residue_ * std::sqrt(sum.variance) + rounding_ * sum.scaled;
-    const double fixed = std::min(residue, per_scale_ * sum.scaled) +
-                         sum.mass * (constant_ + skew_ * scale * scale * scale);
+    const double fixed = std::min(residue, per_deviation_ * sum.scaled) +
+                         sum.mass * (constant_ + skew_ * usual * usual * usual);
     return random + fixed;
   }
 
   const double deviation;  // standard deviation of an estimated log-weight, per unit of scale
-  const double shrink;     // E exp(error / T) = exp(shrink * scale^2)
 
  private:
-  double residue_, per_scale_, rounding_, constant_, skew_, largest_, inflation_;
+  double residue_, per_deviation_, rounding_, constant_, skew_, largest_, inflation_;
 };
 
 // Items by the logarithm of a weight, in steps of 1/4 below the largest.
@@ -117,7 +116,9 @@ void prefetch_row(const Source& source, int64_t position) {
 }
 
 // Adds items by their estimates, 16 at a time.
-void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, float reference, float inv_temperature, double shrink, Estimates* sums) {
+void estimate_items(const Kernels& kernels, const Noted* items, int64_t count,
+                    float reference, float inv_temperature, double deviation,
+                    Estimates* sums) {
   float estimates[kLanes] = {}, scales[kLanes] = {};
   for (int64_t first = 0; first < count; first += kLanes) {
     const int size = int(std::min<int64_t>(kLanes, count - first));
@@ -127,7 +128,7 @@ void estimate_items(const Kernels& kernels, const Noted* items, int64_t count, f
       scales[i] = item.scale;
     }
     kernels.add_estimates(estimates, scales, (1u << size) - 1, reference, inv_temperature,
-                          float(shrink), sums);
+                          float(deviation), sums);
   }
 }
 
@@ -167,7 +168,8 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
   for (const Noted& item : items) highest = std::max(highest, item.heaviness);
   Histogram bins(highest, inv_t);
   for (const Noted& item : items) bins.add(item.heaviness);
-  const double scale = light.mass > 0.0 ? light.scaled / light.mass : query.max_scale;
+  const double usual = light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
+  const double reach = law.deviation > 0.0 ? 3.0 * query.spread * usual / law.deviation : 0.0;
   const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
   Unscored sum = light;
   int last = Histogram::kBins;  // bins before it are scored
@@ -175,10 +177,10 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     const int b = last - 1;
     if (bins.counts[b] == 0) continue;
     const double count = double(bins.counts[b]);
-    const double weight = exp((bins.edge(b) - 3.0 * query.spread * scale - reference) * inv_t);
+    const double weight = exp((bins.edge(b) - reach - reference) * inv_t);
     sum.mass += count * weight;
-    sum.scaled += count * weight * scale;
-    sum.variance += count * weight * weight * scale * scale;
+    sum.scaled += count * weight * usual;
+    sum.variance += count * weight * weight * usual * usual;
     sum.cut = exp((bins.edge(b) - reference) * inv_t);
     if (!(law.bound(sum) <= 0.97 * allowed)) break;
   }
@@ -210,7 +212,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
                                 });
     }
     Estimates estimates = {};
-    estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.shrink, &estimates);
+    estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.deviation, &estimates);
     const double mass = exact + heavy_mass + light.mass + estimates.mass;
     const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
                            light.variance + estimates.variance, exp((cut - reference) * inv_t)};
@@ -239,13 +241,14 @@ class EstimatedJumps final : public Jumps {
         n_panels_(source.n_panels),
         noted_(size_t(law.noted_room())) {
     // log of a weight's bound over its estimate, at scales 0 and max_scale; 2^-13 for roundings.
+    const double deviation = law_.deviation * query_.max_scale;
     const double least = query_.margin() * order.inv_temperature + 0x1p-13;
     const double most = least + query_.spread * query_.max_scale * order.inv_temperature +
-                        law_.shrink * query_.max_scale * query_.max_scale;
-    linear_ = most < 2.0 && !source.bias && !source.call_bias;
+                        0.5 * deviation * deviation;
+    linear_ = most < 2.0 && deviation > 1e-30 && !source.bias && !source.call_bias;
     if (!linear_) return;
     intercept_ = float(std::exp(least));
-    slope_ = float((std::exp(most) - std::exp(least)) / query_.max_scale);
+    slope_ = float((std::exp(most) - std::exp(least)) / deviation);
   }
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
@@ -299,7 +302,7 @@ class EstimatedJumps final : public Jumps {
     CodeScan scan = {};
     scan.walk = *walk;
     scan.walk.inv_temperature = inv_t_;
-    scan.shrink = float(law_.shrink);
+    scan.deviation = float(law_.deviation);
     scan.linear = linear_;
     scan.intercept = intercept_;
     scan.slope = slope_;
@@ -331,6 +334,7 @@ class EstimatedJumps final : public Jumps {
 
   // From here on float32 vectors.
   void go_exactly() {
+    if (exact_) return;  // `mass_` counts by now
     exact_ = true;
     limit_ -= mass_;  // what is left of the budget is an Exp(1) variate again
     mass_ = 0.0;
@@ -432,11 +436,11 @@ class EstimatedJumps final : public Jumps {
     rebase();
     if (light)
       kernels_.add_estimates(estimates, source_.scales + panel * kLanes, light, threshold_.score,
-                             inv_t_, float(law_.shrink), &estimates_);
+                             inv_t_, float(law_.deviation), &estimates_);
   }
 
   void estimate(const Noted* items, int64_t count, Estimates* sums) const {
-    estimate_items(kernels_, items, count, threshold_.score, inv_t_, law_.shrink, sums);
+    estimate_items(kernels_, items, count, threshold_.score, inv_t_, law_.deviation, sums);
   }
 
   // ---- The cut ----------------------------------------------------------------------------
@@ -476,7 +480,8 @@ class EstimatedJumps final : public Jumps {
       int64_t above = 0;
       for (int b = 0; b < kBins && kCostly * above <= n_noted_; ++b) {
         cut_ = items.edge(b);
-        const Unscored rest = {mass[b], mass[b] * scales, variance[b] * squares, weight[b]};
+        const Unscored rest = {mass[b], mass[b] * law_.deviation * scales,
+                               variance[b] * law_.deviation * law_.deviation * squares, weight[b]};
         if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
         above += items.counts[b];
       }

@@ -146,4 +146,50 @@ Code score_all(const Catalog& catalog, const Request& request, float* out, int64
   return kOk;
 }
 
+Code estimate_all(const Catalog& catalog, const Request& request, float* estimates, float* uppers,
+                  bool* usable, int64_t* where) {
+  double bound = 0.0;
+  const Code code = check_request(catalog, request, where, &bound);
+  if (code != kOk) return code;
+  const CodeQuery query(catalog, request, bound);
+  *usable = query.usable;
+  if (!query.usable) return kOk;
+  const Kernels& kernels = fastrank::kernels();
+  Source source = make_source(catalog, request);
+  use_codes(catalog, query, &source);
+  Noted noted[8 * kLanes];  // room for as many as a scan may note before it looks for more
+  for (int64_t panel = 0; panel < source.n_panels; ++panel) {
+    CodeScan scan = {};
+    scan.walk.first = panel;
+    scan.walk.step = scan.walk.stride = scan.walk.count = 1;
+    scan.walk.limit = -1.0;  // every panel stops it
+    scan.cut = std::numeric_limits<float>::infinity();
+    scan.noted = noted;
+    scan.room = 8 * kLanes;
+    kernels.scan_codes(source, &scan);
+    for (uint32_t lanes = scan.walk.lanes; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      estimates[panel * kLanes + lane] = scan.walk.scores[lane];
+      uppers[panel * kLanes + lane] = scan.uppers[lane];
+    }
+  }
+  return kOk;
+}
+
+void upper_weights(const float* uppers, int64_t n_panels, float reference, float inv_temperature,
+                   float* weights) {
+  const float scales[kLanes] = {};
+  Source source = {};
+  source.scales = scales;
+  for (int64_t panel = 0; panel < n_panels; ++panel) {
+    CodeScan scan = {};
+    scan.walk.lanes = 0xFFFF;
+    scan.walk.reference = reference;
+    scan.walk.inv_temperature = inv_temperature;
+    std::copy(uppers + panel * kLanes, uppers + (panel + 1) * kLanes, scan.uppers);
+    kernels().weigh_codes(source, &scan);
+    std::copy(scan.walk.weights, scan.walk.weights + kLanes, weights + panel * kLanes);
+  }
+}
+
 }  // namespace fastrank

@@ -34,6 +34,10 @@
 // later. So whatever order the items are stored in, few pass the best of the pilot. Chunks 1, 2,
 // 4, 8, ... fix a floor for themselves and those after them: the k-th best of all chunks before.
 // Partials merge in chunk order. Nothing of this depends on the number of threads.
+//
+// Rankings of int8 storage. The same streams and chunks, but numbers are also spent on items whose
+// bound passes and whose score does not: the law is that of float32 storage, the ranking of a seed
+// is its own, and RNG_VERSION pins it, too.
 #pragma once
 
 #include <cstdint>
@@ -201,6 +205,20 @@ bool isa_select(const char* name);   // false if there is no such set
 // Tests only: a chunk size in panels instead of the chunk law's; 0 restores it. Returns the last.
 int64_t set_chunk_panels(int64_t count);
 
+// Tests only: codes are used from so many eligible items on, instead of where they pay; 0 restores
+// that. Returns the last.
+int64_t set_few_items(int64_t count);
+
+// Tests only: what codes say of the scores of all items, (16 * n_panels) each. *usable: whether
+// they say anything about this request.
+Code estimate_all(const Catalog&, const Request&, float* estimates, float* uppers, bool* usable,
+                  int64_t* where);
+
+// Tests only: upper bounds of weights, as scans over codes form them, of 16 * n_panels upper bounds
+// of scores.
+void upper_weights(const float* uppers, int64_t n_panels, float reference, float inv_temperature,
+                   float* weights);
+
 // ---- Inside the core: what is compiled once per instruction set ----------------------------
 
 // A query in whole numbers, and how far the scores it gives can be from the float32 ones.
@@ -225,7 +243,7 @@ struct Source {
   const float* bias;
   const float* call_bias;
   const uint16_t* eligible;
-  const float* query;  // padded with zeros to a multiple of four
+  const float* query;  // padded with -0.0 to a multiple of four where there are vectors
   const int64_t* rows;
   const int64_t* panel_rows;
   int64_t n_panels;
@@ -233,7 +251,7 @@ struct Source {
   uint16_t last_lanes;          // lanes of the last panel that are items
   float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
   // What score_tile made of panels from `tile_first` on, or null. While it is set, scores of these
-  // panels come from it, and no others may be asked for.
+  // panels (over codes: estimates alone) come from it, and no others may be asked for.
   const float* tile;
   int64_t tile_first;
 };
@@ -266,8 +284,8 @@ struct Noted {
 // Sums over items that are never scored in float32.
 struct Estimates {
   double mass;      // of estimated weights
-  double scaled;    // of estimated weight * scale
-  double variance;  // of (estimated weight * scale)^2
+  double scaled;    // of estimated weight * deviation, that of its logarithm
+  double variance;  // of (estimated weight * deviation)^2
 };
 
 // The walk of a scan over codes.
@@ -275,9 +293,9 @@ struct CodeScan {
   Scan walk;  // of scan_codes: `mass` and `limit` speak of upper bounds; scores are estimates
   float uppers[kLanes], heaviness[kLanes];
   bool linear;             // weights are bounded by their estimates times
-  float intercept, slope;  // intercept + slope * scale
-  float shrink;  // E exp(error / T) = exp(shrink * scale^2), which estimated weights are divided by
-  float cut;     // items are noted whose heaviness, upper bound + 2 spread * scale, reaches it
+  float intercept, slope;  // intercept + slope * deviation
+  float deviation;  // standard deviation of an estimated log-weight, per unit of scale
+  float cut;        // items are noted whose heaviness, upper bound + 2 spread * scale, reaches it
   Estimates estimates;  // of the others
   Noted* noted;
   int64_t n_noted, room;  // a scan stops, at a panel with no lanes, when room runs out
@@ -318,7 +336,7 @@ struct Kernels {
   float (*weigh_codes)(const Source&, CodeScan*);
   // Adds up to 16 items' estimates to the sums.
   void (*add_estimates)(const float* estimates, const float* scales, uint32_t lanes,
-                        float reference, float inv_temperature, float shrink, Estimates*);
+                        float reference, float inv_temperature, float deviation, Estimates*);
 };
 
 const Kernels& kernels();

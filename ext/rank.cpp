@@ -442,6 +442,11 @@ constexpr int64_t kUsersApart = 8;
 // Of so few eligible items the float32 rows cost no more than the codes.
 constexpr int64_t kFewItems = 2048;
 
+int64_t few_items() {
+  const int64_t forced = forced_few_items.load(std::memory_order_relaxed);
+  return forced ? forced : kFewItems;
+}
+
 bool scans(const Policy& policy) {
   return policy.kind == kGumbel || policy.kind == kDeterministic || policy.kind == kEpsilonGreedy;
 }
@@ -467,7 +472,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     requests.push_back(request);
     sources.push_back(make_source(catalog, request));
     const bool sums = user.policy.kind == kGumbel;
-    if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= kFewItems &&
+    if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= few_items() &&
         !(sums && catalog.quantised.tolerance == 0.0)) {
       queries.emplace_back(catalog, request, user.bound);
       if (queries.back().usable) use_codes(catalog, queries.back(), &sources.back());
@@ -580,5 +585,7 @@ Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t
 }
 
 int64_t set_chunk_panels(int64_t count) { return forced_chunk_panels.exchange(count); }
+
+int64_t set_few_items(int64_t count) { return forced_few_items.exchange(count); }
 
 }  // namespace fastrank

@@ -317,6 +317,9 @@ inline Lanes panel_dots(const Source& source, int64_t panel) {
   return dots;
 }
 
+// A tile over codes holds sums of codes: float32 scores then come from the vectors.
+inline bool has_dots(const Source& source) { return source.tile && !source.codes; }
+
 inline Lanes tile_dots(const Source& source, int64_t panel) {
   return load_lanes(source.tile + (panel - source.tile_first) * kLanes);
 }
@@ -431,8 +434,8 @@ bool scan_panels(const Source& source, Scan* state) {
 
 template <Stop stop>
 bool scan(const Source& source, Scan* state) {
-  return source.tile ? scan_panels<stop, true>(source, state)
-                     : scan_panels<stop, false>(source, state);
+  return has_dots(source) ? scan_panels<stop, true>(source, state)
+                          : scan_panels<stop, false>(source, state);
 }
 
 float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, float* weights) {
@@ -442,8 +445,8 @@ float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, f
 }
 
 void score_panel(const Source& source, int64_t panel, float* scores) {
-  store_lanes(scores, source.tile ? scores_of<true>(source, panel)
-                                  : scores_of<false>(source, panel));
+  store_lanes(scores, has_dots(source) ? scores_of<true>(source, panel)
+                                       : scores_of<false>(source, panel));
 }
 
 float score_row(const Source& source, int64_t position) {

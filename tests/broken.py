@@ -171,3 +171,41 @@ def one_noise_for_two_users(
     """Two users of one batch see the same Gumbels."""
     noise = rng.gumbel(size=(n_draws, len(scores)))
     return _best(scores + noise, k), _best(scores + noise, k)
+
+
+# Jumps over bounds
+
+
+def _bounded_jumps(
+    rng: np.random.Generator, scores: Array, uppers: Array, k: int, n_draws: int, *, thinned: bool
+) -> Positions:
+    """Exponential jumps whose budgets are spent on upper bounds, with or without a second look."""
+    rows = np.arange(n_draws)
+    kept = np.tile(np.arange(k), (n_draws, 1))
+    keys = scores[:k] + rng.gumbel(size=(n_draws, k))
+    budget = rng.exponential(size=n_draws)
+    for item in range(k, len(scores)):
+        threshold = keys.min(axis=1)
+        fires = budget < np.exp(uppers[item] - threshold)
+        enters = fires & (budget < np.exp(scores[item] - threshold)) if thinned else fires
+        key = scores[item] - threshold - np.log(budget)
+        worst = keys.argmin(axis=1)
+        kept[rows[enters], worst[enters]] = item
+        keys[rows[enters], worst[enters]] = (threshold + key)[enters]
+        spent = budget - np.exp(uppers[item] - threshold)
+        budget = np.where(fires, rng.exponential(size=n_draws), spent)
+    return np.take_along_axis(kept, np.argsort(-keys, axis=1), axis=1)
+
+
+def thinned_jumps(
+    rng: np.random.Generator, scores: Array, uppers: Array, k: int, n_draws: int
+) -> Positions:
+    """Right: an item on whose bound the budget runs out enters if it does on its weight, too."""
+    return _bounded_jumps(rng, scores, uppers, k, n_draws, thinned=True)
+
+
+def unthinned_jumps(
+    rng: np.random.Generator, scores: Array, uppers: Array, k: int, n_draws: int
+) -> Positions:
+    """Whoever passes by its bound enters."""
+    return _bounded_jumps(rng, scores, uppers, k, n_draws, thinned=False)

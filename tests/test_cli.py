@@ -120,6 +120,19 @@ class TestBuild:
         assert "40 items, 7 users, 6 dimensions" in result.stdout
         assert fr.Model.open(tmp_path / "m").catalog.item_ids[0] == 100
 
+    def test_storage(self, vectors: Path, tmp_path: Path) -> None:
+        arguments = ["build", "--items", vectors / "items.npz", "--users", vectors / "users.npy"]
+        for storage in ("float32", "int8"):
+            result = run(*arguments, "--storage", storage, "-o", tmp_path / storage)
+            assert result.exit_code == 0, result.output
+            assert f"6 dimensions, {storage}, version" in result.stdout
+        plain, quantised = (fr.Model.open(tmp_path / name) for name in ("float32", "int8"))
+        assert "codes" in quantised.catalog._arrays
+        query = plain.user_vector(3)
+        assert quantised.catalog.scores(query).tobytes() == plain.catalog.scores(query).tobytes()
+        assert "int4" in refused(*arguments, "--storage", "int4", "-o", tmp_path / "m")
+        assert "--storage [float32|int8]" in run("build", "--help").stdout
+
     def test_parquet(self, vectors: Path, tmp_path: Path) -> None:
         pa = pytest.importorskip("pyarrow")
         pq = pytest.importorskip("pyarrow.parquet")

@@ -62,12 +62,39 @@ def rankings() -> Iterator[tuple[str, fr.Ranking]]:
             yield f"{shape}, {name}, exclude", filtered
             biased = catalog.rank(query, k=3, policy=policy, seed=12, bias=grid(n, 1, 4)[:, 0])
             yield f"{shape}, {name}, bias", biased
+    yield from int8_rankings()
+
+
+def int8_rankings() -> Iterator[tuple[str, fr.Ranking]]:
+    """Where codes are used: the scans, from 2048 items on. Estimated and exact normalisers."""
+    n, dim = 20_000, 9
+    for columns, name in ((None, "int8"), (40.0, "int8, coarse")):
+        vectors = grid(n, dim, 5)
+        if columns:
+            vectors[:, 1:] *= columns
+        catalog = fr.Catalog(np.arange(n) * 2 + 1, vectors, storage="int8")
+        query = grid(1, dim, 6)[0]
+        if columns:
+            query[1:] /= 64 * columns
+        for temperature in (1 / 64, 0.25, 4.0):
+            policy = fr.PlackettLuce(temperature)
+            for seed in SEEDS:
+                plain = catalog.rank(query, k=5, policy=policy, seed=seed)
+                yield f"{name}, T = {temperature}, seed {seed}", plain
+            exclude = np.arange(n // 3) * 4 + 1
+            filtered = catalog.rank(query, k=40, policy=policy, seed=11, exclude=exclude)
+            yield f"{name}, T = {temperature}, exclude", filtered
+            biased = catalog.rank(query, k=3, policy=policy, seed=12, bias=grid(n, 1, 4)[:, 0])
+            yield f"{name}, T = {temperature}, bias", biased
+        for other in (fr.Deterministic(), fr.EpsilonGreedy(0.4)):
+            yield f"{name}, {other!r}", catalog.rank(query, k=5, policy=other, seed=1)
 
 
 def as_text(ranking: fr.Ranking) -> dict[str, Any]:
     return {
         "item_ids": ranking.item_ids.tolist(),
         "log_propensities": [value.hex() for value in ranking.log_propensities.tolist()],
+        **({"log_norm_error": error.hex()} if (error := ranking.log_norm_error) else {}),
     }
 
 
@@ -80,11 +107,13 @@ def test_golden_rankings(isa: str) -> None:
         assert seen == golden["rankings"]
         return
     same = [name for name in seen if seen[name]["item_ids"] == golden["rankings"][name]["item_ids"]]
-    assert len(same) > 0.9 * len(seen)
+    assert len(same) > 0.75 * len(seen)
     for name in same:
         ours = [float.fromhex(text) for text in seen[name]["log_propensities"]]
         pinned = [float.fromhex(text) for text in golden["rankings"][name]["log_propensities"]]
-        assert ours == pytest.approx(pinned, abs=1e-5), name
+        errors = (seen[name], golden["rankings"][name])
+        room = sum(float.fromhex(each.get("log_norm_error", "0x0p+0")) for each in errors)
+        assert ours == pytest.approx(pinned, abs=1e-5 + room), name
 
 
 if __name__ == "__main__":

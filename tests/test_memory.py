@@ -29,7 +29,9 @@ import fastrank as fr
 policy = fr.policy(sys.argv[1])
 n = 1_000_000
 rng = np.random.default_rng(0)
-catalog = fr.Catalog(np.arange(n), rng.standard_normal((n, 8)).astype(np.float32))
+catalog = fr.Catalog(
+    np.arange(n), rng.standard_normal((n, 8)).astype(np.float32), storage=sys.argv[2]
+)
 query = rng.standard_normal(8).astype(np.float32)
 small = fr.Catalog([1, 2], np.ones((2, 8), np.float32))
 
@@ -88,23 +90,25 @@ def measured(code: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "inference_type",
+    ("inference_type", "storage"),
     [
-        "stochastic_gumbel_softmax_trick",
-        "deterministic",
-        "stochastic_epsilon_greedy",
-        "uniform",
+        ("stochastic_gumbel_softmax_trick", "float32"),
+        ("stochastic_gumbel_softmax_trick", "int8"),
+        ("deterministic", "float32"),
+        ("deterministic", "int8"),
+        ("stochastic_epsilon_greedy", "float32"),
+        ("uniform", "float32"),
     ],
 )
-def test_a_call_needs_at_most_a_mebibyte(inference_type: str) -> None:
-    peak = measured(CALL, inference_type)
+def test_a_call_needs_at_most_a_mebibyte(inference_type: str, storage: str) -> None:
+    peak = measured(CALL, inference_type, storage)
     assert peak["native"] <= MEBIBYTE
     assert peak["python"] <= MEBIBYTE
 
 
 def test_a_scratch_of_n_floats_would_be_seen() -> None:
     """The sequential sampler keeps the scores of all items, 4 MB: the yardstick's own cost."""
-    peak = measured(CALL, "stochastic_plackett_luce")
+    peak = measured(CALL, "stochastic_plackett_luce", "float32")
     assert peak["native"] > 2 * MEBIBYTE
 
 

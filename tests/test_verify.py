@@ -50,11 +50,17 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def make_quantised() -> fr.Catalog:
+    """int8, and large enough for its codes to be used and its normaliser to be estimated."""
+    vectors = np.random.default_rng(5).standard_normal((4_000, DIM)).astype(np.float32)
+    return fr.Catalog(np.arange(4_000), vectors, storage="int8")
+
+
 class Wrong:
     """A catalog of which one method does something else; the rest is the true one's."""
 
-    def __init__(self, **methods: Callable[..., Any]) -> None:
-        self._true = make_catalog()
+    def __init__(self, true: fr.Catalog | None = None, **methods: Callable[..., Any]) -> None:
+        self._true = make_catalog() if true is None else true
         self._methods = methods
 
     def __getattr__(self, name: str) -> Any:
@@ -72,6 +78,36 @@ def judged(**methods: Callable[..., Any]) -> Verdict:
 
 def failed_names(verdict: Verdict) -> set[str]:
     return {check.name for check in verdict.failures}
+
+
+class TestQuantised:
+    def test_a_model_passes(self, tmp_path: Path) -> None:
+        catalog = make_quantised()
+        ranking = catalog.rank(make_queries()[0], policy=fr.PlackettLuce(5.0))
+        assert ranking.propensity_kind == "bounded"
+        fr.Model(catalog, np.arange(5), np.stack(make_queries(5))).save(tmp_path / "model")
+        result = CliRunner().invoke(app, ["verify", str(tmp_path / "model"), "--draws", "1000"])
+        assert result.exit_code == 0, result.output
+        assert "PASSED" in result.stdout
+
+    @pytest.mark.parametrize("shift", [0.9, 1.1])
+    def test_an_error_counts_beyond_what_the_ranking_states(self, shift: float) -> None:
+        """Propensities that are off by a little less than log_norm_error, and by a little more."""
+
+        def rank(true: fr.Catalog, *args: Any, **kwargs: Any) -> fr.Ranking:
+            ranking = true.rank(*args, **kwargs)
+            if ranking.propensity_kind == "exact":
+                return ranking
+            given = true.log_propensities(args[0], ranking.item_ids, policy=ranking.policy)
+            lp = given - shift * ranking.log_norm_error
+            return dataclasses.replace(
+                ranking, log_propensities=lp, log_propensity=float(lp.sum()), log_norm=None
+            )
+
+        catalog: Any = Wrong(make_quantised(), rank=rank)
+        verdict = verify_catalog(catalog, make_queries()[:1], draws=1_000)
+        names = {check.name for check in verdict.failures if check.p_value is None}
+        assert ("propensities" in names) == (shift > 1.0)
 
 
 class TestRight:

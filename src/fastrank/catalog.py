@@ -241,7 +241,9 @@ class Catalog:
                 "panel_rows": ((n_panels,), "<i8"),
             }
             optional = ("bias", "rows", "panel_rows")
-            own = {name: arrays[name] for name in expected if name not in optional or name in arrays}
+            own = {
+                name: arrays[name] for name in expected if name not in optional or name in arrays
+            }
             for name, array in own.items():
                 shape, dtype = expected[name]
                 fits = array.dtype.str == dtype or (name, array.dtype.kind) == ("item_ids", "U")
@@ -574,10 +576,13 @@ class Catalog:
         return self._padded(as_float32("query", query, (self._dim,)))
 
     def _padded(self, queries: Float32Array) -> Float32Array:
-        """Queries (..., d) with as many zeros at the end as the kernels want."""
+        """Queries (..., d) with as many zeros at the end as the kernels want.
+
+        -0.0, since to add 0.0 * -0.0 changes nothing: 0.0 * 0.0 would make a 0.0 of a -0.0.
+        """
         if self._packed.query_length == self._dim:
             return queries
-        padded = np.zeros((*queries.shape[:-1], self._packed.query_length), np.float32)
+        padded = np.full((*queries.shape[:-1], self._packed.query_length), -0.0, np.float32)
         padded[..., : self._dim] = queries
         return padded
 
@@ -801,8 +806,6 @@ def _check_rows(rows: Positions, panel_rows: Positions) -> None:
         seen[rows] = True
     if not seen.all() or not np.array_equal(panel_rows, _panel_rows(rows)):
         raise ValueError("rows are not a permutation, or panel_rows not theirs")
-
-
 
 
 def _each(name: str, values: Any, count: int) -> Sequence[Any]:

@@ -117,8 +117,8 @@ def _print(model: Path, verdict: Verdict) -> None:
             of a few allowed items and {verdict.full_draws:,} first places over all
             {verdict.n_items:,} items. A test fails below {verdict.p_limit:.1e}, so that a right
             sampler fails a whole run with a chance of at most one in a million. error: the largest
-            of any probability or log-propensity that was compared, filters included; at most
-            1e-05.""",
+            of any probability or log-propensity that was compared, filters included, beyond the
+            error that a ranking itself states; at most 1e-05.""",
         )
     for check in verdict.failures:
         if check.name == "files":

@@ -41,25 +41,26 @@ class ErrorLaw {
     per_deviation_ = unit * query.per_scale;
     rounding_ = unit * query.rounding;
     constant_ = query.constant / temperature + 4e-6;  // and rough_exp's error
-    skew_ = 0.4 * unit * query.largest_value;
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
     largest_ = std::exp(-x) - std::exp(-2.0 * x);
-    // Var exp(e) / Var e, with room for estimating it. What deviates by more than 1 weighs nothing.
-    const double most = deviation * query.max_scale;
+    // What deviates by more than 1 weighs nothing beside the cut.
+    const double most = std::min(1.0, deviation * query.max_scale);
+    // Var exp(e) / Var e, with room for estimating it.
     inflation_ = 1.05 * std::min(2.0, std::exp(most * most));
+    // The third cumulant of a code's error is below 0.049, whatever the fraction (tests/test_int8.py);
+    // twice its part in log E exp(e), for those that come after it.
+    skew_ = 0.07 * unit * query.largest_value * most * most;
   }
 
   double bound(const Unscored& sum) const {
-    if (sum.mass == 0.0) return 0.0;
-    const double usual = sum.scaled / sum.mass;  // deviation
     const double random = std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
                           kLogOdds / 3.0 * sum.cut * largest_;
     // The query's own residue r moves log-weights by r . code * scale / T: by Cauchy and Schwarz on
     // the sum over items, or item by item.
     const double residue = residue_ * std::sqrt(sum.variance) + rounding_ * sum.scaled;
     const double fixed = std::min(residue, per_deviation_ * sum.scaled) +
-                         sum.mass * (constant_ + skew_ * usual * usual * usual);
+                         sum.scaled * skew_ + sum.mass * constant_;
     return random + fixed;
   }
 
@@ -161,7 +162,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
   const double exact = relative(top->rest, reference, inv_t);
   const double noted = relative(top->doubt.noted, reference, inv_t);
   top->rest = {exact, double(reference)};
-  if (light.mass == 0.0 && items.empty()) return 0.0;
+  if (!top->doubt.estimated && items.empty()) return 0.0;
 
   // How many of the noted items to score, by what estimates say of the doubt that others leave.
   float highest = -std::numeric_limits<float>::infinity();
@@ -171,6 +172,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
   const double usual = light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
   const double reach = law.deviation > 0.0 ? 3.0 * query.spread * usual / law.deviation : 0.0;
   const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
+  if (!(law.bound(light) <= allowed)) return kInfinity;  // whatever is scored
   Unscored sum = light;
   int last = Histogram::kBins;  // bins before it are scored
   for (; last > 0; --last) {
@@ -217,8 +219,9 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
                            light.variance + estimates.variance, exp((cut - reference) * inv_t)};
     // Sums are float32 over 8 panels, and what was noted is taken off them.
-    const double roundings = rest.mass > 0.0 ? 4e-7 * mass : 0.0;
-    const double error = (law.bound(rest) + roundings) / (mass + 1.0);
+    const double error = top->doubt.estimated || n_below > 0
+                             ? (law.bound(rest) + 4e-7 * mass) / (mass + 1.0)
+                             : 0.0;
     const double bound = error < 0.5 ? -std::log1p(-error) : kInfinity;
     if (bound <= query.tolerance && mass < kInfinity) {
       top->rest.value = mass;
@@ -257,7 +260,7 @@ class EstimatedJumps final : public Jumps {
     reference_ = threshold_.score;
     n_noted_ = 0;
     visited_ = futile_ = 0;
-    costly_ = false;
+    costly_ = estimated_ = false;
     exact_ = outlook && outlook->doubt.costly;
     in_pilot_ = chunk == 0;
     cut_ = outlook ? steer(*outlook) : -kInfinity;  // the pilot's items are all noted
@@ -293,7 +296,8 @@ class EstimatedJumps final : public Jumps {
                    {noted.mass, score},
                    cut_,
                    visited_,
-                   costly_};
+                   costly_,
+                   estimated_};
     out_->noted.assign(noted_.begin(), noted_.begin() + n_noted_);
   }
 
@@ -318,6 +322,7 @@ class EstimatedJumps final : public Jumps {
       scan.room = int64_t(noted_.size());
       const bool stopped = kernels_.scan_codes(source_, &scan);
       mass_ = scan.walk.mass;
+      estimated_ |= cut_ > -kInfinity;
       estimates_ = scan.estimates;
       n_noted_ = scan.n_noted;
       if (!stopped) break;
@@ -434,6 +439,7 @@ class EstimatedJumps final : public Jumps {
       }
     }
     rebase();
+    estimated_ |= light != 0;
     if (light)
       kernels_.add_estimates(estimates, source_.scales + panel * kLanes, light, threshold_.score,
                              inv_t_, float(law_.deviation), &estimates_);
@@ -540,6 +546,7 @@ class EstimatedJumps final : public Jumps {
         });
     rebase();
     const int64_t count = kept - noted_.begin();
+    estimated_ |= count < n_noted_;
     estimate(noted_.data() + count, n_noted_ - count, &estimates_);
     n_noted_ = count;
   }
@@ -557,6 +564,7 @@ class EstimatedJumps final : public Jumps {
   bool in_pilot_ = false;
   bool linear_ = false;  // how weights are bounded (kernels.h, CodeScan)
   float intercept_ = 0.0f, slope_ = 0.0f;
+  bool estimated_ = false;  // of an item no more is kept than an estimate
   bool costly_ = false;  // too many items would have to be scored
   bool exact_ = false;   // the rest of the chunk goes by float32 vectors
 };

@@ -135,6 +135,7 @@ struct Doubt {
   double cut;      // as a score: what reached it was noted
   int64_t panels;  // visited
   bool costly;     // estimates would not pay: what comes later is to do without
+  bool estimated;  // there are items of which no more is kept than an estimate
 };
 
 inline void add(Doubt* sum, const Doubt& term, double inv_temperature) {
@@ -145,6 +146,7 @@ inline void add(Doubt* sum, const Doubt& term, double inv_temperature) {
   sum->cut = std::max(sum->cut, term.cut);
   sum->panels += term.panels;
   sum->costly |= term.costly;
+  sum->estimated |= term.estimated;
 }
 
 // A chunk's mergeable result: its best items, at most `capacity`, and the mass of the others.

@@ -10,7 +10,7 @@ import pytest
 
 from fastrank import _native
 
-ALL = ("v2", "v3", "v4")
+ALL = ("v2", "v3", "v4", "v4_vnni")
 
 
 def import_with(isa: str | None) -> subprocess.CompletedProcess[str]:

@@ -252,8 +252,9 @@ class SharedPass {
       tile.count = std::min(panels, walk.count - done);
       const int64_t next = tile.first + tile.count;
       const int64_t lines = std::min(panels, any.n_panels - next) * panel_lines;
-      const uint8_t* ahead = (any.codes ? any.codes : reinterpret_cast<const uint8_t*>(any.panels)) +
-                             next * panel_lines * 64;
+      const uint8_t* ahead =
+          any.codes ? any.codes : reinterpret_cast<const uint8_t*>(any.panels);
+      ahead += next * panel_lines * 64;
       Group group;
       for (Seat& seat : seats) {
         const bool alone = seat.source.vectors && !seat.source.codes;

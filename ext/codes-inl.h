@@ -199,8 +199,8 @@ inline Lanes upper_weights_of(const Lanes& uppers, uint32_t lanes, float referen
   return w;
 }
 
-// exp(x) within 3e-6 of it, which ErrorLaw adds to what it bounds; 0 below -87, in lanes that are not
-// given, and e^88 above 88.
+// exp(x) within 3e-6 of it, which ErrorLaw adds to what it bounds; 0 below -87, in lanes that are
+// not given, and e^88 above 88.
 inline Reg rough_exp(Reg x, uint32_t lanes) {
   const Reg magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   x = smaller(x, set1(88.0f));
@@ -234,10 +234,10 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& deviation
   return w;
 }
 
-// How a pass bounds weights. Linear: by the estimated weight times intercept + slope * deviation, so that
-// the sums of estimates bound a sum of weights at no further cost; the factor is a chord of
-// exp(spread * scale + ...), which is convex. That is loose where the factor varies much, and leaves
-// no room for biases: then the bounds of the scores are taken.
+// How a pass bounds weights. Linear: by the estimated weight times intercept + slope * deviation,
+// so that the sums of estimates bound a sum of weights at no further cost; the factor is a chord of
+// exp(spread * scale + ...), which is convex. That is loose where the factor varies much, and
+// leaves no room for biases: then the bounds of the scores are taken.
 struct Bounds {
   bool linear;
   float reference, inv_t, deviation, intercept, slope;
@@ -377,8 +377,8 @@ inline Lanes plus(const Lanes& a, const Lanes& scales, float factor) {
   return b;
 }
 
-// One panel of a scan: notes what is heavy and adds all to the totals, what was noted to `noted`, too.
-// Returns the noted lanes.
+// One panel of a scan: notes what is heavy and adds all to the totals, what was noted to `noted`,
+// too. Returns the noted lanes.
 template <bool linear>
 inline uint32_t add_panel(const Source& source, const Bounds& bounds, const Group& group, int i,
                           CodeScan* scan, Totals* totals, Totals* noted) {

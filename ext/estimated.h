@@ -9,9 +9,10 @@
 //
 // The normaliser. Items are heavy if score + 2 * spread * scale reaches a cut. The heavy ones add
 // their true weights, all others estimates, whose errors are independent with mean 0. Which items
-// are heavy hangs on true scores alone: a choice by estimates would take out those that erred upwards
-// and leave a bias. A scan sees bounds, so it notes more items than that; when all are known, the
-// cut is set where the error of what is estimated is within the tolerance, and those above are scored.
+// are heavy hangs on true scores alone: a choice by estimates would take out those that erred
+// upwards and leave a bias. A scan sees bounds, so it notes more items than that; when all are
+// known, the cut is set where the error of what is estimated is within the tolerance, and those
+// above are scored.
 #pragma once
 
 #include <cmath>
@@ -48,8 +49,8 @@ class ErrorLaw {
     const double most = std::min(1.0, deviation * query.max_scale);
     // Var exp(e) / Var e, with room for estimating it.
     inflation_ = 1.05 * std::min(2.0, std::exp(most * most));
-    // The third cumulant of a code's error is below 0.049, whatever the fraction (tests/test_int8.py);
-    // twice its part in log E exp(e), for those that come after it.
+    // The third cumulant of a code's error is below 0.049, whatever the fraction
+    // (tests/test_int8.py); twice its part in log E exp(e), for those that come after it.
     skew_ = 0.07 * unit * query.largest_value * most * most;
   }
 
@@ -150,8 +151,8 @@ double scored_mass(const Kernels& kernels, const Source& source, const Noted* it
 }
 
 // Completes the mass of the items that are not ranked: scores those of the noted that are heavy.
-// Returns a bound on the error of log(mass + weight of the last item that is ranked), infinite if it
-// cannot be kept within the tolerance.
+// Returns a bound on the error of log(mass + weight of the last item that is ranked), infinite if
+// it cannot be kept within the tolerance.
 double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
   const CodeQuery& query = *source.query_of_codes;
   const ErrorLaw law(query, temperature);
@@ -169,7 +170,8 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
   for (const Noted& item : items) highest = std::max(highest, item.heaviness);
   Histogram bins(highest, inv_t);
   for (const Noted& item : items) bins.add(item.heaviness);
-  const double usual = light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
+  const double usual =
+      light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
   const double reach = law.deviation > 0.0 ? 3.0 * query.spread * usual / law.deviation : 0.0;
   const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
   if (!(law.bound(light) <= allowed)) return kInfinity;  // whatever is scored
@@ -214,7 +216,8 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
                                 });
     }
     Estimates estimates = {};
-    estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.deviation, &estimates);
+    estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.deviation,
+                   &estimates);
     const double mass = exact + heavy_mass + light.mass + estimates.mass;
     const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
                            light.variance + estimates.variance, exp((cut - reference) * inv_t)};
@@ -451,9 +454,9 @@ class EstimatedJumps final : public Jumps {
 
   // ---- The cut ----------------------------------------------------------------------------
   //
-  // While a chunk goes on the cut only says what is noted: an item that is not noted can no longer be
-  // scored, one that is costs a little. So it is set lower than the one that will be needed: by what
-  // the pilot shows for chunk 0, and then by what was found so far.
+  // While a chunk goes on the cut only says what is noted: an item that is not noted can no longer
+  // be scored, one that is costs a little. So it is set lower than the one that will be needed: by
+  // what the pilot shows for chunk 0, and then by what was found so far.
 
   static constexpr double kAim = 0.75;        // of the tolerance
 

@@ -129,7 +129,8 @@ struct User {
 };
 
 // Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
-// The calls below begin with it, `rank` for all users. *bound: no score is larger in absolute value.
+// The calls below begin with it, `rank` for all users. *bound: no score is larger in absolute
+// value.
 Code check_request(const Catalog&, const Request&, int64_t* where, double* bound);
 
 // Ranks for each user as if it were alone, to the bit, on at most `threads` threads, this one

@@ -20,7 +20,7 @@ class CodeQuery {
   double norm = 0.0;           // of the query in the codes' units
   double largest_value = 0.0;  // its largest absolute value
   double spread = 0.0;     // per unit of scale: |estimate - score| is below scale * spread + margin
-  double per_scale = 0.0;  // the part of it that is not random: roundings, and the query's own error
+  double per_scale = 0.0;  // the part of it that is not random: roundings, the query's own error
   double constant = 0.0;   // the same, that does not grow with the scale
   double residue = 0.0;    // |query - its whole numbers|
   double margin() const { return 1.001 * constant; }

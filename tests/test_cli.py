@@ -20,7 +20,7 @@ pytest.importorskip("rich")
 from click.testing import CliRunner, Result
 
 import fastrank as fr
-from fastrank import cli
+from fastrank import cli, packing
 from fastrank.cli.app import app
 from fastrank.cli.terminal import chance, percent
 
@@ -120,8 +120,11 @@ class TestBuild:
         assert "40 items, 7 users, 6 dimensions" in result.stdout
         assert fr.Model.open(tmp_path / "m").catalog.item_ids[0] == 100
 
-    def test_storage(self, vectors: Path, tmp_path: Path) -> None:
+    def test_storage(self, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["build", "--items", vectors / "items.npz", "--users", vectors / "users.npy"]
+        result = run(*arguments, "--storage", "int8", "-o", tmp_path / "small")
+        assert "6 dimensions, float32, version" in result.stdout  # too few for codes
+        monkeypatch.setattr(packing, "CODED_FROM", 0)
         for storage in ("float32", "int8"):
             result = run(*arguments, "--storage", storage, "-o", tmp_path / storage)
             assert result.exit_code == 0, result.output

@@ -17,6 +17,7 @@ pytest.importorskip("rich")
 from click.testing import CliRunner
 
 import fastrank as fr
+from fastrank import packing
 from fastrank.cli.app import app
 from fastrank.store import MANIFEST
 from fastrank.verify import (
@@ -52,8 +53,8 @@ def saved(tmp_path: Path) -> Path:
 
 def make_quantised() -> fr.Catalog:
     """int8, and large enough for its codes to be used and its normaliser to be estimated."""
-    vectors = np.random.default_rng(5).standard_normal((4_000, DIM)).astype(np.float32)
-    return fr.Catalog(np.arange(4_000), vectors, storage="int8")
+    vectors = np.random.default_rng(5).standard_normal((30_000, DIM)).astype(np.float32)
+    return fr.Catalog(np.arange(30_000), vectors, storage="int8")
 
 
 class Wrong:
@@ -81,6 +82,11 @@ def failed_names(verdict: Verdict) -> set[str]:
 
 
 class TestQuantised:
+    @pytest.fixture(autouse=True)
+    def coded_from_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Small catalogs have codes, too."""
+        monkeypatch.setattr(packing, "CODED_FROM", 0)
+
     def test_a_model_passes(self, tmp_path: Path) -> None:
         catalog = make_quantised()
         ranking = catalog.rank(make_queries()[0], policy=fr.PlackettLuce(5.0))

@@ -280,6 +280,12 @@ class Catalog:
         return self._dim
 
     @property
+    def storage(self) -> str:
+        """How vectors are kept: "float32" or "int8"."""
+        kept: str = self._meta["storage"]
+        return kept
+
+    @property
     def item_ids(self) -> IdArray:
         """ndarray of int64 or str, shape (n,): ids in catalog order, that of the rows given.
 

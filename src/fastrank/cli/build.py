@@ -121,7 +121,7 @@ def build(
         bar.update(step, advance=1)
     click.echo(
         f"{output}: {len(catalog):,} items, {len(model.user_ids):,} users,"
-        f" {catalog.dim} dimensions, {storage}, version {catalog.version}"
+        f" {catalog.dim} dimensions, {catalog.storage}, version {catalog.version}"
     )
     click.echo(f"Next: fastrank verify {output}", err=True)
 

@@ -267,6 +267,7 @@ class EstimatedJumps final : public Jumps {
     exact_ = outlook && outlook->doubt.costly;
     in_pilot_ = chunk == 0;
     cut_ = outlook ? steer(*outlook) : -kInfinity;  // the pilot's items are all noted
+    highest_cut_ = cut_;
   }
 
   void walk(Scan walk) override {
@@ -279,7 +280,7 @@ class EstimatedJumps final : public Jumps {
     if (limited_ && !exact_) walk_codes(&walk);
     visited_ += walk.count;
     if (limited_ && exact_) Jumps::walk(walk);
-    if (in_pilot_ && limited_) {
+    if (in_pilot_ && n_noted_ > 0) {  // not if a filter has left nothing of the pilot to judge by
       in_pilot_ = false;
       choose_cut();
     }
@@ -297,7 +298,7 @@ class EstimatedJumps final : public Jumps {
                    {estimates_.scaled, score},
                    {estimates_.variance, score},
                    {noted.mass, score},
-                   cut_,
+                   highest_cut_,
                    visited_,
                    costly_,
                    estimated_};
@@ -458,45 +459,43 @@ class EstimatedJumps final : public Jumps {
   // be scored, one that is costs a little. So it is set lower than the one that will be needed: by
   // what the pilot shows for chunk 0, and then by what was found so far.
 
-  static constexpr double kAim = 0.75;        // of the tolerance
+  static constexpr double kAim = 0.75;  // of the tolerance
 
   void choose_cut() {
-    cut_ = kInfinity;
-    if (n_noted_ > 0) {
-      float highest = -std::numeric_limits<float>::infinity();
-      double scales = 0.0, squares = 0.0;
-      for (int64_t i = 0; i < n_noted_; ++i) {
-        const double scale = noted_[size_t(i)].scale;
-        highest = std::max(highest, noted_[size_t(i)].estimate);
-        scales += scale;
-        squares += scale * scale;
-      }
-      scales /= double(n_noted_);
-      squares /= double(n_noted_);
-      Histogram items(highest, order.inv_temperature);
-      for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[size_t(i)].estimate);
-      constexpr int kBins = Histogram::kBins;
-      const double share = double(n_panels_) / double(std::max<int64_t>(1, visited_));
-      double weight[kBins], mass[kBins + 1], variance[kBins + 1];
-      weight[0] = 1.0;
-      for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.7788007830714049;  // e^(-1/4)
-      mass[kBins] = variance[kBins] = 0.0;
-      for (int b = kBins - 1; b >= 0; --b) {
-        const double expected = double(items.counts[b]) * share;
-        mass[b] = mass[b + 1] + expected * weight[b];
-        variance[b] = variance[b + 1] + expected * weight[b] * weight[b];
-      }
-      int64_t above = 0;
-      for (int b = 0; b < kBins && kCostly * above <= n_noted_; ++b) {
-        cut_ = items.edge(b);
-        const Unscored rest = {mass[b], mass[b] * law_.deviation * scales,
-                               variance[b] * law_.deviation * law_.deviation * squares, weight[b]};
-        if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
-        above += items.counts[b];
-      }
-      cut_ += 3.0 * query_.spread * scales;  // estimates were counted, heaviness will be compared
-      costly_ = kCostly * above > n_noted_;
+    float highest = -std::numeric_limits<float>::infinity();
+    double scales = 0.0, squares = 0.0;
+    for (int64_t i = 0; i < n_noted_; ++i) {
+      const double scale = noted_[size_t(i)].scale;
+      highest = std::max(highest, noted_[size_t(i)].estimate);
+      scales += scale;
+      squares += scale * scale;
     }
+    scales /= double(n_noted_);
+    squares /= double(n_noted_);
+    Histogram items(highest, order.inv_temperature);
+    for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[size_t(i)].estimate);
+    constexpr int kBins = Histogram::kBins;
+    const double share = double(n_panels_) / double(std::max<int64_t>(1, visited_));
+    double weight[kBins], mass[kBins + 1], variance[kBins + 1];
+    weight[0] = 1.0;
+    for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.7788007830714049;  // e^(-1/4)
+    mass[kBins] = variance[kBins] = 0.0;
+    for (int b = kBins - 1; b >= 0; --b) {
+      const double expected = double(items.counts[b]) * share;
+      mass[b] = mass[b + 1] + expected * weight[b];
+      variance[b] = variance[b + 1] + expected * weight[b] * weight[b];
+    }
+    int64_t above = 0;
+    for (int b = 0; b < kBins && kCostly * above <= n_noted_; ++b) {
+      cut_ = items.edge(b);
+      const Unscored rest = {mass[b], mass[b] * law_.deviation * scales,
+                             variance[b] * law_.deviation * law_.deviation * squares, weight[b]};
+      if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
+      above += items.counts[b];
+    }
+    cut_ += 3.0 * query_.spread * scales;  // estimates were counted, heaviness will be compared
+    costly_ = kCostly * above > n_noted_;
+    highest_cut_ = std::max(highest_cut_, cut_);
     if (costly_) {
       score_noted();
       go_exactly();
@@ -537,6 +536,8 @@ class EstimatedJumps final : public Jumps {
     };
     std::nth_element(first, middle, first + n_noted_, heavier);
     cut_ = double(middle->heaviness);
+    highest_cut_ = std::max(highest_cut_, cut_);
+    estimated_ = true;
     rebase();
     estimate(&*middle, n_noted_ - n_noted_ / 2, &estimates_);
     n_noted_ /= 2;
@@ -561,7 +562,7 @@ class EstimatedJumps final : public Jumps {
   int64_t n_noted_ = 0;
   Estimates estimates_ = {};
   float reference_ = 0.0f;
-  double cut_ = 0.0;
+  double cut_ = 0.0, highest_cut_ = 0.0;  // the present one, and any of this chunk
   int64_t visited_ = 0;  // panels
   int64_t futile_ = 0;   // checks of items that did not pass
   bool in_pilot_ = false;

@@ -22,7 +22,7 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for file in rank evaluate inputs tree dispatch scan_v2; do \
+	for file in rank evaluate inputs quantise tree dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
 

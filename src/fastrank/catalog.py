@@ -355,8 +355,9 @@ class Catalog:
 
         Notes
         -----
-        O(n d + k log k) and O(k) memory, and n / 8 bytes where there is a filter; see
-        `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
+        O(n d + k log k) and O(k) memory, and n / 8 bytes where there is a filter; int8 storage
+        notes items for the normaliser: at most one in eight at 72 bytes, usually 0.2 MB at n = 1M.
+        See `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
         sequential and cached samplers run on one.
         """
         return self._rank(
@@ -713,10 +714,13 @@ def _kind(log_norm_error: float) -> str:
 
 
 def _tolerance(value: object) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0.0 <= float(value) < np.inf:  # type: ignore[arg-type]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or not 0.0 <= (tolerance := float(value)) < np.inf
+    ):
         raise ValueError(f"log_norm_tolerance: expected a number of at least 0, got {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    return tolerance
 
 
 class _Spec(NamedTuple):

@@ -64,7 +64,7 @@ class Plan:
 QUICK = Plan((1_000, 10_000), 10_000, 1_000, (1, 10, 100), (32, 64), (1, 8), 8, 16)
 
 
-def measure(plan: Plan, seconds: float, processes: int, largest: bool) -> Measurements:
+def measure(plan: Plan, seconds: float, processes: int) -> Measurements:
     taken = Measurements()
     large, sources = plan.sizes[-1], (plan.middle, *REAL)
     everything = [*dict.fromkeys([*SCANNED, *PEERS]), *calls.READS, "sequential"]
@@ -97,11 +97,13 @@ def measure(plan: Plan, seconds: float, processes: int, largest: bool) -> Measur
     for source in sources:
         for factor in NORMALISER_FACTORS:
             taken.take(normaliser, source, plan.errors, factor)
-    if largest:
-        others = [name for name in dict.fromkeys(PEERS) if name != "faiss flat"]
-        for names in (SCANNED, others):  # two processes, for want of memory for all at once
-            taken.take(at_size, LARGEST, 0, 10 * seconds, [*names, *calls.READS])
     return taken
+
+
+def measure_largest(taken: Measurements, seconds: float) -> None:
+    others = [name for name in dict.fromkeys(PEERS) if name != "faiss flat"]
+    for names in (SCANNED, others):  # two processes, for want of memory for all at once
+        taken.take(at_size, LARGEST, 0, 10 * seconds, [*names, *calls.READS])
 
 
 # ---- Text -----------------------------------------------------------------------------------
@@ -418,7 +420,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="a comparison (default 4)")
     parser.add_argument("--quick", action="store_true", help="small and short: only the checks")
-    parser.add_argument("--largest", action="store_true", help=f"n = {LARGEST:,}, too")
+    parser.add_argument(
+        "--largest", action="store_true", help=f"measure n = {LARGEST:,}, too, or alone"
+    )
     parser.add_argument("--output", type=Path, help="default docs, or build/report if quick")
     options = parser.parse_args()
     output = options.output or ROOT / ("build/report" if options.quick else "docs")
@@ -426,7 +430,11 @@ def main() -> int:
     if options.measure:
         plan, processes = (QUICK, 1) if options.quick else (Plan(), options.processes)
         seconds = min(0.05, options.seconds) if options.quick else options.seconds
-        measure(plan, seconds, processes, options.largest).write(raw)
+        measure(plan, seconds, processes).write(raw)
+    if options.largest:
+        with_largest = Measurements.read(raw) if raw.exists() else Measurements()
+        measure_largest(with_largest, options.seconds)
+        with_largest.write(raw)
     if not raw.exists():
         print(f"{raw} is missing: measure first (--measure)", file=sys.stderr)
         return 2

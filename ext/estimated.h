@@ -265,12 +265,13 @@ class EstimatedJumps final : public Jumps {
     visited_ = futile_ = 0;
     costly_ = estimated_ = false;
     exact_ = outlook && outlook->doubt.costly;
-    in_pilot_ = chunk == 0;
+    undecided_ = chunk == 0;
     cut_ = outlook ? steer(*outlook) : -kInfinity;  // the pilot's items are all noted
     highest_cut_ = cut_;
   }
 
   void walk(Scan walk) override {
+    const bool pilot = chunk_ == 0 && visited_ == 0;
     while (!limited_ && next_panel(source_, &walk)) {
       kernels_.score_panel(source_, walk.panel, walk.scores);
       fill(&walk);
@@ -280,10 +281,9 @@ class EstimatedJumps final : public Jumps {
     if (limited_ && !exact_) walk_codes(&walk);
     visited_ += walk.count;
     if (limited_ && exact_) Jumps::walk(walk);
-    if (in_pilot_ && n_noted_ > 0) {  // not if a filter has left nothing of the pilot to judge by
-      in_pilot_ = false;
-      choose_cut();
-    }
+    // Where k, or a filter, leaves nothing of the pilot to judge by, the cut is chosen when room
+    // runs out. Not where a walk ends: a run comes in any number of pieces, which must not show.
+    if (pilot && undecided_ && n_noted_ > 0) choose_cut(visited_);
   }
 
   void end() override {
@@ -330,12 +330,10 @@ class EstimatedJumps final : public Jumps {
       estimates_ = scan.estimates;
       n_noted_ = scan.n_noted;
       if (!stopped) break;
-      if (!scan.walk.lanes) make_room();
+      if (!scan.walk.lanes) make_room(visited_ + scan.walk.visit);
       settle(&scan);
-      if (kCostly * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) {
-        go_exactly();
-        break;
-      }
+      if (kCostly * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) go_exactly();
+      if (exact_) break;
     }
     *walk = scan.walk;
     walk->lanes = 0;
@@ -438,7 +436,7 @@ class EstimatedJumps final : public Jumps {
       if (item.heaviness < cut_) {
         light |= 1u << lane;
       } else {
-        if (n_noted_ == int64_t(noted_.size())) make_room();
+        if (n_noted_ == int64_t(noted_.size())) make_room(visited_ + scan.walk.visit);
         noted_[size_t(n_noted_++)] = item;
       }
     }
@@ -461,7 +459,9 @@ class EstimatedJumps final : public Jumps {
 
   static constexpr double kAim = 0.75;  // of the tolerance
 
-  void choose_cut() {
+  // By the items noted, all of those in so many panels but the best.
+  void choose_cut(int64_t visited) {
+    undecided_ = false;
     float highest = -std::numeric_limits<float>::infinity();
     double scales = 0.0, squares = 0.0;
     for (int64_t i = 0; i < n_noted_; ++i) {
@@ -475,7 +475,7 @@ class EstimatedJumps final : public Jumps {
     Histogram items(highest, order.inv_temperature);
     for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[size_t(i)].estimate);
     constexpr int kBins = Histogram::kBins;
-    const double share = double(n_panels_) / double(std::max<int64_t>(1, visited_));
+    const double share = double(n_panels_) / double(std::max<int64_t>(1, visited));
     double weight[kBins], mass[kBins + 1], variance[kBins + 1];
     weight[0] = 1.0;
     for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.7788007830714049;  // e^(-1/4)
@@ -528,8 +528,9 @@ class EstimatedJumps final : public Jumps {
     return doubt.cut;
   }
 
-  // There is no room for more: raises the cut until half of what was noted is below it.
-  void make_room() {
+  // There is no room for more: chooses the cut, or raises it until half of what was noted is below.
+  void make_room(int64_t visited) {
+    if (undecided_) return choose_cut(visited);
     std::vector<Noted>::iterator first = noted_.begin(), middle = first + n_noted_ / 2;
     const auto heavier = [&](const Noted& a, const Noted& b) {
       return a.heaviness > b.heaviness;
@@ -565,7 +566,7 @@ class EstimatedJumps final : public Jumps {
   double cut_ = 0.0, highest_cut_ = 0.0;  // the present one, and any of this chunk
   int64_t visited_ = 0;  // panels
   int64_t futile_ = 0;   // checks of items that did not pass
-  bool in_pilot_ = false;
+  bool undecided_ = false;  // the cut is still to be chosen: no item is light
   bool linear_ = false;  // how weights are bounded (kernels.h, CodeScan)
   float intercept_ = 0.0f, slope_ = 0.0f;
   bool estimated_ = false;  // of an item no more is kept than an estimate

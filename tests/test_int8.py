@@ -773,6 +773,46 @@ def test_a_batch_is_its_rows_and_threads_do_not_show(chunk_panels: int, name: st
                     assert whole(other) == whole(one), (k, i)
 
 
+def assert_batch_is_its_rows(
+    catalog: fr.Catalog, queries: Rows, k: int, policy: fr.Policy, **filters: Any
+) -> None:
+    """Filters are those of every user."""
+    b = len(queries)
+    each: dict[str, Any] = {name: [ids] * b for name, ids in filters.items()}
+    batch = catalog.rank_batch(queries, k, policy=policy, seeds=range(b), **each)
+    for seed, (query, row) in enumerate(zip(queries, batch, strict=True)):
+        assert whole(row) == whole(catalog.rank(query, k, policy=policy, seed=seed, **filters))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+def test_a_batch_is_its_rows_where_the_pilot_shows_nothing(temperature: float) -> None:
+    """Runs between the pilot's panels are longer than a tile, and a cut hangs on neither.
+
+    The pilot of these catalogs is 14 panels, every 267th.
+    """
+    n, dim, policy = 60_000, 16, fr.PlackettLuce(temperature)
+    rng = np.random.default_rng(19)
+    catalog = fr.Catalog(np.arange(n), rng.standard_normal((n, dim)), storage="int8")
+    queries = rng.standard_normal((2, dim)).astype(np.float32)
+    pilot = (np.arange(14)[:, None] * 267 * 16 + np.arange(16)).ravel()
+    for hidden in (pilot, pilot[16:], pilot[:-1]):
+        assert_batch_is_its_rows(catalog, queries, 1, policy, exclude=hidden)
+    for first in range(1_000, n, 9_700):  # a stretch with a panel of the pilot, or none
+        stretch = np.arange(first, min(n, first + 3_000))
+        assert_batch_is_its_rows(catalog, queries, 1, policy, allow=stretch)
+        assert_batch_is_its_rows(catalog, queries, 20, policy, allow=stretch)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+def test_a_batch_is_its_rows_where_the_pilot_is_smaller_than_k(temperature: float) -> None:
+    """Vectors so long that a tile is 8 panels, and runs of 15."""
+    n, dim, k = 5_000, 300, 400
+    rng = np.random.default_rng(20)
+    catalog = fr.Catalog(np.arange(n), rng.standard_normal((n, dim)), storage="int8")
+    queries = rng.standard_normal((3, dim)).astype(np.float32)
+    assert_batch_is_its_rows(catalog, queries, k, fr.PlackettLuce(temperature * np.sqrt(dim)))
+
+
 @pytest.mark.usefixtures("codes")
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 2_047, 2_048, 2_049])
 def test_sizes_at_the_edges(isa: str, chunk_panels: int, n: int) -> None:

@@ -132,7 +132,7 @@ inline double epsilon_greedy(bool best, double epsilon, int64_t left) {
 struct Doubt {
   Mass mass, scaled, variance;
   Mass noted;      // of estimates, of the items noted
-  double cut;      // as a score: what reached it was noted
+  double cut = -kInfinity;  // as a score: what reached it was noted
   int64_t panels;  // visited
   bool costly;     // estimates would not pay: what comes later is to do without
   bool estimated;  // there are items of which no more is kept than an estimate

@@ -537,6 +537,37 @@ def test_log_norm_of_a_filtered_and_biased_catalog(isa: str) -> None:
     assert "bounded" in kinds
 
 
+@pytest.mark.usefixtures("codes")
+def test_the_sign_of_scores_does_not_decide_what_is_estimated() -> None:
+    """Chunks with fewer than k items state no cut, and 0 is not below every score.
+
+    400 neighbours are allowed, in one chunk of 512 or in two.
+    """
+    n, dim = 6_000, 16
+    rng = np.random.default_rng(21)
+    catalog = fr.Catalog(np.arange(n), rng.standard_normal((n, dim)), storage="int8")
+    query = rng.standard_normal(dim)
+    before = _native.set_chunk_panels(32)
+    try:
+        below, above = (
+            [
+                catalog.rank(
+                    *(query, 1),
+                    policy=fr.PlackettLuce(2.0),
+                    seed=1,
+                    allow=np.arange(first, first + 400),
+                    bias=np.full(n, shift),
+                ).propensity_kind
+                for first in range(0, n - 400, 150)
+            ]
+            for shift in (-100.0, 100.0)
+        )
+    finally:
+        _native.set_chunk_panels(before)
+    assert below == above
+    assert "bounded" in below
+
+
 def test_zero_tolerance_is_exact() -> None:
     rng = np.random.default_rng(10)
     vectors, query = rng.standard_normal((5_000, 8)), rng.standard_normal(8)

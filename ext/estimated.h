@@ -79,8 +79,9 @@ class Histogram {
   Histogram(float highest, double inv_temperature)
       : highest_(highest), per_bin_(float(4.0 * inv_temperature)) {}
 
+  // A NaN, which damaged scales can bring, counts in the last bin: `min` takes its first argument.
   void add(float score) {
-    ++counts[int(std::min((highest_ - score) * per_bin_, float(kBins - 1)))];
+    ++counts[int(std::min(float(kBins - 1), (highest_ - score) * per_bin_))];
   }
 
   double edge(int bin) const { return highest_ - double(bin) / per_bin_; }  // a bin's upper end

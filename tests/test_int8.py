@@ -7,6 +7,8 @@ consulted there; the fixture `codes` has them consulted always, so that laws can
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -933,6 +935,37 @@ def test_damage_is_refused(tmp_path: Path, name: str) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=path.name):
         fr.Catalog.open(tmp_path / "model")
+
+
+DAMAGED = """
+import sys
+import numpy as np
+import fastrank as fr
+catalog = fr.Catalog.open(sys.argv[1])
+for temperature in (0.05, 1.0, 10.0):
+    for k in (10, 2_000):
+        catalog.rank(np.ones(8), k, policy=fr.PlackettLuce(temperature), seed=k)
+        catalog.rank_batch(np.ones((2, 8)), k, policy=fr.PlackettLuce(temperature), seeds=[1, 2])
+catalog.rank(np.ones(8), policy=fr.Deterministic())
+"""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "3e38", "-1"])
+@pytest.mark.parametrize("count", [20, 10_000])
+def test_damage_that_nobody_looked_for_ends_no_process(
+    tmp_path: Path, value: str, count: int
+) -> None:
+    """`open` reads no array, so scales may hold anything; rankings mean nothing then."""
+    rng = np.random.default_rng(22)
+    fr.Catalog(np.arange(20_000), rng.standard_normal((20_000, 8)), storage="int8").save(
+        tmp_path / "model"
+    )
+    (path,) = (tmp_path / "model").glob("scales*.npy")
+    scales = np.lib.format.open_memmap(path, mode="r+")
+    scales[rng.choice(20_000, count, replace=False)] = float(value)
+    scales.flush()
+    command = [sys.executable, "-c", DAMAGED, str(tmp_path / "model")]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_vectors_that_are_not_finite_are_named() -> None:

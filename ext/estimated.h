@@ -44,11 +44,11 @@ class ErrorLaw {
     constant_ = query.constant / temperature + 4e-6;  // and rough_exp's error
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
-    largest_ = std::exp(-x) - std::exp(-2.0 * x);
+    largest_ = exp(-x) - exp(-2.0 * x);
     // What deviates by more than 1 weighs nothing beside the cut.
     const double most = std::min(1.0, deviation * query.max_scale);
     // Var exp(e) / Var e, with room for estimating it.
-    inflation_ = 1.05 * std::min(2.0, std::exp(most * most));
+    inflation_ = 1.05 * std::min(2.0, exp(most * most));
     // The third cumulant of a code's error is below 0.049, whatever the fraction
     // (tests/test_int8.py); twice its part in log E exp(e), for those that come after it.
     skew_ = 0.07 * unit * query.largest_value * most * most;
@@ -226,7 +226,7 @@ double finish(const Kernels& kernels, const Source& source, double temperature, 
     const double error = top->doubt.estimated || n_below > 0
                              ? (law.bound(rest) + 4e-7 * mass) / (mass + 1.0)
                              : 0.0;
-    const double bound = error < 0.5 ? -std::log1p(-error) : kInfinity;
+    const double bound = error < 0.5 ? -log1p(-error) : kInfinity;
     if (bound <= query.tolerance && mass < kInfinity) {
       top->rest.value = mass;
       return bound;
@@ -254,8 +254,8 @@ class EstimatedJumps final : public Jumps {
                         0.5 * deviation * deviation;
     linear_ = most < 2.0 && deviation > 1e-30 && !source.bias && !source.call_bias;
     if (!linear_) return;
-    intercept_ = float(std::exp(least));
-    slope_ = float((std::exp(most) - std::exp(least)) / deviation);
+    intercept_ = float(exp(least));
+    slope_ = float((exp(most) - exp(least)) / deviation);
   }
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
@@ -434,7 +434,7 @@ class EstimatedJumps final : public Jumps {
       const int lane = __builtin_ctz(left);
       const Noted item = {panel * kLanes + lane, estimates[lane], scan.heaviness[lane],
                           source_.scales[panel * kLanes + lane]};
-      if (item.heaviness < cut_) {
+      if (!(item.heaviness >= cut_)) {  // so that a NaN is never noted
         light |= 1u << lane;
       } else {
         if (n_noted_ == int64_t(noted_.size())) make_room(visited_ + scan.walk.visit);
@@ -501,7 +501,7 @@ class EstimatedJumps final : public Jumps {
       score_noted();
       go_exactly();
     } else {
-      drop_below_cut();
+      drop_up_to_cut();
     }
   }
 
@@ -529,32 +529,41 @@ class EstimatedJumps final : public Jumps {
     return doubt.cut;
   }
 
-  // There is no room for more: chooses the cut, or raises it until half of what was noted is below.
+  // There is no room for more: chooses the cut, or raises it to the median of what was noted.
   void make_room(int64_t visited) {
     if (undecided_) return choose_cut(visited);
-    std::vector<Noted>::iterator first = noted_.begin(), middle = first + n_noted_ / 2;
-    const auto heavier = [&](const Noted& a, const Noted& b) {
-      return a.heaviness > b.heaviness;
-    };
-    std::nth_element(first, middle, first + n_noted_, heavier);
-    cut_ = double(middle->heaviness);
+    // Of a sample: the items stay where they are, for sums hang on their order, and the order in
+    // which nth_element would leave them on the library.
+    float sample[256];
+    const int64_t step = n_noted_ / 256 + 1;
+    int64_t count = 0;
+    for (int64_t i = 0; i < n_noted_; i += step) sample[count++] = noted_[size_t(i)].heaviness;
+    std::nth_element(sample, sample + count / 2, sample + count);
+    cut_ = double(sample[count / 2]);
     highest_cut_ = std::max(highest_cut_, cut_);
-    estimated_ = true;
-    rebase();
-    estimate(&*middle, n_noted_ - n_noted_ / 2, &estimates_);
-    n_noted_ /= 2;
+    drop_up_to_cut();
   }
 
-  void drop_below_cut() {
-    const auto kept = std::partition(
-        noted_.begin(), noted_.begin() + n_noted_, [&](const Noted& item) {
-          return item.heaviness >= cut_;
-        });
+  // Estimates those of the noted that are not above the cut.
+  void drop_up_to_cut() {
     rebase();
-    const int64_t count = kept - noted_.begin();
-    estimated_ |= count < n_noted_;
-    estimate(noted_.data() + count, n_noted_ - count, &estimates_);
-    n_noted_ = count;
+    Noted light[kLanes];
+    int n_light = 0;
+    int64_t n_kept = 0;
+    for (int64_t i = 0; i < n_noted_; ++i) {
+      const Noted item = noted_[size_t(i)];
+      if (item.heaviness > cut_) {
+        noted_[size_t(n_kept++)] = item;
+        continue;
+      }
+      light[n_light++] = item;
+      if (n_light < kLanes) continue;
+      estimate(light, n_light, &estimates_);
+      n_light = 0;
+    }
+    estimate(light, n_light, &estimates_);
+    estimated_ |= n_kept < n_noted_;
+    n_noted_ = n_kept;
   }
 
   const CodeQuery& query_;

@@ -5,7 +5,9 @@ The truth is NumPy's longdouble (64-bit mantissa), 11 bits finer than what is te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from fastrank import _native
 
 Array = npt.NDArray[np.float64]
+EXT = Path(__file__).resolve().parents[1] / "ext"
 
 pytestmark = pytest.mark.skipif(
     np.finfo(np.longdouble).nmant < 63, reason="longdouble is no finer than float64 here"
@@ -78,3 +81,17 @@ def test_ends(name: str, x: float, expected: float) -> None:
 @pytest.mark.parametrize("name", TRUTH)
 def test_nan_stays_nan(name: str) -> None:
     assert np.isnan(_native.elementary(name, np.array([np.nan]))).all()
+
+
+def test_no_source_asks_the_libraries_for_what_they_may_round_or_order_otherwise() -> None:
+    """IEEE prescribes sqrt, floor and the like to the bit; of a partition only sets are sure."""
+    sources = [*EXT.glob("*.cpp"), *EXT.glob("*.h")]
+    assert len(sources) > 10
+    for source in sources:
+        if source.name == "_native.cpp":  # Cython's
+            continue
+        found = re.findall(
+            r"std::(?:exp|exp2|expm1|log|log2|log10|log1p|pow|cbrt|hypot|tanh|sin|cos|partition)\b",
+            source.read_text(),
+        )
+        assert not found, f"{source.name}: {found}"

@@ -997,6 +997,16 @@ def test_the_unit_of_vectors_does_not_matter(isa: str, power: int) -> None:
     assert drawn[0].propensity_kind == "bounded"
 
 
+def test_the_moment_of_codes_is_the_same_in_any_order() -> None:
+    """Whatever the order in which a BLAS adds up: the bound of a ranking hangs on it."""
+    codes = np.random.default_rng(23).integers(1, 256, (300, 3, 16, 4)).astype(np.uint8)
+    moment = packing._moment(codes, 11)
+    rows = codes.transpose(0, 2, 1, 3).reshape(-1, 12)[:, :11].astype(np.int64) - 128
+    largest = np.linalg.eigvalsh((rows.T @ rows).astype(np.float64))[-1]
+    assert largest < moment < largest * (1 + 2e-5)
+    assert packing._moment(codes[::-1], 11) == packing._moment(codes[:, :, ::-1], 11) == moment
+
+
 def test_the_third_cumulant_of_a_code_error_is_what_the_bound_takes_it_for() -> None:
     """ErrorLaw (ext/estimated.h) reckons with at most 0.049 for any fraction of a code.
 

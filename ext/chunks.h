@@ -9,6 +9,7 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <thread>
 
@@ -50,9 +51,9 @@ struct ChunkLaw {
     return std::max<int64_t>({1, last / 2, chunks() - last});
   }
 
-  // How many items a pass over codes may note in a chunk: the pilot, and one in eight.
+  // How many items a pass over codes may note in a chunk: one in eight, and some.
   int64_t noted_room() const {
-    return std::max(pilot, std::min(chunk_panels, n_panels) / 8 + kLanes) * kLanes;
+    return (std::min(chunk_panels, n_panels) / 8 + kLanes) * kLanes;
   }
 
   Scan pilot_walk() const {
@@ -164,7 +165,7 @@ class SharedPass {
       const Order order = seats_[0].back().pass->order;
       results_.emplace_back(member.capacity, order, slots_);
       if (member.source->codes && member.policy->kind == kGumbel)
-        results_.back().make_room(law.noted_room(), law.chunks());
+        results_.back().make_room(law.noted_room());
     }
   }
 
@@ -190,6 +191,7 @@ class SharedPass {
 
   // After all work: user i's items, best first, and the mass of the others.
   Partial& result(size_t i) {
+    if (out_of_memory_) throw std::bad_alloc();
     results_[i].total.sort();
     return results_[i].total;
   }
@@ -213,9 +215,9 @@ class SharedPass {
       for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
     }
 
-    // For merges, which must not allocate. Pages that are not written to cost nothing.
-    void make_room(int64_t noted, int64_t chunks) {
-      total.noted.reserve(size_t(noted * chunks));
+    // For what a pass puts down of a chunk; it must not allocate.
+    void make_room(int64_t noted) {
+      total.noted.reserve(size_t(noted));
       for (Partial& part : parts) part.noted.reserve(size_t(noted));
     }
 
@@ -310,7 +312,11 @@ class SharedPass {
     for (; done_[size_t(next % slots_)]; ++next) {
       done_[size_t(next % slots_)] = 0;
       for (Result& result : results_) {
-        if (next > 0) result.total.merge(*result.part(next));
+        try {
+          if (next > 0) result.total.merge(*result.part(next));
+        } catch (const std::bad_alloc&) {  // the others must not wait for this chunk
+          out_of_memory_ = true;
+        }
         // The outlook of the group that begins here; those before it are over.
         if ((next & (next + 1)) == 0 && result.total.full()) {
           result.outlook = {result.total.worst(), result.total.rest, result.total.doubt};
@@ -330,6 +336,7 @@ class SharedPass {
   std::deque<Result> results_;           // of each user
   std::atomic<int64_t> next_{0}, merged_{0};
   std::atomic_flag merging_ = ATOMIC_FLAG_INIT;
+  bool out_of_memory_ = false;  // in a merge
 };
 
 }  // namespace fastrank

@@ -246,7 +246,8 @@ class EstimatedJumps final : public Jumps {
         query_(*source.query_of_codes),
         law_(query_, temperature),
         n_panels_(source.n_panels),
-        noted_(size_t(law.noted_room())) {
+        room_(law.noted_room()),
+        noted_(new Noted[size_t(room_)]) {
     // log of a weight's bound over its estimate, at scales 0 and max_scale; 2^-13 for roundings.
     const double deviation = law_.deviation * query_.max_scale;
     const double least = query_.margin() * order.inv_temperature + 0x1p-13;
@@ -282,8 +283,9 @@ class EstimatedJumps final : public Jumps {
     if (limited_ && !exact_) walk_codes(&walk);
     visited_ += walk.count;
     if (limited_ && exact_) Jumps::walk(walk);
-    // Where k, or a filter, leaves nothing of the pilot to judge by, the cut is chosen when room
-    // runs out. Not where a walk ends: a run comes in any number of pieces, which must not show.
+    // A pilot that is longer than there is room for, or of which k or a filter leaves nothing to
+    // judge by, has the cut chosen when room runs out. Not where a walk ends: a run comes in any
+    // number of pieces, which must not show.
     if (pilot && undecided_ && n_noted_ > 0) choose_cut(visited_);
   }
 
@@ -294,7 +296,7 @@ class EstimatedJumps final : public Jumps {
     const double score = threshold_.score;
     out_->rest = {rest_ + (exact_ ? mass_ : 0.0), score};
     Estimates noted = {};
-    estimate(noted_.data(), n_noted_, &noted);
+    estimate(noted_.get(), n_noted_, &noted);
     out_->doubt = {{estimates_.mass, score},
                    {estimates_.scaled, score},
                    {estimates_.variance, score},
@@ -303,7 +305,7 @@ class EstimatedJumps final : public Jumps {
                    visited_,
                    costly_,
                    estimated_};
-    out_->noted.assign(noted_.begin(), noted_.begin() + n_noted_);
+    out_->noted.assign(noted_.get(), noted_.get() + n_noted_);
   }
 
  private:
@@ -322,9 +324,9 @@ class EstimatedJumps final : public Jumps {
       scan.walk.mass = mass_;
       scan.cut = float(cut_);
       scan.estimates = estimates_;
-      scan.noted = noted_.data();
+      scan.noted = noted_.get();
       scan.n_noted = n_noted_;
-      scan.room = int64_t(noted_.size());
+      scan.room = room_;
       const bool stopped = kernels_.scan_codes(source_, &scan);
       mass_ = scan.walk.mass;
       estimated_ |= cut_ > -kInfinity;
@@ -437,8 +439,8 @@ class EstimatedJumps final : public Jumps {
       if (!(item.heaviness >= cut_)) {  // so that a NaN is never noted
         light |= 1u << lane;
       } else {
-        if (n_noted_ == int64_t(noted_.size())) make_room(visited_ + scan.walk.visit);
-        noted_[size_t(n_noted_++)] = item;
+        if (n_noted_ == room_) make_room(visited_ + scan.walk.visit);
+        noted_[n_noted_++] = item;
       }
     }
     rebase();
@@ -466,15 +468,15 @@ class EstimatedJumps final : public Jumps {
     float highest = -std::numeric_limits<float>::infinity();
     double scales = 0.0, squares = 0.0;
     for (int64_t i = 0; i < n_noted_; ++i) {
-      const double scale = noted_[size_t(i)].scale;
-      highest = std::max(highest, noted_[size_t(i)].estimate);
+      const double scale = noted_[i].scale;
+      highest = std::max(highest, noted_[i].estimate);
       scales += scale;
       squares += scale * scale;
     }
     scales /= double(n_noted_);
     squares /= double(n_noted_);
     Histogram items(highest, order.inv_temperature);
-    for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[size_t(i)].estimate);
+    for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[i].estimate);
     constexpr int kBins = Histogram::kBins;
     const double share = double(n_panels_) / double(std::max<int64_t>(1, visited));
     double weight[kBins], mass[kBins + 1], variance[kBins + 1];
@@ -508,7 +510,7 @@ class EstimatedJumps final : public Jumps {
   void score_noted() {
     settle_rest();
     for (int64_t first = 0; first < n_noted_; first += kLanes)
-      rest_ += scored_mass(kernels_, source_, &noted_[size_t(first)],
+      rest_ += scored_mass(kernels_, source_, &noted_[first],
                            int(std::min<int64_t>(kLanes, n_noted_ - first)), threshold_.score,
                            inv_t_, [](const Noted&, float) { return true; });
     n_noted_ = 0;
@@ -537,7 +539,7 @@ class EstimatedJumps final : public Jumps {
     float sample[256];
     const int64_t step = n_noted_ / 256 + 1;
     int64_t count = 0;
-    for (int64_t i = 0; i < n_noted_; i += step) sample[count++] = noted_[size_t(i)].heaviness;
+    for (int64_t i = 0; i < n_noted_; i += step) sample[count++] = noted_[i].heaviness;
     std::nth_element(sample, sample + count / 2, sample + count);
     cut_ = double(sample[count / 2]);
     highest_cut_ = std::max(highest_cut_, cut_);
@@ -551,9 +553,9 @@ class EstimatedJumps final : public Jumps {
     int n_light = 0;
     int64_t n_kept = 0;
     for (int64_t i = 0; i < n_noted_; ++i) {
-      const Noted item = noted_[size_t(i)];
+      const Noted item = noted_[i];
       if (item.heaviness > cut_) {
-        noted_[size_t(n_kept++)] = item;
+        noted_[n_kept++] = item;
         continue;
       }
       light[n_light++] = item;
@@ -569,7 +571,8 @@ class EstimatedJumps final : public Jumps {
   const CodeQuery& query_;
   const ErrorLaw law_;
   const int64_t n_panels_;
-  std::vector<Noted> noted_;
+  const int64_t room_;
+  const std::unique_ptr<Noted[]> noted_;  // pages that nothing is written to cost nothing
   int64_t n_noted_ = 0;
   Estimates estimates_ = {};
   float reference_ = 0.0f;

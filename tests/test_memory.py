@@ -57,6 +57,58 @@ python = tracemalloc.get_traced_memory()[1]
 print(json.dumps({"native": max(first, peak_of(call)), "python": python}))
 """
 
+BATCH = """
+import json, resource, sys
+import numpy as np
+import fastrank as fr
+
+n, k = 300_000, int(sys.argv[2])
+rng = np.random.default_rng(0)
+catalog = fr.Catalog(
+    np.arange(n), rng.standard_normal((n, 4)).astype(np.float32), storage=sys.argv[1]
+)
+queries, policy = rng.standard_normal((64, 4)) / 4, fr.PlackettLuce(1.0)
+
+def resident(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+def batch():
+    return catalog.rank_batch(queries, k, policy=policy, seeds=range(64))
+
+def limited(room, call):
+    mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + room, resource.RLIM_INFINITY))
+    try:
+        return call()
+    except MemoryError:
+        return None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+
+np.sum(catalog.scores(queries[0]))
+catalog.rank_batch(queries[:2], 2, policy=fr.Deterministic())
+"""
+
+ROOM = """
+open("/proc/self/clear_refs", "w").write("5")
+before = resident("VmRSS")
+found = limited(64 << 20, batch)
+print(json.dumps({"done": found is not None, "native": resident("VmHWM") - before}))
+"""
+
+SHORT = """
+expected, results = batch(), []
+for room in range(0, 16 << 20, 256 << 10):
+    found = limited(room, batch)
+    if found is not None:
+        same = found.log_propensities.tobytes() == expected.log_propensities.tobytes()
+        assert same and found.log_norm.tobytes() == expected.log_norm.tobytes()
+    results.append(found is not None)
+print(json.dumps({"first": results[0], "last": results[-1]}))
+"""
+
 OPEN = """
 import json, sys
 import fastrank as fr
@@ -84,6 +136,7 @@ def measured(code: str, *arguments: str) -> dict[str, Any]:
         text=True,
         check=True,
         env=environment,
+        timeout=120,
     )
     figures: dict[str, Any] = json.loads(result.stdout)
     return figures
@@ -110,6 +163,22 @@ def test_a_scratch_of_n_floats_would_be_seen() -> None:
     """The sequential sampler keeps the scores of all items, 4 MB: the yardstick's own cost."""
     peak = measured(CALL, "stochastic_plackett_luce", "float32")
     assert peak["native"] > 2 * MEBIBYTE
+
+
+@pytest.mark.parametrize("k", [10, 256, 1_000])
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_batch_of_64_reserves_little_and_needs_less(storage: str, k: int) -> None:
+    """64 MB of address space. The rankings take up to 5 MB, what int8 storage notes 3 to 14."""
+    peak = measured(BATCH + ROOM, storage, str(k))
+    assert peak["done"]
+    assert peak["native"] <= (8 if k < 1_000 else 24) * MEBIBYTE
+
+
+def test_a_batch_without_memory_is_refused_or_right() -> None:
+    """Wherever a limit strikes. One thread: glibc aborts where it cannot set up another."""
+    found = measured(BATCH + SHORT, "int8", "100")
+    assert not found["first"]
+    assert found["last"]
 
 
 def test_opening_makes_no_private_copy(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ class Catalog:
         Notes
         -----
         O(n d + k log k) and O(k) memory, and n / 8 bytes where there is a filter; int8 storage
-        notes items for the normaliser: at most one in eight at 72 bytes, usually 0.2 MB at n = 1M.
+        notes items for the normaliser, usually 0.2 MB in all, at most one in seven at 100 bytes.
         See `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
         sequential and cached samplers run on one.
         """
@@ -414,7 +414,7 @@ class Catalog:
         O(n d + k log k) a user, as for `rank`, but users share every item that is loaded, 64 at a
         time on each thread. `Uniform` and the sequential and cached samplers have no scan to share:
         they cost what `rank` does. Beyond the result, memory is O(k), and n / 8 bytes with a
-        filter, for each of these 64 users.
+        filter, for each of these 64 users; over int8 storage also what they note, as for `rank`.
 
         Examples
         --------

@@ -41,10 +41,12 @@ class ErrorLaw {
     residue_ = unit * query.residue * std::sqrt(query.code_moment);
     per_deviation_ = unit * query.per_scale;
     rounding_ = unit * query.rounding;
-    constant_ = query.constant / temperature + 4e-6;  // and rough_exp's error
+    // And rough_exp's error. In range, so that it is nothing of nothing.
+    const double off = (query.constant + query.bias_rounding) / temperature + 4e-6;
+    constant_ = exp(std::min(off, kExpInRange)) - 1.0;
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
-    largest_ = exp(-x) - exp(-2.0 * x);
+    largest_ = (1.0 + constant_) * exp(-x) - exp(-2.0 * x);
     // What deviates by more than 1 weighs nothing beside the cut.
     const double most = std::min(1.0, deviation * query.max_scale);
     // Var exp(e) / Var e, with room for estimating it.

@@ -77,8 +77,8 @@ Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
 
 Code log_propensities(const Catalog& catalog, const Request& request, const Policy& policy,
                       const int64_t* positions, int64_t count, double* out, int64_t* where) {
-  double bound = 0.0;
-  const Code code = check_request(catalog, request, where, &bound);
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
   try {
     const Kernels& kernels = fastrank::kernels();
@@ -112,7 +112,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
       const double epsilon = policy.kind == kEpsilonGreedy ? policy.epsilon : 0.0;
       std::optional<CodeQuery> query;
       if (catalog.quantised.codes) {
-        query.emplace(catalog, request, bound);
+        query.emplace(catalog, request, largest);
         if (query->usable) use_codes(catalog, *query, &source);
       }
       const Partial best = best_items(kernels, source, catalog.n_items, m, m);
@@ -132,8 +132,8 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
 }
 
 Code score_all(const Catalog& catalog, const Request& request, float* out, int64_t* where) {
-  double bound = 0.0;
-  const Code code = check_request(catalog, request, where, &bound);
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
   const Kernels& kernels = fastrank::kernels();
   const Source source = make_source(catalog, request);
@@ -148,10 +148,10 @@ Code score_all(const Catalog& catalog, const Request& request, float* out, int64
 
 Code estimate_all(const Catalog& catalog, const Request& request, float* estimates, float* uppers,
                   bool* usable, int64_t* where) {
-  double bound = 0.0;
-  const Code code = check_request(catalog, request, where, &bound);
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
-  const CodeQuery query(catalog, request, bound);
+  const CodeQuery query(catalog, request, largest);
   *usable = query.usable;
   if (!query.usable) return kOk;
   const Kernels& kernels = fastrank::kernels();

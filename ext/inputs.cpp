@@ -46,24 +46,25 @@ uint64_t hash_of(const unsigned char* row, int64_t width, uint64_t key) {
 }  // namespace
 
 Code check_request(const Catalog& catalog, const Request& request, int64_t* where,
-                   double* bound) {
+                   Largest* largest) {
   *where = first_not_finite(request.query, catalog.dim);
   if (*where >= 0) return kQueryNotFinite;
   double square = 0.0;
   for (int32_t c = 0; c < catalog.dim; ++c) square += double(request.query[c]) * request.query[c];
-  *bound = std::sqrt(square) * catalog.max_norm + catalog.max_bias;
+  largest->bias = catalog.max_bias;
   if (request.bias) {
     const uint32_t bits = largest_magnitude(request.bias, catalog.n_items);
-    float largest;
-    std::memcpy(&largest, &bits, sizeof largest);
-    if (!std::isfinite(largest)) {
+    float call_bias;
+    std::memcpy(&call_bias, &bits, sizeof call_bias);
+    if (!std::isfinite(call_bias)) {
       *where = first_not_finite(request.bias, catalog.n_items);
       return kBiasNotFinite;
     }
-    *bound += largest;
+    largest->bias += call_bias;
   }
-  // Every partial sum of the dot product is below the bound, but for rounding: half is room.
-  return *bound > 0.5 * double(std::numeric_limits<float>::max()) ? kScoreOverflow : kOk;
+  largest->score = std::sqrt(square) * catalog.max_norm + largest->bias;
+  // Every partial sum of the dot product is below that, but for rounding: half is room.
+  return largest->score > 0.5 * double(std::numeric_limits<float>::max()) ? kScoreOverflow : kOk;
 }
 
 int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,

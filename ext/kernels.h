@@ -117,6 +117,12 @@ struct Ranking {
   int64_t count;
 };
 
+// The largest that absolute values can be.
+struct Largest {
+  double score;
+  double bias;  // the catalog's and the call's together
+};
+
 // One user of a rank call.
 struct User {
   Request request;          // `rank` sets n_eligible where it makes the filter
@@ -125,13 +131,12 @@ struct User {
   int64_t n_allowed, n_excluded;
   Policy policy;
   Ranking out;
-  double bound;  // set by `rank`: no score is larger in absolute value
+  Largest largest;  // set by `rank`
 };
 
 // Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
-// The calls below begin with it, `rank` for all users. *bound: no score is larger in absolute
-// value.
-Code check_request(const Catalog&, const Request&, int64_t* where, double* bound);
+// The calls below begin with it, `rank` for all users.
+Code check_request(const Catalog&, const Request&, int64_t* where, Largest*);
 
 // Ranks for each user as if it were alone, to the bit, on at most `threads` threads, this one
 // among them; they end before the call does, and fewer are used where they cannot be started or

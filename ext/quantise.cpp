@@ -70,7 +70,7 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
   return -1;
 }
 
-CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double bound)
+CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Largest& of)
     : max_scale(catalog.quantised.max_scale),
       code_moment(catalog.quantised.code_moment),
       tolerance(catalog.quantised.tolerance) {
@@ -90,7 +90,7 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double boun
   const double center_norm = std::sqrt(center_square);
   const double plain_norm = std::sqrt(plain_square);
   const double reach = (norm * (codes.code_norm + codes.code_error) * codes.max_scale +
-                        plain_norm * center_norm + bound);
+                        plain_norm * center_norm + of.score);
   // The sum of products stays below 2^31.
   const double most = std::min(kLargestWhole, 0.9 * 0x1p31 * largest / (codes.code_norm * norm));
   float step = float(largest / most);
@@ -122,6 +122,10 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, double boun
   rounding = epsilon * norm * (codes.code_norm + codes.code_error);
   per_scale = codes.code_norm * residue + rounding;
   constant = epsilon * plain_norm * center_norm + 0x1p-120;
+  // The score and the estimate are rounded by 2^-24 of themselves, and no more, when the catalog's
+  // bias is added, and again with the call's. Their parts without biases are in epsilon. Items that
+  // have one score may all be rounded one way, so this is no error that averages out.
+  bias_rounding = 1.001 * 0x1p-22 * of.bias;
   spread = 1.001 * (codes.code_error * norm + per_scale);
   largest_value = largest;
 

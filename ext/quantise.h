@@ -12,8 +12,7 @@ namespace fastrank {
 // A request's query in whole numbers, and bounds on what that and the codes' errors do to scores.
 class CodeQuery {
  public:
-  // bound: |any float32 score|, as check_request finds it.
-  CodeQuery(const Catalog&, const Request&, double bound);
+  CodeQuery(const Catalog&, const Request&, const Largest&);  // as check_request finds them
 
   bool usable = false;  // not if float32 could overflow, or a query is too small to be divided
   QuantisedQuery view = {};
@@ -22,6 +21,7 @@ class CodeQuery {
   double spread = 0.0;     // per unit of scale: |estimate - score| is below scale * spread + margin
   double per_scale = 0.0;  // the part of it that is not random: roundings, the query's own error
   double constant = 0.0;   // the same, that does not grow with the scale
+  double bias_rounding = 0.0;  // what adding biases can do to |estimate - score| besides
   double residue = 0.0;    // |query - its whole numbers|
   double margin() const { return 1.001 * constant; }
   double rounding = 0.0;   // the part of per_scale that is not residue * code_norm

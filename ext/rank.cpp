@@ -474,7 +474,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     const bool sums = user.policy.kind == kGumbel;
     if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= few_items() &&
         !(sums && catalog.quantised.tolerance == 0.0)) {
-      queries.emplace_back(catalog, request, user.bound);
+      queries.emplace_back(catalog, request, user.largest);
       if (queries.back().usable) use_codes(catalog, queries.back(), &sources.back());
     }
     user.out.log_norm_error = 0.0;
@@ -559,7 +559,7 @@ Partial best_items(const Kernels& kernels, const Source& source, int64_t n_items
 Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t threads,
           int64_t* row, int64_t* where) {
   for (*row = 0; *row < count; ++*row) {
-    const Code code = check_request(catalog, users[*row].request, where, &users[*row].bound);
+    const Code code = check_request(catalog, users[*row].request, where, &users[*row].largest);
     if (code != kOk) return code;
   }
   const Kernels& kernels = fastrank::kernels();

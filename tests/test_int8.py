@@ -519,6 +519,40 @@ def test_log_norm_of_adversarial_rows_is_within_its_bound(name: str, dim: int) -
                 check_normaliser(item, policy, tolerance)
 
 
+@pytest.mark.parametrize("place", ["catalog", "call", "both", "both, cancelling"])
+@pytest.mark.parametrize("kind", ["equal", "nearly equal", "spread"])
+def test_log_norm_under_large_biases_is_within_its_bound(kind: str, place: str) -> None:
+    """Scores that stand just above the middle between two float32 numbers all round upwards.
+
+    And estimates hardly ever do. With a bias of 2^24 a rounding is by up to 1.
+    """
+    n, dim = 6_000, 8
+    rng = np.random.default_rng(24)
+    kinds = []
+    for power in range(0, 25, 3):
+        bias = np.full(n, 2.0**power)
+        step = 2.0 ** (power - 23)
+        rows = rng.standard_normal((n, dim)) * 100 * step  # what decides how coarse codes are
+        rows[:, 0] = 0.5 * step * 1.001
+        if kind == "nearly equal":
+            rows[:, 0] += step * rng.integers(0, 4, n)
+        elif kind == "spread":
+            rows[:, 0] += step * np.round(rng.standard_normal(n) * 1e4)
+        own, call = {
+            "catalog": (bias, None),
+            "call": (None, bias),
+            "both": (bias, bias),
+            "both, cancelling": (bias, -bias),
+        }[place]
+        catalog = fr.Catalog(shuffled_ids(n), rows, bias=own, storage="int8")
+        item = Scored(catalog, np.eye(1, dim, dtype=np.float32)[0])
+        for temperature in 10.0 ** np.arange(-3.0, 4.0):
+            options = {} if call is None else {"bias": call}
+            kinds.append(check_normaliser(item, fr.PlackettLuce(temperature), 1e-3, **options))
+    assert "bounded" in kinds
+    assert "exact" in kinds
+
+
 def test_log_norm_of_a_filtered_and_biased_catalog(isa: str) -> None:
     rng = np.random.default_rng(9)
     item = Scored(

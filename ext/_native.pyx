@@ -114,6 +114,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     int64_t c_set_few_items "fastrank::set_few_items"(int64_t)
     Code c_estimate_all "fastrank::estimate_all"(
         const Catalog&, const Request&, float*, float*, bool*, int64_t*)
+    Code c_bound_all "fastrank::bound_all"(
+        const Catalog&, const Request&, double, float, float*, double*, bool*, bool*, int64_t*)
     void c_upper_weights "fastrank::upper_weights"(const float*, int64_t, float, float, float*)
 
 
@@ -338,6 +340,28 @@ cdef class PackedCatalog:
         if code != kOk:
             _raise(code, where, query, bias)
         return tuple(result[:, :self.catalog.n_items]) if usable else None
+
+    def weight_bounds(self, const float[::1] query, const float[::1] bias, double temperature,
+                      float reference):
+        """For tests: (bounds of all weights, float32 (n_items,); of their sum; whether linear).
+
+        None where codes cannot be used.
+        """
+        cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
+        cdef int64_t where = 0
+        cdef bool usable = False, linear = False
+        cdef double total = 0.0
+        cdef Code code
+        if self.catalog.quantised.codes == NULL:
+            raise ValueError("storage: there are no codes")
+        result = np.zeros(kLanes * self.n_panels, np.float32)
+        cdef float[::1] out = result
+        with nogil:
+            code = c_bound_all(self.catalog, request, temperature, reference, &out[0], &total,
+                               &linear, &usable, &where)
+        if code != kOk:
+            _raise(code, where, query, bias)
+        return (result[:self.catalog.n_items], total, linear) if usable else None
 
 
 cdef const float* _floats(const float[::1] values) noexcept:

@@ -73,6 +73,31 @@ class ErrorLaw {
   double residue_, per_deviation_, rounding_, constant_, skew_, largest_, inflation_;
 };
 
+// How a pass bounds weights by codes (kernels.h, CodeScan).
+struct WeightBound {
+  bool linear;
+  float intercept = 0.0f, slope = 0.0f;
+
+  WeightBound(const Source& source, const ErrorLaw& law, double temperature) {
+    const CodeQuery& query = *source.query_of_codes;
+    // log of a weight's bound over its estimate, at scales 0 and max_scale; 2^-13 for roundings.
+    const double deviation = law.deviation * query.max_scale;
+    const double least = query.margin() / temperature + 0x1p-13;
+    const double most =
+        least + query.spread * query.max_scale / temperature + 0.5 * deviation * deviation;
+    linear = most < 2.0 && deviation > 1e-30 && !source.bias && !source.call_bias;
+    if (!linear) return;
+    intercept = float(exp(least));
+    slope = float((exp(most) - exp(least)) / deviation);
+  }
+
+  void give(CodeScan* scan) const {
+    scan->linear = linear;
+    scan->intercept = intercept;
+    scan->slope = slope;
+  }
+};
+
 // Items by the logarithm of a weight, in steps of 1/4 below the largest.
 class Histogram {
  public:
@@ -247,19 +272,10 @@ class EstimatedJumps final : public Jumps {
       : Jumps(kernels, source, temperature, seed),
         query_(*source.query_of_codes),
         law_(query_, temperature),
+        bound_(source, law_, temperature),
         n_panels_(source.n_panels),
         room_(law.noted_room()),
-        noted_(new Noted[size_t(room_)]) {
-    // log of a weight's bound over its estimate, at scales 0 and max_scale; 2^-13 for roundings.
-    const double deviation = law_.deviation * query_.max_scale;
-    const double least = query_.margin() * order.inv_temperature + 0x1p-13;
-    const double most = least + query_.spread * query_.max_scale * order.inv_temperature +
-                        0.5 * deviation * deviation;
-    linear_ = most < 2.0 && deviation > 1e-30 && !source.bias && !source.call_bias;
-    if (!linear_) return;
-    intercept_ = float(exp(least));
-    slope_ = float((exp(most) - exp(least)) / deviation);
-  }
+        noted_(new Noted[size_t(room_)]) {}
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
     Jumps::begin(chunk, outlook, out);
@@ -316,9 +332,7 @@ class EstimatedJumps final : public Jumps {
     scan.walk = *walk;
     scan.walk.inv_temperature = inv_t_;
     scan.deviation = float(law_.deviation);
-    scan.linear = linear_;
-    scan.intercept = intercept_;
-    scan.slope = slope_;
+    bound_.give(&scan);
     for (;;) {
       rebase();
       scan.walk.reference = threshold_.score;
@@ -572,6 +586,7 @@ class EstimatedJumps final : public Jumps {
 
   const CodeQuery& query_;
   const ErrorLaw law_;
+  const WeightBound bound_;
   const int64_t n_panels_;
   const int64_t room_;
   const std::unique_ptr<Noted[]> noted_;  // pages that nothing is written to cost nothing
@@ -582,8 +597,6 @@ class EstimatedJumps final : public Jumps {
   int64_t visited_ = 0;  // panels
   int64_t futile_ = 0;   // checks of items that did not pass
   bool undecided_ = false;  // the cut is still to be chosen: no item is light
-  bool linear_ = false;  // how weights are bounded (kernels.h, CodeScan)
-  float intercept_ = 0.0f, slope_ = 0.0f;
   bool estimated_ = false;  // of an item no more is kept than an estimate
   bool costly_ = false;  // too many items would have to be scored
   bool exact_ = false;   // the rest of the chunk goes by float32 vectors

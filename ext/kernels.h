@@ -228,6 +228,11 @@ Code estimate_all(const Catalog&, const Request&, float* estimates, float* upper
 void upper_weights(const float* uppers, int64_t n_panels, float reference, float inv_temperature,
                    float* weights);
 
+// Tests only: what a pass at this temperature bounds all items' weights by, (16 * n_panels): one by
+// one, and *sum as it spends a budget on all of them. *linear: how (CodeScan).
+Code bound_all(const Catalog&, const Request&, double temperature, float reference, float* weights,
+               double* sum, bool* linear, bool* usable, int64_t* where);
+
 // ---- Inside the core: what is compiled once per instruction set ----------------------------
 
 // A query in whole numbers, and how far the scores it gives can be from the float32 ones.

@@ -584,6 +584,41 @@ Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t
   return failed ? kOutOfMemory : kOk;
 }
 
+Code bound_all(const Catalog& catalog, const Request& request, double temperature, float reference,
+               float* weights, double* sum, bool* linear, bool* usable, int64_t* where) {
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
+  if (code != kOk) return code;
+  const CodeQuery query(catalog, request, largest);
+  *usable = query.usable;
+  if (!query.usable) return kOk;
+  Source source = make_source(catalog, request);
+  use_codes(catalog, query, &source);
+  const ErrorLaw law(query, temperature);
+  const WeightBound bound(source, law, temperature);
+  *linear = bound.linear;
+  Noted noted[8 * kLanes];  // room for as many as a scan may note before it looks for more
+  CodeScan scan = {};
+  scan.walk.step = scan.walk.stride = 1;
+  scan.walk.count = source.n_panels;
+  scan.walk.reference = reference;
+  scan.walk.inv_temperature = float(1.0 / temperature);
+  scan.walk.limit = kInfinity;
+  scan.deviation = float(law.deviation);
+  scan.cut = std::numeric_limits<float>::infinity();
+  scan.noted = noted;
+  scan.room = 8 * kLanes;
+  bound.give(&scan);
+  const CodeScan start = scan;
+  kernels().scan_codes(source, &scan);
+  *sum = scan.walk.mass;
+  scan = start;
+  scan.walk.limit = -1.0;  // every panel stops it
+  while (kernels().scan_codes(source, &scan))
+    std::copy(scan.walk.weights, scan.walk.weights + kLanes, weights + scan.walk.panel * kLanes);
+  return kOk;
+}
+
 int64_t set_chunk_panels(int64_t count) { return forced_chunk_panels.exchange(count); }
 
 int64_t set_few_items(int64_t count) { return forced_few_items.exchange(count); }

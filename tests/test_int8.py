@@ -270,6 +270,21 @@ def test_the_guard_sees_a_missing_second_look(sampler: str, *, right: bool) -> N
             assert_ordered_law(orders, scores, 2, PLACKETT_LUCE)
 
 
+@pytest.mark.usefixtures("codes")
+@pytest.mark.parametrize("size", [1_000.0, 1_500.0])
+def test_ordered_law_where_budgets_are_spent_on_a_linear_bound(
+    isa: str, chunk_panels: int, size: float
+) -> None:
+    """Codes leave 1 to 1.4 of a log-weight open: what the bound adds to an estimate decides."""
+    scores = np.random.default_rng(48).standard_normal(48) * 0.3
+    item = coarse(scores, size)
+    bounds = item.catalog._packed.weight_bounds(item.catalog._query(item.query), None, 1.0, 0.0)
+    assert bounds is not None
+    assert bounds[2]
+    orders = item.draw(1, PLACKETT_LUCE, 3 * N_DRAWS)
+    assert_ordered_law(orders, item.scores, 1, PLACKETT_LUCE)
+
+
 @pytest.mark.law
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 20.0])
 @pytest.mark.parametrize("order", ["shuffled", "ascending"])
@@ -351,6 +366,51 @@ def test_no_weight_passes_its_upper_bound(
     assert counts.sum() > 16
     assert (bounds[counts] >= weights).all()
     assert (bounds[counts] <= 1.0625 * weights).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("dim", DIMS)
+def test_no_weight_passes_the_bound_that_budgets_are_spent_on(
+    isa: str, name: str, dim: int
+) -> None:
+    """Both ways of bounding weights, at temperatures from where codes say nearly all to too little.
+
+    `slack` is the most by which codes leave a log-weight open; the bound is linear below about 2.
+    """
+    n = 200
+    rows = adversarial_rows(name, n, dim)
+    catalog = fr.Catalog(shuffled_ids(n), rows, storage="int8")
+    seen = set()
+    for what, query in adversarial_queries(dim).items():
+        found = None if what == "huge" else code_bounds(catalog, query)
+        if found is None:
+            assert what in ("denormal", "small", "huge"), what
+            continue
+        scores = catalog.scores(query).astype(np.float64)
+        estimates, uppers = (a.astype(np.float64) for a in found)
+        reach = (uppers - estimates).max()
+        for wanted in (0.01, 0.5, 0.9, 1.2, 1.5, 1.8, 5.0):
+            temperature = float(np.clip(reach / wanted, 1e-6, 1e6))
+            slack = min(reach / temperature, 100.0)
+            for reference_score in {np.float32(scores.max()), np.float32(np.median(scores))}:
+                result = catalog._packed.weight_bounds(
+                    catalog._query(query), None, temperature, float(reference_score)
+                )
+                assert result is not None
+                bounds, total, linear = result
+                seen.add(linear)
+                logs = (scores - float(reference_score)) / temperature
+                counts = (logs > -80.0) & (logs < 80.0)
+                weights = np.exp(logs[counts])
+                assert (bounds[counts] >= weights).all(), (what, slack)
+                if slack > 10.0:
+                    continue
+                # A weight's estimate is within e^slack of it, its bound of that; and roundings.
+                limit = np.exp(2.0 * slack + 1.0) * weights
+                assert (bounds[counts] <= limit).all(), (what, slack)
+                if (logs < 80.0).all():
+                    assert total == pytest.approx(bounds.astype(np.float64).sum(), rel=1e-5)
+    assert True in seen or name in ("zero", "denormal")
 
 
 # Deterministic, scores, log_propensities: those of float32, bit for bit

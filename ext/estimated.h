@@ -22,7 +22,9 @@
 
 namespace fastrank {
 
-// With probability 1 - 1e-9 over the dither of the codes the sum is within its bound.
+// With probability 1 - 1e-9 over the dither of the codes a sum is within its bound, for any one query
+// that does not depend on the dither. That is no secret (quantise.cpp): a query along the mean error
+// of the codes makes all estimates err one way, and passes the bound.
 constexpr double kLogOdds = 21.4;  // log(2 / 1e-9)
 
 // Sums over items whose weight w is estimated, and the largest weight at the cut.

@@ -764,6 +764,29 @@ def test_log_norm_has_no_bias(kind: str) -> None:
     assert abs(naive.mean()) > 5 * naive.std() / np.sqrt(n_queries)
 
 
+def test_the_bound_is_for_queries_that_do_not_depend_on_the_rounding() -> None:
+    """What the README says of others: along the mean error of the codes a bound can be passed.
+
+    40 other directions stay far below it.
+    """
+    n, dim, policy = 20_000, 256, fr.PlackettLuce(10.0)
+    rng = np.random.default_rng(25)
+    vectors = rng.standard_normal((n, dim)).astype(np.float32)
+    catalog = fr.Catalog(np.arange(n), vectors, storage="int8")
+    center, unit = catalog._arrays["columns"].astype(np.float64)
+    codes = catalog._arrays["codes"].transpose(0, 2, 1, 3).reshape(n, dim).astype(np.float64) - 128
+    error = (center + catalog._arrays["scales"][:n, None] * unit * codes - vectors).mean(axis=0)
+    shares = []
+    for query in (error, *rng.standard_normal((40, dim))):
+        direction = query / np.linalg.norm(query)
+        ranking = catalog.rank(direction, policy=policy, seed=1)
+        exact = reference.log_norm(catalog.scores(direction), policy.temperature)
+        assert ranking.log_norm is not None
+        shares.append(abs(ranking.log_norm - exact) / ranking.log_norm_error)
+    assert 1.0 < shares[0] < 1.5
+    assert max(shares[1:]) < 0.5
+
+
 def test_rounding_to_the_nearest_would_break_the_bound() -> None:
     """Two sets of equal rows: the errors of a set are one error, and so is that of its sum."""
     n, dim, policy = 3_000, 64, fr.PlackettLuce(4.0)

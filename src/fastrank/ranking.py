@@ -47,7 +47,8 @@ class Ranking:
         "exact", or "bounded" where the normaliser was estimated.
     log_norm_error : float
         Bound on the error of `log_norm`, and so of each conditional log-propensity,
-        beyond float rounding; 0 for "exact".
+        beyond float rounding; 0 for "exact". It holds with a probability of 1 - 1e-9 over
+        the catalog's random rounding, for any one query that does not depend on that.
     """
 
     item_ids: IdArray

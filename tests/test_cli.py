@@ -167,6 +167,37 @@ class TestBuild:
         )
         assert model.titles(["s7"]) == ["N7"]
 
+    def test_a_prior_is_honoured_or_refused(self, vectors: Path, tmp_path: Path) -> None:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        items, prior = np.load(vectors / "items.npy"), np.linspace(0, 1, 40)
+        np.savez(tmp_path / "items.npz", vectors=items, prior=prior)
+        table = pa.table({"id": np.arange(40), "seen": prior, "tags": [["a"]] * 40})
+        pq.write_table(table, tmp_path / "meta.parquet")
+        users = ["--users", vectors / "users.npy", "-o"]
+        of_array = ["build", "--items", tmp_path / "items.npz", *users]
+        of_file = ["build", "--items", vectors / "items.npy", *users]
+        beside = ["--item-meta", tmp_path / "meta.parquet"]
+        expected = fr.Catalog(np.arange(40), items, prior=prior).version
+        for name, arguments in {
+            "array": [*of_array, tmp_path / "array"],
+            "column": [*of_file, tmp_path / "column", *beside, "--prior-column", "seen"],
+        }.items():
+            result = run(*arguments)
+            assert result.exit_code == 0, result.output
+            assert fr.Model.open(tmp_path / name).catalog.version == expected
+        out = tmp_path / "m"
+        for name in ("seen", ""):
+            line = refused(*of_array, out, "--prior-column", name)
+            assert f"items.npz: no prior column '{name}'" in line
+            line = refused(*of_file, out, "--prior-column", name)
+            assert f"items.npy: no prior column '{name}'" in line
+        line = refused(*of_file, out, *beside, "--prior-column", "")
+        assert "meta.parquet: no column named ''; found id, seen, tags" in line
+        line = refused(*of_file, out, *beside, "--prior-column", "tags")
+        assert "meta.parquet: tags: expected numbers, got list" in line
+        assert not out.exists()
+
     def test_existing_output_is_kept_unless_told(self, vectors: Path, model: Path) -> None:
         arguments = [
             "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy",

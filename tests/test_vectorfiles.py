@@ -115,6 +115,9 @@ def test_text_ids_and_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"id": [1, None, 3], "v0": [1.0, 2, 3]}, "id: row 1 is null"),
         ({"id": [1, 2, 3], "v0": [1.0, 2, None]}, "v0: row 2 is null"),
         ({"id": [1], "v0": ["a"]}, "v0: expected numbers, got string"),
+        ({"id": [[1]], "v0": [1.0]}, "id: expected numbers or text, got list"),
+        ({"id": [1], "v0": [1.0], "bias": [[1.0]]}, "bias: expected numbers, got list"),
+        ({"id": [1], "v0": [1.0], "bias": ["a"]}, "bias: expected numbers, got string"),
         ({"id": [1], "vector": ["a"]}, "vector: expected numbers, got string"),
         ({"id": [1], "vector": [["a"]]}, "vector: expected lists of numbers, got list"),
         ({"id": [1], "vector": lists([[]])}, "vector: row 0 holds no numbers"),
@@ -193,6 +196,49 @@ def test_a_prior_is_read_only_where_it_is_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_vectors(path, columns=Columns(prior="prior")).prior, BIAS)
     with pytest.raises(ValueError, match="no column named popularity"):
         read_vectors(path, columns=Columns(prior="popularity"))
+    with pytest.raises(ValueError, match="no column named ''; found id, vector, prior"):
+        read_vectors(path, columns=Columns(prior=""))
     np.save(tmp_path / "items.npy", VECTORS)
     read = read_vectors(tmp_path / "items.npy", metadata=path, columns=Columns(prior="id"))
     np.testing.assert_array_equal(read.prior, IDS)
+
+
+def test_an_archive_may_hold_a_prior(tmp_path: Path) -> None:
+    np.savez(tmp_path / "items.npz", vectors=VECTORS, prior=BIAS)
+    np.testing.assert_array_equal(read_vectors(tmp_path / "items.npz").prior, BIAS)
+    meta = save_parquet(tmp_path / "meta.parquet", id=IDS, popularity=-BIAS)
+    read = read_vectors(tmp_path / "items.npz", metadata=meta)
+    np.testing.assert_array_equal(read.prior, BIAS)
+    with pytest.raises(ValueError, match=r"meta\.parquet: a prior is given twice, .*items\.npz"):
+        read_vectors(tmp_path / "items.npz", metadata=meta, columns=Columns(prior="popularity"))
+    np.savez(tmp_path / "bad.npz", vectors=VECTORS, prior=BIAS[:, None])
+    with pytest.raises(ValueError, match=r"bad\.npz: prior: expected shape \(4,\), .*\(4, 1\)"):
+        read_vectors(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ([[1.0], [2.0], [3.0], [4.0]], "got list"),
+        (["a", "b", "c", "d"], "got string"),
+        ([True, False, True, False], "got bool"),
+    ],
+)
+def test_a_prior_is_numbers(tmp_path: Path, prior: list[Any], words: str) -> None:
+    path = save_parquet(tmp_path / "i.parquet", id=IDS, v0=VECTORS[:, 0], popularity=prior)
+    with pytest.raises(ValueError, match=rf"i\.parquet: popularity: expected numbers, {words}"):
+        read_vectors(path, columns=Columns(prior="popularity"))
+
+
+@pytest.mark.parametrize("kind", ["id", "vector", "bias", "title", "prior"])
+@pytest.mark.parametrize("name", ["x", ""])
+def test_a_column_that_is_named_is_never_passed_over(tmp_path: Path, kind: str, name: str) -> None:
+    np.save(tmp_path / "items.npy", VECTORS)
+    np.savez(tmp_path / "items.npz", vectors=VECTORS)
+    meta = save_parquet(tmp_path / "meta.parquet", id=IDS, title=TITLES)
+    columns = Columns(**{kind: name})
+    for file in ("items.npy", "items.npz"):
+        with pytest.raises(ValueError, match=rf"{file}: no {kind} column '{name}': .*not Parquet"):
+            read_vectors(tmp_path / file, columns=columns)
+        with pytest.raises(ValueError, match=rf"no (column named|vector column) ('{name}'|{name})"):
+            read_vectors(tmp_path / file, metadata=meta, columns=columns)

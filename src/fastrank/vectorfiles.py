@@ -23,11 +23,22 @@ Array: TypeAlias = npt.NDArray[Any]
 Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
 
 _BATCH_ROWS = 1 << 16
+_PARQUET = (".parquet", ".pq")
+# What a column is called as an array of an .npz.
+_ARRAYS = {
+    "id": "ids",
+    "vector": "vectors",
+    "bias": "bias",
+    "title": "titles",
+    "prior": "prior",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Names of the Parquet columns to read; None: the usual name, where there is such a column.
+
+    A column that is named must be there to be read: it is an error where no Parquet file is.
 
     Attributes
     ----------
@@ -81,14 +92,15 @@ def read_vectors(
     path : Path
         - ``.npy``: vectors alone, shape (n, d); mapped, not copied. The ids are those of `ids` or
           `metadata`, or else the row numbers.
-        - ``.npz``: arrays ``vectors``, and if wanted ``ids``, ``bias``, ``titles``.
+        - ``.npz``: arrays ``vectors``, and if wanted ``ids``, ``bias``, ``titles``, ``prior``.
         - ``.parquet``: see `Columns`.
     ids : Path, optional
         A .npy file of ids, shape (n,), in the order of the vectors.
     metadata : Path, optional
-        A Parquet file of n rows in the order of the vectors: ids, and if wanted bias and titles.
+        A Parquet file of n rows in the order of the vectors: ids, and if wanted bias, titles and
+        prior.
     columns : Columns, optional
-        For Parquet.
+        For Parquet: for `path`, or for `metadata`, which has no vectors.
     advance : callable, optional
         Told the progress in rows while Parquet is read.
 
@@ -98,13 +110,14 @@ def read_vectors(
         Naming the file, and the column and row where there is one.
     """
     columns = columns or Columns()
+    _check_columns_can_be_read(path, metadata, columns)
     match path.suffix.lower():
         case ".npy":
             table = VectorFile(ids=np.empty(0, np.int64), vectors=_load(path))
             has_ids = False
         case ".npz":
             table, has_ids = _read_npz(path)
-        case ".parquet" | ".pq":
+        case suffix if suffix in _PARQUET:
             table, has_ids = _read_parquet(path, columns, advance, want_vectors=True), True
         case suffix:
             raise ValueError(
@@ -125,7 +138,9 @@ def read_vectors(
         id_values = beside.ids
         bias = beside.bias if bias is None else bias
         titles = beside.titles if titles is None else titles
-        prior = beside.prior
+        if prior is not None and beside.prior is not None:
+            raise ValueError(f"{metadata}: a prior is given twice, here and in {path}")
+        prior = beside.prior if prior is None else prior
     else:
         id_values = table.ids if has_ids else np.arange(len(vectors), dtype=np.int64)
     shapes = {
@@ -141,6 +156,17 @@ def read_vectors(
                 f" vector of {path.name}; got {shape}"
             )
     return VectorFile(ids=id_values, vectors=vectors, bias=bias, titles=titles, prior=prior)
+
+
+def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Columns) -> None:
+    """Refuses names that nothing would be looked up by: the caller believes that they count."""
+    if path.suffix.lower() in _PARQUET:
+        return
+    for kind, array in _ARRAYS.items():
+        name = getattr(columns, kind)
+        if name is not None and (metadata is None or kind == "vector"):
+            hint = f"; an .npz has arrays, here {array}" if path.suffix.lower() == ".npz" else ""
+            raise ValueError(f"{path}: no {kind} column {name!r}: this is not Parquet{hint}")
 
 
 def _load(path: Path) -> Array:
@@ -166,6 +192,7 @@ def _read_npz(path: Path) -> tuple[VectorFile, bool]:
         vectors=arrays["vectors"],
         bias=arrays.get("bias"),
         titles=arrays["titles"].tolist() if "titles" in arrays else None,
+        prior=arrays.get("prior"),
     )
     return table, "ids" in arrays
 
@@ -186,12 +213,14 @@ def _read_parquet(
         id_column = _column(path, present, columns.id, "id", required=True)
         bias_column = _column(path, present, columns.bias, "bias")
         title_column = _column(path, present, columns.title, "title")
-        prior_column = columns.prior and _column(path, present, columns.prior, columns.prior)
+        prior_column = None
+        if columns.prior is not None:
+            prior_column = _column(path, present, columns.prior, "prior")
         vector_columns: list[str] = []
         if want_vectors:
             vector_columns = _vector_columns(path, present, columns.vector)
         plain = (id_column, bias_column, title_column, prior_column)
-        wanted = list(dict.fromkeys(c for c in (*plain, *vector_columns) if c))
+        wanted = list(dict.fromkeys(c for c in (*plain, *vector_columns) if c is not None))
         ids: list[Array] = []
         bias: list[Array] = []
         titles: list[str] = []
@@ -200,11 +229,11 @@ def _read_parquet(
         start = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
             ids.append(_plain(path, id_column, start, batch[id_column]))
-            if bias_column:
-                bias.append(_plain(path, bias_column, start, batch[bias_column]))
-            if prior_column:
-                prior.append(_plain(path, prior_column, start, batch[prior_column]))
-            if title_column:
+            if bias_column is not None:
+                bias.append(_numbers(path, bias_column, start, batch[bias_column]))
+            if prior_column is not None:
+                prior.append(_numbers(path, prior_column, start, batch[prior_column]))
+            if title_column is not None:
                 titles += ["" if t is None else str(t) for t in batch[title_column].to_pylist()]
             if vector_columns:
                 dim = vectors[0].shape[1] if vectors else None
@@ -215,9 +244,9 @@ def _read_parquet(
     return VectorFile(
         ids=_joined(ids, np.int64),
         vectors=_joined(vectors, np.float32),
-        bias=_joined(bias, np.float64) if bias_column else None,
-        titles=titles if title_column else None,
-        prior=_joined(prior, np.float64) if prior_column else None,
+        bias=_joined(bias, np.float64) if bias_column is not None else None,
+        titles=titles if title_column is not None else None,
+        prior=_joined(prior, np.float64) if prior_column is not None else None,
     )
 
 
@@ -228,16 +257,18 @@ def _joined(parts: list[Array], dtype: npt.DTypeLike) -> Array:
 def _column(
     path: Path, present: list[str], wanted: str | None, usual: str, *, required: bool = False
 ) -> str | None:
-    name = wanted or usual
+    name = usual if wanted is None else wanted
     if name in present:
         return name
-    if wanted or required:
-        raise ValueError(f"{path}: no column named {name}; found {', '.join(present)}")
+    if wanted is not None or required:
+        raise ValueError(
+            f"{path}: no column named {name or repr(name)}; found {', '.join(present)}"
+        )
     return None
 
 
 def _vector_columns(path: Path, present: list[str], wanted: str | None) -> list[str]:
-    if wanted or "vector" in present:
+    if wanted is not None or "vector" in present:
         return [_column(path, present, wanted, "vector") or "vector"]
     numbered = [c for c in present if re.fullmatch(r"v\d+", c)]
     expected = [f"v{i}" for i in range(len(numbered))]
@@ -251,8 +282,16 @@ def _vector_columns(path: Path, present: list[str], wanted: str | None) -> list[
     return expected
 
 
+def _is_nested(values: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_nested(values.type))
+
+
 def _plain(path: Path, column: str | None, start: int, values: Any) -> Array:
-    """One column of a batch as an array of numbers or text; a null is refused."""
+    """One column of a batch as an array of numbers or text; nulls and lists are refused."""
+    if _is_nested(values):
+        raise ValueError(f"{path}: {column}: expected numbers or text, got {values.type}")
     if values.null_count:
         row = start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"{path}: {column}: row {row} is null")
@@ -260,17 +299,20 @@ def _plain(path: Path, column: str | None, start: int, values: Any) -> Array:
     return array.astype("U") if array.dtype == object else array
 
 
+def _numbers(path: Path, column: str, start: int, values: Any) -> Array:
+    """One column of a batch as an array of numbers; anything else is refused."""
+    array = None if _is_nested(values) else _plain(path, column, start, values)
+    if array is None or array.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: {column}: expected numbers, got {values.type}")
+    return array
+
+
 def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | None) -> Array:
     """The vectors of a batch; from one column of lists, or from one column a dimension."""
     import pyarrow as pa
 
-    if len(columns) > 1 or not pa.types.is_nested(batch.schema.field(columns[0]).type):
-        parts = [_plain(path, c, start, batch[c]) for c in columns]
-        for column, part in zip(columns, parts, strict=True):
-            if part.dtype.kind not in "iuf":
-                kind = batch.schema.field(column).type
-                raise ValueError(f"{path}: {column}: expected numbers, got {kind}")
-        return np.stack(parts, axis=1)
+    if len(columns) > 1 or not _is_nested(batch[columns[0]]):
+        return np.stack([_numbers(path, c, start, batch[c]) for c in columns], axis=1)
     (column,) = columns
     lists = batch[column]
     kind = lists.type

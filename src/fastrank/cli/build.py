@@ -49,7 +49,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
 @click.option(
     "--prior-column",
-    help="Parquet column of how likely items are to rank high: their popularity, say.",
+    help="Parquet column of how likely items are to rank high: popularity, say.  [default: none]",
 )
 @click.option(
     "--vector-column",
@@ -80,9 +80,9 @@ def build(
     """Make a model directory from item and user vectors.
 
     A .npy file holds vectors alone; ids are then row numbers unless given. A .npz file holds
-    arrays `vectors` and, if wanted, `ids`, `bias`, `titles`. A Parquet file has a column of ids and
-    either one column of lists or columns v0, v1, ...; other names can be given. The model
-    is written whole or not at all.
+    arrays `vectors` and, if wanted, `ids`, `bias`, `titles`, `prior`. A Parquet file has a column
+    of ids and either one column of lists or columns v0, v1, ...; other names can be given. The
+    model is written whole or not at all.
 
     \b
     Examples:

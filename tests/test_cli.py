@@ -123,12 +123,14 @@ class TestBuild:
     def test_storage(self, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["build", "--items", vectors / "items.npz", "--users", vectors / "users.npy"]
         result = run(*arguments, "--storage", "int8", "-o", tmp_path / "small")
-        assert "6 dimensions, float32, version" in result.stdout  # too few for codes
+        assert "6 dimensions, float32, version" in result.stdout
+        assert "Kept as float32: int8 is for 16,384 items and more." in result.stderr
         monkeypatch.setattr(packing, "CODED_FROM", 0)
         for storage in ("float32", "int8"):
             result = run(*arguments, "--storage", storage, "-o", tmp_path / storage)
             assert result.exit_code == 0, result.output
             assert f"6 dimensions, {storage}, version" in result.stdout
+            assert "Kept as" not in result.stderr
         plain, quantised = (fr.Model.open(tmp_path / name) for name in ("float32", "int8"))
         assert "codes" in quantised.catalog._arrays
         query = plain.user_vector(3)

@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID
 from fastrank.catalog import Catalog
 from fastrank.cli.terminal import progress
 from fastrank.model import Model
-from fastrank.packing import STORAGES
+from fastrank.packing import CODED_FROM, STORAGES
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
 
@@ -34,7 +34,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(STORAGES),
     default="float32",
     show_default=True,
-    help="int8: scans read a quarter of the bytes; log-propensities come with a bound.",
+    help="int8: scans of 16,384 items and more read a quarter of the bytes; log-propensities"
+    " come with a bound.",
 )
 @click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
@@ -123,6 +124,10 @@ def build(
         f"{output}: {len(catalog):,} items, {len(model.user_ids):,} users,"
         f" {catalog.dim} dimensions, {catalog.storage}, version {catalog.version}"
     )
+    if catalog.storage != storage:
+        click.echo(
+            f"Kept as {catalog.storage}: {storage} is for {CODED_FROM:,} items and more.", err=True
+        )
     click.echo(f"Next: fastrank verify {output}", err=True)
 
 

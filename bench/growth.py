@@ -10,11 +10,12 @@ import numpy as np
 from benchmarks import calls
 from benchmarks.jobs import Measurements
 
-__all__ = ["LINES", "OURS", "PEERS", "SCANNED", "STEEP", "Growth", "Line"]
+__all__ = ["BATCHED", "LINES", "OURS", "PEERS", "SCANNED", "STEEP", "Growth", "Line"]
 
 OURS = ["gumbel", "int8 gumbel"]
 SCANNED = [*OURS, "deterministic", "int8 deterministic", "faiss flat"]
 PEERS = [*calls.FAISS, *calls.NUMPY, *calls.JAX]
+BATCHED = [*OURS, "faiss flat", *calls.BATCHED]
 STEEP = ["textbook softmax", "textbook gumbel"]
 
 
@@ -38,6 +39,7 @@ LINES = {
     "int8 deterministic": Line("int8, deterministic", _RED, "--", "s"),
     "sequential": Line("fastrank sequential", _BLUE, "--", "s"),
     "faiss flat": Line("FAISS float32 (FlatIP)", _GREEN, "-", "^"),
+    "faiss blas": Line("FAISS float32, BLAS", _GREEN, "--", "v"),
     "faiss fp16": Line("FAISS float16", _GREEN, "--", "v"),
     "faiss sq8": Line("FAISS 8 bit", _GREEN, ":", "D"),
     "numpy choice": Line("NumPy choice", _GREY, "-", "s"),
@@ -46,6 +48,7 @@ LINES = {
     "jax gumbel": Line("JAX Gumbel", _PINK, "--", "D"),
     "read": Line("reading float32", "black", ":", "", 1.2),
     "read int8": Line("reading int8", "black", ":", "", 1.2),
+    "sgemm": Line("scores alone (BLAS)", "black", ":", "", 1.2),
     "textbook softmax": Line("textbook, k softmaxes", _GREY, "-", "^"),
     "textbook gumbel": Line("textbook, noise and sort", _PINK, "-", "D"),
 }

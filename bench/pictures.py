@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from benchmarks import calls
-from growth import LINES, OURS, PEERS, SCANNED, STEEP, Growth
+from growth import BATCHED, LINES, OURS, PEERS, SCANNED, STEEP, Growth
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -205,11 +205,13 @@ def dim_picture(growth: Growth) -> Figure:
 
 
 def batch_picture(growth: Growth) -> Figure:
-    figure, (axes,) = canvas(4.2)
-    patterns = {name: f"{growth.large}, batch {{}}: {name}" for name in [*OURS, "faiss flat"]}
-    plot(axes, growth, patterns, growth.users)
-    axes.set_title(f"Each user's ranking in a batch, n = {growth.large:,}")
-    axes.set_xlabel("users in the batch")
+    sizes = list(dict.fromkeys((growth.middle, growth.large)))
+    figure, panels = canvas(3.8 * len(sizes), panels=len(sizes))
+    for axes, n in zip(panels, sizes, strict=True):
+        patterns = {name: f"{n}, batch {{}}: {name}" for name in BATCHED}
+        plot(axes, growth, patterns, growth.users, {"faiss flat": "\nas installed"})
+        axes.set_title(f"Each user's ranking in a batch, n = {n:,}")
+        axes.set_xlabel("users in the batch")
     return figure
 
 

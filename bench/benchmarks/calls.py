@@ -27,6 +27,7 @@ from .timing import Call
 from .workloads import Vectors, Workload, require_storage
 
 __all__ = [
+    "BATCHED",
     "FAISS",
     "INT8",
     "JAX",
@@ -62,12 +63,19 @@ _EIGHT_BIT_ERROR = 2e-2
 # The oracle takes O(k n) in float64: up to this many scores it is asked.
 _ORACLE_SCORES = 20_000_000
 _CHECKED_ROWS = 8  # of a batch
+# FAISS as installed never multiplies matrices for fewer than 128,000 dot products of a user and the
+# users. From so many users on that is what it is fastest with; before, its scan is.
+_FAISS_BLAS_FROM = 8
+# A block of so many scores stays in a core's cache.
+_BLOCK_SCORES = 1 << 18
 
 OWN = ["gumbel", "deterministic", "epsilon", "uniform", "sequential", "cached"]
 # Ours in one pass over the vectors, or less.
 SCANS = ["gumbel", "deterministic", "epsilon", "uniform"]
 INT8 = ["int8 gumbel", "int8 deterministic", "int8 epsilon"]
 FAISS = ["faiss flat", "faiss fp16", "faiss sq8"]
+# What `make_batch` knows besides ours and FAISS: FAISS told to use BLAS, and the floor of a batch.
+BATCHED = ["faiss blas", "sgemm"]
 NUMPY = ["numpy choice", "numpy gumbel"]
 JAX = ["jax top k", "jax gumbel"]
 # The floors: as many bytes as the vectors have in a storage, read and nothing else.
@@ -116,7 +124,7 @@ def require(name: str, threads: int = 1) -> None:
     if name in INT8:
         require_storage("int8")
     module = name.split()[0]
-    if name in FAISS + JAX and find_spec(module) is None:
+    if name in [*FAISS, "faiss blas", *JAX] and find_spec(module) is None:
         raise NotImplementedError(f"{module} is missing: pip install 'fastrank[{module}]'")
     if threads > len(os.sched_getaffinity(0)):
         raise NotImplementedError(f"there are no {threads} cores")
@@ -270,14 +278,18 @@ def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
 
 
 def make_batch(name: str, workload: Workload, users: int, k: int = 10, threads: int = 1) -> Call:
-    """Rankings for many users in one call: `OWN` and `INT8` by `rank_batch`, or one of `FAISS`.
+    """Many users in one call: `OWN` and `INT8` by `rank_batch`, one of `FAISS` or of `BATCHED`.
 
     Batches of the same sizes hold the same users for every contender.
     """
     require(name, threads)
     batches = _batches(workload, users)
+    if name == "faiss blas":
+        return _for_users(_faiss_by_blas(workload, k, batches), batches)
     if name in FAISS:
         return _for_users(_faiss_search(workload, k, name), batches)
+    if name == "sgemm":
+        return _for_users(_products(workload, batches), batches)
     if threads > 1:
         require_argument(fr.Catalog.rank_batch, "threads")
     catalog, policy = workload.stored(storage_of(name)), own_policy(name, workload.temperature)
@@ -339,7 +351,7 @@ def _bytes_of(workload: Workload, storage: str) -> Vectors:
     return flat[: flat.size // 4] if storage == "int8" else flat
 
 
-def _faiss_search(workload: Workload, k: int, name: str) -> Callable[[Vectors], object]:
+def _faiss_search(workload: Workload, k: int, name: str) -> Callable[[Vectors], Any]:
     """The deterministic top k of users (b, d) by a flat index: of float32, float16 or 8 bits."""
     import faiss
 
@@ -362,6 +374,53 @@ def _faiss_search(workload: Workload, k: int, name: str) -> Callable[[Vectors], 
     _check_items(items, len(workload), min(k, len(workload)))
     _check_best(workload, items, np.arange(len(workload)), error)
     return search
+
+
+def _faiss_by_blas(
+    workload: Workload, k: int, batches: Sequence[Vectors]
+) -> Callable[[Vectors], object]:
+    """IndexFlatIP with the best setting for batches: BLAS's product of matrices where it is faster.
+
+    The setting is the process's, so each call puts back what it found.
+    """
+    import faiss
+
+    search = _faiss_search(workload, k, "faiss flat")
+
+    def by_blas(queries: Vectors) -> Any:
+        found = faiss.cvar.distance_compute_blas_threshold
+        if len(queries) >= _FAISS_BLAS_FROM:
+            faiss.cvar.distance_compute_blas_threshold = 1
+        try:
+            return search(queries)
+        finally:
+            faiss.cvar.distance_compute_blas_threshold = found
+
+    queries = batches[0]
+    _check_scores(workload, queries, by_blas(queries)[0], search(queries)[0])
+    return by_blas
+
+
+def _products(workload: Workload, batches: Sequence[Vectors]) -> Callable[[Vectors], object]:
+    """All scores of a batch by BLAS's sgemm, block by block, and nothing done with them.
+
+    The floor of a batch that is ranked by products of matrices: there arithmetic is what costs.
+    """
+    vectors = workload.vectors
+    users = len(batches[0])
+    rows = max(1, _BLOCK_SCORES // users)
+    scores = np.empty((rows, users), np.float32)
+
+    def multiply(queries: Vectors) -> Vectors:
+        columns = np.ascontiguousarray(queries.T)
+        for first in range(0, len(vectors), rows):
+            block = vectors[first : first + rows]
+            np.matmul(block, columns, out=scores[: len(block)])
+        return scores
+
+    last = (len(vectors) - 1) % rows
+    _check_scores(workload, batches[0], multiply(batches[0])[last], batches[0] @ vectors[-1])
+    return multiply
 
 
 def _jax(workload: Workload, k: int, name: str) -> Call:
@@ -448,6 +507,13 @@ def _check_close(
 ) -> None:
     """Equal but for 1e-5, and what a bound allows beyond it."""
     _check(bool(np.allclose(found, expected, rtol=0.0, atol=1e-5 + beyond)), otherwise)
+
+
+def _check_scores(workload: Workload, queries: Vectors, found: Vectors, expected: Vectors) -> None:
+    """Equal but for the rounding of float32 products."""
+    longest = np.sqrt(np.square(queries).sum(axis=1).max() / np.square(workload.query).sum())
+    error = np.abs(found - expected).max()
+    _check(bool(error <= 2.0 * _FLOAT32_ERROR * workload.scale * longest), f"{error:g} off")
 
 
 def _check_items(items: Positions | Sequence[int], n_items: int, places: int) -> None:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from benchmarks import calls
-from benchmarks.jobs import Measurements
+from benchmarks.jobs import Measurements, was_float32
 
-__all__ = ["BATCHED", "LINES", "OURS", "PEERS", "SCANNED", "STEEP", "Growth", "Line"]
+__all__ = ["BATCHED", "FLAT", "LINES", "OURS", "PEERS", "SCANNED", "STEEP", "Growth", "Line"]
 
 OURS = ["gumbel", "int8 gumbel"]
 SCANNED = [*OURS, "deterministic", "int8 deterministic", "faiss flat"]
 PEERS = [*calls.FAISS, *calls.NUMPY, *calls.JAX]
 BATCHED = [*OURS, "faiss flat", *calls.BATCHED]
+# A fitted power this small is taken for none.
+FLAT = 0.1
 STEEP = ["textbook softmax", "textbook gumbel"]
 
 
@@ -37,6 +39,8 @@ LINES = {
     "int8 gumbel": Line("fastrank int8", _RED, width=2.8),
     "deterministic": Line("float32, deterministic", _BLUE, "--", "s"),
     "int8 deterministic": Line("int8, deterministic", _RED, "--", "s"),
+    "coded gumbel": Line("int8 codes all the same", _RED, ":", "o"),
+    "coded deterministic": Line("int8 codes all the same, deterministic", _RED, ":", "s"),
     "sequential": Line("fastrank sequential", _BLUE, "--", "s"),
     "faiss flat": Line("FAISS float32 (FlatIP)", _GREEN, "-", "^"),
     "faiss blas": Line("FAISS float32, BLAS", _GREEN, "--", "v"),
@@ -93,8 +97,12 @@ class Growth:
         return self.taken.median(name)
 
     def series(self, pattern: str, cases: Iterable[int]) -> tuple[list[int], list[float]]:
-        """The cases, which stand for {}, with finite values, and these."""
-        found = [(case, self.value(pattern.format(case))) for case in cases]
+        """The cases, which stand for {}, with finite values, and these.
+
+        What was asked to be int8 and had too few items for codes is not among them.
+        """
+        names = {case: pattern.format(case) for case in cases}
+        found = [(c, self.value(name)) for c, name in names.items() if not was_float32(name)]
         there = [(c, v) for c, v in found if v is not None and math.isfinite(v)]
         return [c for c, _ in there], [v for _, v in there]
 

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from benchmarks import calls
-from growth import BATCHED, LINES, OURS, PEERS, SCANNED, STEEP, Growth
+from growth import BATCHED, FLAT, LINES, OURS, PEERS, SCANNED, STEEP, Growth
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -226,7 +226,7 @@ def textbook_picture(growth: Growth) -> Figure:
         patterns = {name: where + name for name in ["gumbel", "sequential", *STEEP]}
         slopes = {name: growth.slope(pattern, fitted) for name, pattern in patterns.items()}
         notes = {
-            name: f"\n$\\propto\\,{letter}^{{{slope:.2f}}}$"
+            name: f"\n$\\propto\\,{letter}^{{{slope:.2f}}}$" if abs(slope) >= FLAT else "\nflat"
             for name, slope in slopes.items()
             if slope is not None
         }

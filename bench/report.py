@@ -1,21 +1,23 @@
-"""Measures how the cost of a ranking grows; writes docs/speed.md, its pictures and its raw data.
+"""Measures how the cost of a ranking grows; writes docs/speed.md and the tables of the README.
 
-    python bench/report.py                     # draw and write from docs/speed.json
+    python bench/report.py                     # draw and write from what was measured
     python bench/report.py --measure           # measure first
         [--processes 3] [--seconds 4] [--quick] [--largest] [--output docs]
 
 Measured as `figures.py` does: contenders in turns, medians over fresh processes. --largest adds
-n = 10,000,000 (about 15 GB of memory). Every number in the text comes from the measurements; what
-was not measured is left out of text and pictures.
+n = 10,000,000 (about 15 GB of memory). What is measured goes to docs/speed.json; what `figures.py`
+measured, docs/figures.json, is pooled with it, so that README and docs/speed.md say the same. Every
+number in the text comes from these; what was not measured is left out of text and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,17 +33,32 @@ from benchmarks.jobs import (
     normaliser,
     prior,
     rescoring,
+    rows_read,
     small_calls,
     textbooks,
     two_threads,
+    was_float32,
     worst_order,
 )
-from benchmarks.workloads import REAL
-from figures import NORMALISER_FACTORS, normaliser_table, number, table
-from growth import BATCHED, LINES, OURS, PEERS, SCANNED, STEEP, Growth
+from benchmarks.workloads import CODED_FROM, DIM, REAL
+from figures import (
+    DATA,
+    FIGURES,
+    contenders_at,
+    figure_table,
+    number,
+    shown_table,
+    table,
+    time_table,
+)
+from growth import BATCHED, FLAT, LINES, OURS, PEERS, SCANNED, STEEP, Growth
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 10_000_000
+# Times the temperature that suits the scores: peaked laws hang on few items' errors, flat ones on
+# the sum of many.
+FACTORS = [0.1, 1.0, 10.0]
+SHORT = 4  # dimensions of vectors that cost little, where the order of items counts for more
 
 
 # ---- The run --------------------------------------------------------------------------------
@@ -51,17 +68,28 @@ LARGEST = 10_000_000
 class Plan:
     """Where the cost is looked at; see `Growth` for middle and small."""
 
-    sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    sizes: tuple[int, ...] = (1_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
     middle: int = 100_000
     small: int = 10_000
     ks: tuple[int, ...] = (1, 10, 100, 1000)
     dims: tuple[int, ...] = (32, 64, 128, 256)
     users: tuple[int, ...] = (1, 4, 8, 16, 64, 256)
     in_threads: int = 64  # users of the batch that two threads share
+    coded: tuple[int | str, ...] = (20_000, 100_000, 1_000_000, *REAL)  # int8's normalisers
     errors: int = 200  # users whose normalisers are checked
 
 
-QUICK = Plan((1_000, 10_000), 10_000, 1_000, (1, 10, 100), (32, 64), (1, 8), 8, 16)
+QUICK = Plan(
+    sizes=(1_000, 10_000, 20_000),
+    middle=20_000,
+    small=1_000,
+    ks=(1, 10, 100),
+    dims=(32, 64),
+    users=(1, 8),
+    in_threads=8,
+    coded=(20_000, *REAL),
+    errors=16,
+)
 
 
 def measure(plan: Plan, seconds: float, processes: int) -> Measurements:
@@ -70,10 +98,14 @@ def measure(plan: Plan, seconds: float, processes: int) -> Measurements:
     everything = [*dict.fromkeys([*SCANNED, *PEERS]), *calls.READS, "sequential"]
     for process in range(processes):
         for n in plan.sizes:
-            taken.take(at_size, n, process, seconds * (4 if n >= 1_000_000 else 1), everything)
+            longer = seconds * (4 if n >= 1_000_000 else 1)
+            taken.take(at_size, n, process, longer, contenders_at(n, everything))
+            if n <= plan.middle:  # larger ones take minutes
+                taken.take(textbooks, n, seconds, STEEP)
         for k in plan.ks:
             taken.take(by_k, plan.middle, k, seconds, SCANNED)
             taken.take(by_k, plan.small, k, seconds / 2, ["gumbel", "sequential"])
+            taken.take(textbooks, plan.small, seconds / 2, STEEP, k)
         for dim in plan.dims:
             taken.take(by_dim, plan.middle, dim, seconds, [*OURS, "faiss flat", *calls.READS])
         for n in dict.fromkeys((plan.middle, large)):
@@ -83,19 +115,20 @@ def measure(plan: Plan, seconds: float, processes: int) -> Measurements:
             taken.take(two_threads, large, users, 2 * seconds)
         for name in OURS:
             taken.take(small_calls, name, seconds / 2)
-            taken.take(worst_order, plan.middle, name, seconds)
+            for dim in (SHORT, DIM):
+                taken.take(worst_order, plan.middle, name, seconds, dim)
             for source in sources:
                 for by in PRIORS:
                     taken.take(prior, source, name, by, seconds / 2)
-        for source in sources:
-            taken.take(rescoring, source, seconds / 2)
+        for source in plan.coded:
+            taken.take(rescoring, source, seconds / 2, FACTORS)
     for n in plan.sizes:
-        taken.take(textbooks, n, seconds, STEEP)
-    for k in plan.ks:
-        taken.take(textbooks, plan.small, seconds / 2, STEEP, k)
-    for source in sources:
-        for factor in NORMALISER_FACTORS:
-            taken.take(normaliser, source, plan.errors, factor)
+        if n > plan.middle:
+            taken.take(textbooks, n, seconds, STEEP)
+    taken.take(normaliser, plan.middle, plan.errors, FACTORS, ["float32"])
+    for source in plan.coded:
+        taken.take(normaliser, source, plan.errors, FACTORS, ["codes"])
+        taken.take(rows_read, source, plan.errors, FACTORS)
     return taken
 
 
@@ -117,9 +150,11 @@ def document(growth: Growth) -> str:
         dim_section(growth),
         batch_section(growth),
         threads_section(growth),
+        storage_section(growth),
         order_section(growth),
         normaliser_section(growth),
         textbook_section(growth),
+        target_section(growth),
         environment_section(growth),
     ]
     return "\n".join(line for section in sections for line in section)
@@ -130,10 +165,12 @@ def introduction() -> list[str]:
         "# Speed",
         "",
         *paragraph(
-            "Written by `python bench/report.py` from [speed.json](speed.json); `--measure`",
-            "measures anew. Each time is the median over fresh processes, in which contenders take",
+            "Written by `python bench/report.py` from [speed.json](speed.json), and",
+            "[figures.json](figures.json), which `bench/figures.py` measured; `--measure` measures",
+            "anew. Each time is the median over fresh processes, in which contenders take",
             "turns, on one core unless two are named; d = 64, k = 10 and normal vectors where",
-            "nothing else is said.",
+            "nothing else is said. Where memory is shared with others' work, one and the same case",
+            "may differ from one table to the next: compare within a table.",
         ),
         *paragraph(
             "fastrank samples Plackett-Luce rankings and says how probable each was; where it says",
@@ -147,8 +184,9 @@ def introduction() -> list[str]:
 
 
 def size_section(growth: Growth) -> list[str]:
-    large, scans = growth.large, growth.scans()
-    names = list(dict.fromkeys([*calls.READS, *SCANNED, *PEERS]))
+    large = growth.large
+    ours = [*SCANNED[:4], *calls.CODED]
+    names = list(dict.fromkeys([*calls.READS, *ours, *SCANNED, *PEERS]))
     small = growth.value("small call: gumbel")
     times = [
         f"{LINES[name].text} {number(value)} ms"
@@ -166,8 +204,11 @@ def size_section(growth: Growth) -> list[str]:
             "thousands of items the call itself is what costs",
             "" if small is None else f"(n = 1,000 takes {number(small)} us more than n = 16);",
             "with more, time goes with n, a little faster than n where the matrix leaves a cache",
-            "on the way. "
-            + fitted(growth, "{}: ", scans, "n", f"from n = {min(scans, default=0):,} on"),
+            "on the way. " + fitted(growth, "{}: ", growth.scans(), "n"),
+        ),
+        *paragraph(
+            f"int8 storage keeps fewer than {CODED_FROM:,} items as float32: they fit a core's",
+            "caches, where reading less saves less than scoring items twice costs.",
         ),
         *table(
             growth.taken,
@@ -303,14 +344,58 @@ def threads_section(growth: Growth) -> list[str]:
     ]
 
 
+def storage_section(growth: Growth) -> list[str]:
+    """Where int8 is the slower storage, which is for the user to know before the faster."""
+    pair = "int8 gumbel / gumbel", "int8 deterministic / deterministic"
+    cases = dict.fromkeys(
+        name.removesuffix(f": {pair[0]}") for name in growth.taken.values if name.endswith(pair[0])
+    )
+    rows = []
+    for where in sorted(cases, key=case_order):
+        small = was_float32(f"{where}: {pair[0]}")
+        of_codes = [of.replace("int8", "coded") if small else of for of in pair]
+        ratios = [growth.value(f"{where}: {of}") for of in of_codes]
+        if any(ratios):
+            cells = [
+                "" if r is None else f"**{number(r)}**" if r > 1.0 else number(r) for r in ratios
+            ]
+            rows.append([spoken_case(where) + (", codes all the same" if small else ""), *cells])
+    return [
+        *heading("int8 against float32"),
+        *paragraph(
+            "Codes save reading. Where something else is what costs, they are slower, in bold:",
+            "arithmetic in batches, where float32 vectors are read once for many users, entries",
+            "for a large k, the normaliser with few dimensions or items. So fewer than",
+            f"{CODED_FROM:,} items are kept as float32.",
+        ),
+        *grid(["int8's time / float32's", "Plackett-Luce", "deterministic"], rows),
+    ]
+
+
+def case_order(where: str) -> tuple[int, str, list[int]]:
+    """By n alone first, then by what else varies."""
+    numbers = [int(number) for number in re.findall(r"\d+", where)]
+    return len(numbers), re.sub(r"\d+", "", where), numbers
+
+
+def spoken_case(where: str) -> str:
+    n, *rest = where.split(",")
+    return ",".join([f"n = {int(n):,}", *rest])
+
+
 def order_section(growth: Growth) -> list[str]:
     rows = []
-    for name in OURS:
-        orders = {f"{growth.middle}, worst order: {name}": "ascending score at T = 0.01, normal"}
-        for source in (growth.middle, *REAL):
-            vectors = "normal" if isinstance(source, int) else source
+    for name in (*OURS, "coded gumbel"):
+        n = growth.middle
+        ascending = f"ascending score at T = 0.01, {source_text(n)}"
+        orders = {
+            f"{n}, worst order: {name}": ascending,
+            f"{n}, d = {SHORT}, worst order: {name}": f"{ascending}, d = {SHORT}",
+        }
+        sources: list[int | str] = [growth.middle, *REAL]
+        for source in sources:
             for by in PRIORS:
-                orders[f"{source}, prior {by}: {name}"] = f"descending {by}, {vectors}"
+                orders[f"{source}, by {by}: {name}"] = f"descending {by}, {source_text(source)}"
         rows += [
             [LINES[name].text, text, cell(growth, key)]
             for key, text in orders.items()
@@ -324,29 +409,73 @@ def order_section(growth: Growth) -> list[str]:
             "`prior=` stores them by what is known of all users: the mean of their scores, say, or",
             "the length of the item's vector.",
         ),
-        *grid(["", "order", "time / that of the order given"], rows),
+        *grid(["", "order", "time / that of no order"], rows),
     ]
 
 
 def normaliser_section(growth: Growth) -> list[str]:
-    sources: dict[int | str, str] = {growth.middle: "normal"} | {name: name for name in REAL}
-    costs = [
-        f"{cell(growth, f'{source}: cost of re-scoring')} times on {vectors} vectors"
-        for source, vectors in sources.items()
-        if growth.value(f"{source}: cost of re-scoring") is not None
-    ]
+    errors = ["exact", "median error", "largest error", "largest bound", "beyond the bound"]
+    costs = ["rows read", "all rows read", "time / unchecked", "time / float32"]
+    shares = ("exact", "all rows read")
+
+    def rows(columns: Sequence[str]) -> list[list[str]]:
+        suffix = f": {columns[0]}"
+        found = []
+        for where in [n.removesuffix(suffix) for n in growth.taken.values if n.endswith(suffix)]:
+            source, factor, storage = where.split(", ")
+            values = [growth.value(f"{where}: {column}") for column in columns]
+            cells = [
+                "" if v is None else f"{v:.0%}" if column in shares else number(v)
+                for column, v in zip(columns, values, strict=True)
+            ]
+            text = {"codes": "int8"}.get(storage, storage)
+            found.append([text, source_text(source), factor.replace("x", "×"), *cells])
+        return found
+
+    case = ["storage", "vectors", "temperature"]
+    costly = rows(costs)
     return [
         *heading("How exact the normaliser is"),
         *paragraph(
-            "From float32 vectors the weights of the very scores are summed. From int8 vectors",
+            "From float32 vectors the weights of the very scores are summed. From int8 codes",
             "weights of rounded scores are, and rows are scored again until a bound on the error",
             'holds: `log_norm_error`, which is 0 where the kind is "exact". Errors are against',
-            "float64 arithmetic on the float32 scores, one for each user.",
-            f"Scoring again costs: {', '.join(costs)} the pass without it." if costs else "",
+            "float64 arithmetic on the float32 scores, one for each user. T is 0.5 for normal",
+            "vectors, whose scores have a standard deviation of 1; for real ones it gives the",
+            "first user's softmax a perplexity of 100. Small catalogs have codes here, too.",
         ),
-        *normaliser_table(growth.taken),
-        "",
+        *grid([*case, *errors], rows(errors)),
+        *(
+            paragraph(
+                "What that takes: float32 rows that a ranking reads, for the normaliser and for",
+                "what enters, by the pages of the mapped file that it touches; how many rankings",
+                "read them all, since the bound could not be had for less; and time, over that of",
+                "a ranking with a normaliser that may be off by a factor of e, and over that from",
+                "float32 storage.",
+            )
+            if costly
+            else []
+        ),
+        *(
+            grid(
+                [
+                    *case,
+                    "float32 rows read (median)",
+                    "rankings that read all",
+                    "time / without scoring again",
+                    "time / float32 storage",
+                ],
+                costly,
+            )
+            if costly
+            else []
+        ),
     ]
+
+
+def source_text(source: int | str) -> str:
+    """Vectors, by their number or name."""
+    return f"{int(source):,} normal" if str(source).isdigit() else str(source)
 
 
 def textbook_section(growth: Growth) -> list[str]:
@@ -377,10 +506,22 @@ def textbook_section(growth: Growth) -> list[str]:
     ]
 
 
+def target_section(growth: Growth) -> list[str]:
+    return [
+        *heading("Targets"),
+        *paragraph(
+            "What this project set out to reach, by what was measured here; what misses its target",
+            "says so.",
+        ),
+        *figure_table(growth.taken, FIGURES),
+        "",
+    ]
+
+
 def environment_section(growth: Growth) -> list[str]:
     processes = max(len(values) for values in growth.taken.values.values())
     lines = [f"- {name}: {value}" for name, value in growth.taken.environment.items()]
-    return [*heading("Measured on"), *lines, f"- processes: {processes}", ""]
+    return [*heading("Measured on"), *lines, f"- processes: up to {processes}", ""]
 
 
 # ---- Its parts ------------------------------------------------------------------------------
@@ -411,14 +552,33 @@ def texts(names: Iterable[str]) -> dict[str, str]:
 
 def power(growth: Growth, pattern: str, cases: Sequence[int], letter: str) -> str:
     slope = growth.slope(pattern, cases)
-    return "" if slope is None else f"{letter}^{slope:.2f}"
+    if slope is None:
+        return ""
+    return f"none with {letter}" if abs(slope) < FLAT else f"{letter}^{slope:.2f}"
 
 
-def fitted(growth: Growth, where: str, cases: Sequence[int], letter: str, note: str = "") -> str:
+def fitted(growth: Growth, where: str, cases: Sequence[int], letter: str) -> str:
     """A sentence about the growth of our own times."""
-    found = [f"{power(growth, where + n, cases, letter)} for {LINES[n].text}" for n in OURS]
-    found = [text for text in found if not text.startswith(" ")]
-    return f"Fitted{' ' if note else ''}{note}: {', '.join(found)}." if found else ""
+    found = []
+    for name in OURS:
+        over, _ = growth.series(where + name, cases)
+        if len(over) > 1:
+            rate = power(growth, where + name, cases, letter)
+            start = f" from n = {over[0]:,} on" if letter == "n" else ""
+            found.append(f"{rate} for {LINES[name].text}{start}")
+    return f"Fitted: {', '.join(found)}." if found else ""
+
+
+# ---- README ---------------------------------------------------------------------------------
+
+
+def with_tables(text: str, tables: Mapping[str, Sequence[str]]) -> str:
+    """The text with these lines in the place of those after `<!-- name` up to `<!-- end -->`."""
+    for name, lines in tables.items():
+        parts = re.split(rf"(<!-- {name}\b.*?-->\n\n).*?(\n\n<!-- end -->)", text, flags=re.DOTALL)
+        before, start, end, after = parts  # once, or else there is nothing to unpack
+        text = before + start + "\n".join(lines) + end + after
+    return text
 
 
 def main() -> int:
@@ -433,6 +593,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="default docs, or build/report if quick")
     options = parser.parse_args()
     output = options.output or ROOT / ("build/report" if options.quick else "docs")
+    output = output.resolve()
     raw = output / "speed.json"
     if options.measure:
         plan, processes = (QUICK, 1) if options.quick else (Plan(), options.processes)
@@ -448,10 +609,18 @@ def main() -> int:
     # Here, since the processes that measure import this file and have no use for matplotlib.
     from pictures import draw
 
-    growth = Growth(Measurements.read(raw))
+    taken = Measurements.read(raw)
+    if output == DATA.parent and DATA.exists():
+        taken = taken.pooled(Measurements.read(DATA))
+    growth = Growth(taken)
     draw(growth, output / "images")
     (output / "speed.md").write_text(document(growth))
     print(output / "speed.md")
+    if output == DATA.parent:
+        readme = ROOT / "README.md"
+        tables = {"times": time_table(taken), "figures": shown_table(taken)}
+        readme.write_text(with_tables(readme.read_text(), tables))
+        print(readme)
     return 0
 
 

@@ -24,10 +24,11 @@ import fastrank as fr
 from fastrank import reference
 
 from .timing import Call
-from .workloads import Vectors, Workload, require_storage
+from .workloads import CODED_FROM, Vectors, Workload, require_storage
 
 __all__ = [
     "BATCHED",
+    "CODED",
     "FAISS",
     "INT8",
     "JAX",
@@ -36,6 +37,7 @@ __all__ = [
     "READS",
     "SCANS",
     "TEXTBOOK",
+    "as_float32",
     "cached_miss",
     "catalog_rank",
     "check_ranking",
@@ -50,6 +52,7 @@ __all__ = [
     "require",
     "require_argument",
     "storage_of",
+    "with_codes",
 ]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
@@ -72,7 +75,10 @@ _BLOCK_SCORES = 1 << 18
 OWN = ["gumbel", "deterministic", "epsilon", "uniform", "sequential", "cached"]
 # Ours in one pass over the vectors, or less.
 SCANS = ["gumbel", "deterministic", "epsilon", "uniform"]
+# Below CODED_FROM items these are float32 storage, as whoever asks for int8 gets it,
 INT8 = ["int8 gumbel", "int8 deterministic", "int8 epsilon"]
+# and these codes all the same, for what is to be known of codes.
+CODED = ["coded gumbel", "coded deterministic"]
 FAISS = ["faiss flat", "faiss fp16", "faiss sq8"]
 # What `make_batch` knows besides ours and FAISS: FAISS told to use BLAS, and the floor of a batch.
 BATCHED = ["faiss blas", "sgemm"]
@@ -98,7 +104,7 @@ def make(name: str, workload: Workload, k: int = 10, threads: int = 1) -> Call:
         As `require` does.
     """
     require(name, threads)
-    if name in OWN + INT8:
+    if name in OWN + INT8 + CODED:
         catalog = workload.stored(storage_of(name))
         policy = own_policy(name, workload.temperature)
         return catalog_rank(workload, k, policy, catalog=catalog, threads=threads)
@@ -121,7 +127,7 @@ def require(name: str, threads: int = 1) -> None:
     asv takes that for a skip if it comes from a `setup`. The installed fastrank may be older than
     the benchmark, the peer may not be installed.
     """
-    if name in INT8:
+    if name in INT8 + CODED:
         require_storage("int8")
     module = name.split()[0]
     if name in [*FAISS, "faiss blas", *JAX] and find_spec(module) is None:
@@ -151,12 +157,24 @@ def present(names: Iterable[str], threads: int = 1) -> list[str]:
 
 
 def storage_of(name: str) -> str:
-    """What the contender's catalog keeps: one of `workloads.STORAGES`."""
+    """What the contender's catalog is asked to keep, as for `Workload.stored`."""
+    if name in CODED:
+        return "codes"
     return "int8" if name in (*INT8, "read int8") else "float32"
 
 
+def as_float32(name: str, n_items: int) -> bool:
+    """Whether an int8 contender ranks so few items that they are kept as float32."""
+    return name in INT8 and n_items < CODED_FROM
+
+
+def with_codes(name: str, n_items: int) -> str:
+    """The contender itself, or the one of `CODED` where it would rank from float32 vectors."""
+    return name.replace("int8", "coded") if as_float32(name, n_items) else name
+
+
 def own_policy(name: str, temperature: float) -> fr.Policy:
-    """The policy of one of `OWN` or `INT8`."""
+    """The policy of one of `OWN`, `INT8` or `CODED`."""
     policies: Mapping[str, fr.Policy] = {
         "gumbel": fr.PlackettLuce(temperature),
         "deterministic": fr.Deterministic(),
@@ -165,7 +183,7 @@ def own_policy(name: str, temperature: float) -> fr.Policy:
         "sequential": fr.PlackettLuce(temperature, sampler="sequential"),
         "cached": fr.PlackettLuce(temperature, sampler="cached"),
     }
-    return policies[name.removeprefix("int8 ")]
+    return policies[name.removeprefix("int8 ").removeprefix("coded ")]
 
 
 # ---- Ours -----------------------------------------------------------------------------------

@@ -66,9 +66,9 @@ def small_calls(name: str = "gumbel", seconds: float = SECONDS) -> Timings:
     return interleaved({str(n): calls.make(name, synthetic(n)) for n in (16, 1_000)}, seconds)
 
 
-def worst_order(n: int, name: str = "gumbel", seconds: float = SECONDS) -> Timings:
+def worst_order(n: int, name: str = "gumbel", seconds: float = SECONDS, dim: int = DIM) -> Timings:
     """ "ascending" and "shuffled" order of the same items, at a small temperature."""
-    shuffled = synthetic(n).first_user(WORST_TEMPERATURE)
+    shuffled = synthetic(n, dim).first_user(WORST_TEMPERATURE)
     orders = {"ascending": shuffled.ascending(), "shuffled": shuffled}
     return interleaved({order: calls.make(name, w) for order, w in orders.items()}, seconds)
 
@@ -101,12 +101,15 @@ def threads(
 
 
 def prior_order(workload: Workload, name: str, by: str, seconds: float = SECONDS) -> Timings:
-    """ "sorted" by a prior, and the "given" order.
+    """ "sorted" by a prior, and "shuffled": items that come in some order may be sorted already.
 
-    by: one of `PRIORS`: mean score over many users, or length of the item's vector.
+    by: one of `PRIORS`: mean score over many users, or length of the item's vector. int8 has codes,
+    however few the items are.
     """
+    name = calls.with_codes(name, len(workload))
     calls.require(name)
     calls.require_argument(fr.Catalog.__init__, "prior")
+    workload = workload.shuffled()
     priors = {
         "mean score": workload.vectors @ workload.mean_user,
         "norm": np.linalg.norm(workload.vectors, axis=1),
@@ -115,25 +118,35 @@ def prior_order(workload: Workload, name: str, by: str, seconds: float = SECONDS
     policy = calls.own_policy(name, workload.temperature)
     contenders = {
         "sorted": calls.catalog_rank(workload, 10, policy, catalog=catalog),
-        "given": calls.make(name, workload),
+        "shuffled": calls.make(name, workload),
     }
     return interleaved(contenders, seconds)
 
 
-def rescoring(workload: Workload, seconds: float = SECONDS) -> Timings:
-    """ "int8 gumbel" as it is, and "unchecked": with a normaliser that may be e times too large.
+def rescoring(
+    workload: Workload, factors: Sequence[float] = (1.0,), seconds: float = SECONDS
+) -> dict[float, Timings]:
+    """What the normaliser of int8 codes costs, by factor of the workload's temperature.
 
-    The difference is what re-scoring rows costs where the quantised sum is not close enough.
+    "codes" as they are, "unchecked" with a normaliser that may be e times too large, "float32". The
+    first less the second is re-scoring rows where the quantised sum is not close enough.
     """
-    calls.require("int8 gumbel")
+    calls.require("coded gumbel")
     calls.require_argument(fr.Catalog.__init__, "log_norm_tolerance")
-    catalog = workload.packed(storage="int8", log_norm_tolerance=1.0)
-    policy = calls.own_policy("int8 gumbel", workload.temperature)
-    contenders = {
-        "int8 gumbel": calls.make("int8 gumbel", workload),
-        "unchecked": calls.catalog_rank(workload, 10, policy, catalog=catalog),
+    catalogs = {
+        "codes": workload.stored("codes"),
+        "unchecked": workload.packed("codes", log_norm_tolerance=1.0),
+        "float32": workload.catalog,
     }
-    return interleaved(contenders, seconds)
+    found = {}
+    for factor in factors:
+        policy = calls.own_policy("gumbel", factor * workload.temperature)
+        contenders = {
+            name: calls.catalog_rank(workload, 10, policy, catalog=catalog)
+            for name, catalog in catalogs.items()
+        }
+        found[factor] = interleaved(contenders, seconds)
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,32 +161,25 @@ class Normalisers:
         What the rankings stated, `Ranking.log_norm_error`.
     exact : float
         Share of rankings that said "exact".
-    rescored : float or None
-        Mean rows that were computed anew from float32 vectors, where fastrank tells.
     """
 
     errors: npt.NDArray[np.float64]
     bounds: npt.NDArray[np.float64]
     exact: float
-    rescored: float | None
 
 
 def normalisers(workload: Workload, storage: str, temperature: float) -> Normalisers:
-    """For all users of the workload."""
+    """For all users of the workload; storage as for `Workload.stored`."""
     catalog, policy = workload.stored(storage), fr.PlackettLuce(temperature)
     rankings = [
         catalog.rank(query, 10, policy=policy, seed=user)
         for user, query in enumerate(workload.queries)
     ]
     oracle = [reference.log_norm(catalog.scores(query), temperature) for query in workload.queries]
-    # No version tells yet; whichever does first will be shown.
-    rescored = [getattr(ranking, "n_rescored", None) for ranking in rankings]
-    known = [float(rows) for rows in rescored if rows is not None]
     return Normalisers(
         errors=np.abs(np.array([ranking.log_norm for ranking in rankings], np.float64) - oracle),
         bounds=np.array([ranking.log_norm_error for ranking in rankings]),
         exact=sum(ranking.propensity_kind == "exact" for ranking in rankings) / len(rankings),
-        rescored=sum(known) / len(known) if known else None,
     )
 
 

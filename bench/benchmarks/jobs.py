@@ -9,6 +9,7 @@ is left out.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from fastrank import _native
 
 from . import calls, comparisons, memory, opened
 from .timing import Timings, interleaved
-from .workloads import synthetic, workload
+from .workloads import DIM, synthetic, workload
 
 __all__ = [
     "Measurements",
@@ -46,10 +47,12 @@ __all__ = [
     "opening",
     "prior",
     "rescoring",
+    "rows_read",
     "save",
     "small_calls",
     "textbooks",
     "two_threads",
+    "was_float32",
     "worst_order",
 ]
 
@@ -58,7 +61,10 @@ T = TypeVar("T")
 
 MILLI, MICRO, MEBIBYTE = 1e3, 1e6, 1 << 20
 # Of these the ratio to everything that they were measured with is kept, of others that to "read".
-_RATED = ("gumbel", "deterministic", "cached", "int8 gumbel", "int8 deterministic", "faiss flat")
+_RATED = (
+    *("gumbel", "deterministic", "cached", "faiss flat"),
+    *("int8 gumbel", "int8 deterministic", *calls.CODED),
+)
 _TEMPERATURES = [10.0**power for power in range(-6, 7)]
 
 
@@ -146,32 +152,42 @@ def small_calls(name: str, seconds: float) -> Values:
     return {f"small call: {name}": MICRO * timings.difference("1000", "16")}
 
 
-def worst_order(n: int, name: str, seconds: float) -> Values:
+def worst_order(n: int, name: str, seconds: float, dim: int = DIM) -> Values:
+    """Time in ascending order of scores, relative to no order."""
     if not calls.present([name]):
         return {}
-    timings = comparisons.worst_order(n, name, seconds=seconds)
-    return {f"{n}, worst order: {name}": timings.ratio("ascending", "shuffled")}
+    timings = comparisons.worst_order(n, name, seconds, dim)
+    where = f"{n}, worst order" if dim == DIM else f"{n}, d = {dim}, worst order"
+    return {f"{where}: {name}": timings.ratio("ascending", "shuffled")}
 
 
 def prior(source: int | str, name: str, by: str, seconds: float) -> Values:
-    """Time on a catalog sorted by a prior, relative to the order given."""
+    """Time on a catalog sorted by a prior, relative to a shuffled one; int8 has codes."""
     try:
-        timings = comparisons.prior_order(workload(source), name, by, seconds)
+        items = workload(source)
+        timings = comparisons.prior_order(items, name, by, seconds)
     except NotImplementedError:
         return {}
-    return {f"{source}, prior {by}: {name}": timings.ratio("sorted", "given")}
+    label = calls.with_codes(name, len(items))
+    return {f"{source}, by {by}: {label}": timings.ratio("sorted", "shuffled")}
 
 
-def normaliser(source: int | str, users: int, factor: float) -> Values:
-    """Errors of log_norm at so many times the workload's temperature, for each storage."""
+def normaliser(
+    source: int | str, users: int, factors: Sequence[float], storages: Sequence[str]
+) -> Values:
+    """Errors of log_norm at so many times the workload's temperature.
+
+    storages: as for `Workload.stored`.
+    """
     values = {}
-    for name in calls.present(["gumbel", "int8 gumbel"]):
-        try:
-            many = workload(source, users)
-        except NotImplementedError:
-            return {}
-        storage, temperature = calls.storage_of(name), factor * many.temperature
-        found = comparisons.normalisers(many, storage, temperature)
+    if "codes" in storages and not calls.present(["coded gumbel"]):
+        return {}
+    try:
+        many = workload(source, users)
+    except NotImplementedError:
+        return {}
+    for storage, factor in itertools.product(storages, factors):
+        found = comparisons.normalisers(many, storage, factor * many.temperature)
         where = f"{source}, T x {factor:g}, {storage}"
         values[f"{where}: exact"] = found.exact
         values[f"{where}: median error"] = float(statistics.median(found.errors))
@@ -179,18 +195,51 @@ def normaliser(source: int | str, users: int, factor: float) -> Values:
         values[f"{where}: largest bound"] = float(found.bounds.max())
         # How many errors are beyond what was stated, float rounding aside: none should be.
         values[f"{where}: beyond the bound"] = float((found.errors > found.bounds + 1e-5).sum())
-        if found.rescored is not None:
-            values[f"{where}: rows re-scored"] = found.rescored
     return values
 
 
-def rescoring(source: int | str, seconds: float) -> Values:
-    """What keeping within the tolerance costs: time relative to no re-scoring at all."""
+def rescoring(source: int | str, seconds: float, factors: Sequence[float]) -> Values:
+    """What the normaliser costs with codes: time relative to no re-scoring, and to float32."""
     try:
-        timings = comparisons.rescoring(workload(source), seconds)
+        found = comparisons.rescoring(workload(source), factors, seconds)
     except NotImplementedError:
         return {}
-    return {f"{source}: cost of re-scoring": timings.ratio("int8 gumbel", "unchecked")}
+    values = {}
+    for factor, timings in found.items():
+        for other in ("unchecked", "float32"):
+            where = f"{source}, T x {factor:g}, codes"
+            values[f"{where}: time / {other}"] = timings.ratio("codes", other)
+    return values
+
+
+def rows_read(source: int | str, users: int, factors: Sequence[float]) -> Values:
+    """How many float32 rows a gumbel ranking from codes reads, and how often it reads them all."""
+    if not calls.present(["coded gumbel"]):
+        return {}
+    try:
+        items = workload(source, users)
+        memory.use_small_pages()
+    except NotImplementedError:
+        return {}
+    values = {}
+    with tempfile.TemporaryDirectory(prefix="fastrank-") as folder:
+        items.shuffled().packed("codes").save(folder)
+        catalog = fr.Catalog.open(folder)
+        read_by = partial(memory.rows_read, name="vectors", n_rows=len(items))
+
+        def everything() -> None:
+            catalog.log_propensities(items.query, [0], policy=fr.PlackettLuce(items.temperature))
+
+        everything()  # so that all of it is resident
+        if read_by(everything) != len(items) or read_by(lambda: None) != 0.0:
+            raise AssertionError("rows that are read are not seen")
+        for factor in factors:
+            policy = fr.PlackettLuce(factor * items.temperature)
+            rows = [read_by(partial(catalog.rank, q, 10, policy=policy)) for q in items.queries]
+            where = f"{source}, T x {factor:g}, codes"
+            values[f"{where}: rows read"] = statistics.median(rows)
+            values[f"{where}: all rows read"] = rows.count(float(len(items))) / len(rows)
+    return values
 
 
 def save(n: int, folder: str, storage: str) -> opened.Saved:
@@ -221,6 +270,13 @@ def accuracy() -> Values:
 # ---- Their values ---------------------------------------------------------------------------
 
 
+def was_float32(name: str) -> bool:
+    """Whether a value is of an int8 contender with so few items that they were kept as float32."""
+    where, _, contender = name.partition(": ")
+    n = where.split(",")[0]
+    return n.isdigit() and any(calls.as_float32(c, int(n)) for c in contender.split(" / "))
+
+
 class Measurements:
     """Values by name, one for each process that measured it, and what they hang on."""
 
@@ -247,6 +303,15 @@ class Measurements:
     def median(self, name: str) -> float | None:
         values = self.values.get(name)
         return statistics.median(values) if values else None
+
+    def pooled(self, other: Measurements) -> Measurements:
+        """With another run's values beside these, as if its processes had been of this run."""
+        values = {name: self.values.get(name, []) for name in (*self.values, *other.values)}
+        about = dict.fromkeys((*self.environment, *other.environment), "")
+        for name in about:
+            found = (of.environment.get(name) for of in (self, other))
+            about[name] = "; ".join(dict.fromkeys(text for text in found if text))
+        return Measurements({n: v + other.values.get(n, []) for n, v in values.items()}, about)
 
     def write(self, path: Path) -> None:
         """As JSON: null for what was stopped before it ended."""

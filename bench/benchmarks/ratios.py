@@ -182,7 +182,7 @@ class RealData(_Tracked):
 
 
 class Prior(_Tracked):
-    """A catalog in descending order of a prior against the order given."""
+    """A catalog in descending order of a prior against a shuffled one; int8 has codes."""
 
     params = (_BOTH, comparisons.PRIORS, [MIDDLE, *REAL])
     param_names = ("policy", "prior", "vectors")
@@ -194,7 +194,7 @@ class Prior(_Tracked):
             real(str(rest[1]))
 
     def track_ratio(self, policy: str, prior: str, vectors: int | str) -> float:
-        return comparisons.prior_order(workload(vectors), policy, prior).ratio("sorted", "given")
+        return comparisons.prior_order(workload(vectors), policy, prior).ratio("sorted", "shuffled")
 
 
 class Textbook(_Tracked):
@@ -229,7 +229,7 @@ class SmallCall(_Tracked):
 
 
 class Normaliser(_Tracked):
-    """Largest error of int8's log_norm over users, at the usual temperature and a tenth of it."""
+    """Largest error of log_norm from int8 codes over users, also at a tenth of the temperature."""
 
     unit = "nats"
     params = ([MIDDLE, *REAL], [0.1, 1.0])
@@ -242,7 +242,8 @@ class Normaliser(_Tracked):
 
     def track_error(self, vectors: int | str, factor: float) -> float:
         many = workload(vectors, users=100)
-        return float(comparisons.normalisers(many, "int8", factor * many.temperature).errors.max())
+        found = comparisons.normalisers(many, "codes", factor * many.temperature)
+        return float(found.errors.max())
 
 
 class Accuracy:

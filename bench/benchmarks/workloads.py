@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -12,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank import packing
 
 from . import require_one_thread
 
 __all__ = [
+    "CODED_FROM",
     "DIM",
     "MIDDLE",
     "REAL",
@@ -39,6 +43,8 @@ SIZES = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= _MAX_N]
 MIDDLE = min(100_000, SIZES[-1])
 REAL = ["gowalla", "anime"]
 STORAGES = ["float32", "int8"]
+# int8 storage of fewer items is float32 storage.
+CODED_FROM = int(getattr(packing, "CODED_FROM", 0))
 
 _DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 _USERS = 16
@@ -84,17 +90,27 @@ class Workload:
 
     @cached_property
     def int8_catalog(self) -> fr.Catalog:
-        """Ours, in memory, of int8 panels."""
-        require_storage("int8")
-        return self.packed(storage="int8")
+        """Ours, in memory, as who asks for int8 gets it: few items are kept as float32."""
+        return self.packed("int8")
+
+    @cached_property
+    def coded_catalog(self) -> fr.Catalog:
+        """Ours, in memory, of int8 codes, however few the items are."""
+        return self.int8_catalog if len(self) >= CODED_FROM else self.packed("codes")
 
     def stored(self, storage: str) -> fr.Catalog:
-        """One of the two, made when it is first asked for."""
-        return {"float32": lambda: self.catalog, "int8": lambda: self.int8_catalog}[storage]()
+        """The one of float32, int8 or codes, made when it is first asked for."""
+        catalogs = {"float32": "catalog", "int8": "int8_catalog", "codes": "coded_catalog"}
+        catalog: fr.Catalog = getattr(self, catalogs[storage])
+        return catalog
 
-    def packed(self, **options: Any) -> fr.Catalog:
-        """A new catalog of the same items, with other options."""
-        return fr.Catalog(np.arange(len(self)), self.vectors, **options)
+    def packed(self, storage: str = "float32", **options: Any) -> fr.Catalog:
+        """A new catalog of the same items, with other options; storage as for `stored`."""
+        if storage != "codes":
+            require_storage(storage)
+            return fr.Catalog(np.arange(len(self)), self.vectors, storage=storage, **options)
+        with _codes_for_all():
+            return self.packed("int8", **options)
 
     @cached_property
     def scores(self) -> npt.NDArray[np.float64]:
@@ -114,6 +130,11 @@ class Workload:
         """The same without the others, at another temperature."""
         return replace(self, queries=self.queries[:1], temperature=temperature)
 
+    def shuffled(self) -> Workload:
+        """The same items in no order."""
+        order = np.random.default_rng(0).permutation(len(self))
+        return replace(self, vectors=self.vectors[order])
+
     def ascending(self) -> Workload:
         """The same items in ascending order of the first user's scores: the most entries."""
         order = np.argsort(self.scores, kind="stable")
@@ -125,6 +146,16 @@ def workload(source: int | str, users: int = _USERS) -> Workload:
     if isinstance(source, str):
         return real(source, users)
     return synthetic(source, users=users)
+
+
+@contextmanager
+def _codes_for_all() -> Iterator[None]:
+    """int8 storage keeps codes of small catalogs too: to measure what is done with codes."""
+    found, packing.CODED_FROM = CODED_FROM, 0
+    try:
+        yield
+    finally:
+        packing.CODED_FROM = found
 
 
 @cache

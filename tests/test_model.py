@@ -11,6 +11,7 @@ import pytest
 from support import POLICIES
 
 import fastrank as fr
+from fastrank import store
 
 N_ITEMS, N_USERS, DIM = 120, 30, 5
 
@@ -144,3 +145,110 @@ def test_seeds_of_recommendations_fit_json() -> None:
     model = make()
     ranking = model.recommend(user_ids(model)[0], k=2, policy=fr.Uniform())
     assert json.loads(json.dumps(ranking.seed)) == ranking.seed < 2**53
+
+
+class TestUserTemperatures:
+    def test_recommend_multiplies(self) -> None:
+        own = np.linspace(0.2, 3.0, N_USERS)
+        model = make().with_user_temperatures(own)
+        for row, user in enumerate(user_ids(model)[:5]):
+            assert model.user_temperature(user) == own[row]
+            for sampler in ("gumbel", "sequential", "cached"):
+                policy = fr.policy(fr.PlackettLuce(sampler=sampler).inference_type, temperature=0.5)
+                ranking = model.recommend(user, k=4, policy=policy, seed=row)
+                product = fr.PlackettLuce(0.5 * own[row], sampler=sampler)
+                assert ranking.policy == product == model.user_policy(user, policy)
+                expected = model.catalog.rank(user_vectors()[row], 4, policy=product, seed=row)
+                assert ranking.item_ids.tolist() == expected.item_ids.tolist()
+                assert ranking.log_propensities.tobytes() == expected.log_propensities.tobytes()
+
+    @pytest.mark.parametrize("policy", ["deterministic", "epsilon_greedy", "uniform"])
+    def test_other_policies_stay_as_they_are(self, policy: str) -> None:
+        model = make().with_user_temperatures(np.full(N_USERS, 3.0))
+        user = user_ids(model)[0]
+        assert model.user_policy(user, POLICIES[policy]) is POLICIES[policy]
+        ranking = model.recommend(user, k=4, policy=POLICIES[policy], seed=0)
+        plain = make().recommend(user, k=4, policy=POLICIES[policy], seed=0)
+        assert ranking.item_ids.tolist() == plain.item_ids.tolist()
+
+    def test_without_them_the_factor_is_one(self) -> None:
+        model = make()
+        user = user_ids(model)[0]
+        assert not model.has_user_temperatures
+        assert model.user_temperature(user) == 1.0
+        assert model.user_policy(user, fr.PlackettLuce(0.5)) == fr.PlackettLuce(0.5)
+
+    def test_a_new_model_shares_arrays_and_has_a_version_of_its_own(self) -> None:
+        model = make()
+        own = np.linspace(0.5, 2.0, N_USERS)
+        changed = model.with_user_temperatures(own)
+        assert changed.catalog is model.catalog
+        assert changed._arrays["user_vectors"] is model._arrays["user_vectors"]
+        assert changed.version != model.version
+        assert not model.has_user_temperatures
+        assert changed.with_user_temperatures(None).version == model.version
+        assert changed.with_user_temperatures(own.copy()).version == changed.version
+        assert changed.with_user_temperatures(own * 2).version != changed.version
+        given = fr.Model(model.catalog, model.user_ids, user_vectors(), user_temperatures=own)
+        assert given.version == changed.version
+        own[0] = 99.0  # the model has a copy
+        assert changed.user_temperature(user_ids(model)[0]) == 0.5
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+    def test_round_trip(self, tmp_path: Path, dtype: Any) -> None:
+        own = np.arange(1, N_USERS + 1).astype(dtype)
+        model = make(words=True)
+        model.save(tmp_path / "m")
+        model.with_user_temperatures(own).save(tmp_path / "m")  # replaces it
+        opened = fr.Model.open(tmp_path / "m", verify=True)
+        assert opened.version == model.with_user_temperatures(own).version
+        assert [opened.user_temperature(user) for user in user_ids(opened)] == own.tolist()
+        fr.Model.open(tmp_path / "m").with_user_temperatures(None).save(tmp_path / "m")
+        again = fr.Model.open(tmp_path / "m", verify=True)
+        assert again.version == model.version
+        assert not list((tmp_path / "m").glob("user_temperatures*"))
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ([1.0] * (N_USERS - 1), rf"user_temperatures: expected shape \({N_USERS},\)"),
+            ([1.0] * 3 + [0.0] * (N_USERS - 3), "user_temperatures: row 3: must be above 0, got 0"),
+            ([-1.0] * N_USERS, "user_temperatures: row 0: must be above 0, got -1"),
+            ([1.0] * 5 + [np.nan] * (N_USERS - 5), "user_temperatures: row 5: must be finite"),
+            ([np.inf] * N_USERS, "user_temperatures: row 0: must be finite"),
+            ([True] * N_USERS, "user_temperatures: expected real numbers"),
+            (["1"] * N_USERS, "user_temperatures: expected real numbers"),
+        ],
+    )
+    def test_bad_ones_are_refused(self, values: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            make().with_user_temperatures(values)
+        model = make()
+        with pytest.raises(ValueError, match=message):
+            fr.Model(model.catalog, model.user_ids, user_vectors(), user_temperatures=values)
+
+    def test_products_outside_the_range_are_refused(self) -> None:
+        model = make(words=True).with_user_temperatures(np.full(N_USERS, 1e-3))
+        with pytest.raises(
+            ValueError, match=r"temperature: 1e-05 times the 0.001 of user 'user 2'"
+        ):
+            model.recommend("user 2", k=2, policy=fr.PlackettLuce(1e-5))
+        with pytest.raises(ValueError, match="'nobody' is not in the model"):
+            model.user_temperature("nobody")
+        with pytest.raises(ValueError, match="'nobody' is not in the model"):
+            make(words=True).user_policy("nobody", fr.Uniform())
+
+    def test_saved_ones_are_checked(self, tmp_path: Path) -> None:
+        model = make()
+        for values, message in [
+            (np.full(N_USERS, -1.0), "user_temperatures: row 0: must be above 0"),
+            (np.full(N_USERS, np.nan), "user_temperatures: row 0: must be above 0"),
+            (np.ones(N_USERS, np.float32), "user_temperatures is missing or does not fit"),
+            (np.ones(N_USERS - 1), "user_temperatures is missing or does not fit"),
+        ]:
+            broken = model.with_user_temperatures(np.ones(N_USERS))
+            broken._arrays["user_temperatures"] = values
+            broken._digests["user_temperatures"] = store.array_digest(values)
+            broken.save(tmp_path / "m")
+            with pytest.raises(ValueError, match=message):
+                fr.Model.open(tmp_path / "m")

@@ -7,16 +7,26 @@ does carry over is how much of the deterministic top k a sampled ranking keeps.
 
 from __future__ import annotations
 
-import math
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
-__all__ = ["expected_overlap", "temperature_for_overlap"]
+__all__ = [
+    "condense",
+    "expected_overlap",
+    "expected_overlaps",
+    "temperature_for_overlap",
+    "temperatures_for_overlap",
+]
 
-_NEVER = 1e-200  # relative weight below which a clock does not ring before k others have
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+_NEVER = 1e-200  # a rate at which nothing rings
+_AT_ONCE = 40.0  # log of a relative weight that rings long before the k-th item can
+_CELLS = 256
 
 
 def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
@@ -48,28 +58,57 @@ def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float
     0.78
     """
     values = np.asarray(scores, dtype=np.float64)
-    if not 1 <= k <= values.size:
-        raise ValueError(f"k: expected 1 to {values.size}, the number of scores; got {k!r}")
-    if k == values.size:
-        return 1.0
-    weights = np.exp((values - values.max()) / temperature)
-    rings = weights > _NEVER
-    n_rings = int(np.count_nonzero(rings))
-    if n_rings < k:  # all of these come first, then the rest compete for what is left
-        return (
-            n_rings + (k - n_rings) * expected_overlap(values[~rings], temperature, k - n_rings)
-        ) / k
-    top = np.argpartition(-values, k - 1)[:k]
-    # Newton from the left on a concave rising function: no step overshoots.
-    time = 0.0
+    _check_places(k, values.size)
+    return float(expected_overlaps(values[None], np.array([temperature], np.float64), k)[0])
+
+
+def expected_overlaps(
+    scores: FloatArray, temperatures: FloatArray, k: int, counts: FloatArray | None = None
+) -> FloatArray:
+    """`expected_overlap` of many users at once.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (u, m)
+        One row a user.
+    temperatures : ndarray of float64, shape (u,)
+    k : int
+    counts : ndarray of float64, shape (u, m), optional
+        How many items have each score, as `condense` gives them: 1 for the k highest of a row.
+
+    Returns
+    -------
+    ndarray of float64, shape (u,)
+
+    Examples
+    --------
+    >>> scores = np.array([[3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    >>> expected_overlaps(scores, np.array([1.0, 1.0]), k=2).round(2)
+    array([0.78, 0.5 ])
+    """
+    if counts is None:
+        counts = np.ones_like(scores)
+    if k == counts.sum(axis=1).max():
+        return np.ones(len(scores))
+    top = np.argpartition(-np.where(counts > 0.0, scores, -np.inf), k - 1, axis=1)[:, :k]
+    top_scores = np.take_along_axis(scores, top, axis=1)
+    # Relative to the k-th score: what lies far above it rings at once, at whatever rate, and what
+    # lies so far below that its rate is 0 does not ring before k others have.
+    kth = top_scores.min(axis=1, keepdims=True)
+    per_temperature = 1.0 / temperatures[:, None]
+    rates = np.exp(np.minimum((scores - kth) * per_temperature, _AT_ONCE))
+    top_rates = np.exp(np.minimum((top_scores - kth) * per_temperature, _AT_ONCE))
+    # Newton from the left on a concave rising function: no step overshoots. It starts where all
+    # items but the k - 1 best (whose rates are 1 or more) give at most one ring.
+    time = 1.0 / ((counts * np.minimum(rates, 1.0)).sum(axis=1) - (k - 1))
     for _ in range(200):
-        survives = np.exp(-time * weights)
-        missing = k - (values.size - survives.sum())
-        step = missing / max((weights * survives).sum(), _NEVER)
-        time += step
-        if step <= 1e-6 * time:
+        missing_rings = counts * np.exp(-time[:, None] * rates)
+        missing = k - (counts.sum(axis=1) - missing_rings.sum(axis=1))
+        step = missing / np.maximum((rates * missing_rings).sum(axis=1), _NEVER)
+        time = time + step
+        if (step <= 1e-6 * time).all():
             break
-    return float(-np.expm1(-time * weights[top]).sum() / k)
+    return np.asarray(-np.expm1(-time[:, None] * top_rates).sum(axis=1) / k)
 
 
 def temperature_for_overlap(scores: npt.ArrayLike, k: int, overlap: float = 0.7) -> float:
@@ -93,17 +132,95 @@ def temperature_for_overlap(scores: npt.ArrayLike, k: int, overlap: float = 0.7)
     >>> round(high / low)
     100
     """
+    values = np.asarray(scores, dtype=np.float64)
+    return float(temperatures_for_overlap(values[None], k, overlap)[0])
+
+
+def temperatures_for_overlap(
+    scores: npt.ArrayLike, k: int, overlap: float = 0.7, counts: npt.ArrayLike | None = None
+) -> FloatArray:
+    """`temperature_for_overlap` of many users at once.
+
+    Parameters
+    ----------
+    scores : array_like of float, shape (u, m)
+        One row a user.
+    k : int
+    overlap : float
+    counts : array_like of float, shape (u, m), optional
+        How many items have each score, as `condense` gives them: 1 for the k highest of a row.
+
+    Returns
+    -------
+    ndarray of float64, shape (u,)
+        1 for users whose scores are all equal: every temperature gives the same law.
+
+    Notes
+    -----
+    Bisection of log T, 16 steps of a few passes over the scores.
+
+    Examples
+    --------
+    >>> temperatures_for_overlap([[0.0, 1.0, 2.0], [0.0, 10.0, 20.0], [5.0, 5.0, 5.0]], 1).round(2)
+    array([0.68, 6.75, 1.  ])
+    """
     if not 0.0 < overlap < 1.0:
         raise ValueError(f"overlap: must lie between 0 and 1, got {overlap!r}")
     values = np.asarray(scores, dtype=np.float64)
-    spread = float(np.ptp(values))
-    if spread == 0.0:
-        return 1.0  # every temperature gives the same law
-    low, high = math.log(spread) - 14.0, math.log(spread) + 5.0
-    while high - low > 5e-4:
-        middle = (low + high) / 2
-        if expected_overlap(values, math.exp(middle), k) > overlap:
-            low = middle
-        else:
-            high = middle
-    return float(np.clip(math.exp((low + high) / 2), MIN_TEMPERATURE, MAX_TEMPERATURE))
+    items = np.ones_like(values) if counts is None else np.asarray(counts, dtype=np.float64)
+    _check_places(k, values.shape[1])
+    spread = np.where(items > 0.0, values, -np.inf).max(axis=1)
+    spread -= np.where(items > 0.0, values, np.inf).min(axis=1)
+    equal = spread == 0.0
+    middle = np.log(np.where(equal, 1.0, spread)) - 4.5
+    half = 9.5  # from a spread of 1.2 million temperatures to one of 0.007
+    while half > 2.5e-4:
+        half /= 2.0
+        above = expected_overlaps(values, np.exp(middle), k, items) > overlap
+        middle += np.where(above, half, -half)
+    found = np.clip(np.exp(middle), MIN_TEMPERATURE, MAX_TEMPERATURE)
+    return np.where(equal, 1.0, found)
+
+
+def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
+    """Fewer scores with the same overlaps: the highest as they are, the rest by cells.
+
+    Parameters
+    ----------
+    scores : array_like of float, shape (n,)
+    k : int
+
+    Returns
+    -------
+    values, counts : ndarray of float64, shape (min(n, k + 32 + 256),)
+        The k + 32 highest scores, each once; then the mean score of each of 256 cells of equal
+        width and how many items are in it, which may be 0.
+
+    Notes
+    -----
+    O(n). A cell's width is 1/256 of the range of the rest; its items' weights differ from that of
+    their mean by a share of (width / T)^2 / 24, which counts only where the rest has weight at all.
+
+    Examples
+    --------
+    >>> values, counts = condense(np.arange(1000.0), k=5)
+    >>> values[:3].tolist(), counts.sum()
+    ([999.0, 998.0, 997.0], np.float64(1000.0))
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    heads = k + 32
+    if values.size <= heads + _CELLS:
+        return np.sort(values)[::-1], np.ones(values.size)
+    ordered = np.partition(values, values.size - heads)
+    rest, head = ordered[:-heads], ordered[-heads:]
+    low, width = rest.min(), np.ptp(rest) / _CELLS
+    scale = 1.0 / width if width > 0.0 else 0.0
+    cell = np.minimum(((rest - low) * scale).astype(np.int64), _CELLS - 1)
+    counts = np.bincount(cell, minlength=_CELLS).astype(np.float64)
+    means = low + np.bincount(cell, rest - low, minlength=_CELLS) / np.maximum(counts, 1.0)
+    return np.concatenate([np.sort(head)[::-1], means]), np.concatenate([np.ones(heads), counts])
+
+
+def _check_places(k: int, n_scores: int) -> None:
+    if not 1 <= k <= n_scores:
+        raise ValueError(f"k: expected 1 to {n_scores}, the number of scores; got {k!r}")

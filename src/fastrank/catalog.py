@@ -37,6 +37,7 @@ RNG_VERSION = 1
 
 LOG_NORM_TOLERANCE = 1e-3
 _ENTRY_BYTES = 2048
+_ONE = np.ones(1, np.float32)
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
 
 
@@ -444,11 +445,7 @@ class Catalog:
             all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
         excluded = self._find_each("exclude", exclude, b)
         allowed = self._find_each("allow", allow, b)
-        biases = None
-        if bias is not None:
-            per_user = np.ndim(bias) == 2
-            shape = (b, self._n_items) if per_user else (self._n_items,)
-            biases = self._stored(as_float32("bias", bias, shape).reshape(-1, self._n_items))
+        biases = self._biases(bias, b)
 
         (
             positions,
@@ -566,6 +563,107 @@ class Catalog:
         )
         return result
 
+    def log_propensities_batch(
+        self,
+        queries: npt.ArrayLike,
+        item_ids: Sequence[Ids],
+        *,
+        policies: Sequence[Policy | Sequence[Policy]],
+        exclude: Sequence[Ids | None] | None = None,
+        allow: Sequence[Ids | None] | None = None,
+        bias: npt.ArrayLike | None = None,
+    ) -> FloatArray:
+        """How probable b rankings are under each of p policies.
+
+        Parameters
+        ----------
+        queries : array_like of real numbers, shape (b, d)
+        item_ids : sequence of b (array_like of ids)
+            Each user's ranking, best place first; of any length.
+        policies : sequence of p (Policy, or sequence of b Policy)
+        exclude, allow : sequence of b (array_like of ids or None), optional
+        bias : array_like of real numbers, shape (n,) or (b, n), optional
+
+        Returns
+        -------
+        ndarray of float64, shape (p, b, k)
+            ``[j, i]`` is what `log_propensities` gives for ranking i under policy j, to the bit;
+            k is the longest ranking's length, and places that a shorter one lacks are NaN.
+
+        Notes
+        -----
+        Scores are computed once for each run of equal queries, O(n d), and every policy takes one
+        pass over them, O(n). Sort rows by user where users repeat.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([1, 2, 3], [[0.0], [0.0], [0.0]])
+        >>> rankings, policies = [[3, 1], [2]], [fr.Uniform(), fr.PlackettLuce()]
+        >>> lp = catalog.log_propensities_batch([[1.0], [2.0]], rankings, policies=policies)
+        >>> np.exp(lp[1]).round(3).tolist()
+        [[0.333, 0.5], [0.333, nan]]
+        """
+        rows = as_real("queries", queries)
+        if rows.ndim != 2:
+            raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
+        b = len(rows)
+        rows = self._padded(as_float32("queries", rows, (b, self._dim)))
+        rankings = self._find_rankings(_each("item_ids", item_ids, b))
+        specs = [
+            [
+                _spec(one, f"policies[{j}]: row {i}")
+                for i, one in enumerate(_each(f"policies[{j}]", each, b))
+            ]
+            if _is_sequence(each)
+            else [_spec(each, f"policies[{j}]")] * b  # type: ignore[arg-type]  # it is a policy then
+            for j, each in enumerate(policies)
+        ]
+        excluded = self._find_each("exclude", exclude, b)
+        allowed = self._find_each("allow", allow, b)
+        biases = self._biases(bias, b)
+        places = max(map(len, rankings), default=0)
+        result = np.full((len(specs), b, places), np.nan)
+        table, before = self._packed, None
+        for i, positions in enumerate(rankings):
+            own_bias = None if biases is None else biases[i % len(biases)]
+            key = rows[i].tobytes(), i if biases is not None and len(biases) > 1 else 0
+            if key != before:
+                table, before = self._score_table(rows[i], own_bias), key
+            eligible, n_eligible = self._eligible(excluded[i], allowed[i])
+            for j, of_policy in enumerate(specs):
+                spec = of_policy[i]
+                result[j, i, : len(positions)] = table.log_propensities(
+                    _ONE,
+                    positions,
+                    spec.kind,
+                    spec.temperature,
+                    spec.epsilon,
+                    None,
+                    eligible,
+                    n_eligible,
+                )
+        return result
+
+    def _score_table(self, query: Float32Array, bias: Float32Array | None) -> _native.PackedCatalog:
+        """A catalog of vectors of one dimension that are this query's scores."""
+        lanes = _native.LANES
+        panels = np.zeros((-(-self._n_items // lanes), 1, lanes), np.float32)
+        scores = self._packed.scores(query, bias)
+        panels.reshape(-1)[: self._n_items] = scores
+        meta = {"max_norm": float(np.abs(scores).max())}
+        return _native.PackedCatalog(
+            {"panels": panels},
+            None,
+            self._n_items,
+            1,
+            meta,
+            0.0,
+            0.0,
+            self._rows,
+            self._arrays.get("panel_rows"),
+        )
+
     def scores(self, query: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Float32Array:
         """Raw scores (n,) float32 of all items in catalog order, to the bit as rankings have them.
 
@@ -596,6 +694,13 @@ class Catalog:
     def _bias(self, bias: npt.ArrayLike) -> Float32Array:
         return self._stored(as_float32("bias", bias, (self._n_items,)))
 
+    def _biases(self, bias: npt.ArrayLike | None, b: int) -> Float32Array | None:
+        """One row for all users, or one for each; None for none."""
+        if bias is None:
+            return None
+        shape = (b, self._n_items) if np.ndim(bias) == 2 else (self._n_items,)
+        return self._stored(as_float32("bias", bias, shape).reshape(-1, self._n_items))
+
     def _stored(self, values: Float32Array) -> Float32Array:
         """Values by row, in the order of positions."""
         return values if self._rows is None else np.take(values, self._rows, axis=-1)
@@ -619,6 +724,12 @@ class Catalog:
             return None
         positions = self._index.find(name, ids)
         return positions[positions >= 0]
+
+    def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
+        if rankings and all(isinstance(each, np.ndarray) and each.ndim == 1 for each in rankings):
+            found = self._index.find("item_ids", np.concatenate(rankings))
+            return np.split(found, np.cumsum([len(each) for each in rankings])[:-1])
+        return [self._index.find(f"item_ids[{i}]", each) for i, each in enumerate(rankings)]
 
     def _find_each(
         self, name: str, ids: Sequence[Ids | None] | None, b: int

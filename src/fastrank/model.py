@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,8 +13,8 @@ import numpy.typing as npt
 from fastrank import store
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdArray, IdIndex, Ids, as_ids
-from fastrank.inputs import Float32Array, as_float32, as_real
-from fastrank.policies import Policy
+from fastrank.inputs import Float32Array, as_finite, as_float32, as_real
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, PlackettLuce, Policy
 from fastrank.ranking import Ranking
 
 __all__ = ["Model"]
@@ -31,6 +32,10 @@ class Model:
         A user's query; cast to float32, finite.
     item_titles : sequence of n str, optional
         In catalog order.
+    user_temperatures : array_like of real numbers, shape (u,), optional
+        Each user's own factor, above 0, on the temperature of any Plackett-Luce policy: scores
+        differ between users, so one temperature explores a lot for some and hardly for others.
+        `fastrank plan --apply` chooses them.
 
     Raises
     ------
@@ -53,6 +58,7 @@ class Model:
         user_vectors: npt.ArrayLike,
         *,
         item_titles: Sequence[str] | None = None,
+        user_temperatures: npt.ArrayLike | None = None,
     ) -> None:
         rows = as_real("user_vectors", user_vectors)
         if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != catalog.dim:
@@ -71,6 +77,8 @@ class Model:
         if item_titles is not None:
             text, offsets = _pack_titles(item_titles, len(catalog))
             arrays |= {"title_text": text, "title_offsets": offsets}
+        if user_temperatures is not None:
+            arrays["user_temperatures"] = _as_temperatures(user_temperatures, len(vectors))
         digests = {name: store.array_digest(array) for name, array in arrays.items()}
         self._set(catalog, arrays, digests, index)
 
@@ -111,19 +119,29 @@ class Model:
         )
         if "user_ids" not in arrays:
             raise ValueError(f"{directory}: a catalog without users; Catalog.open opens it")
-        names = ("user_ids", "user_order", "user_vectors", "title_text", "title_offsets")
+        names = (
+            *("user_ids", "user_order", "user_vectors", "user_temperatures"),
+            *("title_text", "title_offsets"),
+        )
         own = {name: arrays[name] for name in names if name in arrays}
         users = len(own["user_ids"])
         expected = {
             "user_order": ((users,), "<i8"),
             "user_vectors": ((users, catalog.dim), "<f4"),
+            "user_temperatures": ((users,), "<f8"),
             "title_offsets": ((len(catalog) + 1,), "<i8"),
         }
+        optional = ["user_temperatures"] + ([] if "title_text" in own else ["title_offsets"])
         for name, (shape, dtype) in expected.items():
-            if name not in own and name == "title_offsets" and "title_text" not in own:
+            if name not in own and name in optional:
                 continue
             if name not in own or own[name].shape != shape or own[name].dtype.str != dtype:
                 raise ValueError(f"{directory}: not a model: {name} is missing or does not fit")
+        if "user_temperatures" in own:
+            try:
+                _check_temperatures(own["user_temperatures"])
+            except ValueError as error:
+                raise ValueError(f"{directory}: not a model: {error}") from None
         digests = {name: manifest["arrays"][name]["sha256"] for name in own}
         model = cls.__new__(cls)
         index = IdIndex("user_ids", own["user_ids"], own["user_order"])
@@ -145,7 +163,7 @@ class Model:
 
     @property
     def version(self) -> str:
-        """Content hash of catalog, users and titles."""
+        """Content hash of catalog, users, titles and user temperatures."""
         return self._version
 
     @property
@@ -161,11 +179,114 @@ class Model:
 
     def user_vector(self, user_id: Any) -> Float32Array:
         """The user's query, (d,) float32; a ValueError for an unknown user."""
-        position = self._index.find("user_id", [user_id])[0]
+        vector: Float32Array = self._arrays["user_vectors"][self._position(user_id)]
+        return vector
+
+    @property
+    def user_vectors(self) -> Float32Array:
+        """ndarray of float32, shape (u, d): a row a user."""
+        vectors: Float32Array = self._arrays["user_vectors"]
+        return vectors
+
+    def find_users(self, user_ids: Sequence[Any]) -> npt.NDArray[np.int64]:
+        """Rows (m,) of users by their ids, which may come as text, as logs have them; -1: unknown.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([1, 2], [[1.0], [0.0]])
+        >>> fr.Model(catalog, [7, 9], [[1.0], [2.0]]).find_users(["9", "8", None, "ann"]).tolist()
+        [1, -1, -1, -1]
+        """
+        found = np.full(len(user_ids), -1, np.int64)
+        rows, wanted = [], []
+        for row, user in enumerate(user_ids):
+            key = _as_key(user, self._index.ids.dtype.kind)
+            if key is not None:
+                rows.append(row)
+                wanted.append(key)
+        if rows:
+            found[rows] = self._index.find("user_ids", wanted)
+        return found
+
+    def temperature_at(self, row: int) -> float:
+        """`user_temperature` of the user in this row."""
+        if not self.has_user_temperatures:
+            return 1.0
+        return float(self._arrays["user_temperatures"][row])
+
+    def _position(self, user_id: Any) -> int:
+        position = int(self._index.find("user_id", [user_id])[0])
         if position < 0:
             raise ValueError(f"user_id: {user_id!r} is not in the model")
-        vector: Float32Array = self._arrays["user_vectors"][position]
-        return vector
+        return position
+
+    @property
+    def has_user_temperatures(self) -> bool:
+        """Whether users have temperatures of their own."""
+        return "user_temperatures" in self._arrays
+
+    def user_temperature(self, user_id: Any) -> float:
+        """The factor on a Plackett-Luce temperature for this user; 1.0 where users have none."""
+        return self.temperature_at(self._position(user_id))
+
+    def user_policy(self, user_id: Any, policy: Policy) -> Policy:
+        """The policy that `recommend` draws with for this user.
+
+        Plackett-Luce with its temperature times `user_temperature`; any other policy as it is.
+
+        Raises
+        ------
+        ValueError
+            If the product leaves the range of temperatures, or the user is unknown.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([1, 2], [[1.0], [0.0]])
+        >>> model = fr.Model(catalog, ["ann", "bob"], [[1.0], [9.0]], user_temperatures=[0.5, 4.5])
+        >>> model.user_policy("bob", fr.PlackettLuce(temperature=2.0)).temperature
+        9.0
+        """
+        return self._own_policy(self._position(user_id), policy)
+
+    def _own_policy(self, position: int, policy: Policy) -> Policy:
+        if not self.has_user_temperatures or not isinstance(policy, PlackettLuce):
+            return policy
+        own = float(self._arrays["user_temperatures"][position])
+        temperature = policy.temperature * own
+        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature: {policy.temperature:g} times the {own:g} of user"
+                f" {self._index.ids[position].item()!r} must lie in"
+                f" [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got {temperature:g}"
+            )
+        return dataclasses.replace(policy, temperature=temperature)
+
+    def with_user_temperatures(self, user_temperatures: npt.ArrayLike | None) -> Model:
+        """A model that differs in its user temperatures alone; it shares all other arrays.
+
+        Parameters
+        ----------
+        user_temperatures : array_like of real numbers, shape (u,), or None
+            In the order of `user_ids`, finite and above 0; None for a model without.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> model = fr.Model(fr.Catalog([1, 2], [[1.0], [0.0]]), ["ann"], [[1.0]])
+        >>> model.with_user_temperatures([0.25]).user_temperature("ann")
+        0.25
+        """
+        own = "user_temperatures"
+        arrays = {name: array for name, array in self._arrays.items() if name != own}
+        digests = {name: digest for name, digest in self._digests.items() if name != own}
+        if user_temperatures is not None:
+            arrays[own] = _as_temperatures(user_temperatures, len(self._index.ids))
+            digests[own] = store.array_digest(arrays[own])
+        model = type(self).__new__(type(self))
+        model._set(self._catalog, arrays, digests, self._index)
+        return model
 
     def recommend(
         self,
@@ -179,11 +300,16 @@ class Model:
         bias: npt.ArrayLike | None = None,
         threads: int = 1,
     ) -> Ranking:
-        """`Catalog.rank` for the vector of a known user; parameters as there."""
+        """`Catalog.rank` for the vector of a known user; parameters as there.
+
+        Where users have temperatures of their own, that of a Plackett-Luce policy is multiplied by
+        the user's: the ranking's `policy` has the product, the temperature that was really used.
+        """
+        position = self._position(user_id)
         return self._catalog.rank(
-            self.user_vector(user_id),
+            self._arrays["user_vectors"][position],
             k,
-            policy=policy,
+            policy=self._own_policy(position, policy),
             seed=seed,
             exclude=exclude,
             allow=allow,
@@ -200,6 +326,31 @@ class Model:
             return ""
         start, end = self._arrays["title_offsets"][row : row + 2]
         return self._arrays["title_text"][start:end].tobytes().decode("utf-8", "replace")
+
+
+def _as_temperatures(values: npt.ArrayLike, users: int) -> npt.NDArray[np.float64]:
+    temperatures = as_finite("user_temperatures", values, (users,))
+    _check_temperatures(temperatures)
+    temperatures.flags.writeable = False  # as_finite made a copy
+    return temperatures
+
+
+def _check_temperatures(temperatures: npt.NDArray[np.float64]) -> None:
+    bad = np.flatnonzero(~(np.isfinite(temperatures) & (temperatures > 0.0)))
+    if bad.size:
+        value = temperatures[bad[0]]
+        raise ValueError(f"user_temperatures: row {bad[0]}: must be above 0, got {value}")
+
+
+def _as_key(user: Any, kind: str) -> Any:
+    """A user id in the type of the model's; None where it cannot be one of them."""
+    if kind == "U":
+        return user if isinstance(user, str) and not user.endswith("\0") else None
+    try:
+        key = int(user)
+    except (TypeError, ValueError):
+        return None
+    return key if -(2**63) <= key < 2**63 and str(key) == str(user) else None
 
 
 def _pack_titles(

@@ -26,7 +26,7 @@ __all__ = ["rank"]
 _OVERLAP = 0.7
 
 
-@click.command(short_help="Rank a model's items for one user.")
+@click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--user", help="User id.")
 @click.option(
@@ -46,7 +46,8 @@ _OVERLAP = 0.7
     "--temperature",
     type=float,
     help="For Plackett-Luce, in the unit of the scores. Without it, one is chosen for this user"
-    f" that keeps about {_OVERLAP:.0%} of the deterministic ranking.",
+    f" that keeps about {_OVERLAP:.0%} of the deterministic ranking. Where users have temperatures"
+    " of their own (fastrank plan --apply), it is a multiple of them, and 1 by default.",
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: 0.1]")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
@@ -92,7 +93,14 @@ def rank(
     eligible = _eligible(catalog.item_ids, **filters)
     if not eligible.any():
         raise click.UsageError("--allow, --exclude: no item is eligible")
-    if temperature is None and "temperature" in INFERENCE_TYPES[inference_type][2]:
+    own = None
+    takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
+    if user is not None and takes_temperature and opened and opened.has_user_temperatures:
+        own = opened.user_temperature(user_id)
+        note = (
+            f" ({1.0 if temperature is None else temperature:.6g} times the user's own {own:.6g})"
+        )
+    elif temperature is None and takes_temperature:
         scores = catalog.scores(vector)[eligible]
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
@@ -101,6 +109,8 @@ def rank(
         note = ""
     given = {"temperature": temperature, "epsilon": epsilon}
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
+    if own is not None and opened is not None:
+        chosen = opened.user_policy(user_id, chosen)
     # Twice: the first call also reads the model from disk, and is not what a service sees.
     seed = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters, threads=1).seed
     start = time.perf_counter()
@@ -108,7 +118,8 @@ def rank(
     latency_us = 1e6 * (time.perf_counter() - start)
     titles = opened.titles(ranking.item_ids) if opened and opened.has_titles else None
     if as_json:
-        record = {"user": user_id, "k": k, **_record(ranking, titles), "latency_us": latency_us}
+        facts = {"user": user_id, "user_temperature": own, "k": k}
+        record = {**facts, **_record(ranking, titles), "latency_us": latency_us}
         click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
     else:
         _print(ranking, titles, note, latency_us)

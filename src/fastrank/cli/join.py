@@ -1,0 +1,118 @@
+"""`fastrank join`: rewards into a log, as a new data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fastrank.cli.terminal import progress, standard_output
+
+if TYPE_CHECKING:  # pyarrow takes a while to import: only when the command runs
+    from fastrank.eventlog import JoinSummary
+
+__all__ = ["join"]
+
+
+@click.command()
+@click.argument("logs")
+@click.argument("rewards")
+@click.option(
+    "--window", required=True, help="How long after a ranking rewards count: 30m, 24h, 7d."
+)
+@click.option(
+    "--as-of",
+    required=True,
+    help="Until when the rewards are complete: 2026-01-31T12:00:00Z. UTC if it says no zone.",
+)
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(["positives", "complete"]),
+    help="positives: what is not there is 0. complete: what is not there was not observed.",
+)
+@click.option(
+    "--repeats",
+    type=click.Choice(["max", "sum", "first"]),
+    default="max",
+    show_default=True,
+    help="What several rewards for one item of one ranking make.",
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def join(
+    logs: str,
+    rewards: str,
+    window: str,
+    as_of: str,
+    kind: str,
+    repeats: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Join REWARDS to LOGS and write a new data set.
+
+    LOGS is a directory, file or glob of a log. REWARDS is one of Parquet, CSV or JSON Lines with
+    request_id, item_id, reward, ts, and if wanted position (the item's place, from 1).
+
+    A reward counts if its item was shown under its request and it came within the window. Rankings
+    whose window is still open at the given time are left out: run it again later. The result is
+    written whole or not at all.
+
+    \b
+    Example:
+      fastrank join logs/ clicks.csv --window 24h --as-of 2026-02-01T00:00:00Z \\
+          --kind positives -o joined/
+    """
+    from fastrank.eventlog.join import join as join_rewards
+
+    with progress() as bar:
+        task = bar.add_task("joining", total=1.0)
+        summary = join_rewards(
+            logs,
+            rewards,
+            output,
+            window=window,
+            as_of=as_of,
+            kind=kind,  # type: ignore[arg-type]  # click has checked both
+            repeats=repeats,  # type: ignore[arg-type]
+            advance=lambda share: bar.update(task, completed=share),
+        )
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **summary.to_dict()}))
+    else:
+        _print(output, summary)
+
+
+def _print(output: Path, summary: JoinSummary) -> None:
+    console = standard_output()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("count", justify="right")
+    unlogged_items = summary.rewards_unlogged - summary.rewards_unlogged_requests
+    rows: list[tuple[str, int]] = [
+        ("rankings read", summary.rows_read),
+        ("  set aside as malformed", summary.rows_set_aside),
+        ("  left out, window still open", summary.rows_open),
+        ("  written", summary.rows_written),
+        ("    with a reward from the files", summary.rows_with_reward),
+        ("rewards read", summary.rewards_read),
+        ("  used", summary.rewards_used),
+        ("    of these, repeats", summary.rewards_repeated),
+        ("  of rankings left out", summary.rewards_of_open_rows),
+        ("  outside the window", summary.rewards_outside_window),
+        ("  request not in the log", summary.rewards_unlogged_requests),
+        ("  item not shown there", unlogged_items),
+        ("  shown in another position", summary.rewards_misplaced),
+    ]
+    for name, count in rows:
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+    console.print(f"{escape(str(output))}: {summary.rows_written:,} rankings with rewards")

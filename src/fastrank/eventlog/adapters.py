@@ -1,0 +1,570 @@
+"""Other logs, brought into this schema: the Open Bandit Dataset, and SageMaker Data Capture.
+
+An adapter only translates. Its tables go through `LogReader.of_tables`, which checks them like any
+other log, or through `LogWriter.append_table`, to be kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import glob
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+from urllib.parse import unquote_plus
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from fastrank import obd
+from fastrank.eventlog.reader import ReadReport
+from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
+
+__all__ = ["DataCapture", "from_data_capture", "from_obd"]
+
+Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_TABLE_ROWS = 65_536
+_CAPTURE_ROWS = 10_000
+_OBD_COLUMNS = {
+    "timestamp": None,  # text or a timestamp
+    "item_id": pa.int64(),
+    "position": pa.int64(),
+    "click": pa.float32(),
+    "propensity_score": pa.float64(),
+    **{f"user_feature_{j}": pa.string() for j in range(4)},
+}
+_OBD_ITEM = re.compile(r"user-item_affinity_\d+")
+
+
+# The Open Bandit Dataset.
+
+
+def from_obd(
+    campaign_or_path: str | os.PathLike[str], policy: str | None = None
+) -> Iterator[pa.Table]:
+    """Logs of the Open Bandit Dataset as tables in the log's schema.
+
+    Each impression becomes a ranking of one place, whose propensity is that of its item in its
+    position. The position, 1 to 3, is kept in a column `position`: it is context, not a
+    place of the ranking.
+
+    Parameters
+    ----------
+    campaign_or_path : str or path
+        ``all`` or ``men``: the bundled log. Otherwise a file as published, .csv or .parquet.
+    policy : {"random", "bts"}, optional
+        Which policy logged it. For a file it is read off the path, if it can be.
+
+    Yields
+    ------
+    pyarrow.Table
+        Request ids are ``<campaign>-<policy>-<row>``, rows from 0; the user is the segment, the
+        four hashed features joined by ``-``. The random policy is called ``uniform``, which is what
+        it is. Clicks are rewards, of kind ``complete``: no click is an observation, too. The
+        data hold no seeds, scores or model, so those columns are null.
+
+    Raises
+    ------
+    ValueError
+        If the policy cannot be told, or naming the file, for one that is not as published.
+
+    Examples
+    --------
+    >>> table = next(from_obd("all", "bts"))
+    >>> table.num_rows, table["request_id"][0].as_py(), table["k"][0].as_py()
+    (10000, 'all-bts-0', 1)
+    """
+    if policy is not None and policy not in get_args(obd.LoggingPolicy):
+        names = ", ".join(get_args(obd.LoggingPolicy))
+        raise ValueError(f"policy: expected one of {names}; got {policy!r}")
+    if campaign_or_path in get_args(obd.Campaign):
+        if policy is None:
+            raise ValueError("policy: say which log of the campaign, random or bts")
+        return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]
+    path = Path(campaign_or_path)
+    if not path.is_file():
+        campaigns = ", ".join(get_args(obd.Campaign))
+        raise ValueError(f"{campaign_or_path}: neither a campaign ({campaigns}) nor a file")
+    words = [word for part in path.with_suffix("").parts for word in re.split(r"[-_.]", part)]
+    if policy is None:
+        found = {word for word in words if word in get_args(obd.LoggingPolicy)}
+        if len(found) != 1:
+            raise ValueError(f"policy: {path} does not say whether it is random or bts")
+        (policy,) = found
+    campaigns_named = [word for word in words if word in ("all", "men", "women")]
+    return _published(path, campaigns_named[-1] if campaigns_named else path.stem, policy)
+
+
+def _bundled(campaign: obd.Campaign, policy: obd.LoggingPolicy) -> Iterator[pa.Table]:
+    log = obd.log(campaign, policy)
+    columns: dict[str, Any] = {
+        "timestamp": pa.array(log.timestamp, pa.timestamp("us")),
+        "item_id": pa.array(log.item_id),
+        "position": pa.array(log.position),
+        "click": pa.array(log.click.astype(np.float32)),
+        "propensity_score": pa.array(log.propensity),
+    }
+    for j in range(4):
+        columns[f"user_feature_{j}"] = pa.array(log.user_features[:, j].tolist(), pa.string())
+    yield _as_log(columns, campaign, policy, 0, log.affinity.shape[1])
+
+
+def _published(path: Path, campaign: str, policy: str) -> Iterator[pa.Table]:
+    first = 0
+    for batch, n_items in _published_batches(path):
+        columns = {}
+        for name, kind in _OBD_COLUMNS.items():
+            column = batch.column(name)
+            try:
+                columns[name] = _as_utc(column) if kind is None else column.cast(kind)
+            except pa.ArrowException as error:
+                raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
+        yield _as_log(columns, campaign, policy, first, n_items)
+        first += batch.num_rows
+
+
+def _published_batches(path: Path) -> Iterator[tuple[pa.RecordBatch, int | None]]:
+    """The columns wanted, and how many items the campaign has."""
+
+    def items(names: list[str]) -> int | None:
+        missing = [name for name in _OBD_COLUMNS if name not in names]
+        if missing:
+            raise ValueError(f"{path}: not a log of the dataset: no column named {missing[0]}")
+        return sum(bool(_OBD_ITEM.fullmatch(name)) for name in names) or None
+
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open("rb") as lines:
+                header = lines.readline().decode("utf-8", "replace")
+            n_items = items([name.strip().strip('"') for name in header.split(",")])
+            texts = {name: kind or pa.string() for name, kind in _OBD_COLUMNS.items()}
+            convert = pa.csv.ConvertOptions(include_columns=list(texts), column_types=texts)
+            with pa.csv.open_csv(path, convert_options=convert) as reader:
+                for batch in reader:
+                    yield batch, n_items
+            return
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            n_items = items(file.schema_arrow.names)
+            for batch in file.iter_batches(_TABLE_ROWS, columns=list(_OBD_COLUMNS)):
+                yield batch, n_items
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _as_utc(column: pa.Array) -> pa.Array:
+    if pa.types.is_string(column.type):
+        zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
+        if pc.all(zoned).as_py():
+            column = column.cast(pa.timestamp("us", tz="UTC"))
+        else:
+            column = column.cast(pa.timestamp("us"))
+    return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+
+
+def _as_log(
+    columns: dict[str, Any], campaign: str, policy: str, first: int, n_items: int | None
+) -> pa.Table:
+    n = len(columns["item_id"])
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        propensity = columns["propensity_score"].to_numpy(zero_copy_only=False)
+        logs = np.log(propensity)
+    features = [columns[f"user_feature_{j}"].fill_null("") for j in range(4)]
+    stamps = columns["timestamp"].cast(pa.timestamp("us"))
+
+    def same(value: Any, kind: pa.DataType) -> pa.Array:
+        return pa.repeat(pa.scalar(value, kind), n)
+
+    def singles(values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, values)
+
+    prefix = f"{campaign}-{policy}-"
+    return completed(
+        pa.table(
+            {
+                "request_id": pa.array([f"{prefix}{row}" for row in range(first, first + n)]),
+                "ts": stamps.cast(pa.timestamp("us", tz="UTC")),
+                "user_id": pc.binary_join_element_wise(*features, "-"),
+                "policy_name": same("uniform" if policy == "random" else policy, pa.string()),
+                "n_eligible": same(n_items, pa.int64()),
+                "is_fallback": same(False, pa.bool_()),
+                "k": same(1, pa.int64()),
+                "item_ids": singles(columns["item_id"]),
+                "log_propensities": singles(pa.array(logs)),
+                "log_propensity": pa.array(logs),
+                "propensity_kind": same("exact", pa.string()),
+                "log_norm_error": same(0.0, pa.float64()),
+                "rewards": singles(columns["click"]),
+                "reward_kind": same("complete", pa.string()),
+                "position": columns["position"],
+            }
+        )
+    )
+
+
+# SageMaker Data Capture.
+
+
+def from_data_capture(paths: Paths) -> DataCapture:
+    """Rows from what SageMaker Data Capture stored of an endpoint; see `DataCapture`."""
+    return DataCapture(paths)
+
+
+class DataCapture:
+    """What Data Capture stored, as tables in the log's schema; iterate over it once or more.
+
+    The endpoint's answer is the log row, and the capture its transport. The answer does not repeat
+    what was asked: exclude and allow lists and a query come from the captured input, without
+    which the row cannot be trusted, and is set aside.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        JSON Lines files, directories (every .jsonl below) or globs.
+
+    Attributes
+    ----------
+    read_report : ReadReport
+        Lines set aside by reason; complete after the last table. `LogReader.of_tables` takes it
+        over into its own report.
+    error_responses : int
+        Captured answers that are errors: no ranking was served, so they are no rows.
+
+    Notes
+    -----
+    Input and output are matched by ``eventId``, or else ``inferenceId``, if they stand in different
+    lines; halves wait in memory for the other one. Data may be JSON or base64 of JSON. A
+    ``gateway`` object in the input, as API Gateway's template makes it, holds URL-encoded
+    parameters; in it, lists are separated by commas.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> body = {"item_ids": [3], "log_propensities": [-0.5], "log_propensity": -0.5, "k": 1,
+    ...         "request_id": "r1", "policy": {"name": "uniform", "params": {}}, "seed": 1,
+    ...         "seed_source": "server", "rng_version": 1, "propensity_kind": "exact"}
+    >>> line = {"captureData": {
+    ...     "endpointInput": {"mode": "INPUT", "encoding": "JSON", "data": '{"user_id": "u"}'},
+    ...     "endpointOutput": {"mode": "OUTPUT", "encoding": "JSON", "data": json.dumps(body)}},
+    ...     "eventMetadata": {"eventId": "e1", "inferenceTime": "2026-01-01T00:00:00Z"}}
+    >>> file = Path(tempfile.mkdtemp(), "capture.jsonl")
+    >>> _ = file.write_text(json.dumps(line))
+    >>> [table["item_ids"].to_pylist() for table in from_data_capture(file)]
+    [[[3]]]
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self.files = _capture_files(paths)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.read_report = ReadReport()
+        self.error_responses = 0
+        self._kind: Kind | None = None
+        self._halves: dict[str, _Half] = {}
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        self._reset()
+        rows: list[dict[str, Any]] = []
+        for path in self.files:
+            for number, line in self._lines(path):
+                row = self._row(str(path), number, line)
+                if row is not None:
+                    rows.append(row)
+                if len(rows) >= _CAPTURE_ROWS:
+                    yield self._table(rows)
+                    rows = []
+        for half in self._halves.values():
+            which = "no captured output" if half.output is None else "no captured input"
+            self._aside(which, half.file, half.number, "")
+        self._halves = {}
+        if rows:
+            yield self._table(rows)
+
+    def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        try:
+            with path.open("rb") as lines:
+                for number, line in enumerate(lines):
+                    if line.strip():
+                        yield number, line
+        except OSError as error:
+            self.read_report.files_set_aside[str(path)] = str(error)
+
+    def _aside(self, reason: str, file: str, number: int, detail: str) -> None:
+        self.read_report.aside(reason)
+        self.read_report.name(reason, file, number, detail)
+
+    def _row(self, file: str, number: int, line: bytes) -> dict[str, Any] | None:
+        """The row that a line completes, if it does."""
+        try:
+            half = self._paired(_half(file, number, line))
+            if half is None:
+                return None
+            request, response = _content(half.input), _content(half.output)
+            if "error" in response and "item_ids" not in response:
+                self.error_responses += 1
+                return None
+            row, kind = _row(request, response, half)
+            if self._kind is not None and kind != self._kind:
+                raise ValueError(f"item_ids: those before are {self._kind}, got {kind}")
+            self._kind = kind
+        except ValueError as error:
+            self._aside("capture not understood", file, number, str(error))
+            return None
+        return row
+
+    def _paired(self, half: _Half) -> _Half | None:
+        """Both halves in one, once they are there."""
+        if half.input is not None and half.output is not None:
+            return half
+        if half.event is None:
+            raise ValueError("eventMetadata: neither eventId nor inferenceId joins the halves")
+        other = self._halves.get(half.event)
+        if other is None:
+            self._halves[half.event] = half
+            return None
+        if (other.input is None) == (half.input is None):
+            raise ValueError(f"the same half came before, in {other.file}, line {other.number}")
+        del self._halves[half.event]
+        return _Half(
+            half.file,
+            half.number,
+            half.input if other.input is None else other.input,
+            half.output if other.output is None else other.output,
+            half.event,
+            half.inference_id or other.inference_id,
+            half.time or other.time,
+        )
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        wanted = schema(self._kind or "int64")
+        return pa.Table.from_pylist(rows, wanted)
+
+
+class _Half:
+    """One line's input, output, or both, and by which event the other half may be found."""
+
+    __slots__ = ("event", "file", "inference_id", "input", "number", "output", "time")
+
+    def __init__(
+        self,
+        file: str,
+        number: int,
+        request: Any,
+        response: Any,
+        event: str | None,
+        inference_id: str | None,
+        time: str | None,
+    ) -> None:
+        self.file = file
+        self.number = number
+        self.input = request
+        self.output = response
+        self.event = event
+        self.inference_id = inference_id
+        self.time = time
+
+
+def _capture_files(paths: Paths) -> list[Path]:
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found: dict[Path, None] = {}
+    for one in given:
+        text = os.fspath(one)
+        if Path(text).is_dir():
+            files = sorted(file for file in Path(text).rglob("*.jsonl") if file.is_file())
+        elif Path(text).exists():
+            files = [Path(text)]
+        else:
+            files = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        if not files:
+            raise ValueError(f"{text}: no capture files (.jsonl) there")
+        found |= dict.fromkeys(files)
+    if not found:
+        raise ValueError("paths: none given")
+    return list(found)
+
+
+def _half(file: str, number: int, line: bytes) -> _Half:
+    capture = _mapping("the line", _json(line))
+    data = _mapping("captureData", capture.get("captureData"))
+    metadata = _mapping("eventMetadata", capture.get("eventMetadata", {}))
+    request, response = data.get("endpointInput"), data.get("endpointOutput")
+    if request is None and response is None:
+        raise ValueError("captureData: neither endpointInput nor endpointOutput")
+    for name, part, mode in (
+        ("endpointInput", request, "INPUT"),
+        ("endpointOutput", response, "OUTPUT"),
+    ):
+        if part is not None and _mapping(name, part).get("mode", mode) != mode:
+            raise ValueError(f"{name}: mode: expected {mode}, got {part['mode']!r}")
+    texts: dict[str, str | None] = {
+        name: None if metadata.get(name) is None else _text(name, metadata[name])
+        for name in ("eventId", "inferenceId", "inferenceTime")
+    }
+    # A caller may use an inference id more than once; an event id is the endpoint's own.
+    event = next((f"{n} {texts[n]}" for n in ("eventId", "inferenceId") if texts[n]), None)
+    return _Half(
+        file, number, request, response, event, texts["inferenceId"], texts["inferenceTime"]
+    )
+
+
+def _json(content: bytes | str) -> Any:
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(content, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+def _content(part: Any) -> dict[str, Any]:
+    """The JSON object that was captured on one side."""
+    data, encoding = part.get("data"), part.get("encoding", "JSON")
+    if isinstance(data, dict):
+        return data
+    if not isinstance(data, str):
+        raise ValueError(f"data: expected text, got {data!r}")
+    if encoding == "BASE64":
+        try:
+            data = base64.b64decode(data, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"data: not base64 of text: {error}") from None
+    elif encoding != "JSON":
+        raise ValueError(f"encoding: expected JSON or BASE64, got {encoding!r}")
+    return _mapping("data", _json(data))
+
+
+def _row(
+    request: dict[str, Any], response: dict[str, Any], half: _Half
+) -> tuple[dict[str, Any], Kind]:
+    items = response.get("item_ids")
+    if not isinstance(items, list):
+        raise ValueError(f"item_ids: expected a list, got {items!r}")
+    kind: Kind = "str" if any(isinstance(item, str) for item in items) else "int64"
+    policy = _mapping("policy", response.get("policy"))
+    params = _mapping("policy: params", policy.get("params") or {})
+    unknown = set(params) - set(PARAMETERS)
+    if unknown:  # what is left out here would be missing when propensities are recomputed
+        raise ValueError(f"policy: params: {sorted(unknown)[0]} is not known")
+    asked = request | _of_gateway(request.get("gateway"))
+    time = response.get("ts") or half.time
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "request_id": response.get("request_id") or half.inference_id,
+        "ts": None if time is None else _time(time),
+        "user_id": response.get("user_id", asked.get("user_id")),
+        "policy_name": policy.get("name"),
+        "policy_params": {name: _number(name, params.get(name)) for name in PARAMETERS},
+        "query": asked.get("query"),
+        "exclude": asked.get("exclude"),
+        "allow": asked.get("allow"),
+    }
+    if isinstance(values["user_id"], int):
+        values["user_id"] = str(values["user_id"])
+    for field in schema(kind):
+        if field.name in values or field.name in ("policy_params", "filter_id", "retrieval"):
+            pass
+        elif field.name not in ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts"):
+            values[field.name] = response.get(field.name)
+    for field in schema(kind):
+        value = values.get(field.name)
+        if value is not None:
+            values[field.name] = _fitting(field.name, value, field.type)
+    for name in ("filter_id", "retrieval"):
+        if response.get(name) is not None:
+            values[name] = _mapping(name, response[name])
+    return values, kind
+
+
+def _of_gateway(gateway: Any) -> dict[str, Any]:
+    """Parameters that came through API Gateway: URL-encoded text, '' for absent."""
+    if gateway is None:
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in _mapping("gateway", gateway).items():
+        text = unquote_plus(_text(f"gateway: {name}", value))
+        if not text:
+            continue
+        if name in ("exclude", "allow"):
+            found[name] = [word.strip() for word in text.split(",") if word.strip()]
+        elif name == "user_id":
+            found[name] = text
+    return found
+
+
+def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
+    """A JSON value that the column's type can hold, or a ValueError."""
+    if pa.types.is_list(kind):
+        if not isinstance(value, list):
+            raise ValueError(f"{name}: expected a list, got {value!r}")
+        return [_fitting(name, item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind) or pa.types.is_timestamp(kind) or value is None:
+        return value
+    if pa.types.is_string(kind):
+        return _text(name, value)
+    if pa.types.is_boolean(kind):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected true or false, got {value!r}")
+        return value
+    if pa.types.is_floating(kind):
+        return _number(name, value)
+    if isinstance(value, str) and name in ("exclude", "allow"):
+        with_sign = value.removeprefix("-")
+        if with_sign.isascii() and with_sign.isdigit():
+            value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name}: expected an integer, got {value!r}")
+    bits = kind.bit_width
+    low, high = (0, 2**bits) if str(kind).startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+    if not low <= value < high:
+        raise ValueError(f"{name}: out of range, got {value}")
+    return value
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected an object, got {value!r}"[:200])
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected text, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: not text that UTF-8 can hold: {value!r}") from None
+    return value
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}: expected a number, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _time(value: Any) -> datetime:
+    text = _text("time", value)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"time: expected ISO 8601, got {text!r}") from None
+    if time.tzinfo is None:
+        raise ValueError(f"time: says no time zone, got {text!r}")
+    return time

@@ -1,0 +1,233 @@
+"""Arrow columns as NumPy arrays, without a Python object for each value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastrank.eventlog.schema import Kind, cast_column
+
+__all__ = [
+    "CODED",
+    "Lists",
+    "among",
+    "booleans",
+    "coded",
+    "codes_of",
+    "floats",
+    "integers",
+    "is_empty",
+    "is_valid",
+    "lengths_of",
+    "padded_numbers",
+    "plain",
+    "repeats",
+    "rounded",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+# Texts that repeat a few values: read as dictionaries, which spares copying hashes of 64 letters.
+CODED = (
+    *("writer_id", "policy_name", "seed_source", "model_version", "catalog_version"),
+    *("candidate_set_id", "propensity_kind", "reward_kind"),
+)
+_MAX_COLUMN_SORT = 16  # places, up to which comparing all pairs is faster than sorting
+
+
+class Lists:
+    """A column of lists: their values in a row, and where each list lies among them."""
+
+    def __init__(self, column: pa.ListArray) -> None:
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        self.n = len(column)
+        self.lengths = np.diff(offsets)
+        values = column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+        self._starts = offsets[:-1] - offsets[0]
+        self._dense = True
+        if column.null_count:
+            valid = is_valid(column)
+            # What lies under a null list is anything.
+            self._dense = not self.lengths[~valid].any()
+            self.lengths = np.where(valid, self.lengths, 0)
+        self.values = values
+        self.is_null: Mask | None = None
+        if values.null_count:
+            self.is_null = ~is_valid(values)
+
+    @cached_property
+    def flat(self) -> Array:
+        """The numbers; NaN for null where they are floats, -1 where they are not."""
+        values = self.values
+        if values.null_count and pa.types.is_integer(values.type):
+            values = values.fill_null(-1)
+        flat: Array = values.to_numpy(zero_copy_only=False)
+        return flat
+
+    def padded(self, width: int, fill: Any, flat: Array | None = None) -> Array:
+        """The lists as rows of (n, width)."""
+        flat = self.flat if flat is None else flat
+        if self._dense and len(flat) == self.n * width and (self.lengths == width).all():
+            return flat.reshape(self.n, width)
+        out = np.full((self.n, width), fill, flat.dtype)
+        inside = np.arange(width) < self.lengths[:, None]
+        if self._dense:
+            out[inside] = flat
+        else:
+            out[inside] = flat[(self._starts[:, None] + np.arange(width))[inside]]
+        return out
+
+    def padded_ids(self, kind: Kind, width: int) -> tuple[Array, Array]:
+        """Ids as (n, width), and codes of them that are equal where they are."""
+        if kind == "int64":
+            ids = self.padded(width, -1)
+            return ids, ids
+        encoded = self.values.fill_null("").dictionary_encode()
+        names = np.array([*encoded.dictionary.to_pylist(), ""], np.str_)
+        codes = self.padded(width, len(names) - 1, encoded.indices.to_numpy())
+        return names[codes], codes
+
+    def any_of(self, wrong: Mask | None) -> Mask:
+        """Rows in whose list some value is marked; `wrong` is as long as `values`."""
+        marked = np.zeros(self.n, np.bool_)
+        if wrong is not None and self.n:
+            places = np.flatnonzero(wrong)
+            rows = np.searchsorted(self._starts, places, side="right") - 1
+            inside = places < self._starts[rows] + self.lengths[rows]
+            marked[rows[inside]] = True
+        return marked
+
+
+def repeats(codes: Array, lengths: npt.NDArray[np.int64], width: int) -> Mask:
+    """Rows in which an item comes twice."""
+    n = len(codes)
+    repeated = np.zeros(n, np.bool_)
+    if width <= _MAX_COLUMN_SORT:
+        columns = np.ascontiguousarray(codes.T)
+        ragged = bool((lengths < width).any())
+        for later in range(1, width):
+            for earlier in range(later):
+                same = columns[later] == columns[earlier]
+                if ragged:
+                    same &= lengths > later
+                repeated |= same
+        return repeated
+    order = np.sort(codes, axis=1)
+    suspects = np.flatnonzero((order[:, 1:] == order[:, :-1]).any(axis=1))
+    for row in suspects.tolist():  # padding repeats, too
+        own = codes[row, : lengths[row]]
+        repeated[row] = len(np.unique(own)) < len(own)
+    return repeated
+
+
+def is_valid(column: pa.Array) -> Mask:
+    """Whether each value is there."""
+    if not column.null_count:
+        return np.ones(len(column), np.bool_)
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return valid
+
+
+def is_empty(column: pa.StringArray | pa.DictionaryArray) -> Mask:
+    """Whether a text is null or ''."""
+    if pa.types.is_dictionary(column.type):
+        codes, names = codes_of(column)
+        return np.array([not name for name in names] + [True], np.bool_)[codes]
+    sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    return np.asarray(sizes == 0, np.bool_)
+
+
+def lengths_of(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Of each list; 0 for null."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return np.asarray(lengths, np.int64)
+
+
+def integers(column: pa.Array, null: int = -1) -> npt.NDArray[np.int64]:
+    """Int64, `null` for null."""
+    if column.null_count:
+        column = pc.fill_null(column.cast(pa.int64()), null)
+    return np.asarray(column.to_numpy(zero_copy_only=False), np.int64)
+
+
+def floats(column: pa.Array) -> FloatArray:
+    """Float64, NaN for null."""
+    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+
+
+def booleans(column: pa.BooleanArray) -> Mask:
+    """Bool, False for null."""
+    return np.asarray(pc.fill_null(column, False).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def among(column: pa.StringArray | pa.DictionaryArray, words: Sequence[str]) -> Mask:
+    """Whether each text is one of the words; null is not."""
+    codes, names = codes_of(column)
+    return np.array([name in words for name in names] + [False], np.bool_)[codes]
+
+
+def codes_of(
+    column: pa.StringArray | pa.DictionaryArray,
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """A number for each distinct text, -1 for null, and the texts."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes, names = integers(encoded.indices), encoded.dictionary.to_pylist()
+    if None in names:
+        codes = np.where(codes == names.index(None), -1, codes)
+    return codes, names
+
+
+def coded(name: str, column: pa.Array) -> pa.DictionaryArray:
+    """A column of repetitive texts as a dictionary; a ValueError if it is not of texts."""
+    if not pa.types.is_dictionary(column.type):
+        column = cast_column(name, column, pa.string()).dictionary_encode()
+    texts = column.dictionary
+    texts.validate(full=True)  # UTF-8, which Parquet promises and does not check
+    if not pa.types.is_string(texts.type):
+        column = pa.DictionaryArray.from_arrays(
+            column.indices, cast_column(name, texts, pa.string())
+        )
+    return column
+
+
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch with its dictionaries written out."""
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in batch.columns
+    ]
+    fields = [
+        pa.field(own.name, column.type) for own, column in zip(batch.schema, columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(
+        columns, schema=pa.schema(fields, metadata=batch.schema.metadata)
+    )
+
+
+def rounded(values: FloatArray) -> FloatArray:
+    """To about 12 significant digits, so that t * u / u is t again."""
+    bits = values.view(np.int64)
+    if len(values) > 1 and (bits == bits[0]).all():
+        return np.repeat(rounded(values[:1]), len(values))
+    with np.errstate(all="ignore"):
+        scale = 10.0 ** (11 - np.floor(np.log10(np.abs(values))))
+        near = np.round(values * scale) / scale
+    return np.where(np.isfinite(near), near, values) + 0.0
+
+
+def padded_numbers(column: pa.Array, width: int, beyond: Mask | None) -> FloatArray:
+    """Numbers as (n,), or lists of numbers as (n, width), 0 where `beyond`; NaN for null."""
+    if not pa.types.is_nested(column.type):
+        return floats(column)
+    wanted = pa.list_(pa.float64())
+    lists = Lists(column if column.type.equals(wanted) else column.cast(wanted))
+    values: FloatArray = lists.padded(width, np.nan)
+    return values if beyond is None else np.where(beyond, 0.0, values)

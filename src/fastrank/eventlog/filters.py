@@ -1,0 +1,171 @@
+"""Long exclude and allow lists and bias vectors: stored once beside the log, named by content.
+
+``filters/<hash>.parquet`` holds one list of ids, sorted and without repeats, since a filter is a
+set; ``filters/<hash>.npy`` holds one float32 bias vector. A file is whole or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections import OrderedDict
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastrank.ids import Ids, as_ids
+
+__all__ = [
+    "FOLDER",
+    "FilterStore",
+    "bias_id",
+    "canonical",
+    "filter_id",
+    "remove_leftovers",
+    "save",
+]
+
+FOLDER = "filters"
+_CACHE_BYTES = 64 << 20
+_LEFTOVER_SECONDS = 3600.0
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def canonical(name: str, ids: Ids) -> Array:
+    """The ids of a list as the set they mean: sorted, each once."""
+    return np.unique(as_ids(name, ids))
+
+
+def filter_id(ids: Ids) -> str:
+    """Content hash of a list of ids; order and repeats do not matter.
+
+    Examples
+    --------
+    >>> filter_id([3, 1, 2]) == filter_id([1, 2, 3, 3])
+    True
+    >>> filter_id([1]) == filter_id(["1"])
+    False
+    """
+    return _hash_of_ids(canonical("ids", ids))
+
+
+def bias_id(bias: npt.ArrayLike) -> str:
+    """Content hash of a bias vector, as float32.
+
+    Examples
+    --------
+    >>> bias_id([0.5, 1.0]) == bias_id([1.0, 0.5])
+    False
+    """
+    values = np.ascontiguousarray(bias, np.dtype("<f4"))
+    return hashlib.sha256(b"bias\0" + values.tobytes()).hexdigest()[:32]
+
+
+def _hash_of_ids(ids: Array) -> str:
+    if ids.dtype.kind == "U":
+        content = b"str\0" + json.dumps(ids.tolist()).encode()
+    else:
+        content = b"int64\0" + ids.astype("<i8").tobytes()
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def save(log_directory: Path, name: str, values: Array) -> None:
+    """Write one list of ids or one bias (float32) under its hash; nothing if it is there.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing is left under the name then.
+    """
+    is_bias = values.dtype == np.float32
+    folder = log_directory / FOLDER
+    file = folder / f"{name}{'.npy' if is_bias else '.parquet'}"
+    if file.exists():
+        return
+    content = BytesIO()
+    if is_bias:
+        np.save(content, values, allow_pickle=False)
+    else:
+        kind = pa.string() if values.dtype.kind == "U" else pa.int64()
+        pq.write_table(pa.table({"item_id": pa.array(values.tolist(), kind)}), content)
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".{file.name}.{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.write_bytes(content.getbuffer())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(log_directory: Path) -> None:
+    """Remove what killed writers left half written; what is young may be in use."""
+    for file in (log_directory / FOLDER).glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
+                file.unlink()
+
+
+class FilterStore:
+    """Reads lists and biases by hash and checks them against it; keeps the latest 64 MB."""
+
+    def __init__(self) -> None:
+        self._cache: OrderedDict[tuple[str, str], Array] = OrderedDict()
+        self._bytes = 0
+
+    def ids(self, folder: Path | None, name: str) -> Array:
+        """The sorted ids of a list; a ValueError if it is missing or not what its name says."""
+        return self._get(folder, name, ".parquet")
+
+    def bias(self, folder: Path | None, name: str) -> npt.NDArray[np.float32]:
+        """A bias vector, float32 (n,); a ValueError likewise."""
+        return self._get(folder, name, ".npy")
+
+    def _get(self, folder: Path | None, name: str, suffix: str) -> Array:
+        key = (str(folder), name + suffix)
+        found = self._cache.get(key)
+        if found is None:
+            found = _read(folder, name, suffix)
+            self._cache[key] = found
+            self._bytes += found.nbytes
+            while self._bytes > _CACHE_BYTES and len(self._cache) > 1:
+                self._bytes -= self._cache.popitem(last=False)[1].nbytes
+        else:
+            self._cache.move_to_end(key)
+        return found
+
+
+def _read(folder: Path | None, name: str, suffix: str) -> Array:
+    if folder is None:
+        raise ValueError(f"{FOLDER}/{name}{suffix} is not at hand: this is a table, not a file")
+    if os.path.basename(name) != name or not name:
+        raise ValueError(f"{name!r} is not the name of a filter")
+    file = folder / FOLDER / f"{name}{suffix}"
+    try:
+        if suffix == ".npy":
+            values: Array = np.load(file, allow_pickle=False)
+            stated = bias_id(values) if values.dtype == np.float32 and values.ndim == 1 else ""
+        else:
+            column = pq.read_table(file, columns=["item_id"])["item_id"]
+            values = np.array(column.to_pylist(), None if len(column) else np.int64)
+            if values.dtype.kind not in "iU":
+                raise ValueError("its ids are neither int64 nor str")
+            stated = _hash_of_ids(values)
+    except FileNotFoundError:
+        raise ValueError(f"{FOLDER}/{file.name} is missing") from None
+    except (ValueError, EOFError, OSError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{FOLDER}/{file.name}: not readable: {error}") from None
+    if stated != name:
+        raise ValueError(f"{FOLDER}/{file.name} does not match its hash")
+    values.flags.writeable = False
+    return values

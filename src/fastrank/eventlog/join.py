@@ -1,0 +1,471 @@
+"""join: rewards into a log, as a new data set.
+
+A reward counts for a row if it names its request, an item that was shown, and a time within the
+window after the row was served. While a row's window is open its rewards are unfinished, so the row
+is left out; later another join takes it in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fastrank.eventlog.filters import FOLDER
+from fastrank.eventlog.hashing import text_hashes
+from fastrank.eventlog.reader import JOIN_FILE, JOIN_KEY, LogBatch, LogReader, Paths
+from fastrank.eventlog.rewards import Rewards, read_rewards
+from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, Kind, schema
+from fastrank.eventlog.segments import parquet_options
+
+__all__ = ["JoinSummary", "Repeats", "RewardKind", "join", "parse_time", "parse_window"]
+
+RewardKind: TypeAlias = Literal["positives", "complete"]
+Repeats: TypeAlias = Literal["max", "sum", "first"]
+Array: TypeAlias = npt.NDArray[Any]
+Advance: TypeAlias = Callable[[float], None]  # share of the log that is read
+
+_FILE_ROWS = 1_000_000
+_ROW_GROUP_ROWS = 65_536
+_WINDOW = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(slots=True)
+class JoinSummary:
+    """What a join did.
+
+    Attributes
+    ----------
+    rows_read, rows_set_aside : int
+        Of the log; why rows were set aside is in the result's join.json, with the whole report.
+    rows_open : int
+        Left out: their window is still open at `as_of`.
+    rows_written, rows_with_reward : int
+        Of the result; the latter have at least one reward from the files.
+    rewards_read, rewards_used : int
+        Rewards of the files, and those that stand in the result (before repeats are merged).
+    rewards_repeated : int
+        Of those used, how many came on top of another one for the same item of the same row.
+    rewards_of_open_rows : int
+        Left out with their rows.
+    rewards_outside_window : int
+        Before the row was served, or after its window.
+    rewards_unlogged : int
+        Pairs of request and item that the log does not hold: no such request (or its row is set
+        aside), or the item was not shown there. `rewards_unlogged_requests` of them have no
+        such request.
+    rewards_misplaced : int
+        The item was shown, but not in the position that the reward states.
+    """
+
+    rows_read: int = 0
+    rows_set_aside: int = 0
+    rows_open: int = 0
+    rows_written: int = 0
+    rows_with_reward: int = 0
+    rewards_read: int = 0
+    rewards_used: int = 0
+    rewards_repeated: int = 0
+    rewards_of_open_rows: int = 0
+    rewards_outside_window: int = 0
+    rewards_unlogged: int = 0
+    rewards_unlogged_requests: int = 0
+    rewards_misplaced: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return asdict(self)
+
+
+def join(
+    logs: Paths,
+    rewards: Paths,
+    output: str | os.PathLike[str],
+    *,
+    window: timedelta | str,
+    as_of: datetime | str,
+    kind: RewardKind,
+    repeats: Repeats = "max",
+    advance: Advance | None = None,
+) -> JoinSummary:
+    """Join rewards to a log and write the result as a new data set, whole or not at all.
+
+    Parameters
+    ----------
+    logs : path or iterable of paths
+        As `LogReader` takes them; without rewards as yet.
+    rewards : path or iterable of paths
+        Parquet, CSV or JSON Lines: columns request_id, item_id, reward, ts, and if wanted position
+        (the item's place, from 1). Times without a zone are UTC.
+    output : path
+        A directory that does not exist, or is empty.
+    window : timedelta or str
+        How long after a row was served its rewards count, both ends included; ``"24h"``, say.
+    as_of : datetime or str
+        The moment up to which the rewards are complete. A row's window is closed if it ended by
+        then; other rows are left out and counted. UTC where it says no zone.
+    kind : {"positives", "complete"}
+        positives: the files hold what happened, clicks say, and everything else in a closed
+        window is 0. complete: they hold every observation, zeros too, and what is not there was
+        not observed. Positives cannot be negative.
+    repeats : {"max", "sum", "first"}
+        What several rewards for one item of one row make; `first` by time.
+    advance : callable, optional
+        Told the share of the log that is done.
+
+    Returns
+    -------
+    JoinSummary
+
+    Raises
+    ------
+    ValueError
+        For bad arguments, rewards that cannot be (naming file and row), a log that holds rewards
+        already, or nothing that can be read.
+
+    Notes
+    -----
+    The rewards are held in memory, about 60 bytes each; the log is streamed. Places beyond
+    `displayed` stay null. The result carries its filters along, and in ``join.json`` what was
+    read and left out, which `LogReader` takes into its report. O(rows + m log m).
+    """
+    length = parse_window(window)
+    moment = parse_time("as_of", as_of)
+    _one_of("kind", kind, RewardKind)
+    _one_of("repeats", repeats, Repeats)
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"output: {target} is taken")
+    reader = LogReader(logs)
+    reader._keep_all = True
+    identity = secrets.token_hex(8)
+    given: Rewards | None = None
+    found = _Found()
+    summary = JoinSummary()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
+    try:
+        result = _Result(temporary, identity)
+        for batch in reader:
+            if given is None:
+                given = read_rewards(
+                    rewards, reader.kind or "int64", allow_negative=kind == "complete"
+                )
+                found.start(len(given))
+            _refuse_rewards(batch)
+            joined = _joined(batch, given, found, summary, length, moment, kind, repeats)
+            if joined is not None:
+                result.add(joined, batch)
+            if advance is not None:
+                advance(reader.progress)
+        if given is None:
+            given = read_rewards(rewards, reader.kind or "int64", allow_negative=kind == "complete")
+            found.start(len(given))
+        summary.rows_read = reader.report.rows_read
+        summary.rows_set_aside = reader.report.rows_set_aside
+        _count(summary, found)
+        about = {
+            "id": identity,
+            "window_seconds": length.total_seconds(),
+            "as_of": moment.isoformat(),
+            "kind": kind,
+            "repeats": repeats,
+            "summary": summary.to_dict(),
+            "source": reader.report.to_dict(),
+        }
+        result.close(reader.kind)
+        (temporary / JOIN_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return summary
+
+
+def parse_window(window: timedelta | str) -> timedelta:
+    """A length of time such as 90s, 30m, 24h, 7d or 2w.
+
+    Examples
+    --------
+    >>> parse_window("36h")
+    datetime.timedelta(days=1, seconds=43200)
+    """
+    if isinstance(window, timedelta):
+        length = window
+    else:
+        match = _WINDOW.fullmatch(window.strip()) if isinstance(window, str) else None
+        if match is None:
+            raise ValueError(f"window: expected a length such as 30m, 24h or 7d, got {window!r}")
+        try:
+            length = timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+        except OverflowError:
+            raise ValueError(f"window: too long, got {window!r}") from None
+    if length <= timedelta(0):
+        raise ValueError(f"window: must be longer than 0, got {window!r}")
+    return length
+
+
+def parse_time(name: str, moment: datetime | str) -> datetime:
+    """A moment; UTC where it says no zone.
+
+    Examples
+    --------
+    >>> parse_time("as_of", "2026-01-02").isoformat()
+    '2026-01-02T00:00:00+00:00'
+    """
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment.strip())
+        except ValueError:
+            raise ValueError(
+                f"{name}: expected a time such as 2026-01-31T12:00:00Z, got {moment!r}"
+            ) from None
+    if not isinstance(moment, datetime):
+        raise ValueError(f"{name}: expected a datetime, got {moment!r}")
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class _Found:
+    """What became of each reward, in the order of `Rewards`."""
+
+    def start(self, count: int) -> None:
+        self.request = np.zeros(count, np.bool_)
+        self.shown = np.zeros(count, np.bool_)
+        self.placed = np.zeros(count, np.bool_)
+        self.open = np.zeros(count, np.bool_)
+        self.inside = np.zeros(count, np.bool_)
+
+
+def _count(summary: JoinSummary, found: _Found) -> None:
+    summary.rewards_read = len(found.request)
+    summary.rewards_unlogged = int(np.count_nonzero(~found.shown))
+    summary.rewards_unlogged_requests = int(np.count_nonzero(~found.request))
+    summary.rewards_misplaced = int(np.count_nonzero(found.shown & ~found.placed))
+    summary.rewards_outside_window = int(np.count_nonzero(found.placed & ~found.inside))
+    summary.rewards_of_open_rows = int(np.count_nonzero(found.inside & found.open))
+    summary.rewards_used = int(np.count_nonzero(found.inside & ~found.open))
+
+
+def _refuse_rewards(batch: LogBatch) -> None:
+    rewards = batch.table.column("rewards")
+    if rewards.null_count < len(rewards):
+        row = int(np.flatnonzero(rewards.is_valid().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(
+            f"{batch.source}: row {batch.rows[row]}: has rewards already; join the log as it was"
+        )
+
+
+def _joined(
+    batch: LogBatch,
+    rewards: Rewards,
+    found: _Found,
+    summary: JoinSummary,
+    window: timedelta,
+    as_of: datetime,
+    kind: RewardKind,
+    repeats: Repeats,
+) -> pa.RecordBatch | None:
+    """The rows of a batch whose window is closed, with their rewards; None if there are none."""
+    n, width = batch.item_ids.shape
+    served = batch.table.column("ts").cast(pa.int64()).to_numpy()
+    micros = window // timedelta(microseconds=1)
+    limit = (as_of - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    is_open = served > limit - micros
+    rows, which = _pairs(batch, rewards)
+    found.request[which] = True
+    places = _places(batch, rewards, rows, which)
+    shown = places >= 0
+    found.shown[which[shown]] = True
+    stated = rewards.position[which]
+    placed = shown & ((stated == 0) | (stated == places + 1))
+    found.placed[which[placed]] = True
+    delay = rewards.ts[which] - served[rows]
+    inside = placed & (delay >= 0) & (delay <= micros)
+    found.inside[which[inside]] = True
+    found.open[which] |= is_open[rows]
+
+    used = inside & ~is_open[rows]
+    rows, which, places = rows[used], which[used], places[used]
+    order = np.lexsort((which, rewards.ts[which], rows * width + places))
+    rows, which, places = rows[order], which[order], places[order]
+    cells = rows * width + places
+    begins = np.ones(len(cells), np.bool_)
+    begins[1:] = cells[1:] != cells[:-1]
+    firsts = np.flatnonzero(begins)
+    values = rewards.reward[which].astype(np.float64)
+    if repeats == "first" or not len(cells):
+        merged = values[firsts]
+    else:
+        merged = (np.maximum if repeats == "max" else np.add).reduceat(values, firsts)
+    summary.rewards_repeated += len(cells) - len(firsts)
+    closed = ~is_open
+    summary.rows_open += int(np.count_nonzero(is_open))
+    if not closed.any():
+        return None
+
+    at_places = np.arange(width) < batch.lengths[:, None]
+    filled = np.where(at_places, 0.0 if kind == "positives" else np.nan, np.nan)
+    filled.reshape(-1)[cells[firsts]] = merged
+    with np.errstate(over="ignore"):
+        narrow = filled.astype(np.float32)
+    if not np.isfinite(narrow[np.isfinite(filled)]).all():
+        raise ValueError(f"{batch.source}: the sum of a row's rewards passes the float32 range")
+    latest = np.full(n, np.iinfo(np.int64).min)
+    np.maximum.at(latest, rows, rewards.ts[which])
+    has_reward = np.zeros(n, np.bool_)
+    has_reward[rows] = True
+    summary.rows_with_reward += int(np.count_nonzero(has_reward & closed))
+    summary.rows_written += int(np.count_nonzero(closed))
+
+    table = batch.table
+    lengths = np.diff(table.column("item_ids").offsets.to_numpy())
+    own = np.arange(width) < lengths[:, None]
+    flat = narrow[own]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    new = {
+        "rewards": pa.ListArray.from_arrays(
+            pa.array(offsets), pa.array(flat, pa.float32(), mask=np.isnan(flat))
+        ),
+        "reward_kind": pa.repeat(pa.scalar(kind), n),
+        "reward_ts": pa.array(latest, pa.int64(), mask=~has_reward).cast(
+            table.schema.field("reward_ts").type
+        ),
+    }
+    columns = [new.get(f.name, c) for f, c in zip(table.schema, table.columns, strict=True)]
+    whole = pa.RecordBatch.from_arrays(columns, schema=table.schema)
+    return whole if closed.all() else whole.filter(pa.array(closed))
+
+
+def _pairs(
+    batch: LogBatch, rewards: Rewards
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the batch and rewards that name the same request: two arrays of one length."""
+    first, second = batch.request_hash[:, 0], batch.request_hash[:, 1]
+    start = np.searchsorted(rewards.request_hash[:, 0], first, side="left")
+    end = np.searchsorted(rewards.request_hash[:, 0], first, side="right")
+    counts = end - start
+    rows = np.repeat(np.arange(len(batch)), counts)
+    which = np.repeat(start - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+    which = which + np.arange(len(which))
+    same = rewards.request_hash[which, 1] == second[rows]
+    return rows[same], which[same]
+
+
+def _places(
+    batch: LogBatch,
+    rewards: Rewards,
+    rows: npt.NDArray[np.int64],
+    which: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Place of each reward's item in its row's ranking, from 0; -1 if it was not shown."""
+    width = batch.item_ids.shape[1]
+    if batch.item_ids.dtype.kind == "i":
+        same = batch.item_ids[rows] == rewards.item[which, None]
+    else:
+        # Only the rankings that some reward names.
+        asked, at = np.unique(rows, return_inverse=True)
+        texts = pa.array(batch.item_ids[asked].reshape(-1).tolist(), pa.string())
+        hashes = text_hashes(texts).reshape(len(asked), width, 2)
+        same = (hashes[at] == rewards.item[which][:, None, :]).all(axis=2)
+    same &= np.arange(width) < batch.lengths[rows][:, None]
+    found: npt.NDArray[np.int64] = np.where(
+        same.any(axis=1), same.argmax(axis=1) if width else -1, -1
+    )
+    return found
+
+
+class _Result:
+    """The new data set: files of up to a million rows of one schema, and the filters they name."""
+
+    def __init__(self, directory: Path, identity: str) -> None:
+        self._directory = directory
+        self._metadata = {
+            VERSION_KEY: str(SCHEMA_VERSION).encode(),
+            JOIN_KEY: identity.encode(),
+        }
+        self._writer: pq.ParquetWriter | None = None
+        self._columns: pa.Schema | None = None
+        self._files = 0
+        self._rows = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._n_waiting = 0
+
+    def add(self, rows: pa.RecordBatch, batch: LogBatch) -> None:
+        self._carry_filters(rows, batch)
+        rows = rows.replace_schema_metadata(self._metadata)
+        if self._columns is not None and not rows.schema.equals(self._columns):
+            self._close_file()
+        self._columns = rows.schema
+        self._waiting.append(rows)
+        self._n_waiting += rows.num_rows
+        if self._n_waiting >= _ROW_GROUP_ROWS:
+            self._flush()
+        if self._rows >= _FILE_ROWS:
+            self._close_file()
+
+    def _flush(self) -> None:
+        if not self._waiting or self._columns is None:
+            return
+        if self._writer is None:
+            path = self._directory / f"part-{self._files:06d}.parquet"
+            self._files += 1
+            options = parquet_options(self._columns)
+            self._writer = pq.ParquetWriter(path, self._columns, **options)
+        table = pa.Table.from_batches(self._waiting, self._columns)
+        self._writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        self._rows += self._n_waiting
+        self._waiting, self._n_waiting = [], 0
+
+    def _close_file(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._rows = None, 0
+
+    def close(self, kind: Kind | None) -> None:
+        """Finish the files; a result without rows is still a log that can be read."""
+        self._close_file()
+        if not self._files:
+            columns = schema(kind or "int64").with_metadata(self._metadata)
+            pq.write_table(columns.empty_table(), self._directory / "part-000000.parquet")
+
+    def _carry_filters(self, rows: pa.RecordBatch, batch: LogBatch) -> None:
+        if batch._folder is None:
+            return
+        named = rows.column("filter_id")
+        for column, suffix in (
+            (pc.struct_field(named, "exclude"), ".parquet"),
+            (pc.struct_field(named, "allow"), ".parquet"),
+            (rows.column("bias_id"), ".npy"),
+        ):
+            if column.null_count == len(column):
+                continue
+            for name in pc.unique(column).drop_null().to_pylist():
+                source = batch._folder / FOLDER / f"{name}{suffix}"
+                target = self._directory / FOLDER / source.name
+                if not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source, target)
+
+
+def _one_of(name: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        names = ", ".join(get_args(choices))
+        raise ValueError(f"{name}: expected one of {names}; got {value!r}")

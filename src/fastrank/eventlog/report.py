@@ -1,0 +1,173 @@
+"""What reading a log found: which rows and files were set aside, where, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+__all__ = ["Flaws", "ReadReport", "SequenceGaps"]
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+_PLACES = 5  # of each reason, so many are named
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What reading a log found; complete after the last batch.
+
+    Attributes
+    ----------
+    rows_read : int
+        Rows of readable files, those set aside included.
+    set_aside : dict of str to int
+        Rows set aside, by reason; a row counts once, under the first reason found.
+    places : dict of str to list of (str, int, str)
+        The first few of each reason: file, row of the file from 0, what exactly is wrong.
+    files_read : list of str
+    files_set_aside : dict of str to str
+        Files that are no log, or not of this one's kind, with the reason.
+    files_cut : dict of str to str
+        Files that break off, as those of a killed writer do; what stands before was read.
+    rows_lost : dict of str to int
+        By writer id: numbers missing in its sequence.
+    joins : list of dict
+        Of a log that `join` wrote: what it did, and the report of what it read.
+    """
+
+    rows_read: int = 0
+    set_aside: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[tuple[str, int, str]]] = field(default_factory=dict)
+    files_read: list[str] = field(default_factory=list)
+    files_set_aside: dict[str, str] = field(default_factory=dict)
+    files_cut: dict[str, str] = field(default_factory=dict)
+    rows_lost: dict[str, int] = field(default_factory=dict)
+    joins: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def rows_set_aside(self) -> int:
+        """Over all reasons."""
+        return sum(self.set_aside.values())
+
+    @property
+    def duplicates(self) -> int:
+        """Rows whose request id came before; the first one counts."""
+        return self.set_aside.get("duplicate request id", 0)
+
+    @property
+    def malformed_share(self) -> float:
+        """Share of rows set aside, those that a `join` set aside before included; in [0, 1]."""
+        aside, read = self.rows_set_aside, self.rows_read
+        for join in self.joins:
+            source = join.get("source", {})
+            # What the join wrote was read here; what it left out is added.
+            aside += int(source.get("rows_set_aside", 0))
+            read += int(source.get("rows_set_aside", 0))
+        return aside / read if read else 0.0
+
+    @property
+    def total_rows_lost(self) -> int:
+        """Over all writers, those of joined logs included."""
+        before = (sum(join.get("source", {}).get("rows_lost", {}).values()) for join in self.joins)
+        return int(sum(self.rows_lost.values()) + sum(before))
+
+    def aside(self, reason: str, count: int = 1) -> None:
+        """Count rows under a reason."""
+        self.set_aside[reason] = self.set_aside.get(reason, 0) + count
+
+    def name(self, reason: str, file: str, row: int, detail: str = "") -> None:
+        """Keep the place of a row, if few of that reason are kept."""
+        places = self.places.setdefault(reason, [])
+        if len(places) < _PLACES:
+            places.append((file, row, detail))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "rows_read": self.rows_read,
+            "rows_set_aside": self.rows_set_aside,
+            "set_aside": dict(self.set_aside),
+            "places": {
+                reason: [{"file": f, "row": r, "detail": d} for f, r, d in places]
+                for reason, places in self.places.items()
+            },
+            "malformed_share": self.malformed_share,
+            "duplicates": self.duplicates,
+            "files_read": list(self.files_read),
+            "files_set_aside": dict(self.files_set_aside),
+            "files_cut": dict(self.files_cut),
+            "rows_lost": dict(self.rows_lost),
+            "joins": list(self.joins),
+        }
+
+
+class Flaws:
+    """Which rows of a batch are wrong, and why; the first reason counts."""
+
+    def __init__(self, report: ReadReport, source: str, rows: npt.NDArray[np.int64]) -> None:
+        self._report = report
+        self._source = source
+        self._rows = rows
+        self.sound: Mask = np.ones(len(rows), np.bool_)
+        self._found: list[tuple[str, Mask, Any]] = []
+
+    @property
+    def any(self) -> bool:
+        """Whether some row is set aside."""
+        return bool(self._found)
+
+    def mark(self, wrong: Mask, reason: str, values: Any = "") -> None:
+        """Set rows aside; `values` are a text, or the column to quote from."""
+        fresh = wrong & self.sound
+        if fresh.any():
+            self.sound = self.sound & ~wrong
+            self._found.append((reason, fresh, values))
+
+    def settle(self) -> None:
+        """Tell the report."""
+        for reason, wrong, values in self._found:
+            where = np.flatnonzero(wrong)
+            self._report.aside(reason, len(where))
+            for at in where[:_PLACES].tolist():
+                if isinstance(values, str):
+                    detail = values
+                else:
+                    value = values[at]
+                    detail = repr(value.as_py() if isinstance(value, pa.Scalar) else value.item())
+                self._report.name(reason, self._source, int(self._rows[at]), detail)
+
+
+class SequenceGaps:
+    """Which numbers of a writer's sequence came: disjoint ranges, few unless rows are lost."""
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []  # first, last
+
+    def add(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Numbers that are there, one at least."""
+        if (np.diff(numbers) == 1).all():  # as they were written
+            self._merge([(int(numbers[0]), int(numbers[-1]))])
+            return
+        ordered = np.unique(numbers)
+        breaks = np.flatnonzero(np.diff(ordered) != 1)
+        firsts = ordered[np.concatenate([[0], breaks + 1])]
+        lasts = ordered[np.concatenate([breaks, [len(ordered) - 1]])]
+        self._merge(list(zip(firsts.tolist(), lasts.tolist(), strict=True)))
+
+    def _merge(self, fresh: list[tuple[int, int]]) -> None:
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted(self._ranges + fresh):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = merged[-1][0], max(merged[-1][1], last)
+            else:
+                merged.append((first, last))
+        self._ranges = merged
+
+    @property
+    def missing(self) -> int:
+        """Numbers between the first and the last that are not."""
+        return sum(b[0] - a[1] - 1 for a, b in zip(self._ranges, self._ranges[1:], strict=False))

@@ -1,0 +1,296 @@
+"""Rewards as they lie on disk: Parquet, CSV or JSON Lines, read into arrays sorted by request.
+
+Columns: `request_id`, `item_id`, `reward`, `ts`, and if wanted `position`, the item's place in the
+ranking from 1. Whatever is wrong is named by file, row (from 0) and value.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from fastrank.eventlog.hashing import text_hashes
+from fastrank.eventlog.schema import Kind
+
+__all__ = ["Rewards", "read_rewards"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_SUFFIXES = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson", ".json")
+_BATCH_ROWS = 1 << 16
+_COLUMNS = ("request_id", "item_id", "reward", "ts")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewards:
+    """m rewards, sorted by the first hash of their request; equal ones as they came.
+
+    Attributes
+    ----------
+    request_hash : ndarray of uint64, shape (m, 2)
+    item : ndarray of int64 or uint64, shape (m,) or (m, 2)
+        The id, or for text its two hashes.
+    position : ndarray of int64, shape (m,)
+        Place in the ranking, from 1; 0 where it is not stated.
+    reward : ndarray of float32, shape (m,)
+    ts : ndarray of int64, shape (m,)
+        Microseconds since 1970, UTC.
+    files : list of str
+    """
+
+    request_hash: npt.NDArray[np.uint64]
+    item: Array
+    position: npt.NDArray[np.int64]
+    reward: npt.NDArray[np.float32]
+    ts: npt.NDArray[np.int64]
+    files: list[str]
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+
+def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
+    """Read all rewards; O(m log m), about 60 bytes each.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Files, directories or globs.
+    kind : {"int64", "str"}
+        Of the log's item ids.
+    allow_negative : bool
+
+    Raises
+    ------
+    ValueError
+        Naming file, row and value: for a column or value that is missing, an item id of another
+        kind, a reward that is not finite (or negative, where that is not allowed), a time
+        that cannot be read. Times without a zone are UTC.
+    """
+    files = _files(paths)
+    parts: list[tuple[Array, Array, Array, Array, Array]] = []
+    for path in files:
+        start = 0
+        try:
+            for batch in _batches(path):
+                parts.append(_checked(path, start, batch, kind, allow_negative))
+                start += batch.num_rows
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if not parts:
+        empty = np.empty((0, 2), np.uint64)
+        item = empty if kind == "str" else np.empty(0, np.int64)
+        integers = np.empty(0, np.int64)
+        none = np.empty(0, np.float32)
+        return Rewards(empty, item, integers, none, integers, [str(f) for f in files])
+    request, item, position, reward, ts = (
+        np.concatenate([part[i] for part in parts]) for i in range(5)
+    )
+    order = np.argsort(request[:, 0], kind="stable")
+    return Rewards(
+        request[order],
+        item[order],
+        position[order],
+        reward[order],
+        ts[order],
+        [str(file) for file in files],
+    )
+
+
+def _files(paths: Paths) -> list[Path]:
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found: dict[Path, None] = {}
+    for one in given:
+        text = os.fspath(one)
+        if Path(text).is_dir():
+            inside = sorted(Path(text).rglob("*"))
+            files = [f for f in inside if f.suffix.lower() in _SUFFIXES and f.is_file()]
+        elif Path(text).exists():
+            files = [Path(text)]
+        else:
+            files = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        if not files:
+            raise ValueError(f"{text}: no such file, and no rewards there")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Batches with the columns wanted, `position` if it is there; values as they come."""
+    match path.suffix.lower():
+        case ".parquet" | ".pq":
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                names = _wanted(path, file.schema_arrow.names)
+                yield from file.iter_batches(_BATCH_ROWS, columns=names)
+        case ".csv":
+            with path.open("rb") as lines:
+                header = lines.readline().decode("utf-8-sig")
+            present = [name.strip().strip('"') for name in header.rstrip("\r\n").split(",")]
+            names = _wanted(path, present)
+            # Ids as text: 007 is not 7, and what is an integer is decided by the log.
+            options = pa.csv.ConvertOptions(
+                include_columns=names,
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
+            )
+            with pa.csv.open_csv(path, convert_options=options) as reader:
+                yield from reader
+        case ".jsonl" | ".ndjson" | ".json":
+            yield from _json_lines(path)
+        case suffix:
+            raise ValueError(
+                f"{path}: expected {', '.join(_SUFFIXES)}; got {suffix or 'no suffix'}"
+            )
+
+
+def _wanted(path: Path, present: list[str]) -> list[str]:
+    missing = [name for name in _COLUMNS if name not in present]
+    if missing:
+        raise ValueError(f"{path}: no column named {missing[0]}; found {', '.join(present)}")
+    return [*_COLUMNS, *(["position"] if "position" in present else [])]
+
+
+def _json_lines(path: Path) -> Iterator[pa.RecordBatch]:
+    kept: list[list[str | None]] = []
+    names = [*_COLUMNS, "position"]
+
+    def batch() -> pa.RecordBatch:
+        columns = [pa.array(values, pa.string()) for values in zip(*kept, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, names=names)
+
+    row = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}: row {row}: not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: row {row}: expected an object, got {record!r}")
+            values: list[str | None] = []
+            for name in names:
+                value = record.get(name)
+                if isinstance(value, bool | list | dict):
+                    raise ValueError(f"{path}: row {row}: {name}: got {value!r}")
+                values.append(value if value is None or isinstance(value, str) else repr(value))
+            kept.append(values)
+            row += 1
+            if len(kept) == _BATCH_ROWS:
+                yield batch()
+                kept = []
+    if kept:
+        yield batch()
+
+
+def _checked(
+    path: Path, start: int, batch: pa.RecordBatch, kind: Kind, allow_negative: bool
+) -> tuple[Array, Array, Array, Array, Array]:
+    """One batch as arrays: request hashes, items, positions, rewards, times."""
+
+    def refuse(name: str, bad: Array, why: str) -> None:
+        where = np.flatnonzero(bad)
+        if where.size:
+            row = int(where[0])
+            value = batch.column(name)[row].as_py()
+            raise ValueError(f"{path}: row {start + row}: {name}: {why}, got {value!r}")
+
+    for name in _COLUMNS:
+        refuse(name, batch.column(name).is_null().to_numpy(zero_copy_only=False), "is missing")
+    column = {name: batch.column(name) for name in batch.schema.names}
+
+    def number(name: str, wanted: pa.DataType) -> pa.Array:
+        values = column[name]
+        try:
+            return values.cast(wanted)
+        except pa.ArrowInvalid:
+            for row, value in enumerate(values):
+                try:
+                    value.cast(wanted)
+                except pa.ArrowInvalid:
+                    bad = np.arange(len(values)) == row
+                    kinds = "an integer" if pa.types.is_integer(wanted) else "a number"
+                    refuse(name, bad, f"expected {kinds}")
+            raise
+
+    if pa.types.is_floating(column["item_id"].type):
+        raise ValueError(f"{path}: item_id: expected {kind} ids, got {column['item_id'].type}")
+    from_text = path.suffix.lower() not in (".parquet", ".pq")
+    is_text = pa.types.is_string(column["item_id"].type) or pa.types.is_large_string(
+        column["item_id"].type
+    )
+    if not from_text and is_text != (kind == "str"):
+        raise ValueError(f"{path}: item_id: the log has {kind} ids, got {column['item_id'].type}")
+    if kind == "str":
+        item: Array = text_hashes(column["item_id"].cast(pa.string()))
+    else:
+        item = number("item_id", pa.int64()).to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):
+        exact = number("reward", pa.float64()).to_numpy(zero_copy_only=False)
+        reward = exact.astype(np.float32)
+    refuse("reward", ~np.isfinite(reward), "must be finite")
+    if not allow_negative:
+        refuse("reward", reward < 0.0, "must not be negative where rewards are positives")
+    position = np.zeros(len(reward), np.int64)
+    if "position" in column:
+        position = number("position", pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        stated = ~column["position"].is_null().to_numpy(zero_copy_only=False)
+        refuse("position", stated & (position < 1), "places count from 1")
+    request = column["request_id"]
+    if not (pa.types.is_string(request.type) or pa.types.is_large_string(request.type)):
+        raise ValueError(f"{path}: request_id: expected text, got {request.type}")
+    return (
+        text_hashes(request.cast(pa.string())),
+        item,
+        position,
+        reward,
+        _micros(path, start, column["ts"]),
+    )
+
+
+def _micros(path: Path, start: int, column: pa.Array) -> npt.NDArray[np.int64]:
+    """Times as microseconds since 1970, UTC."""
+    if pa.types.is_timestamp(column.type):
+        return _counted(column.cast(pa.timestamp("us", tz=column.type.tz), safe=False))
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise ValueError(f"{path}: ts: expected timestamps or ISO 8601 text, got {column.type}")
+    zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
+    try:
+        if pc.all(zoned).as_py():
+            return _counted(column.cast(pa.timestamp("us", tz="UTC")))
+        if not pc.any(zoned).as_py():
+            return _counted(column.cast(pa.timestamp("us")))
+    except pa.ArrowInvalid:
+        pass  # one by one, which takes more forms and names the row
+    values = []
+    for row, text in enumerate(column.to_pylist()):
+        try:
+            time = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"{path}: row {start + row}: ts: expected ISO 8601, got {text!r}"
+            ) from None
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+        since = time - datetime(1970, 1, 1, tzinfo=UTC)
+        values.append((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+    return np.array(values, np.int64)
+
+
+def _counted(times: pa.TimestampArray) -> npt.NDArray[np.int64]:
+    return np.asarray(times.cast(pa.int64()).to_numpy(), np.int64)

@@ -1,0 +1,267 @@
+"""One ranking on its way into the log: what `LogWriter.append` takes, checked, and as Arrow."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import accumulate
+from numbers import Real
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastrank.catalog import RNG_VERSION
+from fastrank.eventlog.schema import PARAMETERS, PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
+from fastrank.inputs import as_float32, as_real
+from fastrank.ranking import Ranking
+
+__all__ = [
+    "Row",
+    "Time",
+    "as_batch",
+    "as_positive",
+    "as_query",
+    "as_retrieval",
+    "as_rewards",
+    "as_text",
+    "as_time",
+    "as_user",
+    "items_of",
+    "new_request_id",
+]
+
+Time: TypeAlias = datetime | np.datetime64 | int
+
+_EPOCH = np.datetime64(0, "us")
+
+
+class Row(NamedTuple):
+    """One ranking between `append` and the flush; lists of numbers as their bytes."""
+
+    request_id: str
+    ts: int
+    user_id: str | None
+    policy_name: str
+    policy_params: Mapping[str, float]
+    user_temperature: float | None
+    seed: int
+    seed_source: str
+    model_version: str | None
+    catalog_version: str
+    query: bytes | None
+    exclude: list[Any] | None
+    allow: list[Any] | None
+    filter_id: dict[str, str] | None
+    bias_id: str | None
+    n_eligible: int
+    candidate_set_id: str | None
+    n_candidates: int | None
+    retrieval: dict[str, str] | None
+    is_fallback: bool
+    k: int
+    length: int
+    item_ids: Any  # bytes of int64, or a list of str
+    scores: bytes
+    log_propensities: bytes
+    log_propensity: float
+    log_norm: float | None
+    propensity_kind: str
+    log_norm_error: float
+    displayed: int | None
+    latency_us: float | None
+    rewards: list[float | None] | None
+    reward_kind: str | None
+    reward_ts: int | None
+
+
+# Rows to Arrow.
+
+# Above it, a number rounds to infinity in float32.
+_LARGEST = float(np.finfo(np.float32).max) * (1.0 + 2.0**-25)
+
+
+def as_batch(rows: list[tuple[int, Row]], kind: Kind, writer_id: str) -> pa.RecordBatch:
+    sequence, fields = zip(*rows, strict=True)
+    columns = dict(zip(Row._fields, zip(*fields, strict=True), strict=True))
+    n = len(rows)
+    wanted = schema(kind)
+    lengths = columns["length"]
+    if kind == "int64":
+        item_ids = _list_of_bytes(columns["item_ids"], lengths, np.int64)
+    else:
+        flat = [item for items in columns["item_ids"] for item in items]
+        item_ids = pa.ListArray.from_arrays(_offsets(lengths), pa.array(flat, pa.string()))
+    params = [
+        {name: params.get(name) for name in PARAMETERS[:-1]} | {PARAMETERS[-1]: factor}
+        for params, factor in zip(
+            columns["policy_params"], columns["user_temperature"], strict=True
+        )
+    ]
+    queries = columns["query"]
+    if any(query is not None for query in queries):
+        sizes = [0 if query is None else len(query) // 4 for query in queries]
+        query = _list_of_bytes([q or b"" for q in queries], sizes, np.float32)
+        missing = pa.array([q is None for q in queries])
+        query = pc.if_else(missing, pa.scalar(None, query.type), query)
+    else:
+        query = pa.nulls(n, pa.list_(pa.float32()))
+    made: dict[str, Any] = {
+        "schema_version": pa.array(np.full(n, SCHEMA_VERSION, np.int16)),
+        "writer_id": pa.array([writer_id] * n, pa.string()),
+        "writer_seq": pa.array(sequence, pa.int64()),
+        "policy_params": pa.array(params, wanted.field("policy_params").type),
+        "rng_version": pa.array(np.full(n, RNG_VERSION, np.int16)),
+        "query": query,
+        "item_ids": item_ids,
+        "scores": _list_of_bytes(columns["scores"], lengths, np.float32),
+        "log_propensities": _list_of_bytes(columns["log_propensities"], lengths, np.float64),
+    }
+    for name in ("ts", "reward_ts"):
+        micros = pa.array(columns[name], pa.int64())
+        made[name] = micros.cast(wanted.field(name).type)
+    arrays = [
+        made[field.name] if field.name in made else pa.array(columns[field.name], field.type)
+        for field in wanted
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=wanted)
+
+
+def _offsets(lengths: Iterable[int]) -> pa.Array:
+    return pa.array(np.array([0, *accumulate(lengths)], np.int32))
+
+
+def _list_of_bytes(parts: Iterable[bytes], lengths: Iterable[int], dtype: Any) -> pa.ListArray:
+    values = np.frombuffer(b"".join(parts), dtype)
+    return pa.ListArray.from_arrays(_offsets(lengths), pa.array(values))
+
+
+# Checks on what callers hand in.
+
+
+def items_of(ranking: Ranking) -> tuple[Kind, Any]:
+    """A ranking's ids as they are kept; a ValueError if its arrays are not those of a ranking."""
+    item_ids, scores, propensities = ranking.item_ids, ranking.scores, ranking.log_propensities
+    letter: str
+    try:
+        shape = item_ids.shape
+        sound = (
+            len(shape) == 1
+            and scores.shape == shape == propensities.shape
+            and scores.dtype == np.float32
+            and propensities.dtype == np.float64
+            and ranking.propensity_kind in PROPENSITY_KINDS
+        )
+        letter = item_ids.dtype.char
+    except AttributeError:
+        sound, letter = False, ""
+    if sound and item_ids.dtype == np.int64:
+        return "int64", item_ids.tobytes()
+    if sound and letter == "U":
+        texts = item_ids.tolist()
+        for text in texts:
+            if not text.isascii():
+                as_text("ranking", text)
+        return "str", texts
+    raise ValueError(
+        "ranking: expected item_ids of int64 or str, scores of float32 and log_propensities of"
+        f" float64, one an item, and a known propensity_kind; got {ranking!r}"
+    )
+
+
+def new_request_id() -> str:
+    """A random UUID (version 4), in half the time of `uuid.uuid4`."""
+    text = os.urandom(16).hex()
+    variant = "89ab"[int(text[16], 16) & 3]
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+
+
+def as_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected a str, got {value!r}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name}: not text that UTF-8 can hold: {value!r}") from None
+    return value
+
+
+def as_user(value: object) -> str:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_):
+        return str(int(value))
+    return as_text("user_id", value)
+
+
+def as_positive(name: str, value: object, above: float | None = None) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}: expected a real number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0.0 or (above is not None and number <= above):
+        limit = "at least 0" if above is None else f"above {above:g}"
+        raise ValueError(f"{name}: must be finite and {limit}, got {value!r}")
+    return number
+
+
+def as_query(value: npt.ArrayLike) -> bytes:
+    array = as_real("query", value)
+    if array.ndim != 1:
+        raise ValueError(f"query: expected shape (d,), got {array.shape}")
+    return as_float32("query", array, array.shape).tobytes()
+
+
+def as_retrieval(value: Mapping[str, Any]) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not set(value) <= {"name", "version", "params"}:
+        raise ValueError(
+            f"retrieval: expected a mapping of name, version and params, got {value!r}"
+        )
+    texts: dict[str, str] = {}
+    for name, given in value.items():
+        if given is None:
+            continue
+        if name == "params" and not isinstance(given, str):
+            try:
+                given = json.dumps(given, sort_keys=True)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"retrieval: params: {error}") from None
+        texts[name] = as_text(f"retrieval: {name}", given)
+    return texts
+
+
+def as_rewards(values: Any, length: int) -> list[float | None]:
+    given = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != length:
+        raise ValueError(f"rewards: expected {length}, one an item, got {values!r}")
+    rewards: list[float | None] = []
+    for place, value in enumerate(given):
+        if value is not None and (isinstance(value, str | bytes) or not isinstance(value, Real)):
+            raise ValueError(f"rewards: place {place}: expected a number or None, got {value!r}")
+        number = math.nan if value is None else float(value)
+        if abs(number) > _LARGEST:
+            raise ValueError(f"rewards: place {place}: must be finite in float32, got {value}")
+        rewards.append(None if math.isnan(number) else number)
+    return rewards
+
+
+def as_time(name: str, value: object) -> int:
+    """Microseconds since 1970, UTC."""
+    if isinstance(value, np.datetime64) and not np.isnat(value):
+        return int((value - _EPOCH) // np.timedelta64(1, "us"))
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"{name}: says no time zone, got {value!r}")
+        since = value - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}: out of range, got {value}")
+        return int(value)
+    raise ValueError(f"{name}: expected a datetime with a time zone, got {value!r}")

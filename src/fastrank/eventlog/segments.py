@@ -1,0 +1,280 @@
+"""Segments: the files of a log while they grow, and after they are sealed.
+
+A segment grows as ``<writer id>-<number>.arrow``, an Arrow IPC stream, of which any prefix can be
+read up to its last whole batch. It is sealed into ``<writer id>-<number>.parquet``: written under
+another name, renamed, and only then the .arrow goes, so that at each moment one of them is whole.
+Who writes or seals a segment holds a lock (flock) on the .arrow, which the kernel takes away from
+the dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import secrets
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastrank.eventlog.schema import schema
+
+__all__ = [
+    "SEGMENT",
+    "Segment",
+    "open_stream",
+    "parquet_options",
+    "seal",
+    "seal_abandoned",
+]
+
+SEGMENT = re.compile(r"(?P<writer>.+)-(?P<number>\d{6,})\.(?:arrow|parquet)")
+
+_LOG = logging.getLogger("fastrank.eventlog")
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow IPC stream
+_ROW_GROUP_ROWS = 65_536
+# Columns that repeat a few values; the others would only pay for a dictionary.
+_REPETITIVE = (
+    *("writer_id", "user_id", "policy_name", "seed_source", "model_version", "catalog_version"),
+    *("candidate_set_id", "propensity_kind", "reward_kind", "bias_id"),
+    *("policy_params.temperature", "policy_params.epsilon", "policy_params.tail_mass"),
+    *("policy_params.user_temperature", "filter_id.exclude", "filter_id.allow"),
+    *("retrieval.name", "retrieval.version", "retrieval.params"),
+)
+
+
+def parquet_options(columns: pa.Schema) -> dict[str, Any]:
+    """How a log is written to Parquet: fast to read before small."""
+    present = [name for name in _REPETITIVE if name.split(".")[0] in columns.names]
+    return {"compression": "lz4", "use_dictionary": present}
+
+
+class Segment:
+    """A growing segment, locked by this process; written by whole messages.
+
+    Parameters
+    ----------
+    path : Path
+        A file that does not exist.
+    columns : pyarrow.Schema
+
+    Raises
+    ------
+    FileExistsError
+        If somebody has the name already, or took the file before it was locked.
+    OSError
+        If the disk refuses.
+    """
+
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self.path = path
+        self.columns = columns
+        self.rows = 0
+        self.broken = False  # whatever comes after could not be read
+        self._size = 0
+        self._descriptor = -1
+        with _FORKING:
+            _HELD.add(self)
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
+            self._descriptor = os.open(path, flags, 0o644)
+        try:
+            if not _locked(self._descriptor, path):
+                raise FileExistsError(f"{path}: another process has locked it")
+            self._append(columns.serialize())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            self.close()
+            raise
+
+    def append(self, message: pa.Buffer, rows: int) -> None:
+        """Add a batch; an OSError leaves the segment as it was."""
+        self._append(message)
+        self.rows += rows
+
+    def _append(self, message: pa.Buffer) -> None:
+        rest = memoryview(message).cast("B")
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            # Half a message in the middle would hide all that follows.
+            self.broken = True
+            os.ftruncate(self._descriptor, self._size)
+            self.broken = False
+            raise
+        self._size += message.size
+
+    def finish(self) -> None:
+        """Mark the end of the stream; what is in it stays readable if that fails."""
+        with contextlib.suppress(OSError):
+            self._append(pa.py_buffer(_END))
+
+    def seal(self) -> bool:
+        """Turn it into Parquet; whether that worked. The lock is given up either way."""
+        try:
+            return seal(self.path)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file, and with it give up the lock, unless a fork holds it too."""
+        with _FORKING:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._descriptor = -1
+
+
+_HELD: weakref.WeakSet[Segment] = weakref.WeakSet()
+# Held while a descriptor is opened or closed, and while the process forks: a child that sees a
+# descriptor between the two would close another file of that number.
+_FORKING = threading.Lock()
+
+
+def _forget_locks() -> None:
+    """In a forked child: let go of the parent's segments, which would stay locked after it."""
+    _FORKING.release()
+    for segment in list(_HELD):
+        segment.close()
+
+
+os.register_at_fork(
+    before=_FORKING.acquire, after_in_parent=_FORKING.release, after_in_child=_forget_locks
+)
+
+
+def _locked(descriptor: int, path: Path) -> bool:
+    """Take the lock of an open file, if it is free and the file still has its name."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def open_stream(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Columns and whole batches of an Arrow IPC stream, which may end anywhere.
+
+    A `pyarrow.ArrowInvalid` where it does not even begin as one. The iterator ends with the last
+    whole batch; it raises `pyarrow.ArrowInvalid` after that if the stream breaks off.
+    """
+    try:
+        reader = pa.ipc.open_stream(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise pa.ArrowInvalid(f"not an Arrow stream: {error}") from None
+    return reader.schema, _whole_batches(reader)
+
+
+def _whole_batches(reader: pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+    while True:
+        try:
+            batch = reader.read_next_batch()
+            batch.validate(full=True)  # a torn message may describe anything
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise pa.ArrowInvalid(f"the stream breaks off: {error}") from None
+        yield batch
+
+
+def seal(path: Path) -> bool:
+    """Turn a segment that nobody writes into Parquet; whether it is sealed now.
+
+    The caller holds its lock. A segment without one whole batch held nothing, and goes. If the
+    disk refuses, or the file is not a segment, it stays as it is, and the log says so.
+    """
+    target = path.with_suffix(".parquet")
+    _remove_temporary(path)
+    temporary = path.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        if not target.exists():
+            rows = _write_parquet(path, temporary)
+            if rows:
+                temporary.replace(target)
+        path.unlink()
+    except (OSError, pa.ArrowException) as error:
+        _LOG.warning("%s: not sealed, and kept as it is: %s", path, error)
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _remove_temporary(path: Path) -> None:
+    for leftover in path.parent.glob(f".{path.stem}.parquet.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write_parquet(source: Path, target: Path) -> int:
+    """The rows of a stream as a Parquet file; no file where there are none."""
+    rows = 0
+    writer = None
+    waiting: list[pa.RecordBatch] = []
+    n_waiting = 0
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(source.open("rb"))
+        if _holds_no_batch(source):
+            return 0
+        columns, batches = open_stream(file)
+        while True:
+            try:
+                batch = next(batches, None)
+            except pa.ArrowInvalid as error:
+                _LOG.info("%s: sealed up to where it breaks off: %s", source, error)
+                batch = None
+            if batch is not None:
+                waiting.append(batch)
+                n_waiting += batch.num_rows
+            if n_waiting >= _ROW_GROUP_ROWS or (batch is None and n_waiting):
+                if writer is None:
+                    options = parquet_options(columns)
+                    writer = stack.enter_context(pq.ParquetWriter(target, columns, **options))
+                table = pa.Table.from_batches(waiting, columns)
+                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                rows += n_waiting
+                waiting, n_waiting = [], 0
+            if batch is None:
+                break
+    if rows:
+        with target.open("rb") as written:
+            os.fsync(written.fileno())
+    return rows
+
+
+def _holds_no_batch(path: Path) -> bool:
+    """Whether a file is the beginning of a segment's header, and nothing else."""
+    size = path.stat().st_size
+    headers = [schema(kind).serialize().to_pybytes() for kind in ("int64", "str")]
+    if size > max(map(len, headers)):
+        return False
+    content = path.read_bytes()
+    return any(header.startswith(content) for header in headers)
+
+
+def seal_abandoned(directory: Path) -> int:
+    """Seal the segments of writers that are dead; how many were sealed."""
+    sealed = 0
+    for path in sorted(directory.glob("*.arrow")):
+        if not SEGMENT.fullmatch(path.name):
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except OSError:
+            continue  # sealed by another, just now
+        try:
+            if _locked(descriptor, path):
+                sealed += seal(path)
+        finally:
+            os.close(descriptor)
+    for leftover in directory.glob(".*.parquet.*.tmp"):
+        arrow = directory / f"{leftover.name[1:].split('.parquet.')[0]}.arrow"
+        if not arrow.exists():  # the kill came between the rename and here, or the disk was full
+            leftover.unlink(missing_ok=True)
+    return sealed

@@ -1,0 +1,729 @@
+"""LogWriter: appends rankings to a log, off the path of the request.
+
+`LogWriter.append` checks its arguments and puts the row into a buffer. A thread of the writer's own
+turns the buffer into Arrow and writes it out, so the disk is never waited for. What a killed
+process loses is what came since the last flush: at most `flush_rows` rows or `flush_seconds`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastrank.eventlog import filters
+from fastrank.eventlog.filters import bias_id, canonical, remove_leftovers
+from fastrank.eventlog.rows import (
+    Row,
+    Time,
+    as_batch,
+    as_positive,
+    as_query,
+    as_retrieval,
+    as_rewards,
+    as_text,
+    as_time,
+    as_user,
+    items_of,
+    new_request_id,
+)
+from fastrank.eventlog.schema import (
+    SEED_SOURCES,
+    Kind,
+    completed,
+    kind_of,
+    schema,
+)
+from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
+from fastrank.ids import Ids, as_ids
+from fastrank.inputs import as_count, as_float32, as_real
+from fastrank.ranking import Ranking, RankingBatch
+
+__all__ = ["LogWriter"]
+
+_LOG = logging.getLogger("fastrank.eventlog")
+# Filters and biases that wait for the disk, in bytes; rows that bring more are dropped.
+_MAX_WAITING_BYTES = 256 << 20
+_MAX_KNOWN = 100_000  # names of filters that are remembered to be on disk
+_NOT_CONVERTED = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError)
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class _Waiting(NamedTuple):
+    """Rows as an Arrow message, with the filters and biases that must be on disk before it."""
+
+    columns: pa.Schema
+    message: pa.Buffer
+    rows: int
+    contents: dict[str, Array]
+
+
+class LogWriter:
+    """Appends rankings to a log directory; safe to use from many threads, and after a fork.
+
+    Parameters
+    ----------
+    directory : path
+        Made if absent. Several writers, of several processes too, may share it.
+    kind : {"int64", "str"}, optional
+        Of the item ids; otherwise that of what is there already, or of the first ranking.
+    flush_rows, flush_seconds : int, float
+        Rows are written out when so many wait, or when the first of them waits so long.
+    segment_rows : int
+        A segment is sealed to Parquet, in a thread of its own, when it holds so many rows.
+    inline_ids : int
+        Exclude and allow lists of up to so many ids stand in the row; longer ones are stored once
+        under ``filters/``, and the row carries their hash.
+    max_buffered_rows : int
+        While the disk refuses, so many rows are kept for later; what comes then is dropped and
+        counted.
+
+    Attributes
+    ----------
+    writer_id : str
+        Time of the start and a random number; another one in a forked child.
+
+    Raises
+    ------
+    ValueError
+        For bad arguments, a directory that is a file, or a log of another kind.
+    OSError
+        If the directory cannot be made. Later on the disk's errors raise nothing: they are logged
+        (logger ``fastrank.eventlog``), rows wait, and what is lost is counted in `rows_dropped`.
+
+    Notes
+    -----
+    Segments that dead writers left are sealed at the start, in the background. A process that ends
+    without `close` flushes its rows on the way out; one that is killed loses what was not yet
+    flushed. Rows are not synced to the disk at each flush: against power loss they have what the
+    file system gives. Sealed files are.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog([10, 20, 30], [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    >>> directory = tempfile.mkdtemp()
+    >>> with LogWriter(directory) as log:
+    ...     ranking = catalog.rank([1.0, 0.2], k=2, policy=fr.PlackettLuce(0.5), seed=7)
+    ...     request_id = log.append(ranking, k=2, user_id="u1", query=[1.0, 0.2])
+    >>> log.rows_written, log.rows_dropped
+    (1, 0)
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        kind: Kind | None = None,
+        flush_rows: int = 1000,
+        flush_seconds: float = 1.0,
+        segment_rows: int = 1_000_000,
+        inline_ids: int = 64,
+        max_buffered_rows: int = 100_000,
+    ) -> None:
+        self._directory = Path(directory)
+        self._flush_rows = as_count("flush_rows", flush_rows)
+        self._flush_seconds = as_positive("flush_seconds", flush_seconds, above=0.0)
+        self._segment_rows = as_count("segment_rows", segment_rows)
+        self._inline_ids = as_count("inline_ids", inline_ids, low=0)
+        self._max_rows = as_count("max_buffered_rows", max_buffered_rows)
+        if kind is not None and kind not in get_args(Kind):
+            raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
+        if self._directory.exists() and not self._directory.is_dir():
+            raise ValueError(f"directory: {self._directory} is a file")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        there = _kind_of_directory(self._directory)
+        if kind is not None and there is not None and kind != there:
+            raise ValueError(
+                f"kind: the log in {self._directory} has {there} item ids, got {kind!r}"
+            )
+        self._kind: Kind | None = kind or there
+        self._closed = False
+        self._segment: Segment | None = None
+        self._start()
+        _WRITERS.add(self)
+        self._in_background(self._seal_abandoned)
+
+    def _start(self) -> None:
+        """The state of a writer that has written nothing, in this process."""
+        now = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self.writer_id = f"{now}-{os.urandom(6).hex()}"
+        self._seq = 0
+        self._number = 0
+        self._rows: list[tuple[int, Row]] = []  # each with its place in the sequence
+        self._first_at = 0.0  # when the oldest of them came
+        self._contents: dict[str, Array] = {}
+        self._contents_bytes = 0
+        self._known: set[str] = set()  # filters and biases that are on disk or wait for it
+        self._waiting: list[_Waiting] = []
+        self._waiting_rows = 0
+        self._written = 0
+        self._dropped = 0
+        self._failing = False
+        # `_lock` guards the rows that come in, `_disk` what is done with them; `_disk` first.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._disk = threading.RLock()
+        self._flusher: threading.Thread | None = None
+        self._sealers: list[threading.Thread] = []
+
+    def _after_fork(self) -> None:
+        """In the child: the parent's rows, file and threads are the parent's."""
+        self._segment = None
+        self._start()
+
+    # What came in.
+
+    @property
+    def rows_written(self) -> int:
+        """Rows handed to the file system by this process."""
+        return self._written
+
+    @property
+    def rows_dropped(self) -> int:
+        """Rows lost: the disk refused for too long."""
+        return self._dropped
+
+    @property
+    def kind(self) -> Kind | None:
+        """Of the item ids; None until it is known."""
+        return self._kind
+
+    def __repr__(self) -> str:
+        return f"LogWriter({str(self._directory)!r}, {self._written} rows written)"
+
+    def __enter__(self) -> LogWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(
+        self,
+        ranking: Ranking,
+        *,
+        k: int,
+        request_id: str | None = None,
+        user_id: str | int | None = None,
+        query: npt.ArrayLike | None = None,
+        model_version: str | None = None,
+        exclude: Ids | None = None,
+        allow: Ids | None = None,
+        bias: npt.ArrayLike | None = None,
+        seed_source: str = "server",
+        is_fallback: bool = False,
+        displayed: int | None = None,
+        latency_us: float | None = None,
+        candidate_set_id: str | None = None,
+        n_candidates: int | None = None,
+        retrieval: Mapping[str, Any] | None = None,
+        user_temperature: float | None = None,
+        rewards: Sequence[float | None] | npt.NDArray[Any] | None = None,
+        reward_kind: str | None = None,
+        reward_ts: Time | None = None,
+        ts: Time | None = None,
+    ) -> str:
+        """Add one ranking; costs some microseconds and never waits for the disk.
+
+        Parameters
+        ----------
+        ranking : Ranking
+            As `Catalog.rank` gave it.
+        k : int
+            Places that were asked for.
+        request_id : str, optional
+            Unique; otherwise a random UUID.
+        user_id : str or int, optional
+            Kept as text.
+        query : array_like of float, shape (d,), optional
+            The vector that was ranked for, needed unless `user_id` gives it in the model.
+        model_version : str, optional
+        exclude, allow : array_like of ids, optional
+            As handed to `Catalog.rank`.
+        bias : array_like of float, shape (n,), optional
+            Likewise; stored once for each content.
+        seed_source : {"server", "caller"}
+            Who chose the seed. Whoever chooses the seed chooses the ranking, and its propensity is
+            no longer true: such rows are left out of evaluations.
+        is_fallback : bool
+            Whether another policy stood in, for an unknown user say.
+        displayed : int, optional
+            How many places were really shown, from the first; None: all.
+        latency_us : float, optional
+            Microseconds.
+        candidate_set_id, n_candidates, retrieval : str, int, mapping, optional
+            Where only candidates were ranked: which, how many, and how they were found
+            (``name``, ``version``, ``params``, a mapping that JSON can hold).
+        user_temperature : float, optional
+            The user's own factor in the policy's temperature.
+        rewards : sequence of float or None, length of the ranking, optional
+            Where they are known already; None or NaN: not observed, which is not 0.
+        reward_kind, reward_ts : str, time, optional
+        ts : datetime, datetime64 or int, optional
+            When it was served; an int counts microseconds since 1970, UTC. Now, otherwise.
+
+        Returns
+        -------
+        str
+            The request id.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument and the value, or if the writer is closed. Never for the disk.
+        """
+        if not isinstance(ranking, Ranking):
+            raise ValueError(f"ranking: expected a Ranking, got {ranking!r}")
+        kind, item_ids = items_of(ranking)
+        length = len(ranking.item_ids)
+        k = as_count("k", k)
+        if length > k:
+            raise ValueError(f"k: the ranking has {length} places, got k = {k}")
+        if request_id is None:
+            request_id = new_request_id()
+        elif as_text("request_id", request_id) == "":
+            raise ValueError("request_id: must not be empty")
+        if user_id is not None:
+            user_id = as_user(user_id)
+        if model_version is not None:
+            as_text("model_version", model_version)
+        if candidate_set_id is not None:
+            as_text("candidate_set_id", candidate_set_id)
+        if seed_source not in SEED_SOURCES:
+            raise ValueError(
+                f"seed_source: expected one of {', '.join(SEED_SOURCES)}; got {seed_source!r}"
+            )
+        if not isinstance(is_fallback, bool):
+            raise ValueError(f"is_fallback: expected a bool, got {is_fallback!r}")
+        if displayed is not None:
+            displayed = as_count("displayed", displayed, low=0)
+            if displayed > length:
+                raise ValueError(f"displayed: the ranking has {length} places, got {displayed}")
+        if latency_us is not None:
+            latency_us = as_positive("latency_us", latency_us)
+        if n_candidates is not None:
+            n_candidates = as_count("n_candidates", n_candidates, low=0)
+        if user_temperature is not None:
+            user_temperature = as_positive("user_temperature", user_temperature, above=0.0)
+        if reward_kind is not None:
+            as_text("reward_kind", reward_kind)
+        contents: dict[str, Array] = {}
+        filter_id: dict[str, str] | None = None
+        inline: dict[str, list[Any] | None] = {"exclude": None, "allow": None}
+        if exclude is not None or allow is not None:
+            filter_id, inline = self._filters(kind, exclude, allow, contents)
+        bias_name = None
+        if bias is not None:
+            values = as_real("bias", bias)
+            if values.ndim != 1:
+                raise ValueError(f"bias: expected shape (n,), got {values.shape}")
+            values = as_float32("bias", values, values.shape)
+            bias_name = bias_id(values)
+            self._need(bias_name, values, contents)
+        policy = ranking.policy
+        log_norm = ranking.log_norm
+        row = Row(
+            request_id,
+            time.time_ns() // 1000 if ts is None else as_time("ts", ts),
+            user_id,
+            policy.inference_type,
+            policy.params,
+            user_temperature,
+            ranking.seed,
+            seed_source,
+            model_version,
+            ranking.catalog_version,
+            None if query is None else as_query(query),
+            inline["exclude"],
+            inline["allow"],
+            filter_id,
+            bias_name,
+            ranking.n_eligible,
+            candidate_set_id,
+            n_candidates,
+            None if retrieval is None else as_retrieval(retrieval),
+            is_fallback,
+            k,
+            length,
+            item_ids,
+            ranking.scores.tobytes(),
+            ranking.log_propensities.tobytes(),
+            ranking.log_propensity,
+            log_norm,
+            ranking.propensity_kind,
+            ranking.log_norm_error,
+            displayed,
+            latency_us,
+            None if rewards is None else as_rewards(rewards, length),
+            reward_kind,
+            None if reward_ts is None else as_time("reward_ts", reward_ts),
+        )
+        with self._lock:
+            if kind != self._kind or self._closed or self._flusher is None:
+                self._admit(kind)
+            seq = self._seq
+            self._seq = seq + 1
+            if self._accepts(contents):
+                self._rows.append((seq, row))
+                count = len(self._rows)
+                if count == 1:
+                    self._first_at = time.monotonic()
+                    self._changed.notify()
+                elif count == self._flush_rows:
+                    self._changed.notify()
+            else:
+                self._dropped += 1
+        return request_id
+
+    def append_batch(
+        self,
+        batch: RankingBatch,
+        *,
+        k: int,
+        request_ids: Sequence[str] | None = None,
+        user_ids: Sequence[str | int | None] | npt.NDArray[Any] | None = None,
+        queries: npt.NDArray[Any] | Sequence[npt.ArrayLike] | None = None,
+        exclude: Sequence[Ids | None] | None = None,
+        allow: Sequence[Ids | None] | None = None,
+        bias: npt.ArrayLike | None = None,
+        **same: Any,
+    ) -> list[str]:
+        """Add the b rankings of a batch; arguments in the plural, and filters, have b entries.
+
+        Parameters
+        ----------
+        batch : RankingBatch
+            As `Catalog.rank_batch` gave it.
+        k : int
+        request_ids, user_ids, queries, exclude, allow : sequence of length b, optional
+        bias : array_like of float, shape (n,), optional
+            One for all, as `Catalog.rank_batch` takes it.
+        **same
+            What `append` takes, the same for all.
+
+        Returns
+        -------
+        list of str, length b
+        """
+        each: dict[str, Any] = {
+            "request_id": request_ids,
+            "user_id": user_ids,
+            "query": queries,
+            "exclude": exclude,
+            "allow": allow,
+        }
+        for name, values in each.items():
+            if values is not None and len(values) != len(batch):
+                raise ValueError(f"{name}: expected {len(batch)} entries, got {len(values)}")
+        given = {name: values for name, values in each.items() if values is not None}
+        ids = []
+        for i, ranking in enumerate(batch):
+            own = {name: values[i] for name, values in given.items()}
+            ids.append(self.append(ranking, k=k, bias=bias, **own, **same))
+        return ids
+
+    def append_table(self, table: pa.Table | pa.RecordBatch) -> int:
+        """Add rows that are in the log's schema already, such as those of an adapter.
+
+        Parameters
+        ----------
+        table : pyarrow.Table or RecordBatch
+            Columns of the schema, by name; those that are absent are null. Other columns are kept.
+            `writer_id` and `writer_seq` are set anew. What the rows say is not checked:
+            `LogReader` does that.
+
+        Returns
+        -------
+        int
+            Rows added; they are written out before this returns, unless the disk refuses.
+
+        Raises
+        ------
+        ValueError
+            If a column cannot be taken in the schema's type.
+        """
+        if not isinstance(table, pa.Table | pa.RecordBatch):
+            raise ValueError(f"table: expected a pyarrow Table or RecordBatch, got {table!r}")
+        try:
+            full = completed(table)
+        except ValueError as error:
+            raise ValueError(f"table: {error}") from None
+        kind = kind_of(full.schema)
+        with self._disk:
+            with self._lock:
+                self._admit(kind)
+                start = self._seq
+                self._seq += full.num_rows
+            self._convert()  # what came before stands before
+            for at in range(0, full.num_rows, self._flush_rows):
+                part = full.slice(at, self._flush_rows)
+                own: dict[str, Any] = {
+                    "writer_id": pa.array([self.writer_id] * part.num_rows, pa.string()),
+                    "writer_seq": pa.array(
+                        np.arange(start + at, start + at + part.num_rows), pa.int64()
+                    ),
+                }
+                for name, values in own.items():
+                    index = part.schema.get_field_index(name)
+                    part = part.set_column(index, part.schema.field(index), values)
+                with self._lock:
+                    self._waiting_rows += part.num_rows
+                batch = part.combine_chunks().to_batches()[0]
+                self._waiting.append(_Waiting(batch.schema, batch.serialize(), len(batch), {}))
+                if not self._write() and self._waiting_rows > self._max_rows:
+                    self._lose(self._waiting.pop().rows)
+        return int(full.num_rows)
+
+    def _admit(self, kind: Kind) -> None:
+        """Whether rows of this kind may come; `_lock` is held."""
+        if self._closed:
+            raise ValueError(f"the log writer of {self._directory} is closed")
+        if self._kind is None:
+            self._kind = kind
+        elif kind != self._kind:
+            raise ValueError(f"item_ids: this log has {self._kind} ids, got {kind}")
+        if self._flusher is None:
+            self._flusher = threading.Thread(
+                target=self._flush_for_ever, name="fastrank-log", daemon=True
+            )
+            self._flusher.start()
+
+    def _accepts(self, contents: dict[str, Array]) -> bool:
+        """Whether there is room for one more row, and if so keep its contents."""
+        if len(self._rows) + self._waiting_rows >= self._max_rows:
+            return False
+        if contents:
+            size = sum(values.nbytes for values in contents.values())
+            if self._contents_bytes + size > _MAX_WAITING_BYTES:
+                return False
+            if len(self._known) > _MAX_KNOWN:
+                self._known.clear()
+            for name, values in contents.items():
+                if name not in self._known:
+                    self._known.add(name)
+                    self._contents[name] = values
+                    self._contents_bytes += values.nbytes
+        return True
+
+    def _filters(
+        self, kind: Kind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Array]
+    ) -> tuple[dict[str, str] | None, dict[str, list[Any] | None]]:
+        """Hashes of the lists that are long, and the lists that are not."""
+        names: dict[str, str] = {}
+        inline: dict[str, list[Any] | None] = {"exclude": None, "allow": None}
+        for role, given in (("exclude", exclude), ("allow", allow)):
+            if given is None:
+                continue
+            if isinstance(given, np.ndarray) and given.size == 0 and given.ndim == 1:
+                ids: Array = np.empty(0, np.int64)
+            else:
+                ids = as_ids(role, given)
+            if ids.size and (ids.dtype.kind == "U") != (kind == "str"):
+                raise ValueError(f"{role}: the item ids are {kind}, got {ids[0].item()!r}")
+            if ids.dtype.kind == "U":
+                for text in ids.tolist():
+                    as_text(role, text)
+            if len(ids) > self._inline_ids:
+                ids = canonical(role, ids)
+                name = filters._hash_of_ids(ids)
+                names[role] = name
+                self._need(name, ids, contents)
+            else:
+                inline[role] = ids.tolist()
+        return names or None, inline
+
+    def _need(self, name: str, values: Array, contents: dict[str, Array]) -> None:
+        if name not in self._known:
+            values = values.copy()  # not the caller's
+            contents[name] = values
+
+    # What goes out.
+
+    def _flush_for_ever(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and not self._rows and not self._waiting:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                since = time.monotonic() if self._failing else self._first_at
+                while not self._closed and (self._failing or len(self._rows) < self._flush_rows):
+                    left = since + self._flush_seconds - time.monotonic()
+                    if left <= 0.0:
+                        break
+                    self._changed.wait(left)
+            try:
+                self.flush()
+            except Exception:  # nobody would notice that this thread is gone
+                _LOG.exception("%s: rows wait", self._directory)
+                self._failing = True
+
+    def flush(self) -> bool:
+        """Hand all rows to the file system now; False if it refused and rows still wait."""
+        with self._disk:
+            self._convert()
+            return self._write()
+
+    def _convert(self) -> None:
+        """Rows to Arrow; `_disk` is held."""
+        with self._lock:
+            rows, self._rows = self._rows, []
+            contents, self._contents = self._contents, {}
+            self._waiting_rows += len(rows)  # so that they go on counting
+            kind = self._kind
+        if not rows or kind is None:
+            return
+        try:
+            batch = as_batch(rows, kind, self.writer_id)
+        except _NOT_CONVERTED:
+            # `append` lets nothing in that does not convert; should it ever, one row must not
+            # take the others with it.
+            batches = []
+            for row in rows:
+                try:
+                    batches.append(as_batch([row], kind, self.writer_id))
+                except _NOT_CONVERTED:
+                    _LOG.exception("request %r: not logged", row[1].request_id)
+            self._lose(len(rows) - len(batches))
+            table = pa.Table.from_batches(batches, schema(kind)).combine_chunks()
+            batch = (table.to_batches() or [pa.RecordBatch.from_pylist([], schema(kind))])[0]
+        self._waiting.append(_Waiting(batch.schema, batch.serialize(), len(batch), contents))
+
+    def _lose(self, rows: int) -> None:
+        with self._lock:
+            self._waiting_rows -= rows
+            self._dropped += rows
+
+    def _write(self) -> bool:
+        """Write what waits, in order; `_disk` is held. False if the disk refuses."""
+        while self._waiting:
+            first = self._waiting[0]
+            try:
+                for name, values in first.contents.items():
+                    filters.save(self._directory, name, values)
+                segment = self._open_segment(first.columns)
+                segment.append(first.message, first.rows)
+            except OSError as error:
+                if not self._failing:
+                    _LOG.warning("%s: rows wait, the disk refuses: %s", self._directory, error)
+                self._failing = True
+                if self._segment is not None and self._segment.broken:
+                    self._rotate()
+                return False
+            with self._lock:
+                self._waiting.pop(0)
+                self._waiting_rows -= first.rows
+                self._written += first.rows
+                self._contents_bytes -= sum(v.nbytes for v in first.contents.values())
+            if self._failing:
+                _LOG.warning("%s: rows are written again", self._directory)
+            self._failing = False
+            if segment.rows >= self._segment_rows:
+                self._rotate()
+        return True
+
+    def _open_segment(self, columns: pa.Schema) -> Segment:
+        if self._segment is not None and not self._segment.columns.equals(columns):
+            self._rotate()
+        while self._segment is None:
+            path = self._directory / f"{self.writer_id}-{self._number:06d}.arrow"
+            # Deleted under a running writer, say: rows are worth more than the reason.
+            self._directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._segment = Segment(path, columns)
+            except FileExistsError:
+                self._number += 1
+        return self._segment
+
+    def _rotate(self) -> None:
+        """Give the segment to a thread that seals it."""
+        segment, self._segment = self._segment, None
+        self._number += 1
+        if segment is not None:
+            segment.finish()
+            self._in_background(segment.seal)
+
+    def _in_background(self, work: Any) -> None:
+        thread = threading.Thread(target=work, name="fastrank-log-seal", daemon=True)
+        self._sealers = [one for one in self._sealers if one.is_alive()]
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # the interpreter is ending: the next writer seals
+        self._sealers.append(thread)
+
+    def _seal_abandoned(self) -> None:
+        try:
+            seal_abandoned(self._directory)
+            remove_leftovers(self._directory)
+        except OSError as error:
+            _LOG.warning("%s: could not look for abandoned segments: %s", self._directory, error)
+
+    def close(self) -> None:
+        """Flush, seal, and end; rows that the disk refuses even now are dropped and counted."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        with self._disk:
+            if not self.flush():
+                lost = sum(waiting.rows for waiting in self._waiting)
+                self._waiting.clear()
+                self._lose(lost)
+                _LOG.warning("%s: %d rows are lost, the disk refuses", self._directory, lost)
+            self._rotate()
+        if self._flusher is not None:
+            self._flusher.join()
+        for thread in self._sealers:
+            thread.join()
+        _WRITERS.discard(self)
+
+
+_WRITERS: weakref.WeakSet[LogWriter] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for writer in list(_WRITERS):
+        writer._after_fork()
+
+
+def _flush_all() -> None:
+    for writer in list(_WRITERS):
+        writer.flush()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_flush_all)
+# The first conversion looks for pandas under a lock, and a fork in that moment would leave the
+# child's locked for ever.
+pa.array(np.empty(0))
+
+
+def _kind_of_directory(directory: Path) -> Kind | None:
+    """Of the log that is there; None where there is none that can be read."""
+    for file in sorted(directory.glob("*.parquet"))[-3:]:
+        try:
+            return kind_of(pq.read_schema(file))
+        except (OSError, ValueError, pa.ArrowException):
+            continue
+    for file in sorted(directory.glob("*.arrow"))[-3:]:
+        try:
+            with file.open("rb") as stream:
+                return kind_of(open_stream(stream)[0])
+        except (OSError, ValueError, pa.ArrowException):
+            continue
+    return None

@@ -1,0 +1,85 @@
+"""Logs to test with: rows that are right, so that a test can spoil one thing at a time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import fastrank as fr
+from fastrank.eventlog import LogReader, ReadReport, schema
+from fastrank.eventlog.reader import LogBatch
+from fastrank.eventlog.schema import Kind
+
+NOON = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z in microseconds
+HOUR = 3_600_000_000
+
+
+def row(number: int, kind: Kind = "int64", **changes: Any) -> dict[str, Any]:
+    """A right row of three places; `changes` replace columns."""
+    propensities = [math.log(p) for p in (0.5, 0.25, 0.125)]
+    items: list[Any] = [number % 7, 100, 7 + number % 5]
+    made: dict[str, Any] = {
+        "schema_version": 1,
+        "request_id": f"r{number}",
+        "ts": NOON + number,
+        "writer_id": "w",
+        "writer_seq": number,
+        "user_id": f"u{number % 3}",
+        "policy_name": "stochastic_gumbel_softmax_trick",
+        "policy_params": {"temperature": 0.5},
+        "rng_version": 1,
+        "seed": 2**64 - 1 - number,
+        "seed_source": "server",
+        "model_version": "m",
+        "catalog_version": "c",
+        "n_eligible": 50,
+        "is_fallback": False,
+        "k": 3,
+        "item_ids": items if kind == "int64" else [f"i{item}" for item in items],
+        "scores": [3.0, 2.0, 1.0],
+        "log_propensities": propensities,
+        "log_propensity": math.fsum(propensities),
+        "log_norm": 5.0,
+        "propensity_kind": "exact",
+        "log_norm_error": 0.0,
+        "rewards": [0.0, 1.0, 0.0],
+        "reward_kind": "complete",
+    }
+    return made | changes
+
+
+def table(rows: list[dict[str, Any]], kind: Kind = "int64") -> pa.Table:
+    return pa.Table.from_pylist(rows, schema(kind))
+
+
+def read(*rows: dict[str, Any], kind: Kind = "int64", **options: Any) -> list[LogBatch]:
+    """The batches of these rows."""
+    return list(LogReader.of_tables([table(list(rows), kind)], **options))
+
+
+def report_of(*rows: dict[str, Any], kind: Kind = "int64", **options: Any) -> ReadReport:
+    reader = LogReader.of_tables([table(list(rows), kind)], **options)
+    for _ in reader:
+        pass
+    return reader.report
+
+
+def drain(paths: Any, **options: Any) -> tuple[list[dict[str, Any]], LogReader]:
+    """All valid rows of a log as dicts, and the reader."""
+    reader = LogReader(paths, **options)
+    rows = [one for batch in reader for one in batch.table.to_pylist()]
+    return rows, reader
+
+
+def catalog(n: int = 30, dim: int = 4, text: bool = False) -> fr.Catalog:
+    vectors = np.random.default_rng(5).standard_normal((n, dim))
+    ids: Any = [f"item {i}" for i in range(n)] if text else np.arange(100, 100 + n)
+    return fr.Catalog(ids, vectors)
+
+
+def segments(directory: Path, suffix: str) -> list[Path]:
+    return sorted(directory.glob(f"*{suffix}"))

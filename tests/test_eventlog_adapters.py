@@ -1,0 +1,434 @@
+"""Other logs in this schema: what they say is kept, and what they lack is not made up."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+import pyarrow as pa
+import pyarrow.parquet as pq
+from logs import catalog, drain
+
+import fastrank as fr
+from fastrank import obd
+from fastrank.eventlog import LogReader, LogWriter, Stratum, from_data_capture, from_obd, schema
+from fastrank.eventlog.adapters import DataCapture
+from fastrank.eventlog.reader import LogBatch
+
+SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "obd"
+needs_source = pytest.mark.skipif(
+    not SOURCE.is_dir(), reason=f"the source files of the bundled data are not at {SOURCE}"
+)
+
+
+def one_batch(tables: Any, **options: Any) -> tuple[LogBatch, LogReader]:
+    reader = LogReader.of_tables(tables, **options)
+    (batch,) = reader
+    return batch, reader
+
+
+class TestOpenBanditDataset:
+    @pytest.mark.parametrize("campaign", ["all", "men"])
+    @pytest.mark.parametrize("policy", ["random", "bts"])
+    def test_bundled_logs(self, campaign: obd.Campaign, policy: obd.LoggingPolicy) -> None:
+        log = obd.log(campaign, policy)
+        batch, reader = one_batch(from_obd(campaign, policy), columns=["position"])
+        assert reader.report.set_aside == {}
+        assert batch.table.schema.equals(schema("int64"))
+        np.testing.assert_array_equal(batch.item_ids[:, 0], log.item_id)
+        np.testing.assert_array_equal(batch.columns["position"], log.position)
+        np.testing.assert_array_equal(batch.rewards[:, 0], log.click)
+        np.testing.assert_array_equal(batch.log_propensities[:, 0], np.log(log.propensity))
+        assert batch.lengths.tolist() == [1] * 10_000
+        assert batch.observed.all()
+        assert set(batch.n_eligible.tolist()) == {len(obd.items(campaign).item_ids)}
+        times = batch.table["ts"].to_numpy(zero_copy_only=False)
+        np.testing.assert_array_equal(times, log.timestamp)
+        ids = batch.table["request_id"].to_pylist()
+        assert ids == [f"{campaign}-{policy}-{row}" for row in range(10_000)]
+        # Users are the segments: one hash each.
+        assert len(np.unique(batch.user_hash)) == len(np.unique(log.user))
+        assert batch.user_ids[17] == "-".join(log.user_features[17])
+        name = "uniform" if policy == "random" else "bts"
+        assert reader.strata == [Stratum(name, (), None, None, False)]
+
+    def test_obps_figures_come_out(self) -> None:
+        """random -> bts on campaign all: 0.00455288, self-normalised 0.0047758, ESS 1639.5."""
+        batch, _ = one_batch(from_obd("all", "random"), columns=["position"])
+        law = obd.action_distribution("all")
+        chosen = law[batch.item_ids[:, 0], batch.columns["position"].astype(int) - 1]
+        weight = chosen / np.exp(batch.log_propensities[:, 0])
+        rewards = batch.rewards[:, 0]
+        assert np.mean(weight * rewards) == pytest.approx(0.00455288, abs=5e-9)
+        assert np.sum(weight * rewards) / weight.sum() == pytest.approx(0.0047758330812, rel=1e-9)
+        assert weight.sum() ** 2 / (weight**2).sum() == pytest.approx(1639.50187, abs=1e-5)
+
+    @needs_source
+    @pytest.mark.parametrize("campaign", ["all", "men"])
+    @pytest.mark.parametrize("policy", ["random", "bts"])
+    @pytest.mark.parametrize("form", ["parquet", "csv"])
+    def test_published_files_give_the_same(
+        self, campaign: obd.Campaign, policy: obd.LoggingPolicy, form: str, tmp_path: Path
+    ) -> None:
+        path = SOURCE / f"{policy}_{campaign}.parquet"
+        if form == "csv":  # as published: an index without a name, times with an offset
+            source = pq.read_table(path)
+            path = tmp_path / policy / campaign / f"{campaign}.csv"
+            path.parent.mkdir(parents=True)
+            with path.open("w", newline="") as lines:
+                out = csv.writer(lines)
+                out.writerow(["", *source.column_names])
+                columns = [column.to_pylist() for column in source.columns]
+                for row, values in enumerate(zip(*columns, strict=True)):
+                    out.writerow([row, *values])
+        bundled = pa.concat_tables(from_obd(campaign, policy))
+        published = pa.concat_tables(from_obd(path))
+        assert published.equals(bundled)
+
+    def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="policy: say which log of the campaign"):
+            from_obd("all")
+        with pytest.raises(ValueError, match="policy: expected one of random, bts; got 'ts'"):
+            from_obd("all", "ts")
+        with pytest.raises(ValueError, match="women: neither a campaign"):
+            from_obd("women", "bts")
+        path = tmp_path / "clicks.csv"
+        path.write_text("a,b\n1,2\n")
+        with pytest.raises(ValueError, match=r"policy: .*clicks.csv does not say"):
+            from_obd(path)
+        with pytest.raises(ValueError, match=r"clicks.csv: not a log of the dataset.*timestamp"):
+            list(from_obd(path, "bts"))
+        head = "timestamp,item_id,position,click,propensity_score," + ",".join(
+            f"user_feature_{j}" for j in range(4)
+        )
+        path.write_text(f"{head}\n2019-11-24 00:00:00+00:00,x,1,0,0.5,a,b,c,d\n")
+        with pytest.raises(ValueError, match=r"clicks.csv: .*item_id|clicks.csv: .*int64"):
+            list(from_obd(path, "bts"))
+        path.write_text(f"{head}\nyesterday,3,1,0,0.5,a,b,c,d\n")
+        with pytest.raises(ValueError, match=r"clicks.csv: timestamp"):
+            list(from_obd(path, "bts"))
+        parquet = tmp_path / "random.parquet"
+        parquet.write_bytes(b"PAR1")
+        with pytest.raises(ValueError, match=r"random.parquet"):
+            list(from_obd(parquet))
+
+    def test_impossible_propensities_are_set_aside_not_mended(self, tmp_path: Path) -> None:
+        head = "timestamp,item_id,position,click,propensity_score," + ",".join(
+            f"user_feature_{j}" for j in range(4)
+        )
+        values = ("0.5", "0", "1.5", "-1", "", "nan")
+        lines = [head, *(f"2019-11-24 00:00:00+00:00,3,1,0,{value},a,b,c,d" for value in values)]
+        path = tmp_path / "bts_men.csv"
+        path.write_text("\n".join(lines))
+        batch, reader = one_batch(from_obd(path))
+        assert len(batch) == 1
+        assert batch.n_eligible.tolist() == [-1]  # the file does not say how many there were
+        assert reader.report.set_aside == {
+            "log-propensity not finite": 4,
+            "positive log-propensity": 1,
+        }
+
+    def test_kept_in_a_log(self, tmp_path: Path) -> None:
+        with LogWriter(tmp_path) as log:
+            for table in from_obd("men", "bts"):
+                log.append_table(table)
+        reader = LogReader(tmp_path, columns=["position"])
+        clicks = sum(float(batch.rewards.sum()) for batch in reader)
+        assert clicks == 69
+        assert reader.report.rows_read == 10_000
+        assert reader.report.set_aside == {}
+
+
+def response(ranking: fr.Ranking, request_id: str, **changes: Any) -> dict[str, Any]:
+    """What the service answers: the log row without rewards."""
+    return {
+        "request_id": request_id,
+        "item_ids": ranking.item_ids.tolist(),
+        "scores": ranking.scores.tolist(),
+        "log_propensities": ranking.log_propensities.tolist(),
+        "log_propensity": ranking.log_propensity,
+        "log_norm": ranking.log_norm,
+        "propensity_kind": ranking.propensity_kind,
+        "log_norm_error": ranking.log_norm_error,
+        "k": 4,
+        "policy": {"name": ranking.policy.inference_type, "params": ranking.policy.params},
+        "seed": ranking.seed,
+        "seed_source": "server",
+        "rng_version": 1,
+        "n_eligible": ranking.n_eligible,
+        "model_version": "m",
+        "catalog_version": ranking.catalog_version,
+        "is_fallback": False,
+    } | changes
+
+
+def side(mode: str, body: Any, encoding: str = "JSON") -> dict[str, Any]:
+    text = json.dumps(body)
+    data = base64.b64encode(text.encode()).decode() if encoding == "BASE64" else text
+    return {
+        "observedContentType": "application/json",
+        "mode": mode,
+        "data": data,
+        "encoding": encoding,
+    }
+
+
+def capture(
+    request: Any, answer: Any, event: str | None, encoding: str = "JSON", **metadata: Any
+) -> dict[str, Any]:
+    sides = {}
+    if request is not None:
+        sides["endpointInput"] = side("INPUT", request, encoding)
+    if answer is not None:
+        sides["endpointOutput"] = side("OUTPUT", answer, encoding)
+    times = {"inferenceTime": "2026-01-01T12:00:00Z"}
+    ids = {} if event is None else {"eventId": event}
+    return {"captureData": sides, "eventMetadata": ids | times | metadata, "eventVersion": "0"}
+
+
+def write(path: Path, *lines: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts) + "\n")
+    return path
+
+
+QUERY = [1.0, -0.5, 0.25, 2.0]
+
+
+class TestDataCapture:
+    def ranking(self, seed: int = 1, text: bool = False, **filters: Any) -> fr.Ranking:
+        policy = fr.PlackettLuce(0.5)
+        return catalog(text=text).rank(QUERY, 4, policy=policy, seed=seed, **filters)
+
+    @pytest.mark.parametrize("encoding", ["JSON", "BASE64"])
+    @pytest.mark.parametrize("apart", [False, True])
+    @pytest.mark.parametrize("text", [False, True])
+    def test_input_and_output_make_the_row(
+        self, encoding: str, apart: bool, text: bool, tmp_path: Path
+    ) -> None:
+        """Filters and query come from the input: propensities can be computed again from both."""
+        items = catalog(text=text)
+        exclude = items.item_ids[[3, 5]].tolist()
+        allow = items.item_ids[:20].tolist()
+        bigger = self.ranking(2**64 - 1, text, exclude=exclude, allow=allow)
+        request = {"query": QUERY, "k": 4, "exclude": exclude, "allow": allow}
+        answer = response(bigger, "r1")
+        if apart:
+            lines = [
+                capture(None, answer, "e1", encoding),
+                capture({"user_id": "u"}, None, "e2", encoding),
+                capture(request, None, "e1", encoding),
+                capture(None, response(self.ranking(2, text), "r2", user_id="u"), "e2", encoding),
+            ]
+        else:
+            lines = [
+                capture(request, answer, "e1", encoding),
+                capture({"user_id": "u"}, response(self.ranking(2, text), "r2"), "e2", encoding),
+            ]
+        tables = from_data_capture(write(tmp_path / "a.jsonl", *lines))
+        batch, reader = one_batch(tables)
+        assert reader.report.set_aside == {}
+        assert len(batch) == 2
+        assert batch.table["request_id"].to_pylist() == ["r1", "r2"]
+        assert batch.table["seed"].to_pylist() == [2**64 - 1, 2]
+        assert batch.user_ids == [None, "u"]
+        logged, excluded, allowed = batch.query(0), batch.exclude(0), batch.allow(0)
+        assert logged is not None
+        assert excluded is not None
+        assert allowed is not None
+        assert batch.exclude(1) is None
+        again = items.log_propensities(
+            logged, batch.item_ids[0], policy=bigger.policy, exclude=excluded, allow=allowed
+        )
+        np.testing.assert_allclose(again, batch.log_propensities[0], atol=1e-9)
+        name = "stochastic_gumbel_softmax_trick"
+        version = items.version
+        assert reader.strata == [Stratum(name, (("temperature", 0.5),), "m", version, False)]
+
+    def test_errors_are_no_rankings(self, tmp_path: Path) -> None:
+        lines = [
+            capture({"user_id": "x"}, {"error": {"code": 404, "message": "no such user"}}, "e1"),
+            capture({"user_id": "u"}, response(self.ranking(), "r"), "e2"),
+        ]
+        tables = from_data_capture(write(tmp_path / "a.jsonl", *lines))
+        batch, reader = one_batch(tables)
+        assert len(batch) == 1
+        assert tables.error_responses == 1
+        assert reader.report.rows_read == 1
+        assert reader.report.set_aside == {}
+
+    def test_halves_without_the_other_are_named(self, tmp_path: Path) -> None:
+        lines = [
+            capture({"user_id": "u"}, None, "e1"),
+            capture(None, response(self.ranking(), "r"), "e2"),
+            capture({"user_id": "u"}, response(self.ranking(2), "s"), "e3"),
+        ]
+        path = write(tmp_path / "a.jsonl", *lines)
+        tables = from_data_capture(path)
+        batch, reader = one_batch(tables)
+        assert len(batch) == 1
+        assert reader.report.set_aside == {"no captured output": 1, "no captured input": 1}
+        assert reader.report.places["no captured input"] == [(str(path), 1, "")]
+        assert reader.report.malformed_share == pytest.approx(2 / 3)
+
+    def test_the_inference_id_joins_where_there_is_no_event(self, tmp_path: Path) -> None:
+        answer = response(self.ranking(), "")
+        lines = [
+            capture({"user_id": "u"}, None, None, inferenceId="i1"),
+            capture(None, answer, None, inferenceId="i1"),
+            # Callers may use an inference id twice; the event is the endpoint's own.
+            capture({"user_id": "a"}, None, "e1", inferenceId="i2"),
+            capture({"user_id": "b"}, None, "e2", inferenceId="i2"),
+            capture(None, response(self.ranking(2), "r2"), "e2", inferenceId="i2"),
+            capture(None, response(self.ranking(3), "r1"), "e1", inferenceId="i2"),
+        ]
+        batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        assert reader.report.set_aside == {}
+        assert batch.table["request_id"].to_pylist() == ["i1", "r2", "r1"]
+        assert batch.user_ids == ["u", "b", "a"]
+
+    def test_gateway_parameters(self, tmp_path: Path) -> None:
+        request = {
+            "gateway": {"user_id": "O%27Brien", "exclude": "101%2C+102", "allow": "", "k": "4"}
+        }
+        line = capture(request, response(self.ranking(exclude=[101, 102]), "r"), "e1")
+        batch, _ = one_batch(from_data_capture(write(tmp_path / "a.jsonl", line)))
+        excluded = batch.exclude(0)
+        assert batch.user_ids == ["O'Brien"]
+        assert excluded is not None
+        assert excluded.tolist() == [101, 102]
+        assert batch.allow(0) is None
+
+    @pytest.mark.parametrize(
+        ("message", "line"),
+        [
+            ("not JSON", "{"),
+            ("not JSON: NaN is not JSON", '{"a": NaN}'),
+            ("the line: expected an object, got 3", 3),
+            ("captureData: expected an object", {}),
+            ("neither endpointInput nor endpointOutput", {"captureData": {}}),
+            ("neither eventId nor inferenceId", capture({}, None, None)),
+            ("eventId: expected text, got 5", capture({}, {}, None, eventId=5)),
+            ("item_ids: expected a list, got None", capture({}, {}, "e")),
+            ("data: expected an object, got", capture([1], {}, "e")),
+            ("policy: expected an object", capture({}, {"item_ids": []}, "e")),
+        ],
+    )
+    def test_lines_that_cannot_be_understood(self, message: str, line: Any, tmp_path: Path) -> None:
+        good = capture({"user_id": "u"}, response(self.ranking(), "r"), "e1")
+        path = write(tmp_path / "a.jsonl", good, line)
+        batch, reader = one_batch(from_data_capture(path))
+        assert len(batch) == 1
+        assert reader.report.set_aside == {"capture not understood": 1}
+        ((file, row, detail),) = reader.report.places["capture not understood"]
+        assert (file, row) == (str(path), 1)
+        assert message in detail
+
+    @pytest.mark.parametrize(
+        ("message", "changes"),
+        [
+            ("seed: out of range", {"seed": 2**64}),
+            ("seed: expected an integer, got 1.5", {"seed": 1.5}),
+            ("k: expected an integer", {"k": "10"}),
+            ("is_fallback: expected true or false, got 0", {"is_fallback": 0}),
+            ("item_ids: expected an integer, got 1.5", {"item_ids": [1.5, 2, 3, 4]}),
+            ("item_ids: expected text", {"item_ids": ["a", 2, 3, 4]}),
+            ("item_ids: those before are int64, got str", {"item_ids": ["a", "b", "c", "d"]}),
+            ("log_propensities: expected a list", {"log_propensities": "none"}),
+            ("log_propensity: expected a number", {"log_propensity": "-1"}),
+            ("params: nucleus is not known", {"policy": {"name": "p", "params": {"nucleus": 1.0}}}),
+            (
+                "temperature: expected a number",
+                {"policy": {"name": "p", "params": {"temperature": "1"}}},
+            ),
+            ("time: expected ISO 8601", {"ts": "noon"}),
+            ("time: says no time zone", {"ts": "2026-01-01T12:00:00"}),
+            ("model_version: expected text", {"model_version": 7}),
+        ],
+    )
+    def test_answers_of_wrong_types(
+        self, message: str, changes: dict[str, Any], tmp_path: Path
+    ) -> None:
+        lines = [
+            capture({}, response(self.ranking(), "r1"), "e1"),
+            capture({}, response(self.ranking(2), "r2", **changes), "e2"),
+        ]
+        batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        assert len(batch) == 1
+        ((_, _, detail),) = reader.report.places["capture not understood"]
+        assert message in detail
+
+    def test_wrong_filters_in_the_input(self, tmp_path: Path) -> None:
+        """A filter that is not understood must not become no filter."""
+        lines = [
+            capture({"exclude": exclude}, response(self.ranking(i), f"r{i}"), f"e{i}")
+            for i, exclude in enumerate(["101", [1.5], {"a": 1}, [None], [101], ["102"]])
+        ]
+        batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        assert batch.table["exclude"].to_pylist() == [[101], [102]]
+        assert reader.report.set_aside == {"capture not understood": 3, "exclude: null id": 1}
+
+    def test_the_same_half_twice(self, tmp_path: Path) -> None:
+        lines = [
+            capture({"user_id": "u"}, None, "e1"),
+            capture({"user_id": "v"}, None, "e1"),
+            capture(None, response(self.ranking(), "r"), "e1"),
+        ]
+        batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        assert batch.user_ids == ["u"]
+        assert reader.report.set_aside == {"capture not understood": 1}
+
+    def test_rows_are_judged_like_any_other(self, tmp_path: Path) -> None:
+        lines = [
+            capture({}, response(self.ranking(), "r1", log_propensity=-1.0), "e1"),
+            capture({}, response(self.ranking(2), "r2"), "e2"),
+            capture({}, response(self.ranking(3), "r2"), "e3"),
+        ]
+        batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        assert len(batch) == 1
+        assert reader.report.set_aside == {
+            "sum of log-propensities": 1, "duplicate request id": 1,
+        }  # fmt: skip
+
+    def test_folders_as_sagemaker_lays_them_out(self, tmp_path: Path) -> None:
+        for hour in range(3):
+            lines = [
+                capture({"user_id": "u"}, response(self.ranking(i), f"{hour}-{i}"), f"{hour}-{i}")
+                for i in range(4)
+            ]
+            write(tmp_path / "2026/01/01" / f"{hour:02d}" / "x.jsonl", *lines, "")
+        tables = from_data_capture(tmp_path)
+        for _ in range(2):  # it can be read again
+            assert sum(len(table) for table in tables) == 12
+        assert sum(map(len, LogReader.of_tables(tables))) == 12
+        with pytest.raises(ValueError, match="no capture files"):
+            DataCapture(tmp_path / "nowhere")
+        with pytest.raises(ValueError, match="none given"):
+            DataCapture([])
+
+    def test_only_errors_is_an_empty_log(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", capture({}, {"error": {}}, "e"))
+        reader = LogReader.of_tables(from_data_capture(path))
+        assert list(reader) == []
+        assert reader.report.rows_read == 0
+
+    def test_kept_in_a_log(self, tmp_path: Path) -> None:
+        request = {"query": QUERY, "exclude": [101]}
+        line = capture(request, response(self.ranking(exclude=[101]), "r"), "e1")
+        with LogWriter(tmp_path / "log") as log:
+            for table in from_data_capture(write(tmp_path / "a.jsonl", line)):
+                log.append_table(table)
+        rows, reader = drain(tmp_path / "log")
+        assert reader.report.set_aside == {}
+        assert rows[0]["exclude"] == [101]
+        assert rows[0]["query"] == QUERY
+        assert math.isclose(sum(rows[0]["log_propensities"]), rows[0]["log_propensity"])

@@ -1,0 +1,550 @@
+"""Rewards find their rows, and nothing that does not is passed over in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+import pyarrow as pa
+import pyarrow.parquet as pq
+from logs import HOUR, NOON, catalog, drain, row, table
+
+import fastrank as fr
+from fastrank.eventlog import JoinSummary, LogReader, LogWriter, join
+from fastrank.eventlog.join import parse_time, parse_window
+from fastrank.eventlog.schema import Kind
+
+START = datetime.fromtimestamp(NOON / 1e6, UTC)
+LATER = START + timedelta(days=2)
+
+
+def write_log(directory: Path, *rows: dict[str, Any], kind: Kind = "int64") -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    bare = [{**one, "rewards": None, "reward_kind": None} for one in rows]
+    pq.write_table(table(bare, kind), directory / "a.parquet")
+    return directory
+
+
+def reward(
+    request: str, item: Any, value: float = 1.0, hours: float = 1.0, **more: Any
+) -> dict[str, Any]:
+    when = START + timedelta(hours=hours)
+    return {"request_id": request, "item_id": item, "reward": value, "ts": when, **more}
+
+
+def write_rewards(path: Path, *rewards: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for one in rewards for name in one)) or [
+        "request_id", "item_id", "reward", "ts",
+    ]  # fmt: skip
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rewards)), path)
+        return path
+    texts = [
+        {n: v.isoformat() if isinstance(v, datetime) else v for n, v in one.items()}
+        for one in rewards
+    ]
+    with path.open("w", newline="") as file:
+        if path.suffix == ".csv":
+            out = csv.DictWriter(file, names)
+            out.writeheader()
+            out.writerows(texts)
+        else:
+            file.writelines(json.dumps(text) + "\n" for text in texts)
+    return path
+
+
+def joined(
+    directory: Path, rewards: list[dict[str, Any]], *rows: dict[str, Any], **options: Any
+) -> tuple[dict[str, list[Any]], JoinSummary]:
+    """Rewards by request id after a join with usual options, and what the join said."""
+    kind: Kind = "str" if isinstance(rows[0]["item_ids"][0], str) else "int64"
+    log = write_log(directory / "log", *rows, kind=kind)
+    path = write_rewards(directory / "rewards.jsonl", *rewards)
+    usual: dict[str, Any] = {"window": "24h", "as_of": LATER, "kind": "positives"}
+    summary = join(log, path, directory / "out", **(usual | options))
+    found, reader = drain(directory / "out")
+    assert reader.report.set_aside == {}
+    return {one["request_id"]: one["rewards"] for one in found}, summary
+
+
+class TestRewards:
+    @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+    @pytest.mark.parametrize("kind", ["int64", "str"])
+    def test_every_form_and_kind(self, form: str, kind: Kind, tmp_path: Path) -> None:
+        rows = [row(i, kind) for i in range(5)]
+        items = [one["item_ids"] for one in rows]
+        rewards = [
+            reward("r0", items[0][0]),
+            reward("r1", items[1][2], 2.5),
+            reward("r1", items[1][0], 0.25),
+            reward("r4", items[4][1]),
+        ]
+        log = write_log(tmp_path / "log", *rows, kind=kind)
+        path = write_rewards(tmp_path / f"rewards.{form}", *rewards)
+        summary = join(log, path, tmp_path / "out", window="24h", as_of=LATER, kind="positives")
+        found, reader = drain(tmp_path / "out")
+        assert [one["rewards"] for one in found] == [
+            [1, 0, 0], [0.25, 0, 2.5], [0, 0, 0], [0, 0, 0], [0, 1, 0],
+        ]  # fmt: skip
+        assert {one["reward_kind"] for one in found} == {"positives"}
+        hour = START + timedelta(hours=1)
+        assert [one["reward_ts"] for one in found] == [hour, hour, None, None, hour]
+        assert summary == JoinSummary(
+            rows_read=5, rows_written=5, rows_with_reward=3, rewards_read=4, rewards_used=4
+        )
+        # All else is as it was.
+        source, _ = drain(log)
+        for before, after in zip(source, found, strict=True):
+            for name in ("rewards", "reward_kind", "reward_ts"):
+                before.pop(name), after.pop(name)
+            assert before == after
+        assert reader.report.rows_lost == {}
+
+    def test_ids_in_text_are_not_numbers_unless_the_log_says_so(self, tmp_path: Path) -> None:
+        rows = [row(0, "str", item_ids=["007", "7", "é"])]
+        log = write_log(tmp_path / "log", *rows, kind="str")
+        path = write_rewards(tmp_path / "r.csv", reward("r0", "007"), reward("r0", "é", 3.0))
+        join(log, path, tmp_path / "out", window="24h", as_of=LATER, kind="positives")
+        assert drain(tmp_path / "out")[0][0]["rewards"] == [1, 0, 3]
+
+    @pytest.mark.parametrize(("repeats", "expected"), [("max", 3.0), ("sum", 6.5), ("first", 2.0)])
+    def test_repeats(self, repeats: str, expected: float, tmp_path: Path) -> None:
+        rewards = [
+            reward("r0", 100, 3.0, hours=3),
+            reward("r0", 100, 2.0, hours=1),
+            reward("r0", 100, 1.5, hours=2),
+            reward("r0", 0, 7.0),
+        ]
+        found, summary = joined(tmp_path, rewards, row(0), repeats=repeats)
+        assert found == {"r0": [7.0, expected, 0.0]}
+        assert (summary.rewards_used, summary.rewards_repeated) == (4, 2)
+
+    def test_first_of_one_moment_is_the_first_in_the_file(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 100, value) for value in (5.0, 9.0, 1.0)]
+        assert joined(tmp_path, rewards, row(0), repeats="first")[0] == {"r0": [0, 5, 0]}
+
+    def test_complete_leaves_what_is_not_there_unobserved(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 0, 0.0), reward("r0", 100, -2.0)]
+        found, summary = joined(tmp_path, rewards, row(0), row(1), kind="complete")
+        assert found == {"r0": [0.0, -2.0, None], "r1": [None, None, None]}
+        assert summary.rows_with_reward == 1
+        (batch,) = LogReader(tmp_path / "out")
+        assert batch.observed.tolist() == [False, False]
+
+    def test_places_beyond_displayed_were_not_shown(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 0), reward("r0", 100)]
+        found, summary = joined(tmp_path, rewards, row(0, displayed=1))
+        assert found == {"r0": [1.0, None, None]}
+        assert (summary.rewards_used, summary.rewards_unlogged) == (1, 1)
+        (batch,) = LogReader(tmp_path / "out")
+        assert batch.observed.all()
+
+    def test_windows(self, tmp_path: Path) -> None:
+        """Both ends are in; a microsecond beyond is out."""
+        micro = 1 / HOUR
+        rewards = [
+            reward("r0", 100, 1.0, hours=0),
+            reward("r0", 0, 1.0, hours=24),
+            reward("r0", 7, 1.0, hours=24 + micro),
+            reward("r0", 7, 1.0, hours=-micro),
+        ]
+        found, summary = joined(tmp_path, rewards, row(0))
+        assert found == {"r0": [1.0, 1.0, 0.0]}
+        assert (summary.rewards_used, summary.rewards_outside_window) == (2, 2)
+
+    def test_open_rows_are_left_out_with_their_rewards(self, tmp_path: Path) -> None:
+        rows = [row(i, ts=NOON + i * HOUR) for i in range(10)]
+        rewards = [reward(f"r{i}", 100, hours=i + 0.5) for i in range(10)]
+        moment = START + timedelta(hours=24 + 4)
+        found, summary = joined(tmp_path, rewards, *rows, as_of=moment)
+        assert list(found) == ["r0", "r1", "r2", "r3", "r4"]  # r4's window ends at that moment
+        assert summary.rows_open == 5
+        assert (summary.rewards_used, summary.rewards_of_open_rows) == (5, 5)
+        (batch,) = reader = LogReader(tmp_path / "out")
+        assert len(batch) == 5
+        del batch
+        assert reader.report.rows_lost == {}  # left out is not lost
+
+    def test_pairs_that_are_not_in_the_log(self, tmp_path: Path) -> None:
+        rewards = [
+            reward("r0", 100),
+            reward("nobody", 100),
+            reward("nobody", 7),
+            reward("r0", 55),
+            reward("r1", 0),  # r0's item
+        ]
+        found, summary = joined(tmp_path, rewards, row(0), row(1))
+        assert found == {"r0": [0, 1, 0], "r1": [0, 0, 0]}
+        assert summary.rewards_unlogged == 4
+        assert summary.rewards_unlogged_requests == 2
+
+    @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+    def test_positions(self, form: str, tmp_path: Path) -> None:
+        rewards = [
+            reward("r0", 100, position=2),
+            reward("r0", 0, position=3),
+            reward("r0", 7, position=None),
+        ]
+        log = write_log(tmp_path / "log", row(0))
+        path = write_rewards(tmp_path / f"r.{form}", *rewards)
+        summary = join(log, path, tmp_path / "out", window="1d", as_of=LATER, kind="positives")
+        assert drain(tmp_path / "out")[0][0]["rewards"] == [0, 1, 1]
+        assert (summary.rewards_used, summary.rewards_misplaced) == (2, 1)
+
+    def test_batches_of_a_large_log_against_a_slow_twin(self, tmp_path: Path) -> None:
+        """Each reward by a plain loop over dicts; 60 rankings, 900 rewards of every fate."""
+        rng = np.random.default_rng(8)
+        rows = []
+        for i in range(60):
+            m = int(rng.integers(0, 6))
+            changes = {
+                "item_ids": rng.permutation(9)[:m].tolist(),
+                "log_propensities": [-1.0] * m,
+                "log_propensity": -float(m),
+                "k": 6,
+                "scores": None,
+                "displayed": None if rng.random() < 0.5 else int(rng.integers(0, m + 1)),
+                "ts": NOON + int(rng.integers(0, 48)) * HOUR,
+            }
+            rows.append(row(i, **changes))
+        rewards = [
+            reward(
+                f"r{rng.integers(0, 65)}", int(rng.integers(0, 9)),
+                float(rng.integers(0, 4)), hours=float(rng.integers(-2, 60)) / 2,
+                position=int(rng.integers(1, 6)) if rng.random() < 0.3 else None,
+            )
+            for _ in range(900)
+        ]  # fmt: skip
+        as_of = START + timedelta(hours=20)
+        window = timedelta(hours=6)
+        expected: dict[str, list[float | None]] = {}
+        count = JoinSummary(rows_read=60, rewards_read=900)
+        used: dict[tuple[str, int], float] = {}
+        closed: dict[str, bool] = {}
+        by_id = {one["request_id"]: one for one in rows}
+        for name, one in by_id.items():
+            served = datetime.fromtimestamp(one["ts"] / 1e6, UTC)
+            closed[name] = served + window <= as_of
+            count.rows_open += not closed[name]
+        for each in rewards:
+            if each["request_id"] not in by_id:
+                count.rewards_unlogged += 1
+                count.rewards_unlogged_requests += 1
+                continue
+            one = by_id[each["request_id"]]
+            m = len(one["item_ids"]) if one["displayed"] is None else one["displayed"]
+            shown = one["item_ids"][:m]
+            if each["item_id"] not in shown:
+                count.rewards_unlogged += 1
+                continue
+            place = shown.index(each["item_id"])
+            if each["position"] not in (None, place + 1):
+                count.rewards_misplaced += 1
+                continue
+            delay = each["ts"] - datetime.fromtimestamp(one["ts"] / 1e6, UTC)
+            if not timedelta(0) <= delay <= window:
+                count.rewards_outside_window += 1
+            elif not closed[each["request_id"]]:
+                count.rewards_of_open_rows += 1
+            else:
+                count.rewards_used += 1
+                cell = each["request_id"], place
+                count.rewards_repeated += cell in used
+                used[cell] = used.get(cell, 0.0) + each["reward"]
+        for name, one in by_id.items():
+            if closed[name]:
+                m = len(one["item_ids"]) if one["displayed"] is None else one["displayed"]
+                expected[name] = [
+                    used.get((name, place), 0.0) if place < m else None
+                    for place in range(len(one["item_ids"]))
+                ]
+        count.rows_written = len(expected)
+        count.rows_with_reward = len({name for name, _ in used})
+        assert min(count.to_dict().values()) == 0  # nothing was set aside
+        assert sorted(count.to_dict().values())[1] > 0  # and every other fate occurs
+
+        log = tmp_path / "log"
+        for start in range(0, 60, 7):
+            write_log(log / str(start), *rows[start : start + 7])
+        path = write_rewards(tmp_path / "r.parquet", *rewards)
+        summary = join(
+            log, path, tmp_path / "out", window=window, as_of=as_of, kind="positives",
+            repeats="sum",
+        )  # fmt: skip
+        assert summary == count
+        assert {one["request_id"]: one["rewards"] for one in drain(tmp_path / "out")[0]} == expected
+
+    def test_sums_beyond_float32_are_refused(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 100, 3e38), reward("r0", 100, 3e38)]
+        with pytest.raises(ValueError, match="passes the float32 range"):
+            joined(tmp_path, rewards, row(0), repeats="sum")
+        assert not (tmp_path / "out").exists()
+
+
+class TestDataSets:
+    def test_filters_and_other_columns_come_along(self, tmp_path: Path) -> None:
+        items = catalog()
+        with LogWriter(tmp_path / "log", inline_ids=2) as log:
+            for seed in range(6):
+                exclude = [100 + seed, 1, 2]
+                bias = np.full(30, seed % 2, np.float32)
+                ranking = items.rank(
+                    [1, 0, 0, 0], 3, policy=fr.Uniform(), seed=seed, exclude=exclude, bias=bias
+                )
+                # The last one's window is open: its filter is not needed.
+                ts = NOON if seed < 5 else NOON + 1000 * HOUR
+                log.append(ranking, k=3, request_id=f"r{seed}", exclude=exclude, bias=bias, ts=ts)
+            extended = table([row(9, rewards=None, reward_kind=None)])
+            log.append_table(extended.append_column("position", pa.array([3])))
+        path = write_rewards(tmp_path / "r.csv", reward("r9", 100))
+        summary = join(
+            tmp_path / "log", path, tmp_path / "out", window="1h", as_of=LATER, kind="positives"
+        )
+        assert summary.rows_written == 6
+        reader = LogReader(tmp_path / "out")
+        batches = list(reader)
+        assert reader.report.set_aside == {}
+        for batch in batches:
+            for i, name in enumerate(batch.table["request_id"].to_pylist()):
+                excluded, bias_of = batch.exclude(i), batch.bias(i)
+                if name == "r9":
+                    assert excluded is None
+                else:
+                    assert excluded is not None
+                    assert bias_of is not None
+                    assert excluded.tolist() == [1, 2, 100 + int(name[1:])]
+                    assert set(bias_of.tolist()) == {int(name[1:]) % 2}
+        assert len(list((tmp_path / "out" / "filters").glob("*.parquet"))) == 5
+        assert len(list((tmp_path / "out" / "filters").glob("*.npy"))) == 2
+        positions = [
+            pq.read_table(file)["position"].to_pylist()
+            for file in (tmp_path / "out").glob("*.parquet")
+            if "position" in pq.read_schema(file).names
+        ]
+        assert positions == [[3]]
+
+    def test_what_the_join_left_out_is_not_forgotten(self, tmp_path: Path) -> None:
+        """A log with 1 % malformed rows must not come out of a join as a clean one."""
+        rows = [row(i) for i in range(100) if i not in (40, 41)]
+        rows[7]["log_propensity"] = 3.0
+        _, summary = joined(tmp_path, [reward("r0", 100)], *rows)
+        assert (summary.rows_read, summary.rows_set_aside, summary.rows_written) == (98, 1, 97)
+        reader = LogReader([tmp_path / "out"])
+        assert sum(map(len, reader)) == 97
+        report = reader.report
+        assert report.malformed_share == pytest.approx(1 / 98)
+        assert report.rows_lost == {}
+        assert report.total_rows_lost == 2
+        (account,) = report.joins
+        assert account["kind"] == "positives"
+        assert account["window_seconds"] == 86_400
+        assert account["as_of"] == LATER.isoformat()
+        assert account["summary"] == summary.to_dict()
+        assert account["source"]["set_aside"] == {"sum of log-propensities": 1}
+        json.dumps(report.to_dict())
+        # Without its account, the log still reads, and says that it was joined.
+        (tmp_path / "out" / "join.json").unlink()
+        reader = LogReader(tmp_path / "out")
+        assert sum(map(len, reader)) == 97
+        assert list(reader.report.joins[0]) == ["id"]
+
+    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = write_log(tmp_path / "log", *(row(i) for i in range(10)))
+        path = write_rewards(tmp_path / "r.csv", reward("r0", 100))
+        options: dict[str, Any] = {"window": "1h", "as_of": LATER, "kind": "positives"}
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("no space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pq.ParquetWriter, "write_table", fail)
+            with pytest.raises(OSError, match="no space left"):
+                join(log, path, tmp_path / "out", **options)
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["log", "r.csv"]
+        (tmp_path / "out").mkdir()  # an empty directory may be there
+        join(log, path, tmp_path / "out", **options)
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["log", "out", "r.csv"]
+        with pytest.raises(ValueError, match=r"output: .*out is taken"):
+            join(log, path, tmp_path / "out", **options)
+        with pytest.raises(ValueError, match=r"output: .*r.csv is taken"):
+            join(log, path, path, **options)
+
+    def test_a_log_with_rewards_is_refused(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 100)]
+        joined(tmp_path, rewards, row(0), row(1))
+        with pytest.raises(ValueError, match=r"out/part-000000.parquet: row 0: has rewards"):
+            join(
+                tmp_path / "out", tmp_path / "rewards.jsonl", tmp_path / "again",
+                window="24h", as_of=LATER, kind="positives",
+            )  # fmt: skip
+        assert not (tmp_path / "again").exists()
+
+    def test_nothing_closed_is_an_empty_log(self, tmp_path: Path) -> None:
+        found, summary = joined(tmp_path, [reward("r0", 100)], row(0), as_of=START)
+        assert found == {}
+        assert (summary.rows_open, summary.rows_written) == (1, 0)
+
+    def test_no_rewards(self, tmp_path: Path) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        for form in ("csv", "jsonl"):
+            path = write_rewards(tmp_path / f"r.{form}")
+            summary = join(log, path, tmp_path / form, window="1h", as_of=LATER, kind="positives")
+            assert summary.rewards_read == 0
+            assert drain(tmp_path / form)[0][0]["rewards"] == [0, 0, 0]
+
+    def test_an_empty_log(self, tmp_path: Path) -> None:
+        log = write_log(tmp_path / "log")
+        path = write_rewards(tmp_path / "r.csv", reward("r0", 100))
+        summary = join(log, path, tmp_path / "out", window="1h", as_of=LATER, kind="positives")
+        assert (summary.rows_read, summary.rewards_unlogged) == (0, 1)
+        assert drain(tmp_path / "out")[0] == []
+
+    def test_several_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = sys.modules["fastrank.eventlog.join"]  # the package's `join` is the function
+        monkeypatch.setattr(module, "_FILE_ROWS", 20)
+        monkeypatch.setattr(module, "_ROW_GROUP_ROWS", 10)
+        log = tmp_path / "log"
+        for part in range(10):
+            write_log(log / str(part), *(row(10 * part + i) for i in range(10)))
+        folder = tmp_path / "rewards"
+        write_rewards(folder / "a.csv", reward("r5", 100))
+        write_rewards(folder / "b" / "c.jsonl", reward("r77", 100))
+        (folder / "notes.txt").write_text("not rewards")
+        shares: list[float] = []
+        summary = join(
+            log, folder, tmp_path / "out", window="1h", as_of=LATER, kind="positives",
+            advance=shares.append,
+        )  # fmt: skip
+        assert summary.rows_with_reward == 2
+        assert len(list((tmp_path / "out").glob("*.parquet"))) == 5
+        rows, reader = drain(tmp_path / "out")
+        assert [one["request_id"] for one in rows] == [f"r{i}" for i in range(100)]
+        assert len(reader.report.joins) == 1
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("message", "options"),
+        [
+            ("window: expected a length such as 30m, 24h or 7d, got 'day'", {"window": "day"}),
+            ("window: expected a length", {"window": 24}),
+            ("window: must be longer than 0", {"window": "0h"}),
+            ("window: must be longer than 0", {"window": timedelta(hours=-1)}),
+            ("window: too long", {"window": "999999999999d"}),
+            ("as_of: expected a time such as", {"as_of": "tomorrow"}),
+            ("as_of: expected a datetime", {"as_of": 5}),
+            ("kind: expected one of positives, complete; got 'clicks'", {"kind": "clicks"}),
+            ("repeats: expected one of max, sum, first; got 'last'", {"repeats": "last"}),
+        ],
+    )
+    def test_options(self, message: str, options: dict[str, Any], tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=message):
+            joined(tmp_path, [reward("r0", 100)], row(0), **options)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("message", "change"),
+        [
+            ("row 1: reward: must not be negative where rewards are positives", {"reward": -0.5}),
+            ("row 1: reward: must be finite, got 'inf'", {"reward": "inf"}),
+            ("row 1: reward: must be finite, got '1e39'", {"reward": "1e39"}),
+            ("row 1: reward: expected a number, got 'yes'", {"reward": "yes"}),
+            ("row 1: reward: is missing", {"reward": None}),
+            ("row 1: item_id: expected an integer, got 'a'", {"item_id": "a"}),
+            ("row 1: item_id: expected an integer, got '1.5'", {"item_id": "1.5"}),
+            ("row 1: item_id: is missing", {"item_id": None}),
+            ("row 1: request_id: is missing", {"request_id": None}),
+            ("row 1: ts: is missing", {"ts": None}),
+            ("row 1: ts: expected ISO 8601, got 'noon'", {"ts": "noon"}),
+            ("row 1: position: places count from 1, got '0'", {"position": 0}),
+            ("row 1: position: expected an integer, got 'top'", {"position": "top"}),
+        ],
+    )
+    @pytest.mark.parametrize("form", ["csv", "jsonl"])
+    def test_rewards_that_cannot_be(
+        self, message: str, change: dict[str, Any], form: str, tmp_path: Path
+    ) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        bad = {**reward("r0", 100), **change}
+        path = write_rewards(tmp_path / f"r.{form}", reward("r0", 0), bad)
+        with pytest.raises(ValueError, match=f"r.{form}: {message}"):
+            join(log, path, tmp_path / "out", window="1h", as_of=LATER, kind="positives")
+        assert not (tmp_path / "out").exists()
+
+    def test_parquet_of_wrong_types(self, tmp_path: Path) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        good = pa.Table.from_pylist([reward("r0", 100)])
+        for name, values, message in [
+            ("item_id", pa.array(["100"]), "item_id: the log has int64 ids, got string"),
+            ("item_id", pa.array([100.0]), "item_id: expected int64 ids, got double"),
+            ("ts", pa.array([5]), "ts: expected timestamps or ISO 8601 text, got int64"),
+            ("request_id", pa.array([5]), "request_id: expected text, got int64"),
+            ("reward", pa.array([math.nan]), "row 0: reward: must be finite, got nan"),
+        ]:
+            spoiled = good.set_column(good.schema.get_field_index(name), name, values)
+            pq.write_table(spoiled, tmp_path / "r.parquet")
+            with pytest.raises(ValueError, match=f"r.parquet: {message}"):
+                join(
+                    log, tmp_path / "r.parquet", tmp_path / "out",
+                    window="1h", as_of=LATER, kind="positives",
+                )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("r.csv", "a,b\n1,2\n", "no column named request_id; found a, b"),
+            ("r.csv", "request_id,item_id,reward,ts\nr0,1\n", "r.csv"),
+            ("r.jsonl", "{\n", "row 0: not JSON"),
+            ("r.jsonl", "[1]\n", "row 0: expected an object"),
+            ("r.jsonl", '{"request_id": ["r"]}\n', r"row 0: request_id: got \['r'\]"),
+            ("r.parquet", "PAR1", "r.parquet"),
+            ("r.txt", "", "expected .parquet, .pq, .csv, .jsonl, .ndjson, .json; got .txt"),
+        ],
+    )
+    def test_files_that_are_none(
+        self, name: str, content: str, message: str, tmp_path: Path
+    ) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            join(
+                log, tmp_path / name, tmp_path / "out",
+                window="1h", as_of=LATER, kind="positives",
+            )  # fmt: skip
+        with pytest.raises(ValueError, match="no such file"):
+            join(
+                log, tmp_path / "nowhere.csv", tmp_path / "out",
+                window="1h", as_of=LATER, kind="positives",
+            )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "text",
+        ["2026-01-01T13:00:00Z", "2026-01-01 13:00:00", "2026-01-01T18:30:00+05:30",
+         "2026-01-01T13:00:00.000000+00:00", "2026-01-01T13:00Z"],
+    )  # fmt: skip
+    def test_times_are_read_as_they_mean(self, text: str, tmp_path: Path) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        other = {**reward("r0", 0), "ts": "2026-01-01T13:00:00+00:00"}
+        path = write_rewards(tmp_path / "r.csv", {**reward("r0", 100), "ts": text}, other)
+        join(log, path, tmp_path / "out", window="1h", as_of=LATER, kind="positives")
+        assert drain(tmp_path / "out")[0][0]["rewards"] == [1, 1, 0]
+
+
+def test_lengths_and_moments() -> None:
+    assert parse_window("90s") == timedelta(seconds=90)
+    assert parse_window("1.5h") == timedelta(minutes=90)
+    assert parse_window(" 2w ") == timedelta(days=14)
+    assert parse_time("t", "2026-01-01T12:00:00+02:00") == datetime(2026, 1, 1, 10, tzinfo=UTC)
+    assert parse_time("t", datetime(2026, 1, 1)) == datetime(2026, 1, 1, tzinfo=UTC)

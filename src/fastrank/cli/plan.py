@@ -1,0 +1,471 @@
+"""`fastrank plan`: prints what `fastrank.plan` finds, and writes it into the model if asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fastrank import plan as planning
+from fastrank.cli.policyspec import SYNTAX, parse_policies
+from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.model import Model
+from fastrank.opening import open_directory
+from fastrank.plan import Advance, Kind, OwnTemperatures, Plan, Point, Share, Solution
+from fastrank.store import MANIFEST
+
+__all__ = [
+    "KINDS",
+    "WORDS",
+    "describe",
+    "parameter",
+    "plan",
+    "question",
+    "share_text",
+    "solution_text",
+]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SLOW = 5.0  # seconds: what takes longer is announced
+
+# What each kind is called, how its parameter is, and its mark in pictures.
+KINDS: dict[Kind, tuple[str, str, str]] = {
+    "temperature": ("one temperature for all", "temperature", "o"),
+    "user_temperature": ("each user's own temperature", "aims at", "*"),
+    "epsilon": ("epsilon-greedy", "epsilon", "x"),
+}
+WORDS = {
+    "Overlap": "the share of the deterministic ranking's items that a drawn ranking still shows:"
+    " 100 % explores nothing.",
+    "Loss": "how much lower the mean score of what is shown gets, where always showing random items"
+    " would be 100 %.",
+    "Perplexity": "among how many equally likely items the first place would be just as open:"
+    " 1 is certain.",
+    "ESS share": "which share of the log's rankings counts, after weighting, when another policy is"
+    " evaluated from it: at 0.1 %, a million logged rankings are worth a thousand.",
+}
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
+    """Numbers by comma; '' is none of them, no option the default."""
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise click.BadParameter(f"expected numbers by comma, got {text!r}") from None
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--queries", type=_FILE, help="A .npy of users' vectors, instead of the model's.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Places.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar=SYNTAX,
+    help="A policy to evaluate from the log; may be repeated. A temperature x0.8 is 0.8 times the"
+    " logging policy's.  [default: deterministic, and plackett_luce:temperature=x0.8]",
+)
+@click.option(
+    "--target-overlap", type=float, metavar="SHARE", help="Find the policies with this overlap."
+)
+@click.option(
+    "--target-ess",
+    type=float,
+    metavar="SHARE",
+    help="Find the policies whose log keeps this ESS share for every --policy.",
+)
+@click.option(
+    "--prefix",
+    type=click.IntRange(min=1),
+    help="--target-ess: of the weights of the first places.  [default: k, the whole ranking]",
+)
+@click.option(
+    "--apply",
+    "applies",
+    is_flag=True,
+    help="Write a temperature for each user into the model: everyone gets the --target-overlap.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="--apply: directory to write, instead of the model's own.",
+)
+@click.option("--replace", is_flag=True, help="--apply: replace a model that is in --output.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a web page.")
+@click.option("--users", type=click.IntRange(min=1), help="How many to look at.  [default: 200]")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    help="Rankings for each user and policy.",
+)
+@click.option(
+    "--temperatures",
+    callback=_numbers,
+    metavar="NUMBERS",
+    help="By comma.  [default: from nearly deterministic to nearly uniform on this model]",
+)
+@click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="By comma.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(
+    model: Path,
+    queries: Path | None,
+    k: int,
+    policies: tuple[str, ...],
+    target_overlap: float | None,
+    target_ess: float | None,
+    prefix: int | None,
+    applies: bool,
+    output: Path | None,
+    replace: bool,
+    report: Path | None,
+    users: int | None,
+    draws: int,
+    temperatures: list[float] | None,
+    epsilons: list[float] | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """See what exploring costs, and what its log would be worth, before anyone is shown anything.
+
+    For a sample of users and a grid of logging policies: how much of the deterministic ranking is
+    kept, how much score that costs, how open the first place is, and which share of the log would
+    count when the policies of --policy are evaluated from it.
+
+    \b
+    Examples:
+      fastrank plan model/ --report plan.html
+      fastrank plan model/ --policy deterministic --policy new=plackett_luce:temperature=x0.8 \\
+          --target-overlap 0.8 --target-ess 0.1
+      fastrank plan model/ --target-overlap 0.8 --apply
+    """
+    if applies and target_overlap is None:
+        raise click.UsageError("--apply needs --target-overlap: what everyone should get")
+    if (output is not None or replace) and not applies:
+        raise click.UsageError("--output and --replace are for --apply")
+    if output is not None and (output / MANIFEST).exists() and not replace:
+        raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
+    for option, value in (("--target-overlap", target_overlap), ("--target-ess", target_ess)):
+        if value is not None and not 0.0 < value < 1.0:
+            raise click.UsageError(f"{option}: must lie between 0 and 1, got {value:g}")
+    if report is not None:
+        if not report.absolute().parent.is_dir():
+            raise click.UsageError(f"--report: {report.parent} is not a directory")
+        # Now, not after minutes of work: the template library may be missing.
+        from fastrank.cli.planpage import page
+    targets = parse_policies(policies) if policies else None
+    catalog, opened = open_directory(model)
+    if opened is None and queries is None:
+        raise click.UsageError(f"{model} has no users; give --queries")
+    if applies and opened is None:
+        raise click.UsageError(f"--apply: {model} has no users to give temperatures to")
+    if prefix is not None and prefix > k:
+        raise click.UsageError(f"--prefix: expected 1 to {k}, the number of places; got {prefix}")
+    vectors = None if queries is None else _vectors(queries)
+    looked_at = opened if opened is not None else catalog
+    places = sorted({place for place in (1, 3, 5, k, prefix or 1) if place <= k})
+    # Solving looks at a dozen policies of each kind.
+    points = 16 if temperatures is None else len(temperatures)
+    points += 12 + (12 if epsilons is None else len(epsilons))
+    points += 36 * sum(value is not None for value in (target_overlap, target_ess))
+    seconds = planning.estimated_seconds(
+        looked_at, vectors, k=k, users=users, draws=draws, points=points
+    )
+    if seconds > _SLOW:
+        click.echo(f"this takes about {float(f'{seconds:.1g}'):,.0f} s", err=True)
+    with _told() as advance:
+        found = planning.explore(
+            looked_at,
+            vectors,
+            k=k,
+            targets=targets,
+            prefixes=places,
+            temperatures=temperatures,
+            epsilons=epsilons,
+            users=users,
+            draws=draws,
+            seed=seed,
+            advance=advance,
+        )
+        solutions = list(_solutions(found, target_overlap, target_ess, prefix, advance))
+        own, target = None, output or model
+        if applies and opened is not None:
+            own = _apply(opened, k, solutions, target, advance)
+    if report is not None:
+        report.write_text(page(found, solutions, str(model)), encoding="utf-8")
+    if as_json:
+        record = {
+            "plan": found.to_dict(),
+            "solutions": [solution.to_dict() for solution in solutions],
+            "applied": None if own is None else _applied(own, target),
+        }
+        click.echo(json.dumps(record, allow_nan=False))
+        return
+    console = standard_output()
+    _print(console, found, solutions)
+    if own is not None:
+        _print_applied(console, own, target, target_overlap or 0.0)
+    if report is not None:
+        console.print(f"Report: {escape(str(report))}")
+
+
+# ---- Doing ----------------------------------------------------------------------------------
+
+
+def _vectors(path: Path) -> Any:
+    try:
+        vectors = np.load(str(path), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise click.UsageError(f"--queries: {path}: not a readable .npy: {error}") from None
+    if not isinstance(vectors, np.ndarray):
+        raise click.UsageError(f"--queries: {path} is an .npz archive; expected a .npy")
+    return vectors
+
+
+@contextmanager
+def _told() -> Iterator[Advance]:
+    """What tells a progress bar."""
+    with progress() as bar:
+        task = bar.add_task("opening", total=None)
+
+        def advance(description: str, done: int, total: int) -> None:
+            bar.update(task, description=description, completed=done, total=total)
+
+        yield advance
+
+
+def _solutions(
+    found: Plan,
+    overlap: float | None,
+    ess: float | None,
+    prefix: int | None,
+    advance: Advance,
+) -> Iterator[Solution]:
+    """What was asked for, of each kind of policy."""
+    for done, kind in enumerate(KINDS):
+        advance("solving", done, len(KINDS))
+        if overlap is not None:
+            yield planning.solve_overlap(found, overlap, kind)
+        defined = any(point.shares for point in found.of_kind(kind))
+        if ess is not None and defined:
+            yield planning.solve_ess(found, ess, kind, prefix)
+
+
+def _apply(
+    model: Model, k: int, solutions: Sequence[Solution], target: Path, advance: Advance
+) -> OwnTemperatures:
+    [solution] = [s for s in solutions if (s.kind, s.figure) == ("user_temperature", "overlap")]
+    if not solution.reachable:
+        raise ValueError(
+            f"--apply: an overlap of {solution.asked:g} is not reachable: the nearest is"
+            f" {solution.value:.4g}; nothing was written"
+        )
+    own = planning.own_temperatures(model, k, solution.point.parameter, advance)
+    model.with_user_temperatures(own.temperatures).save(target)
+    return own
+
+
+def _applied(own: OwnTemperatures, target: Path) -> dict[str, Any]:
+    return {
+        "directory": str(target),
+        "users": len(own.temperatures),
+        "lowest": float(own.temperatures.min()),
+        "median": float(np.median(own.temperatures)),
+        "highest": float(own.temperatures.max()),
+        "not_reached": int((~own.reached).sum()),
+    }
+
+
+# ---- Saying ---------------------------------------------------------------------------------
+
+
+def describe(found: Plan) -> str:
+    """What was looked at, in a sentence."""
+    return (
+        f"{found.users:,} of {found.n_users:,} users, {found.n_items:,} items, rankings of"
+        f" {found.k}; {found.draws} drawn for each user and policy."
+    )
+
+
+def parameter(point: Point) -> str:
+    """A policy's parameter for reading."""
+    if point.kind == "user_temperature":
+        return f"{100 * point.parameter:.3g} %"
+    return f"{point.parameter:.3g}"
+
+
+def share_text(share: Share | None) -> str:
+    """An ESS share for reading; with ~ where it is a guess, and with ! where few users carry it."""
+    if share is None:
+        return "-"
+    if share.share == 0.0:
+        return "0"
+    value = share.share
+    text = f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.0e}"
+    if value >= 0.995:
+        text = "100 %"
+    few = share.heaviest_user > 0.25
+    return ("" if share.trusted else "~") + text + ("!" if few else "")
+
+
+def solution_text(found: Plan, solution: Solution) -> str:
+    """An answer in a sentence."""
+    name, noun, _ = KINDS[solution.kind]
+    point = solution.point
+    where = f"{noun} {point.parameter:.4g}"
+    own = solution.kind == "user_temperature"
+    if own:
+        where = f"an overlap of {point.overlap:.1%} for everyone"
+    costs = (
+        f"overlap {point.overlap:.1%}, loss {point.relative_loss:.2%},"
+        f" perplexity {point.perplexity:.1f}"
+    )
+    if solution.figure == "ess":
+        shares = [share for share in point.shares if share.prefix == solution.prefix]
+        costs += f", ESS share {share_text(min(shares, key=lambda share: share.share))}"
+    match solution.bound:
+        case "none":
+            text = f"not reachable; the best is {where}"
+        case "at most":
+            text = f"{'down' if own else 'up'} to {where}"
+            if solution.start is not None:
+                text = f"from {solution.start:.4g} {text}"
+        case "at least":
+            text = f"from {where} {'down' if own else 'up'}"
+        case "any":
+            text = f"anywhere, as far as {where}"
+        case _:
+            text = where
+    if solution.figure == "ess" and len(solution.targets) < len(found.targets):
+        costs += f"; for {', '.join(solution.targets)} alone"
+    return f"{name}: {text} ({costs})"
+
+
+def question(solution: Solution) -> str:
+    """What a solution answers."""
+    if solution.figure == "overlap":
+        return f"To keep {solution.asked:.4g} of the deterministic ranking"
+    places = "place" if solution.prefix == 1 else f"{solution.prefix} places"
+    return f"To keep an ESS share of {solution.asked:.4g} at the first {places}, for every policy"
+
+
+def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None:
+    console.print(f"[bold]What exploring costs, and what its log is worth[/]: {describe(found)}")
+    console.print()
+    for word, meaning in WORDS.items():
+        console.print(f"[bold]{word}[/]: {meaning}")
+    console.print()
+    console.print(_chart(found.points), highlight=False)
+    console.print(
+        "[bold]ESS[/]: ESS share, by places of the ranking that the weight covers, to evaluate "
+        + ", ".join(
+            f"[bold]{letter}[/] {escape(label)}" for label, letter in _letters(found).items()
+        )
+    )
+    console.print()
+    for kind, (name, _, mark) in KINDS.items():
+        points = found.of_kind(kind)
+        if points:
+            console.print(_table(found, kind, f"{mark} {name}", points))
+    say(
+        console,
+        """users: overlap that 10 % and 90 % of the users are below. ESS shares are those of all
+        users' rankings in one log. ~: carried by a few draws, most likely too high.
+        !: one user brings over a quarter of the weight, so that other users would give another
+        figure; a temperature for each user is the remedy. All places: --json, --report.""",
+    )
+    asked = ""
+    for solution in sorted(solutions, key=lambda each: each.figure == "ess"):
+        if question(solution) != asked:
+            asked = question(solution)
+            console.print(f"[bold]{escape(asked)}[/]")
+        console.print(f"  {escape(solution_text(found, solution))}")
+    if solutions:
+        console.print()
+
+
+def _table(found: Plan, kind: Kind, title: str, points: Sequence[Point]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    multiple = kind == "temperature" and found.has_user_temperatures
+    noun = "times the user's own" if multiple else KINDS[kind][1]
+    for column in (noun, "overlap", "users", "loss", "perplexity"):
+        table.add_column(column, justify="right")
+    shown = [found.prefixes[0], found.prefixes[-1]] if len(found.prefixes) > 1 else found.prefixes
+    letters = _letters(found)
+    labels = [label for label in letters if points[0].share(label, shown[0]) is not None]
+    for label in labels:
+        for prefix in shown:
+            places = "place" if prefix == 1 else "places"
+            table.add_column(f"{letters[label]}: ESS,\n{prefix} {places}", justify="right")
+    for point in points:
+        table.add_row(
+            parameter(point),
+            f"{point.overlap:.1%}",
+            f"{point.overlap_low:.0%}-{point.overlap_high:.0%}",
+            f"{point.relative_loss:.2%}",
+            f"{point.perplexity:,.1f}",
+            *(share_text(point.share(label, prefix)) for label in labels for prefix in shown),
+        )
+    return table
+
+
+def _letters(found: Plan) -> dict[str, str]:
+    """Short names of the targets, for the heads of columns."""
+    return {label: chr(ord("A") + i % 26) * (1 + i // 26) for i, label in enumerate(found.targets)}
+
+
+_CHART = (64, 15)  # columns, rows
+
+
+def _chart(points: Sequence[Point]) -> str:
+    """Loss over overlap, a mark for each policy."""
+    width, height = _CHART
+    cells = [[" "] * width for _ in range(height)]
+    for point in points:
+        column = round((width - 1) * (1.0 - min(max(point.overlap, 0.0), 1.0)))
+        row = round((height - 1) * (1.0 - min(max(point.relative_loss, 0.0), 1.0)))
+        mark = KINDS[point.kind][2]
+        cells[row][column] = mark if cells[row][column] in (" ", mark) else "#"
+    lines = ["loss"]
+    for row, line in enumerate(cells):
+        percent = 100 * (1 - row / (height - 1))
+        label = f"{percent:.0f} %" if row in (0, height - 1) or row == height // 2 else ""
+        lines.append(f"{label:>6} |{''.join(line)}")
+    lines.append(" " * 7 + "+" + "-" * width)
+    lines.append(" " * 8 + "overlap 100 %" + " " * (width - 18) + "  0 %")
+    marks = ", ".join(f"{mark} {name}" for name, _, mark in KINDS.values())
+    best = "low is cheap, to the right is more explored"
+    return "\n".join([*lines, f"{'':8}{marks}, # several", f"{'':8}{best}", ""])
+
+
+def _print_applied(console: Console, own: OwnTemperatures, target: Path, overlap: float) -> None:
+    facts = _applied(own, target)
+    say(
+        console,
+        f"""[bold green]Written[/]: {escape(str(target))}: a temperature for each of
+        {facts["users"]:,} users, from {facts["lowest"]:.3g} to {facts["highest"]:.3g} (median
+        {facts["median"]:.3g}). Plackett-Luce at temperature 1 now gives every user an overlap of
+        about {overlap:.0%}; Model.recommend and fastrank rank --user multiply it by the user's
+        own.""",
+    )
+    if facts["not_reached"]:
+        say(
+            console,
+            f"""{facts["not_reached"]:,} users cannot have that overlap, because their best items
+            have equal scores: they have the temperature that comes nearest.""",
+        )

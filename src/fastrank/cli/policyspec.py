@@ -1,0 +1,94 @@
+"""Policies as they are written on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastrank.plan import RelativeTemperature, Target
+from fastrank.policies import INFERENCE_TYPES, policy
+
+__all__ = ["ALIASES", "SYNTAX", "parse_policies", "parse_policy"]
+
+ALIASES = {
+    "plackett_luce": "stochastic_gumbel_softmax_trick",
+    "epsilon_greedy": "stochastic_epsilon_greedy",
+}
+SYNTAX = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...]"
+
+
+def parse_policy(text: str, option: str = "--policy") -> tuple[str, Target]:
+    """A label and a policy from ``[label=]inference_type[:param=value[,param=value]]``.
+
+    Parameters
+    ----------
+    text : str
+        ``plackett_luce`` and ``epsilon_greedy`` are short for the full inference types. A
+        temperature ``x0.8`` is 0.8 times the logging policy's.
+    option : str
+        What errors name.
+
+    Returns
+    -------
+    label : str
+        The text itself where it gives none.
+    policy : Policy, or a callable that makes one of the logging policy
+        `fastrank.plan.RelativeTemperature` for a relative temperature.
+
+    Raises
+    ------
+    ValueError
+        Naming the option and what is wrong with the text.
+
+    Examples
+    --------
+    >>> parse_policy("warm=plackett_luce:temperature=0.5")
+    ('warm', PlackettLuce(temperature=0.5, sampler='gumbel'))
+    >>> parse_policy("plackett_luce:temperature=x0.8")
+    ('plackett_luce:temperature=x0.8', RelativeTemperature(factor=0.8))
+    """
+    head, colon, tail = text.partition(":")
+    label, equals, name = head.rpartition("=")
+    name = ALIASES.get(name.strip(), name.strip())
+    label = label.strip() if equals else text.strip()
+    if name not in INFERENCE_TYPES or not label or (colon and not tail.strip()):
+        names = ", ".join([*ALIASES, *INFERENCE_TYPES])
+        raise ValueError(f"{option}: expected {SYNTAX}, with one of {names}; got {text!r}")
+    params: dict[str, float] = {}
+    relative: float | None = None
+    for word in tail.split(",") if colon else ():
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if not equals or key in params or (key == "temperature" and relative is not None):
+            raise ValueError(f"{option}: {text}: expected param=value, each once; got {word!r}")
+        times = key == "temperature" and value.startswith("x")
+        try:
+            number = float(value[1:] if times else value)
+        except ValueError:
+            raise ValueError(f"{option}: {text}: {key}: not a number: {value!r}") from None
+        if times:
+            relative = number
+        else:
+            params[key] = number
+    try:
+        if relative is None:
+            return label, policy(name, **params)
+        policy(name, **params, temperature=1.0)  # says whether it takes a temperature
+        return label, RelativeTemperature(relative)
+    except ValueError as error:
+        raise ValueError(f"{option}: {text}: {error}") from None
+
+
+def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, Target]:
+    """Several policies by label; a ValueError where two share one.
+
+    Examples
+    --------
+    >>> list(parse_policies(["deterministic", "hot=plackett_luce:temperature=2"]))
+    ['deterministic', 'hot']
+    """
+    found: dict[str, Target] = {}
+    for text in texts:
+        label, target = parse_policy(text, option)
+        if label in found:
+            raise ValueError(f"{option}: two policies are called {label!r}: give labels")
+        found[label] = target
+    return found

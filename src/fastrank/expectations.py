@@ -1,0 +1,370 @@
+"""What rankings that have not been drawn yet will be like, each place given those before it.
+
+Every policy draws the next item from a mixture: with probability g the best one left, else item a
+with probability exp(b s_a) / D, D the sum over what is left (Plackett-Luce: g = 0, b = 1 / T;
+epsilon-greedy: g = 1 - epsilon, b = 0). So whatever has to be known about the next place, given the
+places before it, is a sum over the items left, and all but a few items of a catalog are left
+always. Rankings are drawn by the catalog itself; each place then adds its *conditional expectation*
+given the places before it rather than what was drawn there. The first place is exact by that, the
+others have far less noise than counting has, and no weight that an item would have had is missed
+because nobody drew it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.calibration import condense
+from fastrank.catalog import Catalog
+from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+
+__all__ = ["Audience", "Draws", "Law"]
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Slots: TypeAlias = npt.NDArray[np.int64]
+
+_SPARE = 22  # items beyond the best and the worst k that are kept one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """The next item of each user: the best left with probability `greedy`, else softmax(b s)."""
+
+    greedy: float
+    steepness: FloatArray  # (u,): b
+
+    @property
+    def flat(self) -> bool:
+        """Whether scores do not matter beyond which item is the best left."""
+        return not self.steepness.any()
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Rankings of each user.
+
+    slots (u, r, k) int64: which of the user's items kept one by one, -1 for one of the others;
+    scores (u, r, k) relative to the user's best.
+    """
+
+    slots: npt.NDArray[np.int64]
+    scores: FloatArray
+
+
+class _Weights:
+    """A weight for every item of each user, in logs, to be summed over the items left."""
+
+    def __init__(
+        self,
+        kept: FloatArray,
+        others: FloatArray,
+        drawn: FloatArray | None = None,
+        without_best: bool = False,
+    ) -> None:
+        self.kept = kept  # (u, s): of the items kept one by one
+        self.others = others  # (u,): of the sum of all others
+        self.drawn = drawn  # (u, r, k): of what was drawn, of use where it is of the others
+        self.without_best = without_best
+        self.top = kept.max(axis=1)
+        self.top[~np.isfinite(self.top)] = 0.0
+        self.linear = np.exp(kept - self.top[:, None])[..., None]
+
+
+class Audience:
+    """Users, and the scores that a catalog's items have for them.
+
+    A user's scores are kept relative to the best one: the k + 22 best items and as many of the
+    worst one by one (float64), in slots, the best first in the order of the deterministic policy;
+    all others (float32) just to be summed up. What is left of any sum after some of the others are
+    taken out is a difference, and safe: whether weights rise or fall with the score, items kept one
+    by one are left that weigh more than any of the others.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    queries : ndarray of float32, shape (u, d)
+    k : int
+        Places of a ranking, from 1 to n.
+    advance : callable, optional
+        Told of each user done.
+
+    Attributes
+    ----------
+    mean_gap, top_gap : ndarray of float64, shape (u,)
+        How far the scores of all items, and of the top k, lie below the best one, on average.
+    best : ndarray of float64, shape (u,)
+        The best raw score.
+    condensed : tuple of ndarray
+        Raw scores as `fastrank.calibration.condense` gives them, (u, m), and their counts.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog([1, 2, 3, 4], [[3.0], [2.0], [1.0], [0.0]])
+    >>> audience = Audience(catalog, np.ones((1, 1), np.float32), k=2)
+    >>> policies = [fr.PlackettLuce()]
+    >>> draws = audience.draw(policies, np.arange(1000, dtype=np.uint64)[None])
+    >>> overlap, gap, entropy = audience.kept_and_lost(audience.law(policies), draws)
+    >>> round(float(overlap.mean()), 2)
+    0.81
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> None:
+        self.catalog = catalog
+        self.queries = queries
+        self.k = k
+        users = len(self.queries)
+        heads = self.k + _SPARE
+        kept_rows, kept = [], []
+        self.others: list[npt.NDArray[np.float32]] = []  # u of (n - s,), relative to their best
+        self.others_best = np.zeros(users)  # (u,)
+        self.best = np.empty(users)  # (u,): the raw score that all are relative to
+        self.mean_gap = np.empty(users)  # (u,): how far the catalog lies below the best
+        raw = []
+        for user, query in enumerate(self.queries):
+            scores = self.catalog.scores(query).astype(np.float64)
+            raw.append(condense(scores, self.k))
+            self.best[user] = scores.max()
+            scores -= self.best[user]
+            slots, others = _slots(scores, heads)
+            kept_rows.append(slots)
+            kept.append(scores[slots])
+            rest = scores[others]
+            if len(rest):
+                self.others_best[user] = rest.max()
+            self.others.append((rest - self.others_best[user]).astype(np.float32))
+            self.mean_gap[user] = -scores.mean()
+            if advance is not None:
+                advance(user + 1)
+        self.kept = np.array(kept)  # (u, s)
+        self.kept_ids = self.catalog.item_ids[np.array(kept_rows)]  # (u, s)
+        self.top_gap = -self.kept[:, : self.k].mean(axis=1)  # (u,): and the top k
+        self.condensed = (
+            np.array([values for values, _ in raw]),
+            np.array([counts for _, counts in raw]),
+        )
+
+    def law(self, policies: Sequence[Policy]) -> Law:
+        """The law of policies, one a user: they may differ in temperature alone."""
+        flat = np.zeros(len(policies))
+        if len({type(p) if isinstance(p, PlackettLuce) else p for p in policies}) > 1:
+            raise ValueError("policies: those of the users differ in more than a temperature")
+        match policies[0]:
+            case PlackettLuce():
+                temperatures = [p.temperature for p in policies if isinstance(p, PlackettLuce)]
+                return Law(0.0, 1.0 / np.array(temperatures))
+            case EpsilonGreedy(epsilon=epsilon):
+                return Law(1.0 - epsilon, flat)
+            case Deterministic():
+                return Law(1.0, flat)
+            case Uniform():
+                return Law(0.0, flat)
+
+    def draw(self, policies: Sequence[Policy], seeds: npt.NDArray[np.uint64]) -> Draws:
+        """Rankings of each user, drawn by the catalog; one is enough of a deterministic policy."""
+        if isinstance(policies[0], Deterministic):
+            seeds = seeds[:, :1]
+        users, draws = seeds.shape
+        batch = self.catalog.rank_batch(
+            np.repeat(self.queries, draws, axis=0),
+            self.k,
+            policy=[policy for policy in policies for _ in range(draws)],
+            seeds=seeds.ravel().tolist(),
+        )
+        shape = (users, draws, self.k)
+        item_ids = batch.item_ids.reshape(users, draws * self.k)
+        slots = np.empty(item_ids.shape, np.int64)
+        for user, ids in enumerate(self.kept_ids):
+            order = np.argsort(ids)
+            at = order[np.minimum(np.searchsorted(ids[order], item_ids[user]), len(ids) - 1)]
+            slots[user] = np.where(ids[at] == item_ids[user], at, -1)
+        slots = slots.reshape(shape)
+        scores = batch.scores.reshape(shape).astype(np.float64) - self.best[:, None, None]
+        return Draws(slots, scores)
+
+    def weights(self, steepness: FloatArray, draws: Draws, without_best: bool = False) -> _Weights:
+        """exp(b s)."""
+        kept = self.kept * steepness[:, None]
+        drawn = draws.scores * steepness[:, None, None]
+        return _Weights(kept, self.sums_of_others(steepness)[0], drawn, without_best)
+
+    def sums_of_others(self, steepness: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Logs of the sums of exp(b s), and of (best - s) exp(b s), over the others."""
+        sums = np.full((2, len(self.others)), -np.inf)
+        for user, (others, b) in enumerate(zip(self.others, steepness.tolist(), strict=True)):
+            if not len(others):
+                continue
+            reference = others.min() if b < 0.0 else np.float32(0.0)
+            with np.errstate(over="ignore", under="ignore"):
+                terms = np.exp((others - reference) * np.float32(b))
+            shift = b * (self.others_best[user] + float(reference))
+            total = float(terms.sum(dtype=np.float64))
+            gaps = float((terms * others).sum(dtype=np.float64))
+            weighted = -(gaps + self.others_best[user] * total)
+            sums[0, user] = math.log(total) + shift
+            sums[1, user] = math.log(weighted) + shift if weighted > 0.0 else -np.inf
+        return sums[0], sums[1]
+
+    def walk(
+        self, draws: Draws, weights: Sequence[_Weights]
+    ) -> tuple[npt.NDArray[np.int64], list[FloatArray]]:
+        """Along the places of rankings: the slot of the best item left, and the log of each sum of
+        weights over the items left; (u, r, k) all of them."""
+        users, n_draws, places = draws.slots.shape
+        left = np.ones((users, n_draws, self.kept.shape[1]))
+        best = np.empty(draws.slots.shape, np.int64)
+        sums = [np.empty(draws.slots.shape) for _ in weights]
+        of_others = [_others_left(each, draws.slots) for each in weights]
+        for place in range(places):
+            best[:, :, place] = left.argmax(axis=2)  # slots are in the order of the best
+            for each, total, others in zip(weights, sums, of_others, strict=True):
+                counted = left
+                if each.without_best:
+                    counted = left.copy()
+                    np.put_along_axis(counted, best[:, :, place, None], 0.0, axis=2)
+                total[:, :, place] = np.logaddexp(_log_sum(counted, each), others[:, :, place])
+            at = draws.slots[:, :, place]
+            user, draw = np.nonzero(at >= 0)
+            left[user, draw, at[user, draw]] = 0.0
+        return best, sums
+
+    def kept_and_lost(self, law: Law, draws: Draws) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Of each ranking (u, r): expected overlap and mean distance from the best score, each
+        place given those before it; and of each user (u,) the entropy of the first place."""
+        sums = self.weights(law.steepness, draws)
+        in_top = sums.kept.copy()
+        in_top[:, self.k :] = -np.inf
+        with np.errstate(divide="ignore"):
+            kept_gap = sums.kept + np.log(-self.kept)
+            drawn_gap = draws.scores * law.steepness[:, None, None] + np.log(-draws.scores)
+        others_gap = self.sums_of_others(law.steepness)[1]
+        best, (total, top, gap) = self.walk(
+            draws,
+            [
+                sums,
+                _Weights(in_top, np.full(len(in_top), -np.inf)),
+                _Weights(kept_gap, others_gap, drawn_gap),
+            ],
+        )
+        rest = 1.0 - law.greedy
+        overlap = law.greedy + rest * np.minimum(np.exp(top - total), 1.0)
+        best_gap = -np.take_along_axis(self.kept[:, None, :], best, axis=2)
+        mean_gap = rest * np.exp(gap - total)
+        # First place: p of the best, and rest * exp(b s) / D of each of the others.
+        log_d, expected_gap = total[:, 0, 0], mean_gap[:, 0, 0]
+        p_best = law.greedy + rest * np.exp(-log_d)
+        entropy = -p_best * np.log(p_best)
+        if rest > 0.0:
+            of_others = -rest * np.expm1(-log_d)
+            entropy += of_others * (log_d - math.log(rest)) + law.steepness * expected_gap
+        entropy = np.maximum(entropy, 0.0)
+        return overlap.mean(axis=2), (law.greedy * best_gap + mean_gap).mean(axis=2), entropy
+
+    def log_squares(self, logging: Law, law: Law, draws: Draws) -> FloatArray:
+        """log of an estimate of E[w^2] for each ranking that the target drew and each prefix of it.
+
+        E[w^2] under the logging policy is E[w] under the target. The last place of the prefix is
+        summed over all items: sum over a of p1(a)^2 / p0(a), given the places before it.
+
+        Returns
+        -------
+        ndarray of float64, shape (u, r, k)
+        """
+        b0, b1 = logging.steepness, law.steepness
+        best, (d0, d1, ratio) = self.walk(
+            draws,
+            [
+                self.weights(b0, draws),
+                self.weights(b1, draws),
+                self.weights(2.0 * b1 - b0, draws, without_best=True),
+            ],
+        )
+        always = np.ones(best.shape, np.bool_)
+        best_score = np.take_along_axis(self.kept[:, None, :], best, axis=2)
+        log_last = 2.0 * _log_p(law, best_score, d1, always)
+        log_last -= _log_p(logging, best_score, d0, always)
+        if law.greedy < 1.0:
+            if logging.greedy < 1.0:
+                rest = 2.0 * math.log1p(-law.greedy) - math.log1p(-logging.greedy)
+                log_last = np.logaddexp(log_last, rest + d0 - 2.0 * d1 + ratio)
+            else:  # what a deterministic log never shows
+                log_last = np.where(np.isneginf(ratio), log_last, np.inf)
+        if logging.flat and law.flat:  # the last place does not depend on those before it
+            return np.asarray(np.cumsum(log_last, axis=2))
+        is_best = draws.slots == best
+        log_w = _log_p(law, draws.scores, d1, is_best)
+        log_w -= _log_p(logging, draws.scores, d0, is_best)
+        log_last[:, :, 1:] += np.cumsum(log_w, axis=2)[:, :, :-1]
+        return log_last
+
+
+def _slots(scores: FloatArray, heads: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the best in the order of the deterministic policy, then of as many of the worst; and
+    all other rows."""
+    n = len(scores)
+    if n <= 2 * heads:
+        return np.argsort(-scores, kind="stable"), np.empty(0, np.int64)
+    last = np.partition(scores, n - heads)[n - heads]
+    above = np.flatnonzero(scores > last)
+    equal = np.flatnonzero(scores == last)[: heads - len(above)]  # ties go to the earlier row
+    top = np.concatenate([above, equal])
+    top = top[np.lexsort((top, -scores[top]))]
+    is_left = np.ones(n, np.bool_)
+    is_left[top] = False
+    rest = np.flatnonzero(is_left)
+    order = np.argpartition(scores[rest], heads - 1)
+    return np.concatenate([top, rest[order[:heads]]]), rest[order[heads:]]
+
+
+def _others_left(weights: _Weights, slots: npt.NDArray[np.int64]) -> FloatArray:
+    """Log of the sum of the others' weights (u, r, k), less what was drawn of them before."""
+    total = weights.others[:, None, None]
+    result: FloatArray = np.broadcast_to(total, slots.shape).copy()
+    of_others = slots < 0
+    if weights.drawn is None or not of_others.any():
+        return result
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = np.where(of_others, np.exp(np.minimum(weights.drawn - total, 0.0)), 0.0)
+        taken = np.cumsum(np.nan_to_num(drawn), axis=2)
+        result[:, :, 1:] += np.log(np.maximum(1.0 - taken[:, :, :-1], 0.0))
+    return result
+
+
+def _log_sum(left: FloatArray, weights: _Weights) -> FloatArray:
+    """Log of the sum of weights (u, s) over the slots that are left (u, r, s)."""
+    sums = (left @ weights.linear)[:, :, 0]
+    with np.errstate(divide="ignore"):
+        result: FloatArray = np.log(sums) + weights.top[:, None]
+    user, draw = np.nonzero(sums < 1e-200)  # the heaviest are gone, and the rest underflows
+    if len(user):
+        terms = np.where(left[user, draw] > 0.0, weights.kept[user], -np.inf)
+        top = terms.max(axis=1)
+        shift = np.where(np.isfinite(top), top, 0.0)
+        with np.errstate(divide="ignore"):
+            result[user, draw] = np.log(np.exp(terms - shift[:, None]).sum(axis=1)) + shift
+    return result
+
+
+def _log_p(
+    law: Law, scores: FloatArray, log_d: FloatArray, is_best: npt.NDArray[np.bool_]
+) -> FloatArray:
+    """Log-probability of items with these scores to be next."""
+    result: FloatArray = np.full(np.broadcast_shapes(scores.shape, log_d.shape), -np.inf)
+    if law.greedy < 1.0:
+        softmax = np.minimum(law.steepness[:, None, None] * scores - log_d, 0.0)
+        result = math.log1p(-law.greedy) + softmax
+    if law.greedy > 0.0:
+        result = np.logaddexp(result, np.where(is_best, math.log(law.greedy), -np.inf))
+    return result

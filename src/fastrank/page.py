@@ -1,0 +1,44 @@
+"""Pages that stand alone: one HTML file, nothing loaded from elsewhere, for light and dark.
+
+Each extends templates/page.html, which has what they share: colours, type, and how they print.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+__all__ = ["render"]
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this package; whatever is put into it is escaped.
+
+    Parameters
+    ----------
+    template : str
+        The name of a file in fastrank/templates.
+    **values
+        What the template speaks of.
+
+    Returns
+    -------
+    str
+        Text that UTF-8 can encode: half a surrogate pair, as in the name of a file that is not
+        UTF-8, stands as its escape.
+    """
+    text = _environment().get_template(template).render(**values)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("fastrank"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )

@@ -1,0 +1,487 @@
+"""`fastrank evaluate`, `fastrank audit`: what a log says about other policies, and about itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fastrank import obd, ope
+from fastrank.catalog import Catalog
+from fastrank.cli.policyspec import parse_policy
+from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
+from fastrank.model import Model
+from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
+from fastrank.ope.propensities import judge
+from fastrank.ope.report import Section, render
+from fastrank.opening import open_directory
+
+__all__ = ["audit", "evaluate"]
+
+_FORMATS = ["log", "obd", "data-capture"]
+_POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
+_PROBE_ROWS = 200
+_LONG = 10.0  # seconds, from which on a run is announced
+# Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
+_BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
+    ("all", "random", "bts"),
+    ("all", "bts", "uniform"),
+    ("men", "bts", "uniform"),
+)
+
+
+@click.command()
+@click.argument("logs", nargs=-1, required=True)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The model that wrote it; several if it was replaced on the way.",
+)
+@click.option("--format", "kind", type=click.Choice(["log", "data-capture"]), default="log")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Rows whose propensities are computed again.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def audit(
+    logs: tuple[str, ...], models: tuple[Path, ...], kind: str, sample: int, as_json: bool
+) -> int:
+    """Compute a log's propensities again with the model that is said to have written it.
+
+    LOGS are files, directories or quoted globs. Exit code 1 if a check fails.
+
+    \b
+    Example:
+      fastrank audit logs/ --model model/
+    """
+    opened = [_open(path) for path in models]
+    log = _reader(logs, kind)
+    with progress() as bar:
+        task = bar.add_task("auditing", total=log.survey()[0] or None)
+        found = ope.audit(
+            log, opened, sample=sample, advance=lambda rows: bar.update(task, completed=rows)
+        )
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))
+    else:
+        console = standard_output()
+        _print_audit(console, found)
+        say(
+            console,
+            "The log agrees with the model."
+            if found.passed
+            else "[bold]This model did not write this log[/] as it stands: do not evaluate it.",
+        )
+    return 0 if found.passed else 1
+
+
+@click.command()
+@click.argument("logs", nargs=-1)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The model that wrote the log, and that policies are of; several if it was replaced.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar=_POLICY,
+    help="A policy to evaluate; @MODEL for one of another model. May be given several times.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="[LABEL=]COLUMN",
+    help="A policy whose conditional log-propensities stand in a column of the log.",
+)
+@click.option("--format", "kind", type=click.Choice(_FORMATS), default="log", show_default=True)
+@click.option("-k", "places", type=click.IntRange(min=1), help="Places of the evaluated rankings.")
+@click.option(
+    "--estimator",
+    "estimators",
+    multiple=True,
+    type=click.Choice(list(ope.ESTIMATORS)),
+    metavar="NAME",
+    help=f"Some of {', '.join(ope.ESTIMATORS)}.  [default: {', '.join(DEFAULT_ESTIMATORS)}]",
+)
+@click.option(
+    "--lead",
+    type=click.Choice(list(ope.ESTIMATORS)),
+    metavar="NAME",
+    help="The estimator that verdicts rest on.  [default: snrips; snips with one place]",
+)
+@click.option(
+    "--reference",
+    default="logging",
+    show_default=True,
+    metavar="LABEL",
+    help="What policies are compared with.",
+)
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Of intervals.",
+)
+@click.option("--independent-rows", is_flag=True, help="Do not take rows of a user as one cluster.")
+@click.option(
+    "--clip",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Largest weight of clipped-ips.",
+)
+@click.option(
+    "--reward-range",
+    type=(float, float),
+    metavar="LOW HIGH",
+    help="Of a ranking's reward: gives clipped-ips a Bernstein bound.",
+)
+@click.option(
+    "--threshold",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"One of {', '.join(ope.Thresholds.__dataclass_fields__)}.",
+)
+@click.option("--include-fallback", is_flag=True, help="Use rows of the fallback.")
+@click.option("--include-caller-seeds", is_flag=True, help="Use rows whose seed a caller chose.")
+@click.option(
+    "--restrict-to-logged-catalog",
+    is_flag=True,
+    help="Evaluate policies that never show newer items than the log's.",
+)
+@click.option("--no-audit", is_flag=True, help="Believe that the model wrote the log.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page to read in a browser.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    logs: tuple[str, ...], kind: str, report: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Estimate what other policies would have earned, from a log of this one with its rewards.
+
+    LOGS are files, directories or quoted globs. The log is audited first, then read once.
+
+    \b
+    Examples:
+      fastrank evaluate logs/ --model model/ --policy colder=plackett_luce:temperature=0.2 \\
+          --policy deterministic --policy new=plackett_luce:temperature=0.3@new-model/ \\
+          --report report.html
+      fastrank evaluate --format obd --report report.html
+    """
+    settings = _Settings(**options)
+    if report is not None and not report.parent.is_dir():  # known now, not after the work
+        raise click.UsageError(f"--report: {report.parent} is not a directory")
+    if report is not None:
+        render([])  # likewise whether there is what pages are made with
+    if kind == "obd" and not logs:
+        if settings.models or settings.policies or settings.columns:
+            raise click.UsageError(
+                "--format obd without LOGS evaluates what is bundled: no policies"
+            )
+        sections = [_bundled(settings, *each) for each in _BUNDLED]
+    else:
+        if not logs:
+            raise click.UsageError("LOGS: name a file, a directory or a glob")
+        sections = [_evaluated(settings, logs, kind)]
+    if report is not None:
+        report.write_text(render(sections), encoding="utf-8")
+    if as_json:
+        found = [
+            {"title": s.title, "audit": s.audit and s.audit.to_dict(), **s.evaluation.to_dict()}
+            for s in sections
+        ]
+        click.echo(
+            json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False, allow_nan=False)
+        )
+        return
+    console = standard_output()
+    for section in sections:
+        _print(console, section)
+    if report is not None:
+        console.print(f"Report: {report}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    models: tuple[Path, ...]
+    policies: tuple[str, ...]
+    columns: tuple[str, ...]
+    places: int | None
+    estimators: tuple[str, ...]
+    lead: str | None
+    reference: str
+    level: float
+    independent_rows: bool
+    clip: float
+    reward_range: tuple[float, float] | None
+    limits: tuple[str, ...]
+    include_fallback: bool
+    include_caller_seeds: bool
+    restrict_to_logged_catalog: bool
+    no_audit: bool
+
+    def thresholds(self) -> ope.Thresholds:
+        given: dict[str, float] = {}
+        for text in self.limits:
+            name, equals, value = text.partition("=")
+            if not equals or name not in ope.Thresholds.__dataclass_fields__:
+                names = ", ".join(ope.Thresholds.__dataclass_fields__)
+                raise click.UsageError(
+                    f"--threshold: expected NAME=VALUE, NAME one of {names}; got {text!r}"
+                )
+            try:
+                given[name] = float(value)
+            except ValueError:
+                raise click.UsageError(f"--threshold: {name}: not a number: {value!r}") from None
+        return ope.Thresholds(**given)  # type: ignore[arg-type]  # clusters may be a float, too
+
+    def run(
+        self,
+        log: LogReader,
+        policies: Sequence[ope.EvaluationPolicy],
+        logging: Sequence[Model | Catalog],
+        reasons: Sequence[str] = (),
+    ) -> ope.Evaluation:
+        total = log.survey()[0]
+        with progress() as bar:
+            task = bar.add_task("evaluating", total=total or None)
+            return ope.evaluate(
+                log,
+                policies,
+                logging=logging,
+                places=self.places,
+                estimators=self.estimators or None,
+                lead=self.lead,
+                reference=self.reference,
+                cluster=not self.independent_rows,
+                level=self.level,
+                thresholds=self.thresholds(),
+                clip=self.clip,
+                reward_range=self.reward_range,
+                include_fallback=self.include_fallback,
+                include_caller_seeds=self.include_caller_seeds,
+                restrict_to_logged_catalog=self.restrict_to_logged_catalog,
+                reasons=reasons,
+                advance=lambda rows: bar.update(task, completed=rows),
+            )
+
+
+def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
+    models = [_open(path) for path in settings.models]
+    policies = [
+        *_by_model(settings.policies, models),
+        *(ope.FromColumn(*_labelled(text)) for text in settings.columns),
+    ]
+    if not policies:
+        raise click.UsageError("name at least one --policy or --column")
+    columns = [each.column for each in policies if isinstance(each, ope.FromColumn)]
+    log = _reader(logs, kind, columns)
+    found = None
+    if models and not settings.no_audit and kind != "obd":
+        with progress() as bar:
+            task = bar.add_task("auditing", total=log.survey()[0] or None)
+            found = ope.audit(log, models, advance=lambda rows: bar.update(task, completed=rows))
+    _announce(log, policies)
+    failed = found is not None and not found.passed
+    evaluation = settings.run(log, policies, models, ["audit_failed"] if failed else [])
+    return Section(", ".join(logs), evaluation, found)
+
+
+def _by_model(
+    texts: Sequence[str], models: Sequence[Model | Catalog]
+) -> Iterator[ope.EvaluationPolicy]:
+    others: dict[str, Model | Catalog] = {}
+    for text in texts:
+        spec, at, directory = text.partition("@")
+        label, policy = parse_policy(spec, "--policy")
+        if callable(policy):
+            raise click.UsageError(f"--policy: {text}: give the temperature itself")
+        if at and directory not in others:
+            others[directory] = _open(Path(directory))
+        if not at and not models:
+            raise click.UsageError(f"--policy: {text}: give its model: --model, or @MODEL")
+        # Of several that wrote the log, the last one given is what goes on from here.
+        yield ope.ByModel(
+            label if label != spec else text, policy, others[directory] if at else models[-1]
+        )
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, equals, column = text.partition("=")
+    return (label, column) if equals else (text, text)
+
+
+def _open(path: Path) -> Model | Catalog:
+    catalog, model = open_directory(path)
+    return catalog if model is None else model
+
+
+def _reader(logs: Sequence[str], kind: str, columns: Sequence[str] = ()) -> LogReader:
+    if kind == "data-capture":
+        return LogReader.of_tables(from_data_capture(list(logs)), columns=columns)
+    if kind == "obd":
+        tables = [table for path in logs for table in from_obd(path)]
+        return LogReader.of_tables(tables, columns=["position", *columns])
+    return LogReader(list(logs), columns=columns)
+
+
+def _announce(log: LogReader, policies: Sequence[ope.EvaluationPolicy]) -> None:
+    """Say how long it will take, if that is long."""
+    rows = log.survey()[0]
+    batch = next(iter(log), None)
+    if batch is None or rows <= _PROBE_ROWS or all(isinstance(p, ope.FromColumn) for p in policies):
+        return
+    times = []
+    for count in (1, _PROBE_ROWS):  # what the first row costs besides is paid once a batch
+        start = time.perf_counter()
+        judge(batch, policies, np.arange(min(len(batch), count)), logging={})
+        times.append(time.perf_counter() - start)
+    seconds = (times[1] - times[0]) / _PROBE_ROWS * rows
+    if seconds > _LONG:
+        click.echo(f"about {_duration(seconds)} for {rows:,} rows", err=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+# ---- The Open Bandit Dataset --------------------------------------------------------------------
+
+
+def _bundled(
+    settings: _Settings, campaign: obd.Campaign, logged: obd.LoggingPolicy, target: str
+) -> Section:
+    log = LogReader.of_tables(list(from_obd(campaign, logged)), columns=["position"])
+    n_items = len(obd.items(campaign).item_ids)
+    frozen = target == "bts"
+    function = _frozen(obd.action_distribution(campaign)) if frozen else _uniform(n_items)
+    evaluation = settings.run(log, [ope.ByFunction(target, function)], [])
+    title = f"Open Bandit Dataset, campaign {campaign}: logged by {logged}, asked about {target}"
+    return Section(title, evaluation, None)
+
+
+def _frozen(action_distribution: np.ndarray[Any, Any]) -> Callable[[LogBatch], Any]:
+    def function(batch: LogBatch) -> Any:
+        place = batch.columns["position"].astype(np.int64) - 1
+        return np.log(action_distribution[batch.item_ids[:, 0], place])[:, None]
+
+    return function
+
+
+def _uniform(n_items: int) -> Callable[[LogBatch], Any]:
+    return lambda batch: np.full(batch.log_propensities.shape, -np.log(n_items))
+
+
+# ---- Printing -----------------------------------------------------------------------------------
+
+
+def _print_audit(console: Console, found: ope.Audit) -> None:
+    colours = {"passed": "green", "warning": "yellow", "failed": "bold red", "not done": "dim"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("check", "outcome", ""):
+        table.add_column(column)
+    for check in found.checks:
+        table.add_row(
+            check.name, f"[{colours[check.outcome]}]{check.outcome}[/]", escape(check.message)
+        )
+        for example in check.examples:
+            table.add_row("", "", f"[dim]{escape(example)}[/]")
+    console.print(table)
+
+
+def _print(console: Console, section: Section) -> None:
+    evaluation = section.evaluation
+    console.rule(f"[bold]{escape(section.title)}")
+    if section.audit is not None:
+        if section.audit.passed:
+            warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
+            tail = f" Warnings: {'; '.join(warnings)}." if warnings else ""
+            say(console, f"Audit: the log agrees with the model.{escape(tail)}")
+        else:
+            _print_audit(console, section.audit)
+    for policy in evaluation.policies:
+        colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
+        say(console, f"[{colour}]{policy.status}[/] [bold]{escape(policy.verdict)}[/]")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy")
+    table.add_column("estimator", no_wrap=True)
+    for column in (
+        "estimate",
+        "± se",
+        f"{100 * evaluation.level:g} % interval",
+        "difference",
+        "ESS",
+    ):
+        table.add_column(column, justify="right")
+    table.add_column("status")
+    for policy in evaluation.policies:
+        for j, (name, estimate) in enumerate(policy.estimates.items()):
+            style = None if estimate.status == "ok" else "dim"
+            difference = policy.differences.get(name)
+            found = estimate.diagnostics
+            table.add_row(
+                escape(policy.label) if j == 0 else "",
+                f"[bold]{name}[/]" if name == policy.lead else name,
+                _figure(estimate.value),
+                _figure(estimate.standard_error),
+                _interval(estimate.interval),
+                "" if difference is None or name == "avg" else _figure(difference.value, "+"),
+                "" if found is None else f"{found.ess:,.0f}",
+                estimate.status,
+                style=style,
+                end_section=j + 1 == len(policy.estimates),
+            )
+    console.print(table)
+    used = f"{evaluation.rows_used:,} of {evaluation.rows:,} rows used"
+    aside = [
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in evaluation.set_aside.items()
+    ]
+    malformed = [
+        f"{count:,} malformed: {reason}" for reason, count in evaluation.log["set_aside"].items()
+    ]
+    lost = sum(evaluation.log["rows_lost"].values())
+    gaps = [f"{lost:,} lost before they were written"] if lost else []
+    say(console, escape("; ".join([used, *aside, *malformed, *gaps]) + "."))
+    if len(evaluation.strata) > 1:
+        for stratum in evaluation.strata:
+            params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
+            name = f"{stratum.stratum.policy_name} {params}".strip()
+            dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
+            console.print(
+                escape(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
+            )
+
+
+def _figure(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.4g}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"

@@ -1,0 +1,409 @@
+"""Whether a log's propensities are those of the model that is said to have written it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.catalog import RNG_VERSION, Catalog
+from fastrank.eventlog import LogBatch, LogReader
+from fastrank.model import Model
+from fastrank.ope.propensities import Queries, Query, catalog_of, logging_policy, shown
+from fastrank.policies import MAX_TEMPERATURE, PlackettLuce, Policy
+
+__all__ = ["Audit", "Check", "audit"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Outcome = Literal["passed", "warning", "failed", "not done"]
+
+TOLERANCE = 1e-5  # of a conditional log-propensity, beyond the bound that a row states
+_FLATTER = 1.25  # the known policy's temperature, times the logging policy's
+_WORST_Z = 5.0
+_FEW = 100  # rows that a mean is judged from
+_SEEDS = 1 << 20
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question that was put to the log.
+
+    Attributes
+    ----------
+    name : str
+    outcome : {"passed", "warning", "failed", "not done"}
+        A log whose check failed must not be evaluated; after a warning its figures hang on what
+        is said there.
+    rows, failures : int
+        Looked at, and found wrong.
+    message : str
+        In plain language.
+    examples : tuple of str
+        The first wrong rows: request ids, with what is wrong.
+    """
+
+    name: str
+    outcome: Outcome
+    rows: int
+    failures: int
+    message: str
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit found.
+
+    Attributes
+    ----------
+    checks : tuple of Check
+    rows, sampled : int
+        Valid rows of the log, and those whose propensities were computed again.
+    log : dict
+        What the reader found.
+    """
+
+    checks: tuple[Check, ...]
+    rows: int
+    sampled: int
+    log: dict[str, Any] = field(repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """No check failed."""
+        return all(check.outcome != "failed" for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def audit(
+    log: LogReader,
+    models: Sequence[Model | Catalog],
+    *,
+    sample: int = 1000,
+    advance: Callable[[int], None] | None = None,
+) -> Audit:
+    """Compute the logging policy's propensities again, and look for signs of a broken log.
+
+    Parameters
+    ----------
+    log : LogReader
+    models : sequence of Model or Catalog
+        What is said to have written it; a row is judged by the one of its catalog's version.
+    sample : int
+        About how many rows are computed again, chosen by a hash of the request.
+    advance : callable, optional
+        Told how many rows have been read.
+
+    Returns
+    -------
+    Audit
+
+    Notes
+    -----
+    On the sample: the model is the one that the row names; conditional log-propensities are right
+    within 1e-5, or the bound that the row states; the same seed draws the same ranking again; the
+    mean weight of a known policy (the same at a temperature 1.25 times as high, first place) is 1.
+    On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce;
+    seeds do not repeat; no rows are missing from a writer's sequence. O(n d) a row of the sample.
+    """
+    by_version = {catalog_of(model).version: model for model in models}
+    share = min(1.0, sample / max(log.survey()[0], 1))
+    first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(by_version)
+    rows = 0
+    for batch in log:
+        rows += len(batch)
+        first_place.update(batch)
+        seeds.update(batch)
+        sampled.update(batch, np.flatnonzero(batch.uniform < share))
+        if advance is not None:
+            advance(rows)
+    checks = (*sampled.checks(), first_place.check(), seeds.check(), _gaps(log), _malformed(log))
+    return Audit(checks, rows, sampled.rows, log.report.to_dict())
+
+
+class _Tally:
+    """Rows looked at, wrong ones, and the first of these."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.failures = 0
+        self.examples: list[str] = []
+
+    def add(self, fine: bool, batch: LogBatch, i: int, what: str) -> None:
+        self.rows += 1
+        if not fine:
+            self.fail(batch, i, what)
+
+    def fail(self, batch: LogBatch, i: int, what: str) -> None:
+        self.failures += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"request {batch.value('request_id', i)}: {what}")
+
+    def check(
+        self, name: str, passed: str, failed: str, empty: str, outcome: Outcome = "failed"
+    ) -> Check:
+        if self.failures:
+            message = f"{self.failures:,} of {self.rows:,} {failed}"
+            return Check(name, outcome, self.rows, self.failures, message, tuple(self.examples))
+        if not self.rows:
+            return Check(name, "not done", 0, 0, empty)
+        return Check(name, "passed", self.rows, 0, f"{self.rows:,} {passed}")
+
+
+class _Sample:
+    """Rows that are computed again."""
+
+    def __init__(self, models: dict[str, Model | Catalog]) -> None:
+        self._models = models
+        self._named, self._propensities, self._drawn = _Tally(), _Tally(), _Tally()
+        self._not_judged: Counter[str] = Counter()
+        self._weights: list[float] = []
+
+    @property
+    def rows(self) -> int:
+        return self._propensities.rows
+
+    def update(self, batch: LogBatch, rows: npt.NDArray[np.int64]) -> None:
+        asked = {
+            version: Queries(model, batch) for version, model in self._models.items() if len(rows)
+        }
+        for i in rows.tolist():
+            version = batch.value("catalog_version", i)
+            model = self._models.get(version)
+            self._named.add(
+                model is not None, batch, i, f"catalog {str(version)[:12]} is none of those given"
+            )
+            if model is None:
+                continue
+            policy = logging_policy(batch, i)
+            query = asked[version].row(i)
+            if (
+                policy is None
+                or isinstance(query, str)
+                or (batch.value("candidate_set_id", i) is not None)
+            ):
+                why = query if isinstance(query, str) else "policy that fastrank does not know"
+                self._not_judged[
+                    "truncated candidates"
+                    if (batch.value("candidate_set_id", i) is not None)
+                    else why
+                ] += 1
+                continue
+            self._judge(batch, i, catalog_of(model), policy, query)
+
+    def _judge(
+        self, batch: LogBatch, i: int, catalog: Catalog, policy: Policy, query: Query
+    ) -> None:
+        items = shown(batch, i)
+        if not len(items):
+            self._propensities.add(True, batch, i, "")
+            return
+        logged = batch.log_propensities[i, : len(items)]
+        again = catalog.log_propensities(
+            query.vector,
+            items,
+            policy=policy,
+            exclude=query.exclude,
+            allow=query.allow,
+            bias=query.bias,
+        )
+        errors = np.abs(again - logged)
+        worst = int(errors.argmax())
+        self._propensities.add(
+            bool(errors[worst] <= TOLERANCE + (batch.value("log_norm_error", i) or 0.0)),
+            batch,
+            i,
+            f"log-propensity {logged[worst]:.6g} at place {worst + 1}, computed {again[worst]:.6g}",
+        )
+        if batch.value("rng_version", i) == RNG_VERSION and batch.value("seed", i) is not None:
+            ranking = catalog.rank(
+                query.vector,
+                int(batch.k[i]),
+                policy=policy,
+                seed=batch.value("seed", i),
+                exclude=query.exclude,
+                allow=query.allow,
+                bias=query.bias,
+            )
+            self._drawn.add(
+                np.array_equal(ranking.item_ids[: len(items)], items),
+                batch,
+                i,
+                "its seed draws another ranking",
+            )
+        if isinstance(policy, PlackettLuce):
+            flatter = PlackettLuce(min(policy.temperature * _FLATTER, MAX_TEMPERATURE))
+            other = catalog.log_propensities(
+                query.vector,
+                items[:1],
+                policy=flatter,
+                exclude=query.exclude,
+                allow=query.allow,
+                bias=query.bias,
+            )
+            self._weights.append(float(np.exp(other[0] - logged[0])))
+
+    def checks(self) -> Iterator[Check]:
+        yield self._named.check(
+            "model",
+            "sampled rows name a model that was given",
+            "sampled rows were written by another model",
+            "the log has no rows",
+        )
+        left = sum(self._not_judged.values())
+        besides = "".join(
+            f"; {count:,} not judged: {why.replace('_', ' ')}"
+            for why, count in self._not_judged.items()
+        )
+        found = self._propensities.check(
+            "propensities",
+            f"sampled rows have the propensities that the model gives{besides}",
+            f"sampled rows have other propensities than the model gives{besides}",
+            f"no sampled row could be judged{besides}",
+        )
+        yield (
+            found
+            if self.rows or not left
+            else Check(found.name, "failed", left, left, found.message)
+        )
+        yield self._drawn.check(
+            "seeds draw",
+            "sampled rows are drawn again by their seed",
+            "sampled rows are not what their seed draws",
+            "no sampled row could be drawn again",
+            outcome="warning",  # another instruction set may round, and then draw, differently
+        )
+        yield self._mean_weight()
+
+    def _mean_weight(self) -> Check:
+        name, n = "mean weight", len(self._weights)
+        if n < _FEW:
+            return Check(
+                name, "not done", n, 0, f"fewer than {_FEW} Plackett-Luce rows in the sample"
+            )
+        weights = np.array(self._weights)
+        error = float(weights.std(ddof=1)) / np.sqrt(n)
+        z = (float(weights.mean()) - 1.0) / error if error else 0.0
+        message = (
+            f"the mean weight of a known policy is {weights.mean():.4f} ± {error:.4f},"
+            f" {'as it should be' if abs(z) <= _WORST_Z else 'and should be 1'}"
+        )
+        failed = abs(z) > _WORST_Z
+        return Check(name, "failed" if failed else "passed", n, n if failed else 0, message)
+
+
+class _FirstPlace:
+    """On every Plackett-Luce row: lp_1 = s_1 / T - log_norm."""
+
+    def __init__(self) -> None:
+        self._tally = _Tally()
+
+    def update(self, batch: LogBatch) -> None:
+        temperature, log_norm = (
+            batch.numbers("policy_params.temperature"),
+            batch.numbers("log_norm"),
+        )
+        score = batch.first_scores
+        known = np.flatnonzero(
+            np.isfinite(temperature)
+            & np.isfinite(log_norm)
+            & np.isfinite(score)
+            & (batch.lengths > 0)
+        )
+        if not len(known):
+            return
+        scaled = score[known] / temperature[known]
+        error = np.abs(batch.log_propensities[known, 0] - (scaled - log_norm[known]))
+        wrong = np.flatnonzero(~(error <= TOLERANCE + 1e-12 * np.abs(scaled)))
+        self._tally.rows += len(known)
+        for j in wrong.tolist():
+            self._tally.fail(batch, int(known[j]), f"first place off by {error[j]:.3g}")
+
+    def check(self) -> Check:
+        return self._tally.check(
+            "first place",
+            "Plackett-Luce rows agree with their own normaliser",
+            "Plackett-Luce rows disagree with their own normaliser",
+            "no Plackett-Luce rows",
+        )
+
+
+class _Seeds:
+    """Repeated seeds: users who shared their noise. Of a log of any length, on a fixed share."""
+
+    def __init__(self) -> None:
+        self._kept: list[npt.NDArray[np.uint64]] = []
+        self._count = 0
+        self._limit = np.uint64(2**64 - 1)
+        self.rows = 0
+
+    def update(self, batch: LogBatch) -> None:
+        drawn = [
+            seed
+            for seed, name, caller in zip(
+                batch.values("seed"), batch.values("policy_name"), batch.caller_seed, strict=True
+            )
+            if seed is not None and not caller and name != "deterministic"
+        ]
+        seeds = np.array(drawn, np.uint64)
+        self.rows += len(seeds)
+        # Equal seeds are kept or left together.
+        kept = seeds[_mixed(seeds) <= self._limit]
+        self._kept.append(kept)
+        self._count += len(kept)
+        while self._count > _SEEDS and len(self._kept) > 1:
+            merged = np.concatenate(self._kept)
+            self._limit //= np.uint64(2)
+            self._kept = [merged[_mixed(merged) <= self._limit]]
+            self._count = len(self._kept[0])
+            if self._count == len(merged):  # one seed over and over
+                break
+
+    def check(self) -> Check:
+        seeds = np.concatenate(self._kept) if self._kept else np.empty(0, np.uint64)
+        name = "repeated seeds"
+        if not len(seeds):
+            return Check(name, "not done", 0, 0, "no rows with a seed of the server's")
+        values, counts = np.unique(seeds, return_counts=True)
+        repeated = int((counts - 1).sum())
+        if not repeated:
+            return Check(name, "passed", len(seeds), 0, f"{len(seeds):,} seeds, all different")
+        worst = int(counts.argmax())
+        message = f"{repeated:,} of {len(seeds):,} seeds were there before: users share their noise"
+        example = f"seed {values[worst]} stands in {counts[worst]:,} rows"
+        return Check(name, "warning", len(seeds), repeated, message, (example,))
+
+
+def _mixed(seeds: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A fixed scrambling (the finaliser of SplitMix64)."""
+    x = seeds.copy()
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _gaps(log: LogReader) -> Check:
+    lost = log.report.total_rows_lost
+    if lost:
+        message = f"{lost:,} rows are missing from their writers' sequences"
+        return Check("gaps", "warning", log.report.rows_read, lost, message)
+    return Check(
+        "gaps", "passed", log.report.rows_read, 0, "no rows are missing from the sequences"
+    )
+
+
+def _malformed(log: LogReader) -> Check:
+    wrong = log.report.rows_set_aside
+    message = f"{wrong:,} rows are malformed" if wrong else "no malformed rows"
+    outcome: Outcome = "warning" if wrong else "passed"
+    return Check("malformed rows", outcome, log.report.rows_read, wrong, message)

@@ -1,0 +1,247 @@
+"""The arrays that estimators take: n rankings under the logging and an evaluation policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["GROUPS", "MAX_LOG_WEIGHT", "Batch"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+# Users are told apart by this many groups of their hash: bounded, and mergeable.
+GROUPS = 1024
+# The square of exp(345) is within float64, with room for sums and rewards. Rows beyond it are
+# counted, and make every estimate that they enter unsupported.
+MAX_LOG_WEIGHT = 345.0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """n logged rankings of up to k places.
+
+    Places that a short ranking does not have carry 0 in every array: they earn nothing, and leave
+    the weight as it was.
+
+    Attributes
+    ----------
+    logged, evaluated : ndarray of float64, shape (n, k)
+        Conditional log-propensities of the shown items under the logging policy (finite) and the
+        evaluation policy (-inf where it cannot show the item there).
+    rewards : ndarray of float64, shape (n, k)
+        Finite.
+    lengths : ndarray of int64, shape (n,)
+        Places that each ranking has.
+    groups : ndarray of int64, shape (n,)
+        In [0, `GROUPS`): which rows may hang together. A fixed hash of the user, or of the
+        request where rows are taken as independent.
+    uniform : ndarray of float64, shape (n,)
+        In [0, 1), from a fixed hash of the request: draws once a row.
+    n_eligible : ndarray of int64, shape (n,), optional
+        Items that could be shown; -1 unknown.
+    marginals_logged, marginals_evaluated : ndarray of float64, shape (n, k), optional
+        P(the item shown at place l is shown there) under either policy, whatever stands above.
+    q_logged, q_expected : ndarray of float64, shape (n, k), optional
+        A reward model's value of the shown item at its place, and its mean over the evaluation
+        policy's law of that place, given the places above.
+    cascade_q_logged, cascade_q_expected : ndarray of float64, shape (n, k), optional
+        The same of the rewards from that place on.
+    q_direct : ndarray of float64, shape (n,), optional
+        The reward model's value of a ranking that the evaluation policy draws.
+    slate_weights : ndarray of float64, shape (n,), optional
+        Weights of the pseudo-inverse estimator.
+    """
+
+    logged: Array
+    evaluated: Array
+    rewards: Array
+    lengths: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    uniform: Array
+    n_eligible: npt.NDArray[np.int64] | None = None
+    marginals_logged: Array | None = None
+    marginals_evaluated: Array | None = None
+    q_logged: Array | None = None
+    q_expected: Array | None = None
+    cascade_q_logged: Array | None = None
+    cascade_q_expected: Array | None = None
+    q_direct: Array | None = None
+    slate_weights: Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        logged: npt.ArrayLike,
+        evaluated: npt.ArrayLike,
+        rewards: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        groups: npt.ArrayLike | None = None,
+        uniform: npt.ArrayLike | None = None,
+        **optional: npt.ArrayLike | None,
+    ) -> Batch:
+        """A checked batch from plain arrays.
+
+        Parameters
+        ----------
+        logged, evaluated, rewards : array_like of real numbers, shape (n, k) or (n,)
+        lengths : array_like of int, shape (n,), optional
+            By default all rankings have k places.
+        groups : array_like of int, shape (n,), optional
+            Users, as any integers. By default each row is a user of its own.
+        uniform : array_like of float, shape (n,), optional
+            By default evenly spaced; only replay of a stochastic policy looks at it.
+        **optional : array_like
+            The optional arrays.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument, the row and the value.
+
+        Examples
+        --------
+        >>> batch = Batch.of([-0.7, -0.7], [-0.2, -1.6], [1.0, 0.0])
+        >>> batch.weights.round(2).tolist()
+        [1.65, 0.41]
+        """
+        logged_array = _matrix("logged", logged)
+        shape = logged_array.shape
+        if not (np.isfinite(logged_array) & (logged_array <= 0.0)).all():
+            _refuse(
+                "logged",
+                logged_array,
+                np.isfinite(logged_array) & (logged_array <= 0.0),
+                "must be finite and not above 0",
+            )
+        evaluated_array = _matrix("evaluated", evaluated, shape)
+        if not (evaluated_array <= 0.0).all():
+            _refuse("evaluated", evaluated_array, evaluated_array <= 0.0, "must not be above 0")
+        rewards_array = _matrix("rewards", rewards, shape)
+        if not np.isfinite(rewards_array).all():
+            _refuse("rewards", rewards_array, np.isfinite(rewards_array), "must be finite")
+        n, k = shape
+        length_array = np.full(n, k) if lengths is None else np.asarray(lengths, np.int64)
+        if length_array.shape != (n,) or not ((length_array >= 0) & (length_array <= k)).all():
+            raise ValueError(f"lengths: expected {n} integers in [0, {k}]")
+        absent = np.arange(k) >= length_array[:, None]
+        if absent.any():
+            for array in (logged_array, evaluated_array, rewards_array):
+                array[absent] = 0.0
+        group_array = np.arange(n) if groups is None else np.asarray(groups)
+        if group_array.shape != (n,) or group_array.dtype.kind not in "iu":
+            raise ValueError(f"groups: expected {n} integers")
+        spread = (np.arange(n) + 0.5) / max(n, 1) if uniform is None else np.asarray(uniform)
+        if spread.shape != (n,) or not ((spread >= 0.0) & (spread < 1.0)).all():
+            raise ValueError(f"uniform: expected {n} numbers in [0, 1)")
+        extra: dict[str, Any] = {}
+        for name, values in optional.items():
+            if name not in _FLAT | _PLACES:
+                raise ValueError(f"{name}: not an array that estimators know")
+            if values is None:
+                continue
+            if name in _FLAT:
+                dtype = np.int64 if name == "n_eligible" else np.float64
+                array = np.array(values, dtype)
+                if array.shape != (n,):
+                    raise ValueError(f"{name}: expected shape ({n},), got {array.shape}")
+            else:
+                array = _matrix(name, values, shape)
+                array[absent] = 0.0
+            if not np.isfinite(array).all():
+                _refuse(name, array, np.isfinite(array), "must be finite")
+            extra[name] = array
+        return cls(
+            logged_array,
+            evaluated_array,
+            rewards_array,
+            length_array,
+            group_array.astype(np.int64) % GROUPS,
+            spread.astype(np.float64),
+            **extra,
+        )
+
+    def __len__(self) -> int:
+        return len(self.logged)
+
+    @property
+    def places(self) -> int:
+        """k."""
+        return int(self.logged.shape[1])
+
+    @cached_property
+    def log_weights(self) -> Array:
+        """Log importance weights of the prefixes, shape (n, k)."""
+        return np.cumsum(self.evaluated - self.logged, axis=1)
+
+    @cached_property
+    def prefix_weights(self) -> Array:
+        """Importance weights of the prefixes, shape (n, k)."""
+        return np.asarray(np.exp(np.minimum(self.log_weights, MAX_LOG_WEIGHT)))
+
+    @property
+    def weights(self) -> Array:
+        """Importance weights of the whole rankings, shape (n,)."""
+        return self.prefix_weights[:, -1]
+
+    @cached_property
+    def earned(self) -> Array:
+        """Rewards of the whole rankings, shape (n,)."""
+        return _row_sums(self.rewards)
+
+    @cached_property
+    def weighted_rewards(self) -> Array:
+        """Each place's reward by the weight of its prefix, shape (n, k)."""
+        return self.prefix_weights * self.rewards
+
+    @cached_property
+    def weighted_earned(self) -> Array:
+        """Their sums, shape (n,)."""
+        return _row_sums(self.weighted_rewards)
+
+    @cached_property
+    def matched(self) -> npt.NDArray[np.bool_]:
+        """Rows (n,) in which the evaluation policy, drawing once, shows the logged ranking.
+
+        A draw shows it with its probability under the policy, so one uniform number a row decides.
+        """
+        return np.asarray(self.uniform < np.exp(_row_sums(self.evaluated)))
+
+
+def _row_sums(array: Array) -> Array:
+    return array @ np.ones(array.shape[1])  # several times as fast as sums along short rows
+
+
+_FLAT = {"n_eligible", "q_direct", "slate_weights"}
+_PLACES = {
+    "marginals_logged",
+    "marginals_evaluated",
+    "q_logged",
+    "q_expected",
+    "cascade_q_logged",
+    "cascade_q_expected",
+}
+
+
+def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:
+    """A copy, float64 (n, k); a flat one has k = 1."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    array = np.array(array, np.float64)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[1] == 0 or (shape is not None and array.shape != shape):
+        wanted = "(n, k) with k >= 1" if shape is None else f"{shape}"
+        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+    return array
+
+
+def _refuse(name: str, array: Array, fine: npt.NDArray[np.bool_], why: str) -> None:
+    where = tuple(np.argwhere(~fine)[0].tolist())
+    place = f"row {where[0]}" + (f", place {where[1] + 1}" if len(where) > 1 else "")
+    raise ValueError(f"{name}: {place}: {why}, got {array[where]}")

@@ -1,0 +1,242 @@
+"""Whether an estimate can be trusted: how the importance weights are spread, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT
+
+__all__ = [
+    "BINS_PER_OCTAVE",
+    "LOWEST_OCTAVE",
+    "Diagnostics",
+    "Thresholds",
+    "Weights",
+    "cluster_error",
+]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+# Bins of the weights' histogram: this many to a doubling, over this range of log2. What lies beyond
+# is counted in the last bin on its side.
+BINS_PER_OCTAVE = 4
+LOWEST_OCTAVE, HIGHEST_OCTAVE = -40, 60
+_BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What an estimate may be made of before it is called low_overlap, or more.
+
+    Attributes
+    ----------
+    reward_ess : float
+        Least effective number of rewarded rows.
+    max_weight_share : float
+        Largest share of the weight on one row.
+    heaviest_share : float
+        Largest share of the weight on the heaviest 1 % of rows.
+    mean_weight : float
+        Largest distance of the mean weight from 1.
+    uncovered : float
+        Largest probability of rankings that the logging policy could not show.
+    malformed : float
+        Largest share of rows that had to be set aside as malformed.
+    clusters : int
+        Least groups of users that an interval is made from.
+    """
+
+    reward_ess: float = 200.0
+    max_weight_share: float = 0.01
+    heaviest_share: float = 0.25
+    mean_weight: float = 0.05
+    uncovered: float = 0.01
+    malformed: float = 0.001
+    clusters: int = 30
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0.0:
+                raise ValueError(f"{each.name}: expected a number of at least 0, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """How the weights are spread; of several places, the worst place for each figure.
+
+    Attributes
+    ----------
+    ess : float
+        Effective sample size ``(sum w)^2 / sum w^2``: as many rows of equal weight would say as
+        much (Kish 1965).
+    ess_share : float
+        `ess` over the rows.
+    reward_ess : float
+        ``(sum |v|)^2 / sum v^2`` of what each row adds to the estimate: effective rewarded rows.
+    max_weight_share, heaviest_share : float
+        Shares of the weight on the heaviest row, and on the heaviest 1 % of rows.
+    mean_weight : float
+        1 in the mean where the logging policy could show all that the evaluation policy shows.
+    mean_weight_z : float or None
+        Its distance from 1 in standard errors, clustered by user; None where that is not known.
+    overflows : int
+        Rows whose weight is beyond exp(345): too much to sum.
+    by_place : tuple of dict
+        ess, mean_weight, max_weight_share and heaviest_share for each place that is weighted.
+    """
+
+    ess: float
+    ess_share: float
+    reward_ess: float
+    max_weight_share: float
+    heaviest_share: float
+    mean_weight: float
+    mean_weight_z: float | None
+    overflows: int
+    by_place: tuple[dict[str, float], ...] = field(default=(), repr=False)
+
+
+class Weights:
+    """Sums about weights of j places; they merge.
+
+    Attributes
+    ----------
+    histogram_counts, histogram_sums : ndarray, shape (bins, j)
+        Rows and weight in bins of a quarter of a doubling; rows of weight 0 are in `zeros` (j,).
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.overflows = 0
+        self.contributions = 0.0
+        self.squared_contributions = 0.0
+        self._start(0)
+
+    def _start(self, places: int) -> None:
+        self.places = places
+        self.counts = np.zeros(GROUPS, np.int64)
+        self.sums = np.zeros((GROUPS, places))
+        self.squares = np.zeros(places)
+        self.largest = np.zeros(places)
+        self.zeros = np.zeros(places, np.int64)
+        self.histogram_counts = np.zeros((_BINS, places), np.int64)
+        self.histogram_sums = np.zeros((_BINS, places))
+
+    def update(
+        self, logs: Array, weights: Array, contributions: Array, groups: npt.NDArray[np.int64]
+    ) -> None:
+        """Add rows: log-weights and weights (n, j), what they add to the estimate, groups (n,)."""
+        if not self.places:
+            self._start(logs.shape[1])
+        self.rows += len(logs)
+        self.counts += np.bincount(groups, minlength=GROUPS)
+        if logs.max() > MAX_LOG_WEIGHT:
+            self.overflows += int((logs > MAX_LOG_WEIGHT).any(axis=1).sum())
+        self.contributions += float(np.abs(contributions).sum())
+        self.squared_contributions += float(np.square(contributions).sum())
+        self.squares += np.einsum("ij,ij->j", weights, weights)
+        self.largest = np.maximum(self.largest, weights.max(axis=0))
+        scaled = logs * (BINS_PER_OCTAVE / np.log(2.0)) - LOWEST_OCTAVE * BINS_PER_OCTAVE
+        bins = np.clip(scaled, 0.0, _BINS - 1.0).astype(np.int64)
+        for j in range(self.places):
+            column, where = weights[:, j], bins[:, j]
+            self.sums[:, j] += np.bincount(groups, column, GROUPS)
+            nothing = len(column) - np.count_nonzero(column)
+            self.zeros[j] += nothing
+            counts = np.bincount(where, minlength=_BINS)
+            counts[0] -= nothing
+            self.histogram_counts[:, j] += counts
+            self.histogram_sums[:, j] += np.bincount(where, column, _BINS)
+
+    def merge(self, other: Weights) -> None:
+        """Add what another one has seen."""
+        if not other.places:
+            return
+        if not self.places:
+            self._start(other.places)
+        self.largest = np.maximum(self.largest, other.largest)
+        for name in _ADDED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def heaviest_share(self, share: float = 0.01) -> Array:
+        """Share of the weight on the heaviest `share` of the rows, (j,).
+
+        From the histogram: rows of one bin, at most 19 % apart, count as equal.
+        """
+        result = np.zeros(self.places)
+        for j in range(self.places):
+            counts, sums = self.histogram_counts[::-1, j], self.histogram_sums[::-1, j]
+            filled = np.flatnonzero(counts > 0)
+            before = np.cumsum(counts[filled]) - counts[filled]
+            part = np.clip((share * self.rows - before) / counts[filled], 0.0, 1.0)
+            total = sums.sum()
+            result[j] = (part * sums[filled]).sum() / total if total > 0.0 else 0.0
+        return result
+
+    def result(self) -> Diagnostics | None:
+        """None where nothing is weighted."""
+        if not self.places:
+            return None
+        n = self.rows
+        totals = self.sums.sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ess = np.where(self.squares > 0.0, totals**2 / self.squares, 0.0)
+            largest = np.where(totals > 0.0, self.largest / totals, 0.0)
+        mean = totals / n
+        heaviest = self.heaviest_share()
+        squared = self.squared_contributions
+        farthest = int(np.argmax(np.abs(mean - 1.0)))
+        by_place = tuple(
+            {
+                "ess": float(ess[j]),
+                "mean_weight": float(mean[j]),
+                "max_weight_share": float(largest[j]),
+                "heaviest_share": float(heaviest[j]),
+            }
+            for j in range(self.places)
+        )
+        return Diagnostics(
+            ess=float(ess.min()),
+            ess_share=float(ess.min() / n),
+            reward_ess=self.contributions**2 / squared if squared > 0.0 else 0.0,
+            max_weight_share=float(largest.max()),
+            heaviest_share=float(heaviest.max()),
+            mean_weight=float(mean[farthest]),
+            mean_weight_z=self._z(farthest, float(mean[farthest])),
+            overflows=self.overflows,
+            by_place=by_place,
+        )
+
+    def _z(self, place: int, mean: float) -> float | None:
+        """Distance of the mean weight from 1 in standard errors, clustered by group."""
+        if abs(mean - 1.0) < 1e-9:
+            return 0.0  # a policy under another name differs from itself by rounding
+        error = cluster_error((self.sums[:, place] - self.counts * mean) / self.rows, self.counts)
+        return (mean - 1.0) / error if error else None
+
+
+_ADDED = (
+    "rows",
+    "counts",
+    "overflows",
+    "contributions",
+    "squared_contributions",
+    "sums",
+    "squares",
+    "zeros",
+    "histogram_counts",
+    "histogram_sums",
+)
+
+
+def cluster_error(influence: Array, counts: npt.NDArray[np.int64]) -> float | None:
+    """Standard error from what each group adds to the error; None with fewer than two groups."""
+    clusters = np.count_nonzero(counts)
+    if clusters < 2:
+        return None
+    return float(np.sqrt(np.square(influence).sum() * clusters / (clusters - 1)))

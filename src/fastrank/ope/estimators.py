@@ -1,0 +1,529 @@
+"""Estimators of an evaluation policy's value from logged rankings, as sums that merge.
+
+Every one of them is a smooth function of sums over rankings that does not change when all sums are
+scaled. So each keeps its sums for every group of users, and the products of its summands; the
+estimate, its standard error (by the gradient, the *delta method*: iid from the products, clustered
+from the groups) and the bootstrap all follow from those. Sums merge: any split of the log, in any
+order, gives the same.
+
+Notation of the docstrings: pi_0 is the logging policy, pi_1 the evaluation policy; ``w_l`` is the
+weight of the first l places, ``prod_{j <= l} pi_1(a_j | a_1..a_{j-1}) / pi_0(a_j | a_1..a_{j-1})``,
+and ``w = w_k``; r_l is the reward at place l; n the number of rankings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
+from fastrank.ope.diagnostics import Weights
+
+__all__ = [
+    "ESTIMATORS",
+    "Avg",
+    "CascadeDr",
+    "ClippedIps",
+    "Dm",
+    "DrPosition",
+    "Estimator",
+    "Iips",
+    "Ips",
+    "PseudoInverse",
+    "Replay",
+    "ReplayWeighted",
+    "Rips",
+    "Snips",
+    "Snrips",
+]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+_MOST_PRODUCTS = 256  # summands, beyond which their products would cost more than all else
+
+
+class Estimator:
+    """Sums of one estimator; a subclass says which, and what follows from them.
+
+    Parameters
+    ----------
+    places : int
+        k, the places of every batch.
+    clip : float
+        Largest weight of `ClippedIps`; the others do not look at it.
+
+    Attributes
+    ----------
+    rows : int
+        Rankings so far.
+    sums : ndarray of float64, shape (GROUPS, m)
+        Of each group's summands.
+    products : ndarray of float64, shape (m, m), or None
+        Sums of the products of any two summands of a ranking; not kept where m is above 256.
+    counts : ndarray of int64, shape (GROUPS,)
+        Rankings of each group.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()  # optional arrays of the batch
+    # What it takes for granted, for people.
+    assumes: ClassVar[str]
+    # Whether it is about the evaluation policy at all, which the logging policy must then cover.
+    needs_support: ClassVar[bool] = True
+    # Whether the weights have the mean 1 where there is common support.
+    unit_mean: ClassVar[bool] = True
+
+    def __init__(self, places: int, clip: float = 20.0) -> None:
+        self.places = places
+        self.clip = clip
+        self.rows = 0
+        width = self._width()
+        self.sums = np.zeros((GROUPS, width))
+        self.products = np.zeros((width, width)) if width <= _MOST_PRODUCTS else None
+        self.counts = np.zeros(GROUPS, np.int64)
+        self.weights = Weights()
+        self.replicates: Array | None = None  # of these sums, once somebody has asked for them
+
+    def update(self, batch: Batch) -> None:
+        """Add rankings. O(n m^2), m two for most estimators and 3 k + 1 at most."""
+        if batch.places != self.places:
+            raise ValueError(f"batch: expected {self.places} places, got {batch.places}")
+        if not len(batch):
+            return
+        self.replicates = None
+        summands = self._summands(batch)
+        self.rows += len(batch)
+        self.counts += np.bincount(batch.groups, minlength=GROUPS)
+        for j, column in enumerate(summands.T):
+            self.sums[:, j] += np.bincount(batch.groups, column, GROUPS)
+        if self.products is not None:
+            self.products += summands.T @ summands
+        logs = self._log_weights(batch)
+        if logs is not None:
+            self._update_weights(batch, logs)
+
+    def _update_weights(self, batch: Batch, logs: Array) -> None:
+        self.weights.update(
+            logs, self._weights(batch, logs), self._contributions(batch), batch.groups
+        )
+
+    def merge(self, other: Self) -> None:
+        """Add what another one of the same kind has seen."""
+        if type(other) is not type(self) or (other.places, other.clip) != (self.places, self.clip):
+            raise ValueError("other: sums of another kind do not merge")
+        self.replicates = None
+        self.rows += other.rows
+        self.sums += other.sums
+        if self.products is not None and other.products is not None:
+            self.products += other.products
+        self.counts += other.counts
+        self.weights.merge(other.weights)
+
+    def value(self, totals: Array) -> Array:
+        """The estimate from sums (..., m); NaN where they say nothing."""
+        raise NotImplementedError
+
+    def gradient(self, totals: Array) -> Array:
+        """Its derivatives by the sums, (m,)."""
+        raise NotImplementedError
+
+    @property
+    def influence(self) -> Array:
+        """What each group of users adds to the error of the estimate, (GROUPS,); sums to 0."""
+        return np.asarray(self.sums @ self.gradient(self.sums.sum(axis=0)))
+
+    def _width(self) -> int:
+        return 2
+
+    def _summands(self, batch: Batch) -> Array:
+        raise NotImplementedError
+
+    def _log_weights(self, batch: Batch) -> Array | None:
+        """Log-weights (n, j) whose spread decides whether the estimate can be trusted."""
+        raise NotImplementedError
+
+    def _weights(self, batch: Batch, logs: Array) -> Array:
+        """Their exponentials."""
+        return np.asarray(np.exp(np.minimum(logs, MAX_LOG_WEIGHT)))
+
+    def _contributions(self, batch: Batch) -> Array:
+        """What each row adds to the estimate's numerator, (n,)."""
+        return np.asarray(self._summands(batch)[:, 0])
+
+
+class _Mean(Estimator):
+    """A mean over rankings."""
+
+    def _weights(self, batch: Batch, logs: Array) -> Array:
+        # Those of prefixes are there already.
+        return batch.prefix_weights if logs is batch.log_weights else super()._weights(batch, logs)
+
+    def _values(self, batch: Batch) -> Array:
+        raise NotImplementedError
+
+    def _summands(self, batch: Batch) -> Array:
+        return np.stack([self._values(batch), np.ones(len(batch))], axis=1)
+
+    def _log_weights(self, batch: Batch) -> Array | None:
+        return batch.log_weights
+
+    def value(self, totals: Array) -> Array:
+        return _ratio(totals[..., 0], totals[..., 1])
+
+    def gradient(self, totals: Array) -> Array:
+        return _ratio_gradient(totals)
+
+
+class _Ratio(Estimator):
+    """Weighted rewards over weights."""
+
+    value = _Mean.value
+    gradient = _Mean.gradient
+
+
+class Avg(_Mean):
+    """``mean(sum_l r_l)``: what the logging policy earned. Biased for any other policy."""
+
+    name = "avg"
+    assumes = "nothing: it is the logging policy's own value"
+    needs_support = False
+
+    def _values(self, batch: Batch) -> Array:
+        return batch.earned
+
+    def _log_weights(self, batch: Batch) -> Array | None:
+        return np.zeros((len(batch), 1))
+
+
+class Ips(_Mean):
+    """``mean(w sum_l r_l)``: inverse propensity scores of whole rankings.
+
+    Horvitz and Thompson (1952); for rankings Swaminathan et al. (2017) call it IPS, others SIPS.
+    """
+
+    name = "ips"
+    assumes = "nothing about behaviour; weights of whole rankings vary the most"
+
+    def _values(self, batch: Batch) -> Array:
+        return batch.weights * batch.earned
+
+    def _log_weights(self, batch: Batch) -> Array | None:
+        return batch.log_weights[:, -1:]
+
+
+class Rips(_Mean):
+    """``mean(sum_l w_l r_l)``: a reward is weighted by its own place and those above it.
+
+    McInerney et al. (2020), "Counterfactual evaluation of slate recommendations with sequential
+    reward interactions".
+    """
+
+    name = "rips"
+    assumes = "a reward hangs on what stands at its place and above it, not below (cascade)"
+
+    def _values(self, batch: Batch) -> Array:
+        return batch.weighted_earned
+
+
+class Iips(_Mean):
+    """``mean(sum_l pi_1(a_l at l) / pi_0(a_l at l) r_l)``: each place by its own marginal.
+
+    Li et al. (2018), "Offline evaluation of ranking policies with click models".
+    """
+
+    name = "iips"
+    needs = ("marginals_logged", "marginals_evaluated")
+    assumes = "a reward hangs on its own item and place alone"
+
+    def _values(self, batch: Batch) -> Array:
+        weights = self._weights(batch, self._log_weights(batch))
+        return np.asarray((weights * batch.rewards).sum(axis=1))
+
+    def _log_weights(self, batch: Batch) -> Array:
+        logged, evaluated = batch.marginals_logged, batch.marginals_evaluated
+        assert logged is not None
+        assert evaluated is not None
+        there = np.arange(self.places) < batch.lengths[:, None]
+        with np.errstate(divide="ignore"):
+            logs = np.log(evaluated) - np.log(np.where(there, logged, 1.0))
+        return np.where(there, logs, 0.0)
+
+
+class Snips(_Ratio):
+    """``sum(w sum_l r_l) / sum(w)``: self-normalised.
+
+    Swaminathan and Joachims (2015), "The self-normalized estimator for counterfactual learning".
+    Biased by O(1/n), with less variance, and equivariant to what is added to all rewards.
+    """
+
+    name = "snips"
+    assumes = Ips.assumes
+
+    def _summands(self, batch: Batch) -> Array:
+        return np.stack([batch.weights * batch.earned, batch.weights], axis=1)
+
+    _log_weights = Ips._log_weights
+
+
+class Snrips(Estimator):
+    """``sum_l (sum w_l r_l / sum w_l) n_l / n`` over the n_l rankings that have place l."""
+
+    name = "snrips"
+    assumes = Rips.assumes
+
+    def _width(self) -> int:
+        return 3 * self.places + 1
+
+    def _summands(self, batch: Batch) -> Array:
+        there = np.arange(self.places) < batch.lengths[:, None]
+        weights = np.where(there, batch.prefix_weights, 0.0)
+        return np.hstack([batch.weighted_rewards, weights, there, np.ones((len(batch), 1))])
+
+    def _log_weights(self, batch: Batch) -> Array:
+        return batch.log_weights
+
+    def _weights(self, batch: Batch, logs: Array) -> Array:
+        return batch.prefix_weights
+
+    def _contributions(self, batch: Batch) -> Array:
+        return batch.weighted_earned
+
+    def value(self, totals: Array) -> Array:
+        earned, weight, there, rows = self._parts(totals)
+        # A place that no ranking has earns nothing; one without any weight says nothing.
+        each = np.where(there > 0.0, _ratio(earned, weight) * there, 0.0)
+        return _ratio(each.sum(axis=-1), rows[..., 0])
+
+    def gradient(self, totals: Array) -> Array:
+        earned, weight, there, rows = self._parts(totals)
+        n = rows[0]
+        if not n or not (weight[there > 0.0] > 0.0).all():
+            return np.full(len(totals), np.nan)
+        inverse = np.where(there > 0.0, 1.0 / np.where(weight > 0.0, weight, 1.0), 0.0)
+        mean = earned * inverse
+        return np.concatenate(
+            [
+                inverse * there / n,
+                -mean * inverse * there / n,
+                mean / n,
+                [-(mean * there).sum() / n**2],
+            ]
+        )
+
+    def _parts(self, totals: Array) -> tuple[Array, Array, Array, Array]:
+        k = self.places
+        return (
+            totals[..., :k],
+            totals[..., k : 2 * k],
+            totals[..., 2 * k : 3 * k],
+            totals[..., 3 * k :],
+        )
+
+
+class ClippedIps(_Mean):
+    """``mean(min(w, M) sum_l r_l)``: ips with bounded weights. Biased low where rewards are >= 0.
+
+    Ionides (2008), "Truncated importance sampling".
+    """
+
+    name = "clipped-ips"
+    assumes = "that what is cut off is small; its bias is not in the interval"
+
+    def _values(self, batch: Batch) -> Array:
+        return np.minimum(batch.weights, self.clip) * batch.earned
+
+    def _log_weights(self, batch: Batch) -> Array | None:
+        # Their mean says how much is cut off: 1 less the bias of a reward that is always 1.
+        return np.minimum(batch.log_weights[:, -1:], np.log(self.clip))
+
+
+class Replay(_Ratio):
+    """Mean reward of the rankings that the evaluation policy, drawing once, would show too.
+
+    Li et al. (2011), "Unbiased offline evaluation of contextual-bandit-based news article
+    recommendation algorithms". Right only where a match is as likely for every user: uniform
+    logging from equally many items.
+
+    Attributes
+    ----------
+    matches : int
+        Rankings that matched.
+    """
+
+    name = "replay"
+    assumes = "uniform logging over equally many items for everyone"
+    unit_mean = False
+
+    def __init__(self, places: int, clip: float = 20.0) -> None:
+        super().__init__(places, clip)
+        self.matches = 0
+        self._logged = (np.inf, -np.inf)  # least and largest log-propensity of a ranking
+        self._eligible = (np.inf, -np.inf)
+
+    def update(self, batch: Batch) -> None:
+        super().update(batch)
+        self.matches += int(np.count_nonzero(batch.matched))
+        if len(batch):
+            n_eligible = np.zeros(1) if batch.n_eligible is None else batch.n_eligible
+            self._logged = _range(self._logged, batch.logged.sum(axis=1))
+            self._eligible = _range(self._eligible, n_eligible)
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self.matches += other.matches
+        self._logged = _range(self._logged, np.array(other._logged))
+        self._eligible = _range(self._eligible, np.array(other._eligible))
+
+    def _update_weights(self, batch: Batch, logs: Array) -> None:
+        # Of the rows that matched: the others are no part of the mean.
+        there = batch.matched
+        weights, contributions = self._weights(batch, logs), self._contributions(batch)
+        if there.any():
+            self.weights.update(
+                logs[there], weights[there], contributions[there], batch.groups[there]
+            )
+
+    @property
+    def constant_match(self) -> bool:
+        """Whether every logged ranking had the same propensity, among as many items."""
+        (low, high), (fewest, most) = self._logged, self._eligible
+        return high - low <= 1e-9 * max(1.0, -low) and fewest == most
+
+    def _summands(self, batch: Batch) -> Array:
+        weights = self._weights(batch, self._log_weights(batch))[:, 0]
+        return np.stack([weights * batch.earned, weights], axis=1)
+
+    def _log_weights(self, batch: Batch) -> Array:
+        return np.where(batch.matched, 0.0, -np.inf)[:, None]
+
+
+class ReplayWeighted(Replay):
+    """`Replay` with each match weighted by 1 / pi_0: right under any logging with support."""
+
+    name = "replay-weighted"
+    assumes = "nothing about behaviour; uses the matches alone"
+
+    @property
+    def constant_match(self) -> bool:
+        return True  # or made good by the weights
+
+    def _log_weights(self, batch: Batch) -> Array:
+        return np.where(batch.matched, -batch.logged.sum(axis=1), -np.inf)[:, None]
+
+
+class Dm(_Mean):
+    """``mean(q of what pi_1 shows)``: the direct method, a reward model's word alone."""
+
+    name = "dm"
+    needs = ("q_direct",)
+    assumes = "that the reward model is right"
+
+    def _values(self, batch: Batch) -> Array:
+        assert batch.q_direct is not None
+        return batch.q_direct
+
+    def _log_weights(self, batch: Batch) -> Array | None:
+        return None
+
+
+class DrPosition(_Mean):
+    """``mean(sum_l [w_l (r_l - q(a_l)) + w_{l-1} sum_a pi_1(a | above) q(a)])``: doubly robust.
+
+    Dudik et al. (2011), "Doubly robust policy evaluation and learning", at every place. Right
+    whatever the reward model q is; the better q, the less it varies.
+    """
+
+    name = "dr-position"
+    needs: ClassVar[tuple[str, ...]] = ("q_logged", "q_expected")
+    assumes = Rips.assumes
+
+    def _values(self, batch: Batch) -> Array:
+        return self._doubly_robust(batch, batch.q_logged, batch.q_expected)
+
+    def _doubly_robust(self, batch: Batch, q: Array | None, expected: Array | None) -> Array:
+        assert q is not None
+        assert expected is not None
+        above = np.hstack([np.ones((len(batch), 1)), batch.prefix_weights[:, :-1]])
+        return np.asarray(
+            (batch.prefix_weights * (batch.rewards - q) + above * expected).sum(axis=1)
+        )
+
+    def _contributions(self, batch: Batch) -> Array:
+        # What is weighted, not what the reward model adds to all.
+        return batch.weighted_earned
+
+
+class CascadeDr(DrPosition):
+    """``mean(sum_l [w_l (r_l - Q_l) + w_{l-1} E_pi_1 Q_l])``, Q_l the rewards from place l on.
+
+    Kiyohara et al. (2022), "Doubly robust off-policy evaluation for ranking policies under the
+    cascade behavior model".
+    """
+
+    name = "cascade-dr"
+    needs = ("cascade_q_logged", "cascade_q_expected")
+    assumes = Rips.assumes
+
+    def _values(self, batch: Batch) -> Array:
+        return self._doubly_robust(batch, batch.cascade_q_logged, batch.cascade_q_expected)
+
+
+class PseudoInverse(_Mean):
+    """``mean(q_1^T Gamma_0^+ 1_s sum_l r_l)``: the pseudo-inverse estimator for slates.
+
+    Swaminathan et al. (2017), "Off-policy evaluation for slate recommendation". Weights may be
+    negative.
+    """
+
+    name = "pi"
+    needs = ("slate_weights",)
+    assumes = "the whole reward is a sum over places of item-at-place terms"
+    unit_mean = False  # of their absolute values, which is what is looked at
+
+    def _values(self, batch: Batch) -> Array:
+        assert batch.slate_weights is not None
+        return batch.slate_weights * batch.earned
+
+    def _log_weights(self, batch: Batch) -> Array:
+        assert batch.slate_weights is not None
+        with np.errstate(divide="ignore"):
+            return np.log(np.abs(batch.slate_weights))[:, None]
+
+
+ESTIMATORS: Mapping[str, type[Estimator]] = {
+    cls.name: cls
+    for cls in (
+        Avg,
+        Ips,
+        Snips,
+        Rips,
+        Snrips,
+        Iips,
+        ClippedIps,
+        Replay,
+        ReplayWeighted,
+        Dm,
+        DrPosition,
+        CascadeDr,
+        PseudoInverse,
+    )
+}
+
+
+def _range(known: tuple[float, float], values: npt.NDArray[Any]) -> tuple[float, float]:
+    return min(known[0], float(values.min())), max(known[1], float(values.max()))
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(denominator > 0.0, numerator / denominator, np.nan)
+
+
+def _ratio_gradient(totals: Array) -> Array:
+    above, below = totals
+    if not below > 0.0:
+        return np.full(2, np.nan)
+    return np.array([1.0 / below, -above / below**2])

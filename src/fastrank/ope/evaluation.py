@@ -1,0 +1,578 @@
+"""From a log and some policies to estimates: one reading of the log, however many policies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.catalog import Catalog
+from fastrank.eventlog import LogBatch, LogReader, Stratum
+from fastrank.model import Model
+from fastrank.ope.batch import GROUPS, Batch
+from fastrank.ope.diagnostics import BINS_PER_OCTAVE, LOWEST_OCTAVE, Thresholds
+from fastrank.ope.estimators import ESTIMATORS, Estimator
+from fastrank.ope.optional import Optional
+from fastrank.ope.propensities import (
+    ByFunction,
+    EvaluationPolicy,
+    FromColumn,
+    Judged,
+    catalog_of,
+    judge,
+)
+from fastrank.ope.results import Difference, Estimate, Status, difference, estimate
+from fastrank.ope.verdict import verdict
+
+__all__ = ["DEFAULT_ESTIMATORS", "Evaluation", "PolicyResult", "StratumResult", "evaluate"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+DEFAULT_ESTIMATORS = (
+    "avg", "ips", "snips", "rips", "snrips", "clipped-ips", "replay", "replay-weighted",
+)  # fmt: skip
+_BY_PREFIX = ("rips", "snrips")  # with one place, they are ips and snips
+LOGGING = "logging"  # the reference that is the log's own average
+
+
+@dataclass(frozen=True, slots=True)
+class StratumResult:
+    """Rows of one logging policy, model and catalog.
+
+    Attributes
+    ----------
+    stratum : Stratum
+    rows : int
+        Used.
+    share : float
+        Of all rows used.
+    uncovered : dict of str to float
+        For each evaluation policy, its probability of what could not be shown here.
+    estimates : dict of str to dict of str to Estimate
+        By policy and estimator.
+    dropped : tuple of str
+        Policies for which these rows are left out.
+    """
+
+    stratum: Stratum
+    rows: int
+    share: float
+    uncovered: Mapping[str, float]
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """What the log says about one evaluation policy.
+
+    Attributes
+    ----------
+    label, description : str
+    status : {"ok", "low_overlap", "malformed_log", "unsupported"}
+        Of the leading estimator.
+    reasons : tuple of str
+    verdict : str
+        In plain language.
+    lead : str
+        Name of the leading estimator.
+    estimates, differences : dict of str to Estimate, Difference
+        By estimator; differences are to the reference.
+    uncovered : float
+        Over all strata.
+    rows : int
+        That the estimates rest on.
+    histogram : list of (float, int, float)
+        Lower end, rows and weight of each bin of whole rankings' weights that is not empty; bins
+        are a quarter of a doubling wide, and the first may be (0, rows, 0).
+    """
+
+    label: str
+    description: str
+    status: Status
+    reasons: tuple[str, ...]
+    verdict: str
+    lead: str
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[str, Difference]
+    uncovered: float
+    rows: int
+    histogram: list[tuple[float, int, float]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything that one reading of a log gave.
+
+    Attributes
+    ----------
+    policies : tuple of PolicyResult
+    strata : tuple of StratumResult
+    reference : str
+        "logging", or the label of a policy.
+    level, difference_level : float
+        Of intervals, and of those of differences, which are stricter (Bonferroni).
+    clustered : bool
+        Whether errors take it that rows of one user hang together.
+    thresholds : Thresholds
+        That statuses were judged by.
+    places : int
+        k.
+    rows, rows_used : int
+        Valid rows read, and rows that estimates rest on.
+    span : (str, str) or None
+        When the first and the last valid row were served, ISO 8601, UTC; None without rows.
+    set_aside : dict of str to int
+        Rows not used, by reason.
+    log : dict
+        What the reader found.
+    """
+
+    policies: tuple[PolicyResult, ...]
+    strata: tuple[StratumResult, ...]
+    reference: str
+    level: float
+    difference_level: float
+    clustered: bool
+    thresholds: Thresholds
+    places: int
+    rows: int
+    rows_used: int
+    span: tuple[str, str] | None
+    set_aside: Mapping[str, int]
+    log: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    log: LogReader,
+    policies: Sequence[EvaluationPolicy],
+    *,
+    logging: Sequence[Model | Catalog] = (),
+    places: int | None = None,
+    estimators: Sequence[str] | None = None,
+    lead: str | None = None,
+    reference: str = LOGGING,
+    cluster: bool = True,
+    level: float = 0.95,
+    thresholds: Thresholds | None = None,
+    clip: float = 20.0,
+    reward_range: tuple[float, float] | None = None,
+    reward_model: Callable[..., npt.ArrayLike] | None = None,
+    include_fallback: bool = False,
+    include_caller_seeds: bool = False,
+    restrict_to_logged_catalog: bool = False,
+    reasons: Sequence[str] = (),
+    advance: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Estimate policies' values from a log, reading it once.
+
+    Parameters
+    ----------
+    log : LogReader
+    policies : sequence of EvaluationPolicy
+        With labels of their own.
+    logging : sequence of Model or Catalog
+        What wrote the log. Wanted where an evaluation policy has another catalog, to know what
+        could not have been shown, and by iips and pi.
+    places : int, optional
+        Evaluate a policy that shows so many. By default each row's own number; if some rows asked
+        for fewer than are given here, the log cannot say what the rest would have earned.
+    estimators : sequence of str
+        Keys of `ESTIMATORS`; by default `DEFAULT_ESTIMATORS`. avg is always among them.
+    lead : str, optional
+        Which estimator the verdict rests on; by default snrips, or snips with one place, where
+        they are the same.
+    reference : str
+        What differences are to: ``"logging"``, or a policy's label.
+    cluster : bool
+        Whether rows of one user hang together.
+    level : float
+        Of the intervals.
+    thresholds : Thresholds, optional
+    clip : float
+        Largest weight of clipped-ips.
+    reward_range : (float, float), optional
+        Least and largest reward of a ranking, for the Bernstein bound of clipped-ips.
+    reward_model : callable, optional
+        ``q(query (d,), item_ids (m,)) -> (m,)`` or ``(m, k)``: expected rewards. For dm and
+        dr-position.
+    include_fallback, include_caller_seeds : bool
+        Use rows that are left out by default.
+    restrict_to_logged_catalog : bool
+        Evaluate policies that never show what the logged catalog had not.
+    reasons : sequence of str
+        What is known against the log: keys of `REASONS`, ``"audit_failed"`` for one.
+    advance : callable, optional
+        Told how many rows of the log have been read.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and the value; before the log is read where it can be known.
+
+    Notes
+    -----
+    Memory is bounded by a batch and, for each stratum and policy, some hundred kilobytes. Each row
+    costs one scan of the catalog for its scores and one pass over them for each policy.
+    """
+    labels = [policy.label for policy in policies]
+    thresholds = thresholds or Thresholds()
+    catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
+    every_place = places is None
+    if places is None:
+        places = max(1, log.survey()[1])
+    elif type(places) is not int or places < 1:
+        raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
+    if estimators is None:
+        estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]
+    lead = lead or ("snrips" if places > 1 else "snips")
+    _check(labels, estimators, lead, reference, level)
+    names = [*dict.fromkeys(["avg", *estimators, lead])]
+    optional = Optional(names, policies, logging, places, reward_model)
+    strata: dict[int, _StratumSums] = {}
+    set_aside: Counter[str] = Counter()
+    rows, span = 0, _Span()
+    for batch in log:
+        rows += len(batch)
+        span.update(batch)
+        used = np.ones(len(batch), np.bool_)
+
+        def leave(
+            reason: str, which: npt.NDArray[np.bool_], used: npt.NDArray[np.bool_] = used
+        ) -> None:
+            set_aside[reason] += int(np.count_nonzero(used & which))
+            used &= ~which
+
+        if not include_fallback:
+            leave("fallback", batch.is_fallback)
+        if not include_caller_seeds:
+            leave("caller_seed", batch.caller_seed)
+        leave("reward_not_observed", np.isnan(batch.rewards[:, :places].sum(axis=1)))
+        judged = judge(
+            batch,
+            policies,
+            np.flatnonzero(used),
+            logging=catalogs,
+            restrict=restrict_to_logged_catalog,
+        )
+        for each in judged:
+            for reason, which in each.unknown.items():
+                leave(reason, which)
+        for index in np.unique(batch.stratum[used]).tolist():
+            rows_of_it = np.flatnonzero(used & (batch.stratum == index))
+            sums = strata.get(index)
+            if sums is None:
+                sums = strata[index] = _StratumSums(
+                    log.strata[index], labels, names, places, clip, every_place
+                )
+            sums.update(batch, rows_of_it, policies, judged, optional, cluster)
+        if advance is not None:
+            advance(rows)
+    found = [*reasons, *_log_reasons(log, thresholds)]
+    return _Summary(
+        [strata[index] for index in sorted(strata)],
+        policies, names, lead, reference, cluster, level, thresholds, reward_range, found,
+    ).evaluation(places, rows, span.result(), dict(set_aside), log.report.to_dict())  # fmt: skip
+
+
+def _check(
+    labels: Sequence[str], estimators: Sequence[str], lead: str, reference: str, level: float
+) -> None:
+    if not labels:
+        raise ValueError("policies: expected at least one")
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated or LOGGING in labels:
+        raise ValueError(f"policies: two of them are called {(repeated or [LOGGING])[0]!r}")
+    for name in (*estimators, lead):
+        if name not in ESTIMATORS:
+            raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}; got {name!r}")
+    if reference != LOGGING and reference not in labels:
+        raise ValueError(f"reference: expected {LOGGING} or a policy's label, got {reference!r}")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level: must lie between 0 and 1, got {level!r}")
+
+
+def _log_reasons(log: LogReader, thresholds: Thresholds) -> list[str]:
+    return ["malformed_rows"] if log.report.malformed_share > thresholds.malformed else []
+
+
+class _Span:
+    """The first and the last time of a log."""
+
+    def __init__(self) -> None:
+        self._ends: list[np.datetime64] = []
+
+    def update(self, batch: LogBatch) -> None:
+        if len(batch):
+            times = batch.table.column("ts").to_numpy(zero_copy_only=False)
+            ends = [*self._ends, times.min(), times.max()]
+            self._ends = [min(ends), max(ends)]
+
+    def result(self) -> tuple[str, str] | None:
+        if not self._ends:
+            return None
+        first, last = (f"{np.datetime_as_string(end, unit='s')}Z" for end in self._ends)
+        return first, last
+
+
+class _StratumSums:
+    """The sums of one stratum, for all policies."""
+
+    def __init__(
+        self,
+        stratum: Stratum,
+        labels: Sequence[str],
+        names: Sequence[str],
+        places: int,
+        clip: float,
+        every_place: bool,
+    ) -> None:
+        self.stratum = stratum
+        self._every_place = every_place
+        self.rows = 0
+        self.fewer_places = 0
+        self.uncovered = np.zeros(len(labels))
+        self.support_unknown = np.zeros(len(labels), np.int64)
+        self.estimators = [{name: ESTIMATORS[name](places, clip) for name in names} for _ in labels]
+        self._places = places
+
+    def update(
+        self,
+        batch: LogBatch,
+        which: npt.NDArray[np.int64],
+        policies: Sequence[EvaluationPolicy],
+        judged: Sequence[Judged],
+        optional: Optional,
+        cluster: bool,
+    ) -> None:
+        whole = len(which) == len(batch)
+        places = self._places
+
+        def rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return array if whole else array[which]
+
+        def matrix(array: Array) -> Array:
+            array = rows(array)
+            if array.shape[1] < places:
+                return np.pad(array, [(0, 0), (0, places - array.shape[1])])
+            return array[:, :places]
+
+        self.rows += len(which)
+        self.fewer_places += int(np.count_nonzero(rows(batch.k) < places))
+        hashes = rows(batch.user_hash) if cluster else rows(batch.request_hash)[:, 0]
+        logged, rewards = matrix(batch.log_propensities), matrix(batch.rewards)
+        for p, each in enumerate(judged):
+            evaluated = matrix(each.log_propensities)
+            self.uncovered[p] += rows(each.uncovered).sum()
+            self.support_unknown[p] += np.count_nonzero(rows(each.support_unknown))
+            arrays = optional.arrays(policies[p], batch, which, logged, evaluated)
+            prepared = Batch(
+                logged=logged,
+                evaluated=evaluated,
+                rewards=rewards,
+                lengths=np.minimum(rows(batch.lengths), places),
+                groups=(hashes % np.uint64(GROUPS)).astype(np.int64),
+                uniform=rows(batch.uniform),
+                n_eligible=rows(batch.n_eligible),
+                **arrays,
+            )
+            for estimator in self.estimators[p].values():
+                estimator.update(prepared)
+
+    def reasons(self, p: int, thresholds: Thresholds) -> list[str]:
+        """Why these rows cannot say anything about a policy."""
+        found = []
+        if self.rows and self.uncovered[p] / self.rows > thresholds.uncovered:
+            found.append("uncovered")
+        if self.support_unknown[p]:
+            found.append("uncovered_unknown")
+        if self.fewer_places and not self._every_place:
+            found.append("more_places")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    strata: Sequence[_StratumSums]
+    policies: Sequence[EvaluationPolicy]
+    names: Sequence[str]
+    lead: str
+    reference: str
+    cluster: bool
+    level: float
+    thresholds: Thresholds
+    reward_range: tuple[float, float] | None
+    reasons: Sequence[str]
+
+    @property
+    def difference_level(self) -> float:
+        """Bonferroni, over the policies that are compared with the reference."""
+        compared = len(self.policies) - (self.reference != LOGGING)
+        return 1.0 - (1.0 - self.level) / max(compared, 1)
+
+    def evaluation(
+        self,
+        places: int,
+        rows: int,
+        span: tuple[str, str] | None,
+        set_aside: dict[str, int],
+        log: dict[str, Any],
+    ) -> Evaluation:
+        used = sum(each.rows for each in self.strata)
+        return Evaluation(
+            policies=tuple(self._policy(p) for p in range(len(self.policies))),
+            strata=tuple(self._stratum(each, used) for each in self.strata),
+            reference=self.reference,
+            level=self.level,
+            difference_level=self.difference_level,
+            clustered=self.cluster,
+            thresholds=self.thresholds,
+            places=places,
+            rows=rows,
+            rows_used=used,
+            span=span,
+            set_aside={reason: count for reason, count in set_aside.items() if count},
+            log=log,
+        )
+
+    def _estimate(
+        self, estimator: Estimator, reasons: Sequence[str], bootstrap: bool = True
+    ) -> Estimate:
+        return estimate(
+            estimator,
+            cluster=self.cluster,
+            level=self.level,
+            thresholds=self.thresholds,
+            reward_range=self.reward_range,
+            reasons=tuple(reasons),
+            bootstrap=bootstrap,
+        )
+
+    def _supported(self, p: int) -> tuple[list[_StratumSums], list[str]]:
+        """The strata that a policy can be evaluated on; what is against it if there are none."""
+        fine = [each for each in self.strata if not each.reasons(p, self.thresholds)]
+        if fine or not self.strata:
+            return fine, list(self.reasons)
+        against = [reason for each in self.strata for reason in each.reasons(p, self.thresholds)]
+        return list(self.strata), [*self.reasons, *against]
+
+    def _merged(self, strata: Sequence[_StratumSums], p: int, name: str) -> Estimator:
+        if not strata:
+            return ESTIMATORS[name](1)
+        first = strata[0].estimators[p][name]
+        result = type(first)(first.places, first.clip)
+        for each in strata:
+            result.merge(each.estimators[p][name])
+        return result
+
+    def _stratum(self, each: _StratumSums, used: int) -> StratumResult:
+        return StratumResult(
+            stratum=each.stratum,
+            rows=each.rows,
+            share=each.rows / used,
+            uncovered={
+                policy.label: float(each.uncovered[p] / each.rows)
+                for p, policy in enumerate(self.policies)
+            },
+            estimates={
+                policy.label: {
+                    name: self._estimate(
+                        each.estimators[p][name],
+                        [*self.reasons, *each.reasons(p, self.thresholds)],
+                        bootstrap=False,
+                    )
+                    for name in self.names
+                }
+                for p, policy in enumerate(self.policies)
+            },
+            dropped=tuple(
+                policy.label
+                for p, policy in enumerate(self.policies)
+                if each.reasons(p, self.thresholds)
+            ),
+        )
+
+    def _policy(self, p: int) -> PolicyResult:
+        policy = self.policies[p]
+        strata, against = self._supported(p)
+        merged = {name: self._merged(strata, p, name) for name in self.names}
+        estimates = {name: self._estimate(each, against) for name, each in merged.items()}
+        differences = {}
+        if policy.label != self.reference:
+            labels = [each.label for each in self.policies]
+            against_both = list(against)
+            if self.reference != LOGGING:
+                other_p = labels.index(self.reference)
+                for stratum in strata:
+                    against_both += stratum.reasons(other_p, self.thresholds)
+            for name, each in merged.items():
+                if self.reference == LOGGING:
+                    other = merged["avg"]
+                else:
+                    other = self._merged(strata, other_p, name)
+                differences[name] = difference(
+                    each,
+                    other,
+                    level=self.difference_level,
+                    thresholds=self.thresholds,
+                    reasons=tuple(against_both),
+                )
+        rows = sum(each.rows for each in strata)
+        total = sum(each.rows for each in self.strata)
+        uncovered = sum(each.uncovered[p] for each in self.strata) / total if total else 0.0
+        leading = estimates[self.lead]
+        return PolicyResult(
+            label=policy.label,
+            description=describe(policy),
+            status=leading.status,
+            reasons=leading.reasons,
+            verdict=verdict(
+                policy.label,
+                leading,
+                differences.get(self.lead),
+                float(uncovered),
+                "the logging policy" if self.reference == LOGGING else self.reference,
+                self.thresholds,
+                left_out=1.0 - rows / total if total else 0.0,
+            ),
+            lead=self.lead,
+            estimates=estimates,
+            differences=differences,
+            uncovered=float(uncovered),
+            rows=rows,
+            histogram=_histogram(merged),
+        )
+
+
+def describe(policy: EvaluationPolicy) -> str:
+    """A policy in a few words."""
+    if isinstance(policy, FromColumn):
+        return f"log-propensities of column {policy.column}"
+    if isinstance(policy, ByFunction):
+        return "log-propensities of a function"
+    params = ", ".join(f"{name} {value:.6g}" for name, value in policy.policy.params.items())
+    return policy.policy.inference_type + (f", {params}" if params else "")
+
+
+def _histogram(merged: Mapping[str, Estimator]) -> list[tuple[float, int, float]]:
+    weights = merged["ips"].weights if "ips" in merged else None
+    if weights is None or not weights.places:
+        return []
+    counts, sums = weights.histogram_counts[:, 0], weights.histogram_sums[:, 0]
+    result = [(0.0, int(weights.zeros[0]), 0.0)] if weights.zeros[0] else []
+    for j in np.flatnonzero(counts).tolist():
+        low = 2.0 ** (LOWEST_OCTAVE + j / BINS_PER_OCTAVE)
+        result.append((low, int(counts[j]), float(sums[j])))
+    return result

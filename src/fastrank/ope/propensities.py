@@ -1,0 +1,392 @@
+"""Where an evaluation policy's propensities come from: a model, a column of the log, a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.catalog import Catalog
+from fastrank.eventlog import LogBatch
+from fastrank.model import Model
+from fastrank.policies import INFERENCE_TYPES, PlackettLuce, Policy, policy
+
+__all__ = [
+    "ByFunction",
+    "ByModel",
+    "EvaluationPolicy",
+    "FromColumn",
+    "Judged",
+    "Queries",
+    "Query",
+    "catalog_of",
+    "judge",
+    "logging_policy",
+    "shown",
+]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Ids: TypeAlias = npt.NDArray[Any]
+
+# A place shown with a probability within this of 1 could not have shown anything else.
+_CERTAIN = -1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class ByModel:
+    """A fastrank policy on a model, which need not be the one that wrote the log.
+
+    Attributes
+    ----------
+    label : str
+    policy : Policy
+    model : Model or Catalog
+        Whose users' vectors, and temperatures, are taken. A catalog alone wants logged queries.
+    arrays : mapping of str to str
+        Columns of the log, by the name that `Batch` knows them by: ``q_logged``, for one.
+    """
+
+    label: str
+    policy: Policy
+    model: Model | Catalog
+    arrays: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FromColumn:
+    """Conditional log-propensities that somebody put into the log, list<float64> a row.
+
+    Attributes
+    ----------
+    label : str
+    column : str
+    arrays : mapping of str to str
+        As of `ByModel`.
+    """
+
+    label: str
+    column: str
+    arrays: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ByFunction:
+    """Conditional log-propensities by a function of a batch of the log.
+
+    Attributes
+    ----------
+    label : str
+    function : callable
+        ``function(batch: LogBatch) -> (n, k)`` float64; NaN where it cannot judge a row. Places
+        past a row's length are not looked at.
+    arrays : mapping of str to str
+        As of `ByModel`.
+    """
+
+    label: str
+    function: Callable[[LogBatch], npt.ArrayLike]
+    arrays: Mapping[str, str] = field(default_factory=dict)
+
+
+EvaluationPolicy: TypeAlias = ByModel | FromColumn | ByFunction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A batch of the log as one evaluation policy sees it.
+
+    Attributes
+    ----------
+    log_propensities : ndarray of float64, shape (n, k)
+        0 past a row's length.
+    unknown : dict of str to ndarray of bool (n,)
+        Rows that could not be judged, by the reason.
+    uncovered : ndarray of float64, shape (n,)
+        An unbiased guess at the policy's probability of what the logging policy could not show.
+    support_unknown : ndarray of bool, shape (n,)
+        Rows for which it is not known what the logging policy could show.
+    """
+
+    log_propensities: Array
+    unknown: Mapping[str, Mask]
+    uncovered: Array
+    support_unknown: Mask
+
+
+def catalog_of(model: Model | Catalog) -> Catalog:
+    """A model's catalog."""
+    return model.catalog if isinstance(model, Model) else model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What a model needs to rank for one logged row.
+
+    Attributes
+    ----------
+    vector : ndarray of float32, shape (d,)
+    exclude, allow : ndarray of ids or None
+    bias : ndarray of float32 or None, shape (n,)
+    temperature : float
+        The user's factor of temperatures.
+    """
+
+    vector: npt.NDArray[np.float32]
+    exclude: Ids | None
+    allow: Ids | None
+    bias: npt.NDArray[np.float32] | None
+    temperature: float = 1.0
+
+    def policy(self, policy: Policy) -> Policy:
+        """The policy with the user's temperature."""
+        if self.temperature == 1.0 or not isinstance(policy, PlackettLuce):
+            return policy
+        return PlackettLuce(policy.temperature * self.temperature, sampler=policy.sampler)
+
+
+class Queries:
+    """What a model ranks by for the rows of a batch.
+
+    The logged query speaks for the catalog it was logged for; another model looks its own user up.
+    """
+
+    def __init__(self, model: Model | Catalog, batch: LogBatch) -> None:
+        self._model = model
+        self._batch = batch
+        self._catalog = catalog_of(model)
+        self._positions: npt.NDArray[np.int64] | None = None
+        if isinstance(model, Model):
+            self._positions = model.find_users(batch.user_ids)
+
+    def row(self, i: int) -> Query | str:
+        """For row i; or why there is none: ``unknown_user``, ``no_query``, ..."""
+        batch, model = self._batch, self._model
+        own = batch.value("catalog_version", i) == self._catalog.version
+        temperature = 1.0
+        vector = None
+        if isinstance(model, Model) and self._positions is not None and self._positions[i] >= 0:
+            position = int(self._positions[i])
+            vector, temperature = model.user_vectors[position], model.temperature_at(position)
+        if own and batch.has_query[i]:
+            vector = batch.query(i)
+        if vector is None:
+            return "unknown_user" if isinstance(model, Model) else "no_query"
+        if vector.shape != (self._catalog.dim,):
+            return "query_of_other_length"
+        bias = batch.bias(i)
+        if bias is not None and not own:
+            return "bias_of_another_catalog"
+        return Query(vector, batch.exclude(i), batch.allow(i), bias, temperature)
+
+
+def logging_policy(batch: LogBatch, i: int) -> Policy | None:
+    """The policy that drew row i; None where fastrank has none of that name."""
+    name, params = batch.value("policy_name", i), batch.value("policy_params", i) or {}
+    if name not in INFERENCE_TYPES:
+        return None
+    accepted = INFERENCE_TYPES[name][2]
+    given = {key: params.get(key) for key in accepted}
+    if None in given.values():
+        return None
+    return policy(name, **given)
+
+
+def shown(batch: LogBatch, i: int) -> Ids:
+    """The items of row i that were displayed."""
+    return np.asarray(batch.item_ids[i, : batch.lengths[i]])
+
+
+def _has_candidates(batch: LogBatch) -> Mask:
+    """Rows whose logging policy saw no more than some candidates."""
+    return batch.is_given("candidate_set_id")
+
+
+def judge(
+    batch: LogBatch,
+    policies: Sequence[EvaluationPolicy],
+    rows: npt.NDArray[np.int64],
+    *,
+    logging: Mapping[str, Catalog],
+    restrict: bool = False,
+) -> list[Judged]:
+    """Each policy's conditional log-propensities of the logged rankings.
+
+    Parameters
+    ----------
+    batch : LogBatch
+    policies : sequence of EvaluationPolicy
+    rows : ndarray of int64
+        The rows that are wanted; of others nothing is said.
+    logging : mapping of str to Catalog
+        Catalogs that the log was written from, by version.
+    restrict : bool
+        Whether evaluation policies may only show items of the logged catalog. If not, what they
+        show besides is uncovered.
+    """
+    result: dict[int, Judged] = {}
+    for model in {
+        id(each.model): each.model for each in policies if isinstance(each, ByModel)
+    }.values():
+        own = {
+            j: each
+            for j, each in enumerate(policies)
+            if isinstance(each, ByModel) and each.model is model
+        }
+        judged = _by_model(
+            batch, model, [each.policy for each in own.values()], rows, logging, restrict
+        )
+        result.update(zip(own, judged, strict=True))
+    for j, each in enumerate(policies):
+        if isinstance(each, FromColumn):
+            result[j] = _given(batch, batch.columns[each.column], each.column)
+        elif isinstance(each, ByFunction):
+            result[j] = _given(batch, each.function(batch), each.label)
+    return [result[j] for j in range(len(policies))]
+
+
+def _given(batch: LogBatch, values: npt.ArrayLike, name: str) -> Judged:
+    """Log-propensities that were handed in."""
+    shape = batch.log_propensities.shape
+    array = np.array(values, np.float64)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected log-propensities of shape {shape}, got {array.shape}")
+    there = _there(batch)
+    array[~there] = 0.0
+    if (array > 1e-9).any():
+        row, place = np.argwhere(array > 1e-9)[0].tolist()
+        raise ValueError(
+            f"{name}: request {batch.value('request_id', row)}, place {place + 1}: a log-propensity"
+            f" must not be above 0, got {array[row, place]}"
+        )
+    np.minimum(array, 0.0, out=array)  # a rounding above it
+    missing = np.isnan(array @ np.ones(shape[1]))
+    array[missing] = 0.0
+    return Judged(
+        array,
+        {"no_propensity": missing},
+        certain_mass(batch.log_propensities, array),
+        _has_candidates(batch),
+    )
+
+
+def _there(batch: LogBatch) -> Mask:
+    return np.asarray(np.arange(batch.log_propensities.shape[1]) < batch.lengths[:, None])
+
+
+def certain_mass(logged: Array, evaluated: Array) -> Array:
+    """The evaluation policy's probability of leaving what the logging policy was certain to show.
+
+    At a place that had but one possible item, all else is out of reach. The probability of getting
+    to that place under the evaluation policy is 1 in the mean of the weight of the places above, so
+    the guess is unbiased; under a deterministic log it is 1 - P(the logged ranking), exactly.
+    """
+    certain = logged > _CERTAIN
+    if not certain.any():
+        return np.zeros(len(logged))
+    above = np.zeros_like(logged)
+    np.cumsum((evaluated - logged)[:, :-1], axis=1, out=above[:, 1:])
+    leaving = np.where(certain, np.exp(np.minimum(above, 345.0)) * -np.expm1(evaluated), 0.0)
+    return np.asarray(leaving.sum(axis=1))
+
+
+def _by_model(
+    batch: LogBatch,
+    model: Model | Catalog,
+    policies: Sequence[Policy],
+    wanted: npt.NDArray[np.int64],
+    logging: Mapping[str, Catalog],
+    restrict: bool,
+) -> list[Judged]:
+    catalog = catalog_of(model)
+    n, places = batch.log_propensities.shape
+    unknown: dict[str, Mask] = {}
+    support_unknown = _has_candidates(batch)
+    rows: list[int] = []
+    queries: list[Query] = []
+    newer, asked = _Newer(catalog, logging), Queries(model, batch)
+    drawn: list[int] = []  # rows in which the policy could show what the logging catalog lacked
+    excludes: list[Ids | None] = []
+    for i in wanted.tolist():
+        query = asked.row(i)
+        if isinstance(query, str):
+            unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
+            continue
+        exclude = query.exclude
+        new = newer.items(batch.value("catalog_version", i))
+        if new is None:
+            support_unknown[i] = True
+        elif len(new) and restrict:
+            exclude = new if exclude is None else np.concatenate([exclude, new])
+        elif len(new):
+            drawn.append(len(rows))
+        rows.append(i)
+        queries.append(query)
+        excludes.append(exclude)
+    index = np.array(rows, np.int64)
+    values = np.zeros((len(policies), n, places))
+    uncovered = np.zeros((len(policies), n))
+    if rows:
+        order = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
+        of_rows = [[query.policy(policy) for query in queries] for policy in policies]
+        found = catalog.log_propensities_batch(
+            np.stack([queries[j].vector for j in order]),
+            [shown(batch, rows[j]) for j in order],
+            policies=[[per_row[j] for j in order] for per_row in of_rows],
+            exclude=[excludes[j] for j in order],
+            allow=[queries[j].allow for j in order],
+            bias=_stacked([queries[j].bias for j in order], len(catalog)),
+        )
+        width = found.shape[2]
+        values[:, index[order], :width] = np.where(np.isnan(found), 0.0, found)
+        for p, per_row in enumerate(of_rows):
+            uncovered[p] = certain_mass(batch.log_propensities, values[p])
+            for j in drawn:
+                i, query = rows[j], queries[j]
+                ranking = catalog.rank(
+                    query.vector,
+                    int(batch.k[i]),
+                    policy=per_row[j],
+                    seed=int(batch.request_hash[i, 0]),
+                    exclude=excludes[j],
+                    allow=query.allow,
+                    bias=query.bias,
+                )
+                if newer.shows(batch.value("catalog_version", i), ranking.item_ids):
+                    uncovered[p, i] = 1.0
+    return [Judged(values[p], unknown, uncovered[p], support_unknown) for p in range(len(policies))]
+
+
+def _stacked(
+    biases: Iterable[npt.NDArray[np.float32] | None], n_items: int
+) -> npt.NDArray[np.float32] | None:
+    listed = list(biases)
+    if all(bias is None for bias in listed):
+        return None
+    nothing = np.zeros(n_items, np.float32)
+    return np.stack([nothing if bias is None else bias for bias in listed])
+
+
+class _Newer:
+    """Items that a catalog has and the one that a row was logged from had not."""
+
+    def __init__(self, catalog: Catalog, logging: Mapping[str, Catalog]) -> None:
+        self._catalog = catalog
+        self._logging = logging
+        self._found: dict[str, Ids | None] = {catalog.version: catalog.item_ids[:0]}
+
+    def items(self, version: str) -> Ids | None:
+        """None where the catalog of that version is not at hand."""
+        if version not in self._found:
+            logged = self._logging.get(version)
+            self._found[version] = (
+                None if logged is None else np.setdiff1d(self._catalog.item_ids, logged.item_ids)
+            )
+        return self._found[version]
+
+    def shows(self, version: str, item_ids: Ids) -> bool:
+        new = self.items(version)
+        return new is not None and bool(np.isin(item_ids, new).any())

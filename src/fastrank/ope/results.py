@@ -1,0 +1,352 @@
+"""Estimates with their errors, and what may be said of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.ope.batch import GROUPS
+from fastrank.ope.diagnostics import Diagnostics, Thresholds, cluster_error
+from fastrank.ope.estimators import ClippedIps, Estimator, Replay
+
+__all__ = ["REASONS", "Difference", "Estimate", "Status", "difference", "estimate", "worst"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Interval: TypeAlias = tuple[float, float]
+Status = Literal["ok", "low_overlap", "malformed_log", "unsupported"]
+
+# What a status rests on, in words for people.
+REASONS: Mapping[str, str] = {
+    "no_rows": "no rows are left to estimate from",
+    "uncovered": "the evaluation policy shows rankings that the logging policy could not show",
+    "uncovered_unknown": "what the logging policy could show is not known",
+    "audit_failed": "this model did not write this log",
+    "weight_overflow": "weights are too large to be summed",
+    "no_overlap": "no logged ranking could have come from the evaluation policy",
+    "more_places": "the evaluation policy shows more places than the log has",
+    "malformed_rows": "too many rows of the log are malformed",
+    "reward_ess": "too few rewarded rows carry the estimate",
+    "max_weight_share": "one row carries too much of the weight",
+    "heaviest_share": "the heaviest 1 % of rows carry too much of the weight",
+    "mean_weight": "the mean weight is too far from 1",
+    "match_not_constant": "a match is not equally likely for all rows, as replay wants",
+    "few_clusters": "too few users for an interval",
+}
+_UNSUPPORTED = {
+    "no_rows",
+    "uncovered",
+    "uncovered_unknown",
+    "audit_failed",
+    "weight_overflow",
+    "more_places",
+}
+_ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}
+_BOOTSTRAPS = 1000
+_BOOTSTRAP_KEY = 0x6661_7374_7261_6E6B
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One estimator's word on one policy.
+
+    Attributes
+    ----------
+    estimator : str
+    value : float or None
+        None where there is nothing to say, or where a weight was too large to be summed.
+    standard_error : float or None
+        Clustered by user, or iid if that was asked for.
+    standard_error_iid : float or None
+        As if rows hung together in no way; ddof 1. Not known to snrips above 85 places.
+    design_effect : float or None
+        Square of their ratio: how many rows it takes to say what one independent row would.
+    interval : (float, float) or None
+        Normal.
+    bootstrap : (float, float) or None
+        Percentiles of the Poisson bootstrap of users.
+    bernstein : (float, float) or None
+        Empirical Bernstein bound on the mean of the clipped estimator, rows taken as independent;
+        only with a stated range of rewards.
+    level : float
+        Of the intervals.
+    rows, clusters : int
+        Rankings used, and groups of users that they are of.
+    diagnostics : Diagnostics or None
+        None where nothing is weighted.
+    matched : int or None
+        Rows that replay matched.
+    status : {"ok", "low_overlap", "malformed_log", "unsupported"}
+    reasons : tuple of str
+        Keys of `REASONS`.
+    """
+
+    estimator: str
+    value: float | None
+    standard_error: float | None
+    standard_error_iid: float | None
+    design_effect: float | None
+    interval: Interval | None
+    bootstrap: Interval | None
+    bernstein: Interval | None
+    level: float
+    rows: int
+    clusters: int
+    diagnostics: Diagnostics | None
+    matched: int | None
+    status: Status
+    reasons: tuple[str, ...]
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; status and reasons stand beside the value."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of two policies' values by the same log, row by row.
+
+    Attributes
+    ----------
+    estimator, reference_estimator : str
+        What the policy, and what the reference, was estimated by.
+    value : float or None
+    standard_error : float or None
+        Paired: what both have in common cancels.
+    interval, bootstrap : (float, float) or None
+        At `level`, which is stricter where several policies are compared.
+    level : float
+    status, reasons
+        The worse of both sides.
+    """
+
+    estimator: str
+    reference_estimator: str
+    value: float | None
+    standard_error: float | None
+    interval: Interval | None
+    bootstrap: Interval | None
+    level: float
+    status: Status
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def estimate(
+    estimator: Estimator,
+    *,
+    cluster: bool = True,
+    level: float = 0.95,
+    thresholds: Thresholds | None = None,
+    reward_range: Interval | None = None,
+    reasons: tuple[str, ...] = (),
+    bootstrap: bool = True,
+) -> Estimate:
+    """What an estimator's sums say.
+
+    Parameters
+    ----------
+    estimator : Estimator
+    cluster : bool
+        Whether the error is clustered by user. If not, it is iid, and the bootstrap that of rows.
+    level : float
+        Of the intervals, in (0, 1).
+    thresholds : Thresholds, optional
+    reward_range : (float, float), optional
+        Least and largest reward of a whole ranking; for the Bernstein bound.
+    reasons : tuple of str
+        What is known of the log besides: keys of `REASONS`.
+    bootstrap : bool
+        Whether to make bootstrap intervals, which is most of the work here: 2 ms.
+    """
+    totals = estimator.sums.sum(axis=0)
+    n = estimator.rows
+    value = float(estimator.value(totals))
+    gradient = estimator.gradient(totals)
+    clusters = int(np.count_nonzero(estimator.counts))
+    diagnostics = estimator.weights.result()
+    known = np.isfinite(value) and np.isfinite(gradient).all()
+    iid = clustered = None
+    if known and n > 1:
+        clustered = cluster_error(estimator.influence, estimator.counts)
+        if estimator.products is not None:
+            variance = float(gradient @ estimator.products @ gradient)
+            iid = math.sqrt(max(variance, 0.0) * n / (n - 1))
+    # Without products, groups are of rows where rows are taken as independent: as good.
+    error = clustered if cluster or iid is None else iid
+    interval = resampled = bernstein = None
+    if error is not None:
+        interval = _normal(value, error, level)
+        resampled = _percentiles(_replicates(estimator), level) if bootstrap else None
+    if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1:
+        bernstein = _bernstein(estimator, reward_range, level)
+    thresholds = thresholds or Thresholds()
+    given = [
+        reason for reason in reasons if estimator.needs_support or reason not in _ABOUT_SUPPORT
+    ]
+    found = given + _reasons(estimator, diagnostics, thresholds, cluster, clusters)
+    if diagnostics is not None and diagnostics.overflows:
+        known = False
+        interval = resampled = bernstein = iid = clustered = error = None
+    return Estimate(
+        estimator=estimator.name,
+        value=value if known else None,
+        standard_error=error,
+        standard_error_iid=iid,
+        design_effect=(clustered / iid) ** 2 if clustered and iid else None,
+        interval=interval,
+        bootstrap=resampled,
+        bernstein=bernstein,
+        level=level,
+        rows=n,
+        clusters=clusters,
+        diagnostics=diagnostics,
+        matched=estimator.matches if isinstance(estimator, Replay) else None,
+        status=worst(found),
+        reasons=tuple(dict.fromkeys(found)),
+        parameters={"clip": estimator.clip} if isinstance(estimator, ClippedIps) else {},
+    )
+
+
+def difference(
+    estimator: Estimator,
+    reference: Estimator,
+    *,
+    level: float = 0.95,
+    thresholds: Thresholds | None = None,
+    reasons: tuple[str, ...] = (),
+) -> Difference:
+    """Policy less reference, from sums over the same rows.
+
+    The reference may be the log's own average (`Avg`), or the same estimator of another policy.
+    """
+    if not np.array_equal(estimator.counts, reference.counts):
+        raise ValueError("reference: sums over other rows")
+    sides = [
+        estimate(each, thresholds=thresholds, reasons=reasons, bootstrap=False)
+        for each in (estimator, reference)
+    ]
+    found = [reason for side in sides for reason in side.reasons]
+    value = error = interval = bootstrap = None
+    if all(side.value is not None for side in sides):
+        value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
+        error = cluster_error(estimator.influence - reference.influence, estimator.counts)
+    if value is not None and error is not None:
+        interval = _normal(value, error, level)
+        bootstrap = _percentiles(_replicates(estimator) - _replicates(reference), level)
+    return Difference(
+        estimator=estimator.name,
+        reference_estimator=reference.name,
+        value=value,
+        standard_error=error,
+        interval=interval,
+        bootstrap=bootstrap,
+        level=level,
+        status=worst(found),
+        reasons=tuple(dict.fromkeys(found)),
+    )
+
+
+def worst(reasons: list[str] | tuple[str, ...]) -> Status:
+    """The status that reasons lead to."""
+    unknown = [reason for reason in reasons if reason not in REASONS]
+    if unknown:
+        raise ValueError(f"reasons: expected one of {', '.join(REASONS)}; got {unknown[0]!r}")
+    if any(reason in _UNSUPPORTED for reason in reasons):
+        return "unsupported"
+    if "malformed_rows" in reasons:
+        return "malformed_log"
+    return "low_overlap" if reasons else "ok"
+
+
+def _reasons(
+    estimator: Estimator,
+    diagnostics: Diagnostics | None,
+    thresholds: Thresholds,
+    cluster: bool,
+    clusters: int,
+) -> list[str]:
+    if estimator.rows == 0:
+        return ["no_rows"]
+    found = []
+    if isinstance(estimator, Replay) and not estimator.matches:
+        found.append("no_overlap")
+    if diagnostics is not None:
+        if diagnostics.overflows:
+            found.append("weight_overflow")
+        if diagnostics.ess == 0.0:
+            found.append("no_overlap")
+        if diagnostics.reward_ess < thresholds.reward_ess:
+            found.append("reward_ess")
+        if diagnostics.max_weight_share > thresholds.max_weight_share:
+            found.append("max_weight_share")
+        if diagnostics.heaviest_share > thresholds.heaviest_share:
+            found.append("heaviest_share")
+        if estimator.unit_mean and abs(diagnostics.mean_weight - 1.0) > thresholds.mean_weight:
+            found.append("mean_weight")
+    if isinstance(estimator, Replay) and not estimator.constant_match:
+        found.append("match_not_constant")
+    if cluster and clusters < thresholds.clusters:
+        found.append("few_clusters")
+    return found
+
+
+def _normal(value: float, error: float, level: float) -> Interval:
+    half = _quantile(level) * error
+    return value - half, value + half
+
+
+def _quantile(level: float) -> float:
+    from scipy.special import ndtri
+
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level: must lie between 0 and 1, got {level!r}")
+    return float(ndtri(0.5 + level / 2))
+
+
+def _percentiles(replicates: Array, level: float) -> Interval | None:
+    fine = replicates[np.isfinite(replicates)]
+    if len(fine) < 0.9 * len(replicates):
+        return None  # replicates often hold no weight at all
+    low, high = np.quantile(fine, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def _replicates(estimator: Estimator) -> Array:
+    """Estimates from groups drawn again, each a number of times that is Poisson(1)."""
+    if estimator.replicates is None:
+        estimator.replicates = estimator.value(_resamples() @ estimator.sums)
+    return estimator.replicates
+
+
+@cache
+def _resamples() -> Array:
+    """How often each group is in each replicate, (B, GROUPS): the same for all logs and policies.
+
+    A group is a fixed hash of users, so it does not matter how the log was split or ordered.
+    """
+    rng = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
+    return rng.poisson(1.0, (_BOOTSTRAPS, GROUPS)).astype(np.float64)
+
+
+def _bernstein(estimator: ClippedIps, reward_range: Interval, level: float) -> Interval:
+    """Maurer and Pontil (2009), theorem 4, on both sides."""
+    low, high = reward_range
+    n = estimator.rows
+    width = estimator.clip * (max(high, 0.0) - min(low, 0.0))
+    total, _ = estimator.sums.sum(axis=0)
+    mean = total / n
+    assert estimator.products is not None  # of two summands
+    variance = max(estimator.products[0, 0] / n - mean**2, 0.0) * n / (n - 1)
+    log_term = np.log(4.0 / (1.0 - level))
+    half = np.sqrt(2.0 * variance * log_term / n) + 7.0 * width * log_term / (3.0 * (n - 1))
+    return float(mean - half), float(mean + half)

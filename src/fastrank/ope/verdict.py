@@ -1,0 +1,125 @@
+"""What an evaluation means, in plain language."""
+
+from __future__ import annotations
+
+from fastrank.ope.diagnostics import Thresholds
+from fastrank.ope.results import REASONS, Difference, Estimate
+
+__all__ = ["explain", "verdict"]
+
+
+def verdict(
+    label: str,
+    estimate: Estimate,
+    difference: Difference | None,
+    uncovered: float,
+    reference: str,
+    thresholds: Thresholds,
+    left_out: float = 0.0,
+) -> str:
+    """A few sentences on a policy, for somebody who has to decide.
+
+    Parameters
+    ----------
+    label : str
+    estimate : Estimate
+        By the leading estimator.
+    difference : Difference or None
+        To the reference; None for the reference itself.
+    uncovered : float
+        The policy's probability of what the logging policy could not show.
+    reference : str
+        What the difference is to, for people.
+    thresholds : Thresholds
+    left_out : float
+        Share of the rows whose logging policy could not show what this one shows.
+    """
+    said = _said(label, estimate, difference, uncovered, reference, thresholds)
+    if left_out == 0.0:
+        return said
+    return (
+        f"{said} {_percent(left_out)} of the rows are left out: their logging policy could not show"
+        " what this one shows."
+    )
+
+
+def _said(
+    label: str,
+    estimate: Estimate,
+    difference: Difference | None,
+    uncovered: float,
+    reference: str,
+    thresholds: Thresholds,
+) -> str:
+    if estimate.status == "unsupported":
+        return f"This log cannot evaluate {label}: {_why(estimate, uncovered, thresholds)}."
+    if estimate.status == "malformed_log":
+        return (
+            f"Nothing should be decided on {label} from this log as it is:"
+            f" {_why(estimate, uncovered, thresholds)}."
+        )
+    if estimate.status == "low_overlap":
+        return (
+            f"This log says too little about {label} to rely on:"
+            f" {_why(estimate, uncovered, thresholds)}."
+        )
+    earns = f"{label} would earn {_number(estimate.value)} a ranking"
+    if difference is None or difference.value is None or difference.interval is None:
+        return f"{earns}."
+    low, high = difference.interval
+    if difference.status != "ok":
+        return (
+            f"{earns}. A comparison with {reference} cannot be relied on:"
+            f" {'; '.join(REASONS[reason] for reason in difference.reasons)}."
+        )
+    if max(abs(low), abs(high)) <= 1e-9 * abs(estimate.value or 0.0):
+        return f"{earns}, the same as {reference}."
+    between = f"{100 * difference.level:.4g} % interval: {_signed(low)} to {_signed(high)}"
+    if low > 0.0 or high < 0.0:
+        which = "more" if low > 0.0 else "less"
+        amount = _number(abs(difference.value))
+        return f"{earns}, {amount} {which} than {reference} ({between})."
+    return f"{earns}; no difference to {reference} can be seen ({between})."
+
+
+def _why(estimate: Estimate, uncovered: float, thresholds: Thresholds) -> str:
+    return "; ".join(
+        explain(reason, estimate, uncovered, thresholds) for reason in estimate.reasons
+    )
+
+
+def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thresholds) -> str:
+    """One of an estimate's reasons, with its figure and what that should be."""
+    words, found = REASONS[reason], estimate.diagnostics
+    if reason == "uncovered":
+        return (
+            f"{words} in {_percent(uncovered)} of cases (at most {_percent(thresholds.uncovered)})"
+        )
+    if found is None:
+        return words
+    if reason == "reward_ess":
+        ess = f"{found.reward_ess:.3g}"
+        return f"{words}: as much as {ess} equal ones (at least {thresholds.reward_ess:g})"
+    if reason == "max_weight_share":
+        limit = thresholds.max_weight_share
+        return f"{words}: {_percent(found.max_weight_share)} (at most {_percent(limit)})"
+    if reason == "heaviest_share":
+        limit = thresholds.heaviest_share
+        return f"{words}: {_percent(found.heaviest_share)} (at most {_percent(limit)})"
+    if reason == "mean_weight":
+        return f"{words}: {found.mean_weight:.3g} (within {thresholds.mean_weight:g})"
+    if reason == "few_clusters":
+        return f"{words}: {estimate.clusters}"
+    return words
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"

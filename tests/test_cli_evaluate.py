@@ -1,0 +1,278 @@
+"""`fastrank audit` and `fastrank evaluate` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+from click.testing import CliRunner, Result
+
+import fastrank as fr
+from fastrank import simulate
+from fastrank.cli.app import app
+from fastrank.eventlog import LogWriter
+
+GUMBEL = "stochastic_gumbel_softmax_trick"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fastrank")
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a command says when it refuses its input."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def loaded(*arguments: object) -> Any:
+    result = run(*arguments, "--json")
+    assert result.exit_code in (0, 1), result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one world, and a log that the first wrote."""
+    folder = tmp_path_factory.mktemp("shop")
+    world = simulate.World.synthetic(
+        100, 50, simulate.PositionBased([1.0, 0.8, 0.6]), dim=4, seed=1, typical_rate=0.2
+    )
+    model = world.model(noise=0.2, seed=2)
+    model.save(folder / "model")
+    world.model(noise=0.25, seed=2).save(folder / "new")
+    with LogWriter(folder / "logs") as log:
+        simulate.write_log(world, model, fr.PlackettLuce(0.7), 3, 5000, log, seed=3)
+    return folder
+
+
+def test_audit_of_a_sound_log(shop: Path) -> None:
+    result = run("audit", shop / "logs", "--model", shop / "model")
+    assert result.exit_code == 0
+    assert "The log agrees with the model." in result.stdout
+    assert "passed" in result.stdout
+    found = loaded("audit", shop / "logs", "--model", shop / "model", "--sample", "50")
+    assert found["passed"] is True
+    assert found["rows"] == 5000
+    assert 20 < found["sampled"] < 100
+
+
+def test_audit_of_another_model(shop: Path) -> None:
+    result = run("audit", shop / "logs", "--model", shop / "new")
+    assert result.exit_code == 1
+    assert "This model did not write this log" in result.stdout
+    assert "Traceback" not in result.output
+
+
+def test_evaluate(shop: Path) -> None:
+    arguments = [
+        "evaluate", shop / "logs", "--model", shop / "model",
+        "--policy", "colder=plackett_luce:temperature=0.6", "--policy", "deterministic",
+        "--policy", f"new=plackett_luce:temperature=0.7@{shop / 'new'}",
+    ]  # fmt: skip
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "Audit: the log agrees with the model." in result.stdout
+    assert "5,000 of 5,000 rows used" in result.stdout
+    for label in ("colder", "deterministic", "new"):
+        assert label in result.stdout
+    found = loaded(*arguments)
+    assert [policy["label"] for policy in found["policies"]] == ["colder", "deterministic", "new"]
+    assert found["audit"]["passed"] is True
+    colder = found["policies"][0]
+    assert colder["status"] == "ok"
+    assert colder["estimates"]["snrips"]["status"] == "ok"
+    assert colder["verdict"] in " ".join(result.stdout.split())
+    assert found["difference_level"] == pytest.approx(1 - 0.05 / 3)
+
+
+def test_a_log_of_another_model_is_not_evaluated(shop: Path) -> None:
+    found = loaded(
+        "evaluate", shop / "logs", "--model", shop / "new", "--policy", "uniform"
+    )  # fmt: skip
+    assert found["policies"][0]["status"] == "unsupported"
+    assert "audit_failed" in found["policies"][0]["reasons"]
+    believed = loaded(
+        "evaluate", shop / "logs", "--model", shop / "new", "--policy", "uniform", "--no-audit"
+    )
+    assert believed["audit"] is None
+    assert "audit_failed" not in believed["policies"][0]["reasons"]
+
+
+def test_options_reach_the_evaluation(shop: Path) -> None:
+    found = loaded(
+        "evaluate", shop / "logs", "--model", shop / "model", "--no-audit", "--independent-rows",
+        "--policy", "a=plackett_luce:temperature=0.6",
+        "--policy", "b=plackett_luce:temperature=0.8",
+        "-k", "1", "--estimator", "ips", "--estimator", "clipped-ips", "--lead", "ips",
+        "--reference", "b", "--level", "0.9", "--clip", "3", "--reward-range", "0", "1",
+        "--threshold", "reward_ess=100000",
+    )  # fmt: skip
+    a, b = found["policies"]
+    assert set(a["estimates"]) == {"avg", "ips", "clipped-ips"}
+    assert (a["lead"], found["places"], found["level"]) == ("ips", 1, 0.9)
+    assert a["estimates"]["clipped-ips"]["parameters"] == {"clip": 3.0}
+    assert a["estimates"]["clipped-ips"]["bernstein"] is not None
+    assert "reward_ess" in a["reasons"]
+    assert a["estimates"]["ips"]["standard_error"] == a["estimates"]["ips"]["standard_error_iid"]
+    assert b["differences"] == {}
+
+
+def test_columns_are_policies(shop: Path, tmp_path: Path) -> None:
+    from fastrank.eventlog import LogReader
+
+    batch = next(iter(LogReader(shop / "logs")))
+    table = pa.Table.from_batches([batch.table])
+    lp = [row.tolist() for row in batch.log_propensities - 0.0]
+    pq.write_table(table.append_column("lp1", pa.array(lp)), tmp_path / "log.parquet")
+    found = loaded("evaluate", tmp_path / "log.parquet", "--column", "same=lp1")
+    estimates = found["policies"][0]["estimates"]
+    assert estimates["ips"]["value"] == pytest.approx(estimates["avg"]["value"], rel=1e-12)
+
+
+def test_the_bundled_logs() -> None:
+    found = loaded("evaluate", "--format", "obd", "--independent-rows")
+    titles = [section["title"] for section in found]
+    assert [title.split(": ")[1] for title in titles] == [
+        "logged by random, asked about bts",
+        "logged by bts, asked about uniform",
+        "logged by bts, asked about uniform",
+    ]
+    values = [section["policies"][0]["estimates"]["ips"]["value"] for section in found]
+    assert values == pytest.approx([0.00455288, 0.00235963952, 0.00300862633], abs=5e-9)
+    printed = run("evaluate", "--format", "obd")
+    assert printed.exit_code == 0
+    assert "0.004553" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "LOGS: name a file, a directory or a glob"),
+        (["evaluate", "{shop}/logs"], "name at least one --policy or --column"),
+        (["evaluate", "{shop}/logs", "--policy", "uniform"], "give its model: --model, or @MODEL"),
+        (["evaluate", "{shop}/nothing", "--column", "x"], "nothing"),
+        (["evaluate", "{shop}/logs", "--column", "lp1"], "no column named lp1"),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "best"],
+            "expected [LABEL=]INFERENCE_TYPE",
+        ),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform@{shop}"],
+            "{shop}",
+        ),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform",
+             "--threshold", "ess=3"],
+            "--threshold: expected NAME=VALUE",
+        ),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy",
+             "a=plackett_luce:temperature=x0.8"],
+            "give the temperature itself",
+        ),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform",
+             "--policy", "uniform"],
+            "two of them are called 'uniform'",
+        ),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform",
+             "--estimator", "dm"],
+            "dm of uniform: wants a reward model",
+        ),
+        (["evaluate", "--format", "obd", "--column", "x"], "evaluates what is bundled"),
+        (["audit", "{shop}/model/manifest.json", "--model", "{shop}/model"], "manifest.json"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(shop: Path, arguments: list[str], message: str) -> None:
+    filled = [argument.format(shop=shop) for argument in arguments]
+    assert message.format(shop=shop) in refused(*filled)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "foreign", "other version"])
+def test_files_that_are_no_logs(shop: Path, tmp_path: Path, kind: str) -> None:
+    """Named, never a stack trace; alone they are refused, beside good ones reported."""
+    good = next((shop / "logs").glob("*.parquet"))
+    file = tmp_path / "log.parquet"
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "text":
+        file.write_text("request_id,item\n1,2\n")
+    elif kind == "cut":
+        file.write_bytes(good.read_bytes()[:5000])
+    elif kind == "foreign":
+        pq.write_table(pa.table({"a": [1, 2]}), file)
+    else:
+        table = pq.read_table(good)
+        changed = table.replace_schema_metadata({b"fastrank.schema_version": b"99"})
+        pq.write_table(changed, file)
+    policy = ["--model", shop / "model", "--policy", "uniform"]
+    assert "log.parquet" in refused("evaluate", tmp_path, *policy)
+    found = loaded("evaluate", tmp_path, shop / "logs", *policy)
+    assert list(found["log"]["files_set_aside"]) == [str(file)]
+    assert found["rows_used"] == 5000
+
+
+def test_malformed_rows_are_counted_and_reflected(shop: Path, tmp_path: Path) -> None:
+    good = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    rows = good.to_pydict()
+    for i in range(20):
+        rows["log_propensities"][i] = [0.5, 0.5, 0.5]
+        rows["log_propensity"][i] = 1.5
+    pq.write_table(pa.Table.from_pydict(rows, schema=good.schema), tmp_path / "log.parquet")
+    policy = ["--model", shop / "model", "--policy", "a=plackett_luce:temperature=0.6"]
+    found = loaded("evaluate", tmp_path, *policy)
+    assert found["log"]["set_aside"] == {"positive log-propensity": 20}
+    assert found["policies"][0]["status"] == "malformed_log"
+    printed = run("evaluate", tmp_path, *policy).stdout
+    assert "20 malformed: positive log-propensity" in printed
+
+
+def test_an_empty_log_is_no_number(shop: Path, tmp_path: Path) -> None:
+    good = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    pq.write_table(good.slice(0, 0), tmp_path / "log.parquet")
+    found = loaded(
+        "evaluate", tmp_path, "--model", shop / "model", "--policy", "uniform"
+    )  # fmt: skip
+    assert found["policies"][0]["status"] == "unsupported"
+    assert found["policies"][0]["estimates"]["ips"]["value"] is None
+    assert run("audit", tmp_path, "--model", shop / "model").exit_code == 0
+
+
+def test_help_names_what_is_there() -> None:
+    assert "evaluate" in run("--help").stdout
+    text = run("evaluate", "--help").stdout
+    assert "snrips" in text
+    assert "[LABEL=]INFERENCE_TYPE" in text
+
+
+def test_nothing_is_written_where_the_report_cannot_be(shop: Path, tmp_path: Path) -> None:
+    where = tmp_path / "no" / "folder" / "report.html"
+    message = refused(
+        "evaluate", shop / "logs", "--model", shop / "model", "--policy", "uniform",
+        "--report", where,
+    )  # fmt: skip
+    assert "--report" in message
+    assert not where.parent.exists()
+
+
+def test_weights_of_numpy_are_not_in_the_json(shop: Path) -> None:
+    text = run(
+        "evaluate", shop / "logs", "--model", shop / "model", "--policy", "deterministic", "--json"
+    ).stdout
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert np.isfinite(json.loads(text)["policies"][0]["uncovered"])

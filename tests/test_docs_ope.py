@@ -1,0 +1,75 @@
+"""docs/ope.md: what it shows runs, and it knows every status, reason and estimator."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("scipy")
+pytest.importorskip("click")
+pytest.importorskip("rich")
+from click.testing import CliRunner
+
+from fastrank import demo
+from fastrank.cli.app import app
+from fastrank.experiments import EXPERIMENTS
+from fastrank.ope import ESTIMATORS, REASONS
+from fastrank.ope.diagnostics import Thresholds
+from fastrank.ope.results import worst
+
+PAGE = (Path(__file__).parents[1] / "docs" / "ope.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def rows(first_header: str) -> list[list[str]]:
+    """Cells of the table whose first column has this header."""
+    table = PAGE[PAGE.index(f"| {first_header} |") :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python")
+    exec(compile(code, "docs/ope.md", "exec"), {})
+    status, verdict, truth = capsys.readouterr().out.splitlines()
+    assert status.startswith("ok ")
+    assert "more than the logging policy" in verdict
+    assert truth.startswith("TrueValue(")
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo.story(Path("demo-output/shop"), rows=3000)
+    (text,) = blocks("sh")
+    commands = text.replace("\\\n", "").splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        _, *arguments = shlex.split(command)
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+
+
+def test_every_estimator_reason_and_experiment_is_explained() -> None:
+    assert sorted(row[0].strip("`") for row in rows("name")) == sorted(ESTIMATORS)
+    explained = {row[0].strip("`"): row[1] for row in rows("reason")}
+    assert explained == {reason: worst([reason]) for reason in REASONS}
+    assert {row[0].strip("`") for row in rows("status")} == {"ok", *explained.values()}
+    assert set(re.findall(r"fastrank experiment ([a-z-]+)", PAGE)) <= set(EXPERIMENTS)
+
+
+def test_limits_are_the_defaults() -> None:
+    limits = Thresholds()
+    said = {row[0].strip("`"): row[2] for row in rows("reason")}
+    assert f"Fewer than {limits.reward_ess:g} " in said["reward_ess"]
+    assert f"over {100 * limits.max_weight_share:g} %" in said["max_weight_share"]
+    assert f"over {100 * limits.heaviest_share:g} %" in said["heaviest_share"]
+    assert f"over {limits.mean_weight:g}".replace("0.", ".") in said["mean_weight"]
+    assert f"Fewer than {limits.clusters} " in said["few_clusters"]
+    assert f"{100 * limits.malformed:g} %" in PAGE
+    assert f"{100 * limits.uncovered:g} % the status is `unsupported`" in PAGE.replace("\n", " ")

@@ -1,0 +1,245 @@
+"""Audits: a sound log passes, and each way of being broken is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import fastrank as fr
+from fastrank import ope
+from fastrank.eventlog import LogReader, LogWriter, schema
+from fastrank.ope.audit import _Seeds
+
+RNG = np.random.default_rng(1)
+CATALOG = fr.Catalog(np.arange(40), RNG.standard_normal((40, 4)))
+USERS = RNG.standard_normal((30, 4))
+MODEL = fr.Model(CATALOG, np.arange(30), USERS)
+WARMER = fr.Model(CATALOG, np.arange(30), USERS, user_temperatures=np.linspace(0.5, 2.0, 30))
+ROWS = 1200
+
+
+def write(
+    directory: Path,
+    policy: fr.Policy,
+    model: fr.Model = MODEL,
+    seed: Callable[[int], int] = lambda row: 1000 + row,
+    **options: Any,
+) -> LogReader:
+    with LogWriter(directory) as log:
+        for row in range(ROWS):
+            user = row % 30
+            ranking = model.recommend(user, 3, policy=policy, seed=seed(row))
+            log.append(
+                ranking,
+                k=3,
+                request_id=f"r{row}",
+                user_id=user,
+                model_version=model.version,
+                user_temperature=model.user_temperature(user),
+                rewards=[0.0, 0.0, 1.0],
+                **options,
+            )
+    return LogReader(directory)
+
+
+def altered(log: LogReader, change: Callable[[dict[str, list[Any]]], None]) -> LogReader:
+    """The same log with its columns changed."""
+    rows: dict[str, list[Any]] = {}
+    for batch in log:
+        for name, values in batch.table.to_pydict().items():
+            rows.setdefault(name, []).extend(values)
+    change(rows)
+    return LogReader.of_tables(pa.Table.from_pydict(rows, schema=schema("int64")))
+
+
+def outcomes(found: ope.Audit) -> dict[str, str]:
+    return {check.name: check.outcome for check in found.checks}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        fr.PlackettLuce(0.7),
+        fr.PlackettLuce(0.7, sampler="sequential"),
+        fr.PlackettLuce(0.7, sampler="cached"),
+        fr.EpsilonGreedy(0.3),
+        fr.Uniform(),
+        fr.Deterministic(),
+    ],
+    ids=str,
+)
+def test_sound_logs_pass(tmp_path: Path, policy: fr.Policy) -> None:
+    found = ope.audit(write(tmp_path, policy), [MODEL], sample=10_000)
+    assert found.passed
+    assert (found.rows, found.sampled) == (ROWS, ROWS)
+    expected = dict.fromkeys(outcomes(found), "passed")
+    if not isinstance(policy, fr.PlackettLuce):
+        expected |= {"mean weight": "not done", "first place": "not done"}
+    if isinstance(policy, fr.Deterministic):
+        expected["repeated seeds"] = "not done"
+    assert outcomes(found) == expected
+
+
+def test_users_temperatures_are_part_of_the_law(tmp_path: Path) -> None:
+    found = ope.audit(write(tmp_path, fr.PlackettLuce(0.7), WARMER), [WARMER], sample=10_000)
+    assert found.passed
+    policy = ope.ByModel("same", fr.PlackettLuce(0.7), WARMER)
+    result = ope.evaluate(LogReader(tmp_path), [policy], logging=[WARMER])
+    assert len(result.strata) == 1
+    weights = result.policies[0].estimates["ips"].diagnostics
+    assert weights is not None
+    assert weights.ess_share == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_sample_is_a_sample(tmp_path: Path) -> None:
+    found = ope.audit(write(tmp_path, fr.PlackettLuce(0.7)), [MODEL], sample=300)
+    assert found.passed
+    assert 200 < found.sampled < 400  # by a fixed hash
+
+
+def test_another_model_did_not_write_it(tmp_path: Path) -> None:
+    other = fr.Model(fr.Catalog(np.arange(40), RNG.standard_normal((40, 4))), np.arange(30), USERS)
+    log = write(tmp_path, fr.PlackettLuce(0.7))
+    found = ope.audit(log, [other])
+    assert not found.passed
+    check = found.checks[0]
+    assert (check.name, check.outcome) == ("model", "failed")
+    assert "written by another model" in check.message
+    assert len(check.examples) == 5
+    assert ope.audit(log, [other, MODEL]).passed
+
+
+def scale_temperature(rows: dict[str, list[Any]]) -> None:
+    for params in rows["policy_params"]:
+        params["temperature"] = 0.8
+
+
+def swap_places(rows: dict[str, list[Any]]) -> None:
+    """Somebody re-ordered what was drawn."""
+    for items in rows["item_ids"]:
+        items[0], items[1] = items[1], items[0]
+
+
+def another_user(rows: dict[str, list[Any]]) -> None:
+    rows["user_id"] = [str((int(user) + 1) % 30) for user in rows["user_id"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        (scale_temperature, {"propensities", "first place"}),
+        (swap_places, {"propensities"}),
+        (another_user, {"propensities"}),
+    ],
+)
+def test_wrong_rows_are_found(
+    tmp_path: Path, change: Callable[[dict[str, list[Any]]], None], failed: set[str]
+) -> None:
+    log = altered(write(tmp_path, fr.PlackettLuce(0.7)), change)
+    found = ope.audit(log, [MODEL])
+    assert failed <= {name for name, outcome in outcomes(found).items() if outcome == "failed"}
+    check = next(check for check in found.checks if check.name == "propensities")
+    assert "computed" in check.examples[0]
+
+
+def test_a_forgotten_filter_is_found(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        for row in range(300):
+            ranking = MODEL.recommend(1, 3, policy=fr.Uniform(), seed=row, exclude=[1, 2, 3, 4])
+            log.append(ranking, k=3, user_id=1, model_version=MODEL.version, exclude=[1, 2, 3, 4])
+    assert ope.audit(LogReader(tmp_path), [MODEL]).passed
+    broken = altered(LogReader(tmp_path), lambda rows: rows.update(exclude=[None] * 300))
+    assert outcomes(ope.audit(broken, [MODEL]))["propensities"] == "failed"
+
+
+def test_rows_that_were_chosen_by_their_items_are_found(tmp_path: Path) -> None:
+    """Each row is right by itself; those that show a popular item are missing."""
+    log = write(tmp_path, fr.PlackettLuce(0.7))
+    batch = next(iter(log))
+    keep = np.flatnonzero(np.exp(batch.log_propensities[:, 0]) < 0.3)
+    table = pa.Table.from_batches([batch.table]).take(keep)
+    found = ope.audit(LogReader.of_tables(table), [MODEL])
+    assert outcomes(found)["propensities"] == "passed"
+    assert outcomes(found)["mean weight"] == "failed"
+    assert outcomes(found)["gaps"] == "warning"
+
+
+def test_shared_noise_is_found(tmp_path: Path) -> None:
+    log = write(tmp_path, fr.PlackettLuce(0.7), seed=lambda row: row // 2)
+    found = ope.audit(log, [MODEL])
+    check = next(check for check in found.checks if check.name == "repeated seeds")
+    assert (check.outcome, check.failures) == ("warning", ROWS // 2)
+    assert found.passed
+
+
+def test_repeated_seeds_are_found_in_long_logs() -> None:
+    """Past a million, a fixed share of seeds is kept: equal ones together."""
+
+    class Rows:
+        def __init__(self, seeds: list[int]) -> None:
+            self.caller_seed = np.zeros(len(seeds), np.bool_)
+            self._seeds = seeds
+
+        def values(self, name: str) -> list[Any]:
+            return self._seeds if name == "seed" else ["uniform"] * len(self._seeds)
+
+    seeds = _Seeds()
+    for first in range(0, 1_200_000, 100_000):
+        seeds.update(Rows(list(range(first, first + 100_000))))  # type: ignore[arg-type]
+    assert seeds.check().outcome == "passed"
+    assert seeds.check().rows < 1_200_000
+    seeds.update(Rows(list(range(1000))))  # type: ignore[arg-type]
+    assert 300 < seeds.check().failures < 700
+
+
+def test_seeds_that_draw_something_else_are_named(tmp_path: Path) -> None:
+    log = altered(
+        write(tmp_path, fr.PlackettLuce(0.7)),
+        lambda rows: rows.update(seed=[seed + 1 for seed in rows["seed"]]),
+    )
+    found = ope.audit(log, [MODEL])
+    assert outcomes(found)["seeds draw"] == "warning"
+    assert found.passed
+
+
+def test_unknown_policies_cannot_be_judged(tmp_path: Path) -> None:
+    log = altered(
+        write(tmp_path, fr.PlackettLuce(0.7)),
+        lambda rows: rows.update(policy_name=["own"] * ROWS),
+    )
+    found = ope.audit(log, [MODEL])
+    assert not found.passed
+    check = next(check for check in found.checks if check.name == "propensities")
+    assert "policy that fastrank does not know" in check.message
+
+
+def test_a_failed_audit_makes_every_status_unsupported(tmp_path: Path) -> None:
+    log = write(tmp_path, fr.PlackettLuce(0.7))
+    policies = [ope.ByModel("a", fr.PlackettLuce(0.8), MODEL)]
+    found = ope.evaluate(log, policies, logging=[MODEL], reasons=["audit_failed"])
+    statuses = {estimate.status for estimate in found.policies[0].estimates.values()}
+    assert statuses == {"unsupported"}
+    assert "this model did not write this log" in found.policies[0].verdict
+
+
+def test_bounded_propensities_are_within_their_bound(tmp_path: Path) -> None:
+    """int8 storage states its error in each row."""
+    from fastrank import packing
+
+    n = packing.CODED_FROM
+    catalog = fr.Catalog(
+        np.arange(n), np.random.default_rng(2).standard_normal((n, 16)), storage="int8"
+    )
+    query = np.full(16, 0.25, np.float32)
+    with LogWriter(tmp_path) as log:
+        for row in range(150):
+            ranking = catalog.rank(query, 5, policy=fr.PlackettLuce(0.2), seed=row)
+            log.append(ranking, k=5, query=query)
+    batch = next(iter(LogReader(tmp_path)))
+    assert "bounded" in batch.values("propensity_kind")
+    assert ope.audit(LogReader(tmp_path), [catalog]).passed

@@ -1,0 +1,113 @@
+"""The coverage ladder: intervals that hold are not flagged, those that do not are.
+
+Error budget. Each cell is 2,000 logs with fixed seeds. A true coverage of .95 has a standard error
+of .0049 here, so the limits of .93 and .97 are 4.1 of them away: a right cell falls outside with a
+probability of 4e-5 when the seeds were chosen, and the outcome is the same on every run since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.special import ndtri
+
+from fastrank import ope
+
+RUNS = 2000
+ARMS = 50
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Logs of n rows, uniform over 50 arms; `spread` is the sd of the target's logits."""
+
+    estimator: str
+    spread: float
+    rows: int
+    rate: float
+    users: int = 0  # 0: each row is a user; else so many, whose rates differ
+
+    def __str__(self) -> str:
+        users = f", {self.users} users" if self.users else ""
+        return f"{self.estimator}, spread {self.spread}, {self.rows} rows, rate {self.rate}{users}"
+
+
+def run(cell: Cell, *, cluster: bool = True) -> tuple[float, float]:
+    """How often the interval holds the truth, and how often the estimate is flagged."""
+    rng = np.random.default_rng(7)
+    z = ndtri((np.arange(ARMS) + 0.5) / ARMS)
+    p1 = np.exp(cell.spread * z)
+    p1 /= p1.sum()
+    rates = np.minimum(cell.rate * np.exp(0.3 * np.roll(z, 7)), 0.9)
+    truth = float(p1 @ rates)
+    log_p1 = np.log(p1)
+    logged = np.full(cell.rows, -np.log(ARMS))
+    covered = flagged = 0
+    for _ in range(RUNS):
+        arm = rng.integers(0, ARMS, cell.rows)
+        rate, groups = rates[arm], None
+        if cell.users:
+            user = rng.integers(0, cell.users, cell.rows)
+            rate = rate * rng.uniform(0.0, 2.0, cell.users)[user]
+            groups = rng.integers(0, 2**40, cell.users)[user]
+        rewards = (rng.random(cell.rows) < rate).astype(float)
+        batch = ope.Batch.of(logged, log_p1[arm], rewards, groups=groups)
+        estimator = ope.ESTIMATORS[cell.estimator](1)
+        estimator.update(batch)
+        found = ope.estimate(estimator, cluster=cluster and cell.users > 0, bootstrap=False)
+        assert found.interval is not None
+        covered += found.interval[0] <= truth <= found.interval[1]
+        flagged += found.status != "ok"
+    return covered / RUNS, flagged / RUNS
+
+
+LADDER = [
+    Cell(name, spread, rows, rate)
+    for name in ("ips", "snips")
+    for rate in (0.3, 0.05)
+    for spread in (0.0, 1.0, 2.0, 3.0)
+    for rows in (250, 1000, 4000)
+] + [
+    Cell("ips", 0.5, 4000, 0.3, users=400),
+    Cell("snips", 1.0, 4000, 0.3, users=400),
+    Cell("snips", 1.0, 4000, 0.3, users=1500),
+]
+
+
+@pytest.mark.parametrize("cell", LADDER, ids=str)
+def test_coverage(cell: Cell) -> None:
+    coverage, flagged = run(cell)
+    if flagged < 0.01:
+        assert 0.93 <= coverage <= 0.97
+    if coverage < 0.90:
+        assert flagged >= 0.99
+    print(f"{cell}: covers {coverage:.3f}, flagged {flagged:.3f}")
+
+
+def test_the_ladder_has_both_ends() -> None:
+    """Or the test above could not fail."""
+    assert run(Cell("ips", 0.0, 1000, 0.3))[1] < 0.01
+    assert run(Cell("ips", 3.0, 250, 0.05))[0] < 0.90
+
+
+def test_errors_that_ignore_users_fail_the_ladder() -> None:
+    coverage, flagged = run(Cell("ips", 0.5, 4000, 0.3, users=100), cluster=False)
+    assert flagged < 0.01
+    assert coverage < 0.90
+
+
+def test_an_error_a_fifth_too_small_fails_the_ladder() -> None:
+    """A broken interval, from the same runs: 1.96 standard errors of .8 cover .88."""
+    rng = np.random.default_rng(8)
+    covered = 0
+    for _ in range(RUNS):
+        rewards = (rng.random(1000) < 0.3).astype(float)
+        estimator = ope.ESTIMATORS["ips"](1)
+        estimator.update(ope.Batch.of(np.zeros(1000), np.zeros(1000), rewards))
+        found = ope.estimate(estimator, cluster=False, bootstrap=False)
+        assert found.value is not None
+        assert found.standard_error is not None
+        covered += abs(found.value - 0.3) <= 1.96 * 0.8 * found.standard_error
+    assert covered / RUNS < 0.93

@@ -1,0 +1,578 @@
+"""Estimators against truth cases that can be worked out exactly, and the ways sums may merge."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastrank import ope
+
+Array: TypeAlias = npt.NDArray[np.float64]
+EXACT = 1e-9
+
+
+def estimator_of(name: str, batch: ope.Batch, **options: Any) -> ope.Estimator:
+    estimator = ope.ESTIMATORS[name](batch.places, **options)
+    estimator.update(batch)
+    return estimator
+
+
+def iid(name: str, batch: ope.Batch, **options: Any) -> ope.Estimate:
+    return ope.estimate(estimator_of(name, batch, **options), cluster=False)
+
+
+def variance(estimate: ope.Estimate) -> float:
+    """Per row, ddof 0."""
+    assert estimate.standard_error_iid is not None
+    return estimate.standard_error_iid**2 * (estimate.rows - 1)
+
+
+# Truth case 2: three arms.
+
+P0, P1 = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.3, 0.6])
+RATES = np.array([0.1, 0.2, 0.4])
+
+
+def three_arms() -> ope.Batch:
+    arm = np.repeat([0, 1, 2], [500, 300, 200])
+    clicks = np.concatenate([np.arange(m) < c for m, c in ((500, 50), (300, 60), (200, 80))])
+    return ope.Batch.of(
+        np.log(P0[arm]),
+        np.log(P1[arm]),
+        clicks.astype(float),
+        q_logged=RATES[arm],
+        q_expected=np.full(1000, P1 @ RATES),
+        q_direct=np.full(1000, P1 @ RATES),
+        cascade_q_logged=RATES[arm],
+        cascade_q_expected=np.full(1000, P1 @ RATES),
+        marginals_logged=P0[arm],
+        marginals_evaluated=P1[arm],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("avg", 0.19), ("ips", 0.31), ("rips", 0.31), ("iips", 0.31), ("snips", 0.31),
+        ("snrips", 0.31), ("dm", 0.31), ("dr-position", 0.31), ("cascade-dr", 0.31),
+    ],
+)  # fmt: skip
+def test_three_arms(name: str, value: float) -> None:
+    assert iid(name, three_arms()).value == pytest.approx(value, abs=EXACT)
+
+
+def test_variances_of_three_arms() -> None:
+    batch = three_arms()
+    assert variance(iid("ips", batch)) == pytest.approx(0.6859, abs=EXACT)
+    assert variance(iid("dr-position", batch)) == pytest.approx(0.4818, abs=EXACT)
+    assert variance(iid("snips", batch)) == pytest.approx(0.500892, abs=EXACT)
+    assert variance(iid("snrips", batch)) == pytest.approx(0.500892, abs=EXACT)
+    assert iid("clipped-ips", batch, clip=2.0).value == pytest.approx(0.23, abs=EXACT)
+
+
+def test_weights_of_three_arms() -> None:
+    found = iid("ips", three_arms()).diagnostics
+    assert found is not None
+    assert found.ess_share == pytest.approx(1 / 2.12, abs=EXACT)
+    assert found.ess_share == pytest.approx(0.471698, abs=5e-7)
+    assert found.mean_weight == pytest.approx(1.0, abs=EXACT)
+    assert found.mean_weight_z == pytest.approx(0.0, abs=EXACT)
+    assert found.max_weight_share == pytest.approx(3.0 / 1000, abs=EXACT)
+    assert found.heaviest_share == pytest.approx(30.0 / 1000, abs=EXACT)
+    # Rewarded: 50 of weight .2, 60 of weight 1, 80 of weight 3.
+    reward_ess = (50 * 0.2 + 60 + 80 * 3) ** 2 / (50 * 0.04 + 60 + 80 * 9)
+    assert found.reward_ess == pytest.approx(reward_ess, abs=EXACT)
+
+
+# Truth case 3: rankings of two of four items.
+
+W0, W1 = np.array([1.0, 2.0, 3.0, 4.0]), np.array([4.0, 3.0, 2.0, 1.0])
+CLICKS = np.array([0.1, 0.2, 0.3, 0.4])
+COUNTS = [56, 84, 112, 63, 189, 252, 108, 216, 432, 168, 336, 504]
+ORDERS = np.array(list(permutations(range(4), 2)))
+
+
+def conditionals(weights: Array, orders: npt.NDArray[np.int64]) -> Array:
+    first = weights[orders[:, 0]] / weights.sum()
+    second = weights[orders[:, 1]] / (weights.sum() - weights[orders[:, 0]])
+    return np.stack([first, second], axis=1)
+
+
+def marginals(weights: Array) -> Array:
+    """P(item at place), (4, 2)."""
+    p = conditionals(weights, ORDERS).prod(axis=1)
+    return np.stack([np.bincount(ORDERS[:, place], p, 4) for place in (0, 1)], axis=1)
+
+
+def four_items(cascade: bool) -> ope.Batch:
+    orders = np.repeat(ORDERS, COUNTS, axis=0)
+    rewards = CLICKS[orders]
+    q = CLICKS[orders]
+    left = np.ones((len(orders), 4))
+    left[np.arange(len(orders)), orders[:, 0]] = 0.0
+    second = left * W1 / (left * W1).sum(axis=1, keepdims=True)
+    q_expected = np.stack([np.full(len(orders), W1 @ CLICKS / W1.sum()), second @ CLICKS], axis=1)
+    examined = np.ones(orders.shape)
+    if cascade:
+        examined[:, 1] = 1.0 - CLICKS[orders[:, 0]]
+        rewards = rewards * examined
+    # The value from a place on: what the second place will earn, given the first item.
+    follow = np.zeros(4)
+    for a in range(4):
+        others = np.delete(np.arange(4), a)
+        follow[a] = W1[others] @ CLICKS[others] / W1[others].sum()
+    if cascade:
+        follow = follow * (1.0 - CLICKS)
+    whole = CLICKS + follow
+    cascade_q = np.stack([whole[orders[:, 0]], CLICKS[orders[:, 1]] * examined[:, 1]], axis=1)
+    cascade_expected = np.stack(
+        [np.full(len(orders), W1 @ whole / W1.sum()), (second @ CLICKS) * examined[:, 1]], axis=1
+    )
+    at = np.array([0, 1])
+    return ope.Batch.of(
+        np.log(conditionals(W0, orders)),
+        np.log(conditionals(W1, orders)),
+        rewards,
+        marginals_logged=marginals(W0)[orders, at],
+        marginals_evaluated=marginals(W1)[orders, at],
+        q_logged=q,
+        q_expected=q_expected,
+        cascade_q_logged=cascade_q,
+        cascade_q_expected=cascade_expected,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "per_row"),
+    [
+        ("ips", 0.300440976), ("iips", 0.008376691), ("rips", 0.178858970),
+        ("dr-position", 0.088495370), ("cascade-dr", 0.0),
+    ],
+)  # fmt: skip
+def test_four_items(name: str, per_row: float) -> None:
+    estimate = iid(name, four_items(cascade=False))
+    assert estimate.value == pytest.approx(151 / 360, abs=EXACT)
+    assert variance(estimate) == pytest.approx(per_row, abs=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ips", 91 / 240), ("rips", 91 / 240), ("cascade-dr", 91 / 240), ("iips", 0.352209200),
+    ],
+)  # fmt: skip
+def test_four_items_in_a_cascade(name: str, value: float) -> None:
+    assert iid(name, four_items(cascade=True)).value == pytest.approx(value, abs=EXACT)
+
+
+def test_weights_of_four_items() -> None:
+    found = iid("ips", four_items(cascade=False)).diagnostics
+    assert found is not None
+    assert found.ess_share == pytest.approx(0.2458085746, abs=1e-10)
+    assert found.ess_share == pytest.approx(1 / 4.068206333, abs=EXACT)
+
+
+def test_normal_intervals() -> None:
+    """Truth case 6."""
+    even = np.arange(1000) % 2 == 0
+    batch = ope.Batch.of(
+        np.full(1000, np.log(0.5)), np.log(np.where(even, 0.2, 0.8)), even.astype(float)
+    )
+    estimate = iid("ips", batch)
+    assert estimate.value == pytest.approx(0.2, abs=EXACT)
+    assert estimate.interval == pytest.approx((0.18759789675, 0.21240210325), abs=1e-11)
+
+
+# Replay: truth case 7.
+
+
+def test_replay_counts_matches_alone() -> None:
+    """Ten arms, logged uniformly; each tenth row matches and pays .2; others never count."""
+    rng = np.random.default_rng(0)
+    arm = rng.integers(0, 10, 100_000)
+    shown = rng.integers(0, 10, 100_000)  # what the evaluation policy would show
+    clicks = (rng.random(100_000) < np.where(arm == shown, 0.2, 0.0)).astype(float)
+    evaluated = np.where(arm == shown, 0.0, -np.inf)
+    estimate = iid("replay", ope.Batch.of(np.full(100_000, np.log(0.1)), evaluated, clicks))
+    # Binomial(100000, 1/10): sd 95, and the click rate's sd among 10,000 is 0.004; 6.1 sd each
+    # are exceeded with probability 1e-9.
+    assert estimate.matched is not None
+    assert abs(estimate.matched - 10_000) < 6.1 * 95
+    assert estimate.value == pytest.approx(0.2, abs=6.1 * 0.004)
+    assert clicks.mean() == pytest.approx(0.02, abs=6.1 * 0.0005)
+    assert estimate.status == "ok"
+
+
+def test_replay_of_a_stochastic_policy_draws_once_a_row() -> None:
+    n = 1000
+    uniform = (np.arange(n) + 0.5) / n
+    batch = ope.Batch.of(
+        np.full(n, np.log(0.1)), np.full(n, np.log(0.25)), np.ones(n), uniform=uniform
+    )
+    assert iid("replay", batch).matched == 250
+
+
+@pytest.mark.parametrize("logged", ["propensities", "items"])
+def test_replay_wants_matches_equally_likely(logged: str) -> None:
+    n = 4000
+    lp = np.full(n, np.log(0.5))
+    n_eligible = np.full(n, 2)
+    if logged == "propensities":
+        lp[::2] = np.log(0.25)
+    else:
+        n_eligible[::2] = 3
+    batch = ope.Batch.of(lp, np.zeros(n), np.ones(n), n_eligible=n_eligible)
+    estimate = iid("replay", batch)
+    assert estimate.status == "low_overlap"
+    assert estimate.reasons == ("match_not_constant",)
+    assert iid("replay-weighted", batch).value == pytest.approx(1.0)
+
+
+def test_replay_by_weights_is_right_where_replay_is_not() -> None:
+    """Rows of two kinds, with other match rates and other rewards."""
+    n = 20_000
+    odd = np.arange(n) % 2 == 1
+    p = np.where(odd, 0.8, 0.2)
+    # Matched in exactly that share of rows; the evaluation policy is deterministic.
+    matched = np.concatenate(
+        [(np.arange(n // 2) % 10 < 2)[:, None], (np.arange(n // 2) % 10 < 8)[:, None]], 1
+    )
+    evaluated = np.where(matched.ravel(), 0.0, -np.inf)
+    batch = ope.Batch.of(np.log(p), evaluated, odd.astype(float))
+    assert iid("replay", batch).value == pytest.approx(0.8)
+    assert iid("replay-weighted", batch).value == pytest.approx(0.5)
+
+
+# Sums merge.
+
+
+def some_batch(n: int, k: int, seed: int, users: int = 300) -> ope.Batch:
+    """Rankings of up to k places with everything that any estimator wants."""
+    rng = np.random.default_rng(seed)
+    shape = n, k
+
+    def law() -> Array:
+        return np.log(rng.uniform(0.05, 1.0, shape))
+
+    evaluated = law()
+    evaluated[rng.random(shape) < 0.05] = -np.inf
+    return ope.Batch.of(
+        law(),
+        evaluated,
+        rng.exponential(1.0, shape) * (rng.random(shape) < 0.3),
+        lengths=rng.integers(0, k + 1, n),
+        groups=rng.integers(0, 2**40, users)[rng.integers(0, users, n)],
+        uniform=rng.random(n),
+        n_eligible=rng.integers(k, 2 * k, n),
+        marginals_logged=np.exp(law()),
+        marginals_evaluated=np.exp(law()),
+        q_logged=rng.random(shape),
+        q_expected=rng.random(shape),
+        cascade_q_logged=rng.random(shape),
+        cascade_q_expected=rng.random(shape),
+        q_direct=rng.random(n),
+        slate_weights=rng.normal(1.0, 1.0, n),
+    )
+
+
+def rows_of(batch: ope.Batch, rows: npt.NDArray[np.int64]) -> ope.Batch:
+    """Some of its rows."""
+    arrays = {
+        field: value[rows]
+        for field, value in vars(batch).items()
+        if isinstance(value, np.ndarray) and field in ope.Batch.__dataclass_fields__
+    }
+    return ope.Batch(**arrays)
+
+
+def figures(estimator: ope.Estimator) -> dict[str, Any]:
+    """Everything that a result says, flat."""
+    found = ope.estimate(estimator).to_dict()
+    diagnostics = found.pop("diagnostics") or {}
+    places = diagnostics.pop("by_place", ())
+    flat = {**found, **diagnostics}
+    for j, place in enumerate(places):
+        flat |= {f"{name} {j}": value for name, value in place.items()}
+    return flat
+
+
+@pytest.mark.parametrize("name", ope.ESTIMATORS)
+@pytest.mark.parametrize("shape", ["halves", "ones and rest", "tree", "empty ones"])
+def test_any_split_gives_the_same(name: str, shape: str) -> None:
+    whole = some_batch(600, 4, seed=1)
+    order = np.random.default_rng(2).permutation(600)
+    cuts = {
+        "halves": [300],
+        "ones and rest": [1, 2, 3],
+        "tree": [37, 150, 151, 400],
+        "empty ones": [0, 0, 600],
+    }[shape]
+    parts = [estimator_of(name, rows_of(whole, part)) for part in np.split(order, cuts)]
+    while len(parts) > 1:  # pairwise, from the middle, so that both sides have been merged
+        i = (len(parts) - 1) // 2
+        parts[i].merge(parts.pop(i + 1))
+    expected, found = figures(estimator_of(name, whole)), figures(parts[0])
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, float) or (
+            isinstance(value, tuple) and value and isinstance(value[0], float)
+        ):
+            assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-9), key
+        else:
+            assert found[key] == value, key
+    one = estimator_of(name, whole)
+    np.testing.assert_allclose(parts[0].sums, one.sums, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(parts[0].counts, one.counts)
+    np.testing.assert_array_equal(parts[0].weights.largest, one.weights.largest)
+    np.testing.assert_array_equal(parts[0].weights.histogram_counts, one.weights.histogram_counts)
+
+
+@pytest.mark.parametrize("name", ope.ESTIMATORS)
+def test_other_sums_do_not_merge(name: str) -> None:
+    other = next(each for each in ope.ESTIMATORS if each != name)
+    with pytest.raises(ValueError, match="do not merge"):
+        ope.ESTIMATORS[name](3).merge(ope.ESTIMATORS[other](3))
+    with pytest.raises(ValueError, match="do not merge"):
+        ope.ESTIMATORS[name](3).merge(ope.ESTIMATORS[name](4))
+
+
+@pytest.mark.parametrize("name", ope.ESTIMATORS)
+def test_gradients_are_the_derivatives(name: str) -> None:
+    """Errors hang on them."""
+    estimator = estimator_of(name, some_batch(500, 3, seed=3))
+    totals = estimator.sums.sum(axis=0)
+    gradient = estimator.gradient(totals)
+    for j in range(len(totals)):
+        step = np.zeros(len(totals))
+        step[j] = 1e-5 * totals[j]
+        if totals[j] == 0.0:
+            continue
+        rise = estimator.value(totals + step) - estimator.value(totals - step)
+        assert rise / (2 * step[j]) == pytest.approx(gradient[j], rel=1e-6, abs=1e-12)
+    assert estimator.influence.sum() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ips", "snips", "rips", "snrips", "iips", "replay"])
+def test_standard_errors_are_those_of_the_influence(name: str) -> None:
+    """One group a row: clustered and iid agree; the bootstrap's spread does, too."""
+    n = 1000
+    batch = some_batch(n, 3, seed=4)
+    alone = ope.Batch(**{**arrays_of(batch), "groups": np.arange(n)})
+    estimate = ope.estimate(estimator_of(name, alone))
+    assert estimate.standard_error == pytest.approx(estimate.standard_error_iid, rel=1e-9)
+    assert estimate.design_effect == pytest.approx(1.0, rel=1e-9)
+    assert estimate.bootstrap is not None
+    assert estimate.interval is not None
+    width = estimate.bootstrap[1] - estimate.bootstrap[0]
+    # 1,000 replicates: the quantiles' own sd is about 5 % of the width.
+    assert width == pytest.approx(estimate.interval[1] - estimate.interval[0], rel=0.3)
+
+
+def arrays_of(batch: ope.Batch) -> dict[str, Any]:
+    return {name: getattr(batch, name) for name in ope.Batch.__dataclass_fields__}
+
+
+def test_many_places_have_clustered_errors() -> None:
+    def many(places: int) -> ope.Batch:
+        rng = np.random.default_rng(9)
+        logged = np.full((400, places), -1.0)
+        evaluated = logged + rng.normal(0.0, 0.02, logged.shape)
+        return ope.Batch.of(logged, evaluated, rng.random(logged.shape))
+
+    estimate = ope.estimate(estimator_of("snrips", many(120)))
+    assert estimate.standard_error is not None
+    assert estimate.standard_error_iid is None
+    assert iid("snrips", many(120)).standard_error == estimate.standard_error
+    assert ope.estimate(estimator_of("snrips", many(60))).standard_error_iid is not None
+
+
+def test_users_who_repeat_themselves_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    taste = rng.random(200)
+    user = np.repeat(np.arange(200), 20)
+    rewards = (rng.random(4000) < taste[user]).astype(float)
+    batch = ope.Batch.of(np.zeros(4000), np.zeros(4000), rewards, groups=user)
+    estimate = ope.estimate(estimator_of("ips", batch))
+    # Of 20 rows each, variance 1/12 between users of 1/4 in all: 1 + 19 / 3.
+    assert estimate.design_effect == pytest.approx(1 + 19 / 3, rel=0.25)
+    assert estimate.clusters == 200
+
+
+# What a number may be called.
+
+
+def weighted(weights: Array, rewards: Array | None = None) -> ope.Batch:
+    """Single places with these weights."""
+    logged = np.full(len(weights), -np.log(max(weights.max(), 1.0)) - 1e-12)
+    with np.errstate(divide="ignore"):
+        evaluated = np.minimum(logged + np.log(weights), 0.0)
+    return ope.Batch.of(logged, evaluated, np.ones(len(weights)) if rewards is None else rewards)
+
+
+@pytest.mark.parametrize(
+    ("weights", "rewards", "reasons"),
+    [
+        (np.ones(1000), None, ()),
+        (np.ones(1000), np.arange(1000) < 199, ("reward_ess",)),
+        (np.ones(1000), np.arange(1000) < 200, ()),
+        (np.r_[np.ones(999), 11.0], None, ("max_weight_share",)),
+        (np.r_[np.full(9999, 1.0), 99.0], None, ()),
+        (np.r_[np.full(99_000, 0.7), np.full(1000, 30.7)], None, ("heaviest_share",)),
+        (np.full(1000, 1.051), None, ("mean_weight",)),
+        (np.full(1000, 0.949), None, ("mean_weight",)),
+        (np.full(1000, 1.049), None, ()),
+        (np.zeros(1000), None, ("no_overlap", "reward_ess", "mean_weight")),
+    ],
+)
+def test_thresholds(weights: Array, rewards: Array | None, reasons: tuple[str, ...]) -> None:
+    batch = weighted(weights, None if rewards is None else np.asarray(rewards, float))
+    estimate = iid("ips", batch)
+    assert estimate.reasons == reasons
+    assert estimate.status == ("low_overlap" if reasons else "ok")
+
+
+def test_thresholds_can_be_set() -> None:
+    batch = weighted(np.ones(1000), (np.arange(1000) < 50).astype(float))
+    estimator = estimator_of("ips", batch)
+    assert ope.estimate(estimator, thresholds=ope.Thresholds(reward_ess=50)).status == "ok"
+    with pytest.raises(ValueError, match="reward_ess: expected a number of at least 0, got -1"):
+        ope.Thresholds(reward_ess=-1)
+
+
+def test_no_rows_are_no_number() -> None:
+    for cls in ope.ESTIMATORS.values():
+        estimate = ope.estimate(cls(3))
+        assert estimate.value is None
+        assert estimate.standard_error is None
+        assert (estimate.status, estimate.reasons) == ("unsupported", ("no_rows",))
+
+
+def test_weights_beyond_float64_are_no_number() -> None:
+    batch = ope.Batch.of(np.full((300, 2), -400.0), np.zeros((300, 2)), np.ones((300, 2)))
+    for name in ("ips", "snips", "rips", "snrips"):
+        estimate = iid(name, batch)
+        assert (estimate.value, estimate.status) == (None, "unsupported")
+        assert estimate.reasons[0] == "weight_overflow"
+        assert (estimate.interval, estimate.bootstrap) == (None, None)
+
+
+def test_one_row_has_no_error() -> None:
+    estimate = iid("ips", weighted(np.ones(1)))
+    assert estimate.value == pytest.approx(1.0)
+    assert (estimate.standard_error, estimate.interval, estimate.bootstrap) == (None, None, None)
+
+
+def test_few_users_are_named() -> None:
+    n = 2000
+    batch = ope.Batch.of(np.zeros(n), np.zeros(n), np.ones(n), groups=np.arange(n) % 29)
+    assert ope.estimate(estimator_of("ips", batch)).reasons == ("few_clusters",)
+
+
+def test_reasons_are_known() -> None:
+    with pytest.raises(ValueError, match=r"reasons: expected one of .* got 'bad luck'"):
+        ope.estimate(estimator_of("ips", three_arms()), reasons=("bad luck",))
+    estimator = estimator_of("ips", three_arms())
+    assert ope.estimate(estimator, reasons=("malformed_rows",)).status == "malformed_log"
+    assert ope.estimate(estimator, reasons=("malformed_rows", "uncovered")).status == "unsupported"
+
+
+# Differences.
+
+
+def test_differences_are_paired() -> None:
+    """Two policies that nearly agree: what they share cancels."""
+    rng = np.random.default_rng(6)
+    n = 20_000
+    logged, rewards = np.full(n, np.log(0.5)), (rng.random(n) < 0.3).astype(float)
+    first = np.log(np.where(rng.random(n) < 0.5, 0.45, 0.55))
+    second = np.where(np.arange(n) % 50 == 0, np.log(0.5), first)
+    a = estimator_of("ips", ope.Batch.of(logged, first, rewards))
+    b = estimator_of("ips", ope.Batch.of(logged, second, rewards))
+    paired, one = ope.difference(a, b), ope.estimate(a)
+    values = rewards * (np.exp(first) - np.exp(second)) / 0.5
+    assert paired.value == pytest.approx(values.mean(), abs=1e-12)
+    # Rows in groups by their number: as good as alone.
+    assert paired.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(n), rel=0.1)
+    assert one.standard_error is not None
+    assert paired.standard_error is not None
+    assert paired.standard_error < one.standard_error / 20
+
+
+def test_a_difference_to_the_log_is_to_its_average() -> None:
+    batch = three_arms()
+    found = ope.difference(estimator_of("ips", batch), estimator_of("avg", batch))
+    assert found.value == pytest.approx(0.31 - 0.19, abs=EXACT)
+    assert found.reference_estimator == "avg"
+
+
+def test_differences_want_the_same_rows() -> None:
+    a = estimator_of("ips", three_arms())
+    b = estimator_of("ips", some_batch(10, 1, seed=7))
+    with pytest.raises(ValueError, match="reference: sums over other rows"):
+        ope.difference(a, b)
+
+
+# The Bernstein bound.
+
+
+def test_bernstein_covers_the_clipped_mean() -> None:
+    batch = three_arms()
+    estimator = estimator_of("clipped-ips", batch, clip=2.0)
+    found = ope.estimate(estimator, cluster=False, reward_range=(0.0, 1.0))
+    assert found.bernstein is not None
+    variance_of_values = 50 * 0.04 + 60 + 80 * 4
+    variance_of_values = (variance_of_values - 1000 * 0.23**2) / 999
+    log_term = np.log(4 / 0.05)
+    half = np.sqrt(2 * variance_of_values * log_term / 1000) + 7 * 2.0 * log_term / (3 * 999)
+    assert found.bernstein == pytest.approx((0.23 - half, 0.23 + half), abs=EXACT)
+    assert ope.estimate(estimator_of("ips", batch), reward_range=(0.0, 1.0)).bernstein is None
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (([0.1], [0.0], [1.0]), "logged: row 0, place 1: must be finite and not above 0, got 0.1"),
+        (([-np.inf], [0.0], [1.0]), "logged: row 0, place 1: must be finite"),
+        (([-1.0], [0.5], [1.0]), "evaluated: row 0, place 1: must not be above 0, got 0.5"),
+        (([-1.0], [np.nan], [1.0]), "evaluated: row 0, place 1: must not be above 0, got nan"),
+        (([-1.0], [-1.0], [np.nan]), "rewards: row 0, place 1: must be finite, got nan"),
+        (([-1.0], [-1.0, -1.0], [1.0]), r"evaluated: expected shape \(1, 1\), got \(2, 1\)"),
+        (([True], [-1.0], [1.0]), "logged: expected real numbers, got dtype bool"),
+    ],
+)
+def test_bad_arrays_are_named(arrays: tuple[Any, Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ope.Batch.of(*arrays)
+
+
+def test_unknown_arrays_are_named() -> None:
+    with pytest.raises(ValueError, match="q: not an array that estimators know"):
+        ope.Batch.of([-1.0], [-1.0], [1.0], q=[0.5])
+
+
+def test_the_average_needs_no_support() -> None:
+    estimator = estimator_of("avg", weighted(np.ones(1000)))
+    assert ope.estimate(estimator, reasons=("uncovered",), cluster=False).status == "ok"
+    assert ope.estimate(estimator, reasons=("audit_failed",)).status == "unsupported"
+    other = estimator_of("ips", weighted(np.ones(1000)))
+    assert ope.estimate(other, reasons=("uncovered",)).status == "unsupported"
+
+
+def test_clipped_weights_are_judged_as_they_are_used() -> None:
+    weights = np.r_[np.full(9980, 0.98), np.full(20, 11.0)]
+    batch = weighted(weights)
+    assert "heaviest_share" not in iid("clipped-ips", batch, clip=1.0).reasons
+    found = iid("clipped-ips", batch, clip=1.0).diagnostics
+    assert found is not None
+    assert found.mean_weight == pytest.approx(np.minimum(weights, 1.0).mean())
+    assert (
+        "mean_weight"
+        in iid("clipped-ips", weighted(np.r_[np.ones(900), np.full(100, 9.0)]), clip=1.5).reasons
+    )

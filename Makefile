@@ -75,7 +75,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install -q --upgrade pip
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[cli,data]"
+	$(BIN)/python -m pip install -q -e ".[cli,data,ope]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

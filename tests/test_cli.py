@@ -81,7 +81,7 @@ def model(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["build", "rank", "demo", "verify"])
+    @pytest.mark.parametrize("command", ["build", "rank", "demo", "verify", "plan"])
     def test_each_command_has_an_example(self, command: str) -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
@@ -91,7 +91,7 @@ class TestHelp:
     def test_group_lists_commands_and_exit_codes(self) -> None:
         result = run("--help")
         assert result.exit_code == 0
-        for command in ("build", "rank", "demo", "verify"):
+        for command in ("build", "rank", "demo", "verify", "plan"):
             assert command in result.stdout
         assert "Exit codes" in result.stdout
 
@@ -429,9 +429,15 @@ class TestEntry:
         )
         assert "Traceback" not in done.stderr
 
-    @pytest.mark.parametrize("module", ["click", "rich"])
+    @pytest.mark.parametrize(
+        ("module", "arguments"), [("click", ["--help"]), ("rich", ["rank", "--help"])]
+    )
     def test_missing_extra_is_one_line(
-        self, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        module: str,
+        arguments: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         real_import = builtins.__import__
 
@@ -443,7 +449,7 @@ class TestEntry:
         for name in [n for n in sys.modules if n.startswith("fastrank.cli.")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(builtins, "__import__", without)
-        monkeypatch.setattr(sys, "argv", ["fastrank", "--help"])
+        monkeypatch.setattr(sys, "argv", ["fastrank", *arguments])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert stopped.value.code == 2
@@ -561,3 +567,162 @@ def test_an_output_below_a_file_is_refused_at_once(vectors: Path) -> None:
         "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", output
     )
     assert "items.npy is a file" in line
+
+
+class TestPlan:
+    QUICK = ("-k", 3, "--temperatures", "0.2,1", "--epsilons", "0.1,0.5", "--draws", 4)
+
+    @pytest.fixture
+    def own(self, model: Path, tmp_path: Path) -> Path:
+        """The model, with temperatures of its users."""
+        result = run(
+            "plan", model, *self.QUICK, "--target-overlap", 0.7, "--apply", "-o", tmp_path / "own"
+        )
+        assert result.exit_code == 0, result.output
+        assert "a temperature for each of 7 users" in " ".join(result.stdout.split())
+        return tmp_path / "own"
+
+    def test_text(self, model: Path) -> None:
+        result = run("plan", model, *self.QUICK, "--target-overlap", 0.7, "--target-ess", 0.1)
+        assert result.exit_code == 0, result.output
+        text = " ".join(result.stdout.split())
+        assert "7 of 7 users, 40 items, rankings of 3" in text
+        for word in ("Overlap:", "Loss:", "Perplexity:", "ESS share:", "A deterministic"):
+            assert word in text
+        assert "To keep 0.7 of the deterministic ranking" in text
+        assert "To keep an ESS share of 0.1 at the first 3 places, for every policy" in text
+        assert text.count("each user's own temperature: ") == 2
+
+    def test_json(self, model: Path) -> None:
+        result = run(
+            "plan", model, *self.QUICK, "--policy", "flat=uniform", "--policy",
+            "near=plackett_luce:temperature=x0.9", "--target-ess", 0.2, "--prefix", 2, "--json",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        record = json.loads(result.stdout)
+        plan = record["plan"]
+        assert plan["targets"] == ["flat", "near"]
+        assert plan["prefixes"] == [1, 2, 3]
+        assert [p["parameter"] for p in plan["points"] if p["kind"] == "epsilon"] == [0.1, 0.5]
+        assert {s["prefix"] for s in record["solutions"]} == {2}
+        assert {s["kind"]: s["targets"] for s in record["solutions"]}["epsilon"] == ["flat"]
+        assert record["applied"] is None
+
+    def test_a_catalog_with_queries(self, vectors: Path, tmp_path: Path) -> None:
+        items = np.load(vectors / "items.npy")
+        fr.Catalog(range(40), items).save(tmp_path / "catalog")
+        assert "give --queries" in refused("plan", tmp_path / "catalog")
+        arguments = ["plan", tmp_path / "catalog", "--queries", vectors / "users.npy", *self.QUICK]
+        assert "7 of 7 users" in run(*arguments).stdout
+        assert "no users to give" in refused(*arguments, "--apply", "--target-overlap", 0.5)
+        np.save(tmp_path / "one.npy", items[0])
+        line = refused("plan", tmp_path / "catalog", "--queries", tmp_path / "one.npy")
+        assert "queries: expected shape (q, 6)" in line
+        (tmp_path / "text.npy").write_text("1,2")
+        line = refused("plan", tmp_path / "catalog", "--queries", tmp_path / "text.npy")
+        assert "not a readable .npy" in line
+
+    def test_report(self, model: Path, tmp_path: Path) -> None:
+        pytest.importorskip("jinja2")
+        page = tmp_path / "plan.html"
+        result = run(
+            "plan", model, *self.QUICK, "--policy", "<b>=uniform", "--target-overlap", 0.7,
+            "--report", page,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert str(page) in result.stdout.replace("\n", "")
+        html = page.read_text()
+        for outside in ("http:", "https:", "src=", "@import", "url(", "<script"):
+            assert outside not in html
+        assert "prefers-color-scheme: dark" in html
+        assert "<b>" not in html  # labels are text
+        assert "&lt;b&gt;" in html
+        assert html.count("<svg") == 1 + 2  # the trade-off, and prefixes 1 and 3
+        assert "To keep 0.7 of the deterministic ranking" in html
+
+    def test_report_says_what_to_install(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "jinja2", None)
+        for module in ("fastrank.page", "fastrank.cli.planpage"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        line = refused("plan", model, *self.QUICK, "--report", tmp_path / "plan.html")
+        assert "fastrank[ope]" in line
+
+    def test_apply_writes_temperatures_that_keep_the_overlap(self, model: Path, own: Path) -> None:
+        plain, changed = fr.Model.open(model), fr.Model.open(own, verify=True)
+        assert not plain.has_user_temperatures
+        assert changed.has_user_temperatures
+        assert changed.titles([103]) == plain.titles([103])
+        plan = json.loads(
+            run("plan", own, "-k", 3, "--temperatures", 1, "--draws", 64, "--json").stdout
+        )["plan"]
+        assert plan["has_user_temperatures"]
+        served = plan["points"][0]
+        assert served["kind"] == "temperature"
+        # Six standard errors of either plan's draws: 7 users x 4 and x 64 rankings.
+        assert served["overlap"] == pytest.approx(0.7, abs=6 * 5 * served["overlap_error"])
+
+    def test_apply_in_place_and_over_another_model(
+        self, vectors: Path, own: Path, tmp_path: Path
+    ) -> None:
+        arguments = ["plan", own, *self.QUICK, "--target-overlap", 0.5, "--apply"]
+        before = fr.Model.open(own).user_temperature(0)
+        assert "is taken" in refused(*arguments, "-o", own)
+        assert run(*arguments, "--json").exit_code == 0
+        assert fr.Model.open(own, verify=True).user_temperature(0) > before
+        result = run(*arguments, "-o", own, "--replace", "--json")
+        applied = json.loads(result.stdout)["applied"]
+        assert applied["users"] == 7
+        assert applied["lowest"] <= applied["median"] <= applied["highest"]
+
+    def test_what_is_not_reachable_is_said_and_never_applied(self, model: Path) -> None:
+        arguments = ["plan", model, *self.QUICK, "--target-overlap", 0.01]
+        text = " ".join(run(*arguments).stdout.split())
+        assert text.count("not reachable; the best is") == 3
+        line = refused(*arguments, "--apply")
+        assert "not reachable" in line
+        assert "nothing was written" in line
+        assert not fr.Model.open(model).has_user_temperatures
+
+    def test_rank_multiplies_and_says_so(self, own: Path) -> None:
+        factor = fr.Model.open(own).user_temperature(2)
+        arguments = ["rank", own, "--user", 2, "--inference-type", GUMBEL, "--seed", 1]
+        for times in (None, 2.0):
+            given = [] if times is None else ["--temperature", times]
+            record = json.loads(run(*arguments, *given, "--json").stdout)
+            assert record["user_temperature"] == factor
+            assert record["policy"]["params"]["temperature"] == (times or 1.0) * factor
+            text = " ".join(run(*arguments, *given).stdout.split())
+            assert f"({times or 1:g} times the user's own {factor:.6g})" in text
+        uniform = ["rank", own, "--user", 2, "--inference-type", "uniform", "--json"]
+        assert json.loads(run(*uniform).stdout)["user_temperature"] is None
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--apply"], ["--apply needs --target-overlap"]),
+            (["-o", "there"], ["--output", "--apply"]),
+            (["--target-overlap", "1.2"], ["--target-overlap", "1.2"]),
+            (["--target-ess", "nan"], ["--target-ess", "nan"]),
+            (["-k", "41"], ["k: expected 1 to 40", "41"]),
+            (["-k", "3", "--prefix", "4"], ["--prefix", "1 to 3", "4"]),
+            (["--temperatures", "1,warm"], ["--temperatures", "1,warm"]),
+            (["--temperatures", "0"], ["temperature", "got 0.0"]),
+            (["--epsilons", "2"], ["epsilon", "got 2.0"]),
+            (["--report", "no/such/plan.html"], ["--report", "no/such"]),
+            (["--policy", "warmest"], ["--policy", "plackett_luce", "warmest"]),
+            (["--policy", "plackett_luce:temperature=hot"], ["temperature", "hot"]),
+            (["--policy", "plackett_luce:temperature=x-1"], ["factor", "-1"]),
+            (["--policy", "plackett_luce:epsilon=1"], ["epsilon", "takes temperature"]),
+            (["--policy", "uniform:temperature=x2"], ["uniform", "takes no parameters"]),
+            (["--policy", "uniform", "--policy", "uniform"], ["two policies", "uniform"]),
+            (["--policy", "plackett_luce:temperature=1,temperature=x2"], ["each once"]),
+            (["--policy", "plackett_luce:"], ["--policy", "plackett_luce:"]),
+            (["--policy", "=uniform"], ["--policy", "=uniform"]),
+        ],
+    )
+    def test_bad_input(self, model: Path, arguments: list[str], words: list[str]) -> None:
+        line = refused("plan", model, *arguments)
+        for word in words:
+            assert word in line

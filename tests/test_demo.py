@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -36,13 +37,83 @@ def test_shows_every_inference_type_and_procedure(quick: tuple[str, Path]) -> No
         assert name in output
     for word in ("Propensity", "NumPy", "textbook", "Gowalla", "temperature", "20,000"):
         assert word in output
+    assert "…" not in output  # a table that is too wide
 
 
 def test_saves_the_text_and_one_picture(quick: tuple[str, Path]) -> None:
     output, folder = quick
-    assert sorted(p.name for p in folder.iterdir()) == ["demo.png", "demo.txt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["demo.png", "demo.txt", "shop"]
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "demo.txt").read_text(encoding="utf-8") in output
+
+
+def test_ends_with_commands_that_run(quick: tuple[str, Path]) -> None:
+    output, folder = quick
+    tail = output[output.index("Go on with the simulated shop") :].replace("\\\n", "")
+    lines = [line.strip() for line in tail.splitlines()[1:] if line.strip()]
+    commands = [shlex.split(line[line.index("fastrank ") :]) for line in lines]
+    assert [command[1] for command in commands] == ["audit", "evaluate", "plan"]
+    for _, name, *arguments in commands:
+        if name == "evaluate":
+            pytest.importorskip("jinja2")
+        result = CliRunner().invoke(app, [name, *arguments])
+        assert result.exit_code == 0, result.output
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!")
+
+
+def test_shop_is_made_anew(tmp_path: Path) -> None:
+    """Rows of a demo before would be duplicates, and of another model for all we know."""
+    shop = tmp_path / "shop"
+    for _ in range(2):
+        told = demo.story(shop, rows=300)
+        assert (told.audit.rows, told.audit.log["set_aside"]) == (300, {})
+        (shop / "left").write_text("")
+    demo.story(shop, rows=300)
+    assert not (shop / "left").exists()
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> demo.Story:
+    # Another seed than the demo's: what is told must not hang on that.
+    return demo.story(tmp_path_factory.mktemp("story") / "shop", seed=7)
+
+
+def test_deterministic_log_evaluates_nothing(story: demo.Story) -> None:
+    assert [told.result.label for told in story.by_deterministic] == ["colder", "smaller model"]
+    for told in story.by_deterministic:
+        assert told.result.status == "unsupported"
+        assert told.result.reasons[0] == "uncovered"
+        assert told.result.uncovered > 0.99
+        # What it would say is wrong by far more than its interval.
+        assert told.estimate.interval is not None
+        assert told.estimate.interval[0] > told.truth
+
+
+def test_stochastic_log_finds_the_truth(story: demo.Story) -> None:
+    assert story.audit.passed
+    signs = []
+    for told in story.by_stochastic:
+        assert (told.result.status, told.result.reasons) == ("ok", ())
+        estimate, difference = told.estimate, told.difference
+        # 6.2 standard errors: a false alarm in 2e9 seeds.
+        assert estimate.value is not None
+        assert estimate.standard_error is not None
+        assert abs(estimate.value - told.truth) < 6.2 * estimate.standard_error
+        assert difference.value is not None
+        assert difference.standard_error is not None
+        assert abs(difference.value - told.true_difference) < 6.2 * difference.standard_error
+        assert difference.standard_error < estimate.standard_error / 2
+        signs.append(told.true_difference > 0)
+    assert signs == [True, False]
+
+
+def test_best_items_are_out_of_reach_at_ten_places_and_not_at_one(story: demo.Story) -> None:
+    assert story.best_of_k.result.status == "low_overlap"
+    one = story.best_of_one
+    assert one.result.status == "ok"
+    assert one.estimate.value is not None
+    assert one.estimate.standard_error is not None
+    assert abs(one.estimate.value - one.truth) < 6.2 * one.estimate.standard_error
 
 
 def test_command_restarts_itself_with_one_thread(tmp_path: Path) -> None:

@@ -29,12 +29,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Around it.
     "opening": {"store", "catalog", "model"},
     "calibration": {"policies"},
+    "expectations": {"policies", "catalog", "calibration"},
+    "plan": {"policies", "inputs", "catalog", "model", "calibration", "expectations"},
+    "marginals": {"policies", "inputs"},
+    "simulate": {"policies", "ranking", "ids", "inputs", "catalog", "model", "marginals"},
     "reference": {"policies"},
     "data": set(),
     "obd": {"data"},
+    "eventlog": {"ranking", "ids", "inputs", "catalog", "obd"},
+    "page": set(),
+    "ope": {"policies", "catalog", "model", "marginals", "eventlog", "page"},
+    "experiments": {
+        *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
+    },
     "vectorfiles": set(),
     "verify": {"policies", "ranking", "catalog", "model", "opening", "calibration", "reference"},
-    "demo": {"policies", "ranking", "catalog", "model", "calibration", "obd", "reference"},
+    "demo": {
+        *("policies", "ranking", "catalog", "model", "calibration", "obd", "reference"),
+        *("simulate", "eventlog", "ope"),
+    },
     "cli": {
         "policies",
         "ranking",
@@ -44,6 +57,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "opening",
         "calibration",
+        "page",
+        "plan",
+        "obd",
+        "eventlog",
+        "ope",
+        "experiments",
         "vectorfiles",
         "verify",
         "demo",
@@ -55,10 +74,13 @@ MAY_USE_REFERENCE = {"verify", "demo"}
 # What a module may import beyond the standard library and NumPy; the rest are extras.
 EXTRAS: dict[str, set[str]] = {
     "data": {"pyarrow"},
+    "eventlog": {"pyarrow"},
+    "page": {"jinja2"},
+    "ope": {"scipy"},
     "vectorfiles": {"pyarrow"},
     "verify": {"scipy"},
     "demo": {"matplotlib"},
-    "cli": {"click", "rich"},
+    "cli": {"click", "rich", "matplotlib"},
 }
 
 

@@ -1,13 +1,15 @@
 """What fastrank does, on a real shop's data, and what it costs, at up to a million items.
 
-Two parts. `shop` ranks the bundled Open Bandit Dataset for one user under every inference
+Three parts. `shop` ranks the bundled Open Bandit Dataset for one user under every inference
 type. `compare` times the same at sizes where it matters, on vectors from `heavy_tailed`, against
-the procedures that services run today (`fastrank.reference`).
+the procedures that services run today (`fastrank.reference`). `story` simulates that shop's
+visitors, and shows what logs of its rankings can decide, and what they cannot.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import statistics
 import threading
@@ -15,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +38,26 @@ from fastrank.policies import (
     policy,
 )
 from fastrank.ranking import Ranking
+from fastrank.simulate import PositionBased, World, true_value, write_log
+
+if TYPE_CHECKING:  # pyarrow takes a while to import: only when a log is written
+    from fastrank import ope
 
 __all__ = [
     "OVERLAP",
     "Comparison",
     "Reweighted",
     "Shop",
+    "Story",
     "Timing",
+    "Told",
     "compare",
     "heavy_tailed",
     "milliseconds",
     "picture",
     "reweighted",
     "shop",
+    "story",
     "times",
 ]
 
@@ -57,6 +67,11 @@ EPSILON = 0.3
 DIM = 64
 K = 10
 _TEXTBOOK_REPETITIONS = 3
+# The story: temperatures; what the model gets wrong; how little of a taste is none.
+_WARM, _COLD = 0.25, 0.2
+_NOISE = 0.2
+_SMALLER_DIM = 12
+_NO_TASTE = 1e-3
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
@@ -116,6 +131,70 @@ class Reweighted:
     standard_error: float
     observed: float
     observed_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a log says about a policy, and the truth.
+
+    Attributes
+    ----------
+    result : PolicyResult
+    estimate : Estimate
+        By the leading estimator.
+    difference : Difference
+        To what the logging policy earned.
+    truth, true_difference : float
+        Clicks a ranking, exactly.
+    """
+
+    result: ope.PolicyResult
+    estimate: ope.Estimate
+    difference: ope.Difference
+    truth: float
+    true_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A simulated shop, logged twice, and what either log can say.
+
+    Attributes
+    ----------
+    n_items, n_users, k, rows : int
+        `rows` rankings were logged under each of two policies.
+    dim, smaller_dim : int
+        Numbers in a vector of the model that runs, and of the smaller one.
+    temperature, colder : float
+        Of the stochastic logging policy, and of the one that is evaluated.
+    directory, model, smaller_model, deterministic_log, stochastic_log : Path
+        Where all of this lies, to be played with.
+    audit : Audit
+        Of the stochastic log.
+    by_deterministic, by_stochastic : tuple of Told
+        The colder policy and the smaller model, by either log.
+    best_of_k, best_of_one : Told
+        The deterministic policy by the stochastic log: all k places, and the first one alone.
+    """
+
+    n_items: int
+    n_users: int
+    k: int
+    rows: int
+    dim: int
+    smaller_dim: int
+    temperature: float
+    colder: float
+    directory: Path
+    model: Path
+    smaller_model: Path
+    deterministic_log: Path
+    stochastic_log: Path
+    audit: ope.Audit
+    by_deterministic: tuple[Told, ...]
+    by_stochastic: tuple[Told, ...]
+    best_of_k: Told
+    best_of_one: Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +313,126 @@ def reweighted() -> Reweighted:
         standard_error=float(value.std(ddof=1) / np.sqrt(len(log))),
         observed=float(other.click.mean()),
         observed_error=float(other.click.std(ddof=1) / np.sqrt(len(other))),
+    )
+
+
+def story(
+    directory: Path, rows: int = 20_000, seed: int = 1, advance: Advance | None = None
+) -> Story:
+    """Log a simulated shop under two policies, and evaluate others from the logs.
+
+    Parameters
+    ----------
+    directory : Path
+        Where models and logs go. It is made anew: what is in it is lost.
+    rows : int
+        Rankings in each of the two logs.
+    seed : int
+        Of the logs.
+    advance : callable, optional
+        Told the progress.
+
+    Notes
+    -----
+    The true tastes are the bundled vectors: those of users who have any, brought to length 1, for
+    one temperature to mean the same for all of them. Clicks are position-based, so the truth can be
+    summed up exactly. The model that runs knows the tastes up to some noise; the smaller one knows
+    the first 12 of their 16 numbers. At T = 0.25 and 20,000 rows both evaluations from the
+    stochastic log are far from every threshold, and the deterministic policy is far beyond them at
+    ten places.
+    """
+    from fastrank import ope
+    from fastrank.eventlog import LogReader, LogWriter
+
+    def step(description: str, done: int) -> None:
+        if advance:
+            advance(f"a simulated shop: {description}", done, 6)
+
+    factors = obd.vectors("all")
+    lengths = np.linalg.norm(factors.user_vectors, axis=1)
+    known = lengths > _NO_TASTE
+    tastes = factors.user_vectors[known] / lengths[known, None]
+    world = World.from_vectors(
+        tastes,
+        factors.item_vectors,
+        PositionBased(tuple(1.0 / np.log2(np.arange(K) + 2.0))),
+        user_ids=factors.user_ids[known],
+        item_ids=factors.item_ids,
+    )
+    model = world.model(noise=_NOISE, seed=1)
+    smaller = Model(
+        Catalog(world.item_ids, factors.item_vectors[:, :_SMALLER_DIM]),
+        world.user_ids,
+        tastes[:, :_SMALLER_DIM],
+    )
+    best: Policy = Deterministic()
+    warm: Policy = PlackettLuce(_WARM)
+    if directory.exists():
+        shutil.rmtree(directory)
+    paths = [directory / name for name in ("model", "smaller-model", "deterministic-log", "log")]
+    model.save(paths[0])
+    smaller.save(paths[1])
+    for done, (path, policy_) in enumerate(((paths[2], best), (paths[3], warm))):
+        step("its visitors come", done)
+        with LogWriter(path) as log:
+            write_log(world, model, policy_, K, rows, log, seed=seed)
+
+    policies = {
+        each.label: each
+        for each in (
+            ope.ByModel("logged", warm, model),
+            ope.ByModel("colder", PlackettLuce(_COLD), model),
+            ope.ByModel("smaller model", warm, smaller),
+            ope.ByModel("always the best", best, model),
+        )
+    }
+
+    @cache
+    def truth(label: str, k: int) -> float:
+        by = policies[label]
+        return true_value(world, by.model, by.policy, k).value
+
+    def told(path: Path, logging: str, labels: Sequence[str], k: int) -> tuple[Told, ...]:
+        asked = [policies[label] for label in labels]
+        found = ope.evaluate(LogReader(path), asked, logging=[model], places=k)
+        return tuple(
+            Told(
+                each,
+                each.estimates[each.lead],
+                each.differences[each.lead],
+                truth(each.label, k),
+                truth(each.label, k) - truth(logging, k),
+            )
+            for each in found.policies
+        )
+
+    step("evaluation", 2)
+    by_deterministic = told(paths[2], "always the best", ["colder", "smaller model"], K)
+    step("audit", 3)
+    audit = ope.audit(LogReader(paths[3]), [model])
+    step("evaluation", 4)
+    *by_stochastic, best_of_k = told(paths[3], "logged", list(policies)[1:], K)
+    step("evaluation", 5)
+    (best_of_one,) = told(paths[3], "logged", ["always the best"], 1)
+    return Story(
+        n_items=len(world.item_ids),
+        n_users=len(world.user_ids),
+        k=K,
+        rows=rows,
+        dim=factors.item_vectors.shape[1],
+        smaller_dim=_SMALLER_DIM,
+        temperature=_WARM,
+        colder=_COLD,
+        directory=directory,
+        model=paths[0],
+        smaller_model=paths[1],
+        deterministic_log=paths[2],
+        stochastic_log=paths[3],
+        audit=audit,
+        by_deterministic=by_deterministic,
+        by_stochastic=tuple(by_stochastic),
+        best_of_k=best_of_k,
+        best_of_one=best_of_one,
     )
 
 

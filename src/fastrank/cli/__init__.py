@@ -11,7 +11,11 @@ from typing import NoReturn
 
 __all__ = ["main", "missing_extra"]
 
-_EXTRA_OF = {"click": "cli", "rich": "cli", "scipy": "cli", "matplotlib": "cli", "pyarrow": "data"}
+_EXTRA_OF = {
+    **dict.fromkeys(("click", "rich", "scipy", "matplotlib"), "cli"),
+    "pyarrow": "data",
+    "jinja2": "ope",
+}
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import click
 
 import fastrank
 from fastrank.cli import missing_extra
-from fastrank.cli.build import build
-from fastrank.cli.demo import demo
-from fastrank.cli.rank import rank
-from fastrank.cli.verify import verify
 
 __all__ = ["app"]
 
 
-class OneLineErrors(click.Group):
+# In the order of use. A command is imported when it is called, since each wants other extras.
+_COMMANDS: Mapping[str, str] = {
+    "build": "Make a model directory from item and user vectors.",
+    "rank": "Rank a model's items for one user.",
+    "plan": "See what exploring costs, and what its log is worth, beforehand.",
+    "join": "Join rewards to a log of rankings.",
+    "audit": "Is this log what the model wrote?",
+    "evaluate": "What would other policies have earned?",
+    "experiment": "Published experiments on off-policy evaluation.",
+    "verify": "Check a model's files, samplers and propensities.",
+    "demo": "See it work, on a real shop's data, and what it costs.",
+}
+_MODULES = {"audit": "evaluate"}  # of commands that share one
+
+
+class Commands(click.Group):
     """A group whose commands never end in a traceback over bad input."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"fastrank.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
@@ -55,15 +82,15 @@ def _fail(message: str, prefix: str = "fastrank", code: int = 2) -> NoReturn:
 
 
 @click.group(
-    cls=OneLineErrors,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    commands=[build, rank, demo, verify],
 )
 @click.version_option(version=fastrank.__version__, prog_name="fastrank")
 def app() -> None:
     """Sample top-k recommendations in one pass, with the exact probability of what is shown.
 
-    Start with `fastrank demo`. With vectors of your own: build, then rank, then verify.
+    Start with `fastrank demo`. With vectors of your own: build, then rank, and plan how much to
+    explore. With a log of what was shown: join its rewards, audit it, and evaluate other policies.
 
-    Exit codes: 0 fine, 1 verification failed, 2 bad input.
+    Exit codes: 0 fine, 1 a check failed, 2 bad input.
     """

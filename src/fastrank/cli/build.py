@@ -19,7 +19,7 @@ __all__ = ["build"]
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command(short_help="Make a model directory from item and user vectors.")
+@click.command()
 @click.option("--items", required=True, type=_FILE, help="Item vectors: .npy, .npz or .parquet.")
 @click.option("--users", required=True, type=_FILE, help="User vectors, likewise.")
 @click.option(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,18 +23,18 @@ __all__ = ["demo"]
 _TEXTBOOK_CAP = 15.0  # seconds
 
 
-@click.command(short_help="See it work, on a real shop's data, and what it costs.")
+@click.command()
 @click.option(
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo-output"),
     show_default=True,
-    help="Directory for the picture and a copy of the text.",
+    help="Directory for the picture, a copy of the text, and shop/, which is made anew.",
 )
 @click.option("--quick", is_flag=True, help="Time 20,000 items only: seconds instead of minutes.")
 def demo(output: Path, quick: bool) -> None:
-    """See it work on a real shop's data, and what it costs at a million items.
+    """See it work on a real shop's data, what it costs at a million items, and what its logs tell.
 
     Needs no input: the data come with the package. Takes about a minute and 1.5 GB of memory.
 
@@ -59,10 +62,14 @@ def demo(output: Path, quick: bool) -> None:
                     n_items, repetitions=repetitions, textbook_cap=_TEXTBOOK_CAP, advance=advance
                 )
             )
+        bar.update(task, description="a simulated shop", total=None)
+        story = showcase.story(output / "shop", advance=advance)
     _print_comparisons(console, comparisons)
+    _print_story(console, story)
     picture = output / "demo.png"
     showcase.picture(comparisons, picture)
     console.print(f"Picture: {picture}    This text: {output / 'demo.txt'}")
+    _print_next(console, story, output)
     (output / "demo.txt").write_text(console.export_text(), encoding="utf-8")
 
 
@@ -188,6 +195,131 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
         NumPy; {_threads()}. stop: given up after
         {_TEXTBOOK_CAP:.0f} s.""",
     )
+
+
+def _print_story(console: Console, story: showcase.Story) -> None:
+    console.rule("[bold]3. What its logs can decide")
+    say(
+        console,
+        f"""A simulated shop, where the truth is known: the {story.n_items} items and
+        {story.n_users} groups of visitors of part 1, with clicks drawn from their vectors. A model
+        of {story.dim} numbers an item, almost right, shows {story.k} items a visit. It served
+        {story.rows:,} visits twice: always its best {story.k}, and drawn at temperature
+        {story.temperature:g}. Can either log say what would have come of a colder temperature,
+        {story.colder:g}, or of a smaller model, with {story.smaller_dim} numbers an item?""",
+    )
+    console.print("[bold]a. The log of always the best cannot[/], and does not pretend to:")
+    _print_told(console, story.by_deterministic)
+    uncovered = min(told.result.uncovered for told in story.by_deterministic)
+    say(
+        console,
+        f"""In over {math.floor(1000 * uncovered) / 10:g} % of visits these policies would show
+        rankings that this log never holds, however long it gets. Weights still give a number (in
+        parentheses: not to be used); the truth beside it says what it is worth.""",
+    )
+    audited = (
+        "[green]passed[/]: the model gives the very propensities that were logged"
+        if story.audit.passed
+        else "[red]failed[/]"
+    )
+    console.print(
+        "[bold]b. The log of the draws can[/], though neither policy was ever shown."
+        f" Audit {audited}."
+    )
+    _print_told(console, story.by_stochastic)
+    better, worse = story.by_stochastic
+    say(
+        console,
+        f"""{_advice(better)} {_advice(worse)} ±: half of the 95 % interval, stricter for
+        differences because two are asked about. They are the surer figures: visitors who click a
+        lot do so under either policy, and that cancels.""",
+    )
+    console.print("[bold]c. It has its limits, and says so.[/] Back to always the best:")
+    _print_told(console, (story.best_of_k, story.best_of_one), (story.k, 1))
+    say(
+        console,
+        f"""Hardly any drawn ranking is the best one in all {story.k} places, so next to no row
+        counts; many are in the first place. Draw colder, log more, or ask about fewer places.""",
+    )
+
+
+def _advice(told: showcase.Told) -> str:
+    label, difference = told.result.label.capitalize(), told.difference
+    if told.result.status != "ok" or difference.interval is None or difference.value is None:
+        return f"{label}: this log cannot tell."
+    low, high = difference.interval
+    if low <= 0.0 <= high:
+        return f"{label}: no difference can be seen."
+    return f"{label}: {'more' if low > 0.0 else 'fewer'} clicks."
+
+
+def _print_told(
+    console: Console, found: Sequence[showcase.Told], places: Sequence[int] | None = None
+) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("\npolicy", no_wrap=True)
+    table.add_column("\nstatus", no_wrap=True)
+    table.add_column("clicks a visit\nby the log", justify="right", no_wrap=True)
+    table.add_column("\ntruth", justify="right", style="bold", no_wrap=True)
+    table.add_column("more than was logged\nby the log", justify="right", no_wrap=True)
+    table.add_column("\ntruth", justify="right", style="bold", no_wrap=True)
+    for row, told in enumerate(found):
+        status = told.result.status
+        colour = {"ok": "green", "unsupported": "red"}.get(status, "yellow")
+        label = told.result.label
+        if places is not None:
+            label += f", {places[row]} place{'s' if places[row] > 1 else ''}"
+        estimate = _figure(told.estimate.value, told.estimate.interval)
+        change = _figure(told.difference.value, told.difference.interval, "+")
+        if status != "ok":
+            estimate, change = (f"[dim]({figure})[/]" for figure in (estimate, change))
+        table.add_row(
+            label,
+            f"[{colour}]{status}[/]",
+            estimate,
+            f"{told.truth:.3f}",
+            change,
+            f"{told.true_difference:+.3f}",
+        )
+    console.print(table)
+
+
+def _figure(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
+    if value is None or interval is None:
+        return "none"
+    return f"{value:{sign}.3f} ± {(interval[1] - interval[0]) / 2:.3f}"
+
+
+def _print_next(console: Console, story: showcase.Story, output: Path) -> None:
+    """Commands to go on with; copied, they run."""
+    program, log, model = _program(), story.stochastic_log, story.model
+    colder = f"colder=plackett_luce:temperature={story.colder:g}"
+    smaller = f"smaller=plackett_luce:temperature={story.temperature:g}@{story.smaller_model}"
+    console.print()
+    console.print("[bold]Go on with the simulated shop:[/]")
+    for line in (
+        f"{program} audit {_quoted(log)} --model {_quoted(model)}",
+        f"{program} evaluate {_quoted(log)} --model {_quoted(model)} \\",
+        f"    --policy {_quoted(colder)} --policy {_quoted(smaller)} \\",
+        f"    --report {_quoted(output / 'report.html')}",
+        f"{program} plan {_quoted(model)}",
+    ):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _quoted(word: str | Path) -> str:
+    return shlex.quote(str(word))
+
+
+def _program() -> str:
+    """What starts fastrank here: it need not be on the path."""
+    if shutil.which("fastrank"):
+        return "fastrank"
+    beside = Path(sys.executable).with_name("fastrank")
+    if not beside.exists():
+        return f"{_quoted(sys.executable)} -m fastrank"
+    here = Path.cwd()
+    return _quoted(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 def _threads() -> str:

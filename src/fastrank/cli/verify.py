@@ -28,7 +28,7 @@ _COLUMNS = {  # the checks that share a column
 }
 
 
-@click.command(short_help="Check a model's files, samplers and propensities.")
+@click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--draws",

@@ -1,0 +1,49 @@
+"""Every example in a docstring runs and says what it says; those of the README and docs/ run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import fastrank
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists()]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(fastrank.__path__, "fastrank.")
+    if not module.name.endswith(("._native", ".__main__", "data.build_obd"))
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert not failed
+
+
+def test_there_are_examples() -> None:
+    finder = doctest.DocTestFinder()
+    found = [
+        test.name
+        for name in MODULES
+        for test in finder.find(importlib.import_module(name))
+        if test.examples
+    ]
+    assert len(found) > 50
+    assert "fastrank.catalog.Catalog" in found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of a page, from top to bottom, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)

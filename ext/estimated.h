@@ -22,9 +22,9 @@
 
 namespace fastrank {
 
-// With probability 1 - 1e-9 over the dither of the codes a sum is within its bound, for any one query
-// that does not depend on the dither. That is no secret (quantise.cpp): a query along the mean error
-// of the codes makes all estimates err one way, and passes the bound.
+// With probability 1 - 1e-9 over the dither of the codes a sum is within its bound, for any one
+// query that does not depend on the dither. That is no secret (quantise.cpp): a query along the
+// mean error of the codes makes all estimates err one way, and passes the bound.
 constexpr double kLogOdds = 21.4;  // log(2 / 1e-9)
 
 // Sums over items whose weight w is estimated, and the largest weight at the cut.
@@ -34,6 +34,21 @@ struct Unscored {
 
 // How far the estimated part of a sum of weights can be off: Bernstein's inequality for what is
 // random, and the sum of what is not.
+//
+// The logarithm of an estimate errs by the sum of a_c e_c over the coordinates, less half its
+// variance d^2: a_c is the query's coordinate times scale / T, and e_c, the error of a code, has
+// mean 0 and variance 1/4. So d^2 is the sum of a_c^2 / 4, and d is `deviation` times the scale.
+//
+// Bias. |log E exp(a e) - a^2 / 8| is at most 0.044 |a|^3 / 4, for any a and fraction of a code:
+// that is the third cumulant with all that come after it (tests/test_int8.py). Summed over the
+// coordinates it is at most 0.044 A d^2, A the largest |a_c|. Where d <= 1 that is below 0.09, for
+// A <= 2 d, and the mean of an estimate is off by at most 0.046 A d^2 of the weight.
+//
+// Items that deviate by d > 1. A light item's weight is below cut * exp(-2 spread * scale / T) =
+// cut * exp(-4 c d), c = spread / norm of the query, which no item's errors are longer than. Its
+// bias and its standard deviation, exp(d^2 / 2) of the weight, fall beside the cut from d = 1 on
+// where c > 3/4, for they cannot pass exp(2 c d) of the weight either. So n such items have at most
+// n times the bias and the variance of d = 1.
 class ErrorLaw {
  public:
   ErrorLaw(const CodeQuery& query, double temperature)
@@ -49,18 +64,21 @@ class ErrorLaw {
     // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
     const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
     largest_ = (1.0 + constant_) * exp(-x) - exp(-2.0 * x);
-    // What deviates by more than 1 weighs nothing beside the cut.
     const double most = std::min(1.0, deviation * query.max_scale);
     // Var exp(e) / Var e, with room for estimating it.
     inflation_ = 1.05 * std::min(2.0, exp(most * most));
-    // The third cumulant of a code's error is below 0.049, whatever the fraction
-    // (tests/test_int8.py); twice its part in log E exp(e), for those that come after it.
-    skew_ = 0.07 * unit * query.largest_value * most * most;
+    const double per_square = 0.046 * unit * query.largest_value;  // A is per deviation, too
+    skew_ = per_square * most * most;
+    if (deviation * query.max_scale > 1.0) {
+      const double c = query.spread / query.norm, n = double(query.n_items);
+      beyond_ = (c > 0.75 ? exp(-4.0 * c) : 1.0) *
+                (per_square * n + std::sqrt(2.0 * kLogOdds * 2.7182818284590452 * n));
+    }
   }
 
   double bound(const Unscored& sum) const {
     const double random = std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
-                          kLogOdds / 3.0 * sum.cut * largest_;
+                          sum.cut * (kLogOdds / 3.0 * largest_ + beyond_);
     // The query's own residue r moves log-weights by r . code * scale / T: by Cauchy and Schwarz on
     // the sum over items, or item by item.
     const double residue = residue_ * std::sqrt(sum.variance) + rounding_ * sum.scaled;
@@ -73,6 +91,7 @@ class ErrorLaw {
 
  private:
   double residue_, per_deviation_, rounding_, constant_, skew_, largest_, inflation_;
+  double beyond_ = 0.0;  // what deviates by more than 1, beside the cut
 };
 
 // How a pass bounds weights by codes (kernels.h, CodeScan).

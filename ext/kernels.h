@@ -309,7 +309,10 @@ struct CodeScan {
   bool linear;             // weights are bounded by their estimates times
   float intercept, slope;  // intercept + slope * deviation
   float deviation;  // standard deviation of an estimated log-weight, per unit of scale
-  float cut;        // items are noted whose heaviness, upper bound + 2 spread * scale, reaches it
+  // Items are noted whose heaviness, upper bound + 2 spread * scale, reaches it. Where weights are
+  // bounded linearly no upper bounds of scores are needed, and a scan takes estimate + 3 spread *
+  // scale + margin, which is the same but for a rounding.
+  float cut;
   Estimates estimates;  // of the others
   Noted* noted;
   int64_t n_noted, room;  // a scan stops, at a panel with no lanes, when room runs out

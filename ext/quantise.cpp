@@ -74,7 +74,8 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
 CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Largest& of)
     : max_scale(catalog.quantised.max_scale),
       code_moment(catalog.quantised.code_moment),
-      tolerance(catalog.quantised.tolerance) {
+      tolerance(catalog.quantised.tolerance),
+      n_items(catalog.n_items) {
   const Quantised& codes = catalog.quantised;
   const int64_t groups = (catalog.dim + 3) / 4;
   std::vector<double> query(size_t(4 * groups), 0.0);

@@ -26,6 +26,7 @@ class CodeQuery {
   double margin() const { return 1.001 * constant; }
   double rounding = 0.0;   // the part of per_scale that is not residue * code_norm
   double max_scale, code_moment, tolerance;  // the catalog's
+  int64_t n_items;
 
  private:
   std::vector<int8_t> high, low;

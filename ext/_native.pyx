@@ -112,6 +112,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     bint c_isa_select "fastrank::isa_select"(const char*)
     int64_t c_set_chunk_panels "fastrank::set_chunk_panels"(int64_t)
     int64_t c_set_few_items "fastrank::set_few_items"(int64_t)
+    Code c_count_stops "fastrank::count_stops"(
+        const Catalog&, const Request&, float, int64_t, int64_t*, int64_t*)
     Code c_estimate_all "fastrank::estimate_all"(
         const Catalog&, const Request&, float*, float*, bool*, int64_t*)
     Code c_bound_all "fastrank::bound_all"(
@@ -320,6 +322,19 @@ cdef class PackedCatalog:
         if code != kOk:
             _raise(code, where, query, bias)
         return result
+
+    def stops(self, const float[::1] query, float reference, int64_t row):
+        """For tests: at how many panels a scan for scores above `reference` stops, if equal ones
+        count as above up to this row.
+        """
+        cdef Request request = _request(self, query, None, None, self.catalog.n_items)
+        cdef int64_t where = 0, stops = 0
+        cdef Code code
+        with nogil:
+            code = c_count_stops(self.catalog, request, reference, row, &stops, &where)
+        if code != kOk:
+            _raise(code, where, query, None)
+        return stops
 
     def estimates(self, const float[::1] query, const float[::1] bias):
         """For tests: (estimates, upper bounds) of all scores by codes, float32 (n_items,) each.

@@ -146,6 +146,22 @@ Code score_all(const Catalog& catalog, const Request& request, float* out, int64
   return kOk;
 }
 
+Code count_stops(const Catalog& catalog, const Request& request, float reference, int64_t row,
+                 int64_t* stops, int64_t* where) {
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
+  if (code != kOk) return code;
+  const Source source = make_source(catalog, request);
+  Scan scan = {};
+  scan.step = scan.stride = 1;
+  scan.count = source.n_panels;
+  scan.reference = reference;
+  scan.tie_row = row;
+  scan.tie_panel = row / kLanes;
+  for (*stops = 0; kernels().scan_above(source, &scan); ++*stops) {}
+  return kOk;
+}
+
 Code estimate_all(const Catalog& catalog, const Request& request, float* estimates, float* uppers,
                   bool* usable, int64_t* where) {
   Largest largest = {};

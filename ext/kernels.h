@@ -218,6 +218,11 @@ int64_t set_chunk_panels(int64_t count);
 // that. Returns the last.
 int64_t set_few_items(int64_t count);
 
+// Tests only: at how many panels a scan for scores above `reference` stops, if an equal score counts
+// as above up to this row.
+Code count_stops(const Catalog&, const Request&, float reference, int64_t row, int64_t* stops,
+                 int64_t* where);
+
 // Tests only: what codes say of the scores of all items, (16 * n_panels) each. *usable: whether
 // they say anything about this request.
 Code estimate_all(const Catalog&, const Request&, float* estimates, float* uppers, bool* usable,

@@ -143,9 +143,9 @@ Code check_request(const Catalog&, const Request&, int64_t* where, Largest*);
 // would have nothing to do. Users of the policies that scan share each panel that is loaded.
 // O(n dim + k log k) a user; sequential O(n dim + k n). Extra memory O(k), and n / 8 bytes where
 // there is a filter, for each of up to 64 users a thread; sequential O(n). Over codes Plackett-Luce
-// also has room to note one item in seven of a chunk, 55 KB and from k = 256 on 0.2 KB times k, as
-// many times as chunks can run at once, and keeps what it notes at 24 to 48 bytes an item, and 48
-// more for one user at a time: usually hundreds or thousands, at most one item in seven.
+// also reserves room to note one item in seven of a chunk, 55 KB for every 256 of k, three times
+// (3 t + 1 times where t threads share a pass), and keeps what all chunks noted, usually hundreds
+// or thousands of items and at most one in seven, at 24 to 48 bytes, and 48 for one user at a time.
 // After an error outputs mean nothing, and *row is the user whose request was refused.
 Code rank(const Catalog&, User* users, int64_t count, int64_t k, int64_t threads, int64_t* row,
           int64_t* where);
@@ -218,8 +218,8 @@ int64_t set_chunk_panels(int64_t count);
 // that. Returns the last.
 int64_t set_few_items(int64_t count);
 
-// Tests only: at how many panels a scan for scores above `reference` stops, if an equal score counts
-// as above up to this row.
+// Tests only: at how many panels a scan for scores above `reference` stops, if an equal score
+// counts as above up to this row.
 Code count_stops(const Catalog&, const Request&, float reference, int64_t row, int64_t* stops,
                  int64_t* where);
 

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +17,14 @@ import pytest
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
-from click.testing import CliRunner, Result
+from commands import process, refused, run
 
 import fastrank as fr
 from fastrank import cli, packing
-from fastrank.cli.app import app
 from fastrank.cli.terminal import chance, percent
 
 ANIME = Path(__file__).resolve().parents[2] / "shared" / "data" / "anime"
 GUMBEL = "stochastic_gumbel_softmax_trick"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fastrank")
-
-
-def refused(*arguments: object) -> str:
-    """The one line that a command says when it refuses its input."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("fastrank")
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr
-
-
-def process(*arguments: object, env: Mapping[str, str] | None = None) -> Any:
-    return subprocess.run(
-        [sys.executable, "-m", "fastrank", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -13,28 +13,13 @@ import pytest
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
-from click.testing import CliRunner, Result
+from commands import refused, run
 
 import fastrank as fr
 from fastrank import simulate
-from fastrank.cli.app import app
 from fastrank.eventlog import LogWriter
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fastrank")
-
-
-def refused(*arguments: object) -> str:
-    """The one line that a command says when it refuses its input."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 def loaded(*arguments: object) -> Any:

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("pyarrow")
+from commands import process, refused, run
 from logs import row
-from test_cli import process, refused, run
 from test_eventlog_join import reward, write_log, write_rewards
 
 USUAL = ("--window", "24h", "--as-of", "2026-01-03T12:00:00Z", "--kind", "positives")

@@ -1,0 +1,39 @@
+"""Commands as a user calls them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from fastrank.cli.app import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fastrank")
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a command says when it refuses its input."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("fastrank")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def process(*arguments: object, env: Mapping[str, str] | None = None) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", "fastrank", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )

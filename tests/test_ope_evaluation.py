@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import fastrank as fr
 from fastrank import obd, ope, simulate
-from fastrank.eventlog import LogReader, LogWriter, from_obd
+from fastrank.eventlog import LogReader, LogWriter, from_obd, schema
 
 EXACT = 1e-9
 T = 0.5
@@ -240,8 +241,9 @@ def test_the_first_places_alone(stochastic: LogReader, model: fr.Model) -> None:
     first = ope.evaluate(stochastic, policy, logging=[model], places=1).policies[0]
     clicks = np.concatenate([batch.rewards[:, 0] for batch in stochastic])
     assert first.estimates["avg"].value == pytest.approx(clicks.mean())
-    more = ope.evaluate(stochastic, policy, logging=[model], places=4).policies[0]
-    assert (more.status, more.reasons[0]) == ("unsupported", "more_places")
+    for places in (4, 10**9):
+        more = ope.evaluate(stochastic, policy, logging=[model], places=places).policies[0]
+        assert (more.status, more.reasons[0]) == ("unsupported", "more_places")
 
 
 # The estimators that want more than propensities.
@@ -465,6 +467,8 @@ def test_unknown_users_are_set_aside_for_all_policies(tmp_path: Path) -> None:
     )
     assert found.set_aside == {"unknown_user": 100}
     assert {each.rows for each in found.policies} == {900}
+    # More than one in twenty: they may differ from those that stayed.
+    assert all("set_aside" in each.reasons for each in found.policies)
 
 
 def test_candidates_are_not_the_catalog(tmp_path: Path) -> None:
@@ -481,8 +485,6 @@ def test_malformed_logs_are_said_to_be(tmp_path: Path) -> None:
     table = next(iter(LogReader(good))).table.to_pydict()
     rows = 3
     table["log_propensity"][:rows] = [0.5] * rows
-    import pyarrow as pa
-
     from fastrank.eventlog import schema
 
     broken = pa.Table.from_pydict(table, schema=schema("int64"))
@@ -506,8 +508,6 @@ def test_columns_and_functions_and_models_agree(tmp_path: Path) -> None:
     policy = fr.PlackettLuce(0.8)
     batch = next(iter(LogReader(tmp_path)))
     lp = [CATALOG.log_propensities([1.0], items, policy=policy) for items in batch.item_ids]
-    import pyarrow as pa
-
     table = pa.Table.from_batches([batch.table])
     table = table.append_column("lp1", pa.array([each.tolist() for each in lp]))
     found = ope.evaluate(
@@ -588,3 +588,91 @@ def test_evaluations_are_json(stochastic: LogReader, model: fr.Model) -> None:
     estimate = loaded["policies"][1]["estimates"]["ips"]
     assert estimate["status"] == "ok"
     assert estimate["value"] == found.policies[1].estimates["ips"].value
+
+
+def test_a_join_of_clicks_alone_is_no_ok(tmp_path: Path) -> None:
+    """Rows without a reward were left out by their reward."""
+    with LogWriter(tmp_path) as log:
+        serve(log, 1000, fr.PlackettLuce(1.0), rewards=lambda ranking: None)
+        serve(log, 1000, fr.PlackettLuce(1.0), first=1000)
+    found = evaluate(tmp_path, fr.PlackettLuce(0.95)).policies[0]
+    assert found.status == "low_overlap"
+    assert "set_aside" in found.reasons
+    assert "left out" in found.verdict
+
+
+def test_retrained_users_are_another_model(tmp_path: Path) -> None:
+    """The same items, and the logged query beside the user: it speaks for the model that logged."""
+    rng = np.random.default_rng(3)
+    users = [f"u{i}" for i in range(50)]
+    first = fr.Model(CATALOG, users, rng.normal(1.0, 0.5, (50, 1)))
+    second = fr.Model(CATALOG, users, rng.normal(-1.0, 0.5, (50, 1)))
+    models = {"first": first, "second": second}
+    with LogWriter(tmp_path) as log:
+        for i in range(2000):
+            model = first if i % 2 else second
+            user = users[i // 2 % 50]
+            log.append(
+                model.recommend(user, 2, policy=fr.PlackettLuce(1.0), seed=i),
+                k=2,
+                request_id=f"r{i}",
+                user_id=user,
+                query=model.user_vector(user),
+                model_version=model.version,
+                rewards=[1.0, 0.0],
+            )
+    reader = LogReader(tmp_path)
+    assert ope.audit(reader, [first, second], sample=5000).passed
+    assert ope.audit(reader, [second, first], sample=5000).passed
+    policies = [ope.ByModel(name, fr.PlackettLuce(1.0), each) for name, each in models.items()]
+    found = ope.evaluate(reader, policies, logging=[first, second])
+    for each in found.strata:
+        for name, model in models.items():
+            diagnostics = each.estimates[name]["ips"].diagnostics
+            assert diagnostics is not None
+            if each.stratum.model_version == model.version:
+                assert diagnostics.ess_share == pytest.approx(1.0, abs=1e-9)
+            else:
+                assert diagnostics.ess_share < 0.9
+
+
+def test_every_estimator_is_held_to_the_logged_catalog(tmp_path: Path) -> None:
+    few = fr.Catalog(np.arange(6), np.linspace(-1.0, 1.0, 6)[:, None])
+    more = fr.Model(
+        fr.Catalog(np.arange(8), np.linspace(-1.0, 1.8, 8)[:, None]),
+        [f"u{i}" for i in range(3000)],
+        np.ones((3000, 1)),
+    )
+    with LogWriter(tmp_path) as log:
+        serve(log, 3000, fr.Uniform(), catalog=few, rewards=lambda ranking: [1.0, 1.0])
+    names = ["ips", "snips", "rips", "iips", "dm", "dr-position"]
+    result = ope.evaluate(
+        LogReader(tmp_path),
+        [ope.ByModel("p", fr.PlackettLuce(1.0), more)],
+        logging=[few],
+        estimators=names,
+        reward_model=lambda query, items: np.ones(len(items)) * (items < 6),
+        restrict_to_logged_catalog=True,
+    ).policies[0]
+    for name in names:
+        estimate = result.estimates[name]
+        error = max(estimate.standard_error or 0.0, 1e-9)
+        assert abs((estimate.value or 0.0) - 2.0) < 5.5 * error, name
+
+
+def test_an_asked_number_of_places_is_not_believed(tmp_path: Path) -> None:
+    """k = 10**9 with who knows how many eligible items: the longest ranking there is decides."""
+    with LogWriter(tmp_path) as log:
+        serve(log, 100, fr.PlackettLuce(1.0))
+    rows = next(iter(LogReader(tmp_path))).table.to_pydict()
+    rows["k"][0], rows["n_eligible"][0] = 10**9, None
+    reader = LogReader.of_tables(pa.Table.from_pydict(rows, schema=schema("int64")))
+    assert reader.survey() == (100, 2)
+
+
+@pytest.mark.parametrize("limits", [(1.0, 0.0), (0.0, np.inf), (np.nan, 1.0)])
+def test_ranges_of_rewards_are_checked(
+    stochastic: LogReader, model: fr.Model, limits: tuple[float, float]
+) -> None:
+    with pytest.raises(ValueError, match="reward_range: expected low < high"):
+        ope.evaluate(stochastic, by_model(model, a=fr.Uniform()), reward_range=limits)

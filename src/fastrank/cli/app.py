@@ -69,6 +69,8 @@ class Commands(click.Group):
             # The reader has left (`fastrank ... | head`): not an error, and nobody to tell.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except MemoryError:
+            _fail("out of memory")
         except (ValueError, OSError) as error:
             if "FASTRANK_TRACEBACK" in os.environ:  # for who suspects the program, not the input
                 raise

@@ -466,6 +466,10 @@ def _print(console: Console, section: Section) -> None:
     malformed = [
         f"{count:,} malformed: {reason}" for reason, count in evaluation.log["set_aside"].items()
     ]
+    unread = [f"{name}: {why}" for name, why in evaluation.log["files_set_aside"].items()]
+    unread += [f"{name} breaks off: {why}" for name, why in evaluation.log["files_cut"].items()]
+    for line in unread:
+        console.print(escape(f"not read: {line}"))
     lost = sum(evaluation.log["rows_lost"].values())
     gaps = [f"{lost:,} lost before they were written"] if lost else []
     say(console, escape("; ".join([used, *aside, *malformed, *gaps]) + "."))

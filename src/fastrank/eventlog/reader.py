@@ -46,6 +46,7 @@ from fastrank.eventlog.schema import (
     KNOWN_RNG_VERSIONS,
     PARAMETERS,
     PROPENSITY_KINDS,
+    REWARD_KINDS,
     SCHEMA_VERSION,
     SEED_SOURCES,
     Kind,
@@ -372,7 +373,7 @@ class LogReader:
         that they can be read again.
         """
         rows, places = 0, 0
-        columns = ("k", "n_eligible")
+        columns = ("k", "n_eligible", "item_ids")
         if self._tables is not None:
             sources: Iterable[Any] = self._tables
         else:
@@ -381,9 +382,10 @@ class LogReader:
             if source is None or not set(columns) <= set(source.schema.names):
                 continue
             rows += source.num_rows
-            k, eligible = (source.column(name) for name in columns)
+            longest = pc.max(pc.list_value_length(source.column("item_ids")))
+            k, eligible = (source.column(name) for name in columns[:2])
             most = pc.max(pc.min_element_wise(k, eligible))
-            places = max(places, most.as_py() or 0)
+            places = max(places, min(most.as_py() or 0, longest.as_py() or 0))
         return rows, places
 
     @staticmethod
@@ -737,6 +739,12 @@ class LogReader:
             queries = Lists(batch.column("query"))
             if not np.isfinite(queries.flat).all():
                 flaws.mark(queries.any_of(~np.isfinite(queries.flat)), "query not finite")
+        kinds = batch.column("reward_kind") if "reward_kind" in batch.schema.names else None
+        if kinds is not None and kinds.null_count < n:
+            known = among(kinds, REWARD_KINDS) | ~is_valid(kinds)
+            flaws.mark(~known, "unknown reward kind", kinds)
+            below = (np.nan_to_num(rewards) < 0.0).any(axis=1)
+            flaws.mark(below & among(kinds, ("positives",)), "negative reward", kinds)
         if beyond is not None:
             propensities = np.where(beyond, 0.0, propensities)
         columns = {

@@ -20,6 +20,7 @@ __all__ = [
     "KNOWN_RNG_VERSIONS",
     "PARAMETERS",
     "PROPENSITY_KINDS",
+    "REWARD_KINDS",
     "SCHEMA_VERSION",
     "SEED_SOURCES",
     "VERSION_KEY",
@@ -36,6 +37,7 @@ VERSION_KEY = b"fastrank.schema_version"
 KNOWN_RNG_VERSIONS = range(1, RNG_VERSION + 1)
 PROPENSITY_KINDS = ("exact", "bounded")
 SEED_SOURCES = ("server", "caller")
+REWARD_KINDS = ("positives", "complete")
 # Fields of the struct policy_params; null where the policy has no such parameter.
 PARAMETERS = ("temperature", "epsilon", "tail_mass", "user_temperature")
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastrank.catalog import RNG_VERSION, Catalog
 from fastrank.eventlog import LogBatch, LogReader
 from fastrank.model import Model
-from fastrank.ope.propensities import Queries, Query, catalog_of, logging_policy, shown
+from fastrank.ope.propensities import Query, Writers, catalog_of, logging_policy, shown
 from fastrank.policies import MAX_TEMPERATURE, PlackettLuce, Policy
 
 __all__ = ["Audit", "Check", "audit"]
@@ -114,9 +114,8 @@ def audit(
     On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce;
     seeds do not repeat; no rows are missing from a writer's sequence. O(n d) a row of the sample.
     """
-    by_version = {catalog_of(model).version: model for model in models}
     share = min(1.0, sample / max(log.survey()[0], 1))
-    first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(by_version)
+    first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(Writers(models))
     rows = 0
     for batch in log:
         rows += len(batch)
@@ -161,8 +160,8 @@ class _Tally:
 class _Sample:
     """Rows that are computed again."""
 
-    def __init__(self, models: dict[str, Model | Catalog]) -> None:
-        self._models = models
+    def __init__(self, writers: Writers) -> None:
+        self._writers = writers
         self._named, self._propensities, self._drawn = _Tally(), _Tally(), _Tally()
         self._not_judged: Counter[str] = Counter()
         self._weights: list[float] = []
@@ -172,19 +171,18 @@ class _Sample:
         return self._propensities.rows
 
     def update(self, batch: LogBatch, rows: npt.NDArray[np.int64]) -> None:
-        asked = {
-            version: Queries(model, batch) for version, model in self._models.items() if len(rows)
-        }
+        asked = self._writers.queries(batch) if len(rows) else []
         for i in rows.tolist():
+            writer = self._writers.of(batch, i)
             version = batch.value("catalog_version", i)
-            model = self._models.get(version)
             self._named.add(
-                model is not None, batch, i, f"catalog {str(version)[:12]} is none of those given"
+                writer is not None, batch, i, f"catalog {str(version)[:12]} is none of those given"
             )
-            if model is None:
+            if writer is None:
                 continue
+            model = self._writers.models[writer]
             policy = logging_policy(batch, i)
-            query = asked[version].row(i)
+            query = asked[writer].row(i)
             if (
                 policy is None
                 or isinstance(query, str)
@@ -269,11 +267,11 @@ class _Sample:
             f"sampled rows have other propensities than the model gives{besides}",
             f"no sampled row could be judged{besides}",
         )
-        yield (
-            found
-            if self.rows or not left
-            else Check(found.name, "failed", left, left, found.message)
-        )
+        if found.outcome != "failed" and left > self.rows:
+            found = Check(found.name, "failed", self.rows + left, left, found.message)
+        elif found.outcome == "passed" and left > 0.05 * self.rows:
+            found = Check(found.name, "warning", self.rows + left, left, found.message)
+        yield found
         yield self._drawn.check(
             "seeds draw",
             "sampled rows are drawn again by their seed",

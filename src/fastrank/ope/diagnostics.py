@@ -46,6 +46,8 @@ class Thresholds:
         Largest probability of rankings that the logging policy could not show.
     malformed : float
         Largest share of rows that had to be set aside as malformed.
+    set_aside : float
+        Largest share of rows left out for want of rewards, users or propensities.
     clusters : int
         Least groups of users that an interval is made from.
     """
@@ -56,6 +58,7 @@ class Thresholds:
     mean_weight: float = 0.05
     uncovered: float = 0.01
     malformed: float = 0.001
+    set_aside: float = 0.05
     clusters: int = 30
 
     def __post_init__(self) -> None:

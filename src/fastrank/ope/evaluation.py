@@ -224,23 +224,25 @@ def evaluate(
 
     Notes
     -----
-    Memory is bounded by a batch and, for each stratum and policy, some hundred kilobytes. Each row
+    Memory is bounded by a batch and, for each stratum and policy, about a megabyte. Each row
     costs one scan of the catalog for its scores and one pass over them for each policy.
     """
     labels = [policy.label for policy in policies]
     thresholds = thresholds or Thresholds()
     catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
-    every_place = places is None
-    if places is None:
-        places = max(1, log.survey()[1])
-    elif type(places) is not int or places < 1:
+    asked = places
+    if asked is not None and (type(asked) is not int or asked < 1):
         raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
+    longest = max(1, log.survey()[1])
+    places = longest if asked is None else min(asked, longest)
     if estimators is None:
         estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]
     lead = lead or ("snrips" if places > 1 else "snips")
+    if reward_range is not None and not -np.inf < reward_range[0] < reward_range[1] < np.inf:
+        raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
     _check(labels, estimators, lead, reference, level)
     names = [*dict.fromkeys(["avg", *estimators, lead])]
-    optional = Optional(names, policies, logging, places, reward_model)
+    optional = Optional(names, policies, logging, places, reward_model, restrict_to_logged_catalog)
     strata: dict[int, _StratumSums] = {}
     set_aside: Counter[str] = Counter()
     rows, span = 0, _Span()
@@ -275,12 +277,13 @@ def evaluate(
             sums = strata.get(index)
             if sums is None:
                 sums = strata[index] = _StratumSums(
-                    log.strata[index], labels, names, places, clip, every_place
+                    log.strata[index], labels, names, places, clip, asked
                 )
             sums.update(batch, rows_of_it, policies, judged, optional, cluster)
         if advance is not None:
             advance(rows)
-    found = [*reasons, *_log_reasons(log, thresholds)]
+    _check_set_aside(set_aside, rows, thresholds, found := [*reasons])
+    found += _log_reasons(log, thresholds)
     return _Summary(
         [strata[index] for index in sorted(strata)],
         policies, names, lead, reference, cluster, level, thresholds, reward_range, found,
@@ -304,8 +307,24 @@ def _check(
         raise ValueError(f"level: must lie between 0 and 1, got {level!r}")
 
 
+def _check_set_aside(
+    set_aside: Mapping[str, int], rows: int, thresholds: Thresholds, found: list[str]
+) -> None:
+    """Rows that nobody chose to leave out may differ from those that stay."""
+    chosen = ("fallback", "caller_seed")
+    left = sum(count for reason, count in set_aside.items() if reason not in chosen)
+    wanted = rows - sum(set_aside.get(reason, 0) for reason in chosen)
+    if wanted and left > thresholds.set_aside * wanted:
+        found.append("set_aside")
+
+
 def _log_reasons(log: LogReader, thresholds: Thresholds) -> list[str]:
-    return ["malformed_rows"] if log.report.malformed_share > thresholds.malformed else []
+    found = []
+    if log.report.malformed_share > thresholds.malformed:
+        found.append("malformed_rows")
+    if log.report.files_set_aside:
+        found.append("unreadable_files")
+    return found
 
 
 class _Span:
@@ -337,10 +356,10 @@ class _StratumSums:
         names: Sequence[str],
         places: int,
         clip: float,
-        every_place: bool,
+        asked: int | None,
     ) -> None:
         self.stratum = stratum
-        self._every_place = every_place
+        self._asked = asked or 0
         self.rows = 0
         self.fewer_places = 0
         self.uncovered = np.zeros(len(labels))
@@ -370,7 +389,7 @@ class _StratumSums:
             return array[:, :places]
 
         self.rows += len(which)
-        self.fewer_places += int(np.count_nonzero(rows(batch.k) < places))
+        self.fewer_places += int(np.count_nonzero(rows(batch.k) < self._asked))
         hashes = rows(batch.user_hash) if cluster else rows(batch.request_hash)[:, 0]
         logged, rewards = matrix(batch.log_propensities), matrix(batch.rewards)
         for p, each in enumerate(judged):
@@ -398,7 +417,7 @@ class _StratumSums:
             found.append("uncovered")
         if self.support_unknown[p]:
             found.append("uncovered_unknown")
-        if self.fewer_places and not self._every_place:
+        if self.fewer_places:
             found.append("more_places")
         return found
 

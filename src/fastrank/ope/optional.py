@@ -23,8 +23,10 @@ from fastrank.ope.estimators import ESTIMATORS
 from fastrank.ope.propensities import (
     ByModel,
     EvaluationPolicy,
+    Newer,
     Queries,
     Query,
+    Writers,
     catalog_of,
     logging_policy,
     shown,
@@ -54,6 +56,8 @@ class Optional:
         What wrote the log.
     places : int
     reward_model : callable, optional
+    restrict : bool
+        Whether evaluation policies are held to the logged catalog.
 
     Raises
     ------
@@ -68,8 +72,11 @@ class Optional:
         logging: Sequence[Model | Catalog],
         places: int,
         reward_model: RewardModel | None,
+        restrict: bool = False,
     ) -> None:
-        self._logging = {catalog_of(model).version: model for model in logging}
+        self._restrict = restrict
+        self._catalogs = {catalog_of(each).version: catalog_of(each) for each in logging}
+        self._writers = Writers(logging)
         self._places = places
         self._reward_model = reward_model
         self._wanted = {need for name in names for need in ESTIMATORS[name].needs}
@@ -88,10 +95,10 @@ class Optional:
             return  # with one place they are the propensities and their ratio
         by_model = isinstance(policy, ByModel)
         if need in _MARGINALS or need == "slate_weights":
-            if not by_model or not self._logging:
+            if not by_model or not self._writers.models:
                 refuse("wants a policy on a model, and the model that wrote the log")
             assert isinstance(policy, ByModel)
-            sizes = [len(catalog_of(each)) for each in (policy.model, *self._logging.values())]
+            sizes = [len(catalog_of(each)) for each in (policy.model, *self._writers.models)]
             if need in _MARGINALS and max(sizes) > MAX_ITEMS:
                 refuse(f"takes at most {MAX_ITEMS} items, got {max(sizes)}")
         elif need.startswith("cascade"):
@@ -149,8 +156,10 @@ class Optional:
             name: np.zeros(len(rows) if name in ("q_direct", "slate_weights") else shape)
             for name in wanted
         }
-        catalog, asked = catalog_of(policy.model), Queries(policy.model, batch)
-        logged = {version: Queries(model, batch) for version, model in self._logging.items()}
+        catalog = catalog_of(policy.model)
+        barred = Newer(catalog, self._catalogs) if self._restrict else None
+        asked = Queries(policy.model, batch, barred=barred)
+        logged = self._writers.queries(batch)
         for j, i in enumerate(rows.tolist()):
             query = asked.row(i)
             assert isinstance(query, Query)  # rows that cannot be judged are left out before
@@ -173,19 +182,19 @@ class Optional:
         batch: LogBatch,
         i: int,
         items: npt.NDArray[Any],
-        asked: Mapping[str, Queries],
+        asked: Sequence[Queries],
         catalog: Catalog,
         query: Query,
         chosen: Policy,
     ) -> None:
-        model = self._logging.get(batch.value("catalog_version", i))
+        writer = self._writers.of(batch, i)
         policy = logging_policy(batch, i)
-        if model is None or policy is None:
+        if writer is None or policy is None:
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: its model is not among those"
                 " given, and iips and pi want the logging policy's law"
             )
-        logged_query = asked[batch.value("catalog_version", i)].row(i)
+        logged_query = asked[writer].row(i)
         if isinstance(logged_query, str):
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: {logged_query}:"
@@ -193,7 +202,7 @@ class Optional:
             )
         m, places = len(items), self._places  # what stands below does not matter
         at = np.arange(m)
-        logging = catalog_of(model)
+        logging = catalog_of(self._writers.models[writer])
         if "marginals_logged" in result:
             result["marginals_logged"][j, :m] = self._marginals(
                 logging, logged_query, policy, items, places

@@ -20,8 +20,10 @@ __all__ = [
     "EvaluationPolicy",
     "FromColumn",
     "Judged",
+    "Newer",
     "Queries",
     "Query",
+    "Writers",
     "catalog_of",
     "judge",
     "logging_policy",
@@ -34,6 +36,7 @@ Ids: TypeAlias = npt.NDArray[Any]
 
 # A place shown with a probability within this of 1 could not have shown anything else.
 _CERTAIN = -1e-12
+_BIASES = 1 << 22  # of all rows that are judged together: 16 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,30 @@ def catalog_of(model: Model | Catalog) -> Catalog:
     return model.catalog if isinstance(model, Model) else model
 
 
+class Writers:
+    """The models that wrote a log, by the versions that its rows name."""
+
+    def __init__(self, models: Sequence[Model | Catalog]) -> None:
+        self.models = list(models)
+        self._by_model = {
+            each.version: j for j, each in enumerate(models) if isinstance(each, Model)
+        }
+        self._by_catalog: dict[str, int] = {}
+        for j, each in enumerate(models):
+            self._by_catalog.setdefault(catalog_of(each).version, j)
+
+    def of(self, batch: LogBatch, i: int) -> int | None:
+        """Number of the model of row i, by its users where it names them; None: not among them."""
+        found = self._by_model.get(batch.value("model_version", i))
+        if found is None:
+            found = self._by_catalog.get(batch.value("catalog_version", i))
+        return found
+
+    def queries(self, batch: LogBatch) -> list[Queries]:
+        """What each of them ranked by."""
+        return [Queries(model, batch, as_logged=True) for model in self.models]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """What a model needs to rank for one logged row.
@@ -151,11 +178,22 @@ class Query:
 class Queries:
     """What a model ranks by for the rows of a batch.
 
-    The logged query speaks for the catalog it was logged for; another model looks its own user up.
+    A logged query speaks for the model that logged it: another one, if only of users' vectors,
+    looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
+    the items that the model must not show where it is held to the logged catalog.
     """
 
-    def __init__(self, model: Model | Catalog, batch: LogBatch) -> None:
+    def __init__(
+        self,
+        model: Model | Catalog,
+        batch: LogBatch,
+        *,
+        as_logged: bool = False,
+        barred: Newer | None = None,
+    ) -> None:
         self._model = model
+        self._as_logged = as_logged
+        self._barred = barred
         self._batch = batch
         self._catalog = catalog_of(model)
         self._positions: npt.NDArray[np.int64] | None = None
@@ -171,7 +209,7 @@ class Queries:
         if isinstance(model, Model) and self._positions is not None and self._positions[i] >= 0:
             position = int(self._positions[i])
             vector, temperature = model.user_vectors[position], model.temperature_at(position)
-        if own and batch.has_query[i]:
+        if own and batch.has_query[i] and (vector is None or self._logged_by_it(i)):
             vector = batch.query(i)
         if vector is None:
             return "unknown_user" if isinstance(model, Model) else "no_query"
@@ -180,7 +218,18 @@ class Queries:
         bias = batch.bias(i)
         if bias is not None and not own:
             return "bias_of_another_catalog"
-        return Query(vector, batch.exclude(i), batch.allow(i), bias, temperature)
+        exclude = batch.exclude(i)
+        if self._barred is not None:
+            new = self._barred.items(batch.value("catalog_version", i))
+            if new is not None and len(new):
+                exclude = new if exclude is None else np.concatenate([exclude, new])
+        return Query(vector, exclude, batch.allow(i), bias, temperature)
+
+    def _logged_by_it(self, i: int) -> bool:
+        version = self._batch.value("model_version", i)
+        return self._as_logged or (
+            isinstance(self._model, Model) and version == self._model.version
+        )
 
 
 def logging_policy(batch: LogBatch, i: int) -> Policy | None:
@@ -307,51 +356,53 @@ def _by_model(
     support_unknown = _has_candidates(batch)
     rows: list[int] = []
     queries: list[Query] = []
-    newer, asked = _Newer(catalog, logging), Queries(model, batch)
+    newer = Newer(catalog, logging)
+    asked = Queries(model, batch, barred=newer if restrict else None)
     drawn: list[int] = []  # rows in which the policy could show what the logging catalog lacked
-    excludes: list[Ids | None] = []
     for i in wanted.tolist():
         query = asked.row(i)
         if isinstance(query, str):
             unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
             continue
-        exclude = query.exclude
         new = newer.items(batch.value("catalog_version", i))
         if new is None:
             support_unknown[i] = True
-        elif len(new) and restrict:
-            exclude = new if exclude is None else np.concatenate([exclude, new])
-        elif len(new):
+        elif len(new) and not restrict:
             drawn.append(len(rows))
         rows.append(i)
         queries.append(query)
-        excludes.append(exclude)
     index = np.array(rows, np.int64)
     values = np.zeros((len(policies), n, places))
     uncovered = np.zeros((len(policies), n))
     if rows:
-        order = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
+        by_query = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
         of_rows = [[query.policy(policy) for query in queries] for policy in policies]
-        found = catalog.log_propensities_batch(
-            np.stack([queries[j].vector for j in order]),
-            [shown(batch, rows[j]) for j in order],
-            policies=[[per_row[j] for j in order] for per_row in of_rows],
-            exclude=[excludes[j] for j in order],
-            allow=[queries[j].allow for j in order],
-            bias=_stacked([queries[j].bias for j in order], len(catalog)),
-        )
-        width = found.shape[2]
-        values[:, index[order], :width] = np.where(np.isnan(found), 0.0, found)
+        biased = any(query.bias is not None for query in queries)
+        part = max(1, _BIASES // len(catalog)) if biased else len(rows)
+        for first in range(0, len(rows), part):
+            order = by_query[first : first + part]
+            found = catalog.log_propensities_batch(
+                np.stack([queries[j].vector for j in order]),
+                [shown(batch, rows[j]) for j in order],
+                policies=[[per_row[j] for j in order] for per_row in of_rows],
+                exclude=[queries[j].exclude for j in order],
+                allow=[queries[j].allow for j in order],
+                bias=_stacked([queries[j].bias for j in order], len(catalog)),
+            )
+            width = found.shape[2]
+            values[:, index[order], :width] = np.where(np.isnan(found), 0.0, found)
         for p, per_row in enumerate(of_rows):
             uncovered[p] = certain_mass(batch.log_propensities, values[p])
             for j in drawn:
                 i, query = rows[j], queries[j]
+                if uncovered[p, i] > 0.0:  # of a certain place: these items are in it
+                    continue
                 ranking = catalog.rank(
                     query.vector,
                     int(batch.k[i]),
                     policy=per_row[j],
                     seed=int(batch.request_hash[i, 0]),
-                    exclude=excludes[j],
+                    exclude=query.exclude,
                     allow=query.allow,
                     bias=query.bias,
                 )
@@ -370,7 +421,7 @@ def _stacked(
     return np.stack([nothing if bias is None else bias for bias in listed])
 
 
-class _Newer:
+class Newer:
     """Items that a catalog has and the one that a row was logged from had not."""
 
     def __init__(self, catalog: Catalog, logging: Mapping[str, Catalog]) -> None:

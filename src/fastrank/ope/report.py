@@ -197,6 +197,8 @@ def _decision(policy: PolicyResult) -> str:
     difference = policy.differences[policy.lead]
     if difference.status != "ok" or difference.interval is None:
         return "apart"
+    if _equal(difference, policy.estimates[policy.lead]):
+        return "unseen"
     low, high = difference.interval
     return "more" if low > 0.0 else "less" if high < 0.0 else "unseen"
 

@@ -31,6 +31,8 @@ REASONS: Mapping[str, str] = {
     "no_overlap": "no logged ranking could have come from the evaluation policy",
     "more_places": "the evaluation policy shows more places than the log has",
     "malformed_rows": "too many rows of the log are malformed",
+    "unreadable_files": "files of the log cannot be read",
+    "set_aside": "too many rows had to be left out, and may differ from those that stayed",
     "reward_ess": "too few rewarded rows carry the estimate",
     "max_weight_share": "one row carries too much of the weight",
     "heaviest_share": "the heaviest 1 % of rows carry too much of the weight",
@@ -263,7 +265,7 @@ def worst(reasons: list[str] | tuple[str, ...]) -> Status:
         raise ValueError(f"reasons: expected one of {', '.join(REASONS)}; got {unknown[0]!r}")
     if any(reason in _UNSUPPORTED for reason in reasons):
         return "unsupported"
-    if "malformed_rows" in reasons:
+    if "malformed_rows" in reasons or "unreadable_files" in reasons:
         return "malformed_log"
     return "low_overlap" if reasons else "ok"
 

@@ -72,7 +72,7 @@ def _said(
             f"{earns}. A comparison with {reference} cannot be relied on:"
             f" {'; '.join(REASONS[reason] for reason in difference.reasons)}."
         )
-    if max(abs(low), abs(high)) <= 1e-9 * abs(estimate.value or 0.0):
+    if max(abs(low), abs(high)) <= 1e-6 * abs(estimate.value or 0.0):
         return f"{earns}, the same as {reference}."
     between = f"{100 * difference.level:.4g} % interval: {_signed(low)} to {_signed(high)}"
     if low > 0.0 or high < 0.0:

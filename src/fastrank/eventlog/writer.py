@@ -71,7 +71,10 @@ class _Waiting(NamedTuple):
 
 
 class LogWriter:
-    """Appends rankings to a log directory; safe to use from many threads, and after a fork.
+    """Appends rankings to a log directory; safe to use from many threads.
+
+    Open it after a fork, not before: a forked child gets a writer of its own, with rows of its own,
+    but its first use of pyarrow's threads has been seen to hang on a busy machine.
 
     Parameters
     ----------

@@ -901,3 +901,24 @@ def test_the_report_of_a_written_log_is_clean(ranking: Ranking, tmp_path: Path) 
         log.append(ranking, k=5)
     report = drain(tmp_path)[1].report.to_dict()
     assert json.loads(json.dumps(report))["rows_set_aside"] == 0
+
+
+class TestFork:
+    def test_a_child_does_not_keep_the_dead_parents_segment_locked(self, tmp_path: Path) -> None:
+        code = """
+        log = LogWriter(sys.argv[1])
+        log.append(rank(0), k=5)
+        log.flush()
+        if os.fork() == 0:
+            os.close(1)
+            time.sleep(10)
+            os._exit(0)
+        print(os.getpid(), flush=True)
+        os.kill(os.getpid(), 9)
+        """
+        process = start(tmp_path, code)
+        # The child lives on, and has the parent's output closed.
+        finish(process)
+        LogWriter(tmp_path).close()
+        assert segments(tmp_path, ".arrow") == []
+        assert len(drain(tmp_path)[0]) == 1

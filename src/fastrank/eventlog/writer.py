@@ -74,7 +74,7 @@ class LogWriter:
     """Appends rankings to a log directory; safe to use from many threads.
 
     Open it after a fork, not before: a forked child gets a writer of its own, with rows of its own,
-    but its first use of pyarrow's threads has been seen to hang on a busy machine.
+    but one has been seen to hang on a busy machine, for a reason that is not known.
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ from .timing import Call
 from .workloads import CODED_FROM, Vectors, Workload, require_storage
 
 __all__ = [
+    "ARITHMETIC",
     "BATCHED",
     "CODED",
     "FAISS",
@@ -45,6 +46,7 @@ __all__ = [
     "log_propensities",
     "make",
     "make_batch",
+    "multiply_in_threads",
     "own_policy",
     "present",
     "read_in_threads",
@@ -86,6 +88,8 @@ NUMPY = ["numpy choice", "numpy gumbel"]
 JAX = ["jax top k", "jax gumbel"]
 # The floors: as many bytes as the vectors have in a storage, read and nothing else.
 READS = ["read", "read int8"]
+# And arithmetic that never leaves the caches.
+ARITHMETIC = "arithmetic"
 TEXTBOOK = [
     "textbook deterministic",
     "textbook softmax",
@@ -354,14 +358,35 @@ def read_in_threads(workload: Workload, storage: str, threads: int, passes: int 
     GIL released meanwhile.
     """
     parts = np.array_split(_bytes_of(workload, storage), threads)
-    cores = iter(sorted(os.sched_getaffinity(0)))
-    pool = ThreadPoolExecutor(threads, initializer=lambda: os.sched_setaffinity(0, {next(cores)}))
+    pool = _on_own_cores(threads)
 
     def read(part: Vectors) -> None:
         for _ in range(passes):
             np.dot(part, part)
 
     return lambda: list(pool.map(read, parts))
+
+
+def multiply_in_threads(threads: int, products: int = 600) -> Call:
+    """Products of matrices that stay in a core's own cache: what arithmetic two cores have.
+
+    They share nothing but heat and power, and what else runs on the host: a cloud's two cores are
+    not twice one core all the time.
+    """
+    sides = np.random.default_rng(0).standard_normal((2, 192, 192), dtype=np.float32)
+    pool = _on_own_cores(threads)
+
+    def multiply(times: int) -> None:
+        product = np.empty_like(sides[0])
+        for _ in range(times):
+            np.dot(sides[0], sides[1], out=product)
+
+    return lambda: list(pool.map(multiply, [products // threads] * threads))
+
+
+def _on_own_cores(threads: int) -> ThreadPoolExecutor:
+    cores = iter(sorted(os.sched_getaffinity(0)))
+    return ThreadPoolExecutor(threads, initializer=lambda: os.sched_setaffinity(0, {next(cores)}))
 
 
 def _bytes_of(workload: Workload, storage: str) -> Vectors:

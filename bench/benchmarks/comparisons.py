@@ -90,7 +90,9 @@ def threads(
     contenders = {}
     for amount in (1, 2):
         for name in names:
-            if name in calls.READS:
+            if name == calls.ARITHMETIC:
+                call = calls.multiply_in_threads(amount)
+            elif name in calls.READS:
                 call = calls.read_in_threads(workload, calls.storage_of(name), amount)
             elif users == 1:
                 call = calls.make(name, workload, threads=amount)

@@ -114,23 +114,26 @@ def by_users(n: int, users: int, seconds: float, names: Sequence[str]) -> Values
 
 
 def two_threads(n: int, users: int, seconds: float) -> Values:
-    """How many times as fast two threads are as one, and which share of what memory allows.
+    """How many times as fast two threads are as one, and which share of what the machine allows.
 
-    Memory allows two cores at most twice what one reads, and less where one takes most of it.
+    A ranking waits for memory, which allows two cores at most twice what one reads, and less where
+    one takes most of it. A batch computes: two cores of a shared host may not be twice one.
     """
     where = f"{n}, two threads" if users == 1 else f"{n}, batch {users}, two threads"
     names = calls.present(["gumbel", "int8 gumbel"], threads=2)
     if not names:
         return {}
-    timings = comparisons.threads(synthetic(n), [*names, *calls.READS], users, seconds)
+    floors = calls.READS if users == 1 else [calls.ARITHMETIC]
+    timings = comparisons.threads(synthetic(n), [*names, *floors], users, seconds)
     values = {
         f"{where}: speed-up of {name}": timings.ratio(f"{name}, 1", f"{name}, 2")
-        for name in [*names, *calls.READS]
+        for name in [*names, *floors]
     }
     for name in names:
-        floor = "read int8" if calls.storage_of(name) == "int8" else "read"
+        floor = floors[-1] if calls.storage_of(name) == "int8" else floors[0]
         allowed = min(2.0, values[f"{where}: speed-up of {floor}"])
-        values[f"{where}: {name} of what memory allows"] = (
+        limit = "memory" if users == 1 else floor
+        values[f"{where}: {name} of what {limit} allows"] = (
             values[f"{where}: speed-up of {name}"] / allowed
         )
     return values

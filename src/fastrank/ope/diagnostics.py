@@ -17,6 +17,7 @@ __all__ = [
     "Thresholds",
     "Weights",
     "cluster_error",
+    "effective_clusters",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -48,8 +49,10 @@ class Thresholds:
         Largest share of rows that had to be set aside as malformed.
     set_aside : float
         Largest share of rows left out for want of rewards, users or propensities.
-    clusters : int
-        Least groups of users that an interval is made from.
+    clipped : float
+        Largest share of the weighted reward that clipped-ips may cut off.
+    clusters : float
+        Least effective number of users (`effective_clusters`) that an interval is made from.
     """
 
     reward_ess: float = 200.0
@@ -59,7 +62,8 @@ class Thresholds:
     uncovered: float = 0.01
     malformed: float = 0.001
     set_aside: float = 0.05
-    clusters: int = 30
+    clipped: float = 0.05
+    clusters: float = 30.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -235,6 +239,15 @@ _ADDED = (
     "histogram_counts",
     "histogram_sums",
 )
+
+
+def effective_clusters(counts: npt.NDArray[np.int64]) -> float:
+    """``(sum n_g)^2 / sum n_g^2``: so many groups of equal size would say as much (Kish 1965).
+
+    A few users with most of the rows are few users, however many others there are.
+    """
+    squares = float(np.square(counts, dtype=np.float64).sum())
+    return float(counts.sum()) ** 2 / squares if squares else 0.0
 
 
 def cluster_error(influence: Array, counts: npt.NDArray[np.int64]) -> float | None:

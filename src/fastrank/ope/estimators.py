@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
-from fastrank.ope.diagnostics import Weights
+from fastrank.ope.diagnostics import Thresholds, Weights
 
 __all__ = [
     "ESTIMATORS",
@@ -42,6 +42,7 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
+_SAME = 1e-6  # of log-weights: policies no farther apart are one
 _MOST_PRODUCTS = 256  # summands, beyond which their products would cost more than all else
 
 
@@ -131,9 +132,13 @@ class Estimator:
         raise NotImplementedError
 
     @property
-    def influence(self) -> Array:
-        """What each group of users adds to the error of the estimate, (GROUPS,); sums to 0."""
-        return np.asarray(self.sums @ self.gradient(self.sums.sum(axis=0)))
+    def without_each(self) -> Array:
+        """The estimates without one of the groups, (groups that have rows,)."""
+        return self.value(self.sums.sum(axis=0) - self.sums[self.counts > 0])
+
+    def doubts(self, thresholds: Thresholds) -> list[str]:
+        """Reasons not to take it for the policy's value that are of this estimator's own kind."""
+        return []
 
     def _width(self) -> int:
         return 2
@@ -190,6 +195,21 @@ class Avg(_Mean):
     name = "avg"
     assumes = "nothing: it is the logging policy's own value"
     needs_support = False
+
+    def __init__(self, places: int, clip: float = 20.0) -> None:
+        super().__init__(places, clip)
+        self._same = True  # both policies are one
+
+    def update(self, batch: Batch) -> None:
+        super().update(batch)
+        self._same = self._same and not (np.abs(batch.log_weights) > _SAME).any()
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self._same = self._same and other._same
+
+    def doubts(self, thresholds: Thresholds) -> list[str]:
+        return [] if self._same else ["logging_value"]
 
     def _values(self, batch: Batch) -> Array:
         return batch.earned
@@ -332,6 +352,31 @@ class ClippedIps(_Mean):
     name = "clipped-ips"
     assumes = "that what is cut off is small; its bias is not in the interval"
 
+    def __init__(self, places: int, clip: float = 20.0) -> None:
+        super().__init__(places, clip)
+        self._kept = self._cut = 0.0  # weighted rewards, without their signs
+
+    def update(self, batch: Batch) -> None:
+        super().update(batch)
+        earned = np.abs(batch.earned)
+        kept = np.minimum(batch.weights, self.clip)
+        self._kept += float(kept @ earned)
+        self._cut += float((batch.weights - kept) @ earned)
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self._kept += other._kept
+        self._cut += other._cut
+
+    @property
+    def cut_off(self) -> float:
+        """Share of the weighted reward that is cut off: its relative bias, for rewards >= 0."""
+        whole = self._kept + self._cut
+        return self._cut / whole if whole > 0.0 else 0.0
+
+    def doubts(self, thresholds: Thresholds) -> list[str]:
+        return ["clipped"] if self.cut_off > thresholds.clipped else []
+
     def _values(self, batch: Batch) -> Array:
         return np.minimum(batch.weights, self.clip) * batch.earned
 
@@ -386,6 +431,10 @@ class Replay(_Ratio):
                 logs[there], weights[there], contributions[there], batch.groups[there]
             )
 
+    def doubts(self, thresholds: Thresholds) -> list[str]:
+        found = [] if self.matches else ["no_overlap"]
+        return found if self.constant_match else [*found, "match_not_constant"]
+
     @property
     def constant_match(self) -> bool:
         """Whether every logged ranking had the same propensity, among as many items."""
@@ -420,6 +469,9 @@ class Dm(_Mean):
     name = "dm"
     needs = ("q_direct",)
     assumes = "that the reward model is right"
+
+    def doubts(self, thresholds: Thresholds) -> list[str]:
+        return ["reward_model_alone"]
 
     def _values(self, batch: Batch) -> Array:
         assert batch.q_direct is not None

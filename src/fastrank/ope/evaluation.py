@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +25,7 @@ from fastrank.ope.propensities import (
     catalog_of,
     judge,
 )
-from fastrank.ope.results import Difference, Estimate, Status, difference, estimate
+from fastrank.ope.results import Difference, Estimate, Status, difference, estimate, worst
 from fastrank.ope.verdict import verdict
 
 __all__ = ["DEFAULT_ESTIMATORS", "Evaluation", "PolicyResult", "StratumResult", "evaluate"]
@@ -73,7 +73,7 @@ class PolicyResult:
     Attributes
     ----------
     label, description : str
-    status : {"ok", "low_overlap", "malformed_log", "unsupported"}
+    status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
         Of the leading estimator.
     reasons : tuple of str
     verdict : str
@@ -124,6 +124,10 @@ class Evaluation:
         k.
     rows, rows_used : int
         Valid rows read, and rows that estimates rest on.
+    rows_without_user : int
+        Of those used: each is taken as a user of its own.
+    logged : Estimate
+        What the logging policy earned, on all rows used.
     span : (str, str) or None
         When the first and the last valid row were served, ISO 8601, UTC; None without rows.
     set_aside : dict of str to int
@@ -142,6 +146,8 @@ class Evaluation:
     places: int
     rows: int
     rows_used: int
+    rows_without_user: int
+    logged: Estimate
     span: tuple[str, str] | None
     set_aside: Mapping[str, int]
     log: Mapping[str, Any]
@@ -169,6 +175,7 @@ def evaluate(
     include_fallback: bool = False,
     include_caller_seeds: bool = False,
     restrict_to_logged_catalog: bool = False,
+    keep_candidates: bool = False,
     reasons: Sequence[str] = (),
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -208,6 +215,10 @@ def evaluate(
         Use rows that are left out by default.
     restrict_to_logged_catalog : bool
         Evaluate policies that never show what the logged catalog had not.
+    keep_candidates : bool
+        Where only candidates were ranked (`candidate_set_id`), evaluate policies that rank the
+        same candidates, which the row's allow list holds. By default they rank everything, and what
+        they show that was no candidate is uncovered.
     reasons : sequence of str
         What is known against the log: keys of `REASONS`, ``"audit_failed"`` for one.
     advance : callable, optional
@@ -245,7 +256,7 @@ def evaluate(
     optional = Optional(names, policies, logging, places, reward_model, restrict_to_logged_catalog)
     strata: dict[int, _StratumSums] = {}
     set_aside: Counter[str] = Counter()
-    rows, span = 0, _Span()
+    rows, without_user, span = 0, 0, _Span()
     for batch in log:
         rows += len(batch)
         span.update(batch)
@@ -268,10 +279,12 @@ def evaluate(
             np.flatnonzero(used),
             logging=catalogs,
             restrict=restrict_to_logged_catalog,
+            keep_candidates=keep_candidates,
         )
         for each in judged:
             for reason, which in each.unknown.items():
                 leave(reason, which)
+        without_user += int(np.count_nonzero(used & ~batch.is_given("user_id")))
         for index in np.unique(batch.stratum[used]).tolist():
             rows_of_it = np.flatnonzero(used & (batch.stratum == index))
             sums = strata.get(index)
@@ -284,10 +297,15 @@ def evaluate(
             advance(rows)
     _check_set_aside(set_aside, rows, thresholds, found := [*reasons])
     found += _log_reasons(log, thresholds)
-    return _Summary(
+    unit = "a ranking"
+    if places < longest:
+        unit = "by the first place" if places == 1 else f"by the first {places} places"
+    summary = _Summary(
         [strata[index] for index in sorted(strata)],
-        policies, names, lead, reference, cluster, level, thresholds, reward_range, found,
-    ).evaluation(places, rows, span.result(), dict(set_aside), log.report.to_dict())  # fmt: skip
+        policies, names, lead, reference, cluster, level, thresholds, reward_range, found, unit,
+    )  # fmt: skip
+    counts = rows, without_user
+    return summary.evaluation(places, counts, span.result(), dict(set_aside), log.report.to_dict())
 
 
 def _check(
@@ -362,7 +380,7 @@ class _StratumSums:
         self._asked = asked or 0
         self.rows = 0
         self.fewer_places = 0
-        self.uncovered = np.zeros(len(labels))
+        self.certain, self.outside = np.zeros((2, len(labels)))
         self.support_unknown = np.zeros(len(labels), np.int64)
         self.estimators = [{name: ESTIMATORS[name](places, clip) for name in names} for _ in labels]
         self._places = places
@@ -394,7 +412,8 @@ class _StratumSums:
         logged, rewards = matrix(batch.log_propensities), matrix(batch.rewards)
         for p, each in enumerate(judged):
             evaluated = matrix(each.log_propensities)
-            self.uncovered[p] += rows(each.uncovered).sum()
+            self.certain[p] += rows(each.certain).sum()
+            self.outside[p] += rows(each.outside).sum()
             self.support_unknown[p] += np.count_nonzero(rows(each.support_unknown))
             arrays = optional.arrays(policies[p], batch, which, logged, evaluated)
             prepared = Batch(
@@ -410,17 +429,6 @@ class _StratumSums:
             for estimator in self.estimators[p].values():
                 estimator.update(prepared)
 
-    def reasons(self, p: int, thresholds: Thresholds) -> list[str]:
-        """Why these rows cannot say anything about a policy."""
-        found = []
-        if self.rows and self.uncovered[p] / self.rows > thresholds.uncovered:
-            found.append("uncovered")
-        if self.support_unknown[p]:
-            found.append("uncovered_unknown")
-        if self.fewer_places:
-            found.append("more_places")
-        return found
-
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
@@ -434,6 +442,7 @@ class _Summary:
     thresholds: Thresholds
     reward_range: tuple[float, float] | None
     reasons: Sequence[str]
+    unit: str
 
     @property
     def difference_level(self) -> float:
@@ -444,7 +453,7 @@ class _Summary:
     def evaluation(
         self,
         places: int,
-        rows: int,
+        counts: tuple[int, int],
         span: tuple[str, str] | None,
         set_aside: dict[str, int],
         log: dict[str, Any],
@@ -459,8 +468,10 @@ class _Summary:
             clustered=self.cluster,
             thresholds=self.thresholds,
             places=places,
-            rows=rows,
+            rows=counts[0],
             rows_used=used,
+            rows_without_user=counts[1],
+            logged=self._logged(),
             span=span,
             set_aside={reason: count for reason, count in set_aside.items() if count},
             log=log,
@@ -479,12 +490,39 @@ class _Summary:
             bootstrap=bootstrap,
         )
 
+    def _logged(self) -> Estimate:
+        found = self._estimate(self._merged(self.strata, 0, "avg"), self.reasons)
+        reasons = tuple(reason for reason in found.reasons if reason != "logging_value")
+        return replace(found, status=worst(reasons), reasons=reasons)
+
+    def _uncovered(self, each: _StratumSums, p: int) -> float:
+        """A policy's probability of what the logging policy of a stratum could not show.
+
+        What could not be shown for want of items is the same for all policies that ranked one
+        catalog, and known by draws, of which a small stratum has too few.
+        """
+        version = each.stratum.catalog_version
+        alike = [other for other in self.strata if other.stratum.catalog_version == version]
+        outside = sum(other.outside[p] for other in alike) / sum(other.rows for other in alike)
+        return float(each.certain[p] / each.rows + outside)
+
+    def _against(self, each: _StratumSums, p: int) -> list[str]:
+        """Why the rows of a stratum cannot say anything about a policy."""
+        found = []
+        if self._uncovered(each, p) > self.thresholds.uncovered:
+            found.append("uncovered")
+        if each.support_unknown[p]:
+            found.append("uncovered_unknown")
+        if each.fewer_places:
+            found.append("more_places")
+        return found
+
     def _supported(self, p: int) -> tuple[list[_StratumSums], list[str]]:
         """The strata that a policy can be evaluated on; what is against it if there are none."""
-        fine = [each for each in self.strata if not each.reasons(p, self.thresholds)]
+        fine = [each for each in self.strata if not self._against(each, p)]
         if fine or not self.strata:
             return fine, list(self.reasons)
-        against = [reason for each in self.strata for reason in each.reasons(p, self.thresholds)]
+        against = [reason for each in self.strata for reason in self._against(each, p)]
         return list(self.strata), [*self.reasons, *against]
 
     def _merged(self, strata: Sequence[_StratumSums], p: int, name: str) -> Estimator:
@@ -502,14 +540,13 @@ class _Summary:
             rows=each.rows,
             share=each.rows / used,
             uncovered={
-                policy.label: float(each.uncovered[p] / each.rows)
-                for p, policy in enumerate(self.policies)
+                policy.label: self._uncovered(each, p) for p, policy in enumerate(self.policies)
             },
             estimates={
                 policy.label: {
                     name: self._estimate(
                         each.estimators[p][name],
-                        [*self.reasons, *each.reasons(p, self.thresholds)],
+                        [*self.reasons, *self._against(each, p)],
                         bootstrap=False,
                     )
                     for name in self.names
@@ -517,9 +554,7 @@ class _Summary:
                 for p, policy in enumerate(self.policies)
             },
             dropped=tuple(
-                policy.label
-                for p, policy in enumerate(self.policies)
-                if each.reasons(p, self.thresholds)
+                policy.label for p, policy in enumerate(self.policies) if self._against(each, p)
             ),
         )
 
@@ -535,7 +570,7 @@ class _Summary:
             if self.reference != LOGGING:
                 other_p = labels.index(self.reference)
                 for stratum in strata:
-                    against_both += stratum.reasons(other_p, self.thresholds)
+                    against_both += self._against(stratum, other_p)
             for name, each in merged.items():
                 if self.reference == LOGGING:
                     other = merged["avg"]
@@ -544,13 +579,15 @@ class _Summary:
                 differences[name] = difference(
                     each,
                     other,
+                    cluster=self.cluster,
                     level=self.difference_level,
                     thresholds=self.thresholds,
                     reasons=tuple(against_both),
                 )
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
-        uncovered = sum(each.uncovered[p] for each in self.strata) / total if total else 0.0
+        beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
+        uncovered = beyond / total if total else 0.0
         leading = estimates[self.lead]
         return PolicyResult(
             label=policy.label,
@@ -565,6 +602,7 @@ class _Summary:
                 "the logging policy" if self.reference == LOGGING else self.reference,
                 self.thresholds,
                 left_out=1.0 - rows / total if total else 0.0,
+                unit=self.unit,
             ),
             lead=self.lead,
             estimates=estimates,
@@ -581,8 +619,13 @@ def describe(policy: EvaluationPolicy) -> str:
         return f"log-propensities of column {policy.column}"
     if isinstance(policy, ByFunction):
         return "log-propensities of a function"
-    params = ", ".join(f"{name} {value:.6g}" for name, value in policy.policy.params.items())
-    return policy.policy.inference_type + (f", {params}" if params else "")
+    params = [f"{name} {value:.6g}" for name, value in policy.policy.params.items()]
+    return ", ".join([policy.policy.inference_type, *params, _named(policy.model)])
+
+
+def _named(model: Model | Catalog) -> str:
+    kind = "model" if isinstance(model, Model) else "catalog"
+    return f"{kind} {model.version[:12]}"
 
 
 def _histogram(merged: Mapping[str, Estimator]) -> list[tuple[float, int, float]]:

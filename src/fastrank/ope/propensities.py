@@ -108,15 +108,20 @@ class Judged:
         0 past a row's length.
     unknown : dict of str to ndarray of bool (n,)
         Rows that could not be judged, by the reason.
-    uncovered : ndarray of float64, shape (n,)
-        An unbiased guess at the policy's probability of what the logging policy could not show.
+    certain : ndarray of float64, shape (n,)
+        An unbiased guess at the policy's probability of leaving what the logging policy was certain
+        to show.
+    outside : ndarray of float64, shape (n,)
+        1 where a ranking drawn from the policy has an item that the logging policy could not show:
+        one that its catalog lacked, or that was no candidate. 0 where `certain` is not.
     support_unknown : ndarray of bool, shape (n,)
         Rows for which it is not known what the logging policy could show.
     """
 
     log_propensities: Array
     unknown: Mapping[str, Mask]
-    uncovered: Array
+    certain: Array
+    outside: Array
     support_unknown: Mask
 
 
@@ -180,7 +185,8 @@ class Queries:
 
     A logged query speaks for the model that logged it: another one, if only of users' vectors,
     looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
-    the items that the model must not show where it is held to the logged catalog.
+    the items that the model must not show where it is held to the logged catalog. Without
+    `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
     """
 
     def __init__(
@@ -190,7 +196,9 @@ class Queries:
         *,
         as_logged: bool = False,
         barred: Newer | None = None,
+        keep_candidates: bool = False,
     ) -> None:
+        self._has_candidates = _has_candidates(batch) & ~(as_logged or keep_candidates)
         self._model = model
         self._as_logged = as_logged
         self._barred = barred
@@ -223,7 +231,8 @@ class Queries:
             new = self._barred.items(batch.value("catalog_version", i))
             if new is not None and len(new):
                 exclude = new if exclude is None else np.concatenate([exclude, new])
-        return Query(vector, exclude, batch.allow(i), bias, temperature)
+        allow = None if self._has_candidates[i] else batch.allow(i)
+        return Query(vector, exclude, allow, bias, temperature)
 
     def _logged_by_it(self, i: int) -> bool:
         version = self._batch.value("model_version", i)
@@ -261,6 +270,7 @@ def judge(
     *,
     logging: Mapping[str, Catalog],
     restrict: bool = False,
+    keep_candidates: bool = False,
 ) -> list[Judged]:
     """Each policy's conditional log-propensities of the logged rankings.
 
@@ -275,6 +285,9 @@ def judge(
     restrict : bool
         Whether evaluation policies may only show items of the logged catalog. If not, what they
         show besides is uncovered.
+    keep_candidates : bool
+        Whether evaluation policies choose from the candidates that the logging policy saw. If not,
+        what they show besides is uncovered.
     """
     result: dict[int, Judged] = {}
     for model in {
@@ -286,18 +299,24 @@ def judge(
             if isinstance(each, ByModel) and each.model is model
         }
         judged = _by_model(
-            batch, model, [each.policy for each in own.values()], rows, logging, restrict
+            batch,
+            model,
+            [each.policy for each in own.values()],
+            rows,
+            logging,
+            restrict,
+            keep_candidates,
         )
         result.update(zip(own, judged, strict=True))
     for j, each in enumerate(policies):
         if isinstance(each, FromColumn):
-            result[j] = _given(batch, batch.columns[each.column], each.column)
+            result[j] = _given(batch, batch.columns[each.column], each.column, keep_candidates)
         elif isinstance(each, ByFunction):
-            result[j] = _given(batch, each.function(batch), each.label)
+            result[j] = _given(batch, each.function(batch), each.label, keep_candidates)
     return [result[j] for j in range(len(policies))]
 
 
-def _given(batch: LogBatch, values: npt.ArrayLike, name: str) -> Judged:
+def _given(batch: LogBatch, values: npt.ArrayLike, name: str, keep_candidates: bool) -> Judged:
     """Log-propensities that were handed in."""
     shape = batch.log_propensities.shape
     array = np.array(values, np.float64)
@@ -318,7 +337,8 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str) -> Judged:
         array,
         {"no_propensity": missing},
         certain_mass(batch.log_propensities, array),
-        _has_candidates(batch),
+        np.zeros(len(array)),
+        np.zeros(len(array), np.bool_) if keep_candidates else _has_candidates(batch),
     )
 
 
@@ -349,31 +369,42 @@ def _by_model(
     wanted: npt.NDArray[np.int64],
     logging: Mapping[str, Catalog],
     restrict: bool,
+    keep_candidates: bool,
 ) -> list[Judged]:
     catalog = catalog_of(model)
     n, places = batch.log_propensities.shape
     unknown: dict[str, Mask] = {}
-    support_unknown = _has_candidates(batch)
+    has_candidates = _has_candidates(batch)
+    support_unknown = np.zeros(n, np.bool_)
     rows: list[int] = []
     queries: list[Query] = []
     newer = Newer(catalog, logging)
-    asked = Queries(model, batch, barred=newer if restrict else None)
-    drawn: list[int] = []  # rows in which the policy could show what the logging catalog lacked
+    asked = Queries(
+        model, batch, barred=newer if restrict else None, keep_candidates=keep_candidates
+    )
+    drawn: list[int] = []  # rows in which it could show what the logging policy could not
+    candidates: dict[int, Ids] = {}
     for i in wanted.tolist():
         query = asked.row(i)
         if isinstance(query, str):
             unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
             continue
         new = newer.items(batch.value("catalog_version", i))
+        if has_candidates[i]:
+            given = batch.allow(i)
+            if given is None:
+                support_unknown[i] = True  # which they were was not logged
+            elif not keep_candidates:
+                candidates[i] = given
         if new is None:
             support_unknown[i] = True
-        elif len(new) and not restrict:
+        elif i in candidates or (len(new) and not restrict):
             drawn.append(len(rows))
         rows.append(i)
         queries.append(query)
     index = np.array(rows, np.int64)
     values = np.zeros((len(policies), n, places))
-    uncovered = np.zeros((len(policies), n))
+    certain, outside = np.zeros((2, len(policies), n))
     if rows:
         by_query = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
         of_rows = [[query.policy(policy) for query in queries] for policy in policies]
@@ -392,10 +423,10 @@ def _by_model(
             width = found.shape[2]
             values[:, index[order], :width] = np.where(np.isnan(found), 0.0, found)
         for p, per_row in enumerate(of_rows):
-            uncovered[p] = certain_mass(batch.log_propensities, values[p])
+            certain[p] = certain_mass(batch.log_propensities, values[p])
             for j in drawn:
                 i, query = rows[j], queries[j]
-                if uncovered[p, i] > 0.0:  # of a certain place: these items are in it
+                if certain[p, i] > 0.0:  # these items are in it
                     continue
                 ranking = catalog.rank(
                     query.vector,
@@ -406,9 +437,14 @@ def _by_model(
                     allow=query.allow,
                     bias=query.bias,
                 )
-                if newer.shows(batch.value("catalog_version", i), ranking.item_ids):
-                    uncovered[p, i] = 1.0
-    return [Judged(values[p], unknown, uncovered[p], support_unknown) for p in range(len(policies))]
+                items = ranking.item_ids
+                beyond = newer.shows(batch.value("catalog_version", i), items)
+                if beyond or not np.isin(items, candidates.get(i, items)).all():
+                    outside[p, i] = 1.0
+    return [
+        Judged(values[p], unknown, certain[p], outside[p], support_unknown)
+        for p in range(len(policies))
+    ]
 
 
 def _stacked(

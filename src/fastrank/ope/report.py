@@ -37,7 +37,16 @@ _SET_ASIDE: Mapping[str, str] = {
     "bias_of_another_catalog": "the bias is one of another catalog's items",
 }
 _STATUSES: Mapping[str, tuple[str, str]] = {
-    "ok": ("ok", "The log supports this number; its interval can be relied on."),
+    "ok": (
+        "ok",
+        "The log supports this number: its interval can be relied on as far as what the estimator"
+        " takes for granted holds.",
+    ),
+    "biased": (
+        "biased",
+        "The number is off by what no row of the log shows, and its interval does not know of that:"
+        " it is another policy's value, or a model's word, or too much of it was cut off.",
+    ),
     "low_overlap": (
         "low overlap",
         "Too few logged rankings are like those of the policy: the number hangs on a handful of"
@@ -142,8 +151,10 @@ def _view(section: Section) -> dict[str, Any]:
     evaluation = section.evaluation
     strata = sorted(evaluation.strata, key=lambda each: -each.rows)
     reference = "the logging policy" if evaluation.reference == LOGGING else evaluation.reference
+    logged = evaluation.logged
     return {
         "title": section.title,
+        "logged_earned": logged if logged.value is not None else None,
         "evaluation": evaluation,
         "audit": section.audit,
         "reference": reference,
@@ -222,6 +233,7 @@ def _policy(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
                 "why": [text for text in why[name] if text not in of_all],
             }
             for name, estimate in policy.estimates.items()
+            if name != "avg" or name == policy.lead or estimate.status == "ok"
         ],
         "z": _z(lead),
         "histogram": _histogram(policy),

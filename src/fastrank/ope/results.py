@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.ope.batch import GROUPS
-from fastrank.ope.diagnostics import Diagnostics, Thresholds, cluster_error
-from fastrank.ope.estimators import ClippedIps, Estimator, Replay
+from fastrank.ope.diagnostics import Diagnostics, Thresholds, effective_clusters
+from fastrank.ope.estimators import Avg, ClippedIps, Estimator, Replay
 
 __all__ = ["REASONS", "Difference", "Estimate", "Status", "difference", "estimate", "worst"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
-Status = Literal["ok", "low_overlap", "malformed_log", "unsupported"]
+Status = Literal["ok", "biased", "low_overlap", "malformed_log", "unsupported"]
 
 # What a status rests on, in words for people.
 REASONS: Mapping[str, str] = {
@@ -38,7 +38,10 @@ REASONS: Mapping[str, str] = {
     "heaviest_share": "the heaviest 1 % of rows carry too much of the weight",
     "mean_weight": "the mean weight is too far from 1",
     "match_not_constant": "a match is not equally likely for all rows, as replay wants",
-    "few_clusters": "too few users for an interval",
+    "few_clusters": "too few users, or a few users with most of the rows, for an interval",
+    "logging_value": "it is what the logging policy earned, and no estimate of another one",
+    "reward_model_alone": "it is the reward model's word, which no reward of the log has checked",
+    "clipped": "clipping cuts off too much of the reward",
 }
 _UNSUPPORTED = {
     "no_rows",
@@ -48,6 +51,7 @@ _UNSUPPORTED = {
     "weight_overflow",
     "more_places",
 }
+_BIASED = {"logging_value", "reward_model_alone", "clipped"}
 _ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}
 _BOOTSTRAPS = 1000
 _BOOTSTRAP_KEY = 0x6661_7374_7261_6E6B
@@ -69,7 +73,8 @@ class Estimate:
     design_effect : float or None
         Square of their ratio: how many rows it takes to say what one independent row would.
     interval : (float, float) or None
-        Normal.
+        By the standard error, and Student's t with as many degrees of freedom as there are
+        effective clusters, less one; normal where errors are iid.
     bootstrap : (float, float) or None
         Percentiles of the Poisson bootstrap of users.
     bernstein : (float, float) or None
@@ -79,11 +84,13 @@ class Estimate:
         Of the intervals.
     rows, clusters : int
         Rankings used, and groups of users that they are of.
+    effective_clusters : float
+        So many users with equally many rows would be worth as much.
     diagnostics : Diagnostics or None
         None where nothing is weighted.
     matched : int or None
         Rows that replay matched.
-    status : {"ok", "low_overlap", "malformed_log", "unsupported"}
+    status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
     reasons : tuple of str
         Keys of `REASONS`.
     """
@@ -99,6 +106,7 @@ class Estimate:
     level: float
     rows: int
     clusters: int
+    effective_clusters: float
     diagnostics: Diagnostics | None
     matched: int | None
     status: Status
@@ -174,20 +182,21 @@ def estimate(
     n = estimator.rows
     value = float(estimator.value(totals))
     gradient = estimator.gradient(totals)
-    clusters = int(np.count_nonzero(estimator.counts))
     diagnostics = estimator.weights.result()
     known = np.isfinite(value) and np.isfinite(gradient).all()
     iid = clustered = None
     if known and n > 1:
-        clustered = cluster_error(estimator.influence, estimator.counts)
+        clustered = _jackknife(estimator.without_each)
         if estimator.products is not None:
             variance = float(gradient @ estimator.products @ gradient)
             iid = math.sqrt(max(variance, 0.0) * n / (n - 1))
     # Without products, groups are of rows where rows are taken as independent: as good.
-    error = clustered if cluster or iid is None else iid
+    by_group = cluster or iid is None
+    error = clustered if by_group else iid
+    effective = effective_clusters(estimator.counts)
     interval = resampled = bernstein = None
     if error is not None:
-        interval = _normal(value, error, level)
+        interval = _interval(value, error, level, effective if by_group else math.inf)
         resampled = _percentiles(_replicates(estimator), level) if bootstrap else None
     if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1:
         bernstein = _bernstein(estimator, reward_range, level)
@@ -195,7 +204,9 @@ def estimate(
     given = [
         reason for reason in reasons if estimator.needs_support or reason not in _ABOUT_SUPPORT
     ]
-    found = given + _reasons(estimator, diagnostics, thresholds, cluster, clusters)
+    found = given + _reasons(estimator, diagnostics, thresholds)
+    if cluster and n and effective < thresholds.clusters:
+        found.append("few_clusters")
     if diagnostics is not None and diagnostics.overflows:
         known = False
         interval = resampled = bernstein = iid = clustered = error = None
@@ -210,12 +221,17 @@ def estimate(
         bernstein=bernstein,
         level=level,
         rows=n,
-        clusters=clusters,
+        clusters=int(np.count_nonzero(estimator.counts)),
+        effective_clusters=effective,
         diagnostics=diagnostics,
         matched=estimator.matches if isinstance(estimator, Replay) else None,
         status=worst(found),
         reasons=tuple(dict.fromkeys(found)),
-        parameters={"clip": estimator.clip} if isinstance(estimator, ClippedIps) else {},
+        parameters=(
+            {"clip": estimator.clip, "cut_off": estimator.cut_off}
+            if isinstance(estimator, ClippedIps)
+            else {}
+        ),
     )
 
 
@@ -223,6 +239,7 @@ def difference(
     estimator: Estimator,
     reference: Estimator,
     *,
+    cluster: bool = True,
     level: float = 0.95,
     thresholds: Thresholds | None = None,
     reasons: tuple[str, ...] = (),
@@ -230,20 +247,24 @@ def difference(
     """Policy less reference, from sums over the same rows.
 
     The reference may be the log's own average (`Avg`), or the same estimator of another policy.
+    Where rows are taken as independent, so are their groups, and the error is of groups all the
+    same.
     """
     if not np.array_equal(estimator.counts, reference.counts):
         raise ValueError("reference: sums over other rows")
     sides = [
-        estimate(each, thresholds=thresholds, reasons=reasons, bootstrap=False)
+        estimate(each, cluster=cluster, thresholds=thresholds, reasons=reasons, bootstrap=False)
         for each in (estimator, reference)
     ]
-    found = [reason for side in sides for reason in side.reasons]
+    found = [*sides[0].reasons, *sides[1].reasons]
+    if isinstance(reference, Avg) and not isinstance(estimator, Avg):
+        found = [reason for reason in found if reason != "logging_value"]  # it is what is wanted
     value = error = interval = bootstrap = None
     if all(side.value is not None for side in sides):
         value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
-        error = cluster_error(estimator.influence - reference.influence, estimator.counts)
+        error = _jackknife(estimator.without_each - reference.without_each)
     if value is not None and error is not None:
-        interval = _normal(value, error, level)
+        interval = _interval(value, error, level, effective_clusters(estimator.counts))
         bootstrap = _percentiles(_replicates(estimator) - _replicates(reference), level)
     return Difference(
         estimator=estimator.name,
@@ -267,21 +288,17 @@ def worst(reasons: list[str] | tuple[str, ...]) -> Status:
         return "unsupported"
     if "malformed_rows" in reasons or "unreadable_files" in reasons:
         return "malformed_log"
-    return "low_overlap" if reasons else "ok"
+    if any(reason not in _BIASED for reason in reasons):
+        return "low_overlap"
+    return "biased" if reasons else "ok"
 
 
 def _reasons(
-    estimator: Estimator,
-    diagnostics: Diagnostics | None,
-    thresholds: Thresholds,
-    cluster: bool,
-    clusters: int,
+    estimator: Estimator, diagnostics: Diagnostics | None, thresholds: Thresholds
 ) -> list[str]:
     if estimator.rows == 0:
         return ["no_rows"]
-    found = []
-    if isinstance(estimator, Replay) and not estimator.matches:
-        found.append("no_overlap")
+    found = estimator.doubts(thresholds)
     if diagnostics is not None:
         if diagnostics.overflows:
             found.append("weight_overflow")
@@ -295,24 +312,33 @@ def _reasons(
             found.append("heaviest_share")
         if estimator.unit_mean and abs(diagnostics.mean_weight - 1.0) > thresholds.mean_weight:
             found.append("mean_weight")
-    if isinstance(estimator, Replay) and not estimator.constant_match:
-        found.append("match_not_constant")
-    if cluster and clusters < thresholds.clusters:
-        found.append("few_clusters")
     return found
 
 
-def _normal(value: float, error: float, level: float) -> Interval:
-    half = _quantile(level) * error
-    return value - half, value + half
+def _jackknife(without_each: Array) -> float | None:
+    """Standard error from the estimates without one group each (Efron and Stein 1981).
+
+    None with fewer than two groups, or where one of them is all that there is. A group with many
+    rows pulls the estimate towards itself; leaving it out shows how far, where the sum of squared
+    residuals does not.
+    """
+    clusters = len(without_each)
+    if clusters < 2 or not np.isfinite(without_each).all():
+        return None
+    spread = np.square(without_each - without_each.mean()).sum()
+    return float(np.sqrt(spread * (clusters - 1) / clusters))
 
 
-def _quantile(level: float) -> float:
-    from scipy.special import ndtri
+def _interval(value: float, error: float, level: float, clusters: float) -> Interval:
+    """By Student's t; normal if `clusters` is inf."""
+    from scipy.special import ndtri, stdtrit
 
     if not 0.0 < level < 1.0:
         raise ValueError(f"level: must lie between 0 and 1, got {level!r}")
-    return float(ndtri(0.5 + level / 2))
+    upper = 0.5 + level / 2
+    quantile = ndtri(upper) if math.isinf(clusters) else stdtrit(max(clusters - 1.0, 1.0), upper)
+    half = float(quantile) * error
+    return value - half, value + half
 
 
 def _percentiles(replicates: Array, level: float) -> Interval | None:

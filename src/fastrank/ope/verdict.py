@@ -16,6 +16,7 @@ def verdict(
     reference: str,
     thresholds: Thresholds,
     left_out: float = 0.0,
+    unit: str = "a ranking",
 ) -> str:
     """A few sentences on a policy, for somebody who has to decide.
 
@@ -33,8 +34,10 @@ def verdict(
     thresholds : Thresholds
     left_out : float
         Share of the rows whose logging policy could not show what this one shows.
+    unit : str
+        What earns it.
     """
-    said = _said(label, estimate, difference, uncovered, reference, thresholds)
+    said = _said(label, estimate, difference, uncovered, reference, thresholds, unit)
     if left_out == 0.0:
         return said
     return (
@@ -50,6 +53,7 @@ def _said(
     uncovered: float,
     reference: str,
     thresholds: Thresholds,
+    unit: str,
 ) -> str:
     if estimate.status == "unsupported":
         return f"This log cannot evaluate {label}: {_why(estimate, uncovered, thresholds)}."
@@ -63,7 +67,12 @@ def _said(
             f"This log says too little about {label} to rely on:"
             f" {_why(estimate, uncovered, thresholds)}."
         )
-    earns = f"{label} would earn {_number(estimate.value)} a ranking"
+    if estimate.status == "biased":
+        return (
+            f"{estimate.estimator} is no estimate of {label} to rely on:"
+            f" {_why(estimate, uncovered, thresholds)}."
+        )
+    earns = f"{label} would earn {_number(estimate.value)} {unit}"
     if difference is None or difference.value is None or difference.interval is None:
         return f"{earns}."
     low, high = difference.interval
@@ -95,6 +104,12 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
         return (
             f"{words} in {_percent(uncovered)} of cases (at most {_percent(thresholds.uncovered)})"
         )
+    if reason == "few_clusters":
+        users = f"{estimate.effective_clusters:.3g}"
+        return f"{words}: as much as {users} equally active ones (at least {thresholds.clusters:g})"
+    if reason == "clipped":
+        cut, limit = estimate.parameters["cut_off"], thresholds.clipped
+        return f"{words}: {_percent(cut)} (at most {_percent(limit)})"
     if found is None:
         return words
     if reason == "reward_ess":
@@ -108,8 +123,6 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
         return f"{words}: {_percent(found.heaviest_share)} (at most {_percent(limit)})"
     if reason == "mean_weight":
         return f"{words}: {found.mean_weight:.3g} (within {thresholds.mean_weight:g})"
-    if reason == "few_clusters":
-        return f"{words}: {estimate.clusters}"
     return words
 
 

@@ -193,6 +193,61 @@ def test_first_and_second_place_of_many_items(shape: str) -> None:
     assert_marginals(actual[:, :2], np.stack([p, second], axis=1)[items])
 
 
+MANY: dict[str, Array] = {
+    "equal": np.zeros(400),
+    "normal": np.random.default_rng(5).standard_normal(2000),
+    "spread": np.random.default_rng(6).standard_normal(1000) * 6,
+    "heavy": heavy_tailed_scores(3000).astype(np.float64),
+    "two levels": np.where(np.arange(500) < 5, 20.0, 0.0),
+    "ascending": np.linspace(0.0, 200.0, 300),
+}
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch, scores: Array, k: int, items: Positions) -> Array:
+    with monkeypatch.context() as patch:
+        patch.setattr(marginals, "_LIGHT_DEGREE", -1)
+        return position_marginals(scores, fr.PlackettLuce(), k, items)
+
+
+@pytest.mark.parametrize("shape", MANY)
+@pytest.mark.parametrize("k", [1, 2, 10, 60])
+def test_light_items_together_are_as_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, shape: str, k: int
+) -> None:
+    scores = MANY[shape]
+    items = np.r_[np.argsort(-scores)[:12], 0, len(scores) // 2, np.argsort(scores)[:12]]
+    together = position_marginals(scores, fr.PlackettLuce(), k, items)
+    each = one_by_one(monkeypatch, scores, k, items)
+    large = each > 1e-18
+    np.testing.assert_allclose(together[large], each[large], rtol=3e-13, atol=0)
+    np.testing.assert_allclose(together[~large], each[~large], rtol=1e-9, atol=1e-22)
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "broken"),
+    [
+        ("equal", 2, {"_LIGHT_MORE": 2}),
+        ("equal", 30, {"_LIGHT_TERMS": 1}),
+        ("spread", 30, {"_LIGHT_SHARE": 99.0, "_LIGHT_GROWTH": 1e9}),
+    ],
+)
+def test_the_comparison_sees_a_poor_series(
+    monkeypatch: pytest.MonkeyPatch, shape: str, k: int, broken: dict[str, float]
+) -> None:
+    scores = MANY[shape]
+    items = np.argsort(-scores)[:20]
+    each = one_by_one(monkeypatch, scores, k, items)
+    for name, value in broken.items():
+        monkeypatch.setattr(marginals, name, value)
+    marginals._powers_of_odds.cache_clear()
+    try:
+        together = position_marginals(scores, fr.PlackettLuce(), k, items)
+    finally:
+        marginals._powers_of_odds.cache_clear()
+    large = each > 1e-18
+    assert np.abs(together[large] / each[large] - 1.0).max() > 3e-13
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_what_else_is_asked_does_not_matter(policy: fr.Policy) -> None:
     scores = np.random.default_rng(8).standard_normal(400) * 4

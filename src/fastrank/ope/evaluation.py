@@ -13,10 +13,10 @@ import numpy.typing as npt
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.model import Model
+from fastrank.ope.arrays import OptionalArrays
 from fastrank.ope.batch import GROUPS, Batch
 from fastrank.ope.diagnostics import BINS_PER_OCTAVE, LOWEST_OCTAVE, Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Estimator
-from fastrank.ope.optional import Optional
 from fastrank.ope.propensities import (
     ByFunction,
     EvaluationPolicy,
@@ -253,7 +253,9 @@ def evaluate(
         raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
     _check(labels, estimators, lead, reference, level)
     names = [*dict.fromkeys(["avg", *estimators, lead])]
-    optional = Optional(names, policies, logging, places, reward_model, restrict_to_logged_catalog)
+    optional = OptionalArrays(
+        names, policies, logging, places, reward_model, restrict_to_logged_catalog
+    )
     strata: dict[int, _StratumSums] = {}
     set_aside: Counter[str] = Counter()
     rows, without_user, span = 0, 0, _Span()
@@ -391,7 +393,7 @@ class _StratumSums:
         which: npt.NDArray[np.int64],
         policies: Sequence[EvaluationPolicy],
         judged: Sequence[Judged],
-        optional: Optional,
+        optional: OptionalArrays,
         cluster: bool,
     ) -> None:
         whole = len(which) == len(batch)

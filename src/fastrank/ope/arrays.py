@@ -33,7 +33,7 @@ from fastrank.ope.propensities import (
 )
 from fastrank.policies import Policy
 
-__all__ = ["Optional", "RewardModel"]
+__all__ = ["OptionalArrays", "RewardModel"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ _MARGINALS = ("marginals_logged", "marginals_evaluated")
 _CACHED = 10_000  # results; each is of the size of a ranking or, for few items, of its square
 
 
-class Optional:
+class OptionalArrays:
     """The optional arrays of a batch, as far as the estimators want them.
 
     Parameters

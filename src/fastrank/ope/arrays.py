@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +16,14 @@ from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.marginals import (
     MAX_ITEMS,
+    SlateInverse,
     next_law,
     position_marginals,
     pseudo_inverse_weights,
     slate_inverse,
 )
 from fastrank.model import Model
+from fastrank.ope.batch import FLAT_ARRAYS
 from fastrank.ope.estimators import ESTIMATORS
 from fastrank.ope.propensities import (
     ByModel,
@@ -38,10 +43,10 @@ __all__ = ["OptionalArrays", "RewardModel"]
 Array: TypeAlias = npt.NDArray[np.float64]
 Rows: TypeAlias = npt.NDArray[np.int64]
 RewardModel: TypeAlias = Callable[[npt.NDArray[np.float32], npt.NDArray[Any]], npt.ArrayLike]
-T = TypeVar("T")
 
 _MARGINALS = ("marginals_logged", "marginals_evaluated")
-_CACHED = 10_000  # results; each is of the size of a ranking or, for few items, of its square
+_CACHE_BYTES = 128 << 20  # of laws kept from one batch to the next
+_OVERHEAD = 500  # bytes of an entry besides its arrays
 
 
 class OptionalArrays:
@@ -63,6 +68,12 @@ class OptionalArrays:
     ------
     ValueError
         Naming the estimator and what it lacks.
+
+    Notes
+    -----
+    Rows of a batch that have a query, filters and a policy in common share one computation of their
+    law, and so do those of the batches before, as far as 128 MiB of results go (marginals of ten
+    shown items at ten places: 1.4 kB).
     """
 
     def __init__(
@@ -80,7 +91,9 @@ class OptionalArrays:
         self._places = places
         self._reward_model = reward_model
         self._wanted = {need for name in names for need in ESTIMATORS[name].needs}
-        self._cache: OrderedDict[Any, Any] = OrderedDict()
+        self._cache = _Cache(_CACHE_BYTES)
+        self._last: tuple[int, weakref.ref[Rows], Array] | None = None
+        self.laws = 0  # computed so far, which is nearly all of the work
         for name in names:
             for policy in policies:
                 for need in ESTIMATORS[name].needs:
@@ -113,17 +126,27 @@ class OptionalArrays:
         rows: Rows,
         logged: Array,
         evaluated: Array,
+        advance: Callable[[float], None] = lambda rows: None,
     ) -> dict[str, Array]:
-        """The arrays for these rows, (len(rows), places) or (len(rows),)."""
+        """The arrays for these rows, (len(rows), places) or (len(rows),).
+
+        `advance` is told, again and again, how many more rows are done; all of them in the end.
+        Give the same `rows` object for all policies: what hangs on the log alone is kept for it.
+        """
+        done = 0.0
+
+        def step(count: float) -> None:
+            nonlocal done
+            done += count
+            advance(count)
+
         result = {
-            need: self._column(batch.columns[policy.arrays[need]], policy.arrays[need], rows)
+            need: self._column(batch, policy.arrays[need], rows, need in FLAT_ARRAYS)
             for need in self._wanted
             if need in policy.arrays
         }
         missing = self._wanted - result.keys()
-        if not missing:
-            return result
-        if self._places == 1:
+        if missing and self._places == 1:
             result |= {
                 "marginals_logged": np.exp(logged),
                 "marginals_evaluated": np.exp(evaluated),
@@ -132,61 +155,79 @@ class OptionalArrays:
             missing -= result.keys()
         if missing:
             assert isinstance(policy, ByModel)
-            result |= self._by_model(policy, batch, rows, missing)
+            result |= self._by_model(policy, batch, rows, missing, step)
+        advance(len(rows) - done)
         return {name: array for name, array in result.items() if name in self._wanted}
 
-    def _column(self, values: Array, name: str, rows: Rows) -> Array:
-        array = np.array(values[rows], np.float64)
-        if array.ndim == 2:
+    def _column(self, batch: LogBatch, name: str, rows: Rows, flat: bool) -> Array:
+        """A column of the log, (len(rows),) or (len(rows), places)."""
+        if name not in batch.columns:
+            raise ValueError(f"{name}: not among the columns that the log is read with")
+        array = np.array(batch.columns[name][rows], np.float64)
+        if flat != (array.ndim == 1):
+            wanted = "a number" if flat else "a list of numbers, one for each place,"
+            raise ValueError(f"{name}: expected {wanted} a row")
+        if not flat:
             array = array[:, : self._places]
             array = np.pad(array, [(0, 0), (0, self._places - array.shape[1])])
-            array[np.isnan(array)] = 0.0  # past a row's length
+            there = np.arange(self._places) < batch.lengths[rows][:, None]
+            array[~there] = 0.0
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
+            row, *place = bad[0].tolist()
+            where = f", place {place[0] + 1}" if place else ""
             raise ValueError(
-                f"{name}: row {rows[bad[0][0]]}: must be finite, got {array[tuple(bad[0])]}"
+                f"{name}: request {batch.value('request_id', int(rows[row]))}{where}: must be"
+                f" finite, got {array[tuple(bad[0])]}"
             )
         return array
 
     def _by_model(
-        self, policy: ByModel, batch: LogBatch, rows: Rows, wanted: set[str]
+        self,
+        policy: ByModel,
+        batch: LogBatch,
+        rows: Rows,
+        wanted: set[str],
+        advance: Callable[[float], None],
     ) -> dict[str, Array]:
-        shape = (len(rows), self._places)
-        result = {
-            name: np.zeros(len(rows) if name in ("q_direct", "slate_weights") else shape)
-            for name in wanted
-        }
         catalog = catalog_of(policy.model)
         barred = Newer(catalog, self._catalogs) if self._restrict else None
         asked = Queries(policy.model, batch, barred=barred)
-        logged = self._writers.queries(batch)
-        for j, i in enumerate(rows.tolist()):
+        writers = self._writers.queries(batch)
+        rewards = wanted & {"q_logged", "q_expected", "q_direct"}
+        kinds = len(wanted - rewards) + bool(rewards)
+
+        def evaluated(i: int) -> _Law:
             query = asked.row(i)
             assert isinstance(query, Query)  # rows that cannot be judged are left out before
-            items = shown(batch, i)[: self._places]
-            chosen = query.policy(policy.policy)
-            if wanted & {*_MARGINALS, "slate_weights"}:
-                self._logged_law(result, j, batch, i, items, logged, catalog, query, chosen)
-            if wanted & {"q_logged", "q_expected", "q_direct"}:
-                self._rewards(
-                    result, j, int(batch.request_hash[i, 0]), items, catalog, query, chosen
-                )
+            return _Law(catalog, query, query.policy(policy.policy))
+
+        def logged(i: int) -> _Law:
+            return self._logged_law(batch, i, writers)
+
+        def step(count: float) -> None:
+            advance(count / kinds)
+
+        result = {
+            name: np.zeros(len(rows) if name in FLAT_ARRAYS else (len(rows), self._places))
+            for name in wanted
+        }
+        if "marginals_logged" in wanted:
+            result["marginals_logged"] = self._logged_marginals(batch, rows, logged, step)
+        if "marginals_evaluated" in wanted:
+            self._marginals(result["marginals_evaluated"], batch, rows, evaluated, step)
+        if "slate_weights" in wanted:
+            self._slate_weights(result["slate_weights"], batch, rows, logged, evaluated, step)
+        if rewards:
+            for j, i in enumerate(rows.tolist()):
+                law = evaluated(i)
+                items = shown(batch, i)[: self._places]
+                seed = int(batch.request_hash[i, 0])
+                self._rewards(result, j, seed, items, law.catalog, law.query, law.policy)
+                step(1)
         return result
 
-    # ---- Marginals --------------------------------------------------------------------------
-
-    def _logged_law(
-        self,
-        result: Mapping[str, Array],
-        j: int,
-        batch: LogBatch,
-        i: int,
-        items: npt.NDArray[Any],
-        asked: Sequence[Queries],
-        catalog: Catalog,
-        query: Query,
-        chosen: Policy,
-    ) -> None:
+    def _logged_law(self, batch: LogBatch, i: int, writers: Sequence[Queries]) -> _Law:
         writer = self._writers.of(batch, i)
         policy = logging_policy(batch, i)
         if writer is None or policy is None:
@@ -194,62 +235,124 @@ class OptionalArrays:
                 f"logging: request {batch.value('request_id', i)}: its model is not among those"
                 " given, and iips and pi want the logging policy's law"
             )
-        logged_query = asked[writer].row(i)
-        if isinstance(logged_query, str):
+        query = writers[writer].row(i)
+        if isinstance(query, str):
             raise ValueError(
-                f"logging: request {batch.value('request_id', i)}: {logged_query}:"
+                f"logging: request {batch.value('request_id', i)}: {query}:"
                 " iips and pi want the logging policy's law"
             )
-        m, places = len(items), self._places  # what stands below does not matter
-        at = np.arange(m)
-        logging = catalog_of(self._writers.models[writer])
-        if "marginals_logged" in result:
-            result["marginals_logged"][j, :m] = self._marginals(
-                logging, logged_query, policy, items, places
-            )[at, at]
-        if "marginals_evaluated" in result:
-            result["marginals_evaluated"][j, :m] = self._marginals(
-                catalog, query, chosen, items, places
-            )[at, at]
-        if "slate_weights" in result:
-            if not np.array_equal(logging.item_ids, catalog.item_ids):
-                raise ValueError("estimators: pi wants both models to have the same items")
-            key = (logging.version, *_key(logged_query), policy, places)
-            mask = _eligible(logging, logged_query)
-            try:
-                inverse = self._cached(
-                    key, lambda: slate_inverse(_scores(logging, logged_query), policy, places, mask)
-                )
-                result["slate_weights"][j] = pseudo_inverse_weights(
-                    logging._rows_of(items)[None], inverse, _scores(catalog, query), chosen
-                )[0]
-            except ValueError as error:
-                name = batch.value("request_id", i)
-                raise ValueError(f"estimators: pi: request {name}: {error}") from None
+        return _Law(catalog_of(self._writers.models[writer]), query, policy)
+
+    # ---- Marginals --------------------------------------------------------------------------
+
+    def _logged_marginals(
+        self, batch: LogBatch, rows: Rows, law: LawOf, advance: Callable[[float], None]
+    ) -> Array:
+        """The same for all evaluation policies, so that those of the last rows are kept."""
+        if self._last is not None:
+            of_batch, of_rows, array = self._last
+            if of_batch == id(batch) and of_rows() is rows:
+                return array
+        array = np.zeros((len(rows), self._places))
+        self._marginals(array, batch, rows, law, advance)
+        self._last = id(batch), weakref.ref(rows), array
+        return array
 
     def _marginals(
-        self, catalog: Catalog, query: Query, policy: Policy, items: npt.NDArray[Any], places: int
-    ) -> Array:
-        key = (catalog.version, *_key(query), policy, places, items.tobytes())
-        return self._cached(
-            key,
-            lambda: position_marginals(
-                _scores(catalog, query),
-                policy,
-                places,
-                catalog._rows_of(items),
-                _eligible(catalog, query),
-            ),
-        )
+        self,
+        result: Array,
+        batch: LogBatch,
+        rows: Rows,
+        law_of: LawOf,
+        advance: Callable[[float], None],
+    ) -> None:
+        """Rows of one law at once: more items of it cost little more than one row's."""
+        groups: dict[bytes, list[int]] = {}
+        for j, i in enumerate(rows.tolist()):
+            groups.setdefault(law_of(i).key, []).append(j)
+        for key, members in groups.items():
+            law = law_of(int(rows[members[0]]))
+            items = [shown(batch, int(rows[j]))[: self._places] for j in members]
+            lengths = [len(each) for each in items]
+            place = np.concatenate([np.arange(length) for length in lengths])
+            if len(place):
+                positions = law.catalog._rows_of(np.concatenate(items))
+                asked, again = np.unique(positions, return_inverse=True)
+                found = self._marginals_of(key, law, asked)
+                result[np.repeat(members, lengths), place] = found[again.reshape(-1), place]
+            advance(len(members))
 
-    def _cached(self, key: Any, compute: Callable[[], T]) -> T:
-        if key in self._cache:
-            self._cache.move_to_end(key)
-        else:
-            self._cache[key] = compute()
-            if len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
-        found: T = self._cache[key]
+    def _marginals_of(self, key: bytes, law: _Law, asked: Rows) -> Array:
+        """Marginals (m, places) of ascending positions."""
+        known, values = self._cache.get(
+            key, (np.empty(0, np.int64), np.empty((0, self._places)))
+        )  # fmt: skip
+        missing = np.setdiff1d(asked, known, assume_unique=True)
+        if len(missing):
+            self.laws += 1
+            more = position_marginals(
+                law.scores(), law.policy, self._places, missing, law.eligible()
+            )
+            known = np.concatenate([known, missing])
+            order = np.argsort(known)
+            known, values = known[order], np.concatenate([values, more])[order]
+            self._cache.put(key, (known, values), known.nbytes + values.nbytes)
+        return np.asarray(values[np.searchsorted(known, asked)], np.float64)
+
+    def _slate_weights(
+        self,
+        result: Array,
+        batch: LogBatch,
+        rows: Rows,
+        logged: LawOf,
+        evaluated: LawOf,
+        advance: Callable[[float], None],
+    ) -> None:
+        # A ranking of m places is a slate of m places. Rows of one law of it and of one evaluation
+        # policy's law are weighted together.
+        groups: dict[tuple[bytes, int], dict[bytes, list[int]]] = {}
+        for j, i in enumerate(rows.tolist()):
+            m = min(int(batch.lengths[i]), self._places)
+            if m == 0:  # both policies show nothing
+                result[j] = 1.0
+                advance(1)
+                continue
+            of_logged = groups.setdefault((logged(i).key, m), {})
+            of_logged.setdefault(evaluated(i).key, []).append(j)
+        for (key, m), of_logged in groups.items():
+            for members in of_logged.values():
+                first = int(rows[members[0]])
+                source, target = logged(first), evaluated(first)
+                if not np.array_equal(source.catalog.item_ids, target.catalog.item_ids):
+                    raise ValueError("estimators: pi wants both models to have the same items")
+                orders = [source.catalog._rows_of(shown(batch, int(rows[j]))[:m]) for j in members]
+                scores = target.scores()
+                try:
+                    inverse = self._inverse(key, source, m)
+                    result[members] = pseudo_inverse_weights(
+                        np.stack(orders), inverse, scores, target.policy
+                    )
+                except ValueError:
+                    # Which of them it is matters to whoever looks for it in the log.
+                    for j, order in zip(members, orders, strict=True):
+                        name = batch.value("request_id", int(rows[j]))
+                        try:
+                            inverse = self._inverse(key, source, m)
+                            pseudo_inverse_weights(order[None], inverse, scores, target.policy)
+                        except ValueError as error:
+                            message = f"estimators: pi: request {name}: {error}"
+                            raise ValueError(message) from None
+                    raise
+                advance(len(members))
+
+    def _inverse(self, key: bytes, law: _Law, places: int) -> SlateInverse:
+        found: SlateInverse | None = self._cache.get((key, places), None)
+        if found is None:
+            self.laws += 1
+            found = slate_inverse(law.scores(), law.policy, places, law.eligible())
+            arrays = (found.positions, found.moments, found.matrix)
+            size = sum(array.nbytes for array in arrays if array is not None)
+            self._cache.put((key, places), found, size)
         return found
 
     # ---- Reward models ----------------------------------------------------------------------
@@ -304,6 +407,63 @@ class OptionalArrays:
             result["q_direct"][j] = q[drawn, np.arange(len(drawn))].sum()
 
 
+@dataclass(frozen=True, slots=True)
+class _Law:
+    """What rankings of a row are drawn by."""
+
+    catalog: Catalog
+    query: Query
+    policy: Policy
+
+    @property
+    def key(self) -> bytes:
+        """The same for rows of the same law, and in all likelihood for no others: 128 bits."""
+        of_query = self.query
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{self.catalog.version} {self.policy!r}".encode())
+        for part in (of_query.vector, of_query.exclude, of_query.allow, of_query.bias):
+            # Lengths first, or the end of one list could pass for the beginning of the next.
+            content = b"" if part is None else part.tobytes()
+            digest.update(b"-" if part is None else f"{part.dtype} {len(content)} ".encode())
+            digest.update(content)
+        return digest.digest()
+
+    def scores(self) -> npt.NDArray[np.float32]:
+        return _scores(self.catalog, self.query)
+
+    def eligible(self) -> npt.NDArray[np.bool_]:
+        return _eligible(self.catalog, self.query)
+
+
+LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
+
+
+class _Cache:
+    """What was used last, up to so many bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: Any, otherwise: Any) -> Any:
+        if key not in self._entries:
+            return otherwise
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def put(self, key: Any, value: Any, size: int) -> None:
+        size += _OVERHEAD
+        if key in self._entries:
+            self.size -= self._entries.pop(key)[1]
+        if size > self.limit:
+            return
+        self._entries[key] = value, size
+        self.size += size
+        while self.size > self.limit:
+            self.size -= self._entries.popitem(last=False)[1][1]
+
+
 def _scores(catalog: Catalog, query: Query) -> npt.NDArray[np.float32]:
     return catalog.scores(query.vector, query.bias)
 
@@ -315,8 +475,3 @@ def _eligible(catalog: Catalog, query: Query) -> npt.NDArray[np.bool_]:
             rows = catalog._rows_of(ids)
             mask[rows[rows >= 0]] = value
     return mask
-
-
-def _key(query: Query) -> tuple[Any, ...]:
-    parts = (query.vector, query.exclude, query.allow, query.bias)
-    return tuple(None if part is None else part.tobytes() for part in parts)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GROUPS", "MAX_LOG_WEIGHT", "Batch"]
+__all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -140,7 +140,7 @@ class Batch:
             raise ValueError(f"uniform: expected {n} numbers in [0, 1)")
         extra: dict[str, Any] = {}
         for name, values in optional.items():
-            if name not in _FLAT | _PLACES:
+            if name not in _FLAT | PLACE_ARRAYS:
                 raise ValueError(f"{name}: not an array that estimators know")
             if values is None:
                 continue
@@ -216,15 +216,19 @@ def _row_sums(array: Array) -> Array:
     return array @ np.ones(array.shape[1])  # several times as fast as sums along short rows
 
 
-_FLAT = {"n_eligible", "q_direct", "slate_weights"}
-_PLACES = {
-    "marginals_logged",
-    "marginals_evaluated",
-    "q_logged",
-    "q_expected",
-    "cascade_q_logged",
-    "cascade_q_expected",
-}
+# The optional arrays, besides n_eligible: those of a row, and those of its places.
+FLAT_ARRAYS = frozenset({"q_direct", "slate_weights"})
+PLACE_ARRAYS = frozenset(
+    {
+        "marginals_logged",
+        "marginals_evaluated",
+        "q_logged",
+        "q_expected",
+        "cascade_q_logged",
+        "cascade_q_expected",
+    }
+)
+_FLAT = FLAT_ARRAYS | {"n_eligible"}
 
 
 def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:

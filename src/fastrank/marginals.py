@@ -51,8 +51,9 @@ _NEVER = 70.0
 _CERTAIN = math.log(800.0)  # log of the expected rings at which exp(-rings) is 0 in float64
 _TAIL = 45.0  # what lies beyond the ends of an integral is e^-45 = 3e-20 of it
 _FEW_CELLS = 1 << 17  # float64 of one coefficient for all items and nodes at hand: 1 MB
-_LIGHT = 0.25  # expected rings, up to which an item may be one of many light ones
-_LIGHT_SHARE = 0.1  # of all of them together that the heaviest may be, by the places to come
+_LIGHT = 2.0  # expected rings, up to which an item may be one of many light ones
+_SMALL = 0.25  # expected rings, up to which an item's odds are a series
+_LIGHT_SHARE = 0.1  # of all of them together that the heaviest's odds may be, by the places to come
 _LIGHT_GROWTH = 6.0  # log of what rounding errors grow by at most over all places: 400 x 1e-16
 _LIGHT_DEGREE = 128  # more places are multiplied out
 _LIGHT_TERMS = 20  # power sums of odds: each is at most `_LIGHT_SHARE` of the one before
@@ -118,8 +119,9 @@ def position_marginals(
     divided by: terms alternate there, but each is a small part of the one before. Checked against
     enumeration: 1e-12 of the value, for values above 1e-18; those below about 1e-22 may be given
     as 0. Some 75 nodes for k = 10 and 170 for k = 100, more where scores lie many T apart;
-    O((h + m log k) k) a node, h the heavy items, besides some 30 passes over all of them. About
-    4 ms for n = 10,000, m = k = 10 on one core, and 70 to 170 for m = n; 4 and 15 for n = 1,000.
+    O((h + m log k) k) a node, h the heavy items, besides some 30 passes over all of them. For
+    k = 10 on one core about 4 ms for n = 10,000, m = 10 and 60 to 130 for m = n; for n = 1,000 2
+    and 5 to 16.
 
     Examples
     --------
@@ -647,9 +649,9 @@ def _parts(log_weights: Array, log_time: Array, places: int) -> _Parts:
     light = max(certain, light)
     if 0 < degree <= _LIGHT_DEGREE and light < end:
         # Nothing cancels in the light ones' series where the heaviest is little beside all.
-        weights = np.exp(log_weights[light:end] - log_weights[light])
-        together = np.cumsum(weights[::-1])[::-1]
-        fine = weights * degree <= min(_LIGHT_SHARE, _LIGHT_GROWTH / degree) * together
+        odds = np.expm1(np.exp(log_weights[light:end] + latest))
+        together = np.cumsum(odds[::-1])[::-1]
+        fine = odds * degree <= min(_LIGHT_SHARE, _LIGHT_GROWTH / degree) * together
         light += int(np.argmax(fine)) if fine.any() else end - light
     elif degree != 0:
         light = end
@@ -713,23 +715,32 @@ def _light_ones(log_weights: Array, latest: float, ratio: Array, degree: int) ->
 
     With u = w t, prod (e^-u + (1 - e^-u) z) is exp(-sum u) times the sum over j of E_j z^j, E_j the
     elementary symmetric polynomials of the odds e^u - 1. They follow from the odds' power sums P_i
-    by Newton's identities, j E_j = P_1 E_(j-1) - P_2 E_(j-2) + ..., and these, as (e^u - 1)^i is
-    a series in u, from power sums of the weights, which are the same at all nodes.
+    by Newton's identities, j E_j = P_1 E_(j-1) - P_2 E_(j-2) + .... Where u is small, as of nearly
+    all items, (e^u - 1)^i is a series in u, so that their part of P_i follows from power sums of
+    the weights, which are the same at all nodes.
     """
     u = np.exp(log_weights + latest)
+    still = np.exp(-u.sum() * ratio)
     if degree == 0:
-        return np.asarray(np.exp(-u.sum() * ratio)[None, None])
+        return np.asarray(still[None, None])
+    small = int(np.searchsorted(-u, -_SMALL))
     series = _powers_of_odds(min(degree, _LIGHT_TERMS))
     sums = np.empty(series.shape[1])
-    power = u.copy()
+    power = u[small:].copy()
     for m in range(len(sums)):
         sums[m] = power.sum()
-        power *= u
+        power *= u[small:]
     exponents = np.arange(1, len(sums) + 1)[:, None]
     odds = (series * sums) @ ratio**exponents  # (i, t): P_i, up to its sign
+    if small:
+        each = np.expm1(np.multiply.outer(u[:small], ratio))
+        powers = each.copy()
+        for i in range(len(odds)):
+            odds[i] += powers.sum(axis=0)
+            powers *= each
     odds[1::2] *= -1.0
     result = np.empty((degree + 1, 1, len(ratio)))
-    result[0, 0] = np.exp(-sums[0] * ratio)
+    result[0, 0] = still
     for j in range(1, degree + 1):
         reach = min(j, len(odds))
         result[j, 0] = (odds[:reach] * result[j - 1 :: -1, 0][:reach]).sum(axis=0) / j

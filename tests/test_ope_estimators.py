@@ -599,3 +599,37 @@ def test_clipped_weights_are_judged_as_they_are_used() -> None:
         "mean_weight"
         in iid("clipped-ips", weighted(np.r_[np.ones(900), np.full(100, 9.0)]), clip=1.5).reasons
     )
+
+
+def test_weights_below_0_are_signed_and_disclosed() -> None:
+    weights = np.r_[np.full(300, 3.0), np.full(600, -1.0), np.full(1100, 1.0)]
+    batch = ope.Batch.of(
+        np.full(2000, -1.0), np.full(2000, -1.0), np.ones(2000), slate_weights=weights
+    )
+    found = iid("pi", batch).diagnostics
+    assert found is not None
+    assert found.mean_weight == pytest.approx(0.7)
+    assert found.negative_share == 0.3
+    assert found.ess == pytest.approx(1400**2 / 4400)
+    assert found.max_weight_share == pytest.approx(3.0 / 2600)
+    assert found.heaviest_share == pytest.approx(60.0 / 2600)
+    assert iid("pi", batch).reasons == ("mean_weight",)
+    assert iid("pi", batch).value == pytest.approx(0.7)
+    halves = [ope.ESTIMATORS["pi"](1), ope.ESTIMATORS["pi"](1)]
+    for half, rows in zip(halves, (slice(None, 700), slice(700, None)), strict=True):
+        half.update(
+            ope.Batch.of(
+                np.full(2000, -1.0)[rows],
+                np.full(2000, -1.0)[rows],
+                np.ones(2000)[rows],
+                slate_weights=weights[rows],
+            )
+        )
+    halves[0].merge(halves[1])
+    merged = halves[0].weights.result()
+    assert merged is not None
+    assert merged.negative_share == 0.3
+    assert merged.max_weight_share == pytest.approx(3.0 / 2600)
+    plain = iid("ips", batch).diagnostics
+    assert plain is not None
+    assert plain.negative_share == 0.0

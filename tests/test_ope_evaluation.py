@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 
 import fastrank as fr
-from fastrank import obd, ope, simulate
+from fastrank import obd, ope, reference, simulate
 from fastrank.eventlog import LogReader, LogWriter, from_obd, schema
+from fastrank.ope import report
 
 EXACT = 1e-9
 T = 0.5
@@ -274,6 +275,118 @@ def test_marginals_and_slates_come_from_the_models(tmp_path: Path, world: simula
         errors = [result.estimates[name].standard_error_iid or 0.0 for name in names]
         assert errors[1] < errors[0]  # rewards hang on item and place alone here, as iips assumes
         assert errors[4] < errors[0]
+
+
+FOUR = fr.Catalog(np.arange(4), np.log([[1.0], [2.0], [3.0], [4.0]]))
+
+
+def slates(directory: Path, logging: fr.Policy, rows: int = 400) -> LogReader:
+    """Rankings of 2 of four items, of 1 where no more are eligible, and less if displayed so."""
+    query = np.array([1.0], np.float32)
+    with LogWriter(directory) as log:
+        for i in range(rows):
+            allow = [2] if i % 8 == 1 else None
+            ranking = FOUR.rank(query, 2, policy=logging, seed=i, allow=allow)
+            log.append(
+                ranking,
+                k=2,
+                request_id=f"r{i}",
+                user_id=f"u{i}",
+                query=query,
+                allow=allow,
+                displayed=i // 8 % 2 if i % 4 == 2 else None,
+                rewards=[1.0] * len(ranking),
+            )
+    return LogReader(directory)
+
+
+def slate_weight(
+    items: Sequence[int], eligible: Sequence[int], logging: fr.Policy, evaluated: fr.Policy
+) -> float:
+    """q_1' Gamma_0^+ 1_s by enumeration, of a slate of as many places as were shown."""
+    m = len(items)
+    mask = np.isin(np.arange(4), eligible)
+    scores = FOUR.scores([1.0]).astype(float)
+
+    def indicators(rankings: Any) -> Any:
+        result = np.zeros((len(rankings), m, 4))
+        for place in range(m):
+            result[np.arange(len(rankings)), place, np.asarray(rankings)[:, place]] = 1.0
+        return result.reshape(len(rankings), m * 4)
+
+    if m == 0:
+        return 1.0
+    rankings, p = reference.ranking_law(scores, m, logging, mask)
+    _, q = reference.ranking_law(scores, m, evaluated, mask)
+    shown = indicators(rankings)
+    gamma = shown.T @ (p[:, None] * shown)
+    return float((q @ shown) @ np.linalg.pinv(gamma) @ indicators([items])[0])
+
+
+@pytest.mark.parametrize("logging", [fr.PlackettLuce(1.0), fr.Uniform()])
+@pytest.mark.parametrize("places", [None, 1])
+def test_slates_are_as_long_as_they_were_shown(
+    tmp_path: Path, logging: fr.Policy, places: int | None
+) -> None:
+    log = slates(tmp_path, logging)
+    evaluated = fr.PlackettLuce(0.4)
+    (batch,) = log
+    lengths = np.minimum(batch.lengths, places or 2)
+    assert set(lengths.tolist()) == set(range((places or 2) + 1))
+    exact = np.array(
+        [
+            slate_weight(
+                batch.item_ids[i, :length].tolist(),
+                [0, 1, 2, 3] if batch.allow(i) is None else [2],
+                logging,
+                evaluated,
+            )
+            for i, length in enumerate(lengths.tolist())
+        ]
+    )
+    (found,) = ope.evaluate(
+        log,
+        [ope.ByModel("p", evaluated, FOUR)],
+        logging=[FOUR],
+        estimators=["pi"],
+        places=places,
+        cluster=False,
+    ).policies
+    estimate = found.estimates["pi"]
+    diagnostics = estimate.diagnostics
+    assert estimate.value == pytest.approx((exact * lengths).mean(), rel=1e-7)
+    assert diagnostics is not None
+    assert diagnostics.mean_weight == pytest.approx(exact.mean(), rel=1e-7)
+    assert diagnostics.negative_share == np.mean(exact < -1e-12)
+    assert (places == 1) == (diagnostics.negative_share == 0.0)
+    assert diagnostics.ess == pytest.approx(exact.sum() ** 2 / (exact**2).sum(), rel=1e-7)
+    largest = np.abs(exact).max() / np.abs(exact).sum()
+    assert diagnostics.max_weight_share == pytest.approx(largest, rel=1e-7)
+
+
+def test_weights_of_slates_have_the_mean_1(tmp_path: Path) -> None:
+    """Error budget: 6 standard errors, 2e-9."""
+    log = slates(tmp_path, fr.PlackettLuce(1.0), 4000)
+    (found,) = ope.evaluate(
+        log, [ope.ByModel("p", fr.PlackettLuce(0.6), FOUR)], logging=[FOUR], estimators=["pi"]
+    ).policies
+    diagnostics = found.estimates["pi"].diagnostics
+    assert diagnostics is not None
+    assert diagnostics.mean_weight_z is not None
+    assert abs(diagnostics.mean_weight_z) < 6.0
+    assert "mean_weight" not in found.estimates["pi"].reasons
+
+
+def test_the_page_tells_of_weights_below_0(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    log = slates(tmp_path, fr.Uniform())
+    policy = ope.ByModel("p", fr.PlackettLuce(0.6), FOUR)
+    for lead, times in (("pi", 2), ("ips", 1)):  # beside the estimate, and in the table of overlap
+        found = ope.evaluate(log, [policy], logging=[FOUR], estimators=["ips", "pi"], lead=lead)
+        share = found.policies[0].estimates["pi"].diagnostics.negative_share  # type: ignore[union-attr]
+        assert share > 0.0
+        page = report.render([report.Section("log", found, None)])
+        assert page.count(f"below 0 in {report._percent(share)} of rows") == times
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,9 @@ class Diagnostics:
         Its distance from 1 in standard errors, clustered by user; None where that is not known.
     overflows : int
         Rows whose weight is beyond exp(345): too much to sum.
+    negative_share : float
+        Share of the rows that weigh less than 0, as the pseudo-inverse has them. Shares of the
+        weight are of its absolute value, `ess` and `mean_weight` of its sum.
     by_place : tuple of dict
         ess, mean_weight, max_weight_share and heaviest_share for each place that is weighted.
     """
@@ -105,6 +108,7 @@ class Diagnostics:
     mean_weight: float
     mean_weight_z: float | None
     overflows: int
+    negative_share: float = 0.0
     by_place: tuple[dict[str, float], ...] = field(default=(), repr=False)
 
 
@@ -114,7 +118,8 @@ class Weights:
     Attributes
     ----------
     histogram_counts, histogram_sums : ndarray, shape (bins, j)
-        Rows and weight in bins of a quarter of a doubling; rows of weight 0 are in `zeros` (j,).
+        Rows and weight, by its absolute value, in bins of a quarter of a doubling; rows of weight 0
+        are in `zeros` (j,), those below 0 in `negatives` (j,) too.
     """
 
     def __init__(self) -> None:
@@ -131,13 +136,18 @@ class Weights:
         self.squares = np.zeros(places)
         self.largest = np.zeros(places)
         self.zeros = np.zeros(places, np.int64)
+        self.negatives = np.zeros(places, np.int64)
+        self.absolute = np.zeros(places)
         self.histogram_counts = np.zeros((_BINS, places), np.int64)
         self.histogram_sums = np.zeros((_BINS, places))
 
     def update(
         self, logs: Array, weights: Array, contributions: Array, groups: npt.NDArray[np.int64]
     ) -> None:
-        """Add rows: log-weights and weights (n, j), what they add to the estimate, groups (n,)."""
+        """Add rows: weights (n, j), logs of their absolute values, what they add, groups (n,).
+
+        What they add, (n,), is to the estimate.
+        """
         if not self.places:
             self._start(logs.shape[1])
         self.rows += len(logs)
@@ -147,7 +157,13 @@ class Weights:
         self.contributions += float(np.abs(contributions).sum())
         self.squared_contributions += float(np.square(contributions).sum())
         self.squares += np.einsum("ij,ij->j", weights, weights)
-        self.largest = np.maximum(self.largest, weights.max(axis=0))
+        sizes = weights
+        below = np.count_nonzero(weights < 0.0, axis=0)
+        if below.any():
+            sizes = np.abs(weights)
+            self.negatives += below
+        self.largest = np.maximum(self.largest, sizes.max(axis=0))
+        self.absolute += np.ones(len(sizes)) @ sizes
         scaled = logs * (BINS_PER_OCTAVE / np.log(2.0)) - LOWEST_OCTAVE * BINS_PER_OCTAVE
         bins = np.clip(scaled, 0.0, _BINS - 1.0).astype(np.int64)
         for j in range(self.places):
@@ -158,7 +174,7 @@ class Weights:
             counts = np.bincount(where, minlength=_BINS)
             counts[0] -= nothing
             self.histogram_counts[:, j] += counts
-            self.histogram_sums[:, j] += np.bincount(where, column, _BINS)
+            self.histogram_sums[:, j] += np.bincount(where, sizes[:, j], _BINS)
 
     def merge(self, other: Weights) -> None:
         """Add what another one has seen."""
@@ -193,7 +209,7 @@ class Weights:
         totals = self.sums.sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             ess = np.where(self.squares > 0.0, totals**2 / self.squares, 0.0)
-            largest = np.where(totals > 0.0, self.largest / totals, 0.0)
+            largest = np.where(self.absolute > 0.0, self.largest / self.absolute, 0.0)
         mean = totals / n
         heaviest = self.heaviest_share()
         squared = self.squared_contributions
@@ -216,6 +232,7 @@ class Weights:
             mean_weight=float(mean[farthest]),
             mean_weight_z=self._z(farthest, float(mean[farthest])),
             overflows=self.overflows,
+            negative_share=float(self.negatives.max() / n),
             by_place=by_place,
         )
 
@@ -236,6 +253,8 @@ _ADDED = (
     "sums",
     "squares",
     "zeros",
+    "negatives",
+    "absolute",
     "histogram_counts",
     "histogram_sums",
 )

@@ -527,13 +527,12 @@ class PseudoInverse(_Mean):
     """``mean(q_1^T Gamma_0^+ 1_s sum_l r_l)``: the pseudo-inverse estimator for slates.
 
     Swaminathan et al. (2017), "Off-policy evaluation for slate recommendation". Weights may be
-    negative.
+    negative; their mean is 1 all the same where the logging policy shows whatever pi_1 does.
     """
 
     name = "pi"
     needs = ("slate_weights",)
     assumes = "the whole reward is a sum over places of item-at-place terms"
-    unit_mean = False  # of their absolute values, which is what is looked at
 
     def _values(self, batch: Batch) -> Array:
         assert batch.slate_weights is not None
@@ -543,6 +542,10 @@ class PseudoInverse(_Mean):
         assert batch.slate_weights is not None
         with np.errstate(divide="ignore"):
             return np.log(np.abs(batch.slate_weights))[:, None]
+
+    def _weights(self, batch: Batch, logs: Array) -> Array:
+        assert batch.slate_weights is not None
+        return np.copysign(Estimator._weights(self, batch, logs), batch.slate_weights[:, None])
 
 
 ESTIMATORS: Mapping[str, type[Estimator]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import fastrank as fr
 from fastrank import obd, ope, reference, simulate
 from fastrank.eventlog import LogReader, LogWriter, from_obd, schema
 from fastrank.ope import report
+from fastrank.ope.forecast import forecast
 
 EXACT = 1e-9
 T = 0.5
@@ -906,3 +908,50 @@ def test_ranges_of_rewards_are_checked(
 ) -> None:
     with pytest.raises(ValueError, match="reward_range: expected low < high"):
         ope.evaluate(stochastic, by_model(model, a=fr.Uniform()), reward_range=limits)
+
+
+# How long it takes.
+
+
+def test_progress_is_told_within_a_batch(tmp_path: Path) -> None:
+    log = slates(tmp_path, fr.PlackettLuce(1.0), 400)
+    policies = [ope.ByModel(f"p{t}", fr.PlackettLuce(t), FOUR) for t in (0.5, 0.8)]
+    told: list[int] = []
+    options: Any = {"logging": [FOUR], "advance": told.append}
+    ope.evaluate(log, policies, estimators=["iips", "pi"], **options)
+    assert told == sorted(told)
+    assert told[-1] == 400
+    # Two policies, two estimators, and four laws with rankings of two lengths, all in one batch.
+    assert len(set(told)) > 8
+    assert max(np.diff([0, *told])) < 200
+    told.clear()
+    small = LogReader(log.files, batch_rows=100)
+    ope.evaluate(small, policies, estimators=["ips"], **options)
+    assert set(told) >= {100, 200, 300, 400}
+    assert told == sorted(told)
+
+
+def test_what_estimators_want_besides_is_part_of_the_forecast(
+    stochastic: LogReader, model: fr.Model
+) -> None:
+    policies = by_model(model, a=fr.PlackettLuce(0.4), b=fr.Uniform())
+    judged = forecast(stochastic, policies, logging=[model])
+    assert 0.0 < judged < 60.0
+    with_marginals = forecast(stochastic, policies, logging=[model], estimators=["iips"])
+    assert with_marginals > 2.0 * judged
+    start = time.perf_counter()
+    ope.evaluate(stochastic, policies, logging=[model], estimators=["iips"])
+    taken = time.perf_counter() - start
+    assert taken / 10 < with_marginals < 10 * taken  # of the right order on a busy machine
+    column = [ope.FromColumn("c", "lp1")]
+    assert forecast(stochastic, column) == 0.0
+    with pytest.raises(ValueError, match="iips of a: wants a policy on a model"):
+        forecast(stochastic, policies, estimators=["iips"])
+
+
+def test_a_forecast_asks_nothing_of_rows_that_are_left_out(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        serve(log, 300, fr.PlackettLuce(1.0), rewards=lambda ranking: [1.0, 1.0])
+        serve(log, 300, fr.Uniform(), first=300, is_fallback=True, model_version="x")
+    policies = [ope.ByModel("p", fr.PlackettLuce(0.5), CATALOG)]
+    assert forecast(LogReader(tmp_path), policies, logging=[CATALOG], estimators=["iips"]) > 0.0

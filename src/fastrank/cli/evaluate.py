@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from fastrank.cli.terminal import progress, say, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.model import Model
 from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
-from fastrank.ope.propensities import judge
+from fastrank.ope.forecast import forecast
 from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
 
@@ -31,7 +30,6 @@ __all__ = ["audit", "evaluate"]
 
 _FORMATS = ["log", "obd", "data-capture"]
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
-_PROBE_ROWS = 200
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
@@ -268,6 +266,26 @@ class _Settings:
                 raise click.UsageError(f"--threshold: {name}: not a number: {value!r}") from None
         return ope.Thresholds(**given)
 
+    def announce(
+        self,
+        log: LogReader,
+        policies: Sequence[ope.EvaluationPolicy],
+        logging: Sequence[Model | Catalog],
+    ) -> None:
+        """Say how long it will take, if that is long."""
+        seconds = forecast(
+            log,
+            policies,
+            logging=logging,
+            places=self.places,
+            estimators=self.estimators or None,
+            lead=self.lead,
+            restrict_to_logged_catalog=self.restrict_to_logged_catalog,
+        )
+        if seconds > _LONG:
+            rows = log.survey()[0]
+            click.echo(f"about {_duration(seconds)} for {rows:,} rows", err=True)
+
     def run(
         self,
         log: LogReader,
@@ -315,7 +333,7 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
         with progress() as bar:
             task = bar.add_task("auditing", total=log.survey()[0] or None)
             found = ope.audit(log, models, advance=lambda rows: bar.update(task, completed=rows))
-    _announce(log, policies)
+    settings.announce(log, policies, models)
     failed = found is not None and not found.passed
     evaluation = settings.run(log, policies, models, ["audit_failed"] if failed else [])
     return Section(", ".join(logs), evaluation, found)
@@ -357,22 +375,6 @@ def _reader(logs: Sequence[str], kind: str, columns: Sequence[str] = ()) -> LogR
         tables = [table for path in logs for table in from_obd(path)]
         return LogReader.of_tables(tables, columns=["position", *columns])
     return LogReader(list(logs), columns=columns)
-
-
-def _announce(log: LogReader, policies: Sequence[ope.EvaluationPolicy]) -> None:
-    """Say how long it will take, if that is long."""
-    rows = log.survey()[0]
-    batch = next(iter(log), None)
-    if batch is None or rows <= _PROBE_ROWS or all(isinstance(p, ope.FromColumn) for p in policies):
-        return
-    times = []
-    for count in (1, _PROBE_ROWS):  # what the first row costs besides is paid once a batch
-        start = time.perf_counter()
-        judge(batch, policies, np.arange(min(len(batch), count)), logging={})
-        times.append(time.perf_counter() - start)
-    seconds = (times[1] - times[0]) / _PROBE_ROWS * rows
-    if seconds > _LONG:
-        click.echo(f"about {_duration(seconds)} for {rows:,} rows", err=True)
 
 
 def _duration(seconds: float) -> str:

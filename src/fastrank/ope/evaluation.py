@@ -222,7 +222,8 @@ def evaluate(
     reasons : sequence of str
         What is known against the log: keys of `REASONS`, ``"audit_failed"`` for one.
     advance : callable, optional
-        Told how many rows of the log have been read.
+        Told how many rows of the log are done: after each batch and, where what iips, pi or a
+        reward model want of it takes long, between.
 
     Returns
     -------
@@ -242,23 +243,16 @@ def evaluate(
     thresholds = thresholds or Thresholds()
     catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
     asked = places
-    if asked is not None and (type(asked) is not int or asked < 1):
-        raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
-    longest = max(1, log.survey()[1])
-    places = longest if asked is None else min(asked, longest)
-    if estimators is None:
-        estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]
-    lead = lead or ("snrips" if places > 1 else "snips")
+    places, names, lead = settled(log, places, estimators, lead)
     if reward_range is not None and not -np.inf < reward_range[0] < reward_range[1] < np.inf:
         raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
-    _check(labels, estimators, lead, reference, level)
-    names = [*dict.fromkeys(["avg", *estimators, lead])]
+    _check(labels, reference, level)
     optional = OptionalArrays(
         names, policies, logging, places, reward_model, restrict_to_logged_catalog
     )
     strata: dict[int, _StratumSums] = {}
     set_aside: Counter[str] = Counter()
-    rows, without_user, span = 0, 0, _Span()
+    rows, without_user, span, progress = 0, 0, _Span(), _Progress(advance)
     for batch in log:
         rows += len(batch)
         span.update(batch)
@@ -287,6 +281,7 @@ def evaluate(
             for reason, which in each.unknown.items():
                 leave(reason, which)
         without_user += int(np.count_nonzero(used & ~batch.is_given("user_id")))
+        progress.begin(len(batch), int(used.sum()) * len(policies))
         for index in np.unique(batch.stratum[used]).tolist():
             rows_of_it = np.flatnonzero(used & (batch.stratum == index))
             sums = strata.get(index)
@@ -294,13 +289,12 @@ def evaluate(
                 sums = strata[index] = _StratumSums(
                     log.strata[index], labels, names, places, clip, asked
                 )
-            sums.update(batch, rows_of_it, policies, judged, optional, cluster)
-        if advance is not None:
-            advance(rows)
+            sums.update(batch, rows_of_it, policies, judged, optional, cluster, progress.step)
+        progress.end()
     _check_set_aside(set_aside, rows, thresholds, found := [*reasons])
     found += _log_reasons(log, thresholds)
     unit = "a ranking"
-    if places < longest:
+    if places < max(1, log.survey()[1]):
         unit = "by the first place" if places == 1 else f"by the first {places} places"
     summary = _Summary(
         [strata[index] for index in sorted(strata)],
@@ -310,17 +304,29 @@ def evaluate(
     return summary.evaluation(places, counts, span.result(), dict(set_aside), log.report.to_dict())
 
 
-def _check(
-    labels: Sequence[str], estimators: Sequence[str], lead: str, reference: str, level: float
-) -> None:
+def settled(
+    log: LogReader, places: int | None, estimators: Sequence[str] | None, lead: str | None
+) -> tuple[int, list[str], str]:
+    """The places, estimators and leading estimator that these arguments of `evaluate` mean."""
+    if places is not None and (type(places) is not int or places < 1):
+        raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
+    longest = max(1, log.survey()[1])
+    places = longest if places is None else min(places, longest)
+    if estimators is None:
+        estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]
+    lead = lead or ("snrips" if places > 1 else "snips")
+    for name in (*estimators, lead):
+        if name not in ESTIMATORS:
+            raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}; got {name!r}")
+    return places, [*dict.fromkeys(["avg", *estimators, lead])], lead
+
+
+def _check(labels: Sequence[str], reference: str, level: float) -> None:
     if not labels:
         raise ValueError("policies: expected at least one")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated or LOGGING in labels:
         raise ValueError(f"policies: two of them are called {(repeated or [LOGGING])[0]!r}")
-    for name in (*estimators, lead):
-        if name not in ESTIMATORS:
-            raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}; got {name!r}")
     if reference != LOGGING and reference not in labels:
         raise ValueError(f"reference: expected {LOGGING} or a policy's label, got {reference!r}")
     if not 0.0 < level < 1.0:
@@ -366,6 +372,32 @@ class _Span:
         return first, last
 
 
+class _Progress:
+    """Tells how many rows are done, within a batch by hundredths of it."""
+
+    def __init__(self, advance: Callable[[int], None] | None) -> None:
+        self._advance = advance
+        self._before = self._told = self._rows = 0
+        self._steps = self._done = 0.0
+
+    def begin(self, rows: int, steps: int) -> None:
+        """A batch of so many rows, which are done after so many steps."""
+        self._rows, self._steps, self._done = rows, float(max(steps, 1)), 0.0
+
+    def step(self, steps: float) -> None:
+        self._done += steps
+        done = self._before + int(self._rows * min(self._done / self._steps, 1.0))
+        if self._advance is not None and done - self._told > self._rows / 100:
+            self._told = done
+            self._advance(done)
+
+    def end(self) -> None:
+        self._before += self._rows
+        if self._advance is not None:
+            self._told = self._before
+            self._advance(self._before)
+
+
 class _StratumSums:
     """The sums of one stratum, for all policies."""
 
@@ -395,6 +427,7 @@ class _StratumSums:
         judged: Sequence[Judged],
         optional: OptionalArrays,
         cluster: bool,
+        step: Callable[[float], None],
     ) -> None:
         whole = len(which) == len(batch)
         places = self._places
@@ -417,7 +450,7 @@ class _StratumSums:
             self.certain[p] += rows(each.certain).sum()
             self.outside[p] += rows(each.outside).sum()
             self.support_unknown[p] += np.count_nonzero(rows(each.support_unknown))
-            arrays = optional.arrays(policies[p], batch, which, logged, evaluated)
+            arrays = optional.arrays(policies[p], batch, which, logged, evaluated, step)
             prepared = Batch(
                 logged=logged,
                 evaluated=evaluated,

@@ -1,0 +1,104 @@
+"""How long an evaluation will take, from a look at the first batch of its log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.catalog import Catalog
+from fastrank.eventlog import LogBatch, LogReader
+from fastrank.model import Model
+from fastrank.ope.arrays import OptionalArrays, RewardModel
+from fastrank.ope.evaluation import settled
+from fastrank.ope.propensities import EvaluationPolicy, FromColumn, judge
+
+__all__ = ["forecast"]
+
+_ROWS = 200  # judged, and at most in each part of what the estimators want besides
+_SECONDS = 1.0  # spent on the latter; a part that was begun is finished
+
+
+def forecast(
+    log: LogReader,
+    policies: Sequence[EvaluationPolicy],
+    *,
+    logging: Sequence[Model | Catalog] = (),
+    places: int | None = None,
+    estimators: Sequence[str] | None = None,
+    lead: str | None = None,
+    reward_model: RewardModel | None = None,
+    restrict_to_logged_catalog: bool = False,
+) -> float:
+    """Seconds that `evaluate` will take with these arguments, for a message.
+
+    0 for a short log, or where there is nothing to compute but what the log has in columns. Takes
+    the reading of one batch and some seconds.
+
+    Raises
+    ------
+    ValueError
+        As `evaluate` would.
+    """
+    places, names, _ = settled(log, places, estimators, lead)
+    optional = OptionalArrays(
+        names, policies, logging, places, reward_model, restrict_to_logged_catalog
+    )
+    rows = log.survey()[0]
+    batch = next(iter(log), None)
+    if batch is None or rows <= _ROWS or all(isinstance(p, FromColumn) for p in policies):
+        return 0.0
+    times = []
+    for count in (1, _ROWS):  # what the first row costs besides is paid once a batch
+        start = time.perf_counter()
+        judge(batch, policies, np.arange(min(len(batch), count)), logging={})
+        times.append(time.perf_counter() - start)
+    a_row = max(times[1] - times[0], 0.0) / _ROWS
+    return rows * (a_row + _arrays_a_row(batch, policies, optional, places))
+
+
+def _arrays_a_row(
+    batch: LogBatch, policies: Sequence[EvaluationPolicy], optional: OptionalArrays, places: int
+) -> float:
+    """Seconds a row for the optional arrays.
+
+    Rows of one user share most of the work, so that users are tried, each with all of their rows:
+    one, then two more, then four more, until that has taken long enough.
+    """
+    order = np.argsort(batch.user_hash, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(batch.user_hash[order]) != 0])
+    ends = np.r_[starts[1:], len(order)]
+    # Rows that are left out by default may lack what the others have.
+    likely = ~(batch.is_fallback | batch.caller_seed | np.isnan(batch.rewards).any(axis=1))
+    measured: list[tuple[int, float]] = []
+    user, users = 0, 1
+    while user < len(starts) and sum(seconds for _, seconds in measured) < _SECONDS:
+        last = min(user + users, len(starts)) - 1
+        part = order[starts[user] : min(ends[last], starts[user] + _ROWS)]
+        judged = judge(batch, policies, part, logging={})
+        known = likely.copy()
+        for each in judged:
+            for which in each.unknown.values():
+                known &= ~which
+        part = part[known[part]]
+        if len(part):
+            start = time.perf_counter()
+            for policy, each in zip(policies, judged, strict=True):
+                logged, evaluated = (
+                    _cut(array[part], places)
+                    for array in (batch.log_propensities, each.log_propensities)
+                )
+                optional.arrays(policy, batch, part, logged, evaluated)
+            measured.append((len(part), time.perf_counter() - start))
+        user, users = last + 1, 2 * users
+    if len(measured) > 1:
+        measured = measured[1:]  # the first pays for what is loaded and prepared once
+    rows = sum(count for count, _ in measured)
+    return sum(seconds for _, seconds in measured) / rows if rows else 0.0
+
+
+def _cut(array: npt.NDArray[Any], places: int) -> npt.NDArray[Any]:
+    return np.pad(array[:, :places], [(0, 0), (0, max(0, places - array.shape[1]))])

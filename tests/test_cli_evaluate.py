@@ -17,7 +17,7 @@ from commands import refused, run
 
 import fastrank as fr
 from fastrank import simulate
-from fastrank.eventlog import LogWriter
+from fastrank.eventlog import LogReader, LogWriter
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
 
@@ -116,8 +116,6 @@ def test_options_reach_the_evaluation(shop: Path) -> None:
 
 
 def test_columns_are_policies(shop: Path, tmp_path: Path) -> None:
-    from fastrank.eventlog import LogReader
-
     batch = next(iter(LogReader(shop / "logs")))
     table = pa.Table.from_batches([batch.table])
     lp = [row.tolist() for row in batch.log_propensities - 0.0]
@@ -125,6 +123,134 @@ def test_columns_are_policies(shop: Path, tmp_path: Path) -> None:
     found = loaded("evaluate", tmp_path / "log.parquet", "--column", "same=lp1")
     estimates = found["policies"][0]["estimates"]
     assert estimates["ips"]["value"] == pytest.approx(estimates["avg"]["value"], rel=1e-12)
+
+
+def with_columns(shop: Path, file: Path, **columns: Any) -> Path:
+    """The log with further columns, made of the matrix (n, 3) of its log-propensities."""
+    batch = next(iter(LogReader(shop / "logs")))
+    table = pa.Table.from_batches([batch.table])
+    for name, function in columns.items():
+        values = np.asarray(function(batch.log_propensities + 0.0))
+        table = table.append_column(name, pa.array(values.tolist()))
+    pq.write_table(table, file)
+    return file
+
+
+def arrays(text: str) -> list[str]:
+    return [part for each in text.split() for part in ("--array", each)]
+
+
+def test_columns_feed_estimators(shop: Path, tmp_path: Path) -> None:
+    log = with_columns(
+        shop,
+        tmp_path / "log.parquet",
+        lp1=lambda lp: lp,
+        p=np.exp,
+        q=lambda lp: np.full(lp.shape, 0.25),
+        none=np.zeros_like,
+        row=lambda lp: np.full(len(lp), 0.75),
+        weight=lambda lp: np.full(len(lp), 2.0),
+    )
+    names = ["iips", "dm", "dr-position", "cascade-dr", "pi"]
+    found = loaded(
+        "evaluate", log, "--column", "a=lp1", "--column", "b=lp1",
+        *(part for name in names for part in ("--estimator", name)),
+        *arrays("marginals_logged=p marginals_evaluated=p q_direct=row slate_weights=weight"),
+        *arrays("q_logged=q cascade_q_logged=none cascade_q_expected=none"),
+        *arrays("a:q_expected=q b:q_expected=none"),
+    )  # fmt: skip
+    a, b = (
+        {name: each["value"] for name, each in policy["estimates"].items()}
+        for policy in found["policies"]
+    )
+    avg = a["avg"]
+    # The weights are 1, and the reward model's two words cancel in the one and not in the other.
+    expected = {"iips": avg, "dm": 0.75, "cascade-dr": avg, "pi": 2 * avg}
+    for name, value in expected.items():
+        assert a[name] == pytest.approx(value)
+        assert b[name] == pytest.approx(value)
+    assert a["dr-position"] == pytest.approx(avg)
+    assert b["dr-position"] == pytest.approx(avg - 0.75)
+
+
+def test_arrays_go_to_policies_of_models(shop: Path, tmp_path: Path) -> None:
+    """Whose labels may hold what separates the parts."""
+    log = with_columns(shop, tmp_path / "log.parquet", q=lambda lp: np.full(len(lp), 0.5))
+    label = "plackett_luce:temperature=0.6"
+    found = loaded(
+        "evaluate", log, "--model", shop / "model", "--policy", label, "--estimator", "dm",
+        "--array", f"{label}:q_direct=q",
+    )  # fmt: skip
+    assert found["policies"][0]["label"] == label
+    assert found["policies"][0]["estimates"]["dm"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("q=c", "--array: expected [LABEL:]NAME=COLUMN, NAME one of marginals_logged, "),
+        ("q_direct", "--array: expected [LABEL:]NAME=COLUMN"),
+        ("q_direct=", "--array: expected [LABEL:]NAME=COLUMN"),
+        (":q_direct=row", "--array: expected [LABEL:]NAME=COLUMN"),
+        ("c:q_direct=row", "--array: c:q_direct=row: no policy is called 'c', only a, b"),
+        ("q_direct=row q_direct=row", "--array: q_direct of a is given twice"),
+        ("q_direct=row b:q_direct=row", "--array: q_direct of b is given twice"),
+        ("q_logged=q", "--array: q_logged=q: nothing wants it without --estimator dr-position"),
+        ("a:q_direct=row", "dm of b: wants a reward model"),
+        ("q_direct=nothing", "no column named nothing"),
+        ("q_direct=text", "text: expected numbers or lists of them, got string"),
+        ("q_direct=q", "q_direct: column q: expected one number a row; got a list"),
+        ("q_direct=infinite", "q_direct: column infinite: request "),
+        ("q_direct=null", "must be finite, got nan"),
+        ("q_direct=scores", "scores is a column of the schema itself"),
+    ],
+)
+def test_arrays_that_are_not_there(shop: Path, tmp_path: Path, given: str, message: str) -> None:
+    log = with_columns(
+        shop,
+        tmp_path / "log.parquet",
+        lp1=lambda lp: lp,
+        q=np.exp,
+        row=lambda lp: lp[:, 0],
+        text=lambda lp: ["x"] * len(lp),
+        infinite=lambda lp: np.where(np.arange(len(lp)) == 7, np.inf, 0.0),
+        null=lambda lp: np.array([None, *lp[1:, 0]], object),
+    )
+    policies = ["--column", "a=lp1", "--column", "b=lp1", "--estimator", "dm"]
+    assert message in refused("evaluate", log, *policies, *arrays(given))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("row", "marginals_logged: column row: expected a list of numbers a row, one for each"),
+        ("zero", "place 2: must be a probability above 0, got 0.0"),
+        ("above", "place 3: must be a probability above 0, got 1.5"),
+    ],
+)
+def test_marginals_are_probabilities(shop: Path, tmp_path: Path, column: str, message: str) -> None:
+    def at(place: int, value: float) -> Any:
+        cell = np.zeros((5000, 3), np.bool_)
+        cell[11, place - 1] = True
+        return lambda lp: np.where(cell, value, np.exp(lp))
+
+    columns = {"row": lambda lp: lp[:, 0], "zero": at(2, 0.0), "above": at(3, 1.5)}
+    log = with_columns(shop, tmp_path / "log.parquet", lp1=lambda lp: lp, p=np.exp, **columns)
+    given = arrays(f"marginals_evaluated=p marginals_logged={column}")
+    found = refused("evaluate", log, "--column", "lp1", "--estimator", "iips", *given)
+    assert message in found
+
+
+def test_a_long_run_is_announced(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fastrank.cli.evaluate as command
+
+    monkeypatch.setattr(command, "_LONG", 0.0)
+    result = run(
+        "evaluate", shop / "logs", "--model", shop / "model", "--policy", "uniform",
+        "--estimator", "iips", "--no-audit",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert " for 5,000 rows" in result.stderr
 
 
 def test_the_bundled_logs() -> None:
@@ -179,6 +305,7 @@ def test_the_bundled_logs() -> None:
             "dm of uniform: wants a reward model",
         ),
         (["evaluate", "--format", "obd", "--column", "x"], "evaluates what is bundled"),
+        (["evaluate", "--format", "obd", "--array", "q_direct=x"], "evaluates what is bundled"),
         (["audit", "{shop}/model/manifest.json", "--model", "{shop}/model"], "manifest.json"),
     ],
 )  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from fastrank.opening import open_directory
 __all__ = ["audit", "evaluate"]
 
 _FORMATS = ["log", "obd", "data-capture"]
+# What estimators want besides propensities, by the names that columns are given for.
+_ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in each.needs)]
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
@@ -112,6 +115,14 @@ def audit(
     multiple=True,
     metavar="[LABEL=]COLUMN",
     help="A policy whose conditional log-propensities stand in a column of the log.",
+)
+@click.option(
+    "--array",
+    "arrays",
+    multiple=True,
+    metavar="[LABEL:]NAME=COLUMN",
+    help="A column of the log that holds what an estimator wants: NAME is one of"
+    f" {', '.join(_ARRAYS)}. For the policy of that label, or for all.",
 )
 @click.option("--format", "kind", type=click.Choice(_FORMATS), default="log", show_default=True)
 @click.option("-k", "places", type=click.IntRange(min=1), help="Places of the evaluated rankings.")
@@ -204,7 +215,7 @@ def evaluate(
     if report is not None:
         render([])  # likewise whether there is what pages are made with
     if kind == "obd" and not logs:
-        if settings.models or settings.policies or settings.columns:
+        if settings.models or settings.policies or settings.columns or settings.arrays:
             raise click.UsageError(
                 "--format obd without LOGS evaluates what is bundled: no policies"
             )
@@ -236,6 +247,7 @@ class _Settings:
     models: tuple[Path, ...]
     policies: tuple[str, ...]
     columns: tuple[str, ...]
+    arrays: tuple[str, ...]
     places: int | None
     estimators: tuple[str, ...]
     lead: str | None
@@ -326,7 +338,9 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     ]
     if not policies:
         raise click.UsageError("name at least one --policy or --column")
+    policies = _with_arrays(policies, settings)
     columns = [each.column for each in policies if isinstance(each, ope.FromColumn)]
+    columns += [column for each in policies for column in each.arrays.values()]
     log = _reader(logs, kind, columns)
     found = None
     if models and not settings.no_audit and kind != "obd":
@@ -361,6 +375,41 @@ def _by_model(
 def _labelled(text: str) -> tuple[str, str]:
     label, equals, column = text.partition("=")
     return (label, column) if equals else (text, text)
+
+
+def _with_arrays(
+    policies: Sequence[ope.EvaluationPolicy], settings: _Settings
+) -> list[ope.EvaluationPolicy]:
+    """The policies with the columns that --array names for them."""
+    names = [*settings.estimators, *([settings.lead] if settings.lead else [])]
+    wanted = {need for name in names for need in ope.ESTIMATORS[name].needs}
+    labels = [each.label for each in policies]
+    found: dict[str, dict[str, str]] = {label: {} for label in labels}
+    for text in settings.arrays:
+        # Labels may hold colons and equals signs: plackett_luce:temperature=0.5 is one.
+        match = re.fullmatch(
+            rf"(?:(?P<label>.+?):)?(?P<name>{'|'.join(_ARRAYS)})=(?P<column>.+)", text
+        )
+        if match is None:
+            raise click.UsageError(
+                f"--array: expected [LABEL:]NAME=COLUMN, NAME one of {', '.join(_ARRAYS)};"
+                f" got {text!r}"
+            )
+        label, name, column = match["label"], match["name"], match["column"]
+        if label is not None and label not in labels:
+            raise click.UsageError(
+                f"--array: {text}: no policy is called {label!r}, only {', '.join(labels)}"
+            )
+        if name not in wanted:
+            users = [each for each, cls in ope.ESTIMATORS.items() if name in cls.needs]
+            raise click.UsageError(
+                f"--array: {text}: nothing wants it without --estimator {' or '.join(users)}"
+            )
+        for each in labels if label is None else [label]:
+            if name in found[each]:
+                raise click.UsageError(f"--array: {name} of {each} is given twice")
+            found[each][name] = column
+    return [replace(each, arrays=found[each.label]) for each in policies]
 
 
 def _open(path: Path) -> Model | Catalog:

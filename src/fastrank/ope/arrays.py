@@ -141,7 +141,7 @@ class OptionalArrays:
             advance(count)
 
         result = {
-            need: self._column(batch, policy.arrays[need], rows, need in FLAT_ARRAYS)
+            need: self._column(batch, need, policy.arrays[need], rows)
             for need in self._wanted
             if need in policy.arrays
         }
@@ -159,26 +159,35 @@ class OptionalArrays:
         advance(len(rows) - done)
         return {name: array for name, array in result.items() if name in self._wanted}
 
-    def _column(self, batch: LogBatch, name: str, rows: Rows, flat: bool) -> Array:
+    def _column(self, batch: LogBatch, need: str, column: str, rows: Rows) -> Array:
         """A column of the log, (len(rows),) or (len(rows), places)."""
-        if name not in batch.columns:
-            raise ValueError(f"{name}: not among the columns that the log is read with")
-        array = np.array(batch.columns[name][rows], np.float64)
+        name, flat = f"{need}: column {column}", need in FLAT_ARRAYS
+        if column not in batch.columns:
+            raise ValueError(f"{name}: the log is not read with it")
+        array = np.array(batch.columns[column][rows], np.float64)
         if flat != (array.ndim == 1):
-            wanted = "a number" if flat else "a list of numbers, one for each place,"
-            raise ValueError(f"{name}: expected {wanted} a row")
+            one, each = "one number a row", "a list of numbers a row, one for each place"
+            wanted, got = (one, each) if flat else (each, one)
+            raise ValueError(f"{name}: expected {wanted}; got {got}")
         if not flat:
             array = array[:, : self._places]
             array = np.pad(array, [(0, 0), (0, self._places - array.shape[1])])
             there = np.arange(self._places) < batch.lengths[rows][:, None]
             array[~there] = 0.0
-        bad = np.argwhere(~np.isfinite(array))
+        fine, wanted = np.isfinite(array), "must be finite"
+        if need in _MARGINALS:
+            fine &= (array >= 0.0) & (array <= 1.0 + 1e-9)
+            wanted = "must be a probability"
+            if need == "marginals_logged":  # of what was shown
+                fine &= (array > 0.0) | ~there
+                wanted += " above 0"
+        bad = np.argwhere(~fine)
         if len(bad):
             row, *place = bad[0].tolist()
             where = f", place {place[0] + 1}" if place else ""
             raise ValueError(
-                f"{name}: request {batch.value('request_id', int(rows[row]))}{where}: must be"
-                f" finite, got {array[tuple(bad[0])]}"
+                f"{name}: request {batch.value('request_id', int(rows[row]))}{where}: {wanted},"
+                f" got {array[tuple(bad[0])]}"
             )
         return array
 

@@ -58,6 +58,7 @@ _LIGHT_GROWTH = 6.0  # log of what rounding errors grow by at most over all plac
 _LIGHT_DEGREE = 128  # more places are multiplied out
 _LIGHT_TERMS = 20  # power sums of odds: each is at most `_LIGHT_SHARE` of the one before
 _LIGHT_MORE = 14  # terms of their series after the first: 0.25^14 / 15! is 3e-21
+_MANY = 5  # coefficients, from which on a product of polynomials is one call
 _STRETCH = 8.0  # of log time that is worked on at once, lest far items be taken along
 _STEP = 0.25  # of log time, to start with; peaks of the k-th ring are narrower by sqrt(k)
 _CHANGE = 1e-7  # between two step lengths; the shorter one's error is about the square of it
@@ -772,8 +773,17 @@ def _times(a: Array, b: Array, degree: int) -> Array:
     if len(a) > len(b):
         a, b = b, a
     size = min(len(a) + len(b) - 1, degree + 1)
-    shape = np.broadcast_shapes(a.shape[1:], b.shape[1:])
-    result = np.zeros((size, *shape))
+    reach = min(len(b), size)
+    if len(a) >= _MANY:  # one sum over windows of b in place of a product a coefficient
+        zeros = len(a) - 1
+        padded = np.zeros((zeros + size, *b.shape[1:]))
+        padded[zeros : zeros + reach] = b[:reach]
+        step, *others = padded.strides
+        windows = np.ndarray(
+            (size, len(a), *b.shape[1:]), np.float64, padded, 0, (step, step, *others)
+        )
+        return np.asarray(np.einsum("cpit,pit->cit", windows, a[::-1]))
+    result = np.zeros((size, max(a.shape[1], b.shape[1]), a.shape[2]))
     for power in range(min(len(a), size)):
         reach = min(len(b), size - power)
         result[power : power + reach] += a[power] * b[:reach]

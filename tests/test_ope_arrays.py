@@ -1,0 +1,170 @@
+"""What some estimators want of rows: computed once a law, and right for each of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastrank as fr
+from fastrank import ope
+from fastrank.eventlog import LogReader, LogWriter
+from fastrank.marginals import position_marginals
+from fastrank.ope import arrays
+from fastrank.ope.arrays import OptionalArrays
+
+N, K, USERS, ROWS = 30, 3, 8, 160
+LOGGING, EVALUATED = fr.PlackettLuce(1.0), fr.PlackettLuce(0.6)
+POLICIES: list[fr.Policy] = [EVALUATED, fr.PlackettLuce(0.8)]
+
+
+@pytest.fixture(scope="module")
+def model() -> fr.Model:
+    rng = np.random.default_rng(1)
+    catalog = fr.Catalog(np.arange(100, 100 + N), rng.standard_normal((N, 4)))
+    return fr.Model(catalog, [f"u{i}" for i in range(USERS)], rng.standard_normal((USERS, 4)))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory, model: fr.Model) -> LogReader:
+    """Of some users; a quarter of the rows with a filter, and some shorter than three places."""
+    folder = tmp_path_factory.mktemp("log")
+    with LogWriter(folder) as writer:
+        for i in range(ROWS):
+            user = f"u{i % USERS}"
+            kind = i // USERS % 8
+            ids = [100, 101, 105] if kind == 1 else [110, 111] if kind == 2 else None
+            filters = {"exclude": ids} if kind == 1 else {"allow": ids} if kind == 2 else {}
+            ranking = model.recommend(user, K, policy=LOGGING, seed=i, **filters)  # type: ignore[arg-type]
+            writer.append(
+                ranking,
+                k=K,
+                request_id=f"r{i}",
+                user_id=user,
+                model_version=model.version,
+                displayed=1 if i % 10 == 9 else None,
+                rewards=[1.0] * len(ranking),
+                **filters,  # type: ignore[arg-type]
+            )
+    return LogReader(folder)
+
+
+def optional(model: fr.Model) -> OptionalArrays:
+    policies = [ope.ByModel(f"p{j}", policy, model) for j, policy in enumerate(POLICIES)]
+    return OptionalArrays(["iips"], policies, [model], K, None)
+
+
+def marginals(
+    wanted: OptionalArrays, model: fr.Model, log: LogReader
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of the logging and the evaluation policy, for each policy: all rows."""
+    found: list[list[dict[str, np.ndarray]]] = [[] for _ in POLICIES]
+    for batch in log:
+        rows = np.arange(len(batch))
+        nothing = np.zeros((len(batch), K))
+        for j, policy in enumerate(POLICIES):
+            by_model = ope.ByModel("p", policy, model)
+            found[j].append(wanted.arrays(by_model, batch, rows, nothing, nothing))
+    return [
+        (
+            np.concatenate([part["marginals_logged"] for part in parts]),
+            np.concatenate([part["marginals_evaluated"] for part in parts]),
+        )
+        for parts in found
+    ]
+
+
+@pytest.fixture(scope="module")
+def exact(model: fr.Model, log: LogReader) -> dict[fr.Policy, np.ndarray]:
+    return {policy: row_by_row(model, log, policy) for policy in (LOGGING, *POLICIES)}
+
+
+def row_by_row(model: fr.Model, log: LogReader, policy: fr.Policy) -> np.ndarray:
+    result = []
+    for batch in log:
+        for i in range(len(batch)):
+            eligible = np.full(N, batch.allow(i) is None)
+            for ids, value in ((batch.allow(i), True), (batch.exclude(i), False)):
+                if ids is not None:
+                    eligible[ids - 100] = value
+            items = batch.item_ids[i, : batch.lengths[i]] - 100
+            scores = model.catalog.scores(model.user_vector(batch.user_ids[i]))
+            law = position_marginals(scores, policy, K, items, eligible)
+            row = np.zeros(K)
+            row[: len(items)] = law[np.arange(len(items)), np.arange(len(items))]
+            result.append(row)
+    return np.array(result)
+
+
+@pytest.mark.parametrize("batch_rows", [ROWS, 37])
+@pytest.mark.parametrize("kept", [1 << 27, 3000, 0])
+def test_shared_laws_are_those_of_each_row(
+    monkeypatch: pytest.MonkeyPatch,
+    model: fr.Model,
+    log: LogReader,
+    exact: dict[fr.Policy, np.ndarray],
+    batch_rows: int,
+    kept: int,
+) -> None:
+    monkeypatch.setattr(arrays, "_CACHE_BYTES", kept)
+    wanted = optional(model)
+    small = LogReader(log.files, batch_rows=batch_rows)
+    found = marginals(wanted, model, small)
+    for policy, (of_logging, of_policy) in zip(POLICIES, found, strict=True):
+        np.testing.assert_allclose(of_logging, exact[LOGGING], rtol=1e-12)
+        np.testing.assert_allclose(of_policy, exact[policy], rtol=1e-12)
+    assert wanted._cache.size <= kept
+
+
+def test_a_law_is_computed_once_a_batch(model: fr.Model, log: LogReader) -> None:
+    """For each user without filters, with either one; by three policies."""
+    wanted = optional(model)
+    marginals(wanted, model, log)
+    assert wanted.laws == 3 * USERS * 3
+    # What was asked for before is kept for the next batch.
+    marginals(wanted, model, log)
+    assert wanted.laws == 3 * USERS * 3
+
+
+def test_what_is_kept_is_bounded() -> None:
+    cache = arrays._Cache(10_000)
+    for key in range(100):
+        cache.put(key, str(key), 1000)
+        assert cache.size <= 10_000
+    assert cache.get(99, None) == "99"
+    assert cache.get(0, None) is None
+    cache.put(99, "again", 2000)
+    assert cache.get(99, None) == "again"
+    cache.put("large", "large", 20_000)  # not at the price of all others
+    assert cache.get("large", None) is None
+    assert cache.get(99, None) == "again"
+    used = cache.size
+    cache.put(99, "small", 0)
+    assert cache.size == used - 2000
+
+
+def test_laws_are_told_apart(model: fr.Model) -> None:
+    from fastrank.ope.propensities import Query
+
+    vector = np.ones(4, np.float32)
+    some, others = np.array([100, 101]), np.array([102])
+    bias = np.zeros(N, np.float32)
+    queries = [
+        Query(vector, None, None, None),
+        Query(vector * 2, None, None, None),
+        Query(vector, some, None, None),
+        Query(vector, None, some, None),
+        Query(vector, some, others, None),
+        Query(vector, others, some, None),
+        Query(vector, some[:0], None, None),
+        Query(vector, None, None, bias),
+        Query(vector, None, None, bias + 1),
+    ]
+    keys = {
+        arrays._Law(catalog, query, policy).key
+        for catalog in (model.catalog, fr.Catalog(np.arange(N), np.ones((N, 4))))
+        for query in queries
+        for policy in (LOGGING, EVALUATED, fr.Uniform())
+    }
+    assert len(keys) == 2 * 3 * len(queries)
+    again = arrays._Law(model.catalog, Query(vector.copy(), None, None, None), fr.Uniform())
+    assert again.key in keys

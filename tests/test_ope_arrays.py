@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -168,3 +170,48 @@ def test_laws_are_told_apart(model: fr.Model) -> None:
     assert len(keys) == 2 * 3 * len(queries)
     again = arrays._Law(model.catalog, Query(vector.copy(), None, None, None), fr.Uniform())
     assert again.key in keys
+
+
+def slate_log(folder: Path, policy: fr.Policy) -> tuple[fr.Catalog, LogReader]:
+    few = fr.Catalog(np.arange(5), np.linspace(-1.0, 1.0, 5)[:, None])
+    with LogWriter(folder) as log:
+        for i in range(60):
+            query = np.array([1.0 + i % 3], np.float32)
+            ranking = few.rank(query, 2, policy=policy, seed=i)
+            log.append(
+                ranking,
+                k=2,
+                request_id=f"r{i}",
+                user_id=f"u{i}",
+                query=query,
+                displayed=1 if i % 2 else None,
+                rewards=[1.0, 1.0],
+            )
+    return few, LogReader(folder)
+
+
+@pytest.mark.parametrize("kept", [1 << 27, 3000])
+def test_inverses_are_computed_once_for_all_policies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: int
+) -> None:
+    monkeypatch.setattr(arrays, "_CACHE_BYTES", kept)
+    few, log = slate_log(tmp_path, LOGGING)
+    policies = [ope.ByModel(f"p{j}", policy, few) for j, policy in enumerate(POLICIES)]
+    wanted = OptionalArrays(["pi"], policies, [few], 2, None)
+    (batch,) = log
+    rows, nothing = np.arange(len(batch)), np.zeros((len(batch), 2))
+    together = [wanted.arrays(p, batch, rows, nothing, nothing) for p in policies]
+    # Three queries, slates of one and of two places; 3,000 bytes hold one of them.
+    assert wanted.laws == 6
+    assert wanted._cache.size <= kept
+    for policy, found in zip(policies, together, strict=True):
+        alone = OptionalArrays(["pi"], [policy], [few], 2, None)
+        other = alone.arrays(policy, batch, rows, nothing, nothing)
+        assert np.array_equal(found["slate_weights"], other["slate_weights"])
+
+
+def test_a_slate_that_cannot_be_weighted_is_named(tmp_path: Path) -> None:
+    few, log = slate_log(tmp_path, fr.Deterministic())
+    policy = ope.ByModel("p", fr.Uniform(), few)
+    with pytest.raises(ValueError, match="pi of p: request r0: policy: it shows items at places"):
+        ope.evaluate(log, [policy], logging=[few], estimators=["pi"])

@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ __all__ = ["OptionalArrays", "RewardModel"]
 Array: TypeAlias = npt.NDArray[np.float64]
 Rows: TypeAlias = npt.NDArray[np.int64]
 RewardModel: TypeAlias = Callable[[npt.NDArray[np.float32], npt.NDArray[Any]], npt.ArrayLike]
+
+T = TypeVar("T")
 
 _MARGINALS = ("marginals_logged", "marginals_evaluated")
 _CACHE_BYTES = 128 << 20  # of laws kept from one batch to the next
@@ -92,7 +94,14 @@ class OptionalArrays:
         self._reward_model = reward_model
         self._wanted = {need for name in names for need in ESTIMATORS[name].needs}
         self._cache = _Cache(_CACHE_BYTES)
-        self._last: tuple[int, weakref.ref[Rows], Array] | None = None
+        self._by_slates = [
+            policy
+            for policy in policies
+            if isinstance(policy, ByModel) and "slate_weights" not in policy.arrays
+        ]
+        # What hangs on the log alone, or was computed for all policies, of the last rows.
+        self._last_marginals = _OfRows[Array]()
+        self._last_slates = _OfRows[dict[int, Array]]()
         self.laws = 0  # computed so far, which is nearly all of the work
         for name in names:
             for policy in policies:
@@ -199,17 +208,10 @@ class OptionalArrays:
         wanted: set[str],
         advance: Callable[[float], None],
     ) -> dict[str, Array]:
-        catalog = catalog_of(policy.model)
-        barred = Newer(catalog, self._catalogs) if self._restrict else None
-        asked = Queries(policy.model, batch, barred=barred)
+        evaluated = self._evaluated_law(policy, batch)
         writers = self._writers.queries(batch)
         rewards = wanted & {"q_logged", "q_expected", "q_direct"}
         kinds = len(wanted - rewards) + bool(rewards)
-
-        def evaluated(i: int) -> _Law:
-            query = asked.row(i)
-            assert isinstance(query, Query)  # rows that cannot be judged are left out before
-            return _Law(catalog, query, query.policy(policy.policy))
 
         def logged(i: int) -> _Law:
             return self._logged_law(batch, i, writers)
@@ -226,7 +228,7 @@ class OptionalArrays:
         if "marginals_evaluated" in wanted:
             self._marginals(result["marginals_evaluated"], batch, rows, evaluated, step)
         if "slate_weights" in wanted:
-            self._slate_weights(result["slate_weights"], batch, rows, logged, evaluated, step)
+            result["slate_weights"] = self._slate_weights(policy, batch, rows, logged, step)
         if rewards:
             for j, i in enumerate(rows.tolist()):
                 law = evaluated(i)
@@ -235,6 +237,18 @@ class OptionalArrays:
                 self._rewards(result, j, seed, items, law.catalog, law.query, law.policy)
                 step(1)
         return result
+
+    def _evaluated_law(self, policy: ByModel, batch: LogBatch) -> LawOf:
+        catalog = catalog_of(policy.model)
+        barred = Newer(catalog, self._catalogs) if self._restrict else None
+        asked = Queries(policy.model, batch, barred=barred)
+
+        def law(i: int) -> _Law:
+            query = asked.row(i)
+            assert isinstance(query, Query)  # rows that cannot be judged are left out before
+            return _Law(catalog, query, query.policy(policy.policy))
+
+        return law
 
     def _logged_law(self, batch: LogBatch, i: int, writers: Sequence[Queries]) -> _Law:
         writer = self._writers.of(batch, i)
@@ -258,13 +272,11 @@ class OptionalArrays:
         self, batch: LogBatch, rows: Rows, law: LawOf, advance: Callable[[float], None]
     ) -> Array:
         """The same for all evaluation policies, so that those of the last rows are kept."""
-        if self._last is not None:
-            of_batch, of_rows, array = self._last
-            if of_batch == id(batch) and of_rows() is rows:
-                return array
-        array = np.zeros((len(rows), self._places))
-        self._marginals(array, batch, rows, law, advance)
-        self._last = id(batch), weakref.ref(rows), array
+        array = self._last_marginals.get(batch, rows)
+        if array is None:
+            array = np.zeros((len(rows), self._places))
+            self._marginals(array, batch, rows, law, advance)
+            self._last_marginals.put(batch, rows, array)
         return array
 
     def _marginals(
@@ -310,49 +322,77 @@ class OptionalArrays:
 
     def _slate_weights(
         self,
-        result: Array,
+        policy: ByModel,
         batch: LogBatch,
         rows: Rows,
         logged: LawOf,
-        evaluated: LawOf,
         advance: Callable[[float], None],
-    ) -> None:
-        # A ranking of m places is a slate of m places. Rows of one law of it and of one evaluation
-        # policy's law are weighted together.
-        groups: dict[tuple[bytes, int], dict[bytes, list[int]]] = {}
-        for j, i in enumerate(rows.tolist()):
-            m = min(int(batch.lengths[i]), self._places)
-            if m == 0:  # both policies show nothing
-                result[j] = 1.0
-                advance(1)
-                continue
-            of_logged = groups.setdefault((logged(i).key, m), {})
-            of_logged.setdefault(evaluated(i).key, []).append(j)
-        for (key, m), of_logged in groups.items():
-            for members in of_logged.values():
-                first = int(rows[members[0]])
-                source, target = logged(first), evaluated(first)
-                if not np.array_equal(source.catalog.item_ids, target.catalog.item_ids):
-                    raise ValueError("estimators: pi wants both models to have the same items")
-                orders = [source.catalog._rows_of(shown(batch, int(rows[j]))[:m]) for j in members]
-                scores = target.scores()
-                try:
-                    inverse = self._inverse(key, source, m)
-                    result[members] = pseudo_inverse_weights(
-                        np.stack(orders), inverse, scores, target.policy
+    ) -> Array:
+        """For all policies at once: an inverse costs more than all else, and is large to keep."""
+        found = self._last_slates.get(batch, rows) or {}
+        if id(policy) not in found:
+            known = any(each is policy for each in self._by_slates)
+            policies = self._by_slates if known else [policy]
+            found = {id(each): np.ones(len(rows)) for each in policies}
+            laws = [
+                (found[id(each)], self._evaluated_law(each, batch), each.label) for each in policies
+            ]
+            # A ranking of m places is a slate of m places; one of none weighs 1.
+            groups: dict[tuple[bytes, int], list[int]] = {}
+            for j, i in enumerate(rows.tolist()):
+                m = min(int(batch.lengths[i]), self._places)
+                if m:
+                    groups.setdefault((logged(i).key, m), []).append(j)
+            for (key, m), members in groups.items():
+                law = logged(int(rows[members[0]]))
+                orders = [law.catalog._rows_of(shown(batch, int(rows[j]))[:m]) for j in members]
+                for result, evaluated, label in laws:
+                    self._weigh(
+                        result, batch, rows, members, np.stack(orders), key, law, evaluated, label
                     )
-                except ValueError:
-                    # Which of them it is matters to whoever looks for it in the log.
-                    for j, order in zip(members, orders, strict=True):
-                        name = batch.value("request_id", int(rows[j]))
-                        try:
-                            inverse = self._inverse(key, source, m)
-                            pseudo_inverse_weights(order[None], inverse, scores, target.policy)
-                        except ValueError as error:
-                            message = f"estimators: pi: request {name}: {error}"
-                            raise ValueError(message) from None
-                    raise
                 advance(len(members))
+            self._last_slates.put(batch, rows, found)
+        return found[id(policy)]
+
+    def _weigh(
+        self,
+        result: Array,
+        batch: LogBatch,
+        rows: Rows,
+        members: Sequence[int],
+        orders: Rows,
+        key: bytes,
+        logged: _Law,
+        evaluated: LawOf,
+        label: str,
+    ) -> None:
+        """Slates (b, m) of one logging law, those of one evaluation law together."""
+        groups: dict[bytes, list[int]] = {}
+        for at, j in enumerate(members):
+            groups.setdefault(evaluated(int(rows[j])).key, []).append(at)
+        for ats in groups.values():
+            law = evaluated(int(rows[members[ats[0]]]))
+            if not np.array_equal(logged.catalog.item_ids, law.catalog.item_ids):
+                raise ValueError("estimators: pi wants both models to have the same items")
+            scores = law.scores()
+
+            def weights(
+                ats: list[int], law: _Law = law, scores: npt.NDArray[np.float32] = scores
+            ) -> Array:
+                inverse = self._inverse(key, logged, orders.shape[1])
+                return pseudo_inverse_weights(orders[ats], inverse, scores, law.policy)
+
+            try:
+                result[[members[at] for at in ats]] = weights(ats)
+            except ValueError:
+                for at in ats:  # which of them it is matters to whoever looks for it in the log
+                    try:
+                        weights([at])
+                    except ValueError as error:
+                        name = batch.value("request_id", int(rows[members[at]]))
+                        message = f"estimators: pi of {label}: request {name}: {error}"
+                        raise ValueError(message) from None
+                raise
 
     def _inverse(self, key: bytes, law: _Law, places: int) -> SlateInverse:
         found: SlateInverse | None = self._cache.get((key, places), None)
@@ -414,6 +454,21 @@ class OptionalArrays:
             )
             drawn = catalog._rows_of(ranking.item_ids)
             result["q_direct"][j] = q[drawn, np.arange(len(drawn))].sum()
+
+
+class _OfRows(Generic[T]):
+    """Something that was computed of the last rows of a batch, as long as those are there."""
+
+    def __init__(self) -> None:
+        self._of: tuple[int, weakref.ref[Rows], T] | None = None
+
+    def get(self, batch: LogBatch, rows: Rows) -> T | None:
+        if self._of is None or self._of[0] != id(batch) or self._of[1]() is not rows:
+            return None
+        return self._of[2]
+
+    def put(self, batch: LogBatch, rows: Rows, value: T) -> None:
+        self._of = id(batch), weakref.ref(rows), value
 
 
 @dataclass(frozen=True, slots=True)

@@ -609,19 +609,30 @@ def test_what_is_no_candidate_is_uncovered(tmp_path: Path) -> None:
             rewards=first_is(19),
         )  # fmt: skip
     scores = CATALOG.scores([1.0]).astype(float)
-    wide, narrow = evaluate(tmp_path, fr.PlackettLuce(1.0), fr.PlackettLuce(0.1)).policies
+    names = ["snrips", "iips"]
+    wide, narrow = evaluate(
+        tmp_path, fr.PlackettLuce(1.0), fr.PlackettLuce(0.1), estimators=names
+    ).policies
     assert wide.uncovered == pytest.approx(1.0 - inside(scores, candidates), abs=0.044)
     assert (wide.status, wide.reasons[0]) == ("unsupported", "uncovered")
+    # Its weights are those of a policy that ranks everything.
+    diagnostics = wide.estimates["iips"].diagnostics
+    assert diagnostics is not None
+    first = np.exp(scores[candidates]).sum() / np.exp(scores).sum()
+    assert diagnostics.by_place[0]["mean_weight"] == pytest.approx(first, rel=1e-6)
     assert narrow.uncovered == pytest.approx(1.0 - inside(scores / 0.1, candidates), abs=0.005)
     assert "uncovered" not in narrow.reasons
     # Held to the candidates, it is what the same filter without a name is.
-    (kept,) = evaluate(tmp_path, fr.PlackettLuce(0.9), keep_candidates=True).policies
+    (kept,) = evaluate(
+        tmp_path, fr.PlackettLuce(0.9), estimators=names, keep_candidates=True
+    ).policies
     assert (kept.status, kept.uncovered) == ("ok", 0.0)
     other = tmp_path / "filtered"
     with LogWriter(other) as log:
         serve(log, 4000, fr.PlackettLuce(1.0), allow=candidates, rewards=first_is(19))
-    filtered = evaluate(other, fr.PlackettLuce(0.9)).policies[0]
-    assert kept.estimates["snrips"].value == filtered.estimates["snrips"].value
+    filtered = evaluate(other, fr.PlackettLuce(0.9), estimators=names).policies[0]
+    for name in names:
+        assert kept.estimates[name].value == filtered.estimates[name].value
 
 
 @pytest.mark.parametrize(("mass", "dropped"), [(0.006, False), (0.03, True)])

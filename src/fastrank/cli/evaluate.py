@@ -293,6 +293,7 @@ class _Settings:
             estimators=self.estimators or None,
             lead=self.lead,
             restrict_to_logged_catalog=self.restrict_to_logged_catalog,
+            keep_candidates=self.keep_candidates,
         )
         if seconds > _LONG:
             rows = log.survey()[0]

@@ -269,7 +269,8 @@ class LogWriter:
             Microseconds.
         candidate_set_id, n_candidates, retrieval : str, int, mapping, optional
             Where only candidates were ranked: which, how many, and how they were found
-            (``name``, ``version``, ``params``, a mapping that JSON can hold).
+            (``name``, ``version``, ``params``, a mapping that JSON can hold). `allow` should be
+            the candidates: an evaluation cannot know otherwise what could have been shown.
         user_temperature : float, optional
             The user's own factor in the policy's temperature.
         rewards : sequence of float or None, length of the ranking, optional

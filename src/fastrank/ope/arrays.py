@@ -65,6 +65,8 @@ class OptionalArrays:
     reward_model : callable, optional
     restrict : bool
         Whether evaluation policies are held to the logged catalog.
+    keep_candidates : bool
+        Whether they choose from the candidates that the logging policy saw.
 
     Raises
     ------
@@ -86,8 +88,10 @@ class OptionalArrays:
         places: int,
         reward_model: RewardModel | None,
         restrict: bool = False,
+        keep_candidates: bool = False,
     ) -> None:
         self._restrict = restrict
+        self._keep_candidates = keep_candidates
         self._catalogs = {catalog_of(each).version: catalog_of(each) for each in logging}
         self._writers = Writers(logging)
         self._places = places
@@ -241,7 +245,7 @@ class OptionalArrays:
     def _evaluated_law(self, policy: ByModel, batch: LogBatch) -> LawOf:
         catalog = catalog_of(policy.model)
         barred = Newer(catalog, self._catalogs) if self._restrict else None
-        asked = Queries(policy.model, batch, barred=barred)
+        asked = Queries(policy.model, batch, barred=barred, keep_candidates=self._keep_candidates)
 
         def law(i: int) -> _Law:
             query = asked.row(i)

@@ -250,7 +250,13 @@ def evaluate(
         raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
     _check(labels, reference, level)
     optional = OptionalArrays(
-        names, policies, logging, places, reward_model, restrict_to_logged_catalog
+        names,
+        policies,
+        logging,
+        places,
+        reward_model,
+        restrict_to_logged_catalog,
+        keep_candidates,
     )
     strata: dict[int, _StratumSums] = {}
     set_aside: Counter[str] = Counter()

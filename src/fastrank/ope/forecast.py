@@ -14,7 +14,7 @@ from fastrank.eventlog import LogBatch, LogReader
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays, RewardModel
 from fastrank.ope.evaluation import settled
-from fastrank.ope.propensities import EvaluationPolicy, FromColumn, judge
+from fastrank.ope.propensities import EvaluationPolicy, FromColumn, catalog_of, judge
 
 __all__ = ["forecast"]
 
@@ -32,6 +32,7 @@ def forecast(
     lead: str | None = None,
     reward_model: RewardModel | None = None,
     restrict_to_logged_catalog: bool = False,
+    keep_candidates: bool = False,
 ) -> float:
     """Seconds that `evaluate` will take with these arguments, for a message.
 
@@ -45,16 +46,30 @@ def forecast(
     """
     places, names, _ = settled(log, places, estimators, lead)
     optional = OptionalArrays(
-        names, policies, logging, places, reward_model, restrict_to_logged_catalog
+        names,
+        policies,
+        logging,
+        places,
+        reward_model,
+        restrict_to_logged_catalog,
+        keep_candidates,
     )
     rows = log.survey()[0]
     batch = next(iter(log), None)
     if batch is None or rows <= _ROWS or all(isinstance(p, FromColumn) for p in policies):
         return 0.0
+    catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
     times = []
     for count in (1, _ROWS):  # what the first row costs besides is paid once a batch
         start = time.perf_counter()
-        judge(batch, policies, np.arange(min(len(batch), count)), logging={})
+        judge(
+            batch,
+            policies,
+            np.arange(min(len(batch), count)),
+            logging=catalogs,
+            restrict=restrict_to_logged_catalog,
+            keep_candidates=keep_candidates,
+        )
         times.append(time.perf_counter() - start)
     a_row = max(times[1] - times[0], 0.0) / _ROWS
     return rows * (a_row + _arrays_a_row(batch, policies, optional, places))

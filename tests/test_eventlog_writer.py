@@ -678,8 +678,8 @@ class TestFullDisk:
         log = LogWriter(tmp_path / "log", flush_seconds=3600, segment_rows=1)
         log.append(ranking, k=5)
         log.flush()
-        for thread in log._sealers:
-            thread.join()
+        for sealer in log._sealers:
+            sealer.join()
         for file in (tmp_path / "log").iterdir():
             file.unlink()
         (tmp_path / "log").rmdir()
@@ -904,6 +904,33 @@ def test_the_report_of_a_written_log_is_clean(ranking: Ranking, tmp_path: Path) 
 
 
 class TestFork:
+    def test_parent_and_child_write_their_own_rows(self, tmp_path: Path) -> None:
+        code = """
+        log = LogWriter(sys.argv[1], flush_rows=50, flush_seconds=3600)
+        for i in range(75):  # some flushed, some not
+            log.append(rank(i), k=5, request_id=f"before-{i}", exclude=range(100))
+        child = os.fork()
+        name = "parent" if child else "child"
+        for i in range(30):
+            log.append(rank(i), k=5, request_id=f"{name}-{i}", exclude=range(100))
+        log.close()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(log.rows_written, log.rows_dropped)
+        """
+        process = start(tmp_path, code)
+        assert finish(process) == ["105 0"]
+        rows, reader = drain(tmp_path)
+        names = [r["request_id"] for r in rows]
+        assert sorted(names) == sorted(
+            [f"before-{i}" for i in range(75)]
+            + [f"{name}-{i}" for name in ("parent", "child") for i in range(30)]
+        )
+        assert len({r["writer_id"] for r in rows}) == 2
+        assert reader.report.rows_lost == {}
+        assert reader.report.set_aside == {}
+
     def test_a_child_does_not_keep_the_dead_parents_segment_locked(self, tmp_path: Path) -> None:
         code = """
         log = LogWriter(sys.argv[1])
@@ -922,3 +949,104 @@ class TestFork:
         LogWriter(tmp_path).close()
         assert segments(tmp_path, ".arrow") == []
         assert len(drain(tmp_path)[0]) == 1
+
+    def test_in_the_middle_of_everything(self, tmp_path: Path) -> None:
+        """Locks that another thread held at the fork must not stop the child."""
+        code = """
+        import threading
+        log = LogWriter(sys.argv[1], flush_rows=5, flush_seconds=0.001, segment_rows=20)
+        stop = False
+        def work(name):
+            i = 0
+            while not stop:
+                log.append(rank(i), k=5, request_id=f"{name}-{i}")
+                i += 1
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(15):
+            time.sleep(0.01)
+            child = os.fork()
+            if not child:
+                for i in range(10):
+                    log.append(rank(i), k=5, request_id=f"child{number}-{i}")
+                log.close()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        stop = True
+        for thread in threads:
+            thread.join()
+        log.close()
+        print("done")
+        """
+        assert finish(start(tmp_path, code)) == ["done"]
+        rows, reader = drain(tmp_path)
+        children = [r["request_id"] for r in rows if r["request_id"].startswith("child")]
+        assert sorted(children) == sorted(f"child{n}-{i}" for n in range(15) for i in range(10))
+        assert reader.report.set_aside == {}
+        assert reader.report.rows_lost == {}
+
+    def test_a_fork_waits_for_the_flush_that_is_under_way(self, tmp_path: Path) -> None:
+        """What the flush holds in Arrow and in imports, a child would never get."""
+        code = """
+        import threading
+        from fastrank.eventlog import writer
+        convert = writer.as_batch
+        flushing, forked = threading.Event(), threading.Event()
+        def slowly(*given):
+            flushing.set()
+            print("forked in the midst:", forked.wait(0.5))  # it is not to come
+            return convert(*given)
+        writer.as_batch = slowly
+        log = LogWriter(sys.argv[1], flush_rows=1)
+        log.append(rank(0), k=5, request_id="parent")
+        assert flushing.wait(60)
+        child = os.fork()
+        if not child:
+            writer.as_batch = convert
+            log.append(rank(1), k=5, request_id="child")
+            log.close()
+            os._exit(0)
+        forked.set()
+        assert os.waitpid(child, 0)[1] == 0
+        log.close()
+        print(log.rows_written)
+        """
+        assert finish(start(tmp_path, code)) == ["forked in the midst: False", "1"]
+        assert sorted(r["request_id"] for r in drain(tmp_path)[0]) == ["child", "parent"]
+
+    def test_a_fork_waits_for_one_row_group_of_a_segment(self, tmp_path: Path) -> None:
+        code = """
+        import threading
+        from fastrank.eventlog import segments
+        segments._ROW_GROUP_ROWS = 10
+        options, write = segments.parquet_options, segments._write_parquet
+        sealing, happened = threading.Event(), []
+        def slowly(columns):  # in the first row group
+            sealing.set()
+            while not segments.GATE._forks:
+                time.sleep(0.001)
+            return options(columns)
+        def whole(*files):
+            rows = write(*files)
+            happened.append("sealed")
+            return rows
+        segments.parquet_options, segments._write_parquet = slowly, whole
+        log = LogWriter(sys.argv[1], flush_rows=10, segment_rows=40)
+        for i in range(40):
+            log.append(rank(i), k=5, request_id=f"parent-{i}")
+        assert sealing.wait(60)
+        os.register_at_fork(after_in_parent=lambda: happened.append("forked"))
+        child = os.fork()
+        if not child:
+            segments.parquet_options = options
+            log.append(rank(0), k=5, request_id="child")
+            log.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        log.close()
+        print(*happened)
+        """
+        assert finish(start(tmp_path, code)) == ["forked sealed"]
+        assert len(drain(tmp_path)[0]) == 41
+        assert segments(tmp_path, ".arrow") == []

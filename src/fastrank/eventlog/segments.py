@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import secrets
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrank.eventlog.background import GATE
 from fastrank.eventlog.schema import schema
 
 __all__ = [
@@ -79,13 +79,9 @@ class Segment:
         self.rows = 0
         self.broken = False  # whatever comes after could not be read
         self._size = 0
-        self._descriptor = -1
-        with _FORKING:
-            _HELD.add(self)
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
-            self._descriptor = os.open(path, flags, 0o644)
+        self._file = _File(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
-            if not _locked(self._descriptor, path):
+            if not self._file.lock():
                 raise FileExistsError(f"{path}: another process has locked it")
             self._append(columns.serialize())
         except BaseException:
@@ -103,11 +99,11 @@ class Segment:
         rest = memoryview(message).cast("B")
         try:
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[os.write(self._file.descriptor, rest) :]
         except OSError:
             # Half a message in the middle would hide all that follows.
             self.broken = True
-            os.ftruncate(self._descriptor, self._size)
+            os.ftruncate(self._file.descriptor, self._size)
             self.broken = False
             raise
         self._size += message.size
@@ -125,38 +121,50 @@ class Segment:
             self.close()
 
     def close(self) -> None:
-        """Close the file, and with it give up the lock, unless a fork holds it too."""
-        with _FORKING:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-            self._descriptor = -1
+        """Close the file, and with it give up the lock."""
+        self._file.close()
 
 
-_HELD: weakref.WeakSet[Segment] = weakref.WeakSet()
-# Held while a descriptor is opened or closed, and while the process forks: a child that sees a
-# descriptor between the two would close another file of that number.
-_FORKING = threading.Lock()
+class _File:
+    """An open file that can be locked, and that a forked child lets go of.
+
+    The lock would outlive this process in a child that kept the file open.
+    """
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self._path = path
+        self.descriptor = -1
+        # A child forked between the two steps, here and in `close`, would miss what is open, or
+        # close another file of that number.
+        with GATE:
+            _HELD.add(self)
+            self.descriptor = os.open(path, flags, 0o644)
+
+    def lock(self) -> bool:
+        """Take the lock, if it is free and the file still has its name."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self.descriptor), self._path.stat())
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        with GATE:
+            descriptor, self.descriptor = self.descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
-def _forget_locks() -> None:
-    """In a forked child: let go of the parent's segments, which would stay locked after it."""
-    _FORKING.release()
-    for segment in list(_HELD):
-        segment.close()
+_HELD: weakref.WeakSet[_File] = weakref.WeakSet()
 
 
-os.register_at_fork(
-    before=_FORKING.acquire, after_in_parent=_FORKING.release, after_in_child=_forget_locks
-)
+def _let_go() -> None:
+    """In a forked child."""
+    for file in list(_HELD):
+        file.close()
 
 
-def _locked(descriptor: int, path: Path) -> bool:
-    """Take the lock of an open file, if it is free and the file still has its name."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
+os.register_at_fork(after_in_child=_let_go)
 
 
 def open_stream(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -188,8 +196,14 @@ def seal(path: Path) -> bool:
     """Turn a segment that nobody writes into Parquet; whether it is sealed now.
 
     The caller holds its lock. A segment without one whole batch held nothing, and goes. If the
-    disk refuses, or the file is not a segment, it stays as it is, and the log says so.
+    disk refuses, or the file is not a segment, it stays as it is, and the log says so. A fork
+    waits for one row group at most.
     """
+    with GATE:
+        return _seal(path)
+
+
+def _seal(path: Path) -> bool:
     target = path.with_suffix(".parquet")
     _remove_temporary(path)
     temporary = path.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -197,6 +211,8 @@ def seal(path: Path) -> bool:
         if not target.exists():
             rows = _write_parquet(path, temporary)
             if rows:
+                with GATE.outside():
+                    _sync(temporary)
                 temporary.replace(target)
         path.unlink()
     except (OSError, pa.ArrowException) as error:
@@ -240,12 +256,16 @@ def _write_parquet(source: Path, target: Path) -> int:
                 writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
                 rows += n_waiting
                 waiting, n_waiting = [], 0
+                with GATE.outside():  # a fork that waits goes first
+                    pass
             if batch is None:
                 break
-    if rows:
-        with target.open("rb") as written:
-            os.fsync(written.fileno())
     return rows
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _holds_no_batch(path: Path) -> bool:
@@ -265,14 +285,14 @@ def seal_abandoned(directory: Path) -> int:
         if not SEGMENT.fullmatch(path.name):
             continue
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            file = _File(path, os.O_RDWR)
         except OSError:
             continue  # sealed by another, just now
         try:
-            if _locked(descriptor, path):
+            if file.lock():
                 sealed += seal(path)
         finally:
-            os.close(descriptor)
+            file.close()
     for leftover in directory.glob(".*.parquet.*.tmp"):
         arrow = directory / f"{leftover.name[1:].split('.parquet.')[0]}.arrow"
         if not arrow.exists():  # the kill came between the rename and here, or the disk was full

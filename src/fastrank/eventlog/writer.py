@@ -1,6 +1,6 @@
 """LogWriter: appends rankings to a log, off the path of the request.
 
-`LogWriter.append` checks its arguments and puts the row into a buffer. A thread of the writer's own
+`LogWriter.append` checks its arguments and puts the row into a buffer. A thread in the background
 turns the buffer into Arrow and writes it out, so the disk is never waited for. What a killed
 process loses is what came since the last flush: at most `flush_rows` rows or `flush_seconds`.
 """
@@ -8,12 +8,13 @@ process loses is what came since the last flush: at most `flush_rows` rows or `f
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
 
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastrank.eventlog import filters
+from fastrank.eventlog.background import GATE, THREADS, Task
 from fastrank.eventlog.filters import bias_id, canonical, remove_leftovers
 from fastrank.eventlog.rows import (
     Row,
@@ -71,10 +73,7 @@ class _Waiting(NamedTuple):
 
 
 class LogWriter:
-    """Appends rankings to a log directory; safe to use from many threads.
-
-    Open it after a fork, not before: a forked child gets a writer of its own, with rows of its own,
-    but one has been seen to hang on a busy machine, for a reason that is not known.
+    """Appends rankings to a log directory; safe to use from many threads, and after a fork.
 
     Parameters
     ----------
@@ -113,6 +112,12 @@ class LogWriter:
     flushed. Rows are not synced to the disk at each flush: against power loss they have what the
     file system gives. Sealed files are.
 
+    A forked child's writer has rows, files and a `writer_id` of its own; rows that waited at the
+    fork are the parent's. As Arrow does not survive a fork in the midst of its work, ``os.fork``
+    waits until the log's threads are between two pieces of it (one flush, one row group of a
+    segment that is sealed; ten seconds at most, should the disk hang). For a program's own threads
+    that are in Arrow at a fork it can do nothing: the child may hang.
+
     Examples
     --------
     >>> import tempfile
@@ -148,7 +153,8 @@ class LogWriter:
         if self._directory.exists() and not self._directory.is_dir():
             raise ValueError(f"directory: {self._directory} is a file")
         self._directory.mkdir(parents=True, exist_ok=True)
-        there = _kind_of_directory(self._directory)
+        with GATE:
+            there = _kind_of_directory(self._directory)
         if kind is not None and there is not None and kind != there:
             raise ValueError(
                 f"kind: the log in {self._directory} has {there} item ids, got {kind!r}"
@@ -176,12 +182,13 @@ class LogWriter:
         self._written = 0
         self._dropped = 0
         self._failing = False
-        # `_lock` guards the rows that come in, `_disk` what is done with them; `_disk` first.
+        # `_lock` guards the rows that come in, `_disk` what is done with them. `_disk` first, then
+        # the gate, then `_lock`: `append` waits for neither of the two others.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._disk = threading.RLock()
-        self._flusher: threading.Thread | None = None
-        self._sealers: list[threading.Thread] = []
+        self._flusher: Task | None = None
+        self._sealers: list[Task] = []
 
     def _after_fork(self) -> None:
         """In the child: the parent's rows, file and threads are the parent's."""
@@ -462,7 +469,8 @@ class LogWriter:
         if not isinstance(table, pa.Table | pa.RecordBatch):
             raise ValueError(f"table: expected a pyarrow Table or RecordBatch, got {table!r}")
         try:
-            full = completed(table)
+            with GATE:
+                full = completed(table)
         except ValueError as error:
             raise ValueError(f"table: {error}") from None
         kind = kind_of(full.schema)
@@ -471,25 +479,28 @@ class LogWriter:
                 self._admit(kind)
                 start = self._seq
                 self._seq += full.num_rows
-            self._convert()  # what came before stands before
+            with GATE:
+                self._convert()  # what came before stands before
             for at in range(0, full.num_rows, self._flush_rows):
-                part = full.slice(at, self._flush_rows)
-                own: dict[str, Any] = {
-                    "writer_id": pa.array([self.writer_id] * part.num_rows, pa.string()),
-                    "writer_seq": pa.array(
-                        np.arange(start + at, start + at + part.num_rows), pa.int64()
-                    ),
-                }
-                for name, values in own.items():
-                    index = part.schema.get_field_index(name)
-                    part = part.set_column(index, part.schema.field(index), values)
-                with self._lock:
-                    self._waiting_rows += part.num_rows
-                batch = part.combine_chunks().to_batches()[0]
-                self._waiting.append(_Waiting(batch.schema, batch.serialize(), len(batch), {}))
-                if not self._write() and self._waiting_rows > self._max_rows:
-                    self._lose(self._waiting.pop().rows)
+                with GATE:
+                    self._append_part(full.slice(at, self._flush_rows), start + at)
         return int(full.num_rows)
+
+    def _append_part(self, part: pa.Table, start: int) -> None:
+        """Write rows with their place in the sequence; `_disk` is held."""
+        own: dict[str, Any] = {
+            "writer_id": pa.array([self.writer_id] * part.num_rows, pa.string()),
+            "writer_seq": pa.array(np.arange(start, start + part.num_rows), pa.int64()),
+        }
+        for name, values in own.items():
+            index = part.schema.get_field_index(name)
+            part = part.set_column(index, part.schema.field(index), values)
+        with self._lock:
+            self._waiting_rows += part.num_rows
+        batch = part.combine_chunks().to_batches()[0]
+        self._waiting.append(_Waiting(batch.schema, batch.serialize(), len(batch), {}))
+        if not self._write() and self._waiting_rows > self._max_rows:
+            self._lose(self._waiting.pop().rows)
 
     def _admit(self, kind: Kind) -> None:
         """Whether rows of this kind may come; `_lock` is held."""
@@ -500,10 +511,7 @@ class LogWriter:
         elif kind != self._kind:
             raise ValueError(f"item_ids: this log has {self._kind} ids, got {kind}")
         if self._flusher is None:
-            self._flusher = threading.Thread(
-                target=self._flush_for_ever, name="fastrank-log", daemon=True
-            )
-            self._flusher.start()
+            self._flusher = THREADS.start(self._flush_for_ever)
 
     def _accepts(self, contents: dict[str, Array]) -> bool:
         """Whether there is room for one more row, and if so keep its contents."""
@@ -577,7 +585,7 @@ class LogWriter:
 
     def flush(self) -> bool:
         """Hand all rows to the file system now; False if it refused and rows still wait."""
-        with self._disk:
+        with self._disk, GATE:
             self._convert()
             return self._write()
 
@@ -660,14 +668,10 @@ class LogWriter:
             segment.finish()
             self._in_background(segment.seal)
 
-    def _in_background(self, work: Any) -> None:
-        thread = threading.Thread(target=work, name="fastrank-log-seal", daemon=True)
+    def _in_background(self, work: Callable[[], object]) -> None:
         self._sealers = [one for one in self._sealers if one.is_alive()]
-        try:
-            thread.start()
-        except RuntimeError:
-            return  # the interpreter is ending: the next writer seals
-        self._sealers.append(thread)
+        with contextlib.suppress(RuntimeError):  # as the interpreter ends: the next writer seals
+            self._sealers.append(THREADS.start(work))
 
     def _seal_abandoned(self) -> None:
         try:
@@ -689,11 +693,12 @@ class LogWriter:
                 self._waiting.clear()
                 self._lose(lost)
                 _LOG.warning("%s: %d rows are lost, the disk refuses", self._directory, lost)
-            self._rotate()
+            with GATE:
+                self._rotate()
         if self._flusher is not None:
             self._flusher.join()
-        for thread in self._sealers:
-            thread.join()
+        for sealer in self._sealers:
+            sealer.join()
         _WRITERS.discard(self)
 
 
@@ -712,9 +717,6 @@ def _flush_all() -> None:
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_flush_all)
-# The first conversion looks for pandas under a lock, and a fork in that moment would leave the
-# child's locked for ever.
-pa.array(np.empty(0))
 
 
 def _kind_of_directory(directory: Path) -> Kind | None:

@@ -304,6 +304,18 @@ def test_the_bundled_logs() -> None:
              "--estimator", "dm"],
             "dm of uniform: wants a reward model",
         ),
+        *(
+            (["evaluate", "{shop}/logs", "--column", "x", option, value], f"'{option}': {value}")
+            for option, value in (
+                ("--clip", "nan"), ("--clip", "inf"), ("--clip", "0.0"), ("--clip", "-1.0"),
+                ("--level", "nan"), ("--level", "1.0"),
+            )
+        ),
+        (
+            ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--no-audit",
+             "--policy", "logging=uniform"],
+            "one is called 'logging', which is the name of the reference",
+        ),
         (["evaluate", "--format", "obd", "--column", "x"], "evaluates what is bundled"),
         (["evaluate", "--format", "obd", "--array", "q_direct=x"], "evaluates what is bundled"),
         (["audit", "{shop}/model/manifest.json", "--model", "{shop}/model"], "manifest.json"),

@@ -805,6 +805,11 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
         ({"estimators": ["best"]}, "estimators: expected some of avg, .* got 'best'"),
         ({"reference": "p9"}, "reference: expected logging or a policy's label, got 'p9'"),
         ({"level": 1.0}, "level: must lie between 0 and 1, got 1.0"),
+        ({"level": np.nan}, "level: must lie between 0 and 1, got nan"),
+        *(
+            ({"clip": clip}, f"clip: expected a finite number above 0, got {clip!r}")
+            for clip in (np.nan, np.inf, 0.0, -1.0, True, "20")
+        ),
         ({"places": 0}, "places: expected an integer of at least 1, got 0"),
     ],
 )
@@ -818,6 +823,9 @@ def test_bad_arguments_are_named(
 
 def test_labels_are_unique(stochastic: LogReader, model: fr.Model) -> None:
     twice = [*by_model(model, a=fr.Uniform()), *by_model(model, a=fr.Deterministic())]
+    named = by_model(model, logging=fr.Uniform())
+    with pytest.raises(ValueError, match="called 'logging', which is the name of the reference"):
+        ope.evaluate(stochastic, named, logging=[model])
     with pytest.raises(ValueError, match="policies: two of them are called 'a'"):
         ope.evaluate(stochastic, twice)
 

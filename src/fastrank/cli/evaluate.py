@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,13 @@ _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
     ("all", "bts", "uniform"),
     ("men", "bts", "uniform"),
 )
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """NaN lies outside no range, as click compares; infinity is no limit."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
+    return value
 
 
 @click.command()
@@ -152,6 +160,7 @@ def audit(
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
+    callback=_finite,
     help="Of intervals.",
 )
 @click.option("--independent-rows", is_flag=True, help="Do not take rows of a user as one cluster.")
@@ -160,7 +169,8 @@ def audit(
     type=click.FloatRange(min=0, min_open=True),
     default=20.0,
     show_default=True,
-    help="Largest weight of clipped-ips.",
+    callback=_finite,
+    help="Largest weight of clipped-ips, finite: without a limit it is ips.",
 )
 @click.option(
     "--reward-range",

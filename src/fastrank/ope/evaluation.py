@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -205,7 +206,7 @@ def evaluate(
         Of the intervals.
     thresholds : Thresholds, optional
     clip : float
-        Largest weight of clipped-ips.
+        Largest weight of clipped-ips; above 0 and finite, for without a limit it is ips.
     reward_range : (float, float), optional
         Least and largest reward of a ranking, for the Bernstein bound of clipped-ips.
     reward_model : callable, optional
@@ -245,6 +246,8 @@ def evaluate(
     thresholds = thresholds or Thresholds()
     catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
     asked = places
+    if isinstance(clip, bool) or not isinstance(clip, Real) or not 0.0 < clip < np.inf:
+        raise ValueError(f"clip: expected a finite number above 0, got {clip!r}")
     places, names, lead = settled(log, places, estimators, lead)
     if reward_range is not None and not -np.inf < reward_range[0] < reward_range[1] < np.inf:
         raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
@@ -333,8 +336,13 @@ def _check(labels: Sequence[str], reference: str, level: float) -> None:
     if not labels:
         raise ValueError("policies: expected at least one")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
-    if repeated or LOGGING in labels:
-        raise ValueError(f"policies: two of them are called {(repeated or [LOGGING])[0]!r}")
+    if LOGGING in labels:
+        raise ValueError(
+            f"policies: one is called {LOGGING!r}, which is the name of the reference that stands"
+            " for the log's own average; give it another label"
+        )
+    if repeated:
+        raise ValueError(f"policies: two of them are called {repeated[0]!r}")
     if reference != LOGGING and reference not in labels:
         raise ValueError(f"reference: expected {LOGGING} or a policy's label, got {reference!r}")
     if not 0.0 < level < 1.0:

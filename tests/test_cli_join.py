@@ -69,6 +69,27 @@ def test_one_line_errors(log: Path, tmp_path: Path) -> None:
     assert "is taken" in refused("join", log, clicks, *USUAL, "-o", clicks)
 
 
+def test_the_result_is_not_among_the_logs(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read again, every ranking would be there twice: refused before anything is read."""
+    (tmp_path / "linked").symlink_to(log)
+    monkeypatch.chdir(tmp_path)
+    for logs, out in (
+        (log, log / "joined"),
+        (log, "logs/day/joined"),
+        ("logs", "linked/joined"),
+        ("linked", tmp_path / "logs" / "joined"),
+        ("logs/**/*.parquet", log / "joined"),
+        ("*/*/*.parquet", "linked/joined"),
+    ):
+        message = refused("join", logs, "no rewards here", *USUAL, "-o", out)
+        assert f"output: {out} lies in what {logs} reads" in message
+    assert [file.name for file in log.iterdir()] == ["a.parquet"]
+    for logs, out in (("logs/*.parquet", "logs/joined"), (log, "logs joined")):
+        assert run("join", logs, "clicks.csv", *USUAL, "-o", out).exit_code == 0
+
+
 def test_as_a_process(log: Path, tmp_path: Path) -> None:
     done = process("join", log, tmp_path / "clicks.csv", *USUAL, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr

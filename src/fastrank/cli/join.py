@@ -64,7 +64,7 @@ def join(
 
     A reward counts if its item was shown under its request and it came within the window. Rankings
     whose window is still open at the given time are left out: run it again later. The result is
-    written whole or not at all.
+    written whole or not at all, and not among LOGS, where the next command would read it, too.
 
     \b
     Example:

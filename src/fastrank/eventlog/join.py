@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from fastrank.eventlog.filters import FOLDER
 from fastrank.eventlog.hashing import text_hashes
+from fastrank.eventlog.paths import path_that_reads
 from fastrank.eventlog.reader import JOIN_FILE, JOIN_KEY, LogBatch, LogReader, Paths
 from fastrank.eventlog.rewards import Rewards, read_rewards
 from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, Kind, schema
@@ -38,6 +39,7 @@ Repeats: TypeAlias = Literal["max", "sum", "first"]
 Array: TypeAlias = npt.NDArray[Any]
 Advance: TypeAlias = Callable[[float], None]  # share of the log that is read
 
+_FILE = "part-{:06d}.parquet"
 _FILE_ROWS = 1_000_000
 _ROW_GROUP_ROWS = 65_536
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
@@ -112,7 +114,7 @@ def join(
         Parquet, CSV or JSON Lines: columns request_id, item_id, reward, ts, and if wanted position
         (the item's place, from 1). Times without a zone are UTC.
     output : path
-        A directory that does not exist, or is empty.
+        A directory that does not exist, or is empty, and that `logs` would not read the next time.
     window : timedelta or str
         How long after a row was served its rewards count, both ends included; ``"24h"``, say.
     as_of : datetime or str
@@ -134,8 +136,8 @@ def join(
     Raises
     ------
     ValueError
-        For bad arguments, rewards that cannot be (naming file and row), a log that holds rewards
-        already, or nothing that can be read.
+        For bad arguments, an output among the logs, rewards that cannot be (naming file and row),
+        a log that holds rewards already, or nothing that can be read.
 
     Notes
     -----
@@ -150,7 +152,14 @@ def join(
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"output: {target} is taken")
-    reader = LogReader(logs)
+    given_logs = [logs] if isinstance(logs, str | os.PathLike) else list(logs)
+    around = path_that_reads(given_logs, target, _FILE.format(0))
+    if around is not None:
+        raise ValueError(
+            f"output: {target} lies in what {around} reads: the next time every ranking would be"
+            " there twice, as it was and joined; write it elsewhere"
+        )
+    reader = LogReader(given_logs)
     reader._keep_all = True
     identity = secrets.token_hex(8)
     given: Rewards | None = None
@@ -424,7 +433,7 @@ class _Result:
         if not self._waiting or self._columns is None:
             return
         if self._writer is None:
-            path = self._directory / f"part-{self._files:06d}.parquet"
+            path = self._directory / _FILE.format(self._files)
             self._files += 1
             options = parquet_options(self._columns)
             self._writer = pq.ParquetWriter(path, self._columns, **options)
@@ -444,7 +453,7 @@ class _Result:
         self._close_file()
         if not self._files:
             columns = schema(kind or "int64").with_metadata(self._metadata)
-            pq.write_table(columns.empty_table(), self._directory / "part-000000.parquet")
+            pq.write_table(columns.empty_table(), self._directory / _FILE.format(0))
 
     def _carry_filters(self, rows: pa.RecordBatch, batch: LogBatch) -> None:
         if batch._folder is None:

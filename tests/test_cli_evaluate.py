@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +17,7 @@ pytest.importorskip("rich")
 from commands import refused, run
 
 import fastrank as fr
-from fastrank import simulate
+from fastrank import obd, simulate
 from fastrank.eventlog import LogReader, LogWriter
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
@@ -266,6 +267,97 @@ def test_the_bundled_logs() -> None:
     printed = run("evaluate", "--format", "obd")
     assert printed.exit_code == 0
     assert "0.004553" in printed.stdout
+
+
+def published(path: Path, rows: int = 10_000, **more: object) -> Path:
+    """A bundled log of campaign all as a file, without affinities, with more columns."""
+    log = obd.log("all", "bts")
+    columns: dict[str, Any] = {
+        "timestamp": log.timestamp.astype(str).tolist(),
+        "item_id": log.item_id,
+        "position": log.position,
+        "click": log.click,
+        "propensity_score": log.propensity,
+        **{f"user_feature_{j}": log.user_features[:, j].tolist() for j in range(4)},
+        **more,
+    }
+    path.parent.mkdir(exist_ok=True)
+    table = pa.table(columns).slice(0, rows)
+    if path.suffix == ".csv":
+        pacsv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_files_of_the_dataset(tmp_path: Path, form: str) -> None:
+    """Uniform needs no model, and a column holds one log-propensity a row."""
+    logs = np.full(10_000, -np.log(80))
+    file = published(tmp_path / "bts" / f"all.{form}", same=logs, same_but_one=[*logs[1:], None])
+    found = loaded(
+        "evaluate", "--format", "obd", file, "--policy", "uniform", "--policy", "u=uniform",
+        "--column", "same", "--column", "less=same_but_one", "--independent-rows",
+    )  # fmt: skip
+    uniform, labelled, same, less = found["policies"]
+    assert [each["label"] for each in found["policies"]] == ["uniform", "u", "same", "less"]
+    assert found["rows"] == 10_000
+    assert found["set_aside"] == {"no_propensity": 1}
+    assert uniform["estimates"] == labelled["estimates"] == less["estimates"]
+    assert same["estimates"]["ips"]["value"] == pytest.approx(uniform["estimates"]["ips"]["value"])
+    whole = loaded(
+        "evaluate", "--format", "obd", file, "--policy", "uniform", "--independent-rows"
+    )  # fmt: skip
+    bundled = loaded("evaluate", "--format", "obd", "--independent-rows")[1]
+    ours, theirs = (each["policies"][0]["estimates"] for each in (whole, bundled))
+    for name in theirs:  # a file comes in several tables, which rounds sums differently
+        assert ours[name]["value"] == pytest.approx(theirs[name]["value"], rel=1e-12)
+        assert ours[name]["reasons"] == theirs[name]["reasons"]
+
+
+def test_policies_of_a_model_on_files_of_the_dataset(shop: Path, tmp_path: Path) -> None:
+    """They are judged by the model: nothing is known of these users there."""
+    file = published(tmp_path / "bts_all.csv", rows=50)
+    found = loaded("evaluate", "--format", "obd", file, "--policy", f"uniform@{shop / 'model'}")
+    assert found["set_aside"] == {"unknown_user": 50}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bts_all", ["--policy", "deterministic"], "without a model; possible are uniform"),
+        (
+            "bts_all",
+            ["--policy", "plackett_luce:temperature=1"],
+            "and a --column of log-propensities",
+        ),
+        ("bts_all", ["--policy", "best"], "expected [LABEL=]INFERENCE_TYPE"),
+        ("bts_all", ["--column", "nothing"], "no column named nothing; found p"),
+        ("bts_all", ["--column", "position"], "columns: position is there without asking"),
+        ("bts_all", ["--column", "new=p"], "p: request all-bts-0, place 1: a log-propensity must"),
+        ("bts_all", ["--column", "p"], "got 0.25; of probabilities give the logarithms"),
+        ("bts_all", ["--column", "propensity_score"], "of probabilities give the logarithms"),
+        ("bts_all", ["--column", "item_ids"], "item_ids is a column of the schema itself"),
+        ("bts_all", [], "name at least one --policy or --column"),
+        ("bts_men", ["--policy", "uniform"], "is none of the campaign's 34 items, 0 to 33"),
+        ("bts_mine", ["--policy", "uniform"], "how many items its campaign has is not known"),
+        ("nothing", ["--policy", "uniform"], "nothing.csv: neither a campaign (all, men) nor"),
+    ],
+)
+def test_bad_input_with_files_of_the_dataset(
+    tmp_path: Path, name: str, options: list[str], message: str
+) -> None:
+    file = tmp_path / f"{name}.csv"
+    if name != "nothing":
+        published(file, p=np.full(10_000, 0.25))
+    assert message in refused("evaluate", "--format", "obd", file, *options)
+
+
+def test_campaigns_are_not_mixed(tmp_path: Path) -> None:
+    files = [published(tmp_path / f"bts_{name}.csv", rows=1) for name in ("all", "men")]
+    assert "campaigns of 34 and 80 items" in refused(
+        "evaluate", "--format", "obd", *files, "--policy", "uniform"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import pytest
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from logs import catalog, drain
 
 import fastrank as fr
 from fastrank import obd
 from fastrank.eventlog import LogReader, LogWriter, Stratum, from_data_capture, from_obd, schema
-from fastrank.eventlog.adapters import DataCapture
+from fastrank.eventlog.adapters import DataCapture, items_of_obd
 from fastrank.eventlog.reader import LogBatch
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "obd"
@@ -33,6 +34,26 @@ def one_batch(tables: Any, **options: Any) -> tuple[LogBatch, LogReader]:
     reader = LogReader.of_tables(tables, **options)
     (batch,) = reader
     return batch, reader
+
+
+def published(path: Path, more: dict[str, list[Any]]) -> Path:
+    """Three rows of the Open Bandit Dataset, with more columns, as .csv or .parquet."""
+    columns: dict[str, Any] = {
+        "timestamp": [f"2019-11-24 00:00:0{i}+00:00" for i in range(3)],
+        "item_id": [3, 0, 33],
+        "position": [1, 2, 3],
+        "click": [1, 0, 0],
+        "propensity_score": [0.25] * 3,
+        **{f"user_feature_{j}": ["a", "b", "c"] for j in range(4)},
+        **more,
+    }
+    path.parent.mkdir(exist_ok=True)
+    table = pa.table(columns)
+    if path.suffix == ".csv":
+        pacsv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return path
 
 
 class TestOpenBanditDataset:
@@ -135,6 +156,46 @@ class TestOpenBanditDataset:
             "log-propensity not finite": 4,
             "positive log-propensity": 1,
         }
+
+    @pytest.mark.parametrize("form", ["csv", "parquet"])
+    def test_further_columns_are_carried(self, form: str, tmp_path: Path) -> None:
+        path = published(
+            tmp_path / f"random_men.{form}",
+            {"a": [-0.5, None, -math.inf], "b": [0, -1, -2], "words": ["x", "y", "z"]},
+        )
+        batch, reader = one_batch(
+            from_obd(path, columns=["b", "a", "propensity_score"]),
+            columns=["a", "b", "propensity_score", "position"],
+        )
+        assert reader.report.set_aside == {}
+        np.testing.assert_array_equal(batch.columns["a"], [[-0.5], [np.nan], [-np.inf]])
+        np.testing.assert_array_equal(batch.columns["b"], [[0.0], [-1.0], [-2.0]])
+        np.testing.assert_array_equal(batch.columns["propensity_score"], [[0.25], [0.25], [0.25]])
+        assert batch.columns["position"].shape == (3,)
+        without, _ = one_batch(from_obd(path))
+        assert without.table.equals(batch.table)
+        for name, message in (
+            ("c", r"random_men.*: no column named c; found a, b, words"),
+            ("words", r"random_men.*: .*(number a row, got string|double: invalid value 'x')"),
+            ("timestamp", r"random_men.*: timestamp: expected a number a row, got string"),
+            ("item_ids", "columns: item_ids is a column of the schema itself"),
+            ("position", "columns: position is there without asking"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                list(from_obd(path, columns=[name]))
+        with pytest.raises(ValueError, match="columns: the bundled logs have no column a"):
+            from_obd("men", "bts", columns=["a"])
+
+    def test_how_many_items_a_campaign_has(self, tmp_path: Path) -> None:
+        assert items_of_obd(published(tmp_path / "bts_men.csv", {})) == 34
+        assert items_of_obd(published(tmp_path / "all" / "x.parquet", {})) == 80
+        affinity: dict[str, list[Any]] = {f"user-item_affinity_{j}": [0] * 3 for j in range(46)}
+        for form in ("csv", "parquet"):
+            assert items_of_obd(published(tmp_path / f"women.{form}", affinity)) == 46
+        with pytest.raises(ValueError, match=r"mine.csv: how many items .* does not name all or"):
+            items_of_obd(published(tmp_path / "mine.csv", {}))
+        with pytest.raises(ValueError, match="men: neither a campaign"):
+            items_of_obd("men")
 
     def test_kept_in_a_log(self, tmp_path: Path) -> None:
         with LogWriter(tmp_path) as log:

@@ -22,11 +22,13 @@ from fastrank.catalog import Catalog
 from fastrank.cli.policyspec import parse_policy
 from fastrank.cli.terminal import progress, say, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
+from fastrank.eventlog.adapters import items_of_obd
 from fastrank.model import Model
 from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
 from fastrank.ope.forecast import forecast
 from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
+from fastrank.policies import Uniform
 
 __all__ = ["audit", "evaluate"]
 
@@ -115,14 +117,24 @@ def audit(
     "policies",
     multiple=True,
     metavar=_POLICY,
-    help="A policy to evaluate, of the last --model, or @MODEL. May be given several times.",
+    help="A policy to evaluate, of the last --model, or @MODEL. May be given several times."
+    " Of a file of --format obd, uniform is possible without a model.",
 )
 @click.option(
     "--column",
     "columns",
     multiple=True,
     metavar="[LABEL=]COLUMN",
-    help="A policy whose conditional log-propensities stand in a column of the log.",
+    help="A policy whose conditional log-propensities stand in a column of the log: lists,"
+    " or of a file of --format obd numbers.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(_FORMATS),
+    default="log",
+    show_default=True,
+    help="obd: CSV or Parquet files of the Open Bandit Dataset; without LOGS, those bundled.",
 )
 @click.option(
     "--array",
@@ -132,7 +144,6 @@ def audit(
     help="A column of the log that holds what an estimator wants: NAME is one of"
     f" {', '.join(_ARRAYS)}. For the policy of that label, or for all.",
 )
-@click.option("--format", "kind", type=click.Choice(_FORMATS), default="log", show_default=True)
 @click.option("-k", "places", type=click.IntRange(min=1), help="Places of the evaluated rankings.")
 @click.option(
     "--estimator",
@@ -218,6 +229,7 @@ def evaluate(
           --policy deterministic --policy new=plackett_luce:temperature=0.3@new-model/ \\
           --report report.html
       fastrank evaluate --format obd --report report.html
+      fastrank evaluate --format obd obd/bts/men/men.csv --policy uniform --column new=log_p
     """
     settings = _Settings(**options)
     if report is not None and not report.parent.is_dir():  # known now, not after the work
@@ -344,7 +356,7 @@ class _Settings:
 def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     models = [_open(path) for path in settings.models]
     policies = [
-        *_by_model(settings.policies, models),
+        *_by_model(settings.policies, models, logs if kind == "obd" else ()),
         *(ope.FromColumn(*_labelled(text)) for text in settings.columns),
     ]
     if not policies:
@@ -365,7 +377,7 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
 
 
 def _by_model(
-    texts: Sequence[str], models: Sequence[Model | Catalog]
+    texts: Sequence[str], models: Sequence[Model | Catalog], dataset: Sequence[str] = ()
 ) -> Iterator[ope.EvaluationPolicy]:
     others: dict[str, Model | Catalog] = {}
     for text in texts:
@@ -375,6 +387,14 @@ def _by_model(
             raise click.UsageError(f"--policy: {text}: give the temperature itself")
         if at and directory not in others:
             others[directory] = _open(Path(directory))
+        if dataset and not at and not models:
+            if not isinstance(policy, Uniform):
+                raise click.UsageError(
+                    f"--policy: {text}: a file of the Open Bandit Dataset comes without a model;"
+                    " possible are uniform, and a --column of log-propensities"
+                )
+            yield ope.ByFunction(label, _uniform_of(dataset))
+            continue
         if not at and not models:
             raise click.UsageError(f"--policy: {text}: give its model: --model, or @MODEL")
         # Of several that wrote the log, the last one given is what goes on from here.
@@ -432,7 +452,7 @@ def _reader(logs: Sequence[str], kind: str, columns: Sequence[str] = ()) -> LogR
     if kind == "data-capture":
         return LogReader.of_tables(from_data_capture(list(logs)), columns=columns)
     if kind == "obd":
-        tables = [table for path in logs for table in from_obd(path)]
+        tables = [table for path in logs for table in from_obd(path, columns=columns)]
         return LogReader.of_tables(tables, columns=["position", *columns])
     return LogReader(list(logs), columns=columns)
 
@@ -466,6 +486,29 @@ def _frozen(action_distribution: np.ndarray[Any, Any]) -> Callable[[LogBatch], A
 
 def _uniform(n_items: int) -> Callable[[LogBatch], Any]:
     return lambda batch: np.full(batch.log_propensities.shape, -np.log(n_items))
+
+
+def _uniform_of(paths: Sequence[str]) -> Callable[[LogBatch], Any]:
+    """Uniform over the items of the campaign that all of the files are of."""
+    found = {items_of_obd(path) for path in paths}
+    if len(found) > 1:
+        several = " and ".join(map(str, sorted(found)))
+        raise click.UsageError(
+            f"--policy: uniform: the files are of campaigns of {several} items: evaluate each"
+            " campaign for itself"
+        )
+    (n_items,) = found
+    uniform = _uniform(n_items)
+
+    def function(batch: LogBatch) -> Any:
+        if batch.item_ids.max(initial=0) >= n_items:
+            raise ValueError(
+                f"{', '.join(paths)}: item {batch.item_ids.max()} is none of the campaign's"
+                f" {n_items} items, 0 to {n_items - 1}"
+            )
+        return uniform(batch)
+
+    return function
 
 
 # ---- Printing -----------------------------------------------------------------------------------

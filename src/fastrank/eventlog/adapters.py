@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -29,7 +29,7 @@ from fastrank import obd
 from fastrank.eventlog.reader import ReadReport
 from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
 
-__all__ = ["DataCapture", "from_data_capture", "from_obd"]
+__all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
 
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -50,7 +50,10 @@ _OBD_ITEM = re.compile(r"user-item_affinity_\d+")
 
 
 def from_obd(
-    campaign_or_path: str | os.PathLike[str], policy: str | None = None
+    campaign_or_path: str | os.PathLike[str],
+    policy: str | None = None,
+    *,
+    columns: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """Logs of the Open Bandit Dataset as tables in the log's schema.
 
@@ -64,6 +67,9 @@ def from_obd(
         ``all`` or ``men``: the bundled log. Otherwise a file as published, .csv or .parquet.
     policy : {"random", "bts"}, optional
         Which policy logged it. For a file it is read off the path, if it can be.
+    columns : sequence of str
+        Further columns of the file to carry, of one number a row: the log-propensity of an
+        evaluation policy, say. Each becomes a list of one, as the ranking's own propensities are.
 
     Yields
     ------
@@ -76,7 +82,8 @@ def from_obd(
     Raises
     ------
     ValueError
-        If the policy cannot be told, or naming the file, for one that is not as published.
+        If the policy cannot be told, for columns that cannot be carried, or naming the file, for
+        one that is not as published or lacks a column.
 
     Examples
     --------
@@ -87,22 +94,65 @@ def from_obd(
     if policy is not None and policy not in get_args(obd.LoggingPolicy):
         names = ", ".join(get_args(obd.LoggingPolicy))
         raise ValueError(f"policy: expected one of {names}; got {policy!r}")
+    for name in columns:
+        if name in schema("int64").names:
+            raise ValueError(f"columns: {name} is a column of the schema itself")
+        if name == "position":
+            raise ValueError("columns: position is there without asking, as context")
     if campaign_or_path in get_args(obd.Campaign):
         if policy is None:
             raise ValueError("policy: say which log of the campaign, random or bts")
+        if columns:
+            raise ValueError(f"columns: the bundled logs have no column {columns[0]}")
         return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]
-    path = Path(campaign_or_path)
-    if not path.is_file():
-        campaigns = ", ".join(get_args(obd.Campaign))
-        raise ValueError(f"{campaign_or_path}: neither a campaign ({campaigns}) nor a file")
-    words = [word for part in path.with_suffix("").parts for word in re.split(r"[-_.]", part)]
+    path = _file(campaign_or_path)
     if policy is None:
-        found = {word for word in words if word in get_args(obd.LoggingPolicy)}
+        found = {word for word in _words(path) if word in get_args(obd.LoggingPolicy)}
         if len(found) != 1:
             raise ValueError(f"policy: {path} does not say whether it is random or bts")
         (policy,) = found
-    campaigns_named = [word for word in words if word in ("all", "men", "women")]
-    return _published(path, campaigns_named[-1] if campaigns_named else path.stem, policy)
+    return _published(path, _campaign(path), policy, columns)
+
+
+def items_of_obd(path: str | os.PathLike[str]) -> int:
+    """Items of the campaign that a file of the Open Bandit Dataset, as published, is of.
+
+    As many as it has columns of affinity to items; without any, those of the bundled campaign that
+    its path names. Not those that happen to be in the file, which may be fewer.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, if neither says it or it is no such file.
+    """
+    file = _file(path)
+    found = _n_items(_column_names(file))
+    if found is not None:
+        return found
+    campaign = _campaign(file)
+    if campaign not in get_args(obd.Campaign):
+        campaigns = " or ".join(get_args(obd.Campaign))
+        raise ValueError(
+            f"{path}: how many items its campaign has is not known: it has no columns"
+            f" user-item_affinity_<item>, as published, and its path does not name {campaigns}"
+        )
+    return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    if not Path(path).is_file():
+        campaigns = ", ".join(get_args(obd.Campaign))
+        raise ValueError(f"{path}: neither a campaign ({campaigns}) nor a file")
+    return Path(path)
+
+
+def _words(path: Path) -> list[str]:
+    return [word for part in path.with_suffix("").parts for word in re.split(r"[-_.]", part)]
+
+
+def _campaign(path: Path) -> str:
+    named = [word for word in _words(path) if word in ("all", "men", "women")]
+    return named[-1] if named else path.stem
 
 
 def _bundled(campaign: obd.Campaign, policy: obd.LoggingPolicy) -> Iterator[pa.Table]:
@@ -119,9 +169,9 @@ def _bundled(campaign: obd.Campaign, policy: obd.LoggingPolicy) -> Iterator[pa.T
     yield _as_log(columns, campaign, policy, 0, log.affinity.shape[1])
 
 
-def _published(path: Path, campaign: str, policy: str) -> Iterator[pa.Table]:
+def _published(path: Path, campaign: str, policy: str, extra: Sequence[str]) -> Iterator[pa.Table]:
     first = 0
-    for batch, n_items in _published_batches(path):
+    for batch, n_items in _published_batches(path, extra):
         columns = {}
         for name, kind in _OBD_COLUMNS.items():
             column = batch.column(name)
@@ -129,36 +179,65 @@ def _published(path: Path, campaign: str, policy: str) -> Iterator[pa.Table]:
                 columns[name] = _as_utc(column) if kind is None else column.cast(kind)
             except pa.ArrowException as error:
                 raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
-        yield _as_log(columns, campaign, policy, first, n_items)
+        carried = {name: _as_numbers(path, name, batch.column(name)) for name in extra}
+        yield _as_log(columns, campaign, policy, first, n_items, carried)
         first += batch.num_rows
 
 
-def _published_batches(path: Path) -> Iterator[tuple[pa.RecordBatch, int | None]]:
+def _published_batches(
+    path: Path, extra: Sequence[str]
+) -> Iterator[tuple[pa.RecordBatch, int | None]]:
     """The columns wanted, and how many items the campaign has."""
-
-    def items(names: list[str]) -> int | None:
-        missing = [name for name in _OBD_COLUMNS if name not in names]
-        if missing:
-            raise ValueError(f"{path}: not a log of the dataset: no column named {missing[0]}")
-        return sum(bool(_OBD_ITEM.fullmatch(name)) for name in names) or None
-
+    names = _column_names(path)
+    for name in _OBD_COLUMNS:
+        if name not in names:
+            raise ValueError(f"{path}: not a log of the dataset: no column named {name}")
+    for name in extra:
+        if name not in names:
+            others = [
+                n for n in names if n and n not in _OBD_COLUMNS and not _OBD_ITEM.fullmatch(n)
+            ]
+            found = ", ".join(others) or "none besides those of the dataset"
+            raise ValueError(f"{path}: no column named {name}; found {found}")
+    wanted = list(dict.fromkeys([*_OBD_COLUMNS, *extra]))
     try:
         if path.suffix.lower() == ".csv":
-            with path.open("rb") as lines:
-                header = lines.readline().decode("utf-8", "replace")
-            n_items = items([name.strip().strip('"') for name in header.split(",")])
-            texts = {name: kind or pa.string() for name, kind in _OBD_COLUMNS.items()}
-            convert = pa.csv.ConvertOptions(include_columns=list(texts), column_types=texts)
+            texts = {
+                **dict.fromkeys(extra, pa.float64()),
+                **{name: kind or pa.string() for name, kind in _OBD_COLUMNS.items()},
+            }
+            convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=texts)
             with pa.csv.open_csv(path, convert_options=convert) as reader:
                 for batch in reader:
-                    yield batch, n_items
+                    yield batch, _n_items(names)
             return
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            n_items = items(file.schema_arrow.names)
-            for batch in file.iter_batches(_TABLE_ROWS, columns=list(_OBD_COLUMNS)):
-                yield batch, n_items
+            for batch in file.iter_batches(_TABLE_ROWS, columns=wanted):
+                yield batch, _n_items(names)
     except pa.ArrowException as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _column_names(path: Path) -> list[str]:
+    if path.suffix.lower() == ".csv":
+        with path.open("rb") as lines:
+            header = lines.readline().decode("utf-8", "replace")
+        return [name.strip().strip('"') for name in header.split(",")]
+    try:
+        return list(pq.read_schema(path).names)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _n_items(names: Sequence[str]) -> int | None:
+    return sum(bool(_OBD_ITEM.fullmatch(name)) for name in names) or None
+
+
+def _as_numbers(path: Path, name: str, column: pa.Array) -> pa.Array:
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"{path}: {name}: expected a number a row, got {kind}")
+    return column.cast(pa.float64(), safe=False)
 
 
 def _as_utc(column: pa.Array) -> pa.Array:
@@ -172,7 +251,12 @@ def _as_utc(column: pa.Array) -> pa.Array:
 
 
 def _as_log(
-    columns: dict[str, Any], campaign: str, policy: str, first: int, n_items: int | None
+    columns: dict[str, Any],
+    campaign: str,
+    policy: str,
+    first: int,
+    n_items: int | None,
+    carried: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
     n = len(columns["item_id"])
     offsets = pa.array(np.arange(n + 1, dtype=np.int32))
@@ -207,6 +291,7 @@ def _as_log(
                 "rewards": singles(columns["click"]),
                 "reward_kind": same("complete", pa.string()),
                 "position": columns["position"],
+                **{name: singles(values) for name, values in (carried or {}).items()},
             }
         )
     )

@@ -328,7 +328,7 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, keep_candidates: b
         row, place = np.argwhere(array > 1e-9)[0].tolist()
         raise ValueError(
             f"{name}: request {batch.value('request_id', row)}, place {place + 1}: a log-propensity"
-            f" must not be above 0, got {array[row, place]}"
+            f" must not be above 0, got {array[row, place]}; of probabilities give the logarithms"
         )
     np.minimum(array, 0.0, out=array)  # a rounding above it
     missing = np.isnan(array @ np.ones(shape[1]))

@@ -331,6 +331,45 @@ def test_any_split_gives_the_same(name: str, shape: str) -> None:
     np.testing.assert_array_equal(parts[0].weights.histogram_counts, one.weights.histogram_counts)
 
 
+WEIGH_ALIKE = [
+    ("ips", "snips"), ("rips", "snrips"), ("snrips", "rips"), ("rips", "dr-position"),
+    ("cascade-dr", "snrips"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keeper", "name"), WEIGH_ALIKE)
+@pytest.mark.parametrize("k", [1, 3])
+def test_shared_sums_about_weights_are_its_own(keeper: str, name: str, k: int) -> None:
+    """To the last bit: each would have added the same figures in the same order."""
+    batches = [some_batch(200, k, seed) for seed in (1, 2, 3)]
+
+    def fed(share: bool) -> ope.Estimator:
+        first, second = ope.ESTIMATORS[keeper](k), ope.ESTIMATORS[name](k)
+        if share:
+            second.share_weights(first)
+        for batch in batches:
+            first.update(batch)
+            second.update(batch)
+        return second
+
+    shared, alone = fed(True), fed(False)
+    assert vars(shared.weights).keys() == vars(alone.weights).keys()
+    for attribute, value in vars(alone.weights).items():
+        np.testing.assert_array_equal(getattr(shared.weights, attribute), value)
+    assert ope.estimate(shared) == ope.estimate(alone)
+    # They merge into one that keeps its own, and that counts once.
+    whole = ope.ESTIMATORS[name](k)
+    whole.merge(shared)
+    whole.merge(alone)
+    assert whole.weights.rows == 2 * alone.weights.rows == 1200
+
+
+def test_what_weighs_otherwise_is_not_shared() -> None:
+    for name in ("rips", "avg", "clipped-ips", "replay", "iips", "pi", "dm"):
+        with pytest.raises(ValueError, match=f"other: ips does not weigh as {name} does"):
+            ope.ESTIMATORS[name](2).share_weights(ope.ESTIMATORS["ips"](2))
+
+
 @pytest.mark.parametrize("name", ope.ESTIMATORS)
 def test_other_sums_do_not_merge(name: str) -> None:
     other = next(each for each in ope.ESTIMATORS if each != name)

@@ -76,6 +76,8 @@ class Estimator:
     needs_support: ClassVar[bool] = True
     # Whether the weights have the mean 1 where there is common support.
     unit_mean: ClassVar[bool] = True
+    # Estimators of one kind of weights, and of one numerator, have the same `weights`.
+    kind_of_weights: ClassVar[str | None] = None
 
     def __init__(self, places: int, clip: float = 20.0) -> None:
         self.places = places
@@ -86,7 +88,18 @@ class Estimator:
         self.products = np.zeros((width, width)) if width <= _MOST_PRODUCTS else None
         self.counts = np.zeros(GROUPS, np.int64)
         self.weights = Weights()
+        self._has_own_weights = True
         self.replicates: Array | None = None  # of these sums, once somebody has asked for them
+
+    def share_weights(self, other: Estimator) -> None:
+        """Take the weights' sums from another one of this kind of weights, which keeps them.
+
+        Both must be given the same batches, and be merged with the same others.
+        """
+        if self.kind_of_weights is None or self.kind_of_weights != other.kind_of_weights:
+            raise ValueError(f"other: {other.name} does not weigh as {self.name} does")
+        self.weights = other.weights
+        self._has_own_weights = False
 
     def update(self, batch: Batch) -> None:
         """Add rankings. O(n m^2), m two for most estimators and 3 k + 1 at most."""
@@ -102,9 +115,10 @@ class Estimator:
             self.sums[:, j] += np.bincount(batch.groups, column, GROUPS)
         if self.products is not None:
             self.products += summands.T @ summands
-        logs = self._log_weights(batch)
-        if logs is not None:
-            self._update_weights(batch, logs)
+        if self._has_own_weights:
+            logs = self._log_weights(batch)
+            if logs is not None:
+                self._update_weights(batch, logs)
 
     def _update_weights(self, batch: Batch, logs: Array) -> None:
         self.weights.update(
@@ -121,7 +135,8 @@ class Estimator:
         if self.products is not None and other.products is not None:
             self.products += other.products
         self.counts += other.counts
-        self.weights.merge(other.weights)
+        if self._has_own_weights:
+            self.weights.merge(other.weights)
 
     def value(self, totals: Array) -> Array:
         """The estimate from sums (..., m); NaN where they say nothing."""
@@ -225,6 +240,7 @@ class Ips(_Mean):
     """
 
     name = "ips"
+    kind_of_weights = "ranking"
     assumes = "nothing about behaviour; weights of whole rankings vary the most"
 
     def _values(self, batch: Batch) -> Array:
@@ -242,6 +258,7 @@ class Rips(_Mean):
     """
 
     name = "rips"
+    kind_of_weights = "prefixes"
     assumes = "a reward hangs on what stands at its place and above it, not below (cascade)"
 
     def _values(self, batch: Batch) -> Array:
@@ -280,6 +297,7 @@ class Snips(_Ratio):
     """
 
     name = "snips"
+    kind_of_weights = "ranking"
     assumes = Ips.assumes
 
     def _summands(self, batch: Batch) -> Array:
@@ -292,6 +310,7 @@ class Snrips(Estimator):
     """``sum_l (sum w_l r_l / sum w_l) n_l / n`` over the n_l rankings that have place l."""
 
     name = "snrips"
+    kind_of_weights = "prefixes"
     assumes = Rips.assumes
 
     def _width(self) -> int:
@@ -489,6 +508,7 @@ class DrPosition(_Mean):
     """
 
     name = "dr-position"
+    kind_of_weights = "prefixes"
     needs: ClassVar[tuple[str, ...]] = ("q_logged", "q_expected")
     assumes = Rips.assumes
 

@@ -492,6 +492,43 @@ class TestExtraColumns:
         with pytest.raises(ValueError, match=r"omit: expected any of scores.*got 'item_ids'"):
             LogReader(tmp_path, omit=["item_ids"])
 
+    def test_marked_rows_are_a_batch(self) -> None:
+        rows = [row(i, query=[float(i)] if i % 2 else None) for i in range(6)]
+        (batch,) = read(*rows)
+        batch.values("request_id")  # kept, and not to be taken for that of some rows
+        marked = np.array([False, True, True, False, False, True])
+        part = batch.where(marked)
+        assert len(part) == 3
+        assert part.values("request_id") == ["r1", "r2", "r5"]
+        assert part.rows.tolist() == [1, 2, 5]
+        assert part.has_query.tolist() == [True, False, True]
+        assert part.query(2) == np.float32(5.0)
+        assert part.user_ids == ["u1", "u2", "u2"]
+        np.testing.assert_array_equal(part.uniform, batch.uniform[marked])
+        np.testing.assert_array_equal(part.log_propensities, batch.log_propensities[marked])
+        assert part.table.equals(batch.table.filter(pa.array(marked)))
+        assert len(batch.where(np.zeros(6, np.bool_))) == 0
+
+    @pytest.mark.parametrize("form", ["parquet", "file", "stream"])
+    @pytest.mark.parametrize(("k", "eligible", "places"), [(3, 50, 3), (9, 50, 3), (9, 2, 2)])
+    def test_survey(self, tmp_path: Path, form: str, k: int, eligible: int, places: int) -> None:
+        """A quick look says what a whole reading of the lists would say."""
+        short: dict[str, Any] = {"item_ids": [1], "scores": [1.0], "log_propensities": [-1.0]}
+        rows = [row(0, k=k, n_eligible=eligible), row(1, **short, n_eligible=None, k=1)]
+        whole = table([rows[1], *rows])
+        path = tmp_path / f"a.{'parquet' if form == 'parquet' else 'arrow'}"
+        if form == "parquet":
+            pq.write_table(whole, path, row_group_size=1)
+        else:
+            new = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+            with new(path, whole.schema) as writer:
+                writer.write_table(whole, max_chunksize=1)
+        (tmp_path / "b.parquet").write_bytes(b"PAR1 is not enough")
+        (tmp_path / "c.parquet").write_bytes(b"")
+        pq.write_table(pa.table({"k": [1]}), tmp_path / "d.parquet")
+        assert LogReader(tmp_path).survey() == (3, places)
+        assert LogReader.of_tables([whole, whole]).survey() == (6, places)
+
 
 class TestFiles:
     def write(self, path: Path, *rows: dict[str, Any], kind: Kind = "int64") -> Path:

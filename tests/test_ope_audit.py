@@ -12,7 +12,7 @@ import pytest
 
 import fastrank as fr
 from fastrank import ope
-from fastrank.eventlog import LogReader, LogWriter, schema
+from fastrank.eventlog import LogReader, LogWriter, Stratum, schema
 from fastrank.ope.audit import _Seeds
 
 RNG = np.random.default_rng(1)
@@ -180,20 +180,31 @@ def test_shared_noise_is_found(tmp_path: Path) -> None:
 def test_repeated_seeds_are_found_in_long_logs() -> None:
     """Past a million, a fixed share of seeds is kept: equal ones together."""
 
-    class Rows:
-        def __init__(self, seeds: list[int]) -> None:
-            self.caller_seed = np.zeros(len(seeds), np.bool_)
-            self._seeds = seeds
+    name = "stochastic_gumbel_softmax_trick"
+    strata = [Stratum(each, (), None, None, False) for each in (name, "deterministic")]
 
-        def values(self, name: str) -> list[Any]:
-            return self._seeds if name == "seed" else ["uniform"] * len(self._seeds)
+    class Rows:
+        def __init__(self, values: list[int]) -> None:
+            self.table = pa.record_batch({"seed": pa.array(values, pa.uint64())})
+            self.caller_seed = np.zeros(len(values), np.bool_)
+            self.stratum = np.zeros(len(values), np.int32)
+
+        def is_given(self, column: str) -> Any:
+            return self.table.column(column).is_valid().to_numpy(zero_copy_only=False)
+
+    def update(*values: int, stratum: int = 0) -> None:
+        rows = Rows(list(values))
+        rows.stratum[:] = stratum
+        seeds.update(rows, strata)  # type: ignore[arg-type]
 
     seeds = _Seeds()
     for first in range(0, 1_200_000, 100_000):
-        seeds.update(Rows(list(range(first, first + 100_000))))  # type: ignore[arg-type]
+        update(*range(first, first + 100_000))
     assert seeds.check().outcome == "passed"
     assert seeds.check().rows < 1_200_000
-    seeds.update(Rows(list(range(1000))))  # type: ignore[arg-type]
+    update(*range(1000), stratum=1)  # which draw nothing
+    assert seeds.check().outcome == "passed"
+    update(*range(1000))
     assert 300 < seeds.check().failures < 700
 
 

@@ -11,7 +11,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -137,6 +137,16 @@ class LogBatch:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def where(self, rows: Mask) -> LogBatch:
+        """Those rows (n,) that are marked, as a batch of their own."""
+        kept: dict[str, Any] = {
+            each.name: value[rows]
+            for each in fields(self)
+            if isinstance(value := getattr(self, each.name), np.ndarray)
+        }
+        kept["columns"] = {name: values[rows] for name, values in self.columns.items()}
+        return replace(self, **kept, _coded=_taken(self._coded, rows), _values={})
 
     @cached_property
     def table(self) -> pa.RecordBatch:
@@ -369,40 +379,34 @@ class LogReader:
     def survey(self) -> tuple[int, int]:
         """Rows, and places of the longest ranking at most, of what can be read; a quick look.
 
-        Nothing is checked; files that cannot be read count for nothing. Given tables must be such
-        that they can be read again.
+        Nothing is checked; files that cannot be read count for nothing. Of item lists, no more are
+        read than it takes to meet one as long as `k` allows. Given tables must be such that they
+        can be read again.
         """
-        rows, places = 0, 0
-        columns = ("k", "n_eligible", "item_ids")
         if self._tables is not None:
-            sources: Iterable[Any] = self._tables
+            found = [_surveyed(table, [table]) for table in self._tables]
         else:
-            sources = (self._columns_of(path, columns) for path in self._files)
-        for source in sources:
-            if source is None or not set(columns) <= set(source.schema.names):
-                continue
-            rows += source.num_rows
-            longest = pc.max(pc.list_value_length(source.column("item_ids")))
-            k, eligible = (source.column(name) for name in columns[:2])
-            most = pc.max(pc.min_element_wise(k, eligible))
-            places = max(places, min(most.as_py() or 0, longest.as_py() or 0))
-        return rows, places
+            found = [self._survey_of(path) for path in self._files]
+        return sum(rows for rows, _ in found), max((places for _, places in found), default=0)
 
     @staticmethod
-    def _columns_of(path: Path, columns: tuple[str, ...]) -> pa.Table | None:
+    def _survey_of(path: Path) -> tuple[int, int]:
         try:
             with path.open("rb") as file:
                 head = file.read(6)
                 file.seek(0)
                 if head[:4] == b"PAR1":
-                    return pq.read_table(file, columns=list(columns), pre_buffer=False)
+                    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+                        lists = parquet.iter_batches(columns=["item_ids"])
+                        return _surveyed(parquet.read(columns=["k", "n_eligible"]), lists)
                 if head == b"ARROW1":
-                    return pa.ipc.open_file(file).read_all().select(columns)
+                    table = pa.ipc.open_file(file).read_all()
+                    return _surveyed(table, [table])
                 _, batches = open_stream(file)
-                parts = [batch.select(columns) for batch in batches]
-                return pa.Table.from_batches(parts) if parts else None
+                parts = [batch.select(["k", "n_eligible", "item_ids"]) for batch in batches]
+                return _surveyed(pa.Table.from_batches(parts), parts) if parts else (0, 0)
         except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, ValueError):
-            return None
+            return 0, 0
 
     def __iter__(self) -> Iterator[LogBatch]:
         self._reset()
@@ -879,6 +883,23 @@ def _any(cells: Mask) -> Mask:
     if not cells.any():
         return np.zeros(len(cells), np.bool_)
     return np.asarray(cells.any(axis=1), np.bool_)
+
+
+def _surveyed(
+    limits: pa.Table | pa.RecordBatch, parts: Iterable[pa.Table | pa.RecordBatch]
+) -> tuple[int, int]:
+    """Rows, and places at most, from columns k and n_eligible, and then item_ids in parts."""
+    if not {"k", "n_eligible"} <= set(limits.schema.names):
+        return 0, 0
+    most = pc.max(pc.min_element_wise(limits.column("k"), limits.column("n_eligible"))).as_py() or 0
+    longest = 0
+    for part in parts:  # as few as will do: lists are most of the bytes
+        if "item_ids" not in part.schema.names:
+            return 0, 0
+        longest = max(longest, pc.max(pc.list_value_length(part.column("item_ids"))).as_py() or 0)
+        if longest >= most:
+            break
+    return limits.num_rows, min(most, longest)
 
 
 def _taken(batch: pa.RecordBatch, rows: Mask) -> pa.RecordBatch:

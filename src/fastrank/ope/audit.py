@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.catalog import RNG_VERSION, Catalog
-from fastrank.eventlog import LogBatch, LogReader
+from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.model import Model
 from fastrank.ope.propensities import Query, Writers, catalog_of, logging_policy, shown
 from fastrank.policies import MAX_TEMPERATURE, PlackettLuce, Policy
@@ -120,8 +120,10 @@ def audit(
     for batch in log:
         rows += len(batch)
         first_place.update(batch)
-        seeds.update(batch)
-        sampled.update(batch, np.flatnonzero(batch.uniform < share))
+        seeds.update(batch, log.strata)
+        chosen = batch.uniform < share
+        if chosen.any():
+            sampled.update(batch.where(chosen))
         if advance is not None:
             advance(rows)
     checks = (*sampled.checks(), first_place.check(), seeds.check(), _gaps(log), _malformed(log))
@@ -170,9 +172,9 @@ class _Sample:
     def rows(self) -> int:
         return self._propensities.rows
 
-    def update(self, batch: LogBatch, rows: npt.NDArray[np.int64]) -> None:
-        asked = self._writers.queries(batch) if len(rows) else []
-        for i in rows.tolist():
+    def update(self, batch: LogBatch) -> None:
+        asked = self._writers.queries(batch)
+        for i in range(len(batch)):
             writer = self._writers.of(batch, i)
             version = batch.value("catalog_version", i)
             self._named.add(
@@ -343,15 +345,12 @@ class _Seeds:
         self._limit = np.uint64(2**64 - 1)
         self.rows = 0
 
-    def update(self, batch: LogBatch) -> None:
-        drawn = [
-            seed
-            for seed, name, caller in zip(
-                batch.values("seed"), batch.values("policy_name"), batch.caller_seed, strict=True
-            )
-            if seed is not None and not caller and name != "deterministic"
-        ]
-        seeds = np.array(drawn, np.uint64)
+    def update(self, batch: LogBatch, strata: Sequence[Stratum]) -> None:
+        names = np.array([each.policy_name for each in strata])
+        drawn = batch.is_given("seed") & ~batch.caller_seed
+        drawn &= (names != "deterministic")[batch.stratum]
+        column = batch.table.column("seed").fill_null(0)
+        seeds = column.to_numpy(zero_copy_only=False).astype(np.uint64)[drawn]
         self.rows += len(seeds)
         # Equal seeds are kept or left together.
         kept = seeds[_mixed(seeds) <= self._limit]

@@ -18,7 +18,10 @@ from commands import refused, run
 
 import fastrank as fr
 from fastrank import obd, simulate
+from fastrank.cli import evaluate as cli
 from fastrank.eventlog import LogReader, LogWriter
+from fastrank.eventlog.reader import LogBatch
+from fastrank.ope import evaluation, propensities
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
 
@@ -267,6 +270,43 @@ def test_the_bundled_logs() -> None:
     printed = run("evaluate", "--format", "obd")
     assert printed.exit_code == 0
     assert "0.004553" in printed.stdout
+
+
+def test_what_a_column_needs_no_model_for_is_not_read(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the result hangs on it; rows that ranked candidates stay known as such."""
+    batch = next(iter(LogReader(shop / "logs")))
+    table = pa.Table.from_batches([batch.table])
+    lp = pa.array([(1.1 * row).tolist() for row in batch.log_propensities])
+    file = tmp_path / "log.parquet"
+    pq.write_table(table.append_column("lp1", lp), file)
+    arguments = ["evaluate", file, "--column", "new=lp1"]
+    read: list[set[str]] = []
+    judge = propensities.judge
+
+    def seen(batch: LogBatch, *rest: Any, **options: Any) -> Any:
+        read.append(set(batch.table.schema.names))
+        return judge(batch, *rest, **options)
+
+    monkeypatch.setattr(evaluation, "judge", seen)
+    found = loaded(*arguments)
+    assert not read[0] & {"scores", "query", "log_norm", "latency_us", "retrieval", "reward_ts"}
+    assert read[0] >= {"candidate_set_id", "reward_kind", "seed"}
+    monkeypatch.setattr(cli, "_UNREAD", ())
+    monkeypatch.setattr(cli, "_FOR_MODELS", ())
+    assert loaded(*arguments) == found
+    assert {"scores", "query"} <= read[1]
+    monkeypatch.undo()
+    model = ["--model", shop / "model"]
+    for more in ([*model], [*model, "--policy", "uniform", "--no-audit"]):
+        monkeypatch.setattr(evaluation, "judge", seen)
+        loaded(*arguments, *more)
+        assert {"scores", "query", "log_norm"} <= read[-1]
+    j = table.schema.get_field_index("candidate_set_id")
+    named = pa.array(["some"] * len(table), table.schema.field(j).type)
+    pq.write_table(table.set_column(j, "candidate_set_id", named).append_column("lp1", lp), file)
+    assert "uncovered_unknown" in loaded(*arguments)["policies"][0]["reasons"]
 
 
 def published(path: Path, rows: int = 10_000, **more: object) -> Path:

@@ -36,6 +36,10 @@ _FORMATS = ["log", "obd", "data-capture"]
 # What estimators want besides propensities, by the names that columns are given for.
 _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in each.needs)]
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
+# Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
+# make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
+_UNREAD = ("latency_us", "n_candidates", "retrieval", "reward_ts")
+_FOR_MODELS = ("scores", "query", "log_norm")
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
@@ -305,6 +309,7 @@ class _Settings:
         log: LogReader,
         policies: Sequence[ope.EvaluationPolicy],
         logging: Sequence[Model | Catalog],
+        rows: int,
     ) -> None:
         """Say how long it will take, if that is long."""
         seconds = forecast(
@@ -318,7 +323,6 @@ class _Settings:
             keep_candidates=self.keep_candidates,
         )
         if seconds > _LONG:
-            rows = log.survey()[0]
             click.echo(f"about {_duration(seconds)} for {rows:,} rows", err=True)
 
     def run(
@@ -326,11 +330,11 @@ class _Settings:
         log: LogReader,
         policies: Sequence[ope.EvaluationPolicy],
         logging: Sequence[Model | Catalog],
+        rows: int,
         reasons: Sequence[str] = (),
     ) -> ope.Evaluation:
-        total = log.survey()[0]
         with progress() as bar:
-            task = bar.add_task("evaluating", total=total or None)
+            task = bar.add_task("evaluating", total=rows or None)
             return ope.evaluate(
                 log,
                 policies,
@@ -364,15 +368,18 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     policies = _with_arrays(policies, settings)
     columns = [each.column for each in policies if isinstance(each, ope.FromColumn)]
     columns += [column for each in policies for column in each.arrays.values()]
-    log = _reader(logs, kind, columns)
+    audited = bool(models) and not settings.no_audit and kind != "obd"
+    asked = audited or any(isinstance(each, ope.ByModel) for each in policies)
+    log = _reader(logs, kind, columns, _UNREAD if asked else (*_UNREAD, *_FOR_MODELS))
+    rows = log.survey()[0]
     found = None
-    if models and not settings.no_audit and kind != "obd":
+    if audited:
         with progress() as bar:
-            task = bar.add_task("auditing", total=log.survey()[0] or None)
+            task = bar.add_task("auditing", total=rows or None)
             found = ope.audit(log, models, advance=lambda rows: bar.update(task, completed=rows))
-    settings.announce(log, policies, models)
+    settings.announce(log, policies, models, rows)
     failed = found is not None and not found.passed
-    evaluation = settings.run(log, policies, models, ["audit_failed"] if failed else [])
+    evaluation = settings.run(log, policies, models, rows, ["audit_failed"] if failed else [])
     return Section(", ".join(logs), evaluation, found)
 
 
@@ -448,13 +455,16 @@ def _open(path: Path) -> Model | Catalog:
     return catalog if model is None else model
 
 
-def _reader(logs: Sequence[str], kind: str, columns: Sequence[str] = ()) -> LogReader:
+def _reader(
+    logs: Sequence[str], kind: str, columns: Sequence[str] = (), omit: Sequence[str] = _UNREAD
+) -> LogReader:
     if kind == "data-capture":
-        return LogReader.of_tables(from_data_capture(list(logs)), columns=columns)
+        captured = from_data_capture(list(logs))
+        return LogReader.of_tables(captured, columns=columns, omit=omit)
     if kind == "obd":
         tables = [table for path in logs for table in from_obd(path, columns=columns)]
-        return LogReader.of_tables(tables, columns=["position", *columns])
-    return LogReader(list(logs), columns=columns)
+        return LogReader.of_tables(tables, columns=["position", *columns], omit=omit)
+    return LogReader(list(logs), columns=columns, omit=omit)
 
 
 def _duration(seconds: float) -> str:
@@ -471,7 +481,7 @@ def _bundled(
     n_items = len(obd.items(campaign).item_ids)
     frozen = target == "bts"
     function = _frozen(obd.action_distribution(campaign)) if frozen else _uniform(n_items)
-    evaluation = settings.run(log, [ope.ByFunction(target, function)], [])
+    evaluation = settings.run(log, [ope.ByFunction(target, function)], [], log.survey()[0])
     title = f"Open Bandit Dataset, campaign {campaign}: logged by {logged}, asked about {target}"
     return Section(title, evaluation, None)
 

@@ -55,8 +55,10 @@ def forecast(
         keep_candidates,
     )
     rows = log.survey()[0]
+    if rows <= _ROWS or all(isinstance(p, FromColumn) for p in policies):
+        return 0.0
     batch = next(iter(log), None)
-    if batch is None or rows <= _ROWS or all(isinstance(p, FromColumn) for p in policies):
+    if batch is None:
         return 0.0
     catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
     times = []

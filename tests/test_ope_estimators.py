@@ -405,6 +405,8 @@ def test_standard_errors_are_those_of_the_influence(name: str) -> None:
     alone = ope.Batch(**{**arrays_of(batch), "groups": np.arange(n)})
     estimate = ope.estimate(estimator_of(name, alone))
     ratio = name in ("snips", "snrips", "replay")
+    assert estimate.standard_error is not None
+    assert estimate.standard_error_iid is not None
     assert estimate.standard_error == pytest.approx(
         estimate.standard_error_iid, rel=0.1 if ratio else 1e-9
     )

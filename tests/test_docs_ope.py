@@ -71,7 +71,8 @@ def test_limits_are_the_defaults() -> None:
     assert f"over {100 * limits.heaviest_share:g} %" in said["heaviest_share"]
     assert f"over {limits.mean_weight:g}".replace("0.", ".") in said["mean_weight"]
     assert f"Fewer than {limits.clusters:g} " in said["few_clusters"]
-    assert f"over {100 * limits.clipped:g} %" in said["clipped"]
+    assert f"over {limits.clipped:g}".replace("0.", ".") in said["clipped"]
+    assert f"over {limits.skewness:g}".replace("0.", ".") in said["skewed"]
     assert f"Over {100 * limits.set_aside:g} %" in said["set_aside"]
     assert f"{100 * limits.malformed:g} %" in PAGE
     assert f"{100 * limits.uncovered:g} % the status is `unsupported`" in PAGE.replace("\n", " ")

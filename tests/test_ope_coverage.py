@@ -34,9 +34,11 @@ class Cell:
     users: int = 0
     zipf: float = 0.0
     places: int = 1
+    together: bool = False  # the active earn more, by lognormal activity and rate
 
     def __str__(self) -> str:
         users = f", {self.users} users, Zipf {self.zipf}" if self.users else ""
+        users += ", who earn as they are active" if self.together else ""
         return f"{self.estimator}, spread {self.spread}, {self.rows} rows, rate {self.rate}{users}"
 
 
@@ -58,8 +60,12 @@ def run(cell: Cell, *, cluster: bool = True) -> tuple[float, float]:
         arm = rng.integers(0, ARMS, shape)
         rate, groups = rates[arm], None
         if cell.users:
+            own = rng.uniform(0.0, 2.0, cell.users)
+            if cell.together:
+                bent = rng.standard_normal(cell.users)
+                shares, own = np.cumsum(np.exp(bent)), np.exp(0.4 * bent - 0.48)
             user = np.searchsorted(shares, rng.random(cell.rows) * shares[-1])
-            rate = rate * rng.uniform(0.0, 2.0, cell.users)[user, None]
+            rate = rate * own[user, None]
             groups = rng.integers(0, 2**40, cell.users)[user]
         rewards = (rng.random(shape) < rate).astype(float)
         batch = ope.Batch.of(logged, log_p1[arm], rewards, groups=groups)
@@ -87,6 +93,9 @@ LADDER = [
     Cell("snips", 1.0, 4000, 0.3, users=200, zipf=1.5),
     Cell("snrips", 0.5, 10_000, 0.3, users=1000, zipf=1.2, places=3),
     Cell("snips", 1.0, 10_000, 0.3, users=4000, zipf=0.9),
+    # E exp(z) exp(.4 z - .48) over E exp(z) is 1: the truth is that of users who are alike.
+    Cell("snips", 1.0, 4000, 0.15, users=200, together=True),
+    Cell("snips", 1.0, 10_000, 0.15, users=20_000, together=True),
 ]
 
 
@@ -116,7 +125,9 @@ def test_counting_users_whatever_their_activity_fails_the_ladder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of 200 users a handful has most of the rows."""
-    monkeypatch.setattr("fastrank.ope.results.effective_clusters", np.count_nonzero)
+    everybody = property(lambda estimator: float(np.count_nonzero(estimator.counts)))
+    monkeypatch.setattr("fastrank.ope.estimators.Estimator.effective_clusters", everybody)
+    monkeypatch.setattr("fastrank.ope.results._about_users", lambda *_: [])
     coverage, flagged = run(Cell("snips", 1.0, 4000, 0.3, users=200, zipf=1.5))
     assert flagged < 0.01
     assert coverage < 0.90

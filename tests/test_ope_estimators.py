@@ -423,21 +423,51 @@ def arrays_of(batch: ope.Batch) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in ope.Batch.__dataclass_fields__}
 
 
-@pytest.mark.parametrize(("heavy", "cut"), [(3.0, 1.0 / 3.0), (2.0, 0.0)])
-def test_what_clipping_cuts_off_is_counted(heavy: float, cut: float) -> None:
-    """Where the reward is on few heavy rows, the weights' mean hides it: .99."""
-    weights = np.full(30_000, (1.0 - 0.01 * heavy) / 0.99)
+def clipped(heavy: float, n: int) -> ope.Estimate:
+    """One row in a hundred has this weight, and the reward; cut at 2, and added up in two parts."""
+    weights = np.full(n, (1.0 - 0.01 * heavy) / 0.99)
     weights[::100] = heavy
-    logged, rewards = np.full(30_000, -2.0), (weights == heavy).astype(float)
+    logged, rewards = np.full(n, -2.0), (weights == heavy).astype(float)
     estimator = ope.ESTIMATORS["clipped-ips"](1, 2.0)
     for part in (slice(None, 1000), slice(1000, None)):
         other = ope.ESTIMATORS["clipped-ips"](1, 2.0)
         other.update(ope.Batch.of(logged[part], np.log(weights[part]) - 2.0, rewards[part]))
         estimator.merge(other)
-    found = ope.estimate(estimator, cluster=False)
+    return ope.estimate(estimator, cluster=False)
+
+
+@pytest.mark.parametrize(("heavy", "cut"), [(3.0, 1.0 / 3.0), (2.1, 1.0 / 21.0), (2.0, 0.0)])
+def test_what_clipping_cuts_off_is_counted(heavy: float, cut: float) -> None:
+    """Where the reward is on few heavy rows, the weights' mean hides it: .99."""
+    found = clipped(heavy, 30_000)
     assert found.parameters["cut_off"] == pytest.approx(cut, abs=1e-12)
     assert found.reasons == (("clipped",) if cut else ())
     assert found.status == ("biased" if cut else "ok")
+
+
+def test_a_bias_is_small_beside_a_large_error() -> None:
+    assert clipped(2.1, 30_000).status == "biased"
+    assert "clipped" not in clipped(2.1, 2000).reasons
+
+
+def earned_by(shares: npt.NDArray[np.float64], seed: int = 1) -> ope.Estimate:
+    """Of users with equally many rows, who earn in these proportions."""
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(len(shares)), 20)
+    rewards = (rng.random(len(users)) < shares[users]).astype(float)
+    ones = np.zeros(len(users))
+    return ope.estimate(estimator_of("ips", ope.Batch.of(ones, ones, rewards, groups=users)))
+
+
+def test_users_who_earn_nearly_everything_are_few() -> None:
+    shares = np.full(400, 0.01)
+    assert earned_by(np.full(400, 0.3)).status == "ok"
+    shares[:8] = 0.9
+    found = earned_by(shares)
+    assert {"few_clusters", "skewed"} <= set(found.reasons)
+    assert found.effective_clusters < 30
+    assert found.skewness is not None
+    assert found.skewness > 0.3
 
 
 def test_many_places_have_clustered_errors() -> None:
@@ -502,7 +532,10 @@ def test_thresholds(weights: Array, rewards: Array | None, reasons: tuple[str, .
 def test_thresholds_can_be_set() -> None:
     batch = weighted(np.ones(1000), (np.arange(1000) < 50).astype(float))
     estimator = estimator_of("ips", batch)
-    assert ope.estimate(estimator, thresholds=ope.Thresholds(reward_ess=50)).status == "ok"
+    assert (
+        ope.estimate(estimator, thresholds=ope.Thresholds(reward_ess=50, clusters=40)).status
+        == "ok"
+    )
     with pytest.raises(ValueError, match="reward_ess: expected a number of at least 0, got -1"):
         ope.Thresholds(reward_ess=-1)
 

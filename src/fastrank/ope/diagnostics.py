@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +51,12 @@ class Thresholds:
     set_aside : float
         Largest share of rows left out for want of rewards, users or propensities.
     clipped : float
-        Largest share of the weighted reward that clipped-ips may cut off.
+        Largest bias of clipped-ips, in standard errors, by what it cuts off.
     clusters : float
-        Least effective number of users (`effective_clusters`) that an interval is made from.
+        Least effective number of users (`effective_clusters`), by their rows and by what they add
+        to the estimate, that an interval is made from.
+    skewness : float
+        Largest skewness of the estimate, as the jackknife of users shows it.
     """
 
     reward_ess: float = 200.0
@@ -62,8 +66,9 @@ class Thresholds:
     uncovered: float = 0.01
     malformed: float = 0.001
     set_aside: float = 0.05
-    clipped: float = 0.05
-    clusters: float = 30.0
+    clipped: float = 0.4
+    clusters: float = 80.0
+    skewness: float = 0.3
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -260,13 +265,16 @@ _ADDED = (
 )
 
 
-def effective_clusters(counts: npt.NDArray[np.int64]) -> float:
-    """``(sum n_g)^2 / sum n_g^2``: so many groups of equal size would say as much (Kish 1965).
+def effective_clusters(shares: npt.NDArray[Any]) -> float:
+    """``(sum x_g)^2 / sum x_g^2``: so many groups of equal shares would say as much (Kish 1965).
 
-    A few users with most of the rows are few users, however many others there are.
+    A few users with most of the rows, or of the reward, are few users, however many others there
+    are. inf where nobody has a share.
     """
-    squares = float(np.square(counts, dtype=np.float64).sum())
-    return float(counts.sum()) ** 2 / squares if squares else 0.0
+    total = float(np.abs(shares).sum())
+    if not total:
+        return math.inf
+    return 1.0 / float(np.square(np.abs(shares) / total).sum())
 
 
 def cluster_error(influence: Array, counts: npt.NDArray[np.int64]) -> float | None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
-from fastrank.ope.diagnostics import Thresholds, Weights
+from fastrank.ope.diagnostics import Weights, effective_clusters
 
 __all__ = [
     "ESTIMATORS",
@@ -151,9 +151,23 @@ class Estimator:
         """The estimates without one of the groups, (groups that have rows,)."""
         return self.value(self.sums.sum(axis=0) - self.sums[self.counts > 0])
 
-    def doubts(self, thresholds: Thresholds) -> list[str]:
+    @property
+    def effective_clusters(self) -> float:
+        """As many users with equally many rows, and equal shares of the sum, would say as much."""
+        return min(effective_clusters(self.counts), effective_clusters(self._added()))
+
+    def _added(self) -> Array:
+        """What each group adds to the estimate's numerator, (GROUPS,)."""
+        return self.sums[:, 0]
+
+    def doubts(self) -> list[str]:
         """Reasons not to take it for the policy's value that are of this estimator's own kind."""
         return []
+
+    @property
+    def bias(self) -> float:
+        """How far it is off, as far as that is known."""
+        return 0.0
 
     def _width(self) -> int:
         return 2
@@ -223,7 +237,7 @@ class Avg(_Mean):
         super().merge(other)
         self._same = self._same and other._same
 
-    def doubts(self, thresholds: Thresholds) -> list[str]:
+    def doubts(self) -> list[str]:
         return [] if self._same else ["logging_value"]
 
     def _values(self, batch: Batch) -> Array:
@@ -330,6 +344,9 @@ class Snrips(Estimator):
     def _contributions(self, batch: Batch) -> Array:
         return batch.weighted_earned
 
+    def _added(self) -> Array:
+        return np.asarray(self.sums[:, : self.places].sum(axis=1))
+
     def value(self, totals: Array) -> Array:
         earned, weight, there, rows = self._parts(totals)
         # A place that no ranking has earns nothing; one without any weight says nothing.
@@ -393,8 +410,9 @@ class ClippedIps(_Mean):
         whole = self._kept + self._cut
         return self._cut / whole if whole > 0.0 else 0.0
 
-    def doubts(self, thresholds: Thresholds) -> list[str]:
-        return ["clipped"] if self.cut_off > thresholds.clipped else []
+    @property
+    def bias(self) -> float:
+        return self._cut / self.rows if self.rows else 0.0
 
     def _values(self, batch: Batch) -> Array:
         return np.minimum(batch.weights, self.clip) * batch.earned
@@ -450,7 +468,7 @@ class Replay(_Ratio):
                 logs[there], weights[there], contributions[there], batch.groups[there]
             )
 
-    def doubts(self, thresholds: Thresholds) -> list[str]:
+    def doubts(self) -> list[str]:
         found = [] if self.matches else ["no_overlap"]
         return found if self.constant_match else [*found, "match_not_constant"]
 
@@ -489,7 +507,7 @@ class Dm(_Mean):
     needs = ("q_direct",)
     assumes = "that the reward model is right"
 
-    def doubts(self, thresholds: Thresholds) -> list[str]:
+    def doubts(self) -> list[str]:
         return ["reward_model_alone"]
 
     def _values(self, batch: Batch) -> Array:

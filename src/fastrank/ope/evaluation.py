@@ -288,6 +288,7 @@ def evaluate(
             logging=catalogs,
             restrict=restrict_to_logged_catalog,
             keep_candidates=keep_candidates,
+            places=places,
         )
         for each in judged:
             for reason, which in each.unknown.items():
@@ -444,6 +445,7 @@ class _StratumSums:
         self.rows = 0
         self.fewer_places = 0
         self.certain, self.outside = np.zeros((2, len(labels)))
+        self.of_candidates = False  # they are this stratum's own
         self.support_unknown = np.zeros(len(labels), np.int64)
         self.estimators = [_estimators(names, places, clip) for _ in labels]
         self._places = places
@@ -471,6 +473,7 @@ class _StratumSums:
             return array[:, :places]
 
         self.rows += len(which)
+        self.of_candidates |= bool(rows(batch.is_given("candidate_set_id")).any())
         self.fewer_places += int(np.count_nonzero(rows(batch.k) < self._asked))
         hashes = rows(batch.user_hash) if cluster else rows(batch.request_hash)[:, 0]
         logged, rewards = matrix(batch.log_propensities), matrix(batch.rewards)
@@ -565,8 +568,15 @@ class _Summary:
         What could not be shown for want of items is the same for all policies that ranked one
         catalog, and known by draws, of which a small stratum has too few.
         """
-        version = each.stratum.catalog_version
-        alike = [other for other in self.strata if other.stratum.catalog_version == version]
+        alike = [
+            other
+            for other in self.strata
+            if other is each
+            or (
+                other.stratum.catalog_version == each.stratum.catalog_version
+                and not (each.of_candidates or other.of_candidates)
+            )
+        ]
         outside = sum(other.outside[p] for other in alike) / sum(other.rows for other in alike)
         return float(each.certain[p] / each.rows + outside)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -271,6 +271,7 @@ def judge(
     logging: Mapping[str, Catalog],
     restrict: bool = False,
     keep_candidates: bool = False,
+    places: int | None = None,
 ) -> list[Judged]:
     """Each policy's conditional log-propensities of the logged rankings.
 
@@ -288,7 +289,10 @@ def judge(
     keep_candidates : bool
         Whether evaluation policies choose from the candidates that the logging policy saw. If not,
         what they show besides is uncovered.
+    places : int, optional
+        Of these first places alone it is asked what could not have been shown; by default of all.
     """
+    places = batch.log_propensities.shape[1] if places is None else places
     result: dict[int, Judged] = {}
     for model in {
         id(each.model): each.model for each in policies if isinstance(each, ByModel)
@@ -306,17 +310,22 @@ def judge(
             logging,
             restrict,
             keep_candidates,
+            places,
         )
         result.update(zip(own, judged, strict=True))
     for j, each in enumerate(policies):
         if isinstance(each, FromColumn):
-            result[j] = _given(batch, batch.columns[each.column], each.column, keep_candidates)
+            given: npt.ArrayLike = batch.columns[each.column]
+            result[j] = _given(batch, given, each.column, keep_candidates, places)
         elif isinstance(each, ByFunction):
-            result[j] = _given(batch, each.function(batch), each.label, keep_candidates)
+            given = each.function(batch)
+            result[j] = _given(batch, given, each.label, keep_candidates, places)
     return [result[j] for j in range(len(policies))]
 
 
-def _given(batch: LogBatch, values: npt.ArrayLike, name: str, keep_candidates: bool) -> Judged:
+def _given(
+    batch: LogBatch, values: npt.ArrayLike, name: str, keep_candidates: bool, places: int
+) -> Judged:
     """Log-propensities that were handed in."""
     shape = batch.log_propensities.shape
     array = np.array(values, np.float64)
@@ -336,7 +345,7 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, keep_candidates: b
     return Judged(
         array,
         {"no_propensity": missing},
-        certain_mass(batch.log_propensities, array),
+        certain_mass(batch.log_propensities[:, :places], array[:, :places]),
         np.zeros(len(array)),
         np.zeros(len(array), np.bool_) if keep_candidates else _has_candidates(batch),
     )
@@ -365,14 +374,40 @@ def certain_mass(logged: Array, evaluated: Array) -> Array:
 def _by_model(
     batch: LogBatch,
     model: Model | Catalog,
+    policies: list[Policy],
+    wanted: npt.NDArray[np.int64],
+    *settings: Any,
+) -> list[Judged]:
+    """By what the model says; rows that it cannot rank for are unknown, and keep no other back."""
+    try:
+        return _by_ranking(batch, model, policies, wanted, *settings)
+    except ValueError:
+        refused = np.zeros(len(batch), np.bool_)
+        for i in wanted.tolist():
+            try:
+                _by_ranking(batch, model, policies, np.array([i]), *settings)
+            except ValueError:
+                refused[i] = True
+        if refused[wanted].all():
+            raise
+        judged = _by_ranking(batch, model, policies, wanted[~refused[wanted]], *settings)
+        return [
+            replace(each, unknown={**each.unknown, "not_computable": refused}) for each in judged
+        ]
+
+
+def _by_ranking(
+    batch: LogBatch,
+    model: Model | Catalog,
     policies: Sequence[Policy],
     wanted: npt.NDArray[np.int64],
     logging: Mapping[str, Catalog],
     restrict: bool,
     keep_candidates: bool,
+    places: int,
 ) -> list[Judged]:
     catalog = catalog_of(model)
-    n, places = batch.log_propensities.shape
+    n, width = batch.log_propensities.shape
     unknown: dict[str, Mask] = {}
     has_candidates = _has_candidates(batch)
     support_unknown = np.zeros(n, np.bool_)
@@ -403,7 +438,7 @@ def _by_model(
         rows.append(i)
         queries.append(query)
     index = np.array(rows, np.int64)
-    values = np.zeros((len(policies), n, places))
+    values = np.zeros((len(policies), n, width))
     certain, outside = np.zeros((2, len(policies), n))
     if rows:
         by_query = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
@@ -423,14 +458,14 @@ def _by_model(
             width = found.shape[2]
             values[:, index[order], :width] = np.where(np.isnan(found), 0.0, found)
         for p, per_row in enumerate(of_rows):
-            certain[p] = certain_mass(batch.log_propensities, values[p])
+            certain[p] = certain_mass(batch.log_propensities[:, :places], values[p, :, :places])
             for j in drawn:
                 i, query = rows[j], queries[j]
                 if certain[p, i] > 0.0:  # these items are in it
                     continue
                 ranking = catalog.rank(
                     query.vector,
-                    int(batch.k[i]),
+                    min(int(batch.k[i]), places),
                     policy=per_row[j],
                     seed=int(batch.request_hash[i, 0]),
                     exclude=query.exclude,

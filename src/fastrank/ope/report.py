@@ -34,6 +34,8 @@ _SET_ASIDE: Mapping[str, str] = {
     "unknown_user": "the evaluation policy's model does not know the user",
     "no_query": "no query was logged, and a catalog alone does not know the user",
     "query_of_other_length": "the query does not fit the evaluation policy's catalog",
+    "not_computable": "the query is too long for the evaluation policy's catalog, or the user's"
+    " temperature makes one that is out of range",
     "bias_of_another_catalog": "the bias is one of another catalog's items",
 }
 _STATUSES: Mapping[str, tuple[str, str]] = {

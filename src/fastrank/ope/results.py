@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.ope.batch import GROUPS
-from fastrank.ope.diagnostics import Diagnostics, Thresholds, effective_clusters
+from fastrank.ope.diagnostics import Diagnostics, Thresholds
 from fastrank.ope.estimators import Avg, ClippedIps, Estimator, Replay
 
 __all__ = ["REASONS", "Difference", "Estimate", "Status", "difference", "estimate", "worst"]
@@ -38,10 +38,11 @@ REASONS: Mapping[str, str] = {
     "heaviest_share": "the heaviest 1 % of rows carry too much of the weight",
     "mean_weight": "the mean weight is too far from 1",
     "match_not_constant": "a match is not equally likely for all rows, as replay wants",
-    "few_clusters": "too few users, or a few users with most of the rows, for an interval",
+    "few_clusters": "too few users, or a few with most of the rows or the reward, for an interval",
     "logging_value": "it is what the logging policy earned, and no estimate of another one",
     "reward_model_alone": "it is the reward model's word, which no reward of the log has checked",
-    "clipped": "clipping cuts off too much of the reward",
+    "clipped": "what clipping cuts off is not small beside the error",
+    "skewed": "a few users pull the estimate to one side",
 }
 _UNSUPPORTED = {
     "no_rows",
@@ -85,7 +86,10 @@ class Estimate:
     rows, clusters : int
         Rankings used, and groups of users that they are of.
     effective_clusters : float
-        So many users with equally many rows would be worth as much.
+        So many users with equally many rows, and an equal part in the estimate, would be worth as
+        much; at most 1,024, as users are told apart by so many groups.
+    skewness : float or None
+        Of the estimate, as the jackknife of users shows it.
     diagnostics : Diagnostics or None
         None where nothing is weighted.
     matched : int or None
@@ -107,6 +111,7 @@ class Estimate:
     rows: int
     clusters: int
     effective_clusters: float
+    skewness: float | None
     diagnostics: Diagnostics | None
     matched: int | None
     status: Status
@@ -184,16 +189,16 @@ def estimate(
     gradient = estimator.gradient(totals)
     diagnostics = estimator.weights.result()
     known = np.isfinite(value) and np.isfinite(gradient).all()
-    iid = clustered = None
+    iid = clustered = skewness = None
     if known and n > 1:
-        clustered = _jackknife(estimator.without_each)
+        clustered, skewness = _jackknife(estimator.without_each)
         if estimator.products is not None:
             variance = float(gradient @ estimator.products @ gradient)
             iid = math.sqrt(max(variance, 0.0) * n / (n - 1))
     # Without products, groups are of rows where rows are taken as independent: as good.
     by_group = cluster or iid is None
     error = clustered if by_group else iid
-    effective = effective_clusters(estimator.counts)
+    effective = estimator.effective_clusters
     interval = resampled = bernstein = None
     if error is not None:
         interval = _interval(value, error, level, effective if by_group else math.inf)
@@ -205,8 +210,9 @@ def estimate(
         reason for reason in reasons if estimator.needs_support or reason not in _ABOUT_SUPPORT
     ]
     found = given + _reasons(estimator, diagnostics, thresholds)
-    if cluster and n and effective < thresholds.clusters:
-        found.append("few_clusters")
+    if cluster and n:
+        found += _about_users(effective, skewness, thresholds)
+    found += _about_bias(estimator.bias, error, thresholds)
     if diagnostics is not None and diagnostics.overflows:
         known = False
         interval = resampled = bernstein = iid = clustered = error = None
@@ -222,7 +228,8 @@ def estimate(
         level=level,
         rows=n,
         clusters=int(np.count_nonzero(estimator.counts)),
-        effective_clusters=effective,
+        effective_clusters=effective if math.isfinite(effective) else 0.0,
+        skewness=skewness,
         diagnostics=diagnostics,
         matched=estimator.matches if isinstance(estimator, Replay) else None,
         status=worst(found),
@@ -252,6 +259,7 @@ def difference(
     """
     if not np.array_equal(estimator.counts, reference.counts):
         raise ValueError("reference: sums over other rows")
+    thresholds = thresholds or Thresholds()
     sides = [
         estimate(each, cluster=cluster, thresholds=thresholds, reasons=reasons, bootstrap=False)
         for each in (estimator, reference)
@@ -262,9 +270,13 @@ def difference(
     value = error = interval = bootstrap = None
     if all(side.value is not None for side in sides):
         value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
-        error = _jackknife(estimator.without_each - reference.without_each)
+        error, skewness = _jackknife(estimator.without_each - reference.without_each)
+    effective = min(estimator.effective_clusters, reference.effective_clusters)
     if value is not None and error is not None:
-        interval = _interval(value, error, level, effective_clusters(estimator.counts))
+        interval = _interval(value, error, level, effective)
+        if cluster:
+            found += _about_users(effective, skewness, thresholds)
+        found += _about_bias(estimator.bias + reference.bias, error, thresholds)
         bootstrap = _percentiles(_replicates(estimator) - _replicates(reference), level)
     return Difference(
         estimator=estimator.name,
@@ -298,7 +310,7 @@ def _reasons(
 ) -> list[str]:
     if estimator.rows == 0:
         return ["no_rows"]
-    found = estimator.doubts(thresholds)
+    found = estimator.doubts()
     if diagnostics is not None:
         if diagnostics.overflows:
             found.append("weight_overflow")
@@ -315,18 +327,32 @@ def _reasons(
     return found
 
 
-def _jackknife(without_each: Array) -> float | None:
-    """Standard error from the estimates without one group each (Efron and Stein 1981).
+def _about_users(effective: float, skewness: float | None, thresholds: Thresholds) -> list[str]:
+    found = ["few_clusters"] if effective < thresholds.clusters else []
+    if skewness is not None and abs(skewness) > thresholds.skewness:
+        found.append("skewed")
+    return found
 
-    None with fewer than two groups, or where one of them is all that there is. A group with many
-    rows pulls the estimate towards itself; leaving it out shows how far, where the sum of squared
-    residuals does not.
+
+def _about_bias(bias: float, error: float | None, thresholds: Thresholds) -> list[str]:
+    return ["clipped"] if bias > thresholds.clipped * (error or 0.0) else []
+
+
+def _jackknife(without_each: Array) -> tuple[float | None, float | None]:
+    """Standard error, and skewness, from the estimates without one group each.
+
+    Efron and Stein (1981). None with fewer than two groups, or where one of them is all that there
+    is. A group with many rows pulls the estimate towards itself; leaving it out shows how far,
+    where the sum of squared residuals does not.
     """
     clusters = len(without_each)
     if clusters < 2 or not np.isfinite(without_each).all():
-        return None
-    spread = np.square(without_each - without_each.mean()).sum()
-    return float(np.sqrt(spread * (clusters - 1) / clusters))
+        return None, None
+    apart = without_each - without_each.mean()
+    spread = float(np.square(apart).sum())
+    error = math.sqrt(spread * (clusters - 1) / clusters)
+    scale = math.sqrt(spread)
+    return error, float(-((apart / scale) ** 3).sum()) if scale > 0.0 else 0.0
 
 
 def _interval(value: float, error: float, level: float, clusters: float) -> Interval:

@@ -106,10 +106,12 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
         )
     if reason == "few_clusters":
         users = f"{estimate.effective_clusters:.3g}"
-        return f"{words}: as much as {users} equally active ones (at least {thresholds.clusters:g})"
-    if reason == "clipped":
-        cut, limit = estimate.parameters["cut_off"], thresholds.clipped
-        return f"{words}: {_percent(cut)} (at most {_percent(limit)})"
+        return f"{words}: as much as {users} equal ones (at least {thresholds.clusters:g})"
+    if reason == "clipped" and "cut_off" in estimate.parameters:
+        return f"{words}: {_percent(estimate.parameters['cut_off'])} of the reward"
+    if reason == "skewed":
+        skewness = abs(estimate.skewness or 0.0)
+        return f"{words}: a skewness of {skewness:.2g} (at most {thresholds.skewness:g})"
     if found is None:
         return words
     if reason == "reward_ess":

@@ -861,8 +861,8 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
         ({"policies": []}, "policies: expected at least one"),
         ({"estimators": ["best"]}, "estimators: expected some of avg, .* got 'best'"),
         ({"reference": "p9"}, "reference: expected logging or a policy's label, got 'p9'"),
-        ({"level": 1.0}, "level: must lie between 0 and 1, got 1.0"),
-        ({"level": np.nan}, "level: must lie between 0 and 1, got nan"),
+        ({"level": 1.0}, "level: expected .001 to .999999, got 1.0"),
+        ({"level": np.nan}, "level: expected .001 to .999999, got nan"),
         *(
             ({"clip": clip}, f"clip: expected a finite number above 0, got {clip!r}")
             for clip in (np.nan, np.inf, 0.0, -1.0, True, "20")

@@ -555,12 +555,13 @@ def _print(console: Console, section: Section) -> None:
         good = earned.status == "ok"
         amount = _doubted(_figure(earned.value), good)
         between = _doubted(_interval(earned.interval), good)
-        say(console, f"The logging policy earned {amount} a ranking ({between}).")
+        tail = f" ({between})" if between else ""
+        say(console, f"The logging policy earned {amount} a ranking{tail}.")
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
         say(console, f"[{colour}]{policy.status}[/] [bold]{escape(policy.verdict)}[/]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy")
+    table.add_column("policy", overflow="fold", min_width=8)
     table.add_column("estimator", no_wrap=True)
     for column in ("estimate", f"{100 * evaluation.level:g} % interval", "difference", "ESS"):
         table.add_column(column, justify="right", no_wrap=True)

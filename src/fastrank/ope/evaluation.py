@@ -26,7 +26,15 @@ from fastrank.ope.propensities import (
     catalog_of,
     judge,
 )
-from fastrank.ope.results import Difference, Estimate, Status, difference, estimate, worst
+from fastrank.ope.results import (
+    Difference,
+    Estimate,
+    Status,
+    check_level,
+    difference,
+    estimate,
+    worst,
+)
 from fastrank.ope.verdict import verdict
 
 __all__ = ["DEFAULT_ESTIMATORS", "Evaluation", "PolicyResult", "StratumResult", "evaluate"]
@@ -347,8 +355,7 @@ def _check(labels: Sequence[str], reference: str, level: float) -> None:
         raise ValueError(f"policies: two of them are called {repeated[0]!r}")
     if reference != LOGGING and reference not in labels:
         raise ValueError(f"reference: expected {LOGGING} or a policy's label, got {reference!r}")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level: must lie between 0 and 1, got {level!r}")
+    check_level(level)
 
 
 def _check_set_aside(

@@ -53,6 +53,7 @@ _UNSUPPORTED = {
     "more_places",
 }
 _BIASED = {"logging_value", "reward_model_alone", "clipped"}
+_ABOUT_USERS = {"few_clusters", "skewed"}
 _ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}
 _BOOTSTRAPS = 1000
 _BOOTSTRAP_KEY = 0x6661_7374_7261_6E6B
@@ -174,7 +175,7 @@ def estimate(
     cluster : bool
         Whether the error is clustered by user. If not, it is iid, and the bootstrap that of rows.
     level : float
-        Of the intervals, in (0, 1).
+        Of the intervals, in [.001, .999999].
     thresholds : Thresholds, optional
     reward_range : (float, float), optional
         Least and largest reward of a whole ranking; for the Bernstein bound.
@@ -183,6 +184,7 @@ def estimate(
     bootstrap : bool
         Whether to make bootstrap intervals, which is most of the work here: 2 ms.
     """
+    check_level(level)
     totals = estimator.sums.sum(axis=0)
     n = estimator.rows
     value = float(estimator.value(totals))
@@ -204,7 +206,8 @@ def estimate(
         interval = _interval(value, error, level, effective if by_group else math.inf)
         resampled = _percentiles(_replicates(estimator), level) if bootstrap else None
     if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1:
-        bernstein = _bernstein(estimator, reward_range, level)
+        bound = _bernstein(estimator, reward_range, level)
+        bernstein = bound if all(map(math.isfinite, bound)) else None
     thresholds = thresholds or Thresholds()
     given = [
         reason for reason in reasons if estimator.needs_support or reason not in _ABOUT_SUPPORT
@@ -264,14 +267,19 @@ def difference(
         estimate(each, cluster=cluster, thresholds=thresholds, reasons=reasons, bootstrap=False)
         for each in (estimator, reference)
     ]
-    found = [*sides[0].reasons, *sides[1].reasons]
+    # How users hang together in a difference is for itself to say.
+    theirs = set(_ABOUT_USERS)
     if isinstance(reference, Avg) and not isinstance(estimator, Avg):
-        found = [reason for reason in found if reason != "logging_value"]  # it is what is wanted
+        theirs.add("logging_value")  # it is what is wanted
+    found = [
+        *(reason for reason in sides[0].reasons if reason not in _ABOUT_USERS),
+        *(reason for reason in sides[1].reasons if reason not in theirs),
+    ]
     value = error = interval = bootstrap = None
     if all(side.value is not None for side in sides):
         value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
         error, skewness = _jackknife(estimator.without_each - reference.without_each)
-    effective = min(estimator.effective_clusters, reference.effective_clusters)
+    effective = estimator.effective_clusters
     if value is not None and error is not None:
         interval = _interval(value, error, level, effective)
         if cluster:
@@ -327,6 +335,12 @@ def _reasons(
     return found
 
 
+def check_level(level: float) -> None:
+    """A ValueError unless intervals can have it."""
+    if not 0.001 <= level <= 0.999999:
+        raise ValueError(f"level: expected .001 to .999999, got {level!r}")
+
+
 def _about_users(effective: float, skewness: float | None, thresholds: Thresholds) -> list[str]:
     found = ["few_clusters"] if effective < thresholds.clusters else []
     if skewness is not None and abs(skewness) > thresholds.skewness:
@@ -359,8 +373,6 @@ def _interval(value: float, error: float, level: float, clusters: float) -> Inte
     """By Student's t; normal if `clusters` is inf."""
     from scipy.special import ndtri, stdtrit
 
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level: must lie between 0 and 1, got {level!r}")
     upper = 0.5 + level / 2
     quantile = ndtri(upper) if math.isinf(clusters) else stdtrit(max(clusters - 1.0, 1.0), upper)
     half = float(quantile) * error

@@ -482,6 +482,76 @@ def test_files_that_are_no_logs(shop: Path, tmp_path: Path, kind: str) -> None:
     assert found["rows_used"] == 5000
 
 
+def test_a_damaged_file_makes_the_log_malformed(shop: Path, tmp_path: Path) -> None:
+    good = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    pq.write_table(good.slice(0, 1000), tmp_path / "a.parquet")
+    damaged = tmp_path / "b.parquet"
+    pq.write_table(good.slice(1000), damaged)
+    column = pq.read_metadata(damaged).row_group(0).column(0)
+    data = bytearray(damaged.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + 8] = b"\xff" * 8
+    damaged.write_bytes(data)
+    policy = ["--policy", "a=plackett_luce:temperature=0.6"]
+    model = ["--model", shop / "model"]
+    found = loaded("evaluate", tmp_path, *model, *policy)
+    assert found["policies"][0]["status"] == "malformed_log"
+    printed = run("evaluate", tmp_path, *model, *policy).stdout
+    assert "not read: " in printed
+    assert "could not be read" in printed
+    result = run("audit", tmp_path, *model)
+    assert "The log agrees with the model." not in result.stdout
+    assert "What could be read of the log agrees with the model" in result.stdout
+    assert "b.parquet" in "".join(result.stdout.split())  # whatever the width cuts
+
+
+def test_what_a_join_could_not_read_makes_its_result_malformed(shop: Path, tmp_path: Path) -> None:
+    table = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    for name in ("rewards", "reward_kind", "reward_ts"):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.field(at), pa.nulls(len(table), table.field(at).type))
+    (tmp_path / "logs").mkdir()
+    pq.write_table(table, tmp_path / "logs" / "a.parquet")
+    (tmp_path / "logs" / "b.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "clicks.csv").write_text("request_id,item_id,reward,ts\n")
+    window = ["--window", "1h", "--as-of", "2100-01-01", "--kind", "positives"]
+    out = tmp_path / "out"
+    run("join", tmp_path / "logs", tmp_path / "clicks.csv", *window, "-o", out)
+    found = loaded("evaluate", out, "--model", shop / "model", "--policy", "uniform")
+    assert "unreadable_files" in found["policies"][0]["estimates"]["avg"]["reasons"]
+    assert list(found["log"]["unreadable_files"]) == [str(tmp_path / "logs" / "b.parquet")]
+
+
+def test_an_audit_without_rows_says_that_nothing_was_checked(shop: Path, tmp_path: Path) -> None:
+    good = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    empty, capture = tmp_path / "empty.parquet", tmp_path / "none.jsonl"
+    pq.write_table(good.slice(0, 0), empty)
+    capture.write_bytes(b"")
+    log = next((shop / "logs").glob("*.parquet"))
+    model = ["--model", shop / "model"]
+    for given in (
+        [empty],
+        [capture, "--format", "data-capture"],
+        [log, "--format", "data-capture"],
+    ):
+        result = run("audit", *given, *model)
+        assert result.exit_code == 1
+        assert "Nothing could be checked" in result.stdout
+        assert "agrees" not in result.stdout
+        printed = run("evaluate", *given, *model, "--policy", "uniform").stdout
+        assert "othing could be checked" in printed
+        assert "agrees" not in printed
+    found = loaded("audit", empty, *model)
+    assert (found["passed"], found["judged"]) == (False, False)
+
+
+def test_a_sample_of_one_is_a_row(shop: Path) -> None:
+    for sample in ("1", "2"):
+        found = loaded("audit", shop / "logs", "--model", shop / "model", "--sample", sample)
+        assert found["passed"]
+        assert found["sampled"] >= 1
+
+
 def test_malformed_rows_are_counted_and_reflected(shop: Path, tmp_path: Path) -> None:
     good = pq.read_table(next((shop / "logs").glob("*.parquet")))
     rows = good.to_pydict()
@@ -505,7 +575,7 @@ def test_an_empty_log_is_no_number(shop: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert found["policies"][0]["status"] == "unsupported"
     assert found["policies"][0]["estimates"]["ips"]["value"] is None
-    assert run("audit", tmp_path, "--model", shop / "model").exit_code == 0
+    assert run("audit", tmp_path, "--model", shop / "model").exit_code == 1
 
 
 def test_help_names_what_is_there() -> None:

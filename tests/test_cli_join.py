@@ -14,6 +14,8 @@ from commands import process, refused, run
 from logs import row
 from test_eventlog_join import reward, write_log, write_rewards
 
+from fastrank.eventlog import LogReader
+
 USUAL = ("--window", "24h", "--as-of", "2026-01-03T12:00:00Z", "--kind", "positives")
 
 
@@ -49,6 +51,22 @@ def test_json(log: Path, tmp_path: Path) -> None:
     assert record["output"] == str(tmp_path / "out")
     assert record["rows_written"] == 5
     assert record["rewards_unlogged"] == 1
+
+
+def test_files_that_cannot_be_read_are_named(log: Path, tmp_path: Path) -> None:
+    bad = log / "bad.parquet"
+    bad.write_bytes(next(log.glob("*.parquet")).read_bytes()[:500])
+    result = run("join", log, tmp_path / "clicks.csv", *USUAL, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "not read:" in result.stdout
+    assert "bad.parquet" in result.stdout
+    options = (*USUAL, "-o", tmp_path / "again", "--json")
+    record = json.loads(run("join", log, tmp_path / "clicks.csv", *options).stdout)
+    assert list(record["files_set_aside"]) == [str(bad)]
+    (found,) = LogReader(tmp_path / "out").files
+    reader = LogReader(found)
+    assert sum(map(len, reader)) == 5
+    assert list(reader.report.unreadable_files) == [str(bad)]
 
 
 def test_one_line_errors(log: Path, tmp_path: Path) -> None:

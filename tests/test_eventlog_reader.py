@@ -687,6 +687,52 @@ class TestFiles:
             assert bool(reader.report.files_cut) == (cut not in ends), cut
             assert reader.report.files_read == [str(path)]
 
+    def test_a_damaged_sealed_file_is_set_aside(self, tmp_path: Path) -> None:
+        """Only a growing file may end anywhere; of another, what follows is lost."""
+        path = self.write(tmp_path / "a.parquet", *(row(i) for i in range(3)))
+        self.write(tmp_path / "b.parquet", row(7))
+        column = pq.read_metadata(path).row_group(0).column(0)
+        data = bytearray(path.read_bytes())
+        start = column.dictionary_page_offset or column.data_page_offset
+        data[start : start + 8] = b"\xff" * 8
+        path.write_bytes(data)
+        rows, reader = drain(tmp_path)
+        assert [r["request_id"] for r in rows] == ["r7"]
+        assert "damaged after 0 rows" in reader.report.files_set_aside[str(path)]
+        assert reader.report.unreadable_files == reader.report.files_set_aside
+        assert reader.report.files_cut == {}
+        assert reader.report.files_read == [str(tmp_path / "b.parquet")]
+
+    def test_a_growing_file_damaged_in_the_middle_is_not_torn(self, tmp_path: Path) -> None:
+        columns = schema("int64")
+        header = columns.serialize().to_pybytes()
+        messages = [table([row(i)]).to_batches()[0].serialize().to_pybytes() for i in range(3)]
+        spoiled = messages[1][:8] + b"\xff" * 32 + messages[1][40:]
+        path = tmp_path / "w-000000.arrow"
+        path.write_bytes(header + messages[0] + spoiled + messages[2])
+        rows, reader = drain(path)
+        assert [r["request_id"] for r in rows] == ["r0"]
+        assert "damaged after 1 rows" in reader.report.files_set_aside[str(path)]
+        assert reader.report.files_cut == {}
+
+    @pytest.mark.parametrize("name", ["k", "ts", "seed"])
+    @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+    def test_wrong_content_is_set_aside(self, name: str, suffix: str, tmp_path: Path) -> None:
+        self.write(tmp_path / "b.parquet", row(7))
+        whole = table([row(i) for i in range(3)])
+        index = whole.schema.get_field_index(name)
+        wrong = whole.set_column(index, name, pa.array(["one", "two", "three"]))
+        path = tmp_path / f"a{suffix}"
+        if suffix == ".parquet":
+            pq.write_table(wrong, path)
+        else:
+            with pa.ipc.new_stream(path, wrong.schema) as stream:
+                stream.write_table(wrong)
+        rows, reader = drain(tmp_path)
+        assert [r["request_id"] for r in rows] == ["r7"]
+        assert reader.report.files_set_aside.keys() == {str(path)}
+        assert reader.report.files_cut == {}
+
     def test_noise_never_ends_in_anything_but_a_value_error(self, tmp_path: Path) -> None:
         """Bytes changed at random, in both formats: rows are right, aside, or the file is."""
         rng = np.random.default_rng(6)
@@ -718,7 +764,7 @@ class TestFiles:
         self.write(tmp_path / "b.parquet", row(7))
         rows, reader = drain(tmp_path)
         assert [r["request_id"] for r in rows] == ["r7"]
-        assert "UTF" in reader.report.files_cut[str(tmp_path / "a.parquet")]
+        assert "UTF" in reader.report.files_set_aside[str(tmp_path / "a.parquet")]
 
 
 class TestFilters:

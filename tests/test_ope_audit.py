@@ -114,6 +114,17 @@ def test_another_model_did_not_write_it(tmp_path: Path) -> None:
     assert ope.audit(log, [other, MODEL]).passed
 
 
+def test_a_catalog_that_was_not_given_is_found(tmp_path: Path) -> None:
+    """Also where the rows name a model that was."""
+
+    def another(rows: dict[str, list[Any]]) -> None:
+        rows["catalog_version"] = ["gone"] * ROWS
+
+    found = ope.audit(altered(write(tmp_path, fr.PlackettLuce(0.7)), another), [MODEL])
+    assert outcomes(found)["model"] == "failed"
+    assert not found.passed
+
+
 def scale_temperature(rows: dict[str, list[Any]]) -> None:
     for params in rows["policy_params"]:
         params["temperature"] = 0.8

@@ -414,7 +414,7 @@ def written_by(stranger: str, section: Section) -> Section:
         "set_aside": {stranger: 3},
         "places": {stranger: [{"file": stranger, "row": 7, "detail": stranger}]},
         "files_read": [stranger],
-        "files_set_aside": {stranger: stranger},
+        "unreadable_files": {stranger: stranger},
         "files_cut": {stranger: stranger},
         "rows_lost": {stranger: 5},
         "joins": [{stranger: stranger, "source": {}}],

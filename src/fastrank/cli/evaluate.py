@@ -80,7 +80,8 @@ def audit(
 ) -> int:
     """Compute a log's propensities again with the model that is said to have written it.
 
-    LOGS are files, directories or quoted globs. Exit code 1 if a check fails.
+    LOGS are files, directories or quoted globs. Exit code 1 if a check fails, or if there was
+    nothing to check.
 
     \b
     Example:
@@ -100,8 +101,8 @@ def audit(
         _print_audit(console, found)
         say(
             console,
-            "The log agrees with the model."
-            if found.passed
+            _agreement(found)
+            if found.passed or not found.failed
             else "[bold]This model did not write this log[/] as it stands: do not evaluate it.",
         )
     return 0 if found.passed else 1
@@ -378,7 +379,7 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
             task = bar.add_task("auditing", total=rows or None)
             found = ope.audit(log, models, advance=lambda rows: bar.update(task, completed=rows))
     settings.announce(log, policies, models, rows)
-    failed = found is not None and not found.passed
+    failed = found is not None and found.failed
     evaluation = settings.run(log, policies, models, rows, ["audit_failed"] if failed else [])
     return Section(", ".join(logs), evaluation, found)
 
@@ -524,6 +525,15 @@ def _uniform_of(paths: Sequence[str]) -> Callable[[LogBatch], Any]:
 # ---- Printing -----------------------------------------------------------------------------------
 
 
+def _agreement(found: ope.Audit) -> str:
+    """What an audit says of which no check failed."""
+    if not found.judged:
+        return "Nothing could be checked: the log has no valid rows."
+    if found.log["unreadable_files"]:
+        return "What could be read of the log agrees with the model; some of its files could not."
+    return "The log agrees with the model."
+
+
 def _print_audit(console: Console, found: ope.Audit) -> None:
     colours = {"passed": "green", "warning": "yellow", "failed": "bold red", "not done": "dim"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -544,10 +554,11 @@ def _print(console: Console, section: Section) -> None:
     if section.audit is None:
         say(console, "Not audited: that the log is what it says is taken on trust.")
     else:
-        if section.audit.passed:
+        if not section.audit.failed:
             warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
             tail = f" Warnings: {'; '.join(warnings)}." if warnings else ""
-            say(console, f"Audit: the log agrees with the model.{escape(tail)}")
+            agreement = _agreement(section.audit)
+            say(console, f"Audit: {agreement[0].lower()}{agreement[1:]}{escape(tail)}")
         else:
             _print_audit(console, section.audit)
     earned = evaluation.logged
@@ -603,7 +614,7 @@ def _print(console: Console, section: Section) -> None:
     malformed = [
         f"{count:,} malformed: {reason}" for reason, count in evaluation.log["set_aside"].items()
     ]
-    unread = [f"{name}: {why}" for name, why in evaluation.log["files_set_aside"].items()]
+    unread = [f"{name}: {why}" for name, why in evaluation.log["unreadable_files"].items()]
     unread += [f"{name} breaks off: {why}" for name, why in evaluation.log["files_cut"].items()]
     for line in unread:
         console.print(escape(f"not read: {line}"))

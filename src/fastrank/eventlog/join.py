@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -72,6 +72,8 @@ class JoinSummary:
         such request.
     rewards_misplaced : int
         The item was shown, but not in the position that the reward states.
+    files_set_aside, files_cut : dict of str to str
+        Files of the log that could not be read, or not to their end, as in `ReadReport`.
     """
 
     rows_read: int = 0
@@ -87,8 +89,10 @@ class JoinSummary:
     rewards_unlogged: int = 0
     rewards_unlogged_requests: int = 0
     rewards_misplaced: int = 0
+    files_set_aside: dict[str, str] = field(default_factory=dict)
+    files_cut: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
@@ -187,6 +191,8 @@ def join(
             found.start(len(given))
         summary.rows_read = reader.report.rows_read
         summary.rows_set_aside = reader.report.rows_set_aside
+        summary.files_set_aside = reader.report.unreadable_files
+        summary.files_cut = dict(reader.report.files_cut)
         _count(summary, found)
         about = {
             "id": identity,

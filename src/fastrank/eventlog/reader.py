@@ -56,7 +56,7 @@ from fastrank.eventlog.schema import (
     kind_of,
     schema,
 )
-from fastrank.eventlog.segments import SEGMENT, open_stream
+from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
 from fastrank.inputs import as_count
 
 __all__ = ["JOIN_FILE", "JOIN_KEY", "LogBatch", "LogReader", "ReadReport"]
@@ -464,13 +464,15 @@ class LogReader:
                     yield source, path.parent, start, self._selected(batch)
                     start += batch.num_rows
             except _UnreadableError as error:
-                if self._begun == path:  # its columns are those of a log
+                is_log = self._begun == path  # by its columns
+                if is_log and error.is_torn:
                     self.report.files_cut[source] = f"after {start} rows: {error}"
                 else:
-                    self.report.files_set_aside[source] = str(error)
+                    where = f"damaged after {start} rows: " if is_log else ""
+                    self.report.files_set_aside[source] = f"{where}{error}"
             done += size
             self._bytes_done = done
-            if self._begun == path:
+            if self._begun == path and (start or source not in self.report.files_set_aside):
                 self.report.files_read.append(source)
 
     def _batches(
@@ -499,6 +501,8 @@ class LogReader:
                     yield share, self._in_schema(batch)
         except _AskedForError:
             raise
+        except TornStreamError as error:
+            raise _UnreadableError(_one_line(error), is_torn=True) from None
         except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
             raise _UnreadableError(_one_line(error)) from None
 
@@ -876,6 +880,10 @@ class _AskedForError(ValueError):
 
 class _UnreadableError(Exception):
     """A file, or the rest of one, cannot be read."""
+
+    def __init__(self, why: str, is_torn: bool = False) -> None:
+        super().__init__(why)
+        self.is_torn = is_torn  # a killed writer's, of which nothing whole is missing
 
 
 def _any(cells: Mask) -> Mask:

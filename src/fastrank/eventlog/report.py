@@ -30,9 +30,11 @@ class ReadReport:
         The first few of each reason: file, row of the file from 0, what exactly is wrong.
     files_read : list of str
     files_set_aside : dict of str to str
-        Files that are no log, or not of this one's kind, with the reason.
+        Files that are no log, not of this one's kind, or damaged, with the reason. Rows of a
+        damaged file that stand before the damage were read.
     files_cut : dict of str to str
-        Files that break off, as those of a killed writer do; what stands before was read.
+        Growing files that break off at their end, as those of a killed writer do; what stands
+        before was read. Sealed files never do: one that breaks off is damaged.
     rows_lost : dict of str to int
         By writer id: numbers missing in its sequence.
     joins : list of dict
@@ -75,6 +77,14 @@ class ReadReport:
         before = (sum(join.get("source", {}).get("rows_lost", {}).values()) for join in self.joins)
         return int(sum(self.rows_lost.values()) + sum(before))
 
+    @property
+    def unreadable_files(self) -> dict[str, str]:
+        """Files set aside, with the reason; those that a `join` could not read included."""
+        found: dict[str, str] = {}
+        for join in self.joins:
+            found |= join.get("source", {}).get("files_set_aside", {})
+        return found | self.files_set_aside
+
     def aside(self, reason: str, count: int = 1) -> None:
         """Count rows under a reason."""
         self.set_aside[reason] = self.set_aside.get(reason, 0) + count
@@ -100,6 +110,7 @@ class ReadReport:
             "files_read": list(self.files_read),
             "files_set_aside": dict(self.files_set_aside),
             "files_cut": dict(self.files_cut),
+            "unreadable_files": self.unreadable_files,
             "rows_lost": dict(self.rows_lost),
             "joins": list(self.joins),
         }

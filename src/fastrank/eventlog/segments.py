@@ -29,6 +29,7 @@ from fastrank.eventlog.schema import schema
 __all__ = [
     "SEGMENT",
     "Segment",
+    "TornStreamError",
     "open_stream",
     "parquet_options",
     "seal",
@@ -167,20 +168,27 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+class TornStreamError(pa.ArrowInvalid):  # type: ignore[misc]  # pyarrow comes without types
+    """The file ends within a message, as that of a killed writer does."""
+
+
 def open_stream(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Columns and whole batches of an Arrow IPC stream, which may end anywhere.
 
     A `pyarrow.ArrowInvalid` where it does not even begin as one. The iterator ends with the last
-    whole batch; it raises `pyarrow.ArrowInvalid` after that if the stream breaks off.
+    whole batch; after that it raises `TornStreamError` if the stream breaks off at the end of the
+    file, and another `pyarrow.ArrowInvalid` where more of the file follows.
     """
     try:
         reader = pa.ipc.open_stream(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise pa.ArrowInvalid(f"not an Arrow stream: {error}") from None
-    return reader.schema, _whole_batches(reader)
+    return reader.schema, _whole_batches(reader, file)
 
 
-def _whole_batches(reader: pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+def _whole_batches(
+    reader: pa.ipc.RecordBatchStreamReader, file: BinaryIO
+) -> Iterator[pa.RecordBatch]:
     while True:
         try:
             batch = reader.read_next_batch()
@@ -188,7 +196,9 @@ def _whole_batches(reader: pa.ipc.RecordBatchStreamReader) -> Iterator[pa.Record
         except StopIteration:
             return
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise pa.ArrowInvalid(f"the stream breaks off: {error}") from None
+            if file.read(1):
+                raise pa.ArrowInvalid(f"the stream is damaged: {error}") from None
+            raise TornStreamError(f"the stream breaks off: {error}") from None
         yield batch
 
 

@@ -74,13 +74,23 @@ class Audit:
     log: dict[str, Any] = field(repr=False)
 
     @property
+    def judged(self) -> bool:
+        """Whether propensities of at least one row were computed again."""
+        return self.sampled > 0
+
+    @property
+    def failed(self) -> bool:
+        """Some check failed."""
+        return any(check.outcome == "failed" for check in self.checks)
+
+    @property
     def passed(self) -> bool:
-        """No check failed."""
-        return all(check.outcome != "failed" for check in self.checks)
+        """No check failed, and there was something to check."""
+        return self.judged and not self.failed
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"passed": self.passed, **asdict(self)}
+        return {"passed": self.passed, "judged": self.judged, **asdict(self)}
 
 
 def audit(
@@ -98,7 +108,8 @@ def audit(
     models : sequence of Model or Catalog
         What is said to have written it; a row is judged by the one of its catalog's version.
     sample : int
-        About how many rows are computed again, chosen by a hash of the request.
+        About how many rows are computed again, chosen by a hash of the request; of a log with
+        rows, one at least.
     advance : callable, optional
         Told how many rows have been read.
 
@@ -117,8 +128,11 @@ def audit(
     share = min(1.0, sample / max(log.survey()[0], 1))
     first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(Writers(models))
     rows = 0
+    spare: LogBatch | None = None  # a row for when the hash chooses none
     for batch in log:
         rows += len(batch)
+        if spare is None:
+            spare = batch.where(np.arange(len(batch)) == batch.uniform.argmin())
         first_place.update(batch)
         seeds.update(batch, log.strata)
         chosen = batch.uniform < share
@@ -126,7 +140,16 @@ def audit(
             sampled.update(batch.where(chosen))
         if advance is not None:
             advance(rows)
-    checks = (*sampled.checks(), first_place.check(), seeds.check(), _gaps(log), _malformed(log))
+    if spare is not None and not sampled.is_begun:
+        sampled.update(spare)
+    checks = (
+        *sampled.checks(),
+        first_place.check(),
+        seeds.check(),
+        _gaps(log),
+        _malformed(log),
+        _unreadable(log),
+    )
     return Audit(checks, rows, sampled.rows, log.report.to_dict())
 
 
@@ -172,11 +195,19 @@ class _Sample:
     def rows(self) -> int:
         return self._propensities.rows
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether any row was looked at, even if none was judged."""
+        return self._named.rows > 0
+
     def update(self, batch: LogBatch) -> None:
         asked = self._writers.queries(batch)
         for i in range(len(batch)):
             writer = self._writers.of(batch, i)
             version = batch.value("catalog_version", i)
+            if writer is not None and version is not None:  # the catalog's word against the model's
+                given = catalog_of(self._writers.models[writer]).version
+                writer = writer if version == given else None
             self._named.add(
                 writer is not None, batch, i, f"catalog {str(version)[:12]} is none of those given"
             )
@@ -256,7 +287,7 @@ class _Sample:
             "model",
             "sampled rows name a model that was given",
             "sampled rows were written by another model",
-            "the log has no rows",
+            "the log has no valid rows",
         )
         left = sum(self._not_judged.values())
         besides = "".join(
@@ -404,3 +435,13 @@ def _malformed(log: LogReader) -> Check:
     message = f"{wrong:,} rows are malformed" if wrong else "no malformed rows"
     outcome: Outcome = "warning" if wrong else "passed"
     return Check("malformed rows", outcome, log.report.rows_read, wrong, message)
+
+
+def _unreadable(log: LogReader) -> Check:
+    found = log.report.unreadable_files
+    n = len({*log.report.files_read, *found})
+    if not found:
+        return Check("files", "passed", n, 0, "no file is damaged or foreign")
+    named = tuple(f"{file}: {why}" for file, why in found.items())
+    message = f"{len(found):,} files could not be read, or not to their end"
+    return Check("files", "warning", n, len(found), message, named[:_EXAMPLES])

@@ -373,7 +373,7 @@ def _log_reasons(log: LogReader, thresholds: Thresholds) -> list[str]:
     found = []
     if log.report.malformed_share > thresholds.malformed:
         found.append("malformed_rows")
-    if log.report.files_set_aside:
+    if log.report.unreadable_files:
         found.append("unreadable_files")
     return found
 

@@ -186,6 +186,31 @@ class TestOpenBanditDataset:
         with pytest.raises(ValueError, match="columns: the bundled logs have no column a"):
             from_obd("men", "bts", columns=["a"])
 
+    @pytest.mark.parametrize("form", ["csv", "parquet"])
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("click", [0, 1, -1]),
+            ("item_id", [1, 2, -1]),
+            ("position", [1, 2, 0]),
+            ("position", [1, 2, 7]),
+        ],
+    )
+    def test_values_that_the_dataset_cannot_hold(
+        self, form: str, name: str, values: list[int], tmp_path: Path
+    ) -> None:
+        path = published(tmp_path / f"random_men.{form}", {name: values})
+        with pytest.raises(ValueError, match=rf"random_men.{form}: row 2: {name}: .*{values[2]}"):
+            list(from_obd(path))
+
+    @pytest.mark.parametrize("zone", ["Z", "+00:00", ""])
+    def test_times_in_nanoseconds(self, zone: str, tmp_path: Path) -> None:
+        """As pyarrow writes the times of a Parquet file to CSV."""
+        times = [f"2019-11-26 12:30:39.65195{i}789{zone}" for i in range(3)]
+        table = next(from_obd(published(tmp_path / "random_men.csv", {"timestamp": times})))
+        micros = [time.microsecond for time in table["ts"].to_pylist()]
+        assert micros == [651950, 651951, 651952]
+
     def test_how_many_items_a_campaign_has(self, tmp_path: Path) -> None:
         assert items_of_obd(published(tmp_path / "bts_men.csv", {})) == 34
         assert items_of_obd(published(tmp_path / "all" / "x.parquet", {})) == 80

@@ -179,9 +179,26 @@ def _published(path: Path, campaign: str, policy: str, extra: Sequence[str]) -> 
                 columns[name] = _as_utc(column) if kind is None else column.cast(kind)
             except pa.ArrowException as error:
                 raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
+        _check_published(path, columns, first)
         carried = {name: _as_numbers(path, name, batch.column(name)) for name in extra}
         yield _as_log(columns, campaign, policy, first, n_items, carried)
         first += batch.num_rows
+
+
+def _check_published(path: Path, columns: Mapping[str, pa.Array], first: int) -> None:
+    """Refuse values that the dataset cannot hold; null is for the reader to set aside."""
+    for name, low, high, wanted in (
+        ("item_id", 0, math.inf, "an index from 0"),
+        ("position", 1, 3, "1, 2 or 3"),
+        ("click", 0, math.inf, "a number from 0"),
+    ):
+        values = columns[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero((values < low) | (values > high))
+        if len(wrong):
+            at = int(wrong[0])
+            raise ValueError(
+                f"{path}: row {first + at}: {name}: expected {wanted}, got {columns[name][at]}"
+            )
 
 
 def _published_batches(
@@ -242,6 +259,8 @@ def _as_numbers(path: Path, name: str, column: pa.Array) -> pa.Array:
 
 def _as_utc(column: pa.Array) -> pa.Array:
     if pa.types.is_string(column.type):
+        # Nanoseconds, as pyarrow writes those of a Parquet file to CSV; microseconds are kept.
+        column = pc.replace_substring_regex(column, r"(\.\d{6})\d{1,3}", r"\1")
         zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
         if pc.all(zoned).as_py():
             column = column.cast(pa.timestamp("us", tz="UTC"))

@@ -178,6 +178,8 @@ class OptionalArrays:
         if column not in batch.columns:
             raise ValueError(f"{name}: the log is not read with it")
         array = np.array(batch.columns[column][rows], np.float64)
+        if flat and array.ndim == 2 and array.shape[1] == 1:  # as rankings of one place carry it
+            array = array[:, 0]
         if flat != (array.ndim == 1):
             one, each = "one number a row", "a list of numbers a row, one for each place"
             wanted, got = (one, each) if flat else (each, one)

@@ -355,6 +355,17 @@ def test_files_of_the_dataset(tmp_path: Path, form: str) -> None:
         assert ours[name]["reasons"] == theirs[name]["reasons"]
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_arrays_of_one_number_a_row_in_files_of_the_dataset(tmp_path: Path, form: str) -> None:
+    file = published(tmp_path / f"bts_all.{form}", q=np.full(10_000, 0.25), w=np.full(10_000, 1.0))
+    given = ["evaluate", "--format", "obd", file, "--policy", "uniform"]
+    arrays = ["--array", "q_direct=q", "--array", "slate_weights=w"]
+    found = loaded(*given, "--estimator", "dm", "--estimator", "pi", *arrays)
+    estimates = found["policies"][0]["estimates"]
+    assert estimates["dm"]["value"] == 0.25
+    assert estimates["pi"]["value"] == pytest.approx(0.0042)
+
+
 def test_policies_of_a_model_on_files_of_the_dataset(shop: Path, tmp_path: Path) -> None:
     """They are judged by the model: nothing is known of these users there."""
     file = published(tmp_path / "bts_all.csv", rows=50)

@@ -54,7 +54,7 @@ class TestArrays:
     def test_text_ids_and_ragged_lengths(self) -> None:
         short = row(
             1, "str", item_ids=["é"], scores=[1.0], log_propensities=[0.0], log_propensity=0.0,
-            rewards=[2.0],
+            rewards=[2.0], n_eligible=1,
         )  # fmt: skip
         empty = row(
             2, "str", item_ids=[], scores=[], log_propensities=[], log_propensity=0.0,
@@ -229,6 +229,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("displayed", {"displayed": 4}),
     ("displayed", {"displayed": -1}),
     ("more items than eligible", {"n_eligible": 2}),
+    ("fewer items than k", {"k": 4}),
+    ("fewer items than k", {"k": 10, "n_eligible": 4}),
     ("no log_propensity", {"log_propensity": None}),
     ("null item id", {"item_ids": [1, None, 3]}),
     ("repeated item", {"item_ids": [1, 2, 1]}),
@@ -301,7 +303,9 @@ class TestWrongRows:
             {"log_propensities": [-1.0, 1e-10, -1.0], "log_propensity": -2.0},
             {"log_propensity": row(0)["log_propensity"] + 5e-10},
             {"item_ids": [-5, 2**63 - 1, 0]},
-            {"k": 10},
+            {"k": 10, "n_eligible": None},
+            {"k": 10, "n_eligible": -1},
+            {"k": 10, "n_eligible": 3},
             {"n_eligible": 3},
             {"query": []},
             {"propensity_kind": "bounded", "log_norm_error": 1e-3},
@@ -340,7 +344,7 @@ class TestWrongRows:
             repeated.append(len(set(items)) < length)
             items = [str(item) for item in items] if kind == "str" else items
             changes = {"item_ids": items, "log_propensities": [0.0] * length, "k": width}
-            none = {"log_propensity": 0.0, "rewards": None, "scores": None}
+            none = {"log_propensity": 0.0, "rewards": None, "scores": None, "n_eligible": None}
             rows.append(row(i, kind, **changes, **none))
         report = report_of(*rows, kind=kind)
         assert report.set_aside == {"repeated item": sum(repeated)}

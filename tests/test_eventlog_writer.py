@@ -61,7 +61,7 @@ class TestRoundTrip:
         with LogWriter(tmp_path) as log:
             request_id = log.append(
                 ranking,
-                k=7,
+                k=3,
                 request_id="é",
                 user_id="ü",
                 query=QUERY,
@@ -111,7 +111,7 @@ class TestRoundTrip:
             "n_candidates": 4,
             "retrieval": {"name": "faiss", "version": None, "params": '{"a": 2, "b": 1}'},
             "is_fallback": True,
-            "k": 7,
+            "k": 3,
             "item_ids": ranking.item_ids.tolist(),
             "scores": ranking.scores.tolist(),
             "log_propensities": ranking.log_propensities.tolist(),

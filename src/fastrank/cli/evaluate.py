@@ -99,6 +99,8 @@ def audit(
     else:
         console = standard_output()
         _print_audit(console, found)
+        for name, why in found.log["unreadable_files"].items():
+            console.print(escape(f"not read: {name}: {why}"))
         say(
             console,
             _agreement(found)

@@ -680,11 +680,10 @@ class LogReader:
         wrong = (displayed < 0) | (displayed > lengths)
         flaws.mark(is_valid(column("displayed")) & wrong, "displayed", displayed)
         eligible = column("n_eligible")
-        flaws.mark(
-            is_valid(eligible) & (integers(eligible, 0) < lengths),
-            "more items than eligible",
-            eligible,
-        )
+        limit = integers(eligible)
+        flaws.mark((limit >= 0) & (limit < lengths), "more items than eligible", eligible)
+        # Cut on the way: its propensity would be that of another, shorter ranking.
+        flaws.mark((limit >= 0) & (lengths < np.minimum(k, limit)), "fewer items than k", lengths)
         total = column("log_propensity")
         flaws.mark(~is_valid(total), "no log_propensity")
         self._check_filters(flaws, batch, folder)

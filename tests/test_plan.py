@@ -13,8 +13,8 @@ import pytest
 from support import Array
 
 import fastrank as fr
+from fastrank import marginals, reference
 from fastrank import plan as planning
-from fastrank import reference
 from fastrank.expectations import Audience
 from fastrank.plan import Kind, Plan, RelativeTemperature, Target
 
@@ -500,3 +500,51 @@ class TestAnime:
         assert own.trusted
         assert own.share == pytest.approx(0.53, abs=0.05)
         assert shared.median == pytest.approx(0.57, abs=0.05)
+
+
+# Positions by themselves.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_iips_shares_are_those_of_the_enumerated_laws(kind: Kind) -> None:
+    model = small_model([1.0, 0.5, 2.0, 1.0])
+    found = planning.explore(
+        model, k=3, targets=TARGETS, temperatures=[0.8], overlaps=[0.6], epsilons=[0.4], draws=2
+    )
+    (point,) = found.of_kind(kind)
+    shares = {(s.target, s.prefix): s for s in planning.iips_shares(found, point)}
+    logging = found._sample.policies(kind, point.parameter)
+    for label, target in TARGETS.items():
+        if callable(target) and kind == "epsilon":
+            assert not any(name == label for name, _ in shares)
+            continue
+        squares = []
+        for user, policy in enumerate(logging):
+            scores = model.catalog.scores(model.user_vectors[user]).astype(np.float64)
+            asked = target(policy) if callable(target) else target
+            if not callable(target) and isinstance(target, fr.PlackettLuce):
+                own = model.user_temperature(model.user_ids[user].item())
+                asked = fr.PlackettLuce(target.temperature * own)
+            laws = [positions(scores, each) for each in (policy, asked)]
+            squares.append((laws[1] ** 2 / laws[0]).sum(axis=0))
+        for place in found.prefixes:
+            share = shares[label, place]
+            assert share.exact
+            assert share.share == pytest.approx(1.0 / np.mean(squares, axis=0)[place - 1], rel=1e-9)
+
+
+def positions(scores: Array, policy: fr.Policy) -> Array:
+    """P(item at place), (n, 3), by adding up all rankings."""
+    rankings, p = marginals.ranking_law(scores, 3, policy)
+    law = np.zeros((len(scores), 3))
+    for place in range(3):
+        np.add.at(law[:, place], rankings[:, place], p)
+    return law
+
+
+def test_iips_wants_catalogs_whose_positions_can_be_computed() -> None:
+    n = marginals.MAX_ITEMS + 1
+    catalog = fr.Catalog(np.arange(n), np.arange(n, dtype=float)[:, None] / n)
+    found = planning.explore(catalog, [[1.0]], k=1, temperatures=[1.0], overlaps=[], epsilons=[])
+    with pytest.raises(ValueError, match="at most 10000 items, got 10001"):
+        planning.iips_shares(found, found.points[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 )
 @click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="By comma.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
+@click.option(
+    "--iips",
+    "by_position",
+    is_flag=True,
+    help="Also what iips would have of the logs that --target-... finds; takes a while.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     model: Path,
@@ -139,6 +146,7 @@ def plan(
     temperatures: list[float] | None,
     epsilons: list[float] | None,
     seed: int,
+    by_position: bool,
     as_json: bool,
 ) -> None:
     """See what exploring costs, and what its log would be worth, before anyone is shown anything.
@@ -160,6 +168,8 @@ def plan(
         raise click.UsageError("--output and --replace are for --apply")
     if output is not None and (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
+    if by_position and target_overlap is None and target_ess is None:
+        raise click.UsageError("--iips is about what --target-overlap or --target-ess finds")
     for option, value in (("--target-overlap", target_overlap), ("--target-ess", target_ess)):
         if value is not None and not 0.0 < value < 1.0:
             raise click.UsageError(f"{option}: must lie between 0 and 1, got {value:g}")
@@ -203,6 +213,10 @@ def plan(
             advance=advance,
         )
         solutions = list(_solutions(found, target_overlap, target_ess, prefix, advance))
+        positions = [
+            planning.iips_shares(found, solution.point, advance) if by_position else ()
+            for solution in solutions
+        ]
         own, target = None, output or model
         if applies and opened is not None:
             own = _apply(opened, k, solutions, target, advance)
@@ -211,13 +225,19 @@ def plan(
     if as_json:
         record = {
             "plan": found.to_dict(),
-            "solutions": [solution.to_dict() for solution in solutions],
+            "solutions": [
+                {**solution.to_dict(), "iips": [asdict(share) for share in shares]}
+                for solution, shares in zip(solutions, positions, strict=True)
+            ],
             "applied": None if own is None else _applied(own, target),
         }
         click.echo(json.dumps(record, allow_nan=False))
         return
     console = standard_output()
     _print(console, found, solutions)
+    for solution, shares in zip(solutions, positions, strict=True):
+        if shares:
+            _print_positions(console, solution, shares)
     if own is not None:
         _print_applied(console, own, target, target_overlap or 0.0)
     if report is not None:
@@ -397,6 +417,24 @@ def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None
         console.print(f"  {escape(solution_text(found, solution))}")
     if solutions:
         console.print()
+
+
+def _print_positions(console: Console, solution: Solution, shares: Sequence[Share]) -> None:
+    places = list(dict.fromkeys(share.prefix for share in shares))
+    name = KINDS[solution.kind][0]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"ESS shares of iips, {name} {parameter(solution.point)}",
+        title_justify="left",
+    )
+    table.add_column("policy", overflow="fold")
+    for place in places:
+        table.add_column(f"place {place}", justify="right")
+    for label in dict.fromkeys(share.target for share in shares):
+        row = [share_text(share) for share in shares if share.target == label]
+        table.add_row(escape(label), *row)
+    console.print(table)
 
 
 def _table(found: Plan, kind: Kind, title: str, points: Sequence[Point]) -> Table:

@@ -20,6 +20,7 @@ __all__ = ["app"]
 _COMMANDS: Mapping[str, str] = {
     "build": "Make a model directory from item and user vectors.",
     "rank": "Rank a model's items for one user.",
+    "serve": "Serve a model over HTTP.",
     "plan": "See what exploring costs, and what its log is worth, beforehand.",
     "join": "Join rewards to a log of rankings.",
     "audit": "Is this log what the model wrote?",

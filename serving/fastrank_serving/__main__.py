@@ -1,0 +1,24 @@
+"""``python -m fastrank_serving serve``: what the container starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from fastrank_serving.server import run
+from fastrank_serving.settings import Settings
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["serve"]):
+        sys.stderr.write(f"expected serve, got {' '.join(arguments)!r}\n")
+        return 2
+    try:
+        return run(Settings.of_container(os.environ))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"fastrank_serving: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

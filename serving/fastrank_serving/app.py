@@ -1,0 +1,350 @@
+"""The HTTP side: what is asked where, and how errors look.
+
+/ping and /invocations are SageMaker's contract and take the short way; all else is Starlette's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+from typing import Any, TypeAlias
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import fastrank as fr
+from fastrank_serving import metrics
+from fastrank_serving.messages import Problem, error_body, new_request_id, parse, parse_parameters
+from fastrank_serving.openapi import document
+from fastrank_serving.service import Service
+from fastrank_serving.settings import Settings
+
+__all__ = ["App", "create_app"]
+
+Headers: TypeAlias = dict[bytes, bytes]
+
+_LOG = logging.getLogger("fastrank.serving")
+_JSON = b"application/json"
+_LINES = (b"application/jsonlines", b"application/x-jsonlines", b"application/x-ndjson")
+_CUSTOM = b"x-amzn-sagemaker-custom-attributes"
+_INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
+_VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
+_EMF_SECONDS = 60.0
+_BODY_SECONDS = 30.0  # for a client to send its body
+
+
+def create_app(settings: Settings) -> App:
+    """The app for these settings; the model is loaded when the server starts."""
+    return App(Service(settings, metrics.Metrics()))
+
+
+class App:
+    """An ASGI app.
+
+    Parameters
+    ----------
+    service : Service
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.on_failure: Any = None  # called when the model could not be loaded
+        self._others = _others(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path == "/invocations" and scope["method"] == "POST":
+                await self._invocations(scope, receive, send)
+                return
+            if path == "/ping" and scope["method"] in ("GET", "HEAD"):
+                await self._send(send, 200 if self.service.ready else 503, b"", {})
+                return
+            await self._others(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    # ---- SageMaker's contract ---------------------------------------------------------------
+
+    async def _invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: Headers = dict(scope["headers"])
+        inference_id = headers.get(_INFERENCE_ID, b"").decode("latin-1") or None
+        extra: Headers = {}
+        custom = headers.get(_CUSTOM)
+        if custom is not None and _VISIBLE.fullmatch(custom):
+            extra[_CUSTOM] = custom
+        kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
+        request_id: str | None = inference_id
+        try:
+            if kind not in (_JSON, b"", *_LINES):
+                raise Problem(
+                    415,
+                    "unsupported_media_type",
+                    f"content-type: expected application/json, got {kind.decode('latin-1')[:100]!r}",
+                    field="content-type",
+                    allowed=["application/json", "application/jsonlines"],
+                )
+            body = await self._body(headers, receive)
+            if kind in _LINES:
+                answer = await self._lines(body)
+                await self._send(send, 200, answer, extra, kind)
+                return
+            request = parse(body)
+            request_id = request.request_id or inference_id or new_request_id()
+            answer = await self.service.answer(request, inference_id)
+        except Problem as problem:
+            await self._refuse(send, problem, request_id, extra)
+            return
+        except ConnectionError:
+            return  # the client has left
+        except Exception:
+            _LOG.exception("request %s", request_id)
+            await self._refuse(send, _internal(), request_id, extra)
+            return
+        await self._send(send, 200, answer, extra)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        limit = self.service.settings.max_body
+        length = headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                message = await receive()
+                parts: list[bytes] = []
+                size = 0
+                while True:
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionError
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise _too_large(limit)
+                    if not message.get("more_body", False):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+                    message = await receive()
+        except TimeoutError:
+            raise Problem(408, "body_too_slow", "the body did not come in time") from None
+
+    async def _lines(self, body: bytes) -> bytes:
+        """Batch transform: a line out for each line in, in order; a bad one gives an error."""
+        lines = body.split(b"\n")
+        if lines and not lines[-1].strip():
+            lines.pop()
+        results: list[bytes] = [b""] * len(lines)
+        waiting = iter(enumerate(lines))
+
+        async def work() -> None:
+            for j, line in waiting:
+                request_id = None
+                try:
+                    request = parse(line)
+                    request_id = request.request_id
+                    results[j] = await self.service.answer(request)
+                except Problem as problem:
+                    self.service.metrics.refused(problem.status)
+                    results[j] = error_body(problem, request_id)
+                except Exception:
+                    _LOG.exception("line %d", j)
+                    self.service.metrics.refused(500)
+                    results[j] = error_body(_internal(), request_id)
+
+        width = max(1, min(len(lines), self.service.settings.queue // 2, 64))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(width):
+                group.create_task(work())
+        return b"".join(result + b"\n" for result in results)
+
+    # ---- Answers ----------------------------------------------------------------------------
+
+    async def _refuse(
+        self, send: Send, problem: Problem, request_id: str | None, extra: Headers
+    ) -> None:
+        self.service.metrics.refused(problem.status)
+        if problem.retry_after is not None:
+            extra = {**extra, b"retry-after": str(problem.retry_after).encode()}
+        await self._send(send, problem.status, error_body(problem, request_id), extra)
+
+    async def _send(
+        self, send: Send, status: int, body: bytes, extra: Headers, kind: bytes = _JSON
+    ) -> None:
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            *extra.items(),
+        ]
+        if self.service.draining:
+            headers.append((b"connection", b"close"))
+        start: Message = {"type": "http.response.start", "status": status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    # ---- Life -------------------------------------------------------------------------------
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        # The server listens at once, and /ping says when the model is there.
+        starting = asyncio.create_task(self._start())
+        emf = asyncio.create_task(self._emf()) if self.service.settings.emf else None
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        starting.cancel()
+        if emf is not None:
+            emf.cancel()
+            self.service.metrics.print_emf()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        await self.service.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        try:
+            await self.service.start()
+        except (ValueError, OSError, MemoryError) as error:
+            _LOG.error("the model cannot be served: %s", error)
+            if self.on_failure is not None:
+                self.on_failure()
+
+    async def _emf(self) -> None:
+        while True:
+            await asyncio.sleep(_EMF_SECONDS)
+            self.service.metrics.print_emf()
+
+
+# ---- What SageMaker does not ask for --------------------------------------------------------
+
+
+def _others(app: App) -> ASGIApp:
+    service = app.service
+
+    def refused(problem: Problem, request_id: str | None = None) -> Response:
+        service.metrics.refused(problem.status)
+        headers = {"cache-control": "no-store"}
+        if problem.retry_after is not None:
+            headers["retry-after"] = str(problem.retry_after)
+        return Response(
+            error_body(problem, request_id),
+            status_code=problem.status,
+            media_type="application/json",
+            headers=headers,
+        )
+
+    async def recommended(request: HttpRequest) -> Response:
+        request_id: str | None = None
+        try:
+            given = dict(request.query_params)
+            if len(given) < len(request.query_params.multi_items()):
+                raise Problem(400, "duplicate_field", "a parameter is given more than once")
+            if "user_id" in given:
+                raise Problem(
+                    400, "duplicate_field", "user_id: it stands in the path", field="user_id"
+                )
+            asked = parse_parameters({**given, "user_id": request.path_params["user_id"]})
+            request_id = asked.request_id = asked.request_id or new_request_id()
+            body = await service.answer(asked)
+        except Problem as problem:
+            return refused(problem, request_id)
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+
+    async def live(_: HttpRequest) -> Response:
+        return Response(status_code=200)
+
+    async def measured(_: HttpRequest) -> Response:
+        service.metrics.look(service.engine.inside, service.log)
+        return Response(service.metrics.page(), headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def version(_: HttpRequest) -> Response:
+        try:
+            loaded = service.loaded
+        except Problem as problem:
+            return refused(problem)
+        return JSONResponse(
+            {
+                "fastrank": fr.__version__,
+                "rng_version": fr.RNG_VERSION,
+                "model_version": loaded.version,
+                "catalog_version": loaded.catalog.version,
+                "n_items": len(loaded.catalog),
+                "dim": loaded.catalog.dim,
+                "n_users": 0 if loaded.model is None else len(loaded.model.user_ids),
+                "policy": {
+                    "name": service.settings.policy.inference_type,
+                    "params": service.settings.policy.params,
+                },
+            }
+        )
+
+    async def openapi(_: HttpRequest) -> Response:
+        return Response(msgspec.json.encode(document(service.settings)), media_type="application/json")
+
+    async def execution_parameters(_: HttpRequest) -> Response:
+        settings = service.settings
+        return JSONResponse(
+            {
+                "MaxConcurrentTransforms": settings.threads * settings.workers,
+                "BatchStrategy": "MULTI_RECORD",
+                "MaxPayloadInMB": max(1, settings.max_body >> 20),
+            }
+        )
+
+    async def reload(request: HttpRequest) -> Response:
+        if not service.settings.admin or not _is_local(request):
+            return refused(Problem(404, "not_found", "there is nothing here"))
+        try:
+            return JSONResponse({"model_version": await service.reload()})
+        except (ValueError, OSError) as error:
+            return refused(Problem(409, "not_reloaded", f"the old model serves: {error}"))
+
+    async def not_found(_: HttpRequest, __: Exception) -> Response:
+        return refused(Problem(404, "not_found", "there is nothing here"))
+
+    async def not_allowed(_: HttpRequest, __: Exception) -> Response:
+        return refused(Problem(405, "method_not_allowed", "not with this method"))
+
+    async def failed(_: HttpRequest, error: Exception) -> Response:
+        _LOG.error("a request failed", exc_info=error)
+        return refused(_internal())
+
+    return Starlette(
+        routes=[
+            Route("/1/recommended-items/{user_id}", recommended),
+            Route("/livez", live),
+            Route("/metrics", measured),
+            Route("/version", version),
+            Route("/openapi.json", openapi),
+            Route("/execution-parameters", execution_parameters),
+            Route("/-/reload", reload, methods=["POST"]),
+        ],
+        exception_handlers={404: not_found, 405: not_allowed, 500: failed},
+    )
+
+
+def _is_local(request: HttpRequest) -> bool:
+    if request.client is None:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(
+        413, "body_too_large", f"the body: at most {limit} bytes", allowed=f"at most {limit} bytes"
+    )
+
+
+def _internal() -> Problem:
+    return Problem(500, "internal", "something went wrong here; the server's log says what")
+
+

@@ -1,0 +1,270 @@
+"""Rankings for many requests at once: threads, a bounded queue, deadlines, shared passes.
+
+One event loop takes requests in; as many threads as there are cores rank, with the GIL released.
+A ranking that costs less than handing it over is made in the loop itself. While all threads are
+busy, requests wait; a thread that becomes free takes all that wait for the same catalog and k,
+and ranks them in one pass over the vectors. A row of such a batch is the ranking that the request
+would have got alone, and nobody waits in order to be joined by others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fastrank as fr
+from fastrank_serving.messages import Problem
+
+__all__ = ["Engine", "Job", "Ranked"]
+
+_LOG = logging.getLogger("fastrank.serving")
+
+# Multiply-adds that take about as long as waking up a thread and being woken by it: 60 us.
+INLINE_WORK = 1_500_000
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One ranking that is wanted.
+
+    Attributes
+    ----------
+    catalog, query, k, policy, seed, exclude, allow, bias
+        As `fastrank.Catalog.rank` takes them, checked.
+    deadline : float
+        Monotonic seconds.
+    """
+
+    catalog: fr.Catalog
+    query: npt.NDArray[np.float32]
+    k: int
+    policy: fr.Policy
+    seed: int
+    exclude: Any = None
+    allow: Any = None
+    bias: Any = None
+    deadline: float = float("inf")
+    result: asyncio.Future[Ranked] | None = field(default=None, repr=False)
+    came: float = field(default=0.0, repr=False)
+
+    def rank(self) -> fr.Ranking:
+        """By itself."""
+        return self.catalog.rank(
+            self.query,
+            self.k,
+            policy=self.policy,
+            seed=self.seed,
+            exclude=self.exclude,
+            allow=self.allow,
+            bias=self.bias,
+        )
+
+    def joins(self, other: Job) -> bool:
+        """Whether both can be made in one pass."""
+        return (
+            self.catalog is other.catalog
+            and self.k == other.k
+            and self.bias is None
+            and other.bias is None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A ranking, and where its time went.
+
+    Attributes
+    ----------
+    ranking : Ranking
+    waited, ranked : float
+        Seconds in the queue, and in the kernel (of the whole pass, if it was shared).
+    shared : int
+        Requests that were ranked in this pass.
+    """
+
+    ranking: fr.Ranking
+    waited: float
+    ranked: float
+    shared: int
+
+
+class Engine:
+    """Ranks jobs; all methods belong to one event loop.
+
+    Parameters
+    ----------
+    threads : int
+    queue : int
+        So many jobs may be ranked or wait; the next one is refused at once.
+    share : int
+        At most so many jobs in one pass; 1: every job by itself.
+    """
+
+    def __init__(self, threads: int, queue: int, share: int = 64) -> None:
+        self.threads = threads
+        self.queue = queue
+        self.share = share
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastrank-rank")
+        self._waiting: deque[Job] = deque()
+        self._running = 0  # passes
+        self._inside = 0  # jobs that were taken in and have no answer yet
+        self._began: dict[int, float] = {}  # of each pass that is under way
+        self._passes = 0
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no thread has taken yet."""
+        return len(self._waiting)
+
+    @property
+    def inside(self) -> int:
+        """Jobs without an answer."""
+        return self._inside
+
+    def stuck_for(self) -> float:
+        """Seconds for which the oldest pass has been under way; 0 if there is none."""
+        if not self._began:
+            return 0.0
+        return time.monotonic() - min(self._began.values())
+
+    async def rank(self, job: Job) -> Ranked:
+        """The ranking of a job.
+
+        Raises
+        ------
+        Problem
+            429 if too many are inside, 503 past the deadline.
+        ValueError
+            As `fastrank.Catalog.rank`.
+        """
+        if self._inside >= self.queue:
+            raise Problem(
+                429,
+                "too_many_requests",
+                f"{self._inside} requests are being served or wait, which is the limit",
+                retry_after=1,
+            )
+        now = time.monotonic()
+        if not self._running and len(job.catalog) * job.catalog.dim <= INLINE_WORK:
+            ranking = job.rank()
+            return Ranked(ranking, 0.0, time.monotonic() - now, 1)
+        loop = asyncio.get_running_loop()
+        job.came = now
+        job.result = loop.create_future()
+        self._inside += 1
+        self._waiting.append(job)
+        self._start(loop)
+        late = loop.call_later(max(job.deadline - now, 0.0), _too_late, job)
+        try:
+            return await job.result
+        finally:
+            late.cancel()
+            self._inside -= 1
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Other work in one of the threads: loading a model, say."""
+        return await asyncio.get_running_loop().run_in_executor(None, work)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give what waits to threads that are free."""
+        while self._running < self.threads:
+            jobs = self._next()
+            if not jobs:
+                return
+            self._running += 1
+            self._passes += 1
+            self._began[self._passes] = time.monotonic()
+            self._pool.submit(self._pass, loop, self._passes, jobs)
+
+    def _next(self) -> list[Job]:
+        """The oldest job that still wants an answer, and those that can join it."""
+        jobs: list[Job] = []
+        passed: list[Job] = []
+        while self._waiting and len(jobs) < self.share:
+            job = self._waiting.popleft()
+            if job.result is None or job.result.done():
+                continue  # too late, or the client has left
+            if not jobs or jobs[0].joins(job):
+                jobs.append(job)
+            else:
+                passed.append(job)
+        self._waiting.extendleft(reversed(passed))
+        return jobs
+
+    def _pass(self, loop: asyncio.AbstractEventLoop, number: int, jobs: list[Job]) -> None:
+        """In a thread: rank, and hand the results back."""
+        began = time.monotonic()
+        results = _ranked(jobs)
+        took = time.monotonic() - began
+        try:
+            loop.call_soon_threadsafe(self._done, loop, number, jobs, results, began, took)
+        except RuntimeError:  # the loop is closed: nobody is left to hear it
+            _LOG.warning("%d rankings came after the end", len(jobs))
+
+    def _done(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        jobs: list[Job],
+        results: Sequence[fr.Ranking | Exception],
+        began: float,
+        took: float,
+    ) -> None:
+        self._running -= 1
+        del self._began[number]
+        self._start(loop)  # first of all: the thread need not wait for the answers
+        for job, result in zip(jobs, results, strict=True):
+            if job.result is None or job.result.done():
+                continue
+            if isinstance(result, Exception):
+                job.result.set_exception(result)
+            else:
+                job.result.set_result(Ranked(result, began - job.came, took, len(jobs)))
+
+
+def _too_late(job: Job) -> None:
+    if job.result is not None and not job.result.done():
+        job.result.set_exception(
+            Problem(
+                503,
+                "deadline_exceeded",
+                "the ranking did not come in time",
+                retry_after=1,
+            )
+        )
+
+
+def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
+    """Each job's ranking, or what kept it from being made."""
+    if len(jobs) > 1:
+        try:
+            batch = jobs[0].catalog.rank_batch(
+                np.stack([job.query for job in jobs]),
+                jobs[0].k,
+                policy=[job.policy for job in jobs],
+                seeds=[job.seed for job in jobs],
+                exclude=[job.exclude for job in jobs],
+                allow=[job.allow for job in jobs],
+            )
+            return list(batch)
+        except Exception:  # one of them; below each speaks for itself
+            _LOG.debug("a shared pass failed", exc_info=True)
+    results: list[fr.Ranking | Exception] = []
+    for job in jobs:
+        try:
+            results.append(job.rank())
+        except Exception as error:
+            results.append(error)
+    return results

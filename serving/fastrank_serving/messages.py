@@ -1,0 +1,437 @@
+"""What goes over the wire: requests, answers and errors, and nothing about how they are served.
+
+An answer is the log row of its ranking, without the rewards: on SageMaker, where the disk does not
+outlive the container, Data Capture carries it away and `fastrank.eventlog.from_data_capture` reads
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote_plus
+
+import msgspec
+
+import fastrank as fr
+
+__all__ = [
+    "Answer",
+    "PolicyName",
+    "Problem",
+    "Request",
+    "answer_of",
+    "encoded",
+    "error_body",
+    "new_request_id",
+    "parse",
+    "parse_parameters",
+    "policy_of",
+]
+
+MAX_TEXT = 256  # characters of a request_id, user_id or inference_type
+MAX_SHOWN = 100  # characters of a value that an error repeats
+
+ItemId = int | str
+
+
+class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What may be asked; exactly one of `user_id` and `query`.
+
+    Numbers may come as text: ``"5"`` is 5.
+    """
+
+    user_id: str | None = None
+    query: list[float] | None = None
+    k: int = 10
+    inference_type: str | None = None
+    temperature: float | None = None
+    epsilon: float | None = None
+    exclude: list[ItemId] | None = None
+    allow: list[ItemId] | None = None
+    seed: int | None = None
+    request_id: str | None = None
+
+
+class PolicyName(msgspec.Struct):
+    """The law that drew a ranking."""
+
+    name: str
+    params: dict[str, float]
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """A log row without its rewards."""
+
+    request_id: str
+    user_id: str | None
+    item_ids: list[Any]
+    scores: list[float]
+    log_propensities: list[float]
+    log_propensity: float
+    log_norm: float | None
+    propensity_kind: str
+    log_norm_error: float
+    k: int
+    policy: PolicyName
+    seed: int
+    seed_source: str
+    rng_version: int
+    n_eligible: int
+    model_version: str
+    catalog_version: str
+    is_fallback: bool
+
+
+class Problem(Exception):
+    """A request that is answered by an error.
+
+    Attributes
+    ----------
+    status : int
+        Of the HTTP answer.
+    code : str
+        For programs.
+    message : str
+        For people; names the field and the value.
+    field, value, allowed
+        What is wrong, and what would be right, if that can be said.
+    retry_after : int or None
+        Seconds; also in the body, because API Gateway hands on no header of a model's error.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        value: Any = None,
+        allowed: Any = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        self.retry_after = retry_after
+
+
+def new_request_id() -> str:
+    return str(uuid.uuid4())
+
+
+def error_body(problem: Problem, request_id: str | None) -> bytes:
+    """The JSON of an error."""
+    return msgspec.json.encode(
+        {
+            "error": {
+                "code": problem.code,
+                "field": problem.field,
+                "value": _short(problem.value),
+                "allowed": problem.allowed,
+                "message": problem.message,
+                "request_id": request_id,
+                "retry_after_s": problem.retry_after,
+            }
+        }
+    )
+
+
+# ---- Requests -------------------------------------------------------------------------------
+
+_REQUEST = msgspec.json.Decoder(Request, strict=False)
+_FIELDS = tuple(Request.__struct_fields__)
+_LISTS = ("exclude", "allow", "query")
+_PATH = re.compile(r" - at `\$\.?(\w*)")
+_UNKNOWN = re.compile(r"unknown field `(.*)`")
+_QUOTED = tuple(f'"{name}"'.encode() for name in _FIELDS)
+
+
+def parse(body: bytes) -> Request:
+    """The request of a JSON body.
+
+    A body ``{"gateway": {...}}`` is what API Gateway's template makes: URL-encoded parameters, ''
+    for those that are absent, lists separated by commas.
+
+    Raises
+    ------
+    Problem
+        400 or 422, naming the field.
+    """
+    # msgspec takes the last of two equal names; an escape can hide one.
+    if b"\\u" in body or any(body.count(name) > 1 for name in _QUOTED):
+        _refuse_repeated(body)
+    try:
+        request = _REQUEST.decode(body)
+    except msgspec.ValidationError as error:
+        gateway = _gateway(body)
+        if gateway is not None:
+            return parse_parameters(gateway)
+        raise _invalid(str(error), _members(body)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "malformed_json", f"the body is not JSON: {error}") from None
+    return _checked(request)
+
+
+def parse_parameters(parameters: Mapping[str, str]) -> Request:
+    """The request of URL parameters, decoded already; '' counts as absent."""
+    given: dict[str, Any] = {}
+    for name, text in parameters.items():
+        if name not in _FIELDS:
+            raise _unknown(name)
+        if text == "":
+            continue
+        words = [word.strip() for word in text.split(",")] if name in _LISTS else None
+        given[name] = text if words is None else [word for word in words if word]
+    try:
+        request = msgspec.convert(given, Request, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), given) from None
+    return _checked(request)
+
+
+def _checked(request: Request) -> Request:
+    for name in ("user_id", "request_id", "inference_type"):
+        text = getattr(request, name)
+        if text is not None and not 0 < len(text) <= MAX_TEXT:
+            raise Problem(
+                422,
+                "invalid_value",
+                f"{name}: expected 1 to {MAX_TEXT} characters, got {len(text)}",
+                field=name,
+                value=text,
+                allowed=f"1 to {MAX_TEXT} characters",
+            )
+    if (request.user_id is None) == (request.query is None):
+        which = "neither" if request.user_id is None else "both"
+        raise Problem(
+            400,
+            "user_or_query",
+            f"user_id, query: exactly one of them is wanted, got {which}",
+            field="user_id",
+            allowed="user_id or query",
+        )
+    if request.query is not None:
+        for j, value in enumerate(request.query):
+            if not math.isfinite(value) or abs(value) > 3.4e38:
+                raise Problem(
+                    422,
+                    "invalid_value",
+                    f"query: entry {j}: expected a finite float32, got {value!r}",
+                    field="query",
+                    value=str(value),
+                    allowed="finite numbers",
+                )
+    if request.seed is not None and not 0 <= request.seed < 2**64:
+        raise Problem(
+            422,
+            "out_of_range",
+            f"seed: expected an integer of 0 to 2^64 - 1, got {request.seed}",
+            field="seed",
+            value=str(request.seed),
+            allowed="0 to 18446744073709551615",
+        )
+    return request
+
+
+def _refuse_repeated(body: bytes) -> None:
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise Problem(
+                400, "duplicate_field", f"{twice}: given more than once", field=twice[:MAX_TEXT]
+            )
+        return found
+
+    try:
+        json.loads(body, object_pairs_hook=members)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "malformed_json", f"the body is not JSON: {error}") from None
+
+
+def _members(body: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _gateway(body: bytes) -> dict[str, str] | None:
+    """The parameters of a body that API Gateway's template made; None for any other."""
+    members = _members(body)
+    inner = members.get("gateway")
+    if inner is None or len(members) > 1:
+        return None
+    if not isinstance(inner, dict):
+        raise Problem(
+            400, "invalid_type", "gateway: expected an object", field="gateway", value=inner
+        )
+    found: dict[str, str] = {}
+    for name, value in inner.items():
+        if not isinstance(value, str):
+            raise Problem(
+                400, "invalid_type", f"{name}: expected text in gateway", field=name, value=value
+            )
+        found[name] = unquote_plus(value, errors="strict") if _decodable(value) else value
+    return found
+
+
+def _decodable(text: str) -> bool:
+    try:
+        unquote_plus(text, errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _invalid(message: str, members: Mapping[str, Any]) -> Problem:
+    """What msgspec says, with the field and the value."""
+    unknown = _UNKNOWN.search(message)
+    if unknown is not None:
+        return _unknown(unknown[1])
+    path = _PATH.search(message)
+    field = path[1] if path is not None and path[1] else None
+    what = message.split(" - at ")[0]
+    if field is None:
+        return Problem(400, "invalid_type", f"the body: {what}")
+    value = members.get(field)
+    return Problem(
+        400,
+        "invalid_type",
+        f"{field}: {what[0].lower()}{what[1:]}; got {_short(value)!r}",
+        field=field,
+        value=value,
+    )
+
+
+def _unknown(name: str) -> Problem:
+    allowed = list(_FIELDS)
+    return Problem(
+        400,
+        "unknown_field",
+        f"{name[:MAX_TEXT]}: not a field of a request: {', '.join(allowed)}",
+        field=name[:MAX_TEXT],
+        allowed=allowed,
+    )
+
+
+def _short(value: Any) -> Any:
+    """A value as an error may repeat it."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and abs(value) < 2**63 and math.isfinite(value):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+# ---- Policies -------------------------------------------------------------------------------
+
+
+def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
+    """The policy that a request names; the server's own, with other parameters, if it names none.
+
+    Raises
+    ------
+    Problem
+        For an unknown name, or parameters that it does not take.
+    """
+    name = request.inference_type
+    if name is None and request.temperature is None and request.epsilon is None:
+        return default
+    if name is not None and name not in fr.INFERENCE_TYPES:
+        allowed = list(fr.INFERENCE_TYPES)
+        raise Problem(
+            422,
+            "unknown_inference_type",
+            f"inference_type: expected one of {', '.join(allowed)}; got {_short(name)!r}",
+            field="inference_type",
+            value=name,
+            allowed=allowed,
+        )
+    chosen = name or default.inference_type
+    accepted = fr.INFERENCE_TYPES[chosen][2]
+    params = {key: default.params[key] for key in accepted if key in default.params}
+    for key in ("temperature", "epsilon"):
+        value = getattr(request, key)
+        if value is None:
+            continue
+        if key not in accepted:
+            raise Problem(
+                422,
+                "invalid_value",
+                f"{key}: {chosen} does not take it",
+                field=key,
+                value=value,
+                allowed=list(accepted),
+            )
+        params[key] = value
+    try:
+        return fr.policy(chosen, **params)
+    except ValueError as error:
+        text = str(error)
+        field = text.split(":", 1)[0]
+        raise Problem(
+            422,
+            "out_of_range",
+            text,
+            field=field if field in ("temperature", "epsilon") else None,
+            value=params.get(field),
+        ) from None
+
+
+# ---- Answers --------------------------------------------------------------------------------
+
+
+class Served(NamedTuple):
+    """What an answer says besides its ranking."""
+
+    request_id: str
+    user_id: str | None
+    k: int
+    model_version: str
+    seed_source: str
+    is_fallback: bool
+    user_temperature: float | None
+
+
+def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
+    """The answer that carries a ranking."""
+    params = dict(ranking.policy.params)
+    if served.user_temperature is not None:
+        params["user_temperature"] = served.user_temperature
+    return Answer(
+        request_id=served.request_id,
+        user_id=served.user_id,
+        item_ids=ranking.item_ids.tolist(),
+        scores=ranking.scores.tolist(),
+        log_propensities=ranking.log_propensities.tolist(),
+        log_propensity=ranking.log_propensity,
+        log_norm=ranking.log_norm,
+        propensity_kind=ranking.propensity_kind,
+        log_norm_error=ranking.log_norm_error,
+        k=served.k,
+        policy=PolicyName(ranking.policy.inference_type, params),
+        seed=ranking.seed,
+        seed_source=served.seed_source,
+        rng_version=fr.RNG_VERSION,
+        n_eligible=ranking.n_eligible,
+        model_version=served.model_version,
+        catalog_version=ranking.catalog_version,
+        is_fallback=served.is_fallback,
+    )
+
+
+encoded = msgspec.json.Encoder().encode

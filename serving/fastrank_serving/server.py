@@ -1,0 +1,215 @@
+"""Processes: one server, or several workers that share a socket, and how they end.
+
+On SIGTERM a server says on /ping that nothing new should come, goes on accepting for a while, then
+accepts no more, answers what is in flight, flushes the log and exits with 0. SIGHUP loads the model
+anew. Workers are spawned, not forked, and one that dies is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import uvicorn
+
+from fastrank_serving.settings import Settings
+
+__all__ = ["run"]
+
+_LOG = logging.getLogger("fastrank.serving")
+_KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
+_BACKLOG = 2048
+_LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal ends it; the exit code."""
+    level = settings.log_level.upper()
+    logging.basicConfig(
+        level=level if level in logging.getLevelNamesMapping() else "INFO",
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
+    _LOG.info("listening on http://%s:%d", host, port)
+    if settings.workers == 1:
+        return _serve(settings, listening)
+    with tempfile.TemporaryDirectory(prefix="fastrank-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        return _Workers(settings, listening).run()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        where = f"{settings.host}:{settings.port}"
+        raise OSError(f"cannot listen on {where}: {error.strerror or error}") from None
+    listening.listen(_BACKLOG)
+    return listening
+
+
+# ---- One server -----------------------------------------------------------------------------
+
+
+def _serve(settings: Settings, listening: socket.socket) -> int:
+    from fastrank_serving.app import create_app
+
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        backlog=_BACKLOG,
+    )
+    server = _Server(config, app.service)
+    app.on_failure = server.fail
+    server.run(sockets=[listening])
+    return 1 if server.failed else 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our signals."""
+
+    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+        super().__init__(config)
+        self._service = service
+        self._tasks: set[Any] = set()
+        self.failed = False
+
+    def fail(self) -> None:
+        """End with an error."""
+        self.failed = True
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain, loop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, loop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    def _drain(self, loop: Any) -> None:
+        if self._service.draining:
+            return
+        self._service.draining = True
+        _LOG.info("stopping: %d requests in flight", self._service.engine.inside)
+        loop.call_later(self._service.settings.drain_delay, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    def _reload(self, loop: Any) -> None:
+        async def reload() -> None:
+            with contextlib.suppress(ValueError, OSError):  # it is logged
+                await self._service.reload()
+
+        task = loop.create_task(reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+# ---- Several workers ------------------------------------------------------------------------
+
+
+def _worker(settings: Settings, listening: socket.socket) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}] %(message)s",
+        stream=sys.stderr,
+    )
+    sys.exit(_serve(settings, listening))
+
+
+class _Workers:
+    """Keeps workers running, and hands signals on to them."""
+
+    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[BaseProcess, float] = {}  # and since when
+        self._stopping = threading.Event()
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._hand_on)
+        for _ in range(self._settings.workers):
+            self._start()
+        failed = False
+        while self._workers:
+            multiprocessing.connection.wait([worker.sentinel for worker in self._workers], 1.0)
+            for worker, since in list(self._workers.items()):
+                if worker.exitcode is None:
+                    continue
+                del self._workers[worker]
+                self._forget(worker)
+                if self._stopping.is_set():
+                    failed = failed or worker.exitcode != 0
+                    continue
+                early = time.monotonic() - since < _LEAST_LIFE
+                if worker.exitcode == 1 and early:  # it could not load the model; nor would others
+                    failed = True
+                    self._stop(signal.SIGTERM, None)
+                    continue
+                _LOG.error("worker %s ended with %s", worker.pid, worker.exitcode)
+                if early:
+                    self._stopping.wait(1.0)
+                if not self._stopping.is_set():
+                    self._start()
+        self._listening.close()
+        return 1 if failed else 0
+
+    def _start(self) -> None:
+        worker = self._context.Process(target=_worker, args=(self._settings, self._listening))
+        worker.start()
+        self._workers[worker] = time.monotonic()
+
+    def _forget(self, worker: BaseProcess) -> None:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        if worker.pid is not None:
+            mark_process_dead(worker.pid)
+
+    def _stop(self, number: int, _frame: Any) -> None:
+        self._stopping.set()
+        self._hand_on(signal.SIGTERM, None)
+
+    def _hand_on(self, number: int, _frame: Any) -> None:
+        for worker in list(self._workers):
+            if worker.pid is not None and worker.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, number)

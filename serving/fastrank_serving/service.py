@@ -1,0 +1,352 @@
+"""What a server does with a request: the model, the answers it has given, the log.
+
+Models are exchanged whole: a new one is loaded and tested beside the old one, which goes when its
+last request has been answered. A bad one leaves the old one serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fastrank as fr
+from fastrank.opening import open_directory
+from fastrank_serving.engine import Engine, Job, Ranked
+from fastrank_serving.messages import (
+    Problem,
+    Request,
+    Served,
+    answer_of,
+    encoded,
+    new_request_id,
+    policy_of,
+)
+from fastrank_serving.metrics import Metrics
+from fastrank_serving.settings import Settings
+
+if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
+    from fastrank.eventlog import LogWriter
+
+__all__ = ["Loaded", "Service"]
+
+_LOG = logging.getLogger("fastrank.serving")
+_STUCK = 10.0  # seconds, after which a pass is taken to hang
+_AGREE = 1e-5  # log-propensities of the self-test
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model that serves."""
+
+    catalog: fr.Catalog
+    model: fr.Model | None
+    version: str
+    nobody: npt.NDArray[np.float32]  # the query of users that are not known
+
+    @classmethod
+    def open(cls, directory: os.PathLike[str]) -> Loaded:
+        """Open and test; a ValueError or OSError if it cannot serve."""
+        catalog, model = open_directory(directory)
+        loaded = cls(
+            catalog,
+            model,
+            catalog.version if model is None else model.version,
+            np.zeros(catalog.dim, np.float32),
+        )
+        loaded.test()
+        return loaded
+
+    def test(self) -> None:
+        """Rank for one user and check the propensities, which touches every page on the way."""
+        query = self.nobody if self.model is None else self.model.user_vectors[0]
+        k = min(10, len(self.catalog))
+        for policy in (fr.Deterministic(), fr.PlackettLuce()):
+            ranking = self.catalog.rank(query, k, policy=policy, seed=1)
+            again = self.catalog.log_propensities(query, ranking.item_ids, policy=policy)
+            error = float(np.abs(np.asarray(again) - ranking.log_propensities).max())
+            if not error <= _AGREE + ranking.log_norm_error:
+                raise ValueError(f"self-test: propensities differ by {error:g} ({policy})")
+
+    def of_user(self, user_id: str) -> tuple[npt.NDArray[np.float32], Any] | None:
+        """A user's vector, and the id as the model has it; None for an unknown one."""
+        if self.model is None:
+            return None
+        known: Any = user_id
+        if self.model.user_ids.dtype.kind != "U":
+            try:
+                known = int(user_id)
+            except ValueError:
+                return None
+            if str(known) != user_id:
+                return None
+        if known not in self.model:
+            return None
+        return self.model.user_vector(known), known
+
+
+class Service:
+    """Answers requests; all methods belong to one event loop.
+
+    Attributes
+    ----------
+    ready : bool
+        A model is loaded and was tested.
+    draining : bool
+        Told to stop.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.engine = Engine(settings.threads, settings.queue, settings.share)
+        self.draining = False
+        self.log: LogWriter | None = None
+        self._loaded: Loaded | None = None
+        self._answers: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._reloading = asyncio.Lock()
+
+    # ---- Life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the model; until this is done, /ping says 503."""
+        self._loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
+        self.metrics.loaded(self.loaded.version)
+        if self.settings.log_directory is not None:
+            from fastrank.eventlog import LogWriter
+
+            self.log = LogWriter(self.settings.log_directory)
+        _LOG.info("serving model %s", self.loaded.version[:12])
+
+    async def reload(self) -> str:
+        """Exchange the model for what the directory holds now; its version.
+
+        Raises
+        ------
+        ValueError, OSError
+            If it cannot serve: the old one goes on.
+        """
+        async with self._reloading:
+            try:
+                loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
+            except (ValueError, OSError) as error:
+                self.metrics.reload_failed()
+                _LOG.error("the model was not reloaded, and the old one serves: %s", error)
+                raise
+            self._loaded = loaded
+            self.metrics.loaded(loaded.version)
+            _LOG.info("serving model %s", loaded.version[:12])
+            return loaded.version
+
+    async def close(self) -> None:
+        """Flush the log; nothing is served any more."""
+        if self.log is not None:
+            await self.engine.run(self.log.close)
+        self.engine.close()
+
+    @property
+    def loaded(self) -> Loaded:
+        if self._loaded is None:
+            raise Problem(503, "not_ready", "the model is being loaded", retry_after=1)
+        return self._loaded
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should come here."""
+        return (
+            self._loaded is not None
+            and not self.draining
+            and self.engine.stuck_for() < _STUCK
+        )
+
+    # ---- Requests ---------------------------------------------------------------------------
+
+    async def answer(self, request: Request, inference_id: str | None = None) -> bytes:
+        """The body of the answer.
+
+        Raises
+        ------
+        Problem
+        """
+        given = request.request_id or inference_id
+        if given is None or not self.settings.keep_answers:
+            return await self._answer(request, given or new_request_id())
+        first = self._answers.get(given)
+        if first is not None:
+            self.metrics.repeated.inc()
+            return await asyncio.shield(first)
+        first = self._answers[given] = asyncio.get_running_loop().create_future()
+        if len(self._answers) > self.settings.keep_answers:
+            self._answers.popitem(last=False)
+        try:
+            body = await self._answer(request, given)
+        except BaseException as error:
+            # What failed is tried anew.
+            if self._answers.get(given) is first:
+                del self._answers[given]
+            first.set_exception(error if isinstance(error, Problem) else _interrupted())
+            first.exception()  # it need not be waited for
+            raise
+        first.set_result(body)
+        return body
+
+    async def _answer(self, request: Request, request_id: str) -> bytes:
+        began = time.monotonic()
+        settings, loaded = self.settings, self.loaded
+        if not 1 <= request.k <= settings.max_k:
+            raise _out_of_range("k", request.k, f"1 to {settings.max_k}")
+        policy = policy_of(request, settings.policy)
+        query, user_temperature, is_fallback = self._query(loaded, request)
+        if is_fallback and settings.fallback is not None:
+            policy = settings.fallback
+        if user_temperature is not None and isinstance(policy, fr.PlackettLuce):
+            try:
+                policy = fr.PlackettLuce(policy.temperature * user_temperature, policy.sampler)
+            except ValueError as error:
+                raise Problem(422, "out_of_range", str(error), field="temperature") from None
+        else:
+            user_temperature = None
+        seed = request.seed
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        job = Job(
+            catalog=loaded.catalog,
+            query=query,
+            k=request.k,
+            policy=policy,
+            seed=seed,
+            exclude=self._ids(loaded, "exclude", request.exclude),
+            allow=self._ids(loaded, "allow", request.allow),
+            deadline=began + settings.deadline,
+        )
+        try:
+            ranked = await self.engine.rank(job)
+        except ValueError as error:
+            text = str(error)
+            raise Problem(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
+        served = Served(
+            request_id=request_id,
+            user_id=request.user_id,
+            k=request.k,
+            model_version=loaded.version,
+            seed_source="server" if request.seed is None else "caller",
+            is_fallback=is_fallback,
+            user_temperature=user_temperature,
+        )
+        body = encoded(answer_of(ranked.ranking, served))
+        latency = time.monotonic() - began
+        self._write(job, ranked, served, request, latency)
+        self.metrics.served(policy.inference_type, latency, ranked)
+        return body
+
+    def _query(
+        self, loaded: Loaded, request: Request
+    ) -> tuple[npt.NDArray[np.float32], float | None, bool]:
+        """The vector to rank for, the user's factor of temperatures, whether it is the fallback."""
+        if request.query is not None:
+            query = np.array(request.query, np.float32)
+            if query.shape != (loaded.catalog.dim,):
+                raise Problem(
+                    422,
+                    "invalid_value",
+                    f"query: expected {loaded.catalog.dim} numbers, got {len(query)}",
+                    field="query",
+                    allowed=f"{loaded.catalog.dim} numbers",
+                )
+            return query, None, False
+        assert request.user_id is not None
+        found = loaded.of_user(request.user_id)
+        if found is None:
+            if self.settings.fallback is None:
+                raise Problem(
+                    404,
+                    "unknown_user",
+                    f"user_id: the model does not know {request.user_id!r}",
+                    field="user_id",
+                    value=request.user_id,
+                )
+            return loaded.nobody, None, True
+        query, known = found
+        assert loaded.model is not None
+        own = loaded.model.user_temperature(known) if loaded.model.has_user_temperatures else None
+        return query, own, False
+
+    def _ids(self, loaded: Loaded, name: str, ids: list[int | str] | None) -> Any:
+        """A filter as the catalog's ids; text that says an integer is one, where ids are."""
+        if ids is None:
+            return None
+        if len(ids) > self.settings.max_ids:
+            raise _out_of_range(name, len(ids), f"at most {self.settings.max_ids} ids")
+        if loaded.catalog.item_ids.dtype.kind == "U":
+            for each in ids:
+                if not isinstance(each, str):
+                    raise _wrong_id(name, each, "text, as the catalog's ids are")
+            return ids
+        found = []
+        for each in ids:
+            try:
+                number = int(each)
+            except ValueError:
+                raise _wrong_id(name, each, "integers, as the catalog's ids are") from None
+            if not -(2**63) <= number < 2**63:
+                raise _wrong_id(name, each, "integers of 64 bits")
+            found.append(number)
+        return np.array(found, np.int64)
+
+    def _write(
+        self, job: Job, ranked: Ranked, served: Served, request: Request, latency: float
+    ) -> None:
+        if self.log is None:
+            return
+        try:
+            self.log.append(
+                ranked.ranking,
+                k=served.k,
+                request_id=served.request_id,
+                user_id=served.user_id,
+                # The model knows a user's vector, and the log the model.
+                query=None if request.user_id is not None and not served.is_fallback else job.query,
+                model_version=served.model_version,
+                exclude=job.exclude,
+                allow=job.allow,
+                seed_source=served.seed_source,
+                is_fallback=served.is_fallback,
+                latency_us=1e6 * latency,
+                user_temperature=served.user_temperature,
+            )
+        except ValueError:  # nothing that a request sends may end here
+            self.metrics.not_logged.inc()
+            _LOG.exception("request %s: not logged", served.request_id)
+
+
+def _interrupted() -> Problem:
+    return Problem(503, "interrupted", "the first request of this id was broken off", retry_after=1)
+
+
+def _out_of_range(name: str, value: int, allowed: str) -> Problem:
+    return Problem(
+        422,
+        "out_of_range",
+        f"{name}: expected {allowed}, got {value}",
+        field=name,
+        value=value,
+        allowed=allowed,
+    )
+
+
+def _wrong_id(name: str, value: object, allowed: str) -> Problem:
+    return Problem(
+        422,
+        "invalid_value",
+        f"{name}: expected {allowed}; got {str(value)[:100]!r}",
+        field=name,
+        value=value,
+        allowed=allowed,
+    )

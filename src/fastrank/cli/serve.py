@@ -1,0 +1,112 @@
+"""`fastrank serve`: a model behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastrank.cli.policyspec import SYNTAX, parse_policy
+from fastrank.policies import Policy
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65_535))
+@click.option(
+    "--policy",
+    metavar=SYNTAX,
+    default="plackett_luce",
+    show_default=True,
+    help="For requests that name none.",
+)
+@click.option(
+    "--fallback",
+    metavar=SYNTAX,
+    help="Ranks all items alike for users that the model does not know.  [default: a 404]",
+)
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="That rank, in each.  [default: the cores]"
+)
+@click.option(
+    "--queue",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="So many requests are served or wait; the next one gets a 429.",
+)
+@click.option(
+    "--share",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="So many waiting requests are ranked in one pass; 1: each by itself.",
+)
+@click.option("--max-k", default=1000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option(
+    "--deadline",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(min=0.001),
+    help="Seconds for a request.",
+)
+@click.option(
+    "--drain-delay",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds of accepting after SIGTERM.",
+)
+@click.option(
+    "--log",
+    "log_directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the propensity log.",
+)
+@click.option("--admin", is_flag=True, help="POST /-/reload, from this host.")
+@click.option("--no-explorer", is_flag=True, help="No page at /.")
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
+def serve(
+    policy: str, fallback: str | None, threads: int | None, no_explorer: bool, **options: Any
+) -> int:
+    """Serve MODEL over HTTP, as a SageMaker container would.
+
+    SIGTERM ends it once what is in flight is answered; SIGHUP loads the model anew.
+
+    \b
+    Example:
+      fastrank serve model/ --log log/ &
+      curl "localhost:8080/1/recommended-items/ann?k=5&inference_type=deterministic"
+    """
+    from fastrank_serving.server import run
+    from fastrank_serving.settings import Settings
+
+    if threads is not None:
+        options["threads"] = threads
+    return run(
+        Settings(
+            policy=_policy(policy, "--policy"),
+            fallback=None if fallback is None else _policy(fallback, "--fallback"),
+            explorer=not no_explorer,
+            **options,
+        )
+    )
+
+
+def _policy(text: str, option: str) -> Policy:
+    _, found = parse_policy(text, option)
+    if callable(found):
+        raise click.UsageError(f"{option}: {text}: give the temperature itself")
+    return found

@@ -21,7 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastrank as fr
 from fastrank_serving import metrics
-from fastrank_serving.messages import Problem, error_body, new_request_id, parse, parse_parameters
+from fastrank_serving.messages import (
+    ProblemError,
+    error_body,
+    new_request_id,
+    parse,
+    parse_parameters,
+)
 from fastrank_serving.openapi import document
 from fastrank_serving.service import Service
 from fastrank_serving.settings import Settings
@@ -86,7 +92,7 @@ class App:
         request_id: str | None = inference_id
         try:
             if kind not in (_JSON, b"", *_LINES):
-                raise Problem(
+                raise ProblemError(
                     415,
                     "unsupported_media_type",
                     f"content-type: expected application/json, got {kind.decode('latin-1')[:100]!r}",
@@ -101,7 +107,7 @@ class App:
             request = parse(body)
             request_id = request.request_id or inference_id or new_request_id()
             answer = await self.service.answer(request, inference_id)
-        except Problem as problem:
+        except ProblemError as problem:
             await self._refuse(send, problem, request_id, extra)
             return
         except ConnectionError:
@@ -133,7 +139,7 @@ class App:
                         return parts[0] if len(parts) == 1 else b"".join(parts)
                     message = await receive()
         except TimeoutError:
-            raise Problem(408, "body_too_slow", "the body did not come in time") from None
+            raise ProblemError(408, "body_too_slow", "the body did not come in time") from None
 
     async def _lines(self, body: bytes) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error."""
@@ -150,7 +156,7 @@ class App:
                     request = parse(line)
                     request_id = request.request_id
                     results[j] = await self.service.answer(request)
-                except Problem as problem:
+                except ProblemError as problem:
                     self.service.metrics.refused(problem.status)
                     results[j] = error_body(problem, request_id)
                 except Exception:
@@ -167,7 +173,7 @@ class App:
     # ---- Answers ----------------------------------------------------------------------------
 
     async def _refuse(
-        self, send: Send, problem: Problem, request_id: str | None, extra: Headers
+        self, send: Send, problem: ProblemError, request_id: str | None, extra: Headers
     ) -> None:
         self.service.metrics.refused(problem.status)
         if problem.retry_after is not None:
@@ -227,7 +233,7 @@ class App:
 def _others(app: App) -> ASGIApp:
     service = app.service
 
-    def refused(problem: Problem, request_id: str | None = None) -> Response:
+    def refused(problem: ProblemError, request_id: str | None = None) -> Response:
         service.metrics.refused(problem.status)
         headers = {"cache-control": "no-store"}
         if problem.retry_after is not None:
@@ -244,15 +250,15 @@ def _others(app: App) -> ASGIApp:
         try:
             given = dict(request.query_params)
             if len(given) < len(request.query_params.multi_items()):
-                raise Problem(400, "duplicate_field", "a parameter is given more than once")
+                raise ProblemError(400, "duplicate_field", "a parameter is given more than once")
             if "user_id" in given:
-                raise Problem(
+                raise ProblemError(
                     400, "duplicate_field", "user_id: it stands in the path", field="user_id"
                 )
             asked = parse_parameters({**given, "user_id": request.path_params["user_id"]})
             request_id = asked.request_id = asked.request_id or new_request_id()
             body = await service.answer(asked)
-        except Problem as problem:
+        except ProblemError as problem:
             return refused(problem, request_id)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
@@ -266,7 +272,7 @@ def _others(app: App) -> ASGIApp:
     async def version(_: HttpRequest) -> Response:
         try:
             loaded = service.loaded
-        except Problem as problem:
+        except ProblemError as problem:
             return refused(problem)
         return JSONResponse(
             {
@@ -285,7 +291,9 @@ def _others(app: App) -> ASGIApp:
         )
 
     async def openapi(_: HttpRequest) -> Response:
-        return Response(msgspec.json.encode(document(service.settings)), media_type="application/json")
+        return Response(
+            msgspec.json.encode(document(service.settings)), media_type="application/json"
+        )
 
     async def execution_parameters(_: HttpRequest) -> Response:
         settings = service.settings
@@ -299,17 +307,17 @@ def _others(app: App) -> ASGIApp:
 
     async def reload(request: HttpRequest) -> Response:
         if not service.settings.admin or not _is_local(request):
-            return refused(Problem(404, "not_found", "there is nothing here"))
+            return refused(ProblemError(404, "not_found", "there is nothing here"))
         try:
             return JSONResponse({"model_version": await service.reload()})
         except (ValueError, OSError) as error:
-            return refused(Problem(409, "not_reloaded", f"the old model serves: {error}"))
+            return refused(ProblemError(409, "not_reloaded", f"the old model serves: {error}"))
 
     async def not_found(_: HttpRequest, __: Exception) -> Response:
-        return refused(Problem(404, "not_found", "there is nothing here"))
+        return refused(ProblemError(404, "not_found", "there is nothing here"))
 
     async def not_allowed(_: HttpRequest, __: Exception) -> Response:
-        return refused(Problem(405, "method_not_allowed", "not with this method"))
+        return refused(ProblemError(405, "method_not_allowed", "not with this method"))
 
     async def failed(_: HttpRequest, error: Exception) -> Response:
         _LOG.error("a request failed", exc_info=error)
@@ -338,13 +346,11 @@ def _is_local(request: HttpRequest) -> bool:
         return False
 
 
-def _too_large(limit: int) -> Problem:
-    return Problem(
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(
         413, "body_too_large", f"the body: at most {limit} bytes", allowed=f"at most {limit} bytes"
     )
 
 
-def _internal() -> Problem:
-    return Problem(500, "internal", "something went wrong here; the server's log says what")
-
-
+def _internal() -> ProblemError:
+    return ProblemError(500, "internal", "something went wrong here; the server's log says what")

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
-from fastrank_serving.messages import Problem
+from fastrank_serving.messages import ProblemError
 
 __all__ = ["Engine", "Job", "Ranked"]
 
@@ -141,13 +141,13 @@ class Engine:
 
         Raises
         ------
-        Problem
+        ProblemError
             429 if too many are inside, 503 past the deadline.
         ValueError
             As `fastrank.Catalog.rank`.
         """
         if self._inside >= self.queue:
-            raise Problem(
+            raise ProblemError(
                 429,
                 "too_many_requests",
                 f"{self._inside} requests are being served or wait, which is the limit",
@@ -237,7 +237,7 @@ class Engine:
 def _too_late(job: Job) -> None:
     if job.result is not None and not job.result.done():
         job.result.set_exception(
-            Problem(
+            ProblemError(
                 503,
                 "deadline_exceeded",
                 "the ranking did not come in time",

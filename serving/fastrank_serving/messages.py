@@ -22,7 +22,7 @@ import fastrank as fr
 __all__ = [
     "Answer",
     "PolicyName",
-    "Problem",
+    "ProblemError",
     "Request",
     "answer_of",
     "encoded",
@@ -87,7 +87,7 @@ class Answer(msgspec.Struct, kw_only=True):
     is_fallback: bool
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """A request that is answered by an error.
 
     Attributes
@@ -129,7 +129,7 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def error_body(problem: Problem, request_id: str | None) -> bytes:
+def error_body(problem: ProblemError, request_id: str | None) -> bytes:
     """The JSON of an error."""
     return msgspec.json.encode(
         {
@@ -164,7 +164,7 @@ def parse(body: bytes) -> Request:
 
     Raises
     ------
-    Problem
+    ProblemError
         400 or 422, naming the field.
     """
     # msgspec takes the last of two equal names; an escape can hide one.
@@ -178,7 +178,7 @@ def parse(body: bytes) -> Request:
             return parse_parameters(gateway)
         raise _invalid(str(error), _members(body)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, "malformed_json", f"the body is not JSON: {error}") from None
+        raise ProblemError(400, "malformed_json", f"the body is not JSON: {error}") from None
     return _checked(request)
 
 
@@ -203,7 +203,7 @@ def _checked(request: Request) -> Request:
     for name in ("user_id", "request_id", "inference_type"):
         text = getattr(request, name)
         if text is not None and not 0 < len(text) <= MAX_TEXT:
-            raise Problem(
+            raise ProblemError(
                 422,
                 "invalid_value",
                 f"{name}: expected 1 to {MAX_TEXT} characters, got {len(text)}",
@@ -213,7 +213,7 @@ def _checked(request: Request) -> Request:
             )
     if (request.user_id is None) == (request.query is None):
         which = "neither" if request.user_id is None else "both"
-        raise Problem(
+        raise ProblemError(
             400,
             "user_or_query",
             f"user_id, query: exactly one of them is wanted, got {which}",
@@ -223,7 +223,7 @@ def _checked(request: Request) -> Request:
     if request.query is not None:
         for j, value in enumerate(request.query):
             if not math.isfinite(value) or abs(value) > 3.4e38:
-                raise Problem(
+                raise ProblemError(
                     422,
                     "invalid_value",
                     f"query: entry {j}: expected a finite float32, got {value!r}",
@@ -232,7 +232,7 @@ def _checked(request: Request) -> Request:
                     allowed="finite numbers",
                 )
     if request.seed is not None and not 0 <= request.seed < 2**64:
-        raise Problem(
+        raise ProblemError(
             422,
             "out_of_range",
             f"seed: expected an integer of 0 to 2^64 - 1, got {request.seed}",
@@ -249,7 +249,7 @@ def _refuse_repeated(body: bytes) -> None:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise Problem(
+            raise ProblemError(
                 400, "duplicate_field", f"{twice}: given more than once", field=twice[:MAX_TEXT]
             )
         return found
@@ -257,7 +257,7 @@ def _refuse_repeated(body: bytes) -> None:
     try:
         json.loads(body, object_pairs_hook=members)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "malformed_json", f"the body is not JSON: {error}") from None
+        raise ProblemError(400, "malformed_json", f"the body is not JSON: {error}") from None
 
 
 def _members(body: bytes) -> dict[str, Any]:
@@ -275,13 +275,13 @@ def _gateway(body: bytes) -> dict[str, str] | None:
     if inner is None or len(members) > 1:
         return None
     if not isinstance(inner, dict):
-        raise Problem(
+        raise ProblemError(
             400, "invalid_type", "gateway: expected an object", field="gateway", value=inner
         )
     found: dict[str, str] = {}
     for name, value in inner.items():
         if not isinstance(value, str):
-            raise Problem(
+            raise ProblemError(
                 400, "invalid_type", f"{name}: expected text in gateway", field=name, value=value
             )
         found[name] = unquote_plus(value, errors="strict") if _decodable(value) else value
@@ -296,7 +296,7 @@ def _decodable(text: str) -> bool:
     return True
 
 
-def _invalid(message: str, members: Mapping[str, Any]) -> Problem:
+def _invalid(message: str, members: Mapping[str, Any]) -> ProblemError:
     """What msgspec says, with the field and the value."""
     unknown = _UNKNOWN.search(message)
     if unknown is not None:
@@ -305,9 +305,9 @@ def _invalid(message: str, members: Mapping[str, Any]) -> Problem:
     field = path[1] if path is not None and path[1] else None
     what = message.split(" - at ")[0]
     if field is None:
-        return Problem(400, "invalid_type", f"the body: {what}")
+        return ProblemError(400, "invalid_type", f"the body: {what}")
     value = members.get(field)
-    return Problem(
+    return ProblemError(
         400,
         "invalid_type",
         f"{field}: {what[0].lower()}{what[1:]}; got {_short(value)!r}",
@@ -316,9 +316,9 @@ def _invalid(message: str, members: Mapping[str, Any]) -> Problem:
     )
 
 
-def _unknown(name: str) -> Problem:
+def _unknown(name: str) -> ProblemError:
     allowed = list(_FIELDS)
-    return Problem(
+    return ProblemError(
         400,
         "unknown_field",
         f"{name[:MAX_TEXT]}: not a field of a request: {', '.join(allowed)}",
@@ -345,7 +345,7 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
 
     Raises
     ------
-    Problem
+    ProblemError
         For an unknown name, or parameters that it does not take.
     """
     name = request.inference_type
@@ -353,7 +353,7 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
         return default
     if name is not None and name not in fr.INFERENCE_TYPES:
         allowed = list(fr.INFERENCE_TYPES)
-        raise Problem(
+        raise ProblemError(
             422,
             "unknown_inference_type",
             f"inference_type: expected one of {', '.join(allowed)}; got {_short(name)!r}",
@@ -369,7 +369,7 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
         if value is None:
             continue
         if key not in accepted:
-            raise Problem(
+            raise ProblemError(
                 422,
                 "invalid_value",
                 f"{key}: {chosen} does not take it",
@@ -383,7 +383,7 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
     except ValueError as error:
         text = str(error)
         field = text.split(":", 1)[0]
-        raise Problem(
+        raise ProblemError(
             422,
             "out_of_range",
             text,

@@ -21,7 +21,7 @@ import fastrank as fr
 from fastrank.opening import open_directory
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
-    Problem,
+    ProblemError,
     Request,
     Served,
     answer_of,
@@ -154,17 +154,13 @@ class Service:
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            raise Problem(503, "not_ready", "the model is being loaded", retry_after=1)
+            raise ProblemError(503, "not_ready", "the model is being loaded", retry_after=1)
         return self._loaded
 
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return (
-            self._loaded is not None
-            and not self.draining
-            and self.engine.stuck_for() < _STUCK
-        )
+        return self._loaded is not None and not self.draining and self.engine.stuck_for() < _STUCK
 
     # ---- Requests ---------------------------------------------------------------------------
 
@@ -173,7 +169,7 @@ class Service:
 
         Raises
         ------
-        Problem
+        ProblemError
         """
         given = request.request_id or inference_id
         if given is None or not self.settings.keep_answers:
@@ -191,7 +187,7 @@ class Service:
             # What failed is tried anew.
             if self._answers.get(given) is first:
                 del self._answers[given]
-            first.set_exception(error if isinstance(error, Problem) else _interrupted())
+            first.set_exception(error if isinstance(error, ProblemError) else _interrupted())
             first.exception()  # it need not be waited for
             raise
         first.set_result(body)
@@ -210,7 +206,7 @@ class Service:
             try:
                 policy = fr.PlackettLuce(policy.temperature * user_temperature, policy.sampler)
             except ValueError as error:
-                raise Problem(422, "out_of_range", str(error), field="temperature") from None
+                raise ProblemError(422, "out_of_range", str(error), field="temperature") from None
         else:
             user_temperature = None
         seed = request.seed
@@ -230,7 +226,7 @@ class Service:
             ranked = await self.engine.rank(job)
         except ValueError as error:
             text = str(error)
-            raise Problem(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
+            raise ProblemError(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
         served = Served(
             request_id=request_id,
             user_id=request.user_id,
@@ -253,7 +249,7 @@ class Service:
         if request.query is not None:
             query = np.array(request.query, np.float32)
             if query.shape != (loaded.catalog.dim,):
-                raise Problem(
+                raise ProblemError(
                     422,
                     "invalid_value",
                     f"query: expected {loaded.catalog.dim} numbers, got {len(query)}",
@@ -265,7 +261,7 @@ class Service:
         found = loaded.of_user(request.user_id)
         if found is None:
             if self.settings.fallback is None:
-                raise Problem(
+                raise ProblemError(
                     404,
                     "unknown_user",
                     f"user_id: the model does not know {request.user_id!r}",
@@ -326,12 +322,14 @@ class Service:
             _LOG.exception("request %s: not logged", served.request_id)
 
 
-def _interrupted() -> Problem:
-    return Problem(503, "interrupted", "the first request of this id was broken off", retry_after=1)
+def _interrupted() -> ProblemError:
+    return ProblemError(
+        503, "interrupted", "the first request of this id was broken off", retry_after=1
+    )
 
 
-def _out_of_range(name: str, value: int, allowed: str) -> Problem:
-    return Problem(
+def _out_of_range(name: str, value: int, allowed: str) -> ProblemError:
+    return ProblemError(
         422,
         "out_of_range",
         f"{name}: expected {allowed}, got {value}",
@@ -341,8 +339,8 @@ def _out_of_range(name: str, value: int, allowed: str) -> Problem:
     )
 
 
-def _wrong_id(name: str, value: object, allowed: str) -> Problem:
-    return Problem(
+def _wrong_id(name: str, value: object, allowed: str) -> ProblemError:
+    return ProblemError(
         422,
         "invalid_value",
         f"{name}: expected {allowed}; got {str(value)[:100]!r}",

@@ -101,7 +101,7 @@ class Settings:
         FASTRANK_LOG_DIR, FASTRANK_EMF, FASTRANK_POLICY, FASTRANK_FALLBACK are heeded.
         """
         base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
-        made = cls(model=Path(base, "model"), host="0.0.0.0")  # noqa: S104  # the contract wants it
+        made = cls(model=Path(base, "model"), host="0.0.0.0")  # the contract wants it
         given: dict[str, Any] = {}
         numbers = {
             "SAGEMAKER_BIND_TO_PORT": ("port", int),

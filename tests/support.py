@@ -349,3 +349,14 @@ PANEL_CASES = (
     LawCase("panels, exclude", MANY, 2, exclude=tuple(range(10, 30, 2))),
     LawCase("panels, allow", MANY, 2, allow=(0, 5, 15, 16, 17, 31, 32, 36)),
 )
+
+
+def same_ranking(a: fr.Ranking, b: fr.Ranking) -> bool:
+    """Equal bit for bit in everything that a log would hold."""
+    return (
+        a.item_ids.tolist() == b.item_ids.tolist()
+        and a.scores.tobytes() == b.scores.tobytes()
+        and a.log_propensities.tobytes() == b.log_propensities.tobytes()
+        and (a.log_propensity, a.log_norm) == (b.log_propensity, b.log_norm)
+        and (a.seed, a.policy, a.n_eligible) == (b.seed, b.policy, b.n_eligible)
+    )

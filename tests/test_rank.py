@@ -15,6 +15,7 @@ from support import (
     assert_log_propensities,
     assert_well_formed,
     random_scored,
+    same_ranking,
     scored,
 )
 
@@ -24,17 +25,6 @@ from fastrank.policies import Sampler
 
 SIZES = [1, 2, 15, 16, 17, 33, 100, 1_000, 5_000]
 STOCHASTIC = [name for name in POLICIES if name != "deterministic"]
-
-
-def same_ranking(a: fr.Ranking, b: fr.Ranking) -> bool:
-    """Equal bit for bit in everything that a log would hold."""
-    return (
-        a.item_ids.tolist() == b.item_ids.tolist()
-        and a.scores.tobytes() == b.scores.tobytes()
-        and a.log_propensities.tobytes() == b.log_propensities.tobytes()
-        and (a.log_propensity, a.log_norm) == (b.log_propensity, b.log_norm)
-        and (a.seed, a.policy, a.n_eligible) == (b.seed, b.policy, b.n_eligible)
-    )
 
 
 # The record

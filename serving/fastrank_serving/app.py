@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import re
+import signal
 from typing import Any, TypeAlias
 
 import msgspec
@@ -95,8 +97,9 @@ class App:
                 raise ProblemError(
                     415,
                     "unsupported_media_type",
-                    f"content-type: expected application/json, got {kind.decode('latin-1')[:100]!r}",
+                    "content-type: expected application/json",
                     field="content-type",
+                    value=kind.decode("latin-1"),
                     allowed=["application/json", "application/jsonlines"],
                 )
             body = await self._body(headers, receive)
@@ -309,9 +312,12 @@ def _others(app: App) -> ASGIApp:
         if not service.settings.admin or not _is_local(request):
             return refused(ProblemError(404, "not_found", "there is nothing here"))
         try:
-            return JSONResponse({"model_version": await service.reload()})
+            found = await service.reload()
         except (ValueError, OSError) as error:
             return refused(ProblemError(409, "not_reloaded", f"the old model serves: {error}"))
+        if service.settings.workers > 1:
+            os.kill(os.getppid(), signal.SIGHUP)  # hands it on to the other workers
+        return JSONResponse({"model_version": found})
 
     async def not_found(_: HttpRequest, __: Exception) -> Response:
         return refused(ProblemError(404, "not_found", "there is nothing here"))

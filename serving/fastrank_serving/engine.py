@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ import fastrank as fr
 from fastrank_serving.messages import ProblemError
 
 __all__ = ["Engine", "Job", "Ranked"]
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger("fastrank.serving")
 
@@ -170,7 +172,7 @@ class Engine:
             late.cancel()
             self._inside -= 1
 
-    async def run(self, work: Callable[[], Any]) -> Any:
+    async def run(self, work: Callable[[], T]) -> T:
         """Other work in one of the threads: loading a model, say."""
         return await asyncio.get_running_loop().run_in_executor(None, work)
 

@@ -307,10 +307,11 @@ def _invalid(message: str, members: Mapping[str, Any]) -> ProblemError:
     if field is None:
         return ProblemError(400, "invalid_type", f"the body: {what}")
     value = members.get(field)
+    got = f"; got {_short(value)!r}" if field in members else ""
     return ProblemError(
         400,
         "invalid_type",
-        f"{field}: {what[0].lower()}{what[1:]}; got {_short(value)!r}",
+        f"{field}: {what[0].lower()}{what[1:]}{got}",
         field=field,
         value=value,
     )

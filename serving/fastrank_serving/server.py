@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fastrank_serving.settings import Settings
 
@@ -31,6 +32,8 @@ __all__ = ["run"]
 _LOG = logging.getLogger("fastrank.serving")
 _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
 _BACKLOG = 2048
+_HEAD_SECONDS = 30.0  # for a request's head to come
+_HEAD_BYTES = 65_536
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
 
 
@@ -76,7 +79,7 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -91,6 +94,54 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
     app.on_failure = server.fail
     server.run(sockets=[listening])
     return 1 if server.failed else 0
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's connection, which does not wait for ever for a request's head.
+
+    A client that connects and says nothing, or a byte at a time, is sent away.
+    """
+
+    _late: Any = None
+    _head = 0  # bytes that came of it
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._late is None:
+            self._head = 0
+            self._late = self.loop.call_later(_HEAD_SECONDS, self._send_away)
+
+    def _send_away(self) -> None:
+        self._late = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._late is not None:
+            self._head += len(data)
+            if self._head > _HEAD_BYTES:
+                self._late.cancel()
+                self._send_away()
+
+    def on_message_begin(self) -> None:
+        self._wait()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        super().connection_lost(exc)
 
 
 class _Server(uvicorn.Server):
@@ -202,7 +253,7 @@ class _Workers:
         from prometheus_client.multiprocess import mark_process_dead
 
         if worker.pid is not None:
-            mark_process_dead(worker.pid)
+            mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
 
     def _stop(self, number: int, _frame: Any) -> None:
         self._stopping.set()

@@ -39,6 +39,7 @@ __all__ = ["Loaded", "Service"]
 
 _LOG = logging.getLogger("fastrank.serving")
 _STUCK = 10.0  # seconds, after which a pass is taken to hang
+_KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
 _AGREE = 1e-5  # log-propensities of the self-test
 
 
@@ -110,7 +111,7 @@ class Service:
         self.draining = False
         self.log: LogWriter | None = None
         self._loaded: Loaded | None = None
-        self._answers: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._answers = _Answers(settings.keep_answers)
         self._reloading = asyncio.Lock()
 
     # ---- Life -------------------------------------------------------------------------------
@@ -178,19 +179,13 @@ class Service:
         if first is not None:
             self.metrics.repeated.inc()
             return await asyncio.shield(first)
-        first = self._answers[given] = asyncio.get_running_loop().create_future()
-        if len(self._answers) > self.settings.keep_answers:
-            self._answers.popitem(last=False)
+        first = self._answers.begin(given)
         try:
             body = await self._answer(request, given)
         except BaseException as error:
-            # What failed is tried anew.
-            if self._answers.get(given) is first:
-                del self._answers[given]
-            first.set_exception(error if isinstance(error, ProblemError) else _interrupted())
-            first.exception()  # it need not be waited for
+            self._answers.failed(given, error)  # and is tried anew when it is sent again
             raise
-        first.set_result(body)
+        self._answers.keep(given, body)
         return body
 
     async def _answer(self, request: Request, request_id: str) -> bytes:
@@ -320,6 +315,40 @@ class Service:
         except ValueError:  # nothing that a request sends may end here
             self.metrics.not_logged.inc()
             _LOG.exception("request %s: not logged", served.request_id)
+
+
+class _Answers:
+    """Answers by request id, those of the latest requests, for requests that are sent again."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._answers: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._size = 0  # bytes of those that are there
+
+    def get(self, request_id: str) -> asyncio.Future[bytes] | None:
+        return self._answers.get(request_id)
+
+    def begin(self, request_id: str) -> asyncio.Future[bytes]:
+        """The answer is being made."""
+        self._answers[request_id] = asyncio.get_running_loop().create_future()
+        return self._answers[request_id]
+
+    def keep(self, request_id: str, body: bytes) -> None:
+        """Here it is; the oldest ones make room."""
+        self._answers[request_id].set_result(body)
+        self._size += len(body)
+        while self._size > _KEPT_BYTES or len(self._answers) > self._most:
+            oldest, answer = next(iter(self._answers.items()))
+            if not answer.done():
+                return  # all that came later is kept until this one is there
+            del self._answers[oldest]
+            self._size -= len(answer.result())
+
+    def failed(self, request_id: str, error: BaseException) -> None:
+        """There is none."""
+        answer = self._answers.pop(request_id)
+        answer.set_exception(error if isinstance(error, ProblemError) else _interrupted())
+        answer.exception()  # nobody need wait for it
 
 
 def _interrupted() -> ProblemError:

@@ -1,0 +1,176 @@
+"""The queue: what is refused, what shares a pass, what comes too late."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from support import same_ranking
+
+import fastrank as fr
+from fastrank_serving import engine
+from fastrank_serving.engine import Engine, Job
+from fastrank_serving.messages import ProblemError
+
+T = TypeVar("T")
+RNG = np.random.default_rng(0)
+CATALOG = fr.Catalog(np.arange(500), RNG.standard_normal((500, 8)))
+LIMIT = 30.0  # seconds that something may take on a busy machine before it counts as hanging
+
+
+class Held:
+    """Lets no pass begin until it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.passes: list[int] = []
+        ranked = engine._ranked
+
+        def held(jobs: list[Job]) -> Any:
+            self.passes.append(len(jobs))
+            assert self.go.wait(LIMIT)
+            return ranked(jobs)
+
+        monkeypatch.setattr(engine, "_ranked", held)
+        monkeypatch.setattr(engine, "INLINE_WORK", 0)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(monkeypatch)
+
+
+def job(seed: int, **changes: Any) -> Job:
+    query = np.random.default_rng(seed).standard_normal(8).astype(np.float32)
+    made: dict[str, Any] = {
+        "catalog": CATALOG, "query": query, "k": 5, "policy": fr.PlackettLuce(), "seed": seed,
+    }  # fmt: skip
+    return Job(**made | changes)
+
+
+def run(work: Callable[[Engine], Awaitable[T]], **options: Any) -> T:
+    async def inside() -> T:
+        own = Engine(**{"threads": 1, "queue": 100} | options)
+        try:
+            return await asyncio.wait_for(work(own), LIMIT)
+        finally:
+            own.close()
+
+    return asyncio.run(inside())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
+
+
+def test_one_job() -> None:
+    async def work(own: Engine) -> None:
+        for _ in range(3):
+            found = await own.rank(job(1))
+            assert same_ranking(found.ranking, job(1).rank())
+            assert found.shared == 1
+        assert own.inside == own.waiting == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize("share", [1, 3, 64])
+def test_waiting_jobs_share_passes_and_get_their_own_rankings(held: Held, share: int) -> None:
+    jobs = [job(i) for i in range(10)]
+    jobs[4] = job(4, exclude=np.array([1, 2, 3]))
+    jobs[5] = job(5, policy=fr.Deterministic())
+    jobs[6] = job(6, policy=fr.EpsilonGreedy(0.5), allow=np.arange(20))
+    jobs[7] = job(7, k=3)
+
+    async def work(own: Engine) -> list[Any]:
+        tasks = [asyncio.create_task(own.rank(each)) for each in jobs]
+        await until(lambda: own.waiting == 9)  # one has a thread, the others wait
+        held.go.set()
+        return await asyncio.gather(*tasks)
+
+    found = run(work, share=share)
+    for each, one in zip(found, jobs, strict=True):
+        assert same_ranking(each.ranking, one.rank())
+    expected = {1: [1] * 10, 3: [1, 3, 3, 1, 2], 64: [1, 8, 1]}[share]
+    assert sorted(held.passes) == sorted(expected)
+
+
+def test_the_queue_is_bounded(held: Held) -> None:
+    async def work(own: Engine) -> None:
+        tasks = [asyncio.create_task(own.rank(job(i))) for i in range(4)]
+        await until(lambda: own.inside == 4)
+        with pytest.raises(ProblemError) as caught:
+            await own.rank(job(9))
+        assert (caught.value.status, caught.value.retry_after) == (429, 1)
+        held.go.set()
+        await asyncio.gather(*tasks)
+        await own.rank(job(9))
+
+    run(work, queue=4)
+
+
+def test_deadlines(held: Held) -> None:
+    """An answer comes, and nobody ranks for who has been told that it is too late."""
+
+    async def work(own: Engine) -> None:
+        first = asyncio.create_task(own.rank(job(1)))
+        await until(lambda: len(held.passes) == 1)
+        with pytest.raises(ProblemError) as caught:
+            await own.rank(job(2, deadline=time.monotonic() + 0.01))
+        assert (caught.value.status, caught.value.code) == (503, "deadline_exceeded")
+        held.go.set()
+        await first
+        await own.rank(job(3))
+
+    run(work)
+    assert held.passes == [1, 1]
+
+
+def test_one_bad_job_does_not_spoil_a_pass(held: Held) -> None:
+    async def work(own: Engine) -> list[Any]:
+        bad = job(2, exclude=["no such kind of id"])
+        tasks = [asyncio.create_task(own.rank(each)) for each in (job(0), job(1), bad, job(3))]
+        await until(lambda: own.waiting == 3)
+        held.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = run(work)
+    assert isinstance(found[2], ValueError)
+    for i in (0, 1, 3):
+        assert same_ranking(found[i].ranking, job(i).rank())
+
+
+def test_a_pass_that_hangs_is_noticed(held: Held) -> None:
+    async def work(own: Engine) -> None:
+        assert own.stuck_for() == 0.0
+        task = asyncio.create_task(own.rank(job(1)))
+        await until(lambda: own.stuck_for() > 0.02)
+        held.go.set()
+        await task
+        assert own.stuck_for() == 0.0
+
+    run(work)
+
+
+def test_who_leaves_is_not_ranked_for(held: Held) -> None:
+    async def work(own: Engine) -> None:
+        first = asyncio.create_task(own.rank(job(1)))
+        await until(lambda: len(held.passes) == 1)
+        second = asyncio.create_task(own.rank(job(2)))
+        await until(lambda: own.waiting == 1)
+        second.cancel()
+        held.go.set()
+        await first
+        assert same_ranking((await own.rank(job(3))).ranking, job(3).rank())
+        assert own.inside == 0
+
+    run(work)
+    assert held.passes == [1, 1]

@@ -1,0 +1,158 @@
+"""Bodies in, errors out: each names the field and the value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastrank as fr
+from fastrank_serving import messages
+from fastrank_serving.messages import ProblemError, Request, parse, parse_parameters
+
+
+def refused(body: bytes | str | dict[str, Any]) -> ProblemError:
+    content = json.dumps(body) if isinstance(body, dict) else body
+    with pytest.raises(ProblemError) as caught:
+        parse(content.encode() if isinstance(content, str) else content)
+    return caught.value
+
+
+def test_a_request() -> None:
+    found = parse(b'{"user_id": "ann", "k": "5", "seed": 3, "exclude": [1, "2"]}')
+    assert found == Request(user_id="ann", k=5, seed=3, exclude=[1, "2"])
+    assert parse(b'{"query": [1, "2.5"]}').query == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        ({}, 400, "user_or_query", "user_id"),
+        ({"user_id": "a", "query": [1.0]}, 400, "user_or_query", "user_id"),
+        ({"user_id": 5}, 400, "invalid_type", "user_id"),
+        ({"user_id": ""}, 422, "invalid_value", "user_id"),
+        ({"user_id": "a" * 257}, 422, "invalid_value", "user_id"),
+        ({"user_id": "a", "k": "five"}, 400, "invalid_type", "k"),
+        ({"user_id": "a", "k": True}, 400, "invalid_type", "k"),
+        ({"user_id": "a", "k": 2.5}, 400, "invalid_type", "k"),
+        ({"user_id": "a", "K": 5}, 400, "unknown_field", "K"),
+        ({"user_id": "a", "seed": -1}, 422, "out_of_range", "seed"),
+        ({"user_id": "a", "seed": 2**64}, 422, "out_of_range", "seed"),
+        ({"user_id": "a", "exclude": 1}, 400, "invalid_type", "exclude"),
+        ({"user_id": "a", "exclude": [1.5]}, 400, "invalid_type", "exclude"),
+        ({"query": "1,2"}, 400, "invalid_type", "query"),
+        ({"query": [None]}, 400, "invalid_type", "query"),
+        ('{"query": [1e39]}', 422, "invalid_value", "query"),
+        ('{"query": [1e999]}', 400, "invalid_type", "query"),
+        ('{"query": [NaN]}', 400, "malformed_json", None),
+        ('{"user_id": "a", "k": 1, "k": 2}', 400, "duplicate_field", "k"),
+        (r'{"user_id": "a", "k": 1, "\u006b": 2}', 400, "duplicate_field", "k"),
+        ("[1]", 400, "invalid_type", None),
+        ("null", 400, "invalid_type", None),
+        ("", 400, "malformed_json", None),
+        ("{", 400, "malformed_json", None),
+        (b'{"user_id": "\xff"}', 400, "malformed_json", None),
+        ("[" * 100_000, 400, "invalid_type", None),
+        ('{"query": ' + "[" * 100_000, 400, "invalid_type", "query"),
+        ({"gateway": {"user_id": "a"}, "k": 5}, 400, "unknown_field", "gateway"),
+        ({"gateway": []}, 400, "invalid_type", "gateway"),
+        ({"gateway": {"user_id": 5}}, 400, "invalid_type", "user_id"),
+        ({"gateway": {"nobody": "x"}}, 400, "unknown_field", "nobody"),
+    ],
+)
+def test_what_is_refused(body: Any, status: int, code: str, field: str | None) -> None:
+    found = refused(body)
+    assert (found.status, found.code, found.field) == (status, code, field)
+    if field is not None:
+        assert field in found.message
+
+
+def test_a_value_may_repeat_a_field_name() -> None:
+    assert parse(b'{"user_id": "user_id"}').user_id == "user_id"
+
+
+def test_gateway_parameters() -> None:
+    body = {"gateway": {"user_id": "O%27Brien%22%2C%22seed%22%3A%221", "k": "", "seed": "7"}}
+    found = parse(json.dumps(body).encode())
+    assert found == Request(user_id='O\'Brien","seed":"1', k=10, seed=7)
+    found = parse_parameters({"user_id": "a", "exclude": "1, 2,,", "k": "3"})
+    assert (found.exclude, found.k) == (["1", "2"], 3)
+
+
+def problem_of(work: Callable[[], object]) -> ProblemError | None:
+    try:
+        work()
+    except ProblemError as problem:
+        return problem
+    return None
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_bytes_have_an_answer(body: bytes) -> None:
+    problem = problem_of(lambda: parse(body))
+    if problem is not None:
+        assert 400 <= problem.status < 500
+        assert json.loads(messages.error_body(problem, "r"))["error"]["message"]
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Request.__struct_fields__, "gateway"]), _VALUES))
+def test_any_object_has_an_answer(body: dict[str, Any]) -> None:
+    problem = problem_of(
+        lambda: messages.policy_of(parse(json.dumps(body).encode()), fr.PlackettLuce())
+    )
+    if problem is not None:
+        error = json.loads(messages.error_body(problem, None))["error"]
+        assert set(error) == {
+            "code", "field", "value", "allowed", "message", "request_id", "retry_after_s",
+        }  # fmt: skip
+
+
+def policy(**request: Any) -> fr.Policy:
+    return messages.policy_of(Request(user_id="a", **request), fr.PlackettLuce(0.5))
+
+
+def test_policies() -> None:
+    assert policy() == fr.PlackettLuce(0.5)
+    assert policy(temperature=0.2) == fr.PlackettLuce(0.2)
+    assert policy(inference_type="deterministic") == fr.Deterministic()
+    assert policy(inference_type="uniform") == fr.Uniform()
+    assert policy(inference_type="stochastic_epsilon_greedy", epsilon=0.3) == fr.EpsilonGreedy(0.3)
+    assert policy(inference_type="stochastic_plackett_luce") == fr.PlackettLuce(
+        0.5, sampler="sequential"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"inference_type": "best"}, "inference_type"),
+        ({"inference_type": "deterministic", "temperature": 1.0}, "temperature"),
+        ({"epsilon": 0.1}, "epsilon"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"inference_type": "stochastic_epsilon_greedy", "epsilon": 1.5}, "epsilon"),
+    ],
+)
+def test_policies_that_are_none(request_: dict[str, Any], field: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        policy(**request_)
+    assert (caught.value.status, caught.value.field) == (422, field)
+    assert msgspec.json.decode(messages.error_body(caught.value, None))["error"]["field"] == field
+
+
+def test_unknown_policies_are_told_the_names() -> None:
+    with pytest.raises(ProblemError) as caught:
+        policy(inference_type="best")
+    assert caught.value.allowed == list(fr.INFERENCE_TYPES)

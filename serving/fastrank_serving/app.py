@@ -48,9 +48,12 @@ _EMF_SECONDS = 60.0
 _BODY_SECONDS = 30.0  # for a client to send its body
 
 
-def create_app(settings: Settings) -> App:
-    """The app for these settings; the model is loaded when the server starts."""
-    return App(Service(settings, metrics.Metrics()))
+def create_app(settings: Settings, load_first: bool = False) -> App:
+    """The app for these settings; the model is loaded when the server starts.
+
+    load_first: nothing is accepted before it is there. Otherwise /ping says that it is not yet.
+    """
+    return App(Service(settings, metrics.Metrics()), load_first)
 
 
 class App:
@@ -61,8 +64,9 @@ class App:
     service : Service
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, load_first: bool = False) -> None:
         self.service = service
+        self._load_first = load_first
         self.on_failure: Any = None  # called when the model could not be loaded
         self._others = _others(self)
 
@@ -202,8 +206,9 @@ class App:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        # The server listens at once, and /ping says when the model is there.
         starting = asyncio.create_task(self._start())
+        if self._load_first:
+            await starting
         emf = asyncio.create_task(self._emf()) if self.service.settings.emf else None
         await send({"type": "lifespan.startup.complete"})
         await receive()

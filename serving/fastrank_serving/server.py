@@ -7,6 +7,7 @@ anew. Workers are spawned, not forked, and one that dies is replaced.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import multiprocessing
@@ -34,6 +35,7 @@ _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections fo
 _BACKLOG = 2048
 _HEAD_SECONDS = 30.0  # for a request's head to come
 _HEAD_BYTES = 65_536
+_GREETING = 0.1  # seconds for the request of a connection that came last
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
 
 
@@ -75,7 +77,8 @@ def _listen(settings: Settings) -> socket.socket:
 def _serve(settings: Settings, listening: socket.socket) -> int:
     from fastrank_serving.app import create_app
 
-    app = create_app(settings)
+    # Of several workers, one that is ready must not answer /ping for one that is not.
+    app = create_app(settings, load_first=settings.workers > 1)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -151,6 +154,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._tasks: set[Any] = set()
+        self._listening: list[socket.socket] = []
         self.failed = False
 
     def fail(self) -> None:
@@ -160,8 +164,6 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        import asyncio
-
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain, loop)
@@ -171,6 +173,33 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # Copies, by which connections that wait in the kernel's queue can be taken at the end.
+        self._listening = [each.dup() for each in sockets or []]
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        taken = 0
+        for each in self._listening:
+            each.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client, _ = each.accept()
+                    await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
+                    taken += 1
+            each.close()
+        if taken:
+            await asyncio.sleep(_GREETING)  # or they would count as idle
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = _Protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     def _drain(self, loop: Any) -> None:
         if self._service.draining:
@@ -229,7 +258,8 @@ class _Workers:
                 del self._workers[worker]
                 self._forget(worker)
                 if self._stopping.is_set():
-                    failed = failed or worker.exitcode != 0
+                    # One that had not begun to listen to signals ends by them.
+                    failed = failed or worker.exitcode not in (0, -signal.SIGTERM)
                     continue
                 early = time.monotonic() - since < _LEAST_LIFE
                 if worker.exitcode == 1 and early:  # it could not load the model; nor would others
@@ -257,6 +287,7 @@ class _Workers:
 
     def _stop(self, number: int, _frame: Any) -> None:
         self._stopping.set()
+        self._listening.close()  # the workers have it: what they do not take, nobody would
         self._hand_on(signal.SIGTERM, None)
 
     def _hand_on(self, number: int, _frame: Any) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +126,93 @@ async def serving(model: Path, **settings: Any) -> AsyncIterator[App]:
         yield app
     finally:
         await app.service.close()
+
+
+class Process:
+    """A server of its own, on a port that was free.
+
+    Parameters
+    ----------
+    model : path
+    arguments : str
+        Of ``fastrank serve``.
+    """
+
+    def __init__(self, model: Path, *arguments: str, wait: bool = True) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", "fastrank", "serve", str(model), "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if wait:
+            self.until_ready()
+
+    def until_ready(self, seconds: float = 30.0) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if self.get("/ping")[0] == 200:
+                    return
+            if self.process.poll() is not None:
+                raise AssertionError(self.process.communicate()[1])
+            time.sleep(0.01)
+        raise AssertionError("not ready in time")
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = self.connection()
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+        finally:
+            connection.close()
+
+    def ask(
+        self, connection: http.client.HTTPConnection | None = None, **request: Any
+    ) -> tuple[int, Any]:
+        own = connection or self.connection()
+        try:
+            own.request("POST", "/invocations", json.dumps(request), JSON)
+            reply = own.getresponse()
+            return reply.status, json.loads(reply.read())
+        finally:
+            if connection is None:
+                own.close()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, seconds: float = 30.0) -> tuple[int, str]:
+        """Wait for the end; exit code and what it said."""
+        try:
+            _, said = self.process.communicate(timeout=seconds)
+        finally:
+            self.process.kill()
+        return self.process.returncode, said
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.communicate(timeout=20)
+        self.process.kill()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def with_app(model: Path, work: Callable[[App], Awaitable[T]], **settings: Any) -> T:

@@ -1,0 +1,458 @@
+"""The app without a network: SageMaker's contract, repeated requests, the log, reloads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from served import ask, call, make_model, serving, with_app
+
+import fastrank as fr
+from fastrank.eventlog import LogReader
+from fastrank_serving.app import App, create_app
+from fastrank_serving.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("served") / "model"
+    make_model(directory)
+    return directory
+
+
+def test_an_answer_is_a_log_row(model: Path) -> None:
+    known = fr.Model.open(model)
+
+    async def work(app: App) -> None:
+        reply = await ask(app, user_id="u3", k=4, seed=7, request_id="r")
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+        assert reply.headers["cache-control"] == "no-store"
+        found = reply.json()
+        ranking = known.recommend("u3", 4, policy=fr.PlackettLuce(), seed=7)
+        assert found == {
+            "request_id": "r",
+            "user_id": "u3",
+            "item_ids": ranking.item_ids.tolist(),
+            "scores": ranking.scores.tolist(),
+            "log_propensities": ranking.log_propensities.tolist(),
+            "log_propensity": ranking.log_propensity,
+            "log_norm": ranking.log_norm,
+            "propensity_kind": "exact",
+            "log_norm_error": 0.0,
+            "k": 4,
+            "policy": {"name": "stochastic_gumbel_softmax_trick", "params": {"temperature": 1.0}},
+            "seed": 7,
+            "seed_source": "caller",
+            "rng_version": fr.RNG_VERSION,
+            "n_eligible": 200,
+            "model_version": known.version,
+            "catalog_version": known.catalog.version,
+            "is_fallback": False,
+        }
+
+    with_app(model, work)
+
+
+@pytest.mark.parametrize("inference_type", fr.INFERENCE_TYPES)
+def test_every_inference_type(model: Path, inference_type: str) -> None:
+    known = fr.Model.open(model)
+
+    async def work(app: App) -> None:
+        options = {"epsilon": 0.2} if "epsilon" in inference_type else {}
+        reply = await ask(app, user_id="u1", inference_type=inference_type, **options)
+        found = reply.json()
+        assert found["policy"]["name"] == inference_type
+        assert found["seed_source"] == "server"
+        policy = fr.policy(inference_type, **found["policy"]["params"])
+        again = known.recommend("u1", 10, policy=policy, seed=found["seed"])
+        assert again.item_ids.tolist() == found["item_ids"]
+        assert again.log_propensities.tolist() == found["log_propensities"]
+
+    with_app(model, work)
+
+
+def test_filters_and_queries(model: Path) -> None:
+    known = fr.Model.open(model)
+    query = known.user_vector("u2")
+
+    async def work(app: App) -> None:
+        reply = await ask(
+            app,
+            query=query.tolist(),
+            exclude=["5", 6],
+            allow=list(range(12)),
+            inference_type="uniform",
+        )
+        found = reply.json()
+        assert found["n_eligible"] == 10
+        assert set(found["item_ids"]) == set(range(12)) - {5, 6}
+        assert found["user_id"] is None
+        nothing = (await ask(app, user_id="u1", allow=[])).json()
+        assert (nothing["item_ids"], nothing["n_eligible"]) == ([], 0)
+
+    with_app(model, work)
+
+
+def test_own_temperatures_are_in_the_answer(tmp_path: Path) -> None:
+    make_model(tmp_path / "m", users=2, user_temperatures=[2.0, 0.5])
+
+    async def work(app: App) -> None:
+        found = (await ask(app, user_id="u0", temperature=0.1)).json()
+        assert found["policy"]["params"] == {"temperature": 0.2, "user_temperature": 2.0}
+        found = (await ask(app, user_id="u0", inference_type="deterministic")).json()
+        assert found["policy"]["params"] == {}
+        reply = await ask(app, user_id="u0", temperature=1e6)
+        assert (reply.status, reply.error["field"]) == (422, "temperature")
+
+    with_app(tmp_path / "m", work)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "field"),
+    [
+        ({"user_id": "nobody"}, 404, "unknown_user", "user_id"),
+        ({"user_id": "u1", "k": 0}, 422, "out_of_range", "k"),
+        ({"user_id": "u1", "k": 1001}, 422, "out_of_range", "k"),
+        ({"user_id": "u1", "exclude": ["x"]}, 422, "invalid_value", "exclude"),
+        ({"user_id": "u1", "exclude": [2**63]}, 422, "invalid_value", "exclude"),
+        ({"user_id": "u1", "allow": list(range(30))}, 422, "out_of_range", "allow"),
+        ({"query": [1.0]}, 422, "invalid_value", "query"),
+        ({"user_id": "u1", "inference_type": "x"}, 422, "unknown_inference_type", "inference_type"),
+        ({"user_id": "u1", "nobody": 1}, 400, "unknown_field", "nobody"),
+    ],
+)
+def test_errors(
+    model: Path, request_: dict[str, Any], status: int, code: str, field: str | None
+) -> None:
+    async def work(app: App) -> None:
+        reply = await ask(app, **request_)
+        assert (reply.status, reply.error["code"], reply.error["field"]) == (status, code, field)
+        assert reply.headers["content-type"] == "application/json"
+
+    with_app(model, work, max_ids=20)
+
+
+def test_text_ids(tmp_path: Path) -> None:
+    make_model(tmp_path / "m", text=True)
+
+    async def work(app: App) -> None:
+        found = (await ask(app, user_id="u1", exclude=["item 3"])).json()
+        assert found["n_eligible"] == 199
+        assert all(item.startswith("item ") for item in found["item_ids"])
+        reply = await ask(app, user_id="u1", exclude=[3])
+        assert (reply.status, reply.error["field"]) == (422, "exclude")
+
+    with_app(tmp_path / "m", work)
+
+
+def test_integer_users(tmp_path: Path) -> None:
+    catalog = fr.Catalog([1, 2], [[1.0], [2.0]])
+    fr.Model(catalog, [10, 11], [[1.0], [2.0]]).save(tmp_path / "m")
+
+    async def work(app: App) -> None:
+        assert (await ask(app, user_id="11")).status == 200
+        for wrong in ("011", "x", "12", "1e1", "11 "):
+            assert (await ask(app, user_id=wrong)).status == 404
+        assert (await ask(app, user_id=11)).status == 400
+
+    with_app(tmp_path / "m", work)
+
+
+def test_a_catalog_alone_wants_queries(tmp_path: Path) -> None:
+    fr.Catalog([1, 2], [[1.0], [2.0]]).save(tmp_path / "m")
+
+    async def work(app: App) -> None:
+        assert (await ask(app, query=[1.0])).status == 200
+        assert (await ask(app, user_id="a")).status == 404
+
+    with_app(tmp_path / "m", work)
+
+
+def test_unknown_users_may_have_a_fallback(model: Path) -> None:
+    async def work(app: App) -> None:
+        found = (await ask(app, user_id="nobody", k=2, inference_type="deterministic")).json()
+        assert found["is_fallback"] is True
+        assert found["policy"] == {"name": "uniform", "params": {}}
+        assert found["log_propensities"] == pytest.approx([-np.log(200), -np.log(199)])
+        assert (await ask(app, user_id="u1")).json()["is_fallback"] is False
+
+    with_app(model, work, fallback=fr.Uniform())
+
+
+# ---- SageMaker ------------------------------------------------------------------------------
+
+
+def test_ping_is_readiness(model: Path) -> None:
+    async def work() -> None:
+        app = create_app(Settings(model=model, threads=1))
+        assert (await call(app, "GET", "/ping")).status == 503
+        assert (await call(app, "GET", "/livez")).status == 200
+        reply = await ask(app, user_id="u1")
+        assert (reply.status, reply.error["code"], reply.headers["retry-after"]) == (
+            503, "not_ready", "1",
+        )  # fmt: skip
+        await app.service.start()
+        reply = await call(app, "GET", "/ping")
+        assert (reply.status, reply.body) == (200, b"")
+        app.service.draining = True
+        assert (await call(app, "GET", "/ping")).status == 503
+        # What still comes is answered, on a connection that ends.
+        reply = await ask(app, user_id="u1")
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        await app.service.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("damage", ["nothing there", "no file", "another law"])
+def test_a_model_that_cannot_serve_is_never_ready(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "m"
+    if damage == "nothing there":
+        directory.mkdir()
+    elif damage == "no file":
+        make_model(directory)
+        next(directory.glob("*user_vectors*")).unlink()
+    else:
+        make_model(directory)
+        monkeypatch.setattr(fr.Catalog, "log_propensities", lambda *_, **__: np.full(10, -1.0))
+
+    async def work() -> None:
+        app = create_app(Settings(model=directory, threads=1))
+        with pytest.raises((ValueError, OSError)):
+            await app.service.start()
+        assert (await call(app, "GET", "/ping")).status == 503
+        await app.service.close()
+
+    asyncio.run(work())
+
+
+def test_headers_of_sagemaker(model: Path) -> None:
+    async def work(app: App) -> None:
+        async def post(**headers: str) -> Any:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            return await call(
+                app, "POST", "/invocations", '{"user_id": "u1"}',
+                {"content-type": "application/json", **named},
+            )  # fmt: skip
+
+        reply = await post(X_Amzn_SageMaker_Custom_Attributes="trace=1")
+        assert reply.headers["x-amzn-sagemaker-custom-attributes"] == "trace=1"
+        reply = await post(X_Amzn_SageMaker_Custom_Attributes="a" * 1025)
+        assert "x-amzn-sagemaker-custom-attributes" not in reply.headers
+        reply = await post(X_Amzn_SageMaker_Inference_Id="inference")
+        assert reply.json()["request_id"] == "inference"
+        reply = await post(X_Nobody_Knows="this")
+        assert reply.status == 200
+
+    with_app(model, work)
+
+
+def test_content_types(model: Path) -> None:
+    async def work(app: App) -> None:
+        for kind, status in (
+            ("application/json; charset=utf-8", 200),
+            ("Application/JSON", 200),
+            ("text/csv", 415),
+            ("application/x-npy", 415),
+        ):
+            reply = await call(
+                app, "POST", "/invocations", '{"user_id": "u1"}', {"content-type": kind}
+            )
+            assert reply.status == status
+        reply = await call(app, "POST", "/invocations", '{"user_id": "u1"}', {})
+        assert reply.status == 200
+
+    with_app(model, work)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_bodies_have_a_limit(model: Path, parts: int) -> None:
+    async def work(app: App) -> None:
+        body = json.dumps({"user_id": "u1", "exclude": list(range(100))})
+        assert (await call(app, "POST", "/invocations", body, parts=parts)).status == 413
+        length = {"content-type": "application/json", "content-length": "1000000"}
+        assert (await call(app, "POST", "/invocations", "", length)).status == 413
+        assert (await call(app, "POST", "/invocations", '{"user_id": "u1"}', parts=5)).status == 200
+
+    with_app(model, work, max_body=200)
+
+
+def test_batch_transform(model: Path) -> None:
+    async def work(app: App) -> None:
+        lines = [
+            json.dumps({"user_id": f"u{i % 25}", "k": 2, "request_id": f"r{i}"}) for i in range(300)
+        ]
+        lines[7] = "not JSON"
+        lines[9] = ""
+        reply = await call(
+            app, "POST", "/invocations", "\n".join(lines) + "\n",
+            {"content-type": "application/jsonlines"},
+        )  # fmt: skip
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/jsonlines")
+        found = [json.loads(line) for line in reply.body.decode().splitlines()]
+        assert len(found) == 300
+        for i, each in enumerate(found):
+            if i in (7, 9):
+                assert each["error"]["code"] == "malformed_json"
+            elif i % 25 >= 20:
+                assert each["error"]["code"] == "unknown_user"
+            else:
+                assert (each["request_id"], each["user_id"]) == (f"r{i}", f"u{i % 25}")
+        reply = await call(app, "GET", "/execution-parameters")
+        assert reply.json() == {
+            "MaxConcurrentTransforms": 2, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 6,
+        }  # fmt: skip
+
+    with_app(model, work, queue=8)
+
+
+# ---- Besides --------------------------------------------------------------------------------
+
+
+def test_recommended_items(model: Path) -> None:
+    async def work(app: App) -> None:
+        path = "/1/recommended-items/u1"
+        reply = await call(app, "GET", path, query="k=3&inference_type=deterministic&seed=")
+        posted = await ask(app, user_id="u1", k=3, inference_type="deterministic")
+        assert reply.json()["item_ids"] == posted.json()["item_ids"]
+        assert reply.headers["cache-control"] == "no-store"
+        for query, code in (
+            ("k=x", "invalid_type"),
+            ("k=1&k=2", "duplicate_field"),
+            ("user_id=u2", "duplicate_field"),
+            ("nobody=1", "unknown_field"),
+        ):
+            reply = await call(app, "GET", path, query=query)
+            assert (reply.status, reply.error["code"]) == (400, code)
+        assert (await call(app, "GET", "/1/recommended-items/no one")).status == 404
+
+    with_app(model, work)
+
+
+def test_nothing_else_is_there(model: Path) -> None:
+    async def work(app: App) -> None:
+        for method, path, status in (
+            ("GET", "/nowhere", 404),
+            ("GET", "/invocations", 404),
+            ("DELETE", "/version", 405),
+            ("GET", "/../../etc/passwd", 404),
+            ("POST", "/-/reload", 404),
+        ):
+            reply = await call(app, method, path)
+            assert (reply.status, set(reply.json())) == (status, {"error"})
+
+    with_app(model, work)
+
+
+def test_a_repeated_request_gets_the_first_answer(model: Path) -> None:
+    async def work(app: App) -> None:
+        first = (await ask(app, user_id="u1", request_id="a")).body
+        assert (await ask(app, user_id="u1", request_id="a")).body == first
+        assert (await ask(app, user_id="u1", request_id="b")).body != first
+        both = await asyncio.gather(*(ask(app, user_id="u1", request_id="c") for _ in range(5)))
+        assert len({reply.body for reply in both}) == 1
+        # A failure is not an answer.
+        assert (await ask(app, user_id="nobody", request_id="d")).status == 404
+        assert (await ask(app, user_id="u1", request_id="d")).status == 200
+        for i in range(10):  # more than are kept
+            await ask(app, user_id="u1", request_id=f"e{i}")
+        assert (await ask(app, user_id="u1", request_id="a")).body != first
+
+    with_app(model, work, keep_answers=5)
+
+
+_SAME = (
+    *("item_ids", "log_propensities", "log_propensity", "seed", "seed_source", "k", "n_eligible"),
+    *("model_version", "catalog_version", "is_fallback", "user_id"),
+)
+
+
+def test_every_answer_is_logged(model: Path, tmp_path: Path) -> None:
+    async def work(app: App) -> list[Any]:
+        asked: list[dict[str, Any]] = [
+            {"user_id": "u1"},
+            {"user_id": "u2", "exclude": [1, 2], "k": 3},
+            {"query": [0.5] * 8, "seed": 5},
+            {"user_id": "nobody"},
+            {"user_id": "u3", "inference_type": "deterministic"},
+        ]
+        return [(await ask(app, **each)).json() for each in asked]
+
+    found = with_app(model, work, log_directory=tmp_path / "log", fallback=fr.Uniform())
+    reader = LogReader(tmp_path / "log")
+    rows = {row["request_id"]: row for batch in reader for row in batch.table.to_pylist()}
+    assert len(rows) == 5
+    for answer in found:
+        row = rows[answer["request_id"]]
+        for name in _SAME:
+            assert row[name] == answer[name], name
+        assert row["policy_name"] == answer["policy"]["name"]
+        assert row["latency_us"] > 0
+    assert rows[found[0]["request_id"]]["query"] is None  # the model knows the user
+    assert rows[found[2]["request_id"]]["query"] == [0.5] * 8
+    assert rows[found[1]["request_id"]]["exclude"] == [1, 2]
+
+
+def test_reloading(tmp_path: Path) -> None:
+    directory = tmp_path / "m"
+    first = make_model(directory, seed=1)
+
+    async def work() -> None:
+        async with serving(directory, admin=True) as app:
+            assert (await call(app, "POST", "/-/reload", host="10.0.0.1")).status == 404
+            before = (await ask(app, user_id="u1")).json()
+            assert before["model_version"] == first.version
+            second = make_model(directory, seed=2)
+            assert (await ask(app, user_id="u1")).json()["model_version"] == first.version
+            reply = await call(app, "POST", "/-/reload")
+            assert reply.json() == {"model_version": second.version}
+            assert (await ask(app, user_id="u1")).json()["model_version"] == second.version
+            for file in directory.iterdir():  # the mapped files live on without their names
+                file.unlink()
+            reply = await call(app, "POST", "/-/reload")
+            assert (reply.status, reply.error["code"]) == (409, "not_reloaded")
+            assert (await ask(app, user_id="u1")).json()["model_version"] == second.version
+            assert (await call(app, "GET", "/ping")).status == 200
+
+    asyncio.run(work())
+
+
+def test_metrics(model: Path, tmp_path: Path) -> None:
+    async def work(app: App) -> str:
+        for _ in range(3):
+            await ask(app, user_id="u1", inference_type="deterministic")
+        await ask(app, user_id="nobody")
+        await ask(app, user_id="u1", request_id="a")
+        await ask(app, user_id="u1", request_id="a")
+        assert app.service.log is not None
+        app.service.log.flush()
+        return (await call(app, "GET", "/metrics")).body.decode()
+
+    page = with_app(model, work, log_directory=tmp_path / "log")
+    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    assert lines['fastrank_requests_total{inference_type="deterministic",status="200"}'] == "3.0"
+    assert lines['fastrank_requests_total{inference_type="",status="404"}'] == "1.0"
+    assert lines["fastrank_repeated_requests_total"] == "1.0"
+    assert lines['fastrank_request_seconds_count{part="total"}'] == "4.0"
+    assert lines["fastrank_log_rows_written"] == "4.0"
+    version = fr.Model.open(model).version
+    assert lines[f'fastrank_model_info{{version="{version}"}}'] == "1.0"
+
+
+def test_version_and_openapi(model: Path) -> None:
+    async def work(app: App) -> None:
+        found = (await call(app, "GET", "/version")).json()
+        assert (found["n_items"], found["dim"], found["n_users"]) == (200, 8, 20)
+        document = (await call(app, "GET", "/openapi.json")).json()
+        assert set(document["paths"]) == {
+            "/invocations", "/1/recommended-items/{user_id}", "/ping",
+        }  # fmt: skip
+        assert set(document["components"]["schemas"]) >= {"Request", "Answer", "Error"}
+
+    with_app(model, work)

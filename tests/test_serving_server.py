@@ -1,0 +1,312 @@
+"""Processes under load and faults: what was sent, what was answered, what was lost."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Process, free_port, make_model
+
+import fastrank as fr
+from fastrank.eventlog import LogReader
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,000 items: a ranking is handed to a thread, and takes a while."""
+    directory = tmp_path_factory.mktemp("server") / "model"
+    make_model(directory, n=20_000, dim=96, users=20)
+    return directory
+
+
+class Load:
+    """Clients that ask one after another, and count what comes back.
+
+    A request that gets no answer, as its connection breaks, is sent again once, under the same id.
+    """
+
+    def __init__(self, server: Process, clients: int = 4) -> None:
+        self.server = server
+        self.sent = 0
+        self.answered: Counter[int] = Counter()
+        self.versions: set[str] = set()
+        self.latest: deque[str] = deque(maxlen=100)
+        self.ids: set[str] = set()
+        self.broken = 0  # connections that ended under a request
+        self.refused = 0  # connections that were not accepted: nobody was promised anything
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._client, args=(number,), daemon=True)
+            for number in range(clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def until(self, answers: int, seconds: float = 30.0) -> None:
+        end = time.monotonic() + seconds
+        while sum(self.answered.values()) < answers:
+            assert time.monotonic() < end, (self.sent, self.answered)
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _client(self, number: int) -> None:
+        connection: http.client.HTTPConnection | None = None
+        count = 0
+        while not self._stop.is_set():
+            count += 1
+            request = {"user_id": f"u{count % 20}", "k": 5, "request_id": f"c{number}-{count}"}
+            with self._lock:
+                self.sent += 1
+            for _ in range(2):
+                try:
+                    if connection is None or connection.sock is None:
+                        connection = self.server.connection()
+                        connection.connect()
+                except OSError:
+                    connection = None
+                    with self._lock:
+                        self.sent -= 1
+                        self.refused += 1
+                    self._stop.wait(0.01)
+                    break
+                try:
+                    status, body = self.server.ask(connection, **request)
+                except (OSError, http.client.HTTPException):
+                    connection.close()
+                    connection = None
+                    with self._lock:
+                        self.broken += 1
+                    continue
+                with self._lock:
+                    self.answered[status] += 1
+                    if status == 200:
+                        self.versions.add(body["model_version"])
+                        self.latest.append(body["model_version"])
+                        self.ids.add(body["request_id"])
+                break
+        if connection is not None:
+            connection.close()
+
+    @property
+    def lost(self) -> int:
+        return self.sent - sum(self.answered.values())
+
+
+def logged(directory: Path) -> set[str]:
+    return {row["request_id"] for batch in LogReader(directory) for row in batch.table.to_pylist()}
+
+
+def test_sigterm_under_load_loses_nothing(model: Path, tmp_path: Path) -> None:
+    with Process(model, "--log", str(tmp_path), "--drain-delay", "0.2") as server:
+        load = Load(server)
+        load.until(100)
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+        load.stop()
+    assert code == 0, said
+    assert load.lost == 0
+    assert load.broken == 0
+    assert set(load.answered) == {200}
+    assert logged(tmp_path) == load.ids  # and no log row either
+
+
+def test_a_server_that_stops_says_so(model: Path) -> None:
+    with Process(model, "--drain-delay", "5") as server:
+        connection = server.connection()
+        assert server.ask(connection, user_id="u1")[0] == 200
+        server.signal(signal.SIGTERM)
+        end = time.monotonic() + 10
+        while server.get("/ping")[0] != 503:
+            assert time.monotonic() < end
+        connection.request("POST", "/invocations", b'{"user_id": "u1"}',
+                           {"content-type": "application/json"})  # fmt: skip
+        reply = connection.getresponse()
+        reply.read()
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        connection.close()
+        server.signal(signal.SIGTERM)  # asked twice, it does not end twice
+        server.signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reloads_under_load_lose_nothing(tmp_path: Path, workers: int) -> None:
+    directory = tmp_path / "m"
+    first = make_model(directory, n=5000, seed=1)
+    with Process(directory, "--workers", str(workers)) as server:
+        load = Load(server)
+        load.until(50)
+        second = make_model(directory, n=5000, seed=2)
+        server.signal(signal.SIGHUP)
+        end = time.monotonic() + 30
+        while set(load.latest) != {second.version}:  # in all workers
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        for file in directory.iterdir():  # a model that is none
+            file.unlink()
+        server.signal(signal.SIGHUP)
+        count = sum(load.answered.values())
+        load.until(count + 200)
+        load.stop()
+        assert server.process.poll() is None
+        assert server.ask(user_id="u1")[1]["model_version"] == second.version
+    assert load.lost == 0
+    assert load.broken == 0
+    assert set(load.answered) == {200}
+    assert load.versions == {first.version, second.version}
+
+
+def test_a_worker_that_is_killed_is_replaced(model: Path) -> None:
+    """What it was answering gets no answer, and is sent again: nothing is lost."""
+    with Process(model, "--workers", "2", "--threads", "1") as server:
+        load = Load(server)
+        load.until(50)
+        for _ in range(2):
+            victim = workers_of(server)[0]
+            os.kill(victim, signal.SIGKILL)
+            end = time.monotonic() + 30
+            while victim in workers_of(server) or len(workers_of(server)) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            load.until(sum(load.answered.values()) + 50)
+        load.stop()
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0, said
+    assert load.lost == 0
+    assert load.refused == 0  # the socket is the parent's
+    assert set(load.answered) == {200}
+    assert load.broken <= 2 * 4
+
+
+def workers_of(server: Process) -> list[int]:
+    """Processes of the server that serve; not Python's own helper of spawned ones."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                command = (entry / "cmdline").read_bytes()
+            except (OSError, IndexError):
+                continue
+            if parent == server.process.pid and b"spawn_main" in command:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def test_metrics_are_of_all_workers(model: Path) -> None:
+    with Process(model, "--workers", "2") as server:
+        for i in range(40):
+            assert server.ask(user_id=f"u{i % 20}", inference_type="uniform")[0] == 200
+        page = server.get("/metrics")[1].decode()
+        (found,) = re.findall(
+            r'^fastrank_requests_total{inference_type="uniform",status="200"} (\S+)$', page, re.M
+        )
+        assert float(found) == 40
+        versions = re.findall(r'^fastrank_model_info{version="(\w+)"} 1.0$', page, re.M)
+        assert versions == [fr.Model.open(model).version]
+
+
+def test_the_disk_of_the_log_is_full(model: Path) -> None:
+    """Requests are answered; the rows that could not be kept are counted."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with Process(model, "--log", "/proc/fastrank", wait=False) as server:
+        code, said = server.end()  # a directory that cannot be made is said at once
+        assert code != 0
+        assert "/proc/fastrank" in said
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-le", b"nonsense\r\n\r\n"]
+)
+def test_half_open_clients_keep_nobody_waiting(model: Path, sent: bytes) -> None:
+    with Process(model) as server:
+        clients = []
+        for _ in range(100):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            client.sendall(sent)
+            clients.append(client)
+        assert server.get("/ping")[0] == 200
+        assert server.ask(user_id="u1")[0] == 200
+        server.signal(signal.SIGTERM)  # they do not keep it from ending either
+        code, said = server.end()
+        for client in clients:
+            client.close()
+    assert code == 0, said
+
+
+def test_an_endless_head_is_cut_off(model: Path) -> None:
+    with Process(model) as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client.sendall(b"GET /ping HTTP/1.1\r\nx: ")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(b"x" * 50_000_000)
+        client.close()
+        assert server.get("/ping")[0] == 200
+
+
+def test_what_cannot_be_served_ends_at_once(model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for workers in ("1", "2"):
+        with Process(empty, "--workers", workers, wait=False) as server:
+            code, said = server.end()
+        assert code == 1
+        assert "cannot be served" in said
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with Process(model, "--port", str(port), wait=False) as server:
+            code, said = server.end()
+        assert code == 2
+        assert f"cannot listen on 127.0.0.1:{port}" in said
+        assert "Traceback" not in said
+
+
+def test_the_container_heeds_its_environment(model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    base.mkdir()
+    (base / "model").symlink_to(model)
+    port = free_port()
+    environment = os.environ | {
+        "SAGEMAKER_BASE_DIR": str(base),
+        "SAGEMAKER_BIND_TO_PORT": str(port),
+        "SAGEMAKER_CONTAINER_LOG_LEVEL": "30",
+    }
+    import subprocess
+    import sys
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastrank_serving", "serve"],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        end = time.monotonic() + 30
+        status: Any = None
+        while status != 200:
+            assert time.monotonic() < end
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                connection.request("GET", "/ping")
+                status = connection.getresponse().status
+                connection.close()
+            except OSError:
+                time.sleep(0.01)
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert said == ""

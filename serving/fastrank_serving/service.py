@@ -204,9 +204,7 @@ class Service:
                 raise ProblemError(422, "out_of_range", str(error), field="temperature") from None
         else:
             user_temperature = None
-        seed = request.seed
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little")
+        seed = new_seed() if request.seed is None else request.seed
         job = Job(
             catalog=loaded.catalog,
             query=query,
@@ -349,6 +347,11 @@ class _Answers:
         answer = self._answers.pop(request_id)
         answer.set_exception(error if isinstance(error, ProblemError) else _interrupted())
         answer.exception()  # nobody need wait for it
+
+
+def new_seed() -> int:
+    """One that nobody could know before."""
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def _interrupted() -> ProblemError:

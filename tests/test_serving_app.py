@@ -456,3 +456,57 @@ def test_version_and_openapi(model: Path) -> None:
         assert set(document["components"]["schemas"]) >= {"Request", "Answer", "Error"}
 
     with_app(model, work)
+
+
+def malformed(rng: np.random.Generator) -> bytes:
+    """A body near a right one: values of other kinds, other names, bytes that are not JSON."""
+    values: list[Any] = [
+        None, True, False, -1, 0, 3, 2**63, 2**64, -(2**70), 1e308, -0.5, "", "5", "u1", "nobody",
+        "\x00", "\ud7ff\U0001f600", "a" * 300, [], [1], ["1", 2], [[1]], [None], [0.5] * 8,
+        [1e39] * 8, ["x"] * 40, {}, {"a": 1}, "deterministic", "uniform", "NaN", "../../etc/passwd",
+    ]  # fmt: skip
+    names = ["user_id", "query", "k", "inference_type", "temperature", "epsilon", "exclude",
+             "allow", "seed", "request_id", "gateway", "", "K", "__proto__"]  # fmt: skip
+    chosen = rng.choice(len(names), rng.integers(0, 5), replace=False)
+    body = {names[j]: values[int(rng.integers(len(values)))] for j in chosen}
+    if rng.random() < 0.5:
+        body.setdefault("user_id", "u1")
+    if rng.random() < 0.1:
+        body = {"gateway": body}
+    content = bytearray(json.dumps(body).encode())
+    for _ in range(int(rng.choice([0, 0, 0, 1, 3]))):
+        at = int(rng.integers(len(content)))
+        change = rng.integers(3)
+        if change == 0:
+            content[at] = int(rng.integers(256))
+        elif change == 1:
+            del content[at:]
+            content += b"{"
+        else:
+            content[at:at] = content[: int(rng.integers(len(content)))]
+    return bytes(content)
+
+
+def test_ten_thousand_malformed_bodies(model: Path) -> None:
+    """Sent: 10,000. Answered: all, none by a 5xx or a trace, and the server goes on."""
+    rng = np.random.default_rng(0)
+    kinds = ("application/json", "application/jsonlines")
+
+    async def work(app: App) -> None:
+        statuses: dict[int, int] = {}
+        for number in range(10_000):
+            headers = {"content-type": kinds[number % 10 == 0]}
+            reply = await call(app, "POST", "/invocations", malformed(rng), headers)
+            statuses[reply.status] = statuses.get(reply.status, 0) + 1
+            for line in reply.body.splitlines():
+                found = json.loads(line)
+                assert "Traceback" not in line.decode()
+                assert ("error" in found) != ("item_ids" in found)
+                if "error" in found:
+                    assert found["error"]["code"] != "internal", found
+        assert sum(statuses.values()) == 10_000
+        assert set(statuses) <= {200, 400, 404, 422}, statuses
+        assert statuses[400] > 1000
+        assert (await ask(app, user_id="u1")).status == 200
+
+    with_app(model, work)

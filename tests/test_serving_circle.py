@@ -117,8 +117,7 @@ def captured(number: int, request: str, answer: bytes) -> dict[str, Any]:
 def test_the_estimate_covers_the_truth(
     way: str, served: dict[str, Path], world: simulate.World, model: Path, tmp_path: Path
 ) -> None:
-    """Error budget: an interval of 4.5 standard errors misses the truth of one log in 150,000; seeds
-    are fixed."""
+    """Error budget: 4.5 standard errors miss the truth of one log in 150,000; seeds are fixed."""
     summary = join(
         served[way],
         served["clicks.jsonl"],

@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan dist bench bench-quick figures report clean
+.PHONY: demo test lint asan dist container container-test bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -22,6 +22,8 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint serving/container/Dockerfile
+	$(BIN)/shellcheck serving/container/build.sh
 	for file in rank evaluate inputs quantise tree dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
@@ -50,6 +52,14 @@ dist: $(VENV)/.dev
 	    c = fr.Catalog([1, 2, 3], [[1.0], [2.0], [3.0]]); \
 	    print('$$kind', fr.__version__, c.rank([1.0], 2, policy=fr.PlackettLuce(), seed=1))") || exit 1; \
 	done
+
+# The image, without a Docker engine: as root, with Debian's buildah and debootstrap. The second runs
+# it as SageMaker does, and the contract suite against it.
+container:
+	serving/container/build.sh
+
+container-test: $(VENV)/.dev $(NATIVE) container
+	PYTHON=$(BIN)/python serving/container/build.sh test
 
 # asv clones the repository and builds the last commit into an environment of its own.
 bench: $(VENV)/.bench

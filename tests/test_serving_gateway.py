@@ -1,0 +1,440 @@
+"""The SAM template, checked offline, and the gateway that renders it: what clients send stays a
+value, and errors come through as the container gave them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote_plus
+
+import pytest
+
+pytest.importorskip("airspeed")
+pytest.importorskip("yaml")
+pytest.importorskip("msgspec")
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import USERS, Client, Container, make_model
+
+from fastrank_serving import gateway as module
+from fastrank_serving.gateway import TEMPLATE, Gateway, Integration, Parameters, Server
+from fastrank_serving.messages import ProblemError, error_body, parse
+
+GUMBEL = "stochastic_gumbel_softmax_trick"
+ID = "00000000-0000-4000-8000-000000000000"
+PATH = "/1/recommended-items/"
+
+# What may come as a value, and must not become anything else.
+ATTEMPTS = [
+    '5","seed":"1',
+    '5", "seed": 1, "x": "',
+    "5'",
+    '"',
+    "\\",
+    '\\"',
+    "\\u0022",
+    "a\nb\r\n\tc",
+    "\x00\x1f\x7f",
+    "O'Brien",
+    "Zoë 東京 \U0001f600",
+    "$util.urlDecode('%22')",
+    "$context.requestId",
+    "${context}",
+    "#set($context.responseOverride.status = 200)",
+    "#end #if(true)",
+    "$input.params('user_id')",
+    "%22,%22seed%22:%221",
+    "%2522",
+    "%25",
+    "100%",
+    "%",
+    "a+b c",
+    "}}",
+    "*~-_.!()",
+    "//../..",
+    " ",
+]
+
+
+@pytest.fixture(scope="module")
+def integration() -> Integration:
+    (found,) = module.integrations()
+    return found
+
+
+def body(integration: Integration, parameters: Parameters) -> dict[str, str]:
+    """The gateway object of a rendered request, whose names are there once."""
+    rendered, headers = integration.request(parameters, ID)
+    assert headers == {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "X-Amzn-SageMaker-Inference-Id": ID,
+    }
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len({name for name, _ in pairs}) == len(pairs), pairs
+        return dict(pairs)
+
+    whole = json.loads(rendered, object_pairs_hook=once)
+    assert list(whole) == ["gateway"]
+    found: dict[str, str] = whole["gateway"]
+    return found
+
+
+def parameters(user: str, query: dict[str, str] | None = None) -> Parameters:
+    return {
+        "path": {"user_id": quote(user, safe="")},
+        "querystring": query or {},
+        "header": {"k": "99", "seed": "1", "user_id": "mallory", "request_id": "x"},
+    }
+
+
+class TestRequest:
+    @pytest.mark.parametrize("attempt", ATTEMPTS)
+    def test_a_query_stays_a_value(self, integration: Integration, attempt: str) -> None:
+        found = body(integration, parameters("ann", {"k": attempt, "exclude": attempt}))
+        assert found.keys() == {"request_id", "user_id", "k", "exclude"}
+        assert unquote_plus(found["k"]) == unquote_plus(found["exclude"]) == attempt
+
+    @pytest.mark.parametrize("attempt", ATTEMPTS)
+    def test_a_path_stays_a_value(self, integration: Integration, attempt: str) -> None:
+        found = body(integration, parameters(attempt))
+        assert found.keys() == {"request_id", "user_id"}
+        assert unquote_plus(found["user_id"]) == attempt
+
+    @pytest.mark.parametrize("user", USERS)
+    def test_a_path_that_was_decoded_is_right_too(
+        self, integration: Integration, user: str
+    ) -> None:
+        found = body(integration, {**parameters(""), "path": {"user_id": user}})
+        assert unquote_plus(found["user_id"]) == user
+
+    @pytest.mark.parametrize("attempt", ATTEMPTS)
+    def test_a_decoded_path_adds_no_field(self, integration: Integration, attempt: str) -> None:
+        found = body(integration, {**parameters(""), "path": {"user_id": attempt}})
+        assert found.keys() == {"request_id", "user_id"}
+
+    @pytest.mark.parametrize("attempt", ATTEMPTS)
+    def test_a_name_adds_one_field_that_is_refused(
+        self, integration: Integration, attempt: str
+    ) -> None:
+        asked = parameters("ann", {attempt: "1"})
+        assert len(body(integration, asked)) == 3
+        with pytest.raises(ProblemError) as caught:
+            parse(integration.request(asked, ID)[0])
+        assert caught.value.code == "unknown_field"
+
+    @given(st.text(max_size=20), st.dictionaries(st.text(max_size=8), st.text(max_size=20)))
+    def test_any_text_stays_a_value(self, user: str, query: dict[str, str]) -> None:
+        (integration,) = module.integrations()
+        query = {f"x{name}": value for name, value in query.items()}
+        found = body(integration, parameters(user, query))
+        assert unquote_plus(found.pop("user_id")) == user
+        assert found.pop("request_id") == ID
+        assert {unquote_plus(name): unquote_plus(text) for name, text in found.items()} == query
+
+    def test_headers_are_not_parameters(self, integration: Integration) -> None:
+        assert body(integration, parameters("ann")) == {"user_id": "ann", "request_id": ID}
+
+    @pytest.mark.parametrize("name", ["user_id", "request_id"])
+    def test_what_the_template_sets_cannot_be_set(
+        self, integration: Integration, name: str
+    ) -> None:
+        rendered, _ = integration.request(parameters("ann", {name: "bob"}), ID)
+        with pytest.raises(ProblemError) as caught:
+            parse(rendered)
+        assert (caught.value.code, caught.value.field) == ("duplicate_field", name)
+
+    def test_is_read_as_it_was_meant(self, integration: Integration) -> None:
+        query = {"k": "5", "seed": "", "inference_type": GUMBEL, "exclude": "1,2"}
+        request = parse(integration.request(parameters("O'Brien", query), ID)[0])
+        assert (request.user_id, request.k, request.seed) == ("O'Brien", 5, None)
+        assert (request.inference_type, request.exclude) == (GUMBEL, ["1", "2"])
+        assert request.request_id == ID
+
+
+class TestResponse:
+    def respond(self, integration: Integration, status: int, body: Any) -> Any:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        reply = integration.response(status, data, parameters("ann"), ID)
+        assert ("Cache-Control", "no-store") in reply.headers
+        return reply
+
+    def test_success_passes_through(self, integration: Integration) -> None:
+        reply = self.respond(integration, 200, b'{"request_id": "$x #end"}')
+        assert (reply.status, reply.body) == (200, b'{"request_id": "$x #end"}')
+
+    @pytest.mark.parametrize("status", [400, 404, 413, 422, 429, 500, 503])
+    def test_a_model_error_is_the_containers(self, integration: Integration, status: int) -> None:
+        problem = ProblemError(status, "c", 'quotes " \\ $util #end\n東', value="'", retry_after=1)
+        own = error_body(problem, ID)
+        wrapped = {"OriginalStatusCode": status, "OriginalMessage": own.decode()}
+        reply = self.respond(integration, 424, wrapped)
+        assert (reply.status, reply.body) == (status, own)
+
+    @pytest.mark.parametrize("message", ["", "upstream timed out", "<html>", None])
+    def test_a_model_that_says_nothing_is_502(self, integration: Integration, message: Any) -> None:
+        wrapped = {"OriginalStatusCode": 500, "OriginalMessage": message}
+        reply = self.respond(integration, 424, wrapped)
+        assert reply.status == 502
+        error = json.loads(reply.body)["error"]
+        assert (error["code"], error["request_id"]) == ("no_answer", ID)
+
+    @pytest.mark.parametrize(
+        ("status", "shown", "code", "retry"),
+        [
+            *((status, 503, "endpoint_unavailable", 1) for status in (429, 503, 530)),
+            *((status, 502, "endpoint_failed", None) for status in (400, 403, 500)),
+        ],
+    )
+    def test_errors_of_the_endpoint_are_ours(
+        self, integration: Integration, status: int, shown: int, code: str, retry: int | None
+    ) -> None:
+        reply = self.respond(integration, status, b'{"Message": "arn:aws:iam::1 is not"}')
+        error = json.loads(reply.body)["error"]
+        assert reply.status == shown
+        assert (error["code"], error["retry_after_s"]) == (code, retry)
+        assert b"arn" not in reply.body
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a container: FASTRANK_URL's, as for the contract suite, or one of our own."""
+    if "FASTRANK_URL" in os.environ:
+        yield os.environ["FASTRANK_URL"]
+        return
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    base = tmp_path_factory.mktemp("ml")
+    make_model().save(base / "model")
+    with Container(base).wait() as container:
+        yield container.url
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["path as it came", "path decoded"])
+def front(container: str, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A client of the gateway in front of the container."""
+    with Server(Gateway(container, decode_path=request.param)) as server:
+        server.start()
+        yield Client(server.url)
+        server.shutdown()
+
+
+class TestEndToEnd:
+    @pytest.mark.parametrize("user", USERS)
+    def test_answers_as_the_container(self, front: Client, container: str, user: str) -> None:
+        target = f"{PATH}{quote(user, safe='')}?k=5&inference_type={GUMBEL}&seed=3&temperature="
+        through, direct = (client.ask("GET", target) for client in (front, Client(container)))
+        assert through.status == direct.status == 200
+        assert through.headers["cache-control"] == "no-store"
+        row, own = through.json(), direct.json()
+        assert row.pop("request_id") == through.headers["x-amzn-requestid"]
+        own.pop("request_id")
+        assert row == own
+        assert row["user_id"] == user
+
+    @pytest.mark.parametrize(
+        ("target", "status", "code", "field"),
+        [
+            ("nobody", 404, "unknown_user", "user_id"),
+            ("%22%7D%7D", 404, "unknown_user", "user_id"),
+            ("ann?k=0", 422, "out_of_range", "k"),
+            ("ann?inference_type=magic", 422, "unknown_inference_type", "inference_type"),
+            ("ann?k=5%22,%22seed%22:%221", 400, "invalid_type", "k"),
+            ("ann?seeds=1", 400, "unknown_field", "seeds"),
+            ("ann?user_id=bob", 400, "duplicate_field", "user_id"),
+        ],
+    )
+    def test_errors_are_the_containers(
+        self, front: Client, container: str, target: str, status: int, code: str, field: str
+    ) -> None:
+        through = front.ask("GET", PATH + target)
+        assert through.status == status
+        error = through.error()
+        assert (error["code"], error["field"]) == (code, field)
+        direct = Client(container).ask("GET", PATH + target)
+        assert direct.status == status
+        own = direct.error()
+        # Which of the two is refused as repeated is told in other words.
+        for name in ("request_id", *(("message",) if code == "duplicate_field" else ())):
+            error.pop(name)
+            own.pop(name)
+        assert error == own
+
+    def test_headers_named_like_parameters(self, front: Client) -> None:
+        row = front.ask("GET", f"{PATH}ann", headers={"k": "3", "seed": "1", "exclude": "1"}).json()
+        assert row["k"] == 10
+        assert row["seed_source"] == "server"
+
+    @pytest.mark.parametrize(
+        ("method", "path"), [("GET", "/"), ("POST", f"{PATH}ann"), ("GET", f"{PATH}ann/more")]
+    )
+    def test_other_paths_are_not_there(self, front: Client, method: str, path: str) -> None:
+        assert front.ask(method, path).status == 403
+
+    def test_a_connection_is_kept(self, front: Client) -> None:
+        with Client(f"http://{front.address[0]}:{front.address[1]}") as kept:
+            for user, status in (("ann", 200), ("nobody", 404), ("ann", 200)):
+                assert kept.ask("GET", PATH + user).status == status
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    """A container that says what its server was told."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Script
+
+    def do_POST(self) -> None:
+        self.server.got.append(self.rfile.read(int(self.headers["Content-Length"])))
+        status, body = self.server.says
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+class _Script(ThreadingHTTPServer):
+    daemon_threads = True
+    says: tuple[int, bytes] = (200, b"{}")
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Scripted)
+        self.got: list[bytes] = []
+
+
+class TestBusyContainer:
+    @pytest.fixture
+    def script(self) -> Iterator[_Script]:
+        with _Script() as script:
+            threading.Thread(target=script.serve_forever, args=(0.02,), daemon=True).start()
+            yield script
+            script.shutdown()
+
+    @pytest.fixture
+    def front(self, script: _Script) -> Iterator[Client]:
+        target = f"http://127.0.0.1:{script.server_address[1]}"
+        with Server(Gateway(target, timeout=2.0)) as server:
+            server.start()
+            yield Client(server.url)
+            server.shutdown()
+
+    @pytest.mark.parametrize(
+        ("status", "code"), [(429, "too_many_requests"), (503, "deadline_exceeded")]
+    )
+    def test_says_when_to_come_again(
+        self, script: _Script, front: Client, status: int, code: str
+    ) -> None:
+        problem = ProblemError(status, code, "try again", retry_after=1)
+        script.says = status, error_body(problem, ID)
+        answer = front.ask("GET", f"{PATH}ann")
+        assert answer.status == status
+        assert answer.error()["code"] == code
+        assert answer.error()["retry_after_s"] == 1
+
+    @pytest.mark.parametrize("body", [b"", b"<html>Bad Gateway</html>", b"\xff\xfe"])
+    def test_that_breaks_is_502(self, script: _Script, front: Client, body: bytes) -> None:
+        script.says = 500, body
+        answer = front.ask("GET", f"{PATH}ann")
+        assert answer.status == 502
+        assert answer.error()["code"] == "no_answer"
+
+    def test_that_is_gone_is_503(self, script: _Script, front: Client) -> None:
+        script.shutdown()
+        script.server_close()
+        answer = front.ask("GET", f"{PATH}ann")
+        assert answer.status == 503
+        assert answer.error()["retry_after_s"] == 1
+
+    def test_raw_bytes_of_a_request(self, script: _Script, front: Client) -> None:
+        """What no client library would send."""
+        for target in ('a"b', "a\\b?k=\\", "%ff?k=%zz", "a?k=1&k=2", "a?k;seed=1", "a?%00=%0a"):
+            connection = http.client.HTTPConnection(*front.address, timeout=10)
+            connection.putrequest("GET", "/", skip_host=True)
+            connection._buffer[0] = f"GET {PATH}{target} HTTP/1.1".encode()  # type: ignore[attr-defined]
+            connection.putheader("Host", "x")
+            connection.endheaders()
+            assert connection.getresponse().status == 200, target
+            connection.close()
+            assert list(json.loads(script.got[-1])) == ["gateway"]
+            assert re.fullmatch(rb"[\x20-\x7e]*", script.got[-1])
+        assert len(script.got) == 6
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, Any]:
+    """What CloudFormation gets to see."""
+    pytest.importorskip("samtranslator")
+    from cfnlint.decode.cfn_yaml import load
+    from samtranslator.parser.parser import Parser
+    from samtranslator.translator.translator import Translator
+
+    document = json.loads(json.dumps(load(str(TEMPLATE))))
+    values = {"Image": "i", "ModelData": "s3://b/m.tar.gz", "ModelBucket": "b"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")  # it asks boto3, which asks nobody
+        translated = Translator({}, Parser()).translate(document, values)
+    found: dict[str, Any] = translated["Resources"]
+    return found
+
+
+class TestTemplate:
+    def test_cfn_lint_has_nothing_to_say(self) -> None:
+        api = pytest.importorskip("cfnlint.api")
+        config = pytest.importorskip("cfnlint.config").ManualArgs(regions=["us-east-1"])
+        assert api.lint(TEMPLATE.read_text(), config=config) == []
+
+    def only(self, resources: dict[str, Any], kind: str) -> Any:
+        (found,) = (each["Properties"] for each in resources.values() if each["Type"] == kind)
+        return found
+
+    def test_every_answer_is_captured(self, resources: dict[str, Any]) -> None:
+        capture = self.only(resources, "AWS::SageMaker::EndpointConfig")["DataCaptureConfig"]
+        assert capture["EnableCapture"] is True
+        assert capture["InitialSamplingPercentage"] == 100
+        modes = {option["CaptureMode"] for option in capture["CaptureOptions"]}
+        assert modes == {"Input", "Output"}
+        assert capture["CaptureContentTypeHeader"] == {"JsonContentTypes": ["application/json"]}
+
+    def test_the_method_invokes_the_endpoint(self, resources: dict[str, Any]) -> None:
+        api = self.only(resources, "AWS::ApiGateway::RestApi")
+        method = api["Body"]["paths"]["/1/recommended-items/{user_id}"]["get"]
+        settings = method["x-amazon-apigateway-integration"]
+        assert settings["type"] == "aws"
+        assert settings["httpMethod"] == "POST"
+        assert ":runtime.sagemaker:path//endpoints/" in settings["uri"]["Fn::Sub"]
+        assert settings["uri"]["Fn::Sub"].endswith("/invocations")
+        assert settings["timeoutInMillis"] == 29_000
+
+    def test_nothing_is_cached(self, resources: dict[str, Any]) -> None:
+        stage = self.only(resources, "AWS::ApiGateway::Stage")
+        assert stage["CacheClusterEnabled"] is False
+        assert all(each["CachingEnabled"] is False for each in stage["MethodSettings"])
+
+    def test_every_response_is_declared(self, resources: dict[str, Any]) -> None:
+        api = self.only(resources, "AWS::ApiGateway::RestApi")
+        method = api["Body"]["paths"]["/1/recommended-items/{user_id}"]["get"]
+        responses = method["x-amazon-apigateway-integration"]["responses"].values()
+        assert {each["statusCode"] for each in responses} == set(method["responses"])
+
+
+class TestCommand:
+    def test_a_bad_target_is_said_in_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert module.main(["--target", "ftp://x"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_so_is_a_template_without_an_api(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "t.yaml").write_text("Resources: {}\n")
+        assert module.main(["--template", str(tmp_path / "t.yaml")]) == 2
+        assert "no AWS::Serverless::Api" in capsys.readouterr().err

@@ -285,6 +285,31 @@ class TestEndToEnd:
                 assert kept.ask("GET", PATH + user).status == status
 
 
+def test_what_is_captured_is_the_log(container: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from fastrank.eventlog import from_data_capture
+
+    file = tmp_path / "capture.jsonl"
+    with Server(Gateway(container, capture=file)) as server:
+        server.start()
+        front = Client(server.url)
+        answers = [
+            front.ask("GET", f"{PATH}{quote(user, safe='')}?k=4&exclude=1000,1001").json()
+            for user in USERS
+        ]
+        assert front.ask("GET", f"{PATH}nobody").status == 404
+        server.shutdown()
+    capture = from_data_capture(file)
+    rows = [row for table in capture for row in table.to_pylist()]
+    assert capture.error_responses == 1
+    assert capture.read_report.rows_set_aside == 0
+    for row, answer in zip(rows, answers, strict=True):
+        for name in ("request_id", "user_id", "item_ids", "log_propensities", "seed"):
+            assert row[name] == answer[name]
+        assert row["exclude"] == [1000, 1001]
+        assert row["ts"] is not None
+
+
 class _Scripted(BaseHTTPRequestHandler):
     """A container that says what its server was told."""
 

@@ -5,8 +5,9 @@ deployed, rendered in front of a container.
 
 It reads serving/template.yaml, renders its mapping templates with airspeed, posts to the target's
 /invocations, and wraps what is not a success as SageMaker does: ModelError, status 424, with
-OriginalStatusCode and OriginalMessage. What it does not imitate: authorization, throttling, caches.
-It serves a connection with a thread and is no production server.
+OriginalStatusCode and OriginalMessage. With --capture it writes what Data Capture would store.
+What it does not imitate: authorization, throttling, caches. It serves a connection with a thread
+and is no production server.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import http.client
 import json
 import queue
 import re
+import signal
 import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -249,6 +252,8 @@ class Gateway:
         on as they came, and its guide does not say, so the template has to be right both ways.
     timeout : float
         Seconds for the container.
+    capture : Path, optional
+        JSON Lines of Data Capture are appended to it, a line for each answer of the container.
     """
 
     def __init__(
@@ -258,6 +263,7 @@ class Gateway:
         *,
         decode_path: bool = False,
         timeout: float = 29.0,
+        capture: Path | None = None,
     ) -> None:
         parts = urlsplit(target)
         if parts.scheme != "http" or parts.hostname is None:
@@ -267,6 +273,7 @@ class Gateway:
         self._decode_path = decode_path
         self._timeout = timeout
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue(_IDLE)
+        self._capture = None if capture is None else capture.open("ab", buffering=0)
 
     def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Reply:
         """What a client gets for a request.
@@ -305,6 +312,8 @@ class Gateway:
         except (OSError, http.client.HTTPException):
             status, got = 503, json.dumps({"Message": "no instance is there"}).encode()
         else:
+            if self._capture is not None:
+                self._capture.write(_captured(body, got, request_id))  # one call: lines stay whole
             if not 200 <= status < 300:
                 status, got = 424, _model_error(status, got)
         try:
@@ -313,7 +322,9 @@ class Gateway:
             return _failed()
 
     def close(self) -> None:
-        """Close the connections to the target."""
+        """Close the connections to the target, and the capture."""
+        if self._capture is not None:
+            self._capture.close()
         while True:
             try:
                 self._idle.get_nowait().close()
@@ -362,6 +373,26 @@ def _model_error(status: int, body: bytes) -> bytes:
             "OriginalStatusCode": status,
         }
     ).encode()
+
+
+def _captured(asked: bytes, answered: bytes, request_id: str) -> bytes:
+    def part(mode: str, data: bytes) -> dict[str, str]:
+        text = data.decode("utf-8", "replace")
+        return {"observedContentType": _JSON, "mode": mode, "data": text, "encoding": "JSON"}
+
+    line = {
+        "captureData": {
+            "endpointInput": part("INPUT", asked),
+            "endpointOutput": part("OUTPUT", answered),
+        },
+        "eventMetadata": {
+            "eventId": str(uuid.uuid4()),
+            "inferenceId": request_id,
+            "inferenceTime": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        },
+        "eventVersion": "0",
+    }
+    return json.dumps(line).encode() + b"\n"
 
 
 def _plain(status: int, message: str) -> Reply:
@@ -440,14 +471,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
     parser.add_argument("--template", type=Path, default=TEMPLATE)
-    parser.add_argument("--decode-path", action="store_true", help="as some gateways do")
+    parser.add_argument("--decode-path", action="store_true", help="before templates see it")
+    parser.add_argument("--capture", type=Path, help="write Data Capture's JSON Lines here")
     given = parser.parse_args(arguments)
     try:
-        gateway = Gateway(given.target, given.template, decode_path=given.decode_path)
+        gateway = Gateway(
+            given.target, given.template, decode_path=given.decode_path, capture=given.capture
+        )
         server = Server(gateway, given.host, given.port)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"fastrank_serving.gateway: {error}\n")
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server:
         sys.stderr.write(f"{server.url} -> {given.target}\n")
         try:

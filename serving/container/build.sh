@@ -41,10 +41,12 @@ build() {
     arguments+=(-v "$state/pip.conf:/etc/pip.conf:ro")
   fi
   [[ -z ${EXTRAS:-} ]] || arguments+=(--build-arg "EXTRAS=$EXTRAS")
+  arguments+=(--build-arg "VERSION=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)")
   arguments+=(--build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)")
   local began=$SECONDS
   "${buildah[@]}" bud "${arguments[@]}" . > "$state/build.log" 2>&1 \
     || { tail -n 30 "$state/build.log" >&2; fail "not built; all of it: $state/build.log"; }
+  "${buildah[@]}" rmi --prune --force >> "$state/build.log" 2>&1 || true  # the one before
   say "built $image in $((SECONDS - began)) s"
 }
 
@@ -140,7 +142,7 @@ run_tests() {
   for name in gcc g++ cc c++ make ld; do
     if chroot "$root" /bin/sh -c "command -v $name" > /dev/null; then fail "$name is in the image"; fi
   done
-  for name in root/.cache src wheels opt/builder; do
+  for name in root/.cache src wheels opt/builder etc/pip.conf; do
     [[ ! -e $root/$name ]] || fail "/$name is in the image"
   done
   say "$(du -sm "$root" | cut -f1) MB, of which $(du -sm "$root/opt/fastrank" | cut -f1) MB ours"

@@ -70,3 +70,25 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         _native.find_rows(rows, other, 1)
     with pytest.raises(ValueError, match="wanted: shape does not fit"):
         _native.find_rows(rows, rows[:0], 1)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_a_prefix_finds_is_what_a_pass_finds(
+    make: Callable[[np.random.Generator], IdArray],
+) -> None:
+    rng = np.random.default_rng(5)
+    ids = make(rng)
+    index = IdIndex("user_ids", ids)
+    ordered = sorted(ids.tolist())
+    some = [str(item) for item in rng.choice(ids, 60).tolist()]
+    prefixes = {text[: 1 + j % len(text)] for j, text in enumerate(some)} | {*some[:20]}
+    prefixes |= {"", "-", "-0", "0", "00", "+1", " 1", "1_0", "\u0661", "\0", "1\0", "\U0010ffff"}
+    prefixes |= {"9" * 19, "9" * 20, "-" + "9" * 19, str(LOW), str(HIGH), "x" * 1000, "é", "ü"}
+    for prefix in sorted(prefixes):
+        expected = [item for item in ordered if str(item).startswith(prefix)]
+        if ids.dtype.kind != "U" and prefix not in ("", "-"):
+            expected.sort(key=lambda item: (len(str(item)), item))  # short ones first
+        for limit in (1, 7, 2 * N):
+            found = index.starting_with(prefix, limit)
+            assert found.dtype == np.int64
+            assert ids[found].tolist() == expected[:limit], (prefix, limit)

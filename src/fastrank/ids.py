@@ -6,8 +6,9 @@ Many ids at once are looked up by one pass over all of them instead, against a t
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,9 @@ Positions: TypeAlias = npt.NDArray[np.int64]
 _FEW = 32
 # A binary search among n ids costs about what n / 100 steps of a pass over them do.
 _SEARCHES = 100
+# What begins an integer, as it is written.
+_BEGINS = re.compile(r"-?([1-9][0-9]{0,18})?|0", re.ASCII)
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 # So that nobody can choose ids that collide in the hash table of a look-up.
 _HASH_KEY = secrets.randbits(64)
 
@@ -118,6 +122,31 @@ class IdIndex:
         found = self.order[np.minimum(place, last)]
         return np.where(self.ids[found] == wanted, found, -1)
 
+    def starting_with(self, prefix: str, limit: int) -> Positions:
+        """Positions of the first `limit` ids, in their order, that begin with a text.
+
+        Integers begin as they are written in decimal, short ones first. O(log n + limit): a search
+        for text, and for integers one for every number of digits.
+        """
+        if self.ids.dtype.kind != "U":
+            found: list[int] = []
+            for low, high in _intervals(prefix):
+                start = np.searchsorted(self.ids, np.int64(low), "left", sorter=self.order)
+                end = np.searchsorted(self.ids, np.int64(high), "right", sorter=self.order)
+                found += self.order[start : min(end, start + limit - len(found))].tolist()
+                if len(found) >= limit:
+                    break
+            return np.array(found, np.int64)
+        # Searching with a wider dtype would make NumPy copy all ids into it; and it takes a NUL
+        # at the end for no character.
+        if 4 * len(prefix) > self.ids.dtype.itemsize or prefix.endswith("\0"):
+            return np.empty(0, np.int64)
+        narrow = np.array(prefix, self.ids.dtype)
+        start = np.searchsorted(self.ids, narrow, "left", sorter=self.order)
+        rows = self.order[start : start + limit]
+        # Those that begin with it stand together, at the start.
+        return rows[np.strings.startswith(self.ids[rows], prefix)]
+
     def taken(self, rows: Positions) -> IdIndex:
         """The index of ``ids[rows]``, for a permutation."""
         position = np.empty_like(rows)
@@ -132,6 +161,24 @@ class IdIndex:
             return False
         first, last = self.ids[self.order[0]], self.ids[self.order[-1]]
         return int(last) - int(first) + 1 == len(self.ids)
+
+
+def _intervals(prefix: str) -> Iterator[tuple[int, int]]:
+    """The int64 that begin with a text: from where to where, for each number of digits."""
+    if not _BEGINS.fullmatch(prefix):
+        return
+    if prefix in ("", "-"):
+        yield _LOWEST, _HIGHEST if prefix == "" else -1
+        return
+    first = int(prefix)
+    for digits in range(19 if first else 1):
+        power = 10**digits
+        low, high = first * power, first * power + power - 1
+        if first < 0:
+            low, high = first * power - power + 1, first * power
+        if low > _HIGHEST or high < _LOWEST:
+            return
+        yield max(low, _LOWEST), min(high, _HIGHEST)
 
 
 def _as_bytes(ids: IdArray) -> npt.NDArray[np.uint8]:

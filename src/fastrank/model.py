@@ -209,6 +209,22 @@ class Model:
             found[rows] = self._index.find("user_ids", wanted)
         return found
 
+    def users_starting_with(self, prefix: str, limit: int = 20) -> list[Any]:
+        """The first `limit` user ids, in their order, that begin with a text; O(log u + limit).
+
+        Integer ids begin as they are written in decimal, short ones first.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([1, 2], [[1.0], [0.0]])
+        >>> model = fr.Model(catalog, [117, 20, 11], [[1.0], [2.0], [3.0]])
+        >>> model.users_starting_with("1")
+        [11, 117]
+        """
+        found: list[Any] = self._index.ids[self._index.starting_with(prefix, limit)].tolist()
+        return found
+
     def temperature_at(self, row: int) -> float:
         """`user_temperature` of the user in this row."""
         if not self.has_user_temperatures:

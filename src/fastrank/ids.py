@@ -131,9 +131,9 @@ class IdIndex:
         if self.ids.dtype.kind != "U":
             found: list[int] = []
             for low, high in _intervals(prefix):
-                start = np.searchsorted(self.ids, np.int64(low), "left", sorter=self.order)
+                first = np.searchsorted(self.ids, np.int64(low), "left", sorter=self.order)
                 end = np.searchsorted(self.ids, np.int64(high), "right", sorter=self.order)
-                found += self.order[start : min(end, start + limit - len(found))].tolist()
+                found += self.order[first : min(end, first + limit - len(found))].tolist()
                 if len(found) >= limit:
                     break
             return np.array(found, np.int64)
@@ -142,7 +142,7 @@ class IdIndex:
         if 4 * len(prefix) > self.ids.dtype.itemsize or prefix.endswith("\0"):
             return np.empty(0, np.int64)
         narrow = np.array(prefix, self.ids.dtype)
-        start = np.searchsorted(self.ids, narrow, "left", sorter=self.order)
+        start = int(np.searchsorted(self.ids, narrow, "left", sorter=self.order))
         rows = self.order[start : start + limit]
         # Those that begin with it stand together, at the start.
         return rows[np.strings.startswith(self.ids[rows], prefix)]

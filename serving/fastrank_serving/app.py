@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastrank as fr
-from fastrank_serving import metrics
+from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
     ProblemError,
     error_body,
@@ -343,6 +343,7 @@ def _others(app: App) -> ASGIApp:
             Route("/openapi.json", openapi),
             Route("/execution-parameters", execution_parameters),
             Route("/-/reload", reload, methods=["POST"]),
+            *explorer.routes(service, refused),
         ],
         exception_handlers={404: not_found, 405: not_allowed, 500: failed},
     )

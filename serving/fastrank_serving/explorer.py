@@ -1,0 +1,197 @@
+"""The explorer: a page that shows what every inference type makes of a user.
+
+The page asks /invocations for rankings, as any client does, and always chooses the seed itself:
+the log says so of such rows, and evaluations leave them out. What a client need not know, and the
+page does, it asks here: which users there are, and what items are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+import fastrank as fr
+from fastrank_serving.messages import MAX_TEXT, ProblemError
+from fastrank_serving.service import Loaded, Service
+
+__all__ = ["MAX_TITLES", "MAX_USERS", "routes"]
+
+MAX_USERS = 100  # suggested at once
+MAX_TITLES = 100  # looked up at once
+
+_USERS = 20
+_STATIC = Path(__file__).with_name("static")
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/explorer/explorer.css": ("explorer.css", "text/css"),
+    "/explorer/explorer.js": ("explorer.js", "text/javascript"),
+    "/explorer/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+# Titles and ids are whatever the catalog's maker wrote: nothing of them can become code, and the
+# page talks to nobody but this server.
+_POLICY = "; ".join(
+    [
+        *("default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'"),
+        *("connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
+        *("require-trusted-types-for 'script'", "trusted-types 'none'"),
+    ]
+)
+_PAGE_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+
+Refuse = Callable[[ProblemError], Response]
+
+
+def routes(service: Service, refused: Refuse) -> list[Route]:
+    """Of the page and what it asks for; none if the explorer is off.
+
+    Parameters
+    ----------
+    service : Service
+    refused : callable
+        Makes the answer that carries a problem.
+    """
+    if not service.settings.explorer:
+        return []
+
+    def asked(path: str, answer: Callable[[HttpRequest], Any]) -> Route:
+        async def endpoint(request: HttpRequest) -> Response:
+            try:
+                body = msgspec.json.encode(answer(request))
+            except ProblemError as problem:
+                return refused(problem)
+            headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+            return Response(body, media_type="application/json", headers=headers)
+
+        return Route(path, endpoint)
+
+    def about(request: HttpRequest) -> dict[str, Any]:
+        _check_names(request, ())
+        settings, loaded = service.settings, service.loaded
+        return {
+            "fastrank": fr.__version__,
+            "model_version": loaded.version,
+            "n_items": len(loaded.catalog),
+            "n_users": 0 if loaded.model is None else len(loaded.model.user_ids),
+            "has_titles": loaded.model is not None and loaded.model.has_titles,
+            "max_k": settings.max_k,
+            "max_titles": MAX_TITLES,
+            "fallback": settings.fallback is not None,
+            "params": settings.policy.params,
+            "inference_types": [
+                {"name": name, "params": list(accepted)}
+                for name, (_, _, accepted) in fr.INFERENCE_TYPES.items()
+            ],
+        }
+
+    def users(request: HttpRequest) -> dict[str, Any]:
+        _check_names(request, ("prefix", "limit"))
+        prefix = request.query_params.get("prefix", "")
+        if len(prefix) > MAX_TEXT:
+            raise _out_of_range("prefix", f"{len(prefix)} characters", f"at most {MAX_TEXT}")
+        limit = _limit(request.query_params.get("limit", str(_USERS)))
+        model = service.loaded.model
+        # One more than asked for says whether there are more.
+        found = [] if model is None else model.users_starting_with(prefix, limit + 1)
+        names = [str(user) for user in found[:limit]]
+        return {"users": [name for name in names if _utf8(name)], "more": len(found) > limit}
+
+    def titles(request: HttpRequest) -> dict[str, Any]:
+        _check_names(request, ("id",), repeated=True)
+        ids = request.query_params.getlist("id")
+        if len(ids) > MAX_TITLES:
+            raise _out_of_range("id", f"{len(ids)} of them", f"at most {MAX_TITLES}")
+        return {"titles": _titles(service.loaded, ids)}
+
+    return [
+        *(_static(path, *file) for path, file in _FILES.items()),
+        asked("/explorer/about", about),
+        asked("/explorer/users", users),
+        asked("/explorer/titles", titles),
+    ]
+
+
+def _static(path: str, name: str, media_type: str) -> Route:
+    body = (_STATIC / name).read_bytes()
+
+    async def page(_: HttpRequest) -> Response:
+        return Response(body, media_type=media_type, headers=_PAGE_HEADERS)
+
+    return Route(path, page)
+
+
+def _titles(loaded: Loaded, ids: list[str]) -> list[str]:
+    """Of items by their ids as text; '' where there is no such item, or it has none."""
+    if loaded.model is None:
+        return [""] * len(ids)
+    # NumPy takes a NUL at the end for no character: no id ends in one.
+    known: dict[str, Any] = {text: None if text.endswith("\0") else text for text in ids}
+    if loaded.catalog.item_ids.dtype.kind != "U":
+        known = {text: _integer(text) for text in ids}
+    wanted = [item for item in known.values() if item is not None]
+    found = dict(zip(wanted, loaded.model.titles(wanted), strict=True))
+    return [found.get(known[text], "") for text in ids]
+
+
+def _integer(text: str) -> int | None:
+    """An item's id; None for what is not written as one."""
+    if len(text) > 20 or not text.isascii():
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if -(2**63) <= number < 2**63 and str(number) == text else None
+
+
+def _utf8(text: str) -> bool:
+    """Whether a text can be sent, and asked for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_names(request: HttpRequest, names: tuple[str, ...], repeated: bool = False) -> None:
+    given = request.query_params
+    for name in given:
+        if name not in names:
+            raise ProblemError(
+                400,
+                "unknown_field",
+                f"{name[:MAX_TEXT]}: not a parameter of this address",
+                field=name[:MAX_TEXT],
+                allowed=list(names),
+            )
+    if not repeated and len(given) < len(given.multi_items()):
+        raise ProblemError(400, "duplicate_field", "a parameter is given more than once")
+
+
+def _limit(text: str) -> int:
+    number = _integer(text)
+    if number is None or not 1 <= number <= MAX_USERS:
+        raise _out_of_range("limit", text, f"1 to {MAX_USERS}")
+    return number
+
+
+def _out_of_range(name: str, value: str, allowed: str) -> ProblemError:
+    return ProblemError(
+        422,
+        "out_of_range",
+        f"{name}: expected {allowed}, got {value[:MAX_TEXT]}",
+        field=name,
+        value=value,
+        allowed=allowed,
+    )

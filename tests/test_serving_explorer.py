@@ -521,6 +521,7 @@ def test_errors_of_the_server_are_shown_in_words(visit: Visit, server: Server) -
     words = page.locator("#ranking-stochastic_plackett_luce .refused").inner_text()
     assert "temperature: must lie in [1e-06, 1e+06]" in words
     assert page.locator("#ranking-uniform li").count() == 3  # which takes none
+    visit.until("() => document.getElementById('status').textContent.startsWith('3 rankings')")
     asked = len(visit.asked)
     page.fill("#seed", "null")
     assert "seed: expected a whole number" in alert()

@@ -80,7 +80,7 @@ EXTRAS: dict[str, set[str]] = {
     "vectorfiles": {"pyarrow"},
     "verify": {"scipy"},
     "demo": {"matplotlib"},
-    "cli": {"click", "rich", "matplotlib"},
+    "cli": {"click", "rich", "matplotlib", "fastrank_serving"},
 }
 
 

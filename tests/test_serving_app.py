@@ -247,6 +247,8 @@ def test_headers_of_sagemaker(model: Path) -> None:
         assert "x-amzn-sagemaker-custom-attributes" not in reply.headers
         reply = await post(X_Amzn_SageMaker_Inference_Id="inference")
         assert reply.json()["request_id"] == "inference"
+        reply = await post(X_Amzn_SageMaker_Inference_Id="i" * 257)
+        assert (reply.status, reply.error["code"]) == (422, "invalid_value")
         reply = await post(X_Nobody_Knows="this")
         assert reply.status == 200
 
@@ -339,7 +341,8 @@ def test_nothing_else_is_there(model: Path) -> None:
     async def work(app: App) -> None:
         for method, path, status in (
             ("GET", "/nowhere", 404),
-            ("GET", "/invocations", 404),
+            ("GET", "/invocations", 405),
+            ("POST", "/ping", 405),
             ("DELETE", "/version", 405),
             ("GET", "/../../etc/passwd", 404),
             ("POST", "/-/reload", 404),
@@ -355,6 +358,8 @@ def test_a_repeated_request_gets_the_first_answer(model: Path) -> None:
         first = (await ask(app, user_id="u1", request_id="a")).body
         assert (await ask(app, user_id="u1", request_id="a")).body == first
         assert (await ask(app, user_id="u1", request_id="b")).body != first
+        other = await ask(app, user_id="u2", request_id="a")
+        assert (other.status, other.error["code"]) == (409, "request_id_taken")
         both = await asyncio.gather(*(ask(app, user_id="u1", request_id="c") for _ in range(5)))
         assert len({reply.body for reply in both}) == 1
         # A failure is not an answer.
@@ -505,7 +510,7 @@ def test_ten_thousand_malformed_bodies(model: Path) -> None:
                 if "error" in found:
                     assert found["error"]["code"] != "internal", found
         assert sum(statuses.values()) == 10_000
-        assert set(statuses) <= {200, 400, 404, 422}, statuses
+        assert set(statuses) <= {200, 400, 404, 409, 422}, statuses
         assert statuses[400] > 1000
         assert (await ask(app, user_id="u1")).status == 200
 

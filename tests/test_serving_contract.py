@@ -69,7 +69,6 @@ class TestPing:
         assert answer.status == 200
         assert answer.body == b""
 
-    @pytest.mark.xfail(reason="404 so far")
     def test_not_by_post(self, client: Client) -> None:
         assert client.ask("POST", "/ping", b"").status == 405
 
@@ -292,7 +291,6 @@ class TestErrors:
         assert answer.status in (404, 405)
         answer.error()
 
-    @pytest.mark.xfail(reason="404 so far")
     def test_another_method_is_405(self, client: Client) -> None:
         answer = client.ask("GET", "/invocations")
         assert answer.status == 405
@@ -455,7 +453,6 @@ class TestLife:
             assert container.stop() == 0, container.stderr
             assert container.client.ping() == 0
 
-    @pytest.mark.xfail(reason="a process that has no handler yet is killed by the signal")
     @pytest.mark.parametrize("workers", [1, 2])
     def test_sigterm_while_it_starts_ends_it_well(self, base: Path, workers: int) -> None:
         environ = {"SAGEMAKER_MODEL_SERVER_WORKERS": str(workers)}

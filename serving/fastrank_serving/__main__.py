@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-
-from fastrank_serving.server import run
-from fastrank_serving.settings import Settings
 
 
 def main(arguments: list[str]) -> int:
+    # Before the imports, which take a while: process 1 is not ended by a signal that it ignores.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from fastrank_serving.server import run
+    from fastrank_serving.settings import Settings
+
     if arguments not in ([], ["serve"]):
         sys.stderr.write(f"expected serve, got {' '.join(arguments)!r}\n")
         return 2

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import fastrank as fr
 from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
+    MAX_TEXT,
     ProblemError,
     error_body,
     new_request_id,
@@ -79,6 +80,11 @@ class App:
             if path == "/ping" and scope["method"] in ("GET", "HEAD"):
                 await self._send(send, 200 if self.service.ready else 503, b"", {})
                 return
+            if path in ("/invocations", "/ping"):
+                problem = ProblemError(405, "method_not_allowed", "not with this method")
+                allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
+                await self._refuse(send, problem, None, {b"allow": allowed})
+                return
             await self._others(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
@@ -105,6 +111,14 @@ class App:
                     field="content-type",
                     value=kind.decode("latin-1"),
                     allowed=["application/json", "application/jsonlines"],
+                )
+            if inference_id is not None and len(inference_id) > MAX_TEXT:
+                request_id = None
+                raise ProblemError(
+                    422,
+                    "invalid_value",
+                    f"{_INFERENCE_ID.decode()}: at most {MAX_TEXT} characters",
+                    field=_INFERENCE_ID.decode(),
                 )
             body = await self._body(headers, receive)
             if kind in _LINES:
@@ -224,8 +238,14 @@ class App:
     async def _start(self) -> None:
         try:
             await self.service.start()
-        except (ValueError, OSError, MemoryError) as error:
-            _LOG.error("the model cannot be served: %s", error)
+        except Exception as error:
+            hint = ""
+            if isinstance(error, ModuleNotFoundError):
+                hint = ": the log wants pip install 'fastrank[data]'"
+            known = isinstance(error, ValueError | OSError | ImportError | MemoryError)
+            _LOG.error(
+                "the model cannot be served: %s%s", error, hint, exc_info=None if known else error
+            )
             if self.on_failure is not None:
                 self.on_failure()
 
@@ -336,7 +356,7 @@ def _others(app: App) -> ASGIApp:
 
     return Starlette(
         routes=[
-            Route("/1/recommended-items/{user_id}", recommended),
+            Route("/1/recommended-items/{user_id:path}", recommended),
             Route("/livez", live),
             Route("/metrics", measured),
             Route("/version", version),

@@ -170,6 +170,8 @@ def parse(body: bytes) -> Request:
     # msgspec takes the last of two equal names; an escape can hide one.
     if b"\\u" in body or any(body.count(name) > 1 for name in _QUOTED):
         _refuse_repeated(body)
+    if b'"null"' in body.lower():
+        _refuse_null(_members(body))
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:
@@ -192,6 +194,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> Request:
             continue
         words = [word.strip() for word in text.split(",")] if name in _LISTS else None
         given[name] = text if words is None else [word for word in words if word]
+    _refuse_null(given)
     try:
         request = msgspec.convert(given, Request, strict=False)
     except msgspec.ValidationError as error:
@@ -258,6 +261,20 @@ def _refuse_repeated(body: bytes) -> None:
         json.loads(body, object_pairs_hook=members)
     except (ValueError, RecursionError) as error:
         raise ProblemError(400, "malformed_json", f"the body is not JSON: {error}") from None
+
+
+def _refuse_null(members: Mapping[str, Any]) -> None:
+    """msgspec takes the text "null" for an absent number: a seed that was meant would be none."""
+    for name in ("k", "seed", "temperature", "epsilon"):
+        value = members.get(name)
+        if isinstance(value, str) and value.strip().lower() == "null":
+            raise ProblemError(
+                400,
+                "invalid_type",
+                f"{name}: expected a number, got {value!r}",
+                field=name,
+                value=value,
+            )
 
 
 def _members(body: bytes) -> dict[str, Any]:

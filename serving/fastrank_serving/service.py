@@ -118,12 +118,12 @@ class Service:
 
     async def start(self) -> None:
         """Load the model; until this is done, /ping says 503."""
-        self._loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
-        self.metrics.loaded(self.loaded.version)
         if self.settings.log_directory is not None:
             from fastrank.eventlog import LogWriter
 
             self.log = LogWriter(self.settings.log_directory)
+        self._loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
+        self.metrics.loaded(self.loaded.version)
         _LOG.info("serving model %s", self.loaded.version[:12])
 
     async def reload(self) -> str:
@@ -175,11 +175,12 @@ class Service:
         given = request.request_id or inference_id
         if given is None or not self.settings.keep_answers:
             return await self._answer(request, given or new_request_id())
-        first = self._answers.get(given)
+        content = hash(encoded(request))
+        first = self._answers.get(given, content)
         if first is not None:
             self.metrics.repeated.inc()
             return await asyncio.shield(first)
-        first = self._answers.begin(given)
+        first = self._answers.begin(given, content)
         try:
             body = await self._answer(request, given)
         except BaseException as error:
@@ -320,23 +321,37 @@ class _Answers:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._answers: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        # Each with a hash of what was asked.
+        self._answers: OrderedDict[str, tuple[int, asyncio.Future[bytes]]] = OrderedDict()
         self._size = 0  # bytes of those that are there
 
-    def get(self, request_id: str) -> asyncio.Future[bytes] | None:
-        return self._answers.get(request_id)
+    def get(self, request_id: str, content: int) -> asyncio.Future[bytes] | None:
+        """A ProblemError if something else was asked under this id."""
+        found = self._answers.get(request_id)
+        if found is None:
+            return None
+        if found[0] != content:
+            raise ProblemError(
+                409,
+                "request_id_taken",
+                f"request_id: {request_id!r} came before, with another request",
+                field="request_id",
+                value=request_id,
+            )
+        return found[1]
 
-    def begin(self, request_id: str) -> asyncio.Future[bytes]:
+    def begin(self, request_id: str, content: int) -> asyncio.Future[bytes]:
         """The answer is being made."""
-        self._answers[request_id] = asyncio.get_running_loop().create_future()
-        return self._answers[request_id]
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers[request_id] = content, answer
+        return answer
 
     def keep(self, request_id: str, body: bytes) -> None:
         """Here it is; the oldest ones make room."""
-        self._answers[request_id].set_result(body)
+        self._answers[request_id][1].set_result(body)
         self._size += len(body)
         while self._size > _KEPT_BYTES or len(self._answers) > self._most:
-            oldest, answer = next(iter(self._answers.items()))
+            oldest, (_, answer) = next(iter(self._answers.items()))
             if not answer.done():
                 return  # all that came later is kept until this one is there
             del self._answers[oldest]
@@ -344,7 +359,7 @@ class _Answers:
 
     def failed(self, request_id: str, error: BaseException) -> None:
         """There is none."""
-        answer = self._answers.pop(request_id)
+        _, answer = self._answers.pop(request_id)
         answer.set_exception(error if isinstance(error, ProblemError) else _interrupted())
         answer.exception()  # nobody need wait for it
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import fastrank as fr
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "policy_named"]
 
 MAX_K = 1000
 MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 DEADLINE = 20.0  # seconds: below the 29 of API Gateway
 
 
@@ -91,6 +92,10 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0.0 <= value < 86_400.0:
                 raise ValueError(f"{name}: expected seconds, got {value!r}")
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(
+                f"log_level: expected one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}"
+            )
 
     @classmethod
     def of_container(cls, environ: Mapping[str, str], **changes: Any) -> Settings:
@@ -98,7 +103,7 @@ class Settings:
 
         SAGEMAKER_BASE_DIR moves /opt/ml, SAGEMAKER_BIND_TO_PORT the port;
         SAGEMAKER_MODEL_SERVER_WORKERS and _TIMEOUT, SAGEMAKER_CONTAINER_LOG_LEVEL, and
-        FASTRANK_LOG_DIR, FASTRANK_EMF, FASTRANK_POLICY, FASTRANK_FALLBACK are heeded.
+        FASTRANK_LOG_DIR, _EMF, _EXPLORER, _POLICY and _FALLBACK are heeded.
         """
         base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
         made = cls(model=Path(base, "model"), host="0.0.0.0")  # the contract wants it
@@ -115,10 +120,25 @@ class Settings:
                     given[own] = kind(text)
                 except ValueError:
                     raise ValueError(f"{name}: not a number: {text!r}") from None
+        for name, own in (("FASTRANK_POLICY", "policy"), ("FASTRANK_FALLBACK", "fallback")):
+            if environ.get(name):
+                given[own] = policy_named(environ[name], name)
         if environ.get("FASTRANK_LOG_DIR"):
             given["log_directory"] = Path(environ["FASTRANK_LOG_DIR"])
         given["emf"] = environ.get("FASTRANK_EMF", "") not in ("", "0")
+        # Anyone who reaches the port could list users there.
+        given["explorer"] = environ.get("FASTRANK_EXPLORER", "") not in ("", "0")
         levels = {"10": "debug", "20": "info", "30": "warning", "40": "error", "50": "critical"}
         level = environ.get("SAGEMAKER_CONTAINER_LOG_LEVEL", "20")
         given["log_level"] = levels.get(level, level.lower())
         return replace(made, **given, **changes)
+
+
+def policy_named(text: str, option: str) -> fr.Policy:
+    """A policy as ``name:param=value``, the command line's way; `option` is what errors name."""
+    from fastrank.cli.policyspec import parse_policy
+
+    _, found = parse_policy(text, option)
+    if callable(found):
+        raise ValueError(f"{option}: {text}: give the temperature itself")
+    return found

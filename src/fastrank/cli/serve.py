@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from fastrank.cli.policyspec import SYNTAX, parse_policy
-from fastrank.policies import Policy
+from fastrank.cli.policyspec import SYNTAX
 
 __all__ = ["serve"]
 
@@ -91,22 +90,15 @@ def serve(
       curl "localhost:8080/1/recommended-items/ann?k=5&inference_type=deterministic"
     """
     from fastrank_serving.server import run
-    from fastrank_serving.settings import Settings
+    from fastrank_serving.settings import Settings, policy_named
 
     if threads is not None:
         options["threads"] = threads
     return run(
         Settings(
-            policy=_policy(policy, "--policy"),
-            fallback=None if fallback is None else _policy(fallback, "--fallback"),
+            policy=policy_named(policy, "--policy"),
+            fallback=None if fallback is None else policy_named(fallback, "--fallback"),
             explorer=not no_explorer,
             **options,
         )
     )
-
-
-def _policy(text: str, option: str) -> Policy:
-    _, found = parse_policy(text, option)
-    if callable(found):
-        raise click.UsageError(f"{option}: {text}: give the temperature itself")
-    return found

@@ -101,6 +101,7 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
         lifespan="on",
         access_log=False,
         log_config=None,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         timeout_keep_alive=_KEEP_ALIVE,

@@ -11,8 +11,8 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +38,17 @@ if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
 __all__ = ["Loaded", "Service"]
 
 _LOG = logging.getLogger("fastrank.serving")
+_SEEN = 100_000  # users whose place in the model is remembered
 _STUCK = 10.0  # seconds, after which a pass is taken to hang
 _KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
 _AGREE = 1e-5  # log-propensities of the self-test
+
+
+class User(NamedTuple):
+    """What a model knows of somebody; a vector is a view of the mapped file."""
+
+    query: npt.NDArray[np.float32]
+    temperature: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +59,7 @@ class Loaded:
     model: fr.Model | None
     version: str
     nobody: npt.NDArray[np.float32]  # the query of users that are not known
+    seen: dict[str, User] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, directory: os.PathLike[str]) -> Loaded:
@@ -76,8 +85,18 @@ class Loaded:
             if not error <= _AGREE + ranking.log_norm_error:
                 raise ValueError(f"self-test: propensities differ by {error:g} ({policy})")
 
-    def of_user(self, user_id: str) -> tuple[npt.NDArray[np.float32], Any] | None:
-        """A user's vector, and the id as the model has it; None for an unknown one."""
+    def of_user(self, user_id: str) -> User | None:
+        """A user's vector and factor of temperatures; None for an unknown one."""
+        found = self.seen.get(user_id)
+        if found is None:
+            found = self._look_up(user_id)
+            if found is not None:
+                if len(self.seen) >= _SEEN:
+                    self.seen.clear()
+                self.seen[user_id] = found
+        return found
+
+    def _look_up(self, user_id: str) -> User | None:
         if self.model is None:
             return None
         known: Any = user_id
@@ -90,7 +109,8 @@ class Loaded:
                 return None
         if known not in self.model:
             return None
-        return self.model.user_vector(known), known
+        own = self.model.user_temperature(known) if self.model.has_user_temperatures else None
+        return User(self.model.user_vector(known), own)
 
 
 class Service:
@@ -263,10 +283,7 @@ class Service:
                     value=request.user_id,
                 )
             return loaded.nobody, None, True
-        query, known = found
-        assert loaded.model is not None
-        own = loaded.model.user_temperature(known) if loaded.model.has_user_temperatures else None
-        return query, own, False
+        return found.query, found.temperature, False
 
     def _ids(self, loaded: Loaded, name: str, ids: list[int | str] | None) -> Any:
         """A filter as the catalog's ids; text that says an integer is one, where ids are."""

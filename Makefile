@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan dist container container-test bench bench-quick figures report clean
+.PHONY: demo test lint asan dist container container-test loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -80,6 +80,10 @@ figures: $(VENV)/.bench $(NATIVE)
 report: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/report.py --measure
 
+# A server on a model made for it, asked by locust; LOADTEST holds options of loadtest/run.py.
+loadtest: $(VENV)/.loadtest $(NATIVE)
+	$(BIN)/python loadtest/run.py $(LOADTEST)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
@@ -91,6 +95,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.loadtest: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[loadtest]"
+	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[bench]"

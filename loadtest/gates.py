@@ -1,0 +1,165 @@
+"""What a run must reach; the exit code hangs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from histogram import Histogram
+from recorder import Recorder, Series, Stage
+
+__all__ = ["BASE", "Gates", "Verdict", "pooled", "ratio"]
+
+BASE = "deterministic"  # what the other types are compared with
+_KEEPS_UP = 0.95  # of the rate that an open loop is asked for
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One requirement, and whether it was met."""
+
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits; None: there is none.
+
+    Attributes
+    ----------
+    p99_ms : float, optional
+        Of every type of request in every stage.
+    error_share : float
+        Of all requests of a stage.
+    ratios : dict
+        By inference type: p50 over the deterministic one's, in a closed loop.
+    drift : float, optional
+        p50 of the last stage over that of the first, for a soak.
+    requests : int
+        So many answers at least; a run that sent nothing has shown nothing.
+    """
+
+    p99_ms: float | None = None
+    error_share: float = 0.0
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    drift: float | None = None
+    requests: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def judge(self, recorder: Recorder, rate: float | None = None) -> list[Verdict]:
+        """Every requirement of a run.
+
+        Parameters
+        ----------
+        recorder : Recorder
+        rate : float, optional
+            Requests a second that each user of an open loop is to send.
+        """
+        stages = recorder.stages
+        answered = sum(s.latency.count for stage in stages.values() for s in stage.series.values())
+        verdicts = [
+            Verdict(
+                answered >= self.requests,
+                f"{answered:,} answers, at least {self.requests:,} wanted",
+            )
+        ]
+        for name, stage in stages.items():
+            where = f" at {name}" if name else ""
+            everything = pooled(stage)
+            share = everything.failed / everything.sent if everything.sent else 0.0
+            verdicts.append(
+                Verdict(
+                    share <= self.error_share,
+                    f"errors{where}: {share:.3%} of {everything.sent:,},"
+                    f" limit {self.error_share:.3%}{_reasons(everything)}",
+                )
+            )
+            if self.p99_ms is not None:
+                verdicts.append(_p99_verdict(stage, self.p99_ms, where))
+            for kind, limit in self.ratios.items():
+                verdicts.append(_ratio_verdict(stage, kind, limit, where))
+            if rate is not None and name.isdigit() and stage.seconds:
+                asked = rate * int(name)
+                got = everything.sent / stage.seconds
+                verdicts.append(
+                    Verdict(
+                        got >= _KEEPS_UP * asked,
+                        f"rate{where}: {got:.0f} requests a second of the {asked:.0f} asked for",
+                    )
+                )
+        if self.drift is not None:
+            verdicts.append(_drift_verdict(list(stages.values()), self.drift))
+        return verdicts
+
+
+def pooled(stage: Stage) -> Series:
+    """All types of request of a stage."""
+    together = Series()
+    for series in stage.series.values():
+        together.merge(series)
+    return together
+
+
+def ratio(of: Histogram, to: Histogram) -> tuple[float, float, float] | None:
+    """p50 over p50, with a 95 % interval; None where there is nothing to compare.
+
+    The interval's ends are those of either median apart, so that it is wider than it need be.
+    """
+    if not of.count or not to.count or not to.percentile(50):
+        return None
+    (low, high), (base_low, base_high) = of.interval(50), to.interval(50)
+    return (
+        of.percentile(50) / to.percentile(50),
+        low / base_high,
+        high / base_low if base_low else float("inf"),
+    )
+
+
+def _p99_verdict(stage: Stage, limit: float, where: str) -> Verdict:
+    found = {
+        kind: 1e3 * series.latency.percentile(99)
+        for kind, series in stage.series.items()
+        if series.latency.count
+    }
+    if not found:
+        return Verdict(False, f"p99{where}: nothing was answered")
+    worst = max(found, key=lambda kind: found[kind])
+    return Verdict(
+        found[worst] <= limit,
+        f"p99{where}: at most {found[worst]:.3g} ms ({worst}), limit {limit:g} ms",
+    )
+
+
+def _ratio_verdict(stage: Stage, kind: str, limit: float, where: str) -> Verdict:
+    of, to = stage.series.get(kind), stage.series.get(BASE)
+    found = ratio(of.latency, to.latency) if of is not None and to is not None else None
+    if found is None:
+        return Verdict(False, f"p50 of {kind} / {BASE}{where}: not both were answered")
+    return Verdict(
+        found[0] <= limit,
+        f"p50 of {kind} / {BASE}{where}: {found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f}),"
+        f" limit {limit:g}",
+    )
+
+
+def _drift_verdict(stages: list[Stage], limit: float) -> Verdict:
+    if len(stages) < 2:
+        return Verdict(False, "drift: a soak of at least two stages is wanted")
+    first, last = pooled(stages[0]).latency, pooled(stages[-1]).latency
+    found = ratio(last, first)
+    if found is None:
+        return Verdict(False, "drift: the first or the last stage has no answers")
+    return Verdict(
+        found[0] <= limit, f"drift: p50 of the last stage / first: {found[0]:.3f}, limit {limit:g}"
+    )
+
+
+def _reasons(series: Series) -> str:
+    if not series.errors:
+        return ""
+    most = sorted(series.errors.items(), key=lambda item: -item[1])[:3]
+    return ": " + "; ".join(f"{count:,} {reason}" for reason, count in most)

@@ -28,10 +28,10 @@ from gates import Gates
 from gevent.pool import Pool
 from loadreport import Run, page, text
 from locust import FastHttpUser, TaskSet, constant, events, tag
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import WorkerRunner
 from pacer import Pacer
 from recorder import Recorder
-from shapes import Ramp, Shape, Soak
+from shapes import SETTLED, Ramp, Shape, Soak
 from targets import TARGETS, Call, Container, Gateway, SageMaker, Target
 
 from fastrank import INFERENCE_TYPES
@@ -44,6 +44,7 @@ _PING = "ping"
 recorder = Recorder()
 target: Target = Container()
 user_ids: list[str] = ["0"]
+generators: set[str] = set()  # that have reported to this master
 
 
 # ---- What is asked --------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
 def _test_start(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     _choose_target(environment)  # a worker has its master's options only now
-    recorder.warm_up = options.warm_up
+    recorder.warm_up = _warm_up(options)
     shape = _shape(options)
     name = str(options.num_users or 1)
     recorder.begin(
@@ -252,7 +253,8 @@ def _to_master(data: dict[str, Any], **_: Any) -> None:
 
 
 @events.worker_report.add_listener
-def _from_worker(data: dict[str, Any], **_: Any) -> None:
+def _from_worker(client_id: str, data: dict[str, Any], **_: Any) -> None:
+    generators.add(client_id)
     if "fastrank" in data:
         recorder.add(data["fastrank"])
 
@@ -262,7 +264,7 @@ def _quitting(environment: Any, **_: Any) -> None:
     runner, options = environment.runner, environment.parsed_options
     if runner is None or isinstance(runner, WorkerRunner):
         return
-    run = _run(options, workers=len(runner.clients) if isinstance(runner, MasterRunner) else 1)
+    run = _run(options)
     sys.stdout.write("\n" + text(run) + "\n")
     sys.stdout.flush()
     if options.results:
@@ -299,8 +301,8 @@ def _choose_target(environment: Any) -> None:
 def _shape(options: Any) -> Shape | None:
     if options.shape == "none":
         return None
-    if not options.stage_seconds > options.warm_up:
-        raise ValueError("--stage-seconds: must be longer than --warm-up")
+    if not options.stage_seconds > _warm_up(options):
+        raise ValueError(f"--stage-seconds: expected more than {_warm_up(options):g}, the warm-up")
     if options.shape == "soak":
         seconds = float(options.run_time or 0.0) - options.stage_seconds
         return Soak(options.num_users or 1, options.stage_seconds, seconds)
@@ -311,6 +313,11 @@ def _shape(options: Any) -> Shape | None:
     if not users or min(users) < 1 or len(set(users)) < len(users):
         raise ValueError(f"--stages: expected different numbers of users, got {options.stages!r}")
     return Ramp(users, options.stage_seconds)
+
+
+def _warm_up(options: Any) -> float:
+    """Seconds of each stage that do not count."""
+    return max(float(options.warm_up), SETTLED if options.shape == "ramp" else 0.0)
 
 
 def _gates(options: Any) -> Gates:
@@ -329,7 +336,7 @@ def _gates(options: Any) -> Gates:
     )
 
 
-def _run(options: Any, workers: int = 1) -> Run:
+def _run(options: Any) -> Run:
     """What was measured so far, and what it is worth."""
     rate = options.rate if options.loop == "open" else None
     return Run(
@@ -341,8 +348,8 @@ def _run(options: Any, workers: int = 1) -> Run:
         k=options.k,
         temperature=options.temperature,
         user_ids=len(user_ids),
-        generators=workers,
-        warm_up=options.warm_up,
+        generators=max(1, len(generators)),
+        warm_up=_warm_up(options),
         verdicts=_gates(options).judge(recorder, rate),
         stages=recorder.stages,
         left_out=recorder.left_out,

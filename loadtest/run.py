@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -188,8 +189,8 @@ def experiments(arguments: argparse.Namespace, server: Server, asked: list[str])
         return runs[-1]
 
     if "article" in arguments.experiments:
-        lasts = 2.0 * seconds
-        options = ["--title", "One user, all inference types", "-u", "1", "-t", f"{lasts:g}s"]
+        lasts = math.ceil(2.0 * seconds)  # locust counts in whole seconds
+        options = ["--title", "One user, all inference types", "-u", "1", "-t", f"{lasts}s"]
         options += [] if arguments.target == "gateway" else ["--floor"]
         for each in arguments.ratio:
             options += ["--gate-ratio", each]
@@ -213,8 +214,8 @@ def experiments(arguments: argparse.Namespace, server: Server, asked: list[str])
         take("open", ["--title", "At a constant rate", *rate, *shape], 3.0 * seconds)
     if "soak" in arguments.experiments:
         lasts = arguments.soak_seconds
-        part = max(lasts / 6.0, 2.0)
-        soak = ["--shape", "soak", "-u", "8", "-t", f"{round(lasts + part)}s"]
+        part = max(lasts / 6.0, 1.0)
+        soak = ["--shape", "soak", "-u", "8", "-t", f"{math.ceil(lasts + part)}s"]
         soak += ["--stage-seconds", f"{part:g}", "--gate-drift", f"{arguments.drift:g}"]
         soak += [*without_textbook, *limit]
         take("soak", ["--title", "For a long time", *soak], lasts + part)
@@ -277,7 +278,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="A small model and few seconds: does it work?")
     add("--items", type=int, default=100_000)
     add("--dim", type=int, default=64)
-    add("--users", type=int, default=100, help="Of the model that is made.")
+    add("--users", type=int, default=20, help="Of the model that is made.")
     add("--model", type=Path, help="Serve this one instead.")
     add("--url", help="Ask this server instead; --model says whose users to ask for.")
     add("--target", choices=["container", "gateway"], default="container")
@@ -298,10 +299,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--experiments: {', '.join(sorted(unknown))}: not one")
     if given.quick:
         given.items, given.dim = min(given.items, 2000), min(given.dim, 16)
-        given.seconds, given.soak_seconds = min(given.seconds, 2.0), min(given.soak_seconds, 6.0)
+        given.seconds, given.soak_seconds = min(given.seconds, 3.0), min(given.soak_seconds, 6.0)
     if given.ratio is None:
         # A small catalog's ranking is lost in the cost of HTTP, and its ratio says nothing.
         given.ratio = [] if given.quick else ["stochastic_gumbel_softmax_trick=1.05"]
+    if given.seconds < 2.0:
+        parser.error("--seconds: at least 2, because locust changes users once a second")
     if given.quick and given.write:
         parser.error("--write: not of a quick run")
     return given

@@ -10,7 +10,10 @@ import math
 
 from locust import LoadTestShape
 
-__all__ = ["Ramp", "Shape", "Soak"]
+__all__ = ["SETTLED", "Ramp", "Shape", "Soak"]
+
+# Seconds after which the users are those of a new stage: locust looks at a shape once a second.
+SETTLED = 1.5
 
 
 class Shape(LoadTestShape):
@@ -76,7 +79,8 @@ class Soak(Shape):
         since = self.get_run_time()
         if since >= self.stage_seconds + self.seconds:
             return None
-        rising = math.ceil(self.users * min(since / self.stage_seconds, 1.0))
+        rise = max(self.stage_seconds - SETTLED, 0.1)
+        rising = math.ceil(self.users * min(since / rise, 1.0))
         return max(1, rising), float(self.users)
 
     def stage_at(self, since: float) -> tuple[str, float] | None:

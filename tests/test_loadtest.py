@@ -1,0 +1,768 @@
+"""The load test: its histogram, its gates, what it writes, and short runs of it.
+
+locust replaces parts of the standard library when it is imported, so it runs in processes of its
+own and never here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gates import BASE, Gates, Verdict, pooled, ratio
+from histogram import Histogram, _above, _index
+from loadreport import Run, markdown, page, summary, text
+from recorder import Recorder, Series, Stage
+from targets import Container, Gateway, SageMaker
+
+from fastrank import INFERENCE_TYPES
+
+ROOT = Path(__file__).resolve().parents[1]
+LOADTEST = ROOT / "loadtest"
+GUMBEL = "stochastic_gumbel_softmax_trick"
+
+needs_locust = pytest.mark.skipif(
+    importlib.util.find_spec("locust") is None, reason="locust is not installed"
+)
+
+
+# ---- Histogram ------------------------------------------------------------------------------
+
+# Sizes of which no percentile below is a whole number: of one that is, NumPy may take the next
+# rank, because 99.9 is a little more in binary.
+SAMPLES: dict[str, Callable[[np.random.Generator], npt.NDArray[np.floating[Any]]]] = {
+    "an HTTP latency": lambda rng: rng.lognormal(-7.0, 0.5, 20_001),
+    "a long tail": lambda rng: rng.pareto(1.1, 20_001) * 1e-4,
+    "two speeds": lambda rng: np.where(rng.random(999) < 0.7, 2e-4, 0.05) * rng.uniform(1, 2, 999),
+    "nanoseconds": lambda rng: rng.integers(0, 4000, 5003) * 1e-9,
+    "hours": lambda rng: rng.uniform(1000.0, 40_000.0, 503),
+    "one": lambda rng: np.array([0.00123]),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_percentiles_are_numpys_to_three_digits(name: str) -> None:
+    values = SAMPLES[name](np.random.default_rng(1))
+    histogram = Histogram(values.tolist())
+    for percent in (0.0, 1.0, 25.0, 50.0, 90.0, 99.0, 99.9, 99.99, 100.0):
+        exact = float(np.percentile(values, percent, method="inverted_cdf"))
+        found = histogram.percentile(percent)
+        # From above, by a thousandth at most, or by the nanosecond that a clock counts in.
+        assert exact - 1e-12 <= found <= exact * (1 + 2**-10) + 1.001e-9, percent
+    assert histogram.count == len(values)
+    assert histogram.most == values.max()
+    assert histogram.mean == pytest.approx(values.mean())
+
+
+def test_exact_ranks() -> None:
+    """99.9 % of 1,000 are 999."""
+    histogram = Histogram(1e-3 * j for j in range(1, 1001))
+    assert histogram.percentile(99.9) == pytest.approx(0.999, rel=1e-3)
+    assert histogram.percentile(99.9) < 1.0
+
+
+def test_buckets_have_no_gaps_and_are_narrow() -> None:
+    rng = np.random.default_rng(2)
+    edges = [2**p + d for p in range(1, 45) for d in (-1, 0, 1)]
+    numbers = [0, 1, *edges, *(int(2**e) for e in rng.uniform(0, 45, 2000))]
+    for nanoseconds in numbers:
+        index = _index(nanoseconds)
+        below = _above(index - 1) if index else 0
+        assert below <= nanoseconds < _above(index)
+        assert _above(index) - below <= max(1, nanoseconds / 1024)
+
+
+def test_merged_is_as_if_recorded_together() -> None:
+    values = np.random.default_rng(3).lognormal(-7.0, 1.0, 3000).tolist()
+    together = Histogram(values)
+    merged = Histogram()
+    for j in range(3):
+        merged.merge(Histogram(values[j::3]))
+    merged.merge(Histogram())
+    assert merged.counts == together.counts
+    assert (merged.count, merged.least, merged.most) == (3000, together.least, together.most)
+    assert merged.mean == pytest.approx(together.mean)
+    again = Histogram.from_dict(json.loads(json.dumps(together.to_dict())))
+    assert again.to_dict() == together.to_dict()
+    assert again.percentile(99) == together.percentile(99)
+
+
+def test_nothing_counted() -> None:
+    empty = Histogram.from_dict(json.loads(json.dumps(Histogram().to_dict())))
+    assert np.isnan(empty.percentile(50))
+    assert np.isnan(empty.mean)
+    with pytest.raises(ValueError, match="percent: expected 0 to 100"):
+        empty.percentile(101)
+
+
+def test_a_clock_that_steps_back_counts_as_zero() -> None:
+    histogram = Histogram([-1e-6])
+    assert histogram.percentile(50) == histogram.least == 0.0
+
+
+def test_intervals_hold_the_median() -> None:
+    """Of 400 intervals, at least 365: with 95 % each, fewer would be so with probability 6e-4.
+
+    The seed is fixed, and order statistics hold a little more than they promise.
+    """
+    rng = np.random.default_rng(4)
+    held = 0
+    for _ in range(400):
+        low, high = Histogram(rng.exponential(1.0, 300).tolist()).interval(50)
+        held += low <= np.log(2.0) <= high
+    assert held >= 365
+
+
+def test_too_few_for_an_interval() -> None:
+    assert Histogram([0.001]).interval(50) == (0.0, float("inf"))
+
+
+# ---- Recorder -------------------------------------------------------------------------------
+
+
+def two_stages(since: float) -> tuple[str, float] | None:
+    return (str(int(since // 10)), since % 10) if since < 20 else None
+
+
+def test_stages_and_warm_up() -> None:
+    recorder = Recorder(warm_up=1.0)
+    recorder.begin(100.0, two_stages)
+    recorder.record("a", 100.5, 0.001)  # warming up
+    recorder.record("a", 102.0, 0.002)
+    recorder.record("a", 109.0, 0.5)  # belongs to where it began
+    recorder.record("b", 113.0, 0.003, late=0.001)
+    recorder.record("b", 113.5, 9.0, error="500 " + "x" * 500)
+    recorder.record("b", 125.0, 0.003)  # after the last stage
+    assert recorder.left_out == 2
+    assert list(recorder.stages) == ["0", "1"]
+    assert recorder.stages["0"].seconds == pytest.approx(7.5)
+    assert recorder.stages["0"].series["a"].latency.count == 2
+    series = recorder.stages["1"].series["b"]
+    assert (series.latency.count, series.failed, series.sent) == (1, 1, 2)
+    assert series.latency.most == 0.003  # what failed has no latency
+    assert series.late.count == 2
+    assert all(len(reason) <= 100 for reason in series.errors)
+    recorder.begin(200.0)
+    assert not recorder.stages
+    assert recorder.left_out == 0
+
+
+def test_generators_send_each_other_what_they_counted() -> None:
+    """A master adds up what its workers took, as JSON and in any number of pieces."""
+    alone, master = Recorder(0.5), Recorder(0.5)
+    workers = [Recorder(0.5), Recorder(0.5)]
+    for recorder in (alone, *workers):
+        recorder.begin(0.0, two_stages)
+    rng = np.random.default_rng(5)
+    for j in range(600):
+        due, took = float(rng.uniform(0, 20)), float(rng.exponential(0.01))
+        error = "503" if rng.random() < 0.1 else None
+        for recorder in (alone, workers[j % 2]):
+            recorder.record("ab"[j % 3 % 2], due, took, 0.001, error)
+        if j % 100 == 99:
+            for worker in workers:
+                master.add(json.loads(json.dumps(worker.take())))
+    found, expected = master.take(), alone.take()
+    assert found["left_out"] == expected["left_out"] > 0
+    for name, stage in expected["stages"].items():
+        other = found["stages"][name]
+        assert (stage["first"], stage["last"]) == (other["first"], other["last"])
+        for kind, series in stage["series"].items():
+            for part in ("latency", "late"):
+                total = series[part].pop("total")
+                assert other["series"][kind][part].pop("total") == pytest.approx(total)
+            assert other["series"][kind] == series
+
+
+# ---- Gates ----------------------------------------------------------------------------------
+
+
+def recorded(
+    stages: dict[str, dict[str, list[float]]], errors: int = 0, seconds: float = 10.0
+) -> Recorder:
+    """A recorder of such latencies, in seconds; errors are added to each series."""
+    recorder = Recorder()
+    for name, kinds in stages.items():
+        made = recorder.stages[name] = Stage(0.0, seconds)
+        for kind, values in kinds.items():
+            made.series[kind] = Series(Histogram(values), Histogram(), {"503": errors})
+            if not errors:
+                made.series[kind].errors.clear()
+    return recorder
+
+
+def judged(gates: Gates, recorder: Recorder, rate: float | None = None) -> list[str]:
+    """What failed."""
+    return [each.text for each in gates.judge(recorder, rate) if not each.passed]
+
+
+def test_p99_of_the_worst_type_in_each_stage() -> None:
+    fast, slow = [0.001] * 200, [0.001] * 190 + [0.2] * 10
+    recorder = recorded({"1": {"a": fast, "b": fast}, "8": {"a": fast, "b": slow}})
+    assert judged(Gates(p99_ms=250.0), recorder) == []
+    assert judged(Gates(), recorder) == []
+    failed = judged(Gates(p99_ms=100.0), recorder)
+    assert len(failed) == 1
+    assert failed[0].startswith("p99 at 8: at most 200 ms (b), limit 100 ms")
+
+
+def test_error_share() -> None:
+    recorder = recorded({"1": {"a": [0.001] * 99}}, errors=1)
+    assert judged(Gates(error_share=0.01), recorder) == []
+    failed = judged(Gates(), recorder)
+    assert failed == ["errors at 1: 1.000% of 100, limit 0.000%: 1 503"]
+
+
+def test_only_errors_pass_no_gate() -> None:
+    recorder = recorded({"1": {"a": []}}, errors=5)
+    failed = judged(Gates(p99_ms=1.0, error_share=1.0), recorder)
+    assert failed == ["0 answers, at least 1 wanted", "p99 at 1: nothing was answered"]
+
+
+def test_a_run_that_sent_nothing_fails() -> None:
+    assert judged(Gates(), Recorder()) == ["0 answers, at least 1 wanted"]
+
+
+def test_ratio_to_deterministic() -> None:
+    recorder = recorded({"1": {BASE: [0.001] * 100, GUMBEL: [0.00104] * 100}})
+    assert judged(Gates(ratios={GUMBEL: 1.05}), recorder) == []
+    assert len(judged(Gates(ratios={GUMBEL: 1.03}), recorder)) == 1
+    missing = judged(Gates(ratios={"uniform": 9.0}), recorder)
+    assert missing == [f"p50 of uniform / {BASE} at 1: not both were answered"]
+
+
+def test_ratio_has_an_interval() -> None:
+    rng = np.random.default_rng(6)
+    of, to = (Histogram((m * rng.lognormal(0, 0.3, 4000)).tolist()) for m in (1.1e-3, 1e-3))
+    found = ratio(of, to)
+    assert found is not None
+    value, low, high = found
+    assert low < value < high
+    assert low < 1.1 < high
+    assert high - low < 0.12
+    assert ratio(Histogram(), to) is None
+
+
+def test_drift() -> None:
+    steady = {"0 s": {"a": [0.001] * 50}, "10 s": {"a": [0.0012] * 50}}
+    assert judged(Gates(drift=1.5), recorded(steady)) == []
+    assert len(judged(Gates(drift=1.1), recorded(steady))) == 1
+    assert len(judged(Gates(drift=1.5), recorded({"0 s": {"a": [0.001]}}))) == 1
+
+
+def test_an_open_loop_must_keep_its_rate() -> None:
+    recorder = recorded({"2": {"a": [0.001] * 1000}}, seconds=10.0)
+    assert judged(Gates(), recorder, rate=50.0) == []
+    failed = judged(Gates(), recorder, rate=60.0)
+    assert failed == ["rate at 2: 100 requests a second of the 120 asked for"]
+
+
+# ---- What is written ------------------------------------------------------------------------
+
+
+def run_of(
+    recorder: Recorder, loop: str = "closed", rate: float | None = None, shape: str = "ramp"
+) -> Run:
+    return Run(
+        title=f"A <{loop}> loop",
+        loop=loop,
+        target="container",
+        shape=shape,
+        rate=rate,
+        k=10,
+        temperature=0.25,
+        user_ids=3,
+        generators=1,
+        warm_up=1.0,
+        verdicts=[Verdict(True, "one"), Verdict(False, "two & <three>")],
+        stages=recorder.stages,
+    )
+
+
+def tables(words: str) -> list[list[list[str]]]:
+    """Markdown's tables, as cells."""
+    found = re.findall(r"(?:^\|.*\|\n)+", words + "\n", flags=re.MULTILINE)
+    return [
+        [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
+        for table in found
+    ]
+
+
+def test_markdown_keeps_loops_apart() -> None:
+    values = np.random.default_rng(7).lognormal(-7, 0.3, 2000).tolist()
+    kinds = {GUMBEL: values, BASE: values, "uniform": values[:50], "none": []}
+    closed = run_of(recorded({"1": kinds, "8": kinds}))
+    opened = run_of(recorded({"1": kinds, "2": kinds}), "open", 150.0)
+    words = markdown([opened, closed])
+    assert words.index("A <closed> loop") < words.index("A <open> loop")
+    found = tables(words)
+    assert len(found) == 6  # of each run: over its stages, and of either stage
+    for table in found:
+        assert len({len(row) for row in table}) == 1
+    assert [row[0] for row in found[0]] == ["users", "---", "1", "8"]
+    assert [row[0] for row in found[3]] == ["requests/s asked for", "---", "150", "300"]
+    head, _, *rows = found[1]
+    assert head[-1] == "p50 / deterministic's"
+    assert {row[0] for row in rows} == {GUMBEL, BASE, "uniform", "none"}
+    assert rows[-1][0] == "none"  # has no latency at all
+    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert cells[GUMBEL]["p50 / deterministic's"].startswith("1.000 (")
+    assert cells[BASE]["p50 / deterministic's"] == ""
+    assert cells[GUMBEL]["p99 ms"] != ""
+    assert cells[GUMBEL]["p99.9 ms"] == ""  # two of 2,000 lie above it
+    assert cells["uniform"]["p90 ms"] == ""
+    assert "ms" in found[4][0][-1]
+    assert "late" in found[4][0][-1]
+    assert "- passed: one" in words
+    assert "- FAILED: two & <three>" in words
+    exact = 1e3 * float(np.percentile(values, 50, method="inverted_cdf"))
+    assert float(cells[GUMBEL]["p50 ms"]) == pytest.approx(exact, rel=6e-3)
+
+
+def test_page_says_the_same_and_escapes() -> None:
+    values = np.random.default_rng(8).lognormal(-7, 0.3, 500).tolist()
+    run = run_of(recorded({"1": {BASE: values, GUMBEL: values}}))
+    words = page([run], "load < 1")
+    assert "A &lt;closed&gt; loop" in words
+    assert "two &amp; &lt;three&gt;" in words
+    assert "load &lt; 1" in words
+    assert words.count("<polyline") == 2
+    assert "http" not in words  # needs nothing from elsewhere
+    assert "Nothing was measured yet" in page([run_of(Recorder())])
+
+
+def test_a_run_survives_json() -> None:
+    run = run_of(recorded({"1": {BASE: [0.001] * 30}}, errors=2))
+    run.server_cpu_us, run.left_out = 123.4, 7
+    again = Run.from_dict(json.loads(json.dumps(run.to_dict())))
+    assert again.to_dict() == run.to_dict()
+    assert text(again) == text(run)
+    assert again.sent == 7 + 30 + 2
+    assert not again.passed
+    assert "123 us" in text(run)
+
+
+def test_readme_table_is_of_one_user() -> None:
+    one = run_of(recorded({"1": {BASE: [0.001] * 30}}))
+    many = run_of(recorded({"1": {BASE: [0.002] * 30}, "8": {BASE: [0.003] * 30}}))
+    assert summary([many]) == ""
+    assert tables(summary([many, one]) + "\n")[0][2][:3] == [BASE, "30", "1"]
+
+
+def test_soak_is_told_apart_by_time() -> None:
+    stages = {"0 s": {"a": [0.001] * 20}, "10 s": {"a": [0.001] * 20}}
+    words = markdown([run_of(recorded(stages), shape="soak")])
+    assert tables(words)[0][0][0] == "from"
+    assert "**From 10 s on: 2 answers a second**" in words
+
+
+# ---- Targets --------------------------------------------------------------------------------
+
+PARAMETERS = {"k": 5, "inference_type": GUMBEL, "temperature": 0.5}
+USERS = ["ann", "O'Brien", "a/b?c=d&k=9", "\u00e9\u4e2d"]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_container_and_gateway_ask_what_the_service_reads(user: str) -> None:
+    messages = pytest.importorskip("fastrank_serving.messages")
+    call = Container().call(user, PARAMETERS)
+    assert (call.method, call.path) == ("POST", "/invocations")
+    asked = messages.parse(call.body)
+    assert (asked.user_id, asked.k, asked.inference_type) == (user, 5, GUMBEL)
+
+    from urllib.parse import parse_qsl, unquote, urlsplit
+
+    call = Gateway("/prod").call(user, PARAMETERS)
+    assert (call.method, call.body) == ("GET", None)
+    parts = urlsplit(call.path)
+    before, _, last = parts.path.rpartition("/")
+    assert before == "/prod/1/recommended-items"
+    asked = messages.parse_parameters({**dict(parse_qsl(parts.query)), "user_id": unquote(last)})
+    assert (asked.user_id, asked.k, asked.temperature) == (user, 5, 0.5)
+
+
+def test_sagemaker_is_signed_as_its_own_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("botocore")
+    from botocore.awsrequest import AWSResponse
+    from botocore.session import Session
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    target = SageMaker("my endpoint", "eu-west-1")
+    assert target.host == "https://runtime.sagemaker.eu-west-1.amazonaws.com"
+    sent: list[Any] = []
+
+    def keep(request: Any, **_: Any) -> Any:
+        sent.append(request)
+        return AWSResponse(request.url, 200, {}, _Raw())
+
+    client = Session().create_client("sagemaker-runtime", region_name="eu-west-1")
+    client.meta.events.register("before-send.sagemaker-runtime.InvokeEndpoint", keep)
+    for _ in range(5):  # both within one second of the clock, which is part of what is signed
+        call = target.call("ann", PARAMETERS)
+        assert call.body is not None
+        client.invoke_endpoint(
+            EndpointName="my endpoint", ContentType="application/json", Body=call.body
+        )
+        theirs = {name: _text(value) for name, value in sent[-1].headers.items()}
+        if theirs["X-Amz-Date"] == call.headers["X-Amz-Date"]:
+            break
+    assert sent[-1].url == target.host + call.path
+    assert call.headers["X-Amz-Security-Token"] == "token"
+    # Which headers are signed is the client's choice; with the same ones it is the same signature.
+    assert _scope(call.headers["Authorization"]) == _scope(theirs["Authorization"])
+    if _signed(call.headers["Authorization"]) == _signed(theirs["Authorization"]):
+        assert call.headers["Authorization"] == theirs["Authorization"]
+
+
+class _Raw:
+    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+        yield b""
+
+    def read(self, *_: Any) -> bytes:
+        return b""
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _scope(authorization: str) -> str:
+    return authorization.split(", SignedHeaders")[0]
+
+
+def _signed(authorization: str) -> str:
+    found = re.search(r"SignedHeaders=([^,]*)", authorization)
+    assert found is not None
+    return found[1]
+
+
+def test_sagemaker_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("botocore")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no AWS credentials"):
+        SageMaker("name", "eu-west-1")
+
+
+# ---- Runs -----------------------------------------------------------------------------------
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers rankings as `answer` says: with a status and a body, when it likes."""
+
+    daemon_threads = True
+
+    def __init__(self, answer: Callable[[int, str], tuple[int, bytes]]) -> None:
+        self.answer = answer
+        self.asked = 0
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked += 1
+            number = self.server.asked
+        status, body = self.server.answer(number, asked["inference_type"])
+        # In one piece: two would wait for each other's acknowledgement.
+        self.wfile.write(
+            b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+        )
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def answering(answer: Callable[[int, str], tuple[int, bytes]]) -> Iterator[_Server]:
+    server = _Server(answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ranking(inference_type: str) -> tuple[int, bytes]:
+    return 200, json.dumps(
+        {"item_ids": [1], "policy": {"name": inference_type}}, separators=(",", ":")
+    ).encode()
+
+
+def locust(url: str, folder: Path, *options: str) -> tuple[int, Run, str]:
+    """The exit code, what was measured, what was printed."""
+    results = folder / "results.json"
+    found = subprocess.run(
+        [
+            *(sys.executable, "-m", "locust", "-f", str(LOADTEST / "locustfile.py"), "--headless"),
+            *("--only-summary", "--host", url, "--results", str(results), *options),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = found.stdout + found.stderr
+    assert results.exists(), said
+    return found.returncode, Run.from_dict(json.loads(results.read_text())), said
+
+
+@needs_locust
+def test_every_inference_type_is_a_task() -> None:
+    found = subprocess.run(
+        [
+            *(sys.executable, "-m", "locust", "-f", str(LOADTEST / "locustfile.py")),
+            *("--show-task-ratio-json", "--headless", "-u", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    tasks = json.loads(found.stdout)["total"]["Visitor"]["tasks"]["Rounds"]["tasks"]
+    assert set(tasks) == {*INFERENCE_TYPES, "ping"}
+
+
+@needs_locust
+def test_a_closed_loop_asks_for_each_type_alike(tmp_path: Path) -> None:
+    with answering(lambda _, kind: ranking(kind)) as server:
+        code, run, said = locust(
+            server.url, tmp_path, "-u", "2", "-r", "2", "-t", "2s", "--warm-up", "0.2"
+        )
+    assert code == 0, said
+    assert run.passed
+    counts = {name: series.sent for name, series in run.stages["2"].series.items()}
+    assert set(counts) == set(INFERENCE_TYPES)
+    assert max(counts.values()) - min(counts.values()) <= 4  # a user's first and last rounds
+    assert run.sent == server.asked
+    assert "p50 / deterministic's" in said
+
+
+@needs_locust
+def test_errors_are_counted_and_fail_the_run(tmp_path: Path) -> None:
+    def answer(number: int, kind: str) -> tuple[int, bytes]:
+        if kind == "uniform":
+            return 429, b'{"error": {"code": "too_many_requests"}}'
+        if kind == BASE:
+            return 200, b'{"errorMessage": "not a ranking"}'
+        return ranking(kind)
+
+    with answering(answer) as server:
+        code, run, said = locust(server.url, tmp_path, "-t", "1s", "--warm-up", "0")
+    assert code == 1, said
+    series = run.stages["1"].series
+    assert set(series["uniform"].errors) == {"429 too_many_requests"}
+    assert set(series[BASE].errors) == {"200, but not that ranking"}
+    assert not series["uniform"].latency.count
+    assert series[GUMBEL].latency.count
+    assert not series[GUMBEL].failed
+
+
+@needs_locust
+def test_only_an_open_loop_sees_how_long_a_server_hung(tmp_path: Path) -> None:
+    """It hangs once for a second. One request of a closed loop meets that, and p90 does not.
+
+    Of an open loop's, all that were due meanwhile do, though one connection alone would have been
+    enough: those due in 1 of 2.5 seconds, of which at most a tenth waited less than a tenth of it.
+    """
+    state = {"hang": 0.0}
+
+    def answer(number: int, kind: str) -> tuple[int, bytes]:
+        if number == 20:
+            state["hang"] = time.monotonic() + 1.0
+        time.sleep(max(state["hang"] - time.monotonic(), 0.0))
+        return ranking(kind)
+
+    found = {}
+    for loop in ("closed", "open"):
+        options = ["--rate", "60"] if loop == "open" else []
+        state["hang"] = 0.0
+        with answering(answer) as server:
+            code, run, said = locust(
+                server.url, tmp_path, "--loop", loop, *options, "-t", "3s", "--warm-up", "0"
+            )
+        assert code == 0, said
+        found[loop] = pooled(run.stages["1"])
+    assert found["closed"].latency.most > 0.9
+    assert found["closed"].latency.percentile(90) < 0.1
+    assert found["open"].latency.percentile(90) > 0.4
+    assert found["open"].latency.percentile(20) < 0.3
+    assert found["open"].sent >= 150
+
+
+@needs_locust
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    """Asked by a load generator of its own, whose counts its master adds up."""
+    results = tmp_path / "results.json"
+    found = subprocess.run(
+        [
+            *(sys.executable, "-m", "locust", "-f", str(LOADTEST / "locustfile.py"), "--headless"),
+            *("--processes", "1", "--host", "http://127.0.0.1:9", "--results", str(results)),
+            *("--loop", "open", "--rate", "50", "-u", "1", "-t", "2s", "--warm-up", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == 1, found.stdout + found.stderr
+    run = Run.from_dict(json.loads(results.read_text()))
+    series = pooled(run.stages["1"])
+    assert set(series.errors) == {"ConnectionRefusedError"}
+    assert 50 <= series.failed <= 100
+    assert run.generators == 1
+
+
+@needs_locust
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--shape", "ramp", "--stages", "1,x"], "--stages: expected different numbers"),
+        (["--gate-ratio", "best=1"], "--gate-ratio: best: expected one of deterministic"),
+        (["--target", "sagemaker"], "--endpoint and --region are wanted"),
+        (["--user-ids", "@nowhere"], "nowhere"),
+    ],
+)
+def test_options_that_cannot_be(options: list[str], says: str) -> None:
+    found = subprocess.run(
+        [
+            *(sys.executable, "-m", "locust", "-f", str(LOADTEST / "locustfile.py"), "--headless"),
+            *("-t", "1s", *options),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == 1
+    assert f"loadtest: {says}" in found.stderr or says in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
+
+
+@needs_locust
+def test_shapes() -> None:
+    script = """
+import json, sys
+from shapes import Ramp, Soak
+ramp, soak = Ramp([1, 8], 5.0), Soak(4, 10.0, 20.0)
+def at(shape, seconds):
+    shape.get_run_time = lambda: seconds
+    return shape.tick()
+print(json.dumps([
+    [at(ramp, t) for t in (0.0, 4.9, 5.0, 10.0)],
+    [ramp.stage_at(t) for t in (0.0, 6.0, 10.0, -1.0)],
+    [at(soak, t) for t in (0.0, 6.0, 25.0, 30.0)],
+    [soak.stage_at(t) for t in (9.0, 12.0, 25.0, 30.0)],
+]))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=LOADTEST,
+    )
+    assert json.loads(found.stdout) == [
+        [[1, 8.0], [1, 8.0], [8, 8.0], None],
+        [["1", 0.0], ["8", 1.0], None, None],
+        [[1, 4.0], [3, 4.0], [4, 4.0], None],
+        [None, ["0 s", 2.0], ["10 s", 5.0], None],
+    ]
+
+
+def whole(folder: Path, *options: object) -> Any:
+    """`make loadtest`, but for the installing."""
+    return subprocess.run(
+        [
+            *(sys.executable, str(LOADTEST / "run.py"), "--quick", "--output", str(folder)),
+            *map(str, options),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@needs_locust
+@pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="no server is installed")
+def test_all_of_it_against_a_server(tmp_path: Path) -> None:
+    """Limits are wide: whether it is fast is no question for a test."""
+    wide = ["--article-p99-ms", 20_000, "--p99-ms", 20_000, "--rate", 150, "--drift", 1000]
+    small = ["--items", 300, "--dim", 8, "--users", 3, "--seconds", 2, "--soak-seconds", 3]
+    found = whole(tmp_path, "--experiments", "article,ramp,open,soak", *wide, *small)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "All gates passed" in found.stdout
+    runs = {
+        name: Run.from_dict(json.loads((tmp_path / f"{name}.json").read_text()))
+        for name in ("article", "ramp", "open", "soak")
+    }
+    article = runs["article"].stages["1"].series
+    assert set(article) == {*INFERENCE_TYPES, "ping"}
+    assert list(runs["ramp"].stages) == ["1", "8"]
+    assert list(runs["open"].stages) == ["1", "2", "3"]
+    assert len(runs["soak"].stages) >= 2
+    assert "stochastic_plackett_luce" not in runs["ramp"].stages["8"].series
+    for run in runs.values():
+        assert not any(pooled(stage).failed for stage in run.stages.values())
+    report = (tmp_path / "report.md").read_text()
+    assert report.index("One user, all inference types") < report.index("At a constant rate")
+    assert all(len({len(row) for row in table}) == 1 for table in tables(report))
+    assert (tmp_path / "report.html").read_text().count("<polyline") >= 7
+    assert (tmp_path / "article-locust.html").exists()
+    log = (tmp_path / "server.log").read_text()
+    assert "Finished server process" in log
+
+
+@needs_locust
+@pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="no server is installed")
+def test_a_gate_that_is_missed_through_the_gateways_path(tmp_path: Path) -> None:
+    found = whole(
+        *(tmp_path, "--experiments", "article", "--target", "gateway", "--article-p99-ms", 0.001),
+        *("--items", 300, "--seconds", 2),
+    )
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "FAILED: p99 at 1" in found.stdout
+    assert "Target: gateway" in found.stdout
+    run = Run.from_dict(json.loads((tmp_path / "article.json").read_text()))
+    assert set(run.stages["1"].series) == set(INFERENCE_TYPES)
+    assert [verdict.passed for verdict in run.verdicts] == [True, True, False]
+
+
+def test_nothing_to_measure(tmp_path: Path) -> None:
+    found = whole(tmp_path, "--model", tmp_path / "nothing")
+    assert found.returncode == 2
+    assert found.stderr.startswith("loadtest: ")
+    assert "Traceback" not in found.stderr

@@ -12,7 +12,6 @@ from recorder import Recorder, Series, Stage
 __all__ = ["BASE", "Gates", "Verdict", "pooled", "ratio"]
 
 BASE = "deterministic"  # what the other types are compared with
-_KEEPS_UP = 0.95  # of the rate that an open loop is asked for
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,9 @@ class Gates:
         By inference type: p50 over the deterministic one's, in a closed loop.
     drift : float, optional
         p50 of the last stage over that of the first, for a soak.
+    late_ms : float, optional
+        p99 of how late an open loop sends. Latencies hold that, too; past this limit they say more
+        about the client than about the server.
     requests : int
         So many answers at least; a run that sent nothing has shown nothing.
     """
@@ -45,20 +47,14 @@ class Gates:
     error_share: float = 0.0
     ratios: Mapping[str, float] = field(default_factory=dict)
     drift: float | None = None
+    late_ms: float | None = None
     requests: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def judge(self, recorder: Recorder, rate: float | None = None) -> list[Verdict]:
-        """Every requirement of a run.
-
-        Parameters
-        ----------
-        recorder : Recorder
-        rate : float, optional
-            Requests a second that each user of an open loop is to send.
-        """
+    def judge(self, recorder: Recorder, loop: str = "closed") -> list[Verdict]:
+        """Every requirement of a run in a closed or an open loop."""
         stages = recorder.stages
         answered = sum(s.latency.count for stage in stages.values() for s in stage.series.values())
         verdicts = [
@@ -82,13 +78,12 @@ class Gates:
                 verdicts.append(_p99_verdict(stage, self.p99_ms, where))
             for kind, limit in self.ratios.items():
                 verdicts.append(_ratio_verdict(stage, kind, limit, where))
-            if rate is not None and name.isdigit() and stage.seconds:
-                asked = rate * int(name)
-                got = everything.sent / stage.seconds
+            if loop == "open" and self.late_ms is not None and everything.late.count:
+                late = 1e3 * everything.late.percentile(99)
                 verdicts.append(
                     Verdict(
-                        got >= _KEEPS_UP * asked,
-                        f"rate{where}: {got:.0f} requests a second of the {asked:.0f} asked for",
+                        late <= self.late_ms,
+                        f"sent late{where}: p99 {late:.3g} ms, limit {self.late_ms:g} ms",
                     )
                 )
         if self.drift is not None:

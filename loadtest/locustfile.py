@@ -72,6 +72,7 @@ class Rounds(TaskSet):
         floor = self.user.environment.parsed_options.floor
         self._all = [each for each in self.tasks if floor or each.__name__ != _PING]
         self._left: list[Any] = []
+        self.user.names = [each.__name__ for each in self._all]
 
     def get_next_task(self) -> Any:
         if not self._left:
@@ -96,11 +97,12 @@ class Visitor(FastHttpUser):
         self._pacer = Pacer()
         self._sending = Pool(_IN_FLIGHT)
         self._waiting: set[tuple[str, float]] = set()
+        self.names: list[str] = []  # of the tasks in a round
         self._parameters = {
             name: {
                 "k": options.k,
                 "inference_type": name,
-                **{key: value for key in takes if (value := getattr(options, key)) is not None},
+                **{key: value for key in takes if (value := _number(options, key)) is not None},
             }
             for name, (_, _, takes) in INFERENCE_TYPES.items()
         }
@@ -113,15 +115,24 @@ class Visitor(FastHttpUser):
         due = self._due
         self._due += self._gap
         self._pacer.wait_until(due)
-        self._sending.spawn(self._send, name, due)
+        self._sending.spawn(self._send, name, due)  # waits where too many are
 
     def on_stop(self) -> None:
-        """What was sent is waited for: left out, it would be the slowest that is missing."""
-        self._sending.join(_TIMEOUT)
+        """What is due is sent, and what was sent is waited for: the slowest would be missing."""
+        stopped = time.perf_counter()
+        end = stopped + _TIMEOUT
+        if self._gap is not None:
+            while self._due <= stopped and time.perf_counter() < end:
+                self.ask(random.choice(self.names))
+        self._sending.join(max(end - time.perf_counter(), 0.0))
         self._pacer.close()
         now = time.perf_counter()
         for name, due in self._waiting:
             recorder.record(name, due, now - due, error="no answer by the end")
+        while self._gap is not None and self._due <= stopped:
+            name = random.choice(self.names)
+            recorder.record(name, self._due, now - self._due, error="not sent by the end")
+            self._due += self._gap
 
     def _send(self, name: str, due: float, closed: bool = False) -> None:
         if name == _PING:
@@ -200,6 +211,7 @@ def _options(parser: Any) -> None:
         include_in_web_ui=False,
     )
     add("--gate-drift", type=float, help="p50 of a soak's last stage over that of its first.")
+    add("--gate-late-ms", type=float, default=100.0, help="p99 of how late an open loop sends.")
     add("--gate-requests", type=int, default=1, help="So many answers at least.")
     add("--title", default="")
     add("--results", default="", metavar="FILE", help="Write what was measured, as JSON.")
@@ -215,7 +227,7 @@ def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"loadtest: {error}")
     # What is in flight at the end is answered: an answer that is cut off is a slow one left out.
-    environment.stop_timeout = max(environment.stop_timeout, _TIMEOUT + 5.0)
+    environment.stop_timeout = max(environment.stop_timeout, 2.0 * _TIMEOUT + 5.0)
     if shape is not None and not isinstance(runner, WorkerRunner):
         shape.runner = runner
         environment.shape_class = shape
@@ -315,6 +327,12 @@ def _shape(options: Any) -> Shape | None:
     return Ramp(users, options.stage_seconds)
 
 
+def _number(options: Any, name: str) -> float | None:
+    """An option that need not be given; from locust's page it comes as text, empty if it is not."""
+    value = getattr(options, name)
+    return None if value in (None, "") else float(value)
+
+
 def _warm_up(options: Any) -> float:
     """Seconds of each stage that do not count."""
     return max(float(options.warm_up), SETTLED if options.shape == "ramp" else 0.0)
@@ -328,10 +346,11 @@ def _gates(options: Any) -> Gates:
             raise ValueError(f"--gate-ratio: {name}: expected one of {', '.join(INFERENCE_TYPES)}")
         ratios[name] = float(limit)
     return Gates(
-        p99_ms=options.gate_p99_ms,
+        p99_ms=_number(options, "gate_p99_ms"),
         error_share=options.gate_errors,
         ratios=ratios,
-        drift=options.gate_drift,
+        drift=_number(options, "gate_drift"),
+        late_ms=options.gate_late_ms,
         requests=options.gate_requests,
     )
 
@@ -346,11 +365,11 @@ def _run(options: Any) -> Run:
         shape=options.shape,
         rate=rate,
         k=options.k,
-        temperature=options.temperature,
+        temperature=_number(options, "temperature"),
         user_ids=len(user_ids),
         generators=max(1, len(generators)),
         warm_up=_warm_up(options),
-        verdicts=_gates(options).judge(recorder, rate),
+        verdicts=_gates(options).judge(recorder, options.loop),
         stages=recorder.stages,
         left_out=recorder.left_out,
     )

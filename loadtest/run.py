@@ -211,6 +211,7 @@ def experiments(arguments: argparse.Namespace, server: Server, asked: list[str])
         if not best:
             raise LoadTestError("open: --rate, or the ramp before it, has to say how much")
         rate = ["--loop", "open", "--rate", f"{max(best / 5.0, 1.0):.0f}", "--stages", "1,2,3"]
+        rate += ["--gate-late-ms", f"{arguments.late_ms:g}"]
         take("open", ["--title", "At a constant rate", *rate, *shape], 3.0 * seconds)
     if "soak" in arguments.experiments:
         lasts = arguments.soak_seconds
@@ -288,6 +289,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--rate", type=float, help="That an open loop takes for the whole.  [default: the ramp's]")
     add("--article-p99-ms", type=float, default=50.0, help="Gate for one user.")
     add("--p99-ms", type=float, default=500.0, help="Gate for all else.")
+    add("--late-ms", type=float, default=100.0, help="Gate for the client of an open loop.")
     add("--ratio", action="append", metavar="TYPE=LIMIT", help="Gate for p50 / deterministic's.")
     add("--drift", type=float, default=1.5, help="Gate for a soak.")
     add("--output", type=Path, default=ROOT / "build" / "loadtest")

@@ -9,7 +9,7 @@ from typing import Any
 from histogram import Histogram
 from recorder import Recorder, Series, Stage
 
-__all__ = ["BASE", "Gates", "Verdict", "pooled", "ratio"]
+__all__ = ["BASE", "Gates", "Verdict", "pooled", "ratio", "stage_label"]
 
 BASE = "deterministic"  # what the other types are compared with
 
@@ -53,8 +53,8 @@ class Gates:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def judge(self, recorder: Recorder, loop: str = "closed") -> list[Verdict]:
-        """Every requirement of a run in a closed or an open loop."""
+    def judge(self, recorder: Recorder, rate: float | None = None) -> list[Verdict]:
+        """Every requirement of a run; `rate` as for `stage_label`."""
         stages = recorder.stages
         answered = sum(s.latency.count for stage in stages.values() for s in stage.series.values())
         verdicts = [
@@ -64,7 +64,7 @@ class Gates:
             )
         ]
         for name, stage in stages.items():
-            where = f" at {name}" if name else ""
+            where = f" at {stage_label(name, rate)}" if name else ""
             everything = pooled(stage)
             share = everything.failed / everything.sent if everything.sent else 0.0
             verdicts.append(
@@ -78,7 +78,7 @@ class Gates:
                 verdicts.append(_p99_verdict(stage, self.p99_ms, where))
             for kind, limit in self.ratios.items():
                 verdicts.append(_ratio_verdict(stage, kind, limit, where))
-            if loop == "open" and self.late_ms is not None and everything.late.count:
+            if rate is not None and self.late_ms is not None and everything.late.count:
                 late = 1e3 * everything.late.percentile(99)
                 verdicts.append(
                     Verdict(
@@ -89,6 +89,15 @@ class Gates:
         if self.drift is not None:
             verdicts.append(_drift_verdict(list(stages.values()), self.drift))
         return verdicts
+
+
+def stage_label(name: str, rate: float | None) -> str:
+    """A stage in words; `rate` is how often a second each user of an open loop asks."""
+    if not name.isdigit():
+        return name
+    if rate is not None:
+        return f"{rate * int(name):g} requests/s"
+    return f"{name} user{'s' if name != '1' else ''}"
 
 
 def pooled(stage: Stage) -> Series:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gates import BASE, Verdict, pooled, ratio
+from gates import BASE, Verdict, pooled, ratio, stage_label
 from histogram import Histogram
 from recorder import Series, Stage
 
@@ -150,14 +150,11 @@ def _by_stage(run: Run) -> _Table:
 def _stage_title(run: Run, name: str) -> str:
     stage = run.stages[name]
     rate = pooled(stage).latency.count / stage.seconds if stage.seconds else 0.0
+    where = stage_label(name, run.rate) or "All"
     if run.shape == "soak":
         where = f"From {name} on"
     elif run.rate is not None and name.isdigit():
-        where = f"{run.rate * int(name):g} requests a second asked for"
-    elif name.isdigit():
-        where = f"{name} user{'s' if name != '1' else ''}"
-    else:
-        where = "All"
+        where += " asked for"
     return f"{where}: {rate:,.0f} answers a second"
 
 
@@ -256,10 +253,11 @@ def _mark(verdict: Verdict) -> str:
 # ---- The page -------------------------------------------------------------------------------
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
        color: #1a1a1a; background: #fff; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
+         white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 .failed { color: #a40000; font-weight: 600; }
 svg { max-width: 100%; height: auto; }

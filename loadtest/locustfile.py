@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gevent
 from gates import Gates
 from gevent.pool import Pool
 from loadreport import Run, page, text
@@ -78,6 +79,10 @@ class Rounds(TaskSet):
         if not self._left:
             self._left = random.sample(self._all, len(self._all))
         return self._left.pop()
+
+    def wait(self) -> None:
+        """Let others run. locust's own wait lets a user be killed just after it has sent."""
+        gevent.sleep(0)
 
 
 class Visitor(FastHttpUser):
@@ -228,6 +233,8 @@ def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
         sys.exit(f"loadtest: {error}")
     # What is in flight at the end is answered: an answer that is cut off is a slow one left out.
     environment.stop_timeout = max(environment.stop_timeout, 2.0 * _TIMEOUT + 5.0)
+    # gevent's clock stood still while modules were imported, and --run-time counts from there.
+    gevent.get_hub().loop.update_now()
     if shape is not None and not isinstance(runner, WorkerRunner):
         shape.runner = runner
         environment.shape_class = shape
@@ -369,7 +376,7 @@ def _run(options: Any) -> Run:
         user_ids=len(user_ids),
         generators=max(1, len(generators)),
         warm_up=_warm_up(options),
-        verdicts=_gates(options).judge(recorder, options.loop),
+        verdicts=_gates(options).judge(recorder, rate),
         stages=recorder.stages,
         left_out=recorder.left_out,
     )

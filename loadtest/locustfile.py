@@ -250,7 +250,10 @@ def _test_start(environment: Any, **_: Any) -> None:
     _choose_target(environment)  # a worker has its master's options only now
     recorder.warm_up = _warm_up(options)
     shape = _shape(options)
-    name = str(options.num_users or 1)
+    users = options.num_users
+    if not isinstance(environment.runner, WorkerRunner):  # which knows its own share only
+        users = environment.runner.target_user_count or users
+    name = str(users or 1)
     recorder.begin(
         time.perf_counter(), (lambda since: (name, since)) if shape is None else shape.stage_at
     )

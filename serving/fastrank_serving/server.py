@@ -35,7 +35,7 @@ _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections fo
 _BACKLOG = 2048
 _HEAD_SECONDS = 30.0  # for a request's head to come
 _HEAD_BYTES = 65_536
-_GREETING = 0.1  # seconds for the request of a connection that came last
+_GREETING = 1.0  # seconds for the request of a connection that came last
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
 
 
@@ -197,17 +197,20 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        taken = 0
         for each in self._listening:
             each.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     client, _ = each.accept()
                     await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
-                    taken += 1
             each.close()
-        if taken:
-            await asyncio.sleep(_GREETING)  # or they would count as idle
+        # Connections that came last would count as idle: their first request is waited for.
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _GREETING
+        while loop.time() < end and any(
+            getattr(each, "cycle", None) is None for each in self.server_state.connections
+        ):
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:

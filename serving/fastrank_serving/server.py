@@ -261,6 +261,7 @@ class _Workers:
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[BaseProcess, float] = {}  # and since when
         self._stopping = threading.Event()
+        self._told, self._tell = os.pipe()  # wakes the loop that waits for workers to end
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -270,7 +271,13 @@ class _Workers:
             self._start()
         failed = False
         while self._workers:
-            multiprocessing.connection.wait([worker.sentinel for worker in self._workers], 1.0)
+            ends = [worker.sentinel for worker in self._workers]
+            if not self._stopping.is_set():
+                ends.append(self._told)
+            multiprocessing.connection.wait(ends, 1.0)
+            if self._stopping.is_set():
+                # The workers have it, too: what they do not take, nobody would.
+                self._listening.close()
             for worker, since in list(self._workers.items()):
                 if worker.exitcode is None:
                     continue
@@ -310,7 +317,7 @@ class _Workers:
 
     def _stop(self, number: int, _frame: Any) -> None:
         self._stopping.set()
-        self._listening.close()  # the workers have it: what they do not take, nobody would
+        os.write(self._tell, b".")
         self._hand_on(signal.SIGTERM, None)
 
     def _hand_on(self, number: int, _frame: Any) -> None:

@@ -67,7 +67,7 @@ class Rounds(TaskSet):
     So they are asked equally often, at the same time, and none always follows the slow one.
     """
 
-    tasks = [_task(name) for name in (*INFERENCE_TYPES, _PING)]  # noqa: RUF012
+    tasks = [_task(name) for name in (*INFERENCE_TYPES, _PING)]  # noqa: RUF012  # locust types it
 
     def on_start(self) -> None:
         floor = self.user.environment.parsed_options.floor
@@ -89,7 +89,7 @@ class Visitor(FastHttpUser):
     """Asks for rankings of users picked at random."""
 
     host = "http://127.0.0.1:8080"
-    tasks = [Rounds]  # noqa: RUF012
+    tasks = [Rounds]  # noqa: RUF012  # locust types it
     wait_time = constant(0)
     connection_timeout = network_timeout = _TIMEOUT
     concurrency = _IN_FLIGHT  # connections, opened as they are needed

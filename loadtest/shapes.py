@@ -23,7 +23,7 @@ class Shape(LoadTestShape):
 
     def stage_at(self, since: float) -> tuple[str, float] | None:
         """The stage's name, and the seconds since it began."""
-        raise NotImplementedError
+        raise NotImplementedError  # each shape says it; locust never runs an abstract one
 
 
 class Ramp(Shape):

@@ -6,7 +6,6 @@ own and never here.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import socket
@@ -38,10 +37,6 @@ from fastrank import INFERENCE_TYPES
 ROOT = Path(__file__).resolve().parents[1]
 LOADTEST = ROOT / "loadtest"
 GUMBEL = "stochastic_gumbel_softmax_trick"
-
-needs_locust = pytest.mark.skipif(
-    importlib.util.find_spec("locust") is None, reason="locust is not installed"
-)
 
 
 # ---- Histogram ------------------------------------------------------------------------------
@@ -572,7 +567,6 @@ def locust(url: str, folder: Path, *options: str) -> tuple[int, Run, str]:
     return found.returncode, Run.from_dict(json.loads(results.read_text())), said
 
 
-@needs_locust
 def test_every_inference_type_is_a_task() -> None:
     found = subprocess.run(
         [
@@ -588,7 +582,6 @@ def test_every_inference_type_is_a_task() -> None:
     assert set(tasks) == {*INFERENCE_TYPES, "ping"}
 
 
-@needs_locust
 def test_a_closed_loop_asks_for_each_type_alike(tmp_path: Path) -> None:
     with answering(lambda _, kind: ranking(kind)) as server:
         code, run, said = locust(
@@ -603,7 +596,6 @@ def test_a_closed_loop_asks_for_each_type_alike(tmp_path: Path) -> None:
     assert "p50 / deterministic's" in said
 
 
-@needs_locust
 def test_errors_are_counted_and_fail_the_run(tmp_path: Path) -> None:
     def answer(number: int, kind: str) -> tuple[int, bytes]:
         if kind == "uniform":
@@ -623,7 +615,6 @@ def test_errors_are_counted_and_fail_the_run(tmp_path: Path) -> None:
     assert not series[GUMBEL].failed
 
 
-@needs_locust
 def test_only_an_open_loop_sees_how_long_a_server_hung(tmp_path: Path) -> None:
     """It hangs once for a second. One request of a closed loop meets that, and p90 does not.
 
@@ -657,7 +648,6 @@ def test_only_an_open_loop_sees_how_long_a_server_hung(tmp_path: Path) -> None:
     assert not found["open"].failed
 
 
-@needs_locust
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     """Asked by a load generator of its own, whose counts its master adds up."""
     results = tmp_path / "results.json"
@@ -700,7 +690,6 @@ def fetched(url: str, data: dict[str, object] | None = None) -> str:
             time.sleep(0.1)
 
 
-@needs_locust
 def test_from_locusts_page(tmp_path: Path) -> None:
     """Its forms hand on text, and nothing at all for what was left empty."""
     own, results = f"http://127.0.0.1:{free_port()}", tmp_path / "results.json"
@@ -741,7 +730,6 @@ def test_from_locusts_page(tmp_path: Path) -> None:
     assert run.sent == server.asked
 
 
-@needs_locust
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -767,7 +755,6 @@ def test_options_that_cannot_be(options: list[str], says: str) -> None:
     assert "Traceback" not in found.stderr
 
 
-@needs_locust
 def test_a_sagemaker_endpoint_gets_what_it_can_verify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -800,7 +787,6 @@ def test_a_sagemaker_endpoint_gets_what_it_can_verify(
         assert headers["authorization"].endswith(auth.signature(canonical, request))
 
 
-@needs_locust
 def test_shapes() -> None:
     script = """
 import json, sys
@@ -846,8 +832,6 @@ def whole(folder: Path, *options: object) -> Any:
     )
 
 
-@needs_locust
-@pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="no server is installed")
 def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     """Limits are wide: whether it is fast is no question for a test."""
     wide = ["--article-p99-ms", 20_000, "--p99-ms", 20_000, "--late-ms", 20_000, "--drift", 1000]
@@ -877,8 +861,6 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     assert "Finished server process" in log
 
 
-@needs_locust
-@pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="no server is installed")
 def test_a_gate_that_is_missed_through_the_gateways_path(tmp_path: Path) -> None:
     found = whole(
         *(tmp_path, "--experiments", "article", "--target", "gateway", "--article-p99-ms", 0.001),

@@ -95,6 +95,7 @@ LADDER = [
     Cell("snips", 1.0, 10_000, 0.3, users=4000, zipf=0.9),
     # E exp(z) exp(.4 z - .48) over E exp(z) is 1: the truth is that of users who are alike.
     Cell("snips", 1.0, 4000, 0.15, users=200, together=True),
+    Cell("snips", 1.0, 10_000, 0.15, users=1000, together=True),
     Cell("snips", 1.0, 10_000, 0.15, users=20_000, together=True),
 ]
 

@@ -57,13 +57,13 @@ class Reply:
 class _Util:
     """API Gateway's ``$util``; Java's encoder leaves the asterisk and not the tilde."""
 
-    def urlEncode(self, text: str) -> str:  # noqa: N802
+    def urlEncode(self, text: str) -> str:  # noqa: N802  # the name in templates
         return quote_plus(text, safe="*").replace("~", "%7E")
 
-    def urlDecode(self, text: str) -> str:  # noqa: N802
+    def urlDecode(self, text: str) -> str:  # noqa: N802  # the name in templates
         return unquote_plus(text)
 
-    def escapeJavaScript(self, text: str) -> str:  # noqa: N802
+    def escapeJavaScript(self, text: str) -> str:  # noqa: N802  # the name in templates
         return json.dumps(text)[1:-1].replace("'", "\\'").replace("/", "\\/")
 
 
@@ -429,9 +429,9 @@ class _Handler(BaseHTTPRequestHandler):
         head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
         self.wfile.write(head if self.command == "HEAD" else head + reply.body)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve  # noqa: N815  # http.server calls them
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's
         pass
 
 

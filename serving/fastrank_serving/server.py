@@ -313,7 +313,7 @@ class _Workers:
         from prometheus_client.multiprocess import mark_process_dead
 
         if worker.pid is not None:
-            mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+            mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # has no types
 
     def _stop(self, number: int, _frame: Any) -> None:
         self._stopping.set()

@@ -136,7 +136,7 @@ def items_of_obd(path: str | os.PathLike[str]) -> int:
             f"{path}: how many items its campaign has is not known: it has no columns"
             f" user-item_affinity_<item>, as published, and its path does not name {campaigns}"
         )
-    return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]
+    return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]  # checked above
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

@@ -30,7 +30,7 @@ from logs import NOON, catalog, drain, row, segments, table
 import fastrank as fr
 from fastrank.eventlog import LogReader, LogWriter, filter_id, schema
 from fastrank.eventlog import writer as writer_module
-from fastrank.eventlog.rows import new_request_id
+from fastrank.inputs import new_request_id
 from fastrank.ranking import Ranking
 
 POLICY = fr.PlackettLuce(0.5)

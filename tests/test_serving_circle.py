@@ -63,8 +63,8 @@ def served(
         return answers
 
     with pytest.MonkeyPatch.context() as patch:  # the same log on every run
-        seeds = iter(rng.integers(0, 2**63, REQUESTS).tolist())
-        patch.setattr("fastrank_serving.service.new_seed", lambda: next(seeds))
+        seeds = iter(rng.integers(0, 2**53, REQUESTS).tolist())
+        patch.setattr("fastrank_serving.service.draw_seed", lambda: next(seeds))
         answers = with_app(model, work, policy=SERVED, log_directory=folder / "own")
     with (folder / "capture.jsonl").open("w") as file:
         for number, (body, answer) in enumerate(zip(bodies, answers, strict=True)):

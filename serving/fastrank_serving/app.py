@@ -22,12 +22,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastrank as fr
+from fastrank.inputs import new_request_id
 from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
+    LATE,
     MAX_TEXT,
     ProblemError,
     error_body,
-    new_request_id,
     parse,
     parse_parameters,
 )
@@ -46,7 +47,6 @@ _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 _EMF_SECONDS = 60.0
-_BODY_SECONDS = 30.0  # for a client to send its body
 
 
 def create_app(settings: Settings, load_first: bool = False) -> App:
@@ -120,14 +120,15 @@ class App:
                     f"{_INFERENCE_ID.decode()}: at most {MAX_TEXT} characters",
                     field=_INFERENCE_ID.decode(),
                 )
-            body = await self._body(headers, receive)
+            body = await self._body(scope, headers, receive)
             if kind in _LINES:
                 answer = await self._lines(body)
                 await self._send(send, 200, answer, extra, kind)
                 return
             request = parse(body)
-            request_id = request.request_id or inference_id or new_request_id()
-            answer = await self.service.answer(request, inference_id)
+            given = request.request_id or inference_id
+            request_id = given or new_request_id()
+            answer = await self.service.answer(request, given, request_id)
         except ProblemError as problem:
             await self._refuse(send, problem, request_id, extra)
             return
@@ -139,28 +140,27 @@ class App:
             return
         await self._send(send, 200, answer, extra)
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
         limit = self.service.settings.max_body
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise _too_large(limit)
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                message = await receive()
-                parts: list[bytes] = []
-                size = 0
-                while True:
-                    if message["type"] == "http.disconnect":
-                        raise ConnectionError
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limit:
-                        raise _too_large(limit)
-                    if not message.get("more_body", False):
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
-                    message = await receive()
-        except TimeoutError:
-            raise ProblemError(408, "body_too_slow", "the body did not come in time") from None
+        message = await receive()
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ConnectionError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body", False):
+                break
+            message = await receive()
+        if LATE in scope:
+            raise ProblemError(408, "body_too_slow", "the body did not come in time")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _lines(self, body: bytes) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error."""
@@ -175,8 +175,8 @@ class App:
                 request_id = None
                 try:
                     request = parse(line)
-                    request_id = request.request_id
-                    results[j] = await self.service.answer(request)
+                    request_id = request.request_id or new_request_id()
+                    results[j] = await self.service.answer(request, request.request_id, request_id)
                 except ProblemError as problem:
                     self.service.metrics.refused(problem.status)
                     results[j] = error_body(problem, request_id)
@@ -284,8 +284,8 @@ def _others(app: App) -> ASGIApp:
                     400, "duplicate_field", "user_id: it stands in the path", field="user_id"
                 )
             asked = parse_parameters({**given, "user_id": request.path_params["user_id"]})
-            request_id = asked.request_id = asked.request_id or new_request_id()
-            body = await service.answer(asked)
+            request_id = asked.request_id or new_request_id()
+            body = await service.answer(asked, asked.request_id, request_id)
         except ProblemError as problem:
             return refused(problem, request_id)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 
@@ -27,13 +27,13 @@ __all__ = [
     "answer_of",
     "encoded",
     "error_body",
-    "new_request_id",
     "parse",
     "parse_parameters",
     "policy_of",
 ]
 
 MAX_TEXT = 256  # characters of a request_id, user_id or inference_type
+LATE = "fastrank.late"  # in a scope: the body did not come in time, and is not whole
 MAX_SHOWN = 100  # characters of a value that an error repeats
 
 ItemId = int | str
@@ -125,10 +125,6 @@ class ProblemError(Exception):
         self.retry_after = retry_after
 
 
-def new_request_id() -> str:
-    return str(uuid.uuid4())
-
-
 def error_body(problem: ProblemError, request_id: str | None) -> bytes:
     """The JSON of an error."""
     return msgspec.json.encode(
@@ -168,7 +164,7 @@ def parse(body: bytes) -> Request:
         400 or 422, naming the field.
     """
     # msgspec takes the last of two equal names; an escape can hide one.
-    if b"\\u" in body or any(body.count(name) > 1 for name in _QUOTED):
+    if b"\\u" in body or max(map(body.count, _QUOTED)) > 1:
         _refuse_repeated(body)
     if b'"null"' in body.lower():
         _refuse_null(_members(body))
@@ -366,8 +362,14 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
     ProblemError
         For an unknown name, or parameters that it does not take.
     """
-    name = request.inference_type
-    if name is None and request.temperature is None and request.epsilon is None:
+    return _policy(request.inference_type, request.temperature, request.epsilon, default)
+
+
+@lru_cache(maxsize=1024)  # 2 us; errors are not kept
+def _policy(
+    name: str | None, temperature: float | None, epsilon: float | None, default: fr.Policy
+) -> fr.Policy:
+    if name is None and temperature is None and epsilon is None:
         return default
     if name is not None and name not in fr.INFERENCE_TYPES:
         allowed = list(fr.INFERENCE_TYPES)
@@ -382,8 +384,7 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
     chosen = name or default.inference_type
     accepted = fr.INFERENCE_TYPES[chosen][2]
     params = {key: default.params[key] for key in accepted if key in default.params}
-    for key in ("temperature", "epsilon"):
-        value = getattr(request, key)
+    for key, value in (("temperature", temperature), ("epsilon", epsilon)):
         if value is None:
             continue
         if key not in accepted:

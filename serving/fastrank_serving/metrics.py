@@ -48,7 +48,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "fastrank_request_seconds",
-            "Of ranked requests: total, in the queue, in the kernel.",
+            "Of ranked requests: total, in the kernel, and in the queue of those that waited.",
             ["part"],
             buckets=_SECONDS,
             registry=registry,
@@ -109,7 +109,8 @@ class Metrics:
             counter = self._ok[inference_type] = self._requests.labels(inference_type, "200")
         counter.inc()
         self._total.observe(seconds)
-        self._queue.observe(ranked.waited)
+        if ranked.waited:
+            self._queue.observe(ranked.waited)
         self._kernel.observe(ranked.ranked)
         if ranked.shared > 1:
             self._shared.inc()

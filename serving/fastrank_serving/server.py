@@ -21,11 +21,12 @@ import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fastrank_serving.messages import LATE
 from fastrank_serving.settings import Settings
 
 __all__ = ["run"]
@@ -33,7 +34,6 @@ __all__ = ["run"]
 _LOG = logging.getLogger("fastrank.serving")
 _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
 _BACKLOG = 2048
-_HEAD_SECONDS = 30.0  # for a request's head to come
 _HEAD_BYTES = 65_536
 _GREETING = 1.0  # seconds for the request of a connection that came last
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
@@ -115,51 +115,90 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's connection, which does not wait for ever for a request's head.
+    """uvicorn's connection, which does not wait for ever and answers in one piece.
 
-    A client that connects and says nothing, or a byte at a time, is sent away.
+    A client that connects and says nothing, or a byte at a time, is sent away by `expire`.
     """
 
-    _late: Any = None
-    _head = 0  # bytes that came of it
+    _since: float | None = None  # when what is being waited for began: a head, or a body
+    _head = 0  # bytes of the head that came; -1: it is complete
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait()
+        self.transport = cast("asyncio.Transport", _Joining(transport))
+        self._since = self.loop.time()
 
-    def _wait(self) -> None:
-        if self._late is None:
-            self._head = 0
-            self._late = self.loop.call_later(_HEAD_SECONDS, self._send_away)
-
-    def _send_away(self) -> None:
-        self._late = None
-        if not self.transport.is_closing():
+    def expire(self, before: float) -> None:
+        """Give up what has been waited for since `before`."""
+        if self._since is None or self._since > before or self.transport.is_closing():
+            return
+        if self._head >= 0:
             self.transport.close()
+            return
+        self._since = None
+        self.scope[LATE] = True  # type: ignore[literal-required]  # a key of ours
+        self.cycle.keep_alive = self.cycle.more_body = False
+        self.cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._late is not None:
+        if self._since is not None and self._head >= 0:
             self._head += len(data)
             if self._head > _HEAD_BYTES:
-                self._late.cancel()
-                self._send_away()
+                self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._wait()
+        self._since = self.loop.time()
+        self._head = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._since = self.loop.time()
+        self._head = -1
         super().on_headers_complete()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        super().connection_lost(exc)
+    def on_message_complete(self) -> None:
+        self._since = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        cast("_Joining", self.transport).flush()
+        super().on_response_complete()
+
+
+class _Joining:
+    """A transport that sends an answer's head with its body: one system call and packet, not two.
+
+    uvicorn writes them one by one, and uvloop sends what it gets at once.
+    """
+
+    __slots__ = ("_head", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """What has no body goes now."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class _Server(uvicorn.Server):
@@ -218,6 +257,13 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return protocol
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 5 == 0:  # every half second
+            before = asyncio.get_running_loop().time() - self._service.settings.receive_timeout
+            for connection in list(self.server_state.connections):
+                cast("_Protocol", connection).expire(before)
+        return await super().on_tick(counter)
 
     def _drain(self, loop: Any) -> None:
         if self._service.draining:

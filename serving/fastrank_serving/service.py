@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.inputs import draw_seed
 from fastrank.opening import open_directory
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
@@ -26,7 +27,6 @@ from fastrank_serving.messages import (
     Served,
     answer_of,
     encoded,
-    new_request_id,
     policy_of,
 )
 from fastrank_serving.metrics import Metrics
@@ -185,16 +185,22 @@ class Service:
 
     # ---- Requests ---------------------------------------------------------------------------
 
-    async def answer(self, request: Request, inference_id: str | None = None) -> bytes:
+    async def answer(self, request: Request, given: str | None, request_id: str) -> bytes:
         """The body of the answer.
+
+        Parameters
+        ----------
+        request : Request
+        given : str or None
+            The request id, if the client knows it and may send the request again under it.
+        request_id : str
 
         Raises
         ------
         ProblemError
         """
-        given = request.request_id or inference_id
         if given is None or not self.settings.keep_answers:
-            return await self._answer(request, given or new_request_id())
+            return await self._answer(request, request_id)
         content = hash(encoded(request))
         first = self._answers.get(given, content)
         if first is not None:
@@ -202,7 +208,7 @@ class Service:
             return await asyncio.shield(first)
         first = self._answers.begin(given, content)
         try:
-            body = await self._answer(request, given)
+            body = await self._answer(request, request_id)
         except BaseException as error:
             self._answers.failed(given, error)  # and is tried anew when it is sent again
             raise
@@ -225,7 +231,7 @@ class Service:
                 raise ProblemError(422, "out_of_range", str(error), field="temperature") from None
         else:
             user_temperature = None
-        seed = new_seed() if request.seed is None else request.seed
+        seed = draw_seed() if request.seed is None else request.seed
         job = Job(
             catalog=loaded.catalog,
             query=query,
@@ -379,11 +385,6 @@ class _Answers:
         _, answer = self._answers.pop(request_id)
         answer.set_exception(error if isinstance(error, ProblemError) else _interrupted())
         answer.exception()  # nobody need wait for it
-
-
-def new_seed() -> int:
-    """One that nobody could know before."""
-    return int.from_bytes(os.urandom(8), "little")
 
 
 def _interrupted() -> ProblemError:

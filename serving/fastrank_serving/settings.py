@@ -39,9 +39,10 @@ class Settings:
         At most so many waiting requests are ranked in one pass; 1 turns sharing off.
     max_k, max_body, max_ids : int
         Largest k, bytes of a body, and ids of an exclude or allow list.
-    deadline, drain_delay, drain_timeout : float
-        Seconds that a request may take; for which a server that was told to stop goes on accepting;
-        and that it then gives to those in flight.
+    deadline, receive_timeout, drain_delay, drain_timeout : float
+        Seconds that a request may take once it is here; that a client has to send its head, and
+        again its body; for which a server that was told to stop goes on accepting; and that it
+        then gives to those in flight.
     keep_answers : int
         So many answers are held for requests that are sent again.
     log_directory : Path, optional
@@ -64,6 +65,7 @@ class Settings:
     max_body: int = MAX_BODY
     max_ids: int = 100_000
     deadline: float = DEADLINE
+    receive_timeout: float = 30.0
     drain_delay: float = 0.0
     drain_timeout: float = 20.0
     keep_answers: int = 10_000
@@ -88,7 +90,7 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{name}: expected an integer of {low} to {high}, got {value!r}")
-        for name in ("deadline", "drain_delay", "drain_timeout"):
+        for name in ("deadline", "receive_timeout", "drain_delay", "drain_timeout"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0.0 <= value < 86_400.0:
                 raise ValueError(f"{name}: expected seconds, got {value!r}")

@@ -57,6 +57,13 @@ __all__ = ["serve"]
     help="Seconds for a request.",
 )
 @click.option(
+    "--receive-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0.001),
+    help="Seconds for a client to send a request's head, and again its body.",
+)
+@click.option(
     "--drain-delay",
     default=0.0,
     show_default=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
@@ -33,7 +32,6 @@ __all__ = [
     "as_time",
     "as_user",
     "items_of",
-    "new_request_id",
 ]
 
 Time: TypeAlias = datetime | np.datetime64 | int
@@ -172,13 +170,6 @@ def items_of(ranking: Ranking) -> tuple[Kind, Any]:
         "ranking: expected item_ids of int64 or str, scores of float32 and log_propensities of"
         f" float64, one an item, and a known propensity_kind; got {ranking!r}"
     )
-
-
-def new_request_id() -> str:
-    """A random UUID (version 4), in half the time of `uuid.uuid4`."""
-    text = os.urandom(16).hex()
-    variant = "89ab"[int(text[16], 16) & 3]
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
 
 
 def as_text(name: str, value: object) -> str:

@@ -38,7 +38,6 @@ from fastrank.eventlog.rows import (
     as_time,
     as_user,
     items_of,
-    new_request_id,
 )
 from fastrank.eventlog.schema import (
     SEED_SOURCES,
@@ -49,7 +48,7 @@ from fastrank.eventlog.schema import (
 )
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
 from fastrank.ids import Ids, as_ids
-from fastrank.inputs import as_count, as_float32, as_real
+from fastrank.inputs import as_count, as_float32, as_real, new_request_id
 from fastrank.ranking import Ranking, RankingBatch
 
 __all__ = ["LogWriter"]

@@ -207,8 +207,10 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Any) -> None:
         super().__init__(config)
         self._service = service
-        self._tasks: set[Any] = set()
-        self._listening: list[socket.socket] = []
+        # Of several workers, one must not take all that come at once.
+        self._accepts = _BACKLOG if service.settings.workers == 1 else 4
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._reloading: set[asyncio.Task[None]] = set()
         self.failed = False
 
     def fail(self) -> None:
@@ -229,20 +231,47 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # Copies, by which connections that wait in the kernel's queue can be taken at the end.
-        self._listening = [each.dup() for each in sockets or []]
-        await super().startup(sockets)
+        # uvloop's own server takes one connection in each turn of the loop: of 128 that come at
+        # once while rankings are made in the loop, the last one waited for two seconds.
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        for each in sockets or []:
+            each.setblocking(False)
+            loop.add_reader(each, self._accept, each, self._accepts)
+
+    def _accept(self, listening: socket.socket, most: int) -> None:
+        """Take connections that wait in the kernel's queue."""
+        loop = asyncio.get_running_loop()
+        for _ in range(most):
+            try:
+                client, _address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:
+                continue  # it was given up before it was taken
+            except OSError as error:  # no more files, say
+                _LOG.error("connections wait: %s", error.strerror)
+                loop.remove_reader(listening)
+                loop.call_later(1.0, self._listen_again, listening)
+                return
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep(self._connecting, loop.create_task(self._connect(client)))
+
+    def _listen_again(self, listening: socket.socket) -> None:
+        if listening.fileno() >= 0:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listening, self._accept, listening, self._accepts)
+
+    async def _connect(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it has left
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        for each in self._listening:
-            each.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    client, _ = each.accept()
-                    await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
-            each.close()
+        for each in sockets or []:
+            asyncio.get_running_loop().remove_reader(each)
+            self._accept(each, _BACKLOG)
+        if self._connecting:
+            await asyncio.wait(self._connecting)
         # Connections that came last would count as idle: their first request is waited for.
         loop = asyncio.get_running_loop()
         end = loop.time() + _GREETING
@@ -280,9 +309,13 @@ class _Server(uvicorn.Server):
             with contextlib.suppress(ValueError, OSError):  # it is logged
                 await self._service.reload()
 
-        task = loop.create_task(reload())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _keep(self._reloading, loop.create_task(reload()))
+
+
+def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    """Hold a task until it is done: the loop does not."""
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 # ---- Several workers ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -142,8 +143,11 @@ class Process:
         self.port = free_port()
         command = [sys.executable, "-m", "fastrank", "serve", str(model), "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
+        self._said: list[str] = []
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         if wait:
             self.until_ready()
 
@@ -154,9 +158,25 @@ class Process:
                 if self.get("/ping")[0] == 200:
                     return
             if self.process.poll() is not None:
-                raise AssertionError(self.process.communicate()[1])
+                raise AssertionError(self.said())
             time.sleep(0.01)
         raise AssertionError("not ready in time")
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self._said.append(line)
+
+    def said(self) -> str:
+        """What it wrote to standard error so far."""
+        return "".join(self._said)
+
+    def until_says(self, words: str, seconds: float = 30.0) -> None:
+        end = time.monotonic() + seconds
+        while words not in self.said():
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.01)
 
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -188,10 +208,11 @@ class Process:
     def end(self, seconds: float = 30.0) -> tuple[int, str]:
         """Wait for the end; exit code and what it said."""
         try:
-            _, said = self.process.communicate(timeout=seconds)
+            self.process.wait(seconds)
         finally:
             self.process.kill()
-        return self.process.returncode, said
+        self._listener.join(seconds)
+        return self.process.returncode, self.said()
 
     def __enter__(self) -> Process:
         return self
@@ -200,12 +221,10 @@ class Process:
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.communicate(timeout=20)
+                self.process.wait(20)
         self.process.kill()
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()
         self.process.wait()
+        self._listener.join(20)
 
 
 def free_port() -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import json
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -14,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+import uvloop
 from served import Process, free_port, make_model
 
 import fastrank as fr
 from fastrank.eventlog import LogReader
+from fastrank_serving.metrics import Metrics
+from fastrank_serving.server import _Protocol, _Server
+from fastrank_serving.service import Service
+from fastrank_serving.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +35,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("server") / "model"
     make_model(directory, n=20_000, dim=96, users=20)
     return directory
+
+
+BODY_OF_100 = (
+    b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    b'content-length: 100\r\n\r\n{"user_id":'
+)
 
 
 class Load:
@@ -126,6 +141,21 @@ def test_sigterm_under_load_loses_nothing(model: Path, tmp_path: Path) -> None:
     assert logged(tmp_path) == load.ids  # and no log row either
 
 
+def test_what_is_not_done_when_the_time_is_up_is_told_so(model: Path) -> None:
+    with Process(model, "--drain-timeout", "1") as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client.sendall(BODY_OF_100)
+        assert server.get("/ping")[0] == 200
+        server.signal(signal.SIGTERM)
+        got = client.recv(65536)
+        client.close()
+        code, said = server.end()
+    assert code == 0, said
+    assert got.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "stopped"
+    assert "Traceback" not in said
+
+
 def test_a_server_that_stops_says_so(model: Path) -> None:
     with Process(model, "--drain-delay", "5") as server:
         connection = server.connection()
@@ -222,14 +252,67 @@ def test_metrics_are_of_all_workers(model: Path) -> None:
         assert versions == [fr.Model.open(model).version]
 
 
-def test_the_disk_of_the_log_is_full(model: Path) -> None:
-    """Requests are answered; the rows that could not be kept are counted."""
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
+def fill_disk(server: Process, size: int | None) -> None:
+    """No file may become larger: the kernel's limit stands in for a full disk."""
+    _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    soft = most if size is None else size
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (soft, most))
+
+
+def test_the_disk_of_the_log_is_full_for_a_while(model: Path, tmp_path: Path) -> None:
+    """Requests are answered meanwhile, and their rows wait: nothing is lost."""
+    with Process(model, "--log", str(tmp_path)) as server:
+        load = Load(server)
+        load.until(50)
+        fill_disk(server, 100)
+        server.until_says("the disk refuses")
+        load.until(sum(load.answered.values()) + 1500)
+        assert metric(server, "fastrank_log_rows_written") < len(load.ids)
+        fill_disk(server, None)
+        server.until_says("written again")
+        load.until(sum(load.answered.values()) + 50)
+        load.stop()
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0, said
+    assert (load.lost, load.broken) == (0, 0)
+    assert set(load.answered) == {200}
+    assert logged(tmp_path) == load.ids
+
+
+def test_the_disk_of_the_log_stays_full(model: Path, tmp_path: Path) -> None:
+    """Requests are answered; at the end the rows that nobody has are counted and said."""
+    with Process(model, "--log", str(tmp_path)) as server:
+        load = Load(server)
+        while not metric(server, "fastrank_log_rows_written"):
+            time.sleep(0.01)
+        fill_disk(server, 100)
+        server.until_says("the disk refuses")
+        load.until(sum(load.answered.values()) + 500)
+        load.stop()
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0, said
+    assert (load.lost, load.broken) == (0, 0)
+    assert set(load.answered) == {200}
+    kept = logged(tmp_path)
+    assert kept < load.ids
+    assert f"{len(load.ids - kept)} rows" in said
+    assert "Traceback" not in said
+
+
+def test_a_log_that_cannot_be_begun_is_said_at_once(model: Path) -> None:
     with Process(model, "--log", "/proc/fastrank", wait=False) as server:
-        code, said = server.end()  # a directory that cannot be made is said at once
-        assert code != 0
+        code, said = server.end()
+        assert code == 1
         assert "/proc/fastrank" in said
+        assert "Traceback" not in said
+
+
+def metric(server: Process, name: str) -> float:
+    """A number of /metrics that has no labels."""
+    (found,) = re.findall(rf"^{name} (\S+)$", server.get("/metrics")[1].decode(), re.M)
+    return float(found)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +332,92 @@ def test_half_open_clients_keep_nobody_waiting(model: Path, sent: bytes) -> None
         for client in clients:
             client.close()
     assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("sent", "more", "answered"),
+    [
+        (b"", b"", b""),
+        (b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-le", b"", b""),
+        (b"GET /ping HTTP/1.1\r\nx: ", b"y", b""),  # slow loris: a byte now and then
+        (BODY_OF_100, b"", b"HTTP/1.1 408 "),
+        (BODY_OF_100, b" ", b"HTTP/1.1 408 "),
+    ],
+)
+def test_slow_clients_are_sent_away(model: Path, sent: bytes, more: bytes, answered: bytes) -> None:
+    """Whoever sends too slowly is; whoever has nothing to ask at the moment is not."""
+    with Process(model, "--receive-timeout", "1") as server:
+        patient = server.connection()
+        assert server.ask(patient, user_id="u1")[0] == 200
+        clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(20)]
+        for client in clients:
+            client.sendall(sent)
+        end = time.monotonic() + 20
+        waiting = set(clients)
+        while waiting:
+            assert time.monotonic() < end
+            for client in list(waiting):
+                client.settimeout(0.01)
+                try:
+                    if more:
+                        client.sendall(more)
+                    got = client.recv(65536)
+                except TimeoutError:
+                    continue
+                except ConnectionError:  # what it still sent was not wanted
+                    got = b""
+                assert got.startswith(answered)
+                if answered and got:
+                    head, _, body = got.partition(b"\r\n\r\n")
+                    assert b"connection: close" in head
+                    assert json.loads(body)["error"]["code"] == "body_too_slow"
+                waiting.discard(client)
+                client.close()
+        assert server.ask(patient, user_id="u1")[0] == 200  # it was silent for longer
+        patient.close()
+
+
+def test_more_connections_than_files(model: Path) -> None:
+    """Those that find no place wait until others have left."""
+    with Process(model) as server:
+        _, most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (50, most))
+        clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(100)]
+        server.until_says("Too many open files")
+        for client in clients[:90]:
+            client.close()
+        for client in clients[90:]:
+            client.sendall(b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            client.close()
+
+
+def test_all_that_wait_are_accepted_in_one_turn(model: Path) -> None:
+    """uvloop by itself takes one connection in each turn of the loop."""
+    config = uvicorn.Config(no_app, http=_Protocol, ws="none", lifespan="off", log_config=None)
+    config.load()
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        listening.setblocking(False)
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(50)]
+
+        async def work() -> None:
+            server = _Server(config, Service(Settings(model=model), Metrics()))
+            server.lifespan = config.lifespan_class(config)
+            server._accept(listening, 100)
+            assert len(server._connecting) == 50
+            await asyncio.wait(server._connecting)
+            assert len(server.server_state.connections) == 50
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
+
+        uvloop.run(work())
+        for client in clients:
+            client.close()
+
+
+async def no_app(_scope: Any, _receive: Any, _send: Any) -> None:
+    raise AssertionError("nothing was asked")
 
 
 def test_an_endless_head_is_cut_off(model: Path) -> None:

@@ -134,6 +134,9 @@ class App:
             return
         except ConnectionError:
             return  # the client has left
+        except asyncio.CancelledError:  # the time for those in flight is up
+            await self._refuse(send, _stopped(), request_id, extra)
+            return
         except Exception:
             _LOG.exception("request %s", request_id)
             await self._refuse(send, _internal(), request_id, extra)
@@ -320,7 +323,8 @@ def _others(app: App) -> ASGIApp:
 
     async def openapi(_: HttpRequest) -> Response:
         return Response(
-            msgspec.json.encode(document(service.settings)), media_type="application/json"
+            msgspec.json.encode(document(service.settings, service.catalog)),
+            media_type="application/json",
         )
 
     async def execution_parameters(_: HttpRequest) -> Response:
@@ -382,6 +386,10 @@ def _too_large(limit: int) -> ProblemError:
     return ProblemError(
         413, "body_too_large", f"the body: at most {limit} bytes", allowed=f"at most {limit} bytes"
     )
+
+
+def _stopped() -> ProblemError:
+    return ProblemError(503, "stopped", "the server has stopped: ask again", retry_after=1)
 
 
 def _internal() -> ProblemError:

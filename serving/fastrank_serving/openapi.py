@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the types that requests and answers are parsed by."""
+"""The OpenAPI document: what is asked and answered, with this server's and its model's limits."""
 
 from __future__ import annotations
 
@@ -7,62 +7,63 @@ from typing import Any
 import msgspec
 
 import fastrank as fr
-from fastrank_serving.messages import Answer, Request
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.settings import Settings
 
 __all__ = ["document"]
 
+_ANNOTATIONS = ("default", "description")
+_ERRORS = {
+    "400": "Not a request: not JSON, an unknown field, another type.",
+    "404": "The model does not know the user.",
+    "405": "Not with this method.",
+    "408": "The body did not come in time.",
+    "409": "Another request came under this request_id.",
+    "413": "The body is too large.",
+    "415": "Another content type.",
+    "422": "A value that cannot be.",
+    "429": "Too many requests: try again.",
+    "500": "Something went wrong here.",
+    "503": "Not ready, stopping, or too late: try again.",
+}
 
-def document(settings: Settings) -> dict[str, Any]:
-    """For these settings."""
+
+def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str, Any]:
+    """For these settings, and the catalog that is served, once it is."""
     _, components = msgspec.json.schema_components(
-        (Request, Answer), ref_template="#/components/schemas/{name}"
+        (Answer,), ref_template="#/components/schemas/{name}"
     )
-    asked = components["Request"]["properties"]
-    asked["k"] |= {"minimum": 1, "maximum": settings.max_k}
-    asked["inference_type"] = {"enum": [*fr.INFERENCE_TYPES, None], "default": None}
-    components["Error"] = {
+    fields = _fields(settings, catalog)
+    components["Request"] = {
         "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["code", "message"],
-                "properties": {
-                    "code": {"type": "string"},
-                    "field": {"type": ["string", "null"]},
-                    "value": {},
-                    "allowed": {},
-                    "message": {"type": "string"},
-                    "request_id": {"type": ["string", "null"]},
-                    "retry_after_s": {"type": ["integer", "null"]},
-                },
-            }
-        },
+        "description": "Exactly one of user_id and query; null is the same as absent.",
+        "properties": {name: _as_json(schema) for name, schema in fields.items()},
+        "additionalProperties": False,
+        "oneOf": [
+            {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
+            {"required": ["query"], "properties": {"query": {"type": "array"}}},
+        ],
     }
+    components["Error"] = _error()
 
     def json_of(name: str) -> dict[str, Any]:
         return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
-    errors = {
-        status: {"description": words, "content": json_of("Error")}
-        for status, words in {
-            "400": "Not a request: not JSON, an unknown field, another type.",
-            "404": "The model does not know the user.",
-            "413": "The body is too large.",
-            "415": "Another content type.",
-            "422": "A value that cannot be.",
-            "429": "Too many requests: try again.",
-            "503": "Not ready, stopping, or too late: try again.",
-        }.items()
+    answered = {
+        "200": {"description": "A ranking.", "content": json_of("Answer")},
+        **{
+            status: {"description": words, "content": json_of("Error")}
+            for status, words in _ERRORS.items()
+        },
     }
-    answered = {"200": {"description": "A ranking.", "content": json_of("Answer")}, **errors}
-    path = {"name": "user_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    parameters = [
-        {"name": name, "in": "query", "schema": {"type": "string"}}
-        for name in Request.__struct_fields__
-        if name != "user_id"
+    parameters: list[dict[str, Any]] = [
+        {"name": "user_id", "in": "path", "required": True, "schema": fields.pop("user_id")}
     ]
+    for name, schema in fields.items():
+        listed = {"style": "form", "explode": False} if schema["type"] == "array" else {}
+        parameters.append({"name": name, "in": "query", "schema": schema, **listed})
+    parameters = [each for each in parameters if each["name"] != "query"]
     return {
         "openapi": "3.1.0",
         "info": {"title": "fastrank", "version": fr.__version__},
@@ -77,7 +78,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "/1/recommended-items/{user_id}": {
                 "get": {
                     "operationId": "recommendedItems",
-                    "parameters": [path, *parameters],
+                    "parameters": parameters,
                     "responses": answered,
                 }
             },
@@ -92,4 +93,74 @@ def document(settings: Settings) -> dict[str, Any]:
             },
         },
         "components": {"schemas": components},
+    }
+
+
+def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[str, Any]]:
+    """Schemas of a request's fields."""
+    item: dict[str, Any] = {"type": ["integer", "string"]}
+    query: dict[str, Any] = {"type": "array", "items": _number(-3.4e38, 3.4e38)}
+    if catalog is not None:
+        query |= {"minItems": catalog.dim, "maxItems": catalog.dim}
+        if catalog.item_ids.dtype.kind == "U":
+            item = {"type": "string"}
+    ids = {"type": "array", "items": item, "maxItems": settings.max_ids}
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+    return {
+        "user_id": text,
+        "query": query,
+        "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": 10},
+        "inference_type": {
+            "type": "string",
+            "enum": list(fr.INFERENCE_TYPES),
+            "description": f"By default {settings.policy.inference_type}.",
+        },
+        "temperature": _number(MIN_TEMPERATURE, MAX_TEMPERATURE)
+        | {"description": "Of the stochastic types; others refuse it."},
+        "epsilon": _number(0.0, 1.0) | {"description": "Of stochastic_epsilon_greedy alone."},
+        "exclude": ids,
+        "allow": ids,
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 2**64 - 1,
+            "description": "For tests: who picks the seed picks the ranking. Drawn otherwise.",
+        },
+        "request_id": text,
+    }
+
+
+def _number(low: float, high: float) -> dict[str, Any]:
+    return {"type": "number", "minimum": low, "maximum": high}
+
+
+def _as_json(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a member of a body: a number may come as text, and what is not wanted as null."""
+    choices = [{key: value for key, value in schema.items() if key not in _ANNOTATIONS}]
+    if schema["type"] in ("integer", "number"):
+        choices.append({"type": "string", "description": "The number as text."})
+    if "default" not in schema:
+        choices.append({"type": "null"})
+    return {"anyOf": choices, **{key: schema[key] for key in _ANNOTATIONS if key in schema}}
+
+
+def _error() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["code", "message", "field", "request_id", "retry_after_s"],
+                "properties": {
+                    "code": {"type": "string", "description": "For programs."},
+                    "field": {"type": ["string", "null"]},
+                    "value": {"description": "What was sent, shortened."},
+                    "allowed": {"description": "What would be right."},
+                    "message": {"type": "string", "description": "For people."},
+                    "request_id": {"type": ["string", "null"]},
+                    "retry_after_s": {"type": ["integer", "null"]},
+                },
+            }
+        },
     }

@@ -280,6 +280,9 @@ class _Server(uvicorn.Server):
         ):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # whose time is up
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
     def _protocol(self) -> asyncio.Protocol:
         protocol: asyncio.Protocol = _Protocol(

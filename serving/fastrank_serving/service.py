@@ -179,6 +179,11 @@ class Service:
         return self._loaded
 
     @property
+    def catalog(self) -> fr.Catalog | None:
+        """None until there is one."""
+        return None if self._loaded is None else self._loaded.catalog
+
+    @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
         return self._loaded is not None and not self.draining and self.engine.stuck_for() < _STUCK

@@ -71,6 +71,13 @@ __all__ = ["serve"]
     help="Seconds of accepting after SIGTERM.",
 )
 @click.option(
+    "--drain-timeout",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds after that for what is in flight.",
+)
+@click.option(
     "--log",
     "log_directory",
     type=click.Path(file_okay=False, path_type=Path),

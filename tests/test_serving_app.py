@@ -183,6 +183,24 @@ def test_unknown_users_may_have_a_fallback(model: Path) -> None:
     with_app(model, work, fallback=fr.Uniform())
 
 
+def test_a_fallback_ranks_by_the_bias(tmp_path: Path) -> None:
+    """Popularity, say: exactly the law of a user whose vector is 0."""
+    bias = np.log([1.0, 2.0, 3.0, 4.0])
+    catalog = fr.Catalog([10, 20, 30, 40], np.ones((4, 2)), bias)
+    fr.Model(catalog, ["ann"], [[1.0, 1.0]]).save(tmp_path / "m")
+
+    async def work(app: App) -> None:
+        found = (await ask(app, user_id="nobody", k=4, seed=3)).json()
+        assert found["is_fallback"] is True
+        weights = {item: item / 10 for item in (10, 20, 30, 40)}
+        left = sum(weights.values())
+        for item, got in zip(found["item_ids"], found["log_propensities"], strict=True):
+            assert got == pytest.approx(np.log(weights[item] / left), abs=1e-6)
+            left -= weights[item]
+
+    with_app(tmp_path / "m", work, fallback=fr.PlackettLuce())
+
+
 # ---- SageMaker ------------------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ class App:
                 allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
                 await self._refuse(send, problem, None, {b"allow": allowed})
                 return
-            await self._others(scope, receive, send)
+            await self._others(scope, receive, _closing(send) if self.service.draining else send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -371,6 +371,17 @@ def _others(app: App) -> ASGIApp:
         ],
         exception_handlers={404: not_found, 405: not_allowed, 500: failed},
     )
+
+
+def _closing(send: Send) -> Send:
+    """Answers carry Connection: close."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return sending
 
 
 def _is_local(request: HttpRequest) -> bool:

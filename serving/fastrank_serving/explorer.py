@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import fastrank as fr
-from fastrank_serving.messages import MAX_TEXT, ProblemError
+from fastrank_serving.messages import MAX_TEXT, ProblemError, out_of_range
 from fastrank_serving.service import Loaded, Service
 
 __all__ = ["MAX_TITLES", "MAX_USERS", "routes"]
@@ -99,7 +99,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
         _check_names(request, ("prefix", "limit"))
         prefix = request.query_params.get("prefix", "")
         if len(prefix) > MAX_TEXT:
-            raise _out_of_range("prefix", f"{len(prefix)} characters", f"at most {MAX_TEXT}")
+            raise out_of_range("prefix", f"{len(prefix)} characters", f"at most {MAX_TEXT}")
         limit = _limit(request.query_params.get("limit", str(_USERS)))
         model = service.loaded.model
         # One more than asked for says whether there are more.
@@ -111,7 +111,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
         _check_names(request, ("id",), repeated=True)
         ids = request.query_params.getlist("id")
         if len(ids) > MAX_TITLES:
-            raise _out_of_range("id", f"{len(ids)} of them", f"at most {MAX_TITLES}")
+            raise out_of_range("id", f"{len(ids)} of them", f"at most {MAX_TITLES}")
         return {"titles": _titles(service.loaded, ids)}
 
     return [
@@ -182,16 +182,5 @@ def _check_names(request: HttpRequest, names: tuple[str, ...], repeated: bool = 
 def _limit(text: str) -> int:
     number = _integer(text)
     if number is None or not 1 <= number <= MAX_USERS:
-        raise _out_of_range("limit", text, f"1 to {MAX_USERS}")
+        raise out_of_range("limit", text, f"1 to {MAX_USERS}")
     return number
-
-
-def _out_of_range(name: str, value: str, allowed: str) -> ProblemError:
-    return ProblemError(
-        422,
-        "out_of_range",
-        f"{name}: expected {allowed}, got {value[:MAX_TEXT]}",
-        field=name,
-        value=value,
-        allowed=allowed,
-    )

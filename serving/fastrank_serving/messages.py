@@ -27,6 +27,8 @@ __all__ = [
     "answer_of",
     "encoded",
     "error_body",
+    "invalid_value",
+    "out_of_range",
     "parse",
     "parse_parameters",
     "policy_of",
@@ -123,6 +125,23 @@ class ProblemError(Exception):
         self.value = value
         self.allowed = allowed
         self.retry_after = retry_after
+
+
+def out_of_range(name: str, value: int | str, allowed: str) -> ProblemError:
+    """A 422 for a value of the right type."""
+    return _unprocessable("out_of_range", name, value, f"expected {allowed}, got", allowed)
+
+
+def invalid_value(name: str, value: int | str, allowed: str) -> ProblemError:
+    """A 422 for a value of another form."""
+    return _unprocessable("invalid_value", name, value, f"expected {allowed}; got", allowed)
+
+
+def _unprocessable(
+    code: str, name: str, value: int | str, words: str, allowed: str
+) -> ProblemError:
+    message = f"{name}: {words} {_short(value)}"
+    return ProblemError(422, code, message, field=name, value=value, allowed=allowed)
 
 
 def error_body(problem: ProblemError, request_id: str | None) -> bytes:

@@ -27,6 +27,8 @@ from fastrank_serving.messages import (
     Served,
     answer_of,
     encoded,
+    invalid_value,
+    out_of_range,
     policy_of,
 )
 from fastrank_serving.metrics import Metrics
@@ -224,7 +226,7 @@ class Service:
         began = time.monotonic()
         settings, loaded = self.settings, self.loaded
         if not 1 <= request.k <= settings.max_k:
-            raise _out_of_range("k", request.k, f"1 to {settings.max_k}")
+            raise out_of_range("k", request.k, f"1 to {settings.max_k}")
         policy = policy_of(request, settings.policy)
         query, user_temperature, is_fallback = self._query(loaded, request)
         if is_fallback and settings.fallback is not None:
@@ -301,20 +303,20 @@ class Service:
         if ids is None:
             return None
         if len(ids) > self.settings.max_ids:
-            raise _out_of_range(name, len(ids), f"at most {self.settings.max_ids} ids")
+            raise out_of_range(name, len(ids), f"at most {self.settings.max_ids} ids")
         if loaded.catalog.item_ids.dtype.kind == "U":
             for each in ids:
                 if not isinstance(each, str):
-                    raise _wrong_id(name, each, "text, as the catalog's ids are")
+                    raise invalid_value(name, str(each), "text, as the catalog's ids are")
             return ids
         found = []
         for each in ids:
             try:
                 number = int(each)
             except ValueError:
-                raise _wrong_id(name, each, "integers, as the catalog's ids are") from None
+                raise invalid_value(name, str(each), "integers, as the catalog's ids are") from None
             if not -(2**63) <= number < 2**63:
-                raise _wrong_id(name, each, "integers of 64 bits")
+                raise invalid_value(name, str(each), "integers of 64 bits")
             found.append(number)
         return np.array(found, np.int64)
 
@@ -395,26 +397,4 @@ class _Answers:
 def _interrupted() -> ProblemError:
     return ProblemError(
         503, "interrupted", "the first request of this id was broken off", retry_after=1
-    )
-
-
-def _out_of_range(name: str, value: int, allowed: str) -> ProblemError:
-    return ProblemError(
-        422,
-        "out_of_range",
-        f"{name}: expected {allowed}, got {value}",
-        field=name,
-        value=value,
-        allowed=allowed,
-    )
-
-
-def _wrong_id(name: str, value: object, allowed: str) -> ProblemError:
-    return ProblemError(
-        422,
-        "invalid_value",
-        f"{name}: expected {allowed}; got {str(value)[:100]!r}",
-        field=name,
-        value=value,
-        allowed=allowed,
     )

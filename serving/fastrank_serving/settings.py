@@ -30,7 +30,8 @@ class Settings:
     policy : Policy
         For requests that name none.
     fallback : Policy, optional
-        Draws from equal scores for users that the model does not know; without it they get a 404.
+        For users that the model does not know: it ranks by the catalog's bias alone, and all
+        items alike where there is none. Without it they get a 404.
     workers, threads : int
         Processes, and threads that rank in each.
     queue : int

@@ -26,7 +26,7 @@ __all__ = ["serve"]
 @click.option(
     "--fallback",
     metavar=SYNTAX,
-    help="Ranks all items alike for users that the model does not know.  [default: a 404]",
+    help="Ranks users that the model does not know by the catalog's bias alone.  [default: 404]",
 )
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."

@@ -97,7 +97,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.loadtest: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[loadtest]"
+	$(BIN)/python -m pip install -q -e ".[gateway,loadtest]"
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python

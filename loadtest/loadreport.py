@@ -90,11 +90,22 @@ _PLAIN = (
 
 
 def summary(runs: Iterable[Run]) -> str:
-    """The README's table: inference types one at a time, from the run of one user."""
-    for run in runs:
-        if run.loop == "closed" and list(run.stages) == ["1"]:
-            return "\n".join(_markdown_table(_by_type(run, run.stages["1"])))
-    return ""
+    """The README's table: inference types one at a time, from the runs of one user."""
+    found = {
+        run.target == "gateway": run
+        for run in runs
+        if run.loop == "closed" and list(run.stages) == ["1"]
+    }
+    direct, through = found.get(False), found.get(True)
+    if direct is None:
+        return ""
+    head, rows = _by_type(direct, direct.stages["1"])
+    if through is not None:
+        head.append("p50 ms, gateway")
+        series = through.stages["1"].series
+        for row in rows:
+            row.append(_shown(series[row[0]].latency, 50.0) if row[0] in series else "")
+    return "\n".join(_markdown_table((head, rows)))
 
 
 # ---- Tables ---------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Starts a server on a model made for it, asks it a lot, stops it, and says whether it did well.
 
-    python loadtest/run.py [--quick] [--experiments article,ramp,open,soak] [--seconds 10]
+    python loadtest/run.py [--quick] [--experiments article,direct,ramp,open,soak] [--seconds 10]
         [--model DIR | --url URL] [--output build/loadtest] [--write]
 
-- article: one user, all inference types in turns, /ping beside them as what HTTP costs by itself.
+- article: one user, all inference types in turns, through the local API Gateway.
+- direct: the same without it, and /ping beside them as what HTTP costs by itself.
 - ramp: 1, 8, 32 and 128 users who wait for their answers; the most answers a second are what the
   open loop goes by.
-- open: a fifth, two and three fifths of that, sent at a constant rate. More would ask the client
+- open: a tenth, a fifth and two fifths of that, sent at a constant rate. More would ask the client
   for cores that the server has.
 - soak: 8 users for `--soak-seconds`, told apart by time.
 
@@ -30,7 +31,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ import fastrank as fr
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-EXPERIMENTS = ("article", "ramp", "open", "soak")
+EXPERIMENTS = ("article", "direct", "ramp", "open", "soak")
 TEXTBOOK = "stochastic_plackett_luce"  # k passes a request: alone with others it is all one sees
 TEMPERATURE = 0.25  # for scores of standard deviation 1
 SETTLED = 60.0  # seconds for a server to be ready
@@ -94,12 +95,28 @@ class Server:
 @contextlib.contextmanager
 def serving(model: Path, log: Path, extra: list[str]) -> Iterator[Server]:
     """`fastrank serve` on a free port, ready; it has to end well too."""
-    command = [sys.executable, "-m", "fastrank", "serve", str(model), "--port", "0", *extra]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stderr=stream, stdout=stream)
-    try:
-        server = Server(_ready(process, log), process.pid)
+    command = ["fastrank", "serve", str(model), "--port", "0", *extra]
+    with _running(command, log, r"listening on (http://\S+)", answers) as server:
         yield server
+
+
+@contextlib.contextmanager
+def gateway(server: Server, log: Path) -> Iterator[Server]:
+    """The local API Gateway in front of a server."""
+    command = ["fastrank_serving.gateway", "--target", server.url, "--port", "0"]
+    with _running(command, log, r"^(http://\S+) -> ", lambda _: True) as front:
+        yield Server(front.url, server.pid)
+
+
+@contextlib.contextmanager
+def _running(
+    command: list[str], log: Path, says: str, ready: Callable[[str], bool]
+) -> Iterator[Server]:
+    """A Python module that says where it listens, and that ends well."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen([sys.executable, "-m", *command], stderr=stream, stdout=stream)
+    try:
+        yield Server(_address(process, log, says, ready), process.pid)
         process.send_signal(signal.SIGTERM)
         try:
             code = process.wait(30.0)
@@ -113,19 +130,18 @@ def serving(model: Path, log: Path, extra: list[str]) -> Iterator[Server]:
             process.wait()
 
 
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The server's address, once /ping says 200."""
+def _address(
+    process: subprocess.Popen[bytes], log: Path, says: str, ready: Callable[[str], bool]
+) -> str:
+    """Where it says that it listens, once it is ready."""
     end = time.monotonic() + SETTLED
-    url = None
     while time.monotonic() < end:
+        said = log.read_text(errors="replace")
         if process.poll() is not None:
-            said = log.read_text(errors="replace")[-2000:]
-            raise LoadTestError(f"the server ended with {process.returncode}:\n{said}")
-        if url is None:
-            found = re.search(r"listening on (http://\S+)", log.read_text(errors="replace"))
-            url = found[1] if found else None
-        if url is not None and answers(url):
-            return url
+            raise LoadTestError(f"the server ended with {process.returncode}:\n{said[-2000:]}")
+        found = re.search(says, said, re.MULTILINE)
+        if found and ready(found[1]):
+            return found[1]
         time.sleep(0.05)
     raise LoadTestError(f"the server was not ready within {SETTLED:g} s; its log: {log}")
 
@@ -172,29 +188,37 @@ def locust(server: Server, name: str, options: list[str], output: Path, seconds:
     return run
 
 
-def experiments(arguments: argparse.Namespace, server: Server, asked: list[str]) -> list[Run]:
-    """Those that were chosen, printed as they end."""
+def experiments(
+    arguments: argparse.Namespace, server: Server, front: Server | None, asked: list[str]
+) -> list[Run]:
+    """Those that were chosen, printed as they end; `front` is the gateway before the server."""
     output, seconds = arguments.output, arguments.seconds
     warm_up = min(1.0, seconds / 5.0)
-    common = [*asked, "--warm-up", f"{warm_up:g}", "--target", arguments.target]
+    common = [*asked, "--warm-up", f"{warm_up:g}"]
     stages = f"{seconds:g}"
     limit = ["--gate-p99-ms", f"{arguments.p99_ms:g}"]
     without_textbook = ["--exclude-tags", TEXTBOOK]
     runs: list[Run] = []
 
-    def take(name: str, options: list[str], lasts: float) -> Run:
-        runs.append(locust(server, name, [*common, *options], output, lasts))
+    def take(name: str, options: list[str], lasts: float, through: Server | None = None) -> Run:
+        target = "gateway" if through else arguments.target
+        options = [*common, "--target", target, *options]
+        runs.append(locust(through or server, name, options, output, lasts))
         sys.stdout.write(text(runs[-1]) + "\n\n")
         sys.stdout.flush()
         return runs[-1]
 
-    if "article" in arguments.experiments:
-        lasts = math.ceil(2.0 * seconds)  # locust counts in whole seconds
-        options = ["--title", "One user, all inference types", "-u", "1", "-t", f"{lasts}s"]
+    lasts = math.ceil(2.0 * seconds)  # locust counts in whole seconds
+    one = ["-u", "1", "-t", f"{lasts}s", "--gate-p99-ms", f"{arguments.article_p99_ms:g}"]
+    if "article" in arguments.experiments and front is not None:
+        title = "One user, all inference types, through the local API Gateway"
+        take("article", ["--title", title, *one], lasts, front)
+    if "direct" in arguments.experiments:
+        options = ["--title", "One user, all inference types", *one]
         options += [] if arguments.target == "gateway" else ["--floor"]
         for each in arguments.ratio:
             options += ["--gate-ratio", each]
-        take("article", [*options, "--gate-p99-ms", f"{arguments.article_p99_ms:g}"], lasts)
+        take("direct", options, lasts)
     best = arguments.rate
     users = "1,8" if arguments.quick else "1,8,32,128"
     shape = ["--shape", "ramp", "--stage-seconds", stages, *without_textbook, *limit]
@@ -210,7 +234,7 @@ def experiments(arguments: argparse.Namespace, server: Server, asked: list[str])
     if "open" in arguments.experiments:
         if not best:
             raise LoadTestError("open: --rate, or the ramp before it, has to say how much")
-        rate = ["--loop", "open", "--rate", f"{max(best / 5.0, 1.0):.0f}", "--stages", "1,2,3"]
+        rate = ["--loop", "open", "--rate", f"{max(best / 10.0, 1.0):.0f}", "--stages", "1,2,4"]
         rate += ["--gate-late-ms", f"{arguments.late_ms:g}"]
         take("open", ["--title", "At a constant rate", *rate, *shape], 3.0 * seconds)
     if "soak" in arguments.experiments:
@@ -273,7 +297,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--experiments", default="article,ramp,open", help=f"Of {', '.join(EXPERIMENTS)}.")
+    add("--experiments", default="article,direct,ramp,open", help=f"Of {', '.join(EXPERIMENTS)}.")
     add("--seconds", type=float, default=10.0, help="Of each stage.")
     add("--soak-seconds", type=float, default=60.0)
     add("--quick", action="store_true", help="A small model and few seconds: does it work?")
@@ -281,7 +305,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--dim", type=int, default=64)
     add("--users", type=int, default=20, help="Of the model that is made.")
     add("--model", type=Path, help="Serve this one instead.")
-    add("--url", help="Ask this server instead; --model says whose users to ask for.")
+    add("--url", help="Ask this server instead, without article; --model: whose users to ask for.")
     add("--target", choices=["container", "gateway"], default="container")
     add("--serve", action="append", default=[], metavar="OPTION", help="For fastrank serve.")
     add("--k", type=int, default=10)
@@ -327,10 +351,13 @@ def main(arguments: list[str]) -> int:
         asked = ["--user-ids", f"@{users}", "--k", str(given.k)]
         asked += ["--temperature", f"{given.temperature:g}"]
         if given.url:
-            runs = experiments(given, Server(given.url), asked)
+            runs = experiments(given, Server(given.url), None, asked)
         else:
-            with serving(model, given.output / "server.log", given.serve) as server:
-                runs = experiments(given, server, asked)
+            with (
+                serving(model, given.output / "server.log", given.serve) as server,
+                gateway(server, given.output / "gateway.log") as front,
+            ):
+                runs = experiments(given, server, front, asked)
     except (LoadTestError, ValueError, OSError) as error:
         sys.stderr.write(f"loadtest: {error}\n")
         return 2

@@ -363,6 +363,11 @@ def test_readme_table_is_of_one_user() -> None:
     many = run_of(recorded({"1": {BASE: [0.002] * 30}, "8": {BASE: [0.003] * 30}}))
     assert summary([many]) == ""
     assert tables(summary([many, one]) + "\n")[0][2][:3] == [BASE, "30", "1"]
+    through = run_of(recorded({"1": {BASE: [0.004] * 30}}))
+    through.target = "gateway"
+    assert summary([through]) == ""
+    head, _, row = tables(summary([through, one]) + "\n")[0]
+    assert (row[2], head[-1], row[-1]) == ("1", "p50 ms, gateway", "4")
 
 
 def test_what_was_measured_goes_where_the_readme_has_a_place(
@@ -837,17 +842,18 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     wide = ["--article-p99-ms", 20_000, "--p99-ms", 20_000, "--late-ms", 20_000, "--drift", 1000]
     wide += ["--rate", 150]
     small = ["--items", 300, "--dim", 8, "--users", 3, "--seconds", 2, "--soak-seconds", 3]
-    found = whole(tmp_path, "--experiments", "article,ramp,open,soak", *wide, *small)
+    names = ("article", "direct", "ramp", "open", "soak")
+    found = whole(tmp_path, "--experiments", ",".join(names), *wide, *small)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "All gates passed" in found.stdout
     runs = {
-        name: Run.from_dict(json.loads((tmp_path / f"{name}.json").read_text()))
-        for name in ("article", "ramp", "open", "soak")
+        name: Run.from_dict(json.loads((tmp_path / f"{name}.json").read_text())) for name in names
     }
-    article = runs["article"].stages["1"].series
-    assert set(article) == {*INFERENCE_TYPES, "ping"}
+    assert set(runs["article"].stages["1"].series) == set(INFERENCE_TYPES)
+    assert [run.target for run in runs.values()] == ["gateway", *["container"] * 4]
+    assert set(runs["direct"].stages["1"].series) == {*INFERENCE_TYPES, "ping"}
     assert list(runs["ramp"].stages) == ["1", "8"]
-    assert list(runs["open"].stages) == ["1", "2", "3"]
+    assert list(runs["open"].stages) == ["1", "2", "4"]
     assert len(runs["soak"].stages) >= 2
     assert "stochastic_plackett_luce" not in runs["ramp"].stages["8"].series
     for run in runs.values():
@@ -863,13 +869,13 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
 
 def test_a_gate_that_is_missed_through_the_gateways_path(tmp_path: Path) -> None:
     found = whole(
-        *(tmp_path, "--experiments", "article", "--target", "gateway", "--article-p99-ms", 0.001),
+        *(tmp_path, "--experiments", "direct", "--target", "gateway", "--article-p99-ms", 0.001),
         *("--items", 300, "--seconds", 2),
     )
     assert found.returncode == 1, found.stdout + found.stderr
     assert "FAILED: p99 at 1 user" in found.stdout
     assert "Target: gateway" in found.stdout
-    run = Run.from_dict(json.loads((tmp_path / "article.json").read_text()))
+    run = Run.from_dict(json.loads((tmp_path / "direct.json").read_text()))
     assert set(run.stages["1"].series) == set(INFERENCE_TYPES)
     assert [verdict.passed for verdict in run.verdicts] == [True, True, False]
 

@@ -370,28 +370,30 @@ def ping(folder: Path, seconds: float, rounds: int) -> None:
 def start(folder: Path, seconds: float, rounds: int) -> None:
     """From the start of the process to /ping's 200, and memory, with 256 MB of vectors."""
     model = make_model(folder, 500_000, 128)
-    took, private, mapped = [], [], []
+    took = []
     for _ in range(rounds):
         with serve(model) as server:
             took.append(server.started)
     print(f"process start to /ping 200, 256 MB of vectors: s {shown(took)}", flush=True)
-    with serve(model, "--workers", "2", "--log", str(folder / "log-start")) as server:
-        put_under(server, fr.INFERENCE_TYPES, 32, seconds)
-        for pid in server.processes()[1:]:
-            sizes = {
-                name: int(rest[0]) / 1024
-                for name, *rest in map(
-                    str.split, Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-                )
-            }
-            if sizes["Pss:"] < 40:  # the resource tracker
-                continue
-            private.append(sizes["Private_Dirty:"] + sizes["Private_Clean:"])
-            mapped.append(sizes["Rss:"])
-    print(
-        f"{len(private)} workers after load: private MB {shown(private, 1, 0)},"
-        f" resident MB {shown(mapped, 1, 0)}"
-    )
+    # The cached sampler's trees come on top, up to the catalog's cache_bytes.
+    kinds = [DETERMINISTIC, GUMBEL, "stochastic_epsilon_greedy", "uniform"]
+    for words, options in (("no log", []), ("a log", ["--log", str(folder / "log-start")])):
+        with serve(model, "--workers", "2", *options) as server:
+            put_under(server, kinds, 32, seconds)
+            sizes = [memory(pid) for pid in server.processes()[1:]]
+        workers = [each for each in sizes if each["Rss"] > 200]  # not Python's helper
+        private = [each["Private_Dirty"] + each["Private_Clean"] for each in workers]
+        print(
+            f"{len(workers)} workers after load, {words}: private MB {shown(private, 1, 0)},"
+            f" resident MB {shown([each['Rss'] for each in workers], 1, 0)}",
+            flush=True,
+        )
+
+
+def memory(pid: int) -> dict[str, float]:
+    """Of a process, in MB; what several map counts in Rss for each of them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name.rstrip(":"): int(size) / 1024 for name, size, *_ in map(str.split, lines)}
 
 
 def main() -> None:

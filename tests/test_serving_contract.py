@@ -274,6 +274,13 @@ class TestErrors:
         assert (error["code"], error["field"]) == (code, field)
         assert answer.headers["cache-control"] == "no-store"
 
+    def test_a_thousand_unknown_users(self, client: Client) -> None:
+        with client:
+            for number in range(1000):
+                answer = client.invoke({"user_id": f"nobody {number}"})
+                assert (answer.status, answer.error()["code"]) == (404, "unknown_user")
+            assert client.invoke(ANN).status == 200
+
     def test_an_unknown_policy_gets_the_names(self, client: Client) -> None:
         error = client.invoke({**ANN, "inference_type": "magic"}).error()
         assert error["allowed"] == list(fr.INFERENCE_TYPES)

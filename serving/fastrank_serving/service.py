@@ -170,6 +170,7 @@ class Service:
 
     async def close(self) -> None:
         """Flush the log; nothing is served any more."""
+        self.metrics.fold()
         if self.log is not None:
             await self.engine.run(self.log.close)
         self.engine.close()

@@ -454,6 +454,7 @@ def test_metrics(model: Path, tmp_path: Path) -> None:
         await ask(app, user_id="u1", request_id="a")
         await ask(app, user_id="u1", request_id="a")
         assert app.service.log is not None
+        app.service.tick()
         app.service.log.flush()
         return (await call(app, "GET", "/metrics")).body.decode()
 

@@ -291,7 +291,7 @@ class _Server(uvicorn.Server):
         return protocol
 
     async def on_tick(self, counter: int) -> bool:
-        self._service.metrics.fold()
+        self._service.tick()
         if counter % 5 == 0:  # every half second
             before = asyncio.get_running_loop().time() - self._service.settings.receive_timeout
             for connection in list(self.server_state.connections):

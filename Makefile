@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan dist container container-test loadtest bench bench-quick figures report clean
+.PHONY: demo test lint asan dist container container-test audit loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -71,6 +71,7 @@ bench: $(VENV)/.bench
 bench-quick: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/figures.py --quick
 	$(BIN)/python bench/report.py --measure --quick
+	$(BIN)/python bench/serving.py --rounds 1 --seconds 0.2 --part cost,ping
 	cd bench && ../$(BIN)/asv check --python=same
 
 figures: $(VENV)/.bench $(NATIVE)
@@ -79,6 +80,14 @@ figures: $(VENV)/.bench $(NATIVE)
 # Writes docs/speed.md, its pictures and data, the README's tables; JAX takes part if installed.
 report: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/report.py --measure
+
+# Known vulnerabilities of what the container installs; needs PyPI's advisories.
+audit:
+	rm -rf build/audit && mkdir -p build && $(PYTHON) -m venv build/audit
+	build/audit/bin/pip install -q "pip-audit>=2.7,<3"
+	$(PYTHON) -m venv build/audit/image && build/audit/image/bin/pip install -q ".[serving]"
+	build/audit/image/bin/pip uninstall -q -y fastrank
+	build/audit/bin/pip-audit --strict --skip-editable --path "$$(echo build/audit/image/lib/python3*/site-packages)"
 
 # A server on a model made for it, asked by locust; LOADTEST holds options of loadtest/run.py.
 loadtest: $(VENV)/.loadtest $(NATIVE)

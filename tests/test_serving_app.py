@@ -422,6 +422,32 @@ def test_every_answer_is_logged(model: Path, tmp_path: Path) -> None:
     assert rows[found[1]["request_id"]]["exclude"] == [1, 2]
 
 
+def test_a_row_that_the_log_does_not_take_is_counted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps no other from being logged."""
+
+    async def work(app: App) -> tuple[list[str], str]:
+        log = app.service.log
+        assert log is not None
+        append = log.append
+
+        def picky(*given: Any, **row: Any) -> str:
+            if row["user_id"] == "u2":
+                raise RuntimeError("not this one")
+            return append(*given, **row)
+
+        monkeypatch.setattr(log, "append", picky)
+        ids = [(await ask(app, user_id=f"u{i}")).json()["request_id"] for i in (1, 2, 3)]
+        app.service.tick()
+        return [ids[0], ids[2]], (await call(app, "GET", "/metrics")).body.decode()
+
+    kept, page = with_app(model, work, log_directory=tmp_path / "log")
+    rows = [row for batch in LogReader(tmp_path / "log") for row in batch.table.to_pylist()]
+    assert [row["request_id"] for row in rows] == kept
+    assert "fastrank_log_rows_refused_total 1.0" in page
+
+
 def test_reloading(tmp_path: Path) -> None:
     directory = tmp_path / "m"
     first = make_model(directory, seed=1)

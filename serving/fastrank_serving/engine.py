@@ -64,12 +64,13 @@ class Job:
     def work(self) -> int:
         """About how much it is, in multiply-adds."""
         n, d = len(self.catalog), self.catalog.dim
-        work = _ENTRY * self.k
+        k = min(self.k, n)
+        work = _ENTRY * k
         match self.policy:
             case fr.Uniform():
                 return work
             case fr.PlackettLuce(sampler="sequential"):
-                return work + n * (d + _SEQUENTIAL * self.k)
+                return work + n * (d + _SEQUENTIAL * k)
             case fr.PlackettLuce(sampler="cached"):
                 return work + n * (d + _TREE)
         return work + n * d

@@ -254,7 +254,6 @@ class _Server(uvicorn.Server):
                 loop.remove_reader(listening)
                 loop.call_later(1.0, self._listen_again, listening)
                 return
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _keep(self._connecting, loop.create_task(self._connect(client)))
 
     def _listen_again(self, listening: socket.socket) -> None:
@@ -264,6 +263,7 @@ class _Server(uvicorn.Server):
 
     async def _connect(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it has left
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -291,7 +291,10 @@ class _Server(uvicorn.Server):
         return protocol
 
     async def on_tick(self, counter: int) -> bool:
-        self._service.tick()
+        try:
+            self._service.tick()
+        except Exception:  # the files of the metrics have no room, say: it serves on
+            _LOG.exception("what was answered lately was not counted")
         if counter % 5 == 0:  # every half second
             before = asyncio.get_running_loop().time() - self._service.settings.receive_timeout
             for connection in list(self.server_state.connections):

@@ -354,7 +354,7 @@ class Service:
                     user_temperature=served.user_temperature,
                     ts=ts,
                 )
-            except ValueError:  # nothing that a request sends may end here
+            except Exception:  # one row must not take the others with it, nor end the server
                 self.metrics.not_logged.inc()
                 _LOG.exception("request %s: not logged", served.request_id)
 

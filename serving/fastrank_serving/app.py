@@ -130,6 +130,8 @@ class App:
             request_id = given or new_request_id()
             answer = await self.service.answer(request, given, request_id)
         except ProblemError as problem:
+            if LATE in scope:
+                extra[b"connection"] = b"close"
             await self._refuse(send, problem, request_id, extra)
             return
         except ConnectionError:
@@ -161,7 +163,7 @@ class App:
             if not message.get("more_body", False):
                 break
             message = await receive()
-        if LATE in scope:
+        if LATE in scope:  # of the connection nothing more can be understood
             raise ProblemError(408, "body_too_slow", "the body did not come in time")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -213,7 +215,7 @@ class App:
             (b"cache-control", b"no-store"),
             *extra.items(),
         ]
-        if self.service.draining:
+        if self.service.draining and b"connection" not in extra:
             headers.append((b"connection", b"close"))
         start: Message = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
@@ -228,7 +230,8 @@ class App:
             await starting
         emf = asyncio.create_task(self._emf()) if self.service.settings.emf else None
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        with contextlib.suppress(asyncio.CancelledError):  # ended before it had begun
+            await receive()
         starting.cancel()
         if emf is not None:
             emf.cancel()

@@ -173,7 +173,9 @@ def test_a_server_that_stops_says_so(model: Path) -> None:
         for path in ("/1/recommended-items/u1", "/livez", "/nothing"):
             connection = server.connection()
             connection.request("GET", path)
-            assert connection.getresponse().headers["connection"] == "close"
+            reply = connection.getresponse()
+            reply.read()
+            assert reply.headers["connection"] == "close"
             connection.close()
         server.signal(signal.SIGTERM)  # asked twice, it does not end twice
         server.signal(signal.SIGKILL)

@@ -16,7 +16,7 @@ demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
 
 test: $(VENV)/.dev $(NATIVE)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --maxschedchunk 1 -q
 
 lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff check .

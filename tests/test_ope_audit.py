@@ -180,6 +180,22 @@ def test_rows_that_were_chosen_by_their_items_are_found(tmp_path: Path) -> None:
     assert outcomes(found)["gaps"] == "warning"
 
 
+def test_callers_who_choose_their_seeds_spoil_no_check(tmp_path: Path) -> None:
+    """Their rows were not drawn by the law; the others were."""
+    write(tmp_path, fr.PlackettLuce(0.7))
+    with LogWriter(tmp_path) as log:
+        for row in range(ROWS):
+            user = row % 30
+            ranking = MODEL.recommend(user, 3, policy=fr.PlackettLuce(0.7), seed=1)
+            log.append(ranking, k=3, user_id=user, model_version=MODEL.version,
+                       seed_source="caller")  # fmt: skip
+    found = ope.audit(LogReader(tmp_path), [MODEL], sample=10_000)
+    assert found.sampled == 2 * ROWS
+    assert found.passed, outcomes(found)
+    assert outcomes(found)["mean weight"] == "passed"
+    assert outcomes(found)["first place"] == "passed"
+
+
 def test_shared_noise_is_found(tmp_path: Path) -> None:
     log = write(tmp_path, fr.PlackettLuce(0.7), seed=lambda row: row // 2)
     found = ope.audit(log, [MODEL])

@@ -335,6 +335,34 @@ def test_batch_transform(model: Path) -> None:
 # ---- Besides --------------------------------------------------------------------------------
 
 
+def test_batches_have_limits_and_let_others_in(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = {"content-type": "application/jsonlines"}
+
+    async def work(app: App) -> None:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        beside = asyncio.create_task(others())
+        body = '{"user_id": "u1", "inference_type": "uniform", "k": 1}\n' * 2000
+        assert (await call(app, "POST", "/invocations", body, lines)).status == 200
+        beside.cancel()
+        assert turns > 10  # not once at the end
+        reply = await call(app, "POST", "/invocations", "\n" * 100_001, lines)
+        assert (reply.status, reply.error["code"]) == (413, "too_many_lines")
+        monkeypatch.setattr("fastrank_serving.app._ANSWERS_BYTES", 10_000)
+        reply = await call(app, "POST", "/invocations", body, lines)
+        assert (reply.status, reply.error["code"]) == (413, "answers_too_large")
+
+    with_app(model, work)
+
+
 def test_recommended_items(model: Path) -> None:
     async def work(app: App) -> None:
         path = "/1/recommended-items/u1"
@@ -364,6 +392,8 @@ def test_nothing_else_is_there(model: Path) -> None:
             ("DELETE", "/version", 405),
             ("GET", "/../../etc/passwd", 404),
             ("POST", "/-/reload", 404),
+            ("GET", "/livez/", 404),  # no redirect to where the Host header says
+            ("HEAD", "/1/recommended-items/u1", 405),  # nobody would see the ranking
         ):
             reply = await call(app, method, path)
             assert (reply.status, set(reply.json())) == (status, {"error"})
@@ -376,6 +406,9 @@ def test_a_repeated_request_gets_the_first_answer(model: Path) -> None:
         first = (await ask(app, user_id="u1", request_id="a")).body
         assert (await ask(app, user_id="u1", request_id="a")).body == first
         assert (await ask(app, user_id="u1", request_id="b")).body != first
+        by_header = {"content-type": "application/json", "x-amzn-sagemaker-inference-id": "a"}
+        again = await call(app, "POST", "/invocations", '{"user_id": "u1"}', by_header)
+        assert again.body == first
         other = await ask(app, user_id="u2", request_id="a")
         assert (other.status, other.error["code"]) == (409, "request_id_taken")
         both = await asyncio.gather(*(ask(app, user_id="u1", request_id="c") for _ in range(5)))
@@ -455,6 +488,8 @@ def test_reloading(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(directory, admin=True) as app:
             assert (await call(app, "POST", "/-/reload", host="10.0.0.1")).status == 404
+            page = {"origin": "http://elsewhere.example"}
+            assert (await call(app, "POST", "/-/reload", headers=page)).status == 404
             before = (await ask(app, user_id="u1")).json()
             assert before["model_version"] == first.version
             second = make_model(directory, seed=2)
@@ -462,6 +497,11 @@ def test_reloading(tmp_path: Path) -> None:
             reply = await call(app, "POST", "/-/reload")
             assert reply.json() == {"model_version": second.version}
             assert (await ask(app, user_id="u1")).json()["model_version"] == second.version
+            damaged = directory / "damaged"
+            for file in sorted(directory.glob("*.npy"), key=lambda each: each.stat().st_size)[:1]:
+                damaged.write_bytes(file.read_bytes().replace(b"{'descr'", b"{\"descr'", 1))
+                damaged.replace(file)  # its header is no Python any more
+            assert (await call(app, "POST", "/-/reload")).error["code"] == "not_reloaded"
             for file in directory.iterdir():  # the mapped files live on without their names
                 file.unlink()
             reply = await call(app, "POST", "/-/reload")

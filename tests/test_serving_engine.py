@@ -103,6 +103,23 @@ def test_waiting_jobs_share_passes_and_get_their_own_rankings(held: Held, share:
     assert sorted(held.passes) == sorted(expected)
 
 
+def test_who_gains_nothing_shares_nothing(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no pass is longer than about a second: 64 slow ones in one would all come too late."""
+    slow = [job(i, policy=fr.PlackettLuce(sampler="sequential")) for i in range(4)]
+    jobs = [*slow, job(4, policy=fr.Uniform()), *(job(i) for i in range(5, 15))]
+    monkeypatch.setattr(engine, "_PASS_WORK", 4 * jobs[-1].work())
+
+    async def work(own: Engine) -> list[Any]:
+        tasks = [asyncio.create_task(own.rank(each)) for each in jobs]
+        await until(lambda: own.waiting == len(jobs) - 1)
+        held.go.set()
+        return await asyncio.gather(*tasks)
+
+    for each, one in zip(run(work), jobs, strict=True):
+        assert same_ranking(each.ranking, one.rank())
+    assert sorted(held.passes) == [1, 1, 1, 1, 1, 2, 4, 4]
+
+
 def test_the_queue_is_bounded(held: Held) -> None:
     async def work(own: Engine) -> None:
         tasks = [asyncio.create_task(own.rank(job(i))) for i in range(4)]

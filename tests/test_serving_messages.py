@@ -63,6 +63,13 @@ def test_a_request() -> None:
         ("[" * 100_000, 400, "invalid_type", None),
         ('{"query": ' + "[" * 100_000, 400, "invalid_type", "query"),
         ({"gateway": {"user_id": "a"}, "k": 5}, 400, "unknown_field", "gateway"),
+        (
+            b'{"gateway": {"user_id": "a"}, "gateway": {"k": "5"}}',
+            400,
+            "duplicate_field",
+            "gateway",
+        ),
+        (b'{"gateway": {}, "gateway": {"user_id": "a"}}', 400, "duplicate_field", "gateway"),
         ({"gateway": []}, 400, "invalid_type", "gateway"),
         ({"gateway": {"user_id": 5}}, 400, "invalid_type", "user_id"),
         ({"gateway": {"nobody": "x"}}, 400, "unknown_field", "nobody"),

@@ -396,6 +396,132 @@ def test_slow_clients_are_sent_away(model: Path, sent: bytes, more: bytes, answe
         patient.close()
 
 
+@pytest.mark.parametrize(
+    ("sent", "more"),
+    [
+        (BODY_OF_100.replace(b"/invocations", b"/ping"), b" "),  # answered before its body came
+        (b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # empty lines are no request
+    ],
+)
+def test_who_was_answered_and_dawdles_is_sent_away(model: Path, sent: bytes, more: bytes) -> None:
+    with Process(model, "--receive-timeout", "1") as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client.sendall(sent)
+        assert client.recv(65536).startswith(b"HTTP/1.1 ")
+        end = time.monotonic() + 20
+        client.settimeout(0.2)
+        while True:
+            assert time.monotonic() < end
+            try:
+                client.sendall(more)
+                if client.recv(65536) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        client.close()
+
+
+@pytest.mark.parametrize("at", [None, 40, 75, 90, 95])
+def test_an_upgrade_is_not_taken(model: Path, at: int | None) -> None:
+    """Java's client asks for h2c each time, and its body is a body; a split name ends it well."""
+    body = b'{"user_id": "u1", "k": 1}'
+    head = (
+        b"POST /invocations HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    )
+    with Process(model) as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if at is not None:
+            client.sendall(head[:at])
+            time.sleep(0.2)
+        client.sendall(head[at or 0 :])
+        time.sleep(0.2)
+        client.sendall(body)
+        got = client.recv(65536)
+        if at is not None and head.index(b"Upgrade: ") < at < head.index(b" h2c"):
+            assert got.startswith(b"HTTP/1.1 400 ")
+            assert b"connection: close" in got
+            assert b"item_ids" not in got
+        else:
+            assert got.startswith(b"HTTP/1.1 200 ")
+            assert b"item_ids" in got
+        client.close()
+
+
+def test_pipelined_requests_are_answered_before_a_head_that_is_late(model: Path) -> None:
+    body = b'{"user_id": "u1", "k": 1, "exclude": [' + b",".join([b"1"] * 40_000) + b"]}"
+    head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with Process(model) as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client.sendall(head + body + b"GET /pi")
+        got = client.recv(65536)
+        assert got.startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"ng HTTP/1.1\r\nhost: x\r\n\r\n")
+        while b"content-length: 0" not in got:
+            more = client.recv(65536)
+            assert more
+            got += more
+        client.close()
+
+
+def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -> None:
+    """Beside a connection that says nothing, which is waited for."""
+    with Process(model) as server:
+        idle = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        assert server.get("/ping")[0] == 200
+        server.signal(signal.SIGTERM)
+        dropped = answered = 0
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            except ConnectionRefusedError:
+                break
+            try:
+                client.sendall(b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                answered += client.recv(65536) != b""
+            except ConnectionError:
+                dropped += 1
+            client.close()
+        idle.close()
+        assert server.end()[0] == 0
+    assert dropped <= 1  # taken by the kernel between the last look and the socket's end
+
+
+def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) -> None:
+    make_model(tmp_path / "m", n=300_000, dim=8, users=20)
+    with Process(tmp_path / "m", "--threads", "1", "--drain-timeout", "1") as server:
+        slow = {"k": 1000, "inference_type": "stochastic_plackett_luce", "user_id": "u1"}
+        body = json.dumps(slow).encode()
+        clients = []
+        for path in ("invocations", "1/recommended-items/u1"):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            if path == "invocations":
+                head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+                client.sendall(head % len(body) + body)
+            else:
+                query = b"k=1000&inference_type=stochastic_plackett_luce"
+                client.sendall(b"GET /%s?%s HTTP/1.1\r\nhost: x\r\n\r\n" % (path.encode(), query))
+            clients.append(client)
+        time.sleep(0.3)
+        server.signal(signal.SIGTERM)
+        for client in clients:
+            got = client.recv(65536)
+            assert got.startswith(b"HTTP/1.1 503 "), got
+            assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "stopped"
+            client.close()
+        began = time.monotonic()
+        code, said = server.end(60)
+        took = time.monotonic() - began
+    assert code == 0, said
+    assert took < 5.0, said  # the pass itself takes longer
+    assert "Traceback" not in said
+
+
 def test_more_connections_than_files(model: Path) -> None:
     """Those that find no place wait until others have left."""
     with Process(model) as server:

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import multiprocessing
 import os
 import re
 import signal
+import time
 from typing import Any, TypeAlias
 
 import msgspec
@@ -47,6 +49,9 @@ _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 _EMF_SECONDS = 60.0
+_LINES_MOST = 100_000  # of a batch
+_ANSWERS_BYTES = 64 << 20  # to one
+_TURN = 0.005  # seconds for which a batch may keep the loop
 
 
 def create_app(settings: Settings, load_first: bool = False) -> App:
@@ -85,7 +90,11 @@ class App:
                 allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
                 await self._refuse(send, problem, None, {b"allow": allowed})
                 return
-            await self._others(scope, receive, _closing(send) if self.service.draining else send)
+            try:
+                sending = _closing(send) if self.service.draining else send
+                await self._others(scope, receive, sending)
+            except asyncio.CancelledError:  # the time for those in flight is up
+                await self._refuse(send, _stopped(), None, {})
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -169,14 +178,21 @@ class App:
 
     async def _lines(self, body: bytes) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error."""
+        if body.count(b"\n") > _LINES_MOST:
+            allowed = f"at most {_LINES_MOST} lines"
+            raise ProblemError(413, "too_many_lines", f"the body: {allowed}", allowed=allowed)
         lines = body.split(b"\n")
         if lines and not lines[-1].strip():
             lines.pop()
         results: list[bytes] = [b""] * len(lines)
         waiting = iter(enumerate(lines))
+        size = 0
+        turns = _Turns()
 
         async def work() -> None:
+            nonlocal size
             for j, line in waiting:
+                await turns.take()  # a line need not wait for anything
                 request_id = None
                 try:
                     request = parse(line)
@@ -189,11 +205,18 @@ class App:
                     _LOG.exception("line %d", j)
                     self.service.metrics.refused(500)
                     results[j] = error_body(_internal(), request_id)
+                size += len(results[j])
+                if size > _ANSWERS_BYTES:
+                    return
 
         width = max(1, min(len(lines), self.service.settings.queue // 2, 64))
         async with asyncio.TaskGroup() as group:
             for _ in range(width):
                 group.create_task(work())
+        if size > _ANSWERS_BYTES:
+            allowed = f"at most {_ANSWERS_BYTES >> 20} MiB"
+            words = f"the answers: {allowed}; send fewer lines at a time"
+            raise ProblemError(413, "answers_too_large", words, allowed=allowed)
         return b"".join(result + b"\n" for result in results)
 
     # ---- Answers ----------------------------------------------------------------------------
@@ -261,6 +284,28 @@ class App:
             self.service.metrics.print_emf()
 
 
+class _Turns:
+    """Of a batch's tasks together: what they do in one turn of the loop takes so long, not more."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._next: asyncio.Future[None] | None = None
+
+    async def take(self) -> None:
+        """Go on, now or in a later turn."""
+        while time.monotonic() - self._began > _TURN:
+            if self._next is None:
+                loop = asyncio.get_running_loop()
+                self._next = loop.create_future()
+                loop.call_soon(self._begin, self._next)
+            await self._next
+
+    def _begin(self, waiting: asyncio.Future[None]) -> None:
+        self._began = time.monotonic()
+        self._next = None
+        waiting.set_result(None)
+
+
 # ---- What SageMaker does not ask for --------------------------------------------------------
 
 
@@ -282,6 +327,8 @@ def _others(app: App) -> ASGIApp:
     async def recommended(request: HttpRequest) -> Response:
         request_id: str | None = None
         try:
+            if request.method == "HEAD":  # a ranking is made to be shown
+                raise ProblemError(405, "method_not_allowed", "not with this method")
             given = dict(request.query_params)
             if len(given) < len(request.query_params.multi_items()):
                 raise ProblemError(400, "duplicate_field", "a parameter is given more than once")
@@ -300,7 +347,7 @@ def _others(app: App) -> ASGIApp:
         return Response(status_code=200)
 
     async def measured(_: HttpRequest) -> Response:
-        service.metrics.look(service.engine.inside, service.log)
+        service.tick()
         return Response(service.metrics.page(), headers={"content-type": metrics.CONTENT_TYPE})
 
     async def version(_: HttpRequest) -> Response:
@@ -341,13 +388,16 @@ def _others(app: App) -> ASGIApp:
         )
 
     async def reload(request: HttpRequest) -> Response:
-        if not service.settings.admin or not _is_local(request):
+        # A page from elsewhere, in a browser on this host, names its origin.
+        foreign = "origin" in request.headers
+        if not service.settings.admin or not _is_local(request) or foreign:
             return refused(ProblemError(404, "not_found", "there is nothing here"))
         try:
             found = await service.reload()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return refused(ProblemError(409, "not_reloaded", f"the old model serves: {error}"))
-        if service.settings.workers > 1:
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid == os.getppid():
             os.kill(os.getppid(), signal.SIGHUP)  # hands it on to the other workers
         return JSONResponse({"model_version": found})
 
@@ -361,7 +411,7 @@ def _others(app: App) -> ASGIApp:
         _LOG.error("a request failed", exc_info=error)
         return refused(_internal())
 
-    return Starlette(
+    others = Starlette(
         routes=[
             Route("/1/recommended-items/{user_id:path}", recommended),
             Route("/livez", live),
@@ -374,6 +424,8 @@ def _others(app: App) -> ASGIApp:
         ],
         exception_handlers={404: not_found, 405: not_allowed, 500: failed},
     )
+    others.router.redirect_slashes = False  # to where the Host header says
+    return others
 
 
 def _closing(send: Send) -> Send:

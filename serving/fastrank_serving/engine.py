@@ -35,6 +35,9 @@ INLINE_WORK = 1_500_000
 # What else a ranking does, in multiply-adds of the same time: for each place, a candidate that
 # enters the top k; for each item, a place of the sequential sampler; the tree of the cached one.
 _ENTRY, _SEQUENTIAL, _TREE = 3_500, 70, 100
+# Of a pass: about a second, so that nobody waits long for those that it was joined with.
+_PASS_WORK = 25_000_000_000
+_PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
 
 
 @dataclass(slots=True, eq=False)
@@ -88,13 +91,23 @@ class Job:
         )
 
     def joins(self, other: Job) -> bool:
-        """Whether both can be made in one pass."""
+        """Whether both can be made in one pass, and gain by it."""
         return (
             self.catalog is other.catalog
             and self.k == other.k
+            and self.scans
+            and other.scans
             and self.bias is None
             and other.bias is None
         )
+
+    @property
+    def scans(self) -> bool:
+        """Whether it goes through the catalog once, as others do who can be joined."""
+        match self.policy:
+            case fr.Uniform() | fr.PlackettLuce(sampler="sequential" | "cached"):
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +149,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running = 0  # passes
         self._inside = 0  # jobs that were taken in and have no answer yet
-        self._began: dict[int, float] = {}  # of each pass that is under way
+        self._due: dict[int, float] = {}  # when a pass that is under way should be done
         self._passes = 0
 
     @property
@@ -145,15 +158,20 @@ class Engine:
         return len(self._waiting)
 
     @property
+    def running(self) -> int:
+        """Passes that are under way."""
+        return self._running
+
+    @property
     def inside(self) -> int:
         """Jobs without an answer."""
         return self._inside
 
     def stuck_for(self) -> float:
-        """Seconds for which the oldest pass has been under way; 0 if there is none."""
-        if not self._began:
+        """Seconds by which a pass takes longer than it could on a slow machine; 0 if none does."""
+        if not self._due:
             return 0.0
-        return time.monotonic() - min(self._began.values())
+        return max(0.0, time.monotonic() - min(self._due.values()))
 
     async def rank(self, job: Job) -> Ranked:
         """The ranking of a job.
@@ -204,19 +222,22 @@ class Engine:
                 return
             self._running += 1
             self._passes += 1
-            self._began[self._passes] = time.monotonic()
+            work = sum(job.work() for job in jobs)
+            self._due[self._passes] = time.monotonic() + work / _PER_SECOND
             self._pool.submit(self._pass, loop, self._passes, jobs)
 
     def _next(self) -> list[Job]:
         """The oldest job that still wants an answer, and those that can join it."""
         jobs: list[Job] = []
         passed: list[Job] = []
-        while self._waiting and len(jobs) < self.share:
+        work = 0
+        while self._waiting and len(jobs) < self.share and work < _PASS_WORK:
             job = self._waiting.popleft()
             if job.result is None or job.result.done():
                 continue  # too late, or the client has left
             if not jobs or jobs[0].joins(job):
                 jobs.append(job)
+                work += job.work()
             else:
                 passed.append(job)
         self._waiting.extendleft(reversed(passed))
@@ -242,7 +263,7 @@ class Engine:
         took: float,
     ) -> None:
         self._running -= 1
-        del self._began[number]
+        del self._due[number]
         self._start(loop)  # first of all: the thread need not wait for the answers
         for job, result in zip(jobs, results, strict=True):
             if job.result is None or job.result.done():

@@ -18,6 +18,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 import fastrank as fr
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 __all__ = [
     "Answer",
@@ -36,6 +37,7 @@ __all__ = [
 
 MAX_TEXT = 256  # characters of a request_id, user_id or inference_type
 LATE = "fastrank.late"  # in a scope: the body did not come in time, and is not whole
+_RANGES = {"temperature": f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}", "epsilon": "0 to 1"}
 MAX_SHOWN = 100  # characters of a value that an error repeats
 
 ItemId = int | str
@@ -165,13 +167,13 @@ def error_body(problem: ProblemError, request_id: str | None) -> bytes:
 
 _REQUEST = msgspec.json.Decoder(Request, strict=False)
 _FIELDS = tuple(Request.__struct_fields__)
-_NAMES = frozenset(name.encode() for name in _FIELDS)
+_NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
 _LISTS = ("exclude", "allow", "query")
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
 # What msgspec must not be left alone with: a name that comes twice, the text "null" for a number,
 # an escape that may hide either.
-_SUSPECT = re.compile(rf'"({"|".join(_FIELDS)}|[nN][uU][lL][lL])"|\\u'.encode())
+_SUSPECT = re.compile(rf'"({"|".join(_FIELDS)}|gateway|[nN][uU][lL][lL])"|\\u'.encode())
 
 
 def parse(body: bytes) -> Request:
@@ -427,8 +429,9 @@ def _policy(
             422,
             "out_of_range",
             text,
-            field=field if field in ("temperature", "epsilon") else None,
+            field=field if field in _RANGES else None,
             value=params.get(field),
+            allowed=_RANGES.get(field),
         ) from None
 
 

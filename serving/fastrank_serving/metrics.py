@@ -90,13 +90,13 @@ class Metrics:
             "fastrank_log_rows_written",
             "Rows of the propensity log that the file system has.",
             registry=registry,
-            multiprocess_mode="livesum",
+            multiprocess_mode="sum",
         )
         self._log_dropped = Gauge(
             "fastrank_log_rows_dropped",
             "Rows that were lost because the disk refused them.",
             registry=registry,
-            multiprocess_mode="livesum",
+            multiprocess_mode="sum",
         )
         self._ok: dict[str, Counter] = {}
         self._new: list[tuple[str, float, Ranked]] = []

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import socket
 import sys
@@ -35,6 +37,7 @@ _LOG = logging.getLogger("fastrank.serving")
 _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
 _BACKLOG = 2048
 _HEAD_BYTES = 65_536
+_UPGRADE = re.compile(rb"(\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _GREETING = 1.0  # seconds for the request of a connection that came last
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
 
@@ -49,7 +52,7 @@ def run(settings: Settings) -> int:
     )
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
-    _LOG.info("listening on http://%s:%d", host, port)
+    _LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     if settings.workers == 1:
         return _serve(settings, listening)
     with tempfile.TemporaryDirectory(prefix="fastrank-metrics-") as folder:
@@ -111,7 +114,13 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
     server = _Server(config, app.service)
     app.on_failure = server.fail
     server.run(sockets=[listening])
-    return 1 if server.failed else 0
+    code = 1 if server.failed else 0
+    if app.service.engine.running:
+        # Python would wait for the threads of rankings that nobody waits for any more.
+        _LOG.warning("%d passes did not end in time", app.service.engine.running)
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 class _Protocol(HttpToolsProtocol):
@@ -121,7 +130,9 @@ class _Protocol(HttpToolsProtocol):
     """
 
     _since: float | None = None  # when what is being waited for began: a head, or a body
-    _head = 0  # bytes of the head that came; -1: it is complete
+    _head = 0  # bytes of the head that came by later reads than its first; -1: it is complete
+    _begun = False  # a head, by the bytes that are being read
+    _deaf = False  # what else comes is not read
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -132,7 +143,7 @@ class _Protocol(HttpToolsProtocol):
         """Give up what has been waited for since `before`."""
         if self._since is None or self._since > before or self.transport.is_closing():
             return
-        if self._head >= 0:
+        if self._head >= 0 or self.cycle.response_complete:
             self.transport.close()
             return
         self._since = None
@@ -141,15 +152,33 @@ class _Protocol(HttpToolsProtocol):
         self.cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if b"pgrade" in data:
+            # No other protocol is spoken: a server may go on as if it had not been asked, but
+            # llhttp would take the body for the other protocol's.
+            data = _UPGRADE.sub(rb"\1ignored", data)
+        self._begun = False
         super().data_received(data)
-        if self._since is not None and self._head >= 0:
+        if self._since is None:
+            if self.cycle is None or self.cycle.response_complete:
+                self._since = self.loop.time()  # empty lines begin no head
+                self._head = 0
+        elif self._head >= 0 and not self._begun:
             self._head += len(data)
             if self._head > _HEAD_BYTES:
                 self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """CONNECT, or an Upgrade that came in two pieces: the body cannot be found any more."""
+        self._deaf = True
+        self._since = None
+        self.cycle.keep_alive = False
+
     def on_message_begin(self) -> None:
         self._since = self.loop.time()
         self._head = 0
+        self._begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -270,6 +299,7 @@ class _Server(uvicorn.Server):
         for each in sockets or []:
             asyncio.get_running_loop().remove_reader(each)
             self._accept(each, _BACKLOG)
+            each.close()  # at once: who comes later is refused, and not taken and forgotten
         if self._connecting:
             await asyncio.wait(self._connecting)
         # Connections that came last would count as idle: their first request is waited for.
@@ -313,7 +343,7 @@ class _Server(uvicorn.Server):
 
     def _reload(self, loop: Any) -> None:
         async def reload() -> None:
-            with contextlib.suppress(ValueError, OSError):  # it is logged
+            with contextlib.suppress(ValueError, OSError, MemoryError):  # it is logged
                 await self._service.reload()
 
         _keep(self._reloading, loop.create_task(reload()))
@@ -330,6 +360,8 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 
 def _worker(settings: Settings, listening: socket.socket) -> None:
     end_by_signals()
+    # Not to go on without the parent, should it be killed: Linux's PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}] %(message)s",

@@ -66,7 +66,7 @@ class Loaded:
 
     @classmethod
     def open(cls, directory: os.PathLike[str]) -> Loaded:
-        """Open and test; a ValueError or OSError if it cannot serve."""
+        """Open and test; a ValueError, OSError or MemoryError if it cannot serve."""
         catalog, model = open_directory(directory)
         loaded = cls(
             catalog,
@@ -155,13 +155,13 @@ class Service:
 
         Raises
         ------
-        ValueError, OSError
+        ValueError, OSError, MemoryError
             If it cannot serve: the old one goes on.
         """
         async with self._reloading:
             try:
                 loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, MemoryError) as error:
                 self.metrics.reload_failed()
                 _LOG.error("the model was not reloaded, and the old one serves: %s", error)
                 raise
@@ -181,6 +181,7 @@ class Service:
         """Log and count what was answered lately; a server calls it ten times a second."""
         self._log_rows()
         self.metrics.fold()
+        self.metrics.look(self.engine.inside, self.log)
 
     @property
     def loaded(self) -> Loaded:
@@ -216,6 +217,7 @@ class Service:
         """
         if given is None or not self.settings.keep_answers:
             return await self._answer(request, request_id)
+        request.request_id = None  # the same question by a header's id is the same
         content = hash(encoded(request))
         first = self._answers.get(given, content)
         if first is not None:
@@ -292,6 +294,7 @@ class Service:
                     "invalid_value",
                     f"query: expected {loaded.catalog.dim} numbers, got {len(query)}",
                     field="query",
+                    value=f"{len(query)} numbers",
                     allowed=f"{loaded.catalog.dim} numbers",
                 )
             return query, None, False

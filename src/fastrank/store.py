@@ -255,7 +255,9 @@ def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str
                     raise ValueError(f"{path}: damaged: {file_name} does not match its SHA-256")
         try:
             array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-        except (ValueError, EOFError) as error:
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a header is Python's, and what reads it raises what it likes
             raise ValueError(f"{path}: damaged: {file_name}: {error}") from None
         if array.dtype.str != dtype or list(array.shape) != shape:
             raise ValueError(

@@ -270,7 +270,8 @@ class _Sample:
                 i,
                 "its seed draws another ranking",
             )
-        if isinstance(policy, PlackettLuce):
+        # Whoever chose the seed chose the ranking: it was not drawn by the law that is checked.
+        if isinstance(policy, PlackettLuce) and not batch.caller_seed[i]:
             flatter = PlackettLuce(min(policy.temperature * _FLATTER, MAX_TEMPERATURE))
             other = catalog.log_propensities(
                 query.vector,

@@ -241,6 +241,17 @@ def test_a_worker_that_is_killed_is_replaced(model: Path, tmp_path: Path) -> Non
         assert any(-0.5 < kill - load.ids[lost] < 5.0 for kill in kills)
 
 
+def test_workers_end_with_their_parent(model: Path) -> None:
+    with Process(model, "--workers", "2") as server:
+        workers = workers_of(server)
+        assert len(workers) == 2
+        server.signal(signal.SIGKILL)
+        end = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
 def workers_of(server: Process) -> list[int]:
     """Processes of the server that serve; not Python's own helper of spawned ones."""
     found = []
@@ -256,8 +267,8 @@ def workers_of(server: Process) -> list[int]:
     return sorted(found)
 
 
-def test_metrics_are_of_all_workers(model: Path) -> None:
-    with Process(model, "--workers", "2") as server:
+def test_metrics_are_of_all_workers(model: Path, tmp_path: Path) -> None:
+    with Process(model, "--workers", "2", "--log", str(tmp_path)) as server:
         for i in range(40):
             assert server.ask(user_id=f"u{i % 20}", inference_type="uniform")[0] == 200
         counted = r'^fastrank_requests_total{inference_type="uniform",status="200"} (\S+)$'
@@ -267,6 +278,9 @@ def test_metrics_are_of_all_workers(model: Path) -> None:
             assert time.monotonic() < end, found
             page = server.get("/metrics")[1].decode()
             found = re.findall(counted, page, re.M)
+        while metric(server, "fastrank_log_rows_written") != 40:
+            assert time.monotonic() < end
+            time.sleep(0.01)
         versions = re.findall(r'^fastrank_model_info{version="(\w+)"} 1.0$', page, re.M)
         assert versions == [fr.Model.open(model).version]
 

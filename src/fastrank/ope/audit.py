@@ -121,7 +121,8 @@ def audit(
     -----
     On the sample: the model is the one that the row names; conditional log-propensities are right
     within 1e-5, or the bound that the row states; the same seed draws the same ranking again; the
-    mean weight of a known policy (the same at a temperature 1.25 times as high, first place) is 1.
+    mean weight of a known policy (the same at a temperature 1.25 times as high, first place) is 1,
+    over rows whose seed no caller chose.
     On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce;
     seeds do not repeat; no rows are missing from a writer's sequence. O(n d) a row of the sample.
     """

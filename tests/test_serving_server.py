@@ -247,9 +247,17 @@ def test_workers_end_with_their_parent(model: Path) -> None:
         assert len(workers) == 2
         server.signal(signal.SIGKILL)
         end = time.monotonic() + 20
-        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        while any(is_running(pid) for pid in workers):
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def workers_of(server: Process) -> list[int]:
@@ -507,7 +515,7 @@ def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -
 
 
 def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) -> None:
-    make_model(tmp_path / "m", n=300_000, dim=8, users=20)
+    make_model(tmp_path / "m", n=1_000_000, dim=8, users=20)
     with Process(tmp_path / "m", "--threads", "1", "--drain-timeout", "1") as server:
         slow = {"k": 1000, "inference_type": "stochastic_plackett_luce", "user_id": "u1"}
         body = json.dumps(slow).encode()
@@ -532,7 +540,7 @@ def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) 
         code, said = server.end(60)
         took = time.monotonic() - began
     assert code == 0, said
-    assert took < 5.0, said  # the pass itself takes longer
+    assert took < 8.0, said  # the pass takes 17 s
     assert "Traceback" not in said
 
 

@@ -362,6 +362,9 @@ def _worker(settings: Settings, listening: socket.socket) -> None:
     end_by_signals()
     # Not to go on without the parent, should it be killed: Linux's PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # it was, before this was said
+        sys.exit(0)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}] %(message)s",

@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -67,8 +68,9 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", ws="non
 class Server:
     """A process that serves; `started` is how long it took until /ping said 200."""
 
-    def __init__(self, *arguments: str, port: int | None = None) -> None:
-        self.port = port or free_port()
+    def __init__(self, *arguments: str, port: int, ranks: bool = True) -> None:
+        self.port = port
+        self.ranks = ranks
         self.warm = False
         began = time.perf_counter()
         self.process = subprocess.Popen([*arguments], stderr=subprocess.DEVNULL)
@@ -101,6 +103,8 @@ class Server:
 
     def ranked(self) -> float:
         """Seconds in `Catalog.rank`, so far."""
+        if not self.ranks:
+            return 0.0
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as got:
             text = got.read().decode()
         for family in text_string_to_metric_families(text):
@@ -124,7 +128,7 @@ def free_port() -> int:
 @contextmanager
 def bare() -> Iterator[Server]:
     port = free_port()
-    yield from _until_done(Server(sys.executable, "-c", BARE, str(port), port=port))
+    yield from _until_done(Server(sys.executable, "-c", BARE, str(port), port=port, ranks=False))
 
 
 @contextmanager
@@ -251,7 +255,7 @@ def put_under(
             done = asyncio.Event()
             events.append(done)
             await loop.create_connection(
-                lambda done=done: Connection(load, chosen, end, done),  # type: ignore[misc]
+                partial(Connection, load, chosen, end, done),
                 "127.0.0.1",
                 server.port,
             )
@@ -266,17 +270,13 @@ def put_under(
         server.warm = True
         uvloop.run(run(WARM))
         load = Load()
-    cpu, ranked = server.cpu(), server.ranked() if ranks(server) else 0.0
+    cpu, ranked = server.cpu(), server.ranked()
     began = time.perf_counter()
     uvloop.run(run(seconds))
     load.wall = time.perf_counter() - began
     load.cpu = server.cpu() - cpu
-    load.ranked = (server.ranked() if ranks(server) else 0.0) - ranked
+    load.ranked = server.ranked() - ranked
     return load
-
-
-def ranks(server: Server) -> bool:
-    return "serve" in server.process.args  # type: ignore[operator]  # a list, as it was given
 
 
 # ---- What is measured -----------------------------------------------------------------------

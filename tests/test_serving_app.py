@@ -350,7 +350,7 @@ def test_batches_have_limits_and_let_others_in(
                 turns += 1
 
         beside = asyncio.create_task(others())
-        body = '{"user_id": "u1", "inference_type": "uniform", "k": 1}\n' * 2000
+        body = '{"user_id": "u1", "inference_type": "uniform", "k": 1}\n' * 10_000
         assert (await call(app, "POST", "/invocations", body, lines)).status == 200
         beside.cancel()
         assert turns > 10  # not once at the end

@@ -74,6 +74,7 @@ HEADERS = [
     "codes-inl.h",
     "elementary.h",
     "estimated.h",
+    "interrupt.h",
     "kernels.h",
     "philox.h",
     "quantise.h",

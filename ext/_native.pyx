@@ -8,9 +8,15 @@ outlives a call.
 """
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.vector cimport vector
+
+import os
+import threading
 
 import numpy as np
 
@@ -31,7 +37,10 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     enum: kLanes
     enum: kIsaCount
     ctypedef enum Code:
-        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory
+        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory, kInterrupted
+    cdef struct Poll:
+        bool (*stop)(void* context) noexcept
+        void* context
     ctypedef enum PolicyKind:
         pass
     cdef struct Quantised:
@@ -84,15 +93,17 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         double value
         double reference
     Code c_rank "fastrank::rank"(
-        const Catalog&, User*, int64_t, int64_t, int64_t, int64_t*, int64_t*)
+        const Catalog&, User*, int64_t, int64_t, int64_t, const Poll&, int64_t*, int64_t*)
     Code c_log_propensities "fastrank::log_propensities"(
-        const Catalog&, const Request&, const Policy&, const int64_t*, int64_t, double*, int64_t*)
-    Code c_score_all "fastrank::score_all"(const Catalog&, const Request&, float*, int64_t*)
+        const Catalog&, const Request&, const Policy&, const int64_t*, int64_t, const Poll&,
+        double*, int64_t*)
+    Code c_score_all "fastrank::score_all"(
+        const Catalog&, const Request&, const Poll&, float*, int64_t*)
     int64_t c_tree_size "fastrank::tree_size"(int64_t)
-    Code c_tree_build "fastrank::tree_build"(const float*, int64_t, double, Mass*)
+    Code c_tree_build "fastrank::tree_build"(const float*, int64_t, double, const Poll&, Mass*)
     Code c_tree_rank "fastrank::tree_rank"(
         const float*, const Mass*, int64_t, const Policy&, const int64_t*, int64_t,
-        const int64_t*, int64_t, int64_t, Ranking*)
+        const int64_t*, int64_t, int64_t, const Poll&, Ranking*)
     int64_t c_make_filter "fastrank::make_filter"(
         int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
     cdef struct Extremes:
@@ -104,7 +115,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const float*, int64_t, int32_t, int64_t, const float*, const float*, uint8_t*, float*,
         float*, Extremes*)
     Code c_find_rows "fastrank::find_rows"(
-        const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t, int64_t*)
+        const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t,
+        const Poll&, int64_t*)
     int64_t c_pack "fastrank::pack"(
         const float*, int64_t, int32_t, int64_t, float*, double*)
     const char* c_isa_name "fastrank::isa_name"(int)
@@ -123,6 +135,43 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
 
 LANES = kLanes
 DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, CACHED = range(6)  # PolicyKind
+
+
+# Signals are handled on the main thread, and calls on no other have anything to ask.
+cdef unsigned long _main_thread = threading.main_thread().ident
+
+
+def _after_fork():
+    global _main_thread
+    _main_thread = PyThread_get_thread_ident()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+cdef Poll _poll(PyObject** raised) noexcept:
+    """For a call on this thread; *raised is where it leaves the exception that ended the call."""
+    raised[0] = NULL
+    if PyThread_get_thread_ident() != _main_thread:
+        return Poll(NULL, NULL)
+    return Poll(_signalled, raised)
+
+
+cdef bool _signalled(void* raised) noexcept with gil:
+    """Runs the handlers of signals that have come; whether one of them raised."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        Py_INCREF(error)
+        (<PyObject**>raised)[0] = <PyObject*>error
+        return True
+    return False
+
+
+cdef int _reraise(PyObject* raised) except -1:
+    error = <object>raised
+    Py_DECREF(error)
+    raise error
 
 
 cdef class PackedCatalog:
@@ -215,12 +264,14 @@ cdef class PackedCatalog:
         user.n_allowed = user.n_excluded = 0
         user.policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
         cdef int64_t row = 0, where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
         cdef Code code
         result = _allocate(min(k, n_eligible), &user.out)
         with nogil:
-            code = c_rank(self.catalog, &user, 1, k, threads, &row, &where)
+            code = c_rank(self.catalog, &user, 1, k, threads, poll, &row, &where)
         if code != kOk:
-            _raise(code, where, query, bias)
+            _raise(code, where, query, bias, raised)
         return *result, user.out.log_norm, user.out.log_norm_error
 
     def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
@@ -235,6 +286,8 @@ cdef class PackedCatalog:
         alone; rows of the kind CACHED are checked and not ranked.
         """
         cdef int64_t b = queries.shape[0], i, row = 0, where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
         cdef Code code
         cdef const int64_t[::1] filter
         if len(excluded) != b or len(allowed) != b:
@@ -266,9 +319,11 @@ cdef class PackedCatalog:
                 self, queries[i], None if bias is None else bias[i if bias.shape[0] == b else 0],
                 None, self.catalog.n_items)
             filter = excluded[i]
+            _check_positions("excluded", filter, self.catalog.n_items)
             user.excluded = _positions(filter)
             user.n_excluded = 0 if filter is None else filter.shape[0]
             filter = allowed[i]
+            _check_positions("allowed", filter, self.catalog.n_items)
             user.allowed = _positions(filter)
             user.n_allowed = 0 if filter is None else filter.shape[0]
             user.policy = Policy(<PolicyKind>kinds[i], temperatures[i], epsilons[i], seeds[i])
@@ -277,11 +332,13 @@ cdef class PackedCatalog:
             user.out.log_propensities = &log_propensities[i, 0]
             users.push_back(user)
         with nogil:
-            code = c_rank(self.catalog, users.data(), b, k, threads, &row, &where)
+            code = c_rank(self.catalog, users.data(), b, k, threads, poll, &row, &where)
+        if code == kInterrupted:
+            _reraise(raised)
         if code != kOk:
             try:
                 _raise(code, where, queries[row],
-                       None if bias is None else bias[row if bias.shape[0] == b else 0])
+                       None if bias is None else bias[row if bias.shape[0] == b else 0], NULL)
             except ValueError as error:  # it speaks of one user's request
                 raise ValueError(f"queries: row {row}: {error}") from None
         for i in range(b):
@@ -298,29 +355,34 @@ cdef class PackedCatalog:
         cdef Request request = _request(self, query, bias, eligible, n_eligible)
         cdef Policy policy = Policy(<PolicyKind>kind, temperature, epsilon, 0)
         cdef int64_t count = positions.shape[0], where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
         cdef Code code
+        _check_positions("positions", positions, self.catalog.n_items, -1)
         result = np.empty(count, np.float64)
         if count == 0:
             return result
         cdef double[::1] out = result
         with nogil:
             code = c_log_propensities(
-                self.catalog, request, policy, &positions[0], count, &out[0], &where)
+                self.catalog, request, policy, &positions[0], count, poll, &out[0], &where)
         if code != kOk:
-            _raise(code, where, query, bias)
+            _raise(code, where, query, bias, raised)
         return result
 
     def scores(self, const float[::1] query, const float[::1] bias):
         """float32 scores (n_items,) in catalog order."""
         cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
         cdef int64_t where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
         cdef Code code
         result = np.empty(self.catalog.n_items, np.float32)
         cdef float[::1] out = result
         with nogil:
-            code = c_score_all(self.catalog, request, &out[0], &where)
+            code = c_score_all(self.catalog, request, poll, &out[0], &where)
         if code != kOk:
-            _raise(code, where, query, bias)
+            _raise(code, where, query, bias, raised)
         return result
 
     def stops(self, const float[::1] query, float reference, int64_t row):
@@ -333,7 +395,7 @@ cdef class PackedCatalog:
         with nogil:
             code = c_count_stops(self.catalog, request, reference, row, &stops, &where)
         if code != kOk:
-            _raise(code, where, query, None)
+            _raise(code, where, query, None, NULL)
         return stops
 
     def estimates(self, const float[::1] query, const float[::1] bias):
@@ -353,7 +415,7 @@ cdef class PackedCatalog:
             code = c_estimate_all(
                 self.catalog, request, &out[0, 0], &out[1, 0], &usable, &where)
         if code != kOk:
-            _raise(code, where, query, bias)
+            _raise(code, where, query, bias, NULL)
         return tuple(result[:, :self.catalog.n_items]) if usable else None
 
     def weight_bounds(self, const float[::1] query, const float[::1] bias, double temperature,
@@ -375,7 +437,7 @@ cdef class PackedCatalog:
             code = c_bound_all(self.catalog, request, temperature, reference, &out[0], &total,
                                &linear, &usable, &where)
         if code != kOk:
-            _raise(code, where, query, bias)
+            _raise(code, where, query, bias, NULL)
         return (result[:self.catalog.n_items], total, linear) if usable else None
 
 
@@ -396,6 +458,24 @@ cdef const int64_t* _positions(const int64_t[::1] values) noexcept:
     if values.shape[0] == 0:
         return &_no_position
     return &values[0]
+
+
+cdef int _check_positions(str name, const int64_t[::1] values, int64_t n_items,
+                          int64_t lowest=0) except -1:
+    """Refuses what is not in [lowest, n_items): it would be read, or written, past the end."""
+    cdef int64_t i
+    cdef bint outside = False
+    if values is None:
+        return 0
+    for i in range(values.shape[0]):
+        outside |= <uint64_t>values[i] - <uint64_t>lowest >= <uint64_t>(n_items - lowest)
+    if outside:
+        for i in range(values.shape[0]):
+            if not lowest <= values[i] < n_items:
+                raise ValueError(
+                    f"{name}: entry {i}: expected a position in [{lowest}, {n_items}), "
+                    f"got {values[i]}")
+    return 0
 
 
 cdef Request _request(PackedCatalog self, const float[::1] query, const float[::1] bias,
@@ -436,7 +516,10 @@ cdef void* _data(array) except? NULL:
     return data
 
 
-cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::1] bias) except -1:
+cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::1] bias,
+                PyObject* raised) except -1:
+    if code == kInterrupted:
+        _reraise(raised)
     if code == kQueryNotFinite:
         raise ValueError(f"query: must be finite in float32, got {query[where]} at index {where}")
     if code == kBiasNotFinite:
@@ -451,13 +534,15 @@ cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::
 def build_tree(const float[::1] scores, double temperature):
     """Nodes (m, 2) float64 of the tree of masses over `scores`."""
     cdef int64_t n_items = scores.shape[0]
+    cdef PyObject* raised
+    cdef Poll poll = _poll(&raised)
     cdef Code code
     result = np.empty((c_tree_size(n_items), 2), np.float64)
     cdef double[:, ::1] nodes = result
     with nogil:
-        code = c_tree_build(&scores[0], n_items, temperature, <Mass*>&nodes[0, 0])
+        code = c_tree_build(&scores[0], n_items, temperature, poll, <Mass*>&nodes[0, 0])
     if code != kOk:
-        _raise(code, 0, scores, scores)
+        _raise(code, 0, scores, scores, raised)
     return result
 
 
@@ -467,19 +552,23 @@ def rank_tree(const float[::1] scores, const double[:, ::1] nodes, int64_t k, do
     cdef int64_t n_items = scores.shape[0]
     if nodes.shape[1] != 2 or nodes.shape[0] != c_tree_size(n_items):
         raise ValueError("nodes: shape does not fit the scores")
+    _check_positions("allowed", allowed, n_items)
+    _check_positions("excluded", excluded, n_items)
     cdef int64_t n_allowed = 0 if allowed is None else allowed.shape[0]
     cdef int64_t n_excluded = 0 if excluded is None else excluded.shape[0]
     cdef const int64_t* allow = _positions(allowed)
     cdef const int64_t* exclude = _positions(excluded)
     cdef Policy policy = Policy(<PolicyKind>1, temperature, 0.0, seed)
     cdef Ranking out
+    cdef PyObject* raised
+    cdef Poll poll = _poll(&raised)
     cdef Code code
     result = _allocate(min(k, n_items if allowed is None else n_allowed), &out)
     with nogil:
         code = c_tree_rank(&scores[0], <const Mass*>&nodes[0, 0], n_items, policy, allow,
-                           n_allowed, exclude, n_excluded, k, &out)
+                           n_allowed, exclude, n_excluded, k, poll, &out)
     if code != kOk:
-        _raise(code, 0, scores, scores)
+        _raise(code, 0, scores, scores, raised)
     positions, shown, log_propensities = result
     return (positions[:out.count], shown[:out.count], log_propensities[:out.count], out.log_norm)
 
@@ -491,6 +580,8 @@ def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] 
     cdef int64_t count
     cdef const int64_t* allow = _positions(allowed)
     cdef const int64_t* exclude = _positions(excluded)
+    _check_positions("allowed", allowed, n_items)
+    _check_positions("excluded", excluded, n_items)
     result = np.empty((n_items + kLanes - 1) // kLanes, np.uint16)
     cdef uint16_t[::1] eligible = result
     with nogil:
@@ -508,7 +599,7 @@ def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] col
     cdef int64_t bad, count = vectors.shape[0]
     cdef int32_t dim = <int32_t>vectors.shape[1]
     cdef Extremes found = Extremes(0.0, 0.0, 0.0, 0.0)
-    if (codes.shape[1] != (dim + 3) // 4 or first + count > kLanes * codes.shape[0]
+    if (codes.shape[1] != (dim + 3) // 4 or first < 0 or first + count > kLanes * codes.shape[0]
             or scales.shape[0] != kLanes * codes.shape[0] or kept.shape[0] != scales.shape[0]
             or kept.shape[1] != 4 * codes.shape[1] or columns.shape[0] != 2
             or columns.shape[1] != dim):
@@ -522,6 +613,8 @@ def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] col
 def find_rows(const unsigned char[:, ::1] rows, const unsigned char[:, ::1] wanted, uint64_t key):
     """int64 (m,): the row (of n, all different) that equals each wanted one, -1 if none does."""
     cdef int64_t n_rows = rows.shape[0], n_wanted = wanted.shape[0], width = rows.shape[1]
+    cdef PyObject* raised
+    cdef Poll poll = _poll(&raised)
     cdef Code code
     if wanted.shape[1] != width or width == 0 or width % 4 or not 0 < n_wanted < 2**31:
         raise ValueError("wanted: shape does not fit the rows")
@@ -529,9 +622,56 @@ def find_rows(const unsigned char[:, ::1] rows, const unsigned char[:, ::1] want
     cdef int64_t[::1] positions = result
     with nogil:
         code = c_find_rows(
-            &rows[0, 0], n_rows, &wanted[0, 0], n_wanted, width, key, &positions[0])
+            &rows[0, 0], n_rows, &wanted[0, 0], n_wanted, width, key, poll,
+            &positions[0])
+    if code == kInterrupted:
+        _reraise(raised)
     if code != kOk:
         raise MemoryError("fastrank: out of memory")
+    return result
+
+
+def rows_at(name, const int64_t[::1] order, const uint64_t[::1] places):
+    """int64 (m,): a permutation's entries at these places, or at its last one.
+
+    The permutation may come from a file: a ValueError for an entry that is no row.
+    """
+    cdef int64_t n = order.shape[0], i, row
+    cdef uint64_t place
+    result = np.empty(places.shape[0], np.int64)
+    cdef int64_t* rows = <int64_t*>_data(result)
+    for i in range(places.shape[0]):
+        place = min(places[i], <uint64_t>(n - 1))
+        row = order[place]
+        if not 0 <= row < n:
+            raise ValueError(f"damaged: {name}: entry {place} is {row}, not one of {n} rows")
+        rows[i] = row
+    return result
+
+
+def find_consecutive(name, const int64_t[::1] ids, const int64_t[::1] order, int64_t first,
+                     const int64_t[::1] wanted):
+    """int64 (m,): where each wanted id is in ids that are first, first + 1, ... once sorted by
+    `order`; -1 if it is before or behind them.
+
+    The permutation may come from a file: a ValueError where it does not sort these ids.
+    """
+    cdef uint64_t n = ids.shape[0], distance
+    cdef int64_t i, row
+    result = np.empty(wanted.shape[0], np.int64)
+    cdef int64_t* rows = <int64_t*>_data(result)
+    if order.shape[0] != ids.shape[0]:
+        raise ValueError("order: wrong length")
+    for i in range(wanted.shape[0]):
+        distance = <uint64_t>wanted[i] - <uint64_t>first  # modulo 2**64: below the first is large
+        if distance >= n:
+            rows[i] = -1
+            continue
+        row = order[distance]
+        if not 0 <= row < <int64_t>n or ids[row] != wanted[i]:
+            raise ValueError(
+                f"damaged: {name}: entry {distance} is {row}, where the id {wanted[i]} is not")
+        rows[i] = row
     return result
 
 
@@ -543,7 +683,8 @@ def pack(const float[:, ::1] vectors, int64_t first, float[:, :, ::1] panels):
     cdef int64_t bad, rows = vectors.shape[0]
     cdef int32_t dim = <int32_t>vectors.shape[1]
     cdef double max_square = 0.0
-    if panels.shape[1] != dim or panels.shape[2] != kLanes or first + rows > 16 * panels.shape[0]:
+    if panels.shape[1] != dim or panels.shape[2] != kLanes or not (
+            0 <= first <= kLanes * panels.shape[0] - rows):
         raise ValueError("panels: shape does not fit the vectors")
     with nogil:
         bad = c_pack(&vectors[0, 0], rows, dim, first, &panels[0, 0, 0], &max_square)

@@ -6,9 +6,11 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <numeric>
 #include <thread>
@@ -112,23 +114,52 @@ std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&, co
 // is missing after a fork. Where one cannot be started, its work is not called: the others must
 // be able to do it. `work` must not throw.
 template <class Work>
-void on_threads(int64_t threads, const Work& work) {
+void on_threads(int64_t threads, Interrupt* interrupt, const Work& work) {
+  if (threads == 1) return work(0);
+  std::mutex mutex;
+  std::condition_variable all_ended;
+  int64_t running = 0;
   std::vector<std::thread> others;
+  const auto run = [&](int64_t i) {
+    work(i);
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (--running == 0) all_ended.notify_all();
+  };
+  const auto count_one = [&](int64_t more) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    running += more;
+  };
   try {
     others.reserve(size_t(threads - 1));
-    for (int64_t i = 1; i < threads; ++i) others.emplace_back([&work, i] { work(i); });
+    for (int64_t i = 1; i < threads; ++i) {
+      count_one(1);
+      try {
+        others.emplace_back(run, i);
+      } catch (const std::exception&) {
+        count_one(-1);
+        throw;
+      }
+    }
   } catch (const std::exception&) {  // no memory, or no more threads for this process
   }
   work(0);
+  // Meanwhile the caller may want to stop.
+  while (interrupt->asks() && !interrupt->stopped()) {
+    std::unique_lock<std::mutex> lock(mutex);
+    if (all_ended.wait_for(lock, Interrupt::kInterval, [&] { return running == 0; })) break;
+    lock.unlock();
+    interrupt->ask();
+  }
   for (std::thread& other : others) other.join();
 }
 
 // Waits by spinning, for what other threads do within microseconds; to be woken from sleep can
-// take longer than a chunk. Gives the core away if it takes long.
+// take longer than a chunk. Gives the core away if it takes long. Returns early on an interrupt.
 template <class Condition>
-void wait_until(const Condition& condition) {
+void wait_until(Interrupt* interrupt, const Condition& condition) {
   for (int spins = 0; !condition(); ++spins) {
     if (spins >= 2000) {
+      if (interrupt->stop(64)) return;  // a core given away comes back after who knows how long
       std::this_thread::yield();
       continue;
     }
@@ -154,9 +185,10 @@ class SharedPass {
   };
 
   SharedPass(const Kernels& kernels, const ChunkLaw& law, const std::vector<Member>& members,
-             int64_t threads)
+             int64_t threads, Interrupt* interrupt)
       : kernels_(kernels),
         law_(law),
+        interrupt_(interrupt),
         slots_(threads == 1 ? 1 : 2 * threads),
         done_(size_t(slots_), 0),
         seats_(size_t(threads)) {
@@ -169,14 +201,16 @@ class SharedPass {
     }
   }
 
-  // Takes chunks in order until none is left.
+  // Takes chunks in order until none is left, or it is interrupted: then the chunk that it is at is
+  // never merged, and who waits for it gives up, too.
   void work(int64_t worker) {
     std::deque<Seat>& seats = seats_[size_t(worker)];
     for (;;) {
       const int64_t c = next_.fetch_add(1, std::memory_order_relaxed);
       if (c >= law_.chunks()) return;
       const int64_t before = std::max(ChunkLaw::group_of(c), c - slots_ + 1);
-      wait_until([&] { return merged_.load(std::memory_order_acquire) >= before; });
+      wait_until(interrupt_, [&] { return merged_.load(std::memory_order_acquire) >= before; });
+      if (interrupt_->stopped()) return;
       for (size_t i = 0; i < seats.size(); ++i) {
         Result& result = results_[i];
         Partial* part = result.part(c);
@@ -184,6 +218,7 @@ class SharedPass {
         seats[i].pass->begin(c, result.has_outlook ? &result.outlook : nullptr, part);
       }
       law_.walks(c, [&](const Scan& walk) { walk_together(seats, walk); });
+      if (interrupt_->stopped()) return;
       for (Seat& seat : seats) seat.pass->end();
       merge(c);
     }
@@ -192,7 +227,8 @@ class SharedPass {
   // After all work: user i's items, best first, and the mass of the others.
   Partial& result(size_t i) {
     if (out_of_memory_) throw std::bad_alloc();
-    results_[i].total.sort();
+    interrupt_->check(0);
+    results_[i].total.sort(interrupt_);
     return results_[i].total;
   }
 
@@ -235,7 +271,10 @@ class SharedPass {
   void walk_together(std::deque<Seat>& seats, const Scan& walk) {
     // The pilot is scattered, and small.
     if (seats.size() == 1 || walk.step != 1 || walk.stride != 1) {
-      for (Seat& seat : seats) seat.pass->walk(walk);
+      for (Seat& seat : seats) {
+        if (interrupt_->stop(walk.count)) return;
+        seat.pass->walk(walk);
+      }
       return;
     }
     // The panels of a tile stay in a core's second cache while all users pass, and those of the
@@ -249,6 +288,7 @@ class SharedPass {
     const int64_t panels = std::clamp<int64_t>(1024 / panel_lines / 8 * 8, 8, kTilePanels);
     const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
     for (int64_t done = 0; done < walk.count; done += panels) {
+      if (interrupt_->stop(panels * int64_t(seats.size()))) return;
       Scan tile = walk;
       tile.first += done;
       tile.count = std::min(panels, walk.count - done);
@@ -306,14 +346,15 @@ class SharedPass {
 
   // Chunks are done in any order and merged in theirs, by whoever makes the next one ready.
   void merge(int64_t c) {
-    wait_until([&] { return !merging_.test_and_set(std::memory_order_acquire); });
+    wait_until(interrupt_, [&] { return !merging_.test_and_set(std::memory_order_acquire); });
+    if (interrupt_->stopped()) return;  // nobody waits for the flag any more
     done_[size_t(c % slots_)] = 1;
     int64_t next = merged_.load(std::memory_order_relaxed);
     for (; done_[size_t(next % slots_)]; ++next) {
       done_[size_t(next % slots_)] = 0;
       for (Result& result : results_) {
         try {
-          if (next > 0) result.total.merge(*result.part(next));
+          if (next > 0) result.total.merge(*result.part(next), interrupt_);
         } catch (const std::bad_alloc&) {  // the others must not wait for this chunk
           out_of_memory_ = true;
         }
@@ -330,6 +371,7 @@ class SharedPass {
 
   const Kernels& kernels_;
   const ChunkLaw law_;
+  Interrupt* const interrupt_;
   const int64_t slots_;                  // how far chunks may run ahead of the merged ones
   std::vector<char> done_;               // by slot: a chunk is there, to be merged
   std::vector<std::deque<Seat>> seats_;  // of each worker

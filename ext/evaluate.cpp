@@ -13,24 +13,17 @@ namespace {
 // Sums the weights of eligible items with a running reference, the highest score so far.
 class Sum {
  public:
-  Sum(const Kernels& kernels, const Source& source, double temperature)
-      : kernels_(kernels), source_(source), inv_temperature_(1.0 / temperature) {}
+  Sum(const Kernels& kernels, const Source& source, double temperature, Interrupt* interrupt)
+      : kernels_(kernels),
+        source_(source),
+        inv_temperature_(1.0 / temperature),
+        interrupt_(interrupt) {}
 
   // Panels [first, last), whole.
   void add_run(int64_t first, int64_t last) {
-    Scan scan = {};
-    scan.first = first;
-    scan.step = scan.stride = 1;
-    scan.count = last - first;
-    scan.inv_temperature = float(inv_temperature_);
-    for (;;) {
-      scan.reference = mass_.value == 0.0 ? -std::numeric_limits<float>::infinity()
-                                          : float(mass_.reference);
-      scan.mass = mass_.value;
-      const bool stopped = kernels_.scan_sum(source_, &scan);
-      mass_.value = scan.mass;
-      if (!stopped) return;
-      add_lanes(scan.scores, scan.lanes);
+    for (; first < last; first += kPiece) {
+      interrupt_->check(std::min(kPiece, last - first));
+      add_piece(first, std::min(first + kPiece, last));
     }
   }
 
@@ -47,18 +40,38 @@ class Sum {
   Mass mass() const { return mass_; }
 
  private:
+  static constexpr int64_t kPiece = 512;
+
+  void add_piece(int64_t first, int64_t last) {
+    Scan scan = {};
+    scan.first = first;
+    scan.step = scan.stride = 1;
+    scan.count = last - first;
+    scan.inv_temperature = float(inv_temperature_);
+    for (;;) {
+      scan.reference = mass_.value == 0.0 ? -std::numeric_limits<float>::infinity()
+                                          : float(mass_.reference);
+      scan.mass = mass_.value;
+      const bool stopped = kernels_.scan_sum(source_, &scan);
+      mass_.value = scan.mass;
+      if (!stopped) return;
+      add_lanes(scan.scores, scan.lanes);
+    }
+  }
+
   const Kernels& kernels_;
   const Source& source_;
   const double inv_temperature_;
+  Interrupt* const interrupt_;
   Mass mass_ = {0.0, 0.0};
 };
 
 }  // namespace
 
 Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
-               std::vector<int64_t> shown) {
+               std::vector<int64_t> shown, Interrupt* interrupt) {
   std::sort(shown.begin(), shown.end());
-  Sum sum(kernels, source, temperature);
+  Sum sum(kernels, source, temperature, interrupt);
   int64_t next = 0;
   for (size_t i = 0; i < shown.size();) {
     const int64_t panel = shown[i] / kLanes;
@@ -66,6 +79,7 @@ Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
     for (; i < shown.size() && shown[i] / kLanes == panel; ++i)
       lanes &= ~(1u << (shown[i] % kLanes));
     sum.add_run(next, panel);
+    interrupt->check(1);
     float scores[kLanes];
     kernels.score_panel(source, panel, scores);
     sum.add_lanes(scores, lanes);
@@ -76,7 +90,9 @@ Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
 }
 
 Code log_propensities(const Catalog& catalog, const Request& request, const Policy& policy,
-                      const int64_t* positions, int64_t count, double* out, int64_t* where) {
+                      const int64_t* positions, int64_t count, const Poll& poll, double* out,
+                      int64_t* where) {
+  Interrupt interrupt(poll);
   Largest largest = {};
   const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
@@ -87,6 +103,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
     std::vector<int64_t> shown, place;
     FlatMap<bool> seen{size_t(count)};
     for (int64_t j = 0; j < count; ++j) {
+      interrupt.check(1);
       const int64_t p = positions[j];
       out[j] = -kInfinity;
       if (p < 0 || !(lanes_of(source, p / kLanes) >> (p % kLanes) & 1) || seen.contains(p))
@@ -100,9 +117,12 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
 
     if (policy.kind == kGumbel || policy.kind == kSequential) {
       std::vector<float> scores;
-      for (const int64_t p : shown) scores.push_back(score_of(kernels, source, p));
+      for (const int64_t p : shown) {
+        interrupt.check(1);
+        scores.push_back(score_of(kernels, source, p));
+      }
       std::vector<double> conditionals(shown.size());
-      const Mass rest = rest_mass(kernels, source, policy.temperature, shown);
+      const Mass rest = rest_mass(kernels, source, policy.temperature, shown, &interrupt);
       conditional(scores.data(), m, rest, policy.temperature, conditionals.data());
       for (size_t i = 0; i < shown.size(); ++i) out[place[i]] = conditionals[i];
     } else if (policy.kind == kUniform) {
@@ -115,7 +135,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
         query.emplace(catalog, request, largest);
         if (query->usable) use_codes(catalog, *query, &source);
       }
-      const Partial best = best_items(kernels, source, catalog.n_items, m, m);
+      const Partial best = best_items(kernels, source, catalog.n_items, m, m, &interrupt);
       FlatMap<bool> gone{size_t(m)};
       size_t next_best = 0;
       for (int64_t i = 0; i < m; ++i) {
@@ -128,18 +148,24 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
     return kOk;
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
+  } catch (const Interrupted&) {
+    return kInterrupted;
   }
 }
 
-Code score_all(const Catalog& catalog, const Request& request, float* out, int64_t* where) {
+Code score_all(const Catalog& catalog, const Request& request, const Poll& poll, float* out,
+               int64_t* where) {
+  Interrupt interrupt(poll);
   Largest largest = {};
   const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
   const Kernels& kernels = fastrank::kernels();
   const Source source = make_source(catalog, request);
   float last[kLanes];
-  for (int64_t panel = 0; panel < source.n_panels - 1; ++panel)
+  for (int64_t panel = 0; panel < source.n_panels - 1; ++panel) {
+    if (interrupt.stop(1)) return kInterrupted;
     kernels.score_panel(source, panel, out + panel * kLanes);
+  }
   kernels.score_panel(source, source.n_panels - 1, last);
   std::copy(last, last + (catalog.n_items - (source.n_panels - 1) * kLanes),
             out + (source.n_panels - 1) * kLanes);

@@ -93,7 +93,9 @@ int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
 }
 
 Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* wanted,
-               int64_t n_wanted, int64_t width, uint64_t key, int64_t* positions) {
+               int64_t n_wanted, int64_t width, uint64_t key, const Poll& poll,
+               int64_t* positions) {
+  Interrupt interrupt(poll);
   try {
     // A slot holds the first of equal wanted rows; the others point to it.
     size_t size = 16;
@@ -107,6 +109,7 @@ Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* w
       size_t start[kBlock];
       for (int64_t begin = 0; begin < count; begin += kBlock) {
         const int64_t end = std::min(count, begin + kBlock);
+        interrupt.check(1);
         for (int64_t i = begin; i < end; ++i) {
           start[i - begin] = hash_of(from + i * width, width, key) & mask;
           __builtin_prefetch(&slots[start[i - begin]]);
@@ -134,6 +137,8 @@ Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* w
     return kOk;
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
+  } catch (const Interrupted&) {
+    return kInterrupted;
   }
 }
 

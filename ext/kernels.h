@@ -6,6 +6,18 @@
 // other than the table of the chosen instruction set. All functions may run in any number of
 // threads at once.
 //
+// Interruption. A call that lasts asks its Poll whether to stop: on the thread that made the call and
+// on no other, not in the first 25 ms, then about every 25 ms, for as long as the call lasts, while it
+// waits for its other threads, too. The poll may do whatever it likes meanwhile, calls of the
+// functions below included. Once it says stop it is not asked again, all threads of the call end
+// within some hundred panels' time, and the call returns kInterrupted. If it never does, the result
+// is to the bit what it is without a poll.
+//
+// Numbers as indices. Every position that is handed in lies in [0, n_items), or is -1 where that is
+// said to be allowed: Cython refuses others. `rows` and `panel_rows`, which may come from a file, are
+// compared and nothing else. Nor do a catalog's floats become indices, or decide whether a loop ends:
+// a damaged one, with a NaN or an infinity, has rankings that mean nothing, of different items.
+//
 // Items and panels. Item i stands in lane i % 16 of panel i / 16. A panel is `dim` rows of 16
 // float32, dimension-major: panels[(p * dim + c) * 16 + lane]. Lanes past n_items hold zeros and
 // are never eligible.
@@ -54,6 +66,13 @@ enum Code : int32_t {
   kBiasNotFinite = 2,   // *where: index into the call's bias
   kScoreOverflow = 3,   // a score could pass the float32 range
   kOutOfMemory = 4,
+  kInterrupted = 5,  // the call's Poll said stop; outputs mean nothing
+};
+
+// Whether the caller wants a call to end early.
+struct Poll {
+  bool (*stop)(void* context);  // null: it does not
+  void* context;
 };
 
 // int8 storage; borrowed.
@@ -147,16 +166,16 @@ Code check_request(const Catalog&, const Request&, int64_t* where, Largest*);
 // (3 t + 1 times where t threads share a pass), and keeps what all chunks noted, usually hundreds
 // or thousands of items and at most one in seven, at 24 to 48 bytes, and 48 for one user at a time.
 // After an error outputs mean nothing, and *row is the user whose request was refused.
-Code rank(const Catalog&, User* users, int64_t count, int64_t k, int64_t threads, int64_t* row,
-          int64_t* where);
+Code rank(const Catalog&, User* users, int64_t count, int64_t k, int64_t threads, const Poll&,
+          int64_t* row, int64_t* where);
 
 // Conditional log-propensities of a given ranking in one pass. positions: catalog positions, -1
 // for an unknown item. An unknown, ineligible or repeated item gets -inf and removes nothing.
 Code log_propensities(const Catalog&, const Request&, const Policy&, const int64_t* positions,
-                      int64_t count, double* out, int64_t* where);
+                      int64_t count, const Poll&, double* out, int64_t* where);
 
 // float32 scores of all items, in catalog order, as every other kernel computes them.
-Code score_all(const Catalog&, const Request&, float* out, int64_t* where);
+Code score_all(const Catalog&, const Request&, const Poll&, float* out, int64_t* where);
 
 // A sum of weights, exp((score - reference) / T) over some items: `value` times
 // exp(reference / T), which float64 could not hold. No items: value 0.
@@ -168,12 +187,13 @@ struct Mass {
 // Cached Plackett-Luce. A tree over the panels' weights, built once per query and temperature;
 // chosen and filtered items are an overlay of the call, so the tree is shared and read-only.
 int64_t tree_size(int64_t n_items);  // number of nodes
-Code tree_build(const float* scores, int64_t n_items, double temperature, Mass* nodes);
+Code tree_build(const float* scores, int64_t n_items, double temperature, const Poll&,
+                Mass* nodes);
 // allowed (sorted, unique; null = every item) less excluded (sorted, unique).
 // O((k + n_excluded) log n), or O((k + n_allowed) log n) where `allowed` is given.
 Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Policy&,
                const int64_t* allowed, int64_t n_allowed, const int64_t* excluded,
-               int64_t n_excluded, int64_t k, Ranking* out);
+               int64_t n_excluded, int64_t k, const Poll&, Ranking* out);
 
 // The bitset of `allowed` (null = every item) less `excluded`: positions in [0, n_items), in any
 // order, repeated or not. Returns the number of bits set.
@@ -196,7 +216,7 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
 // ones, -1 if nowhere: a hash table of the wanted and one pass over the rows, O(n_rows + n_wanted),
 // with 20 bytes a wanted row besides. `key` is random, so that nobody can choose rows that collide.
 Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* wanted,
-               int64_t n_wanted, int64_t width, uint64_t key, int64_t* positions);
+               int64_t n_wanted, int64_t width, uint64_t key, const Poll&, int64_t* positions);
 
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.

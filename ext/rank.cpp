@@ -301,7 +301,7 @@ class Eligible {
 // against (less than two tries each); else a list, which then is no longer than 2 k.
 class Pool {
  public:
-  Pool(const Eligible& eligible, int64_t k)
+  Pool(const Eligible& eligible, int64_t k, Interrupt* interrupt)
       : eligible_(eligible),
         left_(eligible.count()),
         listed_(2 * k >= eligible.count()),
@@ -309,6 +309,7 @@ class Pool {
     if (!listed_) return;
     list_.reserve(size_t(left_));
     for (int64_t rank = 0; rank < left_; ++rank) {
+      interrupt->check(1);
       list_.push_back(eligible.position(rank));
       slot_of_[list_.back()] = rank;
     }
@@ -345,11 +346,12 @@ class Pool {
 };
 
 void rank_uniform(const Kernels& kernels, const Source& source, const Request& request,
-                  uint64_t seed, Ranking* out) {
+                  uint64_t seed, Interrupt* interrupt, Ranking* out) {
   const Eligible eligible(source, request.n_eligible);
-  Pool pool(eligible, out->count);
+  Pool pool(eligible, out->count, interrupt);
   Stream stream(seed, 0, kExploration);
   for (int64_t j = 0; j < out->count; ++j) {
+    interrupt->check(1);
     const int64_t position = pool.draw(&stream);
     out->positions[j] = position;
     out->scores[j] = score_of(kernels, source, position);
@@ -359,13 +361,15 @@ void rank_uniform(const Kernels& kernels, const Source& source, const Request& r
 }
 
 void rank_epsilon_greedy(const Kernels& kernels, const Source& source, const Request& request,
-                         const Policy& policy, const Partial& best, Ranking* out) {
+                         const Policy& policy, const Partial& best, Interrupt* interrupt,
+                         Ranking* out) {
   const Eligible eligible(source, request.n_eligible);
-  Pool pool(eligible, out->count);
+  Pool pool(eligible, out->count, interrupt);
   Stream coins(policy.seed, 0, kCoins), draws(policy.seed, 0, kExploration);
   FlatMap<bool> shown(size_t(out->count));
   size_t next_best = 0;
   for (int64_t j = 0; j < out->count; ++j) {
+    interrupt->check(1);
     while (shown.contains(best.items[next_best].position)) ++next_best;
     const int64_t greedy = best.items[next_best].position;
     const bool explore = coins.uniform() < policy.epsilon;
@@ -382,11 +386,12 @@ void rank_epsilon_greedy(const Kernels& kernels, const Source& source, const Req
 // ---- Sequential Plackett-Luce: the textbook, O(k n) -----------------------------------------
 
 void rank_sequential(const Kernels& kernels, const Source& source, const Policy& policy,
-                     Ranking* out) {
+                     Interrupt* interrupt, Ranking* out) {
   const double inv_t = 1.0 / policy.temperature;
   std::vector<int64_t> left;  // eligible positions, ascending, and their scores
   std::vector<float> scores;
   for (int64_t panel = 0; panel < source.n_panels; ++panel) {
+    interrupt->check(1);
     uint32_t lanes = lanes_of(source, panel);
     if (!lanes) continue;
     float panel_scores[kLanes];
@@ -403,6 +408,7 @@ void rank_sequential(const Kernels& kernels, const Source& source, const Policy&
     const float highest = left.empty() ? 0.0f : *std::max_element(scores.begin(), scores.end());
     double sum = 0.0;
     for (size_t i = 0; i < left.size(); ++i) {
+      if (i % 1024 == 0) interrupt->check(64);
       weights[i] = exp((double(scores[i]) - double(highest)) * inv_t);
       sum += weights[i];
     }
@@ -453,7 +459,7 @@ bool scans(const Policy& policy) {
 
 // Ranks for users[0], ..., users[count - 1], at most kBlockUsers, in one pass.
 void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int64_t count,
-                int64_t k, int64_t threads) {
+                int64_t k, int64_t threads, Interrupt* interrupt) {
   std::vector<std::vector<uint16_t>> filters(static_cast<size_t>(count));
   std::vector<Request> requests;
   std::vector<Source> sources;
@@ -462,6 +468,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     User& user = users[i];
     Request request = user.request;
     if ((user.allowed || user.excluded) && user.policy.kind != kCached) {
+      interrupt->check(panel_count(catalog.n_items + user.n_allowed + user.n_excluded) / 16);
       std::vector<uint16_t>& bits = filters[size_t(i)];
       bits.resize(size_t(panel_count(catalog.n_items)));
       request.n_eligible = make_filter(catalog.n_items, user.allowed, user.n_allowed,
@@ -489,8 +496,9 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
       scanning.push_back({&sources[size_t(i)], &users[i].policy, users[i].out.count});
   const ChunkLaw law(catalog.n_items, k);
   threads = std::min(threads, law.widest_group());
-  SharedPass shared(kernels, law, scanning, threads);
-  if (!scanning.empty()) on_threads(threads, [&](int64_t worker) { shared.work(worker); });
+  SharedPass shared(kernels, law, scanning, threads, interrupt);
+  if (!scanning.empty())
+    on_threads(threads, interrupt, [&](int64_t worker) { shared.work(worker); });
 
   size_t scanned = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -512,7 +520,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
           if (out->log_norm_error == kInfinity) {
             out->log_norm_error = 0.0;
             rest = rest_mass(kernels, source, policy.temperature,
-                             {out->positions, out->positions + out->count});
+                             {out->positions, out->positions + out->count}, interrupt);
           }
         }
         out->log_norm = conditional(out->scores, out->count, rest, policy.temperature,
@@ -520,14 +528,14 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
         break;
       }
       case kSequential:
-        rank_sequential(kernels, source, policy, out);
+        rank_sequential(kernels, source, policy, interrupt, out);
         break;
       case kEpsilonGreedy:
         rank_epsilon_greedy(kernels, source, requests[size_t(i)], policy, shared.result(scanned++),
-                            out);
+                            interrupt, out);
         break;
       case kUniform:
-        rank_uniform(kernels, source, requests[size_t(i)], policy.seed, out);
+        rank_uniform(kernels, source, requests[size_t(i)], policy.seed, interrupt, out);
         break;
       case kCached:
         break;
@@ -549,16 +557,19 @@ std::unique_ptr<Pass> make_pass(const Kernels& kernels, const Source& source,
 }
 
 Partial best_items(const Kernels& kernels, const Source& source, int64_t n_items, int64_t k,
-                   int64_t capacity) {
+                   int64_t capacity, Interrupt* interrupt) {
   const Policy policy = {kDeterministic, 1.0, 0.0, 0};
-  SharedPass shared(kernels, ChunkLaw(n_items, k), {{&source, &policy, capacity}}, 1);
+  SharedPass shared(kernels, ChunkLaw(n_items, k), {{&source, &policy, capacity}}, 1, interrupt);
   shared.work(0);
   return shared.result(0);
 }
 
 Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t threads,
-          int64_t* row, int64_t* where) {
+          const Poll& poll, int64_t* row, int64_t* where) {
+  Interrupt interrupt(poll);
   for (*row = 0; *row < count; ++*row) {
+    if (interrupt.stop(users[*row].request.bias ? panel_count(catalog.n_items) / 16 : 1))
+      return kInterrupted;
     const Code code = check_request(catalog, users[*row].request, where, &users[*row].largest);
     if (code != kOk) return code;
   }
@@ -574,13 +585,16 @@ Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t
     try {
       for (int64_t i; !failed && (i = next.fetch_add(1)) < blocks;) {
         const int64_t first = count * i / blocks, last = count * (i + 1) / blocks;
-        rank_block(catalog, kernels, users + first, last - first, k, apart ? 1 : threads);
+        rank_block(catalog, kernels, users + first, last - first, k, apart ? 1 : threads,
+                   &interrupt);
       }
     } catch (const std::bad_alloc&) {
       failed = true;
+    } catch (const Interrupted&) {
     }
   };
-  on_threads(share, work);
+  on_threads(share, &interrupt, work);
+  if (interrupt.stopped()) return kInterrupted;
   return failed ? kOutOfMemory : kOk;
 }
 

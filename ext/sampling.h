@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "elementary.h"
+#include "interrupt.h"
 #include "kernels.h"
 #include "philox.h"
 
@@ -179,9 +180,10 @@ class Partial {
   void replace_worst(const Candidate& candidate) { sift(items.size(), candidate); }
 
   // Joins the result of items that come later in the order of chunks.
-  void merge(const Partial& other) {
+  void merge(const Partial& other, Interrupt* interrupt) {
     const double inv_t = order_.inv_temperature;
     for (const Candidate& item : other.items) {
+      if (interrupt->stop(1)) return;
       if (!full()) {
         push(item);
       } else if (order_.better(item, worst())) {
@@ -198,8 +200,9 @@ class Partial {
 
   // Best first. A heap sort of our own: `better` may fail to be transitive within a rounding,
   // which std::sort does not forgive.
-  void sort() {
+  void sort(Interrupt* interrupt) {
     for (size_t size = items.size(); size > 1; --size) {
+      interrupt->check(1);
       const Candidate last = items[size - 1];
       items[size - 1] = items[0];
       sift(size - 1, last);
@@ -312,9 +315,11 @@ inline float score_of(const Kernels& kernels, const Source& source, int64_t posi
 }
 
 // Mass of the eligible items that are not in `shown`, in one pass of its own over float32 scores.
-Mass rest_mass(const Kernels&, const Source&, double temperature, std::vector<int64_t> shown);
+Mass rest_mass(const Kernels&, const Source&, double temperature, std::vector<int64_t> shown,
+               Interrupt*);
 
 // The k best items by score, best first, without masses.
-Partial best_items(const Kernels&, const Source&, int64_t n_items, int64_t k, int64_t capacity);
+Partial best_items(const Kernels&, const Source&, int64_t n_items, int64_t k, int64_t capacity,
+                   Interrupt*);
 
 }  // namespace fastrank

@@ -42,13 +42,14 @@ Mass leaf_mass(const float* scores, uint32_t lanes, double inv_temperature) {
 class Overlay {
  public:
   Overlay(const float* scores, const Mass* nodes, int64_t n_items, double temperature,
-          bool start_empty, size_t expected)
+          bool start_empty, size_t expected, Interrupt* interrupt)
       : scores_(scores),
         nodes_(nodes),
         n_items_(n_items),
         leaves_(leaf_count(n_items)),
         inv_temperature_(1.0 / temperature),
         start_empty_(start_empty),
+        interrupt_(interrupt),
         changed_(expected),
         lanes_(expected) {}
 
@@ -62,8 +63,10 @@ class Overlay {
       lanes_[panel] = present ? lanes | bit : lanes & ~bit;
       if (touched.empty() || touched.back() != leaves_ + panel) touched.push_back(leaves_ + panel);
     }
-    for (const int64_t node : touched)
+    for (const int64_t node : touched) {
+      interrupt_->check(1);
       changed_[node] = leaf_mass(panel_scores(node), lanes_of(node - leaves_), inv_temperature_);
+    }
     while (!touched.empty() && touched.front() > 1) {
       size_t kept = 0;
       for (const int64_t node : touched) {
@@ -72,11 +75,14 @@ class Overlay {
         touched[kept++] = parent;
       }
       touched.resize(kept);
-      for (const int64_t node : touched)
+      for (const int64_t node : touched) {
+        interrupt_->check(1);
         changed_[node] = sum_of(mass(2 * node), mass(2 * node + 1), inv_temperature_);
+      }
     }
   }
 
+  // -1 where scores that are not finite leave nothing to choose by.
   int64_t draw(Stream* stream) const {
     int64_t node = 1;
     while (node < leaves_) {
@@ -103,7 +109,7 @@ class Overlay {
       chosen = lane;  // the last lane with weight, should rounding leave a remainder
       budget -= weight;
     }
-    return (node - leaves_) * kLanes + chosen;
+    return chosen < 0 ? -1 : (node - leaves_) * kLanes + chosen;
   }
 
   Mass root() const { return mass(1); }
@@ -126,6 +132,7 @@ class Overlay {
   const int64_t n_items_, leaves_;
   const double inv_temperature_;
   const bool start_empty_;
+  Interrupt* const interrupt_;
   FlatMap<Mass> changed_;     // by node
   FlatMap<uint32_t> lanes_;   // by panel: the items that are there
 };
@@ -134,33 +141,40 @@ class Overlay {
 
 int64_t tree_size(int64_t n_items) { return 2 * leaf_count(n_items); }
 
-Code tree_build(const float* scores, int64_t n_items, double temperature, Mass* nodes) {
+Code tree_build(const float* scores, int64_t n_items, double temperature, const Poll& poll,
+                Mass* nodes) {
+  Interrupt interrupt(poll);
   const double inv_t = 1.0 / temperature;
   const int64_t leaves = leaf_count(n_items), n_panels = panel_count(n_items);
   nodes[0] = {0.0, 0.0};
   for (int64_t panel = 0; panel < leaves; ++panel) {
+    if (interrupt.stop(1)) return kInterrupted;
     nodes[leaves + panel] =
         panel < n_panels ? leaf_mass(scores + panel * kLanes, all_lanes(n_items, panel), inv_t)
                          : Mass{0.0, 0.0};
   }
-  for (int64_t node = leaves - 1; node > 0; --node)
+  for (int64_t node = leaves - 1; node > 0; --node) {
+    if (interrupt.stop(1)) return kInterrupted;
     nodes[node] = sum_of(nodes[2 * node], nodes[2 * node + 1], inv_t);
+  }
   return kOk;
 }
 
 Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Policy& policy,
                const int64_t* allowed, int64_t n_allowed, const int64_t* excluded,
-               int64_t n_excluded, int64_t k, Ranking* out) {
+               int64_t n_excluded, int64_t k, const Poll& poll, Ranking* out) {
+  Interrupt interrupt(poll);
   try {
     const int64_t drawn = std::min(k, allowed ? n_allowed : n_items);
     Overlay overlay(scores, nodes, n_items, policy.temperature, allowed != nullptr,
-                    size_t(8 * drawn + n_allowed + n_excluded));
+                    size_t(8 * drawn + n_allowed + n_excluded), &interrupt);
     if (allowed) overlay.set(allowed, n_allowed, true);
     if (n_excluded) overlay.set(excluded, n_excluded, false);
     Stream stream(policy.seed, 0, kTreeDraws);
     out->count = 0;
-    while (out->count < k && overlay.root().value > 0.0) {
+    while (out->count < drawn && overlay.root().value > 0.0) {
       const int64_t position = overlay.draw(&stream);
+      if (position < 0) break;
       out->positions[out->count] = position;
       out->scores[out->count] = scores[position];
       ++out->count;
@@ -171,6 +185,8 @@ Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Po
     return kOk;
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
+  } catch (const Interrupted&) {
+    return kInterrupted;
   }
 }
 

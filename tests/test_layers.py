@@ -24,8 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": set(),
     "store": set(),
     "packing": {"inputs", "_native"},
-    "catalog": {"policies", "ranking", "ids", "inputs", "packing", "store", "_native"},
-    "model": {"policies", "ranking", "ids", "inputs", "store", "catalog"},
+    "contents": {"_native"},
+    "catalog": {"policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"},
+    "model": {"policies", "ranking", "ids", "inputs", "contents", "store", "catalog"},
     # Around it.
     "opening": {"store", "catalog", "model"},
     "calibration": {"policies"},
@@ -157,7 +158,8 @@ def test_importing_fastrank_loads_numpy_and_the_standard_library() -> None:
 
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
-        *("policies", "ranking", "ids", "inputs", "packing", "store", "_native", "catalog", "model")
+        *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
+        *("catalog", "model"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core

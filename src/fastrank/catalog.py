@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from fastrank import _native, packing, store
+from fastrank import _native, contents, packing, store
 from fastrank.ids import IdArray, IdIndex, Ids, Positions, as_ids
 from fastrank.inputs import (
     Float32Array,
@@ -127,7 +127,7 @@ class Catalog:
             arrays["bias"] = padded
             max_bias = float(np.abs(padded).max())
         if order is not None:
-            arrays |= {"rows": order, "panel_rows": _panel_rows(order)}
+            arrays |= {"rows": order, "panel_rows": contents.panel_rows_of(order)}
         digests = {name: store.array_digest(array) for name, array in arrays.items()}
         content = {"storage": storage, "n_items": n_items, "dim": dim}
         meta = {
@@ -156,6 +156,7 @@ class Catalog:
         self._version: str = meta["catalog_version"]
         # Positions are those of the items as they are stored, rows those of the caller's arrays.
         self._rows = arrays.get("rows")
+        self._rows_checked = False
         self._item_ids = index.ids if self._rows is None else None
         self._packed = _native.PackedCatalog(
             arrays,
@@ -196,8 +197,9 @@ class Catalog:
         directory : path
             What `save` wrote; a model's directory will do.
         verify : bool
-            Check every file's SHA-256 too, which reads all of them. Without it the manifest's own
-            hash, the format version, and every file's size, dtype and shape are checked.
+            Check every file's SHA-256 too, which reads all of them, and that what they hold fits
+            together: ids in order, finite vectors. Without it the manifest's own hash, the format
+            version, and every file's size, dtype and shape are checked.
         cache_bytes, log_norm_tolerance
             As for a new catalog; they are not saved.
 
@@ -250,18 +252,23 @@ class Catalog:
                 fits = array.dtype.str == dtype or (name, array.dtype.kind) == ("item_ids", "U")
                 if array.shape != shape or not fits:
                     raise ValueError(f"{name} has shape {array.shape}, dtype {array.dtype}")
+                if not (array.flags.c_contiguous and array.flags.aligned):
+                    raise ValueError(f"{name} is not laid out as fastrank saves it")
             if ("rows" in own) != ("panel_rows" in own):
                 raise ValueError("of rows and panel_rows one is missing")
-            if verify and "rows" in own:
-                _check_rows(own["rows"], own["panel_rows"])
             digests = {name: manifest["arrays"][name]["sha256"] for name in own}
             index = IdIndex("item_ids", own["item_ids"], own["item_order"])
             catalog = cls.__new__(cls)
             catalog._set(meta, own, digests, index, cache_bytes, log_norm_tolerance)
-        except (KeyError, TypeError) as error:
+        except (KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"{directory}: not a catalog: {error!r} in its manifest") from None
         except ValueError as error:
             raise ValueError(f"{directory}: not a catalog: {error}") from None
+        if verify:
+            try:
+                contents.check(manifest, own)
+            except ValueError as error:
+                raise ValueError(f"{directory}: {error}") from None
         return catalog
 
     def __reduce__(self) -> NoReturn:
@@ -703,20 +710,31 @@ class Catalog:
 
     def _stored(self, values: Float32Array) -> Float32Array:
         """Values by row, in the order of positions."""
-        return values if self._rows is None else np.take(values, self._rows, axis=-1)
+        return values if self._rows is None else np.take(values, self._as_indices(), axis=-1)
 
     def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Values by position, in the order of rows."""
         result = np.empty_like(values)
-        result[self._rows] = values
+        result[self._as_indices()] = values
         return result
+
+    def _as_indices(self) -> Positions:
+        """Each position's row. They may be a damaged file's: O(n) the first time, to look."""
+        assert self._rows is not None
+        if not self._rows_checked:
+            try:
+                contents.check_permutation(self._rows)
+            except ValueError as error:
+                raise ValueError(f"damaged: rows: {error}") from None
+            self._rows_checked = True
+        return self._rows
 
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 where there is no such id."""
         positions = self._index.find("item_ids", item_ids)
         if self._rows is None:
             return positions
-        return np.where(positions >= 0, self._rows[positions], -1)
+        return np.where(positions >= 0, self._as_indices()[positions], -1)
 
     def _find(self, name: str, ids: Ids | None) -> Positions | None:
         """Positions of the ids that are known."""
@@ -870,7 +888,10 @@ class _Tree(NamedTuple):
 
 
 class _TreeCache:
-    """Trees by (query bytes, temperature), least recently used out first. Thread-safe."""
+    """Trees by (query bytes, temperature), least recently used out first. Thread-safe.
+
+    A signal's exception comes up at a call: between what belongs together there is none.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -894,15 +915,19 @@ class _TreeCache:
             return tree
 
     def put(self, key: tuple[bytes, float], tree: _Tree) -> None:
-        if tree.nbytes > self._capacity:
+        size = tree.nbytes
+        if size > self._capacity:
             return
         with self._lock:
             if key in self._trees:  # another thread was first
                 return
+            while self._used + size > self._capacity:
+                oldest = next(iter(self._trees))
+                gone = self._trees[oldest].nbytes
+                self._used -= gone
+                del self._trees[oldest]
+            self._used += size
             self._trees[key] = tree
-            self._used += tree.nbytes
-            while self._used > self._capacity:
-                self._used -= self._trees.popitem(last=False)[1].nbytes
 
 
 def _threads(value: object) -> int:
@@ -914,19 +939,6 @@ def _descending(prior: FloatArray) -> Positions | None:
     order = np.argsort(-prior, kind="stable").astype(np.int64, copy=False)
     order.flags.writeable = False
     return None if (order[1:] > order[:-1]).all() else order
-
-
-def _panel_rows(rows: Positions) -> Positions:
-    """The lowest row of each panel."""
-    return np.minimum.reduceat(rows, np.arange(0, len(rows), _native.LANES))
-
-
-def _check_rows(rows: Positions, panel_rows: Positions) -> None:
-    seen = np.zeros(len(rows), np.bool_)
-    if rows.min() >= 0 and rows.max() < len(rows):
-        seen[rows] = True
-    if not seen.all() or not np.array_equal(panel_rows, _panel_rows(rows)):
-        raise ValueError("rows are not a permutation, or panel_rows not theirs")
 
 
 def _each(name: str, values: Any, count: int) -> Sequence[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,8 @@ class IdIndex:
                 )
             order.flags.writeable = False
         self.ids = ids
-        self.order = order
+        self.order = order  # if it was given it may be a damaged file's: nothing in it is trusted
+        self._order_name = name.replace("ids", "order")
 
     def find(self, name: str, values: Ids) -> Positions:
         """Positions (m,) of ids, -1 where there is no such id.
@@ -111,16 +112,17 @@ class IdIndex:
         narrow = wanted.astype(self.ids.dtype)
         last = len(self.ids) - 1
         if len(wanted) >= _FEW and self._without_gaps():
-            # Modulo 2**64, so that ids below the first are past the last.
-            distance = narrow.view(np.uint64) - self.ids[self.order[:1]].view(np.uint64)
-            found = self.order[np.minimum(distance, np.uint64(last))]
-            return np.where(distance <= last, found, -1)
+            return self._consecutive(narrow)
         if len(wanted) * _SEARCHES > last:
             rows = _native.find_rows(_as_bytes(self.ids), _as_bytes(narrow), _HASH_KEY)
             return rows if wanted.dtype == narrow.dtype else np.where(narrow == wanted, rows, -1)
-        place = np.searchsorted(self.ids, narrow, sorter=self.order)
-        found = self.order[np.minimum(place, last)]
-        return np.where(self.ids[found] == wanted, found, -1)
+        found = self._rows_at(self._search(narrow))
+        known = self.ids[found] == wanted
+        if known.all():
+            return found
+        if self._without_gaps():  # then an unknown id can be told from one that is not in its place
+            self._consecutive(narrow)
+        return np.where(known, found, -1)
 
     def starting_with(self, prefix: str, limit: int) -> Positions:
         """Positions of the first `limit` ids, in their order, that begin with a text.
@@ -131,9 +133,9 @@ class IdIndex:
         if self.ids.dtype.kind != "U":
             found: list[int] = []
             for low, high in _intervals(prefix):
-                first = np.searchsorted(self.ids, np.int64(low), "left", sorter=self.order)
-                end = np.searchsorted(self.ids, np.int64(high), "right", sorter=self.order)
-                found += self.order[first : min(end, first + limit - len(found))].tolist()
+                first = int(self._search(np.int64(low)))
+                end = min(int(self._search(np.int64(high), "right")), first + limit - len(found))
+                found += self._rows_at(np.arange(first, end)).tolist()
                 if len(found) >= limit:
                     break
             return np.array(found, np.int64)
@@ -142,8 +144,8 @@ class IdIndex:
         if 4 * len(prefix) > self.ids.dtype.itemsize or prefix.endswith("\0"):
             return np.empty(0, np.int64)
         narrow = np.array(prefix, self.ids.dtype)
-        start = int(np.searchsorted(self.ids, narrow, "left", sorter=self.order))
-        rows = self.order[start : start + limit]
+        start = int(self._search(narrow))
+        rows = self._rows_at(np.arange(start, min(start + limit, len(self.ids))))
         # Those that begin with it stand together, at the start.
         return rows[np.strings.startswith(self.ids[rows], prefix)]
 
@@ -159,8 +161,26 @@ class IdIndex:
         """Whether the ids are the integers from the first to the last."""
         if self.ids.dtype.kind == "U":
             return False
-        first, last = self.ids[self.order[0]], self.ids[self.order[-1]]
-        return int(last) - int(first) + 1 == len(self.ids)
+        first, last = self.ids[self._rows_at(np.array([0, len(self.ids) - 1]))].tolist()
+        return bool(last - first + 1 == len(self.ids))
+
+    def _consecutive(self, wanted: IdArray) -> Positions:
+        """`find` where there are no gaps."""
+        first = int(self.ids[self.order[0]])
+        return _native.find_consecutive(self._order_name, self.ids, self.order, first, wanted)
+
+    def _search(self, wanted: Any, side: Literal["left", "right"] = "left") -> Any:
+        """The places of ids in their order, by bisection."""
+        try:
+            return np.searchsorted(self.ids, wanted, side, sorter=self.order)
+        except ValueError:  # NumPy came by an entry that is no row
+            raise ValueError(
+                f"damaged: {self._order_name}: an entry is not one of {len(self.ids)} rows"
+            ) from None
+
+    def _rows_at(self, places: Any) -> Positions:
+        """The rows at places of the order, or at its last one; checked to be rows."""
+        return _native.rows_at(self._order_name, self.order, places.view(np.uint64))
 
 
 def _intervals(prefix: str) -> Iterator[tuple[int, int]]:

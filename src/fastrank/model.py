@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrank import store
+from fastrank import contents, store
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdArray, IdIndex, Ids, as_ids
 from fastrank.inputs import Float32Array, as_finite, as_float32, as_real
@@ -130,18 +130,28 @@ class Model:
             "user_vectors": ((users, catalog.dim), "<f4"),
             "user_temperatures": ((users,), "<f8"),
             "title_offsets": ((len(catalog) + 1,), "<i8"),
+            "title_text": ((own["title_text"].size if "title_text" in own else 0,), "|u1"),
         }
-        optional = ["user_temperatures"] + ([] if "title_text" in own else ["title_offsets"])
+        optional = ["user_temperatures"]
+        if not {"title_text", "title_offsets"} & set(own):
+            optional += ["title_text", "title_offsets"]
         for name, (shape, dtype) in expected.items():
             if name not in own and name in optional:
                 continue
             if name not in own or own[name].shape != shape or own[name].dtype.str != dtype:
                 raise ValueError(f"{directory}: not a model: {name} is missing or does not fit")
+            if not (own[name].flags.c_contiguous and own[name].flags.aligned):
+                raise ValueError(f"{directory}: not a model: {name} is not as fastrank saves it")
         if "user_temperatures" in own:
             try:
                 _check_temperatures(own["user_temperatures"])
             except ValueError as error:
                 raise ValueError(f"{directory}: not a model: {error}") from None
+        if verify:
+            try:
+                contents.check(manifest, own)
+            except ValueError as error:
+                raise ValueError(f"{directory}: {error}") from None
         digests = {name: manifest["arrays"][name]["sha256"] for name in own}
         model = cls.__new__(cls)
         index = IdIndex("user_ids", own["user_ids"], own["user_order"])
@@ -174,7 +184,9 @@ class Model:
     def __contains__(self, user_id: Any) -> bool:
         try:
             return bool(self._index.find("user_id", [user_id])[0] >= 0)
-        except ValueError:
+        except ValueError as error:
+            if str(error).startswith("damaged: "):  # that says nothing of this user
+                raise
             return False
 
     def user_vector(self, user_id: Any) -> Float32Array:
@@ -340,8 +352,13 @@ class Model:
     def _title(self, row: int) -> str:
         if row < 0 or not self.has_titles:
             return ""
-        start, end = self._arrays["title_offsets"][row : row + 2]
-        return self._arrays["title_text"][start:end].tobytes().decode("utf-8", "replace")
+        start, end = self._arrays["title_offsets"][row : row + 2].tolist()
+        text = self._arrays["title_text"]
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(
+                f"damaged: title_offsets: row {row} is {start} to {end} of {len(text)} bytes"
+            )
+        return text[start:end].tobytes().decode("utf-8", "replace")
 
 
 def _as_temperatures(values: npt.ArrayLike, users: int) -> npt.NDArray[np.float64]:

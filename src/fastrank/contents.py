@@ -1,0 +1,156 @@
+"""What the arrays of a saved catalog or model hold when all is well.
+
+`verify=True` reads them through. Their hashes say that they are what was written; this says that it
+was fit to be written: whoever can write files can write hashes, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import _native
+
+__all__ = ["check", "check_permutation", "panel_rows_of"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Positions: TypeAlias = npt.NDArray[np.int64]
+
+_BLOCK_BYTES = 16 << 20
+
+
+def check(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Reads arrays whose shapes and dtypes are known to be right.
+
+    Parameters
+    ----------
+    manifest : mapping
+        As `store.read` gives it; errors name the file that it lists.
+    arrays : mapping
+        Those of a catalog, or of a model's users, by name.
+
+    Raises
+    ------
+    ValueError
+        For the first array that no catalog or model would have written.
+    """
+    for name, array in arrays.items():
+        try:
+            _check_one(name, array, arrays, manifest)
+        except ValueError as error:
+            raise ValueError(f"damaged: {manifest['arrays'][name]['file']}: {error}") from None
+
+
+def check_permutation(rows: Positions) -> None:
+    """A ValueError unless 0, ..., n - 1 are there, each once. O(n)."""
+    _check_range(rows)
+    there = np.zeros(len(rows), np.bool_)
+    there[rows] = True
+    if not there.all():
+        raise ValueError(f"not a permutation: {int(there.argmin())} is missing")
+
+
+def panel_rows_of(rows: Positions) -> Positions:
+    """The lowest row of each panel."""
+    return np.minimum.reduceat(rows, np.arange(0, len(rows), _native.LANES))
+
+
+def _check_one(
+    name: str, array: Array, arrays: Mapping[str, Array], manifest: Mapping[str, Any]
+) -> None:
+    match name:
+        case "item_order":
+            _check_order(array, arrays["item_ids"])
+        case "user_order":
+            _check_order(array, arrays["user_ids"])
+        case "rows":
+            check_permutation(array)
+        case "panel_rows":
+            wrong = np.flatnonzero(array != panel_rows_of(arrays["rows"]))
+            if wrong.size:
+                raise ValueError(f"entry {wrong[0]} is not the lowest of its panel's rows")
+        case "title_offsets":
+            _check_offsets(array, len(arrays["title_text"]))
+        case "panels" | "vectors":
+            _check_vectors(array, manifest["max_norm"])
+        case "user_vectors":
+            _check_vectors(array, np.inf)
+        case "bias":
+            _check_finite(array)
+            _check_bound(np.abs(array), "a bias", manifest["max_bias"])
+        case "columns":
+            _check_finite(array)
+            _check_positive(array[1])
+        case "scales":
+            scales = array[: manifest["n_items"]]
+            _check_finite(scales)
+            _check_positive(scales)
+            _check_bound(scales, "a scale", manifest["max_scale"])
+
+
+def _check_range(rows: Positions) -> None:
+    outside = np.flatnonzero((rows < 0) | (rows >= len(rows)))
+    if outside.size:
+        raise ValueError(
+            f"not a permutation: entry {outside[0]} is {rows[outside[0]]}, not one of "
+            f"{len(rows)} rows"
+        )
+
+
+def _check_order(order: Positions, ids: Array) -> None:
+    """Ids that ascend without repeats: so the order is a permutation, and they are unique."""
+    _check_range(order)
+    ordered = ids[order]
+    wrong = np.flatnonzero(~(ordered[1:] > ordered[:-1]))
+    if wrong.size:
+        first, second = ordered[wrong[0] : wrong[0] + 2].tolist()
+        raise ValueError(
+            f"does not sort the ids: entry {wrong[0]} has {first!r}, the next has {second!r}"
+        )
+
+
+def _check_offsets(offsets: Positions, size: int) -> None:
+    steps = np.diff(offsets, prepend=0)
+    wrong = np.flatnonzero((steps < 0) | (offsets < 0) | (offsets > size))
+    if wrong.size:
+        raise ValueError(
+            f"does not ascend from 0 to {size}: entry {wrong[0]} is {offsets[wrong[0]]}"
+        )
+
+
+def _check_vectors(vectors: Array, longest: float) -> None:
+    """Rows (m, d), or panels (m, d, lanes)."""
+    for first, block in _blocks(vectors):
+        _check_finite(block, first)
+        norms = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1))
+        _check_bound(norms, "a norm", longest)
+
+
+def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    step = max(1, _BLOCK_BYTES // max(1, array[0].nbytes))
+    for first in range(0, len(array), step):
+        yield first, array[first : first + step]
+
+
+def _check_finite(values: Array, first: int = 0) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if bad.size:
+        index = bad[0].tolist()
+        value = values[tuple(index)]
+        raise ValueError(f"entry {[index[0] + first, *index[1:]]} is {value}: must be finite")
+
+
+def _check_positive(values: Array) -> None:
+    bad = np.flatnonzero(~(values > 0.0))
+    if bad.size:
+        raise ValueError(f"entry {bad[0]} is {values[bad[0]]}: must be above 0")
+
+
+def _check_bound(values: Array, what: str, most: float) -> None:
+    """That no value passes what the manifest states, but for a rounding."""
+    found = float(values.max(initial=0.0))
+    if found > most * (1.0 + 1e-6):
+        raise ValueError(f"{what} is {found:g}, where the manifest states at most {most:g}")

@@ -17,6 +17,7 @@ import pytest
 from support import POLICIES
 
 import fastrank as fr
+from fastrank import _native
 
 N_THREADS = 8
 
@@ -86,6 +87,24 @@ def test_any_number_of_threads_ranks_a_batch_alike(chunk_panels: int, threads: i
         one = catalog.rank_batch(users, 10, policy=policy, seeds=range(b))
         several = catalog.rank_batch(users, 10, policy=policy, seeds=range(b), threads=threads)
         assert whole(several) == whole(one)
+
+
+def test_chunks_wait_for_all_before_their_group() -> None:
+    """Three chunks that take as long, each with many of the best: if the third, the first of its
+    group, does not wait for the second, its floor is that of the first alone in many of the runs.
+    """
+    n, k, panels = 48_000, 1_000, 1_000
+    vectors = np.random.default_rng(1).standard_normal((n, 1)).astype(np.float32)
+    vectors[panels * 16 : 2 * panels * 16] += 1.0
+    catalog = fr.Catalog(np.arange(n), vectors)
+    policy, previous = fr.PlackettLuce(0.3), _native.set_chunk_panels(panels)
+    try:
+        for seed in range(60):
+            one = catalog.rank([1.0], k, policy=policy, seed=seed)
+            several = catalog.rank([1.0], k, policy=policy, seed=seed, threads=2)
+            assert fingerprint(several) == fingerprint(one)
+    finally:
+        _native.set_chunk_panels(previous)
 
 
 def test_threads_and_hardly_any_items() -> None:

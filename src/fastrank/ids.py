@@ -135,7 +135,10 @@ class IdIndex:
             for low, high in _intervals(prefix):
                 first = int(self._search(np.int64(low)))
                 end = min(int(self._search(np.int64(high), "right")), first + limit - len(found))
-                found += self._rows_at(np.arange(first, end)).tolist()
+                rows = self._rows_at(np.arange(first, end))
+                if not ((self.ids[rows] >= low) & (self.ids[rows] <= high)).all():
+                    raise ValueError(f"damaged: {self._order_name}: does not sort the ids")
+                found += rows.tolist()
                 if len(found) >= limit:
                     break
             return np.array(found, np.int64)

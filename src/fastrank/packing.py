@@ -30,7 +30,7 @@ META = {
 # save less than it costs to score some items twice.
 CODED_FROM = 16_384
 
-_BLOCK_ROWS = 16 * 4096
+_BLOCK_BYTES = 8 << 20  # of float32: some 10 ms, after which Python sees to signals
 _SAMPLE_ROWS = 4096
 _DIMS_OF_A_GROUP = 4
 _NO_CODE = 128  # codes are kept plus 128
@@ -132,8 +132,10 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
 def _blocks(
     rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None
 ) -> Iterator[tuple[int, Float32Array]]:
-    for first in range(0, len(rows), _BLOCK_ROWS):
-        taken = slice(first, first + _BLOCK_ROWS)
+    lanes = _native.LANES
+    step = max(1, _BLOCK_BYTES // (4 * rows.shape[1] * lanes)) * lanes  # whole panels
+    for first in range(0, len(rows), step):
+        taken = slice(first, first + step)
         block = rows[taken] if order is None else rows[order[taken]]
         with np.errstate(over="ignore"):
             yield first, np.ascontiguousarray(block, dtype=np.float32)

@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan dist container container-test audit loadtest bench bench-quick figures report clean
+.PHONY: demo test lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -37,9 +37,22 @@ asan: $(VENV)/.dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/lib FASTRANK_TEST_DRAWS=0.02 \
 	  $(BIN)/python -m pytest -q -n 2 -m "not law and not large" tests/test_rank.py \
+	  tests/test_damage.py tests/test_ids.py \
 	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_golden.py \
 	  tests/test_threads.py tests/test_batch.py tests/test_int8.py tests/test_elementary.py \
 	  tests/test_philox.py
+
+# The tests of threads under ThreadSanitizer. NumPy and Python are not instrumented: what is seen is
+# our own code, with the locks of both.
+tsan: $(VENV)/.dev
+	FASTRANK_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g" $(BIN)/python setup.py -q build \
+	  --build-base build/tsan --build-lib build/tsan/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" PYTHONPATH=build/tsan/lib \
+	  $(BIN)/python -m pytest -q -n 2 -k "not test_interrupt or few or ctrl_c" \
+	  tests/test_threads.py tests/test_interrupt.py \
+	  tests/test_batch.py::test_filters_biases_policies_and_temperatures_of_each_user \
+	  tests/test_int8.py::test_a_batch_is_its_rows_and_threads_do_not_show
 
 # Wheel and sdist, installed and used in an empty directory without the repository.
 dist: $(VENV)/.dev

@@ -70,9 +70,8 @@ def calls(catalog: fr.Catalog) -> dict[str, tuple[int, Call]]:
         return _native.find_rows(rows, rows, 1).tobytes()
 
     return {
-        "gumbel": (50_000, rank(fr.PlackettLuce(0.3))),
-        "gumbel, two threads": (50_000, rank(fr.PlackettLuce(0.3), 2)),
-        "deterministic": (50_000, rank(fr.Deterministic())),
+        "gumbel": (100_000, rank(fr.PlackettLuce(0.3))),
+        "gumbel, two threads": (100_000, rank(fr.PlackettLuce(0.3), 2)),
         "sequential": (5, rank(fr.PlackettLuce(0.3, sampler="sequential"))),
         "cached": (50_000, rank(fr.PlackettLuce(0.3, sampler="cached"))),
         "epsilon-greedy": (50_000, rank(fr.EpsilonGreedy(0.3))),
@@ -83,7 +82,7 @@ def calls(catalog: fr.Catalog) -> dict[str, tuple[int, Call]]:
         "a sequential batch, two threads": (
             *(1, rank_batch(fr.PlackettLuce(0.3, sampler="sequential"), 2)),
         ),
-        "log_propensities": (50_000, lambda k: log_propensities(k, fr.PlackettLuce(0.3))),
+        "log_propensities": (1_600_000, lambda k: log_propensities(k, fr.PlackettLuce(0.3))),
         "log_propensities, greedy": (50_000, lambda k: log_propensities(k, fr.Deterministic())),
         "building a tree": (
             1_000_000,

@@ -600,3 +600,22 @@ def test_ten_thousand_malformed_bodies(model: Path) -> None:
         assert (await ask(app, user_id="u1")).status == 200
 
     with_app(model, work)
+
+
+def test_a_damaged_model_is_no_fault_of_the_request(tmp_path: Path) -> None:
+    """Its order of items or users was changed on disk."""
+    for name, place, request in (
+        ("item_order", 6, {"user_id": "u3", "exclude": [6]}),
+        ("user_order", 150, {"user_id": "u3"}),
+    ):
+        make_model(tmp_path / name, users=300)
+        (file,) = (tmp_path / name).glob(f"{name}-*.npy")
+        order = np.lib.format.open_memmap(file, mode="r+")
+        order[place] = 10**12
+        order.flush()
+
+        async def work(app: App, request: dict[str, Any] = request) -> None:
+            reply = await ask(app, **request)
+            assert (reply.status, reply.error["code"]) == (500, "internal")
+
+        with_app(tmp_path / name, work)

@@ -263,6 +263,8 @@ class Service:
             ranked = await self.engine.rank(job)
         except ValueError as error:
             text = str(error)
+            if text.startswith("damaged: "):  # the model's files, and nothing of the request
+                raise
             raise ProblemError(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
         served = Served(
             request_id=request_id,

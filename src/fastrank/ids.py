@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,8 +23,6 @@ IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
 Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
 Positions: TypeAlias = npt.NDArray[np.int64]
 
-# From how many ids on it is worth a look whether there are gaps.
-_FEW = 32
 # A binary search among n ids costs about what n / 100 steps of a pass over them do.
 _SEARCHES = 100
 # What begins an integer, as it is written.
@@ -97,8 +96,8 @@ class IdIndex:
     def find(self, name: str, values: Ids) -> Positions:
         """Positions (m,) of ids, -1 where there is no such id.
 
-        O(m log n) for few ids; O(m) for many integers without gaps between the catalog's own,
-        and O(n + m) with 20 m bytes besides for many others.
+        O(m) where the catalog's own are integers without gaps. Otherwise O(m log n) for few ids,
+        and O(n + m) with 20 m bytes besides for many.
         """
         if isinstance(values, np.ndarray) and values.size == 0 and values.ndim == 1:
             return np.empty(0, np.int64)  # of any dtype: an empty list has none of its own
@@ -111,18 +110,15 @@ class IdIndex:
         # Searching with a wider dtype would make NumPy copy all ids into it.
         narrow = wanted.astype(self.ids.dtype)
         last = len(self.ids) - 1
-        if len(wanted) >= _FEW and self._without_gaps():
-            return self._consecutive(narrow)
+        if self._first is not None:
+            return _native.find_consecutive(
+                self._order_name, self.ids, self.order, self._first, narrow
+            )
         if len(wanted) * _SEARCHES > last:
             rows = _native.find_rows(_as_bytes(self.ids), _as_bytes(narrow), _HASH_KEY)
             return rows if wanted.dtype == narrow.dtype else np.where(narrow == wanted, rows, -1)
         found = self._rows_at(self._search(narrow))
-        known = self.ids[found] == wanted
-        if known.all():
-            return found
-        if self._without_gaps():  # then an unknown id can be told from one that is not in its place
-            self._consecutive(narrow)
-        return np.where(known, found, -1)
+        return np.where(self.ids[found] == wanted, found, -1)
 
     def starting_with(self, prefix: str, limit: int) -> Positions:
         """Positions of the first `limit` ids, in their order, that begin with a text.
@@ -160,17 +156,16 @@ class IdIndex:
         ids.flags.writeable = order.flags.writeable = False
         return IdIndex("", ids, order)
 
-    def _without_gaps(self) -> bool:
-        """Whether the ids are the integers from the first to the last."""
-        if self.ids.dtype.kind == "U":
-            return False
-        first, last = self.ids[self._rows_at(np.array([0, len(self.ids) - 1]))].tolist()
-        return bool(last - first + 1 == len(self.ids))
+    @cached_property
+    def _first(self) -> int | None:
+        """The lowest id if the ids are the integers from it to the highest, without gaps.
 
-    def _consecutive(self, wanted: IdArray) -> Positions:
-        """`find` where there are no gaps."""
-        first = int(self.ids[self.order[0]])
-        return _native.find_consecutive(self._order_name, self.ids, self.order, first, wanted)
+        Then an id is found without a search, and one that is not in its place is no unknown one.
+        """
+        if self.ids.dtype.kind == "U":
+            return None
+        first, last = self.ids[self._rows_at(np.array([0, len(self.ids) - 1]))].tolist()
+        return first if last - first + 1 == len(self.ids) else None
 
     def _search(self, wanted: Any, side: Literal["left", "right"] = "left") -> Any:
         """The places of ids in their order, by bisection."""

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import fastrank
-from fastrank.cli import missing_extra
+from fastrank.extras import missing_extra
 
 __all__ = ["app"]
 

@@ -7,6 +7,7 @@ extras name their libraries.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -146,6 +147,32 @@ def test_without_metadata_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert missing_extra(ModuleNotFoundError(name="rich")) == (
         'rich is not installed, which is in fastrank\'s extra "cli"'
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("click", ["fastrank", "--version"]),
+        ("uvicorn", ["fastrank", "serve", "."]),
+        ("uvicorn", ["fastrank_serving", "serve"]),
+    ],
+)
+def test_what_is_missing_is_one_line(module: str, arguments: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("click")
+    pytest.importorskip(module)
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{arguments[0]}: {module} is not installed (fastrank's extra ")
+    assert done.stderr.count("\n") == 1
 
 
 # ---- The lines, run -------------------------------------------------------------------------

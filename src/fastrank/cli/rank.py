@@ -81,8 +81,8 @@ def rank(
 
     IDS are separated by commas, as in a line of CSV: an id that holds a comma stands in double
     quotes ('"Tom, Dick"'), and nothing is stripped from text ids. A file of ids is UTF-8, one id a
-    line, as it is: no quotes, commas and spaces belong to the id; lines may end in CRLF, and empty
-    ones are skipped. Integer ids are written as in 0, 42 or -7, and in no other way. Ids that the
+    line: commas, spaces and quotes belong to it; lines may end in CRLF, and empty ones are skipped.
+    Integer ids are written as in 0, 42 or -7, and in no other way. Ids that the
     catalog does not have are named on stderr and passed over, exit code 0: items come and go.
 
     \b

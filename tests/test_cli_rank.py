@@ -80,7 +80,7 @@ def test_a_file_has_an_id_a_line(text: Path, tmp_path: Path, end: str, start: by
             ["--exclude", "a,b"],
             [
                 "--exclude: 2 ids are not in the catalog: 'a', 'b'",
-                "--exclude: 'a,b' is one; write it as \"a,b\"",
+                "--exclude: 'a,b' is one: --exclude '\"a,b\"'",
             ],
         ),
         (["--exclude", "c\na"], ["--exclude: 1 id is not in the catalog: 'c\\na'"]),

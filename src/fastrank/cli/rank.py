@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,7 +189,8 @@ def _filter(
         for text in lists if like.dtype.kind == "U" else ():
             if "," in text and catalog._rows_of([text])[0] >= 0:
                 quoted = '"' + text.replace('"', '""') + '"'
-                notes.append(f"{option}: {_short(repr(text))} is one; write it as {_short(quoted)}")
+                for_a_shell = shlex.quote(quoted)
+                notes.append(f"{option}: {_short(repr(text))} is one: {option} {for_a_shell}")
     return [one for one, is_known in zip(given, known.tolist(), strict=True) if is_known]
 
 

@@ -368,7 +368,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
     if find_spec("faiss") is None:
-        print("FAISS is missing: pip install 'fastrank[faiss]'", file=sys.stderr)
+        print("FAISS is missing: pip install '.[faiss]' in the checkout", file=sys.stderr)
         return 2
     taken = measure(options.quick, 1 if options.quick else options.processes)
     print("\n".join(f"- {name}: {value}" for name, value in taken.environment.items()))

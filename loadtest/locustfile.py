@@ -36,6 +36,7 @@ from shapes import SETTLED, Ramp, Shape, Soak
 from targets import TARGETS, Call, Container, Gateway, SageMaker, Target
 
 from fastrank import INFERENCE_TYPES
+from fastrank.ids import split_ids
 
 _LOG = logging.getLogger("fastrank.loadtest")
 _TIMEOUT = 30.0  # seconds for an answer: API Gateway gives 29
@@ -302,8 +303,10 @@ def _choose_target(environment: Any) -> None:
     options = environment.parsed_options
     given = options.user_ids
     if given.startswith("@"):
-        given = Path(given[1:]).read_text(encoding="utf-8").replace("\n", ",")
-    user_ids = [each.strip() for each in given.split(",") if each.strip()]
+        lines = Path(given[1:]).read_text(encoding="utf-8").split("\n")
+        user_ids = [line for line in lines if line]
+    else:
+        user_ids = split_ids("--user-ids", given)
     if not user_ids:
         raise ValueError("--user-ids: none given")
     if options.loop == "open" and not options.rate > 0.0:

@@ -69,8 +69,10 @@ class SageMaker:
             from botocore.auth import SigV4Auth
             from botocore.awsrequest import AWSRequest
             from botocore.session import Session
-        except ImportError:
-            raise ImportError("a SageMaker target needs botocore: pip install botocore") from None
+        except ModuleNotFoundError as error:
+            from fastrank.extras import missing_extra
+
+            raise ImportError(f"a SageMaker target: {missing_extra(error) or error}") from None
         self.host = host or f"https://runtime.sagemaker.{region}.amazonaws.com"
         self._path = f"/endpoints/{quote(endpoint, safe='')}/invocations"
         self._region = region

@@ -384,7 +384,7 @@ class TestDataCapture:
 
     def test_gateway_parameters(self, tmp_path: Path) -> None:
         request = {
-            "gateway": {"user_id": "O%27Brien", "exclude": "101%2C+102", "allow": "", "k": "4"}
+            "gateway": {"user_id": "O%27Brien", "exclude": "101%2C102", "allow": "", "k": "4"}
         }
         line = capture(request, response(self.ranking(exclude=[101, 102]), "r"), "e1")
         batch, _ = one_batch(from_data_capture(write(tmp_path / "a.jsonl", line)))

@@ -20,8 +20,8 @@ pytest.importorskip("scipy")
 
 import fastrank as fr
 from fastrank import ope, simulate
-from fastrank.cli import missing_extra
 from fastrank.eventlog import LogReader, LogWriter, Stratum
+from fastrank.extras import missing_extra
 from fastrank.ope import report
 from fastrank.ope.evaluation import PolicyResult
 from fastrank.ope.report import Section, render
@@ -666,7 +666,7 @@ def test_every_reason_for_leaving_rows_out_has_words() -> None:
 def test_what_is_missing_is_named() -> None:
     hint = missing_extra(ModuleNotFoundError("jinja2", name="jinja2"))
     assert hint is not None
-    assert "fastrank[ope]" in hint
+    assert 'jinja2 is not installed (fastrank\'s extra "ope"): pip install ' in hint
 
 
 # ---- The command ----------------------------------------------------------------------------
@@ -699,4 +699,4 @@ def test_what_pages_are_made_with_is_asked_for_first(
     # The log is not there either: it was not looked for.
     result = testing.CliRunner().invoke(app, ["evaluate", "no-log", "--report", str(path)])
     assert result.exit_code == 2
-    assert "fastrank[ope]" in result.output
+    assert 'fastrank\'s extra "ope"' in result.output

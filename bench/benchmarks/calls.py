@@ -135,7 +135,7 @@ def require(name: str, threads: int = 1) -> None:
         require_storage("int8")
     module = name.split()[0]
     if name in [*FAISS, "faiss blas", *JAX] and find_spec(module) is None:
-        raise NotImplementedError(f"{module} is missing: pip install 'fastrank[{module}]'")
+        raise NotImplementedError(f"{module} is missing: pip install '.[{module}]'")
     if threads > len(os.sched_getaffinity(0)):
         raise NotImplementedError(f"there are no {threads} cores")
     if threads > 1 and name in OWN + INT8:

@@ -10,8 +10,17 @@ import sys
 def main(arguments: list[str]) -> int:
     # Before the imports, which take a while: process 1 is not ended by a signal that it ignores.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from fastrank_serving.server import run
-    from fastrank_serving.settings import Settings
+    try:
+        from fastrank_serving.server import run
+        from fastrank_serving.settings import Settings
+    except ModuleNotFoundError as error:
+        from fastrank.extras import missing_extra
+
+        hint = missing_extra(error)
+        if hint is None:
+            raise
+        sys.stderr.write(f"fastrank_serving: {hint}\n")
+        return 2
 
     if arguments not in ([], ["serve"]):
         sys.stderr.write(f"expected serve, got {' '.join(arguments)!r}\n")

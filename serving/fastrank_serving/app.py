@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastrank as fr
+from fastrank.extras import missing_extra
 from fastrank.inputs import new_request_id
 from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
@@ -268,12 +269,10 @@ class App:
         try:
             await self.service.start()
         except Exception as error:
-            hint = ""
-            if isinstance(error, ModuleNotFoundError):
-                hint = ": the log wants pip install 'fastrank[data]'"
+            hint = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
             known = isinstance(error, ValueError | OSError | ImportError | MemoryError)
             _LOG.error(
-                "the model cannot be served: %s%s", error, hint, exc_info=None if known else error
+                "the model cannot be served: %s", hint or error, exc_info=None if known else error
             )
             if self.on_failure is not None:
                 self.on_failure()

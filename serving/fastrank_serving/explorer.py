@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import fastrank as fr
+from fastrank.ids import id_from_text, integer
 from fastrank_serving.messages import MAX_TEXT, ProblemError, out_of_range
 from fastrank_serving.service import Loaded, Service
 
@@ -135,24 +136,10 @@ def _titles(loaded: Loaded, ids: list[str]) -> list[str]:
     """Of items by their ids as text; '' where there is no such item, or it has none."""
     if loaded.model is None:
         return [""] * len(ids)
-    # NumPy takes a NUL at the end for no character: no id ends in one.
-    known: dict[str, Any] = {text: None if text.endswith("\0") else text for text in ids}
-    if loaded.catalog.item_ids.dtype.kind != "U":
-        known = {text: _integer(text) for text in ids}
-    wanted = [item for item in known.values() if item is not None]
-    found = dict(zip(wanted, loaded.model.titles(wanted), strict=True))
+    known = {text: id_from_text(text, loaded.catalog.item_ids) for text in ids}
+    wanted: list[Any] = [item for item in known.values() if item is not None]
+    found: dict[Any, str] = dict(zip(wanted, loaded.model.titles(wanted), strict=True))
     return [found.get(known[text], "") for text in ids]
-
-
-def _integer(text: str) -> int | None:
-    """An item's id; None for what is not written as one."""
-    if len(text) > 20 or not text.isascii():
-        return None
-    try:
-        number = int(text)
-    except ValueError:
-        return None
-    return number if -(2**63) <= number < 2**63 and str(number) == text else None
 
 
 def _utf8(text: str) -> bool:
@@ -180,7 +167,7 @@ def _check_names(request: HttpRequest, names: tuple[str, ...], repeated: bool = 
 
 
 def _limit(text: str) -> int:
-    number = _integer(text)
+    number = integer(text)
     if number is None or not 1 <= number <= MAX_USERS:
         raise out_of_range("limit", text, f"1 to {MAX_USERS}")
     return number

@@ -414,7 +414,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > 10_485_760 or self.headers["Transfer-Encoding"]:
+        is_number = length.isascii() and length.isdigit()
+        if not is_number or int(length) > 10_485_760 or self.headers["Transfer-Encoding"]:
             self.close_connection = True
         else:
             self.rfile.read(int(length))  # the template maps no body

@@ -18,6 +18,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 import fastrank as fr
+from fastrank.ids import integer, split_ids
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 __all__ = [
@@ -46,7 +47,8 @@ ItemId = int | str
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What may be asked; exactly one of `user_id` and `query`.
 
-    Numbers may come as text: ``"5"`` is 5.
+    Numbers may come as text: ``"5"`` is 5. An integer is written as one: 5.0, ``"05"`` and
+    ``"1_000"`` are none, and where ids are text, ``"05"`` is not ``"5"``.
     """
 
     user_id: str | None = None
@@ -165,22 +167,23 @@ def error_body(problem: ProblemError, request_id: str | None) -> bytes:
 
 # ---- Requests -------------------------------------------------------------------------------
 
-_REQUEST = msgspec.json.Decoder(Request, strict=False)
+_REQUEST = msgspec.json.Decoder(Request)
 _FIELDS = tuple(Request.__struct_fields__)
 _NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
-_LISTS = ("exclude", "allow", "query")
+_INTEGERS = ("k", "seed")
+_FLOATS = ("temperature", "epsilon")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
-# What msgspec must not be left alone with: a name that comes twice, the text "null" for a number,
-# an escape that may hide either.
-_SUSPECT = re.compile(rf'"({"|".join(_FIELDS)}|gateway|[nN][uU][lL][lL])"|\\u'.encode())
+# What msgspec must not be left alone with: a name that comes twice, an escape that may hide one.
+_SUSPECT = re.compile(rf'"({"|".join(_FIELDS)}|gateway)"|\\u'.encode())
 
 
 def parse(body: bytes) -> Request:
     """The request of a JSON body.
 
     A body ``{"gateway": {...}}`` is what API Gateway's template makes: URL-encoded parameters, ''
-    for those that are absent, lists separated by commas.
+    for those that are absent, lists as `fastrank.ids.split_ids` reads them.
 
     Raises
     ------
@@ -190,14 +193,16 @@ def parse(body: bytes) -> Request:
     found = _SUSPECT.findall(body)
     if len(found) > len(set(found)) or not _NAMES.issuperset(found):
         _refuse_repeated(body)
-        _refuse_null(_members(body))
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:
-        gateway = _gateway(body)
+        members = _members(body)
+        gateway = _gateway(members)
         if gateway is not None:
             return parse_parameters(gateway)
-        raise _invalid(str(error), _members(body)) from None
+        if not _read_numbers(members):
+            raise _invalid(str(error), members) from None
+        request = _converted(members)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError(400, "malformed_json", f"the body is not JSON: {error}") from None
     return _checked(request)
@@ -211,14 +216,72 @@ def parse_parameters(parameters: Mapping[str, str]) -> Request:
             raise _unknown(name)
         if text == "":
             continue
-        words = [word.strip() for word in text.split(",")] if name in _LISTS else None
-        given[name] = text if words is None else [word for word in words if word]
-    _refuse_null(given)
+        given[name] = text
+        if name in ("exclude", "allow"):
+            try:
+                given[name] = split_ids(name, text)
+            except ValueError as error:
+                raise ProblemError(
+                    422,
+                    "invalid_value",
+                    str(error),
+                    field=name,
+                    value=text,
+                    allowed="ids separated by commas, in double quotes where they hold one",
+                ) from None
+        elif name == "query":
+            given[name] = text.split(",")
+    _read_numbers(given)
+    return _checked(_converted(given))
+
+
+def _converted(given: Mapping[str, Any]) -> Request:
     try:
-        request = msgspec.convert(given, Request, strict=False)
+        return msgspec.convert(given, Request)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), given) from None
-    return _checked(request)
+
+
+def _read_numbers(given: dict[str, Any]) -> bool:
+    """Put numbers in the place of texts that say one; whether there was any.
+
+    msgspec would do it, and would take "null" for an absent number and 2^53 + 1 for 2^53.
+    """
+    found = False
+    for name in (*_INTEGERS, *_FLOATS):
+        text = given.get(name)
+        if isinstance(text, str):
+            number = integer(text) if name in _INTEGERS else _float(text)
+            if number is None:
+                kind = "an integer" if name in _INTEGERS else "a number"
+                raise ProblemError(
+                    400,
+                    "invalid_type",
+                    f"{name}: expected {kind}, got {_short(text)!r}",
+                    field=name,
+                    value=text,
+                )
+            given[name] = number
+            found = True
+    query = given.get("query")
+    if isinstance(query, list) and any(isinstance(entry, str) for entry in query):
+        numbers = [_float(entry) if isinstance(entry, str) else entry for entry in query]
+        for j, (number, entry) in enumerate(zip(numbers, query, strict=True)):
+            if number is None and isinstance(entry, str):
+                raise ProblemError(
+                    400,
+                    "invalid_type",
+                    f"query: entry {j}: expected a number, got {_short(entry)!r}",
+                    field="query",
+                    value=entry,
+                )
+        given["query"] = numbers
+        found = True
+    return found
+
+
+def _float(text: str) -> float | None:
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _checked(request: Request) -> Request:
@@ -282,20 +345,6 @@ def _refuse_repeated(body: bytes) -> None:
         raise ProblemError(400, "malformed_json", f"the body is not JSON: {error}") from None
 
 
-def _refuse_null(members: Mapping[str, Any]) -> None:
-    """msgspec takes the text "null" for an absent number: a seed that was meant would be none."""
-    for name in ("k", "seed", "temperature", "epsilon"):
-        value = members.get(name)
-        if isinstance(value, str) and value.strip().lower() == "null":
-            raise ProblemError(
-                400,
-                "invalid_type",
-                f"{name}: expected a number, got {value!r}",
-                field=name,
-                value=value,
-            )
-
-
 def _members(body: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
@@ -304,9 +353,8 @@ def _members(body: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _gateway(body: bytes) -> dict[str, str] | None:
+def _gateway(members: Mapping[str, Any]) -> dict[str, str] | None:
     """The parameters of a body that API Gateway's template made; None for any other."""
-    members = _members(body)
     inner = members.get("gateway")
     if inner is None or len(members) > 1:
         return None

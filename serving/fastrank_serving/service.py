@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.inputs import draw_seed
 from fastrank.opening import open_directory
 from fastrank_serving.engine import Engine, Job, Ranked
@@ -102,15 +103,8 @@ class Loaded:
     def _look_up(self, user_id: str) -> User | None:
         if self.model is None:
             return None
-        known: Any = user_id
-        if self.model.user_ids.dtype.kind != "U":
-            try:
-                known = int(user_id)
-            except ValueError:
-                return None
-            if str(known) != user_id:
-                return None
-        if known not in self.model:
+        known = id_from_text(user_id, self.model.user_ids)
+        if known is None or known not in self.model:
             return None
         own = self.model.user_temperature(known) if self.model.has_user_temperatures else None
         return User(self.model.user_vector(known), own)
@@ -320,21 +314,12 @@ class Service:
             return None
         if len(ids) > self.settings.max_ids:
             raise out_of_range(name, len(ids), f"at most {self.settings.max_ids} ids")
-        if loaded.catalog.item_ids.dtype.kind == "U":
-            for each in ids:
-                if not isinstance(each, str):
-                    raise invalid_value(name, str(each), "text, as the catalog's ids are")
-            return ids
-        found = []
-        for each in ids:
-            try:
-                number = int(each)
-            except ValueError:
-                raise invalid_value(name, str(each), "integers, as the catalog's ids are") from None
-            if not -(2**63) <= number < 2**63:
-                raise invalid_value(name, str(each), "integers of 64 bits")
-            found.append(number)
-        return np.array(found, np.int64)
+        like = loaded.catalog.item_ids
+        try:
+            return ids_from_text(name, ids, like)
+        except ValueError:
+            bad = next(each for each in ids if id_from_text(each, like) is None)
+            raise invalid_value(name, str(bad), as_written(like)) from None
 
     def _log_rows(self) -> None:
         """Hand what was answered to the log: many at a time take half of what each takes alone."""

@@ -2,7 +2,11 @@
 
 import os as _os
 
-from fastrank import _native
+from fastrank import starting as _starting
+
+_starting.begin()  # before NumPy is imported
+
+from fastrank import _native  # noqa: E402
 
 _requested = _os.environ.get("FASTRANK_ISA")
 if _native.isa() is None:

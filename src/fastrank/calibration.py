@@ -12,10 +12,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fastrank.catalog import Catalog
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, Deterministic, PlackettLuce
 
 __all__ = [
     "condense",
+    "drawn_overlap",
     "expected_overlap",
     "expected_overlaps",
     "temperature_for_overlap",
@@ -27,6 +29,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 _NEVER = 1e-200  # a rate at which nothing rings
 _AT_ONCE = 40.0  # log of a relative weight that rings long before the k-th item can
 _CELLS = 256
+_PLACES_DRAWN = 4000  # of all rankings together, by which an overlap is counted
 
 
 def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
@@ -109,6 +112,50 @@ def expected_overlaps(
         if (step <= 1e-6 * time).all():
             break
     return np.asarray(-np.expm1(-time[:, None] * top_rates).sum(axis=1) / k)
+
+
+def drawn_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
+    """`expected_overlap` as it is counted in rankings that are drawn.
+
+    For saying what a temperature does, once it is chosen: nothing is approximated, and where no
+    temperature keeps what was asked for, this shows what is kept.
+
+    Parameters
+    ----------
+    scores : array_like of real numbers, shape (n,)
+        All eligible items' scores.
+    temperature : float
+    k : int
+        Places; of fewer items, all are ranked.
+
+    Returns
+    -------
+    float
+        With a standard error of up to 0.015 for k = 1, 0.008 for more. The same at each call.
+
+    Notes
+    -----
+    O(n log n) for the tree that the rankings are drawn from, then 20 to 1,000 rankings of
+    O(k log n).
+
+    Examples
+    --------
+    >>> drawn_overlap([1.0, 1.0, 1.0, 1.0], temperature=1.0, k=4)
+    1.0
+    >>> round(drawn_overlap([3.0, 2.0, 1.0, 0.0], temperature=1.0, k=2), 1)
+    0.8
+    """
+    values = np.asarray(scores)
+    # A catalog whose scores these are.
+    catalog = Catalog(np.arange(len(values)), values[:, None])
+    query = np.ones(1)
+    best = catalog.rank(query, k, policy=Deterministic(), seed=0).item_ids
+    policy = PlackettLuce(temperature, sampler="cached")
+    drawn = [
+        catalog.rank(query, k, policy=policy, seed=seed).item_ids
+        for seed in range(min(max(_PLACES_DRAWN // k, 20), 1000))
+    ]
+    return float(np.isin(drawn, best).mean())
 
 
 def temperature_for_overlap(scores: npt.ArrayLike, k: int, overlap: float = 0.7) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import obd, reference
-from fastrank.calibration import temperature_for_overlap
+from fastrank.calibration import drawn_overlap, temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
 from fastrank.policies import (
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 OVERLAP = 0.7
-"""Temperatures are set so that a sampled ranking keeps this share of the deterministic top k."""
+"""Temperatures are chosen for this share of the deterministic top k in a sampled ranking."""
 EPSILON = 0.3
 DIM = 64
 K = 10
@@ -87,6 +87,8 @@ class Shop:
     explained : float
         Share of the affinities that the vectors explain.
     temperature : float
+    kept : float
+        Share of the deterministic ranking that draws at this temperature show, as counted.
     rankings : dict of str to Ranking
         By inference type.
     microseconds : dict of str to float
@@ -104,6 +106,7 @@ class Shop:
     k: int
     explained: float
     temperature: float
+    kept: float
     rankings: Mapping[str, Ranking]
     microseconds: Mapping[str, float]
     first_item: int
@@ -238,6 +241,8 @@ class Comparison:
         Of one user's scores, median over users; `top` is the best item's distance from the mean in
         standard deviations.
     temperature : float
+    kept : float
+        Share of that user's deterministic ranking that draws at it show, as counted.
     timings : tuple of Timing
     """
 
@@ -246,6 +251,7 @@ class Comparison:
     excess_kurtosis: float
     top: float
     temperature: float
+    kept: float
     timings: tuple[Timing, ...]
 
 
@@ -266,7 +272,8 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
     )
     user = 0  # the segment with most impressions
     query = model.user_vector(user)
-    temperature = temperature_for_overlap(model.catalog.scores(query), k, OVERLAP)
+    scores = model.catalog.scores(query)
+    temperature = temperature_for_overlap(scores, k, OVERLAP)
     rankings: dict[str, Ranking] = {}
     microseconds: dict[str, float] = {}
     for name, (_, _, accepted) in INFERENCE_TYPES.items():
@@ -293,6 +300,7 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
         k=k,
         explained=factors.explained,
         temperature=temperature,
+        kept=drawn_overlap(scores, temperature, k),
         rankings=rankings,
         microseconds=microseconds,
         first_item=int(best[0]),
@@ -550,7 +558,8 @@ def compare(
         for of_law, name in seconds
         if of_law == law
     ]
-    return Comparison(n_items, skew, excess_kurtosis, top, temperature, tuple(timings))
+    kept = drawn_overlap(scores[0], temperature, K)
+    return Comparison(n_items, skew, excess_kurtosis, top, temperature, kept, tuple(timings))
 
 
 # The procedure of fastrank that the others of its law are measured against.

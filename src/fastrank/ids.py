@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +17,16 @@ import numpy.typing as npt
 
 from fastrank import _native
 
-__all__ = ["IdIndex", "Ids", "as_ids"]
+__all__ = [
+    "IdIndex",
+    "Ids",
+    "as_ids",
+    "as_written",
+    "id_from_text",
+    "ids_from_text",
+    "integer",
+    "split_ids",
+]
 
 IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
 Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
@@ -225,3 +234,127 @@ def _from_objects(name: str, array: npt.NDArray[Any]) -> IdArray:
         if item.endswith("\0"):
             raise ValueError(f"{name}: row {row}: must not end in NUL, got {item!r}")
     return np.array(items, dtype=np.str_)
+
+
+# ---- Ids as text ----------------------------------------------------------------------------
+
+_WRITTEN = re.compile(r"0|-?[1-9][0-9]{0,99}")
+_SHOWN = 80  # characters of a word that an error repeats
+_QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
+
+
+def integer(text: str) -> int | None:
+    """What a text says that is an integer in decimal, as `str` writes it; None for any other text.
+
+    Signs +, zeros ahead, underscores, spaces and the digits of other scripts make another text, and
+    of one id there must not be two.
+
+    Examples
+    --------
+    >>> [integer(text) for text in ("42", "-7", "042", "4_2", " 42", "+42", "-0")]
+    [42, -7, None, None, None, None, None]
+    """
+    return int(text) if _WRITTEN.fullmatch(text) else None
+
+
+def id_from_text(word: str | int, like: IdArray) -> int | str | None:
+    """The id that a word says, where ids are of the kind of `like`; None if it can be none of them.
+
+    Examples
+    --------
+    >>> id_from_text("42", np.array([1, 2])), id_from_text("042", np.array([1, 2]))
+    (42, None)
+    >>> id_from_text(" 042", np.array(["a", "b"]))
+    ' 042'
+    """
+    if like.dtype.kind == "U":  # NumPy takes a NUL at the end for no character
+        return None if not isinstance(word, str) or word.endswith("\0") else word
+    number = integer(word) if isinstance(word, str) else word
+    return number if number is not None and _LOWEST <= number <= _HIGHEST else None
+
+
+def as_written(like: IdArray) -> str:
+    """How ids of the kind of `like` come as text, for errors."""
+    if like.dtype.kind == "U":
+        return "text, without NUL at its end"
+    return "integers of 64 bits, written as in 0, 42 or -7"
+
+
+def ids_from_text(name: str, words: Sequence[str | int], like: IdArray) -> IdArray | list[str]:
+    """Ids that came as text, for look-ups among ids of the kind of `like`; O(characters).
+
+    Parameters
+    ----------
+    name : str
+        The argument they came from, for errors.
+    words : sequence of str, or of int where some came as numbers
+    like : ndarray of int64 or str
+
+    Returns
+    -------
+    ndarray of int64, or list of str
+        Text is not made an array: its width would be that of the longest.
+
+    Raises
+    ------
+    ValueError
+        Naming the row and the word: for what is no integer of 64 bits, or no text, where that is
+        what ids are.
+
+    Examples
+    --------
+    >>> ids_from_text("exclude", ["17", "-3"], np.array([1, 2]))
+    array([17, -3])
+    """
+    is_text = like.dtype.kind == "U"
+    if not is_text and set(map(type, words)) == {int}:
+        try:
+            return np.array(words, np.int64)
+        except OverflowError:
+            pass  # named below
+    found = [id_from_text(word, like) for word in words]
+    if None in found:
+        row = found.index(None)
+        got = repr(words[row])
+        got = got if len(got) <= _SHOWN else f"{got[:_SHOWN]}..."
+        raise ValueError(f"{name}: row {row}: the ids here are {as_written(like)}; got {got}")
+    return [str(one) for one in found] if is_text else np.array(found, np.int64)
+
+
+def split_ids(name: str, text: str) -> list[str]:
+    """The words of a list with commas, as a line of CSV has them; nothing is stripped.
+
+    A word that holds a comma, or begins with a quote, stands in double quotes, quotes within it
+    doubled. Nothing between two commas is no word, and ``""`` the empty one. O(length).
+
+    Raises
+    ------
+    ValueError
+        For a quote that is not closed, or after which the word goes on.
+
+    Examples
+    --------
+    >>> split_ids("exclude", '17,"a, b",, c,"say ""x\"""')
+    ['17', 'a, b', ' c', 'say "x"']
+    """
+    if '"' not in text:
+        return [word for word in text.split(",") if word]
+    words = []
+    start = 0
+    while start < len(text):
+        if text[start] == '"':
+            quoted = _QUOTED.match(text, start)
+            if quoted is None or text[quoted.end() : quoted.end() + 1] not in ("", ","):
+                raise ValueError(
+                    f"{name}: expected a comma or the end after a word in double quotes, quotes"
+                    f" within it doubled; got {text[start : start + _SHOWN]!r}"
+                )
+            words.append(quoted[1].replace('""', '"'))
+            start = quoted.end() + 1
+        else:
+            end = text.find(",", start)
+            end = len(text) if end < 0 else end
+            if end > start:
+                words.append(text[start:end])
+            start = end + 1
+    return words

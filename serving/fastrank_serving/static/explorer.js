@@ -172,7 +172,7 @@ function mistake({ user, k, temperature, epsilon, seed }) {
   if (!Number.isInteger(k)) return new Problem("k: expected a whole number.", "k");
   if (!Number.isFinite(temperature)) return new Problem("temperature: expected a number.", "temperature");
   if (!Number.isFinite(epsilon)) return new Problem("epsilon: expected a number.", "epsilon");
-  if (!/^\d{1,20}$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above.", "seed");
+  if (!/^(0|[1-9]\d{0,19})$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above, without zeros ahead.", "seed");
   return null;
 }
 

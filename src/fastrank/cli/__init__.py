@@ -9,13 +9,10 @@ import os
 import sys
 from typing import NoReturn
 
-__all__ = ["main", "missing_extra"]
+from fastrank.extras import missing_extra
 
-_EXTRA_OF = {
-    **dict.fromkeys(("click", "rich", "scipy", "matplotlib"), "cli"),
-    "pyarrow": "data",
-    "jinja2": "ope",
-}
+__all__ = ["main"]
+
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -33,14 +30,6 @@ def main() -> NoReturn:
         raise SystemExit(2) from None
     app(prog_name="fastrank")
     raise SystemExit(0)
-
-
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What to install for a module that an extra would have brought; None for any other."""
-    module = (error.name or "").partition(".")[0]
-    if module not in _EXTRA_OF:
-        return None
-    return f'{module} is not installed: pip install "fastrank[{_EXTRA_OF[module]}]"'
 
 
 def _restart_with_one_thread() -> None:

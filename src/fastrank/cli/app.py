@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import click
 
 import fastrank
-from fastrank.cli import missing_extra
+from fastrank import starting
+from fastrank.extras import missing_extra
 
 __all__ = ["app"]
 
@@ -43,7 +44,16 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(f"fastrank.cli.{_MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name)
+        starting.end()
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal has written ^C into the line
+            _fail("interrupted", code=130)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -64,7 +74,7 @@ class Commands(click.Group):
             if hint is None:
                 raise
             _fail(hint)
-        except click.Abort:
+        except click.Abort:  # interrupted before it began
             _fail("interrupted", code=130)
         except BrokenPipeError:
             # The reader has left (`fastrank ... | head`): not an error, and nobody to tell.

@@ -106,9 +106,9 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
     say(
         console,
         f"""The three Plackett-Luce samplers (plackett_luce or gumbel in the name) draw from one
-        law; they differ in cost. Their temperature, {shop.temperature:.2g}, is set so that a
-        draw keeps {showcase.OVERLAP:.0%} of the deterministic {shop.k}; epsilon is
-        {showcase.EPSILON:g}.""",
+        law; they differ in cost. Their temperature, {shop.temperature:.2g}, is chosen to keep
+        {showcase.OVERLAP:.0%} of the deterministic {shop.k}, and draws keep {shop.kept:.0%};
+        epsilon is {showcase.EPSILON:g}.""",
     )
     error = math.sqrt(shop.first_reported * (1 - shop.first_reported) / shop.first_draws)
     say(
@@ -141,7 +141,7 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
         of check-ins at 41,000 places (Gowalla).""",
     )
     shapes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("items", "skew", "excess kurtosis", "best, in sd", "temperature"):
+    for title in ("items", "skew", "excess kurtosis", "best, in sd", "temperature", "keeps"):
         shapes.add_column(title, justify="right")
     for c in comparisons:
         shapes.add_row(
@@ -150,15 +150,16 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
             f"{c.excess_kurtosis:.0f}",
             f"{c.top:.0f}",
             f"{c.temperature:.3g}",
+            f"{c.kept:.0%}",
         )
-    shapes.add_row("a real one", "6", "66", "24", "")
+    shapes.add_row("a real one", "6", "66", "24", "", "")
     console.print(shapes)
     say(
         console,
-        f"""The temperature keeps {showcase.OVERLAP:.0%} of the deterministic {showcase.K}.
-        fastrank's and NumPy's times include the scores. The textbook procedures are plain Python
-        over a dictionary of scores, which they are given for nothing. Only fastrank says how
-        probable its ranking was.""",
+        f"""Temperatures are chosen to keep {showcase.OVERLAP:.0%} of the deterministic
+        {showcase.K}; "keeps" is what draws at them show of it. fastrank's and NumPy's times include
+        the scores. The textbook procedures are plain Python over a dictionary of scores, which they
+        are given for nothing. Only fastrank says how probable its ranking was.""",
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("\nprocedure", no_wrap=True)

@@ -217,9 +217,12 @@ def plan(
             planning.iips_shares(found, solution.point, advance) if by_position else ()
             for solution in solutions
         ]
-        own, target = None, output or model
+        own, asked, target = None, None, output or model
         if applies and opened is not None:
-            own = _apply(opened, k, solutions, target, advance)
+            [asked] = [
+                s for s in solutions if (s.kind, s.figure) == ("user_temperature", "overlap")
+            ]
+            own = _apply(opened, k, asked, target, advance)
     if report is not None:
         report.write_text(page(found, solutions, str(model)), encoding="utf-8")
     if as_json:
@@ -239,7 +242,8 @@ def plan(
         if shares:
             _print_positions(console, solution, shares)
     if own is not None:
-        _print_applied(console, own, target, target_overlap or 0.0)
+        assert asked is not None
+        _print_applied(console, own, target, found, asked.point)
     if report is not None:
         console.print(f"Report: {escape(str(report))}")
 
@@ -287,9 +291,8 @@ def _solutions(
 
 
 def _apply(
-    model: Model, k: int, solutions: Sequence[Solution], target: Path, advance: Advance
+    model: Model, k: int, solution: Solution, target: Path, advance: Advance
 ) -> OwnTemperatures:
-    [solution] = [s for s in solutions if (s.kind, s.figure) == ("user_temperature", "overlap")]
     if not solution.reachable:
         raise ValueError(
             f"--apply: an overlap of {solution.asked:g} is not reachable: the nearest is"
@@ -491,15 +494,18 @@ def _chart(points: Sequence[Point]) -> str:
     return "\n".join([*lines, f"{'':8}{marks}, # several", f"{'':8}{best}", ""])
 
 
-def _print_applied(console: Console, own: OwnTemperatures, target: Path, overlap: float) -> None:
+def _print_applied(
+    console: Console, own: OwnTemperatures, target: Path, found: Plan, point: Point
+) -> None:
     facts = _applied(own, target)
     say(
         console,
         f"""[bold green]Written[/]: {escape(str(target))}: a temperature for each of
         {facts["users"]:,} users, from {facts["lowest"]:.3g} to {facts["highest"]:.3g} (median
-        {facts["median"]:.3g}). Plackett-Luce at temperature 1 now gives every user an overlap of
-        about {overlap:.0%}; Model.recommend and fastrank rank --user multiply it by the user's
-        own.""",
+        {facts["median"]:.3g}). Plackett-Luce at temperature 1 now has an overlap of
+        {point.overlap:.1%} on average, and of {point.overlap_low:.0%} to {point.overlap_high:.0%}
+        for the middle four fifths of the {found.users:,} users looked at, in rankings that were
+        drawn; Model.recommend and fastrank rank --user multiply it by the user's own.""",
     )
     if facts["not_reached"]:
         say(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fastrank.calibration import temperature_for_overlap
+from fastrank.calibration import drawn_overlap, temperature_for_overlap
+from fastrank.catalog import Catalog
 from fastrank.cli.terminal import chance, percent, standard_output
+from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, policy
 from fastrank.ranking import Ranking
@@ -24,6 +27,9 @@ from fastrank.ranking import Ranking
 __all__ = ["rank"]
 
 _OVERLAP = 0.7
+_NAMED = 5  # unknown ids that are named, by as many characters at most:
+_SHOWN = 60
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -45,14 +51,17 @@ _OVERLAP = 0.7
 @click.option(
     "--temperature",
     type=float,
-    help="For Plackett-Luce, in the unit of the scores. Without it, one is chosen for this user"
-    f" that keeps about {_OVERLAP:.0%} of the deterministic ranking. Where users have temperatures"
-    " of their own (fastrank plan --apply), it is a multiple of them, and 1 by default.",
+    help="For Plackett-Luce, in the unit of the scores. Without it, one is chosen for this user,"
+    f" to keep {_OVERLAP:.0%} of the deterministic ranking; what it keeps is counted and printed."
+    " Where users have temperatures of their own (fastrank plan --apply), it is a multiple of them,"
+    " and 1 by default.",
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: 0.1]")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
-@click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out, by comma.")
-@click.option("--allow", multiple=True, metavar="IDS", help="Rank only these items, by comma.")
+@click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out. Repeatable.")
+@click.option("--exclude-file", type=_FILE, help="More of them, one a line.")
+@click.option("--allow", multiple=True, metavar="IDS", help="Rank only these items. Repeatable.")
+@click.option("--allow-file", type=_FILE, help="More of them, one a line.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank(
     model: Path,
@@ -64,16 +73,25 @@ def rank(
     epsilon: float | None,
     seed: int | None,
     exclude: tuple[str, ...],
+    exclude_file: Path | None,
     allow: tuple[str, ...],
+    allow_file: Path | None,
     as_json: bool,
 ) -> None:
     """Rank a model's items for one user, and say how probable the ranking was.
+
+    IDS are separated by commas, as in a line of CSV: an id that holds a comma stands in double
+    quotes ('"Tom, Dick"'), and nothing is stripped from text ids. A file of ids is UTF-8, one id a
+    line: commas, spaces and quotes belong to it; lines may end in CRLF, and empty ones are skipped.
+    Integer ids are written as in 0, 42 or -7, and in no other way. Ids that the
+    catalog does not have are named on stderr and passed over, exit code 0: items come and go.
 
     \b
     Examples:
       fastrank rank model/ --user 42 --inference-type deterministic
       fastrank rank model/ --user 42 --inference-type stochastic_gumbel_softmax_trick \\
           --temperature 0.1 --exclude 17,23 --seed 1
+      fastrank rank model/ --user ann --inference-type uniform --exclude-file seen.txt
     """
     if (user is None) == (query is None):
         raise click.UsageError("give either --user or --query")
@@ -81,18 +99,22 @@ def rank(
     if user is not None:
         if opened is None:
             raise click.UsageError(f"{model} has no users; give --query")
-        user_id = _as_ids([user], opened.user_ids, "--user")[0].item()
+        user_id = _as_id("--user", user, opened.user_ids)
         vector = opened.user_vector(user_id)
     else:
         user_id = None
         vector = _query_vector(query)
+    notes: list[str] = []
     filters = {
-        name: _as_ids(_by_comma(values), catalog.item_ids, f"--{name}") if values else None
-        for name, values in (("exclude", exclude), ("allow", allow))
+        "exclude": _filter(catalog, "--exclude", exclude, exclude_file, notes),
+        "allow": _filter(catalog, "--allow", allow, allow_file, notes),
     }
-    eligible = _eligible(catalog.item_ids, **filters)
+    eligible = _eligible(catalog, **filters)
     if not eligible.any():
-        raise click.UsageError("--allow, --exclude: no item is eligible")
+        why = f" ({'; '.join(notes)})" if notes else ""
+        raise click.UsageError(f"--allow, --exclude: no item is eligible{why}")
+    for note in notes:
+        click.echo(f"fastrank rank: {note}", err=True)
     own = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
     if user is not None and takes_temperature and opened and opened.has_user_temperatures:
@@ -104,7 +126,7 @@ def rank(
         scores = catalog.scores(vector)[eligible]
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
-        note = f" (chosen: keeps about {_OVERLAP:.0%} of the deterministic ranking)"
+        note = "" if as_json else _what_is_kept(scores, temperature, k)
     else:
         note = ""
     given = {"temperature": temperature, "epsilon": epsilon}
@@ -125,33 +147,80 @@ def rank(
         _print(ranking, titles, note, latency_us)
 
 
-def _by_comma(values: Sequence[str]) -> list[str]:
-    words = [word.strip() for word in ",".join(values).split(",")]
-    return [word for word in words if word]
+def _as_id(source: str, word: str, like: npt.NDArray[Any]) -> int | str:
+    found = id_from_text(word, like)
+    if found is None:
+        got = _short(repr(word))
+        raise click.UsageError(f"{source}: the ids here are {as_written(like)}; got {got}")
+    return found
 
 
-def _as_ids(words: Sequence[str], like: npt.NDArray[Any], option: str) -> npt.NDArray[Any]:
-    """Ids from the command line, in the type of the model's."""
-    if like.dtype.kind == "U":
-        return np.array(words, np.str_)
-    ids = []
-    for word in words:
-        try:
-            ids.append(np.int64(int(word)))
-        except (ValueError, OverflowError):
-            raise click.UsageError(f"{option}: ids here are integers, got {word!r}") from None
-    return np.array(ids, np.int64)
+def _filter(
+    catalog: Catalog, option: str, lists: Sequence[str], file: Path | None, notes: list[str]
+) -> Any:
+    """The ids of a filter that the catalog has; None: no filter. `notes` gets what is odd."""
+    if not lists and file is None:
+        return None
+    like = catalog.item_ids
+    ids: dict[int | str, None] = {}
+    for text in lists:
+        words = split_ids(option, text)
+        if like.dtype.kind != "U":  # a space after a comma can be no part of an integer
+            words = words[:1] + [word.removeprefix(" ") for word in words[1:]]
+        ids |= dict.fromkeys(_as_id(option, word, like) for word in words)
+    if file is not None:
+        option_and_file = f"{option}-file: {file}"
+        ids |= dict.fromkeys(
+            _as_id(f"{option_and_file}: line {number}", line, like)
+            for number, line in enumerate(_lines(option_and_file, file), 1)
+            if line
+        )
+    if not ids:
+        notes.append(f"{option}: no id is given")
+        return []
+    given = list(ids)
+    known = catalog._rows_of(given) >= 0  # type: ignore[arg-type]  # they are of one kind
+    unknown = [one for one, is_known in zip(given, known.tolist(), strict=True) if not is_known]
+    if unknown:  # a typing error must not pass for a filter
+        named = ", ".join(_short(repr(one)) for one in unknown[:_NAMED])
+        more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
+        what = "id is" if len(unknown) == 1 else "ids are"
+        notes.append(f"{option}: {len(unknown):,} {what} not in the catalog: {named}{more}")
+        for text in lists if like.dtype.kind == "U" else ():
+            if "," in text and catalog._rows_of([text])[0] >= 0:
+                quoted = '"' + text.replace('"', '""') + '"'
+                for_a_shell = shlex.quote(quoted)
+                notes.append(f"{option}: {_short(repr(text))} is one: {option} {for_a_shell}")
+    return [one for one, is_known in zip(given, known.tolist(), strict=True) if is_known]
 
 
-def _eligible(
-    item_ids: npt.NDArray[Any], exclude: npt.NDArray[Any] | None, allow: npt.NDArray[Any] | None
-) -> npt.NDArray[np.bool_]:
-    eligible = np.ones(len(item_ids), np.bool_)
-    if allow is not None:
-        eligible &= np.isin(item_ids, allow)
-    if exclude is not None:
-        eligible &= ~np.isin(item_ids, exclude)
+def _lines(source: str, path: Path) -> list[str]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{source} is not UTF-8: {error}") from None
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _eligible(catalog: Catalog, exclude: Any, allow: Any) -> npt.NDArray[np.bool_]:
+    eligible = np.full(len(catalog), allow is None)
+    if allow:
+        eligible[catalog._rows_of(allow)] = True
+    if exclude:
+        eligible[catalog._rows_of(exclude)] = False
     return eligible
+
+
+def _what_is_kept(scores: npt.NDArray[Any], temperature: float, k: int) -> str:
+    """What a chosen temperature does for these scores, as it is counted."""
+    kept = f"keeps {drawn_overlap(scores, temperature, k):.0%} of the deterministic ranking"
+    if len(scores) > 1 and scores.min() == scores.max():
+        return f" (all scores are equal; {kept}, as any temperature does)"
+    return f" (chosen: {kept})"
 
 
 def _query_vector(path: Path | None) -> npt.NDArray[Any]:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from fastrank import obd
 from fastrank.eventlog.reader import ReadReport
 from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
+from fastrank.ids import integer, split_ids
 
 __all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
 
@@ -601,7 +602,7 @@ def _of_gateway(gateway: Any) -> dict[str, Any]:
         if not text:
             continue
         if name in ("exclude", "allow"):
-            found[name] = [word.strip() for word in text.split(",") if word.strip()]
+            found[name] = split_ids(f"gateway: {name}", text)
         elif name == "user_id":
             found[name] = text
     return found
@@ -624,9 +625,8 @@ def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_floating(kind):
         return _number(name, value)
     if isinstance(value, str) and name in ("exclude", "allow"):
-        with_sign = value.removeprefix("-")
-        if with_sign.isascii() and with_sign.isdigit():
-            value = int(value)
+        number = integer(value)
+        value = value if number is None else number
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name}: expected an integer, got {value!r}")
     bits = kind.bit_width

@@ -32,6 +32,7 @@ Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _SUFFIXES = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson", ".json")
 _BATCH_ROWS = 1 << 16
+_WRITTEN = r"^(0|-?[1-9][0-9]*)$"  # as `fastrank.ids.integer` has it
 _COLUMNS = ("request_id", "item_id", "reward", "ts")
 
 
@@ -217,6 +218,10 @@ def _checked(
 
     def number(name: str, wanted: pa.DataType) -> pa.Array:
         values = column[name]
+        if pa.types.is_integer(wanted) and pa.types.is_string(values.type):
+            # Arrow would read 007 and 0x7 as 7, which is another id.
+            written = pc.match_substring_regex(values, _WRITTEN).fill_null(True)
+            refuse(name, ~written.to_numpy(zero_copy_only=False), "expected an integer")
         try:
             return values.cast(wanted)
         except pa.ArrowInvalid:

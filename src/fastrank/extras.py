@@ -1,0 +1,67 @@
+"""What to install for a module that is missing, as the package's own metadata have it.
+
+The name of the package is no help: on PyPI it is another project's. So what is named is what is
+missing.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["EXTRA_OF", "missing_extra", "requirements"]
+
+# The extra that brings each module; where there are several, the one with the least besides.
+EXTRA_OF = {
+    **dict.fromkeys(("click", "rich", "scipy", "matplotlib"), "cli"),
+    "pyarrow": "data",
+    "jinja2": "ope",
+    **dict.fromkeys(
+        ("starlette", "uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"), "serving"
+    ),
+    **dict.fromkeys(("airspeed", "yaml"), "gateway"),
+    "locust": "loadtest",
+    "botocore": "sagemaker",
+    "faiss": "faiss",
+    "numba": "numba",
+    "jax": "jax",
+}
+_REQUIREMENT = re.compile(r"\s*([^;]+?)\s*;.*\bextra\s*==\s*(['\"])([^'\"]+)\2\s*")
+
+
+def requirements(extra: str) -> list[str]:
+    """What an extra requires, as pip takes it; empty if this is no installed package.
+
+    Examples
+    --------
+    >>> requirements("data")  # doctest: +SKIP
+    ['pyarrow<27,>=14']
+    """
+    from importlib import metadata  # takes 10 ms, which only who misses something should pay
+
+    try:
+        lines = metadata.requires("fastrank") or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = [_REQUIREMENT.fullmatch(line) for line in lines]
+    return [match[1].replace(" ", "") for match in found if match and match[3] == extra]
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What to install for a module that an extra would have brought; None for any other.
+
+    Examples
+    --------
+    >>> missing_extra(ModuleNotFoundError(name="pyarrow"))  # doctest: +SKIP
+    'pyarrow is not installed (fastrank\\'s extra "data"): pip install "pyarrow<27,>=14"'
+    """
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(module)
+    return None if extra is None else f"{module} is not installed{_remedy(extra)}"
+
+
+def _remedy(extra: str) -> str:
+    wanted = requirements(extra)
+    if not wanted:
+        return f', which is in fastrank\'s extra "{extra}"'
+    words = " ".join(f'"{each}"' for each in wanted)
+    return f' (fastrank\'s extra "{extra}"): pip install {words}'

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": {"_native"},
     "inputs": set(),
     "store": set(),
+    "files": set(),
     "packing": {"inputs", "_native"},
     "catalog": {"policies", "ranking", "ids", "inputs", "packing", "store", "_native"},
     "model": {"policies", "ranking", "ids", "inputs", "store", "catalog"},
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
     },
-    "vectorfiles": set(),
+    "vectorfiles": {"files"},
     "verify": {"policies", "ranking", "catalog", "model", "opening", "calibration", "reference"},
     "demo": {
         *("policies", "ranking", "catalog", "model", "calibration", "obd", "reference"),

@@ -193,10 +193,13 @@ def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Colum
 def read_npy(path: Path) -> Array:
     """A .npy file of numbers or text, mapped; a ValueError that names it if it is none."""
     with naming(path, ".npy file of numbers or text"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{path}: this is an .npz archive; name it so")
+        with path.open("rb") as stream:
+            head = stream.read(len(np.lib.format.MAGIC_PREFIX))
+        if head.startswith(b"PK"):
+            raise ValueError("this is an .npz archive; name it so")
+        if head != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it does not begin as one")
+        array: Array = np.lib.format.open_memmap(path, mode="r")
     return array
 
 

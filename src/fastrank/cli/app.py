@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import fastrank
-from fastrank.cli import missing_extra
+from fastrank.cli import missing_extra, visible
 
 __all__ = ["app"]
 
@@ -80,7 +80,7 @@ class Commands(click.Group):
 
 
 def _fail(message: str, prefix: str = "fastrank", code: int = 2) -> NoReturn:
-    click.echo(f"{prefix}: {' '.join(message.split())}", err=True)
+    click.echo(f"{prefix}: {visible(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

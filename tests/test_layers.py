@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"policies"},
     "data": set(),
     "obd": {"data"},
-    "eventlog": {"ranking", "ids", "inputs", "catalog", "obd"},
+    "eventlog": {"ranking", "ids", "inputs", "files", "catalog", "obd"},
     "page": set(),
     "ope": {"policies", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {

@@ -6,6 +6,7 @@ another.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ __all__ = ["file_format", "in_directory", "naming"]
 
 _FORMATS = {
     **dict.fromkeys((".parquet", ".parq", ".pq"), "parquet"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
-    **{f".{name}": name for name in ("csv", "arrow", "npy", "npz")},
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **{f".{name}": name for name in ("json", "csv", "arrow", "npy", "npz")},
 }
 # What writers add to a Parquet file's name for the compression inside: items.parquet.gzip.
 _CODECS = {".gzip", ".gz", ".snappy", ".zstd", ".zst", ".brotli", ".br", ".lz4"}
@@ -26,13 +27,15 @@ _OTHERS = _CODECS | {
     *(".tsv", ".avro", ".orc", ".feather", ".ipc", ".arrows", ".jsonlines"),
 }
 
+_LOG = logging.getLogger("fastrank.files")
+
 
 def file_format(path: str | os.PathLike[str]) -> str | None:
     """The format that a file's name says, in letters of either case.
 
     Returns
     -------
-    {"parquet", "json", "csv", "arrow", "npy", "npz"} or None
+    {"parquet", "jsonl", "json", "csv", "arrow", "npy", "npz"} or None
         None where the name says none of these.
 
     Examples
@@ -51,38 +54,53 @@ def file_format(path: str | os.PathLike[str]) -> str | None:
 
 
 def in_directory(
-    directory: Path, formats: Collection[str], without: str = ""
-) -> tuple[list[Path], list[Path]]:
-    """The files below a directory that are of given formats, and what else looks like data.
+    directory: Path, formats: Collection[str], without: Collection[str] = ()
+) -> list[Path]:
+    """The files below a directory that are of given formats; what else looks like data is said.
 
     Parameters
     ----------
     directory : Path
     formats : collection of str
         As `file_format` gives them.
-    without : str
-        Folders of this name are left out.
+    without : collection of str
+        Names of files and folders that are neither.
 
     Returns
     -------
-    found, passed_over : list of Path
-        Each folder's files by name, before those of the folders in it. Names that begin with a dot
-        or an underscore are in neither: marks of the programs that write data (``_SUCCESS``), and
-        what is not finished yet. Nor are, of `passed_over`, names that no format has.
+    list of Path
+        Each folder's files by name, before those of the folders in it. Names that begin with a
+        dot are left out: they are not finished yet, or belong to another program.
+
+    Notes
+    -----
+    The log ``fastrank.files`` warns of files that look like data by their names, and are of none
+    of the formats: who has them there may believe that they are read. What begins with an
+    underscore, as the marks of programs that write data do (``_SUCCESS``), does not.
     """
     found, passed_over = [], []
     for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(f for f in folders if f != without and not f.startswith("."))
+        folders[:] = sorted(f for f in folders if f not in without and not f.startswith("."))
         for name in sorted(names):
+            if name in without or name.startswith("."):
+                continue
             file = Path(folder, name)
             said = file_format(file)
-            if name.startswith("."):
-                continue
             if said in formats:
                 found.append(file)
             elif not name.startswith("_") and (said or file.suffix.lower() in _OTHERS):
                 passed_over.append(file)
-    return found, passed_over
+    if passed_over:
+        shown = ", ".join(map(repr, (str(f.relative_to(directory)) for f in passed_over[:3])))
+        more = f" and {len(passed_over) - 3:,} more" if len(passed_over) > 3 else ""
+        _LOG.warning(
+            "%s: %s%s: not read: by their names they are not of the formats %s",
+            directory,
+            shown,
+            more,
+            ", ".join(formats),
+        )
+    return found
 
 
 @contextmanager

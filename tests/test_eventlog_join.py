@@ -596,3 +596,26 @@ def test_rewards_that_are_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"request_id": "\\ud800", "item_id": 1}\n')
     with pytest.raises(ValueError, match=r"r\.jsonl: "):
         join(log, tmp_path / "r.jsonl", tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (pa.array([True]), "item_id: expected int64 ids, got bool"),
+        (pa.array([1], pa.timestamp("us")), "item_id: expected int64 ids, got timestamp"),
+        (pa.array([1.0]), "item_id: expected int64 ids, got double"),
+        (pa.array(["1"]).dictionary_encode(), "item_id: the log has int64 ids, got string"),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_item_ids_of_rewards_that_are_none_are_named(
+    ids: Any, message: str, tmp_path: Path
+) -> None:
+    log = write_log(tmp_path / "log", row(0))
+    columns = {"request_id": ["r0"], "item_id": ids, "reward": [1.0], "ts": [START]}
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    with pytest.raises(ValueError, match=rf"r\.parquet: {message}"):
+        join(
+            log, tmp_path / "r.parquet", tmp_path / "out",
+            window="24h", as_of=LATER, kind="positives",
+        )  # fmt: skip

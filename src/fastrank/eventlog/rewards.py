@@ -215,9 +215,12 @@ def _checked(
             value = batch.column(name)[row].as_py()
             raise ValueError(f"{path}: row {start + row}: {name}: {why}, got {value!r}")
 
-    for name in _COLUMNS:
-        refuse(name, batch.column(name).is_null().to_numpy(zero_copy_only=False), "is missing")
     column = {name: batch.column(name) for name in batch.schema.names}
+    for name, values in column.items():
+        if pa.types.is_dictionary(values.type):
+            column[name] = values.dictionary_decode()
+    for name in _COLUMNS:
+        refuse(name, column[name].is_null().to_numpy(zero_copy_only=False), "is missing")
 
     def number(name: str, wanted: pa.DataType) -> pa.Array:
         values = column[name]
@@ -233,14 +236,13 @@ def _checked(
                     refuse(name, bad, f"expected {kinds}")
             raise
 
-    if pa.types.is_floating(column["item_id"].type):
-        raise ValueError(f"{path}: item_id: expected {kind} ids, got {column['item_id'].type}")
+    kind_of_item = column["item_id"].type
+    is_text = pa.types.is_string(kind_of_item) or pa.types.is_large_string(kind_of_item)
+    if not (is_text or pa.types.is_integer(kind_of_item) or pa.types.is_decimal(kind_of_item)):
+        raise ValueError(f"{path}: item_id: expected {kind} ids, got {kind_of_item}")
     from_text = file_format(path) != "parquet"
-    is_text = pa.types.is_string(column["item_id"].type) or pa.types.is_large_string(
-        column["item_id"].type
-    )
     if not from_text and is_text != (kind == "str"):
-        raise ValueError(f"{path}: item_id: the log has {kind} ids, got {column['item_id'].type}")
+        raise ValueError(f"{path}: item_id: the log has {kind} ids, got {kind_of_item}")
     if kind == "str":
         item: Array = text_hashes(column["item_id"].cast(pa.string()))
     else:

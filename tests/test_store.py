@@ -217,6 +217,17 @@ def test_missing_arrays_are_refused(tmp_path: Path, name: str) -> None:
     refused(tmp_path / "model", path.name)
 
 
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["panels-*", "manifest.json"])
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    model: Path, name: str, put: Callable[[Path], None]
+) -> None:
+    (path,) = model.glob(name)
+    path.unlink()
+    put(path)
+    refused(model, path.name)
+
+
 @pytest.mark.parametrize("name", array_names())
 @pytest.mark.parametrize("change", ["dtype", "shape"])
 def test_another_meaning_of_the_same_bytes_is_refused(

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -201,7 +201,8 @@ def _sync_directory(path: Path) -> None:
 def _refuse_foreign(path: Path) -> None:
     """A ValueError if the files of a directory are someone else's."""
     try:
-        ours = json.loads((path / MANIFEST).read_bytes())["format"] == _FORMAT
+        with _opened(path / MANIFEST) as stream:
+            ours = json.loads(stream.read())["format"] == _FORMAT
     except FileNotFoundError:
         for name in sorted(os.listdir(path)):
             if not (_ARRAY_FILE.fullmatch(name) or _LITTER.fullmatch(name)):
@@ -253,20 +254,21 @@ def read(
             try:
                 manifest = _parsed(path, stream)
                 return manifest, _read_arrays(path, manifest, verify)
-            except (ValueError, FileNotFoundError) as error:
-                # Only that of the manifest that is still there: the directory of another one may
-                # have been replaced, and its files removed, between our looks.
+            except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+                # Only of the manifest that is still there: of another one the directory may have
+                # been replaced, and the files removed, between our looks.
                 if look == _LOOKS or _is_there(path / MANIFEST, stream):
-                    if isinstance(error, FileNotFoundError):
-                        missing = Path(error.filename).name
-                        raise ValueError(f"{path}: damaged: {missing} is missing") from None
-                    raise
+                    if isinstance(error, ValueError):
+                        raise
+                    what = "missing" if isinstance(error, FileNotFoundError) else "a folder"
+                    name = Path(error.filename).name
+                    raise ValueError(f"{path}: damaged: {name} is {what}") from None
     raise AssertionError  # the last look returns or raises
 
 
 def _manifest_of(path: Path) -> BufferedReader:
     try:
-        return (path / MANIFEST).open("rb")
+        return _opened(path / MANIFEST)
     except FileNotFoundError:
         raise ValueError(f"{path}: not a fastrank directory: there is no {MANIFEST}") from None
     except NotADirectoryError:
@@ -310,55 +312,62 @@ def _parsed(path: Path, stream: BufferedReader) -> dict[str, Any]:
 def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str, Array]:
     try:
         entries = {
-            str(name): (str(e["file"]), e["bytes"], np.dtype(e["dtype"]), tuple(e["shape"]), e)
+            str(name): _Entry(
+                str(e["file"]), e["bytes"], np.dtype(e["dtype"]), tuple(e["shape"]), e["sha256"]
+            )
             for name, e in manifest["arrays"].items()
         }
-        for file_name, n_bytes, dtype, shape, _ in entries.values():
-            if not all(type(length) is int and length >= 0 for length in shape):
-                raise ValueError
-            if dtype.kind not in "iufU" or n_bytes != _HEADER_BYTES + math.prod(
-                (*shape, dtype.itemsize)
-            ):
-                raise ValueError
-            if not _ARRAY_FILE.fullmatch(file_name):
-                raise _ElsewhereError(file_name)
-    except _ElsewhereError as error:
-        raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {error}") from None
+        described = all(entry.is_sound() for entry in entries.values())
     except Exception:  # dtypes are Python's, and what reads them raises what it likes
-        raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays") from None
+        described = False
+    if not described:
+        raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays")
+    for entry in entries.values():
+        if not _ARRAY_FILE.fullmatch(entry.file):
+            raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {entry.file}")
     with contextlib.ExitStack() as stack:
         # All are open before the first is looked at: from here on nobody can replace them.
-        streams = {
-            name: stack.enter_context((path / file_name).open("rb"))
-            for name, (file_name, *_) in entries.items()
-        }
+        streams = [stack.enter_context(_opened(path / entry.file)) for entry in entries.values()]
         return {
-            name: _mapped(path, streams[name], dtype, shape, entry, verify)
-            for name, (_, _, dtype, shape, entry) in entries.items()
+            name: _mapped(path, stream, entry, verify)
+            for stream, (name, entry) in zip(streams, entries.items(), strict=True)
         }
 
 
-class _ElsewhereError(Exception):
-    """A manifest names a file that is none of its directory's."""
+class _Entry(NamedTuple):
+    """What a manifest says of an array."""
+
+    file: str
+    bytes: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    sha256: str
+
+    def is_sound(self) -> bool:
+        if not all(type(length) is int and length >= 0 for length in self.shape):
+            return False
+        size = math.prod((*self.shape, self.dtype.itemsize))
+        return self.dtype.kind in "iufU" and self.bytes == _HEADER_BYTES + size
 
 
-def _mapped(
-    path: Path,
-    stream: BufferedReader,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    entry: Mapping[str, Any],
-    verify: bool,
-) -> Array:
+def _opened(file: Path) -> BufferedReader:
+    # Without waiting: where a pipe has the name, nobody may ever write into it.
+    return open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> Array:
     size = os.fstat(stream.fileno()).st_size
-    if size != entry["bytes"]:
-        raise ValueError(f"{path}: damaged: {entry['file']} has {size} bytes, not {entry['bytes']}")
-    if verify and hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path}: damaged: {entry['file']} does not match its SHA-256")
-    content = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
-    if content[:_HEADER_BYTES] != _header(dtype, shape):
-        raise ValueError(f"{path}: damaged: {entry['file']} does not hold {dtype.str} {shape}")
-    return np.ndarray(shape, dtype, content, _HEADER_BYTES)
+    if size != entry.bytes:
+        raise ValueError(f"{path}: damaged: {entry.file} has {size} bytes, not {entry.bytes}")
+    try:
+        if verify and hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+            raise ValueError("it does not match its SHA-256")
+        content = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
+        if content[:_HEADER_BYTES] != _header(entry.dtype, entry.shape):
+            raise ValueError(f"it does not hold {entry.dtype.str} of shape {entry.shape}")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged: {entry.file}: {error}") from None
+    return np.ndarray(entry.shape, entry.dtype, content, _HEADER_BYTES)
 
 
 def _write_file(file: Path, *parts: bytes | memoryview) -> None:

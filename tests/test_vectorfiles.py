@@ -191,6 +191,9 @@ def test_lengths_must_agree_and_ids_come_once(tmp_path: Path) -> None:
         ValueError, match=r"short\.npy: ids: expected shape \(4,\), one for each vector of items"
     ):
         read_vectors(tmp_path / "items.npy", ids=tmp_path / "short.npy")
+    np.savez(tmp_path / "bias.npz", vectors=VECTORS, bias=BIAS[:3])
+    with pytest.raises(ValueError, match=r"bias\.npz: bias: expected shape \(4,\), one for each"):
+        read_vectors(tmp_path / "bias.npz", ids=tmp_path / "ids.npy")
     with pytest.raises(ValueError, match=r"ids\.npy: ids are given twice, .*items\.npz"):
         read_vectors(tmp_path / "items.npz", ids=tmp_path / "ids.npy")
     with pytest.raises(ValueError, match="ids are given twice"):

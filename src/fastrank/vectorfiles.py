@@ -172,9 +172,10 @@ def read_vectors(
     }
     for name, shape in shapes.items():
         if shape != (len(vectors),):
+            place = places[name].removesuffix(f": {name}")
             raise ValueError(
-                f"{ids or metadata or path}: {name}: expected shape ({len(vectors)},), one for each"
-                f" vector of {path.name}; got {shape}"
+                f"{place}: {name}: expected shape ({len(vectors)},), one for each vector of"
+                f" {path.name}; got {shape}"
             )
     return VectorFile(id_values, vectors, bias, titles, prior, places)
 

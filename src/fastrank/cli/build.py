@@ -83,8 +83,9 @@ def build(
 
     A .npy file holds vectors alone; ids are then row numbers unless given. A .npz file holds
     arrays `vectors` and, if wanted, `ids`, `bias`, `titles`, `prior`. A Parquet file has a column
-    of ids and either one column of lists or columns v0, v1, ...; other names can be given. The
-    model is written whole or not at all.
+    of ids (integers, text, UUIDs, or bytes that are UTF-8) and either one column of lists or
+    tensors or columns v0, v1, ...; other names can be given. The model is written whole or not at
+    all.
 
     \b
     Examples:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -619,3 +621,36 @@ def test_item_ids_of_rewards_that_are_none_are_named(
             log, tmp_path / "r.parquet", tmp_path / "out",
             window="24h", as_of=LATER, kind="positives",
         )  # fmt: skip
+
+
+JOIN_UNTIL_KILLED = """
+import sys, time
+from fastrank.eventlog import join
+def advance(share):
+    print("writing", flush=True)
+    time.sleep(600)
+log, rewards, out, as_of = sys.argv[1:]
+join(log, rewards, out, window="24h", as_of=as_of, kind="positives", advance=advance)
+"""
+
+
+def test_what_killed_joins_left_goes_first_and_what_living_ones_write_stays(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"window": "24h", "as_of": LATER, "kind": "positives"}
+    log = write_log(tmp_path / "log", row(0))
+    rewards = write_rewards(tmp_path / "r.csv", reward("r0", 0))
+    out = tmp_path / "out"
+    given = [str(path) for path in (log, rewards, out)]
+    command = [sys.executable, "-c", JOIN_UNTIL_KILLED, *given, LATER.isoformat()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None
+        assert living.stdout.readline() == b"writing\n"
+        (left,) = tmp_path.glob(".out.*.tmp")
+        join(log, rewards, out, **options)
+        assert left.exists()
+        living.kill()
+    (tmp_path / ".out.mine.tmp").mkdir()
+    shutil.rmtree(out)
+    seen: list[bool] = []
+    join(log, rewards, out, advance=lambda _: seen.append(left.exists()), **options)
+    assert not any(seen)
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "r.csv", "out", ".out.mine.tmp"}

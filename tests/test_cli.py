@@ -718,3 +718,53 @@ class TestPlan:
         line = refused("plan", model, *arguments)
         for word in words:
             assert word in line
+
+
+ACTS = "\x1b[31m \x9b2J \x7f \u202e"  # on a terminal, if it gets there
+STANDS = r"\x1b[31m \x9b2J \x7f \u202e"
+
+
+def test_a_strangers_text_stands_on_the_terminal_and_does_not_act(tmp_path: Path) -> None:
+    catalog = fr.Catalog([f"i{ACTS}", ":warning: [b]"], [[1.0], [1.0]])
+    fr.Model(catalog, ["u"], [[1.0]], item_titles=[f"t\n{ACTS}", "t"]).save(tmp_path / "m")
+    arguments = ["rank", tmp_path / "m", "--user", "u", "--inference-type", "uniform"]
+    table = run(*arguments).stdout
+    assert f"i{STANDS}" in table
+    assert rf"t\n{STANDS}" in table
+    assert ":warning: [b]" in table
+    text = run(*arguments, "--json").stdout
+    assert not any(act in table + text for act in "\x1b\x9b\x7f\u202e")
+    assert set(json.loads(text)["item_ids"]) == {f"i{ACTS}", ":warning: [b]"}
+
+
+def test_an_error_does_not_act_on_the_terminal_either(vectors: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({f"x{ACTS}": [1]}), tmp_path / "i.parquet")
+    line = refused(
+        "build", "--items", tmp_path / "i.parquet", "--users", vectors / "users.npy",
+        "-o", tmp_path / "m",
+    )  # fmt: skip
+    assert f"found x{STANDS}" in line
+
+
+def test_the_file_that_an_argument_came_from_is_named(vectors: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.zeros(40, np.int64))
+    np.savez(tmp_path / "users.npz", ids=[1, 1], vectors=np.ones((2, 6)), titles=[1, 2], bias="x")
+    out = ["-o", tmp_path / "m"]
+    users = ["--users", vectors / "users.npy"]
+    items = ["--items", vectors / "items.npy"]
+    line = refused("build", *items, "--item-ids", tmp_path / "ids.npy", *users, *out)
+    assert f"{tmp_path / 'ids.npy'}: item_ids: must be unique; rows 0 and 1" in line
+    line = refused("build", *items, "--users", tmp_path / "users.npz", *out)
+    assert f"{tmp_path / 'users.npz'}: ids: user_ids: must be unique" in line
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("content", [b"\x93NUMPY\x01\x00\x02\x00{(", b"PK\x03\x04", b""])
+def test_a_query_that_is_none_is_one_line(model: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "q.npy").write_bytes(content)
+    query = ["--query", tmp_path / "q.npy", "--inference-type", "uniform"]
+    assert f"--query: {tmp_path / 'q.npy'}: not a readable .npy" in refused("rank", model, *query)
+    line = refused("plan", model, "--queries", tmp_path / "q.npy")
+    assert f"--queries: {tmp_path / 'q.npy'}: not a readable .npy" in line

@@ -439,6 +439,8 @@ class TestDataCapture:
             ("time: expected ISO 8601", {"ts": "noon"}),
             ("time: says no time zone", {"ts": "2026-01-01T12:00:00"}),
             ("model_version: expected text", {"model_version": 7}),
+            ("filter_id: exclude: expected text, got 5", {"filter_id": {"exclude": 5}}),
+            ("filter_id: allow: not text that UTF-8", {"filter_id": {"allow": "\ud800"}}),
         ],
     )
     def test_answers_of_wrong_types(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -550,3 +552,105 @@ def test_lengths_and_moments() -> None:
     assert parse_window(" 2w ") == timedelta(days=14)
     assert parse_time("t", "2026-01-01T12:00:00+02:00") == datetime(2026, 1, 1, 10, tzinfo=UTC)
     assert parse_time("t", datetime(2026, 1, 1)) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", ["r.PARQUET", "r.parq", "r.parquet.gzip", "r.CSV", "r.ndjson"])
+def test_rewards_by_their_other_names(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = write_log(tmp_path / "log", row(0))
+    usual = write_rewards(
+        tmp_path / f"r{'.parquet' if 'parq' in name.lower() else Path(name).suffix.lower()}",
+        reward("r0", 0),
+    )
+    (tmp_path / "rewards").mkdir()
+    usual.rename(tmp_path / "rewards" / name)
+    options: dict[str, Any] = {"window": "24h", "as_of": LATER, "kind": "positives"}
+    assert join(log, tmp_path / "rewards", tmp_path / "out", **options).rewards_used == 1
+    assert not caplog.records
+    (tmp_path / "rewards" / "more.csv.gz").write_bytes(b"data")
+    join(log, tmp_path / "rewards", tmp_path / "again", **options)
+    assert f"{tmp_path / 'rewards'}: 'more.csv.gz': not read: by their names" in caplog.text
+
+
+def test_rewards_that_are_damaged_are_named(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"window": "24h", "as_of": LATER, "kind": "positives"}
+    log = write_log(tmp_path / "log", row(0))
+    path = write_rewards(tmp_path / "r.parquet", *[reward("r0", i) for i in range(9)])
+    content = path.read_bytes()
+    said = []
+    for at in range(4, len(content), max(1, len(content) // 30)):
+        path.write_bytes(content[:at] + bytes(8) + content[at + 8 :])
+        try:
+            join(log, path, tmp_path / f"out-{at}", **options)
+        except ValueError as error:
+            said.append(str(error))
+            assert not (tmp_path / f"out-{at}").exists()
+    assert len(said) > 9
+    assert all(text.startswith(f"{path}: ") and "\n" not in text for text in said)
+    twice = pa.table(
+        [["r0"], ["r0"], [0], [1.0], [START]],
+        names=["request_id", "request_id", "item_id", "reward", "ts"],
+    )
+    pq.write_table(twice, path)
+    with pytest.raises(ValueError, match=r"r\.parquet: 2 columns are called request_id"):
+        join(log, path, tmp_path / "out", **options)
+    (tmp_path / "r.jsonl").write_text('{"request_id": "\\ud800", "item_id": 1}\n')
+    with pytest.raises(ValueError, match=r"r\.jsonl: "):
+        join(log, tmp_path / "r.jsonl", tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (pa.array([True]), "item_id: expected int64 ids, got bool"),
+        (pa.array([1], pa.timestamp("us")), "item_id: expected int64 ids, got timestamp"),
+        (pa.array([1.0]), "item_id: expected int64 ids, got double"),
+        (pa.array(["1"]).dictionary_encode(), "item_id: the log has int64 ids, got string"),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_item_ids_of_rewards_that_are_none_are_named(
+    ids: Any, message: str, tmp_path: Path
+) -> None:
+    log = write_log(tmp_path / "log", row(0))
+    columns = {"request_id": ["r0"], "item_id": ids, "reward": [1.0], "ts": [START]}
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    with pytest.raises(ValueError, match=rf"r\.parquet: {message}"):
+        join(
+            log, tmp_path / "r.parquet", tmp_path / "out",
+            window="24h", as_of=LATER, kind="positives",
+        )  # fmt: skip
+
+
+JOIN_UNTIL_KILLED = """
+import sys, time
+from fastrank.eventlog import join
+def advance(share):
+    print("writing", flush=True)
+    time.sleep(600)
+log, rewards, out, as_of = sys.argv[1:]
+join(log, rewards, out, window="24h", as_of=as_of, kind="positives", advance=advance)
+"""
+
+
+def test_what_killed_joins_left_goes_first_and_what_living_ones_write_stays(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"window": "24h", "as_of": LATER, "kind": "positives"}
+    log = write_log(tmp_path / "log", row(0))
+    rewards = write_rewards(tmp_path / "r.csv", reward("r0", 0))
+    out = tmp_path / "out"
+    given = [str(path) for path in (log, rewards, out)]
+    command = [sys.executable, "-c", JOIN_UNTIL_KILLED, *given, LATER.isoformat()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None
+        assert living.stdout.readline() == b"writing\n"
+        (left,) = tmp_path.glob(".out.*.tmp")
+        join(log, rewards, out, **options)
+        assert left.exists()
+        living.kill()
+    (tmp_path / ".out.mine.tmp").mkdir()
+    shutil.rmtree(out)
+    seen: list[bool] = []
+    join(log, rewards, out, advance=lambda _: seen.append(left.exists()), **options)
+    assert not any(seen)
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "r.csv", "out", ".out.mine.tmp"}

@@ -24,6 +24,7 @@ from logs import NOON, drain, read, report_of, row, table
 from fastrank.eventlog import LogReader, Stratum, bias_id, filter_id, schema
 from fastrank.eventlog.filters import save
 from fastrank.eventlog.hashing import text_hash
+from fastrank.eventlog.reader import JOIN_KEY
 from fastrank.eventlog.schema import VERSION_KEY, Kind
 
 NAN, INF = math.nan, math.inf
@@ -556,6 +557,22 @@ class TestFiles:
         assert ids(str(tmp_path / "**" / "*.parquet")) == ["r0", "r1"]
         assert ids([tmp_path / "day", tmp_path / "a.parquet", tmp_path]) == ["r1", "r0"]
 
+    def test_parquet_by_its_other_names_and_what_is_passed_over_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        names = ["a.PARQUET", "b.parq", "c.pq", "d.parquet.gzip", "e.c000.snappy.parquet"]
+        for i, name in enumerate(names):
+            self.write(tmp_path / name, row(i))
+        assert [r["request_id"] for r in drain(tmp_path)[0]] == [f"r{i}" for i in range(5)]
+        for name in ("_SUCCESS", "_metadata", ".f.parquet.crc", "join.json", "notes.txt"):
+            (tmp_path / name).write_bytes(b"mark")
+        assert len(drain(tmp_path)[0]) == 5
+        assert not caplog.records
+        for name in ("x.csv", "y.json.gz", "z.orc", "z.avro"):
+            (tmp_path / name).write_bytes(b"data")
+        assert len(drain(tmp_path)[0]) == 5
+        assert f"{tmp_path}: 'x.csv', 'y.json.gz', 'z.avro' and 1 more: not read" in caplog.text
+
     @pytest.mark.parametrize("paths", ["nowhere", "nowhere/*.parquet", []])
     def test_nothing_there_is_an_error(self, paths: Any, tmp_path: Path) -> None:
         given = [str(tmp_path / paths)] if paths else paths
@@ -595,6 +612,34 @@ class TestFiles:
         (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
         with pytest.raises(ValueError, match=r"no file of the log can be read: .*a.parquet"):
             drain(tmp_path)
+
+    def test_whatever_is_damaged_is_named(self, tmp_path: Path) -> None:
+        """Overwritten anywhere: rows, or a reason beside the file's name, and nothing else."""
+        content = self.write(tmp_path / "good.parquet", row(0), row(1)).read_bytes()
+        path = tmp_path / "bad.parquet"
+        for at in range(4, len(content), max(1, len(content) // 60)):
+            path.write_bytes(content[:at] + bytes(8) + content[at + 8 :])
+            reader = LogReader([path, tmp_path / "good.parquet"])
+            reader.survey()
+            for batch in reader:
+                assert len(batch.table) == len(batch)
+            assert reader.report.files_set_aside.keys() <= {str(path)}
+
+    def test_an_account_that_is_none_is_not_believed(self, tmp_path: Path) -> None:
+        whole = table([row(0)])
+        self.write(tmp_path / "a.parquet", row(0))
+        pq.write_table(
+            whole.replace_schema_metadata({**(whole.schema.metadata or {}), JOIN_KEY: b"j"}),
+            tmp_path / "a.parquet",
+        )
+        for text in ('{"id": "j", "source": null}', '{"id": "j", "source": {"rows_lost": 5}}'):
+            (tmp_path / "join.json").write_text(text)
+            report = drain(tmp_path)[1].report
+            assert report.joins == [{"id": "j"}]
+            assert report.malformed_share == 0.0
+            assert report.total_rows_lost == 0
+        (tmp_path / "join.json").write_text("[" * 100_000)
+        assert drain(tmp_path)[1].report.joins == [{"id": "j"}]
 
     def test_an_empty_log_is_readable(self, tmp_path: Path) -> None:
         self.write(tmp_path / "a.parquet")

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": {"_native"},
     "inputs": set(),
     "store": set(),
+    "files": set(),
     "packing": {"inputs", "_native"},
     "contents": {"_native"},
     "catalog": {"policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"},
@@ -40,13 +41,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"policies"},
     "data": set(),
     "obd": {"data"},
-    "eventlog": {"ranking", "ids", "inputs", "catalog", "obd"},
+    "eventlog": {"ranking", "ids", "inputs", "files", "catalog", "obd"},
     "page": set(),
     "ope": {"policies", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
     },
-    "vectorfiles": set(),
+    "vectorfiles": {"files"},
     "verify": {"policies", "ranking", "catalog", "model", "opening", "calibration", "reference"},
     "demo": {
         *("policies", "ranking", "catalog", "model", "calibration", "obd", "reference"),

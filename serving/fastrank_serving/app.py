@@ -150,7 +150,7 @@ class App:
             await self._refuse(send, _stopped(), request_id, extra)
             return
         except Exception:
-            _LOG.exception("request %s", request_id)
+            _LOG.exception("request %r", request_id)
             await self._refuse(send, _internal(), request_id, extra)
             return
         await self._send(send, 200, answer, extra)

@@ -32,6 +32,8 @@ from urllib.parse import parse_qsl, quote_plus, unquote, unquote_plus, urlsplit
 import airspeed
 import yaml
 
+from fastrank.files import naming
+
 __all__ = ["Gateway", "Integration", "Parameters", "Reply", "Server", "integrations"]
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "template.yaml"
@@ -197,17 +199,15 @@ def integrations(template: Path = TEMPLATE) -> list[Integration]:
     OSError, ValueError
         If there is no such file, or no API in it that can be imitated.
     """
-    try:
+    with naming(template, "SAM template"):
         document = yaml.load(template.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{template}: not YAML: {error}") from None
-    found = [
-        Integration(path, method, operation["x-amazon-apigateway-integration"])
-        for resource in document.get("Resources", {}).values()
-        if resource.get("Type") == "AWS::Serverless::Api"
-        for path, operations in resource["Properties"]["DefinitionBody"]["paths"].items()
-        for method, operation in operations.items()
-    ]
+        found = [
+            Integration(path, method, operation["x-amazon-apigateway-integration"])
+            for resource in document.get("Resources", {}).values()
+            if resource.get("Type") == "AWS::Serverless::Api"
+            for path, operations in resource["Properties"]["DefinitionBody"]["paths"].items()
+            for method, operation in operations.items()
+        ]
     if not found:
         raise ValueError(f"{template}: no AWS::Serverless::Api with a DefinitionBody")
     return found

@@ -346,7 +346,7 @@ class Service:
                 )
             except Exception:  # one row must not take the others with it, nor end the server
                 self.metrics.not_logged.inc()
-                _LOG.exception("request %s: not logged", served.request_id)
+                _LOG.exception("request %r: not logged", served.request_id)
 
 
 class _Answers:

@@ -177,8 +177,16 @@ class Catalog:
         """Writes the catalog to a directory, whole or not at all.
 
         A fastrank directory that is there is replaced atomically: who opens it meanwhile gets the
-        old catalog or the new one. A directory that holds anything else is refused. Writers
-        wait for each other.
+        old catalog or the new one, and who has it open keeps the old one. A directory that holds
+        anything else is refused; names that begin with a dot, and ``lost+found``, count for
+        nothing. Writers wait for each other; after a second the log ``fastrank.store`` says so.
+
+        Raises
+        ------
+        ValueError
+            If the directory is not ours to replace.
+        OSError
+            If the disk fails; what was there before is untouched then.
         """
         store.write(directory, self._meta, self._arrays, self._digests)
 
@@ -207,6 +215,12 @@ class Catalog:
         ------
         ValueError
             With the reason, if the directory is foreign, damaged or of another version.
+
+        Notes
+        -----
+        While a catalog is open its files must not be changed in place, as ``cp`` over them does:
+        the operating system ends a process that reads a mapped page whose file was cut. `save`,
+        and whatever renames, replaces them safely.
         """
         return cls._from_store(
             directory, *store.read(directory, verify), cache_bytes, log_norm_tolerance, verify

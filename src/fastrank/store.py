@@ -2,22 +2,28 @@
 
 A directory holds ``manifest.json`` and one ``.npy`` file for each array, named by content. The
 manifest is written last and replaced atomically, so a directory is always the old content or the
-new one; files are removed only when no manifest names them.
+new one; files are removed only when the manifest does not name them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
+import math
+import mmap
 import os
 import re
 import secrets
 import struct
+import time
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +37,21 @@ _FORMAT = "fastrank"
 _HEADER_BYTES = 4096
 _ARRAY_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.npy")
 _LEFTOVER = re.compile(r"\.[a-z_.0-9-]+\.[0-9a-f]{16}\.tmp")
+# What a directory may hold beside a first model: no program's data.
+_LITTER = re.compile(r"\..*|lost\+found", re.DOTALL)
+# What fsync says of a directory where the file system has no such thing.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+_PATIENCE = 1.0  # seconds of waiting for another writer, before it is said
+_LOOKS = 1000  # at a directory that is replaced again and again
+
+_LOG = logging.getLogger("fastrank.store")
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-def _header(array: Array) -> bytes:
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """A version 1.0 .npy header of exactly `_HEADER_BYTES`."""
-    text = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
+    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
     size = _HEADER_BYTES - 10
     body = text.encode("latin1").ljust(size - 1) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", size) + body
@@ -50,7 +64,7 @@ def _bytes(array: Array) -> memoryview:
 
 def array_digest(array: Array) -> str:
     """SHA-256 of the file that `write` makes of an array."""
-    digest = hashlib.sha256(_header(array))
+    digest = hashlib.sha256(_header(array.dtype, array.shape))
     digest.update(_bytes(array))
     return digest.hexdigest()
 
@@ -72,7 +86,8 @@ def write(
     Parameters
     ----------
     directory : path
-        Made if absent. A directory of anything else is refused.
+        Made if absent. A directory of anything else is refused; names that begin with a dot, and
+        ``lost+found``, count for nothing.
     meta : mapping
         JSON values to keep in the manifest.
     arrays, digests : mapping
@@ -84,6 +99,14 @@ def write(
         If the directory is not ours to replace.
     OSError
         If the disk fails; what was there before is untouched then.
+
+    Notes
+    -----
+    Writers of one directory wait for each other; after a second the log (``fastrank.store``) says
+    so. What killed writers left is removed before anything is written, so that a disk that they
+    filled can be written again. The new content is there from the moment its manifest is: what
+    fails after that, removing the old files or confirming the last change to the disk, is logged
+    and no error.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
@@ -106,9 +129,9 @@ def _write_locked(
     arrays: Mapping[str, Array],
     digests: Mapping[str, str],
 ) -> None:
-    replaced = _own_files(path)
+    _refuse_foreign(path)
+    _remove_unnamed(path)
     entries: dict[str, Any] = {}
-    new: list[Path] = []
     try:
         for name, array in arrays.items():
             file = path / f"{name}-{digests[name][:16]}.npy"
@@ -119,21 +142,26 @@ def _write_locked(
                 "dtype": array.dtype.str,
                 "shape": list(array.shape),
             }
-            if not file.exists():
-                new.append(file)
-            _write_file(file, _header(array), _bytes(array))
+            _write_file(file, _header(array.dtype, array.shape), _bytes(array))
+        _sync_directory(path)  # no manifest before the files that it names
         manifest = {"format": _FORMAT, "format_version": FORMAT_VERSION, **meta, "arrays": entries}
         manifest["manifest_sha256"] = content_hash(manifest)
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         _write_file(path / MANIFEST, text.encode())
     except BaseException:
-        for file in new:
-            file.unlink(missing_ok=True)
+        # By the manifest that is there: an interrupt may have come when it was the new one already.
+        _remove_unnamed(path)
         raise
-    kept = {entry["file"] for entry in entries.values()}
-    for file in replaced:
-        if file.name not in kept:
-            file.unlink(missing_ok=True)
+    _remove_unnamed(path)
+    try:
+        _sync_directory(path)
+    except OSError as error:
+        _LOG.warning(
+            "%s: written and in use, but the disk did not confirm it, so that a power cut may undo"
+            " it: %s",
+            path,
+            error,
+        )
 
 
 @contextlib.contextmanager
@@ -141,35 +169,70 @@ def _locked(path: Path) -> Iterator[None]:
     """One writer at a time; readers need no lock."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, path)
         yield
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _own_files(path: Path) -> list[Path]:
-    """Our files in a directory, those of killed saves too. A ValueError if it is someone else's."""
-    others = []
-    own = []
-    for file in path.iterdir():
-        if _ARRAY_FILE.fullmatch(file.name) or _LEFTOVER.fullmatch(file.name):
-            own.append(file)
-        elif file.name != MANIFEST:
-            others.append(file.name)
+def _lock(descriptor: int, path: Path) -> None:
+    patience = time.monotonic() + _PATIENCE
+    while time.monotonic() < patience:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    _LOG.warning("%s: waiting for another process that is saving there", path)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable, where its file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        ours = json.loads((path / MANIFEST).read_bytes())["format"] == _FORMAT
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A ValueError if the files of a directory are someone else's."""
+    try:
+        with _opened(path / MANIFEST) as stream:
+            ours = json.loads(stream.read())["format"] == _FORMAT
     except FileNotFoundError:
-        if others:
-            raise ValueError(
-                f"directory: {path} holds no {MANIFEST}, but other files, such as {others[0]}"
-            ) from None
+        for name in sorted(os.listdir(path)):
+            if not (_ARRAY_FILE.fullmatch(name) or _LITTER.fullmatch(name)):
+                raise ValueError(
+                    f"directory: {path} holds no {MANIFEST}, but other files, such as {name}"
+                ) from None
         ours = True
     except (ValueError, KeyError, TypeError, OSError, RecursionError):
         ours = False
     if not ours:
         raise ValueError(f"directory: {path} holds a {MANIFEST} that is not fastrank's")
-    return own
+
+
+def _remove_unnamed(path: Path) -> None:
+    """Removes our files that the manifest does not name: those before, and of killed writers.
+
+    What cannot be removed stays for the next time.
+    """
+    try:
+        try:
+            text = (path / MANIFEST).read_bytes().decode("utf-8", "replace")
+        except FileNotFoundError:
+            text = ""
+        named = set(_ARRAY_FILE.findall(text))
+        for name in os.listdir(path):
+            is_array = _ARRAY_FILE.fullmatch(name) is not None
+            if _LEFTOVER.fullmatch(name) or (is_array and name not in named):
+                os.unlink(path / name)
+    except OSError as error:
+        _LOG.warning("%s: old files stay: %s", path, error)
 
 
 def read(
@@ -186,32 +249,51 @@ def read(
         With the reason, if the directory is not what its writer left.
     """
     path = Path(directory)
-    seen: dict[str, Any] | None = None
-    while True:
-        manifest = _read_manifest(path)
-        try:
-            return manifest, _read_arrays(path, manifest, verify)
-        except FileNotFoundError as error:
-            # A new manifest: the directory was replaced between our two looks.
-            if manifest == seen:
-                missing = Path(error.filename).name
-                raise ValueError(f"{path}: damaged: {missing} is missing") from None
-        seen = manifest
+    for look in range(1, _LOOKS + 1):
+        with _manifest_of(path) as stream:
+            try:
+                manifest = _parsed(path, stream)
+                return manifest, _read_arrays(path, manifest, verify)
+            except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+                # Only of the manifest that is still there: of another one the directory may have
+                # been replaced, and the files removed, between our looks.
+                if look == _LOOKS or _is_there(path / MANIFEST, stream):
+                    if isinstance(error, ValueError):
+                        raise
+                    what = "missing" if isinstance(error, FileNotFoundError) else "a folder"
+                    name = Path(error.filename).name
+                    raise ValueError(f"{path}: damaged: {name} is {what}") from None
+    raise AssertionError  # the last look returns or raises
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _manifest_of(path: Path) -> BufferedReader:
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
+        return _opened(path / MANIFEST)
     except FileNotFoundError:
         raise ValueError(f"{path}: not a fastrank directory: there is no {MANIFEST}") from None
     except NotADirectoryError:
         raise ValueError(f"{path}: not a fastrank directory: it is a file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: not a fastrank directory: {MANIFEST} is a folder") from None
+
+
+def _is_there(file: Path, stream: BufferedReader) -> bool:
+    """Whether an open file is still the one of that name.
+
+    While it is open no other file can have its number: the same content that went and came back
+    is told from content that never went.
+    """
+    try:
+        return os.path.samestat(file.stat(), os.fstat(stream.fileno()))
+    except OSError:
+        return False
+
+
+def _parsed(path: Path, stream: BufferedReader) -> dict[str, Any]:
+    try:
+        manifest = json.loads(stream.read().decode())
     except UnicodeDecodeError:
         raise ValueError(f"{path}: damaged: {MANIFEST} is not UTF-8 text") from None
-    try:
-        manifest = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: damaged: {MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
@@ -230,42 +312,62 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str, Array]:
     try:
         entries = {
-            str(name): (
-                str(e["file"]),
-                int(e["bytes"]),
-                str(e["dtype"]),
-                list(e["shape"]),
-                e["sha256"],
+            str(name): _Entry(
+                str(e["file"]), e["bytes"], np.dtype(e["dtype"]), tuple(e["shape"]), e["sha256"]
             )
             for name, e in manifest["arrays"].items()
         }
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-        raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays") from None
-    arrays = {}
-    for name, (file_name, n_bytes, dtype, shape, sha256) in entries.items():
-        if not _ARRAY_FILE.fullmatch(file_name):
-            raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {file_name}")
-        file = path / file_name
-        size = file.stat().st_size
-        if size != n_bytes:
-            raise ValueError(f"{path}: damaged: {file_name} has {size} bytes, not {n_bytes}")
-        if verify:
-            with file.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                    raise ValueError(f"{path}: damaged: {file_name} does not match its SHA-256")
-        try:
-            array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # a header is Python's, and what reads it raises what it likes
-            raise ValueError(f"{path}: damaged: {file_name}: {error}") from None
-        if array.dtype.str != dtype or list(array.shape) != shape:
-            raise ValueError(
-                f"{path}: damaged: {file_name} holds {array.dtype.str} {list(array.shape)}, "
-                f"not {dtype} {shape}"
-            )
-        arrays[name] = array
-    return arrays
+        described = all(entry.is_sound() for entry in entries.values())
+    except Exception:  # dtypes are Python's, and what reads them raises what it likes
+        described = False
+    if not described:
+        raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays")
+    for entry in entries.values():
+        if not _ARRAY_FILE.fullmatch(entry.file):
+            raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {entry.file}")
+    with contextlib.ExitStack() as stack:
+        # All are open before the first is looked at: from here on nobody can replace them.
+        streams = [stack.enter_context(_opened(path / entry.file)) for entry in entries.values()]
+        return {
+            name: _mapped(path, stream, entry, verify)
+            for stream, (name, entry) in zip(streams, entries.items(), strict=True)
+        }
+
+
+class _Entry(NamedTuple):
+    """What a manifest says of an array."""
+
+    file: str
+    bytes: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    sha256: str
+
+    def is_sound(self) -> bool:
+        if not all(type(length) is int and length >= 0 for length in self.shape):
+            return False
+        size = math.prod((*self.shape, self.dtype.itemsize))
+        return self.dtype.kind in "iufU" and self.bytes == _HEADER_BYTES + size
+
+
+def _opened(file: Path) -> BufferedReader:
+    # Without waiting: where a pipe has the name, nobody may ever write into it.
+    return open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> Array:
+    size = os.fstat(stream.fileno()).st_size
+    if size != entry.bytes:
+        raise ValueError(f"{path}: damaged: {entry.file} has {size} bytes, not {entry.bytes}")
+    try:
+        if verify and hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+            raise ValueError("it does not match its SHA-256")
+        content = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
+        if content[:_HEADER_BYTES] != _header(entry.dtype, entry.shape):
+            raise ValueError(f"it does not hold {entry.dtype.str} of shape {entry.shape}")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged: {entry.file}: {error}") from None
+    return np.ndarray(entry.shape, entry.dtype, content, _HEADER_BYTES)
 
 
 def _write_file(file: Path, *parts: bytes | memoryview) -> None:

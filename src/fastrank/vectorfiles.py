@@ -8,22 +8,22 @@ check.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Columns", "VectorFile", "read_vectors"]
+from fastrank.files import file_format, naming
+
+__all__ = ["Columns", "VectorFile", "read_npy", "read_vectors"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
 
 _BATCH_ROWS = 1 << 16
-_PARQUET = (".parquet", ".pq")
 # What a column is called as an array of an .npz.
 _ARRAYS = {
     "id": "ids",
@@ -62,12 +62,16 @@ class VectorFile:
 
     Attributes
     ----------
-    ids : ndarray of int64 or str, shape (n,)
+    ids : ndarray, shape (n,)
+        As they are in the file: integers, or text, from Parquet as Python's str, since one long id
+        would widen all others of an array. `Catalog` and `Model` decide what can be an id.
     vectors : ndarray of a real dtype, shape (n, d)
     bias : ndarray of float64 or None, shape (n,)
     titles : list of str or None, length n
         A list, since one long title would widen all others of an array.
     prior : ndarray of a real dtype or None, shape (n,)
+    places : dict of str to str
+        Where each of these parts stood, for errors: ``items.parquet: id``.
     """
 
     ids: Array
@@ -75,6 +79,7 @@ class VectorFile:
     bias: Array | None = None
     titles: list[str] | None = None
     prior: Array | None = None
+    places: dict[str, str] = field(default_factory=dict)
 
 
 def read_vectors(
@@ -83,6 +88,7 @@ def read_vectors(
     ids: Path | None = None,
     metadata: Path | None = None,
     columns: Columns | None = None,
+    alone: bool = False,
     advance: Advance | None = None,
 ) -> VectorFile:
     """Read one file of vectors, and the ids and titles beside it.
@@ -93,7 +99,7 @@ def read_vectors(
         - ``.npy``: vectors alone, shape (n, d); mapped, not copied. The ids are those of `ids` or
           `metadata`, or else the row numbers.
         - ``.npz``: arrays ``vectors``, and if wanted ``ids``, ``bias``, ``titles``, ``prior``.
-        - ``.parquet``: see `Columns`.
+        - ``.parquet``, ``.pq``, ``.parq``, also with a compression's name behind it: see `Columns`.
     ids : Path, optional
         A .npy file of ids, shape (n,), in the order of the vectors.
     metadata : Path, optional
@@ -101,46 +107,61 @@ def read_vectors(
         prior.
     columns : Columns, optional
         For Parquet: for `path`, or for `metadata`, which has no vectors.
+    alone : bool
+        Read vectors and ids, and nothing else that may be there: those of users have no titles.
     advance : callable, optional
         Told the progress in rows while Parquet is read.
 
     Raises
     ------
     ValueError
-        Naming the file, and the column and row where there is one.
+        Naming the file, and the column, row and type where there is one.
+
+    Notes
+    -----
+    Ids in Parquet are integers; decimals without places behind the point; text; bytes that are
+    UTF-8 without NUL, as Spark, Impala and Hive write text; or of the type UUID, read as its
+    canonical text. Numbers are integers, floats of any width and decimals. Vectors are lists of
+    them, of fixed length or not, or a tensor of one dimension. Dictionaries are read as what they
+    stand for; titles are text. Any other type is refused by its name.
     """
     columns = columns or Columns()
     _check_columns_can_be_read(path, metadata, columns)
-    match path.suffix.lower():
-        case ".npy":
-            table = VectorFile(ids=np.empty(0, np.int64), vectors=_load(path))
+    match file_format(path):
+        case "npy":
+            table = VectorFile(ids=np.empty(0, np.int64), vectors=read_npy(path))
             has_ids = False
-        case ".npz":
-            table, has_ids = _read_npz(path)
-        case suffix if suffix in _PARQUET:
-            table, has_ids = _read_parquet(path, columns, advance, want_vectors=True), True
-        case suffix:
+        case "npz":
+            table, has_ids = _read_npz(path, alone)
+        case "parquet":
+            table = _read_parquet(path, columns, advance, want_vectors=True, alone=alone)
+            has_ids = True
+        case _:
+            suffix = path.suffix.lower()
             raise ValueError(
                 f"{path}: expected .npy, .npz or .parquet, got {suffix or 'no suffix'}"
             )
     vectors = table.vectors
+    places = {"vectors": str(path), "ids": str(path)} | table.places
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise ValueError(f"{path}: vectors: expected shape (n, d), got {vectors.shape}")
     bias, titles, prior = table.bias, table.titles, table.prior
     if ids is not None and (has_ids or metadata is not None):
         raise ValueError(f"{ids}: ids are given twice, here and in {metadata or path}")
     if ids is not None:
-        id_values = _load(ids)
+        id_values = read_npy(ids)
+        places["ids"] = str(ids)
     elif metadata is not None:
         if has_ids:
             raise ValueError(f"{metadata}: ids are given twice, here and in {path}")
-        beside = _read_parquet(metadata, columns, advance, want_vectors=False)
+        beside = _read_parquet(metadata, columns, advance, want_vectors=False, alone=alone)
         id_values = beside.ids
         bias = beside.bias if bias is None else bias
         titles = beside.titles if titles is None else titles
         if prior is not None and beside.prior is not None:
             raise ValueError(f"{metadata}: a prior is given twice, here and in {path}")
         prior = beside.prior if prior is None else prior
+        places = beside.places | places | {"ids": beside.places["ids"]}
     else:
         id_values = table.ids if has_ids else np.arange(len(vectors), dtype=np.int64)
     shapes = {
@@ -151,107 +172,128 @@ def read_vectors(
     }
     for name, shape in shapes.items():
         if shape != (len(vectors),):
+            place = places[name].removesuffix(f": {name}")
             raise ValueError(
-                f"{ids or metadata or path}: {name}: expected shape ({len(vectors)},), one for each"
-                f" vector of {path.name}; got {shape}"
+                f"{place}: {name}: expected shape ({len(vectors)},), one for each vector of"
+                f" {path.name}; got {shape}"
             )
-    return VectorFile(ids=id_values, vectors=vectors, bias=bias, titles=titles, prior=prior)
+    return VectorFile(id_values, vectors, bias, titles, prior, places)
 
 
 def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Columns) -> None:
     """Refuses names that nothing would be looked up by: the caller believes that they count."""
-    if path.suffix.lower() in _PARQUET:
+    if file_format(path) == "parquet":
         return
     for kind, array in _ARRAYS.items():
         name = getattr(columns, kind)
         if name is not None and (metadata is None or kind == "vector"):
-            hint = f"; an .npz has arrays, here {array}" if path.suffix.lower() == ".npz" else ""
+            hint = f"; an .npz has arrays, here {array}" if file_format(path) == "npz" else ""
             raise ValueError(f"{path}: no {kind} column {name!r}: this is not Parquet{hint}")
 
 
-def _load(path: Path) -> Array:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable .npy file of numbers or text: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path}: this is an .npz archive; name it so")
+def read_npy(path: Path) -> Array:
+    """A .npy file of numbers or text, mapped; a ValueError that names it if it is none."""
+    with naming(path, ".npy file of numbers or text"):
+        with path.open("rb") as stream:
+            head = stream.read(len(np.lib.format.MAGIC_PREFIX))
+        if head.startswith(b"PK"):
+            raise ValueError("this is an .npz archive; name it so")
+        if head != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it does not begin as one")
+        array: Array = np.lib.format.open_memmap(path, mode="r")
     return array
 
 
-def _read_npz(path: Path) -> tuple[VectorFile, bool]:
-    try:
-        with np.load(path, allow_pickle=False) as npz:
-            arrays = {name: npz[name] for name in npz.files}
-    except (ValueError, EOFError, BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path}: not a readable .npz archive: {error}") from None
+def _read_npz(path: Path, alone: bool) -> tuple[VectorFile, bool]:
+    wanted = ("ids", "vectors") if alone else _ARRAYS.values()
+    with naming(path, ".npz archive"), path.open("rb") as stream:
+        if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            raise ValueError(f"{path}: this is a .npy array; name it so")
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as archive:
+            names = archive.files
+            arrays = {name: _of_archive(path, archive, name) for name in wanted if name in names}
     if "vectors" not in arrays:
-        raise ValueError(f"{path}: no array named vectors; found {', '.join(arrays) or 'none'}")
+        raise ValueError(f"{path}: no array named vectors; found {', '.join(names) or 'none'}")
+    titles = arrays.get("titles")
+    if titles is not None and (titles.dtype.kind != "U" or titles.ndim != 1):
+        raise ValueError(
+            f"{path}: titles: expected text, one for each vector; got {titles.dtype}"
+            f" of shape {titles.shape}"
+        )
     table = VectorFile(
         ids=arrays.get("ids", np.empty(0, np.int64)),
         vectors=arrays["vectors"],
         bias=arrays.get("bias"),
-        titles=arrays["titles"].tolist() if "titles" in arrays else None,
+        titles=None if titles is None else titles.tolist(),
         prior=arrays.get("prior"),
+        places={name: f"{path}: {name}" for name in arrays},
     )
     return table, "ids" in arrays
 
 
+def _of_archive(path: Path, archive: Any, name: str) -> Array:
+    with naming(f"{path}: {name}", "array of numbers or text"):
+        array = archive[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: {name}: expected an array as NumPy saves it, got other bytes")
+    return array
+
+
 def _read_parquet(
-    path: Path, columns: Columns, advance: Advance | None, *, want_vectors: bool
+    path: Path, columns: Columns, advance: Advance | None, *, want_vectors: bool, alone: bool
 ) -> VectorFile:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with naming(path, "Parquet file"):
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
     with file:
         present = file.schema_arrow.names
         n_rows = file.metadata.num_rows
-        id_column = _column(path, present, columns.id, "id", required=True)
-        bias_column = _column(path, present, columns.bias, "bias")
-        title_column = _column(path, present, columns.title, "title")
-        prior_column = None
+        names = {"ids": _column(path, present, columns.id, "id", required=True)}
+        if not alone:
+            names["bias"] = _column(path, present, columns.bias, "bias")
+            names["titles"] = _column(path, present, columns.title, "title")
         if columns.prior is not None:
-            prior_column = _column(path, present, columns.prior, "prior")
+            names["prior"] = _column(path, present, columns.prior, "prior")
         vector_columns: list[str] = []
         if want_vectors:
             vector_columns = _vector_columns(path, present, columns.vector)
-        plain = (id_column, bias_column, title_column, prior_column)
-        wanted = list(dict.fromkeys(c for c in (*plain, *vector_columns) if c is not None))
-        ids: list[Array] = []
-        bias: list[Array] = []
-        titles: list[str] = []
-        prior: list[Array] = []
+        found = {part: name for part, name in names.items() if name is not None}
+        wanted = list(dict.fromkeys([*found.values(), *vector_columns]))
+        parts: dict[str, list[Array]] = {part: [] for part in found}
         vectors: list[Array] = []
         start = 0
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
-            ids.append(_plain(path, id_column, start, batch[id_column]))
-            if bias_column is not None:
-                bias.append(_numbers(path, bias_column, start, batch[bias_column]))
-            if prior_column is not None:
-                prior.append(_numbers(path, prior_column, start, batch[prior_column]))
-            if title_column is not None:
-                titles += ["" if t is None else str(t) for t in batch[title_column].to_pylist()]
+        for batch in _batches(path, file, wanted):
+            for part, column in found.items():
+                with naming(f"{path}: {column}", f"column from row {start} on"):
+                    values = _decoded(batch[column])
+                    parts[part].append(_READERS[part](path, column, start, values))
             if vector_columns:
                 dim = vectors[0].shape[1] if vectors else None
-                vectors.append(_rows(path, vector_columns, start, batch, dim))
+                with naming(path, f"Parquet file from row {start} on"):
+                    vectors.append(_rows(path, vector_columns, start, batch, dim))
             start += len(batch)
             if advance:
                 advance(start, n_rows)
+    joined = {part: np.concatenate(arrays) for part, arrays in parts.items() if arrays}
+    titles = joined.get("titles", np.empty(0, object)).tolist() if "titles" in found else None
+    places = {part: f"{path}: {column}" for part, column in found.items()}
+    if want_vectors:
+        places["vectors"] = f"{path}: {vector_columns[0]}"
     return VectorFile(
-        ids=_joined(ids, np.int64),
-        vectors=_joined(vectors, np.float32),
-        bias=_joined(bias, np.float64) if bias_column is not None else None,
-        titles=titles if title_column is not None else None,
-        prior=_joined(prior, np.float64) if prior_column is not None else None,
+        ids=joined.get("ids", np.empty(0, np.int64)),
+        vectors=np.concatenate(vectors) if vectors else np.empty(0, np.float32),
+        bias=joined.get("bias", np.empty(0)) if "bias" in found else None,
+        titles=titles,
+        prior=joined.get("prior", np.empty(0)) if "prior" in found else None,
+        places=places,
     )
 
 
-def _joined(parts: list[Array], dtype: npt.DTypeLike) -> Array:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+def _batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
+    with naming(path, "Parquet file"):  # what the caller does with a batch is not raised here
+        yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
 
 
 def _column(
@@ -259,6 +301,8 @@ def _column(
 ) -> str | None:
     name = usual if wanted is None else wanted
     if name in present:
+        if present.count(name) > 1:
+            raise ValueError(f"{path}: {present.count(name)} columns are called {name}")
         return name
     if wanted is not None or required:
         raise ValueError(
@@ -270,61 +314,158 @@ def _column(
 def _vector_columns(path: Path, present: list[str], wanted: str | None) -> list[str]:
     if wanted is not None or "vector" in present:
         return [_column(path, present, wanted, "vector") or "vector"]
-    numbered = [c for c in present if re.fullmatch(r"v\d+", c)]
+    numbered = [c for c in present if re.fullmatch(r"v\d+", c, re.ASCII)]
     expected = [f"v{i}" for i in range(len(numbered))]
     if not numbered:
         raise ValueError(
             f"{path}: no column named vector and no columns v0, v1, ...; found {', '.join(present)}"
         )
-    if sorted(numbered) != sorted(expected):
-        missing = sorted(set(expected) - set(numbered))
+    missing = sorted(set(expected) - set(numbered), key=expected.index)
+    twice = sorted({c for c in numbered if numbered.count(c) > 1})
+    if twice:
+        raise ValueError(f"{path}: {numbered.count(twice[0])} columns are called {twice[0]}")
+    if missing:
         raise ValueError(f"{path}: columns v0 to v{len(numbered) - 1}: {missing[0]} is missing")
     return expected
 
 
-def _is_nested(values: Any) -> bool:
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of these; older versions of pyarrow do not know all of them."""
     import pyarrow as pa
 
-    return bool(pa.types.is_nested(values.type))
+    checks = (getattr(pa.types, f"is_{name}", None) for name in names)
+    return any(check is not None and check(kind) for check in checks)
 
 
-def _plain(path: Path, column: str | None, start: int, values: Any) -> Array:
-    """One column of a batch as an array of numbers or text; nulls and lists are refused."""
-    if _is_nested(values):
-        raise ValueError(f"{path}: {column}: expected numbers or text, got {values.type}")
+def _decoded(values: Any) -> Any:
+    """A column of a batch, with what a dictionary stands for."""
+    return values.dictionary_decode() if _is(values.type, "dictionary") else values
+
+
+def _refuse_null(path: Path, column: str, start: int, values: Any) -> None:
     if values.null_count:
         row = start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"{path}: {column}: row {row} is null")
-    array: Array = values.to_numpy(zero_copy_only=False)
-    return array.astype("U") if array.dtype == object else array
+
+
+def _ids(path: Path, column: str, start: int, values: Any) -> Array:
+    """One column of a batch as integers, or as text in Python's str; nulls are refused."""
+    kind = values.type
+    if _is(kind, "integer"):
+        _refuse_null(path, column, start, values)
+        integers: Array = values.to_numpy(zero_copy_only=False)
+        return integers
+    if _is(kind, "decimal") and kind.scale <= 0:
+        _refuse_null(path, column, start, values)
+        return _objects(int(value) for value in values.to_pylist())
+    if getattr(kind, "extension_name", "") == "arrow.uuid":
+        _refuse_null(path, column, start, values)
+        return _objects(str(value) for value in values.to_pylist())
+    text = _text(path, column, start, values)
+    if text is None:
+        raise ValueError(f"{path}: {column}: expected integers or text, got {kind}")
+    _refuse_null(path, column, start, values)
+    return text
+
+
+def _objects(values: Any) -> Array:
+    """An array of Python's objects, whose width no longest one sets."""
+    items = list(values)
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def _text(path: Path, column: str, start: int, values: Any) -> Array | None:
+    """One column of a batch as Python's str, None for null; None if it is of another type.
+
+    Bytes are text if they are UTF-8 without NUL: many writers do not say that theirs are.
+    """
+    import pyarrow as pa
+
+    kind = values.type
+    if not _is(kind, "string", "large_string", "string_view"):
+        if not _is(kind, "binary", "large_binary", "binary_view", "fixed_size_binary"):
+            return None
+        wrong = "bytes that are not text"
+    else:
+        wrong = "text that is not UTF-8"
+    raw = values.cast(pa.large_binary())
+    try:
+        array: Array = raw.cast(pa.large_string()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        array = _objects(raw.to_pylist())
+        for row, value in enumerate(array):
+            try:
+                array[row] = value if value is None else value.decode()
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"{path}: {column}: row {start + row}: {kind}: {wrong}, got {value!r:.80}"
+                ) from None
+    if wrong.startswith("bytes"):
+        for row, value in enumerate(array):
+            if value is not None and "\0" in value:
+                raise ValueError(
+                    f"{path}: {column}: row {start + row}: {kind}: {wrong},"
+                    f" got {value.encode()!r:.80}"
+                )
+    return array
+
+
+def _titles(path: Path, column: str, start: int, values: Any) -> Array:
+    """One column of a batch as text, '' for null; anything else is refused."""
+    if _is(values.type, "null"):
+        return _objects([""] * len(values))
+    text = _text(path, column, start, values)
+    if text is None:
+        raise ValueError(f"{path}: {column}: expected text, got {values.type}")
+    return _objects("" if title is None else title for title in text)
 
 
 def _numbers(path: Path, column: str, start: int, values: Any) -> Array:
     """One column of a batch as an array of numbers; anything else is refused."""
-    array = None if _is_nested(values) else _plain(path, column, start, values)
-    if array is None or array.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: {column}: expected numbers, got {values.type}")
+    values = _decoded(values)
+    kind = values.type
+    if not _is(kind, "integer", "floating", "decimal"):
+        raise ValueError(f"{path}: {column}: expected numbers, got {kind}")
+    _refuse_null(path, column, start, values)
+    return _as_numbers(values)
+
+
+def _as_numbers(values: Any) -> Array:
+    if _is(values.type, "decimal"):
+        return np.array([float(value) for value in values.to_pylist()])
+    array: Array = values.to_numpy(zero_copy_only=False)
     return array
+
+
+_READERS = {"ids": _ids, "bias": _numbers, "titles": _titles, "prior": _numbers}
 
 
 def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | None) -> Array:
     """The vectors of a batch; from one column of lists, or from one column a dimension."""
-    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    if len(columns) > 1 or not _is_nested(batch[columns[0]]):
+    if len(columns) > 1:
         return np.stack([_numbers(path, c, start, batch[c]) for c in columns], axis=1)
     (column,) = columns
     lists = batch[column]
     kind = lists.type
-    is_list = any(f(kind) for f in (pa.types.is_list, pa.types.is_large_list))
-    if not (is_list or pa.types.is_fixed_size_list(kind)) or not (
-        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
-    ):
+    if hasattr(kind, "storage_type") and len(getattr(kind, "shape", (1,))) == 1:
+        lists = lists.storage  # a tensor of one dimension
+    is_fixed = _is(lists.type, "fixed_size_list")
+    is_list = is_fixed or _is(lists.type, "list", "large_list", "list_view", "large_list_view")
+    if not is_list:
+        if _is(kind, "nested") or hasattr(kind, "storage_type"):
+            raise ValueError(f"{path}: {column}: expected lists of numbers, got {kind}")
+        return _numbers(path, column, start, lists).reshape(-1, 1)
+    if not _is(lists.type.value_type, "integer", "floating", "decimal"):
         raise ValueError(f"{path}: {column}: expected lists of numbers, got {kind}")
-    if lists.null_count:
-        row = start + int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{path}: {column}: row {row} is null")
-    lengths = lists.value_lengths().to_numpy() if is_list else np.full(len(lists), kind.list_size)
+    _refuse_null(path, column, start, lists)
+    if is_fixed:
+        lengths = np.full(len(lists), lists.type.list_size)
+    else:
+        lengths = pc.list_value_length(lists).to_numpy()
     if dim is None:
         dim = int(lengths[0]) if len(lengths) else 0
     if dim == 0:
@@ -339,5 +480,4 @@ def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | Non
     if values.null_count:
         place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"{path}: {column}: row {start + place // dim} holds a null")
-    flat: Array = values.to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, dim)
+    return _as_numbers(values).reshape(-1, dim)

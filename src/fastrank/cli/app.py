@@ -12,6 +12,7 @@ import click
 
 import fastrank
 from fastrank import starting
+from fastrank.cli import visible
 from fastrank.extras import missing_extra
 
 __all__ = ["app"]
@@ -90,7 +91,7 @@ class Commands(click.Group):
 
 
 def _fail(message: str, prefix: str = "fastrank", code: int = 2) -> NoReturn:
-    click.echo(f"{prefix}: {' '.join(message.split())}", err=True)
+    click.echo(f"{prefix}: {visible(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -82,8 +83,9 @@ def build(
 
     A .npy file holds vectors alone; ids are then row numbers unless given. A .npz file holds
     arrays `vectors` and, if wanted, `ids`, `bias`, `titles`, `prior`. A Parquet file has a column
-    of ids and either one column of lists or columns v0, v1, ...; other names can be given. The
-    model is written whole or not at all.
+    of ids (integers, text, UUIDs, or bytes that are UTF-8) and either one column of lists or
+    tensors or columns v0, v1, ...; other names can be given. The model is written whole or not at
+    all.
 
     \b
     Examples:
@@ -111,12 +113,13 @@ def build(
             users,
             ids=user_ids,
             columns=Columns(user_id_column, user_vector_column),
+            alone=True,
             advance=_rows(bar, f"reading {users.name}"),
         )
         step = bar.add_task("packing items", total=3)
-        catalog = _catalog(items, item_side, storage)
+        catalog = _catalog(item_side, storage)
         bar.update(step, description="adding users", advance=1)
-        model = _model(users, catalog, user_side, item_side)
+        model = _model(catalog, user_side, item_side)
         bar.update(step, description="writing", advance=1)
         model.save(output)
         bar.update(step, advance=1)
@@ -144,15 +147,33 @@ def _rows(bar: Progress, description: str) -> Advance:
     return advance
 
 
-def _catalog(path: Path, side: VectorFile, storage: str) -> Catalog:
+# Which part of a file each argument comes from.
+_ITEM_ARGUMENTS = {
+    **{"item_ids": "ids", "vectors": "vectors", "bias": "bias", "prior": "prior"},
+    "item_titles": "titles",
+}
+_USER_ARGUMENTS = {"user_ids": "ids", "user_vectors": "vectors"}
+
+
+def _catalog(items: VectorFile, storage: str) -> Catalog:
     try:
-        return Catalog(side.ids, side.vectors, bias=side.bias, storage=storage, prior=side.prior)
+        return Catalog(
+            items.ids, items.vectors, bias=items.bias, storage=storage, prior=items.prior
+        )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise _placed(error, items, _ITEM_ARGUMENTS) from None
 
 
-def _model(path: Path, catalog: Catalog, users: VectorFile, items: VectorFile) -> Model:
+def _model(catalog: Catalog, users: VectorFile, items: VectorFile) -> Model:
     try:
         return Model(catalog, users.ids, users.vectors, item_titles=items.titles)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        is_of_items = str(error).startswith("item_titles")
+        side, arguments = (items, _ITEM_ARGUMENTS) if is_of_items else (users, _USER_ARGUMENTS)
+        raise _placed(error, side, arguments) from None
+
+
+def _placed(error: ValueError, side: VectorFile, arguments: Mapping[str, str]) -> ValueError:
+    """An error that names the file, and the column there is, that an argument came from."""
+    part = arguments.get(str(error).partition(":")[0], "vectors")
+    return ValueError(f"{side.places[part]}: {error}")

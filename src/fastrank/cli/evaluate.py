@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +13,12 @@ import click
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fastrank import obd, ope
 from fastrank.catalog import Catalog
 from fastrank.cli.policyspec import parse_policy
-from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.adapters import items_of_obd
 from fastrank.model import Model
@@ -95,12 +93,12 @@ def audit(
             log, opened, sample=sample, advance=lambda rows: bar.update(task, completed=rows)
         )
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))
+        click.echo(json_text(found.to_dict()))
     else:
         console = standard_output()
         _print_audit(console, found)
         for name, why in found.log["unreadable_files"].items():
-            console.print(escape(f"not read: {name}: {why}"))
+            console.print(shown(f"not read: {name}: {why}"))
         say(
             console,
             _agreement(found)
@@ -260,15 +258,13 @@ def evaluate(
             {"title": s.title, "audit": s.audit and s.audit.to_dict(), **s.evaluation.to_dict()}
             for s in sections
         ]
-        click.echo(
-            json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False, allow_nan=False)
-        )
+        click.echo(json_text(found[0] if len(found) == 1 else found))
         return
     console = standard_output()
     for section in sections:
         _print(console, section)
     if report is not None:
-        console.print(f"Report: {report}")
+        console.print(f"Report: {shown(report)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,16 +539,16 @@ def _print_audit(console: Console, found: ope.Audit) -> None:
         table.add_column(column)
     for check in found.checks:
         table.add_row(
-            check.name, f"[{colours[check.outcome]}]{check.outcome}[/]", escape(check.message)
+            check.name, f"[{colours[check.outcome]}]{check.outcome}[/]", shown(check.message)
         )
         for example in check.examples:
-            table.add_row("", "", f"[dim]{escape(example)}[/]")
+            table.add_row("", "", f"[dim]{shown(example)}[/]")
     console.print(table)
 
 
 def _print(console: Console, section: Section) -> None:
     evaluation = section.evaluation
-    console.rule(f"[bold]{escape(section.title)}")
+    console.rule(f"[bold]{shown(section.title)}")
     if section.audit is None:
         say(console, "Not audited: that the log is what it says is taken on trust.")
     else:
@@ -560,7 +556,7 @@ def _print(console: Console, section: Section) -> None:
             warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
             tail = f" Warnings: {'; '.join(warnings)}." if warnings else ""
             agreement = _agreement(section.audit)
-            say(console, f"Audit: {agreement[0].lower()}{agreement[1:]}{escape(tail)}")
+            say(console, f"Audit: {agreement[0].lower()}{agreement[1:]}{shown(tail)}")
         else:
             _print_audit(console, section.audit)
     earned = evaluation.logged
@@ -572,7 +568,7 @@ def _print(console: Console, section: Section) -> None:
         say(console, f"The logging policy earned {amount} a ranking{tail}.")
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
-        say(console, f"[{colour}]{policy.status}[/] [bold]{escape(policy.verdict)}[/]")
+        say(console, f"[{colour}]{policy.status}[/] [bold]{shown(policy.verdict)}[/]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", overflow="fold", min_width=8)
     table.add_column("estimator", no_wrap=True)
@@ -580,18 +576,18 @@ def _print(console: Console, section: Section) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for policy in evaluation.policies:
-        shown = [
+        listed = [
             (name, estimate)
             for name, estimate in policy.estimates.items()
             if name != "avg" or name == policy.lead or estimate.status == "ok"
         ]
-        for j, (name, estimate) in enumerate(shown):
+        for j, (name, estimate) in enumerate(listed):
             good = estimate.status == "ok"
             difference = policy.differences.get(name)
             compared = difference is not None and difference.status == "ok"
             found = estimate.diagnostics
             table.add_row(
-                escape(policy.label) if j == 0 else "",
+                shown(policy.label) if j == 0 else "",
                 f"[bold]{name}[/]" if name == policy.lead else name,
                 _doubted(_figure(estimate.value), good),
                 _doubted(_interval(estimate.interval), good),
@@ -601,7 +597,7 @@ def _print(console: Console, section: Section) -> None:
                 "" if found is None else f"{found.ess:,.0f}",
                 estimate.status,
                 style=None if good else "dim",
-                end_section=j + 1 == len(shown),
+                end_section=j + 1 == len(listed),
             )
     console.print(table)
     if evaluation.clustered and evaluation.rows_without_user:
@@ -619,17 +615,17 @@ def _print(console: Console, section: Section) -> None:
     unread = [f"{name}: {why}" for name, why in evaluation.log["unreadable_files"].items()]
     unread += [f"{name} breaks off: {why}" for name, why in evaluation.log["files_cut"].items()]
     for line in unread:
-        console.print(escape(f"not read: {line}"))
+        console.print(shown(f"not read: {line}"))
     lost = sum(evaluation.log["rows_lost"].values())
     gaps = [f"{lost:,} lost before they were written"] if lost else []
-    say(console, escape("; ".join([used, *aside, *malformed, *gaps]) + "."))
+    say(console, shown("; ".join([used, *aside, *malformed, *gaps]) + "."))
     if len(evaluation.strata) > 1:
         for stratum in evaluation.strata:
             params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
             name = f"{stratum.stratum.policy_name} {params}".strip()
             dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
             console.print(
-                escape(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
+                shown(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
             )
 
 

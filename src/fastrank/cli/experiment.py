@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.cli.terminal import json_text, progress, say, standard_output
 
 if TYPE_CHECKING:  # pyarrow and matplotlib take a while to import: only when the command runs
     from matplotlib.figure import Figure
@@ -72,7 +71,7 @@ def experiment(name: str, output: Path | None, seed: int, quick: bool, as_json: 
     if output is not None:
         draw(found).savefig(output)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))
+        click.echo(json_text(found.to_dict()))
         return
     console = standard_output()
     console.rule(f"[bold]{found.title}")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.cli.terminal import progress, say, shown, standard_output
 
 if TYPE_CHECKING:  # pyarrow takes a while to import: only when the command runs
     from fastrank.eventlog import JoinSummary
@@ -116,7 +115,7 @@ def _print(output: Path, summary: JoinSummary) -> None:
         table.add_row(name, f"{count:,}")
     console.print(table)
     for file, why in summary.files_set_aside.items():
-        say(console, f"[bold yellow]not read:[/] {escape(file)}: {escape(why)}")
+        say(console, f"[bold yellow]not read:[/] {shown(file)}: {shown(why)}")
     for file, why in summary.files_cut.items():
-        say(console, f"[bold yellow]breaks off:[/] {escape(file)}: {escape(why)}")
-    console.print(f"{escape(str(output))}: {summary.rows_written:,} rankings with rewards")
+        say(console, f"[bold yellow]breaks off:[/] {shown(file)}: {shown(why)}")
+    console.print(f"{shown(output)}: {summary.rows_written:,} rankings with rewards")

@@ -13,16 +13,16 @@ import click
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fastrank import plan as planning
 from fastrank.cli.policyspec import SYNTAX, parse_policies
-from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.cli.terminal import progress, say, shown, standard_output
 from fastrank.model import Model
 from fastrank.opening import open_directory
 from fastrank.plan import Advance, Kind, OwnTemperatures, Plan, Point, Share, Solution
 from fastrank.store import MANIFEST
+from fastrank.vectorfiles import read_npy
 
 __all__ = [
     "KINDS",
@@ -245,7 +245,7 @@ def plan(
         assert asked is not None
         _print_applied(console, own, target, found, asked.point)
     if report is not None:
-        console.print(f"Report: {escape(str(report))}")
+        console.print(f"Report: {shown(report)}")
 
 
 # ---- Doing ----------------------------------------------------------------------------------
@@ -253,12 +253,9 @@ def plan(
 
 def _vectors(path: Path) -> Any:
     try:
-        vectors = np.load(str(path), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise click.UsageError(f"--queries: {path}: not a readable .npy: {error}") from None
-    if not isinstance(vectors, np.ndarray):
-        raise click.UsageError(f"--queries: {path} is an .npz archive; expected a .npy")
-    return vectors
+        return read_npy(path)
+    except ValueError as error:
+        raise click.UsageError(f"--queries: {error}") from None
 
 
 @contextmanager
@@ -397,7 +394,7 @@ def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None
     console.print(
         "[bold]ESS[/]: ESS share, by places of the ranking that the weight covers, to evaluate "
         + ", ".join(
-            f"[bold]{letter}[/] {escape(label)}" for label, letter in _letters(found).items()
+            f"[bold]{letter}[/] {shown(label)}" for label, letter in _letters(found).items()
         )
     )
     console.print()
@@ -416,8 +413,8 @@ def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None
     for solution in sorted(solutions, key=lambda each: each.figure == "ess"):
         if question(solution) != asked:
             asked = question(solution)
-            console.print(f"[bold]{escape(asked)}[/]")
-        console.print(f"  {escape(solution_text(found, solution))}")
+            console.print(f"[bold]{shown(asked)}[/]")
+        console.print(f"  {shown(solution_text(found, solution))}")
     if solutions:
         console.print()
 
@@ -436,7 +433,7 @@ def _print_positions(console: Console, solution: Solution, shares: Sequence[Shar
         table.add_column(f"place {place}", justify="right")
     for label in dict.fromkeys(share.target for share in shares):
         row = [share_text(share) for share in shares if share.target == label]
-        table.add_row(escape(label), *row)
+        table.add_row(shown(label), *row)
     console.print(table)
 
 
@@ -446,11 +443,13 @@ def _table(found: Plan, kind: Kind, title: str, points: Sequence[Point]) -> Tabl
     noun = "times the user's own" if multiple else KINDS[kind][1]
     for column in (noun, "overlap", "users", "loss", "perplexity"):
         table.add_column(column, justify="right")
-    shown = [found.prefixes[0], found.prefixes[-1]] if len(found.prefixes) > 1 else found.prefixes
+    prefixes = found.prefixes
+    if len(prefixes) > 1:
+        prefixes = (prefixes[0], prefixes[-1])
     letters = _letters(found)
-    labels = [label for label in letters if points[0].share(label, shown[0]) is not None]
+    labels = [label for label in letters if points[0].share(label, prefixes[0]) is not None]
     for label in labels:
-        for prefix in shown:
+        for prefix in prefixes:
             places = "place" if prefix == 1 else "places"
             table.add_column(f"{letters[label]}: ESS,\n{prefix} {places}", justify="right")
     for point in points:
@@ -460,7 +459,7 @@ def _table(found: Plan, kind: Kind, title: str, points: Sequence[Point]) -> Tabl
             f"{point.overlap_low:.0%}-{point.overlap_high:.0%}",
             f"{point.relative_loss:.2%}",
             f"{point.perplexity:,.1f}",
-            *(share_text(point.share(label, prefix)) for label in labels for prefix in shown),
+            *(share_text(point.share(label, prefix)) for label in labels for prefix in prefixes),
         )
     return table
 
@@ -500,7 +499,7 @@ def _print_applied(
     facts = _applied(own, target)
     say(
         console,
-        f"""[bold green]Written[/]: {escape(str(target))}: a temperature for each of
+        f"""[bold green]Written[/]: {shown(target)}: a temperature for each of
         {facts["users"]:,} users, from {facts["lowest"]:.3g} to {facts["highest"]:.3g} (median
         {facts["median"]:.3g}). Plackett-Luce at temperature 1 now has an overlap of
         {point.overlap:.1%} on average, and of {point.overlap_low:.0%} to {point.overlap_high:.0%}

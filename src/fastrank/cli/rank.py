@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,16 +12,16 @@ import click
 import numpy as np
 import numpy.typing as npt
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
 from fastrank.catalog import Catalog
-from fastrank.cli.terminal import chance, percent, standard_output
+from fastrank.cli.terminal import chance, json_text, percent, shown, standard_output
 from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, policy
 from fastrank.ranking import Ranking
+from fastrank.vectorfiles import read_npy
 
 __all__ = ["rank"]
 
@@ -101,7 +100,7 @@ def rank(
             raise click.UsageError(f"{model} has no users; give --query")
         user_id = _as_id("--user", user, opened.user_ids)
         vector = opened.user_vector(user_id)
-    else:
+    elif query is not None:
         user_id = None
         vector = _query_vector(query)
     notes: list[str] = []
@@ -142,7 +141,7 @@ def rank(
     if as_json:
         facts = {"user": user_id, "user_temperature": own, "k": k}
         record = {**facts, **_record(ranking, titles), "latency_us": latency_us}
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        click.echo(json_text(record))
     else:
         _print(ranking, titles, note, latency_us)
 
@@ -223,14 +222,11 @@ def _what_is_kept(scores: npt.NDArray[Any], temperature: float, k: int) -> str:
     return f" (chosen: {kept})"
 
 
-def _query_vector(path: Path | None) -> npt.NDArray[Any]:
+def _query_vector(path: Path) -> npt.NDArray[Any]:
     try:
-        vector: npt.NDArray[Any] = np.load(str(path), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise click.UsageError(f"--query: {path} is not a readable .npy file: {error}") from None
-    if not isinstance(vector, np.ndarray):
-        raise click.UsageError(f"--query: {path} is an .npz archive; expected a .npy")
-    return vector
+        return read_npy(path)
+    except ValueError as error:
+        raise click.UsageError(f"--query: {error}") from None
 
 
 def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
@@ -265,10 +261,10 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
     table.add_column("score", justify="right")
     table.add_column("propensity", justify="right")
     for j, item in enumerate(ranking.item_ids.tolist()):
-        title = [escape(titles[j])] if titles is not None else []
+        title = [shown(titles[j])] if titles is not None else []
         score = f"{ranking.scores[j]:.6g}"
         propensity = percent(ranking.log_propensities[j])
-        table.add_row(str(j + 1), escape(str(item)), *title, score, propensity)
+        table.add_row(str(j + 1), shown(item), *title, score, propensity)
     whole = f"{ranking.log_propensity:.9g} for the whole ranking: {chance(ranking.log_propensity)}"
     params = ", ".join(f"{name} {value:.6g}" for name, value in ranking.policy.params.items())
     console.print(table)
@@ -282,5 +278,5 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
     }
     grid = Table.grid(padding=(0, 2))
     for name, value in footer.items():
-        grid.add_row(name, escape(value))
+        grid.add_row(name, shown(value))
     console.print(grid)

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["PLAIN_WIDTH", "chance", "percent", "progress", "say", "standard_output"]
+from fastrank.cli import UNSEEN, visible
+
+__all__ = [
+    *("PLAIN_WIDTH", "chance", "json_text", "percent", "progress", "say", "shown"),
+    "standard_output",
+]
 
 PLAIN_WIDTH = 100  # columns where the output is a file or a pipe
 
 
 def standard_output(record: bool = False) -> Console:
     """The console for results; as wide as the terminal, or `PLAIN_WIDTH` where there is none."""
-    console = Console(record=record, highlight=False)
+    console = Console(record=record, highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(record=record, highlight=False, width=PLAIN_WIDTH)
+        console = Console(record=record, highlight=False, emoji=False, width=PLAIN_WIDTH)
     return console
+
+
+def shown(text: object) -> str:
+    """A stranger's text (ids, titles, names of files) as rich's markup that shows just it.
+
+    Brackets are not taken for markup, and what would act on the terminal stands as its escape.
+    """
+    return escape(visible(str(text)))
+
+
+def json_text(value: Any) -> str:
+    """JSON in one line, for reading too; what would act on a terminal is escaped, as JSON does."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def say(console: Console, paragraph: str) -> None:

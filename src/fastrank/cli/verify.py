@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from fastrank.cli.terminal import progress, say, standard_output
+from fastrank.cli.terminal import progress, say, shown, standard_output
 from fastrank.policies import INFERENCE_TYPES
 from fastrank.store import MANIFEST
 
@@ -98,7 +97,7 @@ def _print(model: Path, verdict: Verdict) -> None:
     console = standard_output()
     for check in verdict.checks:
         if check.name == "files":
-            console.print(f"{_mark(check.passed)} files: {escape(check.detail)}")
+            console.print(f"{_mark(check.passed)} files: {shown(check.detail)}")
     if verdict.p_limit is not None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("inference type", no_wrap=True)
@@ -123,13 +122,13 @@ def _print(model: Path, verdict: Verdict) -> None:
     for check in verdict.failures:
         if check.name == "files":
             continue  # said above
-        console.print(f"{_mark(False)} {_type(check)} {check.name}: {escape(check.detail)}")
+        console.print(f"{_mark(False)} {_type(check)} {check.name}: {shown(check.detail)}")
     n = len(verdict.checks)
     if verdict.passed:
-        console.print(f"[bold green]PASSED[/]: all {n} checks of {escape(str(model))}")
+        console.print(f"[bold green]PASSED[/]: all {n} checks of {shown(model)}")
     else:
         failed = len(verdict.failures)
-        console.print(f"[bold red]FAILED[/]: {failed} of {n} checks of {escape(str(model))}")
+        console.print(f"[bold red]FAILED[/]: {failed} of {n} checks of {shown(model)}")
 
 
 def _type(check: Check) -> str:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from fastrank import obd
 from fastrank.eventlog.reader import ReadReport
 from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
+from fastrank.files import file_format, in_directory, naming
 from fastrank.ids import integer, split_ids
 
 __all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
@@ -173,16 +174,18 @@ def _bundled(campaign: obd.Campaign, policy: obd.LoggingPolicy) -> Iterator[pa.T
 def _published(path: Path, campaign: str, policy: str, extra: Sequence[str]) -> Iterator[pa.Table]:
     first = 0
     for batch, n_items in _published_batches(path, extra):
-        columns = {}
-        for name, kind in _OBD_COLUMNS.items():
-            column = batch.column(name)
-            try:
-                columns[name] = _as_utc(column) if kind is None else column.cast(kind)
-            except pa.ArrowException as error:
-                raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
-        _check_published(path, columns, first)
-        carried = {name: _as_numbers(path, name, batch.column(name)) for name in extra}
-        yield _as_log(columns, campaign, policy, first, n_items, carried)
+        with naming(path, f"log of the Open Bandit Dataset from row {first} on"):
+            columns = {}
+            for name, kind in _OBD_COLUMNS.items():
+                column = batch.column(name)
+                try:
+                    columns[name] = _as_utc(column) if kind is None else column.cast(kind)
+                except pa.ArrowException as error:
+                    raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
+            _check_published(path, columns, first)
+            carried = {name: _as_numbers(path, name, batch.column(name)) for name in extra}
+            table = _as_log(columns, campaign, policy, first, n_items, carried)
+        yield table
         first += batch.num_rows
 
 
@@ -218,8 +221,11 @@ def _published_batches(
             found = ", ".join(others) or "none besides those of the dataset"
             raise ValueError(f"{path}: no column named {name}; found {found}")
     wanted = list(dict.fromkeys([*_OBD_COLUMNS, *extra]))
-    try:
-        if path.suffix.lower() == ".csv":
+    for name in wanted:
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: {names.count(name)} columns are called {name}")
+    with naming(path, "log of the Open Bandit Dataset"):
+        if file_format(path) == "csv":
             texts = {
                 **dict.fromkeys(extra, pa.float64()),
                 **{name: kind or pa.string() for name, kind in _OBD_COLUMNS.items()},
@@ -232,19 +238,15 @@ def _published_batches(
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(_TABLE_ROWS, columns=wanted):
                 yield batch, _n_items(names)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def _column_names(path: Path) -> list[str]:
-    if path.suffix.lower() == ".csv":
+    with naming(path, "log of the Open Bandit Dataset"):
+        if file_format(path) != "csv":
+            return list(pq.read_schema(path).names)
         with path.open("rb") as lines:
             header = lines.readline().decode("utf-8", "replace")
         return [name.strip().strip('"') for name in header.split(",")]
-    try:
-        return list(pq.read_schema(path).names)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def _n_items(names: Sequence[str]) -> int | None:
@@ -486,7 +488,7 @@ def _capture_files(paths: Paths) -> list[Path]:
     for one in given:
         text = os.fspath(one)
         if Path(text).is_dir():
-            files = sorted(file for file in Path(text).rglob("*.jsonl") if file.is_file())
+            files = sorted(in_directory(Path(text), ("jsonl",)))
         elif Path(text).exists():
             files = [Path(text)]
         else:
@@ -588,7 +590,7 @@ def _row(
             values[field.name] = _fitting(field.name, value, field.type)
     for name in ("filter_id", "retrieval"):
         if response.get(name) is not None:
-            values[name] = _mapping(name, response[name])
+            values[name] = _fitting(name, response[name], schema(kind).field(name).type)
     return values, kind
 
 
@@ -614,8 +616,13 @@ def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{name}: expected a list, got {value!r}")
         return [_fitting(name, item, kind.value_type) for item in value]
-    if pa.types.is_struct(kind) or pa.types.is_timestamp(kind) or value is None:
+    if pa.types.is_timestamp(kind) or value is None:
         return value
+    if pa.types.is_struct(kind):
+        parts = _mapping(name, value)
+        return {
+            one.name: _fitting(f"{name}: {one.name}", parts.get(one.name), one.type) for one in kind
+        }
     if pa.types.is_string(kind):
         return _text(name, value)
     if pa.types.is_boolean(kind):

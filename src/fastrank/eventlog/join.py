@@ -7,6 +7,8 @@ is left out; later another join takes it in.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -170,8 +172,8 @@ def join(
     found = _Found()
     summary = JoinSummary()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
+    _remove_leftovers(target)
+    temporary, lock = _begun(target)
     try:
         result = _Result(temporary, identity)
         for batch in reader:
@@ -211,7 +213,36 @@ def join(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     return summary
+
+
+def _begun(target: Path) -> tuple[Path, int]:
+    """A directory to write the result into, and the descriptor that holds its lock."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    fresh = temporary.with_suffix(".new")  # until it is locked
+    fresh.mkdir()
+    lock = os.open(fresh, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # no locks here, so that leftovers stay
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    fresh.rename(temporary)
+    return temporary, lock
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what killed joins left: they may have filled the disk. Living ones have a lock."""
+    for name in os.listdir(target.parent):
+        leftover = target.with_name(name)
+        if not re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp", name):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def parse_window(window: timedelta | str) -> timedelta:

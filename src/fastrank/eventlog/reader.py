@@ -57,6 +57,7 @@ from fastrank.eventlog.schema import (
     schema,
 )
 from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
+from fastrank.files import in_directory
 from fastrank.inputs import as_count
 
 __all__ = ["JOIN_FILE", "JOIN_KEY", "LogBatch", "LogReader", "ReadReport"]
@@ -257,7 +258,8 @@ class LogReader:
     paths : path or iterable of paths
         Files (Parquet, or Arrow streams of running or killed writers), directories (with what is
         below them) and globs. Where a segment is there both growing and sealed, the sealed one is
-        read.
+        read. Of directories what is Parquet or Arrow by its name; the log ``fastrank.files`` warns
+        of what else looks like data.
     columns : sequence of str
         Further columns to read, of numbers or of lists of numbers with one for each place: the
         log-propensities of an evaluation policy, say.
@@ -405,7 +407,7 @@ class LogReader:
                 _, batches = open_stream(file)
                 parts = [batch.select(["k", "n_eligible", "item_ids"]) for batch in batches]
                 return _surveyed(pa.Table.from_batches(parts), parts) if parts else (0, 0)
-        except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, ValueError):
+        except Exception:  # what parses a stranger's file raises what it likes
             return 0, 0
 
     def __iter__(self) -> Iterator[LogBatch]:
@@ -503,7 +505,7 @@ class LogReader:
             raise
         except TornStreamError as error:
             raise _UnreadableError(_one_line(error), is_torn=True) from None
-        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        except Exception as error:  # what parses a stranger's file raises what it likes
             raise _UnreadableError(_one_line(error)) from None
 
     def _of_parquet(self, path: Path) -> Iterator[tuple[float, pa.RecordBatch]]:
@@ -964,7 +966,7 @@ def _files(paths: Paths) -> list[Path]:
         if not files:
             raise ValueError(f"{text}: no log files (.parquet, .arrow) there")
         found |= dict.fromkeys(files)
-    sealed = {path for path in found if path.suffix == ".parquet"}
+    sealed = {path for path in found if path.suffix == ".parquet"}  # as writers call them
     kept: dict[Path, None] = {}
     for path in found:
         parquet = path.with_suffix(".parquet")
@@ -975,15 +977,7 @@ def _files(paths: Paths) -> list[Path]:
 
 
 def _in_directory(directory: Path) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(f for f in folders if f != FOLDER and not f.startswith("."))
-        found += [
-            Path(folder) / name
-            for name in sorted(names)
-            if name.endswith((".parquet", ".arrow")) and not name.startswith(".")
-        ]
-    return found
+    return in_directory(directory, ("parquet", "arrow"), without=(FOLDER, JOIN_FILE))
 
 
 def _opened(path: Path) -> tuple[Path, BinaryIO | OSError]:
@@ -1011,9 +1005,15 @@ def _account(file: Path, identity: str) -> dict[str, Any]:
     """What a join wrote about itself; only its name if that is lost."""
     try:
         account = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         account = None
     if not isinstance(account, dict) or account.get("id") != identity:
+        return {"id": identity}
+    source = account.get("source", {})
+    kinds = {"rows_set_aside": int, "rows_lost": dict, "files_set_aside": dict}
+    if not isinstance(source, dict) or not all(
+        isinstance(source.get(name, kind()), kind) for name, kind in kinds.items()
+    ):
         return {"id": identity}
     return account
 

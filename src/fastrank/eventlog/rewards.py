@@ -24,13 +24,14 @@ import pyarrow.parquet as pq
 
 from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.schema import Kind
+from fastrank.files import file_format, in_directory, naming
 
 __all__ = ["Rewards", "read_rewards"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
-_SUFFIXES = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson", ".json")
+_FORMATS = ("parquet", "csv", "jsonl", "json")
 _BATCH_ROWS = 1 << 16
 _WRITTEN = r"^(0|-?[1-9][0-9]*)$"  # as `fastrank.ids.integer` has it
 _COLUMNS = ("request_id", "item_id", "reward", "ts")
@@ -70,7 +71,8 @@ def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
     Parameters
     ----------
     paths : path or iterable of paths
-        Files, directories or globs.
+        Files, directories or globs. Of directories what is Parquet, CSV or JSON Lines by its name;
+        the log ``fastrank.files`` warns of what else looks like data.
     kind : {"int64", "str"}
         Of the log's item ids.
     allow_negative : bool
@@ -86,12 +88,10 @@ def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
     parts: list[tuple[Array, Array, Array, Array, Array]] = []
     for path in files:
         start = 0
-        try:
+        with naming(path, "file of rewards"):
             for batch in _batches(path):
                 parts.append(_checked(path, start, batch, kind, allow_negative))
                 start += batch.num_rows
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not parts:
         empty = np.empty((0, 2), np.uint64)
         item = empty if kind == "str" else np.empty(0, np.int64)
@@ -118,8 +118,7 @@ def _files(paths: Paths) -> list[Path]:
     for one in given:
         text = os.fspath(one)
         if Path(text).is_dir():
-            inside = sorted(Path(text).rglob("*"))
-            files = [f for f in inside if f.suffix.lower() in _SUFFIXES and f.is_file()]
+            files = sorted(in_directory(Path(text), _FORMATS))
         elif Path(text).exists():
             files = [Path(text)]
         else:
@@ -132,12 +131,12 @@ def _files(paths: Paths) -> list[Path]:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Batches with the columns wanted, `position` if it is there; values as they come."""
-    match path.suffix.lower():
-        case ".parquet" | ".pq":
+    match file_format(path):
+        case "parquet":
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 names = _wanted(path, file.schema_arrow.names)
                 yield from file.iter_batches(_BATCH_ROWS, columns=names)
-        case ".csv":
+        case "csv":
             with path.open("rb") as lines:
                 header = lines.readline().decode("utf-8-sig")
             present = [name.strip().strip('"') for name in header.rstrip("\r\n").split(",")]
@@ -151,11 +150,13 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
             )
             with pa.csv.open_csv(path, convert_options=options) as reader:
                 yield from reader
-        case ".jsonl" | ".ndjson" | ".json":
+        case "jsonl" | "json":
             yield from _json_lines(path)
-        case suffix:
+        case _:
+            suffix = path.suffix.lower()
             raise ValueError(
-                f"{path}: expected {', '.join(_SUFFIXES)}; got {suffix or 'no suffix'}"
+                f"{path}: expected .parquet, .pq, .csv, .jsonl, .ndjson, .json;"
+                f" got {suffix or 'no suffix'}"
             )
 
 
@@ -163,6 +164,9 @@ def _wanted(path: Path, present: list[str]) -> list[str]:
     missing = [name for name in _COLUMNS if name not in present]
     if missing:
         raise ValueError(f"{path}: no column named {missing[0]}; found {', '.join(present)}")
+    for name in (*_COLUMNS, "position"):
+        if present.count(name) > 1:
+            raise ValueError(f"{path}: {present.count(name)} columns are called {name}")
     return [*_COLUMNS, *(["position"] if "position" in present else [])]
 
 
@@ -212,9 +216,12 @@ def _checked(
             value = batch.column(name)[row].as_py()
             raise ValueError(f"{path}: row {start + row}: {name}: {why}, got {value!r}")
 
-    for name in _COLUMNS:
-        refuse(name, batch.column(name).is_null().to_numpy(zero_copy_only=False), "is missing")
     column = {name: batch.column(name) for name in batch.schema.names}
+    for name, values in column.items():
+        if pa.types.is_dictionary(values.type):
+            column[name] = values.dictionary_decode()
+    for name in _COLUMNS:
+        refuse(name, column[name].is_null().to_numpy(zero_copy_only=False), "is missing")
 
     def number(name: str, wanted: pa.DataType) -> pa.Array:
         values = column[name]
@@ -234,14 +241,13 @@ def _checked(
                     refuse(name, bad, f"expected {kinds}")
             raise
 
-    if pa.types.is_floating(column["item_id"].type):
-        raise ValueError(f"{path}: item_id: expected {kind} ids, got {column['item_id'].type}")
-    from_text = path.suffix.lower() not in (".parquet", ".pq")
-    is_text = pa.types.is_string(column["item_id"].type) or pa.types.is_large_string(
-        column["item_id"].type
-    )
+    kind_of_item = column["item_id"].type
+    is_text = pa.types.is_string(kind_of_item) or pa.types.is_large_string(kind_of_item)
+    if not (is_text or pa.types.is_integer(kind_of_item) or pa.types.is_decimal(kind_of_item)):
+        raise ValueError(f"{path}: item_id: expected {kind} ids, got {kind_of_item}")
+    from_text = file_format(path) != "parquet"
     if not from_text and is_text != (kind == "str"):
-        raise ValueError(f"{path}: item_id: the log has {kind} ids, got {column['item_id'].type}")
+        raise ValueError(f"{path}: item_id: the log has {kind} ids, got {kind_of_item}")
     if kind == "str":
         item: Array = text_hashes(column["item_id"].cast(pa.string()))
     else:

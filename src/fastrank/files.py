@@ -1,0 +1,131 @@
+"""Files that others wrote: what their names say, and errors that name them.
+
+One rule for logs, rewards and vectors, so that a file that one command reads is not passed over by
+another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["file_format", "in_directory", "naming"]
+
+_FORMATS = {
+    **dict.fromkeys((".parquet", ".parq", ".pq"), "parquet"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **{f".{name}": name for name in ("json", "csv", "arrow", "npy", "npz")},
+}
+# What writers add to a Parquet file's name for the compression inside: items.parquet.gzip.
+_CODECS = {".gzip", ".gz", ".snappy", ".zstd", ".zst", ".brotli", ".br", ".lz4"}
+# Names of data in formats that nothing here reads, or packed as a whole.
+_OTHERS = _CODECS | {
+    *(".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z"),
+    *(".tsv", ".avro", ".orc", ".feather", ".ipc", ".arrows", ".jsonlines"),
+}
+
+_LOG = logging.getLogger("fastrank.files")
+
+
+def file_format(path: str | os.PathLike[str]) -> str | None:
+    """The format that a file's name says, in letters of either case.
+
+    Returns
+    -------
+    {"parquet", "jsonl", "json", "csv", "arrow", "npy", "npz"} or None
+        None where the name says none of these.
+
+    Examples
+    --------
+    >>> file_format("ITEMS.PARQ"), file_format("part-0.snappy.parquet"), file_format("i.parquet.gz")
+    ('parquet', 'parquet', 'parquet')
+    >>> file_format("clicks.csv"), file_format("clicks.csv.gz")
+    ('csv', None)
+    """
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
+    found = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if found is None and suffixes and suffixes[-1] in _CODECS:
+        inner = _FORMATS.get(suffixes[0])
+        return inner if inner == "parquet" else None
+    return found
+
+
+def in_directory(
+    directory: Path, formats: Collection[str], without: Collection[str] = ()
+) -> list[Path]:
+    """The files below a directory that are of given formats; what else looks like data is said.
+
+    Parameters
+    ----------
+    directory : Path
+    formats : collection of str
+        As `file_format` gives them.
+    without : collection of str
+        Names of files and folders that are neither.
+
+    Returns
+    -------
+    list of Path
+        Each folder's files by name, before those of the folders in it. Names that begin with a
+        dot are left out: they are not finished yet, or belong to another program.
+
+    Notes
+    -----
+    The log ``fastrank.files`` warns of files that look like data by their names, and are of none
+    of the formats: who has them there may believe that they are read. What begins with an
+    underscore, as the marks of programs that write data do (``_SUCCESS``), does not.
+    """
+    found, passed_over = [], []
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(f for f in folders if f not in without and not f.startswith("."))
+        for name in sorted(names):
+            if name in without or name.startswith("."):
+                continue
+            file = Path(folder, name)
+            said = file_format(file)
+            if said in formats:
+                found.append(file)
+            elif not name.startswith("_") and (said or file.suffix.lower() in _OTHERS):
+                passed_over.append(file)
+    if passed_over:
+        shown = ", ".join(map(repr, (str(f.relative_to(directory)) for f in passed_over[:3])))
+        more = f" and {len(passed_over) - 3:,} more" if len(passed_over) > 3 else ""
+        _LOG.warning(
+            "%s: %s%s: not read: by their names they are not of the formats %s",
+            directory,
+            shown,
+            more,
+            ", ".join(formats),
+        )
+    return found
+
+
+@contextmanager
+def naming(place: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Makes a ValueError that names a file of whatever is raised while it is read.
+
+    What parses a file that is damaged, or of another kind than its name says, raises what it
+    likes: KeyError, RuntimeError, zlib.error, MemoryError over a length that is not true.
+
+    Parameters
+    ----------
+    place : str or path
+        The file; with the part of it that is read, if that is known: ``items.npz: vectors``.
+    kind : str
+        What it was read as: ``Parquet file``.
+    """
+    try:
+        yield
+    except ImportError:  # an extra that is not installed
+        raise
+    except Exception as error:
+        is_named = isinstance(error, ValueError) and str(error).startswith(f"{place}: ")
+        if is_named or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError):
+            why = "what it says it holds does not fit in memory"
+        raise ValueError(f"{place}: not a readable {kind}: {why}") from error

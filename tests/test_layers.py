@@ -20,8 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The core.
     "policies": set(),
     "ranking": {"policies"},
-    "ids": {"_native"},
     "inputs": set(),
+    "ids": {"inputs", "_native"},
     "store": set(),
     "packing": {"inputs", "_native"},
     "catalog": {"policies", "ranking", "ids", "inputs", "packing", "store", "_native"},
@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "obd": {"data"},
     "eventlog": {"ranking", "ids", "inputs", "catalog", "obd"},
     "page": set(),
-    "ope": {"policies", "catalog", "model", "marginals", "eventlog", "page"},
+    "ope": {"policies", "inputs", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
     },

@@ -169,6 +169,7 @@ _REQUEST = msgspec.json.Decoder(Request, strict=False)
 _FIELDS = tuple(Request.__struct_fields__)
 _NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
 _LISTS = ("exclude", "allow", "query")
+_TEXTS = ("user_id", "request_id", "inference_type")
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
 # What msgspec must not be left alone with: a name that comes twice, the text "null" for a number,
@@ -222,7 +223,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> Request:
 
 
 def _checked(request: Request) -> Request:
-    for name in ("user_id", "request_id", "inference_type"):
+    for name in _TEXTS:
         text = getattr(request, name)
         if text is not None and not 0 < len(text) <= MAX_TEXT:
             raise ProblemError(
@@ -344,10 +345,13 @@ def _invalid(message: str, members: Mapping[str, Any]) -> ProblemError:
         return ProblemError(400, "invalid_type", f"the body: {what}")
     value = members.get(field)
     got = f"; got {_short(value)!r}" if field in members else ""
+    text = f"{field}: {what[0].lower()}{what[1:]}{got}"
+    if field in _TEXTS and isinstance(value, int) and not isinstance(value, bool):
+        text = f'{field}: expected text, got the number {_short(value)}; send "{_short(value)}"'
     return ProblemError(
         400,
         "invalid_type",
-        f"{field}: {what[0].lower()}{what[1:]}{got}",
+        text,
         field=field,
         value=value,
     )

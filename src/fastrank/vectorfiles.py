@@ -62,7 +62,8 @@ class VectorFile:
 
     Attributes
     ----------
-    ids : ndarray of int64 or str, shape (n,)
+    ids : ndarray, shape (n,)
+        As they lie there, text of Parquet as objects; `Catalog` and `Model` check them.
     vectors : ndarray of a real dtype, shape (n, d)
     bias : ndarray of float64 or None, shape (n,)
     titles : list of str or None, length n
@@ -295,8 +296,9 @@ def _plain(path: Path, column: str | None, start: int, values: Any) -> Array:
     if values.null_count:
         row = start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"{path}: {column}: row {row} is null")
+    # Text stays objects: in an array of fixed width one long id would be paid for by all.
     array: Array = values.to_numpy(zero_copy_only=False)
-    return array.astype("U") if array.dtype == object else array
+    return array
 
 
 def _numbers(path: Path, column: str, start: int, values: Any) -> Array:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.inputs import as_real
+
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -233,10 +235,7 @@ _FLAT = FLAT_ARRAYS | {"n_eligible"}
 
 def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:
     """A copy, float64 (n, k); a flat one has k = 1."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    array = np.array(array, np.float64)
+    array = np.array(as_real(name, values), np.float64)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] == 0 or (shape is not None and array.shape != shape):

@@ -118,6 +118,13 @@ def cells() -> list[tuple[str, str, str]]:
     return found
 
 
+def heirs() -> dict[str, Any]:
+    """The page's enums."""
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], names)
+    return names
+
+
 def names_of(code: str) -> dict[str, Any]:
     """What a cell of the page may name; skips where a library of it is not installed."""
     names: dict[str, Any] = {"np": np, "deque": deque, "array": array}
@@ -125,9 +132,7 @@ def names_of(code: str) -> dict[str, Any]:
     for short, name in LIBRARIES.items():
         if re.search(rf"\b{short}\.", code):
             names[short] = pytest.importorskip(name)
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(block, names)
-    return names
+    return names | heirs()
 
 
 VECTORS = [[3.0], [2.0], [1.0]]
@@ -320,14 +325,13 @@ def test_tensors_are_read_whatever_became_of_them(state: str) -> None:
 
 @pytest.mark.parametrize("text", [False, True])
 def test_users_are_looked_up_by_one_rule(text: bool) -> None:
-    names: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], names)
+    names = heirs()
     ids = ["a", "b"] if text else [1, 2]
     model = fr.Model(NUMBERS, ids, [[1.0], [2.0]], user_temperatures=[0.5, 2.0])
-    heirs = [names["Sku"].A, names["Sku"].B, np.str_("a"), "b"]
-    heirs = heirs if text else [names["Number"].ONE, np.int8(2), np.uint64(1), 2]
-    assert model.find_users(heirs).tolist() == [0, 1, 0, 1]
-    for row, user in zip([0, 1, 0, 1], heirs, strict=True):
+    given = [names["Sku"].A, names["Sku"].B, np.str_("a"), "b"]
+    given = given if text else [names["Number"].ONE, np.int8(2), np.uint64(1), 2]
+    assert model.find_users(given).tolist() == [0, 1, 0, 1]
+    for row, user in zip([0, 1, 0, 1], given, strict=True):
         assert user in model
         assert model.user_vector(user).tolist() == [1.0 + row]
         assert model.user_temperature(user) == [0.5, 2.0][row]
@@ -359,10 +363,8 @@ def test_integers_as_logs_have_them() -> None:
 
 
 def test_a_prefix_is_text() -> None:
-    names: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], names)
     model = fr.Model(NUMBERS, ["ab", "b"], [[1.0], [2.0]])
-    assert model.users_starting_with(names["Sku"].A) == ["ab"]
+    assert model.users_starting_with(heirs()["Sku"].A) == ["ab"]
     with pytest.raises(ValueError, match="prefix: expected a str, got 1"):
         model.users_starting_with(1)  # type: ignore[arg-type]
 

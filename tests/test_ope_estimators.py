@@ -642,6 +642,12 @@ def test_bernstein_covers_the_clipped_mean() -> None:
         (([-1.0], [-1.0], [np.nan]), "rewards: row 0, place 1: must be finite, got nan"),
         (([-1.0], [-1.0, -1.0], [1.0]), r"evaluated: expected shape \(1, 1\), got \(2, 1\)"),
         (([True], [-1.0], [1.0]), "logged: expected real numbers, got dtype bool"),
+        (
+            ([[-1.0], [-1.0, -1.0]], [], []),
+            "logged: row 1: expected 1 numbers, as row 0 has, got 2",
+        ),
+        (([-1.0], np.ma.array([-1.0]), [1.0]), "evaluated: masked arrays are not taken"),
+        (([-1.0], [-1.0], [None]), "rewards: index 0: expected a real number, got None"),
     ],
 )
 def test_bad_arrays_are_named(arrays: tuple[Any, Any, Any], message: str) -> None:

@@ -161,7 +161,11 @@ BAD_CATALOGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("vectors", "dtype object", "np.stack(vectors)"),
     ),
     "ragged column": ({"vectors": objects([[1.0], [2.0], []])}, ("vectors: row 2", "got 0")),
-    "a hole": ({"vectors": [[1.0, 2.0], [3.0, None], [5.0, 6.0]]}, ("row 1, column 1", "None")),
+    "a text": ({"vectors": [[1.0], [2.0], ["x"]]}, ("vectors", "got 'x' at row 2, column 0")),
+    "a hole": (
+        {"vectors": [[1.0, 2.0], [3.0, None], [5.0, 6.0]]},
+        ("got None at row 1, column 1",),
+    ),
     "vectors a set": (
         {"vectors": {1.0, 2.0}},
         ("vectors: expected an array of numbers, got {1.0",),
@@ -216,6 +220,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "query complex": ({"query": np.ones(3, complex)}, ("query", "complex")),
     "query object": ({"query": np.ones(3, object)}, ("query", "object")),
     "query str": ({"query": "abc"}, ("query",)),
+    "query of a str": ({"query": [1e308, 1e308, "x"]}, ("query", "got 'x' at index 2")),
+    "query of bytes": ({"query": (1.0, 2.0, b"x")}, ("query", "got b'x' at index 2")),
     "query beyond float32": ({"query": [1e39, 0.0, 0.0]}, ("query",)),
     "score beyond float32": ({"query": [3e38, 3e38, 3e38]}, ("query",)),
     "policy name": ({"policy": "deterministic"}, ("policy", "deterministic")),

@@ -480,6 +480,23 @@ def test_a_look_up_costs_what_is_handed_in() -> None:
     assert peak_of(refused) < 1 << 20
 
 
+def test_a_text_among_numbers_is_refused_at_its_own_cost() -> None:
+    """As an array, 2,000 of them and a text of 100,000 letters take 800 MB."""
+
+    def refused() -> None:
+        values: Any
+        for values, place in (
+            ([*[0.5] * 2_000, LONG], "index 2000"),
+            ([[0.5]] * 9 + [[LONG]], "row 9"),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"query: expected real numbers, got 'xx.* at {place}"
+            ):
+                NUMBERS.rank(values, policy=EVEN)
+
+    assert peak_of(refused) < 1 << 20
+
+
 def test_text_that_numpy_would_cut_is_unknown() -> None:
     """In a fixed width a NUL at the end is no character, and what is longer is cut."""
     for unknown in ("a\0", "aa", "", "\0"):

@@ -5,6 +5,7 @@ Every error is a ValueError that names the argument, and the row and value where
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import reprlib
@@ -144,6 +145,7 @@ def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     if isinstance(values, np.ndarray) or hasattr(type(values), "__array__"):
         array = _as_array(name, values)
     else:
+        _refuse_text(name, values)
         try:
             array = np.asarray(values)
         except MemoryError:
@@ -156,6 +158,23 @@ def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
     return array
+
+
+def _refuse_text(name: str, values: Any, at: tuple[int, ...] = ()) -> None:
+    """Before NumPy makes texts of all values, each as wide as the longest one."""
+    if not isinstance(values, list | tuple):
+        return
+    try:
+        math.fsum(values)  # the quickest way to see that they are numbers
+    except (TypeError, ValueError, OverflowError):
+        for i, value in enumerate(values):
+            if isinstance(value, str | bytes):
+                where = _place((*at, i))
+                raise ValueError(
+                    f"{name}: expected real numbers, got {shown(value)} at {where}"
+                ) from None
+            if len(at) < 2:
+                _refuse_text(name, value, (*at, i))
 
 
 def _ragged(values: Any) -> str | None:
@@ -179,7 +198,7 @@ def _not_numbers(name: str, values: Any, array: npt.NDArray[Any]) -> str:
         return _ragged(array) or f"expected real numbers, got dtype object{hint}"
     for where, value in np.ndenumerate(array):
         if isinstance(value, bool) or not isinstance(value, Real):
-            return f"{_place(where)}: expected a real number, got {shown(value)}"
+            return f"expected real numbers, got {shown(value)} at {_place(where)}"
     return f"expected real numbers, got dtype {array.dtype}"
 
 

@@ -127,17 +127,22 @@ class Batch:
         if not np.isfinite(rewards_array).all():
             _refuse("rewards", rewards_array, np.isfinite(rewards_array), "must be finite")
         n, k = shape
-        length_array = np.full(n, k) if lengths is None else np.asarray(lengths, np.int64)
-        if length_array.shape != (n,) or not ((length_array >= 0) & (length_array <= k)).all():
+        length_array = np.full(n, k) if lengths is None else as_real("lengths", lengths)
+        whole = n == 0 or length_array.dtype.kind in "iu"
+        inside = (length_array >= 0) & (length_array <= k)
+        if length_array.shape != (n,) or not whole or not inside.all():
             raise ValueError(f"lengths: expected {n} integers in [0, {k}]")
+        length_array = length_array.astype(np.int64)
         absent = np.arange(k) >= length_array[:, None]
         if absent.any():
             for array in (logged_array, evaluated_array, rewards_array):
                 array[absent] = 0.0
-        group_array = np.arange(n) if groups is None else np.asarray(groups)
+        group_array = np.arange(n) if groups is None else as_real("groups", groups)
         if group_array.shape != (n,) or group_array.dtype.kind not in "iu":
             raise ValueError(f"groups: expected {n} integers")
-        spread = (np.arange(n) + 0.5) / max(n, 1) if uniform is None else np.asarray(uniform)
+        spread = (
+            (np.arange(n) + 0.5) / max(n, 1) if uniform is None else as_real("uniform", uniform)
+        )
         if spread.shape != (n,) or not ((spread >= 0.0) & (spread < 1.0)).all():
             raise ValueError(f"uniform: expected {n} numbers in [0, 1)")
         extra: dict[str, Any] = {}
@@ -148,7 +153,7 @@ class Batch:
                 continue
             if name in _FLAT:
                 dtype = np.int64 if name == "n_eligible" else np.float64
-                array = np.array(values, dtype)
+                array = np.array(as_real(name, values), dtype)
                 if array.shape != (n,):
                     raise ValueError(f"{name}: expected shape ({n},), got {array.shape}")
             else:

@@ -385,6 +385,22 @@ class TestIds:
         again = texts.log_propensities(QUERY, ranking.item_ids, policy=POLICY, exclude=found)
         np.testing.assert_allclose(again, ranking.log_propensities, atol=1e-9)
 
+    @pytest.mark.parametrize("inline_ids", [0, 64])
+    def test_what_the_caller_does_to_a_filter_later_does_not_matter(
+        self, inline_ids: int, texts: fr.Catalog, tmp_path: Path
+    ) -> None:
+        filters: list[Any] = [["item 1", "item 2"], np.array(["item 1", "item 2"])]
+        with LogWriter(tmp_path, inline_ids=inline_ids, flush_seconds=60.0) as log:
+            for given in filters:
+                ranking = texts.rank(QUERY, 2, policy=POLICY, exclude=given)
+                log.append(ranking, k=2, query=QUERY, exclude=given)
+                given[0] = "item 9"
+        (batch,) = LogReader(tmp_path)
+        for i in range(2):
+            found = batch.exclude(i)
+            assert found is not None
+            assert found.tolist() == ["item 1", "item 2"]
+
     def test_columns_are_taken_in_their_order(self, numbers: fr.Catalog, tmp_path: Path) -> None:
         """And not by labels, which would log one user's ranking for another."""
         users: Any = Labelled("ann", "bob")

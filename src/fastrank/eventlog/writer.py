@@ -542,7 +542,8 @@ class LogWriter:
             if given is None:
                 continue
             found = listed(role, given)
-            ids: list[Any] = found if isinstance(found, list) else found.tolist()
+            # A list of its own: the caller's may change before it is written.
+            ids: list[Any] = list(found) if isinstance(found, list) else found.tolist()
             if ids and isinstance(ids[0], str) != (kind == "str"):
                 raise ValueError(f"{role}: the item ids are {kind}, got {shown(ids[0])}")
             if kind == "str":

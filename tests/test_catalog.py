@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import pickle
 import tracemalloc
 from collections.abc import Callable
@@ -49,6 +51,13 @@ def changed(array: npt.NDArray[Any], at: Any, value: object) -> npt.NDArray[Any]
     copy = array.copy()
     copy[at] = value
     return copy
+
+
+def objects(rows: list[Any]) -> npt.NDArray[Any]:
+    """As a column of lists is: one dimension, of objects."""
+    column = np.empty(len(rows), object)
+    column[:] = rows
+    return column
 
 
 # Building
@@ -143,7 +152,31 @@ BAD_CATALOGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "complex vectors": ({"vectors": np.ones((3, 2), complex)}, ("vectors", "complex")),
     "object vectors": ({"vectors": np.ones((3, 2), object)}, ("vectors", "object")),
     "str vectors": ({"vectors": np.full((3, 2), "1")}, ("vectors",)),
-    "ragged vectors": ({"vectors": [[1.0], [1.0, 2.0], [3.0]]}, ("vectors",)),
+    "ragged vectors": (
+        {"vectors": [[1.0], [1.0, 2.0], [3.0]]},
+        ("vectors: row 1: expected 1 numbers, as row 0 has, got 2",),
+    ),
+    "column of vectors": (
+        {"vectors": objects([[1.0], [2.0], [3.0]])},
+        ("vectors", "dtype object", "np.stack(vectors)"),
+    ),
+    "ragged column": ({"vectors": objects([[1.0], [2.0], []])}, ("vectors: row 2", "got 0")),
+    "a text": ({"vectors": [[1.0], [2.0], ["x"]]}, ("vectors", "got 'x' at row 2, column 0")),
+    "a hole": (
+        {"vectors": [[1.0, 2.0], [3.0, None], [5.0, 6.0]]},
+        ("got None at row 1, column 1",),
+    ),
+    "vectors a set": (
+        {"vectors": {1.0, 2.0}},
+        ("vectors: expected an array of numbers, got {1.0",),
+    ),
+    "vectors a mapping": ({"vectors": {1: [1.0]}}, ("vectors: expected an array of numbers",)),
+    "huge vector": (
+        {"vectors": [[1.0, 0.0], [3e38, 3e38], [1e37, 0.0]]},
+        ("vectors: row 1: scores could pass the float32 range", "at most 1e+35, got 4.24264e+38"),
+    ),
+    "huge bias": ({"bias": [0.0, 1.0, -3e38]}, ("bias: index 2", "at most 1e+37", "got -3e+38")),
+    "masked vectors": ({"vectors": np.ma.ones((3, 2))}, ("vectors: masked",)),
     "fewer ids": ({"item_ids": [1, 2]}, ("item_ids", "2", "3")),
     "more ids": ({"item_ids": [1, 2, 3, 4]}, ("item_ids", "4", "3")),
     "ids 2-d": ({"item_ids": [[1], [2], [3]]}, ("item_ids",)),
@@ -187,6 +220,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "query complex": ({"query": np.ones(3, complex)}, ("query", "complex")),
     "query object": ({"query": np.ones(3, object)}, ("query", "object")),
     "query str": ({"query": "abc"}, ("query",)),
+    "query of a str": ({"query": [1e308, 1e308, "x"]}, ("query", "got 'x' at index 2")),
+    "query of bytes": ({"query": (1.0, 2.0, b"x")}, ("query", "got b'x' at index 2")),
     "query beyond float32": ({"query": [1e39, 0.0, 0.0]}, ("query",)),
     "score beyond float32": ({"query": [3e38, 3e38, 3e38]}, ("query",)),
     "policy name": ({"policy": "deterministic"}, ("policy", "deterministic")),
@@ -204,6 +239,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "bias bool": ({"bias": np.zeros(N, bool)}, ("bias", "bool")),
     "bias 2-d": ({"bias": np.zeros((1, N))}, ("bias",)),
     "bias beyond float32": ({"bias": np.full(N, 1e39)}, ("bias",)),
+    "bias huge": ({"bias": changed(np.zeros(N), 7, 3e38)}, ("bias: index 7", "at most 1e+37")),
 }
 BAD_RANKS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "k 0": ({"k": 0}, ("k", "0")),
@@ -484,6 +520,8 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "allow flat": ({"allow": np.array([101, 102, 103])}, ("allow",)),
     "allow short": ({"allow": [[101], [102]]}, ("allow", "2", "3")),
     "bias": ({"bias": [1.0]}, ("bias",)),
+    "bias huge": ({"bias": changed(np.zeros((3, N)), (2, 7), 3e38)}, ("row 2, column 7", "bias")),
+    "bias ragged": ({"bias": [[0.0] * N, [0.0], [0.0] * N]}, ("bias: row 1",)),
 }
 
 
@@ -581,3 +619,85 @@ def test_the_cache_of_a_small_catalog_is_bounded_by_what_it_really_takes() -> No
 def test_a_catalog_is_not_pickled_by_accident() -> None:
     with pytest.raises(TypeError, match="save it"):
         pickle.dumps(fr.Catalog([1], [[1.0]]))
+
+
+# What no query can rank
+
+
+def test_the_longest_vectors_and_biases_can_be_ranked() -> None:
+    """By queries of a norm of 1,000 and less; and whoever asks for more is to blame."""
+    vectors, bias = [[1e35], [-1e35], [0.0]], [1e37, 0.0, -1e37]
+    catalog = fr.Catalog([1, 2, 3], vectors, bias=bias)
+    for query in ([1000.0], [-1.0]):
+        ranking = catalog.rank(query, 3, policy=PLACKETT_LUCE, bias=[0.0, 0.0, 1e37])
+        assert np.isfinite(ranking.scores).all()
+    assert fr.Model(catalog, [7], [[1000.0]]).recommend(7, 3, policy=PLACKETT_LUCE).seed >= 0
+    refused(lambda: catalog.rank([2000.0], policy=PLACKETT_LUCE), "query: with a norm of 2000")
+    refused(
+        lambda: catalog.log_propensities_batch(
+            [[1.0], [2000.0]], [[1], [2]], policies=[PLACKETT_LUCE]
+        ),
+        "queries: row 1: with a norm of 2000",
+    )
+    refused(
+        lambda: fr.Model(catalog, [7, 8], [[1.0], [2000.0]]),
+        "user_vectors: row 1: with a norm of 2000",
+    )
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_huge_vector_is_named_by_its_row(storage: str) -> None:
+    """Whatever the order in which items are kept."""
+    n = 20_000
+    vectors = np.zeros((n, 4), np.float32)
+    vectors[[9_000, 12_000]] = 2e38
+    for prior in (None, np.arange(n)):
+        build = functools.partial(fr.Catalog, storage=storage, prior=prior)
+        refused(functools.partial(build, np.arange(n), vectors), "vectors: row 9000: ")
+
+
+# Equality
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_rankings_are_equal_by_value(policy: str, words: fr.Catalog, catalog: fr.Catalog) -> None:
+    for items in (words, catalog):
+        one = items.rank(QUERY, 5, policy=POLICIES[policy], seed=1)
+        same = items.rank(QUERY, 5, policy=POLICIES[policy], seed=1)
+        batch = items.rank_batch([QUERY, QUERY], 5, policy=POLICIES[policy], seeds=[1, 2])
+        assert one == same == batch[0]
+        assert hash(one) == hash(same) == hash(batch[0])
+        assert len({one, same, batch[0]}) == 1
+        assert one != batch[1]
+        assert one != one.item_ids.tolist()
+        others = [
+            dataclasses.replace(one, seed=2),
+            dataclasses.replace(one, catalog_version="other"),
+            dataclasses.replace(one, item_ids=one.item_ids[::-1]),
+            dataclasses.replace(one, item_ids=one.item_ids[:4]),
+            dataclasses.replace(one, scores=np.nextafter(one.scores, np.float32(9))),
+            dataclasses.replace(one, log_propensities=one.log_propensities - 1e-15),
+            dataclasses.replace(one, log_norm=-1.5),
+        ]
+        assert [one == other for other in others] == [False] * len(others)
+        again = items.rank_batch([QUERY, QUERY], 5, policy=POLICIES[policy], seeds=[1, 2])
+        assert batch == again
+        assert hash(batch) == hash(again)
+        assert batch != items.rank_batch([QUERY] * 2, 5, policy=POLICIES[policy], seeds=[1, 3])
+        assert batch != list(batch)
+
+
+def test_what_is_not_there_is_equal(catalog: fr.Catalog) -> None:
+    """NaN past the end of a short ranking, and as the log-norm of what has none."""
+    allow = [[100, 101], None]
+    batches = [
+        catalog.rank_batch([QUERY] * 2, 5, policy=fr.Uniform(), seeds=[1, 2], allow=allow)
+        for _ in range(2)
+    ]
+    assert np.isnan(batches[0].scores[0, 2:]).all()
+    assert batches[0] == batches[1]
+    nan = dataclasses.replace(batches[0][0], log_propensity=np.nan)
+    assert nan == dataclasses.replace(nan)
+    assert dataclasses.replace(nan, log_propensity=0.0) != dataclasses.replace(
+        nan, log_propensity=-0.0
+    )

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import NOON, drain, read, report_of, row, table
 
+import fastrank as fr
 from fastrank.eventlog import LogReader, Stratum, bias_id, filter_id, schema
 from fastrank.eventlog.filters import save
 from fastrank.eventlog.hashing import text_hash
@@ -151,6 +153,21 @@ class TestArrays:
         allowed = text.allow(0)
         assert allowed is not None
         assert allowed.tolist() == ["a"]
+
+    def test_one_long_item_id_costs_what_it_holds(self) -> None:
+        """At one width, 6,000 cells beside an id of 20,000 letters take 480 MB, or many batches."""
+        rows = [row(i, "str") for i in range(2_000)]
+        rows[7] = row(7, "str", item_ids=["x" * 20_000, "a\0", "a"])
+        whole = table(rows, "str").combine_chunks()
+        tracemalloc.start()
+        (batch,) = LogReader.of_tables([whole])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 << 20
+        assert batch.item_ids.tolist() == [each["item_ids"] for each in rows]
+        items = fr.Catalog(["a", "i100"], [[1.0], [2.0]])
+        found = items.log_propensities([1.0], batch.item_ids[7], policy=fr.Uniform())
+        assert np.isfinite(found).tolist() == [False, False, True]
 
     @pytest.mark.parametrize("batch_rows", [1, 3, 7, 100])
     def test_batches_do_not_change_what_is_read(self, batch_rows: int, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -207,7 +209,7 @@ class TestRoundTrip:
         assert [len(r["item_ids"]) for r in rows] == batch.counts.tolist() == [5, 5, 2, 5]
         assert [r["exclude"] for r in rows] == exclude
         assert [r["log_norm"] is None for r in rows] == [False, True] * 2
-        with pytest.raises(ValueError, match="user_id: expected 4 entries, got 1"):
+        with pytest.raises(ValueError, match="user_ids: expected 4 entries, got 1"):
             log.append_batch(batch, k=5, user_ids=["x"])
 
     def test_the_writer_keeps_what_was_appended(self, numbers: fr.Catalog, tmp_path: Path) -> None:
@@ -326,6 +328,104 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("ts: out of range", {"ts": 2**63}),
     ("reward_ts: expected a datetime", {"reward_ts": 1.5}),
 ]
+
+
+class Sku(str, enum.Enum):  # noqa: UP042  # a StrEnum is its value as text, too
+    ONE = "i1"
+
+
+class Labelled:
+    """As a pandas column that was sorted: what stands at [0] is not what comes first."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        array = np.empty(len(self.values), object)
+        array[:] = self.values
+        return array
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, label: int) -> Any:
+        return self.values[::-1][label]
+
+
+class TestIds:
+    """One rule for ids, docs/ids.md; `test_ids.py` has the table."""
+
+    def test_heirs_of_str_and_int_give_their_value(self, texts: fr.Catalog, tmp_path: Path) -> None:
+        ranking = texts.rank(QUERY, 2, policy=POLICY)
+        with LogWriter(tmp_path) as log:
+            returned = log.append(ranking, k=2, request_id=Sku.ONE, user_id=Sku.ONE, query=QUERY)
+            number = log.append(ranking, k=2, user_id=signal.SIGINT, query=QUERY)
+        assert type(returned) is str
+        rows, _ = drain(tmp_path)
+        assert [r["request_id"] for r in rows] == ["i1", number]
+        assert [r["user_id"] for r in rows] == ["i1", "2"]
+
+    @pytest.mark.parametrize("inline_ids", [64, 10_000])
+    def test_a_long_id_in_a_filter_costs_what_it_holds(
+        self, inline_ids: int, texts: fr.Catalog, tmp_path: Path
+    ) -> None:
+        """As an array of fixed width it took 800 MB, when it was logged and when it was read."""
+        exclude = [*(f"no item {i}" for i in range(2_000)), "x" * 100_000]
+        ranking = texts.rank(QUERY, 2, policy=POLICY, exclude=exclude, seed=3)
+        tracemalloc.start()
+        with LogWriter(tmp_path, inline_ids=inline_ids) as log:
+            log.append(ranking, k=2, query=QUERY, exclude=exclude)
+        (batch,) = LogReader(tmp_path)
+        found = batch.exclude(0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found is not None
+        assert sorted(found.tolist()) == sorted(exclude)
+        assert peak < 16 << 20
+        again = texts.log_propensities(QUERY, ranking.item_ids, policy=POLICY, exclude=found)
+        np.testing.assert_allclose(again, ranking.log_propensities, atol=1e-5)
+
+    @pytest.mark.parametrize("inline_ids", [0, 64])
+    def test_what_the_caller_does_to_a_filter_later_does_not_matter(
+        self, inline_ids: int, texts: fr.Catalog, tmp_path: Path
+    ) -> None:
+        filters: list[Any] = [["item 1", "item 2"], np.array(["item 1", "item 2"])]
+        with LogWriter(tmp_path, inline_ids=inline_ids, flush_seconds=60.0) as log:
+            for given in filters:
+                ranking = texts.rank(QUERY, 2, policy=POLICY, exclude=given)
+                log.append(ranking, k=2, query=QUERY, exclude=given)
+                given[0] = "item 9"
+        (batch,) = LogReader(tmp_path)
+        for i in range(2):
+            found = batch.exclude(i)
+            assert found is not None
+            assert found.tolist() == ["item 1", "item 2"]
+
+    def test_columns_are_taken_in_their_order(self, numbers: fr.Catalog, tmp_path: Path) -> None:
+        """And not by labels, which would log one user's ranking for another."""
+        users: Any = Labelled("ann", "bob")
+        filters: Any = Labelled([101], [102])
+        batch = numbers.rank_batch([QUERY] * 2, 2, policy=POLICY, exclude=filters)
+        rewards: Any = Labelled(0.0, 1.0)
+        with LogWriter(tmp_path) as log:
+            log.append_batch(
+                batch, k=2, user_ids=users, exclude=filters, queries=[QUERY] * 2, rewards=rewards
+            )
+        rows, _ = drain(tmp_path)
+        assert [r["user_id"] for r in rows] == ["ann", "bob"]
+        assert [r["exclude"] for r in rows] == [[101], [102]]
+        assert [r["rewards"] for r in rows] == [[0.0, 1.0]] * 2
+
+    @pytest.mark.parametrize("users", [{"ann", "bob"}, {0: "ann", 1: "bob"}, iter(["ann", "bob"])])
+    def test_users_without_an_order_are_refused(
+        self, users: Any, numbers: fr.Catalog, tmp_path: Path
+    ) -> None:
+        batch = numbers.rank_batch([QUERY] * 2, 2, policy=POLICY)
+        with LogWriter(tmp_path) as log:
+            with pytest.raises(ValueError, match="user_ids: expected 2 entries"):
+                log.append_batch(batch, k=2, user_ids=users, queries=[QUERY] * 2)
+            with pytest.raises(ValueError, match="rewards: expected 2, one an item"):
+                log.append(batch[0], k=2, query=QUERY, rewards=users)
 
 
 class TestArguments:

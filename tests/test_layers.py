@@ -23,8 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The core.
     "policies": set(),
     "ranking": {"policies"},
-    "ids": {"_native"},
     "inputs": set(),
+    "ids": {"inputs", "_native"},
     "store": set(),
     "files": set(),
     "packing": {"inputs", "_native"},
@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "obd": {"data"},
     "eventlog": {"ranking", "ids", "inputs", "files", "catalog", "obd"},
     "page": set(),
-    "ope": {"policies", "catalog", "model", "marginals", "eventlog", "page"},
+    "ope": {"policies", "inputs", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
     },

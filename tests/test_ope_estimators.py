@@ -642,11 +642,32 @@ def test_bernstein_covers_the_clipped_mean() -> None:
         (([-1.0], [-1.0], [np.nan]), "rewards: row 0, place 1: must be finite, got nan"),
         (([-1.0], [-1.0, -1.0], [1.0]), r"evaluated: expected shape \(1, 1\), got \(2, 1\)"),
         (([True], [-1.0], [1.0]), "logged: expected real numbers, got dtype bool"),
+        (
+            ([[-1.0], [-1.0, -1.0]], [], []),
+            "logged: row 1: expected 1 numbers, as row 0 has, got 2",
+        ),
+        (([-1.0], np.ma.array([-1.0]), [1.0]), "evaluated: masked arrays are not taken"),
+        (([-1.0], [-1.0], [None]), "rewards: expected real numbers, got None at index 0"),
     ],
 )
 def test_bad_arrays_are_named(arrays: tuple[Any, Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ope.Batch.of(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("optional", "message"),
+    [
+        ({"lengths": [0.5]}, r"lengths: expected 1 integers in \[0, 1\]"),  # not 0 places
+        ({"lengths": [2]}, r"lengths: expected 1 integers in \[0, 1\]"),
+        ({"groups": {1}}, "groups: expected an array of numbers, got {1}"),
+        ({"groups": np.ma.array([1], mask=[True])}, "groups: masked arrays are not taken"),
+        ({"uniform": ["x"]}, "uniform: expected real numbers, got 'x' at index 0"),
+    ],
+)
+def test_bad_optional_arrays_are_named(optional: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ope.Batch.of([-1.0], [-1.0], [1.0], **optional)
 
 
 def test_unknown_arrays_are_named() -> None:

@@ -868,6 +868,13 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
             for clip in (np.nan, np.inf, 0.0, -1.0, True, "20")
         ),
         ({"places": 0}, "places: expected an integer of at least 1, got 0"),
+        ({"policies": ope.ByFunction("f", len)}, "policies: expected a sequence of evaluation"),
+        (
+            {"policies": iter(())},
+            "policies: expected a sequence of .*, which can be read only once",
+        ),
+        ({"logging": fr.Catalog([1], [[1.0]])}, "logging: expected a sequence of models or"),
+        ({"estimators": "snips"}, "estimators: expected a sequence of names, got 'snips'"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -82,6 +82,13 @@ def test_what_is_refused(body: Any, status: int, code: str, field: str | None) -
         assert field in found.message
 
 
+@pytest.mark.parametrize("field", ["user_id", "request_id", "inference_type"])
+def test_a_number_for_text_is_told_what_to_send(field: str) -> None:
+    body = {"user_id": "ann"} | {field: 1}
+    assert refused(body).message == f'{field}: expected text, got the number 1; send "1"'
+    assert "send" not in refused({"user_id": "ann"} | {field: True}).message
+
+
 def test_a_value_may_repeat_a_field_name() -> None:
     assert parse(b'{"user_id": "user_id"}').user_id == "user_id"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import uuid
 import zipfile
 from decimal import Decimal
@@ -113,6 +114,20 @@ def test_text_ids_and_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read.ids.tolist() == ids
     np.testing.assert_array_equal(read.vectors, rows)
     assert seen == [(3, 10), (6, 10), (9, 10), (10, 10)]
+
+
+def test_one_long_id_is_read_at_its_own_cost_and_refused_by_row(tmp_path: Path) -> None:
+    """At one width, 20,000 ids beside one of 10,000 letters take 800 MB."""
+    ids = [f"item{i}" for i in range(20_000)]
+    ids[7] = "x" * 10_000
+    path = save_parquet(tmp_path / "p.parquet", id=ids, v0=np.zeros(20_000))
+    tracemalloc.start()
+    read = read_vectors(path)
+    with pytest.raises(ValueError, match="item_ids: row 7: expected at most 1024 characters, got"):
+        fr.Catalog(read.ids, read.vectors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,7 @@ _NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
 _INTEGERS = ("k", "seed")
 _FLOATS = ("temperature", "epsilon")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
+_TEXTS = ("user_id", "request_id", "inference_type")
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
 # What msgspec must not be left alone with: a name that comes twice, an escape that may hide one.
@@ -285,7 +286,7 @@ def _float(text: str) -> float | None:
 
 
 def _checked(request: Request) -> Request:
-    for name in ("user_id", "request_id", "inference_type"):
+    for name in _TEXTS:
         text = getattr(request, name)
         if text is not None and not 0 < len(text) <= MAX_TEXT:
             raise ProblemError(
@@ -392,10 +393,13 @@ def _invalid(message: str, members: Mapping[str, Any]) -> ProblemError:
         return ProblemError(400, "invalid_type", f"the body: {what}")
     value = members.get(field)
     got = f"; got {_short(value)!r}" if field in members else ""
+    text = f"{field}: {what[0].lower()}{what[1:]}{got}"
+    if field in _TEXTS and isinstance(value, int) and not isinstance(value, bool):
+        text = f'{field}: expected text, got the number {_short(value)}; send "{_short(value)}"'
     return ProblemError(
         400,
         "invalid_type",
-        f"{field}: {what[0].lower()}{what[1:]}{got}",
+        text,
         field=field,
         value=value,
     )

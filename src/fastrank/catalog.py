@@ -5,12 +5,13 @@ Python decides here what is asked for; `fastrank._native` computes it with the G
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from threading import Lock
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from fastrank import _native, contents, packing, store
 from fastrank.ids import IdArray, IdIndex, Ids, Positions, as_ids
 from fastrank.inputs import (
     Float32Array,
+    as_bias,
+    as_column,
     as_count,
     as_finite,
     as_float32,
@@ -30,11 +33,13 @@ from fastrank.inputs import (
 from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
 from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
 
-__all__ = ["RNG_VERSION", "Catalog"]
+__all__ = ["MAX_NORM", "RNG_VERSION", "Catalog"]
 
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 1
 
+# Of a vector: beyond it scores would leave the float32 range for queries of a norm of 1,000.
+MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
 _ENTRY_BYTES = 2048
 _ONE = np.ones(1, np.float32)
@@ -47,11 +52,12 @@ class Catalog:
     Parameters
     ----------
     item_ids : array_like of int or str, shape (n,)
-        Unique. Kept as int64 or str; rankings carry them.
+        Unique, of at most 1,024 characters. Kept as int64 or str; rankings carry them. What is
+        taken for ids, here and elsewhere, is in docs/ids.md.
     vectors : array_like of real numbers, shape (n, d)
-        One row an item; cast to float32, finite. n, d >= 1.
+        One row an item; cast to float32, finite, with a norm of at most 1e35. n, d >= 1.
     bias : array_like of real numbers, shape (n,), optional
-        Added to each item's dot product.
+        Added to each item's dot product; at most 1e37 in magnitude.
     storage : {"float32", "int8"}
         How vectors are kept. int8 scans a quarter of the bytes, and has the float32 vectors beside
         them for the few items that matter: rankings follow the same law, the deterministic one is
@@ -118,11 +124,13 @@ class Catalog:
         if order is not None:
             index = index.taken(order)
         packed, facts = packing.pack(storage, rows, order)
+        if facts["max_norm"] > MAX_NORM * (1.0 + 1e-6):  # rounded to float32
+            _refuse_norm(rows)
         arrays = {"item_ids": index.ids, "item_order": index.order, **packed}
         max_bias = 0.0
         if bias is not None:
             padded = np.zeros(-(-n_items // _native.LANES) * _native.LANES, np.float32)
-            values = as_float32("bias", bias, (n_items,))
+            values = as_bias("bias", bias, (n_items,))
             padded[:n_items] = values if order is None else values[order]
             arrays["bias"] = padded
             max_bias = float(np.abs(padded).max())
@@ -354,9 +362,9 @@ class Catalog:
             In [0, 2**64). Drawn from the operating system, below 2**53, if not given. Let it be
             drawn in production: a caller who picks the seed makes the propensity untrue.
         exclude, allow : array_like of ids, optional
-            Not these; only these. They act before sampling, so the propensities are those of the
-            filtered law. Unknown ids and repeats are ignored; exclude wins; None is no filter,
-            an empty `allow` allows nothing.
+            Not these; only these; a set will do. They act before sampling, so the propensities are
+            those of the filtered law. Unknown ids and repeats are ignored; exclude wins; None is no
+            filter, an empty `allow` allows nothing.
         bias : array_like of real numbers, shape (n,), optional
             Added to the scores of this call, in catalog order.
         threads : int
@@ -453,12 +461,12 @@ class Catalog:
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
         places = min(as_count("k", k), self._n_items)
-        if isinstance(policy, Sequence):
-            policies = tuple(_each("policy", policy, b))
-            specs = [_spec(each, f"policy: row {i}") for i, each in enumerate(policies)]
-        else:
+        if _is_one(policy):
             policies = (policy,) * b
             specs = [_spec(policy)] * b
+        else:
+            policies = tuple(_each("policy", policy, b))
+            specs = [_spec(each, f"policy: row {i}") for i, each in enumerate(policies)]
         if seeds is None:
             all_seeds = draw_seeds(b)
         else:
@@ -567,7 +575,7 @@ class Catalog:
         [0.333, 0.5]
         """
         vector = self._query(query)
-        positions = self._index.find("item_ids", item_ids)
+        positions = self._index.find("item_ids", item_ids, ordered=True)
         eligible, n_eligible = self._eligible(
             self._find("exclude", exclude), self._find("allow", allow)
         )
@@ -632,13 +640,13 @@ class Catalog:
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
         rankings = self._find_rankings(_each("item_ids", item_ids, b))
         specs = [
-            [
+            [_spec(each, f"policies[{j}]")] * b
+            if _is_one(each)
+            else [
                 _spec(one, f"policies[{j}]: row {i}")
                 for i, one in enumerate(_each(f"policies[{j}]", each, b))
             ]
-            if _is_sequence(each)
-            else [_spec(each, f"policies[{j}]")] * b  # type: ignore[arg-type]  # it is a policy then
-            for j, each in enumerate(policies)
+            for j, each in enumerate(as_column("policies", policies, "a sequence of policies"))
         ]
         excluded = self._find_each("exclude", exclude, b)
         allowed = self._find_each("allow", allow, b)
@@ -650,7 +658,11 @@ class Catalog:
             own_bias = None if biases is None else biases[i % len(biases)]
             key = rows[i].tobytes(), i if biases is not None and len(biases) > 1 else 0
             if key != before:
-                table, before = self._score_table(rows[i], own_bias), key
+                try:
+                    table, before = self._score_table(rows[i], own_bias), key
+                except ValueError as error:
+                    text = str(error).removeprefix("query: ")
+                    raise ValueError(f"queries: row {i}: {text}") from None
             eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             for j, of_policy in enumerate(specs):
                 spec = of_policy[i]
@@ -701,6 +713,20 @@ class Catalog:
             return self._padded(np.ascontiguousarray(query))
         return self._padded(as_float32("query", query, (self._dim,)))
 
+    def _check_range(self, name: str, queries: Float32Array) -> None:
+        """Refuses queries (b, d) whose scores could pass the float32 range, as ranking would."""
+        room = 0.5 * float(np.finfo(np.float32).max) - self._meta["max_bias"]
+        largest = float(max(queries.max(), -queries.min()))
+        if largest * self._dim**0.5 * self._meta["max_norm"] <= room:
+            return
+        norms = np.linalg.norm(queries.astype(np.float64), axis=1)
+        beyond = np.flatnonzero(norms * self._meta["max_norm"] > room)
+        if beyond.size:
+            raise ValueError(
+                f"{name}: row {beyond[0]}: with a norm of {norms[beyond[0]]:g} scores could pass"
+                " the float32 range; scale it down"
+            )
+
     def _padded(self, queries: Float32Array) -> Float32Array:
         """Queries (..., d) with as many zeros at the end as the kernels want.
 
@@ -713,14 +739,15 @@ class Catalog:
         return padded
 
     def _bias(self, bias: npt.ArrayLike) -> Float32Array:
-        return self._stored(as_float32("bias", bias, (self._n_items,)))
+        return self._stored(as_bias("bias", bias, (self._n_items,)))
 
     def _biases(self, bias: npt.ArrayLike | None, b: int) -> Float32Array | None:
         """One row for all users, or one for each; None for none."""
         if bias is None:
             return None
-        shape = (b, self._n_items) if np.ndim(bias) == 2 else (self._n_items,)
-        return self._stored(as_float32("bias", bias, shape).reshape(-1, self._n_items))
+        rows = as_real("bias", bias)
+        shape = (b, self._n_items) if rows.ndim == 2 else (self._n_items,)
+        return self._stored(as_bias("bias", rows, shape).reshape(-1, self._n_items))
 
     def _stored(self, values: Float32Array) -> Float32Array:
         """Values by row, in the order of positions."""
@@ -745,7 +772,7 @@ class Catalog:
 
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 where there is no such id."""
-        positions = self._index.find("item_ids", item_ids)
+        positions = self._index.find("item_ids", item_ids, ordered=True)
         if self._rows is None:
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)
@@ -758,10 +785,19 @@ class Catalog:
         return positions[positions >= 0]
 
     def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
-        if rankings and all(isinstance(each, np.ndarray) and each.ndim == 1 for each in rankings):
-            found = self._index.find("item_ids", np.concatenate(rankings))
-            return np.split(found, np.cumsum([len(each) for each in rankings])[:-1])
-        return [self._index.find(f"item_ids[{i}]", each) for i, each in enumerate(rankings)]
+        dtypes = {
+            each.dtype.str if type(each) is np.ndarray and each.ndim == 1 else None
+            for each in rankings
+        }
+        if len(dtypes) == 1 and None not in dtypes:  # of several NumPy would make another one
+            lengths = [len(each) for each in rankings]
+            with contextlib.suppress(ValueError):  # each speaks for itself below
+                found = self._index.find("item_ids", np.concatenate(rankings))
+                return np.split(found, np.cumsum(lengths)[:-1])
+        return [
+            self._index.find(f"item_ids[{i}]", each, ordered=True)
+            for i, each in enumerate(rankings)
+        ]
 
     def _find_each(
         self, name: str, ids: Sequence[Ids | None] | None, b: int
@@ -955,16 +991,29 @@ def _descending(prior: FloatArray) -> Positions | None:
     return None if (order[1:] > order[:-1]).all() else order
 
 
+def _refuse_norm(rows: npt.NDArray[Any]) -> NoReturn:
+    """Name the first row that is too long."""
+    for first in range(0, len(rows), 4096):
+        block = rows[first : first + 4096].astype(np.float32).astype(np.float64)
+        norms = np.linalg.norm(block, axis=1)
+        beyond = np.flatnonzero(norms > MAX_NORM)
+        if beyond.size:
+            break
+    raise ValueError(
+        f"vectors: row {first + beyond[0]}: scores could pass the float32 range, expected a norm of"
+        f" at most {MAX_NORM:g}, got {norms[beyond[0]]:g}"
+    )
+
+
+def _is_one(policy: object) -> TypeGuard[Policy]:
+    """Whether this is a policy, or at least not several."""
+    return isinstance(policy, str) or not isinstance(policy, Iterable)
+
+
 def _each(name: str, values: Any, count: int) -> Sequence[Any]:
     """A sequence of `count` entries."""
-    if not _is_sequence(values):
-        raise ValueError(f"{name}: expected one entry for each of {count} users, got {values!r}")
-    if len(values) != count:
-        raise ValueError(f"{name}: expected one entry for each of {count} users, got {len(values)}")
-    return values  # type: ignore[no-any-return]
-
-
-def _is_sequence(values: Any) -> bool:
-    if isinstance(values, np.ndarray):
-        return values.ndim > 0
-    return isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    expected = f"one entry for each of {count} users"
+    entries: Any = as_column(name, values, expected)
+    if len(entries) != count:
+        raise ValueError(f"{name}: expected {expected}, got {len(entries)}")
+    return entries  # type: ignore[no-any-return]

@@ -1,11 +1,13 @@
-"""Identifiers, int64 or str: checks, and look-up by a sorted permutation.
+"""Identifiers, int64 or str: what counts as one, for every entrance, and look-up of them.
 
-A permutation can be saved and mapped; a dict of a million ids would cost 106 MB in each process.
-Many ids at once are looked up by one pass over all of them instead, against a table of the wanted.
+docs/ids.md has the table of what is taken. Look-up is by a sorted permutation, which can be saved
+and mapped; a dict of a million ids would cost 106 MB in each process. Many ids at once are looked
+up by one pass over all of them instead, against a table of the wanted.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,22 +18,36 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
+from fastrank.inputs import as_column, shown
 
 __all__ = [
+    "MAX_LENGTH",
+    "PADDING",
     "IdIndex",
     "Ids",
+    "as_id",
     "as_ids",
     "as_written",
     "id_from_text",
     "ids_from_text",
     "integer",
+    "is_compact",
+    "listed",
+    "plain_id",
     "split_ids",
+    "text_array",
 ]
 
 IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
 Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
 Positions: TypeAlias = npt.NDArray[np.int64]
 
+# Characters of an id. Of a UUID it has 36, of a SHA-512 128, of an S3 key up to 1,024.
+MAX_LENGTH = 1_024
+# Text is kept at the width of the longest, so that one long id is paid for by all. Up to so many
+# bytes nobody minds; beyond them it may take so many times what the ids themselves hold.
+_ALLOWANCE = 64 << 20
+PADDING = 16
 # A binary search among n ids costs about what n / 100 steps of a pass over them do.
 _SEARCHES = 100
 # What begins an integer, as it is written.
@@ -41,34 +57,154 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _HASH_KEY = secrets.randbits(64)
 
 
+# ---- What counts as ids ---------------------------------------------------------------------
+
+
+def as_id(name: str, value: object) -> int | str:
+    """One id as a plain int or str; enums and other heirs of these give their value.
+
+    Examples
+    --------
+    >>> as_id("user_id", np.int32(7)), as_id("user_id", np.str_("ann"))
+    (7, 'ann')
+    """
+    plain = plain_id(value)
+    if plain is None:
+        raise ValueError(f"{name}: expected int64 or str ids, got {shown(value)}")
+    return plain
+
+
+def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[str]:
+    """Ids as they were handed in: an array of int64, an array of str, or a list of plain str.
+
+    Text is not made an array here: its width, and with it the cost, would be that of the longest.
+    With `ordered`, what has no order is refused.
+    """
+    column = as_column(name, values, "an array of ids", ordered=ordered)
+    if not isinstance(column, np.ndarray):
+        return _of_list(name, column)
+    if column.ndim > 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {column.shape}")
+    kind = column.dtype.kind
+    if column.size == 0 and kind not in "iU":  # an empty list has no dtype of its own
+        return np.empty(0, np.int64)
+    if kind in "OT":
+        return _of_list(name, column.tolist())
+    if kind == "u":
+        if int(column.max()) > _HIGHEST:
+            row = int(np.flatnonzero(column > _HIGHEST)[0])
+            raise ValueError(f"{name}: row {row}: must fit int64, got {column[row]}")
+        return column.astype(np.int64)
+    if kind == "i":
+        return np.ascontiguousarray(column, dtype=np.int64)
+    if kind == "U":
+        return column
+    if kind == "f" and np.isnan(column).any():  # what integers become where some are missing
+        row = int(np.flatnonzero(np.isnan(column))[0])
+        raise ValueError(
+            f"{name}: row {row}: expected int64 or str ids, got NaN in a column of {column.dtype}"
+        )
+    raise ValueError(f"{name}: expected int64 or str ids, got dtype {column.dtype}")
+
+
 def as_ids(name: str, values: Ids) -> IdArray:
-    """A 1-d array of int64 or str; bool, float, bytes and mixed ids are refused."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{name}: masked arrays are not taken: the mask would be lost")
-    if isinstance(values, np.ndarray):
-        array = values
-    else:
-        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-            raise ValueError(f"{name}: expected an array of ids, got {values!r}")
-        items = list(values)
-        array = np.empty(len(items), dtype=object)
-        array[:] = items
-    if array.ndim != 1:
-        raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
-    if array.dtype.kind == "O":
-        array = _from_objects(name, array)
-    if array.dtype.kind == "u":
-        if array.size and int(array.max()) > np.iinfo(np.int64).max:
-            row = int(array.argmax())
-            raise ValueError(f"{name}: row {row}: must fit int64, got {array[row]}")
-        return array.astype(np.int64)
-    if array.dtype.kind == "i":
-        return np.ascontiguousarray(array, dtype=np.int64)
-    if array.dtype.kind == "U":
-        # One dtype for one content, whatever width or byte order it came in.
-        width = max(1, int(np.strings.str_len(array).max(initial=1)))
-        return np.ascontiguousarray(array, dtype=f"U{width}")
-    raise ValueError(f"{name}: expected int64 or str ids, got dtype {array.dtype}")
+    """Ids in order, to be kept: a 1-d array of int64, or of str at the width of the longest.
+
+    Raises
+    ------
+    ValueError
+        Naming the row, for an id that cannot be kept: longer than `MAX_LENGTH`, so much longer
+        than the others that all of them would take 16 times their own bytes (and more than 64 MiB),
+        or with a NUL at the end, which NumPy drops.
+    """
+    ids = listed(name, values, ordered=True)
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
+        return ids
+    lengths = np.strings.str_len(ids) if isinstance(ids, np.ndarray) else _lengths(ids)
+    width = max(1, int(lengths.max(initial=1)))
+    if width > MAX_LENGTH or not is_compact(len(ids), width, int(lengths.sum())):
+        row = int(lengths.argmax())
+        why = f"expected at most {MAX_LENGTH} characters, got {width}"
+        if width <= MAX_LENGTH:
+            why = (
+                f"its {width} characters make all {len(ids)} ids take"
+                f" {4 * width * len(ids) >> 20} MiB, over {PADDING} times what they hold;"
+                " shorten it"
+            )
+        raise ValueError(f"{name}: row {row}: {why}: {shown(str(ids[row]))}")
+    if not isinstance(ids, np.ndarray):
+        row = _ending_in_nul(ids)
+        if row >= 0:
+            raise ValueError(f"{name}: row {row}: must not end in NUL, got {shown(ids[row])}")
+    # One dtype for one content, whatever width or byte order it came in.
+    return np.ascontiguousarray(ids, dtype=f"U{width}")
+
+
+def text_array(texts: list[str]) -> IdArray:
+    """Any texts as an array that costs what they hold: of fixed width, or else of objects."""
+    lengths = _lengths(texts)
+    compact = is_compact(len(texts), int(lengths.max(initial=1)), int(lengths.sum()))
+    if compact and _ending_in_nul(texts) < 0:
+        return np.array(texts, np.str_)
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
+
+
+def is_compact(count: int, width: int, characters: int) -> bool:
+    """Whether so many texts may be kept at one width, given how long they are in all."""
+    return 4 * width * count <= max(_ALLOWANCE, PADDING * 4 * characters)
+
+
+def _lengths(texts: list[str]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(len, texts), np.int64, len(texts))
+
+
+def _ending_in_nul(texts: list[str]) -> int:
+    """The first row that does; -1 if none does."""
+    if "\0" not in "".join(texts):
+        return -1
+    return next((row for row, text in enumerate(texts) if text.endswith("\0")), -1)
+
+
+def _of_list(name: str, items: list[Any] | tuple[Any, ...]) -> IdArray | list[str]:
+    kinds = set(map(type, items))
+    if kinds == {str}:
+        return items if type(items) is list else list(items)
+    if kinds - {int}:
+        plain = [plain_id(item) for item in items]
+        expected = type(plain[0]) if plain[0] is not None else None
+        for row, item in enumerate(plain):
+            if item is None:
+                got = shown(items[row])
+                raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {got}")
+            if type(item) is not expected:
+                kind = "int64" if expected is int else "str"
+                got = shown(items[row])
+                raise ValueError(f"{name}: row {row}: the ids above are {kind}, got {got}")
+        if expected is str:
+            return plain  # type: ignore[return-value]
+        items = plain
+    try:
+        return np.array(items, np.int64)
+    except OverflowError:
+        row = next(row for row, item in enumerate(items) if not _LOWEST <= item <= _HIGHEST)
+        raise ValueError(f"{name}: row {row}: must fit int64, got {shown(items[row])}") from None
+
+
+def plain_id(item: object) -> int | str | None:
+    """An int or str and nothing more; None for what is neither.
+
+    By the methods of int and str: an enum's own would give its name.
+    """
+    if isinstance(item, str):
+        return str.__str__(item)
+    if isinstance(item, int | np.integer) and not isinstance(item, bool):
+        return operator.index(item)
+    return None
+
+
+# ---- Look-up --------------------------------------------------------------------------------
 
 
 class IdIndex:
@@ -95,29 +231,75 @@ class IdIndex:
                 first, second = order[repeats[0]], order[repeats[0] + 1]
                 raise ValueError(
                     f"{name}: must be unique; rows {first} and {second} are both "
-                    f"{ids[first].item()!r}"
+                    f"{shown(ids[first].item())}"
                 )
             order.flags.writeable = False
         self.ids = ids
         self.order = order  # if it was given it may be a damaged file's: nothing in it is trusted
         self._order_name = name.replace("ids", "order")
+        self.is_text = ids.dtype.kind == "U"
 
-    def find(self, name: str, values: Ids) -> Positions:
+    def find(self, name: str, values: Ids, *, ordered: bool = False) -> Positions:
         """Positions (m,) of ids, -1 where there is no such id.
 
         O(m) where the catalog's own are integers without gaps. Otherwise O(m log n) for few ids,
-        and O(n + m) with 20 m bytes besides for many.
+        and O(n + m) with 20 m bytes besides for many. With `ordered`, what has no order is refused.
         """
-        if isinstance(values, np.ndarray) and values.size == 0 and values.ndim == 1:
-            return np.empty(0, np.int64)  # of any dtype: an empty list has none of its own
-        wanted = as_ids(name, values)
-        if wanted.size == 0:
+        wanted = listed(name, values, ordered=ordered)
+        if len(wanted) == 0:
             return np.empty(0, np.int64)
-        if (wanted.dtype.kind == "U") != (self.ids.dtype.kind == "U"):
-            kind = "str" if self.ids.dtype.kind == "U" else "int64"
-            raise ValueError(f"{name}: the ids here are {kind}, got {wanted[0].item()!r}")
+        if (not isinstance(wanted, np.ndarray) or wanted.dtype.kind == "U") != self.is_text:
+            kind = "str" if self.is_text else "int64"
+            first = wanted[0].item() if isinstance(wanted, np.ndarray) else wanted[0]
+            raise ValueError(f"{name}: the ids here are {kind}, got {shown(first)}")
+        if isinstance(wanted, np.ndarray):
+            return self._find(wanted)
+        # What no id here can be is left out before an array is as wide as it.
+        width = self.ids.dtype.itemsize // 4
+        if max(map(len, wanted)) <= width and _ending_in_nul(wanted) < 0:
+            return self._find(np.array(wanted, self.ids.dtype))
+        can_be = [len(text) <= width and not text.endswith("\0") for text in wanted]
+        narrow = [text if fits else "" for text, fits in zip(wanted, can_be, strict=True)]
+        return np.where(can_be, self._find(np.array(narrow, self.ids.dtype)), -1)
+
+    def find_one(self, name: str, value: object) -> int:
+        """Position of one id; -1 if there is no such id."""
+        plain = as_id(name, value)
+        if isinstance(plain, int) and not _LOWEST <= plain <= _HIGHEST:
+            return -1
+        one: list[Any] = [plain]
+        return int(self.find(name, one)[0])
+
+    def find_logged(self, name: str, values: Ids) -> Positions:
+        """As `find`, of ids as logs have them: integers may be text; -1 also for a missing one."""
+        column = as_column(name, values, "an array of ids")
+        items = column.tolist() if isinstance(column, np.ndarray) else column
+        rows: list[int] = []
+        wanted: list[Any] = []  # all of one kind
+        for row, item in enumerate(items):
+            key = plain_id(item)
+            if key is None:
+                if _is_missing(item):
+                    continue
+                got = shown(item)
+                raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {got}")
+            if self.is_text:
+                can_be = isinstance(key, str)
+            else:
+                if isinstance(key, str):
+                    key = integer(key)
+                can_be = key is not None and _LOWEST <= key <= _HIGHEST
+            if can_be:
+                rows.append(row)
+                wanted.append(key)
+        found = np.full(len(items), -1, np.int64)
+        if rows:
+            found[rows] = self.find(name, wanted)
+        return found
+
+    def _find(self, wanted: IdArray) -> Positions:
         # Searching with a wider dtype would make NumPy copy all ids into it.
-        narrow = wanted.astype(self.ids.dtype)
+        narrow = np.ascontiguousarray(wanted.astype(self.ids.dtype, copy=False))
         last = len(self.ids) - 1
         if self._first is not None:
             return _native.find_consecutive(
@@ -135,7 +317,10 @@ class IdIndex:
         Integers begin as they are written in decimal, short ones first. O(log n + limit): a search
         for text, and for integers one for every number of digits.
         """
-        if self.ids.dtype.kind != "U":
+        if not isinstance(prefix, str):
+            raise ValueError(f"prefix: expected a str, got {shown(prefix)}")
+        prefix = str.__str__(prefix)
+        if not self.is_text:
             found: list[int] = []
             for low, high in _intervals(prefix):
                 first = int(self._search(np.int64(low)))
@@ -171,7 +356,7 @@ class IdIndex:
 
         Then an id is found without a search, and one that is not in its place is no unknown one.
         """
-        if self.ids.dtype.kind == "U":
+        if self.is_text:
             return None
         first, last = self.ids[self._rows_at(np.array([0, len(self.ids) - 1]))].tolist()
         return first if last - first + 1 == len(self.ids) else None
@@ -188,6 +373,13 @@ class IdIndex:
     def _rows_at(self, places: Any) -> Positions:
         """The rows at places of the order, or at its last one; checked to be rows."""
         return _native.rows_at(self._order_name, self.order, places.view(np.uint64))
+
+
+def _is_missing(item: object) -> bool:
+    """Of a column with holes: None, NaN, or pandas' NA, which equals nothing."""
+    if item is None or type(item).__name__ == "NAType":
+        return True
+    return isinstance(item, float) and item != item
 
 
 def _intervals(prefix: str) -> Iterator[tuple[int, int]]:
@@ -211,29 +403,6 @@ def _intervals(prefix: str) -> Iterator[tuple[int, int]]:
 def _as_bytes(ids: IdArray) -> npt.NDArray[np.uint8]:
     """The same memory, a row an id."""
     return ids.view(np.uint8).reshape(len(ids), ids.dtype.itemsize)
-
-
-def _integers(name: str, items: list[Any]) -> IdArray:
-    for row, item in enumerate(items):
-        if isinstance(item, bool):
-            raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {item!r}")
-        if not -(2**63) <= item < 2**63:
-            raise ValueError(f"{name}: row {row}: must fit int64, got {item}")
-    return np.array(items, dtype=np.int64)
-
-
-def _from_objects(name: str, array: npt.NDArray[Any]) -> IdArray:
-    items = array.tolist()
-    if not items:
-        return np.empty(0, np.int64)
-    if all(isinstance(item, int | np.integer) for item in items):
-        return _integers(name, items)
-    for row, item in enumerate(items):
-        if not isinstance(item, str):
-            raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {item!r}")
-        if item.endswith("\0"):
-            raise ValueError(f"{name}: row {row}: must not end in NUL, got {item!r}")
-    return np.array(items, dtype=np.str_)
 
 
 # ---- Ids as text ----------------------------------------------------------------------------
@@ -315,8 +484,7 @@ def ids_from_text(name: str, words: Sequence[str | int], like: IdArray) -> IdArr
     found = [id_from_text(word, like) for word in words]
     if None in found:
         row = found.index(None)
-        got = repr(words[row])
-        got = got if len(got) <= _SHOWN else f"{got[:_SHOWN]}..."
+        got = shown(words[row])
         raise ValueError(f"{name}: row {row}: the ids here are {as_written(like)}; got {got}")
     return [str(one) for one in found] if is_text else np.array(found, np.int64)
 

@@ -5,14 +5,21 @@ Every error is a ValueError that names the argument, and the row and value where
 
 from __future__ import annotations
 
+import math
 import operator
 import os
-from typing import Any, TypeAlias
+import reprlib
+from collections.abc import Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from numbers import Real
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "MAX_BIAS",
+    "as_bias",
+    "as_column",
     "as_count",
     "as_finite",
     "as_float32",
@@ -21,6 +28,7 @@ __all__ = [
     "draw_seed",
     "draw_seeds",
     "new_request_id",
+    "shown",
 ]
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
@@ -29,34 +37,211 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 _DRAWN_SEED_BITS = 53
 
 
-def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
-    """An array of real numbers, not yet cast; bool, complex, object and text are refused."""
+# Of a bias, in magnitude: beyond it scores would leave the float32 range for usual queries, too.
+MAX_BIAS = 1e37
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_NAMED_COLUMNS = 5  # of a table, in an error
+
+
+def shown(value: object) -> str:
+    """The repr of a value, cut where it is long: a stranger's may be of any length."""
+    return _SHORT.repr(value)
+
+
+def as_column(
+    name: str, values: Any, expected: str, *, ordered: bool = True
+) -> list[Any] | tuple[Any, ...] | npt.NDArray[Any]:
+    """What was handed in for one value a row: a list, a tuple, or an array of rows.
+
+    Columns of other libraries (pandas, polars, pyarrow, torch) give their values. Whatever else
+    can be iterated is refused: a table and a mapping would give their names, a text its letters,
+    an iterator nothing to whoever comes second. A set has no order, and is taken where none is
+    meant.
+    """
+    kind = type(values)
+    if kind is list or kind is tuple:
+        return values  # type: ignore[no-any-return]
+    if kind is np.ndarray and values.ndim and values.dtype.names is None:
+        return values  # type: ignore[no-any-return]
+    named = _columns_of(values)
+    if named is not None:
+        raise ValueError(
+            f"{name}: expected {expected}, not a table: got a {kind.__name__} of columns {named};"
+            " hand in one of them"
+        )
+    if isinstance(values, Mapping):
+        raise ValueError(
+            f"{name}: expected {expected}, not a mapping: got a {kind.__name__}; hand in a list of"
+            " its keys, or of its values"
+        )
+    if isinstance(values, Iterator):
+        raise ValueError(
+            f"{name}: expected {expected}, got a {kind.__name__}, which can be read only once;"
+            " hand in a list of it"
+        )
+    if isinstance(values, str | bytes | bytearray | memoryview | np.generic):
+        raise ValueError(f"{name}: expected {expected}, got {shown(values)}")
+    if hasattr(kind, "__array__"):
+        array = _as_array(name, values)
+        if array.ndim:
+            return array
+    elif isinstance(values, Sequence | KeysView | ValuesView):  # a dict keeps its order
+        return list(values)
+    elif isinstance(values, Set):
+        if ordered:
+            raise ValueError(
+                f"{name}: expected {expected} in order, which a {kind.__name__} has not: got"
+                f" {shown(values)}"
+            )
+        return list(values)
+    raise ValueError(f"{name}: expected {expected}, got {shown(values)}")
+
+
+def _columns_of(values: Any) -> str | None:
+    """The names of a table's columns; None for what is no table."""
+    if isinstance(values, np.ndarray):
+        names = values.dtype.names
+    else:
+        # Of pyarrow's tables `columns` are the values.
+        own = [each for each in ("column_names", "columns") if hasattr(type(values), each)]
+        names = getattr(values, own[0]) if own else None
+    if names is None:
+        return None
+    listed = [str(each) for each in names]
+    more = ", ..." if len(listed) > _NAMED_COLUMNS else ""
+    return ", ".join(listed[:_NAMED_COLUMNS]) + more
+
+
+def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
+    """``np.asarray``, for arrays of every library; a mask is refused, a gradient left behind."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name}: masked arrays are not taken: the mask would be lost")
+    if type(values) is np.ndarray:
+        return values
+    is_tensor = hasattr(type(values), "detach")  # torch's
     try:
-        array = np.asarray(values)
-    except ValueError as error:  # ragged nesting
-        raise ValueError(f"{name}: not an array of numbers ({error})") from None
+        if is_tensor:
+            values = values.detach().cpu()
+        try:
+            return np.asarray(values)
+        except TypeError:
+            if not is_tensor:
+                raise
+            return np.asarray(values.float())  # of bfloat16, which NumPy has not
+    except MemoryError:
+        raise
+    except Exception as error:  # its own library's, whatever that raises
+        raise ValueError(f"{name}: not an array: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
+    """An array of real numbers, not yet cast; bool, complex, object and text are refused."""
+    if isinstance(values, np.ndarray) or hasattr(type(values), "__array__"):
+        array = _as_array(name, values)
+    else:
+        _refuse_text(name, values)
+        try:
+            array = np.asarray(values)
+        except MemoryError:
+            raise
+        except Exception as error:
+            why = _ragged(values) or f"not an array of numbers ({_first_line(error)})"
+            raise ValueError(f"{name}: {why}") from None
+    if array.dtype.kind == "O":
+        raise ValueError(f"{name}: {_not_numbers(name, values, array)}")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
     return array
 
 
+def _refuse_text(name: str, values: Any, at: tuple[int, ...] = ()) -> None:
+    """Before NumPy makes texts of all values, each as wide as the longest one."""
+    if not isinstance(values, list | tuple):
+        return
+    try:
+        math.fsum(values)  # the quickest way to see that they are numbers
+    except (TypeError, ValueError, OverflowError):
+        for i, value in enumerate(values):
+            if isinstance(value, str | bytes):
+                where = _place((*at, i))
+                raise ValueError(
+                    f"{name}: expected real numbers, got {shown(value)} at {where}"
+                ) from None
+            if len(at) < 2:
+                _refuse_text(name, value, (*at, i))
+
+
+def _ragged(values: Any) -> str | None:
+    """Which row is longer or shorter than the first one; None if none is."""
+    try:
+        lengths = [len(row) for row in values]
+    except TypeError:
+        return None
+    for row, length in enumerate(lengths):
+        if length != lengths[0]:
+            return f"row {row}: expected {lengths[0]} numbers, as row 0 has, got {length}"
+    return None
+
+
+def _not_numbers(name: str, values: Any, array: npt.NDArray[Any]) -> str:
+    """Why an array of objects is not one of numbers."""
+    if array.ndim == 0:
+        return f"expected an array of numbers, got {shown(values)}"
+    if array.ndim == 1 and isinstance(array[0], list | tuple | np.ndarray):
+        hint = f"; if this is a column of vectors, np.stack({name}) makes one array of them"
+        return _ragged(array) or f"expected real numbers, got dtype object{hint}"
+    for where, value in np.ndenumerate(array):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return f"expected real numbers, got {shown(value)} at {_place(where)}"
+    return f"expected real numbers, got dtype {array.dtype}"
+
+
+def _place(where: Sequence[int]) -> str:
+    if len(where) == 2:
+        return f"row {where[0]}, column {where[1]}"
+    return "index " + ", ".join(str(i) for i in where)
+
+
 def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Float32Array:
     """A C-contiguous float32 array of this shape, finite."""
+    array, cast = _cast(name, values, shape)
+    if not np.isfinite(cast).all():
+        _refuse(name, ~np.isfinite(cast), "must be finite in float32", array)
+    return cast
+
+
+def as_bias(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Float32Array:
+    """As `as_float32`, and of at most `MAX_BIAS` in magnitude."""
+    array, cast = _cast(name, values, shape)
+    # Not so where one is NaN, either.
+    if cast.size and not (cast.max() <= MAX_BIAS and cast.min() >= -MAX_BIAS):
+        finite = np.isfinite(cast)
+        if not finite.all():
+            _refuse(name, ~finite, "must be finite in float32", array)
+        why = f"scores could pass the float32 range, expected at most {MAX_BIAS:g} in magnitude"
+        _refuse(name, np.abs(cast) > MAX_BIAS, why, array)
+    return cast
+
+
+def _cast(
+    name: str, values: npt.ArrayLike, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[Any], Float32Array]:
     array = as_real(name, values)
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(cast).all():
-        where = np.argwhere(~np.isfinite(cast))[0]
-        place = "index " + ", ".join(str(i) for i in where)
-        if array.ndim == 2:
-            place = f"row {where[0]}, column {where[1]}"
-        value = array[tuple(where)]
-        raise ValueError(f"{name}: {place}: must be finite in float32, got {value}")
-    return cast
+        return array, np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _refuse(name: str, bad: npt.NDArray[np.bool_], why: str, array: npt.NDArray[Any]) -> NoReturn:
+    where = tuple(np.argwhere(bad)[0].tolist())
+    raise ValueError(f"{name}: {_place(where)}: {why}, got {array[where]}")
 
 
 def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastrank import contents, store
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdArray, IdIndex, Ids, as_ids
-from fastrank.inputs import Float32Array, as_finite, as_float32, as_real
+from fastrank.inputs import Float32Array, as_column, as_finite, as_float32, as_real, shown
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, PlackettLuce, Policy
 from fastrank.ranking import Ranking
 
@@ -27,7 +27,7 @@ class Model:
     ----------
     catalog : Catalog
     user_ids : array_like of int or str, shape (u,)
-        Unique.
+        Unique, of at most 1,024 characters.
     user_vectors : array_like of real numbers, shape (u, d)
         A user's query; cast to float32, finite.
     item_titles : sequence of n str, optional
@@ -71,6 +71,7 @@ class Model:
                 f"user_ids: expected {len(rows)}, one a row of user_vectors, got {len(ids)}"
             )
         vectors = as_float32("user_vectors", rows, rows.shape).copy()  # not the caller's array
+        catalog._check_range("user_vectors", vectors)
         vectors.flags.writeable = False
         index = IdIndex("user_ids", ids)
         arrays = {"user_ids": index.ids, "user_order": index.order, "user_vectors": vectors}
@@ -183,7 +184,7 @@ class Model:
 
     def __contains__(self, user_id: Any) -> bool:
         try:
-            return bool(self._index.find("user_id", [user_id])[0] >= 0)
+            return self._index.find_one("user_id", user_id) >= 0
         except ValueError as error:
             if str(error).startswith("damaged: "):  # that says nothing of this user
                 raise
@@ -200,8 +201,10 @@ class Model:
         vectors: Float32Array = self._arrays["user_vectors"]
         return vectors
 
-    def find_users(self, user_ids: Sequence[Any]) -> npt.NDArray[np.int64]:
-        """Rows (m,) of users by their ids, which may come as text, as logs have them; -1: unknown.
+    def find_users(self, user_ids: Iterable[Any] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Rows (m,) of users by their ids, -1 for those that are unknown or missing.
+
+        Integers may come as text, as logs have them.
 
         Examples
         --------
@@ -210,16 +213,7 @@ class Model:
         >>> fr.Model(catalog, [7, 9], [[1.0], [2.0]]).find_users(["9", "8", None, "ann"]).tolist()
         [1, -1, -1, -1]
         """
-        found = np.full(len(user_ids), -1, np.int64)
-        rows, wanted = [], []
-        for row, user in enumerate(user_ids):
-            key = _as_key(user, self._index.ids.dtype.kind)
-            if key is not None:
-                rows.append(row)
-                wanted.append(key)
-        if rows:
-            found[rows] = self._index.find("user_ids", wanted)
-        return found
+        return self._index.find_logged("user_ids", user_ids)
 
     def users_starting_with(self, prefix: str, limit: int = 20) -> list[Any]:
         """The first `limit` user ids, in their order, that begin with a text; O(log u + limit).
@@ -244,9 +238,9 @@ class Model:
         return float(self._arrays["user_temperatures"][row])
 
     def _position(self, user_id: Any) -> int:
-        position = int(self._index.find("user_id", [user_id])[0])
+        position = self._index.find_one("user_id", user_id)
         if position < 0:
-            raise ValueError(f"user_id: {user_id!r} is not in the model")
+            raise ValueError(f"user_id: {shown(user_id)} is not in the model")
         return position
 
     @property
@@ -375,27 +369,15 @@ def _check_temperatures(temperatures: npt.NDArray[np.float64]) -> None:
         raise ValueError(f"user_temperatures: row {bad[0]}: must be above 0, got {value}")
 
 
-def _as_key(user: Any, kind: str) -> Any:
-    """A user id in the type of the model's; None where it cannot be one of them."""
-    if kind == "U":
-        return user if isinstance(user, str) and not user.endswith("\0") else None
-    try:
-        key = int(user)
-    except (TypeError, ValueError):
-        return None
-    return key if -(2**63) <= key < 2**63 and str(key) == str(user) else None
-
-
 def _pack_titles(
     titles: Iterable[str], n_items: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """UTF-8 text of all titles, and where each starts: one long title must not widen the others."""
-    if isinstance(titles, str) or not isinstance(titles, Iterable):
-        raise ValueError(f"item_titles: expected {n_items} titles, got {titles!r}")
+    column = as_column("item_titles", titles, f"{n_items} titles")
     encoded = []
-    for row, title in enumerate(titles):
+    for row, title in enumerate(column.tolist() if isinstance(column, np.ndarray) else column):
         if not isinstance(title, str):
-            raise ValueError(f"item_titles: row {row}: expected a str, got {title!r}")
+            raise ValueError(f"item_titles: row {row}: expected a str, got {shown(title)}")
         encoded.append(title.encode("utf-8", "replace"))
     if len(encoded) != n_items:
         raise ValueError(f"item_titles: expected {n_items}, one an item, got {len(encoded)}")

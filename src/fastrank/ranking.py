@@ -22,6 +22,8 @@ IdArray: TypeAlias = npt.NDArray[Any]  # int64 or str, as the catalog's ids
 class Ranking:
     """One ranking, with the exact probability of having been drawn.
 
+    Equal to another one if all fields are: numbers to the bit, so that NaN equals NaN.
+
     Attributes
     ----------
     item_ids : ndarray of int64 or str, shape (m,)
@@ -66,6 +68,13 @@ class Ranking:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def __eq__(self, other: object) -> bool:
+        return _same(self, other) if isinstance(other, Ranking) else NotImplemented
+
+    def __hash__(self) -> int:
+        # Of what cannot change: arrays can.
+        return hash((self.seed, self.policy, self.n_eligible, self.catalog_version))
+
 
 class _Draft:
     """A `Ranking` that is not frozen yet."""
@@ -108,7 +117,8 @@ def new_ranking(
 class RankingBatch(Sequence[Ranking]):
     """Rankings of b users as arrays; ``batch[i]`` is the i-th as a `Ranking`.
 
-    Cells at places ``>= counts[i]`` of row i are NaN (-1 or '' for ids) and mean nothing.
+    Cells at places ``>= counts[i]`` of row i are NaN (-1 or '' for ids) and mean nothing. Equal to
+    another one if all fields are, to the bit.
 
     Attributes
     ----------
@@ -143,6 +153,12 @@ class RankingBatch(Sequence[Ranking]):
     def __len__(self) -> int:
         return len(self.counts)
 
+    def __eq__(self, other: object) -> bool:
+        return _same(self, other) if isinstance(other, RankingBatch) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.policies, self.catalog_version, self.propensity_kind))
+
     @overload
     def __getitem__(self, index: int) -> Ranking: ...
     @overload
@@ -169,3 +185,20 @@ class RankingBatch(Sequence[Ranking]):
 
     def __iter__(self) -> Iterator[Ranking]:
         return (self[i] for i in range(len(self)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether all fields are equal, numbers to the bit."""
+    return all(
+        _same_values(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+    )
+
+
+def _same_values(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return one.hex() == other.hex()
+    if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
+        return bool(one == other)
+    if one.dtype.kind == "f":
+        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return np.array_equal(one, other)  # ids are the same at any width

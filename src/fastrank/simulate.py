@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.catalog import Catalog
-from fastrank.ids import IdArray, IdIndex, Ids, as_ids
-from fastrank.inputs import as_count, as_real, as_seed
+from fastrank.ids import IdArray, IdIndex, Ids, as_id, as_ids, listed
+from fastrank.inputs import as_column, as_count, as_real, as_seed, shown
 from fastrank.marginals import MAX_ITEMS, next_law, position_marginals, prefix_tree, ranking_law
 from fastrank.model import Model
 from fastrank.policies import Deterministic, PlackettLuce, Policy
@@ -333,11 +333,15 @@ class World:
 
     def item_rows(self, item_ids: Ids) -> Rows:
         """Rows (m,) of items; a ValueError for one that is not in this world."""
-        rows = self._items.find("item_ids", item_ids)
+        return self._item_rows("item_ids", item_ids)
+
+    def _item_rows(self, name: str, item_ids: Ids) -> Rows:
+        rows = self._items.find(name, item_ids, ordered=True)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
-            value = np.asarray(item_ids)[unknown[0]].item()
-            raise ValueError(f"item_ids: row {unknown[0]}: {value!r} is not in this world")
+            row = int(unknown[0])
+            value = as_id(name, listed(name, item_ids)[row])
+            raise ValueError(f"{name}: row {row}: {shown(value)} is not in this world")
         return rows
 
     def model(self, noise: float = 0.0, seed: int = 0) -> Model:
@@ -625,7 +629,7 @@ def write_log(
                 query=None if version is not None and queries is None else source.queries[user],
                 model_version=version,
                 user_temperature=source.temperature(user),
-                exclude=None if exclude is None else exclude[user],
+                exclude=None if source.exclude is None else source.exclude[user],
                 rewards=clicks[i, : len(ranking)],
                 reward_kind="complete",
                 ts=start + timedelta(seconds=row),
@@ -684,10 +688,15 @@ def q_columns(
         raise ValueError(f"kind: expected place or value_to_go, got {kind!r}")
     source = _Source(world, ranker, queries, exclude)
     who = source.users(users)
-    table = np.asarray(item_ids)
-    if table.ndim != 2 or len(table) != len(who):
-        raise ValueError(f"item_ids: expected shape ({len(who)}, k), got {table.shape}")
-    rows = source.item_rows(table, np.full(len(table), table.shape[1]))
+    rankings = as_column("item_ids", item_ids, f"{len(who)} rankings")
+    if isinstance(rankings, np.ndarray) and rankings.ndim == 1 and rankings.dtype != object:
+        raise ValueError(f"item_ids: expected shape ({len(who)}, k), got {rankings.shape}")
+    found = [world._item_rows(f"item_ids[{i}]", each) for i, each in enumerate(rankings)]
+    lengths = {len(each) for each in found}
+    if len(found) != len(who) or len(lengths) > 1:
+        got = f"{len(found)} rankings of {' or '.join(map(str, sorted(lengths)))} items"
+        raise ValueError(f"item_ids: expected shape ({len(who)}, k), got {got}")
+    rows = np.stack(found)
     values = source.values_to_go if kind == "value_to_go" else source.values_here
     logged, expected = np.empty(rows.shape), np.empty(rows.shape)
     for user in np.unique(who).tolist():
@@ -724,9 +733,13 @@ class _Source:
                 f"queries: expected shape ({n_users}, {self.catalog.dim}), got {table.shape}"
             )
         self.queries: npt.NDArray[np.float32] = table.astype(np.float32)
-        if exclude is not None and len(exclude) != n_users:
-            raise ValueError(f"exclude: expected {n_users} entries, one a user, got {len(exclude)}")
-        self.exclude = exclude
+        self.exclude = None
+        if exclude is not None:
+            self.exclude = as_column("exclude", exclude, f"{n_users} entries, one a user")
+            if len(self.exclude) != n_users:
+                raise ValueError(
+                    f"exclude: expected {n_users} entries, one a user, got {len(exclude)}"
+                )
         self._model = ranker if isinstance(ranker, Model) and ranker.has_user_temperatures else None
 
     def policy(self, user: int, policy: Policy) -> Policy:

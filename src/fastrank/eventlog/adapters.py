@@ -29,7 +29,7 @@ from fastrank import obd
 from fastrank.eventlog.reader import ReadReport
 from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
 from fastrank.files import file_format, in_directory, naming
-from fastrank.ids import integer, split_ids
+from fastrank.ids import integer, plain_id, split_ids
 
 __all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
 
@@ -577,8 +577,9 @@ def _row(
         "exclude": asked.get("exclude"),
         "allow": asked.get("allow"),
     }
-    if isinstance(values["user_id"], int):
-        values["user_id"] = str(values["user_id"])
+    user = plain_id(values["user_id"])
+    if isinstance(user, int):
+        values["user_id"] = str(user)
     for field in schema(kind):
         if field.name in values or field.name in ("policy_params", "filter_id", "retrieval"):
             pass

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.eventlog.schema import Kind, cast_column
+from fastrank.ids import is_compact, text_array
 
 __all__ = [
     "CODED",
@@ -86,13 +87,23 @@ class Lists:
         return out
 
     def padded_ids(self, kind: Kind, width: int) -> tuple[Array, Array]:
-        """Ids as (n, width), and codes of them that are equal where they are."""
+        """Ids as (n, width), and codes of them that are equal where they are.
+
+        Text is of fixed width unless one long id would make all others take many times their bytes.
+        """
         if kind == "int64":
             ids = self.padded(width, -1)
             return ids, ids
         encoded = self.values.fill_null("").dictionary_encode()
-        names = np.array([*encoded.dictionary.to_pylist(), ""], np.str_)
+        names = text_array([*encoded.dictionary.to_pylist(), ""])
         codes = self.padded(width, len(names) - 1, encoded.indices.to_numpy())
+        if names.dtype.kind == "U":
+            lengths = np.strings.str_len(names)
+            widest = int(lengths.max())
+            if not is_compact(codes.size, widest, 0) and not is_compact(
+                codes.size, widest, int(lengths[codes].sum())
+            ):
+                names = names.astype(object)
         return names[codes], codes
 
     def any_of(self, wrong: Mask | None) -> Mask:

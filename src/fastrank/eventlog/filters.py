@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import time
 from collections import OrderedDict
 from io import BytesIO
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastrank.ids import Ids, as_ids
+from fastrank.ids import Ids, listed, text_array
 
 __all__ = [
     "FOLDER",
@@ -32,6 +33,7 @@ __all__ = [
     "filter_id",
     "remove_leftovers",
     "save",
+    "size_of",
 ]
 
 FOLDER = "filters"
@@ -39,11 +41,24 @@ _CACHE_BYTES = 64 << 20
 _LEFTOVER_SECONDS = 3600.0
 
 Array: TypeAlias = npt.NDArray[Any]
+Content: TypeAlias = Array | list[str]  # ids, text as a list: one may be long; or a bias
 
 
-def canonical(name: str, ids: Ids) -> Array:
+def canonical(name: str, ids: Ids) -> Content:
     """The ids of a list as the set they mean: sorted, each once."""
-    return np.unique(as_ids(name, ids))
+    found = listed(name, ids)
+    if len(found) == 0:
+        return np.empty(0, np.int64)
+    if isinstance(found, np.ndarray) and found.dtype.kind == "i":
+        return np.unique(found)
+    return sorted(set(found))
+
+
+def size_of(values: Content) -> int:
+    """Bytes, about."""
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return values.nbytes
+    return sum(map(sys.getsizeof, values))
 
 
 def filter_id(ids: Ids) -> str:
@@ -71,15 +86,15 @@ def bias_id(bias: npt.ArrayLike) -> str:
     return hashlib.sha256(b"bias\0" + values.tobytes()).hexdigest()[:32]
 
 
-def _hash_of_ids(ids: Array) -> str:
-    if ids.dtype.kind == "U":
-        content = b"str\0" + json.dumps(ids.tolist()).encode()
-    else:
+def _hash_of_ids(ids: Content) -> str:
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
         content = b"int64\0" + ids.astype("<i8").tobytes()
+    else:
+        content = b"str\0" + json.dumps(ids if isinstance(ids, list) else ids.tolist()).encode()
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def save(log_directory: Path, name: str, values: Array) -> None:
+def save(log_directory: Path, name: str, values: Content) -> None:
     """Write one list of ids or one bias (float32) under its hash; nothing if it is there.
 
     Raises
@@ -87,7 +102,7 @@ def save(log_directory: Path, name: str, values: Array) -> None:
     OSError
         If the disk refuses; nothing is left under the name then.
     """
-    is_bias = values.dtype == np.float32
+    is_bias = isinstance(values, np.ndarray) and values.dtype == np.float32
     folder = log_directory / FOLDER
     file = folder / f"{name}{'.npy' if is_bias else '.parquet'}"
     if file.exists():
@@ -96,8 +111,8 @@ def save(log_directory: Path, name: str, values: Array) -> None:
     if is_bias:
         np.save(content, values, allow_pickle=False)
     else:
-        kind = pa.string() if values.dtype.kind == "U" else pa.int64()
-        pq.write_table(pa.table({"item_id": pa.array(values.tolist(), kind)}), content)
+        kind = pa.string() if isinstance(values, list) else pa.int64()
+        pq.write_table(pa.table({"item_id": pa.array(values, kind)}), content)
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{file.name}.{secrets.token_hex(8)}.tmp"
     try:
@@ -137,12 +152,21 @@ class FilterStore:
         if found is None:
             found = _read(folder, name, suffix)
             self._cache[key] = found
-            self._bytes += found.nbytes
+            self._bytes += size_of(found)
             while self._bytes > _CACHE_BYTES and len(self._cache) > 1:
-                self._bytes -= self._cache.popitem(last=False)[1].nbytes
+                self._bytes -= size_of(self._cache.popitem(last=False)[1])
         else:
             self._cache.move_to_end(key)
         return found
+
+
+def _ids_of(column: pa.ChunkedArray) -> Array:
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if column.null_count or not (is_text or pa.types.is_integer(column.type)):
+        raise ValueError("its ids are neither int64 nor str")
+    if is_text and len(column):
+        return text_array(column.to_pylist())
+    return np.array(column.cast(pa.int64()).to_numpy()) if len(column) else np.empty(0, np.int64)
 
 
 def _read(folder: Path | None, name: str, suffix: str) -> Array:
@@ -157,9 +181,7 @@ def _read(folder: Path | None, name: str, suffix: str) -> Array:
             stated = bias_id(values) if values.dtype == np.float32 and values.ndim == 1 else ""
         else:
             column = pq.read_table(file, columns=["item_id"])["item_id"]
-            values = np.array(column.to_pylist(), None if len(column) else np.int64)
-            if values.dtype.kind not in "iU":
-                raise ValueError("its ids are neither int64 nor str")
+            values = _ids_of(column)
             stated = _hash_of_ids(values)
     except FileNotFoundError:
         raise ValueError(f"{FOLDER}/{file.name} is missing") from None

@@ -58,6 +58,7 @@ from fastrank.eventlog.schema import (
 )
 from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
 from fastrank.files import in_directory
+from fastrank.ids import PADDING, text_array
 from fastrank.inputs import as_count
 
 __all__ = ["JOIN_FILE", "JOIN_KEY", "LogBatch", "LogReader", "ReadReport"]
@@ -91,7 +92,8 @@ class LogBatch:
     lengths : ndarray of int64, shape (n,)
         Places shown: those of the ranking, or `displayed` where that is fewer.
     item_ids : ndarray of int64 or str, shape (n, K)
-        The whole ranking; -1 or '' past its end.
+        The whole ranking; -1 or '' past its end. Of str objects where one id is much longer than
+        the others.
     log_propensities : ndarray of float64, shape (n, K)
         Conditional; 0 past `lengths`.
     rewards : ndarray of float64, shape (n, K)
@@ -243,7 +245,7 @@ class LogBatch:
         column = self._coded.column(role)
         ids = column[i].as_py()
         if ids is not None:
-            return np.array(ids, np.int64 if self.item_ids.dtype.kind == "i" else np.str_)
+            return np.array(ids, np.int64) if self.item_ids.dtype.kind == "i" else text_array(ids)
         names = self._coded.column("filter_id")[i].as_py()
         if names is None or names[role] is None:
             return None
@@ -618,9 +620,10 @@ class LogReader:
         """What a padded id takes, in units of 8 bytes."""
         if self.kind == "int64":
             return 1
-        texts = batch.column("item_ids").values
-        longest = pc.max(pc.utf8_length(texts)).as_py() if len(texts) else 1
-        return max(1, (longest or 1) // 2)
+        lengths = pc.utf8_length(batch.column("item_ids").values)
+        longest, mean = pc.max(lengths).as_py() or 1, pc.mean(lengths).as_py() or 1.0
+        # At most: a text that is much longer than the others does not widen them.
+        return max(1, min(longest, int(PADDING * mean)) // 2)
 
     def _note_sequence(self, batch: pa.RecordBatch) -> None:
         writers, numbers = batch.column("writer_id"), batch.column("writer_seq")

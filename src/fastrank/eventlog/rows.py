@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import accumulate
 from numbers import Real
@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog.schema import PARAMETERS, PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
-from fastrank.inputs import as_float32, as_real
+from fastrank.ids import plain_id
+from fastrank.inputs import as_column, as_float32, as_real, shown
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -180,13 +181,12 @@ def as_text(name: str, value: object) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{name}: not text that UTF-8 can hold: {value!r}") from None
-    return value
+    return value if type(value) is str else str.__str__(value)  # of an enum, not its name
 
 
 def as_user(value: object) -> str:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_):
-        return str(int(value))
-    return as_text("user_id", value)
+    plain = plain_id(value)
+    return str(plain) if isinstance(plain, int) else as_text("user_id", value)
 
 
 def as_positive(name: str, value: object, above: float | None = None) -> float:
@@ -228,9 +228,11 @@ def as_retrieval(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_rewards(values: Any, length: int) -> list[float | None]:
-    given = values.tolist() if isinstance(values, np.ndarray) else values
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != length:
-        raise ValueError(f"rewards: expected {length}, one an item, got {values!r}")
+    given = as_column("rewards", values, f"{length}, one an item")
+    if isinstance(given, np.ndarray):
+        given = given.tolist() if given.ndim == 1 else []
+    if len(given) != length:
+        raise ValueError(f"rewards: expected {length}, one an item, got {shown(values)}")
     rewards: list[float | None] = []
     for place, value in enumerate(given):
         if value is not None and (isinstance(value, str | bytes) or not isinstance(value, Real)):

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from fastrank.eventlog import filters
 from fastrank.eventlog.background import GATE, THREADS, Task
-from fastrank.eventlog.filters import bias_id, canonical, remove_leftovers
+from fastrank.eventlog.filters import Content, bias_id, canonical, remove_leftovers, size_of
 from fastrank.eventlog.rows import (
     Row,
     Time,
@@ -47,8 +47,8 @@ from fastrank.eventlog.schema import (
     schema,
 )
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
-from fastrank.ids import Ids, as_ids
-from fastrank.inputs import as_count, as_float32, as_real, new_request_id
+from fastrank.ids import Ids, listed
+from fastrank.inputs import as_column, as_count, as_float32, as_real, new_request_id, shown
 from fastrank.ranking import Ranking, RankingBatch
 
 __all__ = ["LogWriter"]
@@ -59,8 +59,6 @@ _MAX_WAITING_BYTES = 256 << 20
 _MAX_KNOWN = 100_000  # names of filters that are remembered to be on disk
 _NOT_CONVERTED = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError)
 
-Array: TypeAlias = npt.NDArray[Any]
-
 
 class _Waiting(NamedTuple):
     """Rows as an Arrow message, with the filters and biases that must be on disk before it."""
@@ -68,7 +66,7 @@ class _Waiting(NamedTuple):
     columns: pa.Schema
     message: pa.Buffer
     rows: int
-    contents: dict[str, Array]
+    contents: dict[str, Content]
 
 
 class LogWriter:
@@ -173,7 +171,7 @@ class LogWriter:
         self._number = 0
         self._rows: list[tuple[int, Row]] = []  # each with its place in the sequence
         self._first_at = 0.0  # when the oldest of them came
-        self._contents: dict[str, Array] = {}
+        self._contents: dict[str, Content] = {}
         self._contents_bytes = 0
         self._known: set[str] = set()  # filters and biases that are on disk or wait for it
         self._waiting: list[_Waiting] = []
@@ -304,8 +302,10 @@ class LogWriter:
             raise ValueError(f"k: the ranking has {length} places, got k = {k}")
         if request_id is None:
             request_id = new_request_id()
-        elif as_text("request_id", request_id) == "":
-            raise ValueError("request_id: must not be empty")
+        else:
+            request_id = as_text("request_id", request_id)
+            if request_id == "":
+                raise ValueError("request_id: must not be empty")
         if user_id is not None:
             user_id = as_user(user_id)
         if model_version is not None:
@@ -330,7 +330,7 @@ class LogWriter:
             user_temperature = as_positive("user_temperature", user_temperature, above=0.0)
         if reward_kind is not None:
             as_text("reward_kind", reward_kind)
-        contents: dict[str, Array] = {}
+        contents: dict[str, Content] = {}
         filter_id: dict[str, str] | None = None
         inline: dict[str, list[Any] | None] = {"exclude": None, "allow": None}
         if exclude is not None or allow is not None:
@@ -428,17 +428,20 @@ class LogWriter:
         -------
         list of str, length b
         """
-        each: dict[str, Any] = {
-            "request_id": request_ids,
-            "user_id": user_ids,
-            "query": queries,
-            "exclude": exclude,
-            "allow": allow,
-        }
-        for name, values in each.items():
-            if values is not None and len(values) != len(batch):
-                raise ValueError(f"{name}: expected {len(batch)} entries, got {len(values)}")
-        given = {name: values for name, values in each.items() if values is not None}
+        given: dict[str, Any] = {}
+        for name, argument, values in (
+            ("request_id", "request_ids", request_ids),
+            ("user_id", "user_ids", user_ids),
+            ("query", "queries", queries),
+            ("exclude", "exclude", exclude),
+            ("allow", "allow", allow),
+        ):
+            if values is None:
+                continue
+            entries = as_column(argument, values, f"{len(batch)} entries")
+            if len(entries) != len(batch):
+                raise ValueError(f"{argument}: expected {len(batch)} entries, got {len(entries)}")
+            given[name] = entries
         ids = []
         for i, ranking in enumerate(batch):
             own = {name: values[i] for name, values in given.items()}
@@ -512,12 +515,12 @@ class LogWriter:
         if self._flusher is None:
             self._flusher = THREADS.start(self._flush_for_ever)
 
-    def _accepts(self, contents: dict[str, Array]) -> bool:
+    def _accepts(self, contents: dict[str, Content]) -> bool:
         """Whether there is room for one more row, and if so keep its contents."""
         if len(self._rows) + self._waiting_rows >= self._max_rows:
             return False
         if contents:
-            size = sum(values.nbytes for values in contents.values())
+            size = sum(map(size_of, contents.values()))
             if self._contents_bytes + size > _MAX_WAITING_BYTES:
                 return False
             if len(self._known) > _MAX_KNOWN:
@@ -526,11 +529,11 @@ class LogWriter:
                 if name not in self._known:
                     self._known.add(name)
                     self._contents[name] = values
-                    self._contents_bytes += values.nbytes
+                    self._contents_bytes += size_of(values)
         return True
 
     def _filters(
-        self, kind: Kind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Array]
+        self, kind: Kind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Content]
     ) -> tuple[dict[str, str] | None, dict[str, list[Any] | None]]:
         """Hashes of the lists that are long, and the lists that are not."""
         names: dict[str, str] = {}
@@ -538,25 +541,24 @@ class LogWriter:
         for role, given in (("exclude", exclude), ("allow", allow)):
             if given is None:
                 continue
-            if isinstance(given, np.ndarray) and given.size == 0 and given.ndim == 1:
-                ids: Array = np.empty(0, np.int64)
-            else:
-                ids = as_ids(role, given)
-            if ids.size and (ids.dtype.kind == "U") != (kind == "str"):
-                raise ValueError(f"{role}: the item ids are {kind}, got {ids[0].item()!r}")
-            if ids.dtype.kind == "U":
-                for text in ids.tolist():
+            found = listed(role, given)
+            # A list of its own: the caller's may change before it is written.
+            ids: list[Any] = list(found) if isinstance(found, list) else found.tolist()
+            if ids and isinstance(ids[0], str) != (kind == "str"):
+                raise ValueError(f"{role}: the item ids are {kind}, got {shown(ids[0])}")
+            if kind == "str":
+                for text in ids:
                     as_text(role, text)
             if len(ids) > self._inline_ids:
-                ids = canonical(role, ids)
-                name = filters._hash_of_ids(ids)
+                content = canonical(role, found)
+                name = filters._hash_of_ids(content)
                 names[role] = name
-                self._need(name, ids, contents)
+                self._need(name, content, contents)
             else:
-                inline[role] = ids.tolist()
+                inline[role] = ids
         return names or None, inline
 
-    def _need(self, name: str, values: Array, contents: dict[str, Array]) -> None:
+    def _need(self, name: str, values: Content, contents: dict[str, Content]) -> None:
         if name not in self._known:
             values = values.copy()  # not the caller's
             contents[name] = values
@@ -638,7 +640,7 @@ class LogWriter:
                 self._waiting.pop(0)
                 self._waiting_rows -= first.rows
                 self._written += first.rows
-                self._contents_bytes -= sum(v.nbytes for v in first.contents.values())
+                self._contents_bytes -= sum(map(size_of, first.contents.values()))
             if self._failing:
                 _LOG.warning("%s: rows are written again", self._directory)
             self._failing = False

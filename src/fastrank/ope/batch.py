@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.inputs import as_real
+
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -125,17 +127,22 @@ class Batch:
         if not np.isfinite(rewards_array).all():
             _refuse("rewards", rewards_array, np.isfinite(rewards_array), "must be finite")
         n, k = shape
-        length_array = np.full(n, k) if lengths is None else np.asarray(lengths, np.int64)
-        if length_array.shape != (n,) or not ((length_array >= 0) & (length_array <= k)).all():
+        length_array = np.full(n, k) if lengths is None else as_real("lengths", lengths)
+        whole = n == 0 or length_array.dtype.kind in "iu"
+        inside = (length_array >= 0) & (length_array <= k)
+        if length_array.shape != (n,) or not whole or not inside.all():
             raise ValueError(f"lengths: expected {n} integers in [0, {k}]")
+        length_array = length_array.astype(np.int64)
         absent = np.arange(k) >= length_array[:, None]
         if absent.any():
             for array in (logged_array, evaluated_array, rewards_array):
                 array[absent] = 0.0
-        group_array = np.arange(n) if groups is None else np.asarray(groups)
+        group_array = np.arange(n) if groups is None else as_real("groups", groups)
         if group_array.shape != (n,) or group_array.dtype.kind not in "iu":
             raise ValueError(f"groups: expected {n} integers")
-        spread = (np.arange(n) + 0.5) / max(n, 1) if uniform is None else np.asarray(uniform)
+        spread = (
+            (np.arange(n) + 0.5) / max(n, 1) if uniform is None else as_real("uniform", uniform)
+        )
         if spread.shape != (n,) or not ((spread >= 0.0) & (spread < 1.0)).all():
             raise ValueError(f"uniform: expected {n} numbers in [0, 1)")
         extra: dict[str, Any] = {}
@@ -146,7 +153,7 @@ class Batch:
                 continue
             if name in _FLAT:
                 dtype = np.int64 if name == "n_eligible" else np.float64
-                array = np.array(values, dtype)
+                array = np.array(as_real(name, values), dtype)
                 if array.shape != (n,):
                     raise ValueError(f"{name}: expected shape ({n},), got {array.shape}")
             else:
@@ -233,10 +240,7 @@ _FLAT = FLAT_ARRAYS | {"n_eligible"}
 
 def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:
     """A copy, float64 (n, k); a flat one has k = 1."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    array = np.array(array, np.float64)
+    array = np.array(as_real(name, values), np.float64)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] == 0 or (shape is not None and array.shape != shape):

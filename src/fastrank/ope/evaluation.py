@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch, LogReader, Stratum
+from fastrank.inputs import as_column
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays
 from fastrank.ope.batch import GROUPS, Batch
@@ -251,6 +252,8 @@ def evaluate(
     and one pass over them for each policy. iips computes two Plackett-Luce laws for every query,
     set of filters and policy of a batch: a few milliseconds each.
     """
+    policies = list(as_column("policies", policies, "a sequence of evaluation policies"))
+    logging = list(as_column("logging", logging, "a sequence of models or catalogs"))
     labels = [policy.label for policy in policies]
     thresholds = thresholds or Thresholds()
     catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
@@ -335,6 +338,7 @@ def settled(
     places = longest if places is None else min(places, longest)
     if estimators is None:
         estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]
+    estimators = list(as_column("estimators", estimators, "a sequence of names"))
     lead = lead or ("snrips" if places > 1 else "snips")
     for name in (*estimators, lead):
         if name not in ESTIMATORS:

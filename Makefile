@@ -10,13 +10,23 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
+.PHONY: demo test test-all test-slow nightly lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
 
+# Neighbours in a file go to one process, which makes what they share once; who is done helps out.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
 test: $(VENV)/.dev $(NATIVE)
-	$(BIN)/python -m pytest -n 2 --maxschedchunk 1 -q
+	$(PYTEST) -m "not slow"
+
+# The rest: the same kinds of tests over more cases, and those that take seconds each.
+test-slow: $(VENV)/.dev $(NATIVE)
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.dev $(NATIVE)
+	$(PYTEST)
 
 lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff check .

@@ -837,6 +837,7 @@ def whole(folder: Path, *options: object) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     """Limits are wide: whether it is fast is no question for a test."""
     wide = ["--article-p99-ms", 20_000, "--p99-ms", 20_000, "--late-ms", 20_000, "--drift", 1000]

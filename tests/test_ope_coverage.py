@@ -100,7 +100,16 @@ LADDER = [
 ]
 
 
-@pytest.mark.parametrize("cell", LADDER, ids=str)
+def quick(cell: Cell) -> bool:
+    """Cells of a second: both ends of the ladder, and one kind of users."""
+    return cell.rows <= 1000 or (cell.users == 400 and cell.places == 1)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, marks=() if quick(c) else pytest.mark.slow) for c in LADDER],
+    ids=str,
+)
 def test_coverage(cell: Cell) -> None:
     coverage, flagged = run(cell)
     if flagged < 0.01:

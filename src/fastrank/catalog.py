@@ -766,9 +766,15 @@ class Catalog:
     def _find_each(
         self, name: str, ids: Sequence[Ids | None] | None, b: int
     ) -> list[Positions | None]:
+        """As `_find` for each user; ids that users share, as one object, are looked up once."""
         if ids is None:
             return [None] * b
-        return [self._find(f"{name}[{i}]", each) for i, each in enumerate(_each(name, ids, b))]
+        each = list(_each(name, ids, b))  # holds them, so that none takes the address of another
+        found: dict[int, Positions | None] = {}
+        for i, these in enumerate(each):
+            if id(these) not in found:
+                found[id(these)] = self._find(f"{name}[{i}]", these)
+        return [found[id(these)] for these in each]
 
     def _eligible(
         self, excluded: Positions | None, allowed: Positions | None

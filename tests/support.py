@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -217,10 +218,13 @@ class Scored:
         """The kernel's own scores, in catalog order."""
         return self.catalog.scores(self.query)
 
+    @cached_property
+    def _by_id(self) -> Positions:
+        return np.argsort(np.asarray(self.catalog.item_ids))
+
     def positions(self, item_ids: npt.ArrayLike) -> Positions:
         """Catalog positions of the caller's ids."""
-        ids = np.asarray(self.catalog.item_ids)
-        by_id = np.argsort(ids)
+        ids, by_id = np.asarray(self.catalog.item_ids), self._by_id
         wanted = np.asarray(item_ids)
         at = by_id[np.minimum(np.searchsorted(ids[by_id], wanted), len(ids) - 1)]
         assert (ids[at] == wanted).all(), "an id that the catalog does not have"

@@ -742,11 +742,12 @@ class TestKilled:
             os.write(1, f"{i + 1}\\n".encode())
     """
 
-    def test_at_any_moment(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kills", [6, pytest.param(25, marks=pytest.mark.slow)])
+    def test_at_any_moment(self, kills: int, tmp_path: Path) -> None:
         """Whatever was flushed is read, in full and once; the next start seals what is left."""
         rng = random.Random(7)
         flushed: dict[str, int] = {}
-        for number in range(25):
+        for number in range(kills):
             process = start(tmp_path, self.WORK, number)
             assert process.stdout is not None
             process.stdout.readline()  # it writes by now

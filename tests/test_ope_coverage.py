@@ -101,8 +101,10 @@ LADDER = [
 
 
 def quick(cell: Cell) -> bool:
-    """Cells of a second: both ends of the ladder, and one kind of users."""
-    return cell.rows <= 1000 or (cell.users == 400 and cell.places == 1)
+    """Cells of a second: both ends of the ladder, and some users."""
+    if cell.users:
+        return cell.users == 400 and cell.places == 1
+    return (cell.rows, cell.rate) in ((1000, 0.3), (250, 0.05))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test test-all test-slow nightly lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all nightly lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -28,12 +28,16 @@ test-slow: $(VENV)/.dev $(NATIVE)
 test-all: $(VENV)/.dev $(NATIVE)
 	$(PYTEST)
 
+# All of it with ten times the draws, and what needs an hour, root or a network.
+nightly:
+	.ci/nightly
+
 lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
-	$(BIN)/shellcheck serving/container/build.sh
+	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
 	for file in rank evaluate inputs quantise tree dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done

@@ -33,7 +33,9 @@ MIN_EXPECTED = 20.0
 # Rankings for each comparison, and for each broken sampler that must fail at this number.
 N_DRAWS = 12_000
 
-# Sanitizers look at memory, not at laws: they run the same tests with a fraction of the draws.
+# Of every budget so much is spent: of draws, of Hypothesis's examples, of simulated logs.
+# Sanitizers look at memory, not at laws, and spend a fraction; `make nightly` spends a multiple.
+# Thresholds hang on counts as they come, so they hold for any.
 DRAWS = float(os.environ.get("FASTRANK_TEST_DRAWS", "1"))
 
 Array: TypeAlias = npt.NDArray[np.float64]

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from scipy.special import ndtri
+from support import DRAWS
 
 from fastrank import ope
 
-RUNS = 2000
+RUNS = int(2000 * max(DRAWS, 1.0))
 ARMS = 50
 
 

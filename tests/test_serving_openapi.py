@@ -19,6 +19,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 from served import Process
 from servers import make_model
+from support import DRAWS
 
 # A body can be of the right form and wrong still: an epsilon for a policy that takes none.
 CHECKS = (
@@ -66,7 +67,7 @@ def test_answers_are_documented(
 
         @seed(start)
         @settings(
-            max_examples=count,
+            max_examples=int(count * max(DRAWS, 1.0)),
             deadline=None,
             database=None,
             phases=[Phase.generate],

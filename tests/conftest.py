@@ -17,7 +17,14 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 
-@pytest.fixture(params=_native.isa_names())
+# The baseline and the newest build always; those between are slow.
+BUILDS = _native.isa_names()
+ENDS = (BUILDS[0], BUILDS[-1])
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in ENDS else pytest.mark.slow) for name in BUILDS]
+)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set in use, by name."""
     name: str = request.param

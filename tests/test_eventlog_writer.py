@@ -822,9 +822,11 @@ class TestKilled:
             time.sleep(0.001)
         """
         process = start(tmp_path, code)
-        time.sleep(2.0)
+        assert process.stdout is not None
+        first = process.stdout.readline()  # it writes by now
+        time.sleep(1.0)
         process.send_signal(signal.SIGKILL)
-        told = complete_lines(process)
+        told = [first, *complete_lines(process)]
         rows, _ = drain(tmp_path)
         last = rows[-1]["ts"].timestamp() * 1e6
         assert 0 < len(rows) <= len(told) + 1

@@ -1016,8 +1016,10 @@ def test_progress_is_told_within_a_batch(tmp_path: Path) -> None:
 
 
 def test_what_estimators_want_besides_is_part_of_the_forecast(
-    stochastic: LogReader, model: fr.Model
+    stochastic: LogReader, model: fr.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In seconds of this process, which do not hang on who else is busy."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
     policies = by_model(model, a=fr.PlackettLuce(0.4), b=fr.Uniform())
     judged = forecast(stochastic, policies, logging=[model])
     assert 0.0 < judged < 60.0
@@ -1026,7 +1028,7 @@ def test_what_estimators_want_besides_is_part_of_the_forecast(
     start = time.perf_counter()
     ope.evaluate(stochastic, policies, logging=[model], estimators=["iips"])
     taken = time.perf_counter() - start
-    assert taken / 10 < with_marginals < 10 * taken  # of the right order on a busy machine
+    assert taken / 10 < with_marginals < 10 * taken  # of the right order
     column = [ope.FromColumn("c", "lp1")]
     assert forecast(stochastic, column) == 0.0
     with pytest.raises(ValueError, match="iips of a: wants a policy on a model"):

@@ -83,9 +83,8 @@ def test_shop_is_made_anew(tmp_path: Path) -> None:
     for _ in range(2):
         told = demo.story(shop, rows=300)
         assert (told.audit.rows, told.audit.log["set_aside"]) == (300, {})
+        assert not (shop / "left").exists()
         (shop / "left").write_text("")
-    demo.story(shop, rows=300)
-    assert not (shop / "left").exists()
 
 
 @pytest.fixture(scope="module")

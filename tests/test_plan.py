@@ -251,7 +251,7 @@ def other_draws() -> Plan:
 
 class TestSolving:
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("overlap", [0.3, 0.8, 0.95])
+    @pytest.mark.parametrize("overlap", [pytest.param(0.3, marks=pytest.mark.slow), 0.8, 0.95])
     def test_overlap(self, plan: Plan, other_draws: Plan, kind: Kind, overlap: float) -> None:
         solution = planning.solve_overlap(plan, overlap, kind)
         assert solution.reachable

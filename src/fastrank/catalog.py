@@ -463,7 +463,10 @@ class Catalog:
             all_seeds = draw_seeds(b)
         else:
             given = _each("seeds", seeds, b)
-            all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
+            if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind == "u":
+                all_seeds = given.tolist()  # all unsigned integers are seeds
+            else:
+                all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
         excluded = self._find_each("exclude", exclude, b)
         allowed = self._find_each("allow", allow, b)
         biases = self._biases(bias, b)

@@ -10,20 +10,34 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NUMBA_NUM_THREADS := 1
 
-.PHONY: demo test lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all nightly lint asan tsan dist container container-test audit loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
 
+# Neighbours in a file go to one process, which makes what they share once; who is done helps out.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
 test: $(VENV)/.dev $(NATIVE)
-	$(BIN)/python -m pytest -n 2 --maxschedchunk 1 -q
+	$(PYTEST) -m "not slow"
+
+# The rest: the same kinds of tests over more cases, and those that take seconds each.
+test-slow: $(VENV)/.dev $(NATIVE)
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.dev $(NATIVE)
+	$(PYTEST)
+
+# All of it with ten times the draws, and what needs an hour, root or a network.
+nightly:
+	.ci/nightly
 
 lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
-	$(BIN)/shellcheck serving/container/build.sh
+	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
 	for file in rank evaluate inputs quantise tree dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done

@@ -1,15 +1,30 @@
-"""Fixtures that run a test on every build of the native core that this CPU has."""
+"""Fixtures that run a test on every build of the native core that this CPU has; Hypothesis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+from support import DRAWS
 
 from fastrank import _native
 
+# The same examples on every run and in every selection of tests, however busy the machine is.
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, database=None, max_examples=max(20, int(300 * DRAWS))
+)
+settings.load_profile("fixed")
 
-@pytest.fixture(params=_native.isa_names())
+
+# The baseline and the newest build always; those between are slow.
+BUILDS = _native.isa_names()
+ENDS = (BUILDS[0], BUILDS[-1])
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in ENDS else pytest.mark.slow) for name in BUILDS]
+)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set in use, by name."""
     name: str = request.param

@@ -12,6 +12,7 @@ from support import POLICIES
 
 import fastrank as fr
 from fastrank import _native
+from fastrank.ids import IdIndex
 
 SCANNING: dict[str, fr.Policy] = {
     "deterministic": fr.Deterministic(),
@@ -154,6 +155,24 @@ def test_a_batch_of_every_policy_with_filters(policy: str) -> None:
     catalog = catalog_of(500, 5)
     exclude = [catalog.item_ids[i::7] for i in range(6)]
     assert_rows_are_rankings(catalog, users_of(6, 5), 9, POLICIES[policy], exclude=exclude)
+
+
+def test_ids_that_users_share_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many users there are; ids that only follow each other in memory are not shared."""
+    catalog, queries = catalog_of(50, 5), users_of(6, 5)
+    rows = catalog.item_ids[np.arange(24).reshape(6, 4)]
+    for exclude in ([rows[0], None] * 3, rows):
+        assert_rows_are_rankings(catalog, queries, 9, SCANNING["gumbel"], exclude=exclude)
+    looked: list[str] = []
+    find = IdIndex.find
+
+    def counted(index: IdIndex, name: str, ids: Any) -> Any:
+        looked.append(name)
+        return find(index, name, ids)
+
+    monkeypatch.setattr(IdIndex, "find", counted)
+    catalog.rank_batch(queries, 3, policy=fr.Uniform(), exclude=[None, *[rows[0]] * 5])
+    assert looked == ["exclude[1]"]
 
 
 def test_equal_users_with_equal_seeds_agree_and_with_others_do_not() -> None:

@@ -407,6 +407,7 @@ def test_a_batch_row_is_the_ranking_of_its_seed(isa: str) -> None:
     item = random_scored(300, 4, seed=8, bias=True)
     queries = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
     seeds = [0, 5, 2**63, 2**64 - 1, 5, 9]
+    as_array = np.array(seeds, np.uint64)
     exclude = [item.ids([i, i + 1]) for i in range(6)]
     allow = [item.ids(np.arange(i, 300, i + 1)) for i in range(6)]
     bias = np.random.default_rng(2).standard_normal(300).astype(np.float32)
@@ -414,6 +415,11 @@ def test_a_batch_row_is_the_ranking_of_its_seed(isa: str) -> None:
         batch = item.catalog.rank_batch(
             queries, 7, policy=policy, seeds=seeds, exclude=exclude, allow=allow, bias=bias
         )
+        again = item.catalog.rank_batch(
+            queries, 7, policy=policy, seeds=as_array, exclude=exclude, allow=allow, bias=bias
+        )
+        assert again.seeds.tolist() == seeds
+        assert again.item_ids.tolist() == batch.item_ids.tolist()
         assert len(batch) == 6
         assert batch.seeds.tolist() == seeds
         assert batch.policies == (policy,) * 6

@@ -950,7 +950,7 @@ def test_memory_is_that_of_a_batch(tmp_path: Path) -> None:
     one = table([row(0)])
     peaks = []
     for copies in (2, 12):
-        whole = pa.concat_tables([one] * n)
+        whole = pa.concat_tables([one] * n).combine_chunks()
         path = tmp_path / f"{copies}.parquet"
         with pq.ParquetWriter(path, whole.schema) as writer:
             for part in range(copies):

@@ -643,35 +643,45 @@ def test_only_an_open_loop_sees_how_long_a_server_hung(tmp_path: Path) -> None:
                 server.url, tmp_path, "--loop", loop, *options, "-t", "3s", "--warm-up", "0"
             )
         assert code == 0, said
-        found[loop] = pooled(run.stages["1"])
+        stage = run.stages["1"]
+        found[loop] = pooled(stage)
     assert found["closed"].latency.most > 0.9
     assert found["closed"].latency.percentile(90) < 0.1
     assert found["open"].latency.percentile(90) > 0.4
     assert found["open"].latency.percentile(20) < 0.3
-    # It is asked all the while: of 3 seconds, locust may need one to start.
-    assert 100 <= found["open"].sent <= 190
+    # It is asked all the while, from the first that was due to the last that was answered: locust
+    # needs a while to start, and on a busy machine to stop as well.
+    last = stage.seconds - found["open"].latency.most  # the last was due no earlier
+    assert 60 * last - 1 <= found["open"].sent <= 60 * stage.seconds + 2
+    assert last > 0.5
     assert not found["open"].failed
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     """Asked by a load generator of its own, whose counts its master adds up."""
     results = tmp_path / "results.json"
-    found = subprocess.run(
-        [
-            *(sys.executable, "-m", "locust", "-f", str(LOADTEST / "locustfile.py"), "--headless"),
-            *("--processes", "1", "--host", "http://127.0.0.1:9", "--results", str(results)),
-            *("--loop", "open", "--rate", "50", "-u", "1", "-t", "2s", "--warm-up", "0"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert found.returncode == 1, found.stdout + found.stderr
-    run = Run.from_dict(json.loads(results.read_text()))
-    series = pooled(run.stages["1"])
+    for seconds in (2, 20):
+        found = subprocess.run(
+            [
+                *(sys.executable, "-m", "locust", "-f", str(LOADTEST / "locustfile.py")),
+                *("--headless", "--processes", "1", "--host", "http://127.0.0.1:9"),
+                *("--results", str(results), "--loop", "open", "--rate", "50", "-u", "1"),
+                *("-t", f"{seconds}s", "--warm-up", "0"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert found.returncode == 1, found.stdout + found.stderr
+        run = Run.from_dict(json.loads(results.read_text()))
+        stage = run.stages.get("1", Stage())
+        if stage.seconds > 1.0:  # or the generator had hardly begun when its time was up
+            break
+    series = pooled(stage)
     assert set(series.errors) == {"ConnectionRefusedError"}
-    assert 50 <= series.failed <= 100
+    # Refused at once, so that the last was due about when it failed.
+    assert 0.5 * 50 * stage.seconds <= series.failed <= 50 * stage.seconds + 2
     assert run.generators == 1
 
 
@@ -837,6 +847,7 @@ def whole(folder: Path, *options: object) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     """Limits are wide: whether it is fast is no question for a test."""
     wide = ["--article-p99-ms", 20_000, "--p99-ms", 20_000, "--late-ms", 20_000, "--drift", 1000]

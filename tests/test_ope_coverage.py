@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from scipy.special import ndtri
+from support import DRAWS
 
 from fastrank import ope
 
-RUNS = 2000
+RUNS = int(2000 * max(DRAWS, 1.0))
 ARMS = 50
 
 
@@ -100,7 +101,20 @@ LADDER = [
 ]
 
 
-@pytest.mark.parametrize("cell", LADDER, ids=str)
+def quick(cell: Cell) -> bool:
+    """Cells of a second: both ends of the ladder, and some users."""
+    if cell.users:
+        return cell.users == 400 and cell.places == 1
+    if cell.rows == 1000:
+        return cell.rate == 0.3
+    return cell.rows == 250 and cell.rate == 0.05 and cell.spread in (0.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, marks=() if quick(c) else pytest.mark.slow) for c in LADDER],
+    ids=str,
+)
 def test_coverage(cell: Cell) -> None:
     coverage, flagged = run(cell)
     if flagged < 0.01:

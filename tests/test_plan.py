@@ -244,16 +244,21 @@ def plan() -> Plan:
     return medium_plan(targets=targets)
 
 
+@pytest.fixture(scope="module")
+def other_draws() -> Plan:
+    return medium_plan(targets={}, seed=9)
+
+
 class TestSolving:
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("overlap", [0.3, 0.8, 0.95])
-    def test_overlap(self, plan: Plan, kind: Kind, overlap: float) -> None:
+    @pytest.mark.parametrize("overlap", [pytest.param(0.3, marks=pytest.mark.slow), 0.8, 0.95])
+    def test_overlap(self, plan: Plan, other_draws: Plan, kind: Kind, overlap: float) -> None:
         solution = planning.solve_overlap(plan, overlap, kind)
         assert solution.reachable
         assert solution.bound == "equal"
         assert solution.value == pytest.approx(overlap, abs=1e-3)
         # Other draws, other error: both are within six standard errors of the same expectation.
-        again = medium_plan(targets={}, seed=9)._sample.point(kind, solution.point.parameter)
+        again = other_draws._sample.point(kind, solution.point.parameter)
         error = math.hypot(again.overlap_error, solution.point.overlap_error)
         assert abs(again.overlap - overlap) <= SIGMAS * error + 1e-3
 

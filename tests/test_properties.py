@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import (
-    DRAWS,
     Mask,
     Scored,
     assert_log_propensities,
@@ -25,11 +24,6 @@ from support import (
 import fastrank as fr
 from fastrank import _native, reference
 from fastrank.policies import Sampler
-
-settings.register_profile(
-    "fixed", derandomize=True, deadline=None, database=None, max_examples=max(20, int(300 * DRAWS))
-)
-settings.load_profile("fixed")
 
 BUILDS = _native.isa_names()
 

@@ -12,6 +12,7 @@ from support import (
     POLICIES,
     SAMPLERS,
     SPREAD,
+    Scored,
     assert_log_propensities,
     assert_well_formed,
     random_scored,
@@ -202,14 +203,17 @@ def test_nothing_eligible_gives_nothing(isa: str, policy: str) -> None:
         assert ranking.n_eligible == 0
 
 
+@pytest.fixture(scope="module")
+def a_million() -> Scored:
+    return scored(np.random.default_rng(4).standard_normal(1_000_000))
+
+
 @pytest.mark.large
 @pytest.mark.parametrize("policy", POLICIES)
-def test_ten_allowed_of_a_million(policy: str) -> None:
-    n = 1_000_000
-    values = np.random.default_rng(4).standard_normal(n).astype(np.float32)
-    item = scored(values)
+def test_ten_allowed_of_a_million(a_million: Scored, policy: str) -> None:
+    item, n = a_million, len(a_million.catalog)
     allow = np.array([0, 5, 16, 31, 4_096, 77_777, 500_000, 500_001, 999_998, 999_999])
-    eligible = item.eligible(allow=allow)
+    eligible, values = item.eligible(allow=allow), item.scores
     for k in (1, 10, 20):
         for seed in range(3):
             ranking = item.catalog.rank(

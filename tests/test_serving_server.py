@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("server") / "model"
     make_model(directory, n=20_000, dim=96, users=20)
     return directory
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Process]:
+    with Process(model) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def hasty(model: Path) -> Iterator[Process]:
+    with Process(model, "--receive-timeout", "1") as found:
+        yield found
 
 
 BODY_OF_100 = (
@@ -385,37 +398,38 @@ def test_half_open_clients_keep_nobody_waiting(model: Path, sent: bytes) -> None
         (BODY_OF_100, b" ", b"HTTP/1.1 408 "),
     ],
 )
-def test_slow_clients_are_sent_away(model: Path, sent: bytes, more: bytes, answered: bytes) -> None:
+def test_slow_clients_are_sent_away(
+    hasty: Process, sent: bytes, more: bytes, answered: bytes
+) -> None:
     """Whoever sends too slowly is; whoever has nothing to ask at the moment is not."""
-    with Process(model, "--receive-timeout", "1") as server:
-        patient = server.connection()
-        assert server.ask(patient, user_id="u1")[0] == 200
-        clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(20)]
-        for client in clients:
-            client.sendall(sent)
-        end = time.monotonic() + 20
-        waiting = set(clients)
-        while waiting:
-            assert time.monotonic() < end
-            for client in list(waiting):
-                client.settimeout(0.01)
-                try:
-                    if more:
-                        client.sendall(more)
-                    got = client.recv(65536)
-                except TimeoutError:
-                    continue
-                except ConnectionError:  # what it still sent was not wanted
-                    got = b""
-                assert got.startswith(answered)
-                if answered and got:
-                    head, _, body = got.partition(b"\r\n\r\n")
-                    assert b"connection: close" in head
-                    assert json.loads(body)["error"]["code"] == "body_too_slow"
-                waiting.discard(client)
-                client.close()
-        assert server.ask(patient, user_id="u1")[0] == 200  # it was silent for longer
-        patient.close()
+    patient = hasty.connection()
+    assert hasty.ask(patient, user_id="u1")[0] == 200
+    clients = [socket.create_connection(("127.0.0.1", hasty.port), 30) for _ in range(20)]
+    for client in clients:
+        client.sendall(sent)
+    end = time.monotonic() + 20
+    waiting = set(clients)
+    while waiting:
+        assert time.monotonic() < end
+        for client in list(waiting):
+            client.settimeout(0.01)
+            try:
+                if more:
+                    client.sendall(more)
+                got = client.recv(65536)
+            except TimeoutError:
+                continue
+            except ConnectionError:  # what it still sent was not wanted
+                got = b""
+            assert got.startswith(answered)
+            if answered and got:
+                head, _, body = got.partition(b"\r\n\r\n")
+                assert b"connection: close" in head
+                assert json.loads(body)["error"]["code"] == "body_too_slow"
+            waiting.discard(client)
+            client.close()
+    assert hasty.ask(patient, user_id="u1")[0] == 200  # it was silent for longer
+    patient.close()
 
 
 @pytest.mark.parametrize(
@@ -425,28 +439,29 @@ def test_slow_clients_are_sent_away(model: Path, sent: bytes, more: bytes, answe
         (b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # empty lines are no request
     ],
 )
-def test_who_was_answered_and_dawdles_is_sent_away(model: Path, sent: bytes, more: bytes) -> None:
-    with Process(model, "--receive-timeout", "1") as server:
-        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        client.sendall(sent)
-        assert client.recv(65536).startswith(b"HTTP/1.1 ")
-        end = time.monotonic() + 20
-        client.settimeout(0.2)
-        while True:
-            assert time.monotonic() < end
-            try:
-                client.sendall(more)
-                if client.recv(65536) == b"":
-                    break
-            except TimeoutError:
-                continue
-            except ConnectionError:
+def test_who_was_answered_and_dawdles_is_sent_away(
+    hasty: Process, sent: bytes, more: bytes
+) -> None:
+    client = socket.create_connection(("127.0.0.1", hasty.port), timeout=30)
+    client.sendall(sent)
+    assert client.recv(65536).startswith(b"HTTP/1.1 ")
+    end = time.monotonic() + 20
+    client.settimeout(0.2)
+    while True:
+        assert time.monotonic() < end
+        try:
+            client.sendall(more)
+            if client.recv(65536) == b"":
                 break
-        client.close()
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+    client.close()
 
 
 @pytest.mark.parametrize("at", [None, 40, 75, 90, 95])
-def test_an_upgrade_is_not_taken(model: Path, at: int | None) -> None:
+def test_an_upgrade_is_not_taken(server: Process, at: int | None) -> None:
     """Java's client asks for h2c each time, and its body is a body; a split name ends it well."""
     body = b'{"user_id": "u1", "k": 1}'
     head = (
@@ -454,41 +469,39 @@ def test_an_upgrade_is_not_taken(model: Path, at: int | None) -> None:
         b"Upgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     )
-    with Process(model) as server:
-        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if at is not None:
-            client.sendall(head[:at])
-            time.sleep(0.2)
-        client.sendall(head[at or 0 :])
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if at is not None:
+        client.sendall(head[:at])
         time.sleep(0.2)
-        client.sendall(body)
-        got = client.recv(65536)
-        split = at is not None and head.index(b"Upgrade: ") < at < head.index(b" h2c")
-        if split and b" 200 " not in got[:15]:  # a server that was late got it in one piece
-            assert got.startswith(b"HTTP/1.1 400 ")
-            assert b"connection: close" in got
-            assert b"item_ids" not in got
-        else:
-            assert got.startswith(b"HTTP/1.1 200 ")
-            assert b"item_ids" in got
-        client.close()
+    client.sendall(head[at or 0 :])
+    time.sleep(0.2)
+    client.sendall(body)
+    got = client.recv(65536)
+    split = at is not None and head.index(b"Upgrade: ") < at < head.index(b" h2c")
+    if split and b" 200 " not in got[:15]:  # a server that was late got it in one piece
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert b"connection: close" in got
+        assert b"item_ids" not in got
+    else:
+        assert got.startswith(b"HTTP/1.1 200 ")
+        assert b"item_ids" in got
+    client.close()
 
 
-def test_pipelined_requests_are_answered_before_a_head_that_is_late(model: Path) -> None:
+def test_pipelined_requests_are_answered_before_a_head_that_is_late(server: Process) -> None:
     body = b'{"user_id": "u1", "k": 1, "exclude": [' + b",".join([b"1"] * 40_000) + b"]}"
     head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
-    with Process(model) as server:
-        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        client.sendall(head + body + b"GET /pi")
-        got = client.recv(65536)
-        assert got.startswith(b"HTTP/1.1 200 ")
-        client.sendall(b"ng HTTP/1.1\r\nhost: x\r\n\r\n")
-        while b"content-length: 0" not in got:
-            more = client.recv(65536)
-            assert more
-            got += more
-        client.close()
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client.sendall(head + body + b"GET /pi")
+    got = client.recv(65536)
+    assert got.startswith(b"HTTP/1.1 200 ")
+    client.sendall(b"ng HTTP/1.1\r\nhost: x\r\n\r\n")
+    while b"content-length: 0" not in got:
+        more = client.recv(65536)
+        assert more
+        got += more
+    client.close()
 
 
 def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -> None:
@@ -588,14 +601,13 @@ async def no_app(_scope: Any, _receive: Any, _send: Any) -> None:
     raise AssertionError("nothing was asked")
 
 
-def test_an_endless_head_is_cut_off(model: Path) -> None:
-    with Process(model) as server:
-        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        client.sendall(b"GET /ping HTTP/1.1\r\nx: ")
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            client.sendall(b"x" * 50_000_000)
-        client.close()
-        assert server.get("/ping")[0] == 200
+def test_an_endless_head_is_cut_off(server: Process) -> None:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client.sendall(b"GET /ping HTTP/1.1\r\nx: ")
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        client.sendall(b"x" * 50_000_000)
+    client.close()
+    assert server.get("/ping")[0] == 200
 
 
 def test_what_cannot_be_served_ends_at_once(model: Path, tmp_path: Path) -> None:

@@ -471,7 +471,10 @@ class Catalog:
             all_seeds = draw_seeds(b)
         else:
             given = _each("seeds", seeds, b)
-            all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
+            if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind == "u":
+                all_seeds = given.tolist()  # all unsigned integers are seeds
+            else:
+                all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
         excluded = self._find_each("exclude", exclude, b)
         allowed = self._find_each("allow", allow, b)
         biases = self._biases(bias, b)
@@ -802,9 +805,15 @@ class Catalog:
     def _find_each(
         self, name: str, ids: Sequence[Ids | None] | None, b: int
     ) -> list[Positions | None]:
+        """As `_find` for each user; ids that users share, as one object, are looked up once."""
         if ids is None:
             return [None] * b
-        return [self._find(f"{name}[{i}]", each) for i, each in enumerate(_each(name, ids, b))]
+        each = list(_each(name, ids, b))  # holds them, so that none takes the address of another
+        found: dict[int, Positions | None] = {}
+        for i, these in enumerate(each):
+            if id(these) not in found:
+                found[id(these)] = self._find(f"{name}[{i}]", these)
+        return [found[id(these)] for these in each]
 
     def _eligible(
         self, excluded: Positions | None, allowed: Positions | None

@@ -98,6 +98,27 @@ def test_an_order_that_sorts_nothing(
         USES[use](model, ids)  # others are found, or unknown, as ever
 
 
+def test_a_damaged_model_evaluates_no_log(tmp_path: Path) -> None:
+    """Nor does it with the rows left out that came by the damage."""
+    eventlog, ope = pytest.importorskip("fastrank.eventlog"), pytest.importorskip("fastrank.ope")
+    model, policy = model_of(), fr.PlackettLuce(0.5)
+    with eventlog.LogWriter(tmp_path / "log") as log:
+        for user in range(20):
+            allow = np.arange(10) + 10 * (user % 2)
+            log.append(
+                model.recommend(user, 3, policy=policy, seed=user, allow=allow),
+                k=3,
+                user_id=str(user),
+                model_version=model.version,
+                allow=allow,
+                rewards=[1.0, 0.0, 0.0],
+            )
+    damaged = fr.Model.open(saved(model, tmp_path / "m", {"item_order": put(15, 10**12)}))
+    policies = [ope.ByModel("same", policy, damaged)]
+    with pytest.raises(ValueError, match=r"^damaged: item_order: "):
+        ope.evaluate(eventlog.LogReader(tmp_path / "log"), policies, logging=[damaged])
+
+
 @pytest.mark.parametrize("value", [10**12, -1, -(10**12), N])
 @pytest.mark.parametrize("kind", ["gaps", "text"])
 def test_an_order_past_the_end_of_other_ids(tmp_path: Path, kind: str, value: int) -> None:
@@ -319,11 +340,12 @@ def test_the_command_says_which_file(tmp_path: Path) -> None:
     assert "does not sort the ids: entry 6 has 700" in output
 
 
-def test_arrays_laid_out_otherwise_are_refused(tmp_path: Path) -> None:
-    """In Fortran's order, or not aligned: the core reads them as they lie."""
+@pytest.mark.parametrize("name", ["panels", "user_vectors"])
+def test_arrays_laid_out_otherwise_are_refused(name: str, tmp_path: Path) -> None:
+    """In Fortran's order: the core reads them as they lie, and the store maps no other header."""
     directory = saved(model_of(), tmp_path / "m", {})
-    (file,) = directory.glob("user_vectors-*.npy")
+    (file,) = directory.glob(f"{name}-*.npy")
     text = file.read_bytes().replace(b"'fortran_order': False,", b"'fortran_order': True, ", 1)
     file.write_bytes(text)
-    with pytest.raises(ValueError, match="user_vectors is not as fastrank saves it"):
+    with pytest.raises(ValueError, match=rf"m: damaged: {name}-.*: it does not hold <f4 of shape"):
         fr.Model.open(directory)

@@ -952,6 +952,27 @@ class TestKilled:
         assert len(segments(tmp_path, ".parquet")) == 1
         assert segments(tmp_path, ".arrow") == []
 
+    def test_nothing_is_loaded_at_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """pyarrow loads pandas with its first array, which it cannot once the interpreter ends."""
+        (tmp_path / "pandas.py").write_text(
+            "import threading\n"
+            "__version__ = '0.1'\n"
+            "if not threading.main_thread().is_alive():\n"
+            "    raise RuntimeError('too late')\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # pyarrow's, of a pandas that old
+        work = """
+        log = LogWriter(sys.argv[1], flush_rows=10**6, flush_seconds=3600)
+        log.append(rank(0), k=5)
+        """
+        process = start(tmp_path / "log", work)
+        finish(process)
+        assert process.returncode == 0
+        assert len(drain(tmp_path / "log")[0]) == 1
+
     def test_a_running_writers_segment_is_not_sealed_by_another(self, tmp_path: Path) -> None:
         code = """
         log = LogWriter(sys.argv[1])

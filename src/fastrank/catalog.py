@@ -274,8 +274,6 @@ class Catalog:
                 fits = array.dtype.str == dtype or (name, array.dtype.kind) == ("item_ids", "U")
                 if array.shape != shape or not fits:
                     raise ValueError(f"{name} has shape {array.shape}, dtype {array.dtype}")
-                if not (array.flags.c_contiguous and array.flags.aligned):
-                    raise ValueError(f"{name} is not laid out as fastrank saves it")
             if ("rows" in own) != ("panel_rows" in own):
                 raise ValueError("of rows and panel_rows one is missing")
             digests = {name: manifest["arrays"][name]["sha256"] for name in own}

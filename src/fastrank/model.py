@@ -141,8 +141,6 @@ class Model:
                 continue
             if name not in own or own[name].shape != shape or own[name].dtype.str != dtype:
                 raise ValueError(f"{directory}: not a model: {name} is missing or does not fit")
-            if not (own[name].flags.c_contiguous and own[name].flags.aligned):
-                raise ValueError(f"{directory}: not a model: {name} is not as fastrank saves it")
         if "user_temperatures" in own:
             try:
                 _check_temperatures(own["user_temperatures"])

@@ -157,6 +157,9 @@ class LogWriter:
                 f"kind: the log in {self._directory} has {there} item ids, got {kind!r}"
             )
         self._kind: Kind | None = kind or there
+        # With its first array pyarrow loads pandas, where there is one: now, since rows may wait
+        # until the process exits, and nothing can be loaded then.
+        pa.array(np.empty(0))
         self._closed = False
         self._segment: Segment | None = None
         self._start()

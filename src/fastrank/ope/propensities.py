@@ -381,7 +381,9 @@ def _by_model(
     """By what the model says; rows that it cannot rank for are unknown, and keep no other back."""
     try:
         return _by_ranking(batch, model, policies, wanted, *settings)
-    except ValueError:
+    except ValueError as error:
+        if str(error).startswith("damaged: "):  # the model is, whatever the rows are
+            raise
         refused = np.zeros(len(batch), np.bool_)
         for i in wanted.tolist():
             try:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastrank as fr
+from fastrank.ids import MAX_LENGTH
 from fastrank_serving import messages
 from fastrank_serving.messages import ProblemError, Request, parse, parse_parameters
 
@@ -36,7 +37,8 @@ def test_a_request() -> None:
         ({"user_id": "a", "query": [1.0]}, 400, "user_or_query", "user_id"),
         ({"user_id": 5}, 400, "invalid_type", "user_id"),
         ({"user_id": ""}, 422, "invalid_value", "user_id"),
-        ({"user_id": "a" * 257}, 422, "invalid_value", "user_id"),
+        ({"user_id": "a" * (MAX_LENGTH + 1)}, 422, "invalid_value", "user_id"),
+        ({"user_id": "a", "request_id": "a" * 257}, 422, "invalid_value", "request_id"),
         ({"user_id": "a", "k": "five"}, 400, "invalid_type", "k"),
         ({"user_id": "a", "k": True}, 400, "invalid_type", "k"),
         ({"user_id": "a", "k": 2.5}, 400, "invalid_type", "k"),
@@ -87,6 +89,12 @@ def test_a_number_for_text_is_told_what_to_send(field: str) -> None:
     body = {"user_id": "ann"} | {field: 1}
     assert refused(body).message == f'{field}: expected text, got the number 1; send "1"'
     assert "send" not in refused({"user_id": "ann"} | {field: True}).message
+
+
+def test_every_user_id_that_a_model_keeps_can_be_asked_for() -> None:
+    longest = "x" * MAX_LENGTH
+    assert parse(json.dumps({"user_id": longest}).encode()).user_id == longest
+    assert parse_parameters({"user_id": longest}).user_id == longest
 
 
 def test_a_value_may_repeat_a_field_name() -> None:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import fastrank as fr
-from fastrank.ids import id_from_text, integer
+from fastrank.ids import MAX_LENGTH, id_from_text, integer
 from fastrank_serving.messages import MAX_TEXT, ProblemError, out_of_range
 from fastrank_serving.service import Loaded, Service
 
@@ -99,8 +99,8 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
     def users(request: HttpRequest) -> dict[str, Any]:
         _check_names(request, ("prefix", "limit"))
         prefix = request.query_params.get("prefix", "")
-        if len(prefix) > MAX_TEXT:
-            raise out_of_range("prefix", f"{len(prefix)} characters", f"at most {MAX_TEXT}")
+        if len(prefix) > MAX_LENGTH:
+            raise out_of_range("prefix", f"{len(prefix)} characters", f"at most {MAX_LENGTH}")
         limit = _limit(request.query_params.get("limit", str(_USERS)))
         model = service.loaded.model
         # One more than asked for says whether there are more.

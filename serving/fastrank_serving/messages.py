@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 import fastrank as fr
-from fastrank.ids import integer, split_ids
+from fastrank.ids import MAX_LENGTH, integer, split_ids
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "policy_of",
 ]
 
-MAX_TEXT = 256  # characters of a request_id, user_id or inference_type
+MAX_TEXT = 256  # characters of a request_id or inference_type
 LATE = "fastrank.late"  # in a scope: the body did not come in time, and is not whole
 _RANGES = {"temperature": f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}", "epsilon": "0 to 1"}
 MAX_SHOWN = 100  # characters of a value that an error repeats
@@ -173,7 +173,7 @@ _NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
 _INTEGERS = ("k", "seed")
 _FLOATS = ("temperature", "epsilon")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
-_TEXTS = ("user_id", "request_id", "inference_type")
+_TEXTS = {"user_id": MAX_LENGTH, "request_id": MAX_TEXT, "inference_type": MAX_TEXT}
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
 # What msgspec must not be left alone with: a name that comes twice, an escape that may hide one.
@@ -286,16 +286,16 @@ def _float(text: str) -> float | None:
 
 
 def _checked(request: Request) -> Request:
-    for name in _TEXTS:
+    for name, most in _TEXTS.items():
         text = getattr(request, name)
-        if text is not None and not 0 < len(text) <= MAX_TEXT:
+        if text is not None and not 0 < len(text) <= most:
             raise ProblemError(
                 422,
                 "invalid_value",
-                f"{name}: expected 1 to {MAX_TEXT} characters, got {len(text)}",
+                f"{name}: expected 1 to {most} characters, got {len(text)}",
                 field=name,
                 value=text,
-                allowed=f"1 to {MAX_TEXT} characters",
+                allowed=f"1 to {most} characters",
             )
     if (request.user_id is None) == (request.query is None):
         which = "neither" if request.user_id is None else "both"

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 import fastrank as fr
+from fastrank.ids import MAX_LENGTH
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.settings import Settings
@@ -107,7 +108,7 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
     ids = {"type": "array", "items": item, "maxItems": settings.max_ids}
     text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
     return {
-        "user_id": text,
+        "user_id": text | {"maxLength": MAX_LENGTH},
         "query": query,
         "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": 10},
         "inference_type": {

@@ -73,6 +73,7 @@ HEADERS = [
     "chunks.h",
     "codes-inl.h",
     "elementary.h",
+    "error_law.h",
     "estimated.h",
     "interrupt.h",
     "kernels.h",

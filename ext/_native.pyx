@@ -128,6 +128,9 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const Catalog&, const Request&, float, int64_t, int64_t*, int64_t*)
     Code c_estimate_all "fastrank::estimate_all"(
         const Catalog&, const Request&, float*, float*, bool*, int64_t*)
+    Code c_error_bound "fastrank::error_bound"(
+        const Catalog&, const Request&, double, const double*, int64_t, double*, double*, double*,
+        bool*, int64_t*) nogil
     Code c_bound_all "fastrank::bound_all"(
         const Catalog&, const Request&, double, float, float*, double*, bool*, bool*, int64_t*)
     void c_upper_weights "fastrank::upper_weights"(const float*, int64_t, float, float, float*)
@@ -439,6 +442,28 @@ cdef class PackedCatalog:
         if code != kOk:
             _raise(code, where, query, bias, NULL)
         return (result[:self.catalog.n_items], total, linear) if usable else None
+
+    def error_bound(self, const float[::1] query, double temperature, const double[::1] sums,
+                    int64_t n_heavy):
+        """For tests: (bound, noting, window) of ErrorLaw for sums (mass, scaled, variance, cut).
+
+        None where codes cannot be used.
+        """
+        cdef Request request = _request(self, query, None, None, self.catalog.n_items)
+        cdef int64_t where = 0
+        cdef bool usable = False
+        cdef double bound = 0.0, noting = 0.0, window = 0.0
+        cdef Code code
+        if self.catalog.quantised.codes == NULL:
+            raise ValueError("storage: there are no codes")
+        if sums.shape[0] != 4:
+            raise ValueError(f"sums: expected 4, got {sums.shape[0]}")
+        with nogil:
+            code = c_error_bound(self.catalog, request, temperature, &sums[0], n_heavy, &bound,
+                                 &noting, &window, &usable, &where)
+        if code != kOk:
+            _raise(code, where, query, None, NULL)
+        return (bound, noting, window) if usable else None
 
 
 cdef const float* _floats(const float[::1] values) noexcept:

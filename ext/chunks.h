@@ -285,7 +285,9 @@ class SharedPass {
       if (seat.source.codes) shared = &seat.source;
     const Source& any = *shared;
     const int64_t panel_lines = any.codes ? (any.dim + 3) / 4 : any.dim;
-    const int64_t panels = std::clamp<int64_t>(1024 / panel_lines / 8 * 8, 8, kTilePanels);
+    // Over codes more panels share what a walk costs besides.
+    const int64_t cached_lines = any.codes ? 4096 : 1024;
+    const int64_t panels = std::clamp<int64_t>(cached_lines / panel_lines / 8 * 8, 8, kTilePanels);
     const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
     for (int64_t done = 0; done < walk.count; done += panels) {
       if (interrupt_->stop(panels * int64_t(seats.size()))) return;

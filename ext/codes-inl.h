@@ -50,9 +50,9 @@ inline void code_sums(const Source* const* sources, int64_t panel, float* sums, 
 #endif
   };
   int64_t g = 0;
-  for (; g + kSums <= groups; g += kSums)
-    for (int j = 0; j < kSums; ++j) add_group(g + j, j);
-  if (g < groups) add_group(g, 0);
+  for (; g + 4 <= groups; g += 4)
+    for (int j = 0; j < 4; ++j) add_group(g + j, j % kSums);
+  for (; g < groups; ++g) add_group(g, 0);
   for (int u = 0; u < users; ++u) {
     if (kSums == 2) {
       a[u][0] = _mm512_add_epi32(a[u][0], a[u][kSums - 1]);
@@ -173,7 +173,7 @@ inline Lanes uppers_of(const Source& source, int64_t panel, const Lanes& estimat
                        const Lanes& scales) {
   const QuantisedQuery& q = source.quantised;
   Lanes reach;
-  for (int i = 0; i < kRegs; ++i) reach.reg[i] = fma(scales.reg[i], set1(q.spread), set1(q.margin));
+  for (int i = 0; i < kRegs; ++i) reach.reg[i] = fma(scales.reg[i], set1(q.certain), set1(q.margin));
   const float* const parts[2] = {biases_of(source, panel), call_biases_of(source, panel)};
   for (const float* part : parts) {
     if (!part) continue;
@@ -236,7 +236,7 @@ inline Lanes estimated_weights_of(const Lanes& estimates, const Lanes& deviation
 
 // How a pass bounds weights. Linear: by the estimated weight times intercept + slope * deviation,
 // so that the sums of estimates bound a sum of weights at no further cost; the factor is a chord of
-// exp(spread * scale + ...), which is convex. That is loose where the factor varies much, and
+// exp(certain * scale + ...), which is convex. That is loose where the factor varies much, and
 // leaves no room for biases: then the bounds of the scores are taken.
 struct Bounds {
   bool linear;
@@ -377,6 +377,11 @@ inline Lanes plus(const Lanes& a, const Lanes& scales, float factor) {
   return b;
 }
 
+inline Lanes heaviness_of(const Source& source, const CodeScan& scan, const Lanes& uppers,
+                          const Lanes& scales) {
+  return plus(uppers, scales, scan.noting - source.quantised.certain);
+}
+
 // One panel of a scan: notes what is heavy and adds all to the totals, what was noted to `noted`,
 // too. Returns the noted lanes.
 template <bool linear>
@@ -384,19 +389,18 @@ inline uint32_t add_panel(const Source& source, const Bounds& bounds, const Grou
                           CodeScan* scan, Totals* totals, Totals* noted) {
   const int64_t panel = group.panels[i];
   const uint32_t lanes = group.lanes[i];
-  const float spread = source.quantised.spread;
   const Lanes scales = load_lanes(source.scales + panel * kLanes);
   const Lanes estimates = estimates_of(source, panel, group.sums[i], scales);
   Lanes heaviness;
   if (linear) {
-    heaviness = plus(estimates, scales, 3.0f * spread);
+    heaviness = plus(estimates, scales, scan->noting);
     for (int r = 0; r < kRegs; ++r)
       heaviness.reg[r] = add(heaviness.reg[r], set1(source.quantised.margin));
   } else {
     const Lanes uppers = uppers_of(source, panel, estimates, scales);
     totals->budget =
         add(totals->budget, upper_weights_of(uppers, lanes, bounds.reference, bounds.inv_t));
-    heaviness = plus(uppers, scales, 2.0f * spread);
+    heaviness = heaviness_of(source, *scan, uppers, scales);
   }
   const Lanes deviations = deviations_of(scales, bounds.deviation);
   const Lanes weights =
@@ -430,7 +434,7 @@ bool scan_group(const Source& source, const Bounds& bounds, CodeScan* scan) {
   take_group(source, walk, &group);
   const int64_t n_noted = scan->n_noted;
   Totals totals, noted;
-  if (start.visit % kGroup == 0) {
+  {
     clear(&totals);
     clear(&noted);
     uint32_t any = 0;
@@ -456,7 +460,7 @@ bool scan_group(const Source& source, const Bounds& bounds, CodeScan* scan) {
       store_lanes(walk->scores, estimates);
       store_lanes(walk->weights, weights);
       store_lanes(scan->uppers, uppers);
-      store_lanes(scan->heaviness, plus(uppers, scales, 2.0f * source.quantised.spread));
+      store_lanes(scan->heaviness, heaviness_of(source, *scan, uppers, scales));
       go_to(start, panel, walk);
       walk->lanes = group.lanes[i];
       return true;

@@ -7,92 +7,18 @@
 // the true weight. If not, the item does not pass, and the next budget is a fresh one. So rankings
 // follow the law of the float32 scores exactly, whatever the bounds are.
 //
-// The normaliser. Items are heavy if score + 2 * spread * scale reaches a cut. The heavy ones add
-// their true weights, all others estimates, whose errors are independent with mean 0. Which items
-// are heavy hangs on true scores alone: a choice by estimates would take out those that erred
-// upwards and leave a bias. A scan sees bounds, so it notes more items than that; when all are
-// known, the cut is set where the error of what is estimated is within the tolerance, and those
-// above are scored.
+// The normaliser. The heaviest items add their true weights, all others estimates (error_law.h). A
+// scan sees estimates, so it notes more items than are heavy; when all are known, the cut is set
+// where the error of what is estimated is within the tolerance, and those above are scored. Where a
+// scan noted too few, a second one over the codes alone notes more.
 #pragma once
 
 #include <cmath>
 
 #include "chunks.h"
-#include "quantise.h"
+#include "error_law.h"
 
 namespace fastrank {
-
-// With probability 1 - 1e-9 over the dither of the codes a sum is within its bound, for any one
-// query that does not depend on the dither. That is no secret (quantise.cpp): a query along the
-// mean error of the codes makes all estimates err one way, and passes the bound.
-constexpr double kLogOdds = 21.4;  // log(2 / 1e-9)
-
-// Sums over items whose weight w is estimated, and the largest weight at the cut.
-struct Unscored {
-  double mass, scaled, variance, cut;  // as Estimates
-};
-
-// How far the estimated part of a sum of weights can be off: Bernstein's inequality for what is
-// random, and the sum of what is not.
-//
-// The logarithm of an estimate errs by the sum of a_c e_c over the coordinates, less half its
-// variance d^2: a_c is the query's coordinate times scale / T, and e_c, the error of a code, has
-// mean 0 and variance 1/4. So d^2 is the sum of a_c^2 / 4, and d is `deviation` times the scale.
-//
-// Bias. |log E exp(a e) - a^2 / 8| is at most 0.044 |a|^3 / 4, for any a and fraction of a code:
-// that is the third cumulant with all that come after it (tests/test_int8.py). Summed over the
-// coordinates it is at most 0.044 A d^2, A the largest |a_c|. Where d <= 1 that is below 0.09, for
-// A <= 2 d, and the mean of an estimate is off by at most 0.046 A d^2 of the weight.
-//
-// Items that deviate by d > 1. A light item's weight is below cut * exp(-2 spread * scale / T) =
-// cut * exp(-4 c d), c = spread / norm of the query, which no item's errors are longer than. Its
-// bias and its standard deviation, exp(d^2 / 2) of the weight, fall beside the cut from d = 1 on
-// where c > 3/4, for they cannot pass exp(2 c d) of the weight either. So n such items have at most
-// n times the bias and the variance of d = 1.
-class ErrorLaw {
- public:
-  ErrorLaw(const CodeQuery& query, double temperature)
-      : deviation(std::min(0.5 * query.norm / temperature, 1e38)) {
-    // What is not random, for a weight whose logarithm has a deviation of 1.
-    const double unit = query.norm > 0.0 ? 2.0 / query.norm : 0.0;
-    residue_ = unit * query.residue * std::sqrt(query.code_moment);
-    per_deviation_ = unit * query.per_scale;
-    rounding_ = unit * query.rounding;
-    // And rough_exp's error. In range, so that it is nothing of nothing.
-    const double off = (query.constant + query.bias_rounding) / temperature + 4e-6;
-    constant_ = exp(std::min(off, kExpInRange)) - 1.0;
-    // An estimate is within e^(+-x) of its weight, and that is below cut * e^(-2 x).
-    const double x = std::min(0.6931471805599453, query.spread * query.max_scale / temperature);
-    largest_ = (1.0 + constant_) * exp(-x) - exp(-2.0 * x);
-    const double most = std::min(1.0, deviation * query.max_scale);
-    // Var exp(e) / Var e, with room for estimating it.
-    inflation_ = 1.05 * std::min(2.0, exp(most * most));
-    const double per_square = 0.046 * unit * query.largest_value;  // A is per deviation, too
-    skew_ = per_square * most * most;
-    if (deviation * query.max_scale > 1.0) {
-      const double c = query.spread / query.norm, n = double(query.n_items);
-      beyond_ = (c > 0.75 ? exp(-4.0 * c) : 1.0) *
-                (per_square * n + std::sqrt(2.0 * kLogOdds * 2.7182818284590452 * n));
-    }
-  }
-
-  double bound(const Unscored& sum) const {
-    const double random = std::sqrt(2.0 * kLogOdds * inflation_ * sum.variance) +
-                          sum.cut * (kLogOdds / 3.0 * largest_ + beyond_);
-    // The query's own residue r moves log-weights by r . code * scale / T: by Cauchy and Schwarz on
-    // the sum over items, or item by item.
-    const double residue = residue_ * std::sqrt(sum.variance) + rounding_ * sum.scaled;
-    const double fixed = std::min(residue, per_deviation_ * sum.scaled) +
-                         sum.scaled * skew_ + sum.mass * constant_;
-    return random + fixed;
-  }
-
-  const double deviation;  // standard deviation of an estimated log-weight, per unit of scale
-
- private:
-  double residue_, per_deviation_, rounding_, constant_, skew_, largest_, inflation_;
-  double beyond_ = 0.0;  // what deviates by more than 1, beside the cut
-};
 
 // How a pass bounds weights by codes (kernels.h, CodeScan).
 struct WeightBound {
@@ -105,7 +31,7 @@ struct WeightBound {
     const double deviation = law.deviation * query.max_scale;
     const double least = query.margin() / temperature + 0x1p-13;
     const double most =
-        least + query.spread * query.max_scale / temperature + 0.5 * deviation * deviation;
+        least + query.certain * query.max_scale / temperature + 0.5 * deviation * deviation;
     linear = most < 2.0 && deviation > 1e-30 && !source.bias && !source.call_bias;
     if (!linear) return;
     intercept = float(exp(least));
@@ -119,22 +45,27 @@ struct WeightBound {
   }
 };
 
-// Items by the logarithm of a weight, in steps of 1/4 below the largest.
+// Items by the logarithm of a weight, in steps of 1/16 below the largest.
 class Histogram {
  public:
-  static constexpr int kBins = 256;
+  static constexpr int kBins = 1024;
+  static constexpr double kPerUnit = 16.0;
 
   Histogram(float highest, double inv_temperature)
-      : highest_(highest), per_bin_(float(4.0 * inv_temperature)) {}
+      : highest_(highest), per_bin_(float(kPerUnit * inv_temperature)) {}
 
   // A NaN, which damaged scales can bring, counts in the last bin: `min` takes its first argument.
   void add(float score) {
-    ++counts[int(std::min(float(kBins - 1), (highest_ - score) * per_bin_))];
+    const int bin = int(std::min(float(kBins - 1), (highest_ - score) * per_bin_));
+    ++counts[bin];
+    used = std::max(used, bin + 1);
   }
 
   double edge(int bin) const { return highest_ - double(bin) / per_bin_; }  // a bin's upper end
+  double middle(int bin) const { return highest_ - (double(bin) + 0.5) / per_bin_; }
 
   int64_t counts[kBins] = {};
+  int used = 0;  // bins; the others are empty
 
  private:
   float highest_, per_bin_;
@@ -163,7 +94,7 @@ double heaviness(const CodeQuery& query, float score, float scale) {
 void prefetch_row(const Source& source, int64_t position) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
   const float* row = source.vectors + position * stride;
-  for (int64_t c = 0; c < stride; c += 16) __builtin_prefetch(row + c);
+  for (int64_t c = 0; c < std::min<int64_t>(stride, 64); c += 16) __builtin_prefetch(row + c);
 }
 
 // Adds items by their estimates, 16 at a time.
@@ -186,105 +117,235 @@ void estimate_items(const Kernels& kernels, const Noted* items, int64_t count,
 // Rows to ask for before they are scored: they lie anywhere in memory.
 constexpr int64_t kFetchAhead = 64;
 
-// Adds the weights of up to 16 items by their float32 scores, those in the lanes that `pick` takes.
-template <class Pick>
-double scored_mass(const Kernels& kernels, const Source& source, const Noted* items, int count,
-                   float reference, float inv_temperature, const Pick& pick) {
-  int64_t positions[kLanes];
-  for (int i = 0; i < count; ++i) positions[i] = items[i].position;
-  float scores[kLanes] = {}, weights[kLanes];
-  kernels.score_rows(source, positions, count, scores);
-  uint32_t lanes = 0;
-  for (int i = 0; i < count; ++i) lanes |= uint32_t(pick(items[i], scores[i])) << i;
-  return double(kernels.weigh(scores, lanes, reference, inv_temperature, weights));
+// Calls visit(first, scores) for each 16 items, or what is left of them.
+template <class Visit>
+void score_items(const Kernels& kernels, const Source& source, const Noted* items, int64_t count,
+                 const Visit& visit) {
+  for (int64_t i = 0; i < std::min(count, kFetchAhead); ++i) prefetch_row(source, items[i].position);
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int size = int(std::min<int64_t>(kLanes, count - first));
+    int64_t positions[kLanes];
+    for (int i = 0; i < size; ++i) positions[i] = items[first + i].position;
+    for (int64_t i = first + kFetchAhead; i < std::min(count, first + kFetchAhead + kLanes); ++i)
+      prefetch_row(source, items[i].position);
+    float scores[kLanes] = {};
+    kernels.score_rows(source, positions, size, scores);
+    visit(first, scores);
+  }
 }
 
+// Moves the items that reach the cut to `above`, without a branch, which nothing could predict; both
+// have room for all. Returns how many.
+int64_t take_above(Noted* items, int64_t* count, float cut, Noted* above) {
+  int64_t n_above = 0, n_below = 0;
+  for (int64_t i = 0; i < *count; ++i) {
+    const Noted item = items[i];
+    const bool is_above = item.heaviness >= cut;
+    above[n_above] = items[n_below] = item;
+    n_above += is_above;
+    n_below += !is_above;
+  }
+  *count = n_below;
+  return n_above;
+}
+
+// Where more than one item in so many has to be scored, float32 vectors cost less than codes.
+constexpr int64_t kCostly = 12;
+
 // Completes the mass of the items that are not ranked: scores those of the noted that are heavy.
-// Returns a bound on the error of log(mass + weight of the last item that is ranked), infinite if
-// it cannot be kept within the tolerance.
-double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
+// Returns a bound on the error of log(mass + weight of the last item that is ranked). Infinite if
+// it cannot be kept within the tolerance; *excess is then by what factor it is missed, about.
+double complete(const Kernels& kernels, const Source& source, const ErrorLaw& law,
+                double temperature, Partial* top, double* excess) {
   const CodeQuery& query = *source.query_of_codes;
-  const ErrorLaw law(query, temperature);
   const double inv_t = 1.0 / temperature;
   const float reference = top->items.back().score;
   const std::vector<Noted>& items = top->noted;
   const Unscored light = unscored(top->doubt, reference, inv_t);
   const double exact = relative(top->rest, reference, inv_t);
   const double noted = relative(top->doubt.noted, reference, inv_t);
-  top->rest = {exact, double(reference)};
-  if (!top->doubt.estimated && items.empty()) return 0.0;
-
-  // How many of the noted items to score, by what estimates say of the doubt that others leave.
-  float highest = -std::numeric_limits<float>::infinity();
-  for (const Noted& item : items) highest = std::max(highest, item.heaviness);
-  Histogram bins(highest, inv_t);
-  for (const Noted& item : items) bins.add(item.heaviness);
-  const double usual =
-      light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
-  const double reach = law.deviation > 0.0 ? 3.0 * query.spread * usual / law.deviation : 0.0;
-  const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
-  if (!(law.bound(light) <= allowed)) return kInfinity;  // whatever is scored
-  Unscored sum = light;
-  int last = Histogram::kBins;  // bins before it are scored
-  for (; last > 0; --last) {
-    const int b = last - 1;
-    if (bins.counts[b] == 0) continue;
-    const double count = double(bins.counts[b]);
-    const double weight = exp((bins.edge(b) - reach - reference) * inv_t);
-    sum.mass += count * weight;
-    sum.scaled += count * weight * usual;
-    sum.variance += count * weight * weight * usual * usual;
-    sum.cut = exp((bins.edge(b) - reference) * inv_t);
-    if (!(law.bound(sum) <= 0.97 * allowed)) break;
+  if (!top->doubt.estimated && items.empty()) {
+    top->rest = {exact, double(reference)};
+    return 0.0;
   }
 
-  std::vector<Noted> above(items.size()), below(items.size());
-  for (int attempt = 0; attempt < 3; ++attempt, last = attempt == 2 ? Histogram::kBins : last + 2) {
-    last = std::min(last, Histogram::kBins);
-    double cut = top->doubt.cut;
-    if (last < Histogram::kBins) cut = std::max(cut, bins.edge(last));
-    int64_t n_above = 0, n_below = 0;
-    for (const Noted& item : items) {  // without a branch, which nothing could predict
-      const bool heavy = item.heaviness >= cut;
-      above[size_t(n_above)] = below[size_t(n_below)] = item;
-      n_above += heavy;
-      n_below += !heavy;
+  // Where to set the cut, by what estimates say of the doubt that lighter items leave.
+  const float window = float(law.window);
+  float highest = -std::numeric_limits<float>::infinity();
+  for (const Noted& item : items)
+    highest = std::max(highest, item.heaviness - window * item.scale);
+  Histogram bins(highest, inv_t);
+  for (const Noted& item : items) bins.add(item.heaviness - window * item.scale);
+  const double usual =
+      light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
+  const double reach = law.deviation > 0.0 ? 2.0 * query.spread * usual / law.deviation : 0.0;
+  const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
+  const int64_t n_items = int64_t(items.size());
+  const double least = law.bound(light, n_items);
+  if (!(least <= allowed)) {  // whatever is scored
+    *excess = least / allowed;
+    return kInfinity;
+  }
+  // Sums over what is light if the bins before one are heavy. The mass allowed for is by estimates,
+  // which a few items can decide.
+  Unscored sums[Histogram::kBins + 1];
+  sums[bins.used] = light;
+  for (int b = bins.used - 1; b >= 0; --b) {
+    const double count = double(bins.counts[b]);
+    const double weight = count > 0.0 ? exp((bins.middle(b) - reach - reference) * inv_t) : 0.0;
+    const Unscored& before = sums[b + 1];
+    sums[b] = {before.mass + count * weight, before.scaled + count * weight * usual,
+               before.variance + count * weight * weight * usual * usual, 0.0};
+  }
+  const double aim = exp(-std::min(1.0, 0.5 * usual)) * allowed;
+  int last = 0;
+  for (int high = bins.used; last < high;) {
+    const int middle = (last + high) / 2;
+    sums[middle].cut = exp((bins.edge(middle) - reference) * inv_t);
+    if (law.bound(sums[middle], n_items) <= aim) {
+      high = middle;
+    } else {
+      last = middle + 1;
     }
+  }
+
+  // Lower and lower, should the sums turn out worse.
+  const size_t room = items.size() + kLanes;  // whole registers are read
+  const std::unique_ptr<Noted[]> scored(new Noted[room]), others(new Noted[room]);
+  const std::unique_ptr<float[]> scores(new float[room]);
+  std::copy(items.begin(), items.end(), others.get());
+  std::vector<Noted> light_ones;
+  int64_t n_scored = 0, n_others = n_items;
+  for (int step = 1 + int(Histogram::kPerUnit * std::min(4.0, usual));; step *= 2) {
+    double cut = top->doubt.cut;
+    if (last < bins.used) cut = std::max(cut, bins.edge(last));
+    Noted* const more = scored.get() + n_scored;
+    const int64_t n_more = take_above(others.get(), &n_others, float(cut), more);
+    score_items(kernels, source, more, n_more, [&](int64_t first, const float* some) {
+      std::copy_n(some, kLanes, &scores[size_t(n_scored + first)]);
+    });
+    n_scored += n_more;
+    light_ones.clear();
     double heavy_mass = 0.0;
-    for (int64_t first = 0; first < n_above; first += kLanes) {
-      for (int64_t i = first == 0 ? 0 : first + kFetchAhead - kLanes;
-           i < std::min(n_above, first + kFetchAhead); ++i)
-        prefetch_row(source, above[size_t(i)].position);
-      const int count = int(std::min<int64_t>(kLanes, n_above - first));
-      heavy_mass += scored_mass(kernels, source, &above[size_t(first)], count, reference,
-                                float(inv_t), [&](const Noted& item, float score) {
-                                  const bool heavy = heaviness(query, score, item.scale) >= cut;
-                                  below[size_t(n_below)] = item;
-                                  n_below += !heavy;
-                                  return heavy;
-                                });
+    int64_t n_heavy = 0;
+    for (int64_t first = 0; first < n_scored; first += kLanes) {
+      const int count = int(std::min<int64_t>(kLanes, n_scored - first));
+      uint32_t heavy = 0;
+      for (int i = 0; i < count; ++i) {
+        const Noted& item = scored[size_t(first + i)];
+        if (heaviness(query, scores[size_t(first + i)], item.scale) >= cut) {
+          heavy |= 1u << i;
+        } else {
+          light_ones.push_back(item);
+        }
+      }
+      n_heavy += __builtin_popcount(heavy);
+      float weights[kLanes];
+      heavy_mass += double(
+          kernels.weigh(&scores[size_t(first)], heavy, reference, float(inv_t), weights));
     }
     Estimates estimates = {};
-    estimate_items(kernels, below.data(), n_below, reference, float(inv_t), law.deviation,
+    estimate_items(kernels, others.get(), n_others, reference, float(inv_t), law.deviation,
                    &estimates);
+    estimate_items(kernels, light_ones.data(), int64_t(light_ones.size()), reference,
+                   float(inv_t), law.deviation, &estimates);
     const double mass = exact + heavy_mass + light.mass + estimates.mass;
     const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
                            light.variance + estimates.variance, exp((cut - reference) * inv_t)};
+    const bool estimated = top->doubt.estimated || n_others > 0 || !light_ones.empty();
     // Sums are float32 over 8 panels, and what was noted is taken off them.
-    const double error = top->doubt.estimated || n_below > 0
-                             ? (law.bound(rest) + 4e-7 * mass) / (mass + 1.0)
-                             : 0.0;
+    const double error =
+        estimated ? (law.bound(rest, n_heavy) + 4e-7 * mass) / (mass + 1.0) : 0.0;
     const double bound = error < 0.5 ? -log1p(-error) : kInfinity;
     if (bound <= query.tolerance && mass < kInfinity) {
-      top->rest.value = mass;
+      top->rest = {mass, double(reference)};
       return bound;
     }
+    *excess = error / query.tolerance;
+    if (last == bins.used) return kInfinity;  // all were scored
+    last = std::min(last + step, bins.used);
   }
-  return kInfinity;
 }
 
-// Where more than one item in so many has to be scored, float32 vectors cost less than codes.
-constexpr int64_t kCostly = 12;
+// Notes again, in a pass over the codes alone, what reaches a cut; what is ranked stays. Whether it
+// was few enough items to be scored.
+bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& law,
+                double temperature, double cut, Partial* top) {
+  const int64_t n_items = source.n_panels * kLanes;
+  std::vector<uint16_t> lanes(static_cast<size_t>(source.n_panels), uint16_t(0xFFFF));
+  if (source.eligible) {
+    std::copy_n(source.eligible, source.n_panels, lanes.begin());
+  } else {
+    lanes.back() = source.last_lanes;
+  }
+  for (const Candidate& item : top->items)
+    lanes[size_t(item.position / kLanes)] &= uint16_t(~(1u << (item.position % kLanes)));
+  Source others = source;
+  others.eligible = lanes.data();
+  const float reference = top->items.back().score;
+  const int64_t room = n_items / kCostly + 1024;
+  const std::unique_ptr<Noted[]> noted(new Noted[size_t(room)]);
+  CodeScan scan = {};
+  scan.walk.step = scan.walk.stride = 1;
+  scan.walk.count = source.n_panels;
+  scan.walk.reference = reference;
+  scan.walk.inv_temperature = float(1.0 / temperature);
+  scan.walk.limit = kInfinity;  // no budget is spent: weights are bounded by nothing, linearly
+  scan.linear = true;
+  scan.deviation = float(law.deviation);
+  scan.noting = float(law.noting);
+  // Then heaviness does without the part of the biases, which the cut makes up for.
+  scan.cut = float(cut - 4.0 * source.query_of_codes->bias_rounding);
+  scan.noted = noted.get();
+  scan.room = room;
+  if (kernels.scan_codes(others, &scan)) return false;
+  top->noted.assign(noted.get(), noted.get() + scan.n_noted);
+  Estimates sums = {};
+  estimate_items(kernels, noted.get(), scan.n_noted, reference, scan.walk.inv_temperature,
+                 law.deviation, &sums);
+  top->rest = {0.0, double(reference)};
+  top->doubt = {{scan.estimates.mass, reference},
+                {scan.estimates.scaled, reference},
+                {scan.estimates.variance, reference},
+                {sums.mass, reference},
+                cut,
+                source.n_panels,
+                false,
+                true};
+  return true;
+}
+
+// A cut that is lower by what the bound is missed by, as the noted items near the old one tell.
+double lower_cut(const ErrorLaw& law, double temperature, const Partial& top, double excess) {
+  const double inv_t = 1.0 / temperature, cut = top.doubt.cut;
+  const Unscored light = unscored(top.doubt, cut, inv_t);
+  const double usual = light.mass > 0.0 ? light.scaled / light.mass : 0.0;
+  double near = 0.0;
+  for (const Noted& item : top.noted)
+    near += (double(item.heaviness) - cut) * inv_t < 0.5;
+  const double weight =
+      usual * (law.deviation > 0.0 ? exp(-law.noting * usual / law.deviation * inv_t) : 1.0);
+  // The bound goes with the root of the variance, which an item at the cut adds weight^2 to.
+  const double slope = light.variance > 0.0 ? near * weight * weight / light.variance : 0.0;
+  // Less steep further down, and to note more costs less than to pass once more.
+  const double lower = log(1.2 * std::max(excess, 1.0)) / std::max(0.5 * slope, 0.05);
+  return cut - std::clamp(lower, 0.25, 8.0) * temperature;
+}
+
+// As `complete`, and on a miss that is near once or twice more; infinite if all has to be summed in
+// float32.
+double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
+  const ErrorLaw law(*source.query_of_codes, temperature);
+  double excess = kInfinity;
+  double bound = complete(kernels, source, law, temperature, top, &excess);
+  for (int again = 0; again < 2 && bound == kInfinity && excess < 8.0 && !top->doubt.costly;
+       ++again) {
+    const double cut = lower_cut(law, temperature, *top, excess);
+    if (!note_again(kernels, source, law, temperature, cut, top)) break;
+    bound = complete(kernels, source, law, temperature, top, &excess);
+  }
+  return bound;
+}
 
 class EstimatedJumps final : public Jumps {
  public:
@@ -353,6 +414,7 @@ class EstimatedJumps final : public Jumps {
     scan.walk = *walk;
     scan.walk.inv_temperature = inv_t_;
     scan.deviation = float(law_.deviation);
+    scan.noting = float(law_.noting);
     bound_.give(&scan);
     for (;;) {
       rebase();
@@ -497,11 +559,12 @@ class EstimatedJumps final : public Jumps {
   // be scored, one that is costs a little. So it is set lower than the one that will be needed: by
   // what the pilot shows for chunk 0, and then by what was found so far.
 
-  static constexpr double kAim = 0.75;  // of the tolerance
+  static constexpr double kAim = 0.75;  // of the tolerance, by a few items
 
   // By the items noted, all of those in so many panels but the best.
   void choose_cut(int64_t visited) {
     undecided_ = false;
+    const double share = double(n_panels_) / double(std::max<int64_t>(1, visited));
     float highest = -std::numeric_limits<float>::infinity();
     double scales = 0.0, squares = 0.0;
     for (int64_t i = 0; i < n_noted_; ++i) {
@@ -512,29 +575,23 @@ class EstimatedJumps final : public Jumps {
     }
     scales /= double(n_noted_);
     squares /= double(n_noted_);
-    Histogram items(highest, order.inv_temperature);
-    for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[i].estimate);
-    constexpr int kBins = Histogram::kBins;
-    const double share = double(n_panels_) / double(std::max<int64_t>(1, visited));
-    double weight[kBins], mass[kBins + 1], variance[kBins + 1];
-    weight[0] = 1.0;
-    for (int b = 1; b < kBins; ++b) weight[b] = weight[b - 1] * 0.7788007830714049;  // e^(-1/4)
-    mass[kBins] = variance[kBins] = 0.0;
-    for (int b = kBins - 1; b >= 0; --b) {
-      const double expected = double(items.counts[b]) * share;
-      mass[b] = mass[b + 1] + expected * weight[b];
-      variance[b] = variance[b + 1] + expected * weight[b] * weight[b];
+    // The best are those in the heap. To take each for many like it would make much of a few, to
+    // leave them out, too little of the mass: they count as the heaviest of the others. What is too
+    // dear then is so only if it is by their own weights, too; they may be rare, so the cut is lower.
+    const auto choose = [&](float most) {
+      float top = highest;
+      for (const Candidate& best : out_->items) top = std::max(top, std::min(most, best.score));
+      Histogram items(top, order.inv_temperature);
+      for (int64_t i = 0; i < n_noted_; ++i) items.add(noted_[i].estimate);
+      for (const Candidate& best : out_->items) items.add(std::min(most, best.score));
+      return find_cut(items, share, scales, squares, &costly_);
+    };
+    double cut = choose(highest);
+    if (costly_) {
+      const double rare = choose(std::numeric_limits<float>::infinity());
+      cut = std::max(cut, rare - 2.0 / order.inv_temperature);
     }
-    int64_t above = 0;
-    for (int b = 0; b < kBins && kCostly * above <= n_noted_; ++b) {
-      cut_ = items.edge(b);
-      const Unscored rest = {mass[b], mass[b] * law_.deviation * scales,
-                             variance[b] * law_.deviation * law_.deviation * squares, weight[b]};
-      if (law_.bound(rest) <= kAim * query_.tolerance * mass[0]) break;
-      above += items.counts[b];
-    }
-    cut_ += 3.0 * query_.spread * scales;  // estimates were counted, heaviness will be compared
-    costly_ = kCostly * above > n_noted_;
+    cut_ = cut + 2.0 * query_.spread * scales;  // estimates were counted, heaviness is compared
     highest_cut_ = std::max(highest_cut_, cut_);
     if (costly_) {
       score_noted();
@@ -544,12 +601,45 @@ class EstimatedJumps final : public Jumps {
     }
   }
 
+  // The highest estimate down to which items are to be scored, if each stands for `share` others;
+  // or down to which so many are as may be.
+  double find_cut(const Histogram& items, double share, double scales, double squares,
+                  bool* costly) const {
+    const double per_bin = exp(-1.0 / Histogram::kPerUnit);
+    double mass = 0.0, variance = 0.0, weight = 1.0;  // by a bin's upper end
+    int64_t count = 0;
+    for (int b = 0; b < items.used; ++b, weight *= per_bin) {
+      const double expected = double(items.counts[b]) * share;
+      count += items.counts[b];
+      mass += expected * weight;
+      variance += expected * weight * weight;
+    }
+    const double allowed = kAim * query_.tolerance * mass;
+    const double heavier = exp(2.0 * query_.spread * scales * order.inv_temperature);
+    int64_t above = 0;
+    int b = 0;
+    for (weight = 1.0; b < items.used && kCostly * above <= count; ++b, weight *= per_bin) {
+      const Unscored rest = {mass, mass * law_.deviation * scales,
+                             variance * law_.deviation * law_.deviation * squares,
+                             weight * heavier};
+      if (law_.bound(rest, int64_t(double(above) * share)) <= allowed) break;
+      const double expected = double(items.counts[b]) * share;
+      mass = std::max(0.0, mass - expected * weight);
+      variance = std::max(0.0, variance - expected * weight * weight);
+      above += items.counts[b];
+    }
+    *costly = kCostly * above > count;
+    return items.edge(b);
+  }
+
   void score_noted() {
     settle_rest();
-    for (int64_t first = 0; first < n_noted_; first += kLanes)
-      rest_ += scored_mass(kernels_, source_, &noted_[first],
-                           int(std::min<int64_t>(kLanes, n_noted_ - first)), threshold_.score,
-                           inv_t_, [](const Noted&, float) { return true; });
+    score_items(kernels_, source_, noted_.get(), n_noted_, [&](int64_t first, const float* scores) {
+      const int count = int(std::min<int64_t>(kLanes, n_noted_ - first));
+      float weights[kLanes];
+      rest_ += double(
+          kernels_.weigh(scores, (1u << count) - 1, threshold_.score, inv_t_, weights));
+    });
     n_noted_ = 0;
   }
 
@@ -562,10 +652,11 @@ class EstimatedJumps final : public Jumps {
     const double mass = rest.mass + relative(doubt.noted, reference, inv_t) +
                         relative(outlook.rest, reference, inv_t);
     rest = {rest.mass * share, rest.scaled * share, rest.variance * share, rest.cut};
-    const double ratio = law_.bound(rest) / (mass * share * query_.tolerance);
-    if (ratio > 1.5 * kAim) return doubt.cut - 0.5 / inv_t;
-    if (ratio < 0.7 * kAim) return doubt.cut + 0.25 / inv_t;
-    return doubt.cut;
+    const double ratio = law_.bound(rest, 0) / (mass * share * query_.tolerance);
+    const double aim = 0.7;  // of the tolerance
+    if (ratio > 1.0) return doubt.cut - 0.5 / inv_t;
+    if (!(ratio < aim)) return doubt.cut;
+    return doubt.cut + std::min(50.0, 0.5 * log(aim / ratio)) / inv_t;
   }
 
   // There is no room for more: chooses the cut, or raises it to the median of what was noted.

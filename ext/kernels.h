@@ -35,7 +35,7 @@
 // unless the catalog is stored in another order (`rows`). Fewer than k eligible items give a
 // shorter ranking, never padding.
 //
-// The random stream (fastrank.RNG_VERSION 1). Number j of chunk c for purpose p is 64 bits of
+// The random stream (fastrank.RNG_VERSION 2). Number j of chunk c for purpose p is 64 bits of
 // Philox4x32-10 with counter (j / 2 low, j / 2 high, c, p) and key (seed low, seed high): its first
 // two words for even j, the last two for odd j. A uniform is ((bits >> 12) + 0.5) 2^-52, strictly
 // inside (0, 1) and finest near 0; an exponential is minus its logarithm.
@@ -49,7 +49,8 @@
 //
 // Rankings of int8 storage. The same streams and chunks, but numbers are also spent on items whose
 // bound passes and whose score does not: the law is that of float32 storage, the ranking of a seed
-// is its own, and RNG_VERSION pins it, too.
+// is its own, and RNG_VERSION pins it, too: version 2 left codes for float32 vectors elsewhere than
+// version 1, and differs in nothing else.
 #pragma once
 
 #include <cstdint>
@@ -258,17 +259,23 @@ void upper_weights(const float* uppers, int64_t n_panels, float reference, float
 Code bound_all(const Catalog&, const Request&, double temperature, float reference, float* weights,
                double* sum, bool* linear, bool* usable, int64_t* where);
 
+// Tests only: what ErrorLaw (error_law.h) makes of sums over unscored items (mass, scaled, variance,
+// cut) beside so many heavy ones: *bound; and how far an item is noted, *noting and *window.
+Code error_bound(const Catalog&, const Request&, double temperature, const double* sums,
+                 int64_t n_heavy, double* bound, double* noting, double* window, bool* usable,
+                 int64_t* where);
+
 // ---- Inside the core: what is compiled once per instruction set ----------------------------
 
 // A query in whole numbers, and how far the scores it gives can be from the float32 ones.
 //   estimate = base + scale * (step * sum(code * query)) (+ biases)
-//   float32 score <= upper = estimate + scale * spread + margin (+ a part of the biases)
+//   float32 score <= upper = estimate + scale * certain + margin (+ a part of the biases)
 struct QuantisedQuery {
   const int8_t* high;    // query = 256 high + low, in groups of four
   const int8_t* low;
   const int16_t* whole;  // in groups of four: 0, 2, 1, 3
   int32_t offset;        // what the codes' 128 adds to a sum, taken off again
-  float step, base, spread, margin;
+  float step, base, certain, margin;
 };
 
 // A request joined with its catalog, ready to score panels.
@@ -334,10 +341,9 @@ struct CodeScan {
   bool linear;             // weights are bounded by their estimates times
   float intercept, slope;  // intercept + slope * deviation
   float deviation;  // standard deviation of an estimated log-weight, per unit of scale
-  // Items are noted whose heaviness, upper bound + 2 spread * scale, reaches it. Where weights are
-  // bounded linearly no upper bounds of scores are needed, and a scan takes estimate + 3 spread *
-  // scale + margin, which is the same but for a rounding.
-  float cut;
+  // Items are noted whose heaviness, estimate + noting * scale + margin (+ a part of the biases),
+  // reaches the cut.
+  float noting, cut;
   Estimates estimates;  // of the others
   Noted* noted;
   int64_t n_noted, room;  // a scan stops, at a panel with no lanes, when room runs out

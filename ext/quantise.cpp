@@ -73,6 +73,7 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
 
 CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Largest& of)
     : max_scale(catalog.quantised.max_scale),
+      code_norm(catalog.quantised.code_norm),
       code_moment(catalog.quantised.code_moment),
       tolerance(catalog.quantised.tolerance),
       n_items(catalog.n_items) {
@@ -119,16 +120,23 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Large
   residue = std::sqrt(error);
 
   // What the roundings of float32 can do, to the score itself and to the estimate, relative to
-  // the sum of the absolute values of all terms.
-  const double epsilon = 0x1p-24 * (0.5 * catalog.dim + 16.0);
-  rounding = epsilon * norm * (codes.code_norm + codes.code_error);
-  per_scale = codes.code_norm * residue + rounding;
-  constant = epsilon * plain_norm * center_norm + 0x1p-120;
+  // the sum of the absolute values of all terms. An estimate alone is rounded four times: its sum,
+  // that times the step, the center's part, and the whole.
+  const double epsilon = 0x1p-24 * (0.5 * catalog.dim + 16.0), own_epsilon = 0x1p-22;
+  const double terms = norm * (codes.code_norm + codes.code_error);
+  const double center_terms = plain_norm * center_norm;
+  own_rounding = own_epsilon * terms;
+  own_constant = own_epsilon * center_terms + 0x1p-120;
+  per_scale = codes.code_norm * residue + epsilon * terms;
+  constant = epsilon * center_terms + 0x1p-120;
   // The score and the estimate are rounded by 2^-24 of themselves, and no more, when the catalog's
   // bias is added, and again with the call's. Their parts without biases are in epsilon. Items that
   // have one score may all be rounded one way, so this is no error that averages out.
   bias_rounding = 1.001 * 0x1p-22 * of.bias;
-  spread = 1.001 * (codes.code_error * norm + per_scale);
+  certain = 1.001 * (codes.code_error * norm + per_scale);
+  // Each of n errors, of deviation norm / 2, passes m deviations with a chance of 2 exp(-m^2 / 2 k).
+  const double deviations = std::sqrt(2.0 * kSubGaussian * std::log(6e9 * double(n_items)));
+  spread = std::min(certain, 1.001 * (0.5 * deviations * norm + per_scale));
   largest_value = largest;
 
   view.high = high.data();
@@ -137,7 +145,7 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Large
   view.offset = int32_t(uint32_t(-128 * sum));
   view.step = step;
   view.base = float(centered);
-  view.spread = float(spread);
+  view.certain = float(certain);
   view.margin = float(1.001 * constant);
 }
 

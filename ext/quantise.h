@@ -9,6 +9,10 @@
 
 namespace fastrank {
 
+// A sum of codes' errors is sub-Gaussian: its cumulant generating function is at most so many times
+// that of a normal variate of the same variance (error_law.h).
+constexpr double kSubGaussian = 1.066;
+
 // A request's query in whole numbers, and bounds on what that and the codes' errors do to scores.
 class CodeQuery {
  public:
@@ -18,14 +22,18 @@ class CodeQuery {
   QuantisedQuery view = {};
   double norm = 0.0;           // of the query in the codes' units
   double largest_value = 0.0;  // its largest absolute value
-  double spread = 0.0;     // per unit of scale: |estimate - score| is below scale * spread + margin
-  double per_scale = 0.0;  // the part of it that is not random: roundings, the query's own error
+  // Per unit of scale: |estimate - score| is below scale * certain + margin(), and below scale *
+  // spread + margin() for all items together but with a chance of 1e-9 / 3 over the codes' dither.
+  double certain = 0.0, spread = 0.0;
+  double per_scale = 0.0;  // the part of both that is not random: roundings, the query's own error
   double constant = 0.0;   // the same, that does not grow with the scale
-  double bias_rounding = 0.0;  // what adding biases can do to |estimate - score| besides
-  double residue = 0.0;    // |query - its whole numbers|
   double margin() const { return 1.001 * constant; }
-  double rounding = 0.0;   // the part of per_scale that is not residue * code_norm
-  double max_scale, code_moment, tolerance;  // the catalog's
+  double bias_rounding = 0.0;  // what adding biases can do to |estimate - score| besides
+  double residue = 0.0;        // |query - its whole numbers|
+  // What the estimate's own roundings do: the rest of per_scale, but for residue * code_norm, and of
+  // constant is that of the float32 score.
+  double own_rounding = 0.0, own_constant = 0.0;
+  double max_scale, code_norm, code_moment, tolerance;  // the catalog's
   int64_t n_items;
 
  private:

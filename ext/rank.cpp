@@ -619,6 +619,7 @@ Code bound_all(const Catalog& catalog, const Request& request, double temperatur
   scan.walk.inv_temperature = float(1.0 / temperature);
   scan.walk.limit = kInfinity;
   scan.deviation = float(law.deviation);
+  scan.noting = float(law.noting);
   scan.cut = std::numeric_limits<float>::infinity();
   scan.noted = noted;
   scan.room = 8 * kLanes;
@@ -630,6 +631,22 @@ Code bound_all(const Catalog& catalog, const Request& request, double temperatur
   scan.walk.limit = -1.0;  // every panel stops it
   while (kernels().scan_codes(source, &scan))
     std::copy(scan.walk.weights, scan.walk.weights + kLanes, weights + scan.walk.panel * kLanes);
+  return kOk;
+}
+
+Code error_bound(const Catalog& catalog, const Request& request, double temperature,
+                 const double* sums, int64_t n_heavy, double* bound, double* noting,
+                 double* window, bool* usable, int64_t* where) {
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
+  if (code != kOk) return code;
+  const CodeQuery query(catalog, request, largest);
+  *usable = query.usable;
+  if (!query.usable) return kOk;
+  const ErrorLaw law(query, temperature);
+  *bound = law.bound({sums[0], sums[1], sums[2], sums[3]}, n_heavy);
+  *noting = law.noting;
+  *window = law.window;
   return kOk;
 }
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pytest
 
 import fastrank as fr
-from fastrank import _native
+from fastrank import _native, packing
 
 GOLDEN = Path(__file__).with_name("golden.json")
 POLICIES: dict[str, fr.Policy] = {
@@ -63,6 +63,7 @@ def rankings() -> Iterator[tuple[str, fr.Ranking]]:
             biased = catalog.rank(query, k=3, policy=policy, seed=12, bias=grid(n, 1, 4)[:, 0])
             yield f"{shape}, {name}, bias", biased
     yield from int8_rankings()
+    yield from int8_bounds()
 
 
 def int8_rankings() -> Iterator[tuple[str, fr.Ranking]]:
@@ -88,6 +89,39 @@ def int8_rankings() -> Iterator[tuple[str, fr.Ranking]]:
             yield f"{name}, T = {temperature}, bias", biased
         for other in (fr.Deterministic(), fr.EpsilonGreedy(0.4)):
             yield f"{name}, {other!r}", catalog.rank(query, k=5, policy=other, seed=1)
+
+
+def int8_bounds() -> Iterator[tuple[str, fr.Ranking]]:
+    """Items whose estimated log-weights deviate by more than 1, in chunks of one size or another.
+
+    A bound has room for mistakes, which then show nowhere: these are pinned. What is not pinned is
+    whether they hold, which is for test_int8.py and test_error_law.py.
+    """
+    n = 6_000
+    few, coded = _native.set_few_items(1), packing.CODED_FROM
+    packing.CODED_FROM = 0
+    try:
+        for chunk in (0, 8):
+            before = _native.set_chunk_panels(chunk)
+            for size in (3.0, 30.0, 300.0):
+                vectors = grid(n, 11, 7) * 2.0
+                vectors[:, 1:5] = size * np.where(vectors[:, 1:5] < 0.0, -1.0, 1.0)
+                vectors[::3] *= 0.05
+                for tolerance in (0.05, 0.5):
+                    catalog = fr.Catalog(
+                        np.arange(n), vectors, storage="int8", log_norm_tolerance=tolerance
+                    )
+                    for i in range(6):
+                        query = np.zeros(11, np.float32)
+                        query[0] = 1.0
+                        query[5:] = grid(1, 6, 8 + i)[0]
+                        policy = fr.PlackettLuce(2.0 ** (i - 5))
+                        name = f"int8 bound, chunk {chunk}, size {size}, tolerance {tolerance}, {i}"
+                        yield name, catalog.rank(query, 3, policy=policy, seed=i)
+            _native.set_chunk_panels(before)
+    finally:
+        packing.CODED_FROM = coded
+        _native.set_few_items(few)
 
 
 def as_text(ranking: fr.Ranking) -> dict[str, Any]:

@@ -76,6 +76,9 @@ class PackedCatalog:
     def weight_bounds(
         self, query: _Scores, bias: _Scores | None, temperature: float, reference: float
     ) -> tuple[_Scores, float, bool] | None: ...
+    def error_bound(
+        self, query: _Scores, temperature: float, sums: _Floats, n_heavy: int
+    ) -> tuple[float, float, float] | None: ...
 
 def build_tree(scores: _Scores, temperature: float) -> _Floats: ...
 def rank_tree(

@@ -26,6 +26,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+
 import fastrank as fr
 from fastrank import _native
 
@@ -228,7 +230,8 @@ def rows_read(source: int | str, users: int, factors: Sequence[float]) -> Values
     with tempfile.TemporaryDirectory(prefix="fastrank-") as folder:
         items.shuffled().packed("codes").save(folder)
         catalog = fr.Catalog.open(folder)
-        read_by = partial(memory.rows_read, name="vectors", n_rows=len(items))
+        n_bytes = sum(np.load(p, mmap_mode="r").nbytes for p in Path(folder).glob("vectors*"))
+        read_by = partial(memory.rows_read, name="vectors", n_rows=len(items), n_bytes=n_bytes)
 
         def everything() -> None:
             catalog.log_propensities(items.query, [0], policy=fr.PlackettLuce(items.temperature))

@@ -59,7 +59,7 @@ def use_small_pages() -> None:
         raise NotImplementedError("this kernel does not let a process do without huge pages")
 
 
-def rows_read(call: Call, name: str, n_rows: int) -> float:
+def rows_read(call: Call, name: str, n_rows: int, n_bytes: int) -> float:
     """How many rows of a mapped file a call reads, by the pages that the CPU marked as referred to.
 
     Several rows of a page are seen once. That is made up for on average, if rows are read anywhere:
@@ -69,26 +69,26 @@ def rows_read(call: Call, name: str, n_rows: int) -> float:
     ----------
     call : callable
     name : str
-        How the name of the file begins, which holds nothing but the rows, all of them resident.
-    n_rows : int
+        How the name of the file begins, which holds nothing but the rows, all of them resident,
+        and a header that no call reads.
+    n_rows, n_bytes : int
+        Rows, and what they all take in the file.
     """
     Path("/proc/self/clear_refs").write_text("1")
     # The CPU marks no page whose translation it still has; giving so many back makes it forget all.
     with mmap(-1, _MIB) as scratch:
         scratch.write(bytes(_MIB))
     call()
-    size = referenced = 0
+    referenced = 0
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         field, *rest = line.split()
         if not field.endswith(":"):  # a mapping's first line ends with its file
             inside = len(rest) > 4 and Path(rest[4]).name.startswith(name)
-        elif inside and field == "Size:":
-            size += int(rest[0]) * _KIB
         elif inside and field == "Referenced:":
             referenced += int(rest[0]) * _KIB
-    pages = size / _PAGE
-    return n_rows * (1.0 - math.pow(1.0 - referenced / size, pages / n_rows))
+    share = min(1.0, referenced / n_bytes)  # the last page may be read for less than all of it
+    return n_rows * (1.0 - math.pow(1.0 - share, n_bytes / _PAGE / n_rows))
 
 
 def _field(file: str, name: str) -> int:

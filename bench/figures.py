@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +32,9 @@ from benchmarks.jobs import (
     memory_of_calls,
     opening,
     save,
+    single_calls,
     small_calls,
+    storages,
     textbooks,
     two_threads,
     was_float32,
@@ -43,6 +46,8 @@ DATA = Path(__file__).resolve().parents[1] / "docs" / "figures.json"
 TABLE_SIZES = [10_000, 100_000, 1_000_000]
 QUICK_SIZES = [20_000]  # enough for codes
 MIDDLE = 100_000
+SPREAD = 2.0  # standard deviation of scores / T, of normal workloads
+STORAGE_DIMS = {64: 0.95, 256: 0.55, **dict.fromkeys(comparisons.EMBEDDINGS, 0.5)}  # and targets
 CONTENDERS = [*calls.OWN, *calls.INT8, *calls.FAISS, *calls.NUMPY, *calls.READS, "mapped"]
 SCANNED = ["gumbel", "deterministic", "int8 gumbel", "int8 deterministic"]
 BATCHED = ["gumbel", "int8 gumbel", "faiss flat", *calls.BATCHED]
@@ -152,6 +157,32 @@ FIGURES = [
     ],
     ratio(100_000, "gumbel / deterministic", 1.6, ", k = 1000", shown=True),
     ratio(100_000, "int8 gumbel / int8 deterministic", 1.6, ", k = 1000", shown=True),
+    *[
+        ratio(100_000, "int8 gumbel / gumbel", target, f", d = {dim}, sd / T = 2", shown=True)
+        for dim, target in STORAGE_DIMS.items()
+    ],
+    *[
+        Figure(
+            f"100000, d = {dim}, any sd / T: {which} int8 gumbel / gumbel",
+            f"int8 gumbel / gumbel, n = 100,000, d = {dim}, {which} for sd / T from 0.25 to 40",
+            target,
+            shown=True,
+        )
+        for dim in comparisons.EMBEDDINGS
+        for which, target in {"largest": 0.9, "median": 0.5}.items()
+    ],
+    *[
+        ratio(
+            100_000, "int8 gumbel / gumbel", 1.0, f", d = {dim}, batch 64, sd / T = 2", shown=True
+        )
+        for dim in comparisons.EMBEDDINGS
+    ],
+    Figure(
+        "1000000: p99 / p50 of int8 gumbel",
+        "p99 / p50 of single int8 gumbel rankings, n = 1,000,000",
+        2.0,
+        shown=True,
+    ),
     # The targets were set by FAISS as it is installed; what it can do is the line below each.
     ratio(1_000_000, "gumbel / faiss flat", 0.17, ", batch 64", " as installed", shown=True),
     ratio(1_000_000, "gumbel / faiss blas", None, ", batch 64", shown=True),
@@ -266,6 +297,11 @@ def measure(quick: bool, processes: int) -> Measurements:
             taken.take(at_size, n, process, longer, contenders_at(n, CONTENDERS))
         taken.take(by_k, middle, 1000, seconds, SCANNED)
         taken.take(by_users, largest, users, 2 * seconds, BATCHED)
+        for dim in STORAGE_DIMS:
+            embeddings = dim in comparisons.EMBEDDINGS
+            cases = {1: comparisons.BAND, users: [SPREAD]} if embeddings else {1: [SPREAD]}
+            taken.take(storages, middle, dim, cases, seconds / 8)
+        taken.take(single_calls, largest, process, 1 if quick else comparisons.SINGLE_ROUNDS)
         taken.take(two_threads, largest, 1, 6 * seconds)
         taken.take(two_threads, largest, users, 6 * seconds)
         for name in ("gumbel", "int8 gumbel"):
@@ -325,7 +361,9 @@ def time_table(taken: Measurements) -> list[str]:
 def batch_table(taken: Measurements) -> list[str]:
     """Markdown: milliseconds for one of a batch of users."""
     cases = dict.fromkeys(
-        name.split(":")[0] for name in taken.values if ", batch " in name and "two" not in name
+        where
+        for where in (name.split(":")[0] for name in taken.values)
+        if re.fullmatch(r"\d+, batch \d+", where)
     )
     columns = {f"n = {int(n):,},{rest}": f"{n},{rest}" for n, rest in (c.split(",") for c in cases)}
     return table(taken, "ms for each user of a batch", columns, BATCH_ROWS)

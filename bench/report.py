@@ -23,7 +23,7 @@ from pathlib import Path
 
 # First of all: it pins the thread pools, which NumPy starts.
 from benchmarks import calls
-from benchmarks.comparisons import PRIORS
+from benchmarks.comparisons import BAND, EMBEDDINGS, PRIORS
 from benchmarks.jobs import (
     Measurements,
     at_size,
@@ -35,6 +35,7 @@ from benchmarks.jobs import (
     rescoring,
     rows_read,
     small_calls,
+    storages,
     textbooks,
     two_threads,
     was_float32,
@@ -71,9 +72,11 @@ class Plan:
     sizes: tuple[int, ...] = (1_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
     middle: int = 100_000
     small: int = 10_000
+    few: int = 20_000  # not many for codes
     ks: tuple[int, ...] = (1, 10, 100, 1000)
-    dims: tuple[int, ...] = (32, 64, 128, 256)
+    dims: tuple[int, ...] = (32, 64, 128, 256, *EMBEDDINGS)
     users: tuple[int, ...] = (1, 4, 8, 16, 64, 256)
+    together: int = 64  # users of the batch of long vectors
     in_threads: int = 64  # users of the batch that two threads share
     coded: tuple[int | str, ...] = (20_000, 100_000, 1_000_000, *REAL)  # int8's normalisers
     errors: int = 200  # users whose normalisers are checked
@@ -86,6 +89,7 @@ QUICK = Plan(
     ks=(1, 10, 100),
     dims=(32, 64),
     users=(1, 8),
+    together=8,
     in_threads=8,
     coded=(20_000, *REAL),
     errors=16,
@@ -108,6 +112,10 @@ def measure(plan: Plan, seconds: float, processes: int) -> Measurements:
             taken.take(textbooks, plan.small, seconds / 2, STEEP, k)
         for dim in plan.dims:
             taken.take(by_dim, plan.middle, dim, seconds, [*OURS, "faiss flat", *calls.READS])
+        for dim in EMBEDDINGS:
+            taken.take(storages, plan.middle, dim, {1: BAND, plan.together: BAND}, seconds / 8)
+            if plan.few < plan.middle:
+                taken.take(storages, plan.few, dim, {1: BAND}, seconds / 8)
         for n in dict.fromkeys((plan.middle, large)):
             for users in plan.users:
                 taken.take(by_users, n, users, seconds, BATCHED)
@@ -365,8 +373,11 @@ def threads_section(growth: Growth) -> list[str]:
 def storage_section(growth: Growth) -> list[str]:
     """Where int8 is the slower storage, which is for the user to know before the faster."""
     pair = "int8 gumbel / gumbel", "int8 deterministic / deterministic"
+    suffix = f": {pair[0]}"
     cases = dict.fromkeys(
-        name.removesuffix(f": {pair[0]}") for name in growth.taken.values if name.endswith(pair[0])
+        name.removesuffix(suffix)
+        for name in growth.taken.values
+        if name.endswith(suffix) and "sd / T" not in name
     )
     rows = []
     for where in sorted(cases, key=case_order):
@@ -374,10 +385,8 @@ def storage_section(growth: Growth) -> list[str]:
         of_codes = [of.replace("int8", "coded") if small else of for of in pair]
         ratios = [growth.value(f"{where}: {of}") for of in of_codes]
         if any(ratios):
-            cells = [
-                "" if r is None else f"**{number(r)}**" if r > 1.0 else number(r) for r in ratios
-            ]
-            rows.append([spoken_case(where) + (", codes all the same" if small else ""), *cells])
+            case = spoken_case(where) + (", codes all the same" if small else "")
+            rows.append([case, *[slower_in_bold(r) for r in ratios]])
     return [
         *heading("int8 against float32"),
         *paragraph(
@@ -387,7 +396,67 @@ def storage_section(growth: Growth) -> list[str]:
             f"{CODED_FROM:,} items are kept as float32.",
         ),
         *grid(["int8's time / float32's", "Plackett-Luce", "deterministic"], rows),
+        *long_vectors(growth),
+        *percentiles(growth),
     ]
+
+
+def long_vectors(growth: Growth) -> list[str]:
+    """int8 against float32 at the dimensions of text embeddings, by temperature."""
+    pair = "int8 gumbel / gumbel"
+    suffix = f", sd / T = {BAND[0]:g}: {pair}"
+    cases = [n.removesuffix(suffix) for n in growth.taken.values if n.endswith(suffix)]
+    if not cases:
+        return []
+    rows = []
+    for where in sorted(cases, key=case_order):
+        ratios = [growth.value(f"{where}, sd / T = {spread:g}: {pair}") for spread in BAND]
+        rows.append([spoken_case(where), *[slower_in_bold(r) for r in ratios]])
+    most = [
+        f"{cell(growth, name)} with d = {dim}"
+        for dim in EMBEDDINGS
+        for name in [f"{growth.middle}, d = {dim}, any sd / T: largest {pair}"]
+        if growth.value(name) is not None
+    ]
+    return [
+        *paragraph(
+            "Text embeddings have hundreds of dimensions: more reading to be saved. How many",
+            "float32 vectors the normaliser takes besides hangs on the temperature: few where the",
+            "law is flat or peaked. So below goes by sd / T, the standard deviation of a user's",
+            "scores over T, which is 2 above.",
+            f"At n = {growth.middle:,} one user's ranking takes at most so much of float32's time:"
+            if most
+            else "",
+            f"{', '.join(most)}." if most else "",
+            "Of few items all may be needed at a middling temperature, and then codes cost time",
+            "instead of saving it. Users of a batch share the reading, so it saves less there.",
+        ),
+        *grid(["int8's time / float32's", *[f"sd / T = {spread:g}" for spread in BAND]], rows),
+    ]
+
+
+def percentiles(growth: Growth) -> list[str]:
+    """Of single rankings, from both storages."""
+    n = growth.large
+    columns = ["p50", "p99", "p99 / p50"]
+    rows = [
+        [LINES[name].text, *[cell(growth, f"{n}: {column} of {name}") for column in columns]]
+        for name in OURS
+        if growth.value(f"{n}: p50 of {name}") is not None
+    ]
+    if not rows:
+        return []
+    return [
+        *paragraph(
+            "The same for every user? Single rankings of 700 users, both storages in turns: half",
+            "of them take less than p50 and one in a hundred more than p99.",
+        ),
+        *grid([f"ms for one ranking, n = {n:,}", "p50", "p99", "p99 / p50"], rows),
+    ]
+
+
+def slower_in_bold(ratio: float | None) -> str:
+    return "" if ratio is None else f"**{number(ratio)}**" if ratio > 1.0 else number(ratio)
 
 
 def case_order(where: str) -> tuple[int, str, list[int]]:

@@ -68,6 +68,8 @@ _EIGHT_BIT_ERROR = 2e-2
 # The oracle takes O(k n) in float64: up to this many scores it is asked.
 _ORACLE_SCORES = 20_000_000
 _CHECKED_ROWS = 8  # of a batch
+_NOISE = 0.5  # that tells its users from the workload's, relative to these
+_FIRST_USERS = 16  # are ranked before anything is measured
 # FAISS as installed never multiplies matrices for fewer than 128,000 dot products of a user and the
 # users. From so many users on that is what it is fastest with; before, its scan is.
 _FAISS_BLAS_FROM = 8
@@ -99,8 +101,16 @@ TEXTBOOK = [
 ]
 
 
-def make(name: str, workload: Workload, k: int = 10, threads: int = 1) -> Call:
+def make(
+    name: str,
+    workload: Workload,
+    k: int = 10,
+    threads: int = 1,
+    temperature: float | None = None,
+) -> Call:
     """The contender of this name; see the lists above. Only ours take more than one thread.
+
+    temperature: of ours, if not the workload's.
 
     Raises
     ------
@@ -110,7 +120,7 @@ def make(name: str, workload: Workload, k: int = 10, threads: int = 1) -> Call:
     require(name, threads)
     if name in OWN + INT8 + CODED:
         catalog = workload.stored(storage_of(name))
-        policy = own_policy(name, workload.temperature)
+        policy = own_policy(name, temperature or workload.temperature)
         return catalog_rank(workload, k, policy, catalog=catalog, threads=threads)
     if name in READS:
         return read_matrix(workload, storage_of(name))
@@ -211,7 +221,7 @@ def catalog_rank(
     rank = partial(_in_threads(ranked.rank, threads), k=k, policy=policy)
     if allow is not None or exclude is not None:
         rank = partial(rank, allow=allow, exclude=exclude)
-    for query in workload.queries[::-1]:
+    for query in workload.queries[:_FIRST_USERS][::-1]:
         ranking = rank(query)
     check_ranking(workload, ranking, k, catalog=ranked, allow=allow, exclude=exclude)
     return _for_users(rank, workload.queries)
@@ -299,10 +309,19 @@ def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
 # ---- Batches --------------------------------------------------------------------------------
 
 
-def make_batch(name: str, workload: Workload, users: int, k: int = 10, threads: int = 1) -> Call:
+def make_batch(
+    name: str,
+    workload: Workload,
+    users: int,
+    k: int = 10,
+    threads: int = 1,
+    temperature: float | None = None,
+) -> Call:
     """Many users in one call: `OWN` and `INT8` by `rank_batch`, one of `FAISS` or of `BATCHED`.
 
     Batches of the same sizes hold the same users for every contender.
+
+    temperature: of ours, if not the workload's.
     """
     require(name, threads)
     batches = _batches(workload, users)
@@ -314,7 +333,8 @@ def make_batch(name: str, workload: Workload, users: int, k: int = 10, threads: 
         return _for_users(_products(workload, batches), batches)
     if threads > 1:
         require_argument(fr.Catalog.rank_batch, "threads")
-    catalog, policy = workload.stored(storage_of(name)), own_policy(name, workload.temperature)
+    catalog = workload.stored(storage_of(name))
+    policy = own_policy(name, temperature or workload.temperature)
     rank_batch = partial(_in_threads(catalog.rank_batch, threads), k=k, policy=policy)
     seeds = list(range(users))
     rankings = rank_batch(batches[0], seeds=seeds)
@@ -325,13 +345,14 @@ def make_batch(name: str, workload: Workload, users: int, k: int = 10, threads: 
 
 
 def _batches(workload: Workload, users: int) -> list[Vectors]:
-    """Two batches or more, of the workload's users with noise of their own."""
+    """Two batches or more, of the workload's users with noise of their own, no further spread."""
     rng = np.random.default_rng(users)
     amount = max(2, len(workload.queries) // users)
     dim = workload.queries.shape[1]
     noise = rng.standard_normal((amount * users, dim), dtype=np.float32)
     queries = np.resize(workload.queries, noise.shape)
-    queries = queries + np.float32(0.5) * queries.std(axis=1, keepdims=True) * noise
+    queries = queries + np.float32(_NOISE) * queries.std(axis=1, keepdims=True) * noise
+    queries /= np.float32(np.sqrt(1.0 + _NOISE**2))
     return list(queries.reshape(amount, users, dim))
 
 

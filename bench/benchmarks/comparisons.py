@@ -15,11 +15,14 @@ import fastrank as fr
 from fastrank import reference
 
 from . import calls
-from .timing import SECONDS, Timings, interleaved, timed_once
+from .timing import SECONDS, Call, Timings, each_call, interleaved, timed_once
 from .workloads import DIM, Workload, synthetic
 
 __all__ = [
+    "BAND",
+    "EMBEDDINGS",
     "PRIORS",
+    "SINGLE_ROUNDS",
     "TEXTBOOK_CAP",
     "WORST_TEMPERATURE",
     "Normalisers",
@@ -29,7 +32,9 @@ __all__ = [
     "normalisers",
     "prior_order",
     "rescoring",
+    "single_calls",
     "small_calls",
+    "storages",
     "textbook",
     "threads",
     "worst_order",
@@ -42,6 +47,14 @@ _TEXTBOOK_REPEATED = 1_000_000
 # Small enough that only the very best items can enter, in ascending order one after another.
 WORST_TEMPERATURE = 0.01
 PRIORS = ["mean score", "norm"]
+# Dimensions of text embeddings.
+EMBEDDINGS = (384, 768)
+# Standard deviation of a user's scores / T, from nearly uniform to nearly deterministic rankings:
+# what int8 storage costs hangs on it. Normal workloads are at 2.
+BAND = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 10.0, 40.0)
+_STORAGES = ("gumbel", "int8 gumbel")
+# 700 users for each of them.
+SINGLE_ROUNDS, _SINGLE_TURN = 20, 35
 
 
 def compare(
@@ -149,6 +162,32 @@ def rescoring(
         }
         found[factor] = interleaved(contenders, seconds)
     return found
+
+
+def storages(
+    normal: Workload, spreads: Sequence[float], users: int = 1, seconds: float = SECONDS
+) -> dict[float, Timings]:
+    """ "gumbel" and "int8 gumbel" of normal vectors, by standard deviation of a user's scores / T.
+
+    users: more than one are a batch. seconds: for each of the spreads.
+    """
+
+    def call(name: str, temperature: float) -> Call:
+        if users == 1:
+            return calls.make(name, normal, temperature=temperature)
+        return calls.make_batch(name, normal, users, temperature=temperature)
+
+    found = {}
+    for spread in spreads:
+        contenders = {name: call(name, 1.0 / spread) for name in _STORAGES}
+        found[spread] = interleaved(contenders, seconds, warm=users == 1)
+    return found
+
+
+def single_calls(n: int, seed: int = 0, rounds: int = SINGLE_ROUNDS) -> Timings:
+    """Each of 700 rankings of "gumbel" and of "int8 gumbel", by 700 users: for percentiles."""
+    normal = synthetic(n, seed=seed, users=rounds * (1 + _SINGLE_TURN))
+    return each_call({name: calls.make(name, normal) for name in _STORAGES}, rounds, _SINGLE_TURN)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ __all__ = [
     "rescoring",
     "rows_read",
     "save",
+    "single_calls",
     "small_calls",
+    "storages",
     "textbooks",
     "two_threads",
     "was_float32",
@@ -113,6 +115,40 @@ def by_users(n: int, users: int, seconds: float, names: Sequence[str]) -> Values
     """Batches of so many users; milliseconds are those of one."""
     timings = comparisons.batches(synthetic(n), calls.present(names), users, seconds)
     return _values(f"{n}, batch {users}", timings, users)
+
+
+def storages(n: int, dim: int, cases: Mapping[int, Sequence[float]], seconds: float) -> Values:
+    """int8 against float32 by users of a batch, 1 for none, and standard deviations / T of scores.
+
+    Over all of the latter, the largest and the median ratio besides.
+    """
+    if not calls.present(["int8 gumbel"]):
+        return {}
+    normal, pair = synthetic(n, dim), "int8 gumbel / gumbel"
+    values: Values = {}
+    for users, spreads in cases.items():
+        where = f"{n}, d = {dim}" if users == 1 else f"{n}, d = {dim}, batch {users}"
+        for spread, timings in comparisons.storages(normal, spreads, users, seconds).items():
+            values |= _values(f"{where}, sd / T = {spread:g}", timings, users)
+        if len(spreads) > 1:
+            ratios = [values[f"{where}, sd / T = {spread:g}: {pair}"] for spread in spreads]
+            values[f"{where}, any sd / T: largest {pair}"] = max(ratios)
+            values[f"{where}, any sd / T: median {pair}"] = statistics.median(ratios)
+    return values
+
+
+def single_calls(n: int, seed: int, rounds: int) -> Values:
+    """Milliseconds that half and that 99 % of single rankings stay below."""
+    if not calls.present(["int8 gumbel"]):
+        return {}
+    timings = comparisons.single_calls(n, seed, rounds)
+    values = {}
+    for name in timings.seconds:
+        middle, high = (timings.percentile(name, percent) for percent in (50.0, 99.0))
+        values[f"{n}: p50 of {name}"] = MILLI * middle
+        values[f"{n}: p99 of {name}"] = MILLI * high
+        values[f"{n}: p99 / p50 of {name}"] = high / middle
+    return values
 
 
 def two_threads(n: int, users: int, seconds: float) -> Values:

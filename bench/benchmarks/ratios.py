@@ -6,10 +6,12 @@ commit. `figures.py` prints the same ratios with the targets that they must meet
 
 from __future__ import annotations
 
+from statistics import median
+
 import fastrank as fr
 
 from . import calls, comparisons
-from .workloads import MIDDLE, REAL, SIZES, Workload, real, synthetic, workload
+from .workloads import DIM, MIDDLE, REAL, SIZES, Workload, real, synthetic, workload
 
 __all__ = [
     "Accuracy",
@@ -17,13 +19,16 @@ __all__ = [
     "ByK",
     "ByThreads",
     "ByUsers",
+    "Embeddings",
     "Floors",
     "LargeBatch",
     "Normaliser",
     "Prior",
     "Ratio",
     "RealData",
+    "SingleCalls",
     "SmallCall",
+    "Storages",
     "Textbook",
     "WorstOrder",
 ]
@@ -58,6 +63,7 @@ _TO_FLAT = ["gumbel / faiss flat", "int8 gumbel / faiss flat"]
 _OF_BATCHES = [*_TO_FLAT, "gumbel / faiss blas", "int8 gumbel / faiss blas", "gumbel / sgemm"]
 _TO_OWN = ["gumbel / deterministic", "int8 gumbel / int8 deterministic"]
 _BOTH = ["gumbel", "int8 gumbel"]
+_STORAGES = "int8 gumbel / gumbel"
 
 
 class _Tracked:
@@ -128,9 +134,66 @@ class LargeBatch(_Tracked):
         return _batch_ratio(pair, SIZES[-1], 64)
 
 
-def _batch_ratio(pair: str, n: int, users: int) -> float:
+def _batch_ratio(pair: str, n: int, users: int, dim: int = DIM) -> float:
     ours, peer = pair.split(" / ")
-    return comparisons.batches(synthetic(n), [ours, peer], users).ratio(ours, peer)
+    return comparisons.batches(synthetic(n, dim), [ours, peer], users).ratio(ours, peer)
+
+
+class Storages(_Tracked):
+    """int8 against float32, Plackett-Luce, one user and the workload's temperature, n = 100,000.
+
+    Targets: 0.95 at d = 64, 0.55 at 256, 0.5 at 384 and 768.
+    """
+
+    params = (64, 128, 256, *comparisons.EMBEDDINGS)
+    param_names = ("dim",)
+
+    def setup(self, *_: object) -> None:
+        super().setup(_STORAGES)
+
+    def track_ratio(self, dim: int) -> float:
+        return _ratio(synthetic(MIDDLE, dim), _STORAGES)
+
+
+class Embeddings(_Tracked):
+    """The same at the dimensions of text embeddings, over all temperatures, and in batches of 64.
+
+    Targets: at most 0.9 at any temperature, a median of 0.5; 1 in batches at the workload's.
+    """
+
+    params = comparisons.EMBEDDINGS
+    param_names = ("dim",)
+
+    def setup(self, *_: object) -> None:
+        super().setup(_STORAGES)
+
+    def track_largest(self, dim: int) -> float:
+        return max(_by_temperature(dim))
+
+    def track_median(self, dim: int) -> float:
+        return median(_by_temperature(dim))
+
+    def track_batch(self, dim: int) -> float:
+        return _batch_ratio(_STORAGES, MIDDLE, 64, dim)
+
+
+def _by_temperature(dim: int) -> list[float]:
+    found = comparisons.storages(synthetic(MIDDLE, dim), comparisons.BAND)
+    return [timings.ratio(*_STORAGES.split(" / ")) for timings in found.values()]
+
+
+class SingleCalls(_Tracked):
+    """p99 / p50 of single rankings at the largest n, by 700 users. Target: 2 for int8."""
+
+    params = _BOTH
+    param_names = ("policy",)
+
+    def setup(self, *_: object) -> None:
+        super().setup(_STORAGES)
+
+    def track_tail(self, policy: str) -> float:
+        timings = comparisons.single_calls(SIZES[-1])
+        return timings.percentile(policy, 99.0) / timings.median(policy)
 
 
 class ByThreads(_Tracked):

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SECONDS", "Call", "Timings", "interleaved", "timed_once"]
+__all__ = ["SECONDS", "Call", "Timings", "each_call", "interleaved", "timed_once"]
 
 Call: TypeAlias = Callable[[], object]
 
@@ -36,13 +36,20 @@ _MAX_ROUNDS = 2000
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each call, by name: the median of every turn, in order of rounds."""
+    """Seconds of each call, by name: the median of every turn, in order of rounds.
+
+    From `each_call` they are those of every single call.
+    """
 
     seconds: Mapping[str, npt.NDArray[np.float64]]
 
     def median(self, name: str) -> float:
         """Seconds."""
         return float(np.median(self.seconds[name]))
+
+    def percentile(self, name: str, percent: float) -> float:
+        """Seconds."""
+        return float(np.percentile(self.seconds[name], percent))
 
     def ratio(self, numerator: str, denominator: str) -> float:
         """Median over rounds of the ratio within a round: slow drifts of the machine cancel."""
@@ -54,7 +61,11 @@ class Timings:
 
 
 def interleaved(
-    calls: Mapping[str, Call], seconds: float = SECONDS, min_rounds: int = 5
+    calls: Mapping[str, Call],
+    seconds: float = SECONDS,
+    min_rounds: int = 5,
+    *,
+    warm: bool = True,
 ) -> Timings:
     """Measures calls in turns until `seconds` are spent, at least `min_rounds` rounds.
 
@@ -69,8 +80,10 @@ def interleaved(
     seconds : float
         For all calls together.
     min_rounds : int
+    warm : bool
+        False where no cache holds what a call goes through: each call is then a turn by itself.
     """
-    turn_calls = {name: _calls_in_a_turn(call) for name, call in calls.items()}
+    turn_calls = {name: _calls_in_a_turn(call) if warm else 1 for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     with _without_gc():
@@ -79,6 +92,21 @@ def interleaved(
                 break
             for name in calls if done % 2 == 0 else reversed(list(calls)):
                 samples[name].append(_turn(calls[name], turn_calls[name]))
+    return Timings({name: np.array(values) for name, values in samples.items()})
+
+
+def each_call(calls: Mapping[str, Call], rounds: int, turn: int) -> Timings:
+    """Times every single call: so many rounds of turns, each of so many calls in a row.
+
+    For percentiles, which the medians of `interleaved` hide. The first call of a turn, when the
+    others' data are in the caches, is made once more and not measured.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    with _without_gc():
+        for _ in range(rounds):
+            for name, call in calls.items():
+                call()
+                samples[name] += [_seconds(call) for _ in range(turn)]
     return Timings({name: np.array(values) for name, values in samples.items()})
 
 

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "elementary.h"
 #include "philox.h"
 
 namespace fastrank {
@@ -135,7 +136,7 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Large
   bias_rounding = 1.001 * 0x1p-22 * of.bias;
   certain = 1.001 * (codes.code_error * norm + per_scale);
   // Each of n errors, of deviation norm / 2, passes m deviations with a chance of 2 exp(-m^2 / 2 k).
-  const double deviations = std::sqrt(2.0 * kSubGaussian * std::log(6e9 * double(n_items)));
+  const double deviations = std::sqrt(2.0 * kSubGaussian * log(6e9 * double(n_items)));
   spread = std::min(certain, 1.001 * (0.5 * deviations * norm + per_scale));
   largest_value = largest;
 

@@ -149,8 +149,8 @@ int64_t take_above(Noted* items, int64_t* count, float cut, Noted* above) {
   return n_above;
 }
 
-// Where more than one item in so many has to be scored, float32 vectors cost less than codes.
-constexpr int64_t kCostly = 12;
+// Scans that check more than one item in so many in vain do without codes.
+constexpr int64_t kFutile = 12;
 
 // Completes the mass of the items that are not ranked: scores those of the noted that are heavy.
 // Returns a bound on the error of log(mass + weight of the last item that is ranked). Infinite if
@@ -283,7 +283,7 @@ bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& la
   Source others = source;
   others.eligible = lanes.data();
   const float reference = top->items.back().score;
-  const int64_t room = n_items / kCostly + 1024;
+  const int64_t room = 3 * n_items / (2 * costly_share(source)) + 1024;
   const std::unique_ptr<Noted[]> noted(new Noted[size_t(room)]);
   CodeScan scan = {};
   scan.walk.step = scan.walk.stride = 1;
@@ -356,7 +356,7 @@ class EstimatedJumps final : public Jumps {
         law_(query_, temperature),
         bound_(source, law_, temperature),
         n_panels_(source.n_panels),
-        room_(law.noted_room()),
+        room_(law.noted_room(source)),
         noted_(new Noted[size_t(room_)]) {}
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
@@ -434,7 +434,7 @@ class EstimatedJumps final : public Jumps {
       if (!stopped) break;
       if (!scan.walk.lanes) make_room(visited_ + scan.walk.visit);
       settle(&scan);
-      if (kCostly * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) go_exactly();
+      if (kFutile * futile_ > (visited_ + scan.walk.visit) * kLanes + 1024) go_exactly();
       if (exact_) break;
     }
     *walk = scan.walk;
@@ -618,7 +618,7 @@ class EstimatedJumps final : public Jumps {
     const double heavier = exp(2.0 * query_.spread * scales * order.inv_temperature);
     int64_t above = 0;
     int b = 0;
-    for (weight = 1.0; b < items.used && kCostly * above <= count; ++b, weight *= per_bin) {
+    for (weight = 1.0; b < items.used && costly_share(source_) * above <= count; ++b, weight *= per_bin) {
       const Unscored rest = {mass, mass * law_.deviation * scales,
                              variance * law_.deviation * law_.deviation * squares,
                              weight * heavier};
@@ -628,7 +628,7 @@ class EstimatedJumps final : public Jumps {
       variance = std::max(0.0, variance - expected * weight * weight);
       above += items.counts[b];
     }
-    *costly = kCostly * above > count;
+    *costly = costly_share(source_) * above > count;
     return items.edge(b);
   }
 
@@ -730,7 +730,7 @@ class EstimatedBest final : public Best {
     }
     CodeScan scan = {};
     scan.walk = walk;
-    while (limited_ && kCostly * futile_ <= (visited_ + scan.walk.visit) * kLanes + 1024) {
+    while (limited_ && kFutile * futile_ <= (visited_ + scan.walk.visit) * kLanes + 1024) {
       scan.walk.reference = threshold_.score;
       if (!kernels_.scan_codes_above(source_, &scan)) break;
       check(&scan.walk);

@@ -165,7 +165,8 @@ Code check_request(const Catalog&, const Request&, int64_t* where, Largest*);
 // there is a filter, for each of up to 64 users a thread; sequential O(n). Over codes Plackett-Luce
 // also reserves room to note one item in seven of a chunk, 55 KB for every 256 of k, three times
 // (3 t + 1 times where t threads share a pass), and keeps what all chunks noted, usually hundreds
-// or thousands of items and at most one in seven, at 24 to 48 bytes, and 48 for one user at a time.
+// or thousands of items and at most one in seven, at 24 to 48 bytes, and 60 for one user at a time;
+// with vectors of 96 dimensions and more one item in five, of 192 and more two in five.
 // After an error outputs mean nothing, and *row is the user whose request was refused.
 Code rank(const Catalog&, User* users, int64_t count, int64_t k, int64_t threads, const Poll&,
           int64_t* row, int64_t* where);

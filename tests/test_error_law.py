@@ -261,9 +261,9 @@ def test_what_can_err_by_more_than_a_factor_of_e_is_allowed_for_beside_the_cut(
 # And it holds
 
 
-@pytest.mark.parametrize(("n", "dim"), [(40_000, 64), (30_000, 384), (20_000, 768)])
+@pytest.mark.parametrize(("n", "dim"), [(40_000, 64), (20_000, 384), (17_000, 768)])
 def test_text_embeddings_are_estimated_within_their_bound(n: int, dim: int) -> None:
-    """At all temperatures."""
+    """At all temperatures, and none reads all float32 vectors for its normaliser."""
     rng = np.random.default_rng(dim)
     rows = rng.standard_normal((n, dim), dtype=np.float32) / np.float32(np.sqrt(dim))
     catalog = fr.Catalog(np.arange(n), rows, storage="int8")
@@ -278,9 +278,8 @@ def test_text_embeddings_are_estimated_within_their_bound(n: int, dim: int) -> N
             error = abs(ranking.log_norm - reference.log_norm(scores, 1.0 / share))
             assert error <= ranking.log_norm_error + 1e-5
             assert ranking.log_norm_error <= 1e-3
-            if ranking.propensity_kind == "bounded":
-                shares.append(error / ranking.log_norm_error)
-    assert len(shares) >= 20  # of 24: with so few items all are summed in float32 at times
+            assert ranking.propensity_kind == "bounded", share
+            shares.append(error / ranking.log_norm_error)
     assert 0.01 < max(shares) < 0.6  # 6.6 deviations are allowed for
 
 

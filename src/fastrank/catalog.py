@@ -384,7 +384,8 @@ class Catalog:
         Notes
         -----
         O(n d + k log k) and O(k) memory, and n / 8 bytes where there is a filter; int8 storage
-        notes items for the normaliser, usually 0.2 MB in all, at most one in seven at 100 bytes.
+        notes items for the normaliser, usually 0.2 MB in all, at most one in seven (two in five
+        where vectors are long) at 100 bytes.
         See `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
         sequential and cached samplers run on one.
         """

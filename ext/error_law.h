@@ -10,6 +10,9 @@
 // sum of a_c^2 / 4, and d is `deviation` times the scale. D is the largest d of all items; A, the
 // largest |a_c|, is at most eta * d with eta = 2 max |q_c| / |q| <= 2.
 //
+// The dither has 16 bits, so the mean of e is 0 within 2^-17, and that of Z within 2 d sqrt(dim) 2^-17.
+// That stands in the bound as a bias; all else is about a dither without steps.
+//
 // What is known of e, for any fraction of a code and any a (tests/test_error_law.py computes it):
 //   (1)  |log E exp(a e) - a^2 / 8| <= 0.011 |a|^3
 //   (2)  log E exp(a e) <= k a^2 / 8, with k = kSubGaussian
@@ -44,7 +47,9 @@
 
 namespace fastrank {
 
-constexpr double kLogOdds = 21.9;  // log(3 / 1e-9): a sum too large, too small, an item beyond
+// log(3 / 1e-9). Small errors: a sum too large or too small, or a variance that seems too small.
+// Large ones: a sum too large or too small, or an item beyond `spread`.
+constexpr double kLogOdds = 21.9;
 
 // Sums over items whose weight w is estimated, as Estimates, and at what weight the cut is.
 struct Unscored {
@@ -66,7 +71,7 @@ class ErrorLaw {
     constant_ = expm1_in_range((query.own_constant + query.bias_rounding) / temperature + 4e-6);
     const double eta = unit * query.largest_value;
     const double most = std::min(1.0, largest_deviation_);
-    skew_ = 0.046 * eta * most * most;
+    skew_ = 0.046 * eta * most * most + 0x1p-16 * std::sqrt(double(query.dim));
     // A light item is light by its float32 score, which may be rounded downwards.
     float32_ = 1.0 + expm1_in_range((query.constant + query.bias_rounding) / temperature + 4e-6);
 

@@ -77,7 +77,8 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Large
       code_norm(catalog.quantised.code_norm),
       code_moment(catalog.quantised.code_moment),
       tolerance(catalog.quantised.tolerance),
-      n_items(catalog.n_items) {
+      n_items(catalog.n_items),
+      dim(catalog.dim) {
   const Quantised& codes = catalog.quantised;
   const int64_t groups = (catalog.dim + 3) / 4;
   std::vector<double> query(size_t(4 * groups), 0.0);

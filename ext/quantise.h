@@ -35,6 +35,7 @@ class CodeQuery {
   double own_rounding = 0.0, own_constant = 0.0;
   double max_scale, code_norm, code_moment, tolerance;  // the catalog's
   int64_t n_items;
+  int32_t dim;
 
  private:
   std::vector<int8_t> high, low;

@@ -194,7 +194,7 @@ def stated(
     own = 2.0**-22 * terms * 2.0 / norm
     moved = 2.0 / norm * residue * np.sqrt(meta["code_moment"]) * np.sqrt(variance) + own * scaled
     fixed = min(moved, (2.0 / norm * meta["code_norm"] * residue + own) * scaled)
-    fixed += scaled * 0.046 * eta * d**2
+    fixed += scaled * (0.046 * eta * d**2 + 2.0**-16 * np.sqrt(dim))
     fixed += mass * np.expm1(2.0**-22 * center_terms / temperature + 4e-6)
     return float(random + fixed), 2.0 * spread + window, window
 

@@ -264,6 +264,30 @@ class Column:
         raise AssertionError("by label, which may be another row")
 
 
+class TextColumn(Column):
+    """As polars' of text, whose array is as wide as the longest and drops a NUL at the end."""
+
+    dtype = "String"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
+        raise AssertionError("as wide as the longest")
+
+    def null_count(self) -> int:
+        return self.values.count(None)  # type: ignore[no-any-return]
+
+    def to_list(self) -> list[Any]:
+        return list(self.values)
+
+
+class NullableColumn(TextColumn):
+    """As polars' of integers: floats where some are missing."""
+
+    dtype = "Int64"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
+        return np.array([np.nan if each is None else each for each in self.values])
+
+
 class Table(Column):
     columns = ("item_id", "score")
 
@@ -293,6 +317,50 @@ class Tensor(Column):
 
     def float(self) -> Tensor:
         return Tensor(self.values, "sparse" if self.state == "sparse" else "plain")
+
+
+def test_columns_of_text_are_taken_by_value() -> None:
+    catalog = fr.Catalog(TextColumn(["a", "b"]), np.eye(2))
+    assert catalog.item_ids.tolist() == ["a", "b"]
+    call: dict[str, Any] = {"policy": fr.Deterministic()}
+    for unknown in ("a\0", "y" * 1_000_000):
+        ranking = catalog.rank([1.0, 0.0], 2, exclude=TextColumn([unknown] * 3), **call)
+        assert ranking.item_ids.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="item_ids: row 0: must not end in NUL"):
+        fr.Catalog(TextColumn(["a\0", "b"]), np.eye(2))
+    with pytest.raises(ValueError, match="exclude: row 1: expected int64 or str ids, got None"):
+        catalog.rank([1.0, 0.0], 2, exclude=TextColumn(["a", None]), **call)
+
+
+def test_missing_users_are_nobody_in_columns_too() -> None:
+    model = fr.Model(fr.Catalog([1, 2], np.eye(2)), [1, 2], np.eye(2))
+    assert model.find_users(NullableColumn([1, None, 2])).tolist() == [0, -1, 1]
+    with pytest.raises(ValueError, match="item_ids: row 1: expected int64 or str ids, got None"):
+        fr.Catalog(NullableColumn([1, None]), np.eye(2))
+
+
+@pytest.mark.parametrize("make", [list, np.array])
+def test_half_a_surrogate_pair_is_no_id(make: Callable[[Any], Any]) -> None:
+    """No log and no answer could hold it."""
+    with pytest.raises(ValueError, match="item_ids: row 1: must be text that UTF-8 can hold"):
+        fr.Catalog(make(["a", "b\ud800", "c"]), np.eye(3))
+    assert fr.Catalog(make(["a", "\U0001f600", "\ue000"]), np.eye(3)).item_ids[1] == "\U0001f600"
+
+
+def test_integers_that_python_does_not_write_are_named() -> None:
+    huge = 10**5_000
+    catalog = fr.Catalog([1, 2], np.eye(2))
+    call: dict[str, Any] = {"policy": fr.Deterministic()}
+    calls: dict[str, Callable[[], Any]] = {
+        "exclude": lambda: catalog.rank([1.0, 0.0], 2, exclude=[huge], **call),
+        "item_ids": lambda: fr.Catalog([huge, 1], np.eye(2)),
+        "seed": lambda: catalog.rank([1.0, 0.0], 2, seed=huge, **call),
+        "k": lambda: catalog.rank([1.0, 0.0], -huge, **call),
+        "temperature": lambda: fr.PlackettLuce(huge),
+    }
+    for name, attempt in calls.items():
+        with pytest.raises(ValueError, match=f"{name}: .*an integer of 16610 bits"):
+            attempt()
 
 
 @pytest.mark.parametrize("make", [Column, Tensor, lambda v: Tensor(v, "plain")])

@@ -21,9 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "starting": set(),
     "extras": set(),
     # The core.
-    "policies": set(),
-    "ranking": {"policies"},
     "inputs": set(),
+    "policies": {"inputs"},
+    "ranking": {"policies"},
     "ids": {"inputs", "_native"},
     "store": set(),
     "files": set(),

@@ -115,7 +115,8 @@ def as_ids(name: str, values: Ids) -> IdArray:
     ValueError
         Naming the row, for an id that cannot be kept: longer than `MAX_LENGTH`, so much longer
         than the others that all of them would take 16 times their own bytes (and more than 64 MiB),
-        or with a NUL at the end, which NumPy drops.
+        with a NUL at the end, which NumPy drops, or with half a surrogate pair, which no encoding
+        has.
     """
     ids = listed(name, values, ordered=True)
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
@@ -137,7 +138,14 @@ def as_ids(name: str, values: Ids) -> IdArray:
         if row >= 0:
             raise ValueError(f"{name}: row {row}: must not end in NUL, got {shown(ids[row])}")
     # One dtype for one content, whatever width or byte order it came in.
-    return np.ascontiguousarray(ids, dtype=f"U{width}")
+    array = np.ascontiguousarray(ids, dtype=f"U{width}")
+    halves = (array.view(np.uint32) - np.uint32(0xD800) < 0x800).reshape(len(array), width)
+    if halves.any():
+        row = int(np.flatnonzero(halves.any(axis=1))[0])
+        raise ValueError(
+            f"{name}: row {row}: must be text that UTF-8 can hold, got {shown(ids[row])}"
+        )
+    return array
 
 
 def text_array(texts: list[str]) -> IdArray:

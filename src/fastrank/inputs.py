@@ -47,7 +47,10 @@ _NAMED_COLUMNS = 5  # of a table, in an error
 
 def shown(value: object) -> str:
     """The repr of a value, cut where it is long: a stranger's may be of any length."""
-    return _SHORT.repr(value)
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
 
 
 def as_column(
@@ -84,6 +87,9 @@ def as_column(
     if isinstance(values, str | bytes | bytearray | memoryview | np.generic):
         raise ValueError(f"{name}: expected {expected}, got {shown(values)}")
     if hasattr(kind, "__array__"):
+        items = _own_list(name, values)
+        if items is not None:
+            return items
         array = _as_array(name, values)
         if array.ndim:
             return array
@@ -112,6 +118,27 @@ def _columns_of(values: Any) -> str | None:
     listed = [str(each) for each in names]
     more = ", ..." if len(listed) > _NAMED_COLUMNS else ""
     return ", ".join(listed[:_NAMED_COLUMNS]) + more
+
+
+def _own_list(name: str, values: Any) -> list[Any] | None:
+    """The values of a column whose array would be another: None for any other.
+
+    polars makes text as wide as the longest, without a NUL at its end; of integers some of which
+    are missing polars, pyarrow and pandas make floats.
+    """
+    kind, dtype = type(values), getattr(values, "dtype", None)
+    try:
+        if hasattr(kind, "null_count"):  # polars' and pyarrow's
+            missing = values.null_count() if callable(values.null_count) else values.null_count
+            if missing or str(dtype) in ("String", "Utf8"):
+                return list((values.to_pylist if hasattr(kind, "to_pylist") else values.to_list)())
+        elif hasattr(dtype, "na_value") and hasattr(kind, "isna") and values.isna().any():
+            return list(values.tolist())  # pandas'
+    except MemoryError:
+        raise
+    except Exception as error:  # its own library's, whatever that raises
+        raise ValueError(f"{name}: not a column: {_first_line(error)}") from None
+    return None
 
 
 def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
@@ -268,7 +295,7 @@ def as_count(name: str, value: object, low: int = 1) -> int:
     except TypeError:
         raise ValueError(f"{name}: expected an integer, got {value!r}") from None
     if number < low:
-        raise ValueError(f"{name}: must be at least {low}, got {number}")
+        raise ValueError(f"{name}: must be at least {low}, got {shown(number)}")
     return number
 
 
@@ -276,7 +303,7 @@ def as_seed(name: str, value: object) -> int:
     """An integer in [0, 2**64)."""
     seed = as_count(name, value, low=0)
     if seed >= 2**64:
-        raise ValueError(f"{name}: must be below 2**64, got {seed}")
+        raise ValueError(f"{name}: must be below 2**64, got {shown(seed)}")
     return seed
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
+from fastrank.inputs import shown
+
 __all__ = [
     "INFERENCE_TYPES",
     "MAX_TEMPERATURE",
@@ -34,13 +36,13 @@ Sampler = Literal["gumbel", "sequential", "cached"]
 
 def _real(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name}: expected a real number, got {value!r}")
+        raise ValueError(f"{name}: expected a real number, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
-        raise ValueError(f"{name}: must lie in [{low:g}, {high:g}], got {value!r}")
+        raise ValueError(f"{name}: must lie in [{low:g}, {high:g}], got {shown(value)}")
     return number
 
 

@@ -292,6 +292,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("k: must be at least 1", {"k": 0}),
     ("k: the ranking has 5 places, got k = 4", {"k": 4}),
     ("k: expected an integer", {"k": 5.0}),
+    ("k: must fit int64, got 9", {"k": 2**63}),  # or the row would be lost when it is written
+    ("n_candidates: must fit int64, got 1", {"n_candidates": 2**70}),
     ("request_id: expected a str, got 7", {"request_id": 7}),
     ("request_id: must not be empty", {"request_id": ""}),
     ("request_id: not text that UTF-8 can hold", {"request_id": "\ud800"}),
@@ -429,6 +431,11 @@ class TestIds:
 
 
 class TestArguments:
+    @pytest.mark.parametrize("batch", [5, None, "ab", {"a": 1}])
+    def test_what_is_no_batch_is_refused(self, batch: Any, tmp_path: Path) -> None:
+        with LogWriter(tmp_path) as log, pytest.raises(ValueError, match="batch: expected a"):
+            log.append_batch(batch, k=1)
+
     @pytest.mark.parametrize(("message", "changes"), BAD)
     def test_bad_ones_are_refused_and_leave_no_trace(
         self, message: str, changes: dict[str, Any], ranking: Ranking, tmp_path: Path

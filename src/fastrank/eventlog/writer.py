@@ -300,7 +300,7 @@ class LogWriter:
             raise ValueError(f"ranking: expected a Ranking, got {ranking!r}")
         kind, item_ids = items_of(ranking)
         length = len(ranking.item_ids)
-        k = as_count("k", k)
+        k = _as_int64("k", k, low=1)
         if length > k:
             raise ValueError(f"k: the ranking has {length} places, got k = {k}")
         if request_id is None:
@@ -328,7 +328,7 @@ class LogWriter:
         if latency_us is not None:
             latency_us = as_positive("latency_us", latency_us)
         if n_candidates is not None:
-            n_candidates = as_count("n_candidates", n_candidates, low=0)
+            n_candidates = _as_int64("n_candidates", n_candidates, low=0)
         if user_temperature is not None:
             user_temperature = as_positive("user_temperature", user_temperature, above=0.0)
         if reward_kind is not None:
@@ -431,6 +431,8 @@ class LogWriter:
         -------
         list of str, length b
         """
+        if not isinstance(batch, RankingBatch | Sequence) or isinstance(batch, str | bytes):
+            raise ValueError(f"batch: expected a RankingBatch, or Rankings, got {shown(batch)}")
         given: dict[str, Any] = {}
         for name, argument, values in (
             ("request_id", "request_ids", request_ids),
@@ -707,6 +709,14 @@ class LogWriter:
 
 
 _WRITERS: weakref.WeakSet[LogWriter] = weakref.WeakSet()
+
+
+def _as_int64(name: str, value: object, low: int) -> int:
+    """A count that a column can hold: what cannot be written must not wait to be."""
+    number = as_count(name, value, low)
+    if number >= 2**63:
+        raise ValueError(f"{name}: must fit int64, got {shown(number)}")
+    return number
 
 
 def _after_fork_in_child() -> None:

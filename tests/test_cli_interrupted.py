@@ -38,7 +38,7 @@ def interrupted_in(module: str, folder: Path, *command: str) -> Any:
 @pytest.mark.parametrize("way", ["-m fastrank", "script"])
 def test_while_it_is_loaded(module: str, way: str, tmp_path: Path) -> None:
     if way == "script" and not SCRIPT.exists():
-        pytest.skip(f"there is no {SCRIPT}")
+        pytest.skip(f"not installed by pip, which makes the script: there is no {SCRIPT}")
     command = [str(SCRIPT)] if way == "script" else [sys.executable, "-m", "fastrank"]
     done = interrupted_in(module, tmp_path, *command, "rank", "--help")
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

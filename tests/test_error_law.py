@@ -35,7 +35,8 @@ CHANCES = np.where(_SIZE <= 0.5, 0.75 - _SIZE**2, 0.5 * np.maximum(1.5 - _SIZE, 
 def cumulant(a: float) -> FloatArray:
     """log E exp(a e), for each fraction."""
     most = 1.5 * abs(a)
-    return np.log((CHANCES * np.exp(a * ERRORS - most)).sum(axis=0)) + most  # type: ignore[no-any-return]
+    values: FloatArray = np.log((CHANCES * np.exp(a * ERRORS - most)).sum(axis=0)) + most
+    return values
 
 
 # Facts (1) to (4). Fractions f and 1 - f have opposite errors, so positive a are enough.

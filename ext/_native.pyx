@@ -616,7 +616,7 @@ def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] 
 
 def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] columns,
              uint8_t[:, :, :, ::1] codes, float[::1] scales, float[:, ::1] kept):
-    """Fills codes, scales and `kept` with vectors (m, dim) from item `first` on.
+    """Fills codes, scales and `kept`, which begin with item `first`, with vectors (m, dim).
 
     Returns (flat index of the first element that is not finite or -1, and the largest squared norm,
     code error, code norm and scale).
@@ -624,7 +624,8 @@ def quantise(const float[:, ::1] vectors, int64_t first, const float[:, ::1] col
     cdef int64_t bad, count = vectors.shape[0]
     cdef int32_t dim = <int32_t>vectors.shape[1]
     cdef Extremes found = Extremes(0.0, 0.0, 0.0, 0.0)
-    if (codes.shape[1] != (dim + 3) // 4 or first < 0 or first + count > kLanes * codes.shape[0]
+    if (codes.shape[1] != (dim + 3) // 4 or first < 0 or first % kLanes
+            or count > kLanes * codes.shape[0]
             or scales.shape[0] != kLanes * codes.shape[0] or kept.shape[0] != scales.shape[0]
             or kept.shape[1] != 4 * codes.shape[1] or columns.shape[0] != 2
             or columns.shape[1] != dim):

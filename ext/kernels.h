@@ -208,8 +208,9 @@ struct Extremes {
   double code_error, code_norm, scale;
 };
 
-// Fills codes, scales and kept vectors from item `first` on, for vectors (n_rows, dim). Returns
-// and `extremes` as `pack`. What spare lanes hold is the caller's: codes of 128, scales of 0.
+// Fills codes, scales and kept vectors, which begin with item `first`, for vectors (n_rows, dim);
+// `first` is a panel's first item. Returns and `extremes` as `pack`. What spare lanes hold is the
+// caller's: codes of 128, scales of 0.
 int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t first,
                  const float* center, const float* unit, uint8_t* codes, float* scales,
                  float* kept, Extremes* extremes);

@@ -45,7 +45,7 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
       largest = std::max(largest, std::fabs((double(vector[c]) - center[c]) / unit[c]));
     }
     const float scale = std::max(float(largest / kLargestCode), kSmallestScale);
-    uint8_t* code = codes + item / kLanes * groups * 4 * kLanes + item % kLanes * 4;
+    uint8_t* code = codes + row / kLanes * groups * 4 * kLanes + row % kLanes * 4;
     double error = 0.0, norm = 0.0;
     for (int64_t g = 0; g < groups; ++g) {
       const Block random = philox4x32_10(
@@ -62,8 +62,8 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
         code[g * 4 * kLanes + j] = uint8_t(int(whole) + 128);
       }
     }
-    scales[item] = scale;
-    std::memcpy(kept + item * stride, vector, sizeof(float) * size_t(dim));
+    scales[row] = scale;
+    std::memcpy(kept + row * stride, vector, sizeof(float) * size_t(dim));
     extremes->square = std::max(extremes->square, square);
     extremes->code_error = std::max(extremes->code_error, std::sqrt(error));
     extremes->code_norm = std::max(extremes->code_norm, std::sqrt(norm));

@@ -50,8 +50,8 @@ class Overlay {
         inv_temperature_(1.0 / temperature),
         start_empty_(start_empty),
         interrupt_(interrupt),
-        changed_(expected),
-        lanes_(expected) {}
+        changed_(std::min(expected, size_t(2 * leaves_))),
+        lanes_(std::min(expected, size_t(leaves_))) {}
 
   // Changes many items at once: marks their panels, then their ancestors level by level.
   void set(const int64_t* positions, int64_t count, bool present) {

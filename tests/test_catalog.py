@@ -195,6 +195,7 @@ BAD_CATALOGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "bool bias": ({"bias": [True, False, True]}, ("bias", "bool")),
     "storage": ({"storage": "float16"}, ("storage", "float16")),
     "storage type": ({"storage": None}, ("storage", "None")),
+    "storage array": ({"storage": np.array(["int8", "int8"])}, ("storage", "array(['int8'")),
     "cache_bytes": ({"cache_bytes": -1}, ("cache_bytes", "-1")),
     "cache_bytes type": ({"cache_bytes": 1.5}, ("cache_bytes", "1.5")),
 }

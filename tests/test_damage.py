@@ -33,18 +33,23 @@ def model_of(ids: Any = None, *, prior: bool = False, n: int = N) -> fr.Model:
         prior=rng.standard_normal(n) if prior else None,
     )
     users = rng.standard_normal((USERS, 3))
-    titles = [f"title {i}" for i in range(n)]
+    titles = [f"títle {i}" for i in range(n)]
     return fr.Model(catalog, np.arange(USERS), users, item_titles=titles)
 
 
-def saved(model: fr.Model, directory: Path, changes: Mapping[str, Callable[[Array], Any]]) -> Path:
-    """A directory with these arrays changed, and every hash that of what is there."""
+def saved(
+    model: fr.Model,
+    directory: Path,
+    changes: Mapping[str, Callable[[Array], Any]],
+    stated: Mapping[str, float] | None = None,
+) -> Path:
+    """A directory with these arrays and statements changed, and every hash of what is there."""
     catalog = model.catalog
     arrays = {k: v.copy() for k, v in {**catalog._arrays, **model._arrays}.items()}
     for name, change in changes.items():
         change(arrays[name])
     digests = {name: store.array_digest(array) for name, array in arrays.items()}
-    meta = {**catalog._meta, "model_version": model.version}
+    meta = {**catalog._meta, "model_version": model.version, **(stated or {})}
     store.write(directory, meta, arrays, digests)
     return directory
 
@@ -183,7 +188,7 @@ def test_titles_from_outside_their_text(tmp_path: Path, change: Callable[[Array]
     model = fr.Model.open(saved(model_of(), tmp_path / "m", {"title_offsets": change}))
     with pytest.raises(ValueError, match=r"^damaged: title_offsets: row 7 is "):
         model.titles([7])
-    assert model.titles([1, 20]) == ["title 1", "title 20"]
+    assert model.titles([1, 20]) == ["títle 1", "títle 20"]
 
 
 # ---- What the native core is given -----------------------------------------------------------
@@ -277,6 +282,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Array], None], str]] = {
     "titles' start": ("title_offsets", put(0, -1), "entry 0 is -1"),
     "titles, descending": ("title_offsets", put(8, 3), "entry 8 is 3"),
     "titles, past the end": ("title_offsets", put(N, 10**12), f"entry {N} is 1000000000000"),
+    "titles, in the middle": ("title_offsets", put(1, 2), "entry 1 is 2, within a character"),
+    "titles, not text": ("title_text", put(900, 0xFF), "not UTF-8 text"),
     "panels": ("panels", put((2, 1, 5), np.nan), r"entry \[2, 1, 5\] is nan"),
     "panels, longer": ("panels", put((2, 1, 5), 1e9), "a norm is 1e\\+09"),
     "bias": ("bias", put(4, np.inf), r"entry \[4\] is inf"),
@@ -302,6 +309,11 @@ def test_verify_names_the_file(tmp_path: Path, damage: str) -> None:
         ("scales", put(3, 1e9), "a scale is 1e"),
         ("vectors", put((9, 1), np.inf), r"entry \[9, 1\] is inf"),
         ("columns", put((1, 1), 0.0), "entry 1 is 0.0"),
+        ("codes", put((5, 0, 3, 1), 130), r"entry \[5, 0, 3, 1\] is 130: packing makes it "),
+        ("codes", put((-1, 0, 15, 0), 130), r"entry \[62, 0, 15, 0\] is 130: packing makes it 128"),
+        ("codes", lambda codes: codes[9].fill(128), r"entry \[9, 0, "),
+        ("scales", put(3, 1e-3), r"entry \[3\] is 0.001: packing makes it "),
+        ("vectors", put((700, 3), 1.0), r"entry \[700, 3\] is 1: packing makes it 0"),
     ],
 )
 def test_verify_looks_into_codes(
@@ -319,8 +331,31 @@ def test_verify_looks_into_codes(
         fr.Model.open(saved(model, tmp_path / "m", {name: change}), verify=True)
 
 
-def test_verify_finds_nothing_in_what_was_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fact", packing.META["int8"])
+def test_verify_holds_the_manifest_to_the_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fact: str
+) -> None:
+    """Of which it states bounds: with less than is true, propensities would be off unnoticed."""
+    monkeypatch.setattr(packing, "CODED_FROM", 1)
+    vectors = np.random.default_rng(0).standard_normal((N, 3))
+    model = fr.Model(fr.Catalog(np.arange(N), vectors, storage="int8"), [1], [[1.0, 0.0, 0.0]])
+    more = {fact: 1.01 * model.catalog._meta[fact]}
+    less = {fact: 0.99 * model.catalog._meta[fact]}
+    for stated in (more, less):
+        directory = saved(model, tmp_path / "m", {}, stated)
+        with pytest.raises(ValueError, match=rf"damaged: .*manifest states (a {fact} of|at most)"):
+            fr.Model.open(directory, verify=True)
+
+
+def test_verify_finds_nothing_in_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "CODED_FROM", 1)
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 4096)
+    rows = np.random.default_rng(0).standard_normal((N, 7)) * 10.0 ** np.arange(-3, 4)
+    coded = fr.Catalog(np.arange(N), rows, storage="int8", prior=rows[:, 0])
     for model in (
+        fr.Model(coded, [1], [np.ones(7)]),
         model_of(),
         model_of(prior=True),
         model_of([f"item {i}" for i in range(N)]),

@@ -194,6 +194,6 @@ def test_a_build_looks_up_between_blocks() -> None:
     """To copy a block into panels takes milliseconds; signals are seen after each."""
     for dim in (1, 64, 4096):
         rows = np.broadcast_to(np.float32(1.0), (200_000, dim))
-        block = next(packing._blocks(rows, None))[1]
+        block = next(packing.blocks(rows))[1]
         assert block.nbytes <= 16 << 20
         assert len(block) % 16 == 0

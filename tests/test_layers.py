@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": set(),
     "files": set(),
     "packing": {"inputs", "_native"},
-    "contents": {"_native"},
+    "contents": {"packing", "_native"},
     "catalog": {"policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"},
     "model": {"policies", "ranking", "ids", "inputs", "contents", "store", "catalog"},
     # Around it.

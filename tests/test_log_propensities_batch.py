@@ -90,6 +90,16 @@ def test_lists_and_unknown_items() -> None:
     assert found[0, 1].tolist() == [-np.inf, -np.log(300)]
 
 
+def test_one_long_ranking_among_many_is_refused() -> None:
+    """Its length is paid for by all: 16 times what they hold is, and 128 MiB a policy."""
+    items, policies = catalog("plain"), [fr.Uniform()]
+    rankings = [[0]] * 900 + [range(20_000)]
+    with pytest.raises(ValueError, match=r"item_ids\[900\]: its 20,000 places make each of 901 "):
+        items.log_propensities_batch(np.zeros((901, 7)), rankings, policies=policies)
+    few = items.log_propensities_batch(np.zeros((101, 7)), rankings[800:], policies=policies)
+    assert few.shape == (1, 101, 20_000)
+
+
 def test_nothing_to_do() -> None:
     items = catalog("plain")
     assert items.log_propensities_batch(np.zeros((0, 7)), [], policies=POLICIES).shape == (6, 0, 0)

@@ -245,6 +245,19 @@ def test_seeds_that_draw_something_else_are_named(tmp_path: Path) -> None:
     assert found.passed
 
 
+def test_why_rows_of_an_older_version_are_not_drawn_again(tmp_path: Path) -> None:
+    log = altered(
+        write(tmp_path, fr.PlackettLuce(0.7)),
+        lambda rows: rows.update(rng_version=[1] * len(rows["seed"])),
+    )
+    found = ope.audit(log, [MODEL])
+    assert found.passed
+    [check] = [check for check in found.checks if check.name == "seeds draw"]
+    assert check.outcome == "not done"
+    assert check.message.startswith("no sampled row could be drawn again; ")
+    assert check.message.endswith(" were drawn by rng_version 1: this fastrank draws by 2")
+
+
 def test_unknown_policies_cannot_be_judged(tmp_path: Path) -> None:
     log = altered(
         write(tmp_path, fr.PlackettLuce(0.7)),

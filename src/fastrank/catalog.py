@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
-from fastrank.ids import IdArray, IdIndex, Ids, Positions, as_ids
+from fastrank.ids import PADDING, IdArray, IdIndex, Ids, Positions, as_ids, is_compact
 from fastrank.inputs import (
     Float32Array,
     as_bias,
@@ -29,6 +29,7 @@ from fastrank.inputs import (
     as_seed,
     draw_seed,
     draw_seeds,
+    shown,
 )
 from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
 from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
@@ -107,9 +108,9 @@ class Catalog:
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
         prior: npt.ArrayLike | None = None,
     ) -> None:
-        if storage not in packing.STORAGES:
+        if not isinstance(storage, str) or storage not in packing.STORAGES:
             raise ValueError(
-                f"storage: expected one of {', '.join(packing.STORAGES)}; got {storage!r}"
+                f"storage: expected one of {', '.join(packing.STORAGES)}; got {shown(storage)}"
             )
         rows = as_real("vectors", vectors)
         if rows.ndim != 2 or 0 in rows.shape:
@@ -610,7 +611,9 @@ class Catalog:
         ----------
         queries : array_like of real numbers, shape (b, d)
         item_ids : sequence of b (array_like of ids)
-            Each user's ranking, best place first; of any length.
+            Each user's ranking, best place first; of any length. Where one is so much longer than
+            the others that the result would take more than 128 MiB a policy, and 16 times what
+            they hold, it is refused: pass it by itself.
         policies : sequence of p (Policy, or sequence of b Policy)
         exclude, allow : sequence of b (array_like of ids or None), optional
         bias : array_like of real numbers, shape (n,) or (b, n), optional
@@ -654,6 +657,12 @@ class Catalog:
         allowed = self._find_each("allow", allow, b)
         biases = self._biases(bias, b)
         places = max(map(len, rankings), default=0)
+        if not is_compact(b, places, sum(map(len, rankings))):
+            row = max(range(b), key=lambda i: len(rankings[i]))
+            raise ValueError(
+                f"item_ids[{row}]: its {places:,} places make each of {b:,} rankings as wide, over"
+                f" {PADDING} times what they hold in all; pass it by itself"
+            )
         result = np.full((len(specs), b, places), np.nan)
         table, before = self._packed, None
         for i, positions in enumerate(rankings):

@@ -6,13 +6,15 @@ was fit to be written: whoever can write files can write hashes, too.
 
 from __future__ import annotations
 
+import codecs
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrank import _native
+from fastrank import _native, packing
 
 __all__ = ["check", "check_permutation", "panel_rows_of"]
 
@@ -42,6 +44,8 @@ def check(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
             _check_one(name, array, arrays, manifest)
         except ValueError as error:
             raise ValueError(f"damaged: {manifest['arrays'][name]['file']}: {error}") from None
+    if "codes" in arrays:  # when what they are made of is known to be sound
+        _check_codes(manifest, arrays)
 
 
 def check_permutation(rows: Positions) -> None:
@@ -72,8 +76,10 @@ def _check_one(
             wrong = np.flatnonzero(array != panel_rows_of(arrays["rows"]))
             if wrong.size:
                 raise ValueError(f"entry {wrong[0]} is not the lowest of its panel's rows")
+        case "title_text":
+            _check_text(array)
         case "title_offsets":
-            _check_offsets(array, len(arrays["title_text"]))
+            _check_offsets(array, arrays["title_text"])
         case "panels" | "vectors":
             _check_vectors(array, manifest["max_norm"])
         case "user_vectors":
@@ -112,13 +118,27 @@ def _check_order(order: Positions, ids: Array) -> None:
         )
 
 
-def _check_offsets(offsets: Positions, size: int) -> None:
+def _check_text(text: Array) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for first, block in _blocks(text):
+        try:
+            decoder.decode(block.tobytes(), final=first + len(block) == len(text))
+        except UnicodeDecodeError:
+            raise ValueError(f"not UTF-8 text, after {first} bytes that are") from None
+
+
+def _check_offsets(offsets: Positions, text: Array) -> None:
+    size = len(text)
     steps = np.diff(offsets, prepend=0)
     wrong = np.flatnonzero((steps < 0) | (offsets < 0) | (offsets > size))
     if wrong.size:
         raise ValueError(
             f"does not ascend from 0 to {size}: entry {wrong[0]} is {offsets[wrong[0]]}"
         )
+    starts = text[np.minimum(offsets, size - 1)]
+    wrong = np.flatnonzero((offsets < size) & (starts & 0xC0 == 0x80))
+    if wrong.size:
+        raise ValueError(f"entry {wrong[0]} is {offsets[wrong[0]]}, within a character")
 
 
 def _check_vectors(vectors: Array, longest: float) -> None:
@@ -127,6 +147,34 @@ def _check_vectors(vectors: Array, longest: float) -> None:
         _check_finite(block, first)
         norms = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1))
         _check_bound(norms, "a norm", longest)
+
+
+def _check_codes(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """That they are what packing makes of the vectors, and the manifest says of them what is true.
+
+    O(n d): they are made again.
+    """
+    n_items, dim = manifest["n_items"], manifest["dim"]
+    extremes = np.zeros(4)
+    for first, block in packing.blocks(arrays["vectors"][:n_items, :dim]):
+        made, _, found = packing.quantised(block, first, arrays["columns"])
+        extremes = np.maximum(extremes, found)
+        for name, right in made.items():
+            start = packing.start_of(name, first)
+            kept = arrays[name][start : start + len(right)]
+            wrong = np.argwhere(kept != right)
+            if wrong.size:
+                at = tuple(wrong[0].tolist())
+                raise ValueError(
+                    f"damaged: {manifest['arrays'][name]['file']}: entry"
+                    f" {[at[0] + start, *at[1:]]} is {kept[at]:g}: packing makes it {right[at]:g}"
+                )
+    for name, value in packing.code_facts(extremes.tolist(), arrays["codes"], dim).items():
+        if not math.isclose(manifest[name], value, rel_tol=1e-6):
+            raise ValueError(
+                f"damaged: the manifest states a {name} of {manifest[name]:g}, where that of the"
+                f" codes is {value:g}"
+            )
 
 
 def _blocks(array: Array) -> Iterator[tuple[int, Array]]:

@@ -13,7 +13,15 @@ import numpy.typing as npt
 from fastrank import contents, store
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdArray, IdIndex, Ids, as_ids
-from fastrank.inputs import Float32Array, as_column, as_finite, as_float32, as_real, shown
+from fastrank.inputs import (
+    Float32Array,
+    as_column,
+    as_count,
+    as_finite,
+    as_float32,
+    as_real,
+    shown,
+)
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, PlackettLuce, Policy
 from fastrank.ranking import Ranking
 
@@ -226,7 +234,8 @@ class Model:
         >>> model.users_starting_with("1")
         [11, 117]
         """
-        found: list[Any] = self._index.ids[self._index.starting_with(prefix, limit)].tolist()
+        rows = self._index.starting_with(prefix, as_count("limit", limit, low=0))
+        found: list[Any] = self._index.ids[rows].tolist()
         return found
 
     def temperature_at(self, row: int) -> float:

@@ -5,7 +5,7 @@ A panel is 16 items, dimension by dimension; ``ext/kernels.h`` gives both layout
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +14,10 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.inputs import Float32Array
 
-__all__ = ["CODED_FROM", "META", "STORAGES", "Arrays", "Meta", "expected", "kept_as", "pack"]
+__all__ = [
+    *("CODED_FROM", "META", "STORAGES", "Arrays", "Meta"),
+    *("blocks", "code_facts", "expected", "kept_as", "pack", "quantised", "start_of"),
+]
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Meta: TypeAlias = dict[str, float]
@@ -55,41 +58,74 @@ def pack(
     }
     if storage == "float32":
         max_square = 0.0
-        for first, block in _blocks(rows, order):
+        for first, block in blocks(rows, order):
             bad, square = _native.pack(block, first, arrays["panels"])
             _refuse(rows, order, first, bad)
             max_square = max(max_square, square)
         meta = {"max_norm": float(np.sqrt(max_square))}
     else:
         arrays["columns"][:] = _columns(rows)
-        arrays["codes"][-1] = _NO_CODE  # and nothing in the spare lanes
-        arrays["scales"][n_items:] = 0.0
-        arrays["vectors"][n_items:] = 0.0
-        arrays["vectors"][:, dim:] = 0.0
         extremes = np.zeros(4)
-        for first, block in _blocks(rows, order):
-            found = _native.quantise(
-                block,
-                first,
-                arrays["columns"],
-                arrays["codes"],
-                arrays["scales"],
-                arrays["vectors"],
-            )
-            _refuse(rows, order, first, found[0])
-            extremes = np.maximum(extremes, found[1:])
-        square, error, norm, scale = extremes.tolist()
-        # A rounding of float64 above what was found: they are to be bounds.
-        meta = {
-            "max_norm": float(np.sqrt(square)),
-            "code_error": error * (1.0 + 1e-9),
-            "code_norm": norm * (1.0 + 1e-9),
-            "code_moment": _moment(arrays["codes"], dim),
-            "max_scale": scale,
-        }
+        for first, block in blocks(rows, order):
+            made, bad, found = quantised(block, first, arrays["columns"])
+            _refuse(rows, order, first, bad)
+            for name, part in made.items():
+                start = start_of(name, first)
+                arrays[name][start : start + len(part)] = part
+            extremes = np.maximum(extremes, found)
+        meta = code_facts(extremes.tolist(), arrays["codes"], dim)
     for array in arrays.values():
         array.flags.writeable = False
     return arrays, meta
+
+
+def quantised(
+    rows: Float32Array, first: int, columns: Float32Array
+) -> tuple[Arrays, int, tuple[float, ...]]:
+    """Codes, scales and vectors of some rows, whole panels of them, as `expected` has them.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (m, d)
+    first : int
+        Which item they begin with: a panel's first.
+    columns : ndarray of float32, shape (2, d)
+
+    Returns
+    -------
+    arrays : dict
+        Nothing is in spare lanes: codes of 0, scales of 0.
+    bad : int
+        Flat index of the first element that is not finite; -1 if all are.
+    extremes : tuple of float
+        The largest squared norm, code error, code norm and scale.
+    """
+    made = {
+        name: np.zeros(shape, dtype)
+        for name, (shape, dtype) in expected("int8", *rows.shape).items()
+        if name != "columns"
+    }
+    made["codes"][-1] = _NO_CODE
+    bad, *extremes = _native.quantise(rows, first, columns, *made.values())
+    return made, bad, tuple(extremes)
+
+
+def start_of(name: str, first: int) -> int:
+    """Where an array of int8 storage has what belongs to the panel that begins with an item."""
+    return first // _native.LANES if name == "codes" else first
+
+
+def code_facts(extremes: Sequence[float], codes: npt.NDArray[np.uint8], dim: int) -> Meta:
+    """What the kernels must know of all codes, from what `quantised` found of all parts."""
+    square, error, norm, scale = extremes
+    # A rounding of float64 above what was found: they are to be bounds.
+    return {
+        "max_norm": float(np.sqrt(square)),
+        "code_error": float(error) * (1.0 + 1e-9),
+        "code_norm": float(norm) * (1.0 + 1e-9),
+        "code_moment": _moment(codes, dim),
+        "max_scale": float(scale),
+    }
 
 
 def expected(storage: str, n_items: int, dim: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
@@ -129,9 +165,10 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def _blocks(
-    rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None
+def blocks(
+    rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None = None
 ) -> Iterator[tuple[int, Float32Array]]:
+    """Whole panels of rows (n, d), in this order, as float32; and which item each begins with."""
     lanes = _native.LANES
     step = max(1, _BLOCK_BYTES // (4 * rows.shape[1] * lanes)) * lanes  # whole panels
     for first in range(0, len(rows), step):

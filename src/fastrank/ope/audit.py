@@ -191,6 +191,7 @@ class _Sample:
         self._named, self._propensities, self._drawn = _Tally(), _Tally(), _Tally()
         self._not_judged: Counter[str] = Counter()
         self._weights: list[float] = []
+        self._other_versions: Counter[int] = Counter()
 
     @property
     def rows(self) -> int:
@@ -255,7 +256,10 @@ class _Sample:
             i,
             f"log-propensity {logged[worst]:.6g} at place {worst + 1}, computed {again[worst]:.6g}",
         )
-        if batch.value("rng_version", i) == RNG_VERSION and batch.value("seed", i) is not None:
+        rng_version = batch.value("rng_version", i)
+        if rng_version not in (None, RNG_VERSION):
+            self._other_versions[rng_version] += 1
+        elif batch.value("seed", i) is not None and rng_version is not None:
             ranking = catalog.rank(
                 query.vector,
                 int(batch.k[i]),
@@ -307,11 +311,15 @@ class _Sample:
         elif found.outcome == "passed" and left > 0.05 * self.rows:
             found = Check(found.name, "warning", self.rows + left, left, found.message)
         yield found
+        others = "".join(
+            f"; {count:,} were drawn by rng_version {version}: this fastrank draws by {RNG_VERSION}"
+            for version, count in sorted(self._other_versions.items())
+        )
         yield self._drawn.check(
             "seeds draw",
-            "sampled rows are drawn again by their seed",
-            "sampled rows are not what their seed draws",
-            "no sampled row could be drawn again",
+            f"sampled rows are drawn again by their seed{others}",
+            f"sampled rows are not what their seed draws{others}",
+            f"no sampled row could be drawn again{others}",
             outcome="warning",  # another instruction set may round, and then draw, differently
         )
         yield self._mean_weight()

@@ -22,7 +22,7 @@ from benchmarks import calls
 from benchmarks.workloads import synthetic
 
 # isort: split
-from fastrank.catalog import _spec
+from fastrank.ranker import spec_of
 
 SAMPLES_A_SECOND = 4000
 
@@ -31,7 +31,7 @@ def spin(name: str, n: int, k: int, seconds: float) -> None:
     """Rankings one after another, once the parent has been told that the catalog stands."""
     workload = synthetic(n)
     packed = workload.catalog._packed
-    spec = _spec(calls.own_policy(name, workload.temperature))
+    spec = spec_of(calls.own_policy(name, workload.temperature))
     print("ready", flush=True)
     done, start = 0, time.perf_counter()
     while time.perf_counter() < start + seconds:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 import fastrank as fr
 from fastrank import _native
-from fastrank.catalog import _spec
+from fastrank.ranker import spec_of
 from fastrank.inputs import as_count, as_float32, draw_seed
 
 Positions: TypeAlias = npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ def layers(
 ) -> Mapping[str, Call]:
     """The whole call, and its layers as `Catalog.rank` calls them one after another."""
     catalog, query, n = workload.catalog, workload.query, len(workload)
-    index, packed, spec = catalog._index, catalog._packed, _spec(policy)
+    index, packed, spec = catalog._index, catalog._packed, spec_of(policy)
     allowed, excluded = catalog._find("allow", allow), catalog._find("exclude", exclude)
     eligible, n_eligible = catalog._eligible(excluded, allowed)
     # One and the same draw again and again would train the CPU's branch predictor.
@@ -81,7 +81,7 @@ def layers(
         "whole call": whole,
         "check the query": partial(as_float32, "query", query, (catalog.dim,)),
         "check k, draw a seed": lambda: (as_count("k", k), draw_seed()),
-        "policy to kernel terms": partial(_spec, policy),
+        "policy to kernel terms": partial(spec_of, policy),
     }
     for name, ids in (("allow", allow), ("exclude", exclude)):
         if ids is not None:

@@ -29,7 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "packing": {"inputs", "_native"},
     "contents": {"packing", "_native"},
-    "catalog": {"policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"},
+    "trees": set(),
+    "ranker": {"policies", "ranking", "ids", "inputs", "trees", "_native"},
+    "catalog": {
+        *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
+        *("ranker", "trees"),
+    },
     "model": {"policies", "ranking", "ids", "inputs", "contents", "store", "catalog"},
     # Around it.
     "opening": {"store", "catalog", "model"},

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.policies import law_of
 from fastrank_serving.messages import ProblemError
 
 __all__ = ["Engine", "Job", "Ranked"]
@@ -38,6 +39,18 @@ _ENTRY, _SEQUENTIAL, _TREE = 3_500, 70, 100
 # Of a pass: about a second, so that nobody waits long for those that it was joined with.
 _PASS_WORK = 25_000_000_000
 _PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
+
+
+def _scan(n: int, d: int, k: int) -> int:
+    return n * d
+
+
+# What is no single scan, by sampler: of n items, d dimensions, k places.
+_PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
+    "uniform": lambda n, d, k: 0,
+    "sequential": lambda n, d, k: n * (d + _SEQUENTIAL * k),
+    "cached": lambda n, d, k: n * (d + _TREE),
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -68,15 +81,8 @@ class Job:
         """About how much it is, in multiply-adds."""
         n, d = len(self.catalog), self.catalog.dim
         k = min(self.k, n)
-        work = _ENTRY * k
-        match self.policy:
-            case fr.Uniform():
-                return work
-            case fr.PlackettLuce(sampler="sequential"):
-                return work + n * (d + _SEQUENTIAL * k)
-            case fr.PlackettLuce(sampler="cached"):
-                return work + n * (d + _TREE)
-        return work + n * d
+        work = _ENTRY * k + _PER_SAMPLER.get(self.policy.sampler, _scan)(n, d, k)
+        return work + n * d if law_of(self.policy).head else work
 
     def rank(self) -> fr.Ranking:
         """By itself."""
@@ -97,6 +103,7 @@ class Job:
             and self.k == other.k
             and self.scans
             and other.scans
+            and law_of(self.policy).head == law_of(other.policy).head
             and self.bias is None
             and other.bias is None
         )
@@ -104,10 +111,7 @@ class Job:
     @property
     def scans(self) -> bool:
         """Whether it goes through the catalog once, as others do who can be joined."""
-        match self.policy:
-            case fr.Uniform() | fr.PlackettLuce(sampler="sequential" | "cached"):
-                return False
-        return True
+        return self.policy.sampler not in _PER_SAMPLER
 
 
 @dataclass(frozen=True, slots=True)

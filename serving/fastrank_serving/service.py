@@ -235,9 +235,9 @@ class Service:
         query, user_temperature, is_fallback = self._query(loaded, request)
         if is_fallback and settings.fallback is not None:
             policy = settings.fallback
-        if user_temperature is not None and isinstance(policy, fr.PlackettLuce):
+        if user_temperature is not None and "temperature" in policy.params:
             try:
-                policy = fr.PlackettLuce(policy.temperature * user_temperature, policy.sampler)
+                policy = policy.scaled(user_temperature)
             except ValueError as error:
                 raise ProblemError(422, "out_of_range", str(error), field="temperature") from None
         else:

@@ -21,6 +21,7 @@ from fastrank.catalog import RNG_VERSION, Catalog  # noqa: E402  # after the ISA
 from fastrank.model import Model  # noqa: E402
 from fastrank.policies import (  # noqa: E402
     INFERENCE_TYPES,
+    BestFirst,
     Deterministic,
     EpsilonGreedy,
     PlackettLuce,
@@ -33,6 +34,7 @@ from fastrank.ranking import Ranking, RankingBatch  # noqa: E402
 __all__ = [
     "INFERENCE_TYPES",
     "RNG_VERSION",
+    "BestFirst",
     "Catalog",
     "Deterministic",
     "EpsilonGreedy",

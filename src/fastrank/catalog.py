@@ -5,13 +5,10 @@ Python decides here what is asked for; `fastrank._native` computes it with the G
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from threading import Lock
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,26 +25,31 @@ from fastrank.inputs import (
     as_real,
     as_seed,
     draw_seed,
-    draw_seeds,
     shown,
 )
-from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
-from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
+from fastrank.policies import Policy
+from fastrank.ranker import (
+    RNG_VERSION,
+    Ranker,
+    as_seeds,
+    as_specs,
+    as_threads,
+    each_of,
+    is_one,
+    spec_of,
+)
+from fastrank.ranking import FloatArray, Ranking, RankingBatch
+from fastrank.trees import TreeCache
 
-__all__ = ["MAX_NORM", "RNG_VERSION", "Catalog"]
-
-# Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
-RNG_VERSION = 2
+__all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
 # Of a vector: beyond it scores would leave the float32 range for queries of a norm of 1,000.
 MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
-_ENTRY_BYTES = 2048
 _ONE = np.ones(1, np.float32)
-_MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
 
 
-class Catalog:
+class Catalog(Ranker):
     """Items with their vectors, ready to be ranked.
 
     Parameters
@@ -178,7 +180,7 @@ class Catalog:
             self._rows,
             arrays.get("panel_rows"),
         )
-        self._trees = _TreeCache(as_count("cache_bytes", cache_bytes, low=0))
+        self._trees = TreeCache(as_count("cache_bytes", cache_bytes, low=0))
 
     # ---- Keeping ----------------------------------------------------------------------------
 
@@ -398,7 +400,7 @@ class Catalog:
             self._find("exclude", exclude),
             self._find("allow", allow),
             None if bias is None else self._bias(bias),
-            _threads(threads),
+            as_threads(threads),
         )
 
     def rank_batch(
@@ -461,83 +463,17 @@ class Catalog:
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
         places = min(as_count("k", k), self._n_items)
-        if _is_one(policy):
-            policies = (policy,) * b
-            specs = [_spec(policy)] * b
-        else:
-            policies = tuple(_each("policy", policy, b))
-            specs = [_spec(each, f"policy: row {i}") for i, each in enumerate(policies)]
-        if seeds is None:
-            all_seeds = draw_seeds(b)
-        else:
-            given = _each("seeds", seeds, b)
-            if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind == "u":
-                all_seeds = given.tolist()  # all unsigned integers are seeds
-            else:
-                all_seeds = [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
-        excluded = self._find_each("exclude", exclude, b)
-        allowed = self._find_each("allow", allow, b)
-        biases = self._biases(bias, b)
-
-        (
-            positions,
-            scores,
-            log_propensities,
-            log_norm,
-            log_norm_error,
-            counts,
-            n_eligible,
-        ) = self._packed.rank_batch(
+        policies, specs = as_specs(policy, b)
+        return self._rank_batch(
             rows,
             places,
-            np.array([_native.CACHED if s.cached else s.kind for s in specs], np.int32),
-            np.array([s.temperature for s in specs], np.float64),
-            np.array([s.epsilon for s in specs], np.float64),
-            np.array(all_seeds, np.uint64),
-            biases,
-            excluded,
-            allowed,
-            _threads(threads),
-        )
-        for i, spec in enumerate(specs):
-            if spec.cached:
-                drawn, drawn_scores, drawn_propensities, log_norm[i], n_eligible[i] = (
-                    self._rank_cached(
-                        rows[i],
-                        places,
-                        spec.temperature,
-                        all_seeds[i],
-                        excluded[i],
-                        allowed[i],
-                        None if biases is None else biases[i % len(biases)],
-                    )
-                )
-                m = counts[i] = len(drawn)
-                positions[i, :m], scores[i, :m] = drawn, drawn_scores
-                log_propensities[i, :m] = drawn_propensities
-        ids = self._index.ids[positions]
-        short = np.flatnonzero(counts < places)
-        if short.size:
-            past = np.arange(places) >= counts[:, None]
-            ids[past] = "" if ids.dtype.kind == "U" else -1
-            scores[past] = np.nan
-            log_propensities[past] = np.nan
-        log_propensity = log_propensities.sum(axis=1)
-        for i in short.tolist():
-            log_propensity[i] = log_propensities[i, : counts[i]].sum()
-        return RankingBatch(
-            item_ids=ids,
-            scores=scores,
-            log_propensities=log_propensities,
-            counts=counts,
-            log_propensity=log_propensity,
-            log_norm=log_norm,
-            seeds=np.array(all_seeds, np.uint64),
-            n_eligible=n_eligible,
-            policies=policies,
-            catalog_version=self._version,
-            propensity_kind=tuple(map(_kind, log_norm_error)),
-            log_norm_error=log_norm_error,
+            policies,
+            specs,
+            as_seeds(seeds, b),
+            self._find_each("exclude", exclude, b),
+            self._find_each("allow", allow, b),
+            self._biases(bias, b),
+            as_threads(threads),
         )
 
     def log_propensities(
@@ -582,18 +518,15 @@ class Catalog:
         eligible, n_eligible = self._eligible(
             self._find("exclude", exclude), self._find("allow", allow)
         )
-        spec = _spec(policy)
-        result: FloatArray = self._packed.log_propensities(
+        return self._log_propensities(
+            self._packed,
             vector,
             positions,
-            spec.kind,
-            spec.temperature,
-            spec.epsilon,
+            spec_of(policy),
             None if bias is None else self._bias(bias),
             eligible,
             n_eligible,
         )
-        return result
 
     def log_propensities_batch(
         self,
@@ -643,13 +576,13 @@ class Catalog:
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
-        rankings = self._find_rankings(_each("item_ids", item_ids, b))
+        rankings = self._find_rankings(each_of("item_ids", item_ids, b))
         specs = [
-            [_spec(each, f"policies[{j}]")] * b
-            if _is_one(each)
+            [spec_of(each, f"policies[{j}]")] * b
+            if is_one(each)
             else [
-                _spec(one, f"policies[{j}]: row {i}")
-                for i, one in enumerate(_each(f"policies[{j}]", each, b))
+                spec_of(one, f"policies[{j}]: row {i}")
+                for i, one in enumerate(each_of(f"policies[{j}]", each, b))
             ]
             for j, each in enumerate(as_column("policies", policies, "a sequence of policies"))
         ]
@@ -676,16 +609,8 @@ class Catalog:
                     raise ValueError(f"queries: row {i}: {text}") from None
             eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             for j, of_policy in enumerate(specs):
-                spec = of_policy[i]
-                result[j, i, : len(positions)] = table.log_propensities(
-                    _ONE,
-                    positions,
-                    spec.kind,
-                    spec.temperature,
-                    spec.epsilon,
-                    None,
-                    eligible,
-                    n_eligible,
+                result[j, i, : len(positions)] = self._log_propensities(
+                    table, _ONE, positions, of_policy[i], None, eligible, n_eligible
                 )
         return result
 
@@ -788,127 +713,6 @@ class Catalog:
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)
 
-    def _find(self, name: str, ids: Ids | None) -> Positions | None:
-        """Positions of the ids that are known."""
-        if ids is None:
-            return None
-        positions = self._index.find(name, ids)
-        return positions[positions >= 0]
-
-    def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
-        dtypes = {
-            each.dtype.str if type(each) is np.ndarray and each.ndim == 1 else None
-            for each in rankings
-        }
-        if len(dtypes) == 1 and None not in dtypes:  # of several NumPy would make another one
-            lengths = [len(each) for each in rankings]
-            with contextlib.suppress(ValueError):  # each speaks for itself below
-                found = self._index.find("item_ids", np.concatenate(rankings))
-                return np.split(found, np.cumsum(lengths)[:-1])
-        return [
-            self._index.find(f"item_ids[{i}]", each, ordered=True)
-            for i, each in enumerate(rankings)
-        ]
-
-    def _find_each(
-        self, name: str, ids: Sequence[Ids | None] | None, b: int
-    ) -> list[Positions | None]:
-        """As `_find` for each user; ids that users share, as one object, are looked up once."""
-        if ids is None:
-            return [None] * b
-        each = list(_each(name, ids, b))  # holds them, so that none takes the address of another
-        found: dict[int, Positions | None] = {}
-        for i, these in enumerate(each):
-            if id(these) not in found:
-                found[id(these)] = self._find(f"{name}[{i}]", these)
-        return [found[id(these)] for these in each]
-
-    def _eligible(
-        self, excluded: Positions | None, allowed: Positions | None
-    ) -> tuple[npt.NDArray[np.uint16] | None, int]:
-        if excluded is None and allowed is None:
-            return None, self._n_items
-        bits, count = _native.make_filter(self._n_items, allowed, excluded)
-        return bits, count
-
-    def _rank(
-        self,
-        query: Float32Array,
-        k: int,
-        policy: Policy,
-        seed: int,
-        excluded: Positions | None,
-        allowed: Positions | None,
-        bias: Float32Array | None,
-        threads: int,
-    ) -> Ranking:
-        spec = _spec(policy)
-        log_norm_error = 0.0
-        if spec.cached:
-            positions, scores, log_propensities, log_norm, n_eligible = self._rank_cached(
-                query, k, spec.temperature, seed, excluded, allowed, bias
-            )
-        else:
-            eligible, n_eligible = self._eligible(excluded, allowed)
-            positions, scores, log_propensities, log_norm, log_norm_error = self._packed.rank(
-                query,
-                k,
-                spec.kind,
-                spec.temperature,
-                spec.epsilon,
-                seed,
-                bias,
-                eligible,
-                n_eligible,
-                threads,
-            )
-        return new_ranking(
-            item_ids=self._index.ids[positions],
-            scores=scores,
-            log_propensities=log_propensities,
-            log_propensity=float(np.add.reduce(log_propensities)),
-            seed=seed,
-            policy=policy,
-            log_norm=log_norm if spec.plackett_luce else None,
-            n_eligible=n_eligible,
-            catalog_version=self._version,
-            propensity_kind=_kind(log_norm_error),
-            log_norm_error=log_norm_error,
-        )
-
-    def _rank_cached(
-        self,
-        query: Float32Array,
-        k: int,
-        temperature: float,
-        seed: int,
-        excluded: Positions | None,
-        allowed: Positions | None,
-        bias: Float32Array | None,
-    ) -> tuple[Positions, Float32Array, FloatArray, float, int]:
-        key = (query.tobytes(), temperature)
-        tree = None if bias is not None else self._trees.get(key)
-        if tree is None:
-            scores = self._packed.scores(query, bias)
-            tree = _Tree(scores, _native.build_tree(scores, temperature))
-            if bias is None:  # a bias belongs to its call alone
-                self._trees.put(key, tree)
-        # Sorted and unique, as the tree's overlay wants them.
-        excluded = None if excluded is None else np.unique(excluded)
-        n_eligible = self._n_items - (0 if excluded is None else len(excluded))
-        if allowed is not None:
-            allowed = np.unique(allowed)
-            if excluded is not None:
-                allowed, excluded = np.setdiff1d(allowed, excluded, assume_unique=True), None
-            n_eligible = len(allowed)
-        result = _native.rank_tree(tree.scores, tree.nodes, k, temperature, seed, allowed, excluded)
-        return *result, n_eligible
-
-
-def _kind(log_norm_error: float) -> str:
-    return "bounded" if log_norm_error > 0.0 else "exact"
-
-
 def _tolerance(value: object) -> float:
     if (
         isinstance(value, bool)
@@ -917,88 +721,6 @@ def _tolerance(value: object) -> float:
     ):
         raise ValueError(f"log_norm_tolerance: expected a number of at least 0, got {value!r}")
     return tolerance
-
-
-class _Spec(NamedTuple):
-    """A policy in the kernels' terms."""
-
-    kind: int
-    temperature: float = 1.0
-    epsilon: float = 0.0
-    plackett_luce: bool = False
-    cached: bool = False
-
-
-def _spec(policy: Policy, name: str = "policy") -> _Spec:
-    match policy:
-        case PlackettLuce():
-            kind = _native.SEQUENTIAL if policy.sampler == "sequential" else _native.GUMBEL
-            return _Spec(kind, policy.temperature, 0.0, True, policy.sampler == "cached")
-        case Deterministic():
-            return _Spec(_native.DETERMINISTIC)
-        case EpsilonGreedy():
-            return _Spec(_native.EPSILON_GREEDY, 1.0, policy.epsilon)
-        case Uniform():
-            return _Spec(_native.UNIFORM)
-        case _:
-            raise ValueError(f"{name}: expected one of fastrank's policies, got {policy!r}")
-
-
-class _Tree(NamedTuple):
-    scores: Float32Array
-    nodes: FloatArray
-
-    @property
-    def nbytes(self) -> int:
-        """With the entry's key and objects, which weigh more than the tree of a small catalog."""
-        return self.scores.nbytes + self.nodes.nbytes + _ENTRY_BYTES
-
-
-class _TreeCache:
-    """Trees by (query bytes, temperature), least recently used out first. Thread-safe.
-
-    A signal's exception comes up at a call: between what belongs together there is none.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._start()
-
-    def _start(self) -> None:
-        self._used = 0
-        self._trees: OrderedDict[tuple[bytes, float], _Tree] = OrderedDict()
-        self._lock = Lock()
-        self._process = os.getpid()
-
-    def get(self, key: tuple[bytes, float]) -> _Tree | None:
-        if (
-            os.getpid() != self._process
-        ):  # forked, perhaps while a thread that is gone held the lock
-            self._start()
-        with self._lock:
-            tree = self._trees.get(key)
-            if tree is not None:
-                self._trees.move_to_end(key)
-            return tree
-
-    def put(self, key: tuple[bytes, float], tree: _Tree) -> None:
-        size = tree.nbytes
-        if size > self._capacity:
-            return
-        with self._lock:
-            if key in self._trees:  # another thread was first
-                return
-            while self._used + size > self._capacity:
-                oldest = next(iter(self._trees))
-                gone = self._trees[oldest].nbytes
-                self._used -= gone
-                del self._trees[oldest]
-            self._used += size
-            self._trees[key] = tree
-
-
-def _threads(value: object) -> int:
-    return min(as_count("threads", value), _MOST_THREADS)
 
 
 def _descending(prior: FloatArray) -> Positions | None:
@@ -1022,15 +744,3 @@ def _refuse_norm(rows: npt.NDArray[Any]) -> NoReturn:
     )
 
 
-def _is_one(policy: object) -> TypeGuard[Policy]:
-    """Whether this is a policy, or at least not several."""
-    return isinstance(policy, str) or not isinstance(policy, Iterable)
-
-
-def _each(name: str, values: Any, count: int) -> Sequence[Any]:
-    """A sequence of `count` entries."""
-    expected = f"one entry for each of {count} users"
-    entries: Any = as_column(name, values, expected)
-    if len(entries) != count:
-        raise ValueError(f"{name}: expected {expected}, got {len(entries)}")
-    return entries  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 Every policy draws the next item from a mixture: with probability g the best one left, else item a
 with probability exp(b s_a) / D, D the sum over what is left (Plackett-Luce: g = 0, b = 1 / T;
-epsilon-greedy: g = 1 - epsilon, b = 0). So whatever has to be known about the next place, given the
+epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So whatever has to be known about the next place, given the
 places before it, is a sum over the items left, and all but a few items of a catalog are left
 always. Rankings are drawn by the catalog itself; each place then adds its *conditional expectation*
 given the places before it rather than what was drawn there. The first place is exact by that, the
@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from fastrank.calibration import condense
 from fastrank.catalog import Catalog
-from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+from fastrank.policies import Policy, law_of
 
-__all__ = ["Audience", "Draws", "Law"]
+__all__ = ["Audience", "Draws", "Laws"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Slots: TypeAlias = npt.NDArray[np.int64]
@@ -33,16 +33,21 @@ _SPARE = 22  # items beyond the best and the worst k that are kept one by one
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class Laws:
     """The next item of each user: the best left with probability `greedy`, else softmax(b s)."""
 
-    greedy: float
+    greedy: FloatArray  # (k,): by place
     steepness: FloatArray  # (u,): b
 
     @property
     def flat(self) -> bool:
         """Whether scores do not matter beyond which item is the best left."""
         return not self.steepness.any()
+
+    @property
+    def certain(self) -> bool:
+        """Whether there is one ranking and no other."""
+        return bool((self.greedy == 1.0).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,25 +161,17 @@ class Audience:
             np.array([counts for _, counts in raw]),
         )
 
-    def law(self, policies: Sequence[Policy]) -> Law:
+    def law(self, policies: Sequence[Policy]) -> Laws:
         """The law of policies, one a user: they may differ in temperature alone."""
-        flat = np.zeros(len(policies))
-        if len({type(p) if isinstance(p, PlackettLuce) else p for p in policies}) > 1:
+        laws = [law_of(policy) for policy in policies]
+        if len({(law.explore, law.head) for law in laws}) > 1:
             raise ValueError("policies: those of the users differ in more than a temperature")
-        match policies[0]:
-            case PlackettLuce():
-                temperatures = [p.temperature for p in policies if isinstance(p, PlackettLuce)]
-                return Law(0.0, 1.0 / np.array(temperatures))
-            case EpsilonGreedy(epsilon=epsilon):
-                return Law(1.0 - epsilon, flat)
-            case Deterministic():
-                return Law(1.0, flat)
-            case Uniform():
-                return Law(0.0, flat)
+        explore = np.array([laws[0].explore_at(place) for place in range(self.k)])
+        return Laws(1.0 - explore, np.array([law.steepness for law in laws]))
 
     def draw(self, policies: Sequence[Policy], seeds: npt.NDArray[np.uint64]) -> Draws:
         """Rankings of each user, drawn by the catalog; one is enough of a deterministic policy."""
-        if isinstance(policies[0], Deterministic):
+        if law_of(policies[0]).is_certain:
             seeds = seeds[:, :1]
         users, draws = seeds.shape
         batch = self.catalog.rank_batch(
@@ -240,7 +237,7 @@ class Audience:
             left[user, draw, at[user, draw]] = 0.0
         return best, sums
 
-    def kept_and_lost(self, law: Law, draws: Draws) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def kept_and_lost(self, law: Laws, draws: Draws) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Of each ranking (u, r): expected overlap and mean distance from the best score, each
         place given those before it; and of each user (u,) the entropy of the first place."""
         sums = self.weights(law.steepness, draws)
@@ -264,15 +261,15 @@ class Audience:
         mean_gap = rest * np.exp(gap - total)
         # First place: p of the best, and rest * exp(b s) / D of each of the others.
         log_d, expected_gap = total[:, 0, 0], mean_gap[:, 0, 0]
-        p_best = law.greedy + rest * np.exp(-log_d)
+        p_best = law.greedy[0] + rest[0] * np.exp(-log_d)
         entropy = -p_best * np.log(p_best)
-        if rest > 0.0:
-            of_others = -rest * np.expm1(-log_d)
-            entropy += of_others * (log_d - math.log(rest)) + law.steepness * expected_gap
+        if rest[0] > 0.0:
+            of_others = -rest[0] * np.expm1(-log_d)
+            entropy += of_others * (log_d - math.log(rest[0])) + law.steepness * expected_gap
         entropy = np.maximum(entropy, 0.0)
         return overlap.mean(axis=2), (law.greedy * best_gap + mean_gap).mean(axis=2), entropy
 
-    def log_squares(self, logging: Law, law: Law, draws: Draws) -> FloatArray:
+    def log_squares(self, logging: Laws, law: Laws, draws: Draws) -> FloatArray:
         """log of an estimate of E[w^2] for each ranking that the target drew and each prefix of it.
 
         E[w^2] under the logging policy is E[w] under the target. The last place of the prefix is
@@ -295,12 +292,13 @@ class Audience:
         best_score = np.take_along_axis(self.kept[:, None, :], best, axis=2)
         log_last = 2.0 * _log_p(law, best_score, d1, always)
         log_last -= _log_p(logging, best_score, d0, always)
-        if law.greedy < 1.0:
-            if logging.greedy < 1.0:
-                rest = 2.0 * math.log1p(-law.greedy) - math.log1p(-logging.greedy)
-                log_last = np.logaddexp(log_last, rest + d0 - 2.0 * d1 + ratio)
-            else:  # what a deterministic log never shows
-                log_last = np.where(np.isneginf(ratio), log_last, np.inf)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rest = 2.0 * np.log1p(-law.greedy) - np.log1p(-logging.greedy)
+            drawn = np.logaddexp(log_last, rest + d0 - 2.0 * d1 + ratio)
+        # What a deterministic place of the log never shows.
+        never = np.where(np.isneginf(ratio), log_last, np.inf)
+        drawn = np.where(logging.greedy < 1.0, drawn, never)
+        log_last = np.where(law.greedy < 1.0, drawn, log_last)
         if logging.flat and law.flat:  # the last place does not depend on those before it
             return np.asarray(np.cumsum(log_last, axis=2))
         is_best = draws.slots == best
@@ -358,13 +356,11 @@ def _log_sum(left: FloatArray, weights: _Weights) -> FloatArray:
 
 
 def _log_p(
-    law: Law, scores: FloatArray, log_d: FloatArray, is_best: npt.NDArray[np.bool_]
+    law: Laws, scores: FloatArray, log_d: FloatArray, is_best: npt.NDArray[np.bool_]
 ) -> FloatArray:
-    """Log-probability of items with these scores to be next."""
-    result: FloatArray = np.full(np.broadcast_shapes(scores.shape, log_d.shape), -np.inf)
-    if law.greedy < 1.0:
-        softmax = np.minimum(law.steepness[:, None, None] * scores - log_d, 0.0)
-        result = math.log1p(-law.greedy) + softmax
-    if law.greedy > 0.0:
-        result = np.logaddexp(result, np.where(is_best, math.log(law.greedy), -np.inf))
+    """Log-probability of items with these scores to be next, (u, r, k)."""
+    with np.errstate(divide="ignore"):
+        log_rest, log_greedy = np.log1p(-law.greedy), np.log(law.greedy)
+    softmax = np.minimum(law.steepness[:, None, None] * scores - log_d, 0.0)
+    result: FloatArray = np.logaddexp(log_rest + softmax, np.where(is_best, log_greedy, -np.inf))
     return result

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.inputs import as_count, as_finite
-from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+from fastrank.policies import Law, Policy, law_of
 
 __all__ = [
     "MAX_CELLS",
@@ -144,24 +144,41 @@ def position_marginals(
     unique, again = np.unique(np.searchsorted(rows, asked[found]), return_inverse=True)
     reached = min(places, n_eligible)
     of_eligible = values[rows]
-    match policy:
-        case PlackettLuce(temperature=temperature):
-            if n_eligible > MAX_ITEMS:
-                raise ValueError(
-                    f"scores: Plackett-Luce's position marginals take at most {MAX_ITEMS} eligible "
-                    f"items, got {n_eligible}"
-                )
-            law = _plackett_luce((of_eligible - of_eligible.max()) / temperature, unique, reached)
-        case Uniform():
-            law = np.full((len(unique), reached), 1.0 / n_eligible)
-        case Deterministic():
-            law = (_ranks(of_eligible)[unique, None] == np.arange(reached)).astype(np.float64)
-        case EpsilonGreedy(epsilon=epsilon):
-            law = _epsilon_greedy(_ranks(of_eligible)[unique], n_eligible, reached, epsilon)
-        case _:
-            raise ValueError(f"policy: expected one of fastrank's policies, got {policy!r}")
+    law = _marginals(law_of(policy), of_eligible, unique, reached)
     result[found, :reached] = law[again.reshape(-1)]
     return result
+
+
+def _marginals(law: Law, scores: Array, asked: Positions, places: int) -> Array:
+    """Of some of n items that are all eligible, (m, places); places are at most n."""
+    n = len(scores)
+    if law.head or law.is_certain:
+        head = places if law.is_certain else min(law.head, places)
+        ranks = _ranks(scores)
+        result = np.zeros((len(asked), places))
+        result[:, :head] = ranks[asked, None] == np.arange(head)
+        if head < places:  # the law of what the head leaves, among what it leaves
+            left = np.flatnonzero(ranks >= head)
+            below = np.flatnonzero(ranks[asked] >= head)
+            result[below, head:] = _marginals(
+                replace(law, head=0),
+                scores[left],
+                np.searchsorted(left, asked[below]),
+                places - head,
+            )
+        return result
+    if law.is_uniform:
+        return np.full((len(asked), places), 1.0 / n)
+    if law.temperature == math.inf:
+        return _epsilon_greedy(_ranks(scores)[asked], n, places, law.explore)
+    if law.explore < 1.0:
+        raise ValueError(f"policy: position marginals of a mixture are not known: {law}")
+    if n > MAX_ITEMS:
+        raise ValueError(
+            f"scores: Plackett-Luce's position marginals take at most {MAX_ITEMS} eligible "
+            f"items, got {n}"
+        )
+    return _plackett_luce((scores - scores.max()) / law.temperature, asked, places)
 
 
 def ranking_law(
@@ -229,7 +246,7 @@ def prefix_tree(scores: Array, places: int, policy: Policy) -> Iterator[tuple[Po
     prefixes = np.zeros((1, 0), np.int64)
     left = np.arange(n, dtype=np.int64).reshape(1, n)  # for each prefix, best first
     for place in range(places):
-        law = next_law(scores[left], policy)
+        law = next_law(scores[left], policy, place)
         width = n - place
         prefixes = np.column_stack([np.repeat(prefixes, width, axis=0), left.ravel()])
         yield prefixes, law
@@ -238,7 +255,7 @@ def prefix_tree(scores: Array, places: int, policy: Policy) -> Iterator[tuple[Po
             left = left[:, others].reshape(-1, width - 1)
 
 
-def next_law(scores: Array, policy: Policy) -> Array:
+def next_law(scores: Array, policy: Policy, place: int = 0) -> Array:
     """P(the next item is i), for r sets of m items that are left to choose from.
 
     Parameters
@@ -246,28 +263,20 @@ def next_law(scores: Array, policy: Policy) -> Array:
     scores : ndarray of float64, shape (r, m)
         Best first in each row; m >= 1.
     policy : Policy
+    place : int
+        For which place, from 0.
 
     Returns
     -------
     ndarray of float64, shape (r, m)
         Each row sums to 1.
     """
-    width = scores.shape[1]
-    match policy:
-        case PlackettLuce(temperature=temperature):
-            weights = np.exp((scores - scores[:, :1]) / temperature)
-            return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
-        case Uniform():
-            return np.full(scores.shape, 1.0 / width)
-        case Deterministic():
-            epsilon = 0.0
-        case EpsilonGreedy(epsilon=epsilon):
-            pass
-        case _:
-            raise ValueError(f"policy: expected one of fastrank's policies, got {policy!r}")
-    law = np.full(scores.shape, epsilon / width)
-    law[:, 0] += 1.0 - epsilon
-    return law
+    law = law_of(policy)
+    explore = law.explore_at(place)
+    weights = np.exp((scores - scores[:, :1]) / law.temperature)
+    result = np.asarray(explore * (weights / weights.sum(axis=1, keepdims=True)), np.float64)
+    result[:, 0] += 1.0 - explore
+    return result
 
 
 # The pseudo-inverse estimator
@@ -337,7 +346,7 @@ def slate_inverse(
     n, places = len(positions), min(as_count("k", k), len(positions))
     if n == 0:
         raise ValueError("eligible: no item is, so there is no ranking to weight")
-    if isinstance(policy, Uniform):
+    if law_of(policy).is_uniform:
         return SlateInverse(positions, places)
     if n * places > MAX_CELLS:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from fastrank.inputs import (
     as_real,
     shown,
 )
-from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, PlackettLuce, Policy
+from fastrank.policies import Policy
 from fastrank.ranking import Ranking
 
 __all__ = ["Model"]
@@ -280,17 +279,17 @@ class Model:
         return self._own_policy(self._position(user_id), policy)
 
     def _own_policy(self, position: int, policy: Policy) -> Policy:
-        if not self.has_user_temperatures or not isinstance(policy, PlackettLuce):
+        if not self.has_user_temperatures or not isinstance(policy, Policy):
             return policy
         own = float(self._arrays["user_temperatures"][position])
-        temperature = policy.temperature * own
-        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        try:
+            return policy.scaled(own)
+        except ValueError as error:
+            text = str(error).removeprefix("temperature: ")
             raise ValueError(
-                f"temperature: {policy.temperature:g} times the {own:g} of user"
-                f" {self._index.ids[position].item()!r} must lie in"
-                f" [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got {temperature:g}"
-            )
-        return dataclasses.replace(policy, temperature=temperature)
+                f"temperature: {policy.params['temperature']:g} times the {own:g} of user"
+                f" {self._index.ids[position].item()!r} {text}"
+            ) from None
 
     def with_user_temperatures(self, user_temperatures: npt.ArrayLike | None) -> Model:
         """A model that differs in its user temperatures alone; it shares all other arrays.

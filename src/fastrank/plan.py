@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from fastrank.calibration import condense, expected_overlaps, temperatures_for_overlap
 from fastrank.catalog import Catalog
-from fastrank.expectations import Audience, Draws, Law
+from fastrank.expectations import Audience, Draws, Laws
 from fastrank.inputs import as_count, as_float32, as_real, as_seed
 from fastrank.marginals import MAX_ITEMS, position_marginals
 from fastrank.model import Model
@@ -33,7 +33,7 @@ from fastrank.policies import (
     EpsilonGreedy,
     PlackettLuce,
     Policy,
-    Uniform,
+    law_of,
 )
 
 __all__ = [
@@ -94,14 +94,14 @@ class RelativeTemperature:
             raise ValueError(f"factor: must be finite and above 0, got {self.factor!r}")
 
     def __call__(self, logging: Policy) -> Policy:
-        if not isinstance(logging, PlackettLuce):
+        temperature = law_of(logging).temperature
+        if temperature == math.inf:
             raise ValueError(
                 f"temperature: x{self.factor:g} is relative to a Plackett-Luce policy's,"
                 f" and {logging.inference_type} has none"
             )
-        temperature = logging.temperature * self.factor
-        kept = min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
-        return PlackettLuce(kept, logging.sampler)
+        product = temperature * self.factor
+        return logging.at_temperature(min(max(product, MIN_TEMPERATURE), MAX_TEMPERATURE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +452,7 @@ def iips_shares(plan: Plan, point: Point, advance: Advance | None = None) -> tup
     logging = sample.policies(point.kind, point.parameter)
     targets: dict[str, list[Policy]] = {}
     for label, target in sample.targets.items():
-        if isinstance(target, Deterministic | PlackettLuce | EpsilonGreedy | Uniform):
+        if isinstance(target, Policy):
             targets[label] = sample.served(target)
         else:
             try:
@@ -718,8 +718,9 @@ def _targets(targets: Mapping[str, Target] | None) -> dict[str, Target]:
     if targets is None:
         return {"deterministic": Deterministic(), "temperature x0.8": RelativeTemperature(0.8)}
     for label, target in targets.items():
-        known = isinstance(target, Deterministic | PlackettLuce | EpsilonGreedy | Uniform)
-        if not known and not callable(target):
+        if isinstance(target, Policy):
+            law_of(target, f"targets: {label}")
+        elif not callable(target):
             raise ValueError(f"targets: {label}: expected a policy, got {target!r}")
     return dict(targets)
 
@@ -885,7 +886,7 @@ class _Sample:
         self.draws = as_count("draws", draws, low=2)
         self.prefixes = _prefixes(prefixes, self.k)
         self.targets = targets
-        self.fixed_draws: dict[Policy, tuple[Law, Draws]] = {}  # of targets
+        self.fixed_draws: dict[Policy, tuple[Laws, Draws]] = {}  # of targets
         count = _user_count(users, self.n_items, self.n_users)
         rng = np.random.default_rng(self.seed)
         rows = np.sort(rng.choice(self.n_users, count, replace=False)).tolist()
@@ -911,13 +912,11 @@ class _Sample:
 
     def served(self, policy: Policy) -> list[Policy]:
         """A policy as each user of the model meets it."""
-        if isinstance(policy, PlackettLuce):
-            return [PlackettLuce(policy.temperature * own) for own in self.factors.tolist()]
-        return [policy] * len(self.factors)
+        return [policy.scaled(own) for own in self.factors.tolist()]
 
-    def target(self, target: Target, logging: Sequence[Policy]) -> tuple[Law, Draws] | None:
+    def target(self, target: Target, logging: Sequence[Policy]) -> tuple[Laws, Draws] | None:
         """A target's law and draws; None where it is not defined for this logging policy."""
-        if isinstance(target, Deterministic | PlackettLuce | EpsilonGreedy | Uniform):
+        if isinstance(target, Policy):
             if target not in self.fixed_draws:
                 policies = self.served(target)
                 law = self.audience.law(policies)
@@ -957,11 +956,11 @@ class _Sample:
             shares=tuple(found),
         )
 
-    def shares(self, label: str, logging: Law, law: Law, draws: Draws) -> list[Share]:
+    def shares(self, label: str, logging: Laws, law: Laws, draws: Draws) -> list[Share]:
         """ESS shares of a target by prefix, from rankings that the target drew."""
         log_squares = self.audience.log_squares(logging, law, draws)
         # A flat law's last place does not depend on those before it; a greedy one has one ranking.
-        exact = law.greedy == 1.0 or (logging.flat and law.flat)
+        exact = law.certain or (logging.flat and law.flat)
         return [
             _share(label, prefix, log_squares[:, :, prefix - 1], exact or prefix == 1)
             for prefix in self.prefixes

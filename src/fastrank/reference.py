@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+from fastrank.policies import Policy, law_of
 
 __all__ = [
     "log_norm",
@@ -84,23 +84,18 @@ def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[Array
     return array, left
 
 
-def _log_next(values: Array, left: Mask, policy: Policy) -> Array:
-    """log P(the next item is i) for every i, given what is left; -inf for what is not."""
+def _log_next(values: Array, left: Mask, policy: Policy, place: int) -> Array:
+    """log P(item i is at a place) for every i, given what is left; -inf for what is not."""
+    law = law_of(policy)
+    explore = law.explore_at(place)
     log_p = np.full(len(values), -np.inf)
-    candidates = values[left]  # in catalog order, so that argmax gives ties to the earlier item
-    match policy:
-        case PlackettLuce(temperature=temperature):
-            shifted = (candidates - candidates.max()) / temperature
-            log_p[left] = shifted - np.log(np.exp(shifted).sum())
-        case Uniform():
-            log_p[left] = -np.log(len(candidates))
-        case Deterministic():
-            log_p[np.flatnonzero(left)[candidates.argmax()]] = 0.0
-        case EpsilonGreedy(epsilon=epsilon):
-            p = np.full(len(candidates), epsilon / len(candidates))
-            p[candidates.argmax()] += 1.0 - epsilon
-            with np.errstate(divide="ignore"):  # epsilon = 0: log 0 is the answer
-                log_p[left] = np.log(p)
+    candidates = values[left]
+    best = np.flatnonzero(left)[candidates.argmax()]  # in catalog order: ties to the earlier item
+    if explore > 0.0:
+        shifted = (candidates - candidates.max()) / law.temperature
+        log_p[left] = math.log(explore) + shifted - np.log(np.exp(shifted).sum())
+    if explore < 1.0:
+        log_p[best] = np.logaddexp(log_p[best], math.log1p(-explore))
     return log_p
 
 
@@ -165,7 +160,7 @@ def log_propensities(
     result = np.full(len(positions), -np.inf)
     for place, position in enumerate(positions):
         if 0 <= position < len(values) and left[position]:
-            result[place] = _log_next(values, left, policy)[position]
+            result[place] = _log_next(values, left, policy, place)[position]
             left[position] = False
     return result
 
@@ -200,8 +195,8 @@ def rank(
     """
     values, left = _start(scores, eligible)
     chosen: list[int] = []
-    for _ in range(min(k, int(left.sum()))):
-        p = np.exp(_log_next(values, left, policy))
+    for place in range(min(k, int(left.sum()))):
+        p = np.exp(_log_next(values, left, policy, place))
         chosen.append(int(rng.choice(len(p), p=p / p.sum())))
         left[chosen[-1]] = False
     return np.array(chosen, np.int64)
@@ -243,7 +238,7 @@ def ranking_law(
             return
         left = everyone.copy()
         left[list(prefix)] = False
-        log_next = _log_next(values, left, policy)
+        log_next = _log_next(values, left, policy, len(prefix))
         for position in np.flatnonzero(left):
             yield from extend((*prefix, int(position)), log_p + float(log_next[position]))
 

@@ -23,7 +23,7 @@ from fastrank.ids import IdArray, IdIndex, Ids, as_id, as_ids, listed
 from fastrank.inputs import as_column, as_count, as_real, as_seed, shown
 from fastrank.marginals import MAX_ITEMS, next_law, position_marginals, prefix_tree, ranking_law
 from fastrank.model import Model
-from fastrank.policies import Deterministic, PlackettLuce, Policy
+from fastrank.policies import Policy, law_of
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -520,14 +520,15 @@ def true_value(
     places = min(as_count("k", k), source.n_items)
     chosen = source.users(users)
     as_count("n_draws", n_draws, low=0)
-    if isinstance(policy, Deterministic):
+    law = law_of(policy)
+    if law.is_certain:
         ids, lengths = source.rank(chosen, places, policy, np.zeros(len(chosen), np.uint64))
         return TrueValue(_mean(world.expected(chosen, ids, lengths).sum(axis=1)), 0.0)
     cells = math.perm(source.n_items, places) * places * len(chosen)
     if cells <= _CHEAP_RANKINGS:
         return TrueValue(_mean([source.enumerated(u, places, policy) for u in chosen]), 0.0)
     has_marginals = isinstance(world.click_model, PositionBased) and (
-        source.n_items <= MAX_ITEMS or not isinstance(policy, PlackettLuce)
+        source.n_items <= MAX_ITEMS or law.temperature == math.inf
     )
     cheap = (source.n_items + _PER_USER) * len(chosen) <= _CHEAP_MARGINALS
     if has_marginals and (cheap or n_draws == 0):

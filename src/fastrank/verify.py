@@ -26,15 +26,7 @@ from fastrank.calibration import temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
 from fastrank.opening import open_directory
-from fastrank.policies import (
-    INFERENCE_TYPES,
-    Deterministic,
-    EpsilonGreedy,
-    PlackettLuce,
-    Policy,
-    Uniform,
-    policy,
-)
+from fastrank.policies import INFERENCE_TYPES, BestFirst, Policy, law_of, policy
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -43,6 +35,7 @@ __all__ = [
     "Check",
     "Verdict",
     "goodness_of_fit",
+    "label",
     "verify",
     "verify_catalog",
 ]
@@ -189,22 +182,23 @@ def verify_catalog(
     subsets = [_subset(subject, i) for i, subject in enumerate(subjects)]
     k = max(1, min(_FULL_K, n // 2))
     temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
-    n_steps = (len(queries) + 1) * len(INFERENCE_TYPES)
+    policies = _policies(temperature)
+    n_steps = (len(queries) + 1) * len(policies)
     step = 0
     checks: list[Check] = []
-    for number, name in enumerate(INFERENCE_TYPES):
+    for number, full in enumerate(policies):
         seeds = _Seeds(number)
+        name = label(full)
         for subject, subset in zip(subjects, subsets, strict=True):
             if advance:
                 advance(f"{name}, {len(subset)} items", step, n_steps)
             step += 1
-            small = _policy(name, _subset_temperature(subject.scores[subset]))
+            small = full.at_temperature(_subset_temperature(subject.scores[subset]))
             checks.append(_rankings(subject, subset, small, _enough(small, draws, n), seeds))
             checks.append(_sum(subject, subset, small))
         if advance:
             advance(f"{name}, {n:,} items", step, n_steps)
         step += 1
-        full = _policy(name, temperature)
         first_draws = min(full_draws, _enough(full, draws, n))
         checks += _first_place(subjects[0], full, first_draws, seeds)
         checks.append(_propensities(subjects[0], full, k, seeds))
@@ -219,6 +213,12 @@ def verify_catalog(
         n_items=n,
         catalog_version=catalog.version,
     )
+
+
+def label(tested: Policy) -> str:
+    """Its inference type, and the head that it has."""
+    head = law_of(tested).head
+    return f"{tested.inference_type}, head {head}" if head else tested.inference_type
 
 
 def goodness_of_fit(
@@ -346,19 +346,11 @@ def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> 
 
 def _first_place_law(scores: FloatArray, full: Policy) -> FloatArray:
     """P(the first place shows item i), shape (n,), in float64."""
-    n = len(scores)
-    match full:
-        case PlackettLuce(temperature=temperature):
-            return np.exp(scores / temperature - reference.log_norm(scores, temperature))
-        case Uniform():
-            return np.full(n, 1 / n)
-        case Deterministic():
-            explored = 0.0
-        case EpsilonGreedy(epsilon=epsilon):
-            explored = epsilon
-    law = np.full(n, explored / n)
-    law[scores.argmax()] += 1.0 - explored
-    return law
+    law = law_of(full)
+    explore = law.explore_at(0)
+    result = explore * np.exp(scores / law.temperature - reference.log_norm(scores, law.temperature))
+    result[scores.argmax()] += 1.0 - explore
+    return np.asarray(result, np.float64)
 
 
 def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
@@ -374,7 +366,7 @@ def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Che
         exact = reference.log_propensities(subject.scores, positions, full)
         differences = [np.abs(ranking.log_propensities - other).max() for other in (given, exact)]
         if ranking.log_norm is not None:
-            exact_norm = reference.log_norm(subject.scores, full.params["temperature"])
+            exact_norm = reference.log_norm(subject.scores, law_of(full).temperature)
             differences.append(abs(ranking.log_norm - exact_norm))
         # np.max, unlike max, lets a nan through, and a nan fails the comparison below.
         worst = float(np.max([worst, np.max(differences) - ranking.log_norm_error]))
@@ -439,13 +431,11 @@ def _affordable(draws: int, n: int) -> int:
 
 def _enough(tested: Policy, draws: int, n: int) -> int:
     """How many rankings of a few allowed items to draw."""
-    match tested:
-        case Deterministic():
-            return _MIN_DRAWS  # one ranking is right, all others are not
-        case PlackettLuce(sampler="sequential"):
-            return _affordable(draws, n)  # it passes over the catalog even for a few items
-        case _:
-            return draws
+    if law_of(tested).is_certain:
+        return _MIN_DRAWS  # one ranking is right, all others are not
+    if tested.sampler == "sequential":
+        return _affordable(draws, n)  # it passes over the catalog even for a few items
+    return draws
 
 
 class _Seeds:
@@ -485,10 +475,14 @@ def _deciles(law: FloatArray, order: IntArray) -> IntArray:
     return groups
 
 
-def _policy(name: str, temperature: float) -> Policy:
+def _policies(temperature: float) -> list[Policy]:
+    """One of every inference type, and one with a head."""
     values = {"temperature": temperature, "epsilon": _EPSILON}
-    accepted = INFERENCE_TYPES[name][2]
-    return policy(name, **{p: values[p] for p in accepted})
+    found = [
+        policy(name, **{p: values[p] for p in accepted})
+        for name, (_, _, accepted) in INFERENCE_TYPES.items()
+    ]
+    return [*found, BestFirst(1, policy("stochastic_gumbel_softmax_trick", temperature=temperature))]
 
 
 def _subset(subject: _Subject, i: int) -> IntArray:

@@ -26,7 +26,7 @@ from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
 from fastrank.ope.forecast import forecast
 from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
-from fastrank.policies import Uniform
+from fastrank.policies import law_of
 
 __all__ = ["audit", "evaluate"]
 
@@ -394,7 +394,7 @@ def _by_model(
         if at and directory not in others:
             others[directory] = _open(Path(directory))
         if dataset and not at and not models:
-            if not isinstance(policy, Uniform):
+            if not law_of(policy).is_uniform:
                 raise click.UsageError(
                     f"--policy: {text}: a file of the Open Bandit Dataset comes without a model;"
                     " possible are uniform, and a --column of log-propensities"

@@ -56,6 +56,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     " and 1 by default.",
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: 0.1]")
+@click.option("--head", type=int, help="So many first places show the best items; the rest is drawn.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
 @click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out. Repeatable.")
 @click.option("--exclude-file", type=_FILE, help="More of them, one a line.")
@@ -70,6 +71,7 @@ def rank(
     inference_type: str,
     temperature: float | None,
     epsilon: float | None,
+    head: int | None,
     seed: int | None,
     exclude: tuple[str, ...],
     exclude_file: Path | None,
@@ -128,7 +130,7 @@ def rank(
         note = "" if as_json else _what_is_kept(scores, temperature, k)
     else:
         note = ""
-    given = {"temperature": temperature, "epsilon": epsilon}
+    given = {"temperature": temperature, "epsilon": epsilon, "head": head}
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
     if own is not None and opened is not None:
         chosen = opened.user_policy(user_id, chosen)

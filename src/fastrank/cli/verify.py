@@ -11,7 +11,6 @@ from rich import box
 from rich.table import Table
 
 from fastrank.cli.terminal import progress, say, shown, standard_output
-from fastrank.policies import INFERENCE_TYPES
 from fastrank.store import MANIFEST
 
 if TYPE_CHECKING:  # scipy takes half a second to import: only when the command runs
@@ -103,7 +102,7 @@ def _print(model: Path, verdict: Verdict) -> None:
         table.add_column("inference type", no_wrap=True)
         for title in _COLUMNS:
             table.add_column(title, justify="right")
-        for name in INFERENCE_TYPES:
+        for name in dict.fromkeys(filter(None, map(_type, verdict.checks))):
             row = [
                 _cell([c for c in verdict.checks if c.name in names and _type(c) == name])
                 for names in _COLUMNS.values()
@@ -132,7 +131,9 @@ def _print(model: Path, verdict: Verdict) -> None:
 
 
 def _type(check: Check) -> str:
-    return check.policy.inference_type if check.policy else ""
+    from fastrank.verify import label
+
+    return label(check.policy) if check.policy else ""
 
 
 def _cell(checks: list[Check]) -> str:

@@ -14,7 +14,7 @@ from fastrank.catalog import RNG_VERSION, Catalog
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.model import Model
 from fastrank.ope.propensities import Query, Writers, catalog_of, logging_policy, shown
-from fastrank.policies import MAX_TEMPERATURE, PlackettLuce, Policy
+from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -276,8 +276,9 @@ class _Sample:
                 "its seed draws another ranking",
             )
         # Whoever chose the seed chose the ranking: it was not drawn by the law that is checked.
-        if isinstance(policy, PlackettLuce) and not batch.caller_seed[i]:
-            flatter = PlackettLuce(min(policy.temperature * _FLATTER, MAX_TEMPERATURE))
+        law = law_of(policy)
+        if law.is_plackett_luce and not batch.caller_seed[i]:
+            flatter = policy.at_temperature(min(law.temperature * _FLATTER, MAX_TEMPERATURE))
             other = catalog.log_propensities(
                 query.vector,
                 items[:1],

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.model import Model
-from fastrank.policies import INFERENCE_TYPES, PlackettLuce, Policy, policy
+from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
 
 __all__ = [
     "ByFunction",
@@ -175,9 +175,7 @@ class Query:
 
     def policy(self, policy: Policy) -> Policy:
         """The policy with the user's temperature."""
-        if self.temperature == 1.0 or not isinstance(policy, PlackettLuce):
-            return policy
-        return PlackettLuce(policy.temperature * self.temperature, sampler=policy.sampler)
+        return policy if self.temperature == 1.0 else policy.scaled(self.temperature)
 
 
 class Queries:
@@ -246,9 +244,8 @@ def logging_policy(batch: LogBatch, i: int) -> Policy | None:
     name, params = batch.value("policy_name", i), batch.value("policy_params", i) or {}
     if name not in INFERENCE_TYPES:
         return None
-    accepted = INFERENCE_TYPES[name][2]
-    given = {key: params.get(key) for key in accepted}
-    if None in given.values():
+    given = {key: params[key] for key in parameters_of(name) if params.get(key) is not None}
+    if not given.keys() >= set(INFERENCE_TYPES[name][2]):
         return None
     return policy(name, **given)
 

@@ -1,0 +1,112 @@
+"""Policies: what decides how a ranking is drawn, as frozen values.
+
+A policy holds parameters, and says its law and its sampler; a catalog draws from it. Each one
+answers to the *inference type* under which services and logs know it, and `policy` turns such a
+name back into the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastrank.policies.base import MAX_TEMPERATURE, MIN_TEMPERATURE, Law, Policy, law_of
+from fastrank.policies.best_first import MAX_HEAD, BestFirst
+from fastrank.policies.deterministic import Deterministic
+from fastrank.policies.epsilon_greedy import EpsilonGreedy
+from fastrank.policies.plackett_luce import PlackettLuce, Sampler
+from fastrank.policies.uniform import Uniform
+
+__all__ = [
+    "INFERENCE_TYPES",
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
+    "PARAMETERS",
+    "BestFirst",
+    "Deterministic",
+    "EpsilonGreedy",
+    "Law",
+    "Parameter",
+    "PlackettLuce",
+    "Policy",
+    "Sampler",
+    "Uniform",
+    "law_of",
+    "parameters_of",
+    "policy",
+]
+
+# Inference type -> (class, arguments that the name fixes, parameters that it takes).
+INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, ...]]] = {
+    "deterministic": (Deterministic, {}, ()),
+    "stochastic_plackett_luce": (PlackettLuce, {"sampler": "sequential"}, ("temperature",)),
+    "stochastic_plackett_luce_cached": (PlackettLuce, {"sampler": "cached"}, ("temperature",)),
+    "stochastic_gumbel_softmax_trick": (PlackettLuce, {"sampler": "gumbel"}, ("temperature",)),
+    "stochastic_epsilon_greedy": (EpsilonGreedy, {}, ("epsilon",)),
+    "uniform": (Uniform, {}, ()),
+}
+
+
+class Parameter(NamedTuple):
+    """What a parameter of a policy may be, wherever it is handed in."""
+
+    low: float
+    high: float
+    is_integer: bool
+    meaning: str
+
+
+PARAMETERS: Mapping[str, Parameter] = {
+    "temperature": Parameter(
+        MIN_TEMPERATURE, MAX_TEMPERATURE, False, "T of the softmax of scores / T"
+    ),
+    "epsilon": Parameter(0.0, 1.0, False, "probability of exploring, for each place"),
+    "head": Parameter(1, MAX_HEAD, True, "first places that show the best items"),
+}
+
+
+def parameters_of(inference_type: str) -> tuple[str, ...]:
+    """What an inference type takes: its own parameters, and ``head`` if it draws at all.
+
+    Examples
+    --------
+    >>> parameters_of("stochastic_epsilon_greedy"), parameters_of("deterministic")
+    (('epsilon', 'head'), ())
+    """
+    cls, _, accepted = INFERENCE_TYPES[inference_type]
+    return accepted if cls is Deterministic else (*accepted, "head")
+
+
+def policy(inference_type: str, **params: Any) -> Policy:
+    """The policy that an inference type names; the inverse of ``policy.inference_type``.
+
+    Parameters
+    ----------
+    inference_type : str
+        A key of `INFERENCE_TYPES`.
+    **params : float
+        The policy's own parameters: ``temperature`` or ``epsilon``, and ``head`` for `BestFirst`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a parameter that the policy does not take.
+
+    Examples
+    --------
+    >>> policy("stochastic_gumbel_softmax_trick", temperature=0.5)
+    PlackettLuce(temperature=0.5, sampler='gumbel')
+    """
+    row = INFERENCE_TYPES.get(inference_type) if isinstance(inference_type, str) else None
+    if row is None:
+        names = ", ".join(INFERENCE_TYPES)
+        raise ValueError(f"inference_type: expected one of {names}; got {inference_type!r}")
+    cls, fixed, _ = row
+    accepted = parameters_of(inference_type)
+    for name, value in params.items():
+        if name not in accepted:
+            takes = f"takes {', '.join(accepted)}" if accepted else "takes no parameters"
+            raise ValueError(f"{name}: {inference_type} {takes}; got {name}={value!r}")
+    head = params.pop("head", None)
+    drawn = cls(**fixed, **params)
+    return drawn if head is None else BestFirst(head, drawn)

@@ -1,0 +1,132 @@
+"""What a policy is: a frozen value that says a law, and by what it is drawn."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+
+from fastrank.inputs import shown
+
+__all__ = ["MAX_TEMPERATURE", "MIN_TEMPERATURE", "Law", "Policy", "law_of", "real"]
+
+MIN_TEMPERATURE = 1e-6
+MAX_TEMPERATURE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """P(the next item | the items above it): what all that computes with a policy takes of it.
+
+    The first `head` places show the best item left. Each place after them shows, with probability
+    `explore`, an item drawn from softmax(scores / T) of what is left, and otherwise the best one
+    left. Ties for the best go to the earlier item.
+
+    Attributes
+    ----------
+    explore : float
+        In [0, 1].
+    temperature : float
+        T, above 0; infinite where the scores play no part.
+    head : int
+        From 0.
+
+    Examples
+    --------
+    >>> PlackettLuce(0.5).law
+    Law(explore=1.0, temperature=0.5, head=0)
+    >>> EpsilonGreedy(0.1).law
+    Law(explore=0.1, temperature=inf, head=0)
+    """
+
+    explore: float
+    temperature: float = math.inf
+    head: int = 0
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether each place shows any item left, all alike."""
+        return self.explore == 1.0 and self.head == 0 and self.temperature == math.inf
+
+    @property
+    def is_plackett_luce(self) -> bool:
+        """Whether each place is drawn from a softmax in which the scores count."""
+        return self.explore == 1.0 and self.head == 0 and self.temperature < math.inf
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether there is one ranking and no other."""
+        return self.explore == 0.0
+
+    @property
+    def steepness(self) -> float:
+        """1 / T; 0 where the scores play no part."""
+        return 1.0 / self.temperature
+
+    def explore_at(self, place: int) -> float:
+        """`explore` at one place, counted from 0."""
+        return 0.0 if place < self.head else self.explore
+
+
+class Policy:
+    """What decides how a ranking is drawn; the base of every policy.
+
+    Attributes
+    ----------
+    law : Law or None
+        None where no `Law` says it: then what would compute with it refuses it by name.
+    sampler : str or None
+        Which of the native samplers draws it; None where none does.
+    """
+
+    __slots__ = ()
+
+    @property
+    def inference_type(self) -> str:
+        """The name under which services and logs know it."""
+        raise NotImplementedError
+
+    @property
+    def params(self) -> dict[str, float]:
+        """What makes the same policy of its inference type."""
+        raise NotImplementedError
+
+    @property
+    def law(self) -> Law | None:
+        return None
+
+    @property
+    def sampler(self) -> str | None:
+        return None
+
+    def at_temperature(self, temperature: float) -> Policy:
+        """The policy at another temperature; itself where it has none."""
+        return self
+
+    def scaled(self, factor: float) -> Policy:
+        """The policy with `factor` times its temperature; itself where it has none."""
+        law = self.law
+        if law is None or law.temperature == math.inf:
+            return self
+        return self.at_temperature(law.temperature * factor)
+
+
+def law_of(policy: object, name: str = "policy") -> Law:
+    """The law of a policy; a ValueError naming what has none."""
+    law = policy.law if isinstance(policy, Policy) else None
+    if law is None:
+        raise ValueError(f"{name}: expected one of fastrank's policies, got {shown(policy)}")
+    return law
+
+
+def real(name: str, value: object, low: float, high: float) -> float:
+    """A parameter as a float in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}: expected a real number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name}: must lie in [{low:g}, {high:g}], got {shown(value)}")
+    return number

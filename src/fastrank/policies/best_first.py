@@ -1,0 +1,73 @@
+"""The first places by score, the rest drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from fastrank.inputs import shown
+from fastrank.policies.base import Law, Policy, real
+
+__all__ = ["MAX_HEAD", "BestFirst"]
+
+MAX_HEAD = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BestFirst(Policy):
+    """Show the best items in the first places, and draw the rest from what is left.
+
+    The head's log-propensities are 0, so a log says nothing about what else could have stood
+    there; all places below it can be evaluated. With `seed` it is the deterministic head, and then
+    the ranking that `then` draws with that seed where the head is excluded.
+
+    Parameters
+    ----------
+    head : int
+        How many places, from 1 to 1,000,000. A ranking of no more places than that is the
+        deterministic one.
+    then : Policy
+        `PlackettLuce`, `EpsilonGreedy` or `Uniform`. Services and logs know the policy under this
+        one's inference type, with a parameter ``head``.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog([1, 2, 3, 4], [[3.0], [2.0], [1.0], [0.0]])
+    >>> ranking = catalog.rank([1.0], k=3, policy=BestFirst(2, then=fr.PlackettLuce()), seed=1)
+    >>> ranking.item_ids[:2].tolist(), ranking.log_propensities.round(2).tolist()
+    ([1, 2], [0.0, 0.0, -0.31])
+    >>> fr.policy("stochastic_gumbel_softmax_trick", temperature=0.5, head=2)
+    BestFirst(head=2, then=PlackettLuce(temperature=0.5, sampler='gumbel'))
+    """
+
+    head: int
+    then: Policy
+    law: Law = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        head = real("head", self.head, 1, MAX_HEAD)
+        if head != int(head):
+            raise ValueError(f"head: expected an integer, got {shown(self.head)}")
+        law = self.then.law if isinstance(self.then, Policy) else None
+        if law is None or law.head or self.then.sampler == "deterministic":
+            raise ValueError(
+                "then: expected PlackettLuce, EpsilonGreedy or Uniform, got " + shown(self.then)
+            )
+        object.__setattr__(self, "head", int(head))
+        object.__setattr__(self, "law", replace(law, head=int(head)))
+
+    @property
+    def inference_type(self) -> str:
+        return self.then.inference_type
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {**self.then.params, "head": self.head}
+
+    @property
+    def sampler(self) -> str | None:
+        """That of `then`."""
+        return self.then.sampler
+
+    def at_temperature(self, temperature: float) -> BestFirst:
+        return BestFirst(self.head, self.then.at_temperature(temperature))

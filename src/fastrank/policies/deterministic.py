@@ -1,0 +1,31 @@
+"""The best k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastrank.policies.base import Law, Policy
+
+__all__ = ["Deterministic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deterministic(Policy):
+    """Show the k best items by score, always; ties go to the earlier item.
+
+    Its log-propensities are 0: a log made under it says nothing about any
+    item that it did not show.
+
+    Examples
+    --------
+    >>> Deterministic().inference_type
+    'deterministic'
+    """
+
+    law = Law(explore=0.0)
+    sampler = "deterministic"
+    inference_type = "deterministic"
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {}

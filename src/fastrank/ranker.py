@@ -1,0 +1,448 @@
+"""What draws rankings of items, whatever their scores come from: calls, checked, to the native core.
+
+A source of scores (`fastrank.catalog`, `fastrank.given`) is a `Ranker` with a native table of its
+own. A law's head is drawn here, by one more pass; a sampler knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import _native
+from fastrank.ids import IdIndex, Ids, Positions
+from fastrank.inputs import Float32Array, as_column, as_count, as_seed, draw_seeds
+from fastrank.policies import Policy, law_of
+from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
+from fastrank.trees import Tree, TreeCache
+
+__all__ = ["RNG_VERSION", "Ranker", "Spec", "as_specs", "as_threads", "each_of", "is_one", "spec_of"]
+
+# Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
+RNG_VERSION = 2
+
+_MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
+
+_KINDS = {
+    "deterministic": _native.DETERMINISTIC,
+    "gumbel": _native.GUMBEL,
+    "sequential": _native.SEQUENTIAL,
+    "cached": _native.CACHED,
+    "epsilon_greedy": _native.EPSILON_GREEDY,
+    "uniform": _native.UNIFORM,
+}
+
+
+class Spec(NamedTuple):
+    """A policy in the kernels' terms."""
+
+    kind: int
+    temperature: float
+    epsilon: float
+    head: int
+    has_norm: bool  # whether rankings state it
+
+
+_BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
+
+
+def spec_of(policy: Policy, name: str = "policy") -> Spec:
+    """How to draw by a policy; a ValueError where no sampler does."""
+    law = law_of(policy, name)
+    kind = _KINDS.get(policy.sampler or "")
+    if kind is None:
+        raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
+    flat = law.temperature == np.inf
+    return Spec(
+        kind,
+        1.0 if flat else law.temperature,
+        law.explore if flat else 0.0,
+        law.head,
+        law.is_plackett_luce,
+    )
+
+
+
+
+class Ranker:
+    """Items that have ids, and a native table of their scores.
+
+    Who is one sets `_n_items`, `_index`, `_packed`, `_version` and `_trees`.
+    """
+
+    _n_items: int
+    _index: IdIndex
+    _packed: _native.PackedCatalog
+    _version: str
+    _trees: TreeCache
+
+    def _rank(
+        self,
+        query: Float32Array,
+        k: int,
+        policy: Policy,
+        seed: int,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        bias: Float32Array | None,
+        threads: int,
+    ) -> Ranking:
+        spec = spec_of(policy)
+        drawn = self._draw(query, k, spec, seed, excluded, allowed, bias, threads)
+        positions, scores, log_propensities, log_norm, log_norm_error, n_eligible = drawn
+        return new_ranking(
+            item_ids=self._index.ids[positions],
+            scores=scores,
+            log_propensities=log_propensities,
+            log_propensity=float(np.add.reduce(log_propensities)),
+            seed=seed,
+            policy=policy,
+            log_norm=log_norm if spec.has_norm else None,
+            n_eligible=n_eligible,
+            catalog_version=self._version,
+            propensity_kind=_kind_of(log_norm_error),
+            log_norm_error=log_norm_error,
+        )
+
+    def _draw(
+        self,
+        query: Float32Array,
+        k: int,
+        spec: Spec,
+        seed: int,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        bias: Float32Array | None,
+        threads: int,
+    ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
+        """Positions, scores, log-propensities, log_norm, its error and n_eligible."""
+        if spec.head:
+            return self._draw_below(query, k, spec, seed, excluded, allowed, bias, threads)
+        if spec.kind == _native.CACHED:
+            return self._draw_cached(query, k, spec, seed, excluded, allowed, bias)
+        eligible, n_eligible = self._eligible(excluded, allowed)
+        drawn = self._packed.rank(
+            query,
+            k,
+            spec.kind,
+            spec.temperature,
+            spec.epsilon,
+            seed,
+            bias,
+            eligible,
+            n_eligible,
+            threads,
+        )
+        return (*drawn, n_eligible)
+
+    def _draw_below(
+        self,
+        query: Float32Array,
+        k: int,
+        spec: Spec,
+        seed: int,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        bias: Float32Array | None,
+        threads: int,
+    ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
+        """A head of the best, and what is drawn where it is excluded."""
+        best = self._draw(
+            query, min(k, spec.head), _BEST, seed, excluded, allowed, bias, threads
+        )
+        if k <= spec.head:
+            return best
+        out = best[0] if excluded is None else np.concatenate([excluded, best[0]])
+        below = self._draw(
+            query, k - spec.head, spec._replace(head=0), seed, out, allowed, bias, threads
+        )
+        return (
+            np.concatenate([best[0], below[0]]),
+            np.concatenate([best[1], below[1]]),
+            np.concatenate([best[2], below[2]]),
+            below[3],
+            below[4],
+            best[5],
+        )
+
+    def _draw_cached(
+        self,
+        query: Float32Array,
+        k: int,
+        spec: Spec,
+        seed: int,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        bias: Float32Array | None,
+    ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
+        temperature = spec.temperature
+        key = (query.tobytes(), temperature)
+        tree = None if bias is not None else self._trees.get(key)
+        if tree is None:
+            scores = self._packed.scores(query, bias)
+            tree = Tree(scores, _native.build_tree(scores, temperature))
+            if bias is None:  # a bias belongs to its call alone
+                self._trees.put(key, tree)
+        # Sorted and unique, as the tree's overlay wants them.
+        excluded = None if excluded is None else np.unique(excluded)
+        n_eligible = self._n_items - (0 if excluded is None else len(excluded))
+        if allowed is not None:
+            allowed = np.unique(allowed)
+            if excluded is not None:
+                allowed, excluded = np.setdiff1d(allowed, excluded, assume_unique=True), None
+            n_eligible = len(allowed)
+        drawn = _native.rank_tree(tree.scores, tree.nodes, k, temperature, seed, allowed, excluded)
+        return (*drawn, 0.0, n_eligible)
+
+    def _rank_batch(
+        self,
+        queries: Float32Array,
+        k: int,
+        policies: tuple[Policy, ...],
+        specs: list[Spec],
+        seeds: list[int],
+        excluded: list[Positions | None],
+        allowed: list[Positions | None],
+        biases: Float32Array | None,
+        threads: int,
+    ) -> RankingBatch:
+        (
+            positions,
+            scores,
+            log_propensities,
+            log_norm,
+            log_norm_error,
+            counts,
+            n_eligible,
+        ) = self._draw_batch(queries, k, specs, seeds, excluded, allowed, biases, threads)
+        ids = self._index.ids[positions]
+        short = np.flatnonzero(counts < k)
+        if short.size:
+            past = np.arange(k) >= counts[:, None]
+            ids[past] = "" if ids.dtype.kind == "U" else -1
+            scores[past] = np.nan
+            log_propensities[past] = np.nan
+        log_propensity = log_propensities.sum(axis=1)
+        for i in short.tolist():
+            log_propensity[i] = log_propensities[i, : counts[i]].sum()
+        return RankingBatch(
+            item_ids=ids,
+            scores=scores,
+            log_propensities=log_propensities,
+            counts=counts,
+            log_propensity=log_propensity,
+            log_norm=log_norm,
+            seeds=np.array(seeds, np.uint64),
+            n_eligible=n_eligible,
+            policies=policies,
+            catalog_version=self._version,
+            propensity_kind=tuple(map(_kind_of, log_norm_error)),
+            log_norm_error=log_norm_error,
+        )
+
+    def _draw_batch(
+        self,
+        queries: Float32Array,
+        k: int,
+        specs: list[Spec],
+        seeds: list[int],
+        excluded: list[Positions | None],
+        allowed: list[Positions | None],
+        biases: Float32Array | None,
+        threads: int,
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """As `_draw`, a row a user, with the places that are filled in each before the last."""
+        if any(spec.head for spec in specs):
+            return self._draw_batch_below(
+                queries, k, specs, seeds, excluded, allowed, biases, threads
+            )
+        drawn = self._packed.rank_batch(
+            queries,
+            k,
+            np.array([s.kind for s in specs], np.int32),
+            np.array([s.temperature for s in specs], np.float64),
+            np.array([s.epsilon for s in specs], np.float64),
+            np.array(seeds, np.uint64),
+            biases,
+            excluded,
+            allowed,
+            threads,
+        )
+        positions, scores, log_propensities, log_norm, _, counts, n_eligible = drawn
+        for i, spec in enumerate(specs):
+            if spec.kind == _native.CACHED:
+                bias = None if biases is None else biases[i % len(biases)]
+                own = self._draw_cached(
+                    queries[i], k, spec, seeds[i], excluded[i], allowed[i], bias
+                )
+                m = counts[i] = len(own[0])
+                positions[i, :m], scores[i, :m], log_propensities[i, :m] = own[:3]
+                log_norm[i], n_eligible[i] = own[3], own[5]
+        return drawn
+
+    def _draw_batch_below(
+        self,
+        queries: Float32Array,
+        k: int,
+        specs: list[Spec],
+        seeds: list[int],
+        excluded: list[Positions | None],
+        allowed: list[Positions | None],
+        biases: Float32Array | None,
+        threads: int,
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """Users by the length of their heads: those are passes with other numbers of places."""
+        b = len(specs)
+        positions, scores = np.zeros((b, k), np.int64), np.zeros((b, k), np.float32)
+        log_propensities, log_norm = np.zeros((b, k)), np.full(b, np.nan)
+        log_norm_error = np.zeros(b)
+        counts, n_eligible = np.zeros((2, b), np.int64)
+
+        def draw(rows: list[int], places: int, first: int, kinds: list[Spec], out: list[Any]) -> None:
+            drawn = self._draw_batch(
+                queries[rows],
+                places,
+                kinds,
+                [seeds[i] for i in rows],
+                out,
+                [allowed[i] for i in rows],
+                biases if biases is None or len(biases) == 1 else biases[rows],
+                threads,
+            )
+            there = slice(first, first + places)
+            positions[rows, there], scores[rows, there], log_propensities[rows, there] = drawn[:3]
+            log_norm_error[rows] = drawn[4]
+            counts[rows] += drawn[5]
+            if first == 0:
+                log_norm[rows], n_eligible[rows] = drawn[3], drawn[6]
+
+        for head in sorted({spec.head for spec in specs}):
+            rows = [i for i, spec in enumerate(specs) if spec.head == head]
+            out = [excluded[i] for i in rows]
+            if head:
+                draw(rows, min(k, head), 0, [_BEST] * len(rows), out)
+                out = [
+                    positions[i, : counts[i]]
+                    if excluded[i] is None
+                    else np.concatenate([excluded[i], positions[i, : counts[i]]])
+                    for i in rows
+                ]
+            if k > head:
+                draw(rows, k - head, head, [specs[i]._replace(head=0) for i in rows], out)
+        return (
+            *(positions, scores, log_propensities),
+            *(log_norm, log_norm_error, counts, n_eligible),
+        )
+
+    def _log_propensities(
+        self,
+        table: _native.PackedCatalog,
+        query: Float32Array,
+        positions: Positions,
+        spec: Spec,
+        bias: Float32Array | None,
+        eligible: npt.NDArray[np.uint16] | None,
+        n_eligible: int,
+    ) -> FloatArray:
+        found: FloatArray = table.log_propensities(
+            query, positions, spec.kind, spec.temperature, spec.epsilon, bias, eligible, n_eligible
+        )
+        if spec.head:  # each place is conditional on the items above it, however they came there
+            best = table.log_propensities(
+                query, positions, _native.DETERMINISTIC, 1.0, 0.0, bias, eligible, n_eligible
+            )
+            found[: spec.head] = best[: spec.head]
+        return found
+
+    # ---- Ids --------------------------------------------------------------------------------
+
+    def _find(self, name: str, ids: Ids | None) -> Positions | None:
+        """Positions of the ids that are known."""
+        if ids is None:
+            return None
+        positions = self._index.find(name, ids)
+        return positions[positions >= 0]
+
+    def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
+        dtypes = {
+            each.dtype.str if type(each) is np.ndarray and each.ndim == 1 else None
+            for each in rankings
+        }
+        if len(dtypes) == 1 and None not in dtypes:  # of several NumPy would make another one
+            lengths = [len(each) for each in rankings]
+            with contextlib.suppress(ValueError):  # each speaks for itself below
+                found = self._index.find("item_ids", np.concatenate(rankings))
+                return np.split(found, np.cumsum(lengths)[:-1])
+        return [
+            self._index.find(f"item_ids[{i}]", each, ordered=True)
+            for i, each in enumerate(rankings)
+        ]
+
+    def _find_each(
+        self, name: str, ids: Sequence[Ids | None] | None, b: int
+    ) -> list[Positions | None]:
+        """As `_find` for each user; ids that users share, as one object, are looked up once."""
+        if ids is None:
+            return [None] * b
+        each = list(each_of(name, ids, b))  # holds them, so that none takes the address of another
+        found: dict[int, Positions | None] = {}
+        for i, these in enumerate(each):
+            if id(these) not in found:
+                found[id(these)] = self._find(f"{name}[{i}]", these)
+        return [found[id(these)] for these in each]
+
+    def _eligible(
+        self, excluded: Positions | None, allowed: Positions | None
+    ) -> tuple[npt.NDArray[np.uint16] | None, int]:
+        if excluded is None and allowed is None:
+            return None, self._n_items
+        bits, count = _native.make_filter(self._n_items, allowed, excluded)
+        return bits, count
+
+
+# ---- Arguments ------------------------------------------------------------------------------
+
+
+def as_specs(policy: Policy | Sequence[Policy], b: int) -> tuple[tuple[Policy, ...], list[Spec]]:
+    """One policy for all of b users, or one for each."""
+    if is_one(policy):
+        return (policy,) * b, [spec_of(policy)] * b
+    policies = tuple(each_of("policy", policy, b))
+    return policies, [spec_of(each, f"policy: row {i}") for i, each in enumerate(policies)]
+
+
+def as_seeds(seeds: Sequence[int] | npt.NDArray[Any] | None, b: int) -> list[int]:
+    """b seeds, drawn if none are given."""
+    if seeds is None:
+        return draw_seeds(b)
+    given = each_of("seeds", seeds, b)
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind == "u":
+        found: list[int] = given.tolist()  # all unsigned integers are seeds
+        return found
+    return [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
+
+
+def as_threads(value: object) -> int:
+    return min(as_count("threads", value), _MOST_THREADS)
+
+
+def is_one(policy: object) -> TypeGuard[Policy]:
+    """Whether this is a policy, or at least not several."""
+    return isinstance(policy, str) or not isinstance(policy, Iterable)
+
+
+def each_of(name: str, values: Any, count: int) -> Sequence[Any]:
+    """A sequence of `count` entries."""
+    expected = f"one entry for each of {count} users"
+    entries: Any = as_column(name, values, expected)
+    if len(entries) != count:
+        raise ValueError(f"{name}: expected {expected}, got {len(entries)}")
+    return entries  # type: ignore[no-any-return]
+
+
+def _kind_of(log_norm_error: float) -> str:
+    return "bounded" if log_norm_error > 0.0 else "exact"

@@ -1,0 +1,187 @@
+"""What a policy is to everything else: a law and a sampler, whoever defined it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastrank as fr
+from fastrank import calibration, expectations, marginals, plan, reference, simulate, verify
+from fastrank.policies import INFERENCE_TYPES, PARAMETERS, Law, law_of, parameters_of
+
+SCORES = np.array([1.0, 0.5, 0.0, -1.0])
+CATALOG = fr.Catalog([0, 1, 2, 3], SCORES[:, None])
+MODEL = fr.Model(CATALOG, ["a"], [[1.0]], user_temperatures=[2.0])
+QUERIES = np.ones((1, 1), np.float32)
+
+
+@dataclass(frozen=True)
+class MixedSoftmax(fr.Policy):
+    """A softmax, or with probability epsilon any item left: no `Law` says it."""
+
+    temperature: float = 0.5
+    epsilon: float = 0.1
+
+    inference_type = "stochastic_mixed_softmax"
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"temperature": self.temperature, "epsilon": self.epsilon}
+
+
+@dataclass(frozen=True)
+class Coin(fr.Policy):
+    """The best item left or any, by a coin: a law that is known, and a sampler that draws it."""
+
+    law = Law(explore=0.5)
+    sampler = "epsilon_greedy"
+    inference_type = "coin"
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {}
+
+
+def world() -> simulate.World:
+    return simulate.World.from_rates([[0.1, 0.2, 0.6, 0.3]], simulate.PositionBased([1.0, 0.5]))
+
+
+# Everything that knows what a policy is, by what it gives.
+USES: dict[str, Callable[[fr.Policy], Any]] = {
+    "rank": lambda p: CATALOG.rank([1.0], 2, policy=p, seed=1).log_propensities,
+    "rank_batch": lambda p: CATALOG.rank_batch([[1.0]], 2, policy=p, seeds=[1]).log_propensities,
+    "rank_batch, one each": lambda p: CATALOG.rank_batch(
+        [[1.0]] * 2, 2, policy=[fr.Uniform(), p], seeds=[1, 2]
+    ).log_propensities,
+    "log_propensities": lambda p: CATALOG.log_propensities([1.0], [3, 0], policy=p),
+    "log_propensities_batch": lambda p: CATALOG.log_propensities_batch(
+        [[1.0]], [[3, 0]], policies=[p]
+    ),
+    "recommend": lambda p: MODEL.recommend("a", 2, policy=p, seed=1).log_propensities,
+    "reference.log_propensities": lambda p: reference.log_propensities(SCORES, [3, 0], p),
+    "reference.rank": lambda p: reference.rank(SCORES, 2, p, np.random.default_rng(0)),
+    "reference.ranking_law": lambda p: reference.ranking_law(SCORES, 2, p)[1],
+    "position_marginals": lambda p: marginals.position_marginals(SCORES, p, 2),
+    "marginals.ranking_law": lambda p: marginals.ranking_law(SCORES, 2, p)[1],
+    "slate_inverse": lambda p: marginals.slate_inverse(SCORES, p, 2).places,
+    "Audience": lambda p: expectations.Audience(CATALOG, QUERIES, k=2).law([p]).greedy,
+    "plan": lambda p: len(plan.explore(CATALOG, QUERIES, k=2, targets={"it": p}).points),
+    "true_value": lambda p: simulate.true_value(world(), CATALOG, p, 2, queries=QUERIES).value,
+    "verify.label": lambda p: len(verify.label(p)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_policy_of_ones_own_is_refused_by_name_or_right(use: str) -> None:
+    with pytest.raises(ValueError, match=r"(policy|policies|targets).*MixedSoftmax"):
+        USES[use](MixedSoftmax())
+    found, expected = USES[use](Coin()), USES[use](fr.EpsilonGreedy(0.5))
+    if use != "verify.label":
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_temperatures_of_ones_own() -> None:
+    assert MODEL.user_policy("a", MixedSoftmax()) == MixedSoftmax()
+    assert MODEL.user_policy("a", fr.PlackettLuce(0.5)) == fr.PlackettLuce(1.0)
+    below = fr.BestFirst(3, fr.PlackettLuce(0.5, sampler="cached"))
+    assert MODEL.user_policy("a", below) == fr.BestFirst(3, fr.PlackettLuce(1.0, sampler="cached"))
+    assert MODEL.user_policy("a", fr.BestFirst(3, fr.Uniform())) == fr.BestFirst(3, fr.Uniform())
+    with pytest.raises(ValueError, match=r"temperature: 1e\+06 times the 2 of user 'a' must lie"):
+        MODEL.user_policy("a", fr.BestFirst(3, fr.PlackettLuce(1e6)))
+
+
+# Names
+
+
+def every_policy() -> list[fr.Policy]:
+    values = {"temperature": 0.5, "epsilon": 0.25}
+    plain = [fr.policy(name, **{p: values[p] for p in row[2]}) for name, row in INFERENCE_TYPES.items()]
+    return [*plain, *(fr.BestFirst(3, each) for each in plain if not law_of(each).is_certain)]
+
+
+@pytest.mark.parametrize("policy", every_policy(), ids=repr)
+def test_a_policy_is_what_its_name_and_parameters_say(policy: fr.Policy) -> None:
+    assert fr.policy(policy.inference_type, **policy.params) == policy
+    # As a log has them: all real numbers.
+    assert fr.policy(policy.inference_type, **{k: float(v) for k, v in policy.params.items()}) == policy
+    assert set(policy.params) <= set(parameters_of(policy.inference_type)) <= set(PARAMETERS)
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    assert law_of(pickle.loads(pickle.dumps(policy))) == policy.law
+    assert hash(replace(policy)) == hash(policy)
+    assert eval(repr(policy), vars(fr)) == policy
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fr.BestFirst(0, fr.Uniform()), r"head: must lie in \[1, 1e\+06\], got 0"),
+        (lambda: fr.BestFirst(1.5, fr.Uniform()), "head: expected an integer, got 1.5"),
+        (lambda: fr.BestFirst(True, fr.Uniform()), "head: expected a real number, got True"),
+        (lambda: fr.BestFirst("3", fr.Uniform()), "head: expected a real number, got '3'"),
+        (lambda: fr.BestFirst(3, fr.Deterministic()), "then: expected PlackettLuce, .*Deterministic"),
+        (lambda: fr.BestFirst(3, fr.BestFirst(1, fr.Uniform())), "then: expected PlackettLuce, "),
+        (lambda: fr.BestFirst(3, "uniform"), "then: expected PlackettLuce, .*, got 'uniform'"),
+        (lambda: fr.BestFirst(3, MixedSoftmax()), "then: expected PlackettLuce, .*MixedSoftmax"),
+        (lambda: fr.policy("deterministic", head=3), "head: deterministic takes no parameters"),
+        (lambda: fr.policy("uniform", epsilon=0.1), "epsilon: uniform takes head; got epsilon=0.1"),
+    ],
+)
+def test_what_is_no_policy_is_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# BestFirst
+
+
+def test_a_head_and_what_is_drawn_without_it() -> None:
+    """The ranking that `then` draws with the same seed where the head is excluded."""
+    rng = np.random.default_rng(0)
+    catalog = fr.Catalog(np.arange(300), rng.standard_normal((300, 4)))
+    query, out = rng.standard_normal(4), np.arange(5)
+    for policy in every_policy():
+        if not isinstance(policy, fr.BestFirst):
+            continue
+        for k in (1, 3, 4, 12, 300):
+            ranking = catalog.rank(query, k, policy=policy, seed=7, exclude=out)
+            best = catalog.rank(query, min(3, k), policy=fr.Deterministic(), exclude=out)
+            assert ranking.item_ids[:3].tolist() == best.item_ids.tolist()
+            assert (ranking.log_propensities[:3] == 0.0).all()
+            assert ranking.n_eligible == best.n_eligible == 295
+            assert ranking.log_norm is None
+            assert len(ranking) == min(k, 295)
+            if k > 3:
+                without = np.concatenate([out, best.item_ids])
+                below = catalog.rank(query, k - 3, policy=policy.then, seed=7, exclude=without)
+                assert ranking.item_ids[3:].tolist() == below.item_ids.tolist()
+                assert ranking.log_propensities[3:].tobytes() == below.log_propensities.tobytes()
+                assert ranking.scores[3:].tobytes() == below.scores.tobytes()
+
+
+def test_heads_longer_than_what_is_there() -> None:
+    policy = fr.BestFirst(10, fr.PlackettLuce())
+    for k in (3, 10, 20):
+        ranking = CATALOG.rank([1.0], k, policy=policy, seed=1)
+        assert ranking.item_ids.tolist() == [0, 1, 2, 3][:k]
+        batch = CATALOG.rank_batch([[1.0]] * 2, k, policy=policy, seeds=[1, 2], allow=[[2], None])
+        assert batch.counts.tolist() == [1, min(k, 4)]
+    given = CATALOG.log_propensities([1.0], [0, 2, 1], policy=fr.BestFirst(2, fr.Uniform()))
+    np.testing.assert_array_equal(given, [0.0, -np.inf, -np.log(2.0)])
+
+
+def test_overlap_of_a_head() -> None:
+    """Of `fastrank plan`: the head is kept, and what is drawn below it is counted."""
+    policy = fr.BestFirst(2, fr.PlackettLuce(0.7))
+    audience = expectations.Audience(CATALOG, QUERIES, k=3)
+    draws = audience.draw([policy], np.arange(4000, dtype=np.uint64)[None])
+    overlap, _, entropy = audience.kept_and_lost(audience.law([policy]), draws)
+    rankings, law = reference.ranking_law(SCORES, 3, policy)
+    expected = float((law * np.isin(rankings, [0, 1, 2]).mean(axis=1)).sum())
+    assert overlap.mean() == pytest.approx(expected, abs=1e-9)  # one place is drawn: exact
+    assert entropy.tolist() == [0.0]
+    assert calibration.drawn_overlap(SCORES, 1e-6, 3) == 1.0

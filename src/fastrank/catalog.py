@@ -713,6 +713,7 @@ class Catalog(Ranker):
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)
 
+
 def _tolerance(value: object) -> float:
     if (
         isinstance(value, bool)
@@ -742,5 +743,3 @@ def _refuse_norm(rows: npt.NDArray[Any]) -> NoReturn:
         f"vectors: row {first + beyond[0]}: scores could pass the float32 range, expected a norm of"
         f" at most {MAX_NORM:g}, got {norms[beyond[0]]:g}"
     )
-
-

@@ -2,9 +2,9 @@
 
 Every policy draws the next item from a mixture: with probability g the best one left, else item a
 with probability exp(b s_a) / D, D the sum over what is left (Plackett-Luce: g = 0, b = 1 / T;
-epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So whatever has to be known about the next place, given the
-places before it, is a sum over the items left, and all but a few items of a catalog are left
-always. Rankings are drawn by the catalog itself; each place then adds its *conditional expectation*
+epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So whatever has to be known
+about the next place, given the places before it, is a sum over the items left, and all but a few
+items of a catalog are left always. Rankings are drawn by the catalog itself; each place then adds its *conditional expectation*
 given the places before it rather than what was drawn there. The first place is exact by that, the
 others have far less noise than counting has, and no weight that an item would have had is missed
 because nobody drew it.

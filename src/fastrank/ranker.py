@@ -1,4 +1,4 @@
-"""What draws rankings of items, whatever their scores come from: calls, checked, to the native core.
+"""Rankings of items, wherever their scores come from: calls, checked, to the native core.
 
 A source of scores (`fastrank.catalog`, `fastrank.given`) is a `Ranker` with a native table of its
 own. A law's head is drawn here, by one more pass; a sampler knows nothing of it.
@@ -20,7 +20,16 @@ from fastrank.policies import Policy, law_of
 from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
 from fastrank.trees import Tree, TreeCache
 
-__all__ = ["RNG_VERSION", "Ranker", "Spec", "as_specs", "as_threads", "each_of", "is_one", "spec_of"]
+__all__ = [
+    "RNG_VERSION",
+    "Ranker",
+    "Spec",
+    "as_specs",
+    "as_threads",
+    "each_of",
+    "is_one",
+    "spec_of",
+]
 
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 2
@@ -64,8 +73,6 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
         law.head,
         law.is_plackett_luce,
     )
-
-
 
 
 class Ranker:
@@ -151,9 +158,7 @@ class Ranker:
         threads: int,
     ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
         """A head of the best, and what is drawn where it is excluded."""
-        best = self._draw(
-            query, min(k, spec.head), _BEST, seed, excluded, allowed, bias, threads
-        )
+        best = self._draw(query, min(k, spec.head), _BEST, seed, excluded, allowed, bias, threads)
         if k <= spec.head:
             return best
         out = best[0] if excluded is None else np.concatenate([excluded, best[0]])
@@ -302,7 +307,9 @@ class Ranker:
         log_norm_error = np.zeros(b)
         counts, n_eligible = np.zeros((2, b), np.int64)
 
-        def draw(rows: list[int], places: int, first: int, kinds: list[Spec], out: list[Any]) -> None:
+        def draw(
+            rows: list[int], places: int, first: int, kinds: list[Spec], out: list[Any]
+        ) -> None:
             drawn = self._draw_batch(
                 queries[rows],
                 places,

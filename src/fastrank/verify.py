@@ -348,7 +348,9 @@ def _first_place_law(scores: FloatArray, full: Policy) -> FloatArray:
     """P(the first place shows item i), shape (n,), in float64."""
     law = law_of(full)
     explore = law.explore_at(0)
-    result = explore * np.exp(scores / law.temperature - reference.log_norm(scores, law.temperature))
+    result = explore * np.exp(
+        scores / law.temperature - reference.log_norm(scores, law.temperature)
+    )
     result[scores.argmax()] += 1.0 - explore
     return np.asarray(result, np.float64)
 
@@ -482,7 +484,10 @@ def _policies(temperature: float) -> list[Policy]:
         policy(name, **{p: values[p] for p in accepted})
         for name, (_, _, accepted) in INFERENCE_TYPES.items()
     ]
-    return [*found, BestFirst(1, policy("stochastic_gumbel_softmax_trick", temperature=temperature))]
+    return [
+        *found,
+        BestFirst(1, policy("stochastic_gumbel_softmax_trick", temperature=temperature)),
+    ]
 
 
 def _subset(subject: _Subject, i: int) -> IntArray:

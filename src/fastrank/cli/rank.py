@@ -56,7 +56,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     " and 1 by default.",
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: 0.1]")
-@click.option("--head", type=int, help="So many first places show the best items; the rest is drawn.")
+@click.option(
+    "--head", type=int, help="So many first places show the best items; the rest is drawn."
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
 @click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out. Repeatable.")
 @click.option("--exclude-file", type=_FILE, help="More of them, one a line.")

@@ -38,6 +38,8 @@ POLICIES: dict[str, fr.Policy] = {
     "less greedy": fr.EpsilonGreedy(0.6),
     "random": fr.EpsilonGreedy(1.0),
     "uniform": fr.Uniform(),
+    "head": fr.BestFirst(1, fr.PlackettLuce(0.7)),
+    "longer head": fr.BestFirst(2, fr.EpsilonGreedy(0.4)),
 }
 
 
@@ -182,7 +184,7 @@ def test_users_may_differ_in_temperature_alone() -> None:
     law = audience.law([fr.PlackettLuce(0.5), fr.PlackettLuce(0.25)])
     assert law.steepness.tolist() == [2.0, 4.0]
     with pytest.raises(ValueError, match="differ in more than a temperature"):
-        audience.law([fr.PlackettLuce(0.5), fr.Uniform()])
+        audience.law([fr.PlackettLuce(0.5), fr.BestFirst(1, fr.PlackettLuce(0.5))])
     with pytest.raises(ValueError, match="differ in more than a temperature"):
         audience.law([fr.EpsilonGreedy(0.5), fr.EpsilonGreedy(0.4)])
 

@@ -18,6 +18,7 @@ POLICIES: tuple[fr.Policy, ...] = (
     fr.EpsilonGreedy(0.2),
     fr.Deterministic(),
     fr.Uniform(),
+    fr.BestFirst(2, fr.PlackettLuce(0.3)),
 )
 
 
@@ -102,7 +103,7 @@ def test_one_long_ranking_among_many_is_refused() -> None:
 
 def test_nothing_to_do() -> None:
     items = catalog("plain")
-    assert items.log_propensities_batch(np.zeros((0, 7)), [], policies=POLICIES).shape == (6, 0, 0)
+    assert items.log_propensities_batch(np.zeros((0, 7)), [], policies=POLICIES).shape == (7, 0, 0)
     assert items.log_propensities_batch(np.zeros((2, 7)), [[], []], policies=[]).shape == (0, 2, 0)
 
 

@@ -25,7 +25,14 @@ Array: TypeAlias = npt.NDArray[np.float64]
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 W1234 = np.log([1.0, 2.0, 3.0, 4.0])
-POLICIES = (fr.Deterministic(), fr.PlackettLuce(0.8), fr.EpsilonGreedy(0.35), fr.Uniform())
+POLICIES = (
+    fr.Deterministic(),
+    fr.PlackettLuce(0.8),
+    fr.EpsilonGreedy(0.35),
+    fr.Uniform(),
+    fr.BestFirst(1, fr.PlackettLuce(0.8)),
+    fr.BestFirst(2, fr.EpsilonGreedy(0.35)),
+)
 SPREAD = np.array([0.3, -1.2, 0.9, -0.4, 1.4, 0.0])
 
 
@@ -375,7 +382,7 @@ def test_closed_form_equals_the_numeric_one(n: int, k: int, policy: fr.Policy) -
     scores = np.random.default_rng(n).standard_normal(n)
     orders, _ = ranking_law(scores, k, fr.Uniform())
     closed = pseudo_inverse_weights(orders, slate_inverse(scores, fr.Uniform(), k), scores, policy)
-    explores = slate_inverse(scores, fr.EpsilonGreedy(1.0), k)
+    explores = slate_inverse(scores, fr.EpsilonGreedy(1.0 - 2.0**-53), k)
     assert explores.matrix is not None
     np.testing.assert_allclose(
         closed, pseudo_inverse_weights(orders, explores, scores, policy), atol=1e-9

@@ -4,10 +4,10 @@ Every policy draws the next item from a mixture: with probability g the best one
 with probability exp(b s_a) / D, D the sum over what is left (Plackett-Luce: g = 0, b = 1 / T;
 epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So whatever has to be known
 about the next place, given the places before it, is a sum over the items left, and all but a few
-items of a catalog are left always. Rankings are drawn by the catalog itself; each place then adds its *conditional expectation*
-given the places before it rather than what was drawn there. The first place is exact by that, the
-others have far less noise than counting has, and no weight that an item would have had is missed
-because nobody drew it.
+items of a catalog are left always. Rankings are drawn by the catalog itself; each place then adds
+its *conditional expectation* given the places before it rather than what was drawn there. The first
+place is exact by that, the others have far less noise than counting has, and no weight that an item
+would have had is missed because nobody drew it.
 """
 
 from __future__ import annotations
@@ -303,7 +303,8 @@ class Audience:
             return np.asarray(np.cumsum(log_last, axis=2))
         is_best = draws.slots == best
         log_w = _log_p(law, draws.scores, d1, is_best)
-        log_w -= _log_p(logging, draws.scores, d0, is_best)
+        with np.errstate(invalid="ignore"):  # a ranking that the target does not draw means nothing
+            log_w -= _log_p(logging, draws.scores, d0, is_best)
         log_last[:, :, 1:] += np.cumsum(log_w, axis=2)[:, :, :-1]
         return log_last
 

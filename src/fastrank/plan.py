@@ -970,6 +970,8 @@ class _Sample:
 def _standard_error(values: FloatArray) -> float:
     """Of the mean over users of the mean over draws (u, r); the users are taken as they are."""
     users, draws = values.shape
+    if draws == 1:  # of a policy that has no other ranking
+        return 0.0
     return math.sqrt(float(values.var(axis=1, ddof=1).sum()) / int(draws)) / int(users)
 
 

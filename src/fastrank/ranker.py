@@ -40,7 +40,7 @@ _KINDS = {
     "deterministic": _native.DETERMINISTIC,
     "gumbel": _native.GUMBEL,
     "sequential": _native.SEQUENTIAL,
-    "cached": _native.CACHED,
+    "cached": _native.GUMBEL,  # whose law it is; it draws from a tree
     "epsilon_greedy": _native.EPSILON_GREEDY,
     "uniform": _native.UNIFORM,
 }
@@ -54,9 +54,10 @@ class Spec(NamedTuple):
     epsilon: float
     head: int
     has_norm: bool  # whether rankings state it
+    cached: bool  # drawn from a tree
 
 
-_BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
+_BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False, False)
 
 
 def spec_of(policy: Policy, name: str = "policy") -> Spec:
@@ -72,6 +73,7 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
         law.explore if flat else 0.0,
         law.head,
         law.is_plackett_luce,
+        policy.sampler == "cached",
     )
 
 
@@ -129,7 +131,7 @@ class Ranker:
         """Positions, scores, log-propensities, log_norm, its error and n_eligible."""
         if spec.head:
             return self._draw_below(query, k, spec, seed, excluded, allowed, bias, threads)
-        if spec.kind == _native.CACHED:
+        if spec.cached:
             return self._draw_cached(query, k, spec, seed, excluded, allowed, bias)
         eligible, n_eligible = self._eligible(excluded, allowed)
         drawn = self._packed.rank(
@@ -268,7 +270,7 @@ class Ranker:
         drawn = self._packed.rank_batch(
             queries,
             k,
-            np.array([s.kind for s in specs], np.int32),
+            np.array([_native.CACHED if s.cached else s.kind for s in specs], np.int32),
             np.array([s.temperature for s in specs], np.float64),
             np.array([s.epsilon for s in specs], np.float64),
             np.array(seeds, np.uint64),
@@ -279,7 +281,7 @@ class Ranker:
         )
         positions, scores, log_propensities, log_norm, _, counts, n_eligible = drawn
         for i, spec in enumerate(specs):
-            if spec.kind == _native.CACHED:
+            if spec.cached:
                 bias = None if biases is None else biases[i % len(biases)]
                 own = self._draw_cached(
                     queries[i], k, spec, seeds[i], excluded[i], allowed[i], bias

@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("msgspec")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+from patience import PATIENCE
 from servers import DIM, N_ITEMS, USERS, Client, Container, make_model
 
 import fastrank as fr
@@ -437,7 +438,7 @@ class TestLife:
         with Container(tmp_path) as container:
             with pytest.raises(AssertionError, match="not ready"):
                 container.wait()
-            assert container.process.wait(10) != 0
+            assert container.process.wait(PATIENCE) != 0
             assert 200 not in container.pings
             assert "Traceback" not in container.stderr
 
@@ -448,7 +449,7 @@ class TestLife:
         with Container(base) as container:
             with pytest.raises(AssertionError, match="not ready"):
                 container.wait()
-            assert container.process.wait(10) != 0
+            assert container.process.wait(PATIENCE) != 0
             assert 200 not in container.pings
 
     @pytest.mark.parametrize("workers", [1, 2])
@@ -477,6 +478,6 @@ class TestLife:
     )
     def test_a_bad_setting_is_named(self, base: Path, name: str, value: str) -> None:
         with Container(base, {name: value}) as container:
-            assert container.process.wait(20) == 2
+            assert container.process.wait(PATIENCE) == 2
             assert container.stderr.count("\n") == 1, container.stderr
             assert value in container.stderr

@@ -29,7 +29,15 @@ import fastrank as fr
 
 MAX_BODY = 6_291_456
 FIELDS = {
-    *("request_id", "user_id", "item_ids", "scores", "log_propensities", "log_propensity"),
+    *(
+        "request_id",
+        "user_id",
+        "item_kind",
+        "item_ids",
+        "scores",
+        "log_propensities",
+        "log_propensity",
+    ),
     *("log_norm", "propensity_kind", "log_norm_error", "k", "policy", "seed", "seed_source"),
     *("rng_version", "n_eligible", "model_version", "catalog_version", "is_fallback"),
 }

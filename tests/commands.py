@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from click.testing import CliRunner, Result
+from patience import PATIENCE
 
 from fastrank.cli.app import app
 
@@ -33,7 +34,7 @@ def process(*arguments: object, env: Mapping[str, str] | None = None) -> Any:
         [sys.executable, "-m", "fastrank", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         env={**os.environ, **(env or {})},
         check=False,
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from patience import PATIENCE
 
 import fastrank as fr
 from fastrank_serving.app import App, create_app
@@ -151,7 +152,7 @@ class Process:
         if wait:
             self.until_ready()
 
-    def until_ready(self, seconds: float = 30.0) -> None:
+    def until_ready(self, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
@@ -172,14 +173,14 @@ class Process:
         """What it wrote to standard error so far."""
         return "".join(self._said)
 
-    def until_says(self, words: str, seconds: float = 30.0) -> None:
+    def until_says(self, words: str, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while words not in self.said():
             assert time.monotonic() < end, self.said()
             time.sleep(0.01)
 
     def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
 
     def get(self, path: str) -> tuple[int, bytes]:
         connection = self.connection()
@@ -205,7 +206,7 @@ class Process:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self, seconds: float = 30.0) -> tuple[int, str]:
+    def end(self, seconds: float = PATIENCE) -> tuple[int, str]:
         """Wait for the end; exit code and what it said."""
         try:
             self.process.wait(seconds)
@@ -221,10 +222,10 @@ class Process:
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
+                self.process.wait(PATIENCE)
         self.process.kill()
         self.process.wait()
-        self._listener.join(20)
+        self._listener.join(PATIENCE)
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
+from patience import PATIENCE
 
 import fastrank as fr
 
@@ -78,7 +79,7 @@ class Client:
         self._kept: http.client.HTTPConnection | None = None
 
     def __enter__(self) -> Self:
-        self._kept = http.client.HTTPConnection(*self.address, timeout=30)
+        self._kept = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,7 +95,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request; bytes as they are, an iterator in chunks."""
-        connection = self._kept or http.client.HTTPConnection(*self.address, timeout=30)
+        connection = self._kept or http.client.HTTPConnection(*self.address, timeout=PATIENCE)
         try:
             connection.request(method, target, body, dict(headers or {}))
             response = connection.getresponse()

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("click")
 pytest.importorskip("rich")
 from commands import run
+from patience import PATIENCE
 
 SCRIPT = Path(sys.executable).with_name("fastrank")
 # In the place of a module that the command imports on its way.
@@ -28,7 +29,7 @@ def interrupted_in(module: str, folder: Path, *command: str) -> Any:
         command,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": path},
         check=False,
     )

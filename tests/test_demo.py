@@ -17,6 +17,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 from click.testing import CliRunner
+from patience import PATIENCE
 
 import fastrank as fr
 from fastrank import demo, reference
@@ -32,7 +33,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         [sys.executable, "-m", "fastrank", "demo", "--quick", "-o", str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         env=free,
         check=False,
     )

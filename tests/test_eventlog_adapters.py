@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,14 +235,14 @@ class TestOpenBanditDataset:
 
 
 def response(ranking: fr.Ranking, request_id: str, **changes: Any) -> dict[str, Any]:
-    """What the service answers: the log row without rewards."""
+    """What the service answers: the log row without rewards; of an older one, without item_kind."""
     return {
         "request_id": request_id,
         "item_ids": ranking.item_ids.tolist(),
         "scores": ranking.scores.tolist(),
         "log_propensities": ranking.log_propensities.tolist(),
         "log_propensity": ranking.log_propensity,
-        "log_norm": ranking.log_norm,
+        "log_norm": ranking.log_norm if len(ranking) else None,  # JSON has no infinity
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
         "k": 4,
@@ -352,6 +353,101 @@ class TestDataCapture:
         assert reader.report.rows_read == 1
         assert reader.report.set_aside == {}
 
+    def test_what_was_refused_is_no_row_whatever_it_was(self, tmp_path: Path) -> None:
+        bad = capture({}, {"error": {"code": "malformed_json"}}, "e1")
+        bad["captureData"]["endpointInput"]["data"] = "{not JSON"
+        good = capture({"user_id": "u"}, response(self.ranking(), "r"), "e2")
+        tables = from_data_capture(write(tmp_path / "a.jsonl", bad, good))
+        _, reader = one_batch(tables)
+        assert tables.error_responses == 1
+        assert reader.report.set_aside == {}
+
+    @pytest.mark.parametrize("stated", [False, True])
+    @pytest.mark.parametrize("text", [False, True])
+    def test_empty_rankings_may_come_first(
+        self, stated: bool, text: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """More of them than a table has rows, and a row that is wrong does not speak for others."""
+        monkeypatch.setattr("fastrank.eventlog.adapters._CAPTURE_ROWS", 3)
+        kind = {"item_kind": "str" if text else "int64"} if stated else {}
+        allow: list[Any] = ["sold out"] if text else ["7", 8]
+        lines = [
+            capture(
+                {"user_id": "u", "allow": allow},
+                response(self.ranking(i, text, allow=[]), f"r{i}", **kind),
+                f"e{i}",
+            )
+            for i in range(7)
+        ]
+        wrong = {"item_ids": [1, 2, 3, 4] if text else ["a", "b", "c", "d"], "seed": -1}
+        lines.append(capture({}, response(self.ranking(), "w", **wrong), "w"))
+        lines += [
+            capture({}, response(self.ranking(i, text), f"r{i}", **kind), f"e{i}")
+            for i in range(7, 10)
+        ]
+        reader = LogReader.of_tables(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        rows = [row for batch in reader for row in batch.table.to_pylist()]
+        assert [row["request_id"] for row in rows] == [f"r{i}" for i in range(10)]
+        assert reader.kind == ("str" if text else "int64")
+        assert rows[0]["allow"] == (allow if text else [7, 8])
+        assert reader.report.set_aside == {"capture not understood": 1}
+        ((_, line, detail),) = reader.report.places["capture not understood"]
+        assert (line, detail) == (7, "seed: out of range, got -1")
+
+    @pytest.mark.parametrize(
+        ("allow", "kind"), [(["x"], "str"), (["7", 8], "int64"), ([], "int64")]
+    )
+    def test_filters_tell_where_all_rankings_are_empty(
+        self, allow: list[Any], kind: str, tmp_path: Path
+    ) -> None:
+        lines = [
+            capture({"allow": each}, response(self.ranking(i, allow=[]), f"r{i}"), f"e{i}")
+            for i, each in enumerate(([], allow))
+        ]
+        batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
+        assert len(batch) == 2
+        assert (reader.kind, reader.report.set_aside) == (kind, {})
+
+    def test_a_batch_of_lines(self, tmp_path: Path) -> None:
+        def lines(asked: str, answers: str, event: str) -> dict[str, Any]:
+            def part(mode: str, data: str) -> dict[str, str]:
+                kind = "Application/JSONLines; charset=utf-8"
+                shown = base64.b64encode(data.encode()).decode()
+                return {
+                    "observedContentType": kind, "mode": mode, "data": shown, "encoding": "BASE64",
+                }  # fmt: skip
+
+            whole = {
+                "endpointInput": part("INPUT", asked),
+                "endpointOutput": part("OUTPUT", answers),
+            }
+            metadata = {
+                "eventId": event,
+                "inferenceId": "i",
+                "inferenceTime": "2026-01-01T00:00:00Z",
+            }
+            return {"captureData": whole, "eventMetadata": metadata}
+
+        good = json.dumps(response(self.ranking(), "r1"))
+        error = '{"error": {"code": "malformed_json"}}'
+        path = write(
+            tmp_path / "a.jsonl",
+            lines(
+                '{"exclude": ["5"]}\n{\n{"exclude": ["x"]}\n', f"{good}\n{error}\n{good}\n", "e1"
+            ),
+            lines("{}\n{}", good, "e2"),
+            lines("{}\n{}", '{"error": {"code": "too_many_lines"}}', "e3"),
+        )
+        tables = from_data_capture(path)
+        batch, reader = one_batch(tables)
+        assert batch.table["exclude"].to_pylist() == [[5]]
+        assert tables.error_responses == 2
+        assert [place[1:] for place in reader.report.places["capture not understood"]] == [
+            (0, "line 2: exclude: row 0: the ids here are integers of 64 bits, written as in 0, 42"
+             " or -7; got 'x'"),
+            (1, "data: 2 lines were asked, and 1 answered"),
+        ]  # fmt: skip
+
     def test_halves_without_the_other_are_named(self, tmp_path: Path) -> None:
         lines = [
             capture({"user_id": "u"}, None, "e1"),
@@ -405,7 +501,28 @@ class TestDataCapture:
             ("neither eventId nor inferenceId", capture({}, None, None)),
             ("eventId: expected text, got 5", capture({}, {}, None, eventId=5)),
             ("item_ids: expected a list, got None", capture({}, {}, "e")),
-            ("data: expected an object, got", capture([1], {}, "e")),
+            ("data: expected an object, got", capture({}, [1], "e")),
+            ("the body: Expected `object`, got `array`", capture([1], {}, "e")),
+            ("shape: not a field of a request", capture({"shape": 1}, {}, "e")),
+            (
+                "k: given more than once",
+                {
+                    "captureData": {
+                        "endpointInput": {"data": '{"k": 1, "k": 2}'},
+                        "endpointOutput": {"data": "{}"},
+                    }
+                },
+            ),
+            (
+                "data: not base64",
+                capture({}, {}, "e")
+                | {
+                    "captureData": {
+                        "endpointInput": {"data": "?", "encoding": "BASE64"},
+                        "endpointOutput": {"data": ""},
+                    }
+                },
+            ),
             ("policy: expected an object", capture({}, {"item_ids": []}, "e")),
         ],
     )
@@ -429,6 +546,9 @@ class TestDataCapture:
             ("item_ids: expected an integer, got 1.5", {"item_ids": [1.5, 2, 3, 4]}),
             ("item_ids: expected text", {"item_ids": ["a", 2, 3, 4]}),
             ("item_ids: those before are int64, got str", {"item_ids": ["a", "b", "c", "d"]}),
+            ("item_ids: those before are int64, got str", {"item_ids": [], "item_kind": "str"}),
+            ("item_ids: expected an integer, got 'a'", {"item_ids": ["a"], "item_kind": "int64"}),
+            ("item_kind: expected one of int64, str; got 'uuid'", {"item_kind": "uuid"}),
             ("log_propensities: expected a list", {"log_propensities": "none"}),
             ("log_propensity: expected a number", {"log_propensity": "-1"}),
             ("params: nucleus is not known", {"policy": {"name": "p", "params": {"nucleus": 1.0}}}),
@@ -455,6 +575,25 @@ class TestDataCapture:
         ((_, _, detail),) = reader.report.places["capture not understood"]
         assert message in detail
 
+    def test_any_depth_is_set_aside(self, tmp_path: Path) -> None:
+        """Also one that a parser takes and what writes the error does not."""
+        good = json.dumps(response(self.ranking(), "r"))
+        limit = sys.getrecursionlimit()
+        lines: list[dict[str, Any]] = []
+        for depth in range(limit - 150, limit + 10):
+            deep = '{"a":' * depth + "1" + "}" * depth
+            sides = [(f'{{"exclude": {deep}}}', good), ("{}", f'{{"item_ids": {deep}}}')]
+            for asked, answer in sides:
+                lines.append(capture({}, {}, f"e{len(lines)}"))
+                lines[-1]["captureData"] = {
+                    "endpointInput": {"data": asked}, "endpointOutput": {"data": answer},
+                }  # fmt: skip
+        texts = [json.dumps(line) for line in lines]
+        texts += [text.replace(json.dumps("{}"), deep[:-1] + ', "k": 1}') for text in texts[1::2]]
+        tables = from_data_capture(write(tmp_path / "a.jsonl", *texts))
+        assert list(tables) == []
+        assert tables.read_report.set_aside == {"capture not understood": len(texts)}
+
     def test_wrong_filters_in_the_input(self, tmp_path: Path) -> None:
         """A filter that is not understood must not become no filter."""
         lines = [
@@ -463,7 +602,7 @@ class TestDataCapture:
         ]
         batch, reader = one_batch(from_data_capture(write(tmp_path / "a.jsonl", *lines)))
         assert batch.table["exclude"].to_pylist() == [[101], [102]]
-        assert reader.report.set_aside == {"capture not understood": 3, "exclude: null id": 1}
+        assert reader.report.set_aside == {"capture not understood": 4}
 
     def test_the_same_half_twice(self, tmp_path: Path) -> None:
         lines = [

@@ -28,6 +28,7 @@ pytest.importorskip("pyarrow")
 import pyarrow as pa
 import pyarrow.parquet as pq
 from logs import NOON, catalog, drain, row, segments, table
+from patience import PATIENCE
 
 import fastrank as fr
 from fastrank.eventlog import LogReader, LogWriter, filter_id, schema
@@ -547,7 +548,7 @@ class TestArguments:
 
 class TestFlushing:
     def wait_for(self, condition: Any) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -819,7 +820,7 @@ def start(directory: Path, code: str, number: int = 0) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> list[str]:
     """What it printed; it and its children are killed if they do not come to an end."""
     try:
-        text, _ = process.communicate(timeout=90)
+        text, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -830,7 +831,7 @@ def complete_lines(process: subprocess.Popen[str]) -> list[str]:
     """What a killed process printed, without a line that was cut."""
     assert process.stdout is not None
     text = process.stdout.read()
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     process.stdout.close()
     return text.split("\n")[:-1]
 
@@ -999,7 +1000,7 @@ class TestKilled:
         LogWriter(tmp_path).close()
         assert len(segments(tmp_path, ".arrow")) == 1
         assert segments(tmp_path, ".parquet") == []
-        process.communicate("\n", timeout=60)
+        process.communicate("\n", timeout=PATIENCE)
         LogWriter(tmp_path).close()
         assert segments(tmp_path, ".arrow") == []
         assert len(drain(tmp_path)[0]) == 1

@@ -17,6 +17,7 @@ import broken
 import numpy as np
 import numpy.typing as npt
 import pytest
+from patience import PATIENCE
 from support import (
     LAW_CASES,
     MANY,
@@ -1082,7 +1083,7 @@ def test_damage_that_nobody_looked_for_ends_no_process(
     scales[rng.choice(20_000, count, replace=False)] = float(value)
     scales.flush()
     command = [sys.executable, "-c", DAMAGED, str(tmp_path / "model")]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE)
 
 
 def test_vectors_that_are_not_finite_are_named() -> None:

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": {"inputs", "_native"},
     "store": set(),
     "files": set(),
+    "wire": {"ids"},
     "packing": {"inputs", "_native"},
     "contents": {"packing", "_native"},
     "trees": set(),
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"policies"},
     "data": set(),
     "obd": {"data"},
-    "eventlog": {"ranking", "ids", "inputs", "files", "catalog", "obd"},
+    "eventlog": {"ranking", "ids", "inputs", "files", "wire", "catalog", "obd"},
     "page": set(),
     "ope": {"policies", "inputs", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {
@@ -86,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE_REFERENCE = {"verify", "demo"}
 # What a module may import beyond the standard library and NumPy; the rest are extras.
 EXTRAS: dict[str, set[str]] = {
+    "wire": {"msgspec"},
     "data": {"pyarrow"},
     "eventlog": {"pyarrow"},
     "page": {"jinja2"},

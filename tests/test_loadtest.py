@@ -29,6 +29,7 @@ import run as loadtest_run
 from gates import BASE, Gates, Verdict, pooled, ratio
 from histogram import Histogram, _above, _index
 from loadreport import Run, markdown, page, summary, text
+from patience import PATIENCE
 from recorder import Recorder, Series, Stage
 from targets import Container, Gateway, SageMaker
 
@@ -564,7 +565,7 @@ def locust(url: str, folder: Path, *options: str) -> tuple[int, Run, str]:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     said = found.stdout + found.stderr
@@ -580,7 +581,7 @@ def test_every_inference_type_is_a_task() -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     tasks = json.loads(found.stdout)["total"]["Visitor"]["tasks"]["Rounds"]["tasks"]
@@ -670,7 +671,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         assert found.returncode == 1, found.stdout + found.stderr
@@ -736,7 +737,7 @@ def test_from_locusts_page(tmp_path: Path) -> None:
             assert json.loads(stopped)["success"]
         finally:
             process.terminate()
-            said, _ = process.communicate(timeout=60)
+            said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert "60 requests/s asked for" in live
     assert "limit 20000 ms" in live
@@ -762,7 +763,7 @@ def test_options_that_cannot_be(options: list[str], says: str) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert found.returncode == 1
@@ -821,7 +822,7 @@ print(json.dumps([
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
         cwd=LOADTEST,
     )
@@ -842,7 +843,7 @@ def whole(folder: Path, *options: object) -> Any:
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         check=False,
     )
 

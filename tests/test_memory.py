@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
@@ -145,7 +146,7 @@ def measured(code: str, *arguments: str) -> dict[str, Any]:
         text=True,
         check=True,
         env=environment,
-        timeout=120,
+        timeout=PATIENCE,
     )
     figures: dict[str, Any] = json.loads(result.stdout)
     return figures

@@ -36,6 +36,7 @@ def test_an_answer_is_a_log_row(model: Path) -> None:
         assert found == {
             "request_id": "r",
             "user_id": "u3",
+            "item_kind": "int64",
             "item_ids": ranking.item_ids.tolist(),
             "scores": ranking.scores.tolist(),
             "log_propensities": ranking.log_propensities.tolist(),

@@ -22,13 +22,22 @@ import pytest
 pytest.importorskip("msgspec")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+from patience import PATIENCE
 from servers import DIM, N_ITEMS, USERS, Client, Container, make_model
 
 import fastrank as fr
 
 MAX_BODY = 6_291_456
 FIELDS = {
-    *("request_id", "user_id", "item_ids", "scores", "log_propensities", "log_propensity"),
+    *(
+        "request_id",
+        "user_id",
+        "item_kind",
+        "item_ids",
+        "scores",
+        "log_propensities",
+        "log_propensity",
+    ),
     *("log_norm", "propensity_kind", "log_norm_error", "k", "policy", "seed", "seed_source"),
     *("rng_version", "n_eligible", "model_version", "catalog_version", "is_fallback"),
 }
@@ -437,7 +446,7 @@ class TestLife:
         with Container(tmp_path) as container:
             with pytest.raises(AssertionError, match="not ready"):
                 container.wait()
-            assert container.process.wait(10) != 0
+            assert container.process.wait(PATIENCE) != 0
             assert 200 not in container.pings
             assert "Traceback" not in container.stderr
 
@@ -448,7 +457,7 @@ class TestLife:
         with Container(base) as container:
             with pytest.raises(AssertionError, match="not ready"):
                 container.wait()
-            assert container.process.wait(10) != 0
+            assert container.process.wait(PATIENCE) != 0
             assert 200 not in container.pings
 
     @pytest.mark.parametrize("workers", [1, 2])
@@ -477,6 +486,6 @@ class TestLife:
     )
     def test_a_bad_setting_is_named(self, base: Path, name: str, value: str) -> None:
         with Container(base, {name: value}) as container:
-            assert container.process.wait(20) == 2
+            assert container.process.wait(PATIENCE) == 2
             assert container.stderr.count("\n") == 1, container.stderr
             assert value in container.stderr

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import numpy as np
 import pytest
 import uvicorn
+from patience import PATIENCE
 
 import fastrank as fr
 from fastrank.eventlog import LogReader
@@ -75,7 +76,7 @@ class Server:
         return f"http://{self.host}:{self.port}"
 
     def get(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any, dict[str, str]]:
-        connection = HTTPConnection(self.host, self.port, timeout=20)
+        connection = HTTPConnection(self.host, self.port, timeout=PATIENCE)
         try:
             if body is None:
                 connection.request("GET", path)
@@ -110,7 +111,7 @@ def served(settings: Settings) -> Iterator[Server]:
         yield Server("127.0.0.1", listening.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
         listening.close()
     assert not thread.is_alive()
 

@@ -21,6 +21,7 @@ pytest.importorskip("yaml")
 pytest.importorskip("msgspec")
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from servers import USERS, Client, Container, make_model
 
 from fastrank_serving import gateway as module
@@ -384,7 +385,7 @@ class TestBusyContainer:
     def test_raw_bytes_of_a_request(self, script: _Script, front: Client) -> None:
         """What no client library would send."""
         for target in ('a"b', "a\\b?k=\\", "%ff?k=%zz", "a?k=1&k=2", "a?k;seed=1", "a?%00=%0a"):
-            connection = http.client.HTTPConnection(*front.address, timeout=10)
+            connection = http.client.HTTPConnection(*front.address, timeout=PATIENCE)
             connection.putrequest("GET", "/", skip_host=True)
             connection._buffer[0] = f"GET {PATH}{target} HTTP/1.1".encode()  # type: ignore[attr-defined]
             connection.putheader("Host", "x")

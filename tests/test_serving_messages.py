@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_what_is_refused(body: Any, status: int, code: str, field: str | None) -
     assert (found.status, found.code, found.field) == (status, code, field)
     if field is not None:
         assert field in found.message
+
+
+@pytest.mark.parametrize("start", ['{"exclude": ', '{"k": "5", "exclude": ', '{"query": ["1", '])
+@pytest.mark.parametrize(("opened", "closed"), ["[]", ('{"a":', "}")])
+def test_any_depth_is_refused(start: str, opened: str, closed: str) -> None:
+    """Also one that a parser takes and what writes the error does not."""
+    for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit() + 10):
+        body = start + opened * depth + "1" + closed * depth + "]" * ("[" in start) + "}"
+        assert messages.error_body(refused(body), None)
 
 
 @pytest.mark.parametrize("field", ["user_id", "request_id", "inference_type"])

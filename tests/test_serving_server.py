@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
+from patience import PATIENCE
 from served import Process, free_port, make_model
 
 import fastrank as fr
@@ -80,7 +81,7 @@ class Load:
         for thread in self._threads:
             thread.start()
 
-    def until(self, answers: int, seconds: float = 30.0) -> None:
+    def until(self, answers: int, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while sum(self.answered.values()) < answers:
             assert time.monotonic() < end, (self.sent, self.answered)
@@ -156,7 +157,7 @@ def test_sigterm_under_load_loses_nothing(model: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_done_when_the_time_is_up_is_told_so(model: Path) -> None:
     with Process(model, "--drain-timeout", "1") as server:
-        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
         client.sendall(BODY_OF_100)
         assert server.get("/ping")[0] == 200
         server.signal(signal.SIGTERM)
@@ -376,7 +377,7 @@ def test_half_open_clients_keep_nobody_waiting(model: Path, sent: bytes) -> None
     with Process(model) as server:
         clients = []
         for _ in range(100):
-            client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
             client.sendall(sent)
             clients.append(client)
         assert server.get("/ping")[0] == 200
@@ -404,7 +405,9 @@ def test_slow_clients_are_sent_away(
     """Whoever sends too slowly is; whoever has nothing to ask at the moment is not."""
     patient = hasty.connection()
     assert hasty.ask(patient, user_id="u1")[0] == 200
-    clients = [socket.create_connection(("127.0.0.1", hasty.port), 30) for _ in range(20)]
+    clients = [
+        socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) for _ in range(20)
+    ]
     for client in clients:
         client.sendall(sent)
     end = time.monotonic() + 20
@@ -442,7 +445,7 @@ def test_slow_clients_are_sent_away(
 def test_who_was_answered_and_dawdles_is_sent_away(
     hasty: Process, sent: bytes, more: bytes
 ) -> None:
-    client = socket.create_connection(("127.0.0.1", hasty.port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE)
     client.sendall(sent)
     assert client.recv(65536).startswith(b"HTTP/1.1 ")
     end = time.monotonic() + 20
@@ -469,7 +472,7 @@ def test_an_upgrade_is_not_taken(server: Process, at: int | None) -> None:
         b"Upgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     )
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if at is not None:
         client.sendall(head[:at])
@@ -492,7 +495,7 @@ def test_an_upgrade_is_not_taken(server: Process, at: int | None) -> None:
 def test_pipelined_requests_are_answered_before_a_head_that_is_late(server: Process) -> None:
     body = b'{"user_id": "u1", "k": 1, "exclude": [' + b",".join([b"1"] * 40_000) + b"]}"
     head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     client.sendall(head + body + b"GET /pi")
     got = client.recv(65536)
     assert got.startswith(b"HTTP/1.1 200 ")
@@ -507,14 +510,14 @@ def test_pipelined_requests_are_answered_before_a_head_that_is_late(server: Proc
 def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -> None:
     """Beside a connection that says nothing, which is waited for."""
     with Process(model) as server:
-        idle = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        idle = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
         assert server.get("/ping")[0] == 200
         server.signal(signal.SIGTERM)
         dropped = answered = 0
         end = time.monotonic() + 20
         while time.monotonic() < end:
             try:
-                client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+                client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
             except ConnectionRefusedError:
                 break
             try:
@@ -535,7 +538,7 @@ def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) 
         body = json.dumps(slow).encode()
         clients = []
         for path in ("invocations", "1/recommended-items/u1"):
-            client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
             if path == "invocations":
                 head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
                 client.sendall(head % len(body) + body)
@@ -563,7 +566,10 @@ def test_more_connections_than_files(model: Path) -> None:
     with Process(model) as server:
         _, most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (50, most))
-        clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(100)]
+        clients = [
+            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+            for _ in range(100)
+        ]
         server.until_says("Too many open files")
         for client in clients[:90]:
             client.close()
@@ -602,7 +608,7 @@ async def no_app(_scope: Any, _receive: Any, _send: Any) -> None:
 
 
 def test_an_endless_head_is_cut_off(server: Process) -> None:
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     client.sendall(b"GET /ping HTTP/1.1\r\nx: ")
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         client.sendall(b"x" * 50_000_000)
@@ -651,13 +657,13 @@ def test_the_container_heeds_its_environment(model: Path, tmp_path: Path) -> Non
         while status != 200:
             assert time.monotonic() < end
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
                 connection.request("GET", "/ping")
                 status = connection.getresponse().status
                 connection.close()
             except OSError:
                 time.sleep(0.01)
         process.terminate()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert said == ""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from patience import PATIENCE
 from support import POLICIES
 
 import fastrank as fr
@@ -156,7 +157,7 @@ except RuntimeError:
     print(rankings(5) == expected)
 """
     command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert result.stdout == "True\n"
 
 

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import fastrank as fr
 from fastrank.extras import missing_extra
 from fastrank.inputs import new_request_id
+from fastrank.wire import LINES, lines_of
 from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
     LATE,
@@ -45,7 +46,7 @@ Headers: TypeAlias = dict[bytes, bytes]
 
 _LOG = logging.getLogger("fastrank.serving")
 _JSON = b"application/json"
-_LINES = (b"application/jsonlines", b"application/x-jsonlines", b"application/x-ndjson")
+_LINES = tuple(kind.encode() for kind in LINES)
 _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
@@ -182,9 +183,7 @@ class App:
         if body.count(b"\n") > _LINES_MOST:
             allowed = f"at most {_LINES_MOST} lines"
             raise ProblemError(413, "too_many_lines", f"the body: {allowed}", allowed=allowed)
-        lines = body.split(b"\n")
-        if lines and not lines[-1].strip():
-            lines.pop()
+        lines = lines_of(body)
         results: list[bytes] = [b""] * len(lines)
         waiting = iter(enumerate(lines))
         size = 0

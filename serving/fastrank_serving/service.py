@@ -14,6 +14,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -268,6 +269,7 @@ class Service:
             seed_source="server" if request.seed is None else "caller",
             is_fallback=is_fallback,
             user_temperature=user_temperature,
+            query=query.tolist() if is_fallback else msgspec.UNSET,
         )
         body = encoded(answer_of(ranked.ranking, served))
         latency = time.monotonic() - began

@@ -13,10 +13,10 @@ __all__ = ["EXTRA_OF", "missing_extra", "requirements"]
 # The extra that brings each module; where there are several, the one with the least besides.
 EXTRA_OF = {
     **dict.fromkeys(("click", "rich", "scipy", "matplotlib"), "cli"),
-    "pyarrow": "data",
+    **dict.fromkeys(("pyarrow", "msgspec"), "data"),
     "jinja2": "ope",
     **dict.fromkeys(
-        ("starlette", "uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"), "serving"
+        ("starlette", "uvicorn", "uvloop", "httptools", "prometheus_client"), "serving"
     ),
     **dict.fromkeys(("airspeed", "yaml"), "gateway"),
     "locust": "loadtest",

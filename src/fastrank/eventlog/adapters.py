@@ -16,8 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
-from urllib.parse import unquote_plus
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from fastrank import obd
+from fastrank import obd, wire
 from fastrank.eventlog.reader import ReadReport
 from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
 from fastrank.files import file_format, in_directory, naming
-from fastrank.ids import integer, plain_id, split_ids
+from fastrank.ids import ids_from_text, integer, plain_id
+from fastrank.inputs import shown
 
 __all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
 
@@ -46,6 +46,7 @@ _OBD_COLUMNS = {
     **{f"user_feature_{j}": pa.string() for j in range(4)},
 }
 _OBD_ITEM = re.compile(r"user-item_affinity_\d+")
+_LIKE: dict[Kind, Any] = {"int64": np.empty(0, np.int64), "str": np.empty(0, np.str_)}
 
 
 # The Open Bandit Dataset.
@@ -332,7 +333,9 @@ class DataCapture:
 
     The endpoint's answer is the log row, and the capture its transport. The answer does not repeat
     what was asked: exclude and allow lists and a query come from the captured input, without
-    which the row cannot be trusted, and is set aside.
+    which the row cannot be trusted, and is set aside. It is read by the server's own rules
+    (`fastrank.wire`): what the server takes in any form, as text or from API Gateway, is the same
+    row here.
 
     Parameters
     ----------
@@ -350,9 +353,11 @@ class DataCapture:
     Notes
     -----
     Input and output are matched by ``eventId``, or else ``inferenceId``, if they stand in different
-    lines; halves wait in memory for the other one. Data may be JSON or base64 of JSON. A
-    ``gateway`` object in the input, as API Gateway's template makes it, holds URL-encoded
-    parameters; in it, lists are separated by commas.
+    lines; halves wait in memory for the other one. Data may be JSON or base64 of it; by its
+    observed content type it may be JSON Lines, whose every line is a row.
+
+    An answer states the kind of its item ids. Those of older servers do not: there the first
+    ranking that is not empty says it for all, and empty ones that come before wait in memory.
 
     Examples
     --------
@@ -383,20 +388,34 @@ class DataCapture:
     def __iter__(self) -> Iterator[pa.Table]:
         self._reset()
         rows: list[dict[str, Any]] = []
+        for row in self._rows():
+            rows.append(row)
+            if len(rows) == _CAPTURE_ROWS:
+                yield self._table(rows)
+                rows = []
+        if rows:
+            yield self._table(rows)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        waiting: list[_Captured] = []  # until something says of what kind ids are
         for path in self.files:
             for number, line in self._lines(path):
-                row = self._row(str(path), number, line)
-                if row is not None:
-                    rows.append(row)
-                if len(rows) >= _CAPTURE_ROWS:
-                    yield self._table(rows)
-                    rows = []
+                for found in self._captured(str(path), number, line):
+                    if found.kind is None and self._kind is None:
+                        waiting.append(found)
+                        continue
+                    row = self._fitted(found)
+                    if row is not None:
+                        yield from self._all_fitted(waiting)
+                        waiting = []
+                        yield row
         for half in self._halves.values():
             which = "no captured output" if half.output is None else "no captured input"
             self._aside(which, half.file, half.number, "")
         self._halves = {}
-        if rows:
-            yield self._table(rows)
+        if waiting:
+            self._kind = _kind_of_filters(waiting)
+            yield from self._all_fitted(waiting)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
         try:
@@ -411,23 +430,47 @@ class DataCapture:
         self.read_report.aside(reason)
         self.read_report.name(reason, file, number, detail)
 
-    def _row(self, file: str, number: int, line: bytes) -> dict[str, Any] | None:
-        """The row that a line completes, if it does."""
+    def _captured(self, file: str, number: int, line: bytes) -> Iterator[_Captured]:
+        """The rankings that a line completes, if it does."""
         try:
             half = self._paired(_half(file, number, line))
             if half is None:
-                return None
-            request, response = _content(half.input), _content(half.output)
-            if "error" in response and "item_ids" not in response:
-                self.error_responses += 1
-                return None
-            row, kind = _row(request, response, half)
-            if self._kind is not None and kind != self._kind:
-                raise ValueError(f"item_ids: those before are {self._kind}, got {kind}")
-            self._kind = kind
+                return
+            exchanges = _exchanges(half)
         except ValueError as error:
             self._aside("capture not understood", file, number, str(error))
+            return
+        for where, asked, answered in exchanges:
+            try:
+                response = _mapping("data", _json(answered))
+                if "error" in response and "item_ids" not in response:
+                    self.error_responses += 1  # whatever was asked
+                    continue
+                values, kind = _values(wire.read(asked), response)
+            except ValueError as error:
+                self._aside("capture not understood", file, number, f"{where}{error}")
+                continue
+            if not where:  # one id is not that of many
+                values["request_id"] = values["request_id"] or half.inference_id
+            values["ts"] = values["ts"] or half.time
+            yield _Captured(file, number, where, values, kind)
+
+    def _all_fitted(self, rows: Iterable[_Captured]) -> Iterator[dict[str, Any]]:
+        return (row for row in map(self._fitted, rows) if row is not None)
+
+    def _fitted(self, found: _Captured) -> dict[str, Any] | None:
+        """The row as the columns can hold it; the first one says the kind of ids of all."""
+        kind = found.kind or self._kind
+        assert kind is not None
+        try:
+            row = _row(found.values, kind)
+            if self._kind is not None and kind != self._kind:
+                raise ValueError(f"item_ids: those before are {self._kind}, got {kind}")
+        except ValueError as error:
+            detail = f"{found.where}{error}"
+            self._aside("capture not understood", found.file, found.number, detail)
             return None
+        self._kind = kind
         return row
 
     def _paired(self, half: _Half) -> _Half | None:
@@ -482,6 +525,16 @@ class _Half:
         self.time = time
 
 
+class _Captured(NamedTuple):
+    """A ranking as it was captured: its row but for the types, and the kind of its ids if known."""
+
+    file: str
+    number: int
+    where: str  # in the line, for errors
+    values: dict[str, Any]
+    kind: Kind | None
+
+
 def _capture_files(paths: Paths) -> list[Path]:
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found: dict[Path, None] = {}
@@ -513,7 +566,7 @@ def _half(file: str, number: int, line: bytes) -> _Half:
         ("endpointOutput", response, "OUTPUT"),
     ):
         if part is not None and _mapping(name, part).get("mode", mode) != mode:
-            raise ValueError(f"{name}: mode: expected {mode}, got {part['mode']!r}")
+            raise ValueError(f"{name}: mode: expected {mode}, got {shown(part['mode'])}")
     texts: dict[str, str | None] = {
         name: None if metadata.get(name) is None else _text(name, metadata[name])
         for name in ("eventId", "inferenceId", "inferenceTime")
@@ -535,87 +588,129 @@ def _json(content: bytes | str) -> Any:
         raise ValueError(f"not JSON: {error}") from None
 
 
-def _content(part: Any) -> dict[str, Any]:
-    """The JSON object that was captured on one side."""
+def _exchanges(half: _Half) -> list[tuple[str, bytes, bytes]]:
+    """What was asked and answered, and where in the line: one of each, or one a line."""
+    asked, answered = _body(half.input), _body(half.output)
+    if not _has_lines(half.input):
+        return [("", asked, answered)]
+    asked_lines, answered_lines = wire.lines_of(asked), wire.lines_of(answered)
+    if len(asked_lines) != len(answered_lines):
+        try:
+            error = _json(answered)
+        except ValueError:
+            error = None
+        if isinstance(error, dict) and "error" in error:  # the batch was refused whole
+            return [("", asked, answered)]
+        raise ValueError(
+            f"data: {len(asked_lines)} lines were asked, and {len(answered_lines)} answered"
+        )
+    return [
+        (f"line {j}: ", question, answer)
+        for j, (question, answer) in enumerate(zip(asked_lines, answered_lines, strict=True))
+    ]
+
+
+def _has_lines(part: Mapping[str, Any]) -> bool:
+    kind = part.get("observedContentType")
+    return isinstance(kind, str) and kind.split(";")[0].strip().lower() in wire.LINES
+
+
+def _body(part: Any) -> bytes:
+    """The bytes that were captured on one side."""
     data, encoding = part.get("data"), part.get("encoding", "JSON")
     if isinstance(data, dict):
-        return data
-    if not isinstance(data, str):
-        raise ValueError(f"data: expected text, got {data!r}")
+        try:
+            return json.dumps(data).encode()
+        except RecursionError:
+            raise ValueError("data: too many levels") from None
+    data = _text("data", data)
     if encoding == "BASE64":
         try:
-            data = base64.b64decode(data, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"data: not base64 of text: {error}") from None
-    elif encoding != "JSON":
-        raise ValueError(f"encoding: expected JSON or BASE64, got {encoding!r}")
-    return _mapping("data", _json(data))
+            return base64.b64decode(data, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"data: not base64: {error}") from None
+    if encoding != "JSON":
+        raise ValueError(f"encoding: expected JSON or BASE64, got {shown(encoding)}")
+    return data.encode()
 
 
-def _row(
-    request: dict[str, Any], response: dict[str, Any], half: _Half
-) -> tuple[dict[str, Any], Kind]:
+def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, Any], Kind | None]:
+    """A row's values as they were captured, and the kind of its ids if something says it."""
     items = response.get("item_ids")
     if not isinstance(items, list):
-        raise ValueError(f"item_ids: expected a list, got {items!r}")
-    kind: Kind = "str" if any(isinstance(item, str) for item in items) else "int64"
+        raise ValueError(f"item_ids: expected a list, got {shown(items)}")
+    kind = _kind(response.get("item_kind"), items)
     policy = _mapping("policy", response.get("policy"))
     params = _mapping("policy: params", policy.get("params") or {})
     unknown = set(params) - set(PARAMETERS)
     if unknown:  # what is left out here would be missing when propensities are recomputed
         raise ValueError(f"policy: params: {sorted(unknown)[0]} is not known")
-    asked = request | _of_gateway(request.get("gateway"))
-    time = response.get("ts") or half.time
     values: dict[str, Any] = {
+        name: response.get(name)
+        for name in schema("int64").names
+        if name not in ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts")
+    }
+    values |= {
         "schema_version": SCHEMA_VERSION,
-        "request_id": response.get("request_id") or half.inference_id,
-        "ts": None if time is None else _time(time),
-        "user_id": response.get("user_id", asked.get("user_id")),
+        "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
         "policy_params": {name: _number(name, params.get(name)) for name in PARAMETERS},
-        "query": asked.get("query"),
-        "exclude": asked.get("exclude"),
-        "allow": asked.get("allow"),
+        "query": request.query if request.query is not None else response.get("query"),
+        "exclude": request.exclude,
+        "allow": request.allow,
     }
     user = plain_id(values["user_id"])
     if isinstance(user, int):
         values["user_id"] = str(user)
-    for field in schema(kind):
-        if field.name in values or field.name in ("policy_params", "filter_id", "retrieval"):
-            pass
-        elif field.name not in ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts"):
-            values[field.name] = response.get(field.name)
-    for field in schema(kind):
-        value = values.get(field.name)
-        if value is not None:
-            values[field.name] = _fitting(field.name, value, field.type)
-    for name in ("filter_id", "retrieval"):
-        if response.get(name) is not None:
-            values[name] = _fitting(name, response[name], schema(kind).field(name).type)
+    if values["log_norm"] is None and not items and params.get("temperature") is not None:
+        values["log_norm"] = -math.inf  # of a softmax over nothing, which JSON cannot say
     return values, kind
 
 
-def _of_gateway(gateway: Any) -> dict[str, Any]:
-    """Parameters that came through API Gateway: URL-encoded text, '' for absent."""
-    if gateway is None:
-        return {}
-    found: dict[str, Any] = {}
-    for name, value in _mapping("gateway", gateway).items():
-        text = unquote_plus(_text(f"gateway: {name}", value))
-        if not text:
+def _kind(stated: Any, items: list[Any]) -> Kind | None:
+    if stated is None:  # by an older server
+        if not items:
+            return None
+        return "str" if any(isinstance(item, str) for item in items) else "int64"
+    for kind in _LIKE:
+        if stated == kind:
+            return kind
+    raise ValueError(f"item_kind: expected one of {', '.join(_LIKE)}; got {shown(stated)}")
+
+
+def _row(values: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Values in the types of the columns, where item ids are of this kind."""
+    row = {}
+    for field in schema(kind):
+        value = values.get(field.name)
+        if value is None:
             continue
-        if name in ("exclude", "allow"):
-            found[name] = split_ids(f"gateway: {name}", text)
-        elif name == "user_id":
-            found[name] = text
-    return found
+        if field.name in ("exclude", "allow"):
+            found = ids_from_text(field.name, value, _LIKE[kind])
+            value = found if isinstance(found, list) else found.tolist()
+        elif field.name == "ts":
+            value = _time(value)
+        row[field.name] = _fitting(field.name, value, field.type)
+    return row
+
+
+def _kind_of_filters(rows: Iterable[_Captured]) -> Kind:
+    """Of rankings that are all empty: filters by text that is no integer are those of text."""
+    words = (
+        word
+        for row in rows
+        for name in ("exclude", "allow")
+        for word in row.values[name] or ()
+        if isinstance(word, str)
+    )
+    return "str" if any(integer(word) is None for word in words) else "int64"
 
 
 def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
     """A JSON value that the column's type can hold, or a ValueError."""
     if pa.types.is_list(kind):
         if not isinstance(value, list):
-            raise ValueError(f"{name}: expected a list, got {value!r}")
+            raise ValueError(f"{name}: expected a list, got {shown(value)}")
         return [_fitting(name, item, kind.value_type) for item in value]
     if pa.types.is_timestamp(kind) or value is None:
         return value
@@ -628,15 +723,12 @@ def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
         return _text(name, value)
     if pa.types.is_boolean(kind):
         if not isinstance(value, bool):
-            raise ValueError(f"{name}: expected true or false, got {value!r}")
+            raise ValueError(f"{name}: expected true or false, got {shown(value)}")
         return value
     if pa.types.is_floating(kind):
         return _number(name, value)
-    if isinstance(value, str) and name in ("exclude", "allow"):
-        number = integer(value)
-        value = value if number is None else number
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected an integer, got {value!r}")
+        raise ValueError(f"{name}: expected an integer, got {shown(value)}")
     bits = kind.bit_width
     low, high = (0, 2**bits) if str(kind).startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1))
     if not low <= value < high:
@@ -646,17 +738,17 @@ def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: expected an object, got {value!r}"[:200])
+        raise ValueError(f"{name}: expected an object, got {shown(value)}")
     return value
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name}: expected text, got {value!r}")
+        raise ValueError(f"{name}: expected text, got {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name}: not text that UTF-8 can hold: {value!r}") from None
+        raise ValueError(f"{name}: not text that UTF-8 can hold: {shown(value)}") from None
     return value
 
 
@@ -664,7 +756,7 @@ def _number(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name}: expected a number, got {value!r}")
+        raise ValueError(f"{name}: expected a number, got {shown(value)}")
     try:
         return float(value)
     except OverflowError:
@@ -676,7 +768,7 @@ def _time(value: Any) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"time: expected ISO 8601, got {text!r}") from None
+        raise ValueError(f"time: expected ISO 8601, got {shown(text)}") from None
     if time.tzinfo is None:
-        raise ValueError(f"time: says no time zone, got {text!r}")
+        raise ValueError(f"time: says no time zone, got {shown(text)}")
     return time

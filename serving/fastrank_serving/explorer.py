@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH, id_from_text, integer
+from fastrank.policies import parameters_of
 from fastrank_serving.messages import MAX_TEXT, ProblemError, out_of_range
 from fastrank_serving.service import Loaded, Service
 
@@ -91,8 +92,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             "fallback": settings.fallback is not None,
             "params": settings.policy.params,
             "inference_types": [
-                {"name": name, "params": list(accepted)}
-                for name, (_, _, accepted) in fr.INFERENCE_TYPES.items()
+                {"name": name, "params": list(parameters_of(name))} for name in fr.INFERENCE_TYPES
             ],
         }
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 import fastrank as fr
-from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fastrank.policies import PARAMETERS, parameters_of
 from fastrank.wire import (
     MAX_TEXT,
     Answer,
@@ -48,7 +48,10 @@ __all__ = [
 ]
 
 LATE = "fastrank.late"  # in a scope: the body did not come in time, and is not whole
-_RANGES = {"temperature": f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}", "epsilon": "0 to 1"}
+_RANGES = {
+    name: f"{each.low} to {each.high}" if each.is_integer else f"{each.low:g} to {each.high:g}"
+    for name, each in PARAMETERS.items()
+}
 # Codes of requests whose form is right.
 _UNPROCESSABLE = ("invalid_value", "out_of_range")
 
@@ -173,14 +176,21 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
     ProblemError
         For an unknown name, or parameters that it does not take.
     """
-    return _policy(request.inference_type, request.temperature, request.epsilon, default)
+    return _policy(
+        request.inference_type, request.temperature, request.epsilon, request.head, default
+    )
 
 
 @lru_cache(maxsize=1024)  # 2 us; errors are not kept
 def _policy(
-    name: str | None, temperature: float | None, epsilon: float | None, default: fr.Policy
+    name: str | None,
+    temperature: float | None,
+    epsilon: float | None,
+    head: int | None,
+    default: fr.Policy,
 ) -> fr.Policy:
-    if name is None and temperature is None and epsilon is None:
+    asked = {"temperature": temperature, "epsilon": epsilon, "head": head}
+    if name is None and not any(value is not None for value in asked.values()):
         return default
     if name is not None and name not in fr.INFERENCE_TYPES:
         allowed = list(fr.INFERENCE_TYPES)
@@ -193,9 +203,9 @@ def _policy(
             allowed=allowed,
         )
     chosen = name or default.inference_type
-    accepted = fr.INFERENCE_TYPES[chosen][2]
+    accepted = parameters_of(chosen)
     params = {key: default.params[key] for key in accepted if key in default.params}
-    for key, value in (("temperature", temperature), ("epsilon", epsilon)):
+    for key, value in asked.items():
         if value is None:
             continue
         if key not in accepted:

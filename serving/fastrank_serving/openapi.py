@@ -8,7 +8,7 @@ import msgspec
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
-from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fastrank.policies import MAX_HEAD, MAX_TEMPERATURE, MIN_TEMPERATURE
 from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.settings import Settings
 
@@ -119,6 +119,13 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
         "temperature": _number(MIN_TEMPERATURE, MAX_TEMPERATURE)
         | {"description": "Of the stochastic types; others refuse it."},
         "epsilon": _number(0.0, 1.0) | {"description": "Of stochastic_epsilon_greedy alone."},
+        "head": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_HEAD,
+            "description": "So many first places show the best items, and the rest is drawn; of the"
+            " stochastic types and uniform.",
+        },
         "exclude": ids,
         "allow": ids,
         "seed": {

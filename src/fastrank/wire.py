@@ -55,6 +55,7 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     inference_type: str | None = None
     temperature: float | None = None
     epsilon: float | None = None
+    head: int | None = None
     exclude: list[ItemId] | None = None
     allow: list[ItemId] | None = None
     seed: int | None = None
@@ -157,7 +158,7 @@ def lines_of(body: bytes) -> list[bytes]:
 _REQUEST = msgspec.json.Decoder(Request)
 _FIELDS = tuple(Request.__struct_fields__)
 _NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
-_INTEGERS = ("k", "seed")
+_INTEGERS = ("k", "head", "seed")
 _FLOATS = ("temperature", "epsilon")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
 _TEXTS = {"user_id": MAX_LENGTH, "request_id": MAX_TEXT, "inference_type": MAX_TEXT}

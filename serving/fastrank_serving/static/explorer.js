@@ -21,7 +21,7 @@ const LONGEST_TITLE = 160;
 const SHARED_FIELDS = ["user_id", "k", "seed", "request_id"];
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, seed: "0", bars: "linear", ids: false };
+const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, seed: "0", bars: "linear", ids: false };
 const cards = new Map();
 const titles = new Map();
 let about = null;
@@ -167,17 +167,18 @@ async function sweep(outdated) {
   say(`${kinds} rankings for user ${chosen.user}, drawn with seed ${chosen.seed}.`);
 }
 
-function mistake({ user, k, temperature, epsilon, seed }) {
+function mistake({ user, k, temperature, epsilon, head, seed }) {
   if (!user) return new Problem("Choose a user.", "user_id");
   if (!Number.isInteger(k)) return new Problem("k: expected a whole number.", "k");
   if (!Number.isFinite(temperature)) return new Problem("temperature: expected a number.", "temperature");
   if (!Number.isFinite(epsilon)) return new Problem("epsilon: expected a number.", "epsilon");
+  if (!Number.isInteger(head)) return new Problem("head: expected a whole number.", "head");
   if (!/^(0|[1-9]\d{0,19})$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above, without zeros ahead.", "seed");
   return null;
 }
 
 function markMistake(problem) {
-  for (const [field, id] of [["user_id", "user"], ["k", "k"], ["temperature", "temperature"], ["epsilon", "epsilon"], ["seed", "seed"]])
+  for (const [field, id] of [["user_id", "user"], ["k", "k"], ["temperature", "temperature"], ["epsilon", "epsilon"], ["head", "head"], ["seed", "seed"]])
     $(id).setAttribute("aria-invalid", String(problem?.field === field));
 }
 
@@ -244,8 +245,9 @@ function showRanking(card, found, names, best, milliseconds) {
   });
   const facts = [];
   const { user_temperature: own, ...params } = found.policy.params;
-  const [param, value] = Object.entries(params)[0] ?? ["parameter", null];
-  facts.push([param, value === null ? "none" : short(value)]);
+  const given = Object.entries(params);
+  for (const [param, value] of given.length ? given : [["parameter", null]])
+    facts.push([param, value === null ? "none" : short(value)]);
   const differ = `${moved} at another place, ${rows.length - same - moved} new`;
   facts.push(["unchanged", `${same} of ${rows.length}`, best === null ? "" : differ]);
   facts.push(["probability", chance(found.log_propensity), `of the whole ranking; its logarithm is ${short(found.log_propensity)}`, "whole"]);
@@ -333,14 +335,14 @@ function newSeed() {
 function readHash() {
   const given = new URLSearchParams(location.hash.slice(1));
   state.user = given.get("user") ?? state.user;
-  for (const name of ["k", "temperature", "epsilon"]) if (given.has(name)) state[name] = numberOf(given.get(name));
+  for (const name of ["k", "temperature", "epsilon", "head"]) if (given.has(name)) state[name] = numberOf(given.get(name));
   state.seed = given.get("seed") ?? state.seed;
   state.ids = given.get("ids") === "1";
   state.bars = given.get("bars") === "log" ? "log" : "linear";
 }
 
 function showState() {
-  for (const name of ["user", "k", "temperature", "epsilon", "seed", "bars"]) {
+  for (const name of ["user", "k", "temperature", "epsilon", "head", "seed", "bars"]) {
     const field = $(name);
     // What somebody is typing is left alone.
     if (field !== document.activeElement) field.value = typeof state[name] === "number" && Number.isNaN(state[name]) ? "" : state[name];
@@ -355,8 +357,9 @@ function showState() {
 
 // Not at every step of a slider: browsers refuse addresses that change too often.
 function writeHash() {
-  const { user, k, temperature, epsilon, seed, bars } = state;
+  const { user, k, temperature, epsilon, head, seed, bars } = state;
   const said = new URLSearchParams({ user, k, temperature, epsilon, seed });
+  if (head) said.set("head", head);
   if (bars !== "linear") said.set("bars", bars);
   if (state.ids) said.set("ids", "1");
   history.replaceState(null, "", `#${said}`);
@@ -371,7 +374,7 @@ function listen() {
     state.epsilon = Number(event.target.value);
     changed();
   });
-  for (const name of ["k", "temperature", "epsilon"])
+  for (const name of ["k", "temperature", "epsilon", "head"])
     $(name).addEventListener("input", (event) => {
       state[name] = numberOf(event.target.value);
       changed(3 * PAUSE);

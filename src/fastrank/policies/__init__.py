@@ -19,6 +19,7 @@ from fastrank.policies.uniform import Uniform
 
 __all__ = [
     "INFERENCE_TYPES",
+    "MAX_HEAD",
     "MAX_TEMPERATURE",
     "MIN_TEMPERATURE",
     "PARAMETERS",
@@ -61,7 +62,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         MIN_TEMPERATURE, MAX_TEMPERATURE, False, "T of the softmax of scores / T"
     ),
     "epsilon": Parameter(0.0, 1.0, False, "probability of exploring, for each place"),
-    "head": Parameter(1, MAX_HEAD, True, "first places that show the best items"),
+    "head": Parameter(0, MAX_HEAD, True, "first places that show the best items; 0: none"),
 }
 
 
@@ -107,6 +108,6 @@ def policy(inference_type: str, **params: Any) -> Policy:
         if name not in accepted:
             takes = f"takes {', '.join(accepted)}" if accepted else "takes no parameters"
             raise ValueError(f"{name}: {inference_type} {takes}; got {name}={value!r}")
-    head = params.pop("head", None)
+    head = params.pop("head", 0)
     drawn = cls(**fixed, **params)
-    return drawn if head is None else BestFirst(head, drawn)
+    return drawn if type(head) in (int, float) and head == 0 else BestFirst(head, drawn)

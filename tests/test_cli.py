@@ -314,7 +314,7 @@ class TestRank:
             (["--user", "bob", "--inference-type", "uniform"], ["--user", "integers", "bob"]),
             (
                 ["--user", "3", "--inference-type", "uniform", "--temperature", "1"],
-                ["temperature", "uniform takes no parameters"],
+                ["temperature", "uniform takes head"],
             ),
             (["--user", "3", "--inference-type", GUMBEL, "--temperature", "0"], ["temperature"]),
             (["--user", "3", "--inference-type", GUMBEL, "--temperature", "nan"], ["temperature"]),
@@ -707,7 +707,7 @@ class TestPlan:
             (["--policy", "plackett_luce:temperature=hot"], ["temperature", "hot"]),
             (["--policy", "plackett_luce:temperature=x-1"], ["factor", "-1"]),
             (["--policy", "plackett_luce:epsilon=1"], ["epsilon", "takes temperature"]),
-            (["--policy", "uniform:temperature=x2"], ["uniform", "takes no parameters"]),
+            (["--policy", "uniform:temperature=x2"], ["uniform", "takes head"]),
             (["--policy", "uniform", "--policy", "uniform"], ["two policies", "uniform"]),
             (["--policy", "plackett_luce:temperature=1,temperature=x2"], ["each once"]),
             (["--policy", "plackett_luce:"], ["--policy", "plackett_luce:"]),

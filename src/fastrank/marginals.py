@@ -126,6 +126,7 @@ def position_marginals(
 
     Examples
     --------
+    >>> from fastrank import PlackettLuce
     >>> scores = np.log([1.0, 2.0, 3.0, 4.0])
     >>> position_marginals(scores, PlackettLuce(), k=2, items=[0, 3]).round(4)
     array([[0.1   , 0.1345],
@@ -206,6 +207,7 @@ def ranking_law(
 
     Examples
     --------
+    >>> from fastrank import PlackettLuce
     >>> rankings, p = ranking_law(np.log([1.0, 3.0]), 2, PlackettLuce())
     >>> rankings.tolist(), p.round(12).tolist()
     ([[1, 0], [0, 1]], [0.75, 0.25])
@@ -338,6 +340,7 @@ def slate_inverse(
 
     Examples
     --------
+    >>> from fastrank import EpsilonGreedy
     >>> slate_inverse([0.0, 0.0], EpsilonGreedy(0.5), k=1).matrix.round(6).tolist()
     [[1.333333, 0.0], [0.0, 4.0]]
     """
@@ -411,6 +414,7 @@ def pseudo_inverse_weights(
 
     Examples
     --------
+    >>> from fastrank import PlackettLuce, Uniform
     >>> logging = slate_inverse(np.zeros(3), Uniform(), k=1)
     >>> pseudo_inverse_weights([[0], [1], [2]], logging, np.log([1.0, 1.0, 2.0]), PlackettLuce())
     array([0.75, 0.75, 1.5 ])

@@ -509,7 +509,7 @@ def true_value(
 
     Examples
     --------
-    >>> from fastrank import Catalog, Uniform
+    >>> from fastrank import Catalog, Deterministic, Uniform
     >>> world = World.from_rates([[0.1, 0.2, 0.6]], PositionBased([1.0, 0.5]))
     >>> catalog = Catalog([0, 1, 2], [[1.0], [2.0], [3.0]])
     >>> [round(true_value(world, catalog, p, 2, queries=[[1.0]]).value, 3)

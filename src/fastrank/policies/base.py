@@ -33,6 +33,7 @@ class Law:
 
     Examples
     --------
+    >>> from fastrank import EpsilonGreedy, PlackettLuce
     >>> PlackettLuce(0.5).law
     Law(explore=1.0, temperature=0.5, head=0)
     >>> EpsilonGreedy(0.1).law

@@ -394,8 +394,11 @@ class Catalog(Ranker):
         """
         vector, k = self._query(query), as_count("k", k)
         seed = draw_seed() if seed is None else as_seed("seed", seed)
-        left_out, excluded = self._filter("exclude", exclude)
-        only, allowed = self._filter("allow", allow)
+        left_out = only = excluded = allowed = None
+        if exclude is not None:
+            left_out, excluded = self._filter("exclude", exclude)
+        if allow is not None:
+            only, allowed = self._filter("allow", allow)
         added = None if bias is None else as_bias("bias", bias, (self._n_items,), copy=True)
         return self._rank(
             vector,

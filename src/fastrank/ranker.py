@@ -34,6 +34,7 @@ __all__ = [
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 2
 
+_MANY = 4096  # ids of a filter
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
 
 _KINDS = {
@@ -389,14 +390,14 @@ class Ranker:
         positions = self._index.find(name, ids)
         return positions[positions >= 0]
 
-    def _filter(self, name: str, ids: Ids | None) -> tuple[Listed | None, Positions | None]:
+    def _filter(self, name: str, ids: Ids) -> tuple[Listed, Positions]:
         """A filter's ids, not the caller's list or array, and positions of those that are known."""
-        if ids is None:
-            return None, None
         own = listed(name, ids)
         if type(ids) is not list or own is ids:  # of a list of integers an array was made
             own = own.copy()
         positions = self._index.find_listed(name, own)
+        if len(positions) > _MANY and positions.min() >= 0:
+            return own, positions  # a copy of many costs more than this look
         return own, positions[positions >= 0]
 
     def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
@@ -421,7 +422,7 @@ class Ranker:
         if ids is None:
             return None, [None] * b
         each = list(each_of(name, ids, b))  # holds them, so that none takes the address of another
-        found: dict[int, tuple[Listed | None, Positions | None]] = {}
+        found: dict[int, tuple[Listed | None, Positions | None]] = {id(None): (None, None)}
         for i, these in enumerate(each):
             if id(these) not in found:
                 found[id(these)] = self._filter(f"{name}[{i}]", these)

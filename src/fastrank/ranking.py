@@ -146,9 +146,14 @@ def new_ranking(
 
 def recommended(ranking: Ranking, model_version: str, user_temperature: float | None) -> Ranking:
     """A ranking that nobody else has as yet, saying which model made it and with which factor."""
-    object.__setattr__(ranking, "model_version", model_version)
-    object.__setattr__(ranking, "user_temperature", user_temperature)
+    _set_model_version(ranking, model_version)
+    _set_user_temperature(ranking, user_temperature)
     return ranking
+
+
+# What object.__setattr__ would look up each time.
+_set_model_version = Ranking.__dict__["model_version"].__set__
+_set_user_temperature = Ranking.__dict__["user_temperature"].__set__
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from fastrank.eventlog.columns import MAX_PARAMETERS
 from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, UNFILLED, Kind, schema
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
-from fastrank.policies import Policy
+from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
 Time: TypeAlias = datetime | np.datetime64 | int
 
 _EPOCH = np.datetime64(0, "us")
+# Policies whose parameters are finite numbers from their making on.
+_OWN = (PlackettLuce, EpsilonGreedy, Uniform, Deterministic)
 
 
 class Row(NamedTuple):
@@ -190,18 +192,28 @@ def items_of(ranking: Ranking) -> tuple[Kind, Any]:
 
 def law_of_row(policy: Policy) -> tuple[str, str, list[tuple[str, float]], str | None]:
     """What the columns policy_name, law, law_params and sampler say of a policy."""
+    params = list(policy.params.items())
+    if type(policy) not in _OWN:
+        _check_parameters(policy, params)
+    if len(params) > 1:
+        params.sort()
     law, sampler = policy.law_name, policy.sampler
-    params = sorted(policy.params.items())
+    return policy.inference_type, law, params, None if sampler == law else sampler
+
+
+def _check_parameters(policy: Policy, params: list[tuple[str, float]]) -> None:
+    """Of a policy that may be anybody's: what the reader would set aside is refused."""
     if len(params) > MAX_PARAMETERS:
         raise ValueError(
-            f"ranking: its policy has more than {MAX_PARAMETERS} parameters: {policy!r}"
+            f"ranking: expected a policy of at most {MAX_PARAMETERS} parameters, got {shown(policy)}"
         )
     for name, value in params:
-        if (type(value) is not float and type(value) is not int) or not math.isfinite(value):
+        as_text("ranking: a parameter of its policy", name)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(
-                f"ranking: its policy's parameter {name}: must be a finite number, got {value!r}"
+                f"ranking: its policy's parameter {name}: must be a finite number, got"
+                f" {shown(value)}"
             )
-    return policy.inference_type, law, params, None if sampler == law else sampler
 
 
 def as_text(name: str, value: object) -> str:

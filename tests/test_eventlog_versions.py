@@ -301,7 +301,7 @@ class TestLawAndSampler:
         assert audit.passed
         page = render([Section("log", found, audit)])
         assert "plackett_luce, temperature 0.5" in page
-        assert "stochastic_gumbel_softmax_trick" not in page
+        assert "stochastic_plackett_luce" not in page
 
     def test_another_head_is_another_stratum(self, tmp_path: Path) -> None:
         policies: list[fr.Policy] = [

@@ -554,7 +554,10 @@ class LogReader:
             path, metadata=metadata, read_dictionary=coded_here, pre_buffer=False
         ) as file:
             wanted = {*self._names, "policy_params", *self._columns}
-            names = [n for n in columns.names if self._keep_all or n in wanted]
+            empty = _without_values(metadata)
+            names = [
+                n for n in columns.names if n not in empty and (self._keep_all or n in wanted)
+            ]
             rows = max(1, file.metadata.num_rows)
             read = 0
             for batch in file.iter_batches(self._batch_rows, columns=names, use_threads=False):
@@ -959,6 +962,26 @@ class _UnreadableError(Exception):
     def __init__(self, why: str, is_torn: bool = False) -> None:
         super().__init__(why)
         self.is_torn = is_torn  # a killed writer's, of which nothing whole is missing
+
+
+def _without_values(metadata: pq.FileMetaData) -> set[str]:
+    """Columns that nobody has filled, as far as the file's statistics tell: they need no reading."""
+    values: dict[str, bool] = {}
+    for at in range(metadata.num_columns):
+        column = metadata.schema.column(at)
+        name = column.path.partition(".")[0]
+        if name not in UNFILLED:
+            continue
+        parts = [metadata.row_group(g).column(at) for g in range(metadata.num_row_groups)]
+        found = [part.statistics for part in parts]
+        values[name] = values.get(name, False) or not (
+            column.max_repetition_level == 0  # an empty list has no values, either
+            and all(
+                one is not None and one.has_null_count and one.null_count == part.num_values
+                for one, part in zip(found, parts, strict=True)
+            )
+        )
+    return {name for name, there in values.items() if not there}
 
 
 def _any(cells: Mask) -> Mask:

@@ -232,11 +232,11 @@ class TestColumns:
             assert batch.values("after") == [[1, 2], None]
 
     def test_absent_columns_are_null(self, tmp_path: Path) -> None:
-        whole = table([row(0)]).drop_columns([*UNFILLED, "sampler", "id_kind", "law"])
+        whole = table([row(0)]).drop_columns([*UNFILLED, "sampler", "item_kind", "law"])
         pq.write_table(whole.replace_schema_metadata(None), tmp_path / "a.parquet")
         rows, _ = drain(tmp_path)
         assert list(rows[0]) == schema("int64").names
-        assert (rows[0]["law"], rows[0]["sampler"], rows[0]["id_kind"]) == (
+        assert (rows[0]["law"], rows[0]["sampler"], rows[0]["item_kind"]) == (
             "plackett_luce", "gumbel", "int64",
         )  # fmt: skip
 

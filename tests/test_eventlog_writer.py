@@ -118,7 +118,7 @@ class TestRoundTrip:
             "retrieval": {"name": "faiss", "version": None, "params": '{"a": 2, "b": 1}'},
             "is_fallback": True,
             "k": 3,
-            "id_kind": "int64",
+            "item_kind": "int64",
             "item_ids": ranking.item_ids.tolist(),
             "scores": ranking.scores.tolist(),
             "log_propensities": ranking.log_propensities.tolist(),

@@ -41,7 +41,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 # Texts that repeat a few values: read as dictionaries, which spares copying hashes of 64 letters.
 CODED = (
     *("writer_id", "policy_name", "seed_source", "model_version", "catalog_version"),
-    *("candidate_set_id", "propensity_kind", "reward_kind", "law", "sampler", "id_kind"),
+    *("candidate_set_id", "propensity_kind", "reward_kind", "law", "sampler", "item_kind"),
 )
 MAX_PARAMETERS = 32  # of one law
 _MAX_COLUMN_SORT = 16  # places, up to which comparing all pairs is faster than sorting

@@ -84,7 +84,7 @@ _MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is
 # What checking a row needs; the other columns of the schema may be omitted.
 _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
-    *("retrieval", "reward_kind", "reward_ts", "id_kind", "sampler", *UNFILLED),
+    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", *UNFILLED),
 )
 
 
@@ -300,7 +300,7 @@ class LogReader:
         log-propensities of an evaluation policy, say.
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
-        candidate_set_id, n_candidates, retrieval, reward_kind, reward_ts, id_kind, sampler, and
+        candidate_set_id, n_candidates, retrieval, reward_kind, reward_ts, item_kind, sampler, and
         the columns that `LogWriter.append` leaves null.
     batch_rows : int
         Rows in a batch at most.
@@ -555,9 +555,7 @@ class LogReader:
         ) as file:
             wanted = {*self._names, "policy_params", *self._columns}
             empty = _without_values(metadata)
-            names = [
-                n for n in columns.names if n not in empty and (self._keep_all or n in wanted)
-            ]
+            names = [n for n in columns.names if n not in empty and (self._keep_all or n in wanted)]
             rows = max(1, file.metadata.num_rows)
             read = 0
             for batch in file.iter_batches(self._batch_rows, columns=names, use_threads=False):
@@ -965,7 +963,7 @@ class _UnreadableError(Exception):
 
 
 def _without_values(metadata: pq.FileMetaData) -> set[str]:
-    """Columns that nobody has filled, as far as the file's statistics tell: they need no reading."""
+    """Columns that nobody has filled, as far as the file's statistics tell; need not be read."""
     values: dict[str, bool] = {}
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)

@@ -129,7 +129,7 @@ def as_batch(rows: list[tuple[int, Row]], kind: Kind, writer_id: str) -> pa.Reco
         "writer_id": pa.array([writer_id] * n, pa.string()),
         "writer_seq": pa.array(sequence, pa.int64()),
         "law_params": law_params,
-        "id_kind": pa.array([kind] * n, pa.string()),
+        "item_kind": pa.array([kind] * n, pa.string()),
         "rng_version": pa.array(np.full(n, RNG_VERSION, np.int16)),
         "query": query,
         "item_ids": item_ids,
@@ -205,7 +205,7 @@ def _check_parameters(policy: Policy, params: list[tuple[str, float]]) -> None:
     """Of a policy that may be anybody's: what the reader would set aside is refused."""
     if len(params) > MAX_PARAMETERS:
         raise ValueError(
-            f"ranking: expected a policy of at most {MAX_PARAMETERS} parameters, got {shown(policy)}"
+            f"ranking: its policy has more than {MAX_PARAMETERS} parameters: {shown(policy)}"
         )
     for name, value in params:
         as_text("ranking: a parameter of its policy", name)

@@ -177,7 +177,7 @@ def schema(kind: Kind, version: int = SCHEMA_VERSION) -> pa.Schema:
         ("n_scored", pa.int64(), 2, 2),
         # What was shown.
         ("k", pa.int64(), 1, 2),
-        ("id_kind", text, 2, 2),
+        ("item_kind", text, 2, 2),
         ("item_ids", pa.list_(item), 1, 2),
         ("is_candidate", pa.list_(pa.bool_()), 2, 2),
         ("scores", pa.list_(pa.float32()), 1, 2),

@@ -47,7 +47,7 @@ _REPETITIVE = (
     *("candidate_set_id", "propensity_kind", "reward_kind", "bias_id"),
     *("policy_params.temperature", "policy_params.epsilon", "policy_params.tail_mass"),
     *("policy_params.user_temperature", "law", "law_params.list.element.name"),
-    *("law_params.list.element.value", "user_temperature", "sampler", "id_kind"),
+    *("law_params.list.element.value", "user_temperature", "sampler", "item_kind"),
     *("filter_id.exclude", "filter_id.allow", "features_version", "made_by"),
     *("retrieval.name", "retrieval.version", "retrieval.params"),
     *("score.name", "score.hash", "score.params", "rules.id", "rules.params"),

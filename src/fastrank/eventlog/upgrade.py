@@ -31,7 +31,7 @@ def completed(table: pa.Table | pa.RecordBatch) -> pa.Table:
     """A table with every column of the schema, in its type, and then its own columns.
 
     Columns that are absent are null, but for those that follow from others: `schema_version`,
-    `law`, `sampler` and `id_kind`.
+    `law`, `sampler` and `item_kind`.
 
     Raises
     ------
@@ -88,10 +88,7 @@ def upgraded(columns: dict[str, pa.Array], rows: int, kind: Kind) -> None:
     if "policy_name" in columns:
         for name, known in (("law", law_name), ("sampler", sampler_name)):
             _fill_text(columns, name, _mapped(columns["policy_name"], known))
-    if "id_kind" not in columns:
-        columns["id_kind"] = pa.DictionaryArray.from_arrays(
-            pa.array(np.zeros(rows, np.int32)), pa.array([kind])
-        )
+    _fill_text(columns, "item_kind", _dictionary(np.zeros(rows, np.int64), [kind]))
 
 
 def _fill(columns: dict[str, pa.Array], name: str, values: pa.Array) -> None:

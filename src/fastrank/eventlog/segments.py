@@ -84,11 +84,12 @@ class Segment:
         self.rows = 0
         self.broken = False  # whatever comes after could not be read
         self._size = 0
+        header = columns.serialize()  # now: a kill from here on leaves a file without one
         self._file = _File(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
             if not self._file.lock():
                 raise FileExistsError(f"{path}: another process has locked it")
-            self._append(columns.serialize())
+            self._append(header)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -328,6 +329,31 @@ class TestLawAndSampler:
             ("uniform", None, []),
             ("deterministic", None, []),
         ]
+
+    def test_anybodys_policy(self, tmp_path: Path) -> None:
+        """All of its parameters are in the row; what could not be read back is refused."""
+
+        class Tempered(fr.Policy):
+            inference_type = "tempered"
+            sampler = "by_hand"
+
+            def __init__(self, params: dict[str, Any]) -> None:
+                self.given = params
+
+            @property
+            def params(self) -> dict[str, float]:
+                return self.given
+
+        drawn = catalog().rank(QUERY, 3, policy=fr.Uniform(), seed=1)
+        with LogWriter(tmp_path) as log:
+            log.append(replace(drawn, policy=Tempered({"m": np.float32(2.5), "factor": 3})))
+            many = {f"p{i}": 1.0 for i in range(40)}
+            for params in ({"m": np.nan}, {"m": "2"}, {"m": True}, {"\ud800": 1.0}, many):
+                with pytest.raises(ValueError, match=r"ranking: .*policy"):
+                    log.append(replace(drawn, policy=Tempered(params)))
+        (logged,), reader = drain(tmp_path)
+        assert (logged["law"], logged["sampler"]) == ("tempered", "by_hand")
+        assert reader.strata[0].params == (("factor", 3.0), ("m", 2.5))
 
     def test_strata_are_told_apart_by_law(self) -> None:
         gumbel, cached, uniform = (

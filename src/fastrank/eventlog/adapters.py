@@ -26,12 +26,11 @@ import pyarrow.parquet as pq
 
 from fastrank import obd, wire
 from fastrank.eventlog.reader import ReadReport
-from fastrank.eventlog.schema import OLD_PARAMETERS, SCHEMA_VERSION, UNFILLED, Kind, schema
+from fastrank.eventlog.schema import SCHEMA_VERSION, UNFILLED, Kind, schema
 from fastrank.eventlog.upgrade import completed
 from fastrank.files import file_format, in_directory, naming
 from fastrank.ids import ids_from_text, integer, plain_id
 from fastrank.inputs import shown
-from fastrank.policies import PARAMETERS
 
 __all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
 
@@ -645,9 +644,6 @@ def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, 
     kind = _kind(response.get("item_kind"), items)
     policy = _mapping("policy", response.get("policy"))
     params = _mapping("policy: params", policy.get("params") or {})
-    unknown = set(params) - {*PARAMETERS, *OLD_PARAMETERS}
-    if unknown:  # what is left out here would be missing when propensities are recomputed
-        raise ValueError(f"policy: params: {sorted(unknown)[0]} is not known")
     values: dict[str, Any] = {
         name: response.get(name)
         for name in schema("int64").names

@@ -89,7 +89,8 @@ def law_name(inference_type: str) -> str:
     ('plackett_luce', 'bts')
     """
     row = INFERENCE_TYPES.get(inference_type)
-    return inference_type if row is None else row[0](**row[1]).law_name
+    found = None if row is None else row[0].law_name
+    return found if isinstance(found, str) else inference_type
 
 
 def sampler_name(inference_type: str) -> str | None:

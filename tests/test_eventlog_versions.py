@@ -163,6 +163,35 @@ class TestMixed:
         assert [sum(one["rewards"]) for one in rows] == [1.0, 0.0, 0.0, 2.0]
         assert len(reader.strata) == 1
 
+    def test_own_columns_of_version_1_under_new_names(self, tmp_path: Path) -> None:
+        """They were allowed: read by those who ask, else left alone, and never half kept."""
+        bare: dict[str, Any] = {"rewards": None, "reward_kind": None}
+        old = table([row(0, **bare), row(1, **bare)], version=1)
+        own = {"score": pa.array([[1.0, 2.0, 3.0]] * 2), "law": pa.array([7, 8]),
+               "n_scored": pa.array([0.5, 1.5]), "arm": pa.array(["a", "b"])}  # fmt: skip
+        for name, values in own.items():
+            old = old.append_column(name, values)
+        pq.write_table(old, tmp_path / "a.parquet")
+        for reader in (LogReader(tmp_path), LogReader.of_tables(old)):
+            (batch,) = reader
+            assert reader.report.files_set_aside == {}
+            assert batch.values("law") == ["plackett_luce"] * 2
+            assert batch.values("score") == batch.values("n_scored") == [None, None]
+            assert batch.values("arm") == ["a", "b"]
+        asked = ["score", "n_scored"]
+        for reader in (LogReader(tmp_path, columns=asked), LogReader.of_tables(old, columns=asked)):
+            (batch,) = reader
+            assert batch.columns["score"].tolist() == [[1.0, 2.0, 3.0]] * 2
+            assert batch.columns["n_scored"].tolist() == [0.5, 1.5]
+        with pytest.raises(ValueError, match="schema itself"):
+            LogReader(tmp_path, columns=["law"])
+        with LogWriter(tmp_path / "log") as log, pytest.raises(ValueError, match="rename it"):
+            log.append_table(old)
+        (tmp_path / "rewards.csv").write_text("request_id,item_id,reward,ts\n")
+        with pytest.raises(ValueError, match=r"a.parquet: score: .*rename it"):
+            join(tmp_path / "a.parquet", tmp_path / "rewards.csv", tmp_path / "out",
+                 window="2h", as_of="2026-02-01", kind="positives")  # fmt: skip
+
     def test_a_kept_table_of_version_1_is_version_2(self, tmp_path: Path) -> None:
         with LogWriter(tmp_path) as log:
             log.append_table(table([row(0), row(1)], version=1))

@@ -60,7 +60,7 @@ from fastrank.eventlog.schema import (
     schema,
 )
 from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
-from fastrank.eventlog.upgrade import completed, upgraded
+from fastrank.eventlog.upgrade import completed, foreign, refuse_foreign, upgraded
 from fastrank.files import in_directory
 from fastrank.ids import PADDING, text_array
 from fastrank.inputs import as_count
@@ -297,7 +297,8 @@ class LogReader:
         of what else looks like data.
     columns : sequence of str
         Further columns to read, of numbers or of lists of numbers with one for each place: the
-        log-propensities of an evaluation policy, say.
+        log-propensities of an evaluation policy, say, or a column that `LogWriter.append` leaves
+        null.
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
         candidate_set_id, n_candidates, retrieval, reward_kind, reward_ts, item_kind, sampler, and
@@ -378,13 +379,15 @@ class LogReader:
         if isinstance(columns, str) or isinstance(omit, str):
             raise ValueError("columns, omit: expected sequences of names")
         for name in columns:
-            if is_column(name):
+            if is_column(name) and name not in UNFILLED:
                 raise ValueError(f"columns: {name} is a column of the schema itself")
         for name in omit:
             if name not in _OMITTABLE:
                 raise ValueError(f"omit: expected any of {', '.join(_OMITTABLE)}; got {name!r}")
         self._columns = tuple(dict.fromkeys(columns))
-        self._names = [name for name in schema("int64").names if name not in omit]
+        self._names = [
+            name for name in schema("int64").names if name not in {*omit, *self._columns}
+        ]
         self._keep_all = False
         self._batch_rows = as_count("batch_rows", batch_rows)
         self._filters = FilterStore()
@@ -477,7 +480,7 @@ class LogReader:
         for number, table in enumerate(self._tables or ()):
             source = f"table {number}"
             try:
-                whole = completed(table)
+                whole = completed(table, self._columns)
                 self._admit(whole.schema)
             except ValueError as error:
                 self.report.files_set_aside[source] = str(error)
@@ -554,7 +557,7 @@ class LogReader:
             path, metadata=metadata, read_dictionary=coded_here, pre_buffer=False
         ) as file:
             wanted = {*self._names, "policy_params", *self._columns}
-            empty = _without_values(metadata)
+            empty = _without_values(metadata) - set(self._columns)
             names = [n for n in columns.names if n not in empty and (self._keep_all or n in wanted)]
             rows = max(1, file.metadata.num_rows)
             read = 0
@@ -565,8 +568,11 @@ class LogReader:
     def _accept(self, path: Path, columns: pa.Schema) -> None:
         """Begin a file; a ValueError if its columns are not those of this log."""
         kind = kind_of(columns)
+        if self._keep_all:
+            refuse_foreign(columns, kind)
+        its_own = foreign(columns, kind)
         for name in ("policy_params", *self._names):  # once for the file, not in the middle of it
-            if name not in columns.names:
+            if name not in columns.names or name in its_own:
                 continue
             of_schema = schema(kind, 1 if name == "policy_params" else SCHEMA_VERSION)
             wanted, got = of_schema.field(name).type, columns.field(name).type
@@ -612,8 +618,13 @@ class LogReader:
         """
         kind = self.kind or "int64"
         columns = {}
+        its_own = foreign(batch.schema, kind)
         for column, own in zip(batch.columns, batch.schema, strict=True):
-            if own.name in CODED:
+            if own.name in self._columns:
+                pass
+            elif own.name in its_own:
+                continue
+            elif own.name in CODED:
                 column = coded(own.name, column)
             elif is_column(own.name):
                 old = own.name == "policy_params"
@@ -627,7 +638,7 @@ class LogReader:
             if name not in columns:
                 columns[name] = pa.nulls(batch.num_rows, schema(kind).field(name).type)
         order = [name for name in schema(kind).names if name in columns]
-        order += [name for name in columns if not is_column(name)]
+        order += [name for name in columns if name not in order]
         fields = [pa.field(name, columns[name].type) for name in order]
         return pa.RecordBatch.from_arrays(
             [columns[name] for name in order],

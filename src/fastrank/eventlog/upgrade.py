@@ -7,7 +7,7 @@ then a row has one or the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from fastrank.eventlog.columns import codes_of, floats, is_valid
 from fastrank.eventlog.schema import (
     OLD_PARAMETERS,
     SCHEMA_VERSION,
+    UNFILLED,
     Kind,
     cast_column,
     kind_of_ids,
@@ -24,14 +25,51 @@ from fastrank.eventlog.schema import (
 )
 from fastrank.policies import law_name, sampler_name
 
-__all__ = ["completed", "upgraded"]
+__all__ = ["completed", "foreign", "refuse_foreign", "upgraded"]
 
 
-def completed(table: pa.Table | pa.RecordBatch) -> pa.Table:
+def foreign(columns: pa.Schema, kind: Kind) -> list[str]:
+    """Columns of a table of version 1 that are its own, though version 2 has such a name.
+
+    A column that `LogWriter.append` leaves null is taken for version 2's where the types are alike.
+    """
+    if "law_params" in columns.names:
+        return []
+    old, wanted = schema(kind, 1).names, schema(kind)
+    return [
+        each.name
+        for each in columns
+        if each.name in wanted.names
+        and each.name not in old
+        and not (each.name in UNFILLED and _alike(each.type, wanted.field(each.name).type))
+    ]
+
+
+def refuse_foreign(columns: pa.Schema, kind: Kind) -> None:
+    """A ValueError where `foreign` finds any: as version 2, the table could not keep it."""
+    for name in foreign(columns, kind):
+        raise ValueError(f"{name}: schema 2 has another column of this name; rename it")
+
+
+def _alike(own: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_dictionary(own):
+        own = own.value_type
+    texts = (pa.types.is_string, pa.types.is_large_string)
+    return bool(
+        own.equals(wanted)
+        or pa.types.is_null(own)
+        or (any(each(own) for each in texts) and pa.types.is_string(wanted))
+        or (pa.types.is_floating(own) and pa.types.is_floating(wanted))
+        or (pa.types.is_integer(own) and pa.types.is_integer(wanted))
+    )
+
+
+def completed(table: pa.Table | pa.RecordBatch, apart: Sequence[str] = ()) -> pa.Table:
     """A table with every column of the schema, in its type, and then its own columns.
 
     Columns that are absent are null, but for those that follow from others: `schema_version`,
-    `law`, `sampler` and `item_kind`.
+    `law`, `sampler` and `item_kind`. Those to be kept `apart` are taken for its own, and those that
+    are `foreign` are left out.
 
     Raises
     ------
@@ -41,19 +79,23 @@ def completed(table: pa.Table | pa.RecordBatch) -> pa.Table:
     if "item_ids" not in table.schema.names:
         raise ValueError("no column named item_ids")
     kind = kind_of_ids(table.schema.field("item_ids").type)
-    wanted = schema(kind)
-    old = schema(kind, 1)
-    own = [field for field in table.schema if field.name not in {*wanted.names, *old.names}]
-    columns = pa.schema([*wanted, *own], metadata=wanted.metadata)
+    wanted, old = schema(kind), schema(kind, 1)
+    known = {*wanted.names, *old.names} - set(apart)
+    left_out = set(foreign(table.schema, kind)) - set(apart)
+    own = [field for field in table.schema if field.name not in known]
+    columns = pa.schema(
+        [*(field for field in wanted if field.name in known), *own], metadata=wanted.metadata
+    )
     whole = table.combine_chunks() if isinstance(table, pa.Table) else table
     batches = []
     for batch in whole.to_batches() if isinstance(whole, pa.Table) else [whole]:
         arrays = {}
         for name, values in zip(batch.schema.names, batch.columns, strict=True):
-            if name in wanted.names or name in old.names:
-                values = cast_column(
-                    name, values, (wanted if name in wanted.names else old).field(name).type
-                )
+            if name in left_out:
+                continue
+            if name in known:
+                of_schema = wanted if name in wanted.names else old
+                values = cast_column(name, values, of_schema.field(name).type)
             arrays[name] = values
         upgraded(arrays, batch.num_rows, kind)
         found = [

@@ -42,7 +42,7 @@ from fastrank.eventlog.rows import (
 )
 from fastrank.eventlog.schema import SEED_SOURCES, Kind, kind_of, schema
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
-from fastrank.eventlog.upgrade import completed
+from fastrank.eventlog.upgrade import completed, refuse_foreign
 from fastrank.ids import Ids, listed
 from fastrank.inputs import as_column, as_count, as_float32, as_real, new_request_id, shown
 from fastrank.ranking import Ranking, RankingBatch
@@ -513,13 +513,15 @@ class LogWriter:
         Raises
         ------
         ValueError
-            If a column cannot be taken in the schema's type.
+            If a column cannot be taken in the schema's type, or a table of schema 1 has a column of
+            its own under a name that schema 2 has given to another.
         """
         if not isinstance(table, pa.Table | pa.RecordBatch):
             raise ValueError(f"table: expected a pyarrow Table or RecordBatch, got {table!r}")
         try:
             with GATE:
                 full = completed(table)
+                refuse_foreign(table.schema, kind_of(full.schema))
         except ValueError as error:
             raise ValueError(f"table: {error}") from None
         kind = kind_of(full.schema)

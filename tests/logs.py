@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 import fastrank as fr
-from fastrank.eventlog import LogReader, ReadReport, schema
+from fastrank.eventlog import SCHEMA_VERSION, LogReader, ReadReport, schema
 from fastrank.eventlog.reader import LogBatch
 from fastrank.eventlog.schema import Kind
 
@@ -19,11 +19,10 @@ HOUR = 3_600_000_000
 
 
 def row(number: int, kind: Kind = "int64", **changes: Any) -> dict[str, Any]:
-    """A right row of three places; `changes` replace columns."""
+    """A right row of three places, as version 1 said it; `changes` replace columns."""
     propensities = [math.log(p) for p in (0.5, 0.25, 0.125)]
     items: list[Any] = [number % 7, 100, 7 + number % 5]
     made: dict[str, Any] = {
-        "schema_version": 1,
         "request_id": f"r{number}",
         "ts": NOON + number,
         "writer_id": "w",
@@ -52,8 +51,22 @@ def row(number: int, kind: Kind = "int64", **changes: Any) -> dict[str, Any]:
     return made | changes
 
 
-def table(rows: list[dict[str, Any]], kind: Kind = "int64") -> pa.Table:
-    return pa.Table.from_pylist(rows, schema(kind))
+def table(
+    rows: list[dict[str, Any]], kind: Kind = "int64", version: int = SCHEMA_VERSION
+) -> pa.Table:
+    """Rows as a table of either version."""
+    made = [{"schema_version": version} | one for one in rows]
+    for one in made if version > 1 else ():
+        params = one.pop("policy_params", None)
+        if params is not None:
+            factor = params.get("user_temperature")
+            one["law_params"] = [
+                {"name": name, "value": value}
+                for name, value in sorted(params.items())
+                if value is not None and name != "user_temperature"
+            ]
+            one["user_temperature"] = factor
+    return pa.Table.from_pylist(made, schema(kind, version))
 
 
 def read(*rows: dict[str, Any], kind: Kind = "int64", **options: Any) -> list[LogBatch]:

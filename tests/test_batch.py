@@ -164,13 +164,13 @@ def test_ids_that_users_share_are_looked_up_once(monkeypatch: pytest.MonkeyPatch
     for exclude in ([rows[0], None] * 3, rows):
         assert_rows_are_rankings(catalog, queries, 9, SCANNING["gumbel"], exclude=exclude)
     looked: list[str] = []
-    find = IdIndex.find
+    find = IdIndex.find_listed
 
     def counted(index: IdIndex, name: str, ids: Any) -> Any:
         looked.append(name)
         return find(index, name, ids)
 
-    monkeypatch.setattr(IdIndex, "find", counted)
+    monkeypatch.setattr(IdIndex, "find_listed", counted)
     catalog.rank_batch(queries, 3, policy=fr.Uniform(), exclude=[None, *[rows[0]] * 5])
     assert looked == ["exclude[1]"]
 

@@ -341,6 +341,16 @@ class TestDataCapture:
         version = items.version
         assert reader.strata == [Stratum(name, (("temperature", 0.5),), "m", version, False)]
 
+    def test_any_parameter_is_kept(self, tmp_path: Path) -> None:
+        """Without one it would be another law when propensities are computed again."""
+        policy = {"name": "nucleus", "params": {"p": 0.5, "temperature": 2.0, "m": 3}}
+        answer = response(self.ranking(), "r1", policy=policy)
+        batch, reader = one_batch(
+            from_data_capture(write(tmp_path / "a.jsonl", capture({}, answer, "e1")))
+        )
+        assert batch.params(0) == {"m": 3.0, "p": 0.5, "temperature": 2.0}
+        assert reader.strata[0].params == (("m", 3.0), ("p", 0.5), ("temperature", 2.0))
+
     def test_errors_are_no_rankings(self, tmp_path: Path) -> None:
         lines = [
             capture({"user_id": "x"}, {"error": {"code": 404, "message": "no such user"}}, "e1"),
@@ -551,7 +561,7 @@ class TestDataCapture:
             ("item_kind: expected one of int64, str; got 'uuid'", {"item_kind": "uuid"}),
             ("log_propensities: expected a list", {"log_propensities": "none"}),
             ("log_propensity: expected a number", {"log_propensity": "-1"}),
-            ("params: nucleus is not known", {"policy": {"name": "p", "params": {"nucleus": 1.0}}}),
+            ("nucleus: expected a number", {"policy": {"name": "p", "params": {"nucleus": "1"}}}),
             (
                 "temperature: expected a number",
                 {"policy": {"name": "p", "params": {"temperature": "1"}}},

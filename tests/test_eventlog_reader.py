@@ -219,7 +219,7 @@ class TestArrays:
 
 # What is wrong with a row, and how the report calls it.
 WRONG: list[tuple[str, dict[str, Any]]] = [
-    ("unknown schema version", {"schema_version": 2}),
+    ("unknown schema version", {"schema_version": 3}),
     ("unknown schema version", {"schema_version": None}),
     ("unknown rng version", {"rng_version": 99}),
     ("no request id", {"request_id": None}),
@@ -604,7 +604,7 @@ class TestFiles:
         (tmp_path / "json.parquet").write_text('{"a": 1}')
         (tmp_path / "noise.arrow").write_bytes(np.random.default_rng(0).bytes(4000))
         pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
-        newer = good.replace_schema_metadata({VERSION_KEY: b"2"})
+        newer = good.replace_schema_metadata({VERSION_KEY: b"3"})
         pq.write_table(newer, tmp_path / "newer.parquet")
         index = good.schema.get_field_index("log_propensities")
         wrong = good.set_column(index, "log_propensities", pa.array(["-1"]))
@@ -620,7 +620,7 @@ class TestFiles:
         assert "str, those of the other files int64" in aside["text"]
         assert aside["empty"] == "the file is empty"
         assert "no column named schema_version" in aside["other"]
-        assert "schema version '2'" in aside["newer"]
+        assert "schema version '3'" in aside["newer"]
         assert "log_propensities: expected list<item: double>" in aside["wrong"]
         assert all("\n" not in why for why in aside.values())
         assert reader.report.files_read == [str(tmp_path / "good.parquet")]

@@ -33,6 +33,7 @@ from patience import PATIENCE
 import fastrank as fr
 from fastrank.eventlog import LogReader, LogWriter, filter_id, schema
 from fastrank.eventlog import writer as writer_module
+from fastrank.eventlog.schema import UNFILLED
 from fastrank.inputs import new_request_id
 from fastrank.ranking import Ranking
 
@@ -89,16 +90,18 @@ class TestRoundTrip:
         (logged,), reader = drain(tmp_path)
         when = datetime(2026, 1, 1, 12, tzinfo=UTC)
         assert logged == {
-            "schema_version": 1,
+            **dict.fromkeys(UNFILLED),
+            "schema_version": 2,
             "request_id": "é",
             "ts": when + timedelta(microseconds=1),
             "writer_id": log.writer_id,
             "writer_seq": 0,
             "user_id": "ü",
             "policy_name": "stochastic_gumbel_softmax_trick",
-            "policy_params": {
-                "temperature": 0.5, "epsilon": None, "tail_mass": None, "user_temperature": 2.0,
-            },
+            "law": "plackett_luce",
+            "law_params": [{"name": "temperature", "value": 0.5}],
+            "user_temperature": 2.0,
+            "sampler": "gumbel",
             "rng_version": fr.RNG_VERSION,
             "seed": seed,
             "seed_source": "caller",
@@ -115,6 +118,7 @@ class TestRoundTrip:
             "retrieval": {"name": "faiss", "version": None, "params": '{"a": 2, "b": 1}'},
             "is_fallback": True,
             "k": 3,
+            "item_kind": "int64",
             "item_ids": ranking.item_ids.tolist(),
             "scores": ranking.scores.tolist(),
             "log_propensities": ranking.log_propensities.tolist(),

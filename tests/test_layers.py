@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"policies"},
     "data": set(),
     "obd": {"data"},
-    "eventlog": {"ranking", "ids", "inputs", "files", "wire", "catalog", "obd"},
+    "eventlog": {"policies", "ranking", "ids", "inputs", "files", "wire", "catalog", "obd"},
     "page": set(),
     "ope": {"policies", "inputs", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {

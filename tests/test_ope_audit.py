@@ -126,8 +126,8 @@ def test_a_catalog_that_was_not_given_is_found(tmp_path: Path) -> None:
 
 
 def scale_temperature(rows: dict[str, list[Any]]) -> None:
-    for params in rows["policy_params"]:
-        params["temperature"] = 0.8
+    for params in rows["law_params"]:
+        params[0]["value"] = 0.8
 
 
 def swap_places(rows: dict[str, list[Any]]) -> None:

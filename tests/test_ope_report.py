@@ -216,7 +216,7 @@ def test_what_it_is_about(section: Section) -> None:
     assert "4,000 of 4,000 read (100 %)" in facts
     assert section.evaluation.span is not None
     assert all(end[:10] in facts for end in section.evaluation.span)
-    assert "stochastic_gumbel_softmax_trick, temperature 0.8" in facts
+    assert "plackett_luce, temperature 0.8" in facts
     assert "4 policies on rankings of 4 places" in facts
     assert "passed" in facts
     assert "snrips" in facts
@@ -590,7 +590,7 @@ def test_no_log() -> None:
 def test_many_strata(section: Section) -> None:
     strata = section.evaluation.strata[0]
     many = tuple(
-        replace(strata, rows=i, stratum=replace(strata.stratum, policy_name=f"policy{i}"))
+        replace(strata, rows=i, stratum=replace(strata.stratum, law=f"policy{i}"))
         for i in range(1, 31)
     )
     evaluation = replace(section.evaluation, strata=many)

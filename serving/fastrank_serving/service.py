@@ -333,13 +333,10 @@ class Service:
             try:
                 self.log.append(
                     ranked.ranking,
-                    k=served.k,
                     request_id=served.request_id,
                     user_id=served.user_id,
                     query=None if known else job.query,
                     model_version=served.model_version,
-                    exclude=job.exclude,
-                    allow=job.allow,
                     seed_source=served.seed_source,
                     is_fallback=served.is_fallback,
                     latency_us=1e6 * latency,

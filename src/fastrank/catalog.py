@@ -392,15 +392,24 @@ class Catalog(Ranker):
         See `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
         sequential and cached samplers run on one.
         """
+        vector, k = self._query(query), as_count("k", k)
+        seed = draw_seed() if seed is None else as_seed("seed", seed)
+        left_out = only = excluded = allowed = None
+        if exclude is not None:
+            left_out, excluded = self._filter("exclude", exclude)
+        if allow is not None:
+            only, allowed = self._filter("allow", allow)
+        added = None if bias is None else as_bias("bias", bias, (self._n_items,), copy=True)
         return self._rank(
-            self._query(query),
-            min(as_count("k", k), self._n_items),
+            vector,
+            min(k, self._n_items),
             policy,
-            draw_seed() if seed is None else as_seed("seed", seed),
-            self._find("exclude", exclude),
-            self._find("allow", allow),
-            None if bias is None else self._bias(bias),
+            seed,
+            excluded,
+            allowed,
+            None if added is None else self._stored(added),
             as_threads(threads),
+            (k, left_out, only, added),
         )
 
     def rank_batch(
@@ -462,18 +471,23 @@ class Catalog(Ranker):
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
-        places = min(as_count("k", k), self._n_items)
+        k = as_count("k", k)
         policies, specs = as_specs(policy, b)
+        drawn_by = as_seeds(seeds, b)
+        left_out, excluded = self._filters("exclude", exclude, b)
+        only, allowed = self._filters("allow", allow, b)
+        added = self._biases(bias, b, copy=True)
         return self._rank_batch(
             rows,
-            places,
+            min(k, self._n_items),
             policies,
             specs,
-            as_seeds(seeds, b),
-            self._find_each("exclude", exclude, b),
-            self._find_each("allow", allow, b),
-            self._biases(bias, b),
+            drawn_by,
+            excluded,
+            allowed,
+            None if added is None else self._stored(added),
             as_threads(threads),
+            (k, left_out, only, added),
         )
 
     def log_propensities(
@@ -586,9 +600,11 @@ class Catalog(Ranker):
             ]
             for j, each in enumerate(as_column("policies", policies, "a sequence of policies"))
         ]
-        excluded = self._find_each("exclude", exclude, b)
-        allowed = self._find_each("allow", allow, b)
+        _, excluded = self._filters("exclude", exclude, b)
+        _, allowed = self._filters("allow", allow, b)
         biases = self._biases(bias, b)
+        if biases is not None:
+            biases = self._stored(biases)
         places = max(map(len, rankings), default=0)
         if not is_compact(b, places, sum(map(len, rankings))):
             row = max(range(b), key=lambda i: len(rankings[i]))
@@ -677,13 +693,15 @@ class Catalog(Ranker):
     def _bias(self, bias: npt.ArrayLike) -> Float32Array:
         return self._stored(as_bias("bias", bias, (self._n_items,)))
 
-    def _biases(self, bias: npt.ArrayLike | None, b: int) -> Float32Array | None:
-        """One row for all users, or one for each; None for none."""
+    def _biases(
+        self, bias: npt.ArrayLike | None, b: int, copy: bool = False
+    ) -> Float32Array | None:
+        """By row: one for all users, or one for each; None for none."""
         if bias is None:
             return None
         rows = as_real("bias", bias)
         shape = (b, self._n_items) if rows.ndim == 2 else (self._n_items,)
-        return self._stored(as_bias("bias", rows, shape).reshape(-1, self._n_items))
+        return as_bias("bias", rows, shape, copy).reshape(-1, self._n_items)
 
     def _stored(self, values: Float32Array) -> Float32Array:
         """Values by row, in the order of positions."""

@@ -25,6 +25,7 @@ __all__ = [
     "PADDING",
     "IdIndex",
     "Ids",
+    "Listed",
     "as_id",
     "as_ids",
     "as_written",
@@ -40,6 +41,7 @@ __all__ = [
 
 IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
 Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
+Listed: TypeAlias = IdArray | list[str]  # as `listed` gives them
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 # Characters of an id. Of a UUID it has 36, of a SHA-512 128, of an S3 key up to 1,024.
@@ -253,7 +255,10 @@ class IdIndex:
         O(m) where the catalog's own are integers without gaps. Otherwise O(m log n) for few ids,
         and O(n + m) with 20 m bytes besides for many. With `ordered`, what has no order is refused.
         """
-        wanted = listed(name, values, ordered=ordered)
+        return self.find_listed(name, listed(name, values, ordered=ordered))
+
+    def find_listed(self, name: str, wanted: IdArray | list[str]) -> Positions:
+        """As `find`, of ids as `listed` gives them."""
         if len(wanted) == 0:
             return np.empty(0, np.int64)
         if (not isinstance(wanted, np.ndarray) or wanted.dtype.kind == "U") != self.is_text:

@@ -243,9 +243,13 @@ def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Floa
     return cast
 
 
-def as_bias(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Float32Array:
-    """As `as_float32`, and of at most `MAX_BIAS` in magnitude."""
+def as_bias(
+    name: str, values: npt.ArrayLike, shape: tuple[int, ...], copy: bool = False
+) -> Float32Array:
+    """As `as_float32`, and of at most `MAX_BIAS` in magnitude; with `copy` never the caller's."""
     array, cast = _cast(name, values, shape)
+    if copy and not isinstance(values, list) and np.may_share_memory(cast, np.asarray(values)):
+        cast = cast.copy()
     # Not so where one is NaN, either.
     if cast.size and not (cast.max() <= MAX_BIAS and cast.min() >= -MAX_BIAS):
         finite = np.isfinite(cast)

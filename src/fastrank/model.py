@@ -22,7 +22,7 @@ from fastrank.inputs import (
     shown,
 )
 from fastrank.policies import Policy
-from fastrank.ranking import Ranking
+from fastrank.ranking import Ranking, recommended
 
 __all__ = ["Model"]
 
@@ -276,14 +276,16 @@ class Model:
         >>> model.user_policy("bob", fr.PlackettLuce(temperature=2.0)).temperature
         9.0
         """
-        return self._own_policy(self._position(user_id), policy)
+        return self._own_policy(self._position(user_id), policy)[0]
 
-    def _own_policy(self, position: int, policy: Policy) -> Policy:
+    def _own_policy(self, position: int, policy: Policy) -> tuple[Policy, float | None]:
+        """The policy for a user, and the factor that it took of theirs."""
         if not self.has_user_temperatures or not isinstance(policy, Policy):
-            return policy
+            return policy, None
         own = float(self._arrays["user_temperatures"][position])
         try:
-            return policy.scaled(own)
+            scaled = policy.scaled(own)
+            return scaled, None if scaled is policy else own
         except ValueError as error:
             text = str(error).removeprefix("temperature: ")
             raise ValueError(
@@ -331,19 +333,22 @@ class Model:
         """`Catalog.rank` for the vector of a known user; parameters as there.
 
         Where users have temperatures of their own, that of a Plackett-Luce policy is multiplied by
-        the user's: the ranking's `policy` has the product, the temperature that was really used.
+        the user's: the ranking's `policy` has the product, the temperature that was really used,
+        and its `user_temperature` the factor.
         """
         position = self._position(user_id)
-        return self._catalog.rank(
+        own, factor = self._own_policy(position, policy)
+        ranking = self._catalog.rank(
             self._arrays["user_vectors"][position],
             k,
-            policy=self._own_policy(position, policy),
+            policy=own,
             seed=seed,
             exclude=exclude,
             allow=allow,
             bias=bias,
             threads=threads,
         )
+        return recommended(ranking, self._version, factor)
 
     def titles(self, item_ids: Ids) -> list[str]:
         """Titles of items, '' where the item or its title is unknown."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
-from fastrank.ids import IdIndex, Ids, Positions
+from fastrank.ids import IdIndex, Ids, Listed, Positions, listed
 from fastrank.inputs import Float32Array, as_column, as_count, as_seed, draw_seeds
 from fastrank.policies import Policy, law_of
-from fastrank.ranking import FloatArray, Ranking, RankingBatch, new_ranking
+from fastrank.ranking import Filters, FloatArray, Ranking, RankingBatch, new_ranking
 from fastrank.trees import Tree, TreeCache
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 2
 
+_MANY = 4096  # ids of a filter
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
 
 _KINDS = {
@@ -99,7 +100,9 @@ class Ranker:
         allowed: Positions | None,
         bias: Float32Array | None,
         threads: int,
+        asked: tuple[int, Listed | None, Listed | None, Float32Array | None],
     ) -> Ranking:
+        """`asked` is what the ranking says of its call: k, exclude, allow and bias."""
         spec = spec_of(policy)
         drawn = self._draw(query, k, spec, seed, excluded, allowed, bias, threads)
         positions, scores, log_propensities, log_norm, log_norm_error, n_eligible = drawn
@@ -115,6 +118,10 @@ class Ranker:
             catalog_version=self._version,
             propensity_kind=_kind_of(log_norm_error),
             log_norm_error=log_norm_error,
+            k=asked[0],
+            exclude=asked[1],
+            allow=asked[2],
+            bias=asked[3],
         )
 
     def _draw(
@@ -216,6 +223,7 @@ class Ranker:
         allowed: list[Positions | None],
         biases: Float32Array | None,
         threads: int,
+        asked: tuple[int, Filters | None, Filters | None, Float32Array | None],
     ) -> RankingBatch:
         (
             positions,
@@ -249,6 +257,10 @@ class Ranker:
             catalog_version=self._version,
             propensity_kind=tuple(map(_kind_of, log_norm_error)),
             log_norm_error=log_norm_error,
+            k=asked[0],
+            exclude=asked[1],
+            allow=asked[2],
+            bias=asked[3],
         )
 
     def _draw_batch(
@@ -357,8 +369,10 @@ class Ranker:
         eligible: npt.NDArray[np.uint16] | None,
         n_eligible: int,
     ) -> FloatArray:
+        # How it is drawn does not matter: the tree has the law of the pass.
+        kind = _native.GUMBEL if spec.kind == _native.CACHED else spec.kind
         found: FloatArray = table.log_propensities(
-            query, positions, spec.kind, spec.temperature, spec.epsilon, bias, eligible, n_eligible
+            query, positions, kind, spec.temperature, spec.epsilon, bias, eligible, n_eligible
         )
         if spec.head:  # each place is conditional on the items above it, however they came there
             best = table.log_propensities(
@@ -376,6 +390,16 @@ class Ranker:
         positions = self._index.find(name, ids)
         return positions[positions >= 0]
 
+    def _filter(self, name: str, ids: Ids) -> tuple[Listed, Positions]:
+        """A filter's ids, not the caller's list or array, and positions of those that are known."""
+        own = listed(name, ids)
+        if type(ids) is not list or own is ids:  # of a list of integers an array was made
+            own = own.copy()
+        positions = self._index.find_listed(name, own)
+        if len(positions) > _MANY and positions.min() >= 0:
+            return own, positions  # a copy of many costs more than this look
+        return own, positions[positions >= 0]
+
     def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
         dtypes = {
             each.dtype.str if type(each) is np.ndarray and each.ndim == 1 else None
@@ -391,18 +415,19 @@ class Ranker:
             for i, each in enumerate(rankings)
         ]
 
-    def _find_each(
+    def _filters(
         self, name: str, ids: Sequence[Ids | None] | None, b: int
-    ) -> list[Positions | None]:
-        """As `_find` for each user; ids that users share, as one object, are looked up once."""
+    ) -> tuple[Filters | None, list[Positions | None]]:
+        """As `_filter` for each user; ids that users share, as one object, are looked up once."""
         if ids is None:
-            return [None] * b
+            return None, [None] * b
         each = list(each_of(name, ids, b))  # holds them, so that none takes the address of another
-        found: dict[int, Positions | None] = {}
+        found: dict[int, tuple[Listed | None, Positions | None]] = {id(None): (None, None)}
         for i, these in enumerate(each):
             if id(these) not in found:
-                found[id(these)] = self._find(f"{name}[{i}]", these)
-        return [found[id(these)] for these in each]
+                found[id(these)] = self._filter(f"{name}[{i}]", these)
+        filters = [found[id(these)] for these in each]
+        return tuple(own for own, _ in filters), [positions for _, positions in filters]
 
     def _eligible(
         self, excluded: Positions | None, allowed: Positions | None

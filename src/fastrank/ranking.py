@@ -1,9 +1,9 @@
-"""The record that everything passes on: what was shown, and how probable it was."""
+"""The record that everything passes on: what was shown, how probable it was, what was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -11,18 +11,20 @@ import numpy.typing as npt
 
 from fastrank.policies import Policy
 
-__all__ = ["Ranking", "RankingBatch", "new_ranking"]
+__all__ = ["Filters", "Ranking", "RankingBatch", "new_ranking", "recommended"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 ScoreArray: TypeAlias = npt.NDArray[np.float32]
 IdArray: TypeAlias = npt.NDArray[Any]  # int64 or str, as the catalog's ids
+Filters: TypeAlias = tuple[IdArray | list[str] | None, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """One ranking, with the exact probability of having been drawn.
+    """One ranking, with the exact probability of having been drawn, and what it was asked for.
 
-    Equal to another one if all fields are: numbers to the bit, so that NaN equals NaN.
+    Equal to another one if the same was drawn: all fields up to `log_norm_error` are equal, numbers
+    to the bit, so that NaN equals NaN.
 
     Attributes
     ----------
@@ -51,6 +53,17 @@ class Ranking:
         Bound on the error of `log_norm`, and so of each conditional log-propensity,
         beyond float rounding; 0 for "exact". It holds with a probability of 1 - 1e-9 over
         the catalog's random rounding, for any one query that does not depend on that.
+    k : int or None
+        Places that were asked for, and with it what follows: what a log needs besides, copied at
+        the call. None in a ranking that was made by hand, of which nothing more is known.
+    exclude, allow : sequence of ids or None
+        The filters of the call; None: there was none.
+    bias : ndarray of float32, shape (n,), or None
+        That of the call, in catalog order.
+    user_temperature : float or None
+        The user's own factor in the policy's temperature, as `Model.recommend` took it.
+    model_version : str or None
+        Of the model that recommended it.
     """
 
     item_ids: IdArray
@@ -64,6 +77,12 @@ class Ranking:
     catalog_version: str
     propensity_kind: str = "exact"
     log_norm_error: float = 0.0
+    k: int | None = field(default=None, compare=False)
+    exclude: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
+    allow: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
+    bias: ScoreArray | None = field(default=None, compare=False, repr=False)
+    user_temperature: float | None = field(default=None, compare=False)
+    model_version: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -79,7 +98,7 @@ class Ranking:
 class _Draft:
     """A `Ranking` that is not frozen yet."""
 
-    __slots__ = tuple(field.name for field in fields(Ranking))
+    __slots__ = tuple(each.name for each in fields(Ranking))
 
 
 def new_ranking(
@@ -94,6 +113,12 @@ def new_ranking(
     catalog_version: str,
     propensity_kind: str = "exact",
     log_norm_error: float = 0.0,
+    k: int | None = None,
+    exclude: IdArray | list[str] | None = None,
+    allow: IdArray | list[str] | None = None,
+    bias: ScoreArray | None = None,
+    user_temperature: float | None = None,
+    model_version: str | None = None,
 ) -> Ranking:
     """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
     draft: Any = _Draft()
@@ -108,9 +133,27 @@ def new_ranking(
     draft.catalog_version = catalog_version
     draft.propensity_kind = propensity_kind
     draft.log_norm_error = log_norm_error
+    draft.k = k
+    draft.exclude = exclude
+    draft.allow = allow
+    draft.bias = bias
+    draft.user_temperature = user_temperature
+    draft.model_version = model_version
     draft.__class__ = Ranking  # which Python allows, since both have the same slots
     ranking: Ranking = draft
     return ranking
+
+
+def recommended(ranking: Ranking, model_version: str, user_temperature: float | None) -> Ranking:
+    """A ranking that nobody else has as yet, saying which model made it and with which factor."""
+    _set_model_version(ranking, model_version)
+    _set_user_temperature(ranking, user_temperature)
+    return ranking
+
+
+# What object.__setattr__ would look up each time.
+_set_model_version = Ranking.__dict__["model_version"].__set__
+_set_user_temperature = Ranking.__dict__["user_temperature"].__set__
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +161,7 @@ class RankingBatch(Sequence[Ranking]):
     """Rankings of b users as arrays; ``batch[i]`` is the i-th as a `Ranking`.
 
     Cells at places ``>= counts[i]`` of row i are NaN (-1 or '' for ids) and mean nothing. Equal to
-    another one if all fields are, to the bit.
+    another one if the same was drawn, to the bit.
 
     Attributes
     ----------
@@ -135,6 +178,12 @@ class RankingBatch(Sequence[Ranking]):
     catalog_version : str
     propensity_kind : tuple of str, length b
     log_norm_error : ndarray of float64, shape (b,)
+    k : int or None
+        Places that were asked for, and with it the filters and the bias of the call, copied.
+    exclude, allow : tuple of (sequence of ids or None), length b, or None
+        None: nobody had any.
+    bias : ndarray of float32, shape (1, n) or (b, n), or None
+        In catalog order, one for all or one for each.
     """
 
     item_ids: IdArray
@@ -149,6 +198,10 @@ class RankingBatch(Sequence[Ranking]):
     catalog_version: str
     propensity_kind: tuple[str, ...]
     log_norm_error: FloatArray
+    k: int | None = field(default=None, compare=False)
+    exclude: Filters | None = field(default=None, compare=False, repr=False)
+    allow: Filters | None = field(default=None, compare=False, repr=False)
+    bias: ScoreArray | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -181,6 +234,10 @@ class RankingBatch(Sequence[Ranking]):
             catalog_version=self.catalog_version,
             propensity_kind=self.propensity_kind[i],
             log_norm_error=float(self.log_norm_error[i]),
+            k=self.k,
+            exclude=None if self.exclude is None else self.exclude[i],
+            allow=None if self.allow is None else self.allow[i],
+            bias=None if self.bias is None else self.bias[i % len(self.bias)],
         )
 
     def __iter__(self) -> Iterator[Ranking]:
@@ -188,9 +245,11 @@ class RankingBatch(Sequence[Ranking]):
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether all fields are equal, numbers to the bit."""
+    """Whether all fields that say what was drawn are equal, numbers to the bit."""
     return all(
-        _same_values(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+        _same_values(getattr(one, each.name), getattr(other, each.name))
+        for each in fields(one)
+        if each.compare
     )
 
 

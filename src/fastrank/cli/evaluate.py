@@ -21,6 +21,7 @@ from fastrank.cli.policyspec import parse_policy
 from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.adapters import items_of_obd
+from fastrank.eventlog.schema import UNFILLED
 from fastrank.model import Model
 from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
 from fastrank.ope.forecast import forecast
@@ -36,7 +37,7 @@ _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in e
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
-_UNREAD = ("latency_us", "n_candidates", "retrieval", "reward_ts")
+_UNREAD = ("latency_us", "n_candidates", "retrieval", "reward_ts", *UNFILLED)
 _FOR_MODELS = ("scores", "query", "log_norm")
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
@@ -622,7 +623,7 @@ def _print(console: Console, section: Section) -> None:
     if len(evaluation.strata) > 1:
         for stratum in evaluation.strata:
             params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
-            name = f"{stratum.stratum.policy_name} {params}".strip()
+            name = f"{stratum.stratum.law} {params}".strip()
             dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
             console.print(
                 shown(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")

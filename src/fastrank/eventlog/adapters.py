@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from fastrank import obd, wire
 from fastrank.eventlog.reader import ReadReport
-from fastrank.eventlog.schema import PARAMETERS, SCHEMA_VERSION, Kind, completed, schema
+from fastrank.eventlog.schema import SCHEMA_VERSION, UNFILLED, Kind, schema
+from fastrank.eventlog.upgrade import completed
 from fastrank.files import file_format, in_directory, naming
 from fastrank.ids import ids_from_text, integer, plain_id
 from fastrank.inputs import shown
@@ -36,6 +37,7 @@ __all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _TABLE_ROWS = 65_536
+_NOT_ANSWERED = ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts")
 _CAPTURE_ROWS = 10_000
 _OBD_COLUMNS = {
     "timestamp": None,  # text or a timestamp
@@ -642,19 +644,21 @@ def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, 
     kind = _kind(response.get("item_kind"), items)
     policy = _mapping("policy", response.get("policy"))
     params = _mapping("policy: params", policy.get("params") or {})
-    unknown = set(params) - set(PARAMETERS)
-    if unknown:  # what is left out here would be missing when propensities are recomputed
-        raise ValueError(f"policy: params: {sorted(unknown)[0]} is not known")
     values: dict[str, Any] = {
         name: response.get(name)
         for name in schema("int64").names
-        if name not in ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts")
+        if name not in (*_NOT_ANSWERED, *UNFILLED)
     }
     values |= {
         "schema_version": SCHEMA_VERSION,
         "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
-        "policy_params": {name: _number(name, params.get(name)) for name in PARAMETERS},
+        "law_params": [
+            {"name": name, "value": _number(name, value)}
+            for name, value in sorted(params.items())
+            if value is not None and name != "user_temperature"
+        ],
+        "user_temperature": _number("user_temperature", params.get("user_temperature")),
         "query": request.query if request.query is not None else response.get("query"),
         "exclude": request.exclude,
         "allow": request.allow,

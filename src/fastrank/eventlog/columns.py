@@ -16,7 +16,9 @@ from fastrank.ids import is_compact, text_array
 
 __all__ = [
     "CODED",
+    "MAX_PARAMETERS",
     "Lists",
+    "Parameters",
     "among",
     "booleans",
     "coded",
@@ -39,8 +41,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 # Texts that repeat a few values: read as dictionaries, which spares copying hashes of 64 letters.
 CODED = (
     *("writer_id", "policy_name", "seed_source", "model_version", "catalog_version"),
-    *("candidate_set_id", "propensity_kind", "reward_kind"),
+    *("candidate_set_id", "propensity_kind", "reward_kind", "law", "sampler", "item_kind"),
 )
+MAX_PARAMETERS = 32  # of one law
 _MAX_COLUMN_SORT = 16  # places, up to which comparing all pairs is faster than sorting
 
 
@@ -53,11 +56,11 @@ class Lists:
         self.lengths = np.diff(offsets)
         values = column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
         self._starts = offsets[:-1] - offsets[0]
-        self._dense = True
+        self.is_dense = True
         if column.null_count:
             valid = is_valid(column)
             # What lies under a null list is anything.
-            self._dense = not self.lengths[~valid].any()
+            self.is_dense = not self.lengths[~valid].any()
             self.lengths = np.where(valid, self.lengths, 0)
         self.values = values
         self.is_null: Mask | None = None
@@ -76,11 +79,11 @@ class Lists:
     def padded(self, width: int, fill: Any, flat: Array | None = None) -> Array:
         """The lists as rows of (n, width)."""
         flat = self.flat if flat is None else flat
-        if self._dense and len(flat) == self.n * width and (self.lengths == width).all():
+        if self.is_dense and len(flat) == self.n * width and (self.lengths == width).all():
             return flat.reshape(self.n, width)
         out = np.full((self.n, width), fill, flat.dtype)
         inside = np.arange(width) < self.lengths[:, None]
-        if self._dense:
+        if self.is_dense:
             out[inside] = flat
         else:
             out[inside] = flat[(self._starts[:, None] + np.arange(width))[inside]]
@@ -115,6 +118,59 @@ class Lists:
             inside = places < self._starts[rows] + self.lengths[rows]
             marked[rows[inside]] = True
         return marked
+
+
+class Parameters:
+    """A column of laws' parameters: one entry for each, in the order of rows and of names.
+
+    Attributes
+    ----------
+    rows, places : ndarray of int64, shape (m,)
+        Each entry's row, and which of the row's it is, from 0.
+    codes : ndarray of int64, shape (m,)
+        Of its name, -1 where it has none.
+    names : list of str
+        Sorted.
+    values : ndarray of float64, shape (m,)
+        NaN for null.
+    """
+
+    def __init__(self, column: pa.ListArray) -> None:
+        lists = Lists(column)
+        lengths = lists.lengths
+        entries = lists.values
+        if not lists.is_dense:
+            entries = pc.list_flatten(column)
+        codes, names = codes_of(pc.struct_field(entries, "name"))
+        values = floats(pc.struct_field(entries, "value"))
+        rows = np.repeat(np.arange(len(column)), lengths)
+        order = sorted(range(len(names)), key=lambda code: names[code] or "")
+        rank = np.empty(len(names) + 1, np.int64)
+        rank[order], rank[-1] = np.arange(len(names)), -1
+        codes = rank[codes]
+        if len(rows) and ((rows[1:] == rows[:-1]) & (codes[1:] < codes[:-1])).any():
+            by_name = np.lexsort((codes, rows))
+            codes, values = codes[by_name], values[by_name]
+        self.rows, self.codes, self.values = rows, codes, values
+        self.names = [names[code] or "" for code in order]
+        self.places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self._n = len(column)
+
+    @property
+    def repeated(self) -> Mask:
+        """Entries (m,) of a name that the row has had."""
+        again = np.zeros(len(self.rows), np.bool_)
+        same = (self.rows[1:] == self.rows[:-1]) & (self.codes[1:] == self.codes[:-1])
+        again[1:] = same
+        return again
+
+    def of(self, name: str) -> FloatArray:
+        """The parameter of each row, (n,); NaN where it has none of that name."""
+        result = np.full(self._n, np.nan)
+        if name in self.names:
+            mine = self.codes == self.names.index(name)
+            result[self.rows[mine]] = self.values[mine]
+        return result
 
 
 def repeats(codes: Array, lengths: npt.NDArray[np.int64], width: int) -> Mask:

@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 
 from fastrank.eventlog.columns import (
     CODED,
+    MAX_PARAMETERS,
     Lists,
+    Parameters,
     among,
     booleans,
     coded,
@@ -44,22 +46,25 @@ from fastrank.eventlog.hashing import SeenHashes, text_hashes, uniforms
 from fastrank.eventlog.report import Flaws, ReadReport, SequenceGaps
 from fastrank.eventlog.schema import (
     KNOWN_RNG_VERSIONS,
-    PARAMETERS,
+    OLD_PARAMETERS,
     PROPENSITY_KINDS,
     REWARD_KINDS,
     SCHEMA_VERSION,
     SEED_SOURCES,
+    UNFILLED,
     Kind,
     Stratum,
     cast_column,
-    completed,
+    is_column,
     kind_of,
     schema,
 )
 from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
+from fastrank.eventlog.upgrade import completed, foreign, refuse_foreign, upgraded
 from fastrank.files import in_directory
 from fastrank.ids import PADDING, text_array
 from fastrank.inputs import as_count
+from fastrank.policies import PARAMETERS
 
 __all__ = ["JOIN_FILE", "JOIN_KEY", "LogBatch", "LogReader", "ReadReport"]
 
@@ -79,7 +84,7 @@ _MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is
 # What checking a row needs; the other columns of the schema may be omitted.
 _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
-    *("retrieval", "reward_kind", "reward_ts"),
+    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", *UNFILLED),
 )
 
 
@@ -153,7 +158,7 @@ class LogBatch:
 
     @cached_property
     def table(self) -> pa.RecordBatch:
-        """The n rows, with all columns of the schema but for those omitted."""
+        """The n rows, with all columns of schema 2 but for those omitted."""
         return plain(self._coded)
 
     @cached_property
@@ -183,23 +188,51 @@ class LogBatch:
         return lists.padded(int(lists.lengths.max()), np.float32(np.nan))
 
     def values(self, name: str) -> list[Any]:
-        """A column of the schema as Python values, None for null; length n, kept."""
+        """A column of the schema as Python values, None for null; length n, kept.
+
+        `policy_params`, a struct in schema 1, is made of `law_params` and `user_temperature`.
+        """
         found = self._values.get(name)
         if found is None:
-            if name not in schema("int64").names:
+            if not is_column(name):
                 raise ValueError(f"name: {name!r} is not a column of the schema")
-            here = name in self.table.schema.names
-            found = self.table.column(name).to_pylist() if here else [None] * len(self)
+            if name == "policy_params":
+                found = [self._old_params(i) for i in range(len(self))]
+            else:
+                here = name in self.table.schema.names
+                found = self.table.column(name).to_pylist() if here else [None] * len(self)
             self._values[name] = found
         return found
 
+    def _old_params(self, i: int) -> dict[str, float | None] | None:
+        listed, factor = self.values("law_params")[i], self.values("user_temperature")[i]
+        if listed is None and factor is None:
+            return None
+        return dict.fromkeys(OLD_PARAMETERS) | self.params(i) | {"user_temperature": factor}
+
+    def params(self, i: int) -> dict[str, float]:
+        """Parameters of the law that drew row i, by name; the user's factor is in them."""
+        listed = self.values("law_params")[i] or ()
+        return {each["name"]: each["value"] for each in listed}
+
     def numbers(self, name: str) -> FloatArray:
-        """A column of numbers, or a part such as ``policy_params.epsilon``; NaN for null; (n,)."""
+        """A column of numbers, or a parameter: ``law_params.epsilon``; NaN for null; (n,).
+
+        ``policy_params.epsilon``, as in schema 1, is the same.
+        """
         name, _, part = name.partition(".")
+        if (name, part) == ("policy_params", "user_temperature"):
+            name, part = part, ""
+        if part and name in ("law_params", "policy_params"):
+            return self._parameters.of(part)
         if name not in self.table.schema.names:
             return np.full(len(self), np.nan)
         column = self.table.column(name)
         return floats(pc.struct_field(column, part) if part else column)
+
+    @cached_property
+    def _parameters(self) -> Parameters:
+        return Parameters(self._coded.column("law_params"))
 
     def is_given(self, name: str) -> Mask:
         """Rows (n,) whose value of a column is not null."""
@@ -264,10 +297,12 @@ class LogReader:
         of what else looks like data.
     columns : sequence of str
         Further columns to read, of numbers or of lists of numbers with one for each place: the
-        log-propensities of an evaluation policy, say.
+        log-propensities of an evaluation policy, say, or a column that `LogWriter.append` leaves
+        null.
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
-        candidate_set_id, n_candidates, retrieval, reward_kind, reward_ts.
+        candidate_set_id, n_candidates, retrieval, reward_kind, reward_ts, item_kind, sampler, and
+        the columns that `LogWriter.append` leaves null.
     batch_rows : int
         Rows in a batch at most.
 
@@ -343,15 +378,16 @@ class LogReader:
     def _set(self, columns: Sequence[str], omit: Sequence[str], batch_rows: int) -> None:
         if isinstance(columns, str) or isinstance(omit, str):
             raise ValueError("columns, omit: expected sequences of names")
-        names = set(schema("int64").names)
         for name in columns:
-            if name in names:
+            if is_column(name) and name not in UNFILLED:
                 raise ValueError(f"columns: {name} is a column of the schema itself")
         for name in omit:
             if name not in _OMITTABLE:
                 raise ValueError(f"omit: expected any of {', '.join(_OMITTABLE)}; got {name!r}")
         self._columns = tuple(dict.fromkeys(columns))
-        self._names = [name for name in schema("int64").names if name not in omit]
+        self._names = [
+            name for name in schema("int64").names if name not in {*omit, *self._columns}
+        ]
         self._keep_all = False
         self._batch_rows = as_count("batch_rows", batch_rows)
         self._filters = FilterStore()
@@ -444,7 +480,7 @@ class LogReader:
         for number, table in enumerate(self._tables or ()):
             source = f"table {number}"
             try:
-                whole = completed(table)
+                whole = completed(table, self._columns)
                 self._admit(whole.schema)
             except ValueError as error:
                 self.report.files_set_aside[source] = str(error)
@@ -516,10 +552,13 @@ class LogReader:
         self._accept(path, columns)
         # Buffering ahead would hold the whole file; threads of pyarrow's cost more than they bring
         # where the batches are used on the same cores.
+        coded_here = [name for name in CODED if name in columns.names]
         with pq.ParquetFile(
-            path, metadata=metadata, read_dictionary=list(CODED), pre_buffer=False
+            path, metadata=metadata, read_dictionary=coded_here, pre_buffer=False
         ) as file:
-            names = columns.names if self._keep_all else [*self._names, *self._columns]
+            wanted = {*self._names, "policy_params", *self._columns}
+            empty = _without_values(metadata) - set(self._columns)
+            names = [n for n in columns.names if n not in empty and (self._keep_all or n in wanted)]
             rows = max(1, file.metadata.num_rows)
             read = 0
             for batch in file.iter_batches(self._batch_rows, columns=names, use_threads=False):
@@ -529,8 +568,14 @@ class LogReader:
     def _accept(self, path: Path, columns: pa.Schema) -> None:
         """Begin a file; a ValueError if its columns are not those of this log."""
         kind = kind_of(columns)
-        for name in self._names:  # once for the file, not in the middle of it
-            wanted, got = schema(kind).field(name).type, columns.field(name).type
+        if self._keep_all:
+            refuse_foreign(columns, kind)
+        its_own = foreign(columns, kind)
+        for name in ("policy_params", *self._names):  # once for the file, not in the middle of it
+            if name not in columns.names or name in its_own:
+                continue
+            of_schema = schema(kind, 1 if name == "policy_params" else SCHEMA_VERSION)
+            wanted, got = of_schema.field(name).type, columns.field(name).type
             if pa.types.is_dictionary(got):
                 got = got.value_type
             cast_column(name, pa.nulls(0, got), wanted)
@@ -557,7 +602,7 @@ class LogReader:
     def _require(self, source: str, columns: pa.Schema) -> None:
         for name in self._columns:
             if name not in columns.names:
-                others = [n for n in columns.names if n not in schema("int64").names]
+                others = [n for n in columns.names if not is_column(n)]
                 found = ", ".join(others) or "none besides those of the schema"
                 raise _AskedForError(f"{source}: no column named {name}; found {found}")
             if not _is_numeric(columns.field(name).type):
@@ -567,23 +612,37 @@ class LogReader:
                 )
 
     def _in_schema(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch with the schema's types, its repetitive texts as dictionaries."""
-        wanted = schema(self.kind or "int64")
-        arrays = []
-        fields = []
+        """A batch in schema 2's columns and types, its repetitive texts as dictionaries.
+
+        Columns that are absent are null.
+        """
+        kind = self.kind or "int64"
+        columns = {}
+        its_own = foreign(batch.schema, kind)
         for column, own in zip(batch.columns, batch.schema, strict=True):
-            if own.name in CODED:
+            if own.name in self._columns:
+                pass
+            elif own.name in its_own:
+                continue
+            elif own.name in CODED:
                 column = coded(own.name, column)
-                own = pa.field(own.name, column.type)
-            elif own.name in wanted.names:
-                column = cast_column(own.name, column, wanted.field(own.name).type)
+            elif is_column(own.name):
+                old = own.name == "policy_params"
+                of_schema = schema(kind, 1) if old else schema(kind)
+                column = cast_column(own.name, column, of_schema.field(own.name).type)
                 if own.name in ("request_id", "user_id", "item_ids"):
-                    column.validate(full=self.kind == "str" or own.name != "item_ids")
-                own = wanted.field(own.name)
-            arrays.append(column)
-            fields.append(own)
+                    column.validate(full=kind == "str" or own.name != "item_ids")
+            columns[own.name] = column
+        upgraded(columns, batch.num_rows, kind)
+        for name in self._names:
+            if name not in columns:
+                columns[name] = pa.nulls(batch.num_rows, schema(kind).field(name).type)
+        order = [name for name in schema(kind).names if name in columns]
+        order += [name for name in columns if name not in order]
+        fields = [pa.field(name, columns[name].type) for name in order]
         return pa.RecordBatch.from_arrays(
-            arrays, schema=pa.schema(fields, metadata=batch.schema.metadata)
+            [columns[name] for name in order],
+            schema=pa.schema(fields, metadata=batch.schema.metadata),
         )
 
     def _selected(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -648,13 +707,11 @@ class LogReader:
         flaws.mark(is_empty(column("request_id")), "no request id")
         flaws.mark(~is_valid(column("ts")), "no time")
         flaws.mark(is_empty(column("policy_name")), "no policy name")
-        for name in PARAMETERS:
-            parameter = pc.struct_field(column("policy_params"), name)
-            values = floats(parameter)
-            bad = is_valid(parameter) & ~np.isfinite(values)
-            if name == "user_temperature":
-                bad |= values <= 0.0
-            flaws.mark(bad, f"policy parameter {name}", values)
+        self._check_parameters(flaws, column("law_params"))
+        factor = column("user_temperature")
+        values = floats(factor)
+        bad = is_valid(factor) & ~(np.isfinite(values) & (values > 0.0))
+        flaws.mark(bad, "policy parameter user_temperature", values)
         kinds, sources = column("propensity_kind"), column("seed_source")
         flaws.mark(~among(kinds, PROPENSITY_KINDS), "unknown propensity kind", kinds)
         error = floats(column("log_norm_error"))
@@ -692,6 +749,24 @@ class LogReader:
         total = column("log_propensity")
         flaws.mark(~is_valid(total), "no log_propensity")
         self._check_filters(flaws, batch, folder)
+
+    def _check_parameters(self, flaws: Flaws, column: pa.ListArray) -> None:
+        """Each must have a name of its own, and a finite value."""
+        found = Parameters(column)
+        bad = np.flatnonzero(
+            (found.codes < 0) | ~np.isfinite(found.values) | found.repeated
+            | (found.places >= MAX_PARAMETERS)
+        )  # fmt: skip
+        if not len(bad):
+            return
+        names = dict.fromkeys((*PARAMETERS, *OLD_PARAMETERS))
+        known = {name: found.names.index(name) for name in names if name in found.names}
+        for name, code in [*known.items(), ("", None)]:
+            mine = found.codes[bad] == code if code is not None else np.ones(len(bad), np.bool_)
+            rows = found.rows[bad[mine]]
+            wrong, values = np.zeros(len(column), np.bool_), np.full(len(column), np.nan)
+            wrong[rows], values[rows] = True, found.values[bad[mine]]
+            flaws.mark(wrong, f"policy parameter {name}".rstrip(), values)
 
     def _check_filters(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
         """Every filter and bias that a row names must be there and be what its name says."""
@@ -831,18 +906,28 @@ class LogReader:
             return np.empty(0, np.int32)
         parts: list[Array] = []
         texts = {}
-        for name in ("policy_name", "model_version", "catalog_version"):
+        for name in ("law", "model_version", "catalog_version"):
             codes, names = codes_of(batch.column(name))
             parts.append(codes)
             texts[name] = names
-        struct = batch.column("policy_params")
-        params = {name: floats(pc.struct_field(struct, name)) for name in PARAMETERS}
-        factor = params.pop("user_temperature")
-        params["temperature"] = np.where(
-            np.isnan(factor), params["temperature"], params["temperature"] / factor
+        policies, names_of = codes_of(batch.column("policy_name"))
+        params, factor = (
+            Parameters(batch.column("law_params")),
+            floats(batch.column("user_temperature")),
         )
-        short = {name: rounded(values) for name, values in params.items()}
-        parts.extend(values.view(np.int64) for values in short.values())
+        values = params.values
+        if "temperature" in params.names:
+            # Before the user's own factor.
+            own = params.codes == params.names.index("temperature")
+            factor = np.where(np.isnan(factor), 1.0, factor)[params.rows]
+            values = np.where(own, values / factor, values)
+        values = rounded(values)
+        for place in range(int(params.places.max(initial=-1)) + 1):
+            at = np.flatnonzero(params.places == place)
+            part = np.full((2, n), -1, np.int64)
+            part[:, params.rows[at]] = params.codes[at], values.view(np.int64)[at]
+            parts.extend(part)
+        first_of = np.searchsorted(params.rows, np.arange(n + 1))
         parts.append(is_fallback.astype(np.int64))
         key = np.zeros(n, np.int64)
         for part in parts:
@@ -859,17 +944,15 @@ class LogReader:
                 return texts[name][part[row]] if part[row] >= 0 else None
 
             stratum = Stratum(
-                policy_name=text("policy_name", parts[0]) or "",
+                policy_name=names_of[policies[row]],
                 params=tuple(
-                    sorted(
-                        (name, float(f"{values[row]:.12g}"))
-                        for name, values in short.items()
-                        if not np.isnan(values[row])
-                    )
+                    (params.names[params.codes[at]], float(f"{values[at]:.12g}"))
+                    for at in range(first_of[row], first_of[row + 1])
                 ),
                 model_version=text("model_version", parts[1]),
                 catalog_version=text("catalog_version", parts[2]),
                 is_fallback=bool(is_fallback[row]),
+                law=text("law", parts[0]) or "",
             )
             if stratum not in self._stratum_of:
                 self._stratum_of[stratum] = len(self.strata)
@@ -888,6 +971,26 @@ class _UnreadableError(Exception):
     def __init__(self, why: str, is_torn: bool = False) -> None:
         super().__init__(why)
         self.is_torn = is_torn  # a killed writer's, of which nothing whole is missing
+
+
+def _without_values(metadata: pq.FileMetaData) -> set[str]:
+    """Columns that nobody has filled, as far as the file's statistics tell; need not be read."""
+    values: dict[str, bool] = {}
+    for at in range(metadata.num_columns):
+        column = metadata.schema.column(at)
+        name = column.path.partition(".")[0]
+        if name not in UNFILLED:
+            continue
+        parts = [metadata.row_group(g).column(at) for g in range(metadata.num_row_groups)]
+        found = [part.statistics for part in parts]
+        values[name] = values.get(name, False) or not (
+            column.max_repetition_level == 0  # an empty list has no values, either
+            and all(
+                one is not None and one.has_null_count and one.null_count == part.num_values
+                for one, part in zip(found, parts, strict=True)
+            )
+        )
+    return {name for name, there in values.items() if not there}
 
 
 def _any(cells: Mask) -> Mask:

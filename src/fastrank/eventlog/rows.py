@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
-from fastrank.eventlog.schema import PARAMETERS, PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
+from fastrank.eventlog.columns import MAX_PARAMETERS
+from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, UNFILLED, Kind, schema
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
+from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -33,11 +35,14 @@ __all__ = [
     "as_time",
     "as_user",
     "items_of",
+    "law_of_row",
 ]
 
 Time: TypeAlias = datetime | np.datetime64 | int
 
 _EPOCH = np.datetime64(0, "us")
+# Policies whose parameters are finite numbers from their making on.
+_OWN = (PlackettLuce, EpsilonGreedy, Uniform, Deterministic)
 
 
 class Row(NamedTuple):
@@ -47,7 +52,9 @@ class Row(NamedTuple):
     ts: int
     user_id: str | None
     policy_name: str
-    policy_params: Mapping[str, float]
+    law: str
+    law_params: list[tuple[str, float]]
+    sampler: str | None
     user_temperature: float | None
     seed: int
     seed_source: str
@@ -96,12 +103,19 @@ def as_batch(rows: list[tuple[int, Row]], kind: Kind, writer_id: str) -> pa.Reco
     else:
         flat = [item for items in columns["item_ids"] for item in items]
         item_ids = pa.ListArray.from_arrays(_offsets(lengths), pa.array(flat, pa.string()))
-    params = [
-        {name: params.get(name) for name in PARAMETERS[:-1]} | {PARAMETERS[-1]: factor}
-        for params, factor in zip(
-            columns["policy_params"], columns["user_temperature"], strict=True
-        )
-    ]
+    parameters = [entry for entries in columns["law_params"] for entry in entries]
+    of_laws = wanted.field("law_params").type
+    law_params = pa.ListArray.from_arrays(
+        _offsets(map(len, columns["law_params"])),
+        pa.StructArray.from_arrays(
+            [
+                pa.array([name for name, _ in parameters], pa.string()),
+                pa.array([value for _, value in parameters], pa.float64()),
+            ],
+            fields=list(of_laws.value_type),
+        ),
+        type=of_laws,
+    )
     queries = columns["query"]
     if any(query is not None for query in queries):
         sizes = [0 if query is None else len(query) // 4 for query in queries]
@@ -114,13 +128,16 @@ def as_batch(rows: list[tuple[int, Row]], kind: Kind, writer_id: str) -> pa.Reco
         "schema_version": pa.array(np.full(n, SCHEMA_VERSION, np.int16)),
         "writer_id": pa.array([writer_id] * n, pa.string()),
         "writer_seq": pa.array(sequence, pa.int64()),
-        "policy_params": pa.array(params, wanted.field("policy_params").type),
+        "law_params": law_params,
+        "item_kind": pa.array([kind] * n, pa.string()),
         "rng_version": pa.array(np.full(n, RNG_VERSION, np.int16)),
         "query": query,
         "item_ids": item_ids,
         "scores": _list_of_bytes(columns["scores"], lengths, np.float32),
         "log_propensities": _list_of_bytes(columns["log_propensities"], lengths, np.float64),
     }
+    for name in UNFILLED:
+        made[name] = pa.nulls(n, wanted.field(name).type)
     for name in ("ts", "reward_ts"):
         micros = pa.array(columns[name], pa.int64())
         made[name] = micros.cast(wanted.field(name).type)
@@ -171,6 +188,32 @@ def items_of(ranking: Ranking) -> tuple[Kind, Any]:
         "ranking: expected item_ids of int64 or str, scores of float32 and log_propensities of"
         f" float64, one an item, and a known propensity_kind; got {ranking!r}"
     )
+
+
+def law_of_row(policy: Policy) -> tuple[str, str, list[tuple[str, float]], str | None]:
+    """What the columns policy_name, law, law_params and sampler say of a policy."""
+    params = list(policy.params.items())
+    if type(policy) not in _OWN:
+        _check_parameters(policy, params)
+    if len(params) > 1:
+        params.sort()
+    law, sampler = policy.law_name, policy.sampler
+    return policy.inference_type, law, params, None if sampler == law else sampler
+
+
+def _check_parameters(policy: Policy, params: list[tuple[str, float]]) -> None:
+    """Of a policy that may be anybody's: what the reader would set aside is refused."""
+    if len(params) > MAX_PARAMETERS:
+        raise ValueError(
+            f"ranking: its policy has more than {MAX_PARAMETERS} parameters: {shown(policy)}"
+        )
+    for name, value in params:
+        as_text("ranking: a parameter of its policy", name)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(
+                f"ranking: its policy's parameter {name}: must be a finite number, got"
+                f" {shown(value)}"
+            )
 
 
 def as_text(name: str, value: object) -> str:

@@ -1,45 +1,58 @@
-"""The log's schema, version 1: one row is one ranking that was served.
+"""The log's schema, version 2: one row is one ranking that was served.
 
 A row holds everything that is needed to compute its log-propensities again: an exclude list that
 is forgotten makes them wrong, and self-normalised estimators hide that. The version stands in the
-metadata of each file and in each row.
+metadata of each file and in each row. What is written is version 2; version 1 is read too, and
+`fastrank.eventlog.upgrade` makes version 2 of it before anything else looks at it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
+from fastrank.policies import law_name
 
 __all__ = [
     "KNOWN_RNG_VERSIONS",
-    "PARAMETERS",
+    "KNOWN_VERSIONS",
+    "OLD_PARAMETERS",
     "PROPENSITY_KINDS",
     "REWARD_KINDS",
     "SCHEMA_VERSION",
     "SEED_SOURCES",
+    "UNFILLED",
     "VERSION_KEY",
     "Kind",
     "Stratum",
     "cast_column",
-    "completed",
+    "is_column",
     "kind_of",
+    "kind_of_ids",
     "schema",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+KNOWN_VERSIONS = range(1, SCHEMA_VERSION + 1)
 VERSION_KEY = b"fastrank.schema_version"
 KNOWN_RNG_VERSIONS = range(1, RNG_VERSION + 1)
 PROPENSITY_KINDS = ("exact", "bounded")
 SEED_SOURCES = ("server", "caller")
 REWARD_KINDS = ("positives", "complete")
-# Fields of the struct policy_params; null where the policy has no such parameter.
-PARAMETERS = ("temperature", "epsilon", "tail_mass", "user_temperature")
+# Fields of version 1's struct policy_params, sorted; the last is no parameter of the law.
+OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
+# Columns that version 2 has room for, and that `LogWriter.append` leaves null.
+UNFILLED = (
+    *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
+    *("features_version", "score", "rules", "after", "made_by", "n_scored"),
+    *("n_probes", "tail_log_weight", "is_candidate", "evaluation_log_propensities", "shown_at"),
+)
 
 Kind: TypeAlias = Literal["int64", "str"]
 
@@ -48,33 +61,52 @@ Kind: TypeAlias = Literal["int64", "str"]
 class Stratum:
     """Rows that follow one law: what they share besides user, filters and seed.
 
+    Rows that different samplers drew by one law are one stratum.
+
     Attributes
     ----------
     policy_name : str
-        The inference type.
+        The inference type of its first row. It is no part of what strata are told apart by.
     params : tuple of (str, float)
-        The policy's parameters, sorted by name, to 12 significant digits. `temperature` is the one
-        before the user's own factor: ``policy_params.temperature / policy_params.user_temperature``
-        of each row.
+        The law's parameters, sorted by name, to 12 significant digits. `temperature` is the one
+        before the user's own factor: that of a row over the row's `user_temperature`.
     model_version, catalog_version : str or None
     is_fallback : bool
+    law : str
+        Its name, by default that of `policy_name`.
+
+    Examples
+    --------
+    >>> gumbel, cached = (
+    ...     Stratum(name, (("temperature", 0.5),), "m", "c", False)
+    ...     for name in ("stochastic_gumbel_softmax_trick", "stochastic_plackett_luce_cached")
+    ... )
+    >>> gumbel.law, gumbel == cached
+    ('plackett_luce', True)
     """
 
-    policy_name: str
+    policy_name: str = field(compare=False)
     params: tuple[tuple[str, float], ...]
     model_version: str | None
     catalog_version: str | None
     is_fallback: bool
+    law: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.law:
+            object.__setattr__(self, "law", law_name(self.policy_name))
 
 
 @cache
-def schema(kind: Kind) -> pa.Schema:
+def schema(kind: Kind, version: int = SCHEMA_VERSION) -> pa.Schema:
     """The columns of a log.
 
     Parameters
     ----------
     kind : {"int64", "str"}
         What its item ids are; one kind a data set.
+    version : int
+        2, which is written, or 1, which is still read.
 
     Returns
     -------
@@ -86,59 +118,96 @@ def schema(kind: Kind) -> pa.Schema:
     >>> schema("int64").field("log_propensities").type
     ListType(list<item: double>)
     >>> schema("str").metadata[b"fastrank.schema_version"]
-    b'1'
+    b'2'
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
+    if version not in KNOWN_VERSIONS:
+        known = " or ".join(map(str, KNOWN_VERSIONS))
+        raise ValueError(f"version: expected {known}, got {version!r}")
     item = pa.int64() if kind == "int64" else pa.string()
     text, real, time = pa.string(), pa.float64(), pa.timestamp("us", tz="UTC")
-    columns: list[tuple[str, Any]] = [
+    parameters = pa.list_(pa.struct([("name", text), ("value", real)]))
+    old_order = ("temperature", "epsilon", "tail_mass", "user_temperature")
+    # Each with the first and the last version that has it.
+    columns: list[tuple[str, Any, int, int]] = [
         # Identity.
-        ("schema_version", pa.int16()),
-        ("request_id", text),
-        ("ts", time),
-        ("writer_id", text),
-        ("writer_seq", pa.int64()),
-        ("user_id", text),
+        ("schema_version", pa.int16(), 1, 2),
+        ("request_id", text, 1, 2),
+        ("request_id_source", text, 2, 2),
+        ("traceparent", text, 2, 2),
+        ("ts", time, 1, 2),
+        ("writer_id", text, 1, 2),
+        ("writer_seq", pa.int64(), 1, 2),
+        ("run", text, 2, 2),
+        ("user_id", text, 1, 2),
+        ("experiment", text, 2, 2),
+        ("arm", text, 2, 2),
+        ("revision", text, 2, 2),
+        ("row_weight", real, 2, 2),
         # The law that drew it.
-        ("policy_name", text),
-        ("policy_params", pa.struct([(name, real) for name in PARAMETERS])),
-        ("rng_version", pa.int16()),
-        ("seed", pa.uint64()),
-        ("seed_source", text),
-        ("model_version", text),
-        ("catalog_version", text),
-        ("query", pa.list_(pa.float32())),
-        ("exclude", pa.list_(item)),
-        ("allow", pa.list_(item)),
-        ("filter_id", pa.struct([("exclude", text), ("allow", text)])),
-        ("bias_id", text),
-        ("n_eligible", pa.int64()),
-        ("candidate_set_id", text),
-        ("n_candidates", pa.int64()),
-        ("retrieval", pa.struct([("name", text), ("version", text), ("params", text)])),
-        ("is_fallback", pa.bool_()),
+        ("policy_name", text, 1, 2),
+        ("policy_params", pa.struct([(name, real) for name in old_order]), 1, 1),
+        ("law", text, 2, 2),
+        ("law_params", parameters, 2, 2),
+        ("user_temperature", real, 2, 2),
+        ("sampler", text, 2, 2),
+        ("rng_version", pa.int16(), 1, 2),
+        ("seed", pa.uint64(), 1, 2),
+        ("seed_source", text, 1, 2),
+        ("model_version", text, 1, 2),
+        ("catalog_version", text, 1, 2),
+        ("features_version", text, 2, 2),
+        ("query", pa.list_(pa.float32()), 1, 2),
+        ("score", pa.struct([("name", text), ("hash", text), ("params", text)]), 2, 2),
+        ("exclude", pa.list_(item), 1, 2),
+        ("allow", pa.list_(item), 1, 2),
+        ("filter_id", pa.struct([("exclude", text), ("allow", text)]), 1, 2),
+        ("bias_id", text, 1, 2),
+        ("rules", pa.struct([("id", text), ("params", text)]), 2, 2),
+        ("after", pa.list_(item), 2, 2),
+        ("n_eligible", pa.int64(), 1, 2),
+        ("candidate_set_id", text, 1, 2),
+        ("n_candidates", pa.int64(), 1, 2),
+        ("retrieval", pa.struct([("name", text), ("version", text), ("params", text)]), 1, 2),
+        ("n_probes", pa.int64(), 2, 2),
+        ("tail_log_weight", real, 2, 2),
+        ("is_fallback", pa.bool_(), 1, 2),
+        ("made_by", text, 2, 2),
+        ("n_scored", pa.int64(), 2, 2),
         # What was shown.
-        ("k", pa.int64()),
-        ("item_ids", pa.list_(item)),
-        ("scores", pa.list_(pa.float32())),
-        ("log_propensities", pa.list_(real)),
-        ("log_propensity", real),
-        ("log_norm", real),
-        ("propensity_kind", text),
-        ("log_norm_error", real),
-        ("displayed", pa.int64()),
-        ("latency_us", real),
+        ("k", pa.int64(), 1, 2),
+        ("item_kind", text, 2, 2),
+        ("item_ids", pa.list_(item), 1, 2),
+        ("is_candidate", pa.list_(pa.bool_()), 2, 2),
+        ("scores", pa.list_(pa.float32()), 1, 2),
+        ("log_propensities", pa.list_(real), 1, 2),
+        ("log_propensity", real, 1, 2),
+        ("log_norm", real, 1, 2),
+        ("propensity_kind", text, 1, 2),
+        ("log_norm_error", real, 1, 2),
+        ("evaluation_log_propensities", pa.map_(text, pa.list_(real)), 2, 2),
+        ("displayed", pa.int64(), 1, 2),
+        ("shown_at", time, 2, 2),
+        ("latency_us", real, 1, 2),
         # What came of it; joined later.
-        ("rewards", pa.list_(pa.float32())),
-        ("reward_kind", text),
-        ("reward_ts", time),
+        ("rewards", pa.list_(pa.float32()), 1, 2),
+        ("reward_kind", text, 1, 2),
+        ("reward_ts", time, 1, 2),
     ]
-    return pa.schema(columns, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    fields = [(name, kind_) for name, kind_, first, last in columns if first <= version <= last]
+    return pa.schema(fields, metadata={VERSION_KEY: str(version).encode()})
+
+
+def is_column(name: str) -> bool:
+    """Whether some version of the schema has a column of this name."""
+    return any(name in schema("int64", version).names for version in KNOWN_VERSIONS)
 
 
 def kind_of(columns: pa.Schema) -> Kind:
     """The kind of a log's item ids; a ValueError where its columns are not those of a log.
+
+    A log has all columns that both versions have; the others may be absent.
 
     Examples
     --------
@@ -146,28 +215,38 @@ def kind_of(columns: pa.Schema) -> Kind:
     'str'
     """
     stated = (columns.metadata or {}).get(VERSION_KEY)
-    if stated is not None and stated != str(SCHEMA_VERSION).encode():
+    if stated is not None and stated not in {str(known).encode() for known in KNOWN_VERSIONS}:
+        known = " and ".join(map(str, KNOWN_VERSIONS))
         raise ValueError(
-            f"schema version {stated.decode(errors='replace')!r}; this fastrank reads version"
-            f" {SCHEMA_VERSION}"
+            f"schema version {stated.decode(errors='replace')!r}; this fastrank reads versions"
+            f" {known}"
         )
     # Tools that add a column often lose the metadata; each row states its version, too.
-    missing = [name for name in schema("int64").names if name not in columns.names]
-    if missing:
-        raise ValueError(f"not an event log of fastrank's: no column named {missing[0]}")
-    repeated = [name for name in columns.names if columns.names.count(name) > 1]
-    if repeated:
+    names = set(columns.names)
+    for name in schema("int64", 1).names:
+        if name not in names and name != "policy_params":
+            raise ValueError(f"not an event log of fastrank's: no column named {name}")
+    if not names & {"policy_params", "law_params"}:
+        raise ValueError("not an event log of fastrank's: no column named law_params")
+    if len(names) < len(columns.names):
+        repeated = [name for name in columns.names if columns.names.count(name) > 1]
         raise ValueError(f"two columns are named {repeated[0]}")
-    return _kind_of_ids(columns.field("item_ids").type)
+    return kind_of_ids(columns.field("item_ids").type)
 
 
-def _kind_of_ids(ids: pa.DataType) -> Kind:
-    if pa.types.is_list(ids) or pa.types.is_large_list(ids) or pa.types.is_fixed_size_list(ids):
+def kind_of_ids(ids: pa.DataType) -> Kind:
+    if _is_list(ids):
         if pa.types.is_integer(ids.value_type):
             return "int64"
         if pa.types.is_string(ids.value_type) or pa.types.is_large_string(ids.value_type):
             return "str"
     raise ValueError(f"item_ids: expected lists of int64 or string, got {ids}")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
@@ -186,37 +265,16 @@ def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
                 for field in fields
             ]
             return pa.StructArray.from_arrays(parts, fields=fields, mask=values.is_null())
+        if pa.types.is_map(wanted) and _is_list(values.type):
+            return _as_map(values, wanted)
         return values.cast(wanted)
     except pa.ArrowException as error:
         raise ValueError(f"{name}: expected {wanted}, got {values.type} ({error})") from None
 
 
-def completed(table: pa.Table | pa.RecordBatch) -> pa.Table:
-    """A table with every column of the schema, in its type, and then its own columns.
-
-    Columns that are absent are null, but for `schema_version`, which is this one.
-
-    Raises
-    ------
-    ValueError
-        If there are no item ids, or a column cannot be taken in the schema's type.
-    """
-    if "item_ids" not in table.schema.names:
-        raise ValueError("no column named item_ids")
-    wanted = schema(_kind_of_ids(table.schema.field("item_ids").type))
-    own = [field for field in table.schema if field.name not in wanted.names]
-    columns = pa.schema([*wanted, *own], metadata=wanted.metadata)
-    whole = table.combine_chunks() if isinstance(table, pa.Table) else table
-    batches = []
-    for batch in whole.to_batches() if isinstance(whole, pa.Table) else [whole]:
-        arrays = []
-        for field in columns:
-            if field.name == "schema_version" and field.name not in table.schema.names:
-                version = pa.scalar(SCHEMA_VERSION, field.type)
-                arrays.append(pa.repeat(version, batch.num_rows))
-            elif field.name in table.schema.names:
-                arrays.append(cast_column(field.name, batch.column(field.name), field.type))
-            else:
-                arrays.append(pa.nulls(batch.num_rows, field.type))
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=columns))
-    return pa.Table.from_batches(batches, columns)
+def _as_map(values: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """What tools without maps make of one, lists of pairs, as a map again."""
+    pair = pa.struct([("key", wanted.key_type), ("value", wanted.item_type)])
+    pairs = values.cast(pa.list_(pair)).take(pa.array(np.arange(len(values))))  # from offset 0
+    keys, items = pairs.values.flatten()
+    return pa.MapArray.from_arrays(pairs.offsets, keys, items, type=wanted, mask=pairs.is_null())

@@ -18,13 +18,13 @@ import secrets
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastrank.eventlog.background import GATE
-from fastrank.eventlog.schema import schema
+from fastrank.eventlog.schema import KNOWN_VERSIONS, Kind, schema
 
 __all__ = [
     "SEGMENT",
@@ -46,8 +46,12 @@ _REPETITIVE = (
     *("writer_id", "user_id", "policy_name", "seed_source", "model_version", "catalog_version"),
     *("candidate_set_id", "propensity_kind", "reward_kind", "bias_id"),
     *("policy_params.temperature", "policy_params.epsilon", "policy_params.tail_mass"),
-    *("policy_params.user_temperature", "filter_id.exclude", "filter_id.allow"),
+    *("policy_params.user_temperature", "law", "law_params.list.element.name"),
+    *("law_params.list.element.value", "user_temperature", "sampler", "item_kind"),
+    *("filter_id.exclude", "filter_id.allow", "features_version", "made_by"),
     *("retrieval.name", "retrieval.version", "retrieval.params"),
+    *("score.name", "score.hash", "score.params", "rules.id", "rules.params"),
+    *("run", "experiment", "arm", "revision", "request_id_source", "row_weight"),
 )
 
 
@@ -80,11 +84,12 @@ class Segment:
         self.rows = 0
         self.broken = False  # whatever comes after could not be read
         self._size = 0
+        header = columns.serialize()  # now: a kill from here on leaves a file without one
         self._file = _File(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
             if not self._file.lock():
                 raise FileExistsError(f"{path}: another process has locked it")
-            self._append(columns.serialize())
+            self._append(header)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -281,7 +286,11 @@ def _sync(path: Path) -> None:
 def _holds_no_batch(path: Path) -> bool:
     """Whether a file is the beginning of a segment's header, and nothing else."""
     size = path.stat().st_size
-    headers = [schema(kind).serialize().to_pybytes() for kind in ("int64", "str")]
+    headers = [
+        schema(kind, version).serialize().to_pybytes()
+        for kind in get_args(Kind)
+        for version in KNOWN_VERSIONS
+    ]
     if size > max(map(len, headers)):
         return False
     content = path.read_bytes()

@@ -38,15 +38,11 @@ from fastrank.eventlog.rows import (
     as_time,
     as_user,
     items_of,
+    law_of_row,
 )
-from fastrank.eventlog.schema import (
-    SEED_SOURCES,
-    Kind,
-    completed,
-    kind_of,
-    schema,
-)
+from fastrank.eventlog.schema import SEED_SOURCES, Kind, kind_of, schema
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
+from fastrank.eventlog.upgrade import completed, refuse_foreign
 from fastrank.ids import Ids, listed
 from fastrank.inputs import as_column, as_count, as_float32, as_real, new_request_id, shown
 from fastrank.ranking import Ranking, RankingBatch
@@ -123,7 +119,7 @@ class LogWriter:
     >>> directory = tempfile.mkdtemp()
     >>> with LogWriter(directory) as log:
     ...     ranking = catalog.rank([1.0, 0.2], k=2, policy=fr.PlackettLuce(0.5), seed=7)
-    ...     request_id = log.append(ranking, k=2, user_id="u1", query=[1.0, 0.2])
+    ...     request_id = log.append(ranking, user_id="u1", query=[1.0, 0.2])
     >>> log.rows_written, log.rows_dropped
     (1, 0)
     """
@@ -225,7 +221,7 @@ class LogWriter:
         self,
         ranking: Ranking,
         *,
-        k: int,
+        k: int | None = None,
         request_id: str | None = None,
         user_id: str | int | None = None,
         query: npt.ArrayLike | None = None,
@@ -248,11 +244,16 @@ class LogWriter:
     ) -> str:
         """Add one ranking; costs some microseconds and never waits for the disk.
 
+        The ranking says itself what it was asked for: `k`, `exclude`, `allow`, `bias`,
+        `model_version` and `user_temperature` need only be given where it does not, as one that was
+        not made by fastrank, or whose candidates somebody chose before. What is given must agree
+        with what the ranking says.
+
         Parameters
         ----------
         ranking : Ranking
-            As `Catalog.rank` gave it.
-        k : int
+            As `Model.recommend` or `Catalog.rank` gave it.
+        k : int, optional
             Places that were asked for.
         request_id : str, optional
             Unique; otherwise a random UUID.
@@ -262,9 +263,9 @@ class LogWriter:
             The vector that was ranked for, needed unless `user_id` gives it in the model.
         model_version : str, optional
         exclude, allow : array_like of ids, optional
-            As handed to `Catalog.rank`.
+            What was left out, and what alone could be shown.
         bias : array_like of float, shape (n,), optional
-            Likewise; stored once for each content.
+            Stored once for each content.
         seed_source : {"server", "caller"}
             Who chose the seed. Whoever chooses the seed chooses the ranking, and its propensity is
             no longer true: such rows are left out of evaluations.
@@ -294,15 +295,32 @@ class LogWriter:
         Raises
         ------
         ValueError
-            Naming the argument and the value, or if the writer is closed. Never for the disk.
+            Naming the argument and the value, and what the ranking says where that is another one;
+            or if the writer is closed. Never for the disk.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([10, 20, 30], [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+        >>> model = fr.Model(catalog, ["ann"], [[1.0, 0.2]], user_temperatures=[0.5])
+        >>> with LogWriter(tempfile.mkdtemp()) as log:
+        ...     ranking = model.recommend("ann", k=2, policy=fr.PlackettLuce(1.0), exclude=[20])
+        ...     request_id = log.append(ranking, user_id="ann")
         """
         if not isinstance(ranking, Ranking):
             raise ValueError(f"ranking: expected a Ranking, got {ranking!r}")
         kind, item_ids = items_of(ranking)
         length = len(ranking.item_ids)
+        if k is None:
+            k = ranking.k
+            if k is None:
+                raise ValueError("k: give it: the ranking does not say how many places it was for")
         k = _as_int64("k", k, low=1)
         if length > k:
             raise ValueError(f"k: the ranking has {length} places, got k = {k}")
+        if k != ranking.k:
+            _agreed("k", ranking.k, k)
         if request_id is None:
             request_id = new_request_id()
         else:
@@ -311,8 +329,10 @@ class LogWriter:
                 raise ValueError("request_id: must not be empty")
         if user_id is not None:
             user_id = as_user(user_id)
-        if model_version is not None:
-            as_text("model_version", model_version)
+        if model_version is None:
+            model_version = ranking.model_version
+        elif as_text("model_version", model_version) != ranking.model_version:
+            _agreed("model_version", ranking.model_version, model_version)
         if candidate_set_id is not None:
             as_text("candidate_set_id", candidate_set_id)
         if seed_source not in SEED_SOURCES:
@@ -329,31 +349,50 @@ class LogWriter:
             latency_us = as_positive("latency_us", latency_us)
         if n_candidates is not None:
             n_candidates = _as_int64("n_candidates", n_candidates, low=0)
-        if user_temperature is not None:
+        if user_temperature is None:
+            user_temperature = ranking.user_temperature
+        else:
             user_temperature = as_positive("user_temperature", user_temperature, above=0.0)
+            if user_temperature != ranking.user_temperature:
+                _agreed("user_temperature", ranking.user_temperature, user_temperature)
         if reward_kind is not None:
             as_text("reward_kind", reward_kind)
         contents: dict[str, Content] = {}
         filter_id: dict[str, str] | None = None
         inline: dict[str, list[Any] | None] = {"exclude": None, "allow": None}
+        if exclude is None:
+            exclude = ranking.exclude
+        elif ranking.exclude is not None:
+            _agreed_ids("exclude", ranking.exclude, exclude)
+        if allow is None:
+            allow = ranking.allow
+        elif ranking.allow is not None:
+            _agreed_ids("allow", ranking.allow, allow)
         if exclude is not None or allow is not None:
             filter_id, inline = self._filters(kind, exclude, allow, contents)
         bias_name = None
+        if bias is None:
+            bias = ranking.bias
         if bias is not None:
             values = as_real("bias", bias)
             if values.ndim != 1:
                 raise ValueError(f"bias: expected shape (n,), got {values.shape}")
             values = as_float32("bias", values, values.shape)
+            own = ranking.bias
+            if own is not None and not np.array_equal(own, values):
+                _agreed("bias", own, values)
             bias_name = bias_id(values)
             self._need(bias_name, values, contents)
-        policy = ranking.policy
+        policy_name, law, law_params, sampler = law_of_row(ranking.policy)
         log_norm = ranking.log_norm
         row = Row(
             request_id,
             time.time_ns() // 1000 if ts is None else as_time("ts", ts),
             user_id,
-            policy.inference_type,
-            policy.params,
+            policy_name,
+            law,
+            law_params,
+            sampler,
             user_temperature,
             ranking.seed,
             seed_source,
@@ -405,7 +444,7 @@ class LogWriter:
         self,
         batch: RankingBatch,
         *,
-        k: int,
+        k: int | None = None,
         request_ids: Sequence[str] | None = None,
         user_ids: Sequence[str | int | None] | npt.NDArray[Any] | None = None,
         queries: npt.NDArray[Any] | Sequence[npt.ArrayLike] | None = None,
@@ -416,11 +455,13 @@ class LogWriter:
     ) -> list[str]:
         """Add the b rankings of a batch; arguments in the plural, and filters, have b entries.
 
+        As for `append`, the batch says itself what it was asked for.
+
         Parameters
         ----------
         batch : RankingBatch
             As `Catalog.rank_batch` gave it.
-        k : int
+        k : int, optional
         request_ids, user_ids, queries, exclude, allow : sequence of length b, optional
         bias : array_like of float, shape (n,), optional
             One for all, as `Catalog.rank_batch` takes it.
@@ -459,7 +500,8 @@ class LogWriter:
         Parameters
         ----------
         table : pyarrow.Table or RecordBatch
-            Columns of the schema, by name; those that are absent are null. Other columns are kept.
+            Columns of the schema, by name; those that are absent are null. Rows of schema 1 become
+            rows of schema 2. Other columns are kept.
             `writer_id` and `writer_seq` are set anew. What the rows say is not checked:
             `LogReader` does that.
 
@@ -471,13 +513,15 @@ class LogWriter:
         Raises
         ------
         ValueError
-            If a column cannot be taken in the schema's type.
+            If a column cannot be taken in the schema's type, or a table of schema 1 has a column of
+            its own under a name that schema 2 has given to another.
         """
         if not isinstance(table, pa.Table | pa.RecordBatch):
             raise ValueError(f"table: expected a pyarrow Table or RecordBatch, got {table!r}")
         try:
             with GATE:
                 full = completed(table)
+                refuse_foreign(table.schema, kind_of(full.schema))
         except ValueError as error:
             raise ValueError(f"table: {error}") from None
         kind = kind_of(full.schema)
@@ -709,6 +753,23 @@ class LogWriter:
 
 
 _WRITERS: weakref.WeakSet[LogWriter] = weakref.WeakSet()
+
+
+def _agreed(name: str, own: object, given: object) -> None:
+    """Refuse an argument that is not what the ranking says itself."""
+    if own is not None:
+        one, other = (v.tolist() if isinstance(v, np.ndarray) else v for v in (own, given))
+        raise ValueError(f"{name}: the ranking was made with {shown(one)}, got {shown(other)}")
+
+
+def _agreed_ids(name: str, own: Ids, given: Ids) -> None:
+    """As `_agreed`, of filters, which are sets."""
+    if own is given:
+        return
+    one, other = canonical(name, own), canonical(name, given)
+    same = one == other if isinstance(one, list) else np.array_equal(one, other)
+    if not same:
+        _agreed(name, own, given)
 
 
 def _as_int64(name: str, value: object, low: int) -> int:

@@ -350,7 +350,7 @@ class _FirstPlace:
 
     def update(self, batch: LogBatch) -> None:
         temperature, log_norm = (
-            batch.numbers("policy_params.temperature"),
+            batch.numbers("law_params.temperature"),
             batch.numbers("log_norm"),
         )
         score = batch.first_scores
@@ -388,9 +388,9 @@ class _Seeds:
         self.rows = 0
 
     def update(self, batch: LogBatch, strata: Sequence[Stratum]) -> None:
-        names = np.array([each.policy_name for each in strata])
+        laws = np.array([each.law for each in strata])
         drawn = batch.is_given("seed") & ~batch.caller_seed
-        drawn &= (names != "deterministic")[batch.stratum]
+        drawn &= (laws != "deterministic")[batch.stratum]
         column = batch.table.column("seed").fill_null(0)
         seeds = column.to_numpy(zero_copy_only=False).astype(np.uint64)[drawn]
         self.rows += len(seeds)

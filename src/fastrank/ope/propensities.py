@@ -241,13 +241,12 @@ class Queries:
 
 def logging_policy(batch: LogBatch, i: int) -> Policy | None:
     """The policy that drew row i; None where fastrank has none of that name."""
-    name, params = batch.value("policy_name", i), batch.value("policy_params", i) or {}
-    if name not in INFERENCE_TYPES:
+    name, params = batch.value("policy_name", i), batch.params(i)
+    if name not in INFERENCE_TYPES or not set(INFERENCE_TYPES[name][2]) <= set(params):
         return None
-    given = {key: params[key] for key in parameters_of(name) if params.get(key) is not None}
-    if not given.keys() >= set(INFERENCE_TYPES[name][2]):
+    if not set(params) <= set(parameters_of(name)):  # without one it would be another law
         return None
-    return policy(name, **given)
+    return policy(name, **params)
 
 
 def shown(batch: LogBatch, i: int) -> Ids:

@@ -181,7 +181,7 @@ def _view(section: Section) -> dict[str, Any]:
 def _law(stratum: StratumResult) -> str:
     """A logging policy in a few words."""
     of = stratum.stratum
-    parts = [of.policy_name, *(f"{name} {value:.6g}" for name, value in of.params)]
+    parts = [of.law, *(f"{name} {value:.6g}" for name, value in of.params)]
     return ", ".join([*parts, "fallback"] if of.is_fallback else parts)
 
 

@@ -32,9 +32,11 @@ __all__ = [
     "Policy",
     "Sampler",
     "Uniform",
+    "law_name",
     "law_of",
     "parameters_of",
     "policy",
+    "sampler_name",
 ]
 
 # Inference type -> (class, arguments that the name fixes, parameters that it takes).
@@ -76,6 +78,31 @@ def parameters_of(inference_type: str) -> tuple[str, ...]:
     """
     cls, _, accepted = INFERENCE_TYPES[inference_type]
     return accepted if cls is Deterministic else (*accepted, "head")
+
+
+def law_name(inference_type: str) -> str:
+    """The law that an inference type draws by; of one that is not known, its own name.
+
+    Examples
+    --------
+    >>> law_name("stochastic_plackett_luce_cached"), law_name("bts")
+    ('plackett_luce', 'bts')
+    """
+    row = INFERENCE_TYPES.get(inference_type)
+    found = None if row is None else row[0].law_name
+    return found if isinstance(found, str) else inference_type
+
+
+def sampler_name(inference_type: str) -> str | None:
+    """Which of its law's samplers an inference type means; None where there is but one.
+
+    Examples
+    --------
+    >>> sampler_name("stochastic_plackett_luce_cached"), sampler_name("uniform")
+    ('cached', None)
+    """
+    row = INFERENCE_TYPES.get(inference_type)
+    return None if row is None else row[1].get("sampler")
 
 
 def policy(inference_type: str, **params: Any) -> Policy:

@@ -78,6 +78,8 @@ class Policy:
         None where no `Law` says it: then what would compute with it refuses it by name.
     sampler : str or None
         Which of the native samplers draws it; None where none does.
+    law_name : str
+        Under which logs know the law, whichever sampler draws it; by default the inference type.
     """
 
     __slots__ = ()
@@ -99,6 +101,10 @@ class Policy:
     @property
     def sampler(self) -> str | None:
         return None
+
+    @property
+    def law_name(self) -> str:
+        return self.inference_type
 
     def at_temperature(self, temperature: float) -> Policy:
         """The policy at another temperature; itself where it has none."""

@@ -69,5 +69,10 @@ class BestFirst(Policy):
         """That of `then`."""
         return self.then.sampler
 
+    @property
+    def law_name(self) -> str:
+        """That of `then`: the head is a parameter."""
+        return self.then.law_name
+
     def at_temperature(self, temperature: float) -> BestFirst:
         return BestFirst(self.head, self.then.at_temperature(temperature))

@@ -30,6 +30,7 @@ class EpsilonGreedy(Policy):
     epsilon: float = 0.1
     law: Law = field(init=False, repr=False, compare=False)
 
+    law_name = "epsilon_greedy"
     sampler = "epsilon_greedy"
     inference_type = "stochastic_epsilon_greedy"
 

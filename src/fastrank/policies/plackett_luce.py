@@ -48,6 +48,8 @@ class PlackettLuce(Policy):
     sampler: Sampler = "gumbel"
     law: Law = field(init=False, repr=False, compare=False)
 
+    law_name = "plackett_luce"
+
     _NAMES: ClassVar[Mapping[str, str]] = {
         "gumbel": "stochastic_gumbel_softmax_trick",
         "sequential": "stochastic_plackett_luce",

@@ -369,10 +369,8 @@ class Ranker:
         eligible: npt.NDArray[np.uint16] | None,
         n_eligible: int,
     ) -> FloatArray:
-        # How it is drawn does not matter: the tree has the law of the pass.
-        kind = _native.GUMBEL if spec.kind == _native.CACHED else spec.kind
         found: FloatArray = table.log_propensities(
-            query, positions, kind, spec.temperature, spec.epsilon, bias, eligible, n_eligible
+            query, positions, spec.kind, spec.temperature, spec.epsilon, bias, eligible, n_eligible
         )
         if spec.head:  # each place is conditional on the items above it, however they came there
             best = table.log_propensities(

@@ -64,6 +64,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         int32_t dim
         double max_norm
         double max_bias
+        bool scores_known
     cdef struct Request:
         const float* query
         const float* bias
@@ -117,6 +118,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     Code c_find_rows "fastrank::find_rows"(
         const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t,
         const Poll&, int64_t*)
+    bool c_ascends "fastrank::ascends"(const int64_t*, int64_t)
     int64_t c_pack "fastrank::pack"(
         const float*, int64_t, int32_t, int64_t, float*, double*)
     const char* c_isa_name "fastrank::isa_name"(int)
@@ -196,6 +198,7 @@ cdef class PackedCatalog:
     cdef const int64_t[::1] rows
     cdef const int64_t[::1] panel_rows
     cdef int64_t n_panels
+    cdef bint is_given  # scores: GivenScores
     cdef readonly int64_t query_length  # with the zeros that the kernels want at its end
 
     def __init__(self, arrays, const float[::1] bias, int64_t n_items, int32_t dim,
@@ -239,23 +242,27 @@ cdef class PackedCatalog:
             quantised.tolerance = tolerance
         if bias is not None and bias.shape[0] != kLanes * self.n_panels:
             raise ValueError("bias: shape does not fit the panels")
+        self.bias = bias
+        self.catalog.quantised = quantised
+        self.catalog.bias = _floats(bias)
+        self.catalog.dim = dim
+        self.catalog.max_norm = meta["max_norm"]
+        self.catalog.max_bias = max_bias
+        self._set_items(n_items, rows, panel_rows)
+
+    cdef int _set_items(self, int64_t n_items, const int64_t[::1] rows,
+                        const int64_t[::1] panel_rows) except -1:
         if (rows is None) != (panel_rows is None) or rows is not None and (
                 rows.shape[0] != n_items or panel_rows.shape[0] != self.n_panels):
             raise ValueError("rows: shape does not fit n_items")
-        self.bias = bias
         self.rows = rows
         self.panel_rows = panel_rows
-        self.catalog.quantised = quantised
-        self.catalog.bias = _floats(bias)
         self.catalog.rows = NULL
         self.catalog.panel_rows = NULL
         if rows is not None:
             self.catalog.rows = &rows[0]
             self.catalog.panel_rows = &panel_rows[0]
         self.catalog.n_items = n_items
-        self.catalog.dim = dim
-        self.catalog.max_norm = meta["max_norm"]
-        self.catalog.max_bias = max_bias
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
@@ -274,7 +281,7 @@ cdef class PackedCatalog:
         with nogil:
             code = c_rank(self.catalog, &user, 1, k, threads, poll, &row, &where)
         if code != kOk:
-            _raise(code, where, query, bias, raised)
+            _raise(code, where, query, bias, raised, self.is_given)
         return *result, user.out.log_norm, user.out.log_norm_error
 
     def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
@@ -338,6 +345,8 @@ cdef class PackedCatalog:
             code = c_rank(self.catalog, users.data(), b, k, threads, poll, &row, &where)
         if code == kInterrupted:
             _reraise(raised)
+        if code != kOk and self.is_given:
+            _refuse_score(code, f"row {row}, column {where}", queries[row][where])
         if code != kOk:
             try:
                 _raise(code, where, queries[row],
@@ -370,7 +379,7 @@ cdef class PackedCatalog:
             code = c_log_propensities(
                 self.catalog, request, policy, &positions[0], count, poll, &out[0], &where)
         if code != kOk:
-            _raise(code, where, query, bias, raised)
+            _raise(code, where, query, bias, raised, self.is_given)
         return result
 
     def scores(self, const float[::1] query, const float[::1] bias):
@@ -385,7 +394,7 @@ cdef class PackedCatalog:
         with nogil:
             code = c_score_all(self.catalog, request, poll, &out[0], &where)
         if code != kOk:
-            _raise(code, where, query, bias, raised)
+            _raise(code, where, query, bias, raised, self.is_given)
         return result
 
     def stops(self, const float[::1] query, float reference, int64_t row):
@@ -466,6 +475,24 @@ cdef class PackedCatalog:
         return (bound, noting, window) if usable else None
 
 
+cdef class GivenScores(PackedCatalog):
+    """Items without vectors, whose scores come with each call: its query is all of them, (n_items,).
+
+    They are read where they are. There is no bias. known: they need not be looked at, since they
+    are known to be finite and within half the float32 range. rows and panel_rows as for others.
+    """
+
+    def __init__(self, int64_t n_items, const int64_t[::1] rows=None,
+                 const int64_t[::1] panel_rows=None, bint known=False):
+        if n_items < 1:
+            raise ValueError("n_items: expected at least 1")
+        self.is_given = True
+        self.n_panels = (n_items + kLanes - 1) // kLanes
+        self.query_length = n_items
+        self.catalog.scores_known = known
+        self._set_items(n_items, rows, panel_rows)
+
+
 cdef const float* _floats(const float[::1] values) noexcept:
     """NULL for None."""
     if values is None:
@@ -507,7 +534,7 @@ cdef Request _request(PackedCatalog self, const float[::1] query, const float[::
                       const uint16_t[::1] eligible, int64_t n_eligible) except *:
     if query.shape[0] != self.query_length:
         raise ValueError("query: wrong length")
-    if bias is not None and bias.shape[0] != self.catalog.n_items:
+    if bias is not None and (self.is_given or bias.shape[0] != self.catalog.n_items):
         raise ValueError("bias: wrong length")
     if eligible is not None and eligible.shape[0] != self.n_panels:
         raise ValueError("eligible: wrong length")
@@ -542,9 +569,11 @@ cdef void* _data(array) except? NULL:
 
 
 cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::1] bias,
-                PyObject* raised) except -1:
+                PyObject* raised, bint is_given=False) except -1:
     if code == kInterrupted:
         _reraise(raised)
+    if is_given:
+        _refuse_score(code, f"index {where}", query[where])
     if code == kQueryNotFinite:
         raise ValueError(f"query: must be finite in float32, got {query[where]} at index {where}")
     if code == kBiasNotFinite:
@@ -553,6 +582,16 @@ cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::
         norm = float(np.linalg.norm(np.asarray(query, dtype=np.float64)))
         raise ValueError(
             f"query: with a norm of {norm:g} scores could pass the float32 range; scale it down")
+    raise MemoryError("fastrank: out of memory")
+
+
+cdef int _refuse_score(Code code, place, float score) except -1:
+    if code == kQueryNotFinite:
+        raise ValueError(f"scores: {place}: must be finite in float32, got {score:g}")
+    if code == kScoreOverflow:
+        raise ValueError(
+            f"scores: {place}: must lie within half the float32 range, 1.7e38 either way,"
+            f" got {score:g}")
     raise MemoryError("fastrank: out of memory")
 
 
@@ -654,6 +693,16 @@ def find_rows(const unsigned char[:, ::1] rows, const unsigned char[:, ::1] want
         _reraise(raised)
     if code != kOk:
         raise MemoryError("fastrank: out of memory")
+    return result
+
+
+def ascends(const int64_t[::1] ids):
+    """Whether each integer is above the one before it."""
+    cdef bool result
+    if ids.shape[0] == 0:
+        return True
+    with nogil:
+        result = c_ascends(&ids[0], ids.shape[0])
     return result
 
 

@@ -278,8 +278,8 @@ class SharedPass {
   // Takes each user's pass along a walk. Two users or more take it tile by tile: they score the
   // panels together, while they are in registers, then each goes over its own scores.
   void walk_together(std::deque<Seat>& seats, const Scan& walk) {
-    // The pilot is scattered, and small.
-    if (seats.size() == 1 || walk.step != 1 || walk.stride != 1) {
+    // The pilot is scattered, and small; given scores are each user's own.
+    if (seats.size() == 1 || walk.step != 1 || walk.stride != 1 || seats[0].source.scores) {
       for (Seat& seat : seats) {
         if (interrupt_->stop(walk.count)) return;
         seat.pass->walk(walk);

@@ -17,15 +17,13 @@ int64_t first_not_finite(const float* values, int64_t count) {
   return -1;
 }
 
-// Bits of the largest magnitude: those of an infinity or more if one is not finite. A loop that
-// compilers vectorise, for a bias is as long as the catalog.
-uint32_t largest_magnitude(const float* values, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof bits);
-    largest = std::max(largest, bits & 0x7FFFFFFFu);
-  }
+// Half of the float32 range: partial sums of a dot product may pass its end by a rounding.
+constexpr float kLargestScore = 0.5f * std::numeric_limits<float>::max();
+
+float largest_magnitude(const float* values, int64_t count) {
+  const uint32_t bits = kernels().largest_magnitude(values, count);
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
   return largest;
 }
 
@@ -43,19 +41,32 @@ uint64_t hash_of(const unsigned char* row, int64_t width, uint64_t key) {
   return hash;
 }
 
+// Of given scores.
+Code check_scores(const float* scores, int64_t count, int64_t* where, Largest* largest) {
+  const float highest = largest_magnitude(scores, count);
+  largest->score = double(highest);
+  *where = std::isfinite(highest) ? -1 : first_not_finite(scores, count);
+  if (*where >= 0) return kQueryNotFinite;
+  if (highest <= kLargestScore) return kOk;
+  for (*where = 0; std::fabs(scores[*where]) <= kLargestScore;) ++*where;
+  return kScoreOverflow;
+}
+
 }  // namespace
 
 Code check_request(const Catalog& catalog, const Request& request, int64_t* where,
                    Largest* largest) {
+  if (scores_are_given(catalog)) {
+    if (catalog.scores_known) return kOk;
+    return check_scores(request.query, catalog.n_items, where, largest);
+  }
   *where = first_not_finite(request.query, catalog.dim);
   if (*where >= 0) return kQueryNotFinite;
   double square = 0.0;
   for (int32_t c = 0; c < catalog.dim; ++c) square += double(request.query[c]) * request.query[c];
   largest->bias = catalog.max_bias;
   if (request.bias) {
-    const uint32_t bits = largest_magnitude(request.bias, catalog.n_items);
-    float call_bias;
-    std::memcpy(&call_bias, &bits, sizeof call_bias);
+    const float call_bias = largest_magnitude(request.bias, catalog.n_items);
     if (!std::isfinite(call_bias)) {
       *where = first_not_finite(request.bias, catalog.n_items);
       return kBiasNotFinite;
@@ -63,8 +74,7 @@ Code check_request(const Catalog& catalog, const Request& request, int64_t* wher
     largest->bias += call_bias;
   }
   largest->score = std::sqrt(square) * catalog.max_norm + largest->bias;
-  // Every partial sum of the dot product is below that, but for rounding: half is room.
-  return largest->score > 0.5 * double(std::numeric_limits<float>::max()) ? kScoreOverflow : kOk;
+  return largest->score > double(kLargestScore) ? kScoreOverflow : kOk;
 }
 
 int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
@@ -142,6 +152,8 @@ Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* w
   }
 }
 
+bool ascends(const int64_t* values, int64_t count) { return kernels().each_above_last(values, count); }
+
 int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, float* panels,
              double* max_square) {
   const int64_t last_panel = panel_count(first + n_rows) - 1;
@@ -168,16 +180,22 @@ Source make_source(const Catalog& catalog, const Request& request) {
   source.bias = catalog.bias;
   source.call_bias = request.bias;
   source.eligible = request.eligible;
-  source.query = request.query;
+  if (scores_are_given(catalog)) {
+    source.scores = request.query;
+  } else {
+    source.query = request.query;
+  }
   source.rows = catalog.rows;
   source.panel_rows = catalog.panel_rows;
   source.n_panels = panel_count(catalog.n_items);
   source.dim = catalog.dim;
   const int64_t tail = catalog.n_items - (source.n_panels - 1) * kLanes;
   source.last_lanes = uint16_t((1u << tail) - 1);
+  const int64_t first = (source.n_panels - 1) * kLanes;
   if (request.bias)
-    std::memcpy(source.call_bias_tail, request.bias + (source.n_panels - 1) * kLanes,
-                sizeof(float) * size_t(tail));
+    std::memcpy(source.call_bias_tail, request.bias + first, sizeof(float) * size_t(tail));
+  if (source.scores)
+    std::memcpy(source.scores_tail, source.scores + first, sizeof(float) * size_t(tail));
   return source;
 }
 

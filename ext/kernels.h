@@ -28,6 +28,10 @@
 // items that matter; what is returned is computed from the float32 vectors kept beside them:
 // vectors[i * 4 groups + c], zero past dim, as many as there are lanes.
 //
+// Given scores. Of items without vectors a request's query is the scores themselves, n_items of them
+// in the caller's memory, which is read as it is: only those of a last panel that is not full are
+// copied, to where there are 16.
+//
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
 // could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
 //
@@ -89,7 +93,8 @@ struct Quantised {
   double tolerance;     // a log-normaliser's error may be estimated up to this
 };
 
-// A packed catalog; borrowed. Either panels, or vectors and their quantised form.
+// A packed catalog; borrowed. Either panels, or vectors and their quantised form; or neither, where
+// scores are given: then there are no biases, and dim is 0.
 struct Catalog {
   const float* panels;
   const float* vectors;
@@ -101,11 +106,12 @@ struct Catalog {
   int32_t dim;
   double max_norm;  // largest |vector|
   double max_bias;  // largest |bias|, 0 without one
+  bool scores_known;  // given scores are known to be finite and in range: they are not looked at
 };
 
 // One call's own inputs; borrowed.
 struct Request {
-  const float* query;        // dim floats
+  const float* query;        // dim floats, or n_items given scores
   const float* bias;         // n_items floats added to the catalog's bias, or null
   const uint16_t* eligible;  // a word per panel, a bit per item, none set past n_items; or null
   int64_t n_eligible;        // bits set in it, or n_items
@@ -154,7 +160,8 @@ struct User {
   Largest largest;  // set by `rank`
 };
 
-// Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias.
+// Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias and
+// where scores are given; then *where is set for kScoreOverflow, too.
 // The calls below begin with it, `rank` for all users.
 Code check_request(const Catalog&, const Request&, int64_t* where, Largest*);
 
@@ -221,6 +228,10 @@ int64_t quantise(const float* vectors, int64_t n_rows, int32_t dim, int64_t firs
 Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* wanted,
                int64_t n_wanted, int64_t width, uint64_t key, const Poll&, int64_t* positions);
 
+// Whether each of so many integers is above the one before it. O(count), and it stops near the first
+// that is not.
+bool ascends(const int64_t* values, int64_t count);
+
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
 // *max_square is raised to the largest squared norm.
@@ -284,6 +295,7 @@ struct QuantisedQuery {
 struct Source {
   const float* panels;
   const float* vectors;  // instead of panels
+  const float* scores;   // given, instead of either
   const uint8_t* codes;  // null: there are none, or this request does without them
   const float* scales;
   QuantisedQuery quantised;
@@ -298,6 +310,7 @@ struct Source {
   int32_t dim;
   uint16_t last_lanes;          // lanes of the last panel that are items
   float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
+  float scores_tail[kLanes];     // given scores likewise
   // What score_tile made of panels from `tile_first` on, or null. While it is set, scores of these
   // panels (over codes: estimates alone) come from it, and no others may be asked for.
   const float* tile;
@@ -387,6 +400,10 @@ struct Kernels {
   // Adds up to 16 items' estimates to the sums.
   void (*add_estimates)(const float* estimates, const float* scales, uint32_t lanes,
                         float reference, float inv_temperature, float deviation, Estimates*);
+  // Of arrays of the caller's. The bits of the largest magnitude: those of an infinity or more if one
+  // is not finite. And whether each integer is above the one before.
+  uint32_t (*largest_magnitude)(const float* values, int64_t count);
+  bool (*each_above_last)(const int64_t* values, int64_t count);
 };
 
 const Kernels& kernels();

@@ -568,7 +568,8 @@ Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t
           const Poll& poll, int64_t* row, int64_t* where) {
   Interrupt interrupt(poll);
   for (*row = 0; *row < count; ++*row) {
-    if (interrupt.stop(users[*row].request.bias ? panel_count(catalog.n_items) / 16 : 1))
+    const bool reads_all = users[*row].request.bias || scores_are_given(catalog);
+    if (interrupt.stop(reads_all ? panel_count(catalog.n_items) / 16 : 1))
       return kInterrupted;
     const Code code = check_request(catalog, users[*row].request, where, &users[*row].largest);
     if (code != kOk) return code;

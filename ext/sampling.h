@@ -300,6 +300,8 @@ class FlatMap {
 // A request joined with its catalog; `bias_tail` pads the call's bias in the last panel.
 Source make_source(const Catalog&, const Request&);
 
+inline bool scores_are_given(const Catalog& catalog) { return !catalog.panels && !catalog.vectors; }
+
 inline int64_t panel_count(int64_t n_items) { return (n_items + kLanes - 1) / kLanes; }
 
 inline uint32_t lanes_of(const Source& source, int64_t panel) {

@@ -340,9 +340,19 @@ inline Lanes biased(const Source& source, int64_t panel, Lanes score) {
   return score;
 }
 
-template <bool tiled>
+// Where the scores of a panel come from: its vectors, what a tile has of them, or the caller.
+enum class From { kPanels, kTile, kCaller };
+
+template <From from>
 inline Lanes scores_of(const Source& source, int64_t panel) {
-  return biased(source, panel, tiled ? tile_dots(source, panel) : panel_dots(source, panel));
+  if (from == From::kCaller) {
+    const float* scores = panel == source.n_panels - 1 ? source.scores_tail
+                                                       : source.scores + panel * kLanes;
+    // 0.0 of a -0.0, as it comes out of vectors.
+    return add(load_lanes(scores), Lanes{});
+  }
+  return biased(source, panel,
+                from == From::kTile ? tile_dots(source, panel) : panel_dots(source, panel));
 }
 
 inline uint32_t lanes_of(const Source& source, int64_t panel) {
@@ -350,10 +360,11 @@ inline uint32_t lanes_of(const Source& source, int64_t panel) {
   return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
 }
 
-// Adds the masses of a tile's `panel` and those after it, four at a time, until four of them would
+// Adds the masses of `panel` and those after it, four at a time, until four of them would
 // take `mass` past the limit or fewer than four are left: what one by one gives, but no sum waits
 // for the one before. Returns the number of panels added. Weights are never negative or NaN, so no
 // sum on the way passes what the last one does not; a panel that is not eligible adds 0.
+template <From from>
 int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_t left,
                   double* mass) {
   int64_t added = 0;
@@ -362,7 +373,7 @@ int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_
     uint32_t lanes[4];
     for (int i = 0; i < 4; ++i) {
       const int64_t next = panel + added + i;
-      scores[i] = scores_of<true>(source, next);
+      scores[i] = scores_of<from>(source, next);
       lanes[i] = lanes_of(source, next);
     }
     weights_of<4>(scores, lanes, state.reference, state.inv_temperature, weights);
@@ -380,16 +391,19 @@ enum class Stop { kMass, kAbove, kSum };
 
 // No software prefetch: panels in a row run at the speed of reading memory, and every distance
 // tried (2 to 16 KB) made them 10 to 40 % slower.
-template <Stop stop, bool tiled>
+template <Stop stop, From from>
 bool scan_panels(const Source& source, Scan* state) {
   const float reference = state->reference, inv_t = state->inv_temperature;
   double mass = state->mass;
   const double limit = state->limit;
   int64_t visit = state->visit, offset = state->offset;
   bool stopped = false;
-  if (stop == Stop::kMass && tiled) {  // a tile is a run in order
+  // Scores that are there, in order: that of a tile always is.
+  const bool in_order =
+      from == From::kTile || (from == From::kCaller && state->step == 1 && state->stride == 1);
+  if (stop == Stop::kMass && in_order) {
     const int64_t added =
-        add_fours(source, *state, state->first + offset, state->count - visit, &mass);
+        add_fours<from>(source, *state, state->first + offset, state->count - visit, &mass);
     visit += added;
     offset += added;
   }
@@ -400,7 +414,7 @@ bool scan_panels(const Source& source, Scan* state) {
     if (offset >= state->count) offset -= state->count;
     uint32_t lanes = lanes_of(source, panel);
     if (!lanes) continue;
-    const Lanes scores = scores_of<tiled>(source, panel);
+    const Lanes scores = scores_of<from>(source, panel);
     if (stop == Stop::kAbove || stop == Stop::kSum) {
       const bool ties = stop == Stop::kAbove &&
                         (source.panel_rows ? source.panel_rows[panel] <= state->tie_row
@@ -434,8 +448,9 @@ bool scan_panels(const Source& source, Scan* state) {
 
 template <Stop stop>
 bool scan(const Source& source, Scan* state) {
-  return has_dots(source) ? scan_panels<stop, true>(source, state)
-                          : scan_panels<stop, false>(source, state);
+  if (source.scores) return scan_panels<stop, From::kCaller>(source, state);
+  return has_dots(source) ? scan_panels<stop, From::kTile>(source, state)
+                          : scan_panels<stop, From::kPanels>(source, state);
 }
 
 float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, float* weights) {
@@ -445,8 +460,9 @@ float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, f
 }
 
 void score_panel(const Source& source, int64_t panel, float* scores) {
-  store_lanes(scores, has_dots(source) ? scores_of<true>(source, panel)
-                                       : scores_of<false>(source, panel));
+  store_lanes(scores, source.scores      ? scores_of<From::kCaller>(source, panel)
+                      : has_dots(source) ? scores_of<From::kTile>(source, panel)
+                                         : scores_of<From::kPanels>(source, panel));
 }
 
 float score_row(const Source& source, int64_t position) {
@@ -568,6 +584,30 @@ void exps(double* x) {
   for (int i = 0; i < kAhead; ++i) x[i] = exp_in_range(x[i]);
 }
 
+// ---- Arrays of the caller's: likewise --------------------------------------------------------
+
+uint32_t largest_magnitude(const float* values, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, values + i, sizeof bits);
+    bits &= 0x7FFFFFFFu;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+
+bool each_above_last(const int64_t* values, int64_t count) {
+  constexpr int64_t kBlock = 1024;  // without a branch inside
+  for (int64_t first = 1; first < count; first += kBlock) {
+    const int64_t end = first + kBlock < count ? first + kBlock : count;
+    int64_t yes = -1;
+    for (int64_t i = first; i < end; ++i) yes &= -int64_t(values[i] > values[i - 1]);
+    if (!yes) return false;
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace fastrank
 
@@ -583,6 +623,6 @@ extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
     weigh, score_panel, score_tile, kTileUsers, exponentials, exps, score_row, score_rows,
-    scan_codes, scan_codes_above, weigh_codes, add_estimates};
+    scan_codes, scan_codes_above, weigh_codes, add_estimates, largest_magnitude, each_above_last};
 
 }  // namespace fastrank

@@ -80,6 +80,15 @@ class PackedCatalog:
         self, query: _Scores, temperature: float, sums: _Floats, n_heavy: int
     ) -> tuple[float, float, float] | None: ...
 
+class GivenScores(PackedCatalog):
+    def __init__(
+        self,
+        n_items: int,
+        rows: _Positions | None = None,
+        panel_rows: _Positions | None = None,
+        known: bool = False,
+    ) -> None: ...
+
 def build_tree(scores: _Scores, temperature: float) -> _Floats: ...
 def rank_tree(
     scores: _Scores,
@@ -104,6 +113,7 @@ def quantise(
 def find_rows(
     rows: npt.NDArray[np.uint8], wanted: npt.NDArray[np.uint8], key: int
 ) -> _Positions: ...
+def ascends(ids: _Positions) -> bool: ...
 def rows_at(name: str, order: _Positions, places: npt.NDArray[np.uint64]) -> _Positions: ...
 def find_consecutive(
     name: str, ids: _Positions, order: _Positions, first: int, wanted: _Positions

@@ -25,7 +25,10 @@ __all__ = [
     "PADDING",
     "IdIndex",
     "Ids",
+    "ItemIds",
     "Listed",
+    "Lookup",
+    "UniqueIds",
     "as_id",
     "as_ids",
     "as_written",
@@ -217,7 +220,45 @@ def plain_id(item: object) -> int | str | None:
 # ---- Look-up --------------------------------------------------------------------------------
 
 
-class IdIndex:
+class Lookup:
+    """Different ids, and where each one stands; how it is found is up to the heirs."""
+
+    def __init__(self, ids: IdArray) -> None:
+        self.ids = ids
+        self.is_text = ids.dtype.kind == "U"
+
+    def find(self, name: str, values: Ids, *, ordered: bool = False) -> Positions:
+        """Positions (m,) of ids, -1 where there is no such id.
+
+        O(m) where the ids here are integers without gaps. Otherwise O(m log n) for few of them in a
+        known order, and O(n + m) with 20 m bytes besides for others. With `ordered`, what has no
+        order is refused.
+        """
+        return self.find_listed(name, listed(name, values, ordered=ordered))
+
+    def find_listed(self, name: str, wanted: IdArray | list[str]) -> Positions:
+        """As `find`, of ids as `listed` gives them."""
+        if len(wanted) == 0:
+            return np.empty(0, np.int64)
+        if (not isinstance(wanted, np.ndarray) or wanted.dtype.kind == "U") != self.is_text:
+            kind = "str" if self.is_text else "int64"
+            first = wanted[0].item() if isinstance(wanted, np.ndarray) else wanted[0]
+            raise ValueError(f"{name}: the ids here are {kind}, got {shown(first)}")
+        if isinstance(wanted, np.ndarray):
+            return self._find(wanted)
+        # What no id here can be is left out before an array is as wide as it.
+        width = self.ids.dtype.itemsize // 4
+        if max(map(len, wanted)) <= width and _ending_in_nul(wanted) < 0:
+            return self._find(np.array(wanted, self.ids.dtype))
+        can_be = [len(text) <= width and not text.endswith("\0") for text in wanted]
+        narrow = [text if fits else "" for text, fits in zip(wanted, can_be, strict=True)]
+        return np.where(can_be, self._find(np.array(narrow, self.ids.dtype)), -1)
+
+    def _find(self, wanted: IdArray) -> Positions:
+        raise NotImplementedError
+
+
+class IdIndex(Lookup):
     """Ids and where each one stands.
 
     Parameters
@@ -244,36 +285,9 @@ class IdIndex:
                     f"{shown(ids[first].item())}"
                 )
             order.flags.writeable = False
-        self.ids = ids
+        super().__init__(ids)
         self.order = order  # if it was given it may be a damaged file's: nothing in it is trusted
         self._order_name = name.replace("ids", "order")
-        self.is_text = ids.dtype.kind == "U"
-
-    def find(self, name: str, values: Ids, *, ordered: bool = False) -> Positions:
-        """Positions (m,) of ids, -1 where there is no such id.
-
-        O(m) where the catalog's own are integers without gaps. Otherwise O(m log n) for few ids,
-        and O(n + m) with 20 m bytes besides for many. With `ordered`, what has no order is refused.
-        """
-        return self.find_listed(name, listed(name, values, ordered=ordered))
-
-    def find_listed(self, name: str, wanted: IdArray | list[str]) -> Positions:
-        """As `find`, of ids as `listed` gives them."""
-        if len(wanted) == 0:
-            return np.empty(0, np.int64)
-        if (not isinstance(wanted, np.ndarray) or wanted.dtype.kind == "U") != self.is_text:
-            kind = "str" if self.is_text else "int64"
-            first = wanted[0].item() if isinstance(wanted, np.ndarray) else wanted[0]
-            raise ValueError(f"{name}: the ids here are {kind}, got {shown(first)}")
-        if isinstance(wanted, np.ndarray):
-            return self._find(wanted)
-        # What no id here can be is left out before an array is as wide as it.
-        width = self.ids.dtype.itemsize // 4
-        if max(map(len, wanted)) <= width and _ending_in_nul(wanted) < 0:
-            return self._find(np.array(wanted, self.ids.dtype))
-        can_be = [len(text) <= width and not text.endswith("\0") for text in wanted]
-        narrow = [text if fits else "" for text, fits in zip(wanted, can_be, strict=True)]
-        return np.where(can_be, self._find(np.array(narrow, self.ids.dtype)), -1)
 
     def find_one(self, name: str, value: object) -> int:
         """Position of one id; -1 if there is no such id."""
@@ -386,6 +400,80 @@ class IdIndex:
     def _rows_at(self, places: Any) -> Positions:
         """The rows at places of the order, or at its last one; checked to be rows."""
         return _native.rows_at(self._order_name, self.order, places.view(np.uint64))
+
+
+class UniqueIds(Lookup):
+    """Ids as one call has them: checked to be unique, never sorted, and not copied.
+
+    O(n): a quick pass over integers that ascend, a hash table of any others.
+    """
+
+    def __init__(self, name: str, ids: IdArray) -> None:
+        super().__init__(ids)
+        self._ascend = not self.is_text and _native.ascends(ids)
+        if not self._ascend and len(ids):
+            rows = self._rows_of(ids)  # of a repeated one the last
+            if (rows[:-1] >= rows[1:]).any():
+                IdIndex(name, ids)  # names it
+
+    def _find(self, wanted: IdArray) -> Positions:
+        narrow = np.ascontiguousarray(wanted.astype(self.ids.dtype, copy=False))
+        last = len(self.ids) - 1
+        if self._ascend and int(self.ids[last]) - int(self.ids[0]) == last:  # without gaps
+            distance = narrow - self.ids[0]  # modulo 2**64: below the first is large
+            return np.where(distance.view(np.uint64) <= np.uint64(last), distance, -1)
+        if self._ascend and len(wanted) * _SEARCHES <= last:
+            found = np.minimum(np.searchsorted(self.ids, narrow), last)
+            return np.where(self.ids[found] == narrow, found, -1)
+        rows = self._rows_of(narrow)
+        return rows if wanted.dtype == narrow.dtype else np.where(narrow == wanted, rows, -1)
+
+    def _rows_of(self, wanted: IdArray) -> Positions:
+        return _native.find_rows(_as_bytes(self.ids), _as_bytes(wanted), _HASH_KEY)
+
+
+class ItemIds:
+    """Ids of items, checked and sorted once for calls that would do it again each time.
+
+    Taken wherever `item_ids` of all items are: by `rank_scores` and its like, and by `Catalog`.
+
+    Parameters
+    ----------
+    item_ids : array_like of int or str, shape (n,)
+        Unique; copied.
+
+    Raises
+    ------
+    ValueError
+        Naming the row and the value.
+
+    Notes
+    -----
+    O(n log n), and 8 n bytes beside the ids.
+
+    Examples
+    --------
+    >>> items = ItemIds(["b", "c", "a"])
+    >>> len(items), np.asarray(items).tolist()
+    (3, ['b', 'c', 'a'])
+    """
+
+    def __init__(self, item_ids: Ids) -> None:
+        self._index = IdIndex("item_ids", as_ids("item_ids", item_ids))
+
+    def __len__(self) -> int:
+        return len(self._index.ids)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> IdArray:
+        return np.array(self._index.ids, dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        return f"ItemIds({len(self)} {'str' if self._index.is_text else 'int64'} ids)"
+
+    @property
+    def index(self) -> IdIndex:
+        """What looks them up."""
+        return self._index
 
 
 def _is_missing(item: object) -> bool:

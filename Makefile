@@ -54,7 +54,7 @@ asan: $(VENV)/.dev
 	  tests/test_damage.py tests/test_ids.py \
 	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_golden.py \
 	  tests/test_threads.py tests/test_batch.py tests/test_int8.py tests/test_elementary.py \
-	  tests/test_philox.py
+	  tests/test_philox.py tests/test_given.py
 
 # The tests of threads under ThreadSanitizer. NumPy and Python are not instrumented: what is seen is
 # our own code, with the locks of both.

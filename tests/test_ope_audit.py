@@ -125,6 +125,32 @@ def test_a_catalog_that_was_not_given_is_found(tmp_path: Path) -> None:
     assert not found.passed
 
 
+@pytest.mark.parametrize("given", [3, 30, 300])
+def test_scores_that_were_given_cannot_be_judged(tmp_path: Path, given: int) -> None:
+    """They are counted by name, and not taken for another model's; nothing else is said of them."""
+    with LogWriter(tmp_path) as log:
+        for row in range(300):
+            policy, scores = fr.PlackettLuce(0.7), CATALOG.scores(USERS[row % 30])
+            if row < given:
+                ranking = fr.rank_scores(CATALOG.item_ids, scores, 3, policy=policy, seed=row)
+            else:
+                ranking = MODEL.recommend(row % 30, 3, policy=policy, seed=row)
+            log.append(ranking, k=3, user_id=row % 30, model_version=MODEL.version)
+    found = ope.audit(LogReader(tmp_path), [MODEL])
+    checks = {check.name: check for check in found.checks}
+    assert found.sampled == 300 - given
+    outcome = {3: "passed", 30: "warning", 300: "failed"}[given]
+    assert checks["propensities"].outcome == outcome
+    said = f"{given} not judged: scores that were given, of no catalog"
+    assert said in checks["propensities"].message
+    assert checks["model"].outcome == ("not done" if given == 300 else "passed")
+    assert checks["first place"].outcome == "passed"
+    if given == 300:
+        assert checks["model"].message == "no sampled row names a catalog"
+    result = ope.evaluate(LogReader(tmp_path), [ope.ByModel("same", fr.PlackettLuce(0.7), MODEL)])
+    assert {s.stratum.catalog_version for s in result.strata} <= {"", CATALOG.version}
+
+
 def scale_temperature(rows: dict[str, list[Any]]) -> None:
     for params in rows["law_params"]:
         params[0]["value"] = 0.8

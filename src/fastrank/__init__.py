@@ -18,6 +18,12 @@ if _requested:
         raise ImportError(f"FASTRANK_ISA: {_error}") from None
 
 from fastrank.catalog import RNG_VERSION, Catalog  # noqa: E402  # after the ISA is known to run
+from fastrank.given import (  # noqa: E402
+    log_propensities_of_scores,
+    rank_scores,
+    rank_scores_batch,
+)
+from fastrank.ids import ItemIds  # noqa: E402
 from fastrank.model import Model  # noqa: E402
 from fastrank.policies import (  # noqa: E402
     INFERENCE_TYPES,
@@ -38,12 +44,16 @@ __all__ = [
     "Catalog",
     "Deterministic",
     "EpsilonGreedy",
+    "ItemIds",
     "Model",
     "PlackettLuce",
     "Policy",
     "Ranking",
     "RankingBatch",
     "Uniform",
+    "log_propensities_of_scores",
     "policy",
+    "rank_scores",
+    "rank_scores_batch",
 ]
 __version__ = "0.1.0"

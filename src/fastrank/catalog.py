@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
-from fastrank.ids import PADDING, IdArray, IdIndex, Ids, Positions, as_ids, is_compact
+from fastrank.ids import (
+    PADDING,
+    IdArray,
+    IdIndex,
+    Ids,
+    ItemIds,
+    Positions,
+    ids_of,
+    is_compact,
+)
 from fastrank.inputs import (
     Float32Array,
     as_bias,
@@ -46,7 +55,6 @@ __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 # Of a vector: beyond it scores would leave the float32 range for queries of a norm of 1,000.
 MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
-_ONE = np.ones(1, np.float32)
 
 
 class Catalog(Ranker):
@@ -54,7 +62,7 @@ class Catalog(Ranker):
 
     Parameters
     ----------
-    item_ids : array_like of int or str, shape (n,)
+    item_ids : array_like of int or str, shape (n,), or ItemIds
         Unique, of at most 1,024 characters. Kept as int64 or str; rankings carry them. What is
         taken for ids, here and elsewhere, is in docs/ids.md.
     vectors : array_like of real numbers, shape (n, d)
@@ -100,9 +108,11 @@ class Catalog(Ranker):
     ['a', 'c']
     """
 
+    _index: IdIndex
+
     def __init__(
         self,
-        item_ids: Ids,
+        item_ids: Ids | ItemIds,
         vectors: npt.ArrayLike,
         bias: npt.ArrayLike | None = None,
         storage: str = "float32",
@@ -119,10 +129,10 @@ class Catalog(Ranker):
             raise ValueError(f"vectors: expected shape (n, d) with n, d >= 1, got {rows.shape}")
         n_items, dim = rows.shape
         storage = packing.kept_as(storage, n_items)
-        ids = as_ids("item_ids", item_ids)
+        ids, index = ids_of("item_ids", item_ids)
         if ids.shape != (n_items,):
             raise ValueError(f"item_ids: expected {n_items}, one a row of vectors, got {len(ids)}")
-        index = IdIndex("item_ids", ids)
+        index = index or IdIndex("item_ids", ids)
         order = None if prior is None else _descending(as_finite("prior", prior, (n_items,)))
         if order is not None:
             index = index.taken(order)
@@ -179,6 +189,10 @@ class Catalog(Ranker):
             _tolerance(log_norm_tolerance),
             self._rows,
             arrays.get("panel_rows"),
+        )
+        # To judge by scores of a query: they come from `_packed`, and so are in range.
+        self._scored = _native.GivenScores(
+            self._n_items, self._rows, arrays.get("panel_rows"), known=True
         )
         self._trees = TreeCache(as_count("cache_bytes", cache_bytes, low=0))
 
@@ -613,41 +627,22 @@ class Catalog(Ranker):
                 f" {PADDING} times what they hold in all; pass it by itself"
             )
         result = np.full((len(specs), b, places), np.nan)
-        table, before = self._packed, None
+        scores, before = np.empty(0, np.float32), None
         for i, positions in enumerate(rankings):
             own_bias = None if biases is None else biases[i % len(biases)]
             key = rows[i].tobytes(), i if biases is not None and len(biases) > 1 else 0
             if key != before:
                 try:
-                    table, before = self._score_table(rows[i], own_bias), key
+                    scores, before = self._packed.scores(rows[i], own_bias), key
                 except ValueError as error:
                     text = str(error).removeprefix("query: ")
                     raise ValueError(f"queries: row {i}: {text}") from None
             eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             for j, of_policy in enumerate(specs):
                 result[j, i, : len(positions)] = self._log_propensities(
-                    table, _ONE, positions, of_policy[i], None, eligible, n_eligible
+                    self._scored, scores, positions, of_policy[i], None, eligible, n_eligible
                 )
         return result
-
-    def _score_table(self, query: Float32Array, bias: Float32Array | None) -> _native.PackedCatalog:
-        """A catalog of vectors of one dimension that are this query's scores."""
-        lanes = _native.LANES
-        panels = np.zeros((-(-self._n_items // lanes), 1, lanes), np.float32)
-        scores = self._packed.scores(query, bias)
-        panels.reshape(-1)[: self._n_items] = scores
-        meta = {"max_norm": float(np.abs(scores).max())}
-        return _native.PackedCatalog(
-            {"panels": panels},
-            None,
-            self._n_items,
-            1,
-            meta,
-            0.0,
-            0.0,
-            self._rows,
-            self._arrays.get("panel_rows"),
-        )
 
     def scores(self, query: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Float32Array:
         """Raw scores (n,) float32 of all items in catalog order, to the bit as rankings have them.

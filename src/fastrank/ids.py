@@ -34,6 +34,7 @@ __all__ = [
     "as_written",
     "id_from_text",
     "ids_from_text",
+    "ids_of",
     "integer",
     "is_compact",
     "listed",
@@ -470,10 +471,12 @@ class ItemIds:
     def __repr__(self) -> str:
         return f"ItemIds({len(self)} {'str' if self._index.is_text else 'int64'} ids)"
 
-    @property
-    def index(self) -> IdIndex:
-        """What looks them up."""
-        return self._index
+
+def ids_of(name: str, values: Ids | ItemIds) -> tuple[IdArray, IdIndex | None]:
+    """As `as_ids`, and what looks them up where that is there already."""
+    if isinstance(values, ItemIds):
+        return values._index.ids, values._index
+    return as_ids(name, values), None
 
 
 def _is_missing(item: object) -> bool:

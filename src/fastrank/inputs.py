@@ -267,7 +267,8 @@ def _cast(
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     with np.errstate(over="ignore"):
-        return array, np.ascontiguousarray(array, dtype=np.float32)
+        cast = np.ascontiguousarray(array, dtype=np.float32)
+    return array, cast if cast.flags.aligned else cast.copy()
 
 
 def _refuse(name: str, bad: npt.NDArray[np.bool_], why: str, array: npt.NDArray[Any]) -> NoReturn:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
-from fastrank.ids import IdIndex, Ids, Listed, Positions, listed
+from fastrank.ids import Ids, Listed, Lookup, Positions, listed
 from fastrank.inputs import Float32Array, as_column, as_count, as_seed, draw_seeds
 from fastrank.policies import Policy, law_of
 from fastrank.ranking import Filters, FloatArray, Ranking, RankingBatch, new_ranking
@@ -85,7 +85,7 @@ class Ranker:
     """
 
     _n_items: int
-    _index: IdIndex
+    _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
     _trees: TreeCache
@@ -325,7 +325,7 @@ class Ranker:
             rows: list[int], places: int, first: int, kinds: list[Spec], out: list[Any]
         ) -> None:
             drawn = self._draw_batch(
-                queries[rows],
+                queries if len(rows) == b else queries[rows],
                 places,
                 kinds,
                 [seeds[i] for i in rows],

@@ -46,7 +46,8 @@ class Ranking:
     n_eligible : int
         Items that the filters left to choose from.
     catalog_version : str
-        Content hash of the catalog that was ranked.
+        Content hash of the catalog that was ranked. Empty where scores were given
+        (`rank_scores`): to hash a million of them costs more than to rank them.
     propensity_kind : str
         "exact", or "bounded" where the normaliser was estimated.
     log_norm_error : float

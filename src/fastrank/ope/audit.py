@@ -125,6 +125,8 @@ def audit(
     over rows whose seed no caller chose.
     On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce;
     seeds do not repeat; no rows are missing from a writer's sequence. O(n d) a row of the sample.
+    Rows of `rank_scores` name no catalog that could give their scores again: they are counted as
+    not judged, and a log of which most rows cannot be judged fails.
     """
     share = min(1.0, sample / max(log.survey()[0], 1))
     first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(Writers(models))
@@ -200,13 +202,16 @@ class _Sample:
     @property
     def is_begun(self) -> bool:
         """Whether any row was looked at, even if none was judged."""
-        return self._named.rows > 0
+        return self._named.rows > 0 or self._not_judged.total() > 0
 
     def update(self, batch: LogBatch) -> None:
         asked = self._writers.queries(batch)
         for i in range(len(batch)):
-            writer = self._writers.of(batch, i)
             version = batch.value("catalog_version", i)
+            if version == "":
+                self._not_judged["scores that were given, of no catalog"] += 1
+                continue
+            writer = self._writers.of(batch, i)
             if writer is not None and version is not None:  # the catalog's word against the model's
                 given = catalog_of(self._writers.models[writer]).version
                 writer = writer if version == given else None
@@ -294,9 +299,9 @@ class _Sample:
             "model",
             "sampled rows name a model that was given",
             "sampled rows were written by another model",
-            "the log has no valid rows",
+            "no sampled row names a catalog" if self.is_begun else "the log has no valid rows",
         )
-        left = sum(self._not_judged.values())
+        left = self._not_judged.total()
         besides = "".join(
             f"; {count:,} not judged: {why.replace('_', ' ')}"
             for why, count in self._not_judged.items()

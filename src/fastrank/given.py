@@ -1,0 +1,266 @@
+"""Scores that somebody else's model computed, through the passes that rank a catalog.
+
+There is no catalog: items are ids and a float32 number each, read where the caller has it. What is
+drawn is to the bit what ``Catalog(item_ids, scores[:, None])`` draws for the query ``[1.0]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import _native
+from fastrank.ids import Ids, ItemIds, UniqueIds, ids_of
+from fastrank.inputs import Float32Array, as_count, as_float32, as_real, as_seed, draw_seed
+from fastrank.policies import Policy
+from fastrank.ranker import Ranker, Spec, as_seeds, as_specs, as_threads, is_one, spec_of
+from fastrank.ranking import FloatArray, Ranking, RankingBatch
+
+__all__ = ["log_propensities_of_scores", "rank_scores", "rank_scores_batch"]
+
+
+def rank_scores(
+    item_ids: Ids | ItemIds,
+    scores: npt.ArrayLike,
+    k: int = 10,
+    *,
+    policy: Policy,
+    seed: int | None = None,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
+    threads: int = 1,
+) -> Ranking:
+    """Draws one ranking from scores that are there, with the exact probability of having drawn it.
+
+    Parameters
+    ----------
+    item_ids : array_like of int or str, shape (n,), or ItemIds
+        Unique. They are checked at every call, O(n): for a million items 0.3 ms where they are an
+        int64 array that ascends, tens to hundreds of ms where they are not, or are text. `ItemIds`
+        are checked already.
+    scores : array_like of real numbers, shape (n,)
+        One an item, n >= 1; cast to float32, finite, and within half the float32 range. A
+        contiguous float32 array is read where it is, and must not change meanwhile.
+    k : int
+        Places to fill, at least 1. With fewer eligible items the ranking is shorter.
+    policy : Policy
+        How to draw; there is no default. ``PlackettLuce(sampler="cached")`` is refused: a tree over
+        scores that are used once saves nothing, and "gumbel" draws by the same law.
+    seed : int, optional
+        In [0, 2**64). Drawn from the operating system, below 2**53, if not given.
+    exclude, allow : array_like of ids, optional
+        Not these; only these; a set will do. They act before sampling, so the propensities are
+        those of the filtered law. Unknown ids and repeats are ignored; exclude wins; None is no
+        filter, an empty `allow` allows nothing.
+    threads : int
+        How many threads may work on this call; they live as long as it does. The ranking is the
+        same for any number.
+
+    Returns
+    -------
+    Ranking
+        Its `catalog_version` is empty: nothing names these scores.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, the row and the value.
+
+    Notes
+    -----
+    O(n + k log k) and O(k) memory, and n / 8 bytes where there is a filter.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> scores = np.array([0.3, 1.2, 0.8], np.float32)
+    >>> ranking = fr.rank_scores(["a", "b", "c"], scores, k=2, policy=fr.PlackettLuce(0.5), seed=7)
+    >>> len(ranking), ranking.n_eligible
+    (2, 3)
+    >>> fr.rank_scores(["a", "b", "c"], scores, 2, policy=fr.Deterministic()).item_ids.tolist()
+    ['b', 'c']
+    """
+    row = _row(scores)
+    items = _Scored(item_ids, len(row))
+    _refuse_cached("policy", spec_of(policy))
+    return items._rank(
+        row,
+        min(as_count("k", k), len(row)),
+        policy,
+        draw_seed() if seed is None else as_seed("seed", seed),
+        items._find("exclude", exclude),
+        items._find("allow", allow),
+        None,
+        as_threads(threads),
+    )
+
+
+def rank_scores_batch(
+    item_ids: Ids | ItemIds,
+    scores: npt.ArrayLike,
+    k: int = 10,
+    *,
+    policy: Policy | Sequence[Policy],
+    seeds: Sequence[int] | npt.NDArray[Any] | None = None,
+    exclude: Sequence[Ids | None] | None = None,
+    allow: Sequence[Ids | None] | None = None,
+    threads: int = 1,
+) -> RankingBatch:
+    """Draws one ranking for each of b users; row i is what `rank_scores` gives for seeds[i].
+
+    Parameters
+    ----------
+    item_ids : array_like of int or str, shape (n,), or ItemIds
+        The same items for all users.
+    scores : array_like of real numbers, shape (b, n)
+        A row a user; as for `rank_scores`.
+    k : int
+    policy : Policy or sequence of b policies
+    seeds : sequence of b int, optional
+        b different ones are drawn if not given. A single number is an error: one noise for
+        all users makes their rankings move together, and every joint propensity wrong.
+    exclude, allow : sequence of b (array_like of ids or None), optional
+    threads : int
+        How many threads may work on this call. With 8 users a thread or more, each ranks for users
+        of its own; with fewer they share the scan.
+
+    Returns
+    -------
+    RankingBatch
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, the row and the value; before any work is done.
+
+    Notes
+    -----
+    O(n + k log k) a user, as for `rank_scores`; ids are checked once. Beyond the result, memory is
+    O(k), and n / 8 bytes with a filter, for each of 64 users at a time on each thread.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> scores = np.array([[0.3, 1.2, 0.8], [0.9, 0.1, 0.5]], np.float32)
+    >>> policy = fr.Deterministic()
+    >>> batch = fr.rank_scores_batch(["a", "b", "c"], scores, 2, policy=policy, exclude=[None, "a"])
+    Traceback (most recent call last):
+        ...
+    ValueError: exclude[1]: expected an array of ids, got 'a'
+    >>> batch = fr.rank_scores_batch(["a", "b", "c"], scores, 2, policy=policy, exclude=[[], ["a"]])
+    >>> batch.item_ids.tolist()
+    [['b', 'c'], ['c', 'b']]
+    """
+    rows = as_real("scores", scores)
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise ValueError(f"scores: expected shape (b, n) with n >= 1, got {rows.shape}")
+    b, n_items = rows.shape
+    if not _is_ready(rows):
+        rows = as_float32("scores", rows, rows.shape)
+    items = _Scored(item_ids, n_items)
+    places = min(as_count("k", k), n_items)
+    policies, specs = as_specs(policy, b)
+    for i, spec in enumerate(specs):
+        _refuse_cached("policy" if is_one(policy) else f"policy: row {i}", spec)
+    return items._rank_batch(
+        rows,
+        places,
+        policies,
+        specs,
+        as_seeds(seeds, b),
+        items._find_each("exclude", exclude, b),
+        items._find_each("allow", allow, b),
+        None,
+        as_threads(threads),
+    )
+
+
+def log_propensities_of_scores(
+    item_ids: Ids | ItemIds,
+    scores: npt.ArrayLike,
+    ranked_ids: Ids,
+    *,
+    policy: Policy,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
+) -> FloatArray:
+    """How probable any ranking of given scores is under a policy, place by place.
+
+    Parameters
+    ----------
+    item_ids, scores, exclude, allow
+        As in `rank_scores`.
+    ranked_ids : array_like of ids, shape (m,)
+        The ranking, best place first.
+    policy : Policy
+        All samplers of `PlackettLuce` have the same law, the cached one too.
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+        log P(item at place j | items at places before j). An unknown, ineligible or repeated
+        item gets -inf and removes nothing: later places are conditional on what is left.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, the row and the value.
+
+    Notes
+    -----
+    One pass, O(n + m log m).
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> lp = fr.log_propensities_of_scores([1, 2, 3], [0.0] * 3, [3, 1], policy=fr.PlackettLuce())
+    >>> [round(float(p), 3) for p in np.exp(lp)]
+    [0.333, 0.5]
+    """
+    row = _row(scores)
+    items = _Scored(item_ids, len(row))
+    positions = items._index.find("ranked_ids", ranked_ids, ordered=True)
+    eligible, n_eligible = items._eligible(
+        items._find("exclude", exclude), items._find("allow", allow)
+    )
+    return items._log_propensities(
+        items._packed, row, positions, spec_of(policy), None, eligible, n_eligible
+    )
+
+
+class _Scored(Ranker):
+    """Items whose scores come with each call, instead of a query."""
+
+    def __init__(self, item_ids: Ids | ItemIds, n_items: int) -> None:
+        ids, index = ids_of("item_ids", item_ids)
+        if len(ids) != n_items:
+            raise ValueError(f"item_ids: expected {n_items}, one a score, got {len(ids)}")
+        self._index = index or UniqueIds("item_ids", ids)
+        self._n_items = n_items
+        self._packed = _native.GivenScores(n_items)
+        self._version = ""
+
+
+def _row(scores: npt.ArrayLike) -> Float32Array:
+    """Scores (n,) as the core reads them; it looks for what is not finite, too."""
+    array = as_real("scores", scores)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"scores: expected shape (n,) with n >= 1, got {array.shape}")
+    return array if _is_ready(array) else as_float32("scores", array, array.shape)
+
+
+def _is_ready(array: npt.NDArray[Any]) -> bool:
+    """Whether the core can read an array where it is."""
+    flags = array.flags
+    return array.dtype == np.float32 and flags.c_contiguous and flags.aligned
+
+
+def _refuse_cached(name: str, spec: Spec) -> None:
+    if spec.kind == _native.CACHED:
+        raise ValueError(
+            f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which given"
+            " scores have not; 'gumbel' draws by the same law"
+        )

@@ -49,6 +49,7 @@ MIDDLE = 100_000
 SPREAD = 2.0  # standard deviation of scores / T, of normal workloads
 STORAGE_DIMS = {64: 0.95, 256: 0.55, **dict.fromkeys(comparisons.EMBEDDINGS, 0.5)}  # and targets
 CONTENDERS = [*calls.OWN, *calls.INT8, *calls.FAISS, *calls.NUMPY, *calls.READS, "mapped"]
+SCORED = [*calls.GIVEN, *calls.SCORED]
 SCANNED = ["gumbel", "deterministic", "int8 gumbel", "int8 deterministic"]
 BATCHED = ["gumbel", "int8 gumbel", "faiss flat", *calls.BATCHED]
 TABLE_ROWS = {
@@ -68,6 +69,10 @@ TABLE_ROWS = {
     "faiss sq8": "FAISS flat 8 bit: deterministic, approximate",
     "numpy choice": "NumPy: matvec, softmax, `Generator.choice`",
     "numpy gumbel": "NumPy: matvec, Gumbel noise, argpartition",
+    "given gumbel": "**`rank_scores`**, Plackett-Luce, of scores that are there",
+    "prepared gumbel": "**the same** with `ItemIds`",
+    "numpy softmax": "NumPy: softmax of these scores, `Generator.choice`",
+    "torch multinomial": "torch: softmax of these scores, `multinomial`",
     "textbook deterministic": "textbook, over a dict of scores that are there: sort all",
     "textbook softmax": "softmax recomputed at each of k draws",
     "textbook softmax removal": "softmax once, draws and removal",
@@ -120,6 +125,10 @@ SPOKEN = {
     "sgemm": "all scores by BLAS",
     "numpy choice": "NumPy `Generator.choice`",
     "numpy gumbel": "NumPy Gumbel",
+    "given gumbel": "`rank_scores`",
+    "prepared gumbel": "`rank_scores` with `ItemIds`",
+    "numpy softmax": "NumPy softmax and `Generator.choice` of these scores",
+    "torch multinomial": "torch softmax and `multinomial` of these scores",
     "read": "reading the float32 matrix",
     "read int8": "reading a quarter of it",
     "mapped": "on a mapped catalog",
@@ -225,6 +234,8 @@ FIGURES = [
     ratio(1_000_000, "gumbel / faiss flat", 0.90, shown=True),
     ratio(100_000, "gumbel / faiss flat", 1.00, shown=True),
     ratio(1_000_000, "gumbel / numpy choice", 0.50, shown=True),
+    ratio(1_000_000, "given gumbel / numpy softmax", 0.15, shown=True),
+    ratio(1_000_000, "given gumbel / torch multinomial", 0.08, shown=True),
     *[
         Figure(
             f"1000000: memory of {name}",
@@ -295,6 +306,7 @@ def measure(quick: bool, processes: int) -> Measurements:
         for n in sizes:
             longer = seconds * (4 if n >= 1_000_000 else 1)
             taken.take(at_size, n, process, longer, contenders_at(n, CONTENDERS))
+            taken.take(at_size, n, process, longer / 2, SCORED)
         taken.take(by_k, middle, 1000, seconds, SCANNED)
         taken.take(by_users, largest, users, 2 * seconds, BATCHED)
         for dim in STORAGE_DIMS:

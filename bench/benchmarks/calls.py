@@ -31,12 +31,14 @@ __all__ = [
     "BATCHED",
     "CODED",
     "FAISS",
+    "GIVEN",
     "INT8",
     "JAX",
     "NUMPY",
     "OWN",
     "READS",
     "SCANS",
+    "SCORED",
     "TEXTBOOK",
     "as_float32",
     "cached_miss",
@@ -70,6 +72,7 @@ _ORACLE_SCORES = 20_000_000
 _CHECKED_ROWS = 8  # of a batch
 _NOISE = 0.5  # that tells its users from the workload's, relative to these
 _FIRST_USERS = 16  # are ranked before anything is measured
+_SCORED_USERS = 4  # as many as have their scores in the last cache together, as of a model just run
 # FAISS as installed never multiplies matrices for fewer than 128,000 dot products of a user and the
 # users. From so many users on that is what it is fastest with; before, its scan is.
 _FAISS_BLAS_FROM = 8
@@ -88,6 +91,10 @@ FAISS = ["faiss flat", "faiss fp16", "faiss sq8"]
 BATCHED = ["faiss blas", "sgemm"]
 NUMPY = ["numpy choice", "numpy gumbel"]
 JAX = ["jax top k", "jax gumbel"]
+# From scores that are there: ours, with ids that are checked at every call and with prepared ones,
+GIVEN = ["given gumbel", "prepared gumbel"]
+# and what is written without us.
+SCORED = ["numpy softmax", "torch multinomial"]
 # The floors: as many bytes as the vectors have in a storage, read and nothing else.
 READS = ["read", "read int8"]
 # And arithmetic that never leaves the caches.
@@ -132,6 +139,10 @@ def make(
         return _jax(workload, k, name)
     if name in TEXTBOOK:
         return _textbook(workload, k, name)
+    if name in GIVEN:
+        return _given(workload, k, name)
+    if name in SCORED:
+        return _scored(workload, k, name)
     raise ValueError(f"name: there is no contender {name!r}")
 
 
@@ -143,8 +154,10 @@ def require(name: str, threads: int = 1) -> None:
     """
     if name in INT8 + CODED:
         require_storage("int8")
+    if name in GIVEN and not hasattr(fr, "rank_scores"):
+        raise NotImplementedError("this fastrank has no rank_scores")
     module = name.split()[0]
-    if name in [*FAISS, "faiss blas", *JAX] and find_spec(module) is None:
+    if name in [*FAISS, "faiss blas", *JAX, *SCORED] and find_spec(module) is None:
         raise NotImplementedError(f"{module} is missing: pip install '.[{module}]'")
     if threads > len(os.sched_getaffinity(0)):
         raise NotImplementedError(f"there are no {threads} cores")
@@ -304,6 +317,24 @@ def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
     for drawn in rankings:
         _check_close(judge(drawn), drawn[1].log_propensities, "not what rank reported")
     return _for_users(judge, rankings)
+
+
+def _given(workload: Workload, k: int, name: str) -> Call:
+    """`rank_scores` with a seed drawn anew at each call."""
+    item_ids = np.arange(len(workload))
+    policy = own_policy("gumbel", workload.temperature)
+    ids = fr.ItemIds(item_ids) if name == "prepared gumbel" else item_ids
+    rank = partial(fr.rank_scores, ids, k=k, policy=policy)
+    users = _scores_of_users(workload)
+    ranking = rank(users[0])
+    again = fr.Catalog(item_ids, users[0][:, None]).rank([1.0], k, policy=policy, seed=ranking.seed)
+    _check(np.array_equal(ranking.item_ids, again.item_ids), "a catalog of the scores gives others")
+    _check(ranking.log_propensity == again.log_propensity, "it gives other propensities")
+    return _for_users(rank, users)
+
+
+def _scores_of_users(workload: Workload) -> list[Vectors]:
+    return [workload.catalog.scores(query) for query in workload.queries[:_SCORED_USERS]]
 
 
 # ---- Batches --------------------------------------------------------------------------------
@@ -534,6 +565,33 @@ def _numpy(workload: Workload, k: int, name: str) -> Call:
 
     _check_items(rank(workload.query), len(workload), min(k, len(workload)))
     return _for_users(rank, workload.queries)
+
+
+def _scored(workload: Workload, k: int, name: str) -> Call:
+    """softmax, and k draws without replacement by the library's own function; no propensities."""
+    places, temperature = min(k, len(workload)), workload.temperature
+    rank: Callable[[Any], Any]
+    users: list[Any] = _scores_of_users(workload)
+    if name == "torch multinomial":
+        import torch
+
+        torch.set_num_threads(1)
+        users = [torch.from_numpy(scores) for scores in users]
+
+        def rank(scores: Any) -> Any:
+            return torch.multinomial(torch.softmax(scores / temperature, 0), places)
+    else:
+        rng = np.random.default_rng(0)
+
+        def rank(scores: Vectors) -> Positions:
+            p = scores - scores.max()
+            p /= np.float32(temperature)
+            np.exp(p, out=p)
+            p /= p.sum()
+            return rng.choice(len(p), places, replace=False, p=p, shuffle=False)
+
+    _check_items(np.asarray(rank(users[0])), len(workload), places)
+    return _for_users(rank, users)
 
 
 def _textbook(workload: Workload, k: int, name: str) -> Call:

@@ -68,6 +68,7 @@ MILLI, MICRO, MEBIBYTE = 1e3, 1e6, 1 << 20
 _RATED = (
     *("gumbel", "deterministic", "cached", "faiss flat"),
     *("int8 gumbel", "int8 deterministic", *calls.CODED),
+    *calls.GIVEN,
 )
 _TEMPERATURES = [10.0**power for power in range(-6, 7)]
 
@@ -384,7 +385,7 @@ def environment() -> dict[str, str]:
             cpu = line.split(":", 1)[1].strip()
             break
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    peers = {"numpy": "numpy", "faiss": "faiss-cpu", "jax": "jax"}
+    peers = {"numpy": "numpy", "faiss": "faiss-cpu", "jax": "jax", "torch": "torch"}
     return {
         "CPU": f"{cpu}, {os.cpu_count()} cores, one thread used unless two are named",
         "system": f"{platform.system()} {platform.release()}",

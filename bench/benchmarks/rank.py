@@ -53,7 +53,7 @@ def _call(name: str, source: int | str, k: int, threads: int = 1) -> Call:
 class Rank(_Timed):
     """k = 10."""
 
-    params = (calls.OWN + calls.INT8, SIZES)
+    params = (calls.OWN + calls.INT8 + calls.GIVEN, SIZES)
     param_names = ("policy", "n")
 
     def setup(self, policy: str, n: int) -> None:

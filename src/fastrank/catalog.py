@@ -32,17 +32,12 @@ from fastrank.inputs import (
     as_finite,
     as_float32,
     as_real,
-    as_seed,
-    draw_seed,
     shown,
 )
 from fastrank.policies import Policy
 from fastrank.ranker import (
     RNG_VERSION,
     Ranker,
-    as_seeds,
-    as_specs,
-    as_threads,
     each_of,
     is_one,
     spec_of,
@@ -406,25 +401,8 @@ class Catalog(Ranker):
         See `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
         sequential and cached samplers run on one.
         """
-        vector, k = self._query(query), as_count("k", k)
-        seed = draw_seed() if seed is None else as_seed("seed", seed)
-        left_out = only = excluded = allowed = None
-        if exclude is not None:
-            left_out, excluded = self._filter("exclude", exclude)
-        if allow is not None:
-            only, allowed = self._filter("allow", allow)
         added = None if bias is None else as_bias("bias", bias, (self._n_items,), copy=True)
-        return self._rank(
-            vector,
-            min(k, self._n_items),
-            policy,
-            seed,
-            excluded,
-            allowed,
-            None if added is None else self._stored(added),
-            as_threads(threads),
-            (k, left_out, only, added),
-        )
+        return self._rank(self._query(query), k, policy, seed, exclude, allow, added, threads)
 
     def rank_batch(
         self,
@@ -485,24 +463,8 @@ class Catalog(Ranker):
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
-        k = as_count("k", k)
-        policies, specs = as_specs(policy, b)
-        drawn_by = as_seeds(seeds, b)
-        left_out, excluded = self._filters("exclude", exclude, b)
-        only, allowed = self._filters("allow", allow, b)
         added = self._biases(bias, b, copy=True)
-        return self._rank_batch(
-            rows,
-            min(k, self._n_items),
-            policies,
-            specs,
-            drawn_by,
-            excluded,
-            allowed,
-            None if added is None else self._stored(added),
-            as_threads(threads),
-            (k, left_out, only, added),
-        )
+        return self._rank_batch(rows, k, policy, seeds, exclude, allow, added, threads)
 
     def log_propensities(
         self,
@@ -541,20 +503,8 @@ class Catalog(Ranker):
         >>> [round(float(p), 3) for p in np.exp(lp)]
         [0.333, 0.5]
         """
-        vector = self._query(query)
-        positions = self._index.find("item_ids", item_ids, ordered=True)
-        eligible, n_eligible = self._eligible(
-            self._find("exclude", exclude), self._find("allow", allow)
-        )
-        return self._log_propensities(
-            self._packed,
-            vector,
-            positions,
-            spec_of(policy),
-            None if bias is None else self._bias(bias),
-            eligible,
-            n_eligible,
-        )
+        added = None if bias is None else as_bias("bias", bias, (self._n_items,))
+        return self._judge(self._query(query), "item_ids", item_ids, policy, exclude, allow, added)
 
     def log_propensities_batch(
         self,

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.ids import Ids, ItemIds, UniqueIds, ids_of
-from fastrank.inputs import Float32Array, as_count, as_float32, as_real, as_seed, draw_seed
+from fastrank.inputs import Float32Array, as_float32, as_real
 from fastrank.policies import Policy
-from fastrank.ranker import Ranker, Spec, as_seeds, as_specs, as_threads, is_one, spec_of
+from fastrank.ranker import Ranker, Spec, spec_of
 from fastrank.ranking import FloatArray, Ranking, RankingBatch
 
 __all__ = ["log_propensities_of_scores", "rank_scores", "rank_scores_batch"]
@@ -85,17 +85,7 @@ def rank_scores(
     """
     row = _row(scores)
     items = _Scored(item_ids, len(row))
-    _refuse_cached("policy", spec_of(policy))
-    return items._rank(
-        row,
-        min(as_count("k", k), len(row)),
-        policy,
-        draw_seed() if seed is None else as_seed("seed", seed),
-        items._find("exclude", exclude),
-        items._find("allow", allow),
-        None,
-        as_threads(threads),
-    )
+    return items._rank(row, k, policy, seed, exclude, allow, None, threads)
 
 
 def rank_scores_batch(
@@ -157,25 +147,10 @@ def rank_scores_batch(
     rows = as_real("scores", scores)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(f"scores: expected shape (b, n) with n >= 1, got {rows.shape}")
-    b, n_items = rows.shape
     if not _is_ready(rows):
         rows = as_float32("scores", rows, rows.shape)
-    items = _Scored(item_ids, n_items)
-    places = min(as_count("k", k), n_items)
-    policies, specs = as_specs(policy, b)
-    for i, spec in enumerate(specs):
-        _refuse_cached("policy" if is_one(policy) else f"policy: row {i}", spec)
-    return items._rank_batch(
-        rows,
-        places,
-        policies,
-        specs,
-        as_seeds(seeds, b),
-        items._find_each("exclude", exclude, b),
-        items._find_each("allow", allow, b),
-        None,
-        as_threads(threads),
-    )
+    items = _Scored(item_ids, rows.shape[1])
+    return items._rank_batch(rows, k, policy, seeds, exclude, allow, None, threads)
 
 
 def log_propensities_of_scores(
@@ -222,13 +197,7 @@ def log_propensities_of_scores(
     """
     row = _row(scores)
     items = _Scored(item_ids, len(row))
-    positions = items._index.find("ranked_ids", ranked_ids, ordered=True)
-    eligible, n_eligible = items._eligible(
-        items._find("exclude", exclude), items._find("allow", allow)
-    )
-    return items._log_propensities(
-        items._packed, row, positions, spec_of(policy), None, eligible, n_eligible
-    )
+    return items._judge(row, "ranked_ids", ranked_ids, policy, exclude, allow, None)
 
 
 class _Scored(Ranker):
@@ -243,6 +212,15 @@ class _Scored(Ranker):
         self._packed = _native.GivenScores(n_items)
         self._version = ""
 
+    def _spec(self, policy: Policy, name: str = "policy") -> Spec:
+        spec = spec_of(policy, name)
+        if spec.kind == _native.CACHED:
+            raise ValueError(
+                f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which"
+                " given scores have not; 'gumbel' draws by the same law"
+            )
+        return spec
+
 
 def _row(scores: npt.ArrayLike) -> Float32Array:
     """Scores (n,) as the core reads them; it looks for what is not finite, too."""
@@ -256,11 +234,3 @@ def _is_ready(array: npt.NDArray[Any]) -> bool:
     """Whether the core can read an array where it is."""
     flags = array.flags
     return array.dtype == np.float32 and flags.c_contiguous and flags.aligned
-
-
-def _refuse_cached(name: str, spec: Spec) -> None:
-    if spec.kind == _native.CACHED:
-        raise ValueError(
-            f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which given"
-            " scores have not; 'gumbel' draws by the same law"
-        )

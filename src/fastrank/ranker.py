@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.ids import Ids, Listed, Lookup, Positions, listed
-from fastrank.inputs import Float32Array, as_column, as_count, as_seed, draw_seeds
+from fastrank.inputs import (
+    Float32Array,
+    as_column,
+    as_count,
+    as_seed,
+    draw_seed,
+    draw_seeds,
+)
 from fastrank.policies import Policy, law_of
 from fastrank.ranking import Filters, FloatArray, Ranking, RankingBatch, new_ranking
 from fastrank.trees import Tree, TreeCache
@@ -24,8 +31,6 @@ __all__ = [
     "RNG_VERSION",
     "Ranker",
     "Spec",
-    "as_specs",
-    "as_threads",
     "each_of",
     "is_one",
     "spec_of",
@@ -81,7 +86,8 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
 class Ranker:
     """Items that have ids, and a native table of their scores.
 
-    Who is one sets `_n_items`, `_index`, `_packed`, `_version` and `_trees`.
+    Who is one sets `_n_items`, `_index`, `_packed`, `_version`, and `_trees` unless it refuses the
+    sampler that keeps them (`_spec`).
     """
 
     _n_items: int
@@ -95,16 +101,33 @@ class Ranker:
         query: Float32Array,
         k: int,
         policy: Policy,
-        seed: int,
-        excluded: Positions | None,
-        allowed: Positions | None,
+        seed: int | None,
+        exclude: Ids | None,
+        allow: Ids | None,
         bias: Float32Array | None,
         threads: int,
-        asked: tuple[int, Listed | None, Listed | None, Float32Array | None],
     ) -> Ranking:
-        """`asked` is what the ranking says of its call: k, exclude, allow and bias."""
-        spec = spec_of(policy)
-        drawn = self._draw(query, k, spec, seed, excluded, allowed, bias, threads)
+        """One ranking; all but query and bias are as the caller handed them in.
+
+        The bias is a copy, by row: the ranking keeps it, and copies of the filters.
+        """
+        k, spec = as_count("k", k), self._spec(policy)
+        seed = draw_seed() if seed is None else as_seed("seed", seed)
+        left_out = only = excluded = allowed = None
+        if exclude is not None:
+            left_out, excluded = self._filter("exclude", exclude)
+        if allow is not None:
+            only, allowed = self._filter("allow", allow)
+        drawn = self._draw(
+            query,
+            min(k, self._n_items),
+            spec,
+            seed,
+            excluded,
+            allowed,
+            None if bias is None else self._stored(bias),
+            as_threads(threads),
+        )
         positions, scores, log_propensities, log_norm, log_norm_error, n_eligible = drawn
         return new_ranking(
             item_ids=self._index.ids[positions],
@@ -118,10 +141,10 @@ class Ranker:
             catalog_version=self._version,
             propensity_kind=_kind_of(log_norm_error),
             log_norm_error=log_norm_error,
-            k=asked[0],
-            exclude=asked[1],
-            allow=asked[2],
-            bias=asked[3],
+            k=k,
+            exclude=left_out,
+            allow=only,
+            bias=bias,
         )
 
     def _draw(
@@ -216,15 +239,21 @@ class Ranker:
         self,
         queries: Float32Array,
         k: int,
-        policies: tuple[Policy, ...],
-        specs: list[Spec],
-        seeds: list[int],
-        excluded: list[Positions | None],
-        allowed: list[Positions | None],
+        policy: Policy | Sequence[Policy],
+        seeds: Sequence[int] | npt.NDArray[Any] | None,
+        exclude: Sequence[Ids | None] | None,
+        allow: Sequence[Ids | None] | None,
         biases: Float32Array | None,
         threads: int,
-        asked: tuple[int, Filters | None, Filters | None, Float32Array | None],
     ) -> RankingBatch:
+        """One ranking for each query; the rest as for `_rank`."""
+        b = len(queries)
+        k = as_count("k", k)
+        places = min(k, self._n_items)
+        policies, specs = self._specs(policy, b)
+        drawn_by = as_seeds(seeds, b)
+        left_out, excluded = self._filters("exclude", exclude, b)
+        only, allowed = self._filters("allow", allow, b)
         (
             positions,
             scores,
@@ -233,11 +262,20 @@ class Ranker:
             log_norm_error,
             counts,
             n_eligible,
-        ) = self._draw_batch(queries, k, specs, seeds, excluded, allowed, biases, threads)
+        ) = self._draw_batch(
+            queries,
+            places,
+            specs,
+            drawn_by,
+            excluded,
+            allowed,
+            None if biases is None else self._stored(biases),
+            as_threads(threads),
+        )
         ids = self._index.ids[positions]
-        short = np.flatnonzero(counts < k)
+        short = np.flatnonzero(counts < places)
         if short.size:
-            past = np.arange(k) >= counts[:, None]
+            past = np.arange(places) >= counts[:, None]
             ids[past] = "" if ids.dtype.kind == "U" else -1
             scores[past] = np.nan
             log_propensities[past] = np.nan
@@ -251,16 +289,16 @@ class Ranker:
             counts=counts,
             log_propensity=log_propensity,
             log_norm=log_norm,
-            seeds=np.array(seeds, np.uint64),
+            seeds=np.array(drawn_by, np.uint64),
             n_eligible=n_eligible,
             policies=policies,
             catalog_version=self._version,
             propensity_kind=tuple(map(_kind_of, log_norm_error)),
             log_norm_error=log_norm_error,
-            k=asked[0],
-            exclude=asked[1],
-            allow=asked[2],
-            bias=asked[3],
+            k=k,
+            exclude=left_out,
+            allow=only,
+            bias=biases,
         )
 
     def _draw_batch(
@@ -359,6 +397,26 @@ class Ranker:
             *(log_norm, log_norm_error, counts, n_eligible),
         )
 
+    def _judge(
+        self,
+        query: Float32Array,
+        name: str,
+        ranking: Ids,
+        policy: Policy,
+        exclude: Ids | None,
+        allow: Ids | None,
+        bias: Float32Array | None,
+    ) -> FloatArray:
+        """Log-propensities of any ranking, which is called `name` in errors; the rest as above."""
+        positions = self._index.find(name, ranking, ordered=True)
+        eligible, n_eligible = self._eligible(
+            self._find("exclude", exclude), self._find("allow", allow)
+        )
+        own_bias = None if bias is None else self._stored(bias)
+        return self._log_propensities(
+            self._packed, query, positions, spec_of(policy), own_bias, eligible, n_eligible
+        )
+
     def _log_propensities(
         self,
         table: _native.PackedCatalog,
@@ -378,6 +436,25 @@ class Ranker:
             )
             found[: spec.head] = best[: spec.head]
         return found
+
+    # ---- Of what is ranked ------------------------------------------------------------------
+
+    def _stored(self, values: Float32Array) -> Float32Array:
+        """Values by row, in the order of positions."""
+        return values
+
+    def _spec(self, policy: Policy, name: str = "policy") -> Spec:
+        """How to draw by a policy from these scores."""
+        return spec_of(policy, name)
+
+    def _specs(
+        self, policy: Policy | Sequence[Policy], b: int
+    ) -> tuple[tuple[Policy, ...], list[Spec]]:
+        """One policy for all of b users, or one for each."""
+        if is_one(policy):
+            return (policy,) * b, [self._spec(policy)] * b
+        policies = tuple(each_of("policy", policy, b))
+        return policies, [self._spec(each, f"policy: row {i}") for i, each in enumerate(policies)]
 
     # ---- Ids --------------------------------------------------------------------------------
 
@@ -437,14 +514,6 @@ class Ranker:
 
 
 # ---- Arguments ------------------------------------------------------------------------------
-
-
-def as_specs(policy: Policy | Sequence[Policy], b: int) -> tuple[tuple[Policy, ...], list[Spec]]:
-    """One policy for all of b users, or one for each."""
-    if is_one(policy):
-        return (policy,) * b, [spec_of(policy)] * b
-    policies = tuple(each_of("policy", policy, b))
-    return policies, [spec_of(each, f"policy: row {i}") for i, each in enumerate(policies)]
 
 
 def as_seeds(seeds: Sequence[int] | npt.NDArray[Any] | None, b: int) -> list[int]:

@@ -177,6 +177,9 @@ def filtered(catalog: fr.Catalog, directory: Path) -> dict[str, Callable[[Any], 
         "allow of log_propensities": lambda v: ids[
             : np.isfinite(catalog.log_propensities([1.0], ids, policy=EVEN, allow=v)).sum()
         ],
+        "exclude of rank_scores": lambda v: rest(
+            fr.rank_scores(ids, [0.0] * 3, 3, policy=BEST, exclude=v).item_ids
+        ),
         "LogWriter": lambda v: logged(catalog, v, "exclude", directory),
         "filter_id": filter_id,
     }
@@ -195,6 +198,10 @@ def ordered(catalog: fr.Catalog) -> dict[str, Callable[[Any], list[Any]]]:
     def evaluated(v: Any) -> list[Any]:
         return known(catalog.log_propensities([1.0], v, policy=fr.PlackettLuce()))
 
+    def of_scores(v: Any) -> list[Any]:
+        scores = catalog.scores([1.0])
+        return known(fr.log_propensities_of_scores(ids, scores, v, policy=fr.PlackettLuce()))
+
     def together(v: Any) -> list[Any]:
         policies = [fr.PlackettLuce()]
         return known(catalog.log_propensities_batch([[1.0]], [v], policies=policies)[0, 0])
@@ -207,6 +214,9 @@ def ordered(catalog: fr.Catalog) -> dict[str, Callable[[Any], list[Any]]]:
 
     return {
         "Catalog": lambda v: fr.Catalog(v, VECTORS[:2]).item_ids.tolist(),
+        "ItemIds": lambda v: np.asarray(fr.ItemIds(v)).tolist(),
+        "rank_scores": lambda v: fr.rank_scores(v, [2.0, 1.0], policy=BEST).item_ids.tolist(),
+        "log_propensities_of_scores": of_scores,
         "Model": lambda v: fr.Model(catalog, v, VECTORS[:2]).user_ids.tolist(),
         "World": lambda v: World.from_rates([[0.1, 0.2]], Cascade(), item_ids=v).item_ids.tolist(),
         "log_propensities": evaluated,

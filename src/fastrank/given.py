@@ -214,7 +214,7 @@ class _Scored(Ranker):
 
     def _spec(self, policy: Policy, name: str = "policy") -> Spec:
         spec = spec_of(policy, name)
-        if spec.kind == _native.CACHED:
+        if spec.cached:
             raise ValueError(
                 f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which"
                 " given scores have not; 'gumbel' draws by the same law"

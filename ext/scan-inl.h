@@ -360,34 +360,41 @@ inline uint32_t lanes_of(const Source& source, int64_t panel) {
   return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
 }
 
-// Adds the masses of `panel` and those after it, four at a time, until four of them would
-// take `mass` past the limit or fewer than four are left: what one by one gives, but no sum waits
-// for the one before. Returns the number of panels added. Weights are never negative or NaN, so no
-// sum on the way passes what the last one does not; a panel that is not eligible adds 0.
-template <From from>
-int64_t add_fours(const Source& source, const Scan& state, int64_t panel, int64_t left,
-                  double* mass) {
-  int64_t added = 0;
-  for (; added + 4 <= left; added += 4) {
+enum class Stop { kMass, kAbove, kSum };
+
+// Passes `panel` and those after it, four at a time, until one of the four might stop the scan or
+// fewer than four are left; returns how many. `mass` is what one by one gives, but no sum waits for
+// the one before: weights are never negative or NaN, so no sum on the way passes what the last one
+// does not. A panel that is not eligible adds 0.
+template <Stop stop, From from>
+int64_t pass_fours(const Source& source, const Scan& state, int64_t panel, int64_t left,
+                   double* mass) {
+  int64_t passed = 0;
+  for (; passed + 4 <= left; passed += 4) {
     Lanes scores[4], weights[4];
     uint32_t lanes[4];
     for (int i = 0; i < 4; ++i) {
-      const int64_t next = panel + added + i;
+      const int64_t next = panel + passed + i;
       scores[i] = scores_of<from>(source, next);
       lanes[i] = lanes_of(source, next);
     }
+    if (stop != Stop::kMass) {
+      uint32_t hits = 0;
+      for (int i = 0; i < 4; ++i)
+        hits |= above(scores[i], state.reference, stop == Stop::kAbove) & lanes[i];
+      if (hits) break;
+    }
+    if (stop == Stop::kAbove) continue;
     weights_of<4>(scores, lanes, state.reference, state.inv_temperature, weights);
     float sums[4];
     sums_of(weights, sums);
     double next = *mass;
     for (int i = 0; i < 4; ++i) next += double(sums[i]);
-    if (!(next <= state.limit)) break;
+    if (stop == Stop::kMass && !(next <= state.limit)) break;
     *mass = next;
   }
-  return added;
+  return passed;
 }
-
-enum class Stop { kMass, kAbove, kSum };
 
 // No software prefetch: panels in a row run at the speed of reading memory, and every distance
 // tried (2 to 16 KB) made them 10 to 40 % slower.
@@ -398,14 +405,13 @@ bool scan_panels(const Source& source, Scan* state) {
   const double limit = state->limit;
   int64_t visit = state->visit, offset = state->offset;
   bool stopped = false;
-  // Scores that are there, in order: that of a tile always is.
-  const bool in_order =
-      from == From::kTile || (from == From::kCaller && state->step == 1 && state->stride == 1);
-  if (stop == Stop::kMass && in_order) {
-    const int64_t added =
-        add_fours<from>(source, *state, state->first + offset, state->count - visit, &mass);
-    visit += added;
-    offset += added;
+  // Scores that are there, and in order, as those of a tile always are.
+  if (from == From::kCaller ? state->step == 1 && state->stride == 1
+                            : from == From::kTile && stop == Stop::kMass) {
+    const int64_t passed = pass_fours<stop, from>(source, *state, state->first + offset,
+                                                  state->count - visit, &mass);
+    visit += passed;
+    offset += passed;
   }
   while (visit < state->count) {
     const int64_t panel = state->first + offset * state->step;

@@ -80,6 +80,11 @@ def test_over_several_chunks_and_threads(isa: str, name: str) -> None:
                 ids, scores, 10, policy=policy, seed=1, threads=threads, **filters
             )
             assert same(given, of_catalog)
+        found = fr.log_propensities_of_scores(
+            ids, scores, of_catalog.item_ids, policy=policy, **filters
+        )
+        expected = catalog.log_propensities([1.0], of_catalog.item_ids, policy=policy, **filters)
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

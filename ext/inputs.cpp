@@ -17,7 +17,7 @@ int64_t first_not_finite(const float* values, int64_t count) {
   return -1;
 }
 
-// Half of the float32 range: partial sums of a dot product may pass its end by a rounding.
+// Every partial sum of a dot product is below its largest score, but for rounding: half is room.
 constexpr float kLargestScore = 0.5f * std::numeric_limits<float>::max();
 
 float largest_magnitude(const float* values, int64_t count) {
@@ -41,15 +41,15 @@ uint64_t hash_of(const unsigned char* row, int64_t width, uint64_t key) {
   return hash;
 }
 
-// Of given scores.
+// Of given scores. They are the caller's, who might change them meanwhile: no look at them is
+// believed twice.
 Code check_scores(const float* scores, int64_t count, int64_t* where, Largest* largest) {
   const float highest = largest_magnitude(scores, count);
   largest->score = double(highest);
-  *where = std::isfinite(highest) ? -1 : first_not_finite(scores, count);
-  if (*where >= 0) return kQueryNotFinite;
   if (highest <= kLargestScore) return kOk;
-  for (*where = 0; std::fabs(scores[*where]) <= kLargestScore;) ++*where;
-  return kScoreOverflow;
+  for (*where = 0; *where < count - 1; ++*where)
+    if (!(std::fabs(scores[*where]) <= kLargestScore)) break;
+  return std::isfinite(scores[*where]) ? kScoreOverflow : kQueryNotFinite;
 }
 
 }  // namespace
@@ -68,7 +68,7 @@ Code check_request(const Catalog& catalog, const Request& request, int64_t* wher
   if (request.bias) {
     const float call_bias = largest_magnitude(request.bias, catalog.n_items);
     if (!std::isfinite(call_bias)) {
-      *where = first_not_finite(request.bias, catalog.n_items);
+      *where = std::max<int64_t>(0, first_not_finite(request.bias, catalog.n_items));
       return kBiasNotFinite;
     }
     largest->bias += call_bias;
@@ -152,7 +152,9 @@ Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* w
   }
 }
 
-bool ascends(const int64_t* values, int64_t count) { return kernels().each_above_last(values, count); }
+bool ascends(const int64_t* values, int64_t count) {
+  return kernels().each_above_last(values, count);
+}
 
 int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, float* panels,
              double* max_square) {

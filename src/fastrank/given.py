@@ -38,9 +38,8 @@ def rank_scores(
     Parameters
     ----------
     item_ids : array_like of int or str, shape (n,), or ItemIds
-        Unique. They are checked at every call, O(n): for a million items 0.3 ms where they are an
-        int64 array that ascends, tens to hundreds of ms where they are not, or are text. `ItemIds`
-        are checked already.
+        Unique. They are checked at every call, O(n): a million in 0.2 ms where they are an int64
+        array that ascends, 60 ms in any other order, 90 ms for text. `ItemIds` are checked already.
     scores : array_like of real numbers, shape (n,)
         One an item, n >= 1; cast to float32, finite, and within half the float32 range. A
         contiguous float32 array is read where it is, and must not change meanwhile.

@@ -135,7 +135,7 @@ def test_scores_that_were_given_cannot_be_judged(tmp_path: Path, given: int) -> 
                 ranking = fr.rank_scores(CATALOG.item_ids, scores, 3, policy=policy, seed=row)
             else:
                 ranking = MODEL.recommend(row % 30, 3, policy=policy, seed=row)
-            log.append(ranking, k=3, user_id=row % 30, model_version=MODEL.version)
+            log.append(ranking, user_id=row % 30)
     found = ope.audit(LogReader(tmp_path), [MODEL])
     checks = {check.name: check for check in found.checks}
     assert found.sampled == 300 - given

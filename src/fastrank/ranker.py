@@ -66,21 +66,30 @@ class Spec(NamedTuple):
 _BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False, False)
 
 
+_last: tuple[Policy | None, Spec] = (None, _BEST)  # one is asked for again and again
+
+
 def spec_of(policy: Policy, name: str = "policy") -> Spec:
     """How to draw by a policy; a ValueError where no sampler does."""
-    law = law_of(policy, name)
-    kind = _KINDS.get(policy.sampler or "")
+    global _last
+    known, spec = _last
+    if policy is known:
+        return spec
+    law, sampler = law_of(policy, name), policy.sampler
+    kind = None if sampler is None else _KINDS.get(sampler)
     if kind is None:
         raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
     flat = law.temperature == np.inf
-    return Spec(
+    spec = Spec(
         kind,
         1.0 if flat else law.temperature,
         law.explore if flat else 0.0,
         law.head,
         law.is_plackett_luce,
-        policy.sampler == "cached",
+        sampler == "cached",
     )
+    _last = policy, spec
+    return spec
 
 
 class Ranker:

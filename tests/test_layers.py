@@ -171,6 +171,17 @@ def test_importing_fastrank_loads_numpy_and_the_standard_library() -> None:
     }
 
 
+def test_a_server_reads_a_policys_name_without_the_commands() -> None:
+    code = (
+        "import json, sys; from fastrank_serving.settings import policy_named;"
+        " policy_named('plackett_luce:temperature=0.3', '--policy');"
+        " print(json.dumps(list(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in json.loads(done.stdout) if name.startswith("fastrank.")}
+    assert not {name for name in loaded if name.split(".")[1] in ("cli", "plan", "eventlog", "ope")}
+
+
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
         *("starting", "policies", "ranking", "ids", "inputs", "packing", "contents", "store"),

@@ -139,7 +139,7 @@ class Settings:
 
 def policy_named(text: str, option: str) -> fr.Policy:
     """A policy as ``name:param=value``, the command line's way; `option` is what errors name."""
-    from fastrank.cli.policyspec import parse_policy
+    from fastrank.policies.spec import parse_policy
 
     _, found = parse_policy(text, option)
     if callable(found):

@@ -35,6 +35,7 @@ from fastrank.policies import (
     Policy,
     law_of,
 )
+from fastrank.policies.relative import RelativeTemperature
 
 __all__ = [
     "Kind",
@@ -69,39 +70,6 @@ _BLOCK = 256  # users whose own temperatures are found together
 _LEVELS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 _OVERLAPS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class RelativeTemperature:
-    """A target policy: Plackett-Luce at the logging policy's temperature times a factor.
-
-    Parameters
-    ----------
-    factor : float
-        Above 0; 0.8 is a little less exploring than the log. The product is kept in the range of
-        temperatures.
-
-    Examples
-    --------
-    >>> RelativeTemperature(0.5)(PlackettLuce(temperature=0.2))
-    PlackettLuce(temperature=0.1, sampler='gumbel')
-    """
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0.0):
-            raise ValueError(f"factor: must be finite and above 0, got {self.factor!r}")
-
-    def __call__(self, logging: Policy) -> Policy:
-        temperature = law_of(logging).temperature
-        if temperature == math.inf:
-            raise ValueError(
-                f"temperature: x{self.factor:g} is relative to a Plackett-Luce policy's,"
-                f" and {logging.inference_type} has none"
-            )
-        product = temperature * self.factor
-        return logging.at_temperature(min(max(product, MIN_TEMPERATURE), MAX_TEMPERATURE))
 
 
 @dataclass(frozen=True, slots=True)

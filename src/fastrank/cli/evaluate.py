@@ -17,7 +17,6 @@ from rich.table import Table
 
 from fastrank import obd, ope
 from fastrank.catalog import Catalog
-from fastrank.cli.policyspec import parse_policy
 from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.adapters import items_of_obd
@@ -28,6 +27,7 @@ from fastrank.ope.forecast import forecast
 from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
 from fastrank.policies import law_of
+from fastrank.policies.spec import parse_policy
 
 __all__ = ["audit", "evaluate"]
 

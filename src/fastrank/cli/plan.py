@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrank import plan as planning
-from fastrank.cli.policyspec import SYNTAX, parse_policies
 from fastrank.cli.terminal import progress, say, shown, standard_output
 from fastrank.model import Model
 from fastrank.opening import open_directory
 from fastrank.plan import Advance, Kind, OwnTemperatures, Plan, Point, Share, Solution
+from fastrank.policies.spec import SYNTAX, parse_policies
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import read_npy
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastrank.cli.policyspec import SYNTAX
+from fastrank.policies.spec import SYNTAX
 
 __all__ = ["serve"]
 

@@ -1,13 +1,16 @@
-"""Policies as they are written on the command line."""
+"""Policies as they are written on command lines and in settings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from fastrank.plan import RelativeTemperature, Target
-from fastrank.policies import INFERENCE_TYPES, policy
+from fastrank.policies import INFERENCE_TYPES, Policy, policy
+from fastrank.policies.relative import RelativeTemperature
 
 __all__ = ["ALIASES", "SYNTAX", "parse_policies", "parse_policy"]
+
+Target: TypeAlias = Policy | RelativeTemperature
 
 ALIASES = {
     "plackett_luce": "stochastic_gumbel_softmax_trick",
@@ -32,7 +35,7 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, Target]:
     label : str
         The text itself where it gives none.
     policy : Policy, or a callable that makes one of the logging policy
-        `fastrank.plan.RelativeTemperature` for a relative temperature.
+        `RelativeTemperature` for a relative temperature.
 
     Raises
     ------

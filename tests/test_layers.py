@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"inputs"},
     "ranking": {"policies"},
     "ids": {"inputs", "_native"},
-    "store": set(),
+    "atomic": set(),
+    "store": {"atomic"},
     "files": set(),
     "wire": {"ids"},
     "packing": {"inputs", "_native"},
@@ -48,7 +49,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"policies"},
     "data": set(),
     "obd": {"data"},
-    "eventlog": {"policies", "ranking", "ids", "inputs", "files", "wire", "catalog", "obd"},
+    "eventlog": {
+        "atomic",
+        "policies",
+        "ranking",
+        "ids",
+        "inputs",
+        "files",
+        "wire",
+        "catalog",
+        "obd",
+    },
     "page": set(),
     "ope": {"policies", "inputs", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {
@@ -63,6 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         "starting",
         "extras",
+        "atomic",
         "ids",
         "policies",
         "ranking",
@@ -185,7 +197,7 @@ def test_a_server_reads_a_policys_name_without_the_commands() -> None:
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
         *("starting", "policies", "ranking", "ids", "inputs", "packing", "contents", "store"),
-        *("_native", "trees", "ranker", "catalog", "given", "model"),
+        *("_native", "atomic", "trees", "ranker", "catalog", "given", "model"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core

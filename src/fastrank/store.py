@@ -17,7 +17,6 @@ import math
 import mmap
 import os
 import re
-import secrets
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from fastrank.atomic import replacing
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "array_digest", "content_hash", "read", "write"]
 
@@ -373,14 +374,8 @@ def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> 
 def _write_file(file: Path, *parts: bytes | memoryview) -> None:
     """Writes beside the target, then renames: a file is whole or absent, and maps of an old one
     stay what they were."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            for part in parts:
-                stream.write(part)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(file) as temporary, temporary.open("xb") as stream:
+        for part in parts:
+            stream.write(part)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrank import obd, ope
+from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
 from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
@@ -253,7 +254,7 @@ def evaluate(
             raise click.UsageError("LOGS: name a file, a directory or a glob")
         sections = [_evaluated(settings, logs, kind)]
     if report is not None:
-        report.write_text(render(sections), encoding="utf-8")
+        write_text(report, render(sections))
     if as_json:
         found = [
             {"title": s.title, "audit": s.audit and s.audit.to_dict(), **s.evaluation.to_dict()}

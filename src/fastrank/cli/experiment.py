@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastrank.atomic import replacing
 from fastrank.cli.terminal import json_text, progress, say, standard_output
 
 if TYPE_CHECKING:  # pyarrow and matplotlib take a while to import: only when the command runs
@@ -69,7 +70,8 @@ def experiment(name: str, output: Path | None, seed: int, quick: bool, as_json: 
         found: Any = EXPERIMENTS[name](seed=seed, quick=quick, advance=advance)
     table, draw = _SHOWN[name]
     if output is not None:
-        draw(found).savefig(output)
+        with replacing(output) as temporary:
+            draw(found).savefig(temporary, format=output.suffix[1:])
     if as_json:
         click.echo(json_text(found.to_dict()))
         return

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrank import plan as planning
+from fastrank.atomic import write_text
 from fastrank.cli.terminal import progress, say, shown, standard_output
 from fastrank.model import Model
 from fastrank.opening import open_directory
@@ -224,7 +225,7 @@ def plan(
             ]
             own = _apply(opened, k, asked, target, advance)
     if report is not None:
-        report.write_text(page(found, solutions, str(model)), encoding="utf-8")
+        write_text(report, page(found, solutions, str(model)))
     if as_json:
         record = {
             "plan": found.to_dict(),

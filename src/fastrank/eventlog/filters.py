@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import sys
 import time
 from collections import OrderedDict
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrank.atomic import replacing
 from fastrank.ids import Ids, listed, text_array
 
 __all__ = [
@@ -114,13 +114,8 @@ def save(log_directory: Path, name: str, values: Content) -> None:
         kind = pa.string() if isinstance(values, list) else pa.int64()
         pq.write_table(pa.table({"item_id": pa.array(values, kind)}), content)
     folder.mkdir(exist_ok=True)
-    temporary = folder / f".{file.name}.{secrets.token_hex(8)}.tmp"
-    try:
+    with replacing(file) as temporary:
         temporary.write_bytes(content.getbuffer())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def remove_leftovers(log_directory: Path) -> None:

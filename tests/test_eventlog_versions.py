@@ -46,7 +46,10 @@ def old_columns(batch: LogBatch) -> list[dict[str, Any]]:
         dict(zip(names, values, strict=True))
         for values in zip(*map(batch.values, names), strict=True)
     ]
-    return json.loads(json.dumps(rows, default=lambda time: time.isoformat()))  # type: ignore[no-any-return]
+    found: list[dict[str, Any]] = json.loads(
+        json.dumps(rows, default=lambda time: time.isoformat())
+    )
+    return found
 
 
 class TestGolden:

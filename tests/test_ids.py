@@ -446,9 +446,10 @@ def test_a_prefix_is_text() -> None:
     with pytest.raises(ValueError, match="prefix: expected a str, got 1"):
         model.users_starting_with(1)  # type: ignore[arg-type]
     assert model.users_starting_with("", 0) == []
-    for limit in (None, 1.5, -1):
+    limits: list[Any] = [None, 1.5, -1]
+    for limit in limits:
         with pytest.raises(ValueError, match=f"limit: .*, got {limit}"):
-            model.users_starting_with("", limit)  # type: ignore[arg-type]
+            model.users_starting_with("", limit)
 
 
 # Entries for each user

@@ -18,12 +18,12 @@ if _requested:
         raise ImportError(f"FASTRANK_ISA: {_error}") from None
 
 from fastrank.catalog import RNG_VERSION, Catalog  # noqa: E402  # after the ISA is known to run
-from fastrank.given import (  # noqa: E402
+from fastrank.given import (  # noqa: E402  # likewise, and so are all below
     log_propensities_of_scores,
     rank_scores,
     rank_scores_batch,
 )
-from fastrank.ids import ItemIds  # noqa: E402
+from fastrank.ids import ItemIds  # noqa: E402  # likewise
 from fastrank.model import Model  # noqa: E402
 from fastrank.policies import (  # noqa: E402
     INFERENCE_TYPES,

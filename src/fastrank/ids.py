@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -221,7 +222,7 @@ def plain_id(item: object) -> int | str | None:
 # ---- Look-up --------------------------------------------------------------------------------
 
 
-class Lookup:
+class Lookup(ABC):
     """Different ids, and where each one stands; how it is found is up to the heirs."""
 
     def __init__(self, ids: IdArray) -> None:
@@ -255,8 +256,9 @@ class Lookup:
         narrow = [text if fits else "" for text, fits in zip(wanted, can_be, strict=True)]
         return np.where(can_be, self._find(np.array(narrow, self.ids.dtype)), -1)
 
+    @abstractmethod
     def _find(self, wanted: IdArray) -> Positions:
-        raise NotImplementedError
+        """Positions of ids of the same kind, an array of any width."""
 
 
 class IdIndex(Lookup):

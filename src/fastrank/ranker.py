@@ -548,10 +548,11 @@ def is_one(policy: object) -> TypeGuard[Policy]:
 def each_of(name: str, values: Any, count: int) -> Sequence[Any]:
     """A sequence of `count` entries."""
     expected = f"one entry for each of {count} users"
-    entries: Any = as_column(name, values, expected)
+    column: Any = as_column(name, values, expected)
+    entries: Sequence[Any] = column
     if len(entries) != count:
         raise ValueError(f"{name}: expected {expected}, got {len(entries)}")
-    return entries  # type: ignore[no-any-return]
+    return entries
 
 
 def _kind_of(log_norm_error: float) -> str:

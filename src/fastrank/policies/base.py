@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from fastrank.inputs import shown
@@ -69,7 +70,7 @@ class Law:
         return 0.0 if place < self.head else self.explore
 
 
-class Policy:
+class Policy(ABC):
     """What decides how a ranking is drawn; the base of every policy.
 
     Attributes
@@ -85,14 +86,14 @@ class Policy:
     __slots__ = ()
 
     @property
+    @abstractmethod
     def inference_type(self) -> str:
         """The name under which services and logs know it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def params(self) -> dict[str, float]:
         """What makes the same policy of its inference type."""
-        raise NotImplementedError
 
     @property
     def law(self) -> Law | None:

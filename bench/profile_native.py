@@ -22,7 +22,7 @@ from benchmarks import calls
 from benchmarks.workloads import synthetic
 
 # isort: split
-from fastrank.ranker import spec_of
+from fastrank.ask import spec_of
 
 SAMPLES_A_SECOND = 4000
 

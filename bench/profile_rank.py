@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 import fastrank as fr
 from fastrank import _native
+from fastrank.ask import spec_of
 from fastrank.inputs import as_count, as_float32, draw_seed
-from fastrank.ranker import spec_of
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 

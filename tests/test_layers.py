@@ -32,12 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packing": {"inputs", "_native"},
     "contents": {"packing", "_native"},
     "trees": set(),
-    "ranker": {"policies", "ranking", "ids", "inputs", "trees", "_native"},
+    "ask": {"policies", "ranking", "ids", "inputs", "_native"},
+    "ranker": {"ask", "policies", "ranking", "ids", "inputs", "trees", "_native"},
     "catalog": {
         *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
-        *("ranker", "trees"),
+        *("ask", "ranker", "trees"),
     },
-    "given": {"policies", "ranking", "ids", "inputs", "ranker", "_native"},
+    "given": {"ask", "policies", "ranking", "ids", "inputs", "ranker", "_native"},
     "model": {"policies", "ranking", "ids", "inputs", "contents", "store", "catalog"},
     # Around it.
     "opening": {"store", "catalog", "model"},
@@ -197,7 +198,7 @@ def test_a_server_reads_a_policys_name_without_the_commands() -> None:
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
         *("starting", "policies", "ranking", "ids", "inputs", "packing", "contents", "store"),
-        *("_native", "atomic", "trees", "ranker", "catalog", "given", "model"),
+        *("_native", "atomic", "trees", "ask", "ranker", "catalog", "given", "model"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
+from fastrank.ask import spec_of
 from fastrank.ids import (
     PADDING,
     IdArray,
@@ -40,7 +41,6 @@ from fastrank.ranker import (
     Ranker,
     each_of,
     is_one,
-    spec_of,
 )
 from fastrank.ranking import FloatArray, Ranking, RankingBatch
 from fastrank.trees import TreeCache
@@ -50,6 +50,7 @@ __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 # Of a vector: beyond it scores would leave the float32 range for queries of a norm of 1,000.
 MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Catalog(Ranker):
@@ -606,7 +607,7 @@ class Catalog(Ranker):
 
     def _query(self, query: npt.ArrayLike) -> Float32Array:
         # The core looks for what is not finite, too: what it can take as it is goes straight on.
-        if type(query) is np.ndarray and query.dtype == np.float32 and query.shape == (self._dim,):
+        if type(query) is np.ndarray and query.dtype is _FLOAT32 and query.shape == (self._dim,):
             return self._padded(np.ascontiguousarray(query))
         return self._padded(as_float32("query", query, (self._dim,)))
 

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
+from fastrank.ask import Spec, spec_of
 from fastrank.ids import Ids, ItemIds, UniqueIds, ids_of
 from fastrank.inputs import Float32Array, as_float32, as_real
 from fastrank.policies import Policy
-from fastrank.ranker import Ranker, Spec, spec_of
+from fastrank.ranker import Ranker
 from fastrank.ranking import FloatArray, Ranking, RankingBatch
 
 __all__ = ["log_propensities_of_scores", "rank_scores", "rank_scores_batch"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
+from fastrank.ask import BEST, Ask, AskBatch, Drawn, DrawnBatch, Spec, spec_of
 from fastrank.ids import Ids, Listed, Lookup, Positions, listed
 from fastrank.inputs import (
     Float32Array,
@@ -23,73 +24,23 @@ from fastrank.inputs import (
     draw_seed,
     draw_seeds,
 )
-from fastrank.policies import Policy, law_of
+from fastrank.policies import Policy
 from fastrank.ranking import Filters, FloatArray, Ranking, RankingBatch, new_ranking
 from fastrank.trees import Tree, TreeCache
 
 __all__ = [
     "RNG_VERSION",
     "Ranker",
-    "Spec",
     "each_of",
     "is_one",
-    "spec_of",
 ]
 
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 2
 
 _MANY = 4096  # ids of a filter
+_new = tuple.__new__  # of a NamedTuple, in a third of the time of its own
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
-
-_KINDS = {
-    "deterministic": _native.DETERMINISTIC,
-    "gumbel": _native.GUMBEL,
-    "sequential": _native.SEQUENTIAL,
-    "cached": _native.GUMBEL,  # whose law it is; it draws from a tree
-    "epsilon_greedy": _native.EPSILON_GREEDY,
-    "uniform": _native.UNIFORM,
-}
-
-
-class Spec(NamedTuple):
-    """A policy in the kernels' terms."""
-
-    kind: int
-    temperature: float
-    epsilon: float
-    head: int
-    has_norm: bool  # whether rankings state it
-    cached: bool  # drawn from a tree
-
-
-_BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False, False)
-
-
-_last: tuple[Policy | None, Spec] = (None, _BEST)  # one is asked for again and again
-
-
-def spec_of(policy: Policy, name: str = "policy") -> Spec:
-    """How to draw by a policy; a ValueError where no sampler does."""
-    global _last
-    known, spec = _last
-    if policy is known:
-        return spec
-    law, sampler = law_of(policy, name), policy.sampler
-    kind = None if sampler is None else _KINDS.get(sampler)
-    if kind is None:
-        raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
-    flat = law.temperature == np.inf
-    spec = Spec(
-        kind,
-        1.0 if flat else law.temperature,
-        law.explore if flat else 0.0,
-        law.head,
-        law.is_plackett_luce,
-        sampler == "cached",
-    )
-    _last = policy, spec
-    return spec
 
 
 class Ranker:
@@ -127,16 +78,11 @@ class Ranker:
             left_out, excluded = self._filter("exclude", exclude)
         if allow is not None:
             only, allowed = self._filter("allow", allow)
-        drawn = self._draw(
-            query,
-            min(k, self._n_items),
-            spec,
-            seed,
-            excluded,
-            allowed,
-            None if bias is None else self._stored(bias),
-            as_threads(threads),
-        )
+        own_bias = None if bias is None else self._stored(bias)
+        places = min(k, self._n_items)
+        threads = as_threads(threads)
+        ask = _new(Ask, (query, places, spec, seed, excluded, allowed, own_bias, threads))
+        drawn = self._draw(ask)
         positions, scores, log_propensities, log_norm, log_norm_error, n_eligible = drawn
         return new_ranking(
             item_ids=self._index.ids[positions],
@@ -156,22 +102,13 @@ class Ranker:
             bias=bias,
         )
 
-    def _draw(
-        self,
-        query: Float32Array,
-        k: int,
-        spec: Spec,
-        seed: int,
-        excluded: Positions | None,
-        allowed: Positions | None,
-        bias: Float32Array | None,
-        threads: int,
-    ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
-        """Positions, scores, log-propensities, log_norm, its error and n_eligible."""
+    def _draw(self, ask: Ask) -> Drawn:
+        spec = ask.spec
         if spec.head:
-            return self._draw_below(query, k, spec, seed, excluded, allowed, bias, threads)
+            return self._draw_below(ask)
         if spec.cached:
-            return self._draw_cached(query, k, spec, seed, excluded, allowed, bias)
+            return self._draw_cached(ask)
+        query, k, _, seed, excluded, allowed, bias, threads = ask
         eligible, n_eligible = self._eligible(excluded, allowed)
         drawn = self._packed.rank(
             query,
@@ -187,45 +124,30 @@ class Ranker:
         )
         return (*drawn, n_eligible)
 
-    def _draw_below(
-        self,
-        query: Float32Array,
-        k: int,
-        spec: Spec,
-        seed: int,
-        excluded: Positions | None,
-        allowed: Positions | None,
-        bias: Float32Array | None,
-        threads: int,
-    ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
+    def _draw_below(self, ask: Ask) -> Drawn:
         """A head of the best, and what is drawn where it is excluded."""
-        best = self._draw(query, min(k, spec.head), _BEST, seed, excluded, allowed, bias, threads)
-        if k <= spec.head:
+        k, head = ask.k, ask.spec.head
+        best = self._draw(ask._replace(k=min(k, head), spec=BEST))
+        if k <= head:
             return best
-        out = best[0] if excluded is None else np.concatenate([excluded, best[0]])
+        positions, scores, log_propensities, _, _, n_eligible = best
         below = self._draw(
-            query, k - spec.head, spec._replace(head=0), seed, out, allowed, bias, threads
+            ask._replace(
+                k=k - head,
+                spec=ask.spec._replace(head=0),
+                excluded=_with(ask.excluded, positions),
+            )
         )
         return (
-            np.concatenate([best[0], below[0]]),
-            np.concatenate([best[1], below[1]]),
-            np.concatenate([best[2], below[2]]),
-            below[3],
-            below[4],
-            best[5],
+            np.concatenate([positions, below[0]]),
+            np.concatenate([scores, below[1]]),
+            np.concatenate([log_propensities, below[2]]),
+            *below[3:5],
+            n_eligible,
         )
 
-    def _draw_cached(
-        self,
-        query: Float32Array,
-        k: int,
-        spec: Spec,
-        seed: int,
-        excluded: Positions | None,
-        allowed: Positions | None,
-        bias: Float32Array | None,
-    ) -> tuple[Positions, Float32Array, FloatArray, float, float, int]:
-        temperature = spec.temperature
+    def _draw_cached(self, ask: Ask) -> Drawn:
+        query, bias, temperature = ask.query, ask.bias, ask.spec.temperature
         key = (query.tobytes(), temperature)
         tree = None if bias is not None else self._trees.get(key)
         if tree is None:
@@ -234,14 +156,16 @@ class Ranker:
             if bias is None:  # a bias belongs to its call alone
                 self._trees.put(key, tree)
         # Sorted and unique, as the tree's overlay wants them.
-        excluded = None if excluded is None else np.unique(excluded)
+        excluded = None if ask.excluded is None else np.unique(ask.excluded)
+        allowed = None if ask.allowed is None else np.unique(ask.allowed)
         n_eligible = self._n_items - (0 if excluded is None else len(excluded))
         if allowed is not None:
-            allowed = np.unique(allowed)
             if excluded is not None:
                 allowed, excluded = np.setdiff1d(allowed, excluded, assume_unique=True), None
             n_eligible = len(allowed)
-        drawn = _native.rank_tree(tree.scores, tree.nodes, k, temperature, seed, allowed, excluded)
+        drawn = _native.rank_tree(
+            tree.scores, tree.nodes, ask.k, temperature, ask.seed, allowed, excluded
+        )
         return (*drawn, 0.0, n_eligible)
 
     def _rank_batch(
@@ -263,24 +187,20 @@ class Ranker:
         drawn_by = as_seeds(seeds, b)
         left_out, excluded = self._filters("exclude", exclude, b)
         only, allowed = self._filters("allow", allow, b)
-        (
-            positions,
-            scores,
-            log_propensities,
-            log_norm,
-            log_norm_error,
-            counts,
-            n_eligible,
-        ) = self._draw_batch(
-            queries,
-            places,
-            specs,
-            drawn_by,
-            excluded,
-            allowed,
-            None if biases is None else self._stored(biases),
-            as_threads(threads),
+        own_biases = None if biases is None else self._stored(biases)
+        drawn = self._draw_batch(
+            AskBatch(
+                queries,
+                places,
+                specs,
+                drawn_by,
+                excluded,
+                allowed,
+                own_biases,
+                as_threads(threads),
+            )
         )
+        positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible = drawn
         ids = self._index.ids[positions]
         short = np.flatnonzero(counts < places)
         if short.size:
@@ -310,101 +230,64 @@ class Ranker:
             bias=biases,
         )
 
-    def _draw_batch(
-        self,
-        queries: Float32Array,
-        k: int,
-        specs: list[Spec],
-        seeds: list[int],
-        excluded: list[Positions | None],
-        allowed: list[Positions | None],
-        biases: Float32Array | None,
-        threads: int,
-    ) -> tuple[npt.NDArray[Any], ...]:
-        """As `_draw`, a row a user, with the places that are filled in each before the last."""
-        if any(spec.head for spec in specs):
-            return self._draw_batch_below(
-                queries, k, specs, seeds, excluded, allowed, biases, threads
+    def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
+        """A row a user: what `_draw` gives."""
+        if any(spec.head for spec in ask.specs):
+            return self._draw_batch_below(ask)
+        specs = ask.specs
+        drawn = DrawnBatch(
+            *self._packed.rank_batch(
+                ask.queries,
+                ask.k,
+                np.array([_native.CACHED if s.cached else s.kind for s in specs], np.int32),
+                np.array([s.temperature for s in specs], np.float64),
+                np.array([s.epsilon for s in specs], np.float64),
+                np.array(ask.seeds, np.uint64),
+                ask.biases,
+                ask.excluded,
+                ask.allowed,
+                ask.threads,
             )
-        drawn = self._packed.rank_batch(
-            queries,
-            k,
-            np.array([_native.CACHED if s.cached else s.kind for s in specs], np.int32),
-            np.array([s.temperature for s in specs], np.float64),
-            np.array([s.epsilon for s in specs], np.float64),
-            np.array(seeds, np.uint64),
-            biases,
-            excluded,
-            allowed,
-            threads,
         )
-        positions, scores, log_propensities, log_norm, _, counts, n_eligible = drawn
         for i, spec in enumerate(specs):
             if spec.cached:
-                bias = None if biases is None else biases[i % len(biases)]
-                own = self._draw_cached(
-                    queries[i], k, spec, seeds[i], excluded[i], allowed[i], bias
-                )
-                m = counts[i] = len(own[0])
-                positions[i, :m], scores[i, :m], log_propensities[i, :m] = own[:3]
-                log_norm[i], n_eligible[i] = own[3], own[5]
+                own = self._draw_cached(ask.one(i))
+                m = drawn.counts[i] = len(own[0])
+                drawn.positions[i, :m], drawn.scores[i, :m] = own[:2]
+                drawn.log_propensities[i, :m], drawn.log_norm[i], _, drawn.n_eligible[i] = own[2:]
         return drawn
 
-    def _draw_batch_below(
-        self,
-        queries: Float32Array,
-        k: int,
-        specs: list[Spec],
-        seeds: list[int],
-        excluded: list[Positions | None],
-        allowed: list[Positions | None],
-        biases: Float32Array | None,
-        threads: int,
-    ) -> tuple[npt.NDArray[Any], ...]:
+    def _draw_batch_below(self, ask: AskBatch) -> DrawnBatch:
         """Users by the length of their heads: those are passes with other numbers of places."""
-        b = len(specs)
-        positions, scores = np.zeros((b, k), np.int64), np.zeros((b, k), np.float32)
-        log_propensities, log_norm = np.zeros((b, k)), np.full(b, np.nan)
-        log_norm_error = np.zeros(b)
-        counts, n_eligible = np.zeros((2, b), np.int64)
-
-        def draw(
-            rows: list[int], places: int, first: int, kinds: list[Spec], out: list[Any]
-        ) -> None:
-            drawn = self._draw_batch(
-                queries if len(rows) == b else queries[rows],
-                places,
-                kinds,
-                [seeds[i] for i in rows],
-                out,
-                [allowed[i] for i in rows],
-                biases if biases is None or len(biases) == 1 else biases[rows],
-                threads,
-            )
-            there = slice(first, first + places)
-            positions[rows, there], scores[rows, there], log_propensities[rows, there] = drawn[:3]
-            log_norm_error[rows] = drawn[4]
-            counts[rows] += drawn[5]
-            if first == 0:
-                log_norm[rows], n_eligible[rows] = drawn[3], drawn[6]
-
-        for head in sorted({spec.head for spec in specs}):
-            rows = [i for i, spec in enumerate(specs) if spec.head == head]
-            out = [excluded[i] for i in rows]
-            if head:
-                draw(rows, min(k, head), 0, [_BEST] * len(rows), out)
-                out = [
-                    positions[i, : counts[i]]
-                    if excluded[i] is None
-                    else np.concatenate([excluded[i], positions[i, : counts[i]]])
-                    for i in rows
-                ]
-            if k > head:
-                draw(rows, k - head, head, [specs[i]._replace(head=0) for i in rows], out)
-        return (
-            *(positions, scores, log_propensities),
-            *(log_norm, log_norm_error, counts, n_eligible),
+        b, k = len(ask.specs), ask.k
+        drawn = DrawnBatch(
+            positions=np.zeros((b, k), np.int64),
+            scores=np.zeros((b, k), np.float32),
+            log_propensities=np.zeros((b, k)),
+            log_norm=np.full(b, np.nan),
+            log_norm_error=np.zeros(b),
+            counts=np.zeros(b, np.int64),
+            n_eligible=np.zeros(b, np.int64),
         )
+        for head in sorted({spec.head for spec in ask.specs}):
+            users = [i for i, spec in enumerate(ask.specs) if spec.head == head]
+            own = ask.of(users)
+            if head:
+                best = self._draw_batch(own._replace(k=min(k, head), specs=[BEST] * len(users)))
+                drawn.put(users, 0, best)
+                own = own._replace(
+                    excluded=[
+                        _with(each, shown[:m])
+                        for each, shown, m in zip(
+                            own.excluded, best.positions, best.counts.tolist(), strict=True
+                        )
+                    ]
+                )
+            if k > head:
+                specs = [spec._replace(head=0) for spec in own.specs]
+                below = self._draw_batch(own._replace(k=k - head, specs=specs))
+                drawn.put(users, head, below)
+        return drawn
 
     def _judge(
         self,
@@ -522,6 +405,10 @@ class Ranker:
         return bits, count
 
 
+def _with(excluded: Positions | None, more: Positions) -> Positions:
+    return more if excluded is None else np.concatenate([excluded, more])
+
+
 # ---- Arguments ------------------------------------------------------------------------------
 
 
@@ -537,7 +424,8 @@ def as_seeds(seeds: Sequence[int] | npt.NDArray[Any] | None, b: int) -> list[int
 
 
 def as_threads(value: object) -> int:
-    return min(as_count("threads", value), _MOST_THREADS)
+    threads = as_count("threads", value)
+    return threads if threads < _MOST_THREADS else _MOST_THREADS
 
 
 def is_one(policy: object) -> TypeGuard[Policy]:

@@ -1,0 +1,147 @@
+"""A call in the kernels' terms: what is asked of a table of scores, and what it answers.
+
+Who asks has checked the arguments. Items are positions: where the table has them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from fastrank import _native
+from fastrank.ids import Positions
+from fastrank.inputs import Float32Array
+from fastrank.policies import Policy, law_of
+from fastrank.ranking import FloatArray
+
+__all__ = ["BEST", "Ask", "AskBatch", "Drawn", "DrawnBatch", "Spec", "spec_of"]
+
+_KINDS = {
+    "deterministic": _native.DETERMINISTIC,
+    "gumbel": _native.GUMBEL,
+    "sequential": _native.SEQUENTIAL,
+    "cached": _native.GUMBEL,  # whose law it is; it draws from a tree
+    "epsilon_greedy": _native.EPSILON_GREEDY,
+    "uniform": _native.UNIFORM,
+}
+
+
+class Spec(NamedTuple):
+    """A policy in the kernels' terms."""
+
+    kind: int
+    temperature: float
+    epsilon: float
+    head: int
+    has_norm: bool  # whether rankings state it
+    cached: bool  # drawn from a tree
+
+
+BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False, False)
+
+
+_last: tuple[Policy | None, Spec] = (None, BEST)  # one is asked for again and again
+
+
+def spec_of(policy: Policy, name: str = "policy") -> Spec:
+    """How to draw by a policy; a ValueError where no sampler does."""
+    global _last
+    known, spec = _last
+    if policy is known:
+        return spec
+    law, sampler = law_of(policy, name), policy.sampler
+    kind = None if sampler is None else _KINDS.get(sampler)
+    if kind is None:
+        raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
+    flat = law.temperature == np.inf
+    spec = Spec(
+        kind,
+        1.0 if flat else law.temperature,
+        law.explore if flat else 0.0,
+        law.head,
+        law.is_plackett_luce,
+        sampler == "cached",
+    )
+    _last = policy, spec
+    return spec
+
+
+class Ask(NamedTuple):
+    """A call, checked, in the kernels' terms; items are positions."""
+
+    query: Float32Array
+    k: int  # at most n
+    spec: Spec
+    seed: int
+    excluded: Positions | None
+    allowed: Positions | None
+    bias: Float32Array | None
+    threads: int
+
+
+# Positions, scores, log-propensities, log_norm, its error and n_eligible.
+Drawn: TypeAlias = tuple[Positions, Float32Array, FloatArray, float, float, int]
+
+
+class AskBatch(NamedTuple):
+    """`Ask` for b users: a row of queries, or an entry of a list, each."""
+
+    queries: Float32Array
+    k: int
+    specs: list[Spec]
+    seeds: list[int]
+    excluded: list[Positions | None]
+    allowed: list[Positions | None]
+    biases: Float32Array | None  # (b, n), or (1, n) for all
+    threads: int
+
+    def one(self, i: int) -> Ask:
+        """The call of one user."""
+        return Ask(
+            self.queries[i],
+            self.k,
+            self.specs[i],
+            self.seeds[i],
+            self.excluded[i],
+            self.allowed[i],
+            None if self.biases is None else self.biases[i % len(self.biases)],
+            self.threads,
+        )
+
+    def of(self, users: list[int]) -> AskBatch:
+        """The calls of some users."""
+        if len(users) == len(self.specs):
+            return self
+        biases = self.biases
+        return self._replace(
+            queries=self.queries[users],
+            specs=[self.specs[i] for i in users],
+            seeds=[self.seeds[i] for i in users],
+            excluded=[self.excluded[i] for i in users],
+            allowed=[self.allowed[i] for i in users],
+            biases=biases if biases is None or len(biases) == 1 else biases[users],
+        )
+
+
+class DrawnBatch(NamedTuple):
+    """`Drawn` for b users, in rows; places from `counts` on mean nothing."""
+
+    positions: Positions
+    scores: Float32Array
+    log_propensities: FloatArray
+    log_norm: FloatArray
+    log_norm_error: FloatArray
+    counts: Positions
+    n_eligible: Positions
+
+    def put(self, users: list[int], first: int, part: DrawnBatch) -> None:
+        """The places from `first` on of some users; what is said of all of a ranking, once."""
+        places = slice(first, first + part.positions.shape[1])
+        self.positions[users, places] = part.positions
+        self.scores[users, places] = part.scores
+        self.log_propensities[users, places] = part.log_propensities
+        self.log_norm_error[users] = part.log_norm_error
+        self.counts[users] += part.counts
+        if first == 0:
+            self.log_norm[users], self.n_eligible[users] = part.log_norm, part.n_eligible

@@ -179,6 +179,21 @@ class TestItsOwn:
             excluded = [np.asarray(each.exclude).tolist() for each in rankings]
             assert excluded == [[100, 101], [102, 103]] * 2
 
+    def test_what_nobody_can_write_to_is_not_copied(self) -> None:
+        items = make_model().catalog
+        bias = np.ones(30, np.float32)
+        view = bias[:]
+        view.flags.writeable = False  # but its base is not
+        assert not np.shares_memory(items.rank(QUERY, 3, policy=PL, bias=view).bias, bias)
+        bias.flags.writeable = False
+        for fixed in (bias, bias[:]):
+            assert np.shares_memory(items.rank(QUERY, 3, policy=PL, bias=fixed).bias, bias)
+            batch = items.rank_batch([QUERY] * 2, 3, policy=PL, bias=fixed)
+            assert np.shares_memory(batch.bias, bias)
+        mapped = np.frombuffer(bytearray(120), np.float32)  # whose owner may write
+        mapped.flags.writeable = False
+        assert not np.shares_memory(items.rank(QUERY, 3, policy=PL, bias=mapped).bias, mapped)
+
     def test_text_lists_too(self) -> None:
         items = catalog(text=True)
         listed = ["item 1", "item 2"]

@@ -377,7 +377,9 @@ class Catalog(Ranker):
             those of the filtered law. Unknown ids and repeats are ignored; exclude wins; None is no
             filter, an empty `allow` allows nothing.
         bias : array_like of real numbers, shape (n,), optional
-            Added to the scores of this call, in catalog order.
+            Added to the scores of this call, in catalog order. The ranking keeps a copy for its log
+            row; a float32 array that is read-only (``bias.flags.writeable = False``) is kept as it
+            is.
         threads : int
             How many threads may work on this call, at least 1. They are started for the call
             and end with it; the ranking is the same, bit for bit, for any number. Worth it for

@@ -246,9 +246,14 @@ def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Floa
 def as_bias(
     name: str, values: npt.ArrayLike, shape: tuple[int, ...], copy: bool = False
 ) -> Float32Array:
-    """As `as_float32`, and of at most `MAX_BIAS` in magnitude; with `copy` never the caller's."""
+    """As `as_float32`, and of at most `MAX_BIAS` in magnitude; with `copy` nobody can change it."""
     array, cast = _cast(name, values, shape)
-    if copy and not isinstance(values, list) and np.may_share_memory(cast, np.asarray(values)):
+    if (
+        copy
+        and not isinstance(values, list)
+        and np.may_share_memory(cast, np.asarray(values))
+        and not _is_fixed(cast)
+    ):
         cast = cast.copy()
     # Not so where one is NaN, either.
     if cast.size and not (cast.max() <= MAX_BIAS and cast.min() >= -MAX_BIAS):
@@ -258,6 +263,15 @@ def as_bias(
         why = f"scores could pass the float32 range, expected at most {MAX_BIAS:g} in magnitude"
         _refuse(name, np.abs(cast) > MAX_BIAS, why, array)
     return cast
+
+
+def _is_fixed(array: Any) -> bool:
+    """Whether an array, and all that it is a view of, is read-only."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return array is None
 
 
 def _cast(

@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := src/fastrank/_native.abi3.so
-EXT := $(wildcard ext/*.cpp ext/*.h ext/*.pyx) setup.py
+PROBES := src/fastrank/_probes.abi3.so
+EXT := $(wildcard ext/*.cpp ext/*.h ext/*.px?) src/fastrank/_native.pxd setup.py
 # Parallelism is measured and chosen by the caller; libraries must not bring their own.
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
@@ -18,14 +19,14 @@ demo: $(VENV)/.demo $(NATIVE)
 # Neighbours in a file go to one process, which makes what they share once; who is done helps out.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test: $(VENV)/.dev $(NATIVE)
+test: $(VENV)/.dev $(PROBES)
 	$(PYTEST) -m "not slow"
 
 # The rest: the same kinds of tests over more cases, and those that take seconds each.
-test-slow: $(VENV)/.dev $(NATIVE)
+test-slow: $(VENV)/.dev $(PROBES)
 	$(PYTEST) -m slow
 
-test-all: $(VENV)/.dev $(NATIVE)
+test-all: $(VENV)/.dev $(PROBES)
 	$(PYTEST)
 
 # All of it with ten times the draws, and what needs an hour, root or a network.
@@ -38,7 +39,7 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
 	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
-	for file in rank evaluate inputs quantise tree dispatch scan_v2; do \
+	for file in rank evaluate inputs probes quantise tree dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
 
@@ -46,8 +47,8 @@ lint: $(VENV)/.dev $(NATIVE)
 # and small catalogs: sanitizers look at memory, not at laws.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 asan: $(VENV)/.dev
-	FASTRANK_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/asan \
-	  --build-lib build/asan/lib
+	FASTRANK_PROBES=1 FASTRANK_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build \
+	  --build-base build/asan --build-lib build/asan/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/lib FASTRANK_TEST_DRAWS=0.02 \
 	  $(BIN)/python -m pytest -q -n 2 -m "not law and not large" tests/test_rank.py \
@@ -59,8 +60,8 @@ asan: $(VENV)/.dev
 # The tests of threads under ThreadSanitizer. NumPy and Python are not instrumented: what is seen is
 # our own code, with the locks of both.
 tsan: $(VENV)/.dev
-	FASTRANK_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g" $(BIN)/python setup.py -q build \
-	  --build-base build/tsan --build-lib build/tsan/lib
+	FASTRANK_PROBES=1 FASTRANK_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g" \
+	  $(BIN)/python setup.py -q build --build-base build/tsan --build-lib build/tsan/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" PYTHONPATH=build/tsan/lib \
 	  $(BIN)/python -m pytest -q -n 2 -k "not test_interrupt or few or ctrl_c" \
@@ -85,7 +86,7 @@ dist: $(VENV)/.dev
 container:
 	serving/container/build.sh
 
-container-test: $(VENV)/.dev $(NATIVE) container
+container-test: $(VENV)/.dev $(PROBES) container
 	PYTHON=$(BIN)/python serving/container/build.sh test
 
 # asv clones the repository and builds the last commit into an environment of its own.
@@ -145,5 +146,11 @@ $(NATIVE): $(EXT) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q "Cython>=3.1,<4" "setuptools>=77"
 	$(BIN)/python setup.py -q build_ext --inplace
 
+# What only tests look into the native core by, and the core again, of the same objects.
+$(PROBES): $(EXT) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q "Cython>=3.1,<4" "setuptools>=77"
+	FASTRANK_PROBES=1 $(BIN)/python setup.py -q build_ext --inplace
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info $(NATIVE) ext/_native.cpp
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info $(NATIVE) $(PROBES) \
+	  ext/_native.cpp ext/_probes.cpp

@@ -26,7 +26,8 @@ AVX512 = [
 ]
 ISA_FLAGS = {
     **dict.fromkeys(
-        ["evaluate.cpp", "inputs.cpp", "quantise.cpp", "rank.cpp", "tree.cpp"], BASELINE
+        ["evaluate.cpp", "inputs.cpp", "probes.cpp", "quantise.cpp", "rank.cpp", "tree.cpp"],
+        BASELINE,
     ),
     "scan_v2.cpp": BASELINE,
     "scan_v3.cpp": ["-mavx2", "-mfma"],
@@ -35,10 +36,17 @@ ISA_FLAGS = {
 }
 # FASTRANK_CXXFLAGS adds flags to every source and the link: sanitizers, -Werror, -g.
 EXTRA_FLAGS = shlex.split(os.environ.get("FASTRANK_CXXFLAGS", ""))
+# What only tests use is built where FASTRANK_PROBES says so, and nowhere else: no wheel holds it.
+PROBES = bool(os.environ.get("FASTRANK_PROBES"))
 
 
 class BuildExt(build_ext):
-    """build_ext with flags per source file, which setuptools lacks."""
+    """build_ext with flags per source file, which setuptools lacks; what several modules are made
+    of is compiled once."""
+
+    def run(self) -> None:
+        self.compiled: set[str] = set()
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         compile_one = self.compiler._compile
@@ -46,6 +54,9 @@ class BuildExt(build_ext):
         def compile_with_isa_flags(
             obj: str, src: str, suffix: str, cc_args: list[str], postargs: list[str], pp: Any
         ) -> None:
+            if obj in self.compiled:
+                return
+            self.compiled.add(obj)
             isa = ISA_FLAGS.get(os.path.basename(src), []) if X86_64 else []
             compile_one(obj, src, suffix, cc_args, [*postargs, *isa], pp)
 
@@ -57,7 +68,6 @@ class BuildExt(build_ext):
 
 
 SOURCES = [
-    "_native.pyx",
     "dispatch.cpp",
     "evaluate.cpp",
     "inputs.cpp",
@@ -77,26 +87,33 @@ HEADERS = [
     "estimated.h",
     "interrupt.h",
     "kernels.h",
+    "kernels.pxd",
     "philox.h",
+    "probes.h",
     "quantise.h",
     "sampling.h",
     "scan-inl.h",
 ]
 
-native = Extension(
-    "fastrank._native",
-    sources=[f"ext/{name}" for name in SOURCES],
-    depends=[f"ext/{name}" for name in HEADERS],
-    include_dirs=["ext"],
-    language="c++",
-    define_macros=[("Py_LIMITED_API", "0x030b0000")],
-    py_limited_api=True,
-    extra_compile_args=COMMON_FLAGS + EXTRA_FLAGS,
-    extra_link_args=["-pthread", *EXTRA_FLAGS],
-)
+
+def module(name: str, *sources: str) -> Extension:
+    return Extension(
+        f"fastrank.{name}",
+        sources=[f"ext/{source}" for source in (f"{name}.pyx", *sources, *SOURCES)],
+        depends=[f"ext/{header}" for header in HEADERS],
+        include_dirs=["ext"],
+        language="c++",
+        define_macros=[("Py_LIMITED_API", "0x030b0000")],
+        py_limited_api=True,
+        extra_compile_args=COMMON_FLAGS + EXTRA_FLAGS,
+        extra_link_args=["-pthread", *EXTRA_FLAGS],
+    )
+
+
+MODULES = [module("_native"), *([module("_probes", "probes.cpp")] if PROBES else [])]
 
 setup(
-    ext_modules=cythonize([native], language_level=3),
+    ext_modules=cythonize(MODULES, include_path=["ext", "src"], language_level=3),
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -4,7 +4,7 @@ GIL around exactly one call, turns codes into exceptions. No decision is taken h
 
 Typed memoryviews check dtype, dimensions and contiguity and take read-only maps; the callers in
 fastrank.catalog give them what they ask for. `PackedCatalog` keeps its arrays alive; nothing else
-outlives a call.
+outlives a call. _native.pxd is what tests' own module, _probes.pyx, sees of this one.
 """
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -15,127 +15,12 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.vector cimport vector
 
+from kernels cimport *
+
 import os
 import threading
 
 import numpy as np
-
-
-cdef extern from "philox.h" namespace "fastrank" nogil:
-    cdef struct Block:
-        uint32_t word[4]
-    Block c_philox "fastrank::philox4x32_10"(Block counter, uint32_t key0, uint32_t key1)
-
-
-cdef extern from "elementary.h" namespace "fastrank" nogil:
-    double c_exp "fastrank::exp"(double x)
-    double c_log "fastrank::log"(double x)
-    double c_log1p "fastrank::log1p"(double x)
-
-
-cdef extern from "kernels.h" namespace "fastrank" nogil:
-    enum: kLanes
-    enum: kIsaCount
-    ctypedef enum Code:
-        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory, kInterrupted
-    cdef struct Poll:
-        bool (*stop)(void* context) noexcept
-        void* context
-    ctypedef enum PolicyKind:
-        pass
-    cdef struct Quantised:
-        const uint8_t* codes
-        const float* scales
-        const float* center
-        const float* unit
-        double code_error
-        double code_norm
-        double code_moment
-        double max_scale
-        double tolerance
-    cdef struct Catalog:
-        const float* panels
-        const float* vectors
-        Quantised quantised
-        const float* bias
-        const int64_t* rows
-        const int64_t* panel_rows
-        int64_t n_items
-        int32_t dim
-        double max_norm
-        double max_bias
-        bool scores_known
-    cdef struct Request:
-        const float* query
-        const float* bias
-        const uint16_t* eligible
-        int64_t n_eligible
-    cdef struct Policy:
-        PolicyKind kind
-        double temperature
-        double epsilon
-        uint64_t seed
-    cdef struct Ranking:
-        int64_t* positions
-        float* scores
-        double* log_propensities
-        double log_norm
-        double log_norm_error
-        int64_t count
-    cdef struct User:
-        Request request
-        const int64_t* allowed
-        const int64_t* excluded
-        int64_t n_allowed
-        int64_t n_excluded
-        Policy policy
-        Ranking out
-    cdef struct Mass:
-        double value
-        double reference
-    Code c_rank "fastrank::rank"(
-        const Catalog&, User*, int64_t, int64_t, int64_t, const Poll&, int64_t*, int64_t*)
-    Code c_log_propensities "fastrank::log_propensities"(
-        const Catalog&, const Request&, const Policy&, const int64_t*, int64_t, const Poll&,
-        double*, int64_t*)
-    Code c_score_all "fastrank::score_all"(
-        const Catalog&, const Request&, const Poll&, float*, int64_t*)
-    int64_t c_tree_size "fastrank::tree_size"(int64_t)
-    Code c_tree_build "fastrank::tree_build"(const float*, int64_t, double, const Poll&, Mass*)
-    Code c_tree_rank "fastrank::tree_rank"(
-        const float*, const Mass*, int64_t, const Policy&, const int64_t*, int64_t,
-        const int64_t*, int64_t, int64_t, const Poll&, Ranking*)
-    int64_t c_make_filter "fastrank::make_filter"(
-        int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
-    cdef struct Extremes:
-        double square
-        double code_error
-        double code_norm
-        double scale
-    int64_t c_quantise "fastrank::quantise"(
-        const float*, int64_t, int32_t, int64_t, const float*, const float*, uint8_t*, float*,
-        float*, Extremes*)
-    Code c_find_rows "fastrank::find_rows"(
-        const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t,
-        const Poll&, int64_t*)
-    bool c_ascends "fastrank::ascends"(const int64_t*, int64_t)
-    int64_t c_pack "fastrank::pack"(
-        const float*, int64_t, int32_t, int64_t, float*, double*)
-    const char* c_isa_name "fastrank::isa_name"(int)
-    const char* c_isa_active "fastrank::isa_active"()
-    bint c_isa_select "fastrank::isa_select"(const char*)
-    int64_t c_set_chunk_panels "fastrank::set_chunk_panels"(int64_t)
-    int64_t c_set_few_items "fastrank::set_few_items"(int64_t)
-    Code c_count_stops "fastrank::count_stops"(
-        const Catalog&, const Request&, float, int64_t, int64_t*, int64_t*)
-    Code c_estimate_all "fastrank::estimate_all"(
-        const Catalog&, const Request&, float*, float*, bool*, int64_t*)
-    Code c_error_bound "fastrank::error_bound"(
-        const Catalog&, const Request&, double, const double*, int64_t, double*, double*, double*,
-        bool*, int64_t*) nogil
-    Code c_bound_all "fastrank::bound_all"(
-        const Catalog&, const Request&, double, float, float*, double*, bool*, bool*, int64_t*)
-    void c_upper_weights "fastrank::upper_weights"(const float*, int64_t, float, float, float*)
 
 
 LANES = kLanes
@@ -396,83 +281,6 @@ cdef class PackedCatalog:
         if code != kOk:
             _raise(code, where, query, bias, raised, self.is_given)
         return result
-
-    def stops(self, const float[::1] query, float reference, int64_t row):
-        """For tests: at how many panels a scan for scores above `reference` stops, if equal ones
-        count as above up to this row.
-        """
-        cdef Request request = _request(self, query, None, None, self.catalog.n_items)
-        cdef int64_t where = 0, stops = 0
-        cdef Code code
-        with nogil:
-            code = c_count_stops(self.catalog, request, reference, row, &stops, &where)
-        if code != kOk:
-            _raise(code, where, query, None, NULL)
-        return stops
-
-    def estimates(self, const float[::1] query, const float[::1] bias):
-        """For tests: (estimates, upper bounds) of all scores by codes, float32 (n_items,) each.
-
-        None where codes cannot be used: scores near the ends of the float32 range.
-        """
-        cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
-        cdef int64_t where = 0
-        cdef bool usable = False
-        cdef Code code
-        if self.catalog.quantised.codes == NULL:
-            raise ValueError("storage: there are no codes")
-        result = np.zeros((2, kLanes * self.n_panels), np.float32)
-        cdef float[:, ::1] out = result
-        with nogil:
-            code = c_estimate_all(
-                self.catalog, request, &out[0, 0], &out[1, 0], &usable, &where)
-        if code != kOk:
-            _raise(code, where, query, bias, NULL)
-        return tuple(result[:, :self.catalog.n_items]) if usable else None
-
-    def weight_bounds(self, const float[::1] query, const float[::1] bias, double temperature,
-                      float reference):
-        """For tests: (bounds of all weights, float32 (n_items,); of their sum; whether linear).
-
-        None where codes cannot be used.
-        """
-        cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
-        cdef int64_t where = 0
-        cdef bool usable = False, linear = False
-        cdef double total = 0.0
-        cdef Code code
-        if self.catalog.quantised.codes == NULL:
-            raise ValueError("storage: there are no codes")
-        result = np.zeros(kLanes * self.n_panels, np.float32)
-        cdef float[::1] out = result
-        with nogil:
-            code = c_bound_all(self.catalog, request, temperature, reference, &out[0], &total,
-                               &linear, &usable, &where)
-        if code != kOk:
-            _raise(code, where, query, bias, NULL)
-        return (result[:self.catalog.n_items], total, linear) if usable else None
-
-    def error_bound(self, const float[::1] query, double temperature, const double[::1] sums,
-                    int64_t n_heavy):
-        """For tests: (bound, noting, window) of ErrorLaw for sums (mass, scaled, variance, cut).
-
-        None where codes cannot be used.
-        """
-        cdef Request request = _request(self, query, None, None, self.catalog.n_items)
-        cdef int64_t where = 0
-        cdef bool usable = False
-        cdef double bound = 0.0, noting = 0.0, window = 0.0
-        cdef Code code
-        if self.catalog.quantised.codes == NULL:
-            raise ValueError("storage: there are no codes")
-        if sums.shape[0] != 4:
-            raise ValueError(f"sums: expected 4, got {sums.shape[0]}")
-        with nogil:
-            code = c_error_bound(self.catalog, request, temperature, &sums[0], n_heavy, &bound,
-                                 &noting, &window, &usable, &where)
-        if code != kOk:
-            _raise(code, where, query, None, NULL)
-        return (bound, noting, window) if usable else None
 
 
 cdef class GivenScores(PackedCatalog):
@@ -766,9 +574,12 @@ def pack(const float[:, ::1] vectors, int64_t first, float[:, :, ::1] panels):
     return bad, max_square
 
 
-def isa_names():
-    """Names of the builds that this CPU can run, best last."""
-    return tuple([c_isa_name(i).decode() for i in range(kIsaCount) if c_isa_name(i) != NULL])
+cdef const Catalog* _catalog_of(packed) except NULL:
+    return &(<PackedCatalog?>packed).catalog
+
+
+cdef Forced* _forced() noexcept:
+    return forced()
 
 
 def isa():
@@ -780,54 +591,6 @@ def set_isa(name):
     """Chooses a build for the whole process; returns the previous one's name."""
     previous = isa()
     if not c_isa_select(name.encode()):
-        raise ValueError(f"isa: this CPU runs {', '.join(isa_names())}; got {name!r}")
+        known = [c_isa_name(i).decode() for i in range(kIsaCount) if c_isa_name(i) != NULL]
+        raise ValueError(f"isa: this CPU runs {', '.join(known)}; got {name!r}")
     return previous
-
-
-def set_chunk_panels(int64_t count):
-    """For tests: chunks of `count` panels, 0 for the chunk law. Returns the previous value."""
-    return c_set_chunk_panels(count)
-
-
-def set_few_items(int64_t count):
-    """For tests: codes are used from `count` eligible items on, 0 for where they pay. Returns the
-    previous value.
-    """
-    return c_set_few_items(count)
-
-
-def upper_weights(const float[::1] uppers, float reference, float inv_temperature):
-    """For tests: upper bounds of weights, (m,), from those of m scores, m a multiple of 16."""
-    if uppers.shape[0] % kLanes:
-        raise ValueError("uppers: not a whole number of panels")
-    result = np.empty(uppers.shape[0], np.float32)
-    cdef float[::1] out = result
-    if uppers.shape[0]:
-        c_upper_weights(
-            &uppers[0], uppers.shape[0] // kLanes, reference, inv_temperature, &out[0])
-    return result
-
-
-def philox4x32_10(counter, key):
-    """Four words from a counter of four and a key of two."""
-    cdef Block block
-    for i in range(4):
-        block.word[i] = counter[i]
-    block = c_philox(block, key[0], key[1])
-    return block.word[0], block.word[1], block.word[2], block.word[3]
-
-
-def elementary(name, const double[::1] x):
-    """exp, log or log1p of float64 values, as the kernels compute them."""
-    result = np.empty(x.shape[0], np.float64)
-    cdef double[::1] out = result
-    cdef int64_t i
-    cdef int function = ("exp", "log", "log1p").index(name)
-    for i in range(x.shape[0]):
-        if function == 0:
-            out[i] = c_exp(x[i])
-        elif function == 1:
-            out[i] = c_log(x[i])
-        else:
-            out[i] = c_log1p(x[i])
-    return result

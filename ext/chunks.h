@@ -19,9 +19,11 @@
 
 namespace fastrank {
 
-// Tests only (kernels.h).
-inline std::atomic<int64_t> forced_chunk_panels{0};
-inline std::atomic<int64_t> forced_few_items{0};
+// What tests may force (probes.h); 0: nothing.
+struct Forced {
+  std::atomic<int64_t> chunk_panels{0};  // a chunk size instead of the chunk law's
+  std::atomic<int64_t> few_items{0};  // codes are used from so many eligible items on
+};
 
 // Where more than one item in so many has to be scored, float32 vectors cost less than codes. A row
 // at some random place costs what two or three cost that are read in order if it is long, and five
@@ -37,8 +39,8 @@ struct ChunkLaw {
 
   ChunkLaw(int64_t n_items, int64_t k) : n_panels(panel_count(n_items)) {
     chunk_panels = 1024 * ((k + 255) / 256);
-    if (const int64_t forced = forced_chunk_panels.load(std::memory_order_relaxed))
-      chunk_panels = forced;
+    if (const int64_t panels = forced()->chunk_panels.load(std::memory_order_relaxed))
+      chunk_panels = panels;
     const int64_t items = std::min(std::max(n_items / 256, 64 * k), n_items / 16);
     pilot = std::max<int64_t>(1, items / kLanes);
     step = n_panels / pilot;

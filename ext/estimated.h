@@ -20,31 +20,6 @@
 
 namespace fastrank {
 
-// How a pass bounds weights by codes (kernels.h, CodeScan).
-struct WeightBound {
-  bool linear;
-  float intercept = 0.0f, slope = 0.0f;
-
-  WeightBound(const Source& source, const ErrorLaw& law, double temperature) {
-    const CodeQuery& query = *source.query_of_codes;
-    // log of a weight's bound over its estimate, at scales 0 and max_scale; 2^-13 for roundings.
-    const double deviation = law.deviation * query.max_scale;
-    const double least = query.margin() / temperature + 0x1p-13;
-    const double most =
-        least + query.certain * query.max_scale / temperature + 0.5 * deviation * deviation;
-    linear = most < 2.0 && deviation > 1e-30 && !source.bias && !source.call_bias;
-    if (!linear) return;
-    intercept = float(exp(least));
-    slope = float((exp(most) - exp(least)) / deviation);
-  }
-
-  void give(CodeScan* scan) const {
-    scan->linear = linear;
-    scan->intercept = intercept;
-    scan->slope = slope;
-  }
-};
-
 // Items by the logarithm of a weight, in steps of 1/16 below the largest.
 class Histogram {
  public:

@@ -245,38 +245,8 @@ const char* isa_name(int index);     // null if this CPU, or this build, lacks i
 const char* isa_active();            // at first the best there is; null if there is none
 bool isa_select(const char* name);   // false if there is no such set
 
-// Tests only: a chunk size in panels instead of the chunk law's; 0 restores it. Returns the last.
-int64_t set_chunk_panels(int64_t count);
-
-// Tests only: codes are used from so many eligible items on, instead of where they pay; 0 restores
-// that. Returns the last.
-int64_t set_few_items(int64_t count);
-
-// Tests only: at how many panels a scan for scores above `reference` stops, if an equal score
-// counts as above up to this row.
-Code count_stops(const Catalog&, const Request&, float reference, int64_t row, int64_t* stops,
-                 int64_t* where);
-
-// Tests only: what codes say of the scores of all items, (16 * n_panels) each. *usable: whether
-// they say anything about this request.
-Code estimate_all(const Catalog&, const Request&, float* estimates, float* uppers, bool* usable,
-                  int64_t* where);
-
-// Tests only: upper bounds of weights, as scans over codes form them, of 16 * n_panels upper bounds
-// of scores.
-void upper_weights(const float* uppers, int64_t n_panels, float reference, float inv_temperature,
-                   float* weights);
-
-// Tests only: what a pass at this temperature bounds all items' weights by, (16 * n_panels): one by
-// one, and *sum as it spends a budget on all of them. *linear: how (CodeScan).
-Code bound_all(const Catalog&, const Request&, double temperature, float reference, float* weights,
-               double* sum, bool* linear, bool* usable, int64_t* where);
-
-// Tests only: what ErrorLaw (error_law.h) makes of sums over unscored items (mass, scaled, variance,
-// cut) beside so many heavy ones: *bound; and how far an item is noted, *noting and *window.
-Code error_bound(const Catalog&, const Request&, double temperature, const double* sums,
-                 int64_t n_heavy, double* bound, double* noting, double* window, bool* usable,
-                 int64_t* where);
+// For tests, whose own module has the rest (probes.h): what they force in this one.
+struct Forced* forced();
 
 // ---- Inside the core: what is compiled once per instruction set ----------------------------
 

@@ -448,9 +448,11 @@ constexpr int64_t kUsersApart = 8;
 // Of so few eligible items the float32 rows cost no more than the codes.
 constexpr int64_t kFewItems = 2048;
 
+Forced forced_by_tests;
+
 int64_t few_items() {
-  const int64_t forced = forced_few_items.load(std::memory_order_relaxed);
-  return forced ? forced : kFewItems;
+  const int64_t few = forced()->few_items.load(std::memory_order_relaxed);
+  return few ? few : kFewItems;
 }
 
 bool scans(const Policy& policy) {
@@ -599,60 +601,6 @@ Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t
   return failed ? kOutOfMemory : kOk;
 }
 
-Code bound_all(const Catalog& catalog, const Request& request, double temperature, float reference,
-               float* weights, double* sum, bool* linear, bool* usable, int64_t* where) {
-  Largest largest = {};
-  const Code code = check_request(catalog, request, where, &largest);
-  if (code != kOk) return code;
-  const CodeQuery query(catalog, request, largest);
-  *usable = query.usable;
-  if (!query.usable) return kOk;
-  Source source = make_source(catalog, request);
-  use_codes(catalog, query, &source);
-  const ErrorLaw law(query, temperature);
-  const WeightBound bound(source, law, temperature);
-  *linear = bound.linear;
-  Noted noted[8 * kLanes];  // room for as many as a scan may note before it looks for more
-  CodeScan scan = {};
-  scan.walk.step = scan.walk.stride = 1;
-  scan.walk.count = source.n_panels;
-  scan.walk.reference = reference;
-  scan.walk.inv_temperature = float(1.0 / temperature);
-  scan.walk.limit = kInfinity;
-  scan.deviation = float(law.deviation);
-  scan.noting = float(law.noting);
-  scan.cut = std::numeric_limits<float>::infinity();
-  scan.noted = noted;
-  scan.room = 8 * kLanes;
-  bound.give(&scan);
-  const CodeScan start = scan;
-  kernels().scan_codes(source, &scan);
-  *sum = scan.walk.mass;
-  scan = start;
-  scan.walk.limit = -1.0;  // every panel stops it
-  while (kernels().scan_codes(source, &scan))
-    std::copy(scan.walk.weights, scan.walk.weights + kLanes, weights + scan.walk.panel * kLanes);
-  return kOk;
-}
-
-Code error_bound(const Catalog& catalog, const Request& request, double temperature,
-                 const double* sums, int64_t n_heavy, double* bound, double* noting,
-                 double* window, bool* usable, int64_t* where) {
-  Largest largest = {};
-  const Code code = check_request(catalog, request, where, &largest);
-  if (code != kOk) return code;
-  const CodeQuery query(catalog, request, largest);
-  *usable = query.usable;
-  if (!query.usable) return kOk;
-  const ErrorLaw law(query, temperature);
-  *bound = law.bound({sums[0], sums[1], sums[2], sums[3]}, n_heavy);
-  *noting = law.noting;
-  *window = law.window;
-  return kOk;
-}
-
-int64_t set_chunk_panels(int64_t count) { return forced_chunk_panels.exchange(count); }
-
-int64_t set_few_items(int64_t count) { return forced_few_items.exchange(count); }
+Forced* forced() { return &forced_by_tests; }
 
 }  // namespace fastrank

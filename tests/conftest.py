@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from support import DRAWS
 
-from fastrank import _native
+from fastrank import _native, _probes
 
 # A shell that starts a job in the background has it ignore Ctrl-C, which some tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,7 +23,7 @@ settings.load_profile("fixed")
 
 
 # The baseline and the newest build always; those between are slow.
-BUILDS = _native.isa_names()
+BUILDS = _probes.isa_names()
 ENDS = (BUILDS[0], BUILDS[-1])
 
 
@@ -42,6 +42,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def chunk_panels(request: pytest.FixtureRequest) -> Iterator[int]:
     """Panels in a chunk: as for any catalog (0), or one, for laws over many small chunks."""
     count: int = request.param
-    previous = _native.set_chunk_panels(count)
+    previous = _probes.set_chunk_panels(count)
     yield count
-    _native.set_chunk_panels(previous)
+    _probes.set_chunk_panels(previous)

@@ -16,7 +16,7 @@ from commands import run
 from support import POLICIES
 
 import fastrank as fr
-from fastrank import _native, packing, store
+from fastrank import _native, _probes, packing, store
 
 Array = npt.NDArray[Any]
 N = 1_000
@@ -239,7 +239,7 @@ def test_floats_of_a_damaged_file_end_every_loop_and_index_nothing(
     n, k = 700, 60
     rng = np.random.default_rng(0)
     made = fr.Catalog(np.arange(n), rng.standard_normal((n, 3)), storage=storage)
-    previous = _native.set_chunk_panels(8), _native.set_few_items(1)
+    previous = _probes.set_chunk_panels(8), _probes.set_few_items(1)
     try:
         for name, array in made._arrays.items():
             if name in ("item_ids", "item_order"):
@@ -262,8 +262,8 @@ def test_floats_of_a_damaged_file_end_every_loop_and_index_nothing(
                 given = catalog.log_propensities(QUERY, shown, policy=kind)
                 assert given.shape == shown.shape
     finally:
-        _native.set_chunk_panels(previous[0])
-        _native.set_few_items(previous[1])
+        _probes.set_chunk_panels(previous[0])
+        _probes.set_few_items(previous[1])
 
 
 # ---- verify ----------------------------------------------------------------------------------

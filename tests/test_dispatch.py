@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fastrank import _native
+from fastrank import _native, _probes
 
 ALL = ("v2", "v3", "v4", "v4_vnni")
 
@@ -25,17 +25,17 @@ def import_with(isa: str | None) -> subprocess.CompletedProcess[str]:
 
 
 def test_builds_are_named_and_the_baseline_always_runs() -> None:
-    names = _native.isa_names()
+    names = _probes.isa_names()
     assert isinstance(names, tuple)
     assert "v2" in names
     assert set(names) <= set(ALL)
 
 
 def test_the_best_build_is_the_default() -> None:
-    assert import_with(None).stdout.strip() == max(_native.isa_names())
+    assert import_with(None).stdout.strip() == max(_probes.isa_names())
 
 
-@pytest.mark.parametrize("name", _native.isa_names())
+@pytest.mark.parametrize("name", _probes.isa_names())
 def test_a_build_can_be_forced(name: str) -> None:
     assert import_with(name).stdout.strip() == name
 
@@ -48,9 +48,9 @@ def test_an_unknown_build_is_an_import_error_that_names_it(name: str) -> None:
     assert name in result.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.skipif(set(_native.isa_names()) == set(ALL), reason="this CPU runs every build")
+@pytest.mark.skipif(set(_probes.isa_names()) == set(ALL), reason="this CPU runs every build")
 def test_an_unsupported_build_is_an_import_error_that_names_it() -> None:
-    missing = next(name for name in ALL if name not in _native.isa_names())
+    missing = next(name for name in ALL if name not in _probes.isa_names())
     result = import_with(missing)
     assert result.returncode != 0
     assert "ImportError" in result.stderr

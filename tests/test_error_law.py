@@ -15,7 +15,7 @@ import pytest
 from support import shuffled_ids
 
 import fastrank as fr
-from fastrank import packing, reference
+from fastrank import _probes, packing, reference
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -203,7 +203,7 @@ def stated(
 def native(
     catalog: fr.Catalog, query: Any, temperature: float, sums: Any, n_heavy: int
 ) -> tuple[float, float, float]:
-    found = catalog._packed.error_bound(query, temperature, np.array(sums), n_heavy)
+    found = _probes.error_bound(catalog._packed, query, temperature, np.array(sums), n_heavy)
     assert found is not None
     return found
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pytest
 
 import fastrank as fr
-from fastrank import _native, packing
+from fastrank import _native, _probes, packing
 
 GOLDEN = Path(__file__).with_name("golden.json")
 POLICIES: dict[str, fr.Policy] = {
@@ -98,11 +98,11 @@ def int8_bounds() -> Iterator[tuple[str, fr.Ranking]]:
     whether they hold, which is for test_int8.py and test_error_law.py.
     """
     n = 6_000
-    few, coded = _native.set_few_items(1), packing.CODED_FROM
+    few, coded = _probes.set_few_items(1), packing.CODED_FROM
     packing.CODED_FROM = 0
     try:
         for chunk in (0, 8):
-            before = _native.set_chunk_panels(chunk)
+            before = _probes.set_chunk_panels(chunk)
             for size in (3.0, 30.0, 300.0):
                 vectors = grid(n, 11, 7) * 2.0
                 vectors[:, 1:5] = size * np.where(vectors[:, 1:5] < 0.0, -1.0, 1.0)
@@ -118,10 +118,10 @@ def int8_bounds() -> Iterator[tuple[str, fr.Ranking]]:
                         policy = fr.PlackettLuce(2.0 ** (i - 5))
                         name = f"int8 bound, chunk {chunk}, size {size}, tolerance {tolerance}, {i}"
                         yield name, catalog.rank(query, 3, policy=policy, seed=i)
-            _native.set_chunk_panels(before)
+            _probes.set_chunk_panels(before)
     finally:
         packing.CODED_FROM = coded
-        _native.set_few_items(few)
+        _probes.set_few_items(few)
 
 
 def as_text(ranking: fr.Ranking) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -204,7 +205,8 @@ COMMANDS = {
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a copy of the sources, where nothing has been built."""
     copy, folder = (tmp_path_factory.mktemp(name) / "of" for name in ("checkout", "wheel"))
-    left = [".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "*.so", "_native.cpp"]
+    left = [".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "*.so"]
+    left += ["_native.cpp", "_probes.cpp"]
     left += [".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "demo-output"]
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left))
     pip(sys.executable, "wheel", "--no-deps", "-w", str(folder), str(copy))
@@ -246,6 +248,15 @@ def check(environment: Path, report: Path, extras: list[str], empty: Path) -> No
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_nothing_that_only_tests_use(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    (native,) = [name for name in names if name.endswith(".so")]
+    assert native.startswith("fastrank/_native.")
+    assert not [name for name in names if "probes" in name or name.endswith((".pyx", ".pxd"))]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "ext", "bench")]
 
 
 @pytest.mark.slow

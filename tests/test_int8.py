@@ -34,7 +34,7 @@ from support import (
 )
 
 import fastrank as fr
-from fastrank import _native, packing, reference
+from fastrank import _native, _probes, packing, reference
 
 Rows = npt.NDArray[np.float32]
 
@@ -53,9 +53,9 @@ def coded_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def codes() -> Iterator[None]:
     """Codes are used however few items there are."""
-    previous = _native.set_few_items(1)
+    previous = _probes.set_few_items(1)
     yield
-    _native.set_few_items(previous)
+    _probes.set_few_items(previous)
 
 
 def coarse(scores: npt.ArrayLike, size: float = COARSE, **options: Any) -> Scored:
@@ -87,9 +87,8 @@ def code_bounds(
     catalog: fr.Catalog, query: npt.NDArray[np.float32], bias: Rows | None = None
 ) -> tuple[Rows, Rows] | None:
     """What codes say of the scores: estimates and upper bounds."""
-    return catalog._packed.estimates(
-        catalog._query(query), None if bias is None else catalog._bias(bias)
-    )
+    biases = None if bias is None else catalog._bias(bias)
+    return _probes.estimates(catalog._packed, catalog._query(query), biases)
 
 
 def whole(ranking: fr.Ranking) -> tuple[Any, ...]:
@@ -279,7 +278,8 @@ def test_ordered_law_where_budgets_are_spent_on_a_linear_bound(
     """Codes leave 1 to 1.4 of a log-weight open: what the bound adds to an estimate decides."""
     scores = np.random.default_rng(48).standard_normal(48) * 0.3
     item = coarse(scores, size)
-    bounds = item.catalog._packed.weight_bounds(item.catalog._query(item.query), None, 1.0, 0.0)
+    query = item.catalog._query(item.query)
+    bounds = _probes.weight_bounds(item.catalog._packed, query, 1.0, 0.0)
     assert bounds is not None
     assert bounds[2]
     orders = item.draw(1, PLACKETT_LUCE, 3 * N_DRAWS)
@@ -360,7 +360,7 @@ def test_no_weight_passes_its_upper_bound(
         ]
     )
     uppers = (reference_score + logs * temperature).astype(np.float32)
-    bounds = _native.upper_weights(uppers, reference_score, float(inverse)).astype(np.float64)
+    bounds = _probes.upper_weights(uppers, reference_score, float(inverse)).astype(np.float64)
     true = (uppers.astype(np.float64) - float(np.float32(reference_score))) / temperature
     counts = (true > -87.0) & (true < 88.0)
     weights = np.exp(true[counts])
@@ -394,8 +394,8 @@ def test_no_weight_passes_the_bound_that_budgets_are_spent_on(
             temperature = float(np.clip(reach / wanted, 1e-6, 1e6))
             slack = min(reach / temperature, 100.0)
             for reference_score in {np.float32(scores.max()), np.float32(np.median(scores))}:
-                result = catalog._packed.weight_bounds(
-                    catalog._query(query), None, temperature, float(reference_score)
+                result = _probes.weight_bounds(
+                    catalog._packed, catalog._query(query), temperature, float(reference_score)
                 )
                 assert result is not None
                 bounds, total, linear = result
@@ -644,7 +644,7 @@ def test_the_sign_of_scores_does_not_decide_what_is_estimated() -> None:
     rng = np.random.default_rng(21)
     catalog = fr.Catalog(np.arange(n), rng.standard_normal((n, dim)), storage="int8")
     query = rng.standard_normal(dim)
-    before = _native.set_chunk_panels(32)
+    before = _probes.set_chunk_panels(32)
     try:
         below, above = (
             [
@@ -660,7 +660,7 @@ def test_the_sign_of_scores_does_not_decide_what_is_estimated() -> None:
             for shift in (-100.0, 100.0)
         )
     finally:
-        _native.set_chunk_panels(before)
+        _probes.set_chunk_panels(before)
     assert below == above
     assert "bounded" in below
 
@@ -815,9 +815,9 @@ def test_rounding_to_the_nearest_would_break_the_bound() -> None:
 
 def test_instruction_sets_agree_bit_for_bit(chunk_panels: int) -> None:
     """All but the baseline, which rounds differently."""
-    names = [name for name in _native.isa_names() if name != "v2"]
+    names = [name for name in _probes.isa_names() if name != "v2"]
     rng = np.random.default_rng(13)
-    before = _native.set_few_items(1)
+    before = _probes.set_few_items(1)
     try:
         for n, dim in ((1, 3), (17, 1), (40, 5), (500, 64), (3_000, 257), (9_000, 12)):
             rows = rng.standard_normal((n, dim))
@@ -850,7 +850,7 @@ def test_instruction_sets_agree_bit_for_bit(chunk_panels: int) -> None:
                             _native.set_isa(previous)
                     assert all(each == drawn[0] for each in drawn), (n, dim, temperature, k)
     finally:
-        _native.set_few_items(before)
+        _probes.set_few_items(before)
 
 
 @pytest.mark.usefixtures("codes")
@@ -969,7 +969,7 @@ def test_a_batch_is_its_rows_where_the_pilot_is_smaller_than_k(temperature: floa
 def test_sizes_at_the_edges(isa: str, chunk_panels: int, n: int) -> None:
     item = coarse(np.random.default_rng(n).standard_normal(n), 100.0)
     for few in (1, 0):
-        _native.set_few_items(few)
+        _probes.set_few_items(few)
         for k in (1, n - 1, n, n + 1):
             if k == 0:
                 continue

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import fastrank as fr
-from fastrank import _native, packing
+from fastrank import _native, _probes, packing
 
 N_ITEMS = 1_000_000
 LONG = 0.25  # seconds; signals are asked for every 0.025
@@ -116,9 +116,9 @@ def seconds(call: Callable[[int], Any], size: int) -> tuple[float, Any]:
 @pytest.fixture
 def small_chunks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Several chunks, however many places, for threads to share."""
-    previous = _native.set_chunk_panels(2_000)
+    previous = _probes.set_chunk_panels(2_000)
     yield
-    _native.set_chunk_panels(previous)
+    _probes.set_chunk_panels(previous)
 
 
 def threads_of_this_process() -> int:

@@ -11,7 +11,7 @@ import pytest
 from support import N_DRAWS, Scored, assert_first_position_law, assert_ordered_law
 
 import fastrank as fr
-from fastrank import _native, store
+from fastrank import _probes, store
 
 POLICIES: dict[str, fr.Policy] = {
     "gumbel": fr.PlackettLuce(0.7),
@@ -65,7 +65,7 @@ def test_ids_scores_and_best_are_those_without_a_prior(n: int, words: bool, isa:
 @pytest.mark.parametrize("chunk_panels", [0, 3])
 def test_ties_go_to_the_earlier_row(k: int, chunk_panels: int, isa: str) -> None:
     plain, other, query = two_catalogs(3_000, dim=2, ties=True)
-    before = _native.set_chunk_panels(chunk_panels)
+    before = _probes.set_chunk_panels(chunk_panels)
     try:
         ranked = [c.rank(query, k=k, policy=fr.Deterministic()) for c in (plain, other)]
         given = [
@@ -73,7 +73,7 @@ def test_ties_go_to_the_earlier_row(k: int, chunk_panels: int, isa: str) -> None
             for c in (plain, other)
         ]
     finally:
-        _native.set_chunk_panels(before)
+        _probes.set_chunk_panels(before)
     scores = plain.scores(query)
     expected = plain.item_ids[np.lexsort((np.arange(3_000), -scores))[:k]]
     assert ranked[0].item_ids.tolist() == ranked[1].item_ids.tolist() == expected.tolist()
@@ -93,8 +93,8 @@ def test_a_scan_of_equal_items_stops_where_an_earlier_row_may_be(
     assert best.item_ids.tolist() == list(range(10))
     stored = np.arange(n) if prior is None else np.argsort(-prior, kind="stable")
     panels = len(np.unique(np.flatnonzero(stored < 10) // 16))
-    assert catalog._packed.stops(query, 16.0, 9) == panels
-    assert catalog._packed.stops(query, 15.0, 9) == n // 16
+    assert _probes.stops(catalog._packed, query, 16.0, 9) == panels
+    assert _probes.stops(catalog._packed, query, 15.0, 9) == n // 16
 
 
 def test_titles_are_those_of_the_ids() -> None:
@@ -120,11 +120,11 @@ def test_the_law_is_that_of_the_scores(policy: str, isa: str) -> None:
 def test_the_law_over_several_chunks(policy: str, isa: str) -> None:
     _, other, query = two_catalogs(300)
     item = Scored(other, query)
-    before = _native.set_chunk_panels(3)
+    before = _probes.set_chunk_panels(3)
     try:
         first = item.draw(2, POLICIES[policy], N_DRAWS)[:, 0]
     finally:
-        _native.set_chunk_panels(before)
+        _probes.set_chunk_panels(before)
     weights = np.exp((item.scores.astype(np.float64) - item.scores.max()) / 0.7)
     assert_first_position_law(first, weights / weights.sum())
 

@@ -22,10 +22,10 @@ from support import (
 )
 
 import fastrank as fr
-from fastrank import _native, reference
+from fastrank import _native, _probes, reference
 from fastrank.policies import Sampler
 
-BUILDS = _native.isa_names()
+BUILDS = _probes.isa_names()
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def calls(draw: st.DrawFn) -> Call:
 @given(call=calls(), isa=st.sampled_from(BUILDS), panels=st.sampled_from([0, 1, 2]))
 def test_any_call(call: Call, isa: str, panels: int) -> None:
     """Filters respected, nobody twice, never padded, and the oracle's propensities."""
-    previous, before = _native.set_isa(isa), _native.set_chunk_panels(panels)
+    previous, before = _native.set_isa(isa), _probes.set_chunk_panels(panels)
     try:
         ranking, scores = call.rank(), call.scores
         again = call.rank()
@@ -128,7 +128,7 @@ def test_any_call(call: Call, isa: str, panels: int) -> None:
         )
     finally:
         _native.set_isa(previous)
-        _native.set_chunk_panels(before)
+        _probes.set_chunk_panels(before)
     positions = call.item.positions(ranking.item_ids)
     assert_well_formed(positions, len(scores), call.k, call.eligible)
     assert ranking.n_eligible == call.eligible.sum()

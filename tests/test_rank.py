@@ -21,7 +21,7 @@ from support import (
 )
 
 import fastrank as fr
-from fastrank import _native, reference
+from fastrank import _native, _probes, reference
 from fastrank.policies import Sampler
 
 SIZES = [1, 2, 15, 16, 17, 33, 100, 1_000, 5_000]
@@ -97,7 +97,7 @@ def test_other_seeds_give_other_rankings(isa: str, policy: str) -> None:
 
 
 @pytest.mark.skipif(
-    not {"v3", "v4"} <= set(_native.isa_names()), reason="this CPU does not run both builds"
+    not {"v3", "v4"} <= set(_probes.isa_names()), reason="this CPU does not run both builds"
 )
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("n", [*SIZES, 40_000])

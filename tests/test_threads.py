@@ -18,7 +18,7 @@ from patience import PATIENCE
 from support import POLICIES
 
 import fastrank as fr
-from fastrank import _native
+from fastrank import _probes
 
 N_THREADS = 8
 
@@ -98,14 +98,14 @@ def test_chunks_wait_for_all_before_their_group() -> None:
     vectors = np.random.default_rng(1).standard_normal((n, 1)).astype(np.float32)
     vectors[panels * 16 : 2 * panels * 16] += 1.0
     catalog = fr.Catalog(np.arange(n), vectors)
-    policy, previous = fr.PlackettLuce(0.3), _native.set_chunk_panels(panels)
+    policy, previous = fr.PlackettLuce(0.3), _probes.set_chunk_panels(panels)
     try:
         for seed in range(60):
             one = catalog.rank([1.0], k, policy=policy, seed=seed)
             several = catalog.rank([1.0], k, policy=policy, seed=seed, threads=2)
             assert fingerprint(several) == fingerprint(one)
     finally:
-        _native.set_chunk_panels(previous)
+        _probes.set_chunk_panels(previous)
 
 
 def test_threads_and_hardly_any_items() -> None:

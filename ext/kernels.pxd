@@ -1,0 +1,99 @@
+# What Cython sees of kernels.h.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libcpp cimport bool
+
+
+cdef extern from "kernels.h" namespace "fastrank" nogil:
+    enum: kLanes
+    enum: kIsaCount
+    ctypedef enum Code:
+        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory, kInterrupted
+    cdef struct Poll:
+        bool (*stop)(void* context) noexcept
+        void* context
+    ctypedef enum PolicyKind:
+        pass
+    cdef struct Quantised:
+        const uint8_t* codes
+        const float* scales
+        const float* center
+        const float* unit
+        double code_error
+        double code_norm
+        double code_moment
+        double max_scale
+        double tolerance
+    cdef struct Catalog:
+        const float* panels
+        const float* vectors
+        Quantised quantised
+        const float* bias
+        const int64_t* rows
+        const int64_t* panel_rows
+        int64_t n_items
+        int32_t dim
+        double max_norm
+        double max_bias
+        bool scores_known
+    cdef struct Request:
+        const float* query
+        const float* bias
+        const uint16_t* eligible
+        int64_t n_eligible
+    cdef struct Policy:
+        PolicyKind kind
+        double temperature
+        double epsilon
+        uint64_t seed
+    cdef struct Ranking:
+        int64_t* positions
+        float* scores
+        double* log_propensities
+        double log_norm
+        double log_norm_error
+        int64_t count
+    cdef struct User:
+        Request request
+        const int64_t* allowed
+        const int64_t* excluded
+        int64_t n_allowed
+        int64_t n_excluded
+        Policy policy
+        Ranking out
+    cdef struct Mass:
+        double value
+        double reference
+    Code c_rank "fastrank::rank"(
+        const Catalog&, User*, int64_t, int64_t, int64_t, const Poll&, int64_t*, int64_t*)
+    Code c_log_propensities "fastrank::log_propensities"(
+        const Catalog&, const Request&, const Policy&, const int64_t*, int64_t, const Poll&,
+        double*, int64_t*)
+    Code c_score_all "fastrank::score_all"(
+        const Catalog&, const Request&, const Poll&, float*, int64_t*)
+    int64_t c_tree_size "fastrank::tree_size"(int64_t)
+    Code c_tree_build "fastrank::tree_build"(const float*, int64_t, double, const Poll&, Mass*)
+    Code c_tree_rank "fastrank::tree_rank"(
+        const float*, const Mass*, int64_t, const Policy&, const int64_t*, int64_t,
+        const int64_t*, int64_t, int64_t, const Poll&, Ranking*)
+    int64_t c_make_filter "fastrank::make_filter"(
+        int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
+    cdef struct Extremes:
+        double square
+        double code_error
+        double code_norm
+        double scale
+    int64_t c_quantise "fastrank::quantise"(
+        const float*, int64_t, int32_t, int64_t, const float*, const float*, uint8_t*, float*,
+        float*, Extremes*)
+    Code c_find_rows "fastrank::find_rows"(
+        const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t,
+        const Poll&, int64_t*)
+    bool c_ascends "fastrank::ascends"(const int64_t*, int64_t)
+    int64_t c_pack "fastrank::pack"(
+        const float*, int64_t, int32_t, int64_t, float*, double*)
+    const char* c_isa_name "fastrank::isa_name"(int)
+    const char* c_isa_active "fastrank::isa_active"()
+    bint c_isa_select "fastrank::isa_select"(const char*)
+    cdef struct Forced:
+        pass
+    Forced* forced()

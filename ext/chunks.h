@@ -302,10 +302,10 @@ class SharedPass {
     const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
     for (int64_t done = 0; done < walk.count; done += panels) {
       if (interrupt_->stop(panels * int64_t(seats.size()))) return;
-      Scan tile = walk;
-      tile.first += done;
-      tile.count = std::min(panels, walk.count - done);
-      const int64_t next = tile.first + tile.count;
+      Scan piece = walk;
+      piece.first += done;
+      piece.count = std::min(panels, walk.count - done);
+      const int64_t next = piece.first + piece.count;
       const int64_t lines = std::min(panels, any.n_panels - next) * panel_lines;
       const uint8_t* ahead =
           any.codes ? any.codes : reinterpret_cast<const uint8_t*>(any.panels);
@@ -313,17 +313,17 @@ class SharedPass {
       Group group;
       for (Seat& seat : seats) {
         const bool alone = seat.source.vectors && !seat.source.codes;
-        if (alone || !mostly_eligible(seat.source, tile)) {
-          seat.pass->walk(tile);
+        if (alone || !mostly_eligible(seat.source, piece)) {
+          seat.pass->walk(piece);
           continue;
         }
         group.seats[group.size++] = &seat;
         if (group.size < kernels_.tile_users && &seat != &seats.back()) continue;
-        walk_tile(group, tile, ahead, lines / groups);
+        walk_tile(group, piece, ahead, lines / groups);
         ahead += lines / groups * 64;
         group.size = 0;
       }
-      walk_tile(group, tile, ahead, 0);
+      walk_tile(group, piece, ahead, 0);
     }
   }
 
@@ -333,28 +333,29 @@ class SharedPass {
     int size = 0;
   };
 
-  void walk_tile(const Group& group, const Scan& tile, const void* ahead, int64_t lines) {
+  // Source -> tile -> pass. Of a single user no tile is filled: panels go to the pass one by one.
+  void walk_tile(const Group& group, const Scan& piece, const void* ahead, int64_t lines) {
     alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
     const Source* sources[kMaxTileUsers];
     for (int i = 0; i < group.size; ++i) sources[i] = &group.seats[i]->source;
     const bool shared = group.size > 1;
     if (shared)
-      kernels_.score_tile(sources, group.size, tile.first, tile.count, ahead, lines, dots);
+      kernels_.score_tile(sources, group.size, piece.first, piece.count, ahead, lines, dots);
+    // Here a function of scores would turn `dots` into its own (kernels.h, "The way of a score").
     for (int i = 0; i < group.size; ++i) {
-      Source& source = group.seats[i]->source;
-      source.tile = shared ? dots + i * tile.count * kLanes : nullptr;
-      source.tile_first = tile.first;
-      group.seats[i]->pass->walk(tile);
-      source.tile = nullptr;
+      Seat& seat = *group.seats[i];
+      if (shared) seat.source.tile = {dots + i * piece.count * kLanes, piece.first};
+      seat.pass->walk(piece);
+      seat.source.tile = {};
     }
   }
 
   // Whether to score a whole tile for this user costs less than to look at its panels one by one.
-  static bool mostly_eligible(const Source& source, const Scan& tile) {
+  static bool mostly_eligible(const Source& source, const Scan& piece) {
     if (!source.eligible) return true;
     int64_t panels = 0;
-    for (int64_t i = 0; i < tile.count; ++i) panels += source.eligible[tile.first + i] != 0;
-    return 2 * panels > tile.count;
+    for (int64_t i = 0; i < piece.count; ++i) panels += source.eligible[piece.first + i] != 0;
+    return 2 * panels > piece.count;
   }
 
   // Chunks are done in any order and merged in theirs, by whoever makes the next one ready.

@@ -334,9 +334,9 @@ inline void take_group(const Source& source, Scan* walk, Group* group) {
     group->lanes[group->count++] = lanes;
   }
   const Source* const self = &source;
-  if (source.tile) {
+  if (source.tile.dots) {
     for (int i = 0; i < group->count; ++i)
-      group->sums[i] = source.tile + (group->panels[i] - source.tile_first) * kLanes;
+      group->sums[i] = source.tile.dots + (group->panels[i] - source.tile.first) * kLanes;
     return;
   }
   const bool run = group->count == visits && walk->step == 1 && walk->stride == 1;

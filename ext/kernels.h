@@ -35,6 +35,16 @@
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
 // could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
 //
+// The way of a score. A score source (Source: a request's panels, codes or given scores) fills a
+// tile (Tile: a run of panels); a pass (chunks.h) draws from it; what it keeps of a chunk is a
+// partial (sampling.h), and partials are merged. One user alone, and the scattered pilot, go panel by
+// panel without a tile, with the same bits. A function of scores would have its place on the tile:
+// in place, once the source has filled it and before a pass sees it (SharedPass::walk_tile), and where
+// there is no tile on the scores of each panel. It would owe what a source owes: one number for an
+// item, however panels are cut into tiles and whichever thread asks; finite, and in range, as the
+// values above; codes, whose bounds are those of dot products, go unused. Lanes that are not eligible,
+// or no items, hold any number. Biases are added behind it, to the scores that it leaves.
+//
 // Order. Everywhere: key descending, then row ascending: the caller's position, which is ours
 // unless the catalog is stored in another order (`rows`). Fewer than k eligible items give a
 // shorter ranking, never padding.
@@ -261,7 +271,14 @@ struct QuantisedQuery {
   float step, base, certain, margin;
 };
 
-// A request joined with its catalog, ready to score panels.
+// What a source has scored of panels `first`, ...: 16 numbers a panel, dot products (over codes: sums
+// of products) before any bias. Borrowed from who walks over it; or null.
+struct Tile {
+  const float* dots;
+  int64_t first;
+};
+
+// A score source: a request joined with its catalog, ready to score panels.
 struct Source {
   const float* panels;
   const float* vectors;  // instead of panels
@@ -281,10 +298,9 @@ struct Source {
   uint16_t last_lanes;          // lanes of the last panel that are items
   float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
   float scores_tail[kLanes];     // given scores likewise
-  // What score_tile made of panels from `tile_first` on, or null. While it is set, scores of these
-  // panels (over codes: estimates alone) come from it, and no others may be asked for.
-  const float* tile;
-  int64_t tile_first;
+  // While one is set, scores of its panels (over codes: estimates alone) come from it, and no others
+  // may be asked for.
+  Tile tile;
 };
 
 // A walk over panels first + offset * step, offset = 0, stride, 2 stride, ... modulo count: a run
@@ -345,8 +361,8 @@ struct Kernels {
   float (*weigh)(const float* scores, uint32_t lanes, float reference, float inv_temperature,
                  float* weights);
   void (*score_panel)(const Source&, int64_t panel, float* scores);
-  // Dot products (over codes: sums of products), before any bias, of 1 to tile_users users with
-  // panels first, ..., first + count - 1, to the bit as a scan forms them:
+  // Fills the tiles of 1 to tile_users users, of panels first, ..., first + count - 1, to the bit as a
+  // scan forms their numbers:
   // dots[(user * count + panel - first) * 16 + lane]. The users share a catalog. Meanwhile `lines`
   // cache lines from `ahead` on are fetched.
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,

@@ -318,10 +318,10 @@ inline Lanes panel_dots(const Source& source, int64_t panel) {
 }
 
 // A tile over codes holds sums of codes: float32 scores then come from the vectors.
-inline bool has_dots(const Source& source) { return source.tile && !source.codes; }
+inline bool has_dots(const Source& source) { return source.tile.dots && !source.codes; }
 
 inline Lanes tile_dots(const Source& source, int64_t panel) {
-  return load_lanes(source.tile + (panel - source.tile_first) * kLanes);
+  return load_lanes(source.tile.dots + (panel - source.tile.first) * kLanes);
 }
 
 inline const float* biases_of(const Source& source, int64_t panel) {

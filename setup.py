@@ -88,6 +88,7 @@ HEADERS = [
     "interrupt.h",
     "kernels.h",
     "kernels.pxd",
+    "normaliser.h",
     "philox.h",
     "probes.h",
     "quantise.h",

@@ -1,11 +1,5 @@
-// int8 storage: how vectors become codes, and queries whole numbers.
-//
-// A coordinate v = (x - center) / (unit * scale) becomes the code floor(v + dither + 1/2), where
-// the dither is the sum of two uniforms on (-1/2, 1/2). Then the error code - v has mean 0 and
-// variance 1/4 whatever v is (Wannamaker, Lipshitz, Vanderkooy and Wright, "A theory of
-// nonsubtractive dither", 2000): the errors of equal rows do not add up, and the bias of exp(error)
-// is known without knowing v. Rounding to the nearest has neither property; plain stochastic
-// rounding lacks the second.
+// int8 storage: how vectors become codes, and queries whole numbers. docs/int8-bounds.md says in
+// "Codes" why codes are dithered.
 
 #include "quantise.h"
 

@@ -129,7 +129,7 @@ inline double epsilon_greedy(bool best, double epsilon, int64_t left) {
 // ---- Partials -------------------------------------------------------------------------------
 
 // What is not known exactly in the mass of a partial whose scores are estimates: sums over items of
-// an estimated weight w, of w * deviation and (w * deviation)^2. See estimated.h.
+// an estimated weight w, of w * deviation and (w * deviation)^2. See normaliser.h.
 struct Doubt {
   Mass mass, scaled, variance;
   Mass noted;      // of estimates, of the items noted

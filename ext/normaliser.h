@@ -1,0 +1,314 @@
+// The normaliser of a ranking that was drawn over int8 codes: heavy items by their float32 scores, the
+// others by estimates, and a bound on what that leaves (docs/int8-bounds.md, "The normaliser").
+// Included by estimated.h.
+#pragma once
+
+#include <cmath>
+#include <memory>
+
+#include "chunks.h"
+#include "error_law.h"
+
+namespace fastrank {
+
+// Items by the logarithm of a weight, in steps of 1/16 below the largest.
+class Histogram {
+ public:
+  static constexpr int kBins = 1024;
+  static constexpr double kPerUnit = 16.0;
+
+  Histogram(float highest, double inv_temperature)
+      : highest_(highest), per_bin_(float(kPerUnit * inv_temperature)) {}
+
+  // A NaN, which damaged scales can bring, counts in the last bin: `min` takes its first argument.
+  void add(float score) {
+    const int bin = int(std::min(float(kBins - 1), (highest_ - score) * per_bin_));
+    ++counts[bin];
+    used = std::max(used, bin + 1);
+  }
+
+  double edge(int bin) const { return highest_ - double(bin) / per_bin_; }  // a bin's upper end
+  double middle(int bin) const { return highest_ - (double(bin) + 0.5) / per_bin_; }
+
+  int64_t counts[kBins] = {};
+  int used = 0;  // bins; the others are empty
+
+ private:
+  float highest_, per_bin_;
+};
+
+namespace {
+
+double relative(const Mass& mass, double reference, double inv_temperature) {
+  return mass.value == 0.0
+             ? 0.0
+             : mass.value * exp((mass.reference - reference) * inv_temperature);
+}
+
+Unscored unscored(const Doubt& doubt, double reference, double inv_temperature) {
+  // What was noted was taken off again: a rounding may be left.
+  return {std::max(0.0, relative(doubt.mass, reference, inv_temperature)),
+          std::max(0.0, relative(doubt.scaled, reference, inv_temperature)),
+          std::max(0.0, relative(doubt.variance, reference, 2.0 * inv_temperature)),
+          exp((doubt.cut - reference) * inv_temperature)};
+}
+
+double heaviness(const CodeQuery& query, float score, float scale) {
+  return double(score) + 2.0 * query.spread * scale;
+}
+
+void prefetch_row(const Source& source, int64_t position) {
+  const int64_t stride = (source.dim + 3) / 4 * 4;
+  const float* row = source.vectors + position * stride;
+  for (int64_t c = 0; c < std::min<int64_t>(stride, 64); c += 16) __builtin_prefetch(row + c);
+}
+
+// Adds items by their estimates, 16 at a time.
+void estimate_items(const Kernels& kernels, const Noted* items, int64_t count,
+                    float reference, float inv_temperature, double deviation,
+                    Estimates* sums) {
+  float estimates[kLanes] = {}, scales[kLanes] = {};
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int size = int(std::min<int64_t>(kLanes, count - first));
+    for (int i = 0; i < size; ++i) {
+      const Noted& item = items[first + i];
+      estimates[i] = item.estimate;
+      scales[i] = item.scale;
+    }
+    kernels.add_estimates(estimates, scales, (1u << size) - 1, reference, inv_temperature,
+                          float(deviation), sums);
+  }
+}
+
+// Rows to ask for before they are scored: they lie anywhere in memory.
+constexpr int64_t kFetchAhead = 64;
+
+// Calls visit(first, scores) for each 16 items, or what is left of them.
+template <class Visit>
+void score_items(const Kernels& kernels, const Source& source, const Noted* items, int64_t count,
+                 const Visit& visit) {
+  for (int64_t i = 0; i < std::min(count, kFetchAhead); ++i) prefetch_row(source, items[i].position);
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int size = int(std::min<int64_t>(kLanes, count - first));
+    int64_t positions[kLanes];
+    for (int i = 0; i < size; ++i) positions[i] = items[first + i].position;
+    for (int64_t i = first + kFetchAhead; i < std::min(count, first + kFetchAhead + kLanes); ++i)
+      prefetch_row(source, items[i].position);
+    float scores[kLanes] = {};
+    kernels.score_rows(source, positions, size, scores);
+    visit(first, scores);
+  }
+}
+
+// Moves the items that reach the cut to `above`, without a branch, which nothing could predict; both
+// have room for all. Returns how many.
+int64_t take_above(Noted* items, int64_t* count, float cut, Noted* above) {
+  int64_t n_above = 0, n_below = 0;
+  for (int64_t i = 0; i < *count; ++i) {
+    const Noted item = items[i];
+    const bool is_above = item.heaviness >= cut;
+    above[n_above] = items[n_below] = item;
+    n_above += is_above;
+    n_below += !is_above;
+  }
+  *count = n_below;
+  return n_above;
+}
+
+// Completes the mass of the items that are not ranked: scores those of the noted that are heavy.
+// Returns a bound on the error of log(mass + weight of the last item that is ranked). Infinite if
+// it cannot be kept within the tolerance; *excess is then by what factor it is missed, about.
+double complete(const Kernels& kernels, const Source& source, const ErrorLaw& law,
+                double temperature, Partial* top, double* excess) {
+  const CodeQuery& query = *source.query_of_codes;
+  const double inv_t = 1.0 / temperature;
+  const float reference = top->items.back().score;
+  const std::vector<Noted>& items = top->noted;
+  const Unscored light = unscored(top->doubt, reference, inv_t);
+  const double exact = relative(top->rest, reference, inv_t);
+  const double noted = relative(top->doubt.noted, reference, inv_t);
+  if (!top->doubt.estimated && items.empty()) {
+    top->rest = {exact, double(reference)};
+    return 0.0;
+  }
+
+  // Where to set the cut, by what estimates say of the doubt that lighter items leave.
+  const float window = float(law.window);
+  float highest = -std::numeric_limits<float>::infinity();
+  for (const Noted& item : items)
+    highest = std::max(highest, item.heaviness - window * item.scale);
+  Histogram bins(highest, inv_t);
+  for (const Noted& item : items) bins.add(item.heaviness - window * item.scale);
+  const double usual =
+      light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
+  const double reach = law.deviation > 0.0 ? 2.0 * query.spread * usual / law.deviation : 0.0;
+  const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
+  const int64_t n_items = int64_t(items.size());
+  const double least = law.bound(light, n_items);
+  if (!(least <= allowed)) {  // whatever is scored
+    *excess = least / allowed;
+    return kInfinity;
+  }
+  // Sums over what is light if the bins before one are heavy. The mass allowed for is by estimates,
+  // which a few items can decide.
+  Unscored sums[Histogram::kBins + 1];
+  sums[bins.used] = light;
+  for (int b = bins.used - 1; b >= 0; --b) {
+    const double count = double(bins.counts[b]);
+    const double weight = count > 0.0 ? exp((bins.middle(b) - reach - reference) * inv_t) : 0.0;
+    const Unscored& before = sums[b + 1];
+    sums[b] = {before.mass + count * weight, before.scaled + count * weight * usual,
+               before.variance + count * weight * weight * usual * usual, 0.0};
+  }
+  const double aim = exp(-std::min(1.0, 0.5 * usual)) * allowed;
+  int last = 0;
+  for (int high = bins.used; last < high;) {
+    const int middle = (last + high) / 2;
+    sums[middle].cut = exp((bins.edge(middle) - reference) * inv_t);
+    if (law.bound(sums[middle], n_items) <= aim) {
+      high = middle;
+    } else {
+      last = middle + 1;
+    }
+  }
+
+  // Lower and lower, should the sums turn out worse.
+  const size_t room = items.size() + kLanes;  // whole registers are read
+  const std::unique_ptr<Noted[]> scored(new Noted[room]), others(new Noted[room]);
+  const std::unique_ptr<float[]> scores(new float[room]);
+  std::copy(items.begin(), items.end(), others.get());
+  std::vector<Noted> light_ones;
+  int64_t n_scored = 0, n_others = n_items;
+  for (int step = 1 + int(Histogram::kPerUnit * std::min(4.0, usual));; step *= 2) {
+    double cut = top->doubt.cut;
+    if (last < bins.used) cut = std::max(cut, bins.edge(last));
+    Noted* const more = scored.get() + n_scored;
+    const int64_t n_more = take_above(others.get(), &n_others, float(cut), more);
+    score_items(kernels, source, more, n_more, [&](int64_t first, const float* some) {
+      std::copy_n(some, kLanes, &scores[size_t(n_scored + first)]);
+    });
+    n_scored += n_more;
+    light_ones.clear();
+    double heavy_mass = 0.0;
+    int64_t n_heavy = 0;
+    for (int64_t first = 0; first < n_scored; first += kLanes) {
+      const int count = int(std::min<int64_t>(kLanes, n_scored - first));
+      uint32_t heavy = 0;
+      for (int i = 0; i < count; ++i) {
+        const Noted& item = scored[size_t(first + i)];
+        if (heaviness(query, scores[size_t(first + i)], item.scale) >= cut) {
+          heavy |= 1u << i;
+        } else {
+          light_ones.push_back(item);
+        }
+      }
+      n_heavy += __builtin_popcount(heavy);
+      float weights[kLanes];
+      heavy_mass += double(
+          kernels.weigh(&scores[size_t(first)], heavy, reference, float(inv_t), weights));
+    }
+    Estimates estimates = {};
+    estimate_items(kernels, others.get(), n_others, reference, float(inv_t), law.deviation,
+                   &estimates);
+    estimate_items(kernels, light_ones.data(), int64_t(light_ones.size()), reference,
+                   float(inv_t), law.deviation, &estimates);
+    const double mass = exact + heavy_mass + light.mass + estimates.mass;
+    const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
+                           light.variance + estimates.variance, exp((cut - reference) * inv_t)};
+    const bool estimated = top->doubt.estimated || n_others > 0 || !light_ones.empty();
+    // Sums are float32 over 8 panels, and what was noted is taken off them.
+    const double error =
+        estimated ? (law.bound(rest, n_heavy) + 4e-7 * mass) / (mass + 1.0) : 0.0;
+    const double bound = error < 0.5 ? -log1p(-error) : kInfinity;
+    if (bound <= query.tolerance && mass < kInfinity) {
+      top->rest = {mass, double(reference)};
+      return bound;
+    }
+    *excess = error / query.tolerance;
+    if (last == bins.used) return kInfinity;  // all were scored
+    last = std::min(last + step, bins.used);
+  }
+}
+
+// Notes again, in a pass over the codes alone, what reaches a cut; what is ranked stays. Whether it
+// was few enough items to be scored.
+bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& law,
+                double temperature, double cut, Partial* top) {
+  const int64_t n_items = source.n_panels * kLanes;
+  std::vector<uint16_t> lanes(static_cast<size_t>(source.n_panels), uint16_t(0xFFFF));
+  if (source.eligible) {
+    std::copy_n(source.eligible, source.n_panels, lanes.begin());
+  } else {
+    lanes.back() = source.last_lanes;
+  }
+  for (const Candidate& item : top->items)
+    lanes[size_t(item.position / kLanes)] &= uint16_t(~(1u << (item.position % kLanes)));
+  Source others = source;
+  others.eligible = lanes.data();
+  const float reference = top->items.back().score;
+  const int64_t room = 3 * n_items / (2 * costly_share(source)) + 1024;
+  const std::unique_ptr<Noted[]> noted(new Noted[size_t(room)]);
+  CodeScan scan = {};
+  scan.walk.step = scan.walk.stride = 1;
+  scan.walk.count = source.n_panels;
+  scan.walk.reference = reference;
+  scan.walk.inv_temperature = float(1.0 / temperature);
+  scan.walk.limit = kInfinity;  // no budget is spent: weights are bounded by nothing, linearly
+  scan.linear = true;
+  scan.deviation = float(law.deviation);
+  scan.noting = float(law.noting);
+  // Then heaviness does without the part of the biases, which the cut makes up for.
+  scan.cut = float(cut - 4.0 * source.query_of_codes->bias_rounding);
+  scan.noted = noted.get();
+  scan.room = room;
+  if (kernels.scan_codes(others, &scan)) return false;
+  top->noted.assign(noted.get(), noted.get() + scan.n_noted);
+  Estimates sums = {};
+  estimate_items(kernels, noted.get(), scan.n_noted, reference, scan.walk.inv_temperature,
+                 law.deviation, &sums);
+  top->rest = {0.0, double(reference)};
+  top->doubt = {{scan.estimates.mass, reference},
+                {scan.estimates.scaled, reference},
+                {scan.estimates.variance, reference},
+                {sums.mass, reference},
+                cut,
+                source.n_panels,
+                false,
+                true};
+  return true;
+}
+
+// A cut that is lower by what the bound is missed by, as the noted items near the old one tell.
+double lower_cut(const ErrorLaw& law, double temperature, const Partial& top, double excess) {
+  const double inv_t = 1.0 / temperature, cut = top.doubt.cut;
+  const Unscored light = unscored(top.doubt, cut, inv_t);
+  const double usual = light.mass > 0.0 ? light.scaled / light.mass : 0.0;
+  double near = 0.0;
+  for (const Noted& item : top.noted)
+    near += (double(item.heaviness) - cut) * inv_t < 0.5;
+  const double weight =
+      usual * (law.deviation > 0.0 ? exp(-law.noting * usual / law.deviation * inv_t) : 1.0);
+  // The bound goes with the root of the variance, which an item at the cut adds weight^2 to.
+  const double slope = light.variance > 0.0 ? near * weight * weight / light.variance : 0.0;
+  // Less steep further down, and to note more costs less than to pass once more.
+  const double lower = log(1.2 * std::max(excess, 1.0)) / std::max(0.5 * slope, 0.05);
+  return cut - std::clamp(lower, 0.25, 8.0) * temperature;
+}
+
+// As `complete`, and on a miss that is near once or twice more; infinite if all has to be summed in
+// float32.
+double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
+  const ErrorLaw law(*source.query_of_codes, temperature);
+  double excess = kInfinity;
+  double bound = complete(kernels, source, law, temperature, top, &excess);
+  for (int again = 0; again < 2 && bound == kInfinity && excess < 8.0 && !top->doubt.costly;
+       ++again) {
+    const double cut = lower_cut(law, temperature, *top, excess);
+    if (!note_again(kernels, source, law, temperature, cut, top)) break;
+    bound = complete(kernels, source, law, temperature, top, &excess);
+  }
+  return bound;
+}
+
+}  // namespace
+}  // namespace fastrank

@@ -25,14 +25,14 @@ from fastrank.marginals import (
 from fastrank.model import Model
 from fastrank.ope.batch import FLAT_ARRAYS
 from fastrank.ope.estimators import ESTIMATORS
-from fastrank.ope.propensities import (
-    ByModel,
-    EvaluationPolicy,
+from fastrank.ope.propensities import ByModel, EvaluationPolicy
+from fastrank.ope.queries import (
     Newer,
     Queries,
     Query,
     Writers,
     catalog_of,
+    catalogs_of,
     logging_policy,
     shown,
 )
@@ -92,7 +92,7 @@ class OptionalArrays:
     ) -> None:
         self._restrict = restrict
         self._keep_candidates = keep_candidates
-        self._catalogs = {catalog_of(each).version: catalog_of(each) for each in logging}
+        self._catalogs = catalogs_of(logging)
         self._writers = Writers(logging)
         self._places = places
         self._reward_model = reward_model

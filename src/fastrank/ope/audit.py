@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastrank.catalog import RNG_VERSION, Catalog
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.model import Model
-from fastrank.ope.propensities import Query, Writers, catalog_of, logging_policy, shown
+from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy, shown
 from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
 
 __all__ = ["Audit", "Check", "audit"]

@@ -14,8 +14,9 @@ from typing import Any
 from fastrank.ope.audit import Audit
 from fastrank.ope.diagnostics import BINS_PER_OCTAVE
 from fastrank.ope.estimators import ESTIMATORS
-from fastrank.ope.evaluation import LOGGING, Evaluation, PolicyResult, StratumResult
+from fastrank.ope.question import LOGGING
 from fastrank.ope.results import REASONS, Difference, Estimate, Interval
+from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.ope.verdict import explain
 
 __all__ = ["Section", "render"]

@@ -1,5 +1,5 @@
 // exp, log and log1p in float64, from nothing but IEEE addition, multiplication and
-// division: a ranking's bits must not hang on the C library it meets. Truncated series on the
+// division: a ranking's bits must not depend on the C library it meets. Truncated series on the
 // reduced argument, within 2 ulp of the truth (tests/test_elementary.py). Only entries and
 // normalisers come through here, never the n items of a scan. Each file keeps its own copies: those
 // made for a newer CPU must not be picked by the linker for the rest of the program.

@@ -31,8 +31,8 @@
 // The bound holds with a probability of 1 - 1e-9 over the dither of the codes, for any one query and
 // cut that do not depend on it. That dither is no secret: a query along the mean error of the codes
 // makes all estimates err one way, and passes the bound. A cut is chosen by sums over thousands of
-// estimates, so it hardly hangs on the error of any one; of the hundred or so that it could be, all
-// hold with a probability of 1 - 1e-7.
+// estimates, so it hardly depends on the error of any one; of the hundred or so that it could be,
+// all hold with a probability of 1 - 1e-7.
 //
 // What it bounds is the error that codes bring. The float32 score of a row is rounded, too, from
 // int8 storage as from float32 storage: that is kept apart, as it is there.

@@ -662,7 +662,7 @@ class EstimatedJumps final : public Jumps {
   // There is no room for more: chooses the cut, or raises it to the median of what was noted.
   void make_room(int64_t visited) {
     if (undecided_) return choose_cut(visited);
-    // Of a sample: the items stay where they are, for sums hang on their order, and the order in
+    // Of a sample: the items stay where they are, for sums depend on their order, and the order in
     // which nth_element would leave them on the library.
     float sample[256];
     const int64_t step = n_noted_ / 256 + 1;

@@ -192,7 +192,7 @@ def test_a_log_that_cannot_show_the_target_is_worth_nothing() -> None:
 
 
 def test_heavy_tails_are_flagged() -> None:
-    """A uniform target from a cold log: E[w^2] hangs on the worst items, which draws rarely meet
+    """A uniform target from a cold log: E[w^2] depends on the worst items, which draws rarely meet
     in the first places; exact shares never are flagged."""
     rng = np.random.default_rng(0)
     catalog = fr.Catalog(range(3000), rng.standard_normal((3000, 4)))

@@ -1,4 +1,4 @@
-"""What only some estimators want of a row: marginals, a reward model's word, slate weights."""
+"""Arrays that only some estimators need: marginals, a reward model's values, slate weights."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class OptionalArrays:
             for policy in policies
             if isinstance(policy, ByModel) and "slate_weights" not in policy.arrays
         ]
-        # What hangs on the log alone, or was computed for all policies, of the last rows.
+        # What depends on the log alone, or was computed for all policies, of the last rows.
         self._last_marginals = _OfRows[Array]()
         self._last_slates = _OfRows[dict[int, Array]]()
         self.laws = 0  # computed so far, which is nearly all of the work
@@ -143,8 +143,8 @@ class OptionalArrays:
     ) -> dict[str, Array]:
         """The arrays for these rows, (len(rows), places) or (len(rows),).
 
-        `advance` is told, again and again, how many more rows are done; all of them in the end.
-        Give the same `rows` object for all policies: what hangs on the log alone is kept for it.
+        `advance` is called with the number of rows done since its last call; these add up to all.
+        Give the same `rows` object for all policies: what depends on the log alone is kept for it.
         """
         done = 0.0
 

@@ -37,7 +37,7 @@ class Check:
     ----------
     name : str
     outcome : {"passed", "warning", "failed", "not done"}
-        A log whose check failed must not be evaluated; after a warning its figures hang on what
+        A log whose check failed must not be evaluated; after a warning its figures depend on what
         is said there.
     rows, failures : int
         Looked at, and found wrong.
@@ -111,7 +111,7 @@ def audit(
         About how many rows are computed again, chosen by a hash of the request; of a log with
         rows, one at least.
     advance : callable, optional
-        Told how many rows have been read.
+        Called with the number of rows read so far.
 
     Returns
     -------

@@ -73,7 +73,7 @@ def evaluate(
     reference : str
         What differences are to: ``"logging"``, or a policy's label.
     cluster : bool
-        Whether rows of one user hang together.
+        Whether errors allow for a user's rows depending on each other.
     level : float
         Of the intervals.
     thresholds : Thresholds, optional

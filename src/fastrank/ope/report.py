@@ -52,7 +52,7 @@ _STATUSES: Mapping[str, tuple[str, str]] = {
     ),
     "low_overlap": (
         "low overlap",
-        "Too few logged rankings are like those of the policy: the number hangs on a handful of"
+        "Too few logged rankings are like those of the policy: the number depends on a handful of"
         " rows, and its interval is too narrow. It is no result.",
     ),
     "malformed_log": (

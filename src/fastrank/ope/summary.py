@@ -96,7 +96,7 @@ class Evaluation:
     level, difference_level : float
         Of intervals, and of those of differences, which are stricter (Bonferroni).
     clustered : bool
-        Whether errors take it that rows of one user hang together.
+        Whether errors allow for a user's rows depending on each other.
     thresholds : Thresholds
         That statuses were judged by.
     places : int

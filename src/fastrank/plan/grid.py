@@ -126,7 +126,7 @@ def explore(
         Rankings for each user and policy, at least 2.
     seed : int
     advance : callable, optional
-        Told of the progress.
+        Called with the progress.
 
     Returns
     -------

@@ -39,8 +39,8 @@ class Share:
     heaviest_draw, heaviest_user : float
         The largest part of E[w^2] that one draw, one user brings.
     trusted : bool
-        Exact, or error at most 0.2 and no draw above 0.1: a sum that hangs on a few draws has most
-        likely missed heavier ones, and the true share is smaller.
+        Exact, or error at most 0.2 and no draw above 0.1: a sum that depends on a few draws has
+        most likely missed heavier ones, and the true share is smaller.
     """
 
     target: str

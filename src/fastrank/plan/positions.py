@@ -23,7 +23,7 @@ def iips_shares(plan: Plan, point: Point, advance: Advance | None = None) -> tup
     point : Point
         One of the plan's, or a solution's.
     advance : callable, optional
-        Told of each user done.
+        Called with the progress, in users.
 
     Returns
     -------

@@ -52,7 +52,7 @@ def own_temperatures(
         Between 0 and 1; to be right on average after calibration, the parameter of
         ``solve_overlap(plan, ..., "user_temperature")``.
     advance : callable, optional
-        Told of the progress, in users.
+        Called with the progress, in users.
 
     Returns
     -------

@@ -294,7 +294,7 @@ def figures(estimator: ope.Estimator) -> dict[str, Any]:
     found = ope.estimate(estimator).to_dict()
     diagnostics = found.pop("diagnostics") or {}
     places = diagnostics.pop("by_place", ())
-    flat = {**found, **diagnostics}
+    flat = {**found.pop("parameters"), **found, **diagnostics}
     for j, place in enumerate(places):
         flat |= {f"{name} {j}": value for name, value in place.items()}
     return flat

@@ -56,7 +56,7 @@ from growth import BATCHED, FLAT, LINES, OURS, PEERS, SCANNED, STEEP, Growth
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 10_000_000
-# Times the temperature that suits the scores: peaked laws hang on few items' errors, flat ones on
+# Times the temperature that suits the scores: peaked laws depend on few items' errors, flat ones on
 # the sum of many.
 FACTORS = [0.1, 1.0, 10.0]
 SHORT = 4  # dimensions of vectors that cost little, where the order of items counts for more
@@ -259,7 +259,7 @@ def k_section(growth: Growth) -> list[str]:
     return [
         *heading("By k", "speed-k", "Milliseconds for a ranking, by its length"),
         *paragraph(
-            "The pass over the items does not hang on k; entries into the ranking do. In items",
+            "The pass over the items does not depend on k; entries into the ranking do. In items",
             f"without order there are about k (1 + ln(n / k)) of them: {entries}. Each takes a",
             "random number, logarithms and a place in a heap. At",
             f"k = {large:,} sampling takes {' and '.join(costs)}.",
@@ -282,7 +282,7 @@ def dim_section(growth: Growth) -> list[str]:
             "A dot product takes d multiply-adds and reads 4 d bytes, d from int8 vectors: both",
             "grow with d. The exponential, the sum and the entries do not. "
             + fitted(growth, f"{n}, d = {{}}: ", growth.dims, "d"),
-            "A power below 1 comes from what does not hang on d, one above 1 from a matrix that",
+            "A power below 1 comes from what does not depend on d, one above 1 from a matrix that",
             "leaves a cache on the way.",
         ),
         *table(
@@ -421,9 +421,9 @@ def long_vectors(growth: Growth) -> list[str]:
     return [
         *paragraph(
             "Text embeddings have hundreds of dimensions: more reading to be saved. How many",
-            "float32 vectors the normaliser takes besides hangs on the temperature: few where the",
-            "law is flat or peaked. So below goes by sd / T, the standard deviation of a user's",
-            "scores over T, which is 2 above.",
+            "float32 vectors the normaliser takes besides depends on the temperature: few where",
+            "the law is flat or peaked. So below goes by sd / T, the standard deviation of a",
+            "user's scores over T, which is 2 above.",
             f"At n = {growth.middle:,} one user's ranking takes at most so much of float32's time:"
             if most
             else "",
@@ -491,7 +491,7 @@ def order_section(growth: Growth) -> list[str]:
     return [
         *heading("By order of the items"),
         *paragraph(
-            "The law of the rankings does not hang on the order in which items are stored. The",
+            "The law of the rankings does not depend on the order in which items are stored. The",
             "number of entries does: few where the best come first, many where they come last.",
             "`prior=` stores them by what is known of all users: the mean of their scores, say, or",
             "the length of the item's vector.",

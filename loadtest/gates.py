@@ -1,4 +1,4 @@
-"""What a run must reach; the exit code hangs on it."""
+"""What a run must reach; the exit code depends on it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ N_DRAWS = 12_000
 
 # Of every budget so much is spent: of draws, of Hypothesis's examples, of simulated logs.
 # Sanitizers look at memory, not at laws, and spend a fraction; `make nightly` spends a multiple.
-# Thresholds hang on counts as they come, so they hold for any.
+# Thresholds depend on counts as they come, so they hold for any.
 DRAWS = float(os.environ.get("FASTRANK_TEST_DRAWS", "1"))
 
 Array: TypeAlias = npt.NDArray[np.float64]

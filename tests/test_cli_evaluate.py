@@ -275,7 +275,7 @@ def test_the_bundled_logs() -> None:
 def test_what_a_column_needs_no_model_for_is_not_read(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of the result hangs on it; rows that ranked candidates stay known as such."""
+    """Nothing of the result depends on it; rows that ranked candidates stay known as such."""
     batch = next(iter(LogReader(shop / "logs")))
     table = pa.Table.from_batches([batch.table])
     lp = pa.array([(1.1 * row).tolist() for row in batch.log_propensities])

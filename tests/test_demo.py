@@ -90,7 +90,7 @@ def test_shop_is_made_anew(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> demo.Story:
-    # Another seed than the demo's: what is told must not hang on that.
+    # Another seed than the demo's: what is told must not depend on that.
     return demo.story(tmp_path_factory.mktemp("story") / "shop", seed=7)
 
 

@@ -1,4 +1,4 @@
-"""exp, log and log1p of the core: within 2 ulp, so that no bit hangs on a libm.
+"""exp, log and log1p of the core: within 2 ulp, so that no bit depends on a libm.
 
 The truth is NumPy's longdouble (64-bit mantissa), 11 bits finer than what is tested.
 """

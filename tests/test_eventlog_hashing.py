@@ -13,7 +13,7 @@ from support import LIMIT, chi_square_p_value
 
 from fastrank.eventlog.hashing import SeenHashes, text_hash, text_hashes, uniforms
 
-# Written once: groups, bootstraps and replay draws of users' evaluations hang on them.
+# Written once: groups, bootstraps and replay draws of users' evaluations depend on them.
 KNOWN = {
     "": (0xE220A8397B1DCDAF, 0x8209B480FAED1B10),
     "a": (0x0DCC227C03C0ED9C, 0xC38C22CC5310E52E),

@@ -20,7 +20,7 @@ from fastrank.eventlog import LogReader, LogWriter, Stratum, join, schema
 from fastrank.eventlog.reader import LogBatch
 from fastrank.eventlog.schema import UNFILLED, Kind
 from fastrank.eventlog.segments import seal_abandoned
-from fastrank.ope.propensities import logging_policy
+from fastrank.ope.queries import logging_policy
 from fastrank.ope.report import Section, render
 from fastrank.policies import Sampler
 

@@ -167,7 +167,7 @@ class TestRoundTrip:
     def test_logged_propensities_can_be_recomputed(
         self, policy: fr.Policy, texts: fr.Catalog, tmp_path: Path
     ) -> None:
-        """From the row alone: nothing that the law hangs on is missing."""
+        """From the row alone: nothing that the law depends on is missing."""
         rng = np.random.default_rng(1)
         with LogWriter(tmp_path, inline_ids=3) as log:
             for seed in range(40):

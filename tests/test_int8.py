@@ -737,7 +737,7 @@ def test_rounding_errors_have_mean_zero_and_variance_a_quarter(fraction: float) 
 def test_log_norm_has_no_bias(kind: str) -> None:
     """The mean of 150 errors is within 5 standard errors of 0, and that error is small.
 
-    Each query looks at a column of its own, so each error hangs on other roundings. Estimates
+    Each query looks at a column of its own, so each error depends on other roundings. Estimates
     summed as they are would be off by half their variance, which the same test sees.
     """
     n, n_queries, temperature = 2_500, 150, 2.0
@@ -937,7 +937,7 @@ def assert_batch_is_its_rows(
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
 def test_a_batch_is_its_rows_where_the_pilot_shows_nothing(temperature: float) -> None:
-    """Runs between the pilot's panels are longer than a tile, and a cut hangs on neither.
+    """Runs between the pilot's panels are longer than a tile, and a cut depends on neither.
 
     The pilot of these catalogs is 14 panels, every 267th.
     """
@@ -1116,7 +1116,7 @@ def test_the_unit_of_vectors_does_not_matter(isa: str, power: int) -> None:
 
 
 def test_the_moment_of_codes_is_the_same_in_any_order() -> None:
-    """Whatever the order in which a BLAS adds up: the bound of a ranking hangs on it."""
+    """Whatever the order in which a BLAS adds up: the bound of a ranking depends on it."""
     codes = np.random.default_rng(23).integers(1, 256, (300, 3, 16, 4)).astype(np.uint8)
     moment = packing._moment(codes, 11)
     rows = codes.transpose(0, 2, 1, 3).reshape(-1, 12)[:, :11].astype(np.int64) - 128

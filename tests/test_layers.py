@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,28 @@ def test_there_are_no_circles() -> None:
     for module, needs in MAY_IMPORT.items():
         assert needs <= placed, f"{module} needs what stands above it: {sorted(needs - placed)}"
         placed.add(module)
+
+
+def test_files_of_subpackages_import_in_no_circle() -> None:
+    """Inside functions neither; a package may import what is in it, and that not the package."""
+    files = {
+        ".".join(("fastrank", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    needs: dict[str, set[str]] = {}
+    for name, path in files.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        needs[name] = {
+            each for each in named if each in files and not f"{name}.".startswith(f"{each}.")
+        }
+    assert needs["fastrank.ope.evaluation"] >= {"fastrank.ope.sums", "fastrank.ope.summary"}
+    list(TopologicalSorter(needs).static_order())  # a CycleError names the files
 
 
 @pytest.mark.parametrize("module", sources())

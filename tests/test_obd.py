@@ -71,7 +71,7 @@ def test_builder_makes_the_bundled_file_again(tmp_path: Path) -> None:
         build_obd.main(SOURCE, path)
     assert twice[0].read_bytes() == twice[1].read_bytes()
     bundled = Path(build_obd.__file__).with_name("obd.npz")
-    # By array, since the bytes of the archive also hang on the version of zlib.
+    # By array, since the bytes of the archive also depend on the version of zlib.
     with np.load(bundled, allow_pickle=False) as old, np.load(twice[0], allow_pickle=False) as new:
         assert old.files == new.files
         for name in old.files:

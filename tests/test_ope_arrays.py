@@ -145,7 +145,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_laws_are_told_apart(model: fr.Model) -> None:
-    from fastrank.ope.propensities import Query
+    from fastrank.ope.queries import Query
 
     vector = np.ones(4, np.float32)
     some, others = np.array([100, 101]), np.array([102])

@@ -85,6 +85,32 @@ def test_sound_logs_pass(tmp_path: Path, policy: fr.Policy) -> None:
     assert outcomes(found) == expected
 
 
+@pytest.mark.parametrize("head", [0, 1])
+def test_each_row_is_drawn_again_by_its_own_sampler(tmp_path: Path, head: int) -> None:
+    """Rows of one law, and so of one stratum; a seed draws another ranking by another sampler."""
+    names = [
+        *("stochastic_gumbel_softmax_trick", "stochastic_plackett_luce"),
+        "stochastic_plackett_luce_cached",
+    ]
+    with LogWriter(tmp_path) as writer:
+        for row in range(300):
+            policy = fr.policy(names[row % 3], temperature=0.7, head=head)
+            ranking = MODEL.recommend(row % 30, 3, policy=policy, seed=row)
+            writer.append(ranking, user_id=row % 30)
+    log = LogReader(tmp_path)
+    drawn = {each.name: each for each in ope.audit(log, [MODEL]).checks}["seeds draw"]
+    assert (drawn.outcome, drawn.rows, drawn.failures) == ("passed", 300, 0)
+    assert len(log.strata) == 1
+
+    def swap(rows: dict[str, list[Any]]) -> None:
+        rows["policy_name"] = [names[(names.index(each) + 1) % 3] for each in rows["policy_name"]]
+
+    checks = {each.name: each for each in ope.audit(altered(log, swap), [MODEL]).checks}
+    assert checks["propensities"].outcome == "passed"  # the law is the same
+    assert checks["seeds draw"].outcome == "warning"
+    assert checks["seeds draw"].failures > 100
+
+
 def test_users_temperatures_are_part_of_the_law(tmp_path: Path) -> None:
     found = ope.audit(write(tmp_path, fr.PlackettLuce(0.7), WARMER), [WARMER], sample=10_000)
     assert found.passed

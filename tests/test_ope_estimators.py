@@ -294,7 +294,7 @@ def figures(estimator: ope.Estimator) -> dict[str, Any]:
     found = ope.estimate(estimator).to_dict()
     diagnostics = found.pop("diagnostics") or {}
     places = diagnostics.pop("by_place", ())
-    flat = {**found, **diagnostics}
+    flat = {**found.pop("parameters"), **found, **diagnostics}
     for j, place in enumerate(places):
         flat |= {f"{name} {j}": value for name, value in place.items()}
     return flat
@@ -381,7 +381,7 @@ def test_other_sums_do_not_merge(name: str) -> None:
 
 @pytest.mark.parametrize("name", ope.ESTIMATORS)
 def test_gradients_are_the_derivatives(name: str) -> None:
-    """Errors hang on them."""
+    """Errors depend on them."""
     estimator = estimator_of(name, some_batch(500, 3, seed=3))
     totals = estimator.sums.sum(axis=0)
     gradient = estimator.gradient(totals)

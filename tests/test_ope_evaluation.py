@@ -144,7 +144,7 @@ def test_other_temperatures_are_estimated(
             estimate = result.estimates[name]
             error = np.hypot(estimate.standard_error or 0.0, truth.standard_error)
             assert abs((estimate.value or 0.0) - truth.value) < 5.5 * error, name
-        # The comparison with the log cancels most of what both hang on.
+        # The comparison with the log cancels most of what both depend on.
         difference, estimate = result.differences["snrips"], result.estimates["snrips"]
         assert (difference.standard_error or 1.0) < (estimate.standard_error or 0.0) / 2
         logged = simulate.true_value(world, model, fr.PlackettLuce(T), 3, n_draws=200, seed=5)
@@ -283,7 +283,7 @@ def test_marginals_and_slates_come_from_the_models(tmp_path: Path, world: simula
             estimate = result.estimates[name]
             assert abs((estimate.value or 0.0) - truth) < 5.5 * (estimate.standard_error or 0.0)
         errors = [result.estimates[name].standard_error_iid or 0.0 for name in names]
-        assert errors[1] < errors[0]  # rewards hang on item and place alone here, as iips assumes
+        assert errors[1] < errors[0]  # rewards depend on item and place alone here, as iips assumes
         assert errors[4] < errors[0]
 
 
@@ -1025,7 +1025,7 @@ def test_progress_is_told_within_a_batch(tmp_path: Path) -> None:
 def test_what_estimators_want_besides_is_part_of_the_forecast(
     stochastic: LogReader, model: fr.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In seconds of this process, which do not hang on who else is busy."""
+    """In seconds of this process, which do not depend on who else is busy."""
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     policies = by_model(model, a=fr.PlackettLuce(0.4), b=fr.Uniform())
     judged = forecast(stochastic, policies, logging=[model])

@@ -17,6 +17,7 @@ from fastrank import marginals, reference
 from fastrank import plan as planning
 from fastrank.expectations import Audience
 from fastrank.plan import Kind, Plan, RelativeTemperature, Target
+from fastrank.plan.arguments import user_count
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANIME = Path(__file__).resolve().parents[2] / "shared" / "data" / "anime"
@@ -191,7 +192,7 @@ def test_a_log_that_cannot_show_the_target_is_worth_nothing() -> None:
 
 
 def test_heavy_tails_are_flagged() -> None:
-    """A uniform target from a cold log: E[w^2] hangs on the worst items, which draws rarely meet
+    """A uniform target from a cold log: E[w^2] depends on the worst items, which draws rarely meet
     in the first places; exact shares never are flagged."""
     rng = np.random.default_rng(0)
     catalog = fr.Catalog(range(3000), rng.standard_normal((3000, 4)))
@@ -419,9 +420,9 @@ class TestEdges:
     def test_users_are_subsampled(self) -> None:
         plan = medium_plan(users=7)
         assert (plan.users, plan.n_users) == (7, 60)
-        assert planning._user_count(None, 7_390, 5_000) == 200
-        assert planning._user_count(None, 1_000_000, 5_000) == 20
-        assert planning._user_count(None, 7_390, 50) == 50
+        assert user_count(None, 7_390, 5_000) == 200
+        assert user_count(None, 1_000_000, 5_000) == 20
+        assert user_count(None, 7_390, 50) == 50
 
     def test_progress_and_time(self) -> None:
         told: list[tuple[str, int, int]] = []

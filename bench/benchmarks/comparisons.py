@@ -50,7 +50,7 @@ PRIORS = ["mean score", "norm"]
 # Dimensions of text embeddings.
 EMBEDDINGS = (384, 768)
 # Standard deviation of a user's scores / T, from nearly uniform to nearly deterministic rankings:
-# what int8 storage costs hangs on it. Normal workloads are at 2.
+# what int8 storage costs depends on it. Normal workloads are at 2.
 BAND = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 10.0, 40.0)
 _STORAGES = ("gumbel", "int8 gumbel")
 # 700 users for each of them.

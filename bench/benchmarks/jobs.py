@@ -321,7 +321,7 @@ def was_float32(name: str) -> bool:
 
 
 class Measurements:
-    """Values by name, one for each process that measured it, and what they hang on."""
+    """Values by name, one for each process that measured it, and what they depend on."""
 
     def __init__(
         self,
@@ -378,7 +378,7 @@ class Measurements:
 
 
 def environment() -> dict[str, str]:
-    """What measurements hang on."""
+    """What measurements depend on."""
     cpu = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

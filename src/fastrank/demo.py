@@ -338,7 +338,7 @@ def story(
     seed : int
         Of the logs.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
 
     Notes
     -----
@@ -500,7 +500,7 @@ def compare(
         Seconds after which a procedure over dictionaries is stopped. They have 3 repetitions, or 1
         from a million items on.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
     """
     items, users = heavy_tailed(n_items, n_users=8)
     catalog = Catalog(np.arange(n_items), items)

@@ -97,7 +97,7 @@ class Audience:
     k : int
         Places of a ranking, from 1 to n.
     advance : callable, optional
-        Told of each user done.
+        Called with the number of users done.
 
     Attributes
     ----------

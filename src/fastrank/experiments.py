@@ -155,7 +155,7 @@ def replay(*, seed: int = 0, quick: bool = False, advance: Advance | None = None
     quick : bool
         Up to 1,000 items instead of 10,000.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
 
     Notes
     -----
@@ -315,7 +315,7 @@ def four_ways(*, seed: int = 0, quick: bool = False, advance: Advance | None = N
     quick : bool
         10,000 rows a log instead of 30,000.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
 
     Notes
     -----
@@ -457,7 +457,7 @@ def avg_bias(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
     quick : bool
         5,000 rows instead of 50,000.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
 
     Notes
     -----
@@ -615,8 +615,8 @@ class Variances(Experiment):
         " computed rather than observed. The weight of a whole ranking (ips) is a product over its"
         " places, so each of them multiplies the variance; rips leaves out the places below a"
         " reward, and iips takes one ratio a place, which hardly grows. So all are the same at one"
-        " place and far apart at ten, and that pays where it is allowed: rips if a click hangs on"
-        " its item and those above, iips only if it hangs on its item and place alone."
+        " place and far apart at ten, and that pays where it is allowed: rips if a click depends on"
+        " its item and those above, iips only if it depends on its item and place alone."
     )
     sources = (
         "Swaminathan et al. (2017), Off-policy evaluation for slate recommendation, NeurIPS (ips)",
@@ -640,7 +640,7 @@ def variance(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
     quick : bool
         Up to 1,000 items instead of 10,000, a fifth of the draws.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
 
     Notes
     -----

@@ -1,8 +1,8 @@
 """Exact laws of whole rankings, cut in the two ways that off-policy estimators need.
 
 - *Position marginals*: how probable an item is at a place, whatever stands before it. Estimators
-  that let a reward hang on the item alone weight with their ratio. Conditional propensities, which
-  a log holds, do not give them: they are sums over all prefixes.
+  that let a reward depend on the item alone weight with their ratio. Conditional propensities,
+  which a log holds, do not give them: they are sums over all prefixes.
 - *Pseudo-inverse weights*: what a ranking counts when rewards add up over places, from the second
   moments of the logging law.
 

@@ -147,7 +147,7 @@ def _moment(codes: npt.NDArray[np.uint8], dim: int) -> float:
     """At least the largest eigenvalue of the sum of code x code^T, to 1e-5.
 
     The sum is exact, because float32 holds the sums of a block of 1,024 rows (127^2 * 1024 < 2^24),
-    and the last digits, which are LAPACK's own, are rounded away: rankings hang on this number.
+    and the last digits, which are LAPACK's own, are rounded away: rankings depend on this number.
     """
     moments = np.zeros((dim, dim))
     for first in range(0, len(codes), 64):

@@ -2,7 +2,7 @@
 
 A real log never says what an estimate should have been. A simulated one does: `write_log` serves
 rankings of one policy to the users of a `World` and logs their clicks, `true_value` says what
-any other policy would have earned. Every number hangs on its seed and its row alone: not on how
+any other policy would have earned. Every number depends on its seed and its row alone: not on how
 many rows are worked on at once, nor on which rows came before.
 """
 
@@ -58,7 +58,7 @@ class PositionBased:
     """A place is looked at with a probability of its own, whatever stands above it.
 
     A click is a look at an item that the user likes: P(click at l) = examination[l] x rate. The
-    reward at a place hangs on the item there alone.
+    reward at a place depends on the item there alone.
 
     Parameters
     ----------

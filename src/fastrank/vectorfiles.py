@@ -110,7 +110,7 @@ def read_vectors(
     alone : bool
         Read vectors and ids, and nothing else that may be there: those of users have no titles.
     advance : callable, optional
-        Told the progress in rows while Parquet is read.
+        Called with the progress in rows while Parquet is read.
 
     Raises
     ------

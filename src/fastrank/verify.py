@@ -131,7 +131,7 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
     draws : int
         Rankings drawn for each chi-square test; at least 1,000.
     advance : callable, optional
-        Told the progress.
+        Called with the progress.
 
     Returns
     -------
@@ -441,7 +441,7 @@ def _enough(tested: Policy, draws: int, n: int) -> int:
 
 
 class _Seeds:
-    """Consecutive seeds, each used once in a run; the start hangs on the inference type."""
+    """Consecutive seeds, each used once in a run; the start depends on the inference type."""
 
     def __init__(self, step: int) -> None:
         self._next = step << 32

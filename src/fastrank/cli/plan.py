@@ -17,6 +17,15 @@ from rich.table import Table
 
 from fastrank import plan as planning
 from fastrank.atomic import write_text
+from fastrank.cli.planwords import (
+    KINDS,
+    WORDS,
+    describe,
+    parameter,
+    question,
+    share_text,
+    solution_text,
+)
 from fastrank.cli.terminal import progress, say, shown, standard_output
 from fastrank.model import Model
 from fastrank.opening import open_directory
@@ -25,36 +34,10 @@ from fastrank.policies.spec import SYNTAX, parse_policies
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import read_npy
 
-__all__ = [
-    "KINDS",
-    "WORDS",
-    "describe",
-    "parameter",
-    "plan",
-    "question",
-    "share_text",
-    "solution_text",
-]
+__all__ = ["plan"]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SLOW = 5.0  # seconds: what takes longer is announced
-
-# What each kind is called, how its parameter is, and its mark in pictures.
-KINDS: dict[Kind, tuple[str, str, str]] = {
-    "temperature": ("one temperature for all", "temperature", "o"),
-    "user_temperature": ("each user's own temperature", "aims at", "*"),
-    "epsilon": ("epsilon-greedy", "epsilon", "x"),
-}
-WORDS = {
-    "Overlap": "the share of the deterministic ranking's items that a drawn ranking still shows:"
-    " 100 % explores nothing.",
-    "Loss": "how much lower the mean score of what is shown gets, where always showing random items"
-    " would be 100 %.",
-    "Perplexity": "among how many equally likely items the first place would be just as open:"
-    " 1 is certain.",
-    "ESS share": "which share of the log's rankings counts, after weighting, when another policy is"
-    " evaluated from it: at 0.1 %, a million logged rankings are worth a thousand.",
-}
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
@@ -313,76 +296,6 @@ def _applied(own: OwnTemperatures, target: Path) -> dict[str, Any]:
 
 
 # ---- Saying ---------------------------------------------------------------------------------
-
-
-def describe(found: Plan) -> str:
-    """What was looked at, in a sentence."""
-    return (
-        f"{found.users:,} of {found.n_users:,} users, {found.n_items:,} items, rankings of"
-        f" {found.k}; {found.draws} drawn for each user and policy."
-    )
-
-
-def parameter(point: Point) -> str:
-    """A policy's parameter for reading."""
-    if point.kind == "user_temperature":
-        return f"{100 * point.parameter:.3g} %"
-    return f"{point.parameter:.3g}"
-
-
-def share_text(share: Share | None) -> str:
-    """An ESS share for reading; with ~ where it is a guess, and with ! where few users carry it."""
-    if share is None:
-        return "-"
-    if share.share == 0.0:
-        return "0"
-    value = share.share
-    text = f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.0e}"
-    if value >= 0.995:
-        text = "100 %"
-    few = share.heaviest_user > 0.25
-    return ("" if share.trusted else "~") + text + ("!" if few else "")
-
-
-def solution_text(found: Plan, solution: Solution) -> str:
-    """An answer in a sentence."""
-    name, noun, _ = KINDS[solution.kind]
-    point = solution.point
-    where = f"{noun} {point.parameter:.4g}"
-    own = solution.kind == "user_temperature"
-    if own:
-        where = f"an overlap of {point.overlap:.1%} for everyone"
-    costs = (
-        f"overlap {point.overlap:.1%}, loss {point.relative_loss:.2%},"
-        f" perplexity {point.perplexity:.1f}"
-    )
-    if solution.figure == "ess":
-        shares = [share for share in point.shares if share.prefix == solution.prefix]
-        costs += f", ESS share {share_text(min(shares, key=lambda share: share.share))}"
-    match solution.bound:
-        case "none":
-            text = f"not reachable; the best is {where}"
-        case "at most":
-            text = f"{'down' if own else 'up'} to {where}"
-            if solution.start is not None:
-                text = f"from {solution.start:.4g} {text}"
-        case "at least":
-            text = f"from {where} {'down' if own else 'up'}"
-        case "any":
-            text = f"anywhere, as far as {where}"
-        case _:
-            text = where
-    if solution.figure == "ess" and len(solution.targets) < len(found.targets):
-        costs += f"; for {', '.join(solution.targets)} alone"
-    return f"{name}: {text} ({costs})"
-
-
-def question(solution: Solution) -> str:
-    """What a solution answers."""
-    if solution.figure == "overlap":
-        return f"To keep {solution.asked:.4g} of the deterministic ranking"
-    places = "place" if solution.prefix == 1 else f"{solution.prefix} places"
-    return f"To keep an ESS share of {solution.asked:.4g} at the first {places}, for every policy"
 
 
 def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None:

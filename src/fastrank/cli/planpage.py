@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from fastrank.cli.plan import (
+from fastrank.cli.planwords import (
     KINDS,
     WORDS,
     describe,

@@ -1,4 +1,4 @@
-"""What only some estimators want of a row: marginals, a reward model's word, slate weights."""
+"""Arrays that only some estimators need: marginals, a reward model's values, slate weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from fastrank.marginals import (
 from fastrank.model import Model
 from fastrank.ope.batch import FLAT_ARRAYS
 from fastrank.ope.estimators import ESTIMATORS
-from fastrank.ope.propensities import (
-    ByModel,
-    EvaluationPolicy,
+from fastrank.ope.propensities import ByModel, EvaluationPolicy
+from fastrank.ope.queries import (
     Newer,
     Queries,
     Query,
     Writers,
     catalog_of,
+    catalogs_of,
     logging_policy,
     shown,
 )
@@ -92,7 +92,7 @@ class OptionalArrays:
     ) -> None:
         self._restrict = restrict
         self._keep_candidates = keep_candidates
-        self._catalogs = {catalog_of(each).version: catalog_of(each) for each in logging}
+        self._catalogs = catalogs_of(logging)
         self._writers = Writers(logging)
         self._places = places
         self._reward_model = reward_model
@@ -103,7 +103,7 @@ class OptionalArrays:
             for policy in policies
             if isinstance(policy, ByModel) and "slate_weights" not in policy.arrays
         ]
-        # What hangs on the log alone, or was computed for all policies, of the last rows.
+        # What depends on the log alone, or was computed for all policies, of the last rows.
         self._last_marginals = _OfRows[Array]()
         self._last_slates = _OfRows[dict[int, Array]]()
         self.laws = 0  # computed so far, which is nearly all of the work
@@ -143,8 +143,8 @@ class OptionalArrays:
     ) -> dict[str, Array]:
         """The arrays for these rows, (len(rows), places) or (len(rows),).
 
-        `advance` is told, again and again, how many more rows are done; all of them in the end.
-        Give the same `rows` object for all policies: what hangs on the log alone is kept for it.
+        `advance` is called with the number of rows done since its last call; these add up to all.
+        Give the same `rows` object for all policies: what depends on the log alone is kept for it.
         """
         done = 0.0
 

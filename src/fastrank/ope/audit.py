@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastrank.catalog import RNG_VERSION, Catalog
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.model import Model
-from fastrank.ope.propensities import Query, Writers, catalog_of, logging_policy, shown
+from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy, shown
 from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
 
 __all__ = ["Audit", "Check", "audit"]
@@ -37,7 +37,7 @@ class Check:
     ----------
     name : str
     outcome : {"passed", "warning", "failed", "not done"}
-        A log whose check failed must not be evaluated; after a warning its figures hang on what
+        A log whose check failed must not be evaluated; after a warning its figures depend on what
         is said there.
     rows, failures : int
         Looked at, and found wrong.
@@ -111,7 +111,7 @@ def audit(
         About how many rows are computed again, chosen by a hash of the request; of a log with
         rows, one at least.
     advance : callable, optional
-        Told how many rows have been read.
+        Called with the number of rows read so far.
 
     Returns
     -------

@@ -39,7 +39,7 @@ class Batch:
     lengths : ndarray of int64, shape (n,)
         Places that each ranking has.
     groups : ndarray of int64, shape (n,)
-        In [0, `GROUPS`): which rows may hang together. A fixed hash of the user, or of the
+        In [0, `GROUPS`): which rows may depend on each other. A fixed hash of the user, or of the
         request where rows are taken as independent.
     uniform : ndarray of float64, shape (n,)
         In [0, 1), from a fixed hash of the request: draws once a row.

@@ -13,7 +13,6 @@ from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT
 
 __all__ = [
     "BINS_PER_OCTAVE",
-    "LOWEST_OCTAVE",
     "Diagnostics",
     "Thresholds",
     "Weights",
@@ -26,8 +25,8 @@ Array: TypeAlias = npt.NDArray[np.float64]
 # Bins of the weights' histogram: this many to a doubling, over this range of log2. What lies beyond
 # is counted in the last bin on its side.
 BINS_PER_OCTAVE = 4
-LOWEST_OCTAVE, HIGHEST_OCTAVE = -40, 60
-_BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
+_LOWEST_OCTAVE, _HIGHEST_OCTAVE = -40, 60
+_BINS = (_HIGHEST_OCTAVE - _LOWEST_OCTAVE) * BINS_PER_OCTAVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class Weights:
             self.negatives += below
         self.largest = np.maximum(self.largest, sizes.max(axis=0))
         self.absolute += np.ones(len(sizes)) @ sizes
-        scaled = logs * (BINS_PER_OCTAVE / np.log(2.0)) - LOWEST_OCTAVE * BINS_PER_OCTAVE
+        scaled = logs * (BINS_PER_OCTAVE / np.log(2.0)) - _LOWEST_OCTAVE * BINS_PER_OCTAVE
         bins = np.clip(scaled, 0.0, _BINS - 1.0).astype(np.int64)
         for j in range(self.places):
             column, where = weights[:, j], bins[:, j]
@@ -204,6 +203,17 @@ class Weights:
             part = np.clip((share * self.rows - before) / counts[filled], 0.0, 1.0)
             total = sums.sum()
             result[j] = (part * sums[filled]).sum() / total if total > 0.0 else 0.0
+        return result
+
+    def histogram(self) -> list[tuple[float, int, float]]:
+        """Lower end, rows and weight of each bin of the first place that is not empty."""
+        if not self.places:
+            return []
+        counts, sums = self.histogram_counts[:, 0], self.histogram_sums[:, 0]
+        result = [(0.0, int(self.zeros[0]), 0.0)] if self.zeros[0] else []
+        for j in np.flatnonzero(counts).tolist():
+            low = 2.0 ** (_LOWEST_OCTAVE + j / BINS_PER_OCTAVE)
+            result.append((low, int(counts[j]), float(sums[j])))
         return result
 
     def result(self) -> Diagnostics | None:

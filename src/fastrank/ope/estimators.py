@@ -273,7 +273,7 @@ class Rips(_Mean):
 
     name = "rips"
     kind_of_weights = "prefixes"
-    assumes = "a reward hangs on what stands at its place and above it, not below (cascade)"
+    assumes = "a reward depends on what stands at its place and above it, not below (cascade)"
 
     def _values(self, batch: Batch) -> Array:
         return batch.weighted_earned
@@ -287,7 +287,7 @@ class Iips(_Mean):
 
     name = "iips"
     needs = ("marginals_logged", "marginals_evaluated")
-    assumes = "a reward hangs on its own item and place alone"
+    assumes = "a reward depends on its own item and place alone"
 
     def _values(self, batch: Batch) -> Array:
         weights = self._weights(batch, self._log_weights(batch))

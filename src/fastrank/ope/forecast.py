@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch, LogReader
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays, RewardModel
-from fastrank.ope.evaluation import settled
-from fastrank.ope.propensities import EvaluationPolicy, FromColumn, catalog_of, judge
+from fastrank.ope.propensities import EvaluationPolicy, FromColumn, judge
+from fastrank.ope.queries import catalogs_of
+from fastrank.ope.question import settled
+from fastrank.ope.rows import cut
 
 __all__ = ["forecast"]
 
@@ -44,7 +44,7 @@ def forecast(
     ValueError
         As `evaluate` would.
     """
-    places, names, _ = settled(log, places, estimators, lead)
+    _, places, names, _ = settled(log, places, estimators, lead)
     optional = OptionalArrays(
         names,
         policies,
@@ -60,7 +60,7 @@ def forecast(
     batch = next(iter(log), None)
     if batch is None:
         return 0.0
-    catalogs = {catalog_of(model).version: catalog_of(model) for model in logging}
+    catalogs = catalogs_of(logging)
     times = []
     for count in (1, _ROWS):  # what the first row costs besides is paid once a batch
         start = time.perf_counter()
@@ -105,7 +105,7 @@ def _arrays_a_row(
             start = time.perf_counter()
             for policy, each in zip(policies, judged, strict=True):
                 logged, evaluated = (
-                    _cut(array[part], places)
+                    cut(array[part], places)
                     for array in (batch.log_propensities, each.log_propensities)
                 )
                 optional.arrays(policy, batch, part, logged, evaluated)
@@ -115,7 +115,3 @@ def _arrays_a_row(
         measured = measured[1:]  # the first pays for what is loaded and prepared once
     rows = sum(count for count, _ in measured)
     return sum(seconds for _, seconds in measured) / rows if rows else 0.0
-
-
-def _cut(array: npt.NDArray[Any], places: int) -> npt.NDArray[Any]:
-    return np.pad(array[:, :places], [(0, 0), (0, max(0, places - array.shape[1]))])

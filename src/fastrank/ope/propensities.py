@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.model import Model
-from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
+from fastrank.ope.queries import Newer, Queries, Query, catalog_of, ranked_candidates, shown
+from fastrank.policies import Policy
 
 __all__ = [
     "ByFunction",
@@ -20,19 +21,14 @@ __all__ = [
     "EvaluationPolicy",
     "FromColumn",
     "Judged",
-    "Newer",
-    "Queries",
-    "Query",
-    "Writers",
-    "catalog_of",
+    "describe",
     "judge",
-    "logging_policy",
-    "shown",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Ids: TypeAlias = npt.NDArray[Any]
+Rows: TypeAlias = npt.NDArray[np.int64]
 
 # A place shown with a probability within this of 1 could not have shown anything else.
 _CERTAIN = -1e-12
@@ -98,6 +94,18 @@ class ByFunction:
 EvaluationPolicy: TypeAlias = ByModel | FromColumn | ByFunction
 
 
+def describe(policy: EvaluationPolicy) -> str:
+    """A policy in a few words."""
+    if isinstance(policy, FromColumn):
+        return f"log-propensities of column {policy.column}"
+    if isinstance(policy, ByFunction):
+        return "log-propensities of a function"
+    params = [f"{name} {value:.6g}" for name, value in policy.policy.params.items()]
+    kind = "model" if isinstance(policy.model, Model) else "catalog"
+    named = f"{kind} {policy.model.version[:12]}"
+    return ", ".join([policy.policy.inference_type, *params, named])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
     """A batch of the log as one evaluation policy sees it.
@@ -125,144 +133,10 @@ class Judged:
     support_unknown: Mask
 
 
-def catalog_of(model: Model | Catalog) -> Catalog:
-    """A model's catalog."""
-    return model.catalog if isinstance(model, Model) else model
-
-
-class Writers:
-    """The models that wrote a log, by the versions that its rows name."""
-
-    def __init__(self, models: Sequence[Model | Catalog]) -> None:
-        self.models = list(models)
-        self._by_model = {
-            each.version: j for j, each in enumerate(models) if isinstance(each, Model)
-        }
-        self._by_catalog: dict[str, int] = {}
-        for j, each in enumerate(models):
-            self._by_catalog.setdefault(catalog_of(each).version, j)
-
-    def of(self, batch: LogBatch, i: int) -> int | None:
-        """Number of the model of row i, by its users where it names them; None: not among them."""
-        found = self._by_model.get(batch.value("model_version", i))
-        if found is None:
-            found = self._by_catalog.get(batch.value("catalog_version", i))
-        return found
-
-    def queries(self, batch: LogBatch) -> list[Queries]:
-        """What each of them ranked by."""
-        return [Queries(model, batch, as_logged=True) for model in self.models]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Query:
-    """What a model needs to rank for one logged row.
-
-    Attributes
-    ----------
-    vector : ndarray of float32, shape (d,)
-    exclude, allow : ndarray of ids or None
-    bias : ndarray of float32 or None, shape (n,)
-    temperature : float
-        The user's factor of temperatures.
-    """
-
-    vector: npt.NDArray[np.float32]
-    exclude: Ids | None
-    allow: Ids | None
-    bias: npt.NDArray[np.float32] | None
-    temperature: float = 1.0
-
-    def policy(self, policy: Policy) -> Policy:
-        """The policy with the user's temperature."""
-        return policy if self.temperature == 1.0 else policy.scaled(self.temperature)
-
-
-class Queries:
-    """What a model ranks by for the rows of a batch.
-
-    A logged query speaks for the model that logged it: another one, if only of users' vectors,
-    looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
-    the items that the model must not show where it is held to the logged catalog. Without
-    `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
-    """
-
-    def __init__(
-        self,
-        model: Model | Catalog,
-        batch: LogBatch,
-        *,
-        as_logged: bool = False,
-        barred: Newer | None = None,
-        keep_candidates: bool = False,
-    ) -> None:
-        self._has_candidates = _has_candidates(batch) & ~(as_logged or keep_candidates)
-        self._model = model
-        self._as_logged = as_logged
-        self._barred = barred
-        self._batch = batch
-        self._catalog = catalog_of(model)
-        self._positions: npt.NDArray[np.int64] | None = None
-        if isinstance(model, Model):
-            self._positions = model.find_users(batch.user_ids)
-
-    def row(self, i: int) -> Query | str:
-        """For row i; or why there is none: ``unknown_user``, ``no_query``, ..."""
-        batch, model = self._batch, self._model
-        own = batch.value("catalog_version", i) == self._catalog.version
-        temperature = 1.0
-        vector = None
-        if isinstance(model, Model) and self._positions is not None and self._positions[i] >= 0:
-            position = int(self._positions[i])
-            vector, temperature = model.user_vectors[position], model.temperature_at(position)
-        if own and batch.has_query[i] and (vector is None or self._logged_by_it(i)):
-            vector = batch.query(i)
-        if vector is None:
-            return "unknown_user" if isinstance(model, Model) else "no_query"
-        if vector.shape != (self._catalog.dim,):
-            return "query_of_other_length"
-        bias = batch.bias(i)
-        if bias is not None and not own:
-            return "bias_of_another_catalog"
-        exclude = batch.exclude(i)
-        if self._barred is not None:
-            new = self._barred.items(batch.value("catalog_version", i))
-            if new is not None and len(new):
-                exclude = new if exclude is None else np.concatenate([exclude, new])
-        allow = None if self._has_candidates[i] else batch.allow(i)
-        return Query(vector, exclude, allow, bias, temperature)
-
-    def _logged_by_it(self, i: int) -> bool:
-        version = self._batch.value("model_version", i)
-        return self._as_logged or (
-            isinstance(self._model, Model) and version == self._model.version
-        )
-
-
-def logging_policy(batch: LogBatch, i: int) -> Policy | None:
-    """The policy that drew row i; None where fastrank has none of that name."""
-    name, params = batch.value("policy_name", i), batch.params(i)
-    if name not in INFERENCE_TYPES or not set(INFERENCE_TYPES[name][2]) <= set(params):
-        return None
-    if not set(params) <= set(parameters_of(name)):  # without one it would be another law
-        return None
-    return policy(name, **params)
-
-
-def shown(batch: LogBatch, i: int) -> Ids:
-    """The items of row i that were displayed."""
-    return np.asarray(batch.item_ids[i, : batch.lengths[i]])
-
-
-def _has_candidates(batch: LogBatch) -> Mask:
-    """Rows whose logging policy saw no more than some candidates."""
-    return batch.is_given("candidate_set_id")
-
-
 def judge(
     batch: LogBatch,
     policies: Sequence[EvaluationPolicy],
-    rows: npt.NDArray[np.int64],
+    rows: Rows,
     *,
     logging: Mapping[str, Catalog],
     restrict: bool = False,
@@ -288,47 +162,196 @@ def judge(
     places : int, optional
         Of these first places alone it is asked what could not have been shown; by default of all.
     """
-    places = batch.log_propensities.shape[1] if places is None else places
+    support = _Support(
+        logging,
+        restrict,
+        keep_candidates,
+        batch.log_propensities.shape[1] if places is None else places,
+    )
     result: dict[int, Judged] = {}
-    for model in {
-        id(each.model): each.model for each in policies if isinstance(each, ByModel)
-    }.values():
-        own = {
-            j: each
-            for j, each in enumerate(policies)
-            if isinstance(each, ByModel) and each.model is model
-        }
-        judged = _by_model(
-            batch,
-            model,
-            [each.policy for each in own.values()],
-            rows,
-            logging,
-            restrict,
-            keep_candidates,
-            places,
-        )
+    by_model: dict[int, dict[int, ByModel]] = {}  # those of one model together
+    for j, each in enumerate(policies):
+        if isinstance(each, ByModel):
+            by_model.setdefault(id(each.model), {})[j] = each
+    for own in by_model.values():
+        model = next(iter(own.values())).model
+        judged = _by_model(batch, model, [each.policy for each in own.values()], rows, support)
         result.update(zip(own, judged, strict=True))
     for j, each in enumerate(policies):
         if isinstance(each, FromColumn):
-            given: npt.ArrayLike = batch.columns[each.column]
-            result[j] = _given(batch, given, each.column, keep_candidates, places)
+            result[j] = _given(batch, batch.columns[each.column], each.column, support)
         elif isinstance(each, ByFunction):
-            given = each.function(batch)
-            result[j] = _given(batch, given, each.label, keep_candidates, places)
+            result[j] = _given(batch, each.function(batch), each.label, support)
     return [result[j] for j in range(len(policies))]
 
 
-def _given(
-    batch: LogBatch, values: npt.ArrayLike, name: str, keep_candidates: bool, places: int
-) -> Judged:
+@dataclass(frozen=True, slots=True)
+class _Support:
+    """What could be shown, as `judge` takes it."""
+
+    logging: Mapping[str, Catalog]
+    restrict: bool
+    keep_candidates: bool
+    places: int
+
+
+def _by_model(
+    batch: LogBatch,
+    model: Model | Catalog,
+    policies: Sequence[Policy],
+    wanted: Rows,
+    support: _Support,
+) -> list[Judged]:
+    """By what the model says; rows that it cannot rank for are unknown, and keep no other back."""
+    try:
+        return _by_ranking(batch, model, policies, wanted, support)
+    except ValueError as error:
+        if str(error).startswith("damaged: "):  # the model is, whatever the rows are
+            raise
+        refused = np.zeros(len(batch), np.bool_)
+        for i in wanted.tolist():
+            try:
+                _by_ranking(batch, model, policies, np.array([i]), support)
+            except ValueError:
+                refused[i] = True
+        if refused[wanted].all():
+            raise
+        judged = _by_ranking(batch, model, policies, wanted[~refused[wanted]], support)
+        return [
+            replace(each, unknown={**each.unknown, "not_computable": refused}) for each in judged
+        ]
+
+
+def _by_ranking(
+    batch: LogBatch,
+    model: Model | Catalog,
+    policies: Sequence[Policy],
+    wanted: Rows,
+    support: _Support,
+) -> list[Judged]:
+    asked = _ask(batch, model, wanted, support)
+    by_policy = [[query.policy(policy) for query in asked.queries] for policy in policies]
+    result = []
+    for values, drawn_by in zip(_log_propensities(batch, asked, by_policy), by_policy, strict=True):
+        certain = _certain_mass(batch, values, support.places)
+        outside = _outside(batch, asked, drawn_by, certain, support.places)
+        result.append(Judged(values, asked.unknown, certain, outside, asked.support_unknown))
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The rows of a batch that a model can rank for, and what it would rank by.
+
+    `to_draw` are those, by their number among them, in which it could show what the logging policy
+    could not; `candidates` has what was ranked, by row, where that was not the whole catalog.
+    """
+
+    catalog: Catalog
+    newer: Newer
+    support_unknown: Mask
+    unknown: dict[str, Mask] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
+    queries: list[Query] = field(default_factory=list)
+    to_draw: list[int] = field(default_factory=list)
+    candidates: dict[int, Ids] = field(default_factory=dict)
+
+
+def _ask(batch: LogBatch, model: Model | Catalog, wanted: Rows, support: _Support) -> _Asked:
+    n, has_candidates = len(batch), ranked_candidates(batch)
+    newer = Newer(catalog_of(model), support.logging)
+    queries = Queries(
+        model,
+        batch,
+        barred=newer if support.restrict else None,
+        keep_candidates=support.keep_candidates,
+    )
+    asked = _Asked(catalog_of(model), newer, np.zeros(n, np.bool_))
+    for i in wanted.tolist():
+        query = queries.row(i)
+        if isinstance(query, str):
+            asked.unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
+            continue
+        new = newer.items(batch.value("catalog_version", i))
+        if has_candidates[i]:
+            given = batch.allow(i)
+            if given is None:
+                asked.support_unknown[i] = True  # which they were was not logged
+            elif not support.keep_candidates:
+                asked.candidates[i] = given
+        if new is None:
+            asked.support_unknown[i] = True
+        elif i in asked.candidates or (len(new) and not support.restrict):
+            asked.to_draw.append(len(asked.rows))
+        asked.rows.append(i)
+        asked.queries.append(query)
+    return asked
+
+
+def _log_propensities(
+    batch: LogBatch, asked: _Asked, by_policy: Sequence[Sequence[Policy]]
+) -> Array:
+    """Of the logged rankings, (policies, n, k); 0 in rows that are not asked about."""
+    rows, queries, n_items = np.array(asked.rows, np.int64), asked.queries, len(asked.catalog)
+    values = np.zeros((len(by_policy), *batch.log_propensities.shape))
+    by_query = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
+    biased = any(query.bias is not None for query in queries)
+    part = max(1, _BIASES // n_items if biased else len(rows))
+    for first in range(0, len(rows), part):
+        order = by_query[first : first + part]
+        found = asked.catalog.log_propensities_batch(
+            np.stack([queries[j].vector for j in order]),
+            [shown(batch, asked.rows[j]) for j in order],
+            policies=[[of_row[j] for j in order] for of_row in by_policy],
+            exclude=[queries[j].exclude for j in order],
+            allow=[queries[j].allow for j in order],
+            bias=_stacked([queries[j].bias for j in order], n_items),
+        )
+        values[:, rows[order], : found.shape[2]] = np.where(np.isnan(found), 0.0, found)
+    return values
+
+
+def _stacked(
+    biases: Sequence[npt.NDArray[np.float32] | None], n_items: int
+) -> npt.NDArray[np.float32] | None:
+    if all(bias is None for bias in biases):
+        return None
+    nothing = np.zeros(n_items, np.float32)
+    return np.stack([nothing if bias is None else bias for bias in biases])
+
+
+def _outside(
+    batch: LogBatch, asked: _Asked, drawn_by: Sequence[Policy], certain: Array, places: int
+) -> Array:
+    """1 in rows whose drawn ranking has what the logging policy could not show."""
+    result = np.zeros(len(batch))
+    for j in asked.to_draw:
+        i, query = asked.rows[j], asked.queries[j]
+        if certain[i] > 0.0:  # these items are in it
+            continue
+        ranking = asked.catalog.rank(
+            query.vector,
+            min(int(batch.k[i]), places),
+            policy=drawn_by[j],
+            seed=int(batch.request_hash[i, 0]),
+            exclude=query.exclude,
+            allow=query.allow,
+            bias=query.bias,
+        )
+        items = ranking.item_ids
+        beyond = asked.newer.shows(batch.value("catalog_version", i), items)
+        if beyond or not np.isin(items, asked.candidates.get(i, items)).all():
+            result[i] = 1.0
+    return result
+
+
+def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support) -> Judged:
     """Log-propensities that were handed in."""
     shape = batch.log_propensities.shape
     array = np.array(values, np.float64)
     if array.shape != shape:
         raise ValueError(f"{name}: expected log-propensities of shape {shape}, got {array.shape}")
-    there = _there(batch)
-    array[~there] = 0.0
+    array[np.arange(shape[1]) >= batch.lengths[:, None]] = 0.0
     if (array > 1e-9).any():
         row, place = np.argwhere(array > 1e-9)[0].tolist()
         raise ValueError(
@@ -341,23 +364,20 @@ def _given(
     return Judged(
         array,
         {"no_propensity": missing},
-        certain_mass(batch.log_propensities[:, :places], array[:, :places]),
+        _certain_mass(batch, array, support.places),
         np.zeros(len(array)),
-        np.zeros(len(array), np.bool_) if keep_candidates else _has_candidates(batch),
+        np.zeros(len(array), np.bool_) if support.keep_candidates else ranked_candidates(batch),
     )
 
 
-def _there(batch: LogBatch) -> Mask:
-    return np.asarray(np.arange(batch.log_propensities.shape[1]) < batch.lengths[:, None])
-
-
-def certain_mass(logged: Array, evaluated: Array) -> Array:
+def _certain_mass(batch: LogBatch, log_propensities: Array, places: int) -> Array:
     """The evaluation policy's probability of leaving what the logging policy was certain to show.
 
     At a place that had but one possible item, all else is out of reach. The probability of getting
     to that place under the evaluation policy is 1 in the mean of the weight of the places above, so
     the guess is unbiased; under a deterministic log it is 1 - P(the logged ranking), exactly.
     """
+    logged, evaluated = batch.log_propensities[:, :places], log_propensities[:, :places]
     certain = logged > _CERTAIN
     if not certain.any():
         return np.zeros(len(logged))
@@ -365,148 +385,3 @@ def certain_mass(logged: Array, evaluated: Array) -> Array:
     np.cumsum((evaluated - logged)[:, :-1], axis=1, out=above[:, 1:])
     leaving = np.where(certain, np.exp(np.minimum(above, 345.0)) * -np.expm1(evaluated), 0.0)
     return np.asarray(leaving.sum(axis=1))
-
-
-def _by_model(
-    batch: LogBatch,
-    model: Model | Catalog,
-    policies: list[Policy],
-    wanted: npt.NDArray[np.int64],
-    *settings: Any,
-) -> list[Judged]:
-    """By what the model says; rows that it cannot rank for are unknown, and keep no other back."""
-    try:
-        return _by_ranking(batch, model, policies, wanted, *settings)
-    except ValueError as error:
-        if str(error).startswith("damaged: "):  # the model is, whatever the rows are
-            raise
-        refused = np.zeros(len(batch), np.bool_)
-        for i in wanted.tolist():
-            try:
-                _by_ranking(batch, model, policies, np.array([i]), *settings)
-            except ValueError:
-                refused[i] = True
-        if refused[wanted].all():
-            raise
-        judged = _by_ranking(batch, model, policies, wanted[~refused[wanted]], *settings)
-        return [
-            replace(each, unknown={**each.unknown, "not_computable": refused}) for each in judged
-        ]
-
-
-def _by_ranking(
-    batch: LogBatch,
-    model: Model | Catalog,
-    policies: Sequence[Policy],
-    wanted: npt.NDArray[np.int64],
-    logging: Mapping[str, Catalog],
-    restrict: bool,
-    keep_candidates: bool,
-    places: int,
-) -> list[Judged]:
-    catalog = catalog_of(model)
-    n, width = batch.log_propensities.shape
-    unknown: dict[str, Mask] = {}
-    has_candidates = _has_candidates(batch)
-    support_unknown = np.zeros(n, np.bool_)
-    rows: list[int] = []
-    queries: list[Query] = []
-    newer = Newer(catalog, logging)
-    asked = Queries(
-        model, batch, barred=newer if restrict else None, keep_candidates=keep_candidates
-    )
-    drawn: list[int] = []  # rows in which it could show what the logging policy could not
-    candidates: dict[int, Ids] = {}
-    for i in wanted.tolist():
-        query = asked.row(i)
-        if isinstance(query, str):
-            unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
-            continue
-        new = newer.items(batch.value("catalog_version", i))
-        if has_candidates[i]:
-            given = batch.allow(i)
-            if given is None:
-                support_unknown[i] = True  # which they were was not logged
-            elif not keep_candidates:
-                candidates[i] = given
-        if new is None:
-            support_unknown[i] = True
-        elif i in candidates or (len(new) and not restrict):
-            drawn.append(len(rows))
-        rows.append(i)
-        queries.append(query)
-    index = np.array(rows, np.int64)
-    values = np.zeros((len(policies), n, width))
-    certain, outside = np.zeros((2, len(policies), n))
-    if rows:
-        by_query = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
-        of_rows = [[query.policy(policy) for query in queries] for policy in policies]
-        biased = any(query.bias is not None for query in queries)
-        part = max(1, _BIASES // len(catalog)) if biased else len(rows)
-        for first in range(0, len(rows), part):
-            order = by_query[first : first + part]
-            found = catalog.log_propensities_batch(
-                np.stack([queries[j].vector for j in order]),
-                [shown(batch, rows[j]) for j in order],
-                policies=[[per_row[j] for j in order] for per_row in of_rows],
-                exclude=[queries[j].exclude for j in order],
-                allow=[queries[j].allow for j in order],
-                bias=_stacked([queries[j].bias for j in order], len(catalog)),
-            )
-            width = found.shape[2]
-            values[:, index[order], :width] = np.where(np.isnan(found), 0.0, found)
-        for p, per_row in enumerate(of_rows):
-            certain[p] = certain_mass(batch.log_propensities[:, :places], values[p, :, :places])
-            for j in drawn:
-                i, query = rows[j], queries[j]
-                if certain[p, i] > 0.0:  # these items are in it
-                    continue
-                ranking = catalog.rank(
-                    query.vector,
-                    min(int(batch.k[i]), places),
-                    policy=per_row[j],
-                    seed=int(batch.request_hash[i, 0]),
-                    exclude=query.exclude,
-                    allow=query.allow,
-                    bias=query.bias,
-                )
-                items = ranking.item_ids
-                beyond = newer.shows(batch.value("catalog_version", i), items)
-                if beyond or not np.isin(items, candidates.get(i, items)).all():
-                    outside[p, i] = 1.0
-    return [
-        Judged(values[p], unknown, certain[p], outside[p], support_unknown)
-        for p in range(len(policies))
-    ]
-
-
-def _stacked(
-    biases: Iterable[npt.NDArray[np.float32] | None], n_items: int
-) -> npt.NDArray[np.float32] | None:
-    listed = list(biases)
-    if all(bias is None for bias in listed):
-        return None
-    nothing = np.zeros(n_items, np.float32)
-    return np.stack([nothing if bias is None else bias for bias in listed])
-
-
-class Newer:
-    """Items that a catalog has and the one that a row was logged from had not."""
-
-    def __init__(self, catalog: Catalog, logging: Mapping[str, Catalog]) -> None:
-        self._catalog = catalog
-        self._logging = logging
-        self._found: dict[str, Ids | None] = {catalog.version: catalog.item_ids[:0]}
-
-    def items(self, version: str) -> Ids | None:
-        """None where the catalog of that version is not at hand."""
-        if version not in self._found:
-            logged = self._logging.get(version)
-            self._found[version] = (
-                None if logged is None else np.setdiff1d(self._catalog.item_ids, logged.item_ids)
-            )
-        return self._found[version]
-
-    def shows(self, version: str, item_ids: Ids) -> bool:
-        new = self.items(version)
-        return new is not None and bool(np.isin(item_ids, new).any())

@@ -14,8 +14,9 @@ from typing import Any
 from fastrank.ope.audit import Audit
 from fastrank.ope.diagnostics import BINS_PER_OCTAVE
 from fastrank.ope.estimators import ESTIMATORS
-from fastrank.ope.evaluation import LOGGING, Evaluation, PolicyResult, StratumResult
+from fastrank.ope.question import LOGGING
 from fastrank.ope.results import REASONS, Difference, Estimate, Interval
+from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.ope.verdict import explain
 
 __all__ = ["Section", "render"]
@@ -51,7 +52,7 @@ _STATUSES: Mapping[str, tuple[str, str]] = {
     ),
     "low_overlap": (
         "low overlap",
-        "Too few logged rankings are like those of the policy: the number hangs on a handful of"
+        "Too few logged rankings are like those of the policy: the number depends on a handful of"
         " rows, and its interval is too narrow. It is no result.",
     ),
     "malformed_log": (

@@ -71,7 +71,7 @@ class Estimate:
     standard_error : float or None
         Clustered by user, or iid if that was asked for.
     standard_error_iid : float or None
-        As if rows hung together in no way; ddof 1. Not known to snrips above 85 places.
+        As if rows were independent; ddof 1. Not known to snrips above 85 places.
     design_effect : float or None
         Square of their ratio: how many rows it takes to say what one independent row would.
     interval : (float, float) or None
@@ -267,7 +267,7 @@ def difference(
         estimate(each, cluster=cluster, thresholds=thresholds, reasons=reasons, bootstrap=False)
         for each in (estimator, reference)
     ]
-    # How users hang together in a difference is for itself to say.
+    # Users may be too few for either side and enough for the difference, or the reverse.
     theirs = set(_ABOUT_USERS)
     if isinstance(reference, Avg) and not isinstance(estimator, Avg):
         theirs.add("logging_value")  # it is what is wanted

@@ -1,0 +1,191 @@
+"""What rows of a log were ranked by, and what a model would rank by for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.catalog import Catalog
+from fastrank.eventlog import LogBatch
+from fastrank.model import Model
+from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
+
+__all__ = [
+    "Newer",
+    "Queries",
+    "Query",
+    "Writers",
+    "catalog_of",
+    "catalogs_of",
+    "logging_policy",
+    "ranked_candidates",
+    "shown",
+]
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Ids: TypeAlias = npt.NDArray[Any]
+
+
+class Writers:
+    """The models that wrote a log, by the versions that its rows name."""
+
+    def __init__(self, models: Sequence[Model | Catalog]) -> None:
+        self.models = list(models)
+        self._by_model = {
+            each.version: j for j, each in enumerate(models) if isinstance(each, Model)
+        }
+        self._by_catalog: dict[str, int] = {}
+        for j, each in enumerate(models):
+            self._by_catalog.setdefault(catalog_of(each).version, j)
+
+    def of(self, batch: LogBatch, i: int) -> int | None:
+        """Number of the model of row i, by its users where it names them; None: not among them."""
+        found = self._by_model.get(batch.value("model_version", i))
+        if found is None:
+            found = self._by_catalog.get(batch.value("catalog_version", i))
+        return found
+
+    def queries(self, batch: LogBatch) -> list[Queries]:
+        """What each of them ranked by."""
+        return [Queries(model, batch, as_logged=True) for model in self.models]
+
+
+class Queries:
+    """What a model ranks by for the rows of a batch.
+
+    A logged query speaks for the model that logged it: another one, if only of users' vectors,
+    looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
+    the items that the model must not show where it is held to the logged catalog. Without
+    `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
+    """
+
+    def __init__(
+        self,
+        model: Model | Catalog,
+        batch: LogBatch,
+        *,
+        as_logged: bool = False,
+        barred: Newer | None = None,
+        keep_candidates: bool = False,
+    ) -> None:
+        self._has_candidates = ranked_candidates(batch) & ~(as_logged or keep_candidates)
+        self._model = model
+        self._as_logged = as_logged
+        self._barred = barred
+        self._batch = batch
+        self._catalog = catalog_of(model)
+        self._positions: npt.NDArray[np.int64] | None = None
+        if isinstance(model, Model):
+            self._positions = model.find_users(batch.user_ids)
+
+    def row(self, i: int) -> Query | str:
+        """For row i; or why there is none: ``unknown_user``, ``no_query``, ..."""
+        batch, model = self._batch, self._model
+        own = batch.value("catalog_version", i) == self._catalog.version
+        temperature = 1.0
+        vector = None
+        if isinstance(model, Model) and self._positions is not None and self._positions[i] >= 0:
+            position = int(self._positions[i])
+            vector, temperature = model.user_vectors[position], model.temperature_at(position)
+        if own and batch.has_query[i] and (vector is None or self._logged_by_it(i)):
+            vector = batch.query(i)
+        if vector is None:
+            return "unknown_user" if isinstance(model, Model) else "no_query"
+        if vector.shape != (self._catalog.dim,):
+            return "query_of_other_length"
+        bias = batch.bias(i)
+        if bias is not None and not own:
+            return "bias_of_another_catalog"
+        exclude = batch.exclude(i)
+        if self._barred is not None:
+            new = self._barred.items(batch.value("catalog_version", i))
+            if new is not None and len(new):
+                exclude = new if exclude is None else np.concatenate([exclude, new])
+        allow = None if self._has_candidates[i] else batch.allow(i)
+        return Query(vector, exclude, allow, bias, temperature)
+
+    def _logged_by_it(self, i: int) -> bool:
+        version = self._batch.value("model_version", i)
+        return self._as_logged or (
+            isinstance(self._model, Model) and version == self._model.version
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What a model needs to rank for one logged row.
+
+    Attributes
+    ----------
+    vector : ndarray of float32, shape (d,)
+    exclude, allow : ndarray of ids or None
+    bias : ndarray of float32 or None, shape (n,)
+    temperature : float
+        The user's factor of temperatures.
+    """
+
+    vector: npt.NDArray[np.float32]
+    exclude: Ids | None
+    allow: Ids | None
+    bias: npt.NDArray[np.float32] | None
+    temperature: float = 1.0
+
+    def policy(self, policy: Policy) -> Policy:
+        """The policy with the user's temperature."""
+        return policy if self.temperature == 1.0 else policy.scaled(self.temperature)
+
+
+class Newer:
+    """Items that a catalog has and the one that a row was logged from had not."""
+
+    def __init__(self, catalog: Catalog, logging: Mapping[str, Catalog]) -> None:
+        self._catalog = catalog
+        self._logging = logging
+        self._found: dict[str, Ids | None] = {catalog.version: catalog.item_ids[:0]}
+
+    def items(self, version: str) -> Ids | None:
+        """None where the catalog of that version is not at hand."""
+        if version not in self._found:
+            logged = self._logging.get(version)
+            self._found[version] = (
+                None if logged is None else np.setdiff1d(self._catalog.item_ids, logged.item_ids)
+            )
+        return self._found[version]
+
+    def shows(self, version: str, item_ids: Ids) -> bool:
+        new = self.items(version)
+        return new is not None and bool(np.isin(item_ids, new).any())
+
+
+def logging_policy(batch: LogBatch, i: int) -> Policy | None:
+    """The policy that drew row i; None where fastrank has none of that name."""
+    name, params = batch.value("policy_name", i), batch.params(i)
+    if name not in INFERENCE_TYPES or not set(INFERENCE_TYPES[name][2]) <= set(params):
+        return None
+    if not set(params) <= set(parameters_of(name)):  # without one it would be another law
+        return None
+    return policy(name, **params)
+
+
+def shown(batch: LogBatch, i: int) -> Ids:
+    """The items of row i that were displayed."""
+    return np.asarray(batch.item_ids[i, : batch.lengths[i]])
+
+
+def ranked_candidates(batch: LogBatch) -> Mask:
+    """Rows whose logging policy saw no more than some candidates."""
+    return batch.is_given("candidate_set_id")
+
+
+def catalogs_of(models: Sequence[Model | Catalog]) -> dict[str, Catalog]:
+    """Models' catalogs by their versions."""
+    return {catalog_of(each).version: catalog_of(each) for each in models}
+
+
+def catalog_of(model: Model | Catalog) -> Catalog:
+    """A model's catalog."""
+    return model.catalog if isinstance(model, Model) else model

@@ -1,0 +1,160 @@
+"""What an evaluation is asked, checked before its log is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+
+from fastrank.catalog import Catalog
+from fastrank.eventlog import LogReader
+from fastrank.inputs import as_column
+from fastrank.model import Model
+from fastrank.ope.diagnostics import Thresholds
+from fastrank.ope.estimators import ESTIMATORS
+from fastrank.ope.propensities import EvaluationPolicy
+from fastrank.ope.results import check_level
+
+__all__ = ["DEFAULT_ESTIMATORS", "LOGGING", "Question", "question", "settled"]
+
+DEFAULT_ESTIMATORS = (
+    "avg", "ips", "snips", "rips", "snrips", "clipped-ips", "replay", "replay-weighted",
+)  # fmt: skip
+_BY_PREFIX = ("rips", "snrips")  # with one place, they are ips and snips
+LOGGING = "logging"  # the reference that is the log's own average
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Arguments of `evaluate` that all of its steps go by.
+
+    Attributes
+    ----------
+    policies, logging, reference, cluster, level, thresholds, clip, reward_range
+        As of `evaluate`, checked.
+    asked_places : int
+        Places as they were asked for; 0 where each row's own number is meant.
+    places : int
+        k: those that are evaluated.
+    longest : int
+        Places of the log's longest ranking.
+    names : list of str
+        Estimators; avg and the leading one are among them.
+    lead : str
+    """
+
+    policies: Sequence[EvaluationPolicy]
+    logging: Sequence[Model | Catalog]
+    asked_places: int
+    places: int
+    longest: int
+    names: Sequence[str]
+    lead: str
+    reference: str
+    cluster: bool
+    level: float
+    thresholds: Thresholds
+    clip: float
+    reward_range: tuple[float, float] | None
+
+    @property
+    def labels(self) -> list[str]:
+        """The policies'."""
+        return [policy.label for policy in self.policies]
+
+    @property
+    def difference_level(self) -> float:
+        """Bonferroni, over the policies that are compared with the reference."""
+        compared = len(self.policies) - (self.reference != LOGGING)
+        return 1.0 - (1.0 - self.level) / max(compared, 1)
+
+    @property
+    def reference_name(self) -> str:
+        """For people."""
+        return "the logging policy" if self.reference == LOGGING else self.reference
+
+    @property
+    def unit(self) -> str:
+        """What earns a value, for people."""
+        if self.places == self.longest:
+            return "a ranking"
+        return "by the first place" if self.places == 1 else f"by the first {self.places} places"
+
+
+def question(
+    log: LogReader,
+    policies: Sequence[EvaluationPolicy],
+    *,
+    logging: Sequence[Model | Catalog],
+    places: int | None,
+    estimators: Sequence[str] | None,
+    lead: str | None,
+    reference: str,
+    cluster: bool,
+    level: float,
+    thresholds: Thresholds | None,
+    clip: float,
+    reward_range: tuple[float, float] | None,
+) -> Question:
+    """These arguments of `evaluate`, checked; a ValueError names one and its value."""
+    policies = list(as_column("policies", policies, "a sequence of evaluation policies"))
+    logging = list(as_column("logging", logging, "a sequence of models or catalogs"))
+    labels = [policy.label for policy in policies]
+    if isinstance(clip, bool) or not isinstance(clip, Real) or not 0.0 < clip < np.inf:
+        raise ValueError(f"clip: expected a finite number above 0, got {clip!r}")
+    longest, settled_places, names, lead = settled(log, places, estimators, lead)
+    if reward_range is not None and not -np.inf < reward_range[0] < reward_range[1] < np.inf:
+        raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
+    _check_labels(labels)
+    if reference != LOGGING and reference not in labels:
+        raise ValueError(f"reference: expected {LOGGING} or a policy's label, got {reference!r}")
+    check_level(level)
+    return Question(
+        policies=policies,
+        logging=logging,
+        asked_places=places or 0,
+        places=settled_places,
+        longest=longest,
+        names=names,
+        lead=lead,
+        reference=reference,
+        cluster=cluster,
+        level=level,
+        thresholds=thresholds or Thresholds(),
+        clip=clip,
+        reward_range=reward_range,
+    )
+
+
+def settled(
+    log: LogReader, places: int | None, estimators: Sequence[str] | None, lead: str | None
+) -> tuple[int, int, list[str], str]:
+    """The longest ranking's places, and the places, estimators and lead that are meant."""
+    if places is not None and (type(places) is not int or places < 1):
+        raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
+    longest = max(1, log.survey()[1])
+    places = longest if places is None else min(places, longest)
+    if estimators is None:
+        estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]
+    estimators = list(as_column("estimators", estimators, "a sequence of names"))
+    lead = lead or ("snrips" if places > 1 else "snips")
+    for name in (*estimators, lead):
+        if name not in ESTIMATORS:
+            raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}; got {name!r}")
+    return longest, places, [*dict.fromkeys(["avg", *estimators, lead])], lead
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if not labels:
+        raise ValueError("policies: expected at least one")
+    if LOGGING in labels:
+        raise ValueError(
+            f"policies: one is called {LOGGING!r}, which is the name of the reference that stands"
+            " for the log's own average; give it another label"
+        )
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        raise ValueError(f"policies: two of them are called {repeated[0]!r}")

@@ -1,0 +1,119 @@
+"""Which rows of a batch of the log are used, and the arrays that estimators take of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.eventlog import LogBatch
+from fastrank.ope.batch import GROUPS, Batch
+
+__all__ = ["Part", "Used", "cut"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+class Used:
+    """The rows of a batch that are used, and how many are not, by reason.
+
+    Attributes
+    ----------
+    batch : LogBatch
+    mask : ndarray of bool, shape (n,)
+    set_aside : Counter of str
+        A row counts for the first reason that it was left out for.
+    """
+
+    def __init__(self, batch: LogBatch) -> None:
+        self.batch = batch
+        self.mask = np.ones(len(batch), np.bool_)
+        self.set_aside: Counter[str] = Counter()
+
+    def leave(self, reason: str, which: Mask) -> None:
+        """Leave out such rows."""
+        self.set_aside[reason] += int(np.count_nonzero(self.mask & which))
+        self.mask &= ~which
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Their numbers."""
+        return np.flatnonzero(self.mask)
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def without_user(self) -> int:
+        """How many of them name no user."""
+        return int(np.count_nonzero(self.mask & ~self.batch.is_given("user_id")))
+
+    def parts(self, places: int, cluster: bool) -> Iterator[tuple[int, Part]]:
+        """Those of one stratum each, with its number."""
+        stratum = self.batch.stratum
+        for index in np.unique(stratum[self.mask]).tolist():
+            rows = np.flatnonzero(self.mask & (stratum == index))
+            yield index, Part(self.batch, rows, places, cluster)
+
+
+class Part:
+    """Rows of a batch that are of one stratum, as rankings of so many places.
+
+    Attributes
+    ----------
+    batch : LogBatch
+    rows : ndarray of int64
+        Their numbers in the batch.
+    logged, rewards : ndarray of float64, shape (len(rows), places)
+    """
+
+    def __init__(
+        self, batch: LogBatch, rows: npt.NDArray[np.int64], places: int, cluster: bool
+    ) -> None:
+        self.batch = batch
+        self.rows = rows
+        self._places = places
+        self._whole = len(rows) == len(batch)
+        hashes = self.of(batch.user_hash if cluster else batch.request_hash[:, 0])
+        self._groups = (hashes % np.uint64(GROUPS)).astype(np.int64)
+        self._lengths = np.minimum(self.of(batch.lengths), places)
+        self._uniform, self._n_eligible = self.of(batch.uniform), self.of(batch.n_eligible)
+        self.logged = self.matrix(batch.log_propensities)
+        self.rewards = self.matrix(batch.rewards)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """These rows of an array that has one for each of the batch."""
+        return array if self._whole else array[self.rows]
+
+    def matrix(self, array: Array) -> Array:
+        """The same, with as many places as are evaluated."""
+        return cut(self.of(array), self._places)
+
+    def arrays(self, evaluated: Array, optional: Mapping[str, Array]) -> Batch:
+        """What estimators take, of one evaluation policy."""
+        return Batch(
+            logged=self.logged,
+            evaluated=evaluated,
+            rewards=self.rewards,
+            lengths=self._lengths,
+            groups=self._groups,
+            uniform=self._uniform,
+            n_eligible=self._n_eligible,
+            **optional,
+        )
+
+
+def cut(array: Array, places: int) -> Array:
+    """With so many places: the first ones, or filled up with 0."""
+    if array.shape[1] < places:
+        return np.pad(array, [(0, 0), (0, places - array.shape[1])])
+    return array[:, :places]

@@ -1,0 +1,345 @@
+"""What the sums of a log say about each policy, in all and by stratum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fastrank.eventlog import LogReader, Stratum
+from fastrank.ope.diagnostics import Thresholds
+from fastrank.ope.estimators import ESTIMATORS, Estimator
+from fastrank.ope.propensities import describe
+from fastrank.ope.question import LOGGING, Question
+from fastrank.ope.results import Difference, Estimate, Status, difference, estimate, worst
+from fastrank.ope.sums import LogSums, StratumSums
+from fastrank.ope.verdict import verdict
+
+__all__ = ["Evaluation", "PolicyResult", "StratumResult", "summarise"]
+
+
+@dataclass(frozen=True, slots=True)
+class StratumResult:
+    """Rows of one logging policy, model and catalog.
+
+    Attributes
+    ----------
+    stratum : Stratum
+    rows : int
+        Used.
+    share : float
+        Of all rows used.
+    uncovered : dict of str to float
+        For each evaluation policy, its probability of what could not be shown here.
+    estimates : dict of str to dict of str to Estimate
+        By policy and estimator.
+    dropped : tuple of str
+        Policies for which these rows are left out.
+    """
+
+    stratum: Stratum
+    rows: int
+    share: float
+    uncovered: Mapping[str, float]
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """What the log says about one evaluation policy.
+
+    Attributes
+    ----------
+    label, description : str
+    status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
+        Of the leading estimator.
+    reasons : tuple of str
+    verdict : str
+        In plain language.
+    lead : str
+        Name of the leading estimator.
+    estimates, differences : dict of str to Estimate, Difference
+        By estimator; differences are to the reference.
+    uncovered : float
+        Over all strata.
+    rows : int
+        That the estimates rest on.
+    histogram : list of (float, int, float)
+        Lower end, rows and weight of each bin of whole rankings' weights that is not empty; bins
+        are a quarter of a doubling wide, and the first may be (0, rows, 0).
+    """
+
+    label: str
+    description: str
+    status: Status
+    reasons: tuple[str, ...]
+    verdict: str
+    lead: str
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[str, Difference]
+    uncovered: float
+    rows: int
+    histogram: list[tuple[float, int, float]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything that one reading of a log gave.
+
+    Attributes
+    ----------
+    policies : tuple of PolicyResult
+    strata : tuple of StratumResult
+    reference : str
+        "logging", or the label of a policy.
+    level, difference_level : float
+        Of intervals, and of those of differences, which are stricter (Bonferroni).
+    clustered : bool
+        Whether errors allow for a user's rows depending on each other.
+    thresholds : Thresholds
+        That statuses were judged by.
+    places : int
+        k.
+    rows, rows_used : int
+        Valid rows read, and rows that estimates rest on.
+    rows_without_user : int
+        Of those used: each is taken as a user of its own.
+    logged : Estimate
+        What the logging policy earned, on all rows used.
+    span : (str, str) or None
+        When the first and the last valid row were served, ISO 8601, UTC; None without rows.
+    set_aside : dict of str to int
+        Rows not used, by reason.
+    log : dict
+        What the reader found.
+    """
+
+    policies: tuple[PolicyResult, ...]
+    strata: tuple[StratumResult, ...]
+    reference: str
+    level: float
+    difference_level: float
+    clustered: bool
+    thresholds: Thresholds
+    places: int
+    rows: int
+    rows_used: int
+    rows_without_user: int
+    logged: Estimate
+    span: tuple[str, str] | None
+    set_aside: Mapping[str, int]
+    log: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def summarise(
+    question: Question, sums: LogSums, log: LogReader, reasons: Sequence[str]
+) -> Evaluation:
+    """The evaluation that sums amount to.
+
+    Parameters
+    ----------
+    question : Question
+    sums : LogSums
+    log : LogReader
+        That they are of, read to its end.
+    reasons : sequence of str
+        What else is known against it.
+    """
+    against = [*reasons, *_against_log(log, sums, question.thresholds)]
+    strata = sums.strata
+    summary = _Summary(question, strata, against)
+    used = sum(each.rows for each in strata)
+    return Evaluation(
+        policies=tuple(summary.policy(p) for p in range(len(question.policies))),
+        strata=tuple(summary.stratum(each, used) for each in strata),
+        reference=question.reference,
+        level=question.level,
+        difference_level=question.difference_level,
+        clustered=question.cluster,
+        thresholds=question.thresholds,
+        places=question.places,
+        rows=sums.rows,
+        rows_used=used,
+        rows_without_user=sums.without_user,
+        logged=summary.logged(),
+        span=sums.span,
+        set_aside={reason: count for reason, count in sums.set_aside.items() if count},
+        log=log.report.to_dict(),
+    )
+
+
+def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[str]:
+    found = []
+    # Rows that nobody chose to leave out may differ from those that stay.
+    chosen = ("fallback", "caller_seed")
+    left = sum(count for reason, count in sums.set_aside.items() if reason not in chosen)
+    wanted = sums.rows - sum(sums.set_aside[reason] for reason in chosen)
+    if wanted and left > thresholds.set_aside * wanted:
+        found.append("set_aside")
+    if log.report.malformed_share > thresholds.malformed:
+        found.append("malformed_rows")
+    if log.report.unreadable_files:
+        found.append("unreadable_files")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """Policies go by their numbers, p; `reasons` are against the log as a whole."""
+
+    question: Question
+    strata: Sequence[StratumSums]
+    reasons: Sequence[str]
+
+    def policy(self, p: int) -> PolicyResult:
+        asked = self.question
+        policy = asked.policies[p]
+        strata, reasons = self._supported(p)
+        merged = {name: self._merged(strata, p, name) for name in asked.names}
+        estimates = {name: self._estimate(each, reasons) for name, each in merged.items()}
+        differences = self._differences(p, strata, merged, reasons)
+        rows = sum(each.rows for each in strata)
+        total = sum(each.rows for each in self.strata)
+        beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
+        uncovered = float(beyond / total) if total else 0.0
+        leading = estimates[asked.lead]
+        return PolicyResult(
+            label=policy.label,
+            description=describe(policy),
+            status=leading.status,
+            reasons=leading.reasons,
+            verdict=verdict(
+                policy.label,
+                leading,
+                differences.get(asked.lead),
+                uncovered,
+                asked.reference_name,
+                asked.thresholds,
+                left_out=1.0 - rows / total if total else 0.0,
+                unit=asked.unit,
+            ),
+            lead=asked.lead,
+            estimates=estimates,
+            differences=differences,
+            uncovered=uncovered,
+            rows=rows,
+            histogram=merged["ips"].weights.histogram() if "ips" in merged else [],
+        )
+
+    def stratum(self, each: StratumSums, used: int) -> StratumResult:
+        asked = self.question
+        uncovered, estimates, dropped = {}, {}, []
+        for p, label in enumerate(asked.labels):
+            against = self._against(each, p)
+            uncovered[label] = self._uncovered(each, p)
+            estimates[label] = {
+                name: self._estimate(
+                    each.estimators[p][name], [*self.reasons, *against], bootstrap=False
+                )
+                for name in asked.names
+            }
+            if against:
+                dropped.append(label)
+        return StratumResult(
+            each.stratum, each.rows, each.rows / used, uncovered, estimates, tuple(dropped)
+        )
+
+    def logged(self) -> Estimate:
+        found = self._estimate(self._merged(self.strata, 0, "avg"), self.reasons)
+        reasons = tuple(reason for reason in found.reasons if reason != "logging_value")
+        return replace(found, status=worst(reasons), reasons=reasons)
+
+    def _differences(
+        self,
+        p: int,
+        strata: Sequence[StratumSums],
+        merged: Mapping[str, Estimator],
+        reasons: Sequence[str],
+    ) -> dict[str, Difference]:
+        """To the reference, by estimator; none for the reference itself."""
+        asked = self.question
+        if asked.labels[p] == asked.reference:
+            return {}
+        other_p = None if asked.reference == LOGGING else asked.labels.index(asked.reference)
+        if other_p is not None:
+            against = [reason for each in strata for reason in self._against(each, other_p)]
+            reasons = [*reasons, *against]
+        return {
+            name: difference(
+                each,
+                merged["avg"] if other_p is None else self._merged(strata, other_p, name),
+                cluster=asked.cluster,
+                level=asked.difference_level,
+                thresholds=asked.thresholds,
+                reasons=tuple(reasons),
+            )
+            for name, each in merged.items()
+        }
+
+    def _supported(self, p: int) -> tuple[Sequence[StratumSums], list[str]]:
+        """The strata that a policy can be evaluated on, and what is against their estimates.
+
+        Where none can, all of them, with what is against each.
+        """
+        against = [self._against(each, p) for each in self.strata]
+        fine = [each for each, reasons in zip(self.strata, against, strict=True) if not reasons]
+        if fine:
+            return fine, [*self.reasons]
+        return self.strata, [*self.reasons, *(reason for each in against for reason in each)]
+
+    def _against(self, each: StratumSums, p: int) -> list[str]:
+        """Why the rows of a stratum cannot say anything about a policy."""
+        found = []
+        if self._uncovered(each, p) > self.question.thresholds.uncovered:
+            found.append("uncovered")
+        if each.support_unknown[p]:
+            found.append("uncovered_unknown")
+        if each.fewer_places:
+            found.append("more_places")
+        return found
+
+    def _uncovered(self, each: StratumSums, p: int) -> float:
+        """A policy's probability of what the logging policy of a stratum could not show.
+
+        Lost for lack of items: equal in all strata of one catalog, so those are pooled. It is known
+        by draws, of which a small stratum has too few.
+        """
+        alike = [
+            other
+            for other in self.strata
+            if other is each
+            or (
+                other.stratum.catalog_version == each.stratum.catalog_version
+                and not (each.of_candidates or other.of_candidates)
+            )
+        ]
+        outside = sum(other.outside[p] for other in alike) / sum(other.rows for other in alike)
+        return float(each.certain[p] / each.rows + outside)
+
+    @staticmethod
+    def _merged(strata: Sequence[StratumSums], p: int, name: str) -> Estimator:
+        if not strata:
+            return ESTIMATORS[name](1)
+        first = strata[0].estimators[p][name]
+        result = type(first)(first.places, first.clip)
+        for each in strata:
+            result.merge(each.estimators[p][name])
+        return result
+
+    def _estimate(
+        self, estimator: Estimator, reasons: Sequence[str], bootstrap: bool = True
+    ) -> Estimate:
+        return estimate(
+            estimator,
+            cluster=self.question.cluster,
+            level=self.question.level,
+            thresholds=self.question.thresholds,
+            reward_range=self.question.reward_range,
+            reasons=tuple(reasons),
+            bootstrap=bootstrap,
+        )

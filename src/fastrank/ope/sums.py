@@ -1,0 +1,126 @@
+"""What an evaluation keeps of a log: sums by stratum and policy, and counts of its rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastrank.eventlog import LogBatch, Stratum
+from fastrank.ope.batch import Batch
+from fastrank.ope.estimators import ESTIMATORS, Estimator
+from fastrank.ope.propensities import Judged
+from fastrank.ope.question import Question
+from fastrank.ope.rows import Part, Used
+
+__all__ = ["LogSums", "StratumSums"]
+
+
+class LogSums:
+    """Of all rows so far.
+
+    Attributes
+    ----------
+    rows : int
+        Valid rows read.
+    without_user : int
+        Rows used that name no user.
+    set_aside : Counter of str
+        Rows not used, by reason.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self.rows = self.without_user = 0
+        self.set_aside: Counter[str] = Counter()
+        self._question = question
+        self._strata: dict[int, StratumSums] = {}
+        self._ends: list[np.datetime64] = []  # the first and the last time
+
+    @property
+    def strata(self) -> list[StratumSums]:
+        """In the order of their numbers."""
+        return [self._strata[index] for index in sorted(self._strata)]
+
+    @property
+    def span(self) -> tuple[str, str] | None:
+        """When the first and the last row were served; None without rows."""
+        if not self._ends:
+            return None
+        first, last = (f"{np.datetime_as_string(end, unit='s')}Z" for end in self._ends)
+        return first, last
+
+    def count(self, used: Used) -> None:
+        """A batch, once it is known which of its rows are used."""
+        self.rows += len(used.batch)
+        self.without_user += used.without_user
+        self.set_aside.update(used.set_aside)
+        self._extend_span(used.batch)
+
+    def stratum(self, index: int, stratum: Stratum) -> StratumSums:
+        """The sums of the stratum of this number."""
+        if index not in self._strata:
+            self._strata[index] = StratumSums(stratum, self._question)
+        return self._strata[index]
+
+    def _extend_span(self, batch: LogBatch) -> None:
+        if len(batch):
+            times = batch.table.column("ts").to_numpy(zero_copy_only=False)
+            ends = [*self._ends, times.min(), times.max()]
+            self._ends = [min(ends), max(ends)]
+
+
+class StratumSums:
+    """Of one stratum, for all policies.
+
+    Attributes
+    ----------
+    stratum : Stratum
+    rows : int
+    fewer_places : int
+        Rows that asked for fewer places than are evaluated.
+    of_candidates : bool
+        Whether some row ranked candidates alone.
+    certain, outside : ndarray of float64, shape (policies,)
+        Sums of what `Judged` has of each row.
+    support_unknown : ndarray of int64, shape (policies,)
+    estimators : list of dict of str to Estimator
+        By policy and name.
+    """
+
+    def __init__(self, stratum: Stratum, question: Question) -> None:
+        self.stratum = stratum
+        self.rows = self.fewer_places = 0
+        self.of_candidates = False
+        n = len(question.policies)
+        self.certain, self.outside = np.zeros((2, n))
+        self.support_unknown = np.zeros(n, np.int64)
+        self.estimators = [_estimators(question) for _ in range(n)]
+        self._asked_places = question.asked_places
+
+    def count(self, part: Part, judged: Sequence[Judged]) -> None:
+        """Its rows of a batch, and what each policy could show in them."""
+        self.rows += len(part)
+        self.of_candidates |= bool(part.of(part.batch.is_given("candidate_set_id")).any())
+        self.fewer_places += int(np.count_nonzero(part.of(part.batch.k) < self._asked_places))
+        for p, each in enumerate(judged):
+            self.certain[p] += part.of(each.certain).sum()
+            self.outside[p] += part.of(each.outside).sum()
+            self.support_unknown[p] += np.count_nonzero(part.of(each.support_unknown))
+
+    def update(self, p: int, batch: Batch) -> None:
+        """The same rows as arrays, for policy p."""
+        for estimator in self.estimators[p].values():
+            estimator.update(batch)
+
+
+def _estimators(question: Question) -> dict[str, Estimator]:
+    """One of each; those that weigh alike keep the sums about their weights once."""
+    made = {name: ESTIMATORS[name](question.places, question.clip) for name in question.names}
+    keepers: dict[str, Estimator] = {}
+    for each in made.values():
+        if each.kind_of_weights is not None:
+            keeper = keepers.setdefault(each.kind_of_weights, each)
+            if keeper is not each:
+                each.share_weights(keeper)
+    return made

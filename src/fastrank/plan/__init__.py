@@ -1,0 +1,34 @@
+"""Choosing the exploration before anyone sees it: what each policy would cost, and what its log
+would be worth.
+
+For users of a model and a grid of logging policies: how much of the deterministic ranking a policy
+keeps, how much score that costs, and which share of its log would be left, as an effective sample
+size, to evaluate given target policies.
+
+How the figures come about: see `fastrank.expectations`.
+"""
+
+from fastrank.plan.grid import Plan, estimated_seconds, explore
+from fastrank.plan.points import Advance, Kind, Point, Share, Target
+from fastrank.plan.positions import iips_shares
+from fastrank.plan.solve import Solution, solve_ess, solve_overlap
+from fastrank.plan.temperatures import OwnTemperatures, own_temperatures
+from fastrank.policies.relative import RelativeTemperature
+
+__all__ = [
+    "Advance",
+    "Kind",
+    "OwnTemperatures",
+    "Plan",
+    "Point",
+    "RelativeTemperature",
+    "Share",
+    "Solution",
+    "Target",
+    "estimated_seconds",
+    "explore",
+    "iips_shares",
+    "own_temperatures",
+    "solve_ess",
+    "solve_overlap",
+]

@@ -1,0 +1,105 @@
+"""Arguments, checked; a ValueError names one and its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.catalog import Catalog
+from fastrank.inputs import as_count, as_float32, as_real
+from fastrank.model import Model
+from fastrank.plan.points import Kind, Target
+from fastrank.policies import Deterministic, Policy, law_of
+from fastrank.policies.relative import RelativeTemperature
+
+__all__ = [
+    "check_k",
+    "check_kind",
+    "checked_prefixes",
+    "checked_targets",
+    "fraction",
+    "user_count",
+    "users_of",
+]
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+_USERS = 200
+_SCORES = 20_000_000  # of all users together: 80 MB
+
+
+def check_k(k: object, n_items: int) -> int:
+    places = as_count("k", k)
+    if places > n_items:
+        raise ValueError(f"k: expected 1 to {n_items}, the number of items; got {places}")
+    return places
+
+
+def check_kind(kind: object) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
+
+
+def fraction(name: str, value: float) -> float:
+    if isinstance(value, bool) or not 0.0 < value < 1.0:
+        raise ValueError(f"{name}: must lie between 0 and 1, got {value!r}")
+    return float(value)
+
+
+def checked_targets(targets: Mapping[str, Target] | None) -> dict[str, Target]:
+    if targets is None:
+        return {"deterministic": Deterministic(), "temperature x0.8": RelativeTemperature(0.8)}
+    for label, target in targets.items():
+        if isinstance(target, Policy):
+            law_of(target, f"targets: {label}")
+        elif not callable(target):
+            raise ValueError(f"targets: {label}: expected a policy, got {target!r}")
+    return dict(targets)
+
+
+def checked_prefixes(prefixes: Sequence[int] | None, k: int) -> tuple[int, ...]:
+    if prefixes is None:
+        return tuple(sorted({place for place in (1, 3, 5, k) if place <= k}))
+    places = sorted({as_count("prefixes", prefix) for prefix in prefixes})
+    if not places or places[-1] > k:
+        raise ValueError(f"prefixes: expected places from 1 to {k}, got {list(prefixes)!r}")
+    return tuple(places)
+
+
+def users_of(
+    model: Model | Catalog, queries: npt.ArrayLike | None, rows: Sequence[int] | None = None
+) -> tuple[Catalog, npt.NDArray[np.float32], FloatArray | None, int]:
+    """Catalog, vectors (u, d), factors (u,) of the users' own, of some rows; and how many rows."""
+    if isinstance(model, Catalog):
+        if queries is None:
+            raise ValueError("queries: a catalog has no users: give their vectors")
+        catalog = model
+    elif isinstance(model, Model):
+        catalog = model.catalog
+    else:
+        raise ValueError(f"model: expected a Model or a Catalog, got {model!r}")
+    if queries is not None:
+        array = as_real("queries", queries)
+        if array.ndim != 2 or len(array) == 0 or array.shape[1] != catalog.dim:
+            raise ValueError(
+                f"queries: expected shape (q, {catalog.dim}) with q >= 1, got {array.shape}"
+            )
+        vectors = as_float32("queries", array, array.shape)
+        return catalog, vectors if rows is None else vectors[list(rows)], None, len(vectors)
+    assert isinstance(model, Model)
+    ids = model.user_ids if rows is None else model.user_ids[list(rows)]
+    users = ids.tolist()
+    factors = None
+    if model.has_user_temperatures:
+        factors = np.array([model.user_temperature(user) for user in users])
+    vectors = np.array([model.user_vector(user) for user in users], np.float32)
+    return catalog, vectors, factors, len(model.user_ids)
+
+
+def user_count(users: int | None, n_items: int, n_users: int) -> int:
+    if users is None:
+        return min(n_users, _USERS, max(20, _SCORES // n_items))
+    return min(n_users, as_count("users", users))

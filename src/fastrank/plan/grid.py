@@ -1,0 +1,263 @@
+"""A grid of logging policies, and what would come of each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank.calibration import expected_overlaps
+from fastrank.catalog import Catalog
+from fastrank.model import Model
+from fastrank.plan.arguments import checked_targets, fraction, user_count, users_of
+from fastrank.plan.points import Advance, Kind, Point, Target
+from fastrank.plan.sample import Sample
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
+
+__all__ = ["Plan", "estimated_seconds", "explore", "usual_temperatures"]
+
+_DRAWS = 16
+# Share of what lies between the uniform and the deterministic overlap.
+_LEVELS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+_OVERLAPS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+_EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `explore` found.
+
+    Attributes
+    ----------
+    n_items, n_users : int
+        Of the model; users of the queries given, if any were.
+    users : int
+        How many of them were looked at.
+    k, draws, seed : int
+    targets : tuple of str
+    prefixes : tuple of int
+    deterministic_score, uniform_score : float
+        Mean score of the ranking under either policy, mean over users.
+    uniform_overlap : float
+        k / n: what a uniform draw keeps.
+    catalog_version : str
+    model_version : str or None
+    has_user_temperatures : bool
+        Whether the model has some; points of the kind "temperature" are multiples of them then.
+    points : tuple of Point
+        By kind, each from nearly deterministic to nearly uniform.
+    """
+
+    n_items: int
+    n_users: int
+    users: int
+    k: int
+    draws: int
+    seed: int
+    targets: tuple[str, ...]
+    prefixes: tuple[int, ...]
+    deterministic_score: float
+    uniform_score: float
+    uniform_overlap: float
+    catalog_version: str
+    model_version: str | None
+    has_user_temperatures: bool
+    points: tuple[Point, ...]
+    _sample: Sample = field(repr=False, compare=False)
+
+    def of_kind(self, kind: Kind) -> tuple[Point, ...]:
+        """The points of one kind."""
+        return tuple(point for point in self.points if point.kind == kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in JSON's types."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("points", "_sample")]
+        record: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name in ("targets", "prefixes"):
+            record[name] = list(record[name])
+        return {**record, "points": [asdict(point) for point in self.points]}
+
+
+def explore(
+    model: Model | Catalog,
+    queries: npt.ArrayLike | None = None,
+    *,
+    k: int = 10,
+    targets: Mapping[str, Target] | None = None,
+    prefixes: Sequence[int] | None = None,
+    temperatures: Sequence[float] | None = None,
+    overlaps: Sequence[float] | None = None,
+    epsilons: Sequence[float] | None = None,
+    users: int | None = None,
+    draws: int = _DRAWS,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> Plan:
+    """What logging policies would cost, and what their logs would be worth.
+
+    Parameters
+    ----------
+    model : Model or Catalog
+        A catalog needs `queries`.
+    queries : array_like of real numbers, shape (q, d), optional
+        Users' vectors, instead of the model's users.
+    k : int
+        Places of a ranking, from 1 to n.
+    targets : mapping of str to Target, optional
+        Policies to evaluate from the log, by label; a callable makes one of the logging policy
+        (`RelativeTemperature`). Plackett-Luce targets are served like any: times the user's
+        temperature, where the model has them. By default the deterministic policy and 0.8 times the
+        logging temperature.
+    prefixes : sequence of int, optional
+        Places, from 1 to k. By default 1, 3, 5, k.
+    temperatures, overlaps, epsilons : sequence of float, optional
+        Parameters of the three kinds of policies; an empty one leaves its kind out. By default
+        temperatures are spaced by what they do on this model, from nearly deterministic to nearly
+        uniform.
+    users : int, optional
+        How many users to look at, drawn without replacement. By default 200, fewer where
+        the catalog is large (20 at a million items).
+    draws : int
+        Rankings for each user and policy, at least 2.
+    seed : int
+    advance : callable, optional
+        Called with the progress.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and the value.
+
+    Notes
+    -----
+    For each policy O(users * (n + draws * n * d)) at most, in native code; see `estimated_seconds`.
+    Of the estimators, `ips` weighs the whole ranking (prefix k) and `rips` the prefix of each
+    place. `iips`, whose weights are those of a position alone, takes a quadrature over all items
+    and is asked for by itself: `iips_shares`.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> rng = np.random.default_rng(0)
+    >>> catalog = fr.Catalog(range(500), rng.standard_normal((500, 8)))
+    >>> plan = explore(catalog, rng.standard_normal((20, 8)), k=5, epsilons=[0.1, 0.5])
+    >>> [(p.parameter, round(p.overlap, 2)) for p in plan.of_kind("epsilon")]
+    [(0.1, 0.9), (0.5, 0.5)]
+    """
+    chosen = checked_targets(targets)
+    sample = Sample(model, queries, k, users, draws, seed, chosen, prefixes, advance)
+    grid = _grid(sample, temperatures, overlaps, epsilons)
+    points = []
+    for done, (kind, parameter) in enumerate(grid):
+        if advance is not None:
+            advance("looking at policies", done, len(grid))
+        points.append(sample.point(kind, parameter))
+    if advance is not None:
+        advance("looking at policies", len(grid), len(grid))
+    audience = sample.audience
+    return Plan(
+        n_items=sample.n_items,
+        n_users=sample.n_users,
+        users=len(sample.factors),
+        k=sample.k,
+        draws=sample.draws,
+        seed=sample.seed,
+        targets=tuple(chosen),
+        prefixes=sample.prefixes,
+        deterministic_score=float((audience.best - audience.top_gap).mean()),
+        uniform_score=float((audience.best - audience.mean_gap).mean()),
+        uniform_overlap=sample.k / sample.n_items,
+        catalog_version=audience.catalog.version,
+        model_version=model.version if isinstance(model, Model) else None,
+        has_user_temperatures=sample.has_factors,
+        points=tuple(points),
+        _sample=sample,
+    )
+
+
+def _grid(
+    sample: Sample,
+    temperatures: Sequence[float] | None,
+    overlaps: Sequence[float] | None,
+    epsilons: Sequence[float] | None,
+) -> list[tuple[Kind, float]]:
+    """Kinds and parameters, each kind from nearly deterministic to nearly uniform."""
+    lowest = sample.k / sample.n_items + 0.01
+    by_kind: dict[Kind, list[float]] = {
+        "temperature": [  # the policies say what is wrong with their parameters
+            PlackettLuce(each).temperature
+            for each in (usual_temperatures(sample) if temperatures is None else temperatures)
+        ],
+        "user_temperature": [
+            fraction("overlaps", each)
+            for each in ([o for o in _OVERLAPS if o > lowest] if overlaps is None else overlaps)
+        ],
+        "epsilon": [
+            EpsilonGreedy(each).epsilon for each in (_EPSILONS if epsilons is None else epsilons)
+        ],
+    }
+    grid = [
+        (kind, parameter)
+        for kind, values in by_kind.items()
+        for parameter in sorted(set(values), reverse=kind == "user_temperature")
+    ]
+    if not grid:
+        raise ValueError("temperatures, overlaps, epsilons: no policy to look at")
+    return grid
+
+
+def usual_temperatures(sample: Sample) -> list[float]:
+    """Temperatures at which the mean overlap falls in steps that can be seen."""
+    values, counts = sample.audience.condensed
+    highest = np.where(counts > 0.0, values, -np.inf).max(axis=1)
+    spread = (highest - np.where(counts > 0.0, values, np.inf).min(axis=1)) / sample.factors
+    spread = spread[spread > 0.0]
+    if spread.size == 0:
+        return [1.0]  # all scores are equal: one temperature is as good as another
+    low, high = spread.min() * math.exp(-14.0), spread.max() * math.exp(5.0)
+    tried = np.geomspace(max(low, MIN_TEMPERATURE), min(high, MAX_TEMPERATURE), 80)
+    kept = [expected_overlaps(values, t * sample.factors, sample.k, counts).mean() for t in tried]
+    uniform = sample.k / sample.n_items
+    levels = uniform + (max(kept) - uniform) * np.array(_LEVELS)
+    if max(kept) - uniform < 1e-6:  # k = n: what changes is the order alone
+        levels = np.geomspace(0.01, 10.0, len(_LEVELS)) * np.median(spread)
+        found = np.clip(levels, tried[0], tried[-1])
+    else:
+        found = np.exp(np.interp(-levels, -np.array(kept), np.log(tried)))
+    return sorted({float(f"{temperature:.3g}") for temperature in found.tolist()})
+
+
+def estimated_seconds(
+    model: Model | Catalog,
+    queries: npt.ArrayLike | None = None,
+    *,
+    k: int = 10,
+    users: int | None = None,
+    draws: int = _DRAWS,
+    points: int = 40,
+) -> float:
+    """About how long `explore` will take on this machine, from one user's scores and ranking."""
+    catalog, vectors, _, n_users = users_of(model, queries, [0])
+    n = len(catalog)
+    count = user_count(users, n, n_users)
+    query = vectors[0]
+    scores = catalog.scores(query)  # reads the vectors from disk, too
+    start = time.perf_counter()
+    catalog.scores(query)
+    scoring = time.perf_counter() - start
+    rows = np.repeat(query[None], 32, axis=0)  # a batch shares what it loads
+    usual = min(max(float(np.ptp(scores)) / 20.0, MIN_TEMPERATURE), MAX_TEMPERATURE)
+    start = time.perf_counter()
+    catalog.rank_batch(rows, min(k, n), policy=PlackettLuce(usual), seeds=range(32))
+    ranking = (time.perf_counter() - start) / 32
+    # Two sets of draws (the second for a relative target), and a few passes over the scores.
+    return count * (3 * scoring + points * (2 * draws * ranking + 5e-9 * n + 1e-6 * draws * k))

@@ -1,0 +1,221 @@
+"""The policy of a kind at which a figure is what was asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from fastrank.plan.arguments import check_kind, fraction
+from fastrank.plan.grid import Plan, usual_temperatures
+from fastrank.plan.points import Kind, Point
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
+
+__all__ = ["Solution", "solve_ess", "solve_overlap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The parameter at which a figure is what was asked for.
+
+    Attributes
+    ----------
+    kind : {"temperature", "user_temperature", "epsilon"}
+    figure : {"overlap", "ess"}
+    asked : float
+    bound : {"equal", "at most", "at least", "any", "none"}
+        "at most": the figure holds up to this parameter's exploration, "at least": from it on;
+        "any": over the whole range; "none": it is not reachable, and `point` is the best there is.
+    point : Point
+        The policy that solves it, looked at like any other.
+    value : float
+        The figure there.
+    targets : tuple of str
+        Whose ESS share it is: all that are defined for this kind of policy, the worst one counts.
+    prefix : int or None
+    start : float or None
+        "at most": the parameter from which on the figure holds, where it does not hold from the
+        nearly deterministic end on.
+    """
+
+    kind: Kind
+    figure: Literal["overlap", "ess"]
+    asked: float
+    bound: Literal["equal", "at most", "at least", "any", "none"]
+    point: Point
+    value: float
+    targets: tuple[str, ...] = ()
+    prefix: int | None = None
+    start: float | None = None
+
+    @property
+    def reachable(self) -> bool:
+        """Whether there is a policy of this kind that does what was asked."""
+        return self.bound != "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in JSON's types."""
+        return {**asdict(self), "targets": list(self.targets), "reachable": self.reachable}
+
+
+def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Solution:
+    """The policy of a kind that keeps this share of the deterministic top k.
+
+    Parameters
+    ----------
+    plan : Plan
+    overlap : float
+        Between 0 and 1.
+    kind : {"temperature", "user_temperature", "epsilon"}
+        For "user_temperature" the solution's parameter is what to hand to `own_temperatures`: it
+        makes up for what calibration is off by, on average.
+
+    Raises
+    ------
+    ValueError
+        For values out of range; where the overlap does not fall along the plan's points, beyond
+        their errors.
+
+    Notes
+    -----
+    Bisection, to 0.1 % of the parameter or 0.0002 of the overlap. The same seeds everywhere, so
+    that noise does not count twice.
+    """
+    check_kind(kind)
+    asked = fraction("overlap", overlap)
+    sample = plan._sample
+    curve = _curve(plan, kind)
+    for earlier, later in pairwise(curve):
+        slack = 5.0 * (earlier.overlap_error + later.overlap_error) + 1e-6
+        if later.overlap > earlier.overlap + slack:
+            raise ValueError(
+                f"overlap: it rises from {earlier.overlap:.4g} to {later.overlap:.4g} between the"
+                f" {kind} {earlier.parameter:.4g} and {later.parameter:.4g}: take more draws"
+            )
+
+    def solution(bound: Literal["equal", "none"], point: Point) -> Solution:
+        full = sample.point(kind, point.parameter)
+        return Solution(kind, "overlap", asked, bound, full, full.overlap)
+
+    nearest = min(curve, key=lambda point: abs(point.overlap - asked))
+    if abs(nearest.overlap - asked) <= 2e-4:
+        return solution("equal", nearest)
+    after = next((i for i, point in enumerate(curve) if point.overlap < asked), None)
+    if after is None or after == 0:
+        return solution("none", nearest)
+    low, high = curve[after - 1], curve[after]
+    while not _close(kind, low.parameter, high.parameter):
+        middle = sample.point(kind, _between(kind, low.parameter, high.parameter), shares=False)
+        if middle.overlap < asked:
+            high = middle
+        else:
+            low = middle
+        if abs(middle.overlap - asked) <= 2e-4:
+            break
+    return solution("equal", min(low, high, key=lambda point: abs(point.overlap - asked)))
+
+
+def solve_ess(
+    plan: Plan, share: float, kind: Kind = "temperature", prefix: int | None = None
+) -> Solution:
+    """The policy of a kind whose log keeps this ESS share for all of the plan's targets.
+
+    Parameters
+    ----------
+    plan : Plan
+    share : float
+        Between 0 and 1.
+    kind : {"temperature", "user_temperature", "epsilon"}
+    prefix : int, optional
+        One of the plan's; by default k, the whole ranking.
+
+    Returns
+    -------
+    Solution
+        The share need not be monotone: a log is best for targets like its own policy. From the
+        nearly deterministic end on, the first stretch of policies that keep the share is taken.
+        Where it ends, the answer is its end, the most exploring policy ("at most"); where it does
+        not, its start ("at least"), or, if all policies keep the share, the most exploring one
+        ("any"). Between two neighbouring points it is bisection, to 1 % of the share.
+
+    Raises
+    ------
+    ValueError
+        For values out of range; if none of the targets is defined for this kind.
+    """
+    check_kind(kind)
+    asked = fraction("share", share)
+    places = plan.k if prefix is None else prefix
+    if places not in plan.prefixes:
+        known = ", ".join(map(str, plan.prefixes))
+        raise ValueError(f"prefix: expected one of the plan's {known}; got {prefix!r}")
+    sample = plan._sample
+    curve = _curve(plan, kind, shares=True)
+    names = tuple(name for name in plan.targets if curve[0].share(name, places) is not None)
+    if not names:
+        raise ValueError(f"targets: none of {', '.join(plan.targets)} is defined for {kind}")
+
+    def value(point: Point) -> float:
+        return min(s.share for s in point.shares if s.prefix == places)
+
+    def crossing(inside: Point, outside: Point) -> Point:
+        """The last one inside."""
+        while value(inside) > 1.01 * asked and not _close(
+            kind, inside.parameter, outside.parameter
+        ):
+            middle = sample.point(kind, _between(kind, inside.parameter, outside.parameter))
+            if value(middle) >= asked:
+                inside = middle
+            else:
+                outside = middle
+        return inside
+
+    def solution(
+        bound: Literal["at most", "at least", "any", "none"],
+        point: Point,
+        since: float | None = None,
+    ) -> Solution:
+        return Solution(kind, "ess", asked, bound, point, value(point), names, places, since)
+
+    keeps = [value(point) >= asked for point in curve]
+    if not any(keeps):
+        return solution("none", max(curve, key=value))
+    start = keeps.index(True)
+    end = next((i for i in range(start, len(curve)) if not keeps[i]), None)
+    first = crossing(curve[start], curve[start - 1]) if start > 0 else None
+    if end is not None:
+        last = crossing(curve[end - 1], curve[end])
+        return solution("at most", last, first.parameter if first else None)
+    return solution("at least", first) if first else solution("any", curve[-1])
+
+
+def _curve(plan: Plan, kind: Kind, shares: bool = False) -> list[Point]:
+    """The plan's points of one kind, and the ends of what can be asked for."""
+    points = list(plan.of_kind(kind))
+    sample = plan._sample
+    ends: tuple[float, float]
+    if kind == "epsilon":
+        ends = (0.0, 1.0)
+    elif kind == "user_temperature":
+        lowest = sample.k / sample.n_items
+        ends = (0.9999, lowest + 0.001 * (1.0 - lowest))
+        if lowest == 1.0:
+            ends = (0.9999, 0.9998)
+    else:
+        middle = [point.parameter for point in points] or usual_temperatures(sample)
+        ends = (
+            max(middle[0] / 100.0, MIN_TEMPERATURE / sample.factors.min()),
+            min(middle[-1] * 100.0, MAX_TEMPERATURE / sample.factors.max()),
+        )
+    known = {point.parameter for point in points}
+    first, last = ([] if end in known else [sample.point(kind, end, shares=shares)] for end in ends)
+    return [*first, *points, *last]
+
+
+def _between(kind: Kind, low: float, high: float) -> float:
+    return (low + high) / 2.0 if kind != "temperature" else math.sqrt(low * high)
+
+
+def _close(kind: Kind, low: float, high: float) -> bool:
+    return abs(high - low) <= (1e-3 * min(low, high) if kind == "temperature" else 1e-4)

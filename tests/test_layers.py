@@ -25,9 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"inputs"},
     "ranking": {"policies"},
     "ids": {"inputs", "_native"},
-    "atomic": set(),
-    "store": {"atomic"},
     "files": set(),
+    "atomic": {"files"},
+    "store": {"atomic", "files"},
     "wire": {"ids"},
     "packing": {"inputs", "_native"},
     "contents": {"packing", "_native"},
@@ -199,7 +199,7 @@ def test_a_server_reads_a_policys_name_without_the_commands() -> None:
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
         *("starting", "policies", "ranking", "ids", "inputs", "packing", "contents", "store"),
-        *("_native", "atomic", "lru", "ask", "ranker", "catalog", "given", "model"),
+        *("_native", "files", "atomic", "lru", "ask", "ranker", "catalog", "given", "model"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core

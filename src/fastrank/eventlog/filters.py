@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastrank.atomic import replacing
+from fastrank.atomic import leftovers, replacing
 from fastrank.ids import Ids, listed, text_array
 from fastrank.lru import LRU
 
@@ -120,7 +120,7 @@ def save(log_directory: Path, name: str, values: Content) -> None:
 
 def remove_leftovers(log_directory: Path) -> None:
     """Remove what killed writers left half written; what is young may be in use."""
-    for file in (log_directory / FOLDER).glob(".*.tmp"):
+    for file, _ in leftovers(log_directory / FOLDER):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
                 file.unlink()

@@ -1020,11 +1020,22 @@ class TestKilled:
         LogWriter(tmp_path).close()
         assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == foreign
 
+    def test_hidden_files_are_no_part_of_a_log(
+        self, ranking: Ranking, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Such as macOS leaves beside each file, and backups of another log."""
+        pq.write_table(schema("str").empty_table(), tmp_path / ".old.parquet")
+        (tmp_path / "._w-000000.arrow").write_bytes(b"resource fork")
+        with LogWriter(tmp_path) as log:
+            assert log.kind is None
+            log.append(ranking)
+        assert not caplog.records
+
     def test_old_leftovers_of_killed_writers_go(self, tmp_path: Path) -> None:
         folder = tmp_path / "filters"
         folder.mkdir()
-        old, young = folder / ".a.parquet.1.tmp", folder / ".b.parquet.2.tmp"
-        for file in (old, young, tmp_path / ".w-000000.parquet.3.tmp"):
+        old, young = (folder / f".{name}.parquet.{16 * '1'}.tmp" for name in "ab")
+        for file in (old, young, tmp_path / f".w-000000.parquet.{16 * '3'}.tmp"):
             file.write_bytes(b"half")
         os.utime(old, (0, 0))
         LogWriter(tmp_path).close()

@@ -1043,6 +1043,19 @@ class TestKilled:
         assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_each_row_has_the_law_of_its_own_policy(numbers: fr.Catalog, tmp_path: Path) -> None:
+    """What the columns say of a policy is kept while one is logged again and again."""
+    policies = [fr.PlackettLuce(0.5), fr.EpsilonGreedy(0.25), fr.PlackettLuce(0.5), fr.Uniform()]
+    order = [policies[i] for i in (0, 0, 1, 0, 2, 3, 3, 1)]
+    with LogWriter(tmp_path) as log:
+        for policy in order:
+            log.append(numbers.rank(np.ones(numbers.dim), 3, policy=policy))
+    rows = pq.read_table(tmp_path).to_pylist()
+    assert [row["policy_name"] for row in rows] == [policy.inference_type for policy in order]
+    found = [{each["name"]: each["value"] for each in row["law_params"]} for row in rows]
+    assert found == [policy.params for policy in order]
+
+
 def test_the_report_of_a_written_log_is_clean(ranking: Ranking, tmp_path: Path) -> None:
     with LogWriter(tmp_path) as log:
         log.append(ranking, k=5)

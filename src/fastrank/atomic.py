@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _replace_directory(temporary: Path, path: Path) -> None:
-    old = temporary.with_suffix(".old")
+    old = temporary.with_suffix(".old")  # where a kill leaves what it holds
     path.rename(old)
     try:
         if holds_data(old):

@@ -162,7 +162,8 @@ def join(
     target = Path(output)
     if target.exists() and (not target.is_dir() or holds_data(target)):
         raise ValueError(f"output: {target} is taken")
-    if target.is_mount():
+    place = target.resolve()
+    if place.is_mount():
         raise ValueError(f"output: {target} is a mount point; name a directory in it")
     given_logs = listed_paths(logs)
     around = path_that_reads(given_logs, target, _FILE.format(0))
@@ -177,7 +178,6 @@ def join(
     given: Rewards | None = None
     found = _Found()
     summary = JoinSummary()
-    place = target.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(place)
     with contextlib.ExitStack() as held, replacing(place) as temporary:

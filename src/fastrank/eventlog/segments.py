@@ -305,8 +305,8 @@ def seal_abandoned(directory: Path) -> int:
         finally:
             file.close()
     for leftover, name in leftovers(directory):
-        segment = directory / name
+        growing = (directory / name).with_suffix(".arrow")
         # The kill came between the rename and here, or the disk was full.
-        if segment.suffix == ".parquet" and not segment.with_suffix(".arrow").exists():
+        if SEGMENT.fullmatch(name) and not growing.exists():
             leftover.unlink(missing_ok=True)
     return sealed

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 import fastrank as fr
-from fastrank.eventlog import SCHEMA_VERSION, LogReader, ReadReport, schema
-from fastrank.eventlog.reader import LogBatch
+from fastrank.eventlog import SCHEMA_VERSION, LogBatch, LogReader, ReadReport, schema
 from fastrank.eventlog.schema import Kind
 
 NOON = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z in microseconds

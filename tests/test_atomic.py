@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrank.atomic import replacing, write_text
+from fastrank.atomic import leftovers, replacing, sync, write_text
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -37,6 +37,54 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write()
     assert list(tmp_path.iterdir()) == []
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(str(each.relative_to(directory)) for each in directory.rglob("*"))
+
+
+def write_directory(path: Path, fail: bool = False) -> None:
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+        sync(temporary / "new")
+        sync(temporary)
+        if fail:
+            raise OSError("full")
+
+
+@pytest.mark.parametrize("held", [None, [], [".gitkeep"], [".git", "lost+found"]])
+def test_a_directory_takes_the_place_of_a_free_one(tmp_path: Path, held: list[str] | None) -> None:
+    path = tmp_path / "out"
+    for name in held or ():
+        (path / name / "deep").mkdir(parents=True)
+    if held == []:
+        path.mkdir()
+    before = names(tmp_path)
+    with pytest.raises(OSError, match="full"):
+        write_directory(path, fail=True)
+    assert names(tmp_path) == before
+    write_directory(path)
+    assert names(tmp_path) == sorted({*before, "out", "out/new"})
+
+
+@pytest.mark.parametrize("there", ["out/data", "out"])
+def test_what_is_in_the_way_of_a_directory_stays(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("data")
+    before = names(tmp_path)
+    with pytest.raises(OSError, match=r"out is taken|Not a directory"):
+        write_directory(tmp_path / "out")
+    assert names(tmp_path) == before
+
+
+def test_what_was_begun_is_found(tmp_path: Path) -> None:
+    assert list(leftovers(tmp_path / "nowhere")) == []
+    (tmp_path / ".mine.tmp").touch()
+    with replacing(tmp_path / "a\n.b") as temporary:
+        temporary.touch()
+        assert list(leftovers(tmp_path)) == [(temporary, "a\n.b")]
+    assert list(leftovers(tmp_path)) == []
 
 
 def test_text_takes_the_place_of_text(tmp_path: Path) -> None:

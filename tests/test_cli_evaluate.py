@@ -19,8 +19,7 @@ from commands import refused, run
 import fastrank as fr
 from fastrank import obd, simulate
 from fastrank.cli import evaluate as cli
-from fastrank.eventlog import LogReader, LogWriter
-from fastrank.eventlog.reader import LogBatch
+from fastrank.eventlog import LogBatch, LogReader, LogWriter
 from fastrank.ope import evaluation, propensities
 
 GUMBEL = "stochastic_gumbel_softmax_trick"

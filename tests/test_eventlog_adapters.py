@@ -21,9 +21,17 @@ from logs import catalog, drain
 
 import fastrank as fr
 from fastrank import obd
-from fastrank.eventlog import LogReader, LogWriter, Stratum, from_data_capture, from_obd, schema
-from fastrank.eventlog.adapters import DataCapture, items_of_obd
-from fastrank.eventlog.reader import LogBatch
+from fastrank.eventlog import (
+    LogBatch,
+    LogReader,
+    LogWriter,
+    Stratum,
+    from_data_capture,
+    from_obd,
+    schema,
+)
+from fastrank.eventlog.capture import DataCapture
+from fastrank.eventlog.obdlog import items_of_obd
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "obd"
 needs_source = pytest.mark.skipif(
@@ -378,7 +386,7 @@ class TestDataCapture:
         self, stated: bool, text: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """More of them than a table has rows, and a row that is wrong does not speak for others."""
-        monkeypatch.setattr("fastrank.eventlog.adapters._CAPTURE_ROWS", 3)
+        monkeypatch.setattr("fastrank.eventlog.capture._TABLE_ROWS", 3)
         kind = {"item_kind": "str" if text else "int64"} if stated else {}
         allow: list[Any] = ["sold out"] if text else ["7", 8]
         lines = [
@@ -647,7 +655,7 @@ class TestDataCapture:
         for _ in range(2):  # it can be read again
             assert sum(len(table) for table in tables) == 12
         assert sum(map(len, LogReader.of_tables(tables))) == 12
-        with pytest.raises(ValueError, match="no capture files"):
+        with pytest.raises(ValueError, match="no such file"):
             DataCapture(tmp_path / "nowhere")
         with pytest.raises(ValueError, match="none given"):
             DataCapture([])

@@ -383,6 +383,57 @@ class TestDataSets:
         with pytest.raises(ValueError, match=r"output: .*r.csv is taken"):
             join(log, path, path, **options)
 
+    @pytest.mark.parametrize("name", [".gitkeep", ".DS_Store", "lost+found", ".git/HEAD"])
+    def test_a_directory_without_data_is_free(self, tmp_path: Path, name: str) -> None:
+        """What it holds stays, and is not read."""
+        log = write_log(tmp_path / "log", *(row(i) for i in range(10)))
+        path = write_rewards(tmp_path / "r.csv", reward("r0", 100))
+        out = tmp_path / "out"
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("kept")
+        join(log, path, out, window="1h", as_of=LATER, kind="positives")
+        assert (out / name).read_text() == "kept"
+        assert {f.name for f in out.iterdir()} == {
+            name.split("/")[0], "join.json", "part-000000.parquet",
+        }  # fmt: skip
+        assert sum(map(len, LogReader(out))) == 10
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["log", "out", "r.csv"]
+
+    def test_a_link_to_a_free_directory_stays_one(self, tmp_path: Path) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        path = write_rewards(tmp_path / "r.csv", reward("r0", 100))
+        (tmp_path / "disk" / "out").mkdir(parents=True)
+        (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+        join(log, path, tmp_path / "out", window="1h", as_of=LATER, kind="positives")
+        assert (tmp_path / "out").is_symlink()
+        assert sum(map(len, LogReader(tmp_path / "disk" / "out"))) == 1
+
+    def test_what_was_written_meanwhile_is_not_replaced(self, tmp_path: Path) -> None:
+        log = write_log(tmp_path / "log", row(0))
+        path = write_rewards(tmp_path / "r.csv", reward("r0", 100))
+        out = tmp_path / "out"
+        out.mkdir()
+
+        def another(_: float) -> None:
+            (out / "part-000000.parquet").write_text("another's")
+
+        with pytest.raises(FileExistsError, match=r"out is taken"):
+            join(log, path, out, window="1h", as_of=LATER, kind="positives", advance=another)
+        assert {f.name: f.read_text() for f in out.iterdir()} == {
+            "part-000000.parquet": "another's"
+        }
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["log", "out", "r.csv"]
+
+    def test_a_mount_point_is_refused_before_the_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It cannot be replaced."""
+        (tmp_path / "out" / "lost+found").mkdir(parents=True)
+        monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+        with pytest.raises(ValueError, match=r"output: .*out is a mount point"):
+            join("no log", "no rewards", tmp_path / "out", window="1h", as_of=LATER,
+                 kind="positives")  # fmt: skip
+
     def test_a_log_with_rewards_is_refused(self, tmp_path: Path) -> None:
         rewards = [reward("r0", 100)]
         joined(tmp_path, rewards, row(0), row(1))

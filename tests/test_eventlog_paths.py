@@ -19,12 +19,13 @@ LOGS = [
     "**/*.parquet", "*/*/*", "**", "logs/**/d*/*.parquet", "logs/**/day=1/**", "{root}/logs/*/*",
     "{root}/*/day=?/*.parquet", "linked/*/*.parquet", "linked/**", "outside/*", "logs/.*",
     "logs/*/out/*", "logs/to_outside", "logs/to_outside/*", "logs/*/joined/*.parquet",
-    "./logs/*/*.parquet", "[l]ogs", "logs/odd[1]",
+    "./logs/*/*.parquet", "[l]ogs", "logs/odd[1]", "logs/f*", "logs/f*/*", "logs/**/filters/*/*",
 ]  # fmt: skip
 OUTPUTS = [
     "joined", "logs/joined", "logs/day=2", "logs/day=1/out", "logs/day=3/out", "logs/empty",
-    "logs/a/b/c", "logs/.joined", "logs/.hidden/joined", "logs/filters/joined", "linked/joined",
-    "outside/joined", "logs/to_outside/joined", "linked/to_outside/joined", "logs/../joined",
+    "logs/a/b/c", "logs/.joined", "logs/.hidden/joined", "logs/filters", "logs/filters/joined",
+    "logs/filters/a/b", "logs/lost+found/joined", "linked/joined", "outside/joined",
+    "logs/to_outside/joined", "linked/to_outside/joined", "logs/../joined",
     "joined/../logs/x", "{root}/logs/joined", "{root}/logs-joined", "logsjoined", "to_empty",
 ]  # fmt: skip
 

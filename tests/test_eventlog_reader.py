@@ -186,7 +186,7 @@ class TestArrays:
     def test_one_very_long_ranking_does_not_widen_all_others(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fastrank.eventlog.reader._MAX_CELLS", 600)
+        monkeypatch.setattr("fastrank.eventlog.checks._MAX_CELLS", 600)
         long = row(
             50, item_ids=list(range(200)), scores=None, log_propensities=[0.0] * 200,
             log_propensity=0.0, rewards=None, k=200, n_eligible=200,
@@ -589,6 +589,20 @@ class TestFiles:
             (tmp_path / name).write_bytes(b"data")
         assert len(drain(tmp_path)[0]) == 5
         assert f"{tmp_path}: 'x.csv', 'y.json.gz', 'z.avro' and 1 more: not read" in caplog.text
+
+    @pytest.mark.parametrize("glob", ["*", "**", "*/", "**/*"])
+    def test_a_glob_reads_what_its_directory_does(self, tmp_path: Path, glob: str) -> None:
+        """And takes neither filters nor join's account for logs."""
+        for name in ("log", "log/more", "log/filters", "log/lost+found"):
+            (tmp_path / name).mkdir()
+        self.write(tmp_path / "log" / "a.parquet", row(0))
+        self.write(tmp_path / "log" / "more" / "b.parquet", row(1))
+        pq.write_table(pa.table({"item_id": [1]}), tmp_path / "log" / "filters" / "f.parquet")
+        (tmp_path / "log" / "join.json").write_text("{}")
+        expected = LogReader(tmp_path / "log").files
+        if glob == "*/":
+            expected = expected[1:]
+        assert sorted(LogReader(f"{tmp_path}/log/{glob}").files) == expected
 
     @pytest.mark.parametrize("paths", ["nowhere", "nowhere/*.parquet", []])
     def test_nothing_there_is_an_error(self, paths: Any, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from logs import HOUR, NOON, catalog, drain, report_of, row, segments, table
 
 import fastrank as fr
 from fastrank import ope
-from fastrank.eventlog import LogReader, LogWriter, Stratum, join, schema
-from fastrank.eventlog.reader import LogBatch
+from fastrank.eventlog import LogBatch, LogReader, LogWriter, Stratum, join, schema
 from fastrank.eventlog.schema import UNFILLED, Kind
 from fastrank.eventlog.segments import seal_abandoned
 from fastrank.ope.queries import logging_policy

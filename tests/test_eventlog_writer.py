@@ -1020,16 +1020,40 @@ class TestKilled:
         LogWriter(tmp_path).close()
         assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == foreign
 
+    def test_hidden_files_are_no_part_of_a_log(
+        self, ranking: Ranking, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Such as macOS leaves beside each file, and backups of another log."""
+        pq.write_table(schema("str").empty_table(), tmp_path / ".old.parquet")
+        (tmp_path / "._w-000000.arrow").write_bytes(b"resource fork")
+        with LogWriter(tmp_path) as log:
+            assert log.kind is None
+            log.append(ranking)
+        assert not caplog.records
+
     def test_old_leftovers_of_killed_writers_go(self, tmp_path: Path) -> None:
         folder = tmp_path / "filters"
         folder.mkdir()
-        old, young = folder / ".a.parquet.1.tmp", folder / ".b.parquet.2.tmp"
-        for file in (old, young, tmp_path / ".w-000000.parquet.3.tmp"):
+        old, young = (folder / f".{name}.parquet.{16 * '1'}.tmp" for name in "ab")
+        for file in (old, young, tmp_path / f".w-000000.parquet.{16 * '3'}.tmp"):
             file.write_bytes(b"half")
         os.utime(old, (0, 0))
         LogWriter(tmp_path).close()
         assert [f.name for f in folder.iterdir()] == [young.name]
         assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_each_row_has_the_law_of_its_own_policy(numbers: fr.Catalog, tmp_path: Path) -> None:
+    """What the columns say of a policy is kept while one is logged again and again."""
+    policies = [fr.PlackettLuce(0.5), fr.EpsilonGreedy(0.25), fr.PlackettLuce(0.5), fr.Uniform()]
+    order = [policies[i] for i in (0, 0, 1, 0, 2, 3, 3, 1)]
+    with LogWriter(tmp_path) as log:
+        for policy in order:
+            log.append(numbers.rank(np.ones(numbers.dim), 3, policy=policy))
+    rows = pq.read_table(tmp_path).to_pylist()
+    assert [row["policy_name"] for row in rows] == [policy.inference_type for policy in order]
+    found = [{each["name"]: each["value"] for each in row["law_params"]} for row in rows]
+    assert found == [policy.params for policy in order]
 
 
 def test_the_report_of_a_written_log_is_clean(ranking: Ranking, tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fastrank.files import file_format, in_directory, naming
+from fastrank.files import (
+    directly_in,
+    file_format,
+    files_at,
+    holds_data,
+    in_directory,
+    naming,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,8 @@ def test_the_format_is_that_of_the_name(name: str, expected: str | None) -> None
 
 
 def test_a_directory_is_listed_by_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("b.csv", "a.csv", "c/a.CSV", ".d/a.csv", "e/f.csv", "f.csv", ".a.csv", "_x.tsv"):
+    for name in ("b.csv", "a.csv", "c/a.CSV", ".d/a.csv", "e/f.csv", "f.csv", ".a.csv", "_x.tsv",
+                 "lost+found/a.csv"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = in_directory(tmp_path, ["csv"], without=["e", "f.csv"])
@@ -45,6 +53,50 @@ def test_a_directory_is_listed_by_names(tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / "c" / "\x1b.zip").touch()
     in_directory(tmp_path, ["csv"])
     assert f"{tmp_path}: 'c/\\x1b.zip': not read" in caplog.text
+
+
+def test_paths_stand_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "d/b.csv",
+        "d/c/a.csv",
+        "d/.h.csv",
+        "e/a.csv",
+        "e/x.txt",
+        "odd[1]/a.csv",
+        "t/t.txt",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    for given, expected in {
+        "d": ["d/b.csv", "d/c/a.csv"],
+        "e/x.txt": ["e/x.txt"],
+        "*/*.csv": ["d/b.csv", "e/a.csv", "odd[1]/a.csv"],
+        "[de]": ["d/b.csv", "d/c/a.csv", "e/a.csv"],
+        "odd[1]": ["odd[1]/a.csv"],
+    }.items():
+        assert files_at(given, ["csv"], "tables") == [Path(each) for each in expected]
+    found = files_at(["e", Path("d"), "*/a.csv"], ["csv"], "tables", without=["c"])
+    assert found == [Path(name) for name in ("e/a.csv", "d/b.csv", "odd[1]/a.csv")]
+    assert files_at([], ["csv"], "tables") == []
+    for given, why in {
+        "nowhere": "nowhere: no such file or directory",
+        "d/c/*.txt": r"d/c/\*.txt: no tables there",
+        "t": "t: no tables there",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{why}$"):
+            files_at(["d", given], ["csv"], "tables")
+
+
+def test_what_a_directory_holds(tmp_path: Path) -> None:
+    assert not holds_data(tmp_path)
+    for name in (".gitkeep", "lost+found", "._a.csv"):
+        (tmp_path / name).touch()
+        assert not holds_data(tmp_path)
+    (tmp_path / "b.csv").touch()
+    (tmp_path / "a.csv").touch()
+    assert holds_data(tmp_path)
+    assert directly_in(tmp_path, ".csv") == [tmp_path / "a.csv", tmp_path / "b.csv"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_handlers_run_during_a_call_and_may_end_it(catalog: fr.Catalog, name: st
     assert threads_of_this_process() == threads
     assert call(1) == call(1)
     trees = catalog._trees
-    assert trees._used == sum(tree.nbytes for tree in trees._trees.values())
+    assert trees.weight == sum(weight for _, weight in trees._entries.values())
 
 
 def test_ctrl_c_ends_a_call(catalog: fr.Catalog) -> None:

@@ -26,18 +26,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"inputs"},
     "ranking": {"policies"},
     "ids": {"inputs", "_native"},
-    "atomic": set(),
-    "store": {"atomic"},
     "files": set(),
+    "atomic": {"files"},
+    "store": {"atomic", "files"},
     "wire": {"ids"},
     "packing": {"inputs", "_native"},
     "contents": {"packing", "_native"},
-    "trees": set(),
+    "lru": set(),
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
-    "ranker": {"ask", "policies", "ranking", "ids", "inputs", "trees", "_native"},
+    "ranker": {"ask", "policies", "ranking", "ids", "inputs", "lru", "_native"},
     "catalog": {
         *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
-        *("ask", "ranker", "trees"),
+        *("ask", "ranker", "lru"),
     },
     "given": {"ask", "policies", "ranking", "ids", "inputs", "ranker", "_native"},
     "model": {"policies", "ranking", "ids", "inputs", "contents", "store", "catalog"},
@@ -58,12 +58,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ids",
         "inputs",
         "files",
+        "lru",
         "wire",
         "catalog",
         "obd",
     },
     "page": set(),
-    "ope": {"policies", "inputs", "catalog", "model", "marginals", "eventlog", "page"},
+    "ope": {"policies", "inputs", "lru", "catalog", "model", "marginals", "eventlog", "page"},
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
     },
@@ -221,7 +222,7 @@ def test_a_server_reads_a_policys_name_without_the_commands() -> None:
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
         *("starting", "policies", "ranking", "ids", "inputs", "packing", "contents", "store"),
-        *("_native", "atomic", "trees", "ask", "ranker", "catalog", "given", "model"),
+        *("_native", "files", "atomic", "lru", "ask", "ranker", "catalog", "given", "model"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core

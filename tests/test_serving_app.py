@@ -14,6 +14,7 @@ from served import ask, call, make_model, serving, with_app
 import fastrank as fr
 from fastrank.eventlog import LogReader
 from fastrank_serving.app import App, create_app
+from fastrank_serving.service import _Answers
 from fastrank_serving.settings import Settings
 
 
@@ -422,6 +423,22 @@ def test_a_repeated_request_gets_the_first_answer(model: Path) -> None:
         assert (await ask(app, user_id="u1", request_id="a")).body != first
 
     with_app(model, work, keep_answers=5)
+
+
+def test_an_answer_that_takes_long_does_not_keep_the_others() -> None:
+    async def work() -> None:
+        answers = _Answers(5)
+        slow = answers.begin("slow", 1)
+        for i in range(20):
+            answers.begin(str(i), 1)
+            answers.keep(str(i), b"body")
+        assert answers.get("slow", 1) is slow
+        assert [i for i in range(20) if answers.get(str(i), 1)] == [15, 16, 17, 18, 19]
+        answers.keep("slow", b"slow")
+        assert await slow == b"slow"
+        assert answers.get("15", 1) is None
+
+    asyncio.run(work())
 
 
 _SAME = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -244,18 +243,3 @@ def test_a_forked_child_ranks_alike_but_draws_seeds_of_its_own() -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert answer[:-8] == expected
     assert int.from_bytes(answer[-8:], "little") != drawn()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_forked_while_the_cache_is_locked_is_not_stuck() -> None:
-    """As if another thread of the parent had held the lock; the child is killed if it hangs."""
-    catalog, users = catalog_of(100), queries(1)
-    policy = fr.PlackettLuce(sampler="cached")
-    expected = fingerprint(catalog.rank(users[0], policy=policy, seed=4))
-    with catalog._trees._lock:
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)
-            same = fingerprint(catalog.rank(users[0], policy=policy, seed=4)) == expected
-            os._exit(0 if same else 1)
-    assert os.waitpid(child, 0)[1] == 0

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import fastrank as fr
 from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.inputs import draw_seed
+from fastrank.lru import LRU
 from fastrank.opening import open_directory
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
@@ -352,14 +352,13 @@ class _Answers:
     """Answers by request id, those of the latest requests, for requests that are sent again."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
         # Each with a hash of what was asked.
-        self._answers: OrderedDict[str, tuple[int, asyncio.Future[bytes]]] = OrderedDict()
-        self._size = 0  # bytes of those that are there
+        self._being_made: dict[str, tuple[int, asyncio.Future[bytes]]] = {}
+        self._made = LRU[str, tuple[int, asyncio.Future[bytes]]](_KEPT_BYTES, entries=most)
 
     def get(self, request_id: str, content: int) -> asyncio.Future[bytes] | None:
         """A ProblemError if something else was asked under this id."""
-        found = self._answers.get(request_id)
+        found = self._being_made.get(request_id) or self._made.get(request_id)
         if found is None:
             return None
         if found[0] != content:
@@ -375,23 +374,18 @@ class _Answers:
     def begin(self, request_id: str, content: int) -> asyncio.Future[bytes]:
         """The answer is being made."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._answers[request_id] = content, answer
+        self._being_made[request_id] = content, answer
         return answer
 
     def keep(self, request_id: str, body: bytes) -> None:
-        """Here it is; the oldest ones make room."""
-        self._answers[request_id][1].set_result(body)
-        self._size += len(body)
-        while self._size > _KEPT_BYTES or len(self._answers) > self._most:
-            oldest, (_, answer) = next(iter(self._answers.items()))
-            if not answer.done():
-                return  # all that came later is kept until this one is there
-            del self._answers[oldest]
-            self._size -= len(answer.result())
+        """Here it is; those make room that were not asked for again for longest."""
+        made = self._being_made.pop(request_id)
+        made[1].set_result(body)
+        self._made.put(request_id, made, len(body))
 
     def failed(self, request_id: str, error: BaseException) -> None:
         """There is none."""
-        _, answer = self._answers.pop(request_id)
+        _, answer = self._being_made.pop(request_id)
         answer.set_exception(error if isinstance(error, ProblemError) else _interrupted())
         answer.exception()  # nobody need wait for it
 

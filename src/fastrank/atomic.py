@@ -1,20 +1,34 @@
-"""Files are written whole or not at all."""
+"""Files and directories are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+from fastrank.files import holds_data
+
+__all__ = ["leftovers", "replacing", "sync", "write_text"]
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A name beside a file, to be written to; what is there then takes the file's place.
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside a file or directory, to be written to; what is there then takes its place.
 
-    If writing fails the file stays what it was. Who has it open keeps the old content.
+    If writing fails the path stays what it was. Who has a file open keeps the old content. A
+    directory takes the place of one that holds no data, and what that holds all the same, a
+    .gitkeep say, stays where it was.
+
+    Raises
+    ------
+    FileExistsError
+        If the directory in the way holds data by now.
 
     Examples
     --------
@@ -25,13 +39,55 @@ def replacing(file: Path) -> Iterator[Path]:
     >>> [each.name for each in file.parent.iterdir()]
     ['report.html']
     """
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        temporary.replace(file)
+        if temporary.is_dir() and path.is_dir():
+            _replace_directory(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _replace_directory(temporary: Path, path: Path) -> None:
+    old = temporary.with_suffix(".old")  # where a kill leaves what it holds
+    path.rename(old)
+    try:
+        if holds_data(old):
+            raise FileExistsError(f"{path} is taken")
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    for name in os.listdir(old):
+        (old / name).rename(path / name)
+    old.rmdir()
+
+
+def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
+    """What `replacing` began in a directory, each with the name that it was to take.
+
+    Whether somebody is still writing it or was killed, the caller must know.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            match = _TEMPORARY.fullmatch(name)
+            if match is not None:
+                yield directory / name, match[1]
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -35,15 +35,16 @@ from fastrank.inputs import (
     as_real,
     shown,
 )
+from fastrank.lru import LRU
 from fastrank.policies import Policy
 from fastrank.ranker import (
     RNG_VERSION,
     Ranker,
+    Tree,
     each_of,
     is_one,
 )
 from fastrank.ranking import FloatArray, Ranking, RankingBatch
-from fastrank.trees import TreeCache
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
@@ -190,7 +191,7 @@ class Catalog(Ranker):
         self._scored = _native.GivenScores(
             self._n_items, self._rows, arrays.get("panel_rows"), known=True
         )
-        self._trees = TreeCache(as_count("cache_bytes", cache_bytes, low=0))
+        self._trees = LRU[tuple[bytes, float], Tree](as_count("cache_bytes", cache_bytes, low=0))
 
     # ---- Keeping ----------------------------------------------------------------------------
 

@@ -1,18 +1,32 @@
-"""Files that others wrote: what their names say, and errors that name them.
+"""Files that others wrote: which there are, what their names say, and errors that name them.
 
-One rule for logs, rewards and vectors, so that a file that one command reads is not passed over by
-another.
+One rule for logs, rewards, captures and vectors, so that a file that one command reads is not
+passed over by another.
 """
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
-__all__ = ["file_format", "in_directory", "naming"]
+__all__ = [
+    "Paths",
+    "directly_in",
+    "file_format",
+    "files_at",
+    "holds_data",
+    "in_directory",
+    "is_data",
+    "listed_paths",
+    "naming",
+]
+
+Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _FORMATS = {
     **dict.fromkeys((".parquet", ".parq", ".pq"), "parquet"),
@@ -53,6 +67,76 @@ def file_format(path: str | os.PathLike[str]) -> str | None:
     return found
 
 
+def is_data(name: str) -> bool:
+    """Whether what has this name in a directory may be anybody's data.
+
+    Names that begin with a dot are not: they are not finished yet, or belong to another program.
+    Neither is the ``lost+found`` of a file system.
+
+    Examples
+    --------
+    >>> is_data("clicks.csv"), is_data(".gitkeep"), is_data("lost+found")
+    (True, False, False)
+    """
+    return not name.startswith(".") and name != "lost+found"
+
+
+def holds_data(directory: Path) -> bool:
+    """Whether anything in a directory `is_data`; one where nothing is may be written to."""
+    return any(map(is_data, os.listdir(directory)))
+
+
+def directly_in(directory: Path, suffix: str) -> list[Path]:
+    """Files in a directory itself whose names end so, by name; none that `is_data` says no to."""
+    names = sorted(os.listdir(directory))
+    return [directory / name for name in names if name.endswith(suffix) and is_data(name)]
+
+
+def listed_paths(paths: Paths) -> list[str]:
+    """One path or several, as a list."""
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return [os.fspath(path) for path in given]
+
+
+def files_at(
+    paths: Paths, formats: Collection[str], what: str, without: Collection[str] = ()
+) -> list[Path]:
+    """The files that paths stand for, each once, in order.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Files, whatever they are called; directories, of which `in_directory` says what is read;
+        and globs, which stand for the files and directories that they match.
+    formats, without
+        As for `in_directory`. What a glob matches is left out likewise by its name, and by that of
+        the folder it lies in.
+    what : str
+        What is looked for, for errors: ``log files (.parquet, .arrow)``.
+
+    Raises
+    ------
+    ValueError
+        Naming a path at which there is none.
+    """
+    found: dict[Path, None] = {}
+    for text in listed_paths(paths):
+        if Path(text).exists():
+            matches = [Path(text)]
+        elif glob.has_magic(text):
+            matched = map(Path, sorted(glob.glob(text, recursive=True)))
+            matches = [each for each in matched if not {*each.parts[-2:]} & {*without}]
+        else:
+            raise ValueError(f"{text}: no such file or directory")
+        files: list[Path] = []
+        for each in matches:
+            files += in_directory(each, formats, without) if each.is_dir() else [each]
+        if not files:
+            raise ValueError(f"{text}: no {what} there")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
 def in_directory(
     directory: Path, formats: Collection[str], without: Collection[str] = ()
 ) -> list[Path]:
@@ -69,8 +153,8 @@ def in_directory(
     Returns
     -------
     list of Path
-        Each folder's files by name, before those of the folders in it. Names that begin with a
-        dot are left out: they are not finished yet, or belong to another program.
+        Each folder's files by name, before those of the folders in it; none that `is_data` says no
+        to.
 
     Notes
     -----
@@ -80,9 +164,9 @@ def in_directory(
     """
     found, passed_over = [], []
     for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(f for f in folders if f not in without and not f.startswith("."))
+        folders[:] = sorted(f for f in folders if f not in without and is_data(f))
         for name in sorted(names):
-            if name in without or name.startswith("."):
+            if name in without or not is_data(name):
                 continue
             file = Path(folder, name)
             said = file_format(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,14 @@ from fastrank.inputs import (
     draw_seed,
     draw_seeds,
 )
+from fastrank.lru import LRU
 from fastrank.policies import Policy
 from fastrank.ranking import Filters, FloatArray, Ranking, RankingBatch, new_ranking
-from fastrank.trees import Tree, TreeCache
 
 __all__ = [
     "RNG_VERSION",
     "Ranker",
+    "Tree",
     "each_of",
     "is_one",
 ]
@@ -40,7 +41,23 @@ RNG_VERSION = 2
 
 _MANY = 4096  # ids of a filter
 _new = tuple.__new__  # of a NamedTuple, in a third of the time of its own
+_ENTRY_BYTES = 2048
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
+
+
+class Tree(NamedTuple):
+    """Of the cached sampler: scores of all items, and the masses of the tree over them."""
+
+    scores: Float32Array
+    nodes: FloatArray
+
+    @property
+    def nbytes(self) -> int:
+        """With the key and objects of an entry of the cache.
+
+        They weigh more than the tree of a small catalog.
+        """
+        return self.scores.nbytes + self.nodes.nbytes + _ENTRY_BYTES
 
 
 class Ranker:
@@ -54,7 +71,7 @@ class Ranker:
     _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
-    _trees: TreeCache
+    _trees: LRU[tuple[bytes, float], Tree]  # by query and temperature
 
     def _rank(
         self,
@@ -154,7 +171,7 @@ class Ranker:
             scores = self._packed.scores(query, bias)
             tree = Tree(scores, _native.build_tree(scores, temperature))
             if bias is None:  # a bias belongs to its call alone
-                self._trees.put(key, tree)
+                self._trees.put(key, tree, tree.nbytes)
         # Sorted and unique, as the tree's overlay wants them.
         excluded = None if ask.excluded is None else np.unique(ask.excluded)
         allowed = None if ask.allowed is None else np.unique(ask.allowed)

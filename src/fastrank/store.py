@@ -27,7 +27,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.atomic import replacing
+from fastrank.atomic import leftovers, replacing, sync
+from fastrank.files import is_data
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "array_digest", "content_hash", "read", "write"]
 
@@ -37,9 +38,6 @@ _FORMAT = "fastrank"
 # Data starts on a page boundary: a mapped array is aligned for any instruction set.
 _HEADER_BYTES = 4096
 _ARRAY_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.npy")
-_LEFTOVER = re.compile(r"\.[a-z_.0-9-]+\.[0-9a-f]{16}\.tmp")
-# What a directory may hold beside a first model: no program's data.
-_LITTER = re.compile(r"\..*|lost\+found", re.DOTALL)
 # What fsync says of a directory where the file system has no such thing.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _PATIENCE = 1.0  # seconds of waiting for another writer, before it is said
@@ -189,14 +187,11 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def _sync_directory(path: Path) -> None:
     """Makes the names in a directory durable, where its file system can."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(path)
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -206,7 +201,7 @@ def _refuse_foreign(path: Path) -> None:
             ours = json.loads(stream.read())["format"] == _FORMAT
     except FileNotFoundError:
         for name in sorted(os.listdir(path)):
-            if not (_ARRAY_FILE.fullmatch(name) or _LITTER.fullmatch(name)):
+            if is_data(name) and not _ARRAY_FILE.fullmatch(name):
                 raise ValueError(
                     f"directory: {path} holds no {MANIFEST}, but other files, such as {name}"
                 ) from None
@@ -228,9 +223,11 @@ def _remove_unnamed(path: Path) -> None:
         except FileNotFoundError:
             text = ""
         named = set(_ARRAY_FILE.findall(text))
+        for file, name in leftovers(path):
+            if name == MANIFEST or _ARRAY_FILE.fullmatch(name):
+                file.unlink()
         for name in os.listdir(path):
-            is_array = _ARRAY_FILE.fullmatch(name) is not None
-            if _LEFTOVER.fullmatch(name) or (is_array and name not in named):
+            if _ARRAY_FILE.fullmatch(name) and name not in named:
                 os.unlink(path / name)
     except OSError as error:
         _LOG.warning("%s: old files stay: %s", path, error)
@@ -372,10 +369,9 @@ def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> 
 
 
 def _write_file(file: Path, *parts: bytes | memoryview) -> None:
-    """Writes beside the target, then renames: a file is whole or absent, and maps of an old one
-    stay what they were."""
-    with replacing(file) as temporary, temporary.open("xb") as stream:
-        for part in parts:
-            stream.write(part)
-        stream.flush()
-        os.fsync(stream.fileno())
+    """A file that is on the disk whole or not at all; maps of an old one stay what they were."""
+    with replacing(file) as temporary:
+        with temporary.open("xb") as stream:
+            for part in parts:
+                stream.write(part)
+        sync(temporary)

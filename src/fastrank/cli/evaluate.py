@@ -20,7 +20,7 @@ from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
 from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
-from fastrank.eventlog.adapters import items_of_obd
+from fastrank.eventlog.obdlog import items_of_obd
 from fastrank.eventlog.schema import UNFILLED
 from fastrank.model import Model
 from fastrank.ope.evaluation import DEFAULT_ESTIMATORS

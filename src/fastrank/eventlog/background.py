@@ -140,7 +140,7 @@ class Threads:
             task._run()
             self._idle.append(tasks)
             task._done.set()
-            del task  # and what hangs on it
+            del task  # and what it holds
 
     def _after_fork_in_child(self) -> None:
         self._idle = []

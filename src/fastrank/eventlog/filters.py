@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,8 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastrank.atomic import replacing
+from fastrank.atomic import leftovers, replacing
 from fastrank.ids import Ids, listed, text_array
+from fastrank.lru import LRU
 
 __all__ = [
     "FOLDER",
@@ -120,7 +120,7 @@ def save(log_directory: Path, name: str, values: Content) -> None:
 
 def remove_leftovers(log_directory: Path) -> None:
     """Remove what killed writers left half written; what is young may be in use."""
-    for file in (log_directory / FOLDER).glob(".*.tmp"):
+    for file, _ in leftovers(log_directory / FOLDER):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
                 file.unlink()
@@ -130,8 +130,7 @@ class FilterStore:
     """Reads lists and biases by hash and checks them against it; keeps the latest 64 MB."""
 
     def __init__(self) -> None:
-        self._cache: OrderedDict[tuple[str, str], Array] = OrderedDict()
-        self._bytes = 0
+        self._cache = LRU[tuple[str, str], Array](_CACHE_BYTES)
 
     def ids(self, folder: Path | None, name: str) -> Array:
         """The sorted ids of a list; a ValueError if it is missing or not what its name says."""
@@ -146,12 +145,8 @@ class FilterStore:
         found = self._cache.get(key)
         if found is None:
             found = _read(folder, name, suffix)
-            self._cache[key] = found
-            self._bytes += size_of(found)
-            while self._bytes > _CACHE_BYTES and len(self._cache) > 1:
-                self._bytes -= size_of(self._cache.popitem(last=False)[1])
-        else:
-            self._cache.move_to_end(key)
+            # One that is larger is kept too: rows that name it come one after another.
+            self._cache.put(key, found, min(size_of(found), _CACHE_BYTES))
         return found
 
 

@@ -26,13 +26,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastrank.atomic import leftovers, replacing
+from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.filters import FOLDER
 from fastrank.eventlog.hashing import text_hashes
-from fastrank.eventlog.paths import path_that_reads
-from fastrank.eventlog.reader import JOIN_FILE, JOIN_KEY, LogBatch, LogReader, Paths
+from fastrank.eventlog.paths import JOIN_FILE, path_that_reads
+from fastrank.eventlog.reader import JOIN_KEY, LogReader
 from fastrank.eventlog.rewards import Rewards, read_rewards
 from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, Kind, schema
 from fastrank.eventlog.segments import parquet_options
+from fastrank.files import Paths, holds_data, listed_paths
 
 __all__ = ["JoinSummary", "Repeats", "RewardKind", "join", "parse_time", "parse_window"]
 
@@ -120,7 +123,8 @@ def join(
         Parquet, CSV or JSON Lines: columns request_id, item_id, reward, ts, and if wanted position
         (the item's place, from 1). Times without a zone are UTC.
     output : path
-        A directory that does not exist, or is empty, and that `logs` would not read the next time.
+        A directory that does not exist, or holds no data (what is hidden in it, such as .gitkeep,
+        stays), and that `logs` would not read the next time.
     window : timedelta or str
         How long after a row was served its rewards count, both ends included; ``"24h"``, say.
     as_of : datetime or str
@@ -133,7 +137,7 @@ def join(
     repeats : {"max", "sum", "first"}
         What several rewards for one item of one row make; `first` by time.
     advance : callable, optional
-        Told the share of the log that is done.
+        Called with the share of the log that is done.
 
     Returns
     -------
@@ -156,9 +160,12 @@ def join(
     _one_of("kind", kind, RewardKind)
     _one_of("repeats", repeats, Repeats)
     target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or holds_data(target)):
         raise ValueError(f"output: {target} is taken")
-    given_logs = [logs] if isinstance(logs, str | os.PathLike) else list(logs)
+    place = target.resolve()
+    if place.is_mount():
+        raise ValueError(f"output: {target} is a mount point; name a directory in it")
+    given_logs = listed_paths(logs)
     around = path_that_reads(given_logs, target, _FILE.format(0))
     if around is not None:
         raise ValueError(
@@ -171,10 +178,10 @@ def join(
     given: Rewards | None = None
     found = _Found()
     summary = JoinSummary()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    temporary, lock = _begun(target)
-    try:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(place)
+    with contextlib.ExitStack() as held, replacing(place) as temporary:
+        held.callback(os.close, _begun(temporary))
         result = _Result(temporary, identity)
         for batch in reader:
             if given is None:
@@ -207,34 +214,24 @@ def join(
         }
         result.close(reader.kind)
         (temporary / JOIN_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
     return summary
 
 
-def _begun(target: Path) -> tuple[Path, int]:
-    """A directory to write the result into, and the descriptor that holds its lock."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    fresh = temporary.with_suffix(".new")  # until it is locked
+def _begun(directory: Path) -> int:
+    """Make a directory that is locked from the first; the descriptor that holds its lock."""
+    fresh = directory.with_suffix(".new")
     fresh.mkdir()
     lock = os.open(fresh, os.O_RDONLY)
     with contextlib.suppress(OSError):  # no locks here, so that leftovers stay
         fcntl.flock(lock, fcntl.LOCK_EX)
-    fresh.rename(temporary)
-    return temporary, lock
+    fresh.rename(directory)
+    return lock
 
 
 def _remove_leftovers(target: Path) -> None:
     """Removes what killed joins left: they may have filled the disk. Living ones have a lock."""
-    for name in os.listdir(target.parent):
-        leftover = target.with_name(name)
-        if not re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp", name):
+    for leftover, name in leftovers(target.parent):
+        if name != target.name:
             continue
         with contextlib.suppress(OSError):
             descriptor = os.open(leftover, os.O_RDONLY)

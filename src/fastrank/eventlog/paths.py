@@ -1,7 +1,6 @@
-"""Whether files that are still to be written would be read along with a log.
+"""Which files a log is, and whether one that is still to be written would be read along with it.
 
-`LogReader` lists files by the same rules: a directory with all that is below it, but for hidden
-folders and the filters, and what a glob matches.
+`fastrank.files` says what is read of a directory and of what a glob matches; the filters are not.
 """
 
 from __future__ import annotations
@@ -9,17 +8,46 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from fastrank.eventlog.filters import FOLDER
+from fastrank.files import Paths, files_at, is_data, listed_paths
 
-__all__ = ["path_that_reads"]
+__all__ = ["JOIN_FILE", "log_files", "path_that_reads"]
+
+JOIN_FILE = "join.json"  # beside a log that `join` wrote: what it did
 
 
-def path_that_reads(
-    paths: Iterable[str | os.PathLike[str]], directory: Path, name: str
-) -> str | None:
+def log_files(paths: Paths) -> list[Path]:
+    """Files under paths, each once, in order; a ValueError for a path with none.
+
+    Where a segment is there both growing and sealed, the sealed one counts.
+    """
+    given = [_as_sealed(path) for path in listed_paths(paths)]
+    if not given:
+        raise ValueError("paths: none given")
+    found = files_at(
+        given, ("parquet", "arrow"), "log files (.parquet, .arrow)", without=(FOLDER, JOIN_FILE)
+    )
+    sealed = {path for path in found if path.suffix == ".parquet"}  # as writers call them
+    kept: dict[Path, None] = {}
+    for path in found:
+        parquet = path.with_suffix(".parquet")
+        if path.suffix == ".arrow" and (parquet in sealed or parquet.exists()):
+            path = parquet
+        kept[path] = None
+    return list(kept)
+
+
+def _as_sealed(path: str) -> str:
+    """What a growing segment became that is not there any more."""
+    if not path.endswith(".arrow") or os.path.exists(path):
+        return path
+    sealed = f"{path.removesuffix('.arrow')}.parquet"
+    return sealed if os.path.exists(sealed) else path
+
+
+def path_that_reads(paths: Paths, directory: Path, name: str) -> str | None:
     """The first of a log's paths under which a file in a directory would be read, too.
 
     Parameters
@@ -32,8 +60,7 @@ def path_that_reads(
         Of the file that is to be written there.
     """
     file = directory.resolve() / name
-    for each in paths:
-        text = os.fspath(each)
+    for text in listed_paths(paths):
         path = Path(text)
         if path.is_dir():
             found = _is_below(file, path)
@@ -53,7 +80,7 @@ def _is_below(file: Path, directory: Path) -> bool:
 
 
 def _is_met(parts: tuple[str, ...]) -> bool:
-    return not any(part == FOLDER or part.startswith(".") for part in parts[:-1])
+    return all(part != FOLDER and is_data(part) for part in parts[:-1])
 
 
 def _is_matched(file: Path, pattern: Path) -> bool:
@@ -74,18 +101,19 @@ def _is_matched(file: Path, pattern: Path) -> bool:
             found = Path(match)
             if not found.is_dir():
                 continue
-            if cut == len(pattern.parts) and _is_below(file, found):
+            of_filters = FOLDER in found.parts[-2:]
+            if cut == len(pattern.parts) and not of_filters and _is_below(file, found):
                 return True
-            if found.resolve() == there and _fits(rest, new):
+            if found.resolve() == there and _fits(rest, new, found.parts):
                 return True
-    return not pattern.is_absolute() and there == Path.cwd() and _fits(pattern.parts, new)
+    return not pattern.is_absolute() and there == Path.cwd() and _fits(pattern.parts, new, ())
 
 
-def _fits(pattern: tuple[str, ...], new: tuple[str, ...]) -> bool:
+def _fits(pattern: tuple[str, ...], new: tuple[str, ...], matched: tuple[str, ...]) -> bool:
     """Whether a glob matches the path of a file, or a directory on its way."""
     if not pattern:
-        return _is_met(new)
-    if pattern[0] == "**" and _fits(pattern[1:], new):
+        return FOLDER not in matched[-2:] and _is_met(new)
+    if pattern[0] == "**" and _fits(pattern[1:], new, matched):
         return True
     if not new:
         return False
@@ -93,4 +121,4 @@ def _fits(pattern: tuple[str, ...], new: tuple[str, ...]) -> bool:
     hidden = new[0].startswith(".") and not first.startswith(".")
     if hidden or not (first == "**" or fnmatch.fnmatch(new[0], first)):
         return False
-    return _fits(pattern if first == "**" else pattern[1:], new[1:])
+    return _fits(pattern if first == "**" else pattern[1:], new[1:], (*matched, new[0]))

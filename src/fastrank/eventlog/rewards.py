@@ -6,10 +6,8 @@ ranking from 1. Whatever is wrong is named by file, row (from 0) and value.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +22,11 @@ import pyarrow.parquet as pq
 
 from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.schema import Kind
-from fastrank.files import file_format, in_directory, naming
+from fastrank.files import Paths, file_format, files_at, naming
 
 __all__ = ["Rewards", "read_rewards"]
 
 Array: TypeAlias = npt.NDArray[Any]
-Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _FORMATS = ("parquet", "csv", "jsonl", "json")
 _BATCH_ROWS = 1 << 16
@@ -84,7 +81,7 @@ def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
         kind, a reward that is not finite (or negative, where that is not allowed), a time
         that cannot be read. Times without a zone are UTC.
     """
-    files = _files(paths)
+    files = files_at(paths, _FORMATS, "rewards")
     parts: list[tuple[Array, Array, Array, Array, Array]] = []
     for path in files:
         start = 0
@@ -110,23 +107,6 @@ def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
         ts[order],
         [str(file) for file in files],
     )
-
-
-def _files(paths: Paths) -> list[Path]:
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: dict[Path, None] = {}
-    for one in given:
-        text = os.fspath(one)
-        if Path(text).is_dir():
-            files = sorted(in_directory(Path(text), _FORMATS))
-        elif Path(text).exists():
-            files = [Path(text)]
-        else:
-            files = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        if not files:
-            raise ValueError(f"{text}: no such file, and no rewards there")
-        found |= dict.fromkeys(files)
-    return list(found)
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -41,6 +41,8 @@ __all__ = [
 Time: TypeAlias = datetime | np.datetime64 | int
 
 _EPOCH = np.datetime64(0, "us")
+# Compared with a dtype, a scalar type is made one each time.
+_INT64, _FLOAT32, _FLOAT64 = map(np.dtype, (np.int64, np.float32, np.float64))
 # Policies whose parameters are finite numbers from their making on.
 _OWN = (PlackettLuce, EpsilonGreedy, Uniform, Deterministic)
 
@@ -169,14 +171,14 @@ def items_of(ranking: Ranking) -> tuple[Kind, Any]:
         sound = (
             len(shape) == 1
             and scores.shape == shape == propensities.shape
-            and scores.dtype == np.float32
-            and propensities.dtype == np.float64
+            and scores.dtype == _FLOAT32
+            and propensities.dtype == _FLOAT64
             and ranking.propensity_kind in PROPENSITY_KINDS
         )
         letter = item_ids.dtype.char
     except AttributeError:
         sound, letter = False, ""
-    if sound and item_ids.dtype == np.int64:
+    if sound and item_ids.dtype == _INT64:
         return "int64", item_ids.tobytes()
     if sound and letter == "U":
         texts = item_ids.tolist()
@@ -190,8 +192,23 @@ def items_of(ranking: Ranking) -> tuple[Kind, Any]:
     )
 
 
-def law_of_row(policy: Policy) -> tuple[str, str, list[tuple[str, float]], str | None]:
+LawColumns: TypeAlias = tuple[str, str, list[tuple[str, float]], str | None]
+
+# One policy is logged again and again.
+_last: tuple[Policy | None, LawColumns] = (None, ("", "", [], None))
+
+
+def law_of_row(policy: Policy) -> LawColumns:
     """What the columns policy_name, law, law_params and sampler say of a policy."""
+    global _last
+    known, columns = _last
+    if policy is not known:
+        columns = _law_columns(policy)
+        _last = policy, columns
+    return columns
+
+
+def _law_columns(policy: Policy) -> LawColumns:
     params = list(policy.params.items())
     if type(policy) not in _OWN:
         _check_parameters(policy, params)
@@ -228,17 +245,22 @@ def as_text(name: str, value: object) -> str:
 
 
 def as_user(value: object) -> str:
+    if type(value) is str:  # the usual case, checked first
+        return as_text("user_id", value)
     plain = plain_id(value)
     return str(plain) if isinstance(plain, int) else as_text("user_id", value)
 
 
 def as_positive(name: str, value: object, above: float | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is float:  # the usual case, checked first
+        number = value
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name}: expected a real number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
     if not math.isfinite(number) or number < 0.0 or (above is not None and number <= above):
         limit = "at least 0" if above is None else f"above {above:g}"
         raise ValueError(f"{name}: must be finite and {limit}, got {value!r}")

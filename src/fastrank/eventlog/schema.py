@@ -8,7 +8,6 @@ metadata of each file and in each row. What is written is version 2; version 1 i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -17,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
-from fastrank.policies import law_name
 
 __all__ = [
     "KNOWN_RNG_VERSIONS",
@@ -30,7 +28,6 @@ __all__ = [
     "UNFILLED",
     "VERSION_KEY",
     "Kind",
-    "Stratum",
     "cast_column",
     "is_column",
     "kind_of",
@@ -55,46 +52,6 @@ UNFILLED = (
 )
 
 Kind: TypeAlias = Literal["int64", "str"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stratum:
-    """Rows that follow one law: what they share besides user, filters and seed.
-
-    Rows that different samplers drew by one law are one stratum.
-
-    Attributes
-    ----------
-    policy_name : str
-        The inference type of its first row. It is no part of what strata are told apart by.
-    params : tuple of (str, float)
-        The law's parameters, sorted by name, to 12 significant digits. `temperature` is the one
-        before the user's own factor: that of a row over the row's `user_temperature`.
-    model_version, catalog_version : str or None
-    is_fallback : bool
-    law : str
-        Its name, by default that of `policy_name`.
-
-    Examples
-    --------
-    >>> gumbel, cached = (
-    ...     Stratum(name, (("temperature", 0.5),), "m", "c", False)
-    ...     for name in ("stochastic_gumbel_softmax_trick", "stochastic_plackett_luce_cached")
-    ... )
-    >>> gumbel.law, gumbel == cached
-    ('plackett_luce', True)
-    """
-
-    policy_name: str = field(compare=False)
-    params: tuple[tuple[str, float], ...]
-    model_version: str | None
-    catalog_version: str | None
-    is_fallback: bool
-    law: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.law:
-            object.__setattr__(self, "law", law_name(self.policy_name))
 
 
 @cache

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import re
-import secrets
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +23,10 @@ from typing import Any, BinaryIO, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrank.atomic import leftovers, replacing, sync
 from fastrank.eventlog.background import GATE
 from fastrank.eventlog.schema import KNOWN_VERSIONS, Kind, schema
+from fastrank.files import directly_in
 
 __all__ = [
     "SEGMENT",
@@ -63,6 +65,8 @@ def parquet_options(columns: pa.Schema) -> dict[str, Any]:
 
 class Segment:
     """A growing segment, locked by this process; written by whole messages.
+
+    It is read while it grows, so it has its own name from the first and is never replaced.
 
     Parameters
     ----------
@@ -220,67 +224,55 @@ def seal(path: Path) -> bool:
 
 def _seal(path: Path) -> bool:
     target = path.with_suffix(".parquet")
-    _remove_temporary(path)
-    temporary = path.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        if not target.exists():
-            rows = _write_parquet(path, temporary)
-            if rows:
-                with GATE.outside():
-                    _sync(temporary)
-                temporary.replace(target)
+        for leftover, name in leftovers(path.parent):
+            if name == target.name:
+                leftover.unlink(missing_ok=True)
+        if not target.exists() and not _holds_no_batch(path):
+            with path.open("rb") as file:
+                _write_parquet(target, *open_stream(file))
         path.unlink()
     except (OSError, pa.ArrowException) as error:
         _LOG.warning("%s: not sealed, and kept as it is: %s", path, error)
         return False
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 
-def _remove_temporary(path: Path) -> None:
-    for leftover in path.parent.glob(f".{path.stem}.parquet.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
-def _write_parquet(source: Path, target: Path) -> int:
+def _write_parquet(target: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     """The rows of a stream as a Parquet file; no file where there are none."""
-    rows = 0
-    writer = None
-    waiting: list[pa.RecordBatch] = []
-    n_waiting = 0
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(source.open("rb"))
-        if _holds_no_batch(source):
-            return 0
-        columns, batches = open_stream(file)
-        while True:
-            try:
-                batch = next(batches, None)
-            except pa.ArrowInvalid as error:
-                _LOG.info("%s: sealed up to where it breaks off: %s", source, error)
-                batch = None
-            if batch is not None:
-                waiting.append(batch)
-                n_waiting += batch.num_rows
-            if n_waiting >= _ROW_GROUP_ROWS or (batch is None and n_waiting):
-                if writer is None:
-                    options = parquet_options(columns)
-                    writer = stack.enter_context(pq.ParquetWriter(target, columns, **options))
-                table = pa.Table.from_batches(waiting, columns)
-                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
-                rows += n_waiting
-                waiting, n_waiting = [], 0
+    groups = _row_groups(target, columns, batches)
+    first = next(groups, None)
+    if first is None:
+        return
+    with replacing(target) as temporary:
+        with pq.ParquetWriter(temporary, columns, **parquet_options(columns)) as writer:
+            for group in itertools.chain([first], groups):
+                writer.write_table(group, row_group_size=_ROW_GROUP_ROWS)
                 with GATE.outside():  # a fork that waits goes first
                     pass
-            if batch is None:
-                break
-    return rows
+        with GATE.outside():
+            sync(temporary)
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+def _row_groups(
+    target: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.Table]:
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except pa.ArrowInvalid as error:
+            _LOG.info("%s: sealed up to where its stream breaks off: %s", target, error)
+            batch = None
+        if batch is not None:
+            waiting.append(batch)
+            rows += batch.num_rows
+        if rows >= _ROW_GROUP_ROWS or (batch is None and rows):
+            yield pa.Table.from_batches(waiting, columns)
+            waiting, rows = [], 0
+        if batch is None:
+            return
 
 
 def _holds_no_batch(path: Path) -> bool:
@@ -300,7 +292,7 @@ def _holds_no_batch(path: Path) -> bool:
 def seal_abandoned(directory: Path) -> int:
     """Seal the segments of writers that are dead; how many were sealed."""
     sealed = 0
-    for path in sorted(directory.glob("*.arrow")):
+    for path in directly_in(directory, ".arrow"):
         if not SEGMENT.fullmatch(path.name):
             continue
         try:
@@ -312,8 +304,9 @@ def seal_abandoned(directory: Path) -> int:
                 sealed += seal(path)
         finally:
             file.close()
-    for leftover in directory.glob(".*.parquet.*.tmp"):
-        arrow = directory / f"{leftover.name[1:].split('.parquet.')[0]}.arrow"
-        if not arrow.exists():  # the kill came between the rename and here, or the disk was full
+    for leftover, name in leftovers(directory):
+        growing = (directory / name).with_suffix(".arrow")
+        # The kill came between the rename and here, or the disk was full.
+        if SEGMENT.fullmatch(name) and not growing.exists():
             leftover.unlink(missing_ok=True)
     return sealed

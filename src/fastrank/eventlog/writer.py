@@ -43,6 +43,7 @@ from fastrank.eventlog.rows import (
 from fastrank.eventlog.schema import SEED_SOURCES, Kind, kind_of, schema
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
 from fastrank.eventlog.upgrade import completed, refuse_foreign
+from fastrank.files import directly_in
 from fastrank.ids import Ids, listed
 from fastrank.inputs import as_column, as_count, as_float32, as_real, new_request_id, shown
 from fastrank.ranking import Ranking, RankingBatch
@@ -796,12 +797,12 @@ atexit.register(_flush_all)
 
 def _kind_of_directory(directory: Path) -> Kind | None:
     """Of the log that is there; None where there is none that can be read."""
-    for file in sorted(directory.glob("*.parquet"))[-3:]:
+    for file in directly_in(directory, ".parquet")[-3:]:
         try:
             return kind_of(pq.read_schema(file))
         except Exception:  # what parses a stranger's file raises what it likes
             continue
-    for file in sorted(directory.glob("*.arrow"))[-3:]:
+    for file in directly_in(directory, ".arrow")[-3:]:
         try:
             with file.open("rb") as stream:
                 return kind_of(open_stream(stream)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
+from fastrank.lru import LRU
 from fastrank.marginals import (
     MAX_ITEMS,
     SlateInverse,
@@ -97,7 +97,7 @@ class OptionalArrays:
         self._places = places
         self._reward_model = reward_model
         self._wanted = {need for name in names for need in ESTIMATORS[name].needs}
-        self._cache = _Cache(_CACHE_BYTES)
+        self._cache = LRU[Any, Any](_CACHE_BYTES)
         self._by_slates = [
             policy
             for policy in policies
@@ -323,7 +323,7 @@ class OptionalArrays:
             known = np.concatenate([known, missing])
             order = np.argsort(known)
             known, values = known[order], np.concatenate([values, more])[order]
-            self._cache.put(key, (known, values), known.nbytes + values.nbytes)
+            self._cache.put(key, (known, values), known.nbytes + values.nbytes + _OVERHEAD)
         return np.asarray(values[np.searchsorted(known, asked)], np.float64)
 
     def _slate_weights(
@@ -401,13 +401,13 @@ class OptionalArrays:
                 raise
 
     def _inverse(self, key: bytes, law: _Law, places: int) -> SlateInverse:
-        found: SlateInverse | None = self._cache.get((key, places), None)
+        found: SlateInverse | None = self._cache.get((key, places))
         if found is None:
             self.laws += 1
             found = slate_inverse(law.scores(), law.policy, places, law.eligible())
             arrays = (found.positions, found.moments, found.matrix)
             size = sum(array.nbytes for array in arrays if array is not None)
-            self._cache.put((key, places), found, size)
+            self._cache.put((key, places), found, size + _OVERHEAD)
         return found
 
     # ---- Reward models ----------------------------------------------------------------------
@@ -506,32 +506,6 @@ class _Law:
 
 
 LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
-
-
-class _Cache:
-    """What was used last, up to so many bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.size = 0
-        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-
-    def get(self, key: Any, otherwise: Any) -> Any:
-        if key not in self._entries:
-            return otherwise
-        self._entries.move_to_end(key)
-        return self._entries[key][0]
-
-    def put(self, key: Any, value: Any, size: int) -> None:
-        size += _OVERHEAD
-        if key in self._entries:
-            self.size -= self._entries.pop(key)[1]
-        if size > self.limit:
-            return
-        self._entries[key] = value, size
-        self.size += size
-        while self.size > self.limit:
-            self.size -= self._entries.popitem(last=False)[1][1]
 
 
 def _scores(catalog: Catalog, query: Query) -> npt.NDArray[np.float32]:

@@ -1,328 +1,35 @@
-"""Other logs, brought into this schema: the Open Bandit Dataset, and SageMaker Data Capture.
+"""What SageMaker Data Capture stored of an endpoint, as tables in the log's schema.
 
-An adapter only translates. Its tables go through `LogReader.of_tables`, which checks them like any
-other log, or through `LogWriter.append_table`, to be kept.
+They go through `LogReader.of_tables`, which checks them like any other log, or through
+`LogWriter.append_table`, to be kept.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import glob
 import json
 import math
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from fastrank import obd, wire
-from fastrank.eventlog.reader import ReadReport
+from fastrank import wire
+from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.schema import SCHEMA_VERSION, UNFILLED, Kind, schema
-from fastrank.eventlog.upgrade import completed
-from fastrank.files import file_format, in_directory, naming
+from fastrank.files import Paths, files_at
 from fastrank.ids import ids_from_text, integer, plain_id
 from fastrank.inputs import shown
 
-__all__ = ["DataCapture", "from_data_capture", "from_obd", "items_of_obd"]
+__all__ = ["DataCapture", "from_data_capture"]
 
-Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
-_TABLE_ROWS = 65_536
+_TABLE_ROWS = 10_000
 _NOT_ANSWERED = ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts")
-_CAPTURE_ROWS = 10_000
-_OBD_COLUMNS = {
-    "timestamp": None,  # text or a timestamp
-    "item_id": pa.int64(),
-    "position": pa.int64(),
-    "click": pa.float32(),
-    "propensity_score": pa.float64(),
-    **{f"user_feature_{j}": pa.string() for j in range(4)},
-}
-_OBD_ITEM = re.compile(r"user-item_affinity_\d+")
 _LIKE: dict[Kind, Any] = {"int64": np.empty(0, np.int64), "str": np.empty(0, np.str_)}
-
-
-# The Open Bandit Dataset.
-
-
-def from_obd(
-    campaign_or_path: str | os.PathLike[str],
-    policy: str | None = None,
-    *,
-    columns: Sequence[str] = (),
-) -> Iterator[pa.Table]:
-    """Logs of the Open Bandit Dataset as tables in the log's schema.
-
-    Each impression becomes a ranking of one place, whose propensity is that of its item in its
-    position. The position, 1 to 3, is kept in a column `position`: it is context, not a
-    place of the ranking.
-
-    Parameters
-    ----------
-    campaign_or_path : str or path
-        ``all`` or ``men``: the bundled log. Otherwise a file as published, .csv or .parquet.
-    policy : {"random", "bts"}, optional
-        Which policy logged it. For a file it is read off the path, if it can be.
-    columns : sequence of str
-        Further columns of the file to carry, of one number a row: the log-propensity of an
-        evaluation policy, say. Each becomes a list of one, as the ranking's own propensities are.
-
-    Yields
-    ------
-    pyarrow.Table
-        Request ids are ``<campaign>-<policy>-<row>``, rows from 0; the user is the segment, the
-        four hashed features joined by ``-``. The random policy is called ``uniform``, which is what
-        it is. Clicks are rewards, of kind ``complete``: no click is an observation, too. The
-        data hold no seeds, scores or model, so those columns are null.
-
-    Raises
-    ------
-    ValueError
-        If the policy cannot be told, for columns that cannot be carried, or naming the file, for
-        one that is not as published or lacks a column.
-
-    Examples
-    --------
-    >>> table = next(from_obd("all", "bts"))
-    >>> table.num_rows, table["request_id"][0].as_py(), table["k"][0].as_py()
-    (10000, 'all-bts-0', 1)
-    """
-    if policy is not None and policy not in get_args(obd.LoggingPolicy):
-        names = ", ".join(get_args(obd.LoggingPolicy))
-        raise ValueError(f"policy: expected one of {names}; got {policy!r}")
-    for name in columns:
-        if name in schema("int64").names:
-            raise ValueError(f"columns: {name} is a column of the schema itself")
-        if name == "position":
-            raise ValueError("columns: position is there without asking, as context")
-    if campaign_or_path in get_args(obd.Campaign):
-        if policy is None:
-            raise ValueError("policy: say which log of the campaign, random or bts")
-        if columns:
-            raise ValueError(f"columns: the bundled logs have no column {columns[0]}")
-        return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]
-    path = _file(campaign_or_path)
-    if policy is None:
-        found = {word for word in _words(path) if word in get_args(obd.LoggingPolicy)}
-        if len(found) != 1:
-            raise ValueError(f"policy: {path} does not say whether it is random or bts")
-        (policy,) = found
-    return _published(path, _campaign(path), policy, columns)
-
-
-def items_of_obd(path: str | os.PathLike[str]) -> int:
-    """Items of the campaign that a file of the Open Bandit Dataset, as published, is of.
-
-    As many as it has columns of affinity to items; without any, those of the bundled campaign that
-    its path names. Not those that happen to be in the file, which may be fewer.
-
-    Raises
-    ------
-    ValueError
-        Naming the file, if neither says it or it is no such file.
-    """
-    file = _file(path)
-    found = _n_items(_column_names(file))
-    if found is not None:
-        return found
-    campaign = _campaign(file)
-    if campaign not in get_args(obd.Campaign):
-        campaigns = " or ".join(get_args(obd.Campaign))
-        raise ValueError(
-            f"{path}: how many items its campaign has is not known: it has no columns"
-            f" user-item_affinity_<item>, as published, and its path does not name {campaigns}"
-        )
-    return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]  # checked above
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    if not Path(path).is_file():
-        campaigns = ", ".join(get_args(obd.Campaign))
-        raise ValueError(f"{path}: neither a campaign ({campaigns}) nor a file")
-    return Path(path)
-
-
-def _words(path: Path) -> list[str]:
-    return [word for part in path.with_suffix("").parts for word in re.split(r"[-_.]", part)]
-
-
-def _campaign(path: Path) -> str:
-    named = [word for word in _words(path) if word in ("all", "men", "women")]
-    return named[-1] if named else path.stem
-
-
-def _bundled(campaign: obd.Campaign, policy: obd.LoggingPolicy) -> Iterator[pa.Table]:
-    log = obd.log(campaign, policy)
-    columns: dict[str, Any] = {
-        "timestamp": pa.array(log.timestamp, pa.timestamp("us")),
-        "item_id": pa.array(log.item_id),
-        "position": pa.array(log.position),
-        "click": pa.array(log.click.astype(np.float32)),
-        "propensity_score": pa.array(log.propensity),
-    }
-    for j in range(4):
-        columns[f"user_feature_{j}"] = pa.array(log.user_features[:, j].tolist(), pa.string())
-    yield _as_log(columns, campaign, policy, 0, log.affinity.shape[1])
-
-
-def _published(path: Path, campaign: str, policy: str, extra: Sequence[str]) -> Iterator[pa.Table]:
-    first = 0
-    for batch, n_items in _published_batches(path, extra):
-        with naming(path, f"log of the Open Bandit Dataset from row {first} on"):
-            columns = {}
-            for name, kind in _OBD_COLUMNS.items():
-                column = batch.column(name)
-                try:
-                    columns[name] = _as_utc(column) if kind is None else column.cast(kind)
-                except pa.ArrowException as error:
-                    raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
-            _check_published(path, columns, first)
-            carried = {name: _as_numbers(path, name, batch.column(name)) for name in extra}
-            table = _as_log(columns, campaign, policy, first, n_items, carried)
-        yield table
-        first += batch.num_rows
-
-
-def _check_published(path: Path, columns: Mapping[str, pa.Array], first: int) -> None:
-    """Refuse values that the dataset cannot hold; null is for the reader to set aside."""
-    for name, low, high, wanted in (
-        ("item_id", 0, math.inf, "an index from 0"),
-        ("position", 1, 3, "1, 2 or 3"),
-        ("click", 0, math.inf, "a number from 0"),
-    ):
-        values = columns[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        wrong = np.flatnonzero((values < low) | (values > high))
-        if len(wrong):
-            at = int(wrong[0])
-            raise ValueError(
-                f"{path}: row {first + at}: {name}: expected {wanted}, got {columns[name][at]}"
-            )
-
-
-def _published_batches(
-    path: Path, extra: Sequence[str]
-) -> Iterator[tuple[pa.RecordBatch, int | None]]:
-    """The columns wanted, and how many items the campaign has."""
-    names = _column_names(path)
-    for name in _OBD_COLUMNS:
-        if name not in names:
-            raise ValueError(f"{path}: not a log of the dataset: no column named {name}")
-    for name in extra:
-        if name not in names:
-            others = [
-                n for n in names if n and n not in _OBD_COLUMNS and not _OBD_ITEM.fullmatch(n)
-            ]
-            found = ", ".join(others) or "none besides those of the dataset"
-            raise ValueError(f"{path}: no column named {name}; found {found}")
-    wanted = list(dict.fromkeys([*_OBD_COLUMNS, *extra]))
-    for name in wanted:
-        if names.count(name) > 1:
-            raise ValueError(f"{path}: {names.count(name)} columns are called {name}")
-    with naming(path, "log of the Open Bandit Dataset"):
-        if file_format(path) == "csv":
-            texts = {
-                **dict.fromkeys(extra, pa.float64()),
-                **{name: kind or pa.string() for name, kind in _OBD_COLUMNS.items()},
-            }
-            convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=texts)
-            with pa.csv.open_csv(path, convert_options=convert) as reader:
-                for batch in reader:
-                    yield batch, _n_items(names)
-            return
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_TABLE_ROWS, columns=wanted):
-                yield batch, _n_items(names)
-
-
-def _column_names(path: Path) -> list[str]:
-    with naming(path, "log of the Open Bandit Dataset"):
-        if file_format(path) != "csv":
-            return list(pq.read_schema(path).names)
-        with path.open("rb") as lines:
-            header = lines.readline().decode("utf-8", "replace")
-        return [name.strip().strip('"') for name in header.split(",")]
-
-
-def _n_items(names: Sequence[str]) -> int | None:
-    return sum(bool(_OBD_ITEM.fullmatch(name)) for name in names) or None
-
-
-def _as_numbers(path: Path, name: str, column: pa.Array) -> pa.Array:
-    kind = column.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise ValueError(f"{path}: {name}: expected a number a row, got {kind}")
-    return column.cast(pa.float64(), safe=False)
-
-
-def _as_utc(column: pa.Array) -> pa.Array:
-    if pa.types.is_string(column.type):
-        # Nanoseconds, as pyarrow writes those of a Parquet file to CSV; microseconds are kept.
-        column = pc.replace_substring_regex(column, r"(\.\d{6})\d{1,3}", r"\1")
-        zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
-        if pc.all(zoned).as_py():
-            column = column.cast(pa.timestamp("us", tz="UTC"))
-        else:
-            column = column.cast(pa.timestamp("us"))
-    return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
-
-
-def _as_log(
-    columns: dict[str, Any],
-    campaign: str,
-    policy: str,
-    first: int,
-    n_items: int | None,
-    carried: Mapping[str, pa.Array] | None = None,
-) -> pa.Table:
-    n = len(columns["item_id"])
-    offsets = pa.array(np.arange(n + 1, dtype=np.int32))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        propensity = columns["propensity_score"].to_numpy(zero_copy_only=False)
-        logs = np.log(propensity)
-    features = [columns[f"user_feature_{j}"].fill_null("") for j in range(4)]
-    stamps = columns["timestamp"].cast(pa.timestamp("us"))
-
-    def same(value: Any, kind: pa.DataType) -> pa.Array:
-        return pa.repeat(pa.scalar(value, kind), n)
-
-    def singles(values: pa.Array) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, values)
-
-    prefix = f"{campaign}-{policy}-"
-    return completed(
-        pa.table(
-            {
-                "request_id": pa.array([f"{prefix}{row}" for row in range(first, first + n)]),
-                "ts": stamps.cast(pa.timestamp("us", tz="UTC")),
-                "user_id": pc.binary_join_element_wise(*features, "-"),
-                "policy_name": same("uniform" if policy == "random" else policy, pa.string()),
-                "n_eligible": same(n_items, pa.int64()),
-                "is_fallback": same(False, pa.bool_()),
-                "k": same(1, pa.int64()),
-                "item_ids": singles(columns["item_id"]),
-                "log_propensities": singles(pa.array(logs)),
-                "log_propensity": pa.array(logs),
-                "propensity_kind": same("exact", pa.string()),
-                "log_norm_error": same(0.0, pa.float64()),
-                "rewards": singles(columns["click"]),
-                "reward_kind": same("complete", pa.string()),
-                "position": columns["position"],
-                **{name: singles(values) for name, values in (carried or {}).items()},
-            }
-        )
-    )
-
-
-# SageMaker Data Capture.
 
 
 def from_data_capture(paths: Paths) -> DataCapture:
@@ -378,7 +85,9 @@ class DataCapture:
     """
 
     def __init__(self, paths: Paths) -> None:
-        self.files = _capture_files(paths)
+        self.files = files_at(paths, ("jsonl",), "capture files (.jsonl)")
+        if not self.files:
+            raise ValueError("paths: none given")
         self._reset()
 
     def _reset(self) -> None:
@@ -392,7 +101,7 @@ class DataCapture:
         rows: list[dict[str, Any]] = []
         for row in self._rows():
             rows.append(row)
-            if len(rows) == _CAPTURE_ROWS:
+            if len(rows) == _TABLE_ROWS:
                 yield self._table(rows)
                 rows = []
         if rows:
@@ -535,25 +244,6 @@ class _Captured(NamedTuple):
     where: str  # in the line, for errors
     values: dict[str, Any]
     kind: Kind | None
-
-
-def _capture_files(paths: Paths) -> list[Path]:
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: dict[Path, None] = {}
-    for one in given:
-        text = os.fspath(one)
-        if Path(text).is_dir():
-            files = sorted(in_directory(Path(text), ("jsonl",)))
-        elif Path(text).exists():
-            files = [Path(text)]
-        else:
-            files = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        if not files:
-            raise ValueError(f"{text}: no capture files (.jsonl) there")
-        found |= dict.fromkeys(files)
-    if not found:
-        raise ValueError("paths: none given")
-    return list(found)
 
 
 def _half(file: str, number: int, line: bytes) -> _Half:

@@ -1,0 +1,226 @@
+"""LogBatch: rows of a log that can be believed, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastrank.eventlog.columns import Lists, Parameters, floats, is_valid, lengths_of, plain
+from fastrank.eventlog.filters import FilterStore
+from fastrank.eventlog.hashing import uniforms
+from fastrank.eventlog.schema import OLD_PARAMETERS, is_column
+from fastrank.ids import text_array
+
+__all__ = ["LogBatch", "taken"]
+
+Array: TypeAlias = npt.NDArray[Any]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class LogBatch:
+    """The n valid rows of one batch, as arrays; K is the longest ranking's length.
+
+    Attributes
+    ----------
+    lengths : ndarray of int64, shape (n,)
+        Places shown: those of the ranking, or `displayed` where that is fewer.
+    item_ids : ndarray of int64 or str, shape (n, K)
+        The whole ranking; -1 or '' past its end. Of str objects where one id is much longer than
+        the others.
+    log_propensities : ndarray of float64, shape (n, K)
+        Conditional; 0 past `lengths`.
+    rewards : ndarray of float64, shape (n, K)
+        0 past `lengths`; NaN where none was observed.
+    observed : ndarray of bool, shape (n,)
+        Whether every place shown has its reward.
+    user_hash : ndarray of uint64, shape (n,)
+        Fixed hash of the user id; of the request id where there is no user.
+    request_hash : ndarray of uint64, shape (n, 2)
+    stratum : ndarray of int32, shape (n,)
+        Index into `LogReader.strata`.
+    caller_seed, is_fallback : ndarray of bool, shape (n,)
+    n_eligible : ndarray of int64, shape (n,)
+        -1 where it is not known.
+    k : ndarray of int64, shape (n,)
+        Places asked for.
+    columns : dict of str to ndarray of float64
+        The extra columns: (n, K) for lists, 0 past `lengths`; (n,) for numbers. Null is NaN.
+    source : str
+        The file.
+    rows : ndarray of int64, shape (n,)
+        Rows of that file, from 0.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    item_ids: Array
+    log_propensities: FloatArray
+    rewards: FloatArray
+    observed: Mask
+    user_hash: npt.NDArray[np.uint64]
+    request_hash: npt.NDArray[np.uint64]
+    stratum: npt.NDArray[np.int32]
+    caller_seed: Mask
+    is_fallback: Mask
+    n_eligible: npt.NDArray[np.int64]
+    k: npt.NDArray[np.int64]
+    columns: dict[str, FloatArray]
+    source: str
+    rows: npt.NDArray[np.int64]
+    _coded: pa.RecordBatch = field(repr=False)
+    _filters: FilterStore = field(repr=False)
+    _folder: Path | None = field(repr=False)
+    _values: dict[str, list[Any]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def where(self, rows: Mask) -> LogBatch:
+        """Those rows (n,) that are marked, as a batch of their own."""
+        kept: dict[str, Any] = {
+            each.name: value[rows]
+            for each in fields(self)
+            if isinstance(value := getattr(self, each.name), np.ndarray)
+        }
+        kept["columns"] = {name: values[rows] for name, values in self.columns.items()}
+        return replace(self, **kept, _coded=taken(self._coded, rows), _values={})
+
+    @cached_property
+    def table(self) -> pa.RecordBatch:
+        """The n rows, with all columns of schema 2 but for those omitted."""
+        return plain(self._coded)
+
+    @cached_property
+    def uniform(self) -> FloatArray:
+        """A number in [0, 1) for each row, fixed by its request id; shape (n,)."""
+        return uniforms(self.request_hash)
+
+    @cached_property
+    def user_ids(self) -> list[str | None]:
+        """As logged; length n."""
+        users: list[str | None] = self._coded.column("user_id").to_pylist()
+        return users
+
+    @cached_property
+    def has_query(self) -> Mask:
+        """Whether the row brings its own query; shape (n,)."""
+        if "query" not in self._coded.schema.names:
+            return np.zeros(len(self), np.bool_)
+        return is_valid(self._coded.column("query"))
+
+    @cached_property
+    def queries(self) -> npt.NDArray[np.float32] | None:
+        """The rows' own queries, (n, d); NaN where a row has none; None if no row has one."""
+        if not self.has_query.any():
+            return None
+        lists = Lists(self._coded.column("query"))
+        return lists.padded(int(lists.lengths.max()), np.float32(np.nan))
+
+    def values(self, name: str) -> list[Any]:
+        """A column of the schema as Python values, None for null; length n, kept.
+
+        `policy_params`, a struct in schema 1, is made of `law_params` and `user_temperature`.
+        """
+        found = self._values.get(name)
+        if found is None:
+            if not is_column(name):
+                raise ValueError(f"name: {name!r} is not a column of the schema")
+            if name == "policy_params":
+                found = [self._old_params(i) for i in range(len(self))]
+            else:
+                here = name in self.table.schema.names
+                found = self.table.column(name).to_pylist() if here else [None] * len(self)
+            self._values[name] = found
+        return found
+
+    def _old_params(self, i: int) -> dict[str, float | None] | None:
+        listed, factor = self.values("law_params")[i], self.values("user_temperature")[i]
+        if listed is None and factor is None:
+            return None
+        return dict.fromkeys(OLD_PARAMETERS) | self.params(i) | {"user_temperature": factor}
+
+    def params(self, i: int) -> dict[str, float]:
+        """Parameters of the law that drew row i, by name; the user's factor is in them."""
+        listed = self.values("law_params")[i] or ()
+        return {each["name"]: each["value"] for each in listed}
+
+    def numbers(self, name: str) -> FloatArray:
+        """A column of numbers, or a parameter: ``law_params.epsilon``; NaN for null; (n,).
+
+        ``policy_params.epsilon``, as in schema 1, is the same.
+        """
+        name, _, part = name.partition(".")
+        if (name, part) == ("policy_params", "user_temperature"):
+            name, part = part, ""
+        if part and name in ("law_params", "policy_params"):
+            return self._parameters.of(part)
+        if name not in self.table.schema.names:
+            return np.full(len(self), np.nan)
+        column = self.table.column(name)
+        return floats(pc.struct_field(column, part) if part else column)
+
+    @cached_property
+    def _parameters(self) -> Parameters:
+        return Parameters(self._coded.column("law_params"))
+
+    def is_given(self, name: str) -> Mask:
+        """Rows (n,) whose value of a column is not null."""
+        if name not in self.table.schema.names:
+            return np.zeros(len(self), np.bool_)
+        return is_valid(self.table.column(name))
+
+    def value(self, name: str, i: int) -> Any:
+        """Row i of `values`."""
+        return self.values(name)[i]
+
+    @cached_property
+    def first_scores(self) -> FloatArray:
+        """Raw score of each row's first place, (n,); NaN where there is none."""
+        if "scores" not in self.table.schema.names:
+            return np.full(len(self), np.nan)
+        column = self.table.column("scores")
+        there = np.flatnonzero(lengths_of(column) > 0)
+        result = np.full(len(self), np.nan)
+        result[there] = floats(column.values.take(column.offsets.take(there)))
+        return result
+
+    def query(self, i: int) -> npt.NDArray[np.float32] | None:
+        """The query of row i, (d,) float32; None where the user's vector in the model is meant."""
+        if not self.has_query[i]:
+            return None
+        return np.array(self._coded.column("query")[i].as_py(), np.float32)
+
+    def exclude(self, i: int) -> Array | None:
+        """Ids that row i left out, (m,); None: none."""
+        return self._filter(i, "exclude")
+
+    def allow(self, i: int) -> Array | None:
+        """Ids that row i was restricted to, (m,); None: not restricted."""
+        return self._filter(i, "allow")
+
+    def bias(self, i: int) -> npt.NDArray[np.float32] | None:
+        """Bias vector of row i in catalog order, (n_items,) float32; None: none."""
+        name = self._coded.column("bias_id")[i].as_py()
+        return None if name is None else self._filters.bias(self._folder, name)
+
+    def _filter(self, i: int, role: str) -> Array | None:
+        column = self._coded.column(role)
+        ids = column[i].as_py()
+        if ids is not None:
+            return np.array(ids, np.int64) if self.item_ids.dtype.kind == "i" else text_array(ids)
+        names = self._coded.column("filter_id")[i].as_py()
+        if names is None or names[role] is None:
+            return None
+        return self._filters.ids(self._folder, names[role])
+
+
+def taken(batch: pa.RecordBatch, rows: Mask) -> pa.RecordBatch:
+    return batch.filter(pa.array(rows))

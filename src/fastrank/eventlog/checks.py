@@ -1,0 +1,346 @@
+"""What is wrong with a row: it is set aside under its reason, and the others become arrays.
+
+A row is held to itself alone, but for its request id, which must not have come before. Nothing is
+clipped into shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastrank.eventlog.batch import LogBatch, taken
+from fastrank.eventlog.columns import (
+    MAX_PARAMETERS,
+    Lists,
+    Parameters,
+    among,
+    booleans,
+    codes_of,
+    floats,
+    integers,
+    is_empty,
+    is_valid,
+    lengths_of,
+    padded_numbers,
+    repeats,
+)
+from fastrank.eventlog.filters import FilterStore
+from fastrank.eventlog.hashing import SeenHashes, text_hashes
+from fastrank.eventlog.report import Flaws, ReadReport
+from fastrank.eventlog.schema import (
+    KNOWN_RNG_VERSIONS,
+    OLD_PARAMETERS,
+    PROPENSITY_KINDS,
+    REWARD_KINDS,
+    SCHEMA_VERSION,
+    SEED_SOURCES,
+    Kind,
+)
+from fastrank.eventlog.strata import Strata
+from fastrank.ids import PADDING
+from fastrank.policies import PARAMETERS
+
+__all__ = ["Checks"]
+
+Array: TypeAlias = npt.NDArray[Any]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+# Above 0 by more than this, or off by more than this: not rounding.
+_TOLERANCE = 1e-9
+_EPSILON = float(np.finfo(np.float64).eps)
+_MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is cut
+
+
+class Checks:
+    """Checks the rows of one log, batch after batch.
+
+    Parameters
+    ----------
+    report : ReadReport
+        Where the rows that are set aside are counted and named.
+    filters : FilterStore
+    columns : sequence of str
+        Columns of the log's own, of numbers or of lists of them.
+    keep_all : bool
+        Whether batches keep columns that nobody asked for.
+
+    Attributes
+    ----------
+    strata : Strata
+    """
+
+    def __init__(
+        self, report: ReadReport, filters: FilterStore, columns: Sequence[str], keep_all: bool
+    ) -> None:
+        self.strata = Strata()
+        self._report = report
+        self._filters = filters
+        self._columns = columns
+        self._keep_all = keep_all
+        self._seen = SeenHashes()
+
+    def believed(
+        self, kind: Kind, source: str, folder: Path | None, start: int, batch: pa.RecordBatch
+    ) -> Iterator[LogBatch]:
+        """Those rows of a batch that can be believed.
+
+        Parameters
+        ----------
+        kind : {"int64", "str"}
+            Of the item ids.
+        source, start
+            For the report: the file, and which of its rows is the first.
+        folder : Path or None
+            Where the filters lie that the rows name.
+        batch : pyarrow.RecordBatch
+            In the schema's columns and types.
+        """
+        rows = start + np.arange(batch.num_rows)
+        flaws = Flaws(self._report, source, rows)
+        self._check_structure(flaws, batch, folder)
+        if flaws.any:
+            batch, rows = taken(batch, flaws.sound), rows[flaws.sound]
+            flaws.settle()
+        width = max(1, batch.num_rows and int(lengths_of(batch.column("item_ids")).max()))
+        step = max(1, _MAX_CELLS // (width * _cell(kind, batch)))
+        for at in range(0, batch.num_rows, step):
+            part = batch if step >= batch.num_rows else batch.slice(at, step)
+            result = self._arrays(kind, source, folder, rows[at : at + step], part)
+            if len(result):
+                yield result
+
+    def _check_structure(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
+        """Everything that can be said without looking into the lists."""
+        column = batch.column
+        version = column("schema_version")
+        flaws.mark(integers(version) != SCHEMA_VERSION, "unknown schema version", version)
+        rng = column("rng_version")
+        known = np.isin(integers(rng, KNOWN_RNG_VERSIONS[0]), list(KNOWN_RNG_VERSIONS))
+        flaws.mark(~known, "unknown rng version", rng)
+        flaws.mark(is_empty(column("request_id")), "no request id")
+        flaws.mark(~is_valid(column("ts")), "no time")
+        flaws.mark(is_empty(column("policy_name")), "no policy name")
+        _check_parameters(flaws, column("law_params"))
+        factor = column("user_temperature")
+        values = floats(factor)
+        bad = is_valid(factor) & ~(np.isfinite(values) & (values > 0.0))
+        flaws.mark(bad, "policy parameter user_temperature", values)
+        kinds, sources = column("propensity_kind"), column("seed_source")
+        flaws.mark(~among(kinds, PROPENSITY_KINDS), "unknown propensity kind", kinds)
+        error = floats(column("log_norm_error"))
+        sane = np.isfinite(error) & (error >= 0.0)
+        sane |= np.isnan(error) & among(kinds, ("exact",)) & ~is_valid(column("log_norm_error"))
+        flaws.mark(~sane, "log_norm_error", error)
+        flaws.mark(
+            is_valid(sources) & ~among(sources, SEED_SOURCES), "unknown seed source", sources
+        )
+        items, propensities = column("item_ids"), column("log_propensities")
+        flaws.mark(~is_valid(items), "no item list")
+        lengths = lengths_of(items)
+        flaws.mark(
+            ~is_valid(propensities) | (lengths_of(propensities) != lengths),
+            "list lengths differ",
+            "log_propensities",
+        )
+        optional = ["rewards", *(["scores"] if "scores" in batch.schema.names else [])]
+        extra = [n for n in self._columns if pa.types.is_nested(batch.schema.field(n).type)]
+        for name in (*optional, *extra):
+            values = column(name)
+            different = is_valid(values) & (lengths_of(values) != lengths)
+            flaws.mark(different, "list lengths differ", name)
+        k = integers(column("k"), 0)
+        flaws.mark(k < 1, "no k", k)
+        flaws.mark(lengths > k, "more items than k", lengths)
+        displayed = integers(column("displayed"), 0)
+        wrong = (displayed < 0) | (displayed > lengths)
+        flaws.mark(is_valid(column("displayed")) & wrong, "displayed", displayed)
+        eligible = column("n_eligible")
+        limit = integers(eligible)
+        flaws.mark((limit >= 0) & (limit < lengths), "more items than eligible", eligible)
+        # Cut on the way: its propensity would be that of another, shorter ranking.
+        flaws.mark((limit >= 0) & (lengths < np.minimum(k, limit)), "fewer items than k", lengths)
+        total = column("log_propensity")
+        flaws.mark(~is_valid(total), "no log_propensity")
+        self._check_filters(flaws, batch, folder)
+
+    def _check_filters(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
+        """Every filter and bias that a row names must be there and be what its name says."""
+        named = batch.column("filter_id")
+        for column, load in (
+            (pc.struct_field(named, "exclude"), self._filters.ids),
+            (pc.struct_field(named, "allow"), self._filters.ids),
+            (batch.column("bias_id"), self._filters.bias),
+        ):
+            if column.null_count == len(column):
+                continue
+            codes, names = codes_of(column)
+            for code, name in enumerate(names):
+                try:
+                    load(folder, name)
+                except ValueError as error:
+                    flaws.mark(codes == code, "filter not at hand", str(error))
+        for role in ("exclude", "allow"):
+            values = batch.column(role)
+            if values.null_count < len(values) and values.values.null_count:
+                lists = Lists(values)
+                flaws.mark(lists.any_of(lists.is_null), f"{role}: null id")
+
+    def _arrays(
+        self,
+        kind: Kind,
+        source: str,
+        folder: Path | None,
+        rows: npt.NDArray[np.int64],
+        batch: pa.RecordBatch,
+    ) -> LogBatch:
+        """The batch's arrays, without the rows whose lists are wrong."""
+        flaws = Flaws(self._report, source, rows)
+        n = batch.num_rows
+        ids = Lists(batch.column("item_ids"))
+        lengths = ids.lengths
+        width = int(lengths.max(initial=0))
+        if ids.is_null is not None:
+            flaws.mark(ids.any_of(ids.is_null), "null item id")
+        item_ids, codes = ids.padded_ids(kind, width)
+        flaws.mark(repeats(codes, lengths, width), "repeated item")
+
+        lists = Lists(batch.column("log_propensities"))
+        propensities: FloatArray = lists.padded(width, 0.0)
+        flaws.mark(_any(~np.isfinite(propensities)), "log-propensity not finite")
+        flaws.mark(_any(propensities > _TOLERANCE), "positive log-propensity")
+        stated = floats(batch.column("log_propensity"))
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = propensities @ np.ones(width)  # faster than sum() along short rows
+            # Long rankings under tiny temperatures: the order of summation alone moves the sum.
+            slack = _TOLERANCE + _EPSILON * np.maximum(lengths, 1) * np.abs(total)
+            off = ~(np.abs(total - stated) <= slack)
+        flaws.mark(off, "sum of log-propensities", stated)
+
+        displayed = integers(batch.column("displayed"), np.iinfo(np.int64).max)
+        shown = np.minimum(lengths, displayed)
+        beyond = None
+        if (shown < width).any():
+            beyond = np.arange(width) >= shown[:, None]
+        rewards, observed = _rewards(flaws, batch.column("rewards"), width, beyond)
+        if "query" in batch.schema.names and batch.column("query").null_count < n:
+            queries = Lists(batch.column("query"))
+            if not np.isfinite(queries.flat).all():
+                flaws.mark(queries.any_of(~np.isfinite(queries.flat)), "query not finite")
+        kinds = batch.column("reward_kind") if "reward_kind" in batch.schema.names else None
+        if kinds is not None and kinds.null_count < n:
+            known = among(kinds, REWARD_KINDS) | ~is_valid(kinds)
+            flaws.mark(~known, "unknown reward kind", kinds)
+            below = (np.nan_to_num(rewards) < 0.0).any(axis=1)
+            flaws.mark(below & among(kinds, ("positives",)), "negative reward", kinds)
+        if beyond is not None:
+            propensities = np.where(beyond, 0.0, propensities)
+        columns = {
+            name: padded_numbers(batch.column(name), width, beyond) for name in self._columns
+        }
+        requests = text_hashes(batch.column("request_id"))
+        sound = flaws.sound
+        fresh = np.ones(n, np.bool_)
+        fresh[sound] = ~self._seen.add(requests[sound])
+        flaws.mark(~fresh, "duplicate request id", batch.column("request_id"))
+
+        users = batch.column("user_id")
+        user_hash = text_hashes(users)[:, 0]
+        nobody = is_empty(users)
+        if nobody.any():
+            user_hash = np.where(nobody, requests[:, 0], user_hash)
+        made = {
+            "lengths": shown,
+            "item_ids": item_ids,
+            "log_propensities": propensities,
+            "rewards": rewards,
+            "observed": observed,
+            "user_hash": user_hash,
+            "request_hash": requests,
+            "caller_seed": among(batch.column("seed_source"), ("caller",)),
+            "is_fallback": booleans(batch.column("is_fallback")),
+            "n_eligible": integers(batch.column("n_eligible"), -1),
+            "k": integers(batch.column("k")),
+            "rows": rows,
+        }
+        if flaws.any:
+            keep = flaws.sound
+            made = {name: values[keep] for name, values in made.items()}
+            columns = {name: values[keep] for name, values in columns.items()}
+            batch = taken(batch, keep)
+            flaws.settle()
+        kept = [name for name in batch.schema.names if name not in self._columns]
+        return LogBatch(
+            stratum=self.strata.of(batch, made["is_fallback"]),
+            columns=columns,
+            source=source,
+            _coded=batch if self._keep_all else batch.select(kept),
+            _filters=self._filters,
+            _folder=folder,
+            **made,
+        )
+
+
+def _cell(kind: Kind, batch: pa.RecordBatch) -> int:
+    """What a padded id takes, in units of 8 bytes."""
+    if kind == "int64":
+        return 1
+    lengths = pc.utf8_length(batch.column("item_ids").values)
+    longest, mean = pc.max(lengths).as_py() or 1, pc.mean(lengths).as_py() or 1.0
+    # At most: a text that is much longer than the others does not widen them.
+    return max(1, min(longest, int(PADDING * mean)) // 2)
+
+
+def _check_parameters(flaws: Flaws, column: pa.ListArray) -> None:
+    """Each must have a name of its own, and a finite value."""
+    found = Parameters(column)
+    bad = np.flatnonzero(
+        (found.codes < 0) | ~np.isfinite(found.values) | found.repeated
+        | (found.places >= MAX_PARAMETERS)
+    )  # fmt: skip
+    if not len(bad):
+        return
+    names = dict.fromkeys((*PARAMETERS, *OLD_PARAMETERS))
+    known = {name: found.names.index(name) for name in names if name in found.names}
+    for name, code in [*known.items(), ("", None)]:
+        mine = found.codes[bad] == code if code is not None else np.ones(len(bad), np.bool_)
+        rows = found.rows[bad[mine]]
+        wrong, values = np.zeros(len(column), np.bool_), np.full(len(column), np.nan)
+        wrong[rows], values[rows] = True, found.values[bad[mine]]
+        flaws.mark(wrong, f"policy parameter {name}".rstrip(), values)
+
+
+def _rewards(
+    flaws: Flaws, column: pa.ListArray, width: int, beyond: Mask | None
+) -> tuple[FloatArray, Mask]:
+    n = len(column)
+    if column.null_count == n:
+        rewards = np.full((n, width), np.nan)
+        unobserved = np.ones((n, width), np.bool_)
+    else:
+        lists = Lists(column)
+        bad = ~np.isfinite(lists.flat)
+        if lists.is_null is not None:
+            bad &= ~lists.is_null
+        if bad.any():
+            flaws.mark(lists.any_of(bad), "reward not finite")
+        rewards = lists.padded(width, np.float32(np.nan)).astype(np.float64)
+        unobserved = np.isnan(rewards)
+    if beyond is not None:
+        rewards = np.where(beyond, 0.0, rewards)
+        unobserved &= ~beyond
+    return rewards, ~_any(unobserved)
+
+
+def _any(cells: Mask) -> Mask:
+    """Rows with a marked cell; none is common and checked first."""
+    if not cells.any():
+        return np.zeros(len(cells), np.bool_)
+    return np.asarray(cells.any(axis=1), np.bool_)

@@ -1,0 +1,132 @@
+"""Strata: rows of a log by the law that they follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fastrank.eventlog.columns import Parameters, codes_of, floats, rounded
+from fastrank.policies import law_name
+
+__all__ = ["Strata", "Stratum"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """Rows that follow one law: what they share besides user, filters and seed.
+
+    Rows that different samplers drew by one law are one stratum.
+
+    Attributes
+    ----------
+    policy_name : str
+        The inference type of its first row. It is no part of what strata are told apart by.
+    params : tuple of (str, float)
+        The law's parameters, sorted by name, to 12 significant digits. `temperature` is the one
+        before the user's own factor: that of a row over the row's `user_temperature`.
+    model_version, catalog_version : str or None
+    is_fallback : bool
+    law : str
+        Its name, by default that of `policy_name`.
+
+    Examples
+    --------
+    >>> gumbel, cached = (
+    ...     Stratum(name, (("temperature", 0.5),), "m", "c", False)
+    ...     for name in ("stochastic_gumbel_softmax_trick", "stochastic_plackett_luce_cached")
+    ... )
+    >>> gumbel.law, gumbel == cached
+    ('plackett_luce', True)
+    """
+
+    policy_name: str = field(compare=False)
+    params: tuple[tuple[str, float], ...]
+    model_version: str | None
+    catalog_version: str | None
+    is_fallback: bool
+    law: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.law:
+            object.__setattr__(self, "law", law_name(self.policy_name))
+
+
+class Strata:
+    """The strata of a log, numbered as they come.
+
+    Attributes
+    ----------
+    found : list of Stratum
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Stratum] = []
+        self._index: dict[Stratum, int] = {}
+
+    def of(self, batch: pa.RecordBatch, is_fallback: Mask) -> npt.NDArray[np.int32]:
+        """Of each row (n,), its index into `found`; those that are new are added."""
+        n = batch.num_rows
+        if n == 0:
+            return np.empty(0, np.int32)
+        parts: list[Array] = []
+        texts = {}
+        for name in ("law", "model_version", "catalog_version"):
+            codes, names = codes_of(batch.column(name))
+            parts.append(codes)
+            texts[name] = names
+        policies, names_of = codes_of(batch.column("policy_name"))
+        params, factor = (
+            Parameters(batch.column("law_params")),
+            floats(batch.column("user_temperature")),
+        )
+        values = params.values
+        if "temperature" in params.names:
+            # Before the user's own factor.
+            own = params.codes == params.names.index("temperature")
+            factor = np.where(np.isnan(factor), 1.0, factor)[params.rows]
+            values = np.where(own, values / factor, values)
+        values = rounded(values)
+        for place in range(int(params.places.max(initial=-1)) + 1):
+            at = np.flatnonzero(params.places == place)
+            part = np.full((2, n), -1, np.int64)
+            part[:, params.rows[at]] = params.codes[at], values.view(np.int64)[at]
+            parts.extend(part)
+        first_of = np.searchsorted(params.rows, np.arange(n + 1))
+        parts.append(is_fallback.astype(np.int64))
+        key = np.zeros(n, np.int64)
+        for part in parts:
+            if (part == part[0]).all():
+                continue
+            _, inverse = np.unique(part, return_inverse=True)
+            _, key = np.unique(key * (int(inverse.max()) + 1) + inverse, return_inverse=True)
+        _, firsts, inverse = np.unique(key, return_index=True, return_inverse=True)
+        indices = np.empty(len(firsts), np.int32)
+        for group in np.argsort(firsts).tolist():  # numbered as they come
+            row = int(firsts[group])
+
+            def text(name: str, part: Array, row: int = row) -> str | None:
+                return texts[name][part[row]] if part[row] >= 0 else None
+
+            stratum = Stratum(
+                policy_name=names_of[policies[row]],
+                params=tuple(
+                    (params.names[params.codes[at]], float(f"{values[at]:.12g}"))
+                    for at in range(first_of[row], first_of[row + 1])
+                ),
+                model_version=text("model_version", parts[1]),
+                catalog_version=text("catalog_version", parts[2]),
+                is_fallback=bool(is_fallback[row]),
+                law=text("law", parts[0]) or "",
+            )
+            if stratum not in self._index:
+                self._index[stratum] = len(self.found)
+                self.found.append(stratum)
+            indices[group] = self._index[stratum]
+        return indices[inverse]

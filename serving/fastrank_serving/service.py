@@ -43,7 +43,7 @@ __all__ = ["Loaded", "Service"]
 
 _LOG = logging.getLogger("fastrank.serving")
 _SEEN = 100_000  # users whose place in the model is remembered
-_STUCK = 10.0  # seconds, after which a pass is taken to hang
+_STUCK = 10.0  # seconds after which a pass counts as hanging
 _KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
 _TOGETHER = 32  # rows that are handed to the log in one go
 _AGREE = 1e-5  # log-propensities of the self-test
@@ -119,7 +119,7 @@ class Service:
     ready : bool
         A model is loaded and was tested.
     draining : bool
-        Told to stop.
+        SIGTERM came: it answers what was accepted, and then ends.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "PolicyName",
     "Request",
     "RequestError",
+    "RequestIdSource",
     "checked",
     "encoded",
     "lines_of",
@@ -40,6 +41,7 @@ LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjs
 
 ItemId: TypeAlias = int | str
 ItemKind: TypeAlias = Literal["int64", "str"]
+RequestIdSource: TypeAlias = Literal["server", "header", "body"]
 
 
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +78,17 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     """
 
     request_id: str
+    request_id_source: Annotated[
+        RequestIdSource,
+        msgspec.Meta(
+            description="Who said the id: the server, which drew it; the header"
+            " X-Amzn-SageMaker-Inference-Id; or the request's own `request_id`."
+        ),
+    ]
+    traceparent: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="The header of that name, where it came and is valid."),
+    ] = msgspec.UNSET
     user_id: str | None
     item_kind: Annotated[
         ItemKind,

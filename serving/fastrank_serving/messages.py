@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -174,7 +174,7 @@ def _problem(error: RequestError) -> ProblemError:
 # ---- Where a request comes from --------------------------------------------------------------
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True):
     """Which request it is, and of which trace."""
 
     request_id: str
@@ -291,7 +291,7 @@ def _policy(
 # ---- Answers --------------------------------------------------------------------------------
 
 
-class Served(NamedTuple):
+class Served(msgspec.Struct, frozen=True):
     """What an answer says besides its ranking."""
 
     origin: Origin

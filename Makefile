@@ -67,7 +67,9 @@ tsan: $(VENV)/.dev
 	  $(BIN)/python -m pytest -q -n 2 -k "not test_interrupt or few or ctrl_c" \
 	  tests/test_threads.py tests/test_interrupt.py \
 	  tests/test_batch.py::test_filters_biases_policies_and_temperatures_of_each_user \
-	  tests/test_int8.py::test_a_batch_is_its_rows_and_threads_do_not_show
+	  tests/test_int8.py::test_a_batch_is_its_rows_and_threads_do_not_show \
+	  tests/test_given.py::test_over_several_chunks_and_threads \
+	  tests/test_given.py::test_a_row_of_a_batch_is_a_ranking_of_its_own
 
 # Wheel and sdist, installed and used in an empty directory without the repository.
 dist: $(VENV)/.dev

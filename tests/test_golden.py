@@ -34,6 +34,11 @@ POLICIES: dict[str, fr.Policy] = {
     "epsilon_greedy": fr.EpsilonGreedy(0.4),
     "uniform": fr.Uniform(),
 }
+POLICIES |= {
+    f"best first, {name}": fr.BestFirst(2, then=policy)
+    for name, policy in POLICIES.items()
+    if name != "deterministic"
+}
 SHAPES = {"one panel": (10, 2), "panels": (100, 3), "chunks": (60_000, 4)}
 SEEDS = [0, 1, 2**32, 2**53 - 1, 2**64 - 1]
 
@@ -87,7 +92,12 @@ def int8_rankings() -> Iterator[tuple[str, fr.Ranking]]:
             yield f"{name}, T = {temperature}, exclude", filtered
             biased = catalog.rank(query, k=3, policy=policy, seed=12, bias=grid(n, 1, 4)[:, 0])
             yield f"{name}, T = {temperature}, bias", biased
-        for other in (fr.Deterministic(), fr.EpsilonGreedy(0.4)):
+        for other in (
+            fr.Deterministic(),
+            fr.EpsilonGreedy(0.4),
+            fr.BestFirst(2, then=fr.PlackettLuce(0.25)),
+            fr.BestFirst(2, then=fr.EpsilonGreedy(0.4)),
+        ):
             yield f"{name}, {other!r}", catalog.rank(query, k=5, policy=other, seed=1)
 
 

@@ -156,6 +156,8 @@ def test_without_metadata_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         ("click", ["fastrank", "--version"]),
         ("uvicorn", ["fastrank", "serve", "."]),
         ("uvicorn", ["fastrank_serving", "serve"]),
+        ("airspeed", ["fastrank_serving.gateway"]),
+        ("yaml", ["fastrank_serving.gateway"]),
     ],
 )
 def test_what_is_missing_is_one_line(module: str, arguments: list[str], tmp_path: Path) -> None:
@@ -176,6 +178,20 @@ def test_what_is_missing_is_one_line(module: str, arguments: list[str], tmp_path
     assert done.stderr.count("\n") == 1
 
 
+def test_what_packages_hold_besides_code_is_installed() -> None:
+    """A file that only a checkout has is missed where the package is installed."""
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    held = 0
+    for package, where in (("fastrank", "src"), ("fastrank_serving", "serving")):
+        folder = ROOT / where / package
+        listed = {path for glob in tables["package-data"][package] for path in folder.glob(glob)}
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix not in {".py", ".pyc", ".so"}:
+                assert path in listed, f"{path}: no package-data of pyproject.toml"
+                held += 1
+    assert held > 5
+
+
 # ---- The lines, run -------------------------------------------------------------------------
 
 LINES = sorted(
@@ -194,6 +210,11 @@ COMMANDS = {
     ("cli", "serving"): ["fastrank serve --help"],
     ("ope",): ["python -c 'import fastrank.ope, fastrank.eventlog, fastrank.page'"],
     ("serving",): ["python -c 'import fastrank_serving.server'"],
+    # It reads the template, says where it listens, and ends well when it is asked to.
+    ("gateway",): [
+        "python -m fastrank_serving.gateway --port 0 2> said &"
+        " while kill -0 $! && ! grep -q ' -> ' said; do sleep 0.1; done; kill $! && wait $!"
+    ],
     (): [
         "python -c 'import fastrank as fr; c = fr.Catalog([1, 2], [[1.0], [2.0]]);"
         " assert c.rank([1.0], 1, policy=fr.Deterministic()).item_ids.tolist() == [2]'"
@@ -277,4 +298,5 @@ def test_a_documented_line_installs_this(line: str, wheel: Path, tmp_path: Path)
 
 def test_the_lines_are_found() -> None:
     assert "." in LINES
-    assert {".[cli,data]", ".[cli,serving]", ".[cli,ope]", ".[loadtest]", ".[bench]"} <= set(LINES)
+    expected = "cli,data cli,serving cli,ope gateway loadtest bench"
+    assert {f".[{extras}]" for extras in expected.split()} <= set(LINES)

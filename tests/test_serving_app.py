@@ -36,6 +36,7 @@ def test_an_answer_is_a_log_row(model: Path) -> None:
         ranking = known.recommend("u3", 4, policy=fr.PlackettLuce(), seed=7)
         assert found == {
             "request_id": "r",
+            "request_id_source": "body",
             "user_id": "u3",
             "item_kind": "int64",
             "item_ids": ranking.item_ids.tolist(),

@@ -29,15 +29,8 @@ import fastrank as fr
 
 MAX_BODY = 6_291_456
 FIELDS = {
-    *(
-        "request_id",
-        "user_id",
-        "item_kind",
-        "item_ids",
-        "scores",
-        "log_propensities",
-        "log_propensity",
-    ),
+    *("request_id", "request_id_source", "user_id", "item_kind", "item_ids", "scores"),
+    *("log_propensities", "log_propensity"),
     *("log_norm", "propensity_kind", "log_norm_error", "k", "policy", "seed", "seed_source"),
     *("rng_version", "n_eligible", "model_version", "catalog_version", "is_fallback"),
 }
@@ -169,14 +162,17 @@ class TestRequestId:
         mine, header = str(uuid.uuid4()), str(uuid.uuid4())
         answer = client.invoke({"user_id": "ann", "request_id": mine}, {INFERENCE_ID: header})
         assert answer.json()["request_id"] == mine
+        assert answer.json()["request_id_source"] == "body"
 
     def test_of_the_header(self, client: Client) -> None:
         mine = str(uuid.uuid4())
-        assert client.invoke({"user_id": "ann"}, {INFERENCE_ID: mine}).json()["request_id"] == mine
+        answer = client.invoke({"user_id": "ann"}, {INFERENCE_ID: mine}).json()
+        assert (answer["request_id"], answer["request_id_source"]) == (mine, "header")
 
     def test_a_uuid_otherwise(self, client: Client) -> None:
-        first, second = (client.invoke({"user_id": "ann"}).json()["request_id"] for _ in range(2))
-        assert uuid.UUID(first) != uuid.UUID(second)
+        first, second = (client.invoke({"user_id": "ann"}).json() for _ in range(2))
+        assert uuid.UUID(first["request_id"]) != uuid.UUID(second["request_id"])
+        assert first["request_id_source"] == second["request_id_source"] == "server"
 
     def test_sent_again_gets_the_first_answer(self, client: Client) -> None:
         asked = {"user_id": "ann", "request_id": str(uuid.uuid4())}

@@ -308,6 +308,7 @@ def test_what_is_captured_is_the_log(container: str, tmp_path: Path) -> None:
     for row, answer in zip(rows, answers, strict=True):
         for name in ("request_id", "user_id", "item_ids", "log_propensities", "seed"):
             assert row[name] == answer[name]
+        assert row["request_id_source"] == answer["request_id_source"] == "body"
         assert row["exclude"] == [1000, 1001]
         assert row["ts"] is not None
 

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
 from fastrank_serving import messages
-from fastrank_serving.messages import ProblemError, Request, parse, parse_parameters
+from fastrank_serving.messages import (
+    ProblemError,
+    Request,
+    parse,
+    parse_parameters,
+    traceparent_of,
+)
 
 
 def refused(body: bytes | str | dict[str, Any]) -> ProblemError:
@@ -193,3 +199,40 @@ def test_unknown_policies_are_told_the_names() -> None:
     with pytest.raises(ProblemError) as caught:
         policy(inference_type="best")
     assert caught.value.allowed == list(fr.INFERENCE_TYPES)
+
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (TRACE, TRACE),
+        (b" \t" + TRACE + b" ", TRACE),
+        (TRACE[:-2] + b"ff", TRACE[:-2] + b"ff"),
+        # A later version may say more.
+        (b"01" + TRACE[2:], b"01" + TRACE[2:]),
+        (b"cc" + TRACE[2:] + b"-what-comes", b"cc" + TRACE[2:]),
+        (b"cc" + TRACE[2:] + b".what-comes", None),
+        (TRACE + b"-what-comes", None),
+        (TRACE + b"\n", None),
+        (b"ff" + TRACE[2:], None),
+        (TRACE.upper(), None),
+        (TRACE[:-1], None),
+        (TRACE + b"0", None),
+        (b"00-" + b"0" * 32 + TRACE[35:], None),
+        (TRACE[:36] + b"0" * 16 + TRACE[52:], None),
+        (TRACE.replace(b"-", b"_"), None),
+        (TRACE.replace(b"0af", b"0ag"), None),
+        ("٠٠".encode() + TRACE[2:], None),
+        (b"", None),
+    ],
+)
+def test_a_trace_is_that_of_the_grammar(value: bytes, expected: bytes | None) -> None:
+    found = traceparent_of([(b"host", b"x"), (b"traceparent", value)])
+    assert found == (None if expected is None else expected.decode())
+
+
+def test_of_two_traces_there_is_none() -> None:
+    assert traceparent_of([(b"traceparent", TRACE)] * 2) is None
+    assert traceparent_of([]) is None

@@ -155,6 +155,41 @@ def test_sigterm_under_load_loses_nothing(model: Path, tmp_path: Path) -> None:
     assert logged(tmp_path) == set(load.ids)  # and no log row either
 
 
+def test_the_log_says_where_a_request_came_from(model: Path, tmp_path: Path) -> None:
+    """Over a socket: an id of each source, one trace that is valid and some that are not."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    inference_id = "X-Amzn-SageMaker-Inference-Id"
+    cases: list[tuple[str, list[tuple[str, str]], str, str | None]] = [
+        ('{"user_id": "u1"}', [], "server", None),
+        ('{"user_id": "u1"}', [(inference_id, "a")], "header", None),
+        ('{"user_id": "u1", "request_id": "b"}', [(inference_id, "c")], "body", None),
+        ('{"user_id": "u1"}', [("Traceparent", trace)], "server", trace),
+        ('{"user_id": "u1"}', [("traceparent", f"{trace}-")], "server", None),
+        ('{"user_id": "u1"}', [("traceparent", trace)] * 2, "server", None),
+    ]
+    answers = []
+    with Process(model, "--log", str(tmp_path / "log")) as server:
+        connection = server.connection()
+        for body, headers, _, _ in cases:
+            connection.putrequest("POST", "/invocations")
+            for name, value in [("Content-Length", str(len(body))), *headers]:
+                connection.putheader(name, value)
+            connection.endheaders(body.encode())
+            answers.append(json.loads(connection.getresponse().read()))
+        for target in ("/1/recommended-items/u1", "/1/recommended-items/u1?request_id=d"):
+            connection.request("GET", target, headers={"traceparent": trace})
+            answers.append(json.loads(connection.getresponse().read()))
+        connection.close()
+    expected = [each[2:] for each in cases] + [("server", trace), ("body", trace)]
+    (batch,) = LogReader(tmp_path / "log")
+    rows = {row["request_id"]: row for row in batch.table.to_pylist()}
+    assert len(rows) == len(answers)
+    for answer, (source, traced) in zip(answers, expected, strict=True):
+        row = rows[answer["request_id"]]
+        assert row["request_id_source"] == answer["request_id_source"] == source
+        assert row["traceparent"] == answer.get("traceparent") == traced
+
+
 def test_what_is_not_done_when_the_time_is_up_is_told_so(model: Path) -> None:
     with Process(model, "--drain-timeout", "1") as server:
         client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)

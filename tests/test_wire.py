@@ -38,6 +38,7 @@ class Call(NamedTuple):
     content_type: str = JSON
     base64: bool = False
     apart: bool = False  # input and output in two lines
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 # ---- Requests in every form -----------------------------------------------------------------
@@ -152,7 +153,7 @@ def both_ways(model: Path, asked: Sequence[Call], folder: Path) -> list[LogReade
     async def work(app: App) -> list[str]:
         lines = []
         for number, each in enumerate(asked):
-            headers = {"content-type": each.content_type}
+            headers = {"content-type": each.content_type, **dict(each.headers)}
             reply = await call(app, "POST", "/invocations", b"\n".join(each.bodies), headers)
             assert reply.status == 200, (each, reply.body)
             assert b'"error"' not in reply.body, (each, reply.body)
@@ -210,6 +211,32 @@ def test_rows_that_a_capture_lost(tmp_path: Path, asked: bytes, column: str, exp
     assert row[column] == (["item 3", "4"] if column == "exclude" else expected)
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+INFERENCE_ID = ("x-amzn-sagemaker-inference-id", "i")
+
+
+@pytest.mark.parametrize(
+    ("asked", "sources"),
+    [
+        (Call((b'{"user_id": "u0"}',)), ["server"]),
+        (Call((b'{"user_id": "u0"}',), headers=(INFERENCE_ID,)), ["header"]),
+        (Call((b'{"user_id": "u0", "request_id": "a"}',), headers=(INFERENCE_ID,)), ["body"]),
+        (Call((b'{"gateway": {"user_id": "u0", "request_id": "a"}}',)), ["body"]),
+        (
+            Call((b'{"user_id": "u0"}', b'{"user_id": "u0", "request_id": "a"}'), LINES),
+            ["server", "body"],
+        ),
+    ],
+)
+def test_where_a_request_came_from(tmp_path: Path, asked: Call, sources: list[str]) -> None:
+    make_model(tmp_path / "model", n=ITEMS, dim=DIM, users=2)
+    traced = asked._replace(headers=(*asked.headers, ("traceparent", TRACE)))
+    own, capture = map(rows_of, both_ways(tmp_path / "model", [traced], tmp_path))
+    assert capture == own
+    assert [row["request_id_source"] for row in own.values()] == sources
+    assert {row["traceparent"] for row in own.values()} == {TRACE}
+
+
 def test_a_batch_of_lines_is_a_row_a_line(tmp_path: Path) -> None:
     make_model(tmp_path / "model", n=ITEMS, dim=DIM, users=2)
     bodies = [b'{"user_id": "u%d", "exclude": [%d]}' % (j % 2, j) for j in range(5)]
@@ -256,6 +283,6 @@ def test_an_answer_states_the_kind_of_its_ids(tmp_path: Path, text: bool) -> Non
         document = (await call(app, "GET", "/openapi.json")).json()
         answer = document["components"]["schemas"]["Answer"]
         assert set(answer["properties"]["item_kind"]["enum"]) == {"int64", "str"}
-        assert set(answer["properties"]) - set(answer["required"]) == {"query"}
+        assert set(answer["properties"]) - set(answer["required"]) == {"query", "traceparent"}
 
     with_app(tmp_path / "model", work)

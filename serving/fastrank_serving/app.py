@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastrank as fr
 from fastrank.extras import missing_extra
-from fastrank.inputs import new_request_id
 from fastrank.wire import LINES, lines_of
 from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
@@ -33,8 +32,10 @@ from fastrank_serving.messages import (
     MAX_TEXT,
     ProblemError,
     error_body,
+    origin_of,
     parse,
     parse_parameters,
+    traceparent_of,
 )
 from fastrank_serving.openapi import document
 from fastrank_serving.service import Service
@@ -49,6 +50,7 @@ _JSON = b"application/json"
 _LINES = tuple(kind.encode() for kind in LINES)
 _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
+_TRACEPARENT = b"traceparent"
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 _EMF_SECONDS = 60.0
 _LINES_MOST = 100_000  # of a batch
@@ -132,14 +134,15 @@ class App:
                     field=_INFERENCE_ID.decode(),
                 )
             body = await self._body(scope, headers, receive)
+            trace = traceparent_of(scope["headers"]) if _TRACEPARENT in headers else None
             if kind in _LINES:
-                answer = await self._lines(body)
+                answer = await self._lines(body, trace)
                 await self._send(send, 200, answer, extra, kind)
                 return
             request = parse(body)
-            given = request.request_id or inference_id
-            request_id = given or new_request_id()
-            answer = await self.service.answer(request, given, request_id)
+            origin = origin_of(request, inference_id, trace)
+            request_id = origin.request_id
+            answer = await self.service.answer(request, origin)
         except ProblemError as problem:
             if LATE in scope:
                 extra[b"connection"] = b"close"
@@ -178,7 +181,7 @@ class App:
             raise ProblemError(408, "body_too_slow", "the body did not come in time")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _lines(self, body: bytes) -> bytes:
+    async def _lines(self, body: bytes, trace: str | None) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error."""
         if body.count(b"\n") > _LINES_MOST:
             allowed = f"at most {_LINES_MOST} lines"
@@ -196,8 +199,9 @@ class App:
                 request_id = None
                 try:
                     request = parse(line)
-                    request_id = request.request_id or new_request_id()
-                    results[j] = await self.service.answer(request, request.request_id, request_id)
+                    origin = origin_of(request, traceparent=trace)
+                    request_id = origin.request_id
+                    results[j] = await self.service.answer(request, origin)
                 except ProblemError as problem:
                     self.service.metrics.refused(problem.status)
                     results[j] = error_body(problem, request_id)
@@ -335,8 +339,9 @@ def _others(app: App) -> ASGIApp:
                     400, "duplicate_field", "user_id: it stands in the path", field="user_id"
                 )
             asked = parse_parameters({**given, "user_id": request.path_params["user_id"]})
-            request_id = asked.request_id or new_request_id()
-            body = await service.answer(asked, asked.request_id, request_id)
+            origin = origin_of(asked, traceparent=traceparent_of(request.scope["headers"]))
+            request_id = origin.request_id
+            body = await service.answer(asked, origin)
         except ProblemError as problem:
             return refused(problem, request_id)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})

@@ -15,14 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
-from fastrank.policies import law_of
 from fastrank_serving.messages import ProblemError
 
 __all__ = ["Engine", "Job", "Ranked"]
@@ -41,10 +40,6 @@ _PASS_WORK = 25_000_000_000
 _PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
 
 
-def _scan(n: int, d: int, k: int) -> int:
-    return n * d
-
-
 # What is no single scan, by sampler: of n items, d dimensions, k places.
 _PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
     "uniform": lambda n, d, k: 0,
@@ -53,8 +48,8 @@ _PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+# Structs, which are made in a fifth of the time of a dataclass: three for every request.
+class Job(msgspec.Struct, eq=False):
     """One ranking that is wanted.
 
     Attributes
@@ -74,15 +69,16 @@ class Job:
     allow: Any = None
     bias: Any = None
     deadline: float = float("inf")
-    result: asyncio.Future[Ranked] | None = field(default=None, repr=False)
-    came: float = field(default=0.0, repr=False)
+    result: asyncio.Future[Ranked] | None = None
+    came: float = 0.0
 
     def work(self) -> int:
         """About how much it is, in multiply-adds."""
         n, d = len(self.catalog), self.catalog.dim
         k = min(self.k, n)
-        work = _ENTRY * k + _PER_SAMPLER.get(self.policy.sampler, _scan)(n, d, k)
-        return work + n * d if law_of(self.policy).head else work
+        other = _PER_SAMPLER.get(self.policy.sampler)
+        work = _ENTRY * k + (n * d if other is None else other(n, d, k))
+        return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:
         """By itself."""
@@ -103,10 +99,16 @@ class Job:
             and self.k == other.k
             and self.scans
             and other.scans
-            and law_of(self.policy).head == law_of(other.policy).head
+            and self.head == other.head
             and self.bias is None
             and other.bias is None
         )
+
+    @property
+    def head(self) -> int:
+        """Places that show the best items."""
+        law = self.policy.law
+        return 0 if law is None else law.head
 
     @property
     def scans(self) -> bool:
@@ -114,8 +116,7 @@ class Job:
         return self.policy.sampler not in _PER_SAMPLER
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(msgspec.Struct, frozen=True, eq=False):
     """A ranking, and where its time went.
 
     Attributes

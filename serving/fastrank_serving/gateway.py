@@ -3,9 +3,9 @@ deployed, rendered in front of a container.
 
     python -m fastrank_serving.gateway --target http://127.0.0.1:8080 --port 9000
 
-It reads serving/template.yaml, renders its mapping templates with airspeed, posts to the target's
-/invocations, and wraps what is not a success as SageMaker does: ModelError, status 424, with
-OriginalStatusCode and OriginalMessage. With --capture it writes what Data Capture would store.
+It reads the template.yaml beside it, renders its mapping templates with airspeed, posts to the
+target's /invocations, and wraps what is not a success as SageMaker does: ModelError, status 424,
+with OriginalStatusCode and OriginalMessage. With --capture it writes what Data Capture would store.
 What it does not imitate: authorization, throttling, caches. It serves a connection with a thread
 and is no production server.
 """
@@ -13,6 +13,7 @@ and is no production server.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import queue
@@ -29,14 +30,22 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote_plus, unquote, unquote_plus, urlsplit
 
-import airspeed
-import yaml
-
+from fastrank.extras import missing_extra
 from fastrank.files import naming
+
+try:
+    import airspeed
+    import yaml
+except ModuleNotFoundError as error:
+    hint = missing_extra(error)
+    if __name__ != "__main__" or hint is None:
+        raise
+    sys.stderr.write(f"fastrank_serving.gateway: {hint}\n")
+    sys.exit(2)
 
 __all__ = ["Gateway", "Integration", "Parameters", "Reply", "Server", "integrations"]
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "template.yaml"
+TEMPLATE = Path(__file__).with_name("template.yaml")
 
 Parameters: TypeAlias = dict[str, dict[str, str]]  # "path", "querystring" and "header"
 
@@ -466,12 +475,14 @@ class Server(ThreadingHTTPServer):
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastrank_serving.gateway",
-        description="The API Gateway of serving/template.yaml on this machine.",
+        description="The API Gateway of a SAM template on this machine.",
     )
     parser.add_argument("--target", default="http://127.0.0.1:8080", help="the container's URL")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
-    parser.add_argument("--template", type=Path, default=TEMPLATE)
+    parser.add_argument(
+        "--template", type=Path, default=TEMPLATE, help="by default the one that comes along"
+    )
     parser.add_argument("--decode-path", action="store_true", help="before templates see it")
     parser.add_argument("--capture", type=Path, help="write Data Capture's JSON Lines here")
     given = parser.parse_args(arguments)
@@ -484,12 +495,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"fastrank_serving.gateway: {error}\n")
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         sys.stderr.write(f"{server.url} -> {given.target}\n")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return 0
+        server.serve_forever()
     return 0
 
 

@@ -8,13 +8,15 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 import fastrank as fr
+from fastrank.inputs import new_request_id
 from fastrank.policies import PARAMETERS, parameters_of
 from fastrank.wire import (
     MAX_TEXT,
@@ -22,6 +24,7 @@ from fastrank.wire import (
     PolicyName,
     Request,
     RequestError,
+    RequestIdSource,
     checked,
     encoded,
     read,
@@ -33,6 +36,7 @@ __all__ = [
     "LATE",
     "MAX_TEXT",
     "Answer",
+    "Origin",
     "PolicyName",
     "ProblemError",
     "Request",
@@ -41,10 +45,12 @@ __all__ = [
     "encoded",
     "error_body",
     "invalid_value",
+    "origin_of",
     "out_of_range",
     "parse",
     "parse_parameters",
     "policy_of",
+    "traceparent_of",
 ]
 
 LATE = "fastrank.late"  # in a scope: the body did not come in time, and is not whole
@@ -165,6 +171,55 @@ def _problem(error: RequestError) -> ProblemError:
     )
 
 
+# ---- Where a request comes from --------------------------------------------------------------
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Which request it is, and of which trace."""
+
+    request_id: str
+    request_id_source: RequestIdSource
+    traceparent: str | None
+
+
+def origin_of(
+    request: Request, inference_id: str | None = None, traceparent: str | None = None
+) -> Origin:
+    """By the request's own id, or else the header's, or else one that is drawn."""
+    if request.request_id is not None:
+        return Origin(request.request_id, "body", traceparent)
+    if inference_id is not None:
+        return Origin(inference_id, "header", traceparent)
+    return Origin(new_request_id(), "server", traceparent)
+
+
+# version-traceid-parentid-flags; ids of zeros and version ff are none.
+_TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+
+
+def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The trace of a request as W3C Trace Context writes it; None for none, or an invalid one.
+
+    Versions after 00 may have more after the flags, which is left out.
+
+    Examples
+    --------
+    >>> trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    >>> traceparent_of([(b"traceparent", trace)])
+    '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
+    >>> traceparent_of([(b"traceparent", trace), (b"traceparent", trace)])
+    """
+    found = [value.strip(b" \t") for name, value in headers if name == b"traceparent"]
+    valid = _TRACEPARENT.match(found[0]) if len(found) == 1 else None
+    if valid is None:
+        return None
+    rest = found[0][valid.end() :]
+    later = not valid[0].startswith(b"00")
+    return valid[0].decode() if not rest or (later and rest.startswith(b"-")) else None
+
+
 # ---- Policies -------------------------------------------------------------------------------
 
 
@@ -236,10 +291,10 @@ def _policy(
 # ---- Answers --------------------------------------------------------------------------------
 
 
-class Served(NamedTuple):
+class Served(msgspec.Struct, frozen=True):
     """What an answer says besides its ranking."""
 
-    request_id: str
+    origin: Origin
     user_id: str | None
     k: int
     model_version: str
@@ -255,7 +310,9 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
     if served.user_temperature is not None:
         params = {**params, "user_temperature": served.user_temperature}
     return Answer(
-        request_id=served.request_id,
+        request_id=served.origin.request_id,
+        request_id_source=served.origin.request_id_source,
+        traceparent=served.origin.traceparent or msgspec.UNSET,
         user_id=served.user_id,
         item_kind="str" if ranking.item_ids.dtype.kind == "U" else "int64",
         item_ids=ranking.item_ids.tolist(),

@@ -350,7 +350,7 @@ class _Server(uvicorn.Server):
 
 
 def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
-    """Hold a task until it is done: the loop does not."""
+    """Keep a reference to a task until it is done: the loop keeps none."""
     tasks.add(task)
     task.add_done_callback(tasks.discard)
 
@@ -360,10 +360,10 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 
 def _worker(settings: Settings, listening: socket.socket) -> None:
     end_by_signals()
-    # Not to go on without the parent, should it be killed: Linux's PR_SET_PDEATHSIG.
+    # A worker ends with its parent, even if that is killed: Linux's PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:  # it was, before this was said
+    if parent is None or os.getppid() != parent.pid:  # it was killed before this call
         sys.exit(0)
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -382,7 +382,7 @@ class _Workers:
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[BaseProcess, float] = {}  # and since when
         self._stopping = threading.Event()
-        self._told, self._tell = os.pipe()  # wakes the loop that waits for workers to end
+        self._woken, self._wake = os.pipe()  # ends the wait for workers to end
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -394,10 +394,10 @@ class _Workers:
         while self._workers:
             ends = [worker.sentinel for worker in self._workers]
             if not self._stopping.is_set():
-                ends.append(self._told)
+                ends.append(self._woken)
             multiprocessing.connection.wait(ends, 1.0)
             if self._stopping.is_set():
-                # The workers have it, too: what they do not take, nobody would.
+                # Workers hold the socket too: what they do not accept, nobody will.
                 self._listening.close()
             for worker, since in list(self._workers.items()):
                 if worker.exitcode is None:
@@ -438,7 +438,7 @@ class _Workers:
 
     def _stop(self, number: int, _frame: Any) -> None:
         self._stopping.set()
-        os.write(self._tell, b".")
+        os.write(self._wake, b".")
         self._hand_on(signal.SIGTERM, None)
 
     def _hand_on(self, number: int, _frame: Any) -> None:

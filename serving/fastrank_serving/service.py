@@ -24,6 +24,7 @@ from fastrank.lru import LRU
 from fastrank.opening import open_directory
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
+    Origin,
     ProblemError,
     Request,
     Served,
@@ -43,7 +44,7 @@ __all__ = ["Loaded", "Service"]
 
 _LOG = logging.getLogger("fastrank.serving")
 _SEEN = 100_000  # users whose place in the model is remembered
-_STUCK = 10.0  # seconds, after which a pass is taken to hang
+_STUCK = 10.0  # seconds after which a pass counts as hanging
 _KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
 _TOGETHER = 32  # rows that are handed to the log in one go
 _AGREE = 1e-5  # log-propensities of the self-test
@@ -119,7 +120,7 @@ class Service:
     ready : bool
         A model is loaded and was tested.
     draining : bool
-        Told to stop.
+        SIGTERM came: it answers what was accepted, and then ends.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -196,22 +197,17 @@ class Service:
 
     # ---- Requests ---------------------------------------------------------------------------
 
-    async def answer(self, request: Request, given: str | None, request_id: str) -> bytes:
+    async def answer(self, request: Request, origin: Origin) -> bytes:
         """The body of the answer.
-
-        Parameters
-        ----------
-        request : Request
-        given : str or None
-            The request id, if the client knows it and may send the request again under it.
-        request_id : str
 
         Raises
         ------
         ProblemError
         """
-        if given is None or not self.settings.keep_answers:
-            return await self._answer(request, request_id)
+        # Nobody can send a request again under an id that was drawn here.
+        if origin.request_id_source == "server" or not self.settings.keep_answers:
+            return await self._answer(request, origin)
+        given = origin.request_id
         request.request_id = None  # the same question by a header's id is the same
         content = hash(encoded(request))
         first = self._answers.get(given, content)
@@ -220,14 +216,14 @@ class Service:
             return await asyncio.shield(first)
         first = self._answers.begin(given, content)
         try:
-            body = await self._answer(request, request_id)
+            body = await self._answer(request, origin)
         except BaseException as error:
             self._answers.failed(given, error)  # and is tried anew when it is sent again
             raise
         self._answers.keep(given, body)
         return body
 
-    async def _answer(self, request: Request, request_id: str) -> bytes:
+    async def _answer(self, request: Request, origin: Origin) -> bytes:
         began = time.monotonic()
         settings, loaded = self.settings, self.loaded
         if not 1 <= request.k <= settings.max_k:
@@ -262,7 +258,7 @@ class Service:
                 raise
             raise ProblemError(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
         served = Served(
-            request_id=request_id,
+            origin=origin,
             user_id=request.user_id,
             k=request.k,
             model_version=loaded.version,
@@ -333,7 +329,9 @@ class Service:
             try:
                 self.log.append(
                     ranked.ranking,
-                    request_id=served.request_id,
+                    request_id=served.origin.request_id,
+                    request_id_source=served.origin.request_id_source,
+                    traceparent=served.origin.traceparent,
                     user_id=served.user_id,
                     query=None if known else job.query,
                     model_version=served.model_version,
@@ -345,7 +343,7 @@ class Service:
                 )
             except Exception:  # one row must not take the others with it, nor end the server
                 self.metrics.not_logged.inc()
-                _LOG.exception("request %r: not logged", served.request_id)
+                _LOG.exception("request %r: not logged", served.origin.request_id)
 
 
 class _Answers:

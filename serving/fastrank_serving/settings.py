@@ -20,7 +20,7 @@ DEADLINE = 20.0  # seconds: below the 29 of API Gateway
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that a server may be told.
+    """All settings of a server.
 
     Attributes
     ----------
@@ -42,8 +42,8 @@ class Settings:
         Largest k, bytes of a body, and ids of an exclude or allow list.
     deadline, receive_timeout, drain_delay, drain_timeout : float
         Seconds that a request may take once it is here; that a client has to send its head, and
-        again its body; for which a server that was told to stop goes on accepting; and that it
-        then gives to those in flight.
+        again its body; for which a server goes on accepting after SIGTERM; and that it then gives
+        to requests in flight.
     keep_answers : int
         So many answers are held for requests that are sent again.
     log_directory : Path, optional

@@ -328,8 +328,9 @@ class IdIndex(Lookup):
         return found
 
     def _find(self, wanted: IdArray) -> Positions:
-        # Searching with a wider dtype would make NumPy copy all ids into it.
-        narrow = np.ascontiguousarray(wanted.astype(self.ids.dtype, copy=False))
+        narrow = wanted
+        if self.is_text:  # searching with a wider dtype would make NumPy copy all ids into it
+            narrow = np.ascontiguousarray(wanted.astype(self.ids.dtype, copy=False))
         last = len(self.ids) - 1
         if self._first is not None:
             return _native.find_consecutive(

@@ -25,6 +25,7 @@ __all__ = [
     "PolicyName",
     "Request",
     "RequestError",
+    "RequestIdSource",
     "checked",
     "encoded",
     "lines_of",
@@ -40,6 +41,7 @@ LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjs
 
 ItemId: TypeAlias = int | str
 ItemKind: TypeAlias = Literal["int64", "str"]
+RequestIdSource: TypeAlias = Literal["server", "header", "body"]
 
 
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +78,17 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     """
 
     request_id: str
+    request_id_source: Annotated[
+        RequestIdSource,
+        msgspec.Meta(
+            description="Who said the id: the server, which drew it; the header"
+            " X-Amzn-SageMaker-Inference-Id; or the request's own `request_id`."
+        ),
+    ]
+    traceparent: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="The header of that name, where it came and is valid."),
+    ] = msgspec.UNSET
     user_id: str | None
     item_kind: Annotated[
         ItemKind,
@@ -157,15 +170,13 @@ def lines_of(body: bytes) -> list[bytes]:
 
 _REQUEST = msgspec.json.Decoder(Request)
 _FIELDS = tuple(Request.__struct_fields__)
-_NAMES = frozenset(name.encode() for name in (*_FIELDS, "gateway"))
 _INTEGERS = ("k", "head", "seed")
 _FLOATS = ("temperature", "epsilon")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
 _TEXTS = {"user_id": MAX_LENGTH, "request_id": MAX_TEXT, "inference_type": MAX_TEXT}
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
-# What msgspec must not be left alone with: a name that comes twice, an escape that may hide one.
-_SUSPECT = re.compile(rf'"({"|".join(_FIELDS)}|gateway)"|\\u'.encode())
+_NAMED = re.compile(rf'"({"|".join(_FIELDS)}|gateway)"'.encode())
 
 
 def read(body: bytes) -> Request:
@@ -191,9 +202,9 @@ def read(body: bytes) -> Request:
     >>> read(b'{"gateway": {"user_id": "O%27Brien", "exclude": "17%2C4711", "k": ""}}').exclude
     ['17', '4711']
     """
-    found = _SUSPECT.findall(body)
-    names = set(found)
-    if len(found) > len(names) or not names <= _NAMES:
+    names = _NAMED.findall(body)
+    # msgspec takes the last of several members of one name; an escape may hide a name.
+    if len(names) > len(set(names)) or (b"\\" in body and b"\\u" in body):
         _refuse_repeated(body)
     try:
         return _REQUEST.decode(body)

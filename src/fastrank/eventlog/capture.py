@@ -341,6 +341,8 @@ def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, 
     }
     values |= {
         "schema_version": SCHEMA_VERSION,
+        "request_id_source": response.get("request_id_source"),
+        "traceparent": response.get("traceparent"),
         "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
         "law_params": [

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog.columns import MAX_PARAMETERS
-from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, UNFILLED, Kind, schema
+from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
 from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
@@ -51,6 +51,8 @@ class Row(NamedTuple):
     """One ranking between `append` and the flush; lists of numbers as their bytes."""
 
     request_id: str
+    request_id_source: str | None
+    traceparent: str | None
     ts: int
     user_id: str | None
     policy_name: str
@@ -138,13 +140,15 @@ def as_batch(rows: list[tuple[int, Row]], kind: Kind, writer_id: str) -> pa.Reco
         "scores": _list_of_bytes(columns["scores"], lengths, np.float32),
         "log_propensities": _list_of_bytes(columns["log_propensities"], lengths, np.float64),
     }
-    for name in UNFILLED:
-        made[name] = pa.nulls(n, wanted.field(name).type)
     for name in ("ts", "reward_ts"):
         micros = pa.array(columns[name], pa.int64())
         made[name] = micros.cast(wanted.field(name).type)
     arrays = [
-        made[field.name] if field.name in made else pa.array(columns[field.name], field.type)
+        made[field.name]
+        if field.name in made
+        else pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else pa.nulls(n, field.type)
         for field in wanted
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=wanted)

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
+from fastrank.wire import RequestIdSource
 
 __all__ = [
     "KNOWN_RNG_VERSIONS",
     "KNOWN_VERSIONS",
     "OLD_PARAMETERS",
     "PROPENSITY_KINDS",
+    "REQUEST_ID_SOURCES",
     "REWARD_KINDS",
     "SCHEMA_VERSION",
     "SEED_SOURCES",
@@ -41,10 +43,12 @@ VERSION_KEY = b"fastrank.schema_version"
 KNOWN_RNG_VERSIONS = range(1, RNG_VERSION + 1)
 PROPENSITY_KINDS = ("exact", "bounded")
 SEED_SOURCES = ("server", "caller")
+REQUEST_ID_SOURCES = get_args(RequestIdSource)
 REWARD_KINDS = ("positives", "complete")
 # Fields of version 1's struct policy_params, sorted; the last is no parameter of the law.
 OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
-# Columns that version 2 has room for, and that `LogWriter.append` leaves null.
+# Columns that version 2 has room for, and that nothing here reads. `LogWriter.append` leaves them
+# null, but for the first two where it is given them.
 UNFILLED = (
     *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
     *("features_version", "score", "rules", "after", "made_by", "n_scored"),

@@ -40,7 +40,7 @@ from fastrank.eventlog.rows import (
     items_of,
     law_of_row,
 )
-from fastrank.eventlog.schema import SEED_SOURCES, Kind, kind_of, schema
+from fastrank.eventlog.schema import REQUEST_ID_SOURCES, SEED_SOURCES, Kind, kind_of, schema
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
 from fastrank.eventlog.upgrade import completed, refuse_foreign
 from fastrank.files import directly_in
@@ -224,6 +224,8 @@ class LogWriter:
         *,
         k: int | None = None,
         request_id: str | None = None,
+        request_id_source: str | None = None,
+        traceparent: str | None = None,
         user_id: str | int | None = None,
         query: npt.ArrayLike | None = None,
         model_version: str | None = None,
@@ -258,6 +260,10 @@ class LogWriter:
             Places that were asked for.
         request_id : str, optional
             Unique; otherwise a random UUID.
+        request_id_source : {"server", "header", "body"}, optional
+            Where it came from: drawn by the server, a header, or the body of the request.
+        traceparent : str, optional
+            The trace that the request was part of, as W3C Trace Context writes it.
         user_id : str or int, optional
             Kept as text.
         query : array_like of float, shape (d,), optional
@@ -323,11 +329,20 @@ class LogWriter:
         if k != ranking.k:
             _agreed("k", ranking.k, k)
         if request_id is None:
-            request_id = new_request_id()
+            if request_id_source not in (None, "server"):
+                raise ValueError(f"request_id_source: {request_id_source!r} goes with a request_id")
+            request_id, request_id_source = new_request_id(), "server"
         else:
             request_id = as_text("request_id", request_id)
             if request_id == "":
                 raise ValueError("request_id: must not be empty")
+        if request_id_source is not None and request_id_source not in REQUEST_ID_SOURCES:
+            known = ", ".join(REQUEST_ID_SOURCES)
+            raise ValueError(
+                f"request_id_source: expected one of {known}; got {request_id_source!r}"
+            )
+        if traceparent is not None:
+            traceparent = as_text("traceparent", traceparent)
         if user_id is not None:
             user_id = as_user(user_id)
         if model_version is None:
@@ -388,6 +403,8 @@ class LogWriter:
         log_norm = ranking.log_norm
         row = Row(
             request_id,
+            request_id_source,
+            traceparent,
             time.time_ns() // 1000 if ts is None else as_time("ts", ts),
             user_id,
             policy_name,

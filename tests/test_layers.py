@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "starting": set(),
     "extras": set(),
     # The core.
+    "arraytypes": set(),
     "inputs": set(),
     "policies": {"inputs"},
     "ranking": {"policies"},
@@ -144,10 +145,26 @@ def imports(module: str) -> set[str]:
 def test_imports_point_one_way(module: str) -> None:
     assert module in MAY_IMPORT, f"give {module} its place in MAY_IMPORT"
     siblings = {name.split(".")[1] for name in imports(module) if name.startswith("fastrank.")}
-    siblings.discard(module)  # files of one subpackage
+    siblings -= {module, "arraytypes"}  # files of one subpackage, and names of types
     assert siblings <= MAY_IMPORT[module]
     if module not in MAY_USE_REFERENCE:
         assert "reference" not in siblings
+
+
+def test_a_name_of_an_array_type_is_said_once() -> None:
+    said = [
+        (node.target.id, path.name)
+        for paths in sources().values()
+        for path in paths
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and node.value is not None
+        and ast.unparse(node.value).startswith("npt.NDArray[")
+    ]
+    elsewhere = [(name, file) for name, file in said if file != "arraytypes.py"]
+    assert len({name for name, _ in said}) == len(said)
+    assert elsewhere == [("Hashes", "hashing.py")]  # which nobody else knows
 
 
 def test_there_are_no_circles() -> None:
@@ -221,7 +238,17 @@ def test_a_server_reads_a_policys_name_without_the_commands() -> None:
 
 def test_importing_fastrank_loads_the_core_alone() -> None:
     core = {
-        *("starting", "policies", "ranking", "ids", "inputs", "packing", "contents", "store"),
+        *(
+            "starting",
+            "arraytypes",
+            "policies",
+            "ranking",
+            "ids",
+            "inputs",
+            "packing",
+            "contents",
+            "store",
+        ),
         *("_native", "files", "atomic", "lru", "ask", "ranker", "catalog", "given", "model"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastrank import obd
+from fastrank.arraytypes import FloatArray
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "obd"
 needs_source = pytest.mark.skipif(
@@ -17,7 +18,7 @@ CAMPAIGNS: tuple[obd.Campaign, ...] = ("all", "men")
 POLICIES: tuple[obd.LoggingPolicy, ...] = ("random", "bts")
 
 
-def effective_sample_size(weights: obd.FloatArray) -> float:
+def effective_sample_size(weights: FloatArray) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 

@@ -155,7 +155,7 @@ def test_textbook_softmax_removal_stops_where_it_says() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_numpys_best_follows_the_law_in_order(
-    procedure: Callable[..., reference.Positions], dtype: type, k: int
+    procedure: Callable[..., npt.NDArray[np.int64]], dtype: type, k: int
 ) -> None:
     values = SPREAD[:5]
     vectors: npt.NDArray[Any] = np.array(values)[:, None].astype(dtype)
@@ -167,7 +167,7 @@ def test_numpys_best_follows_the_law_in_order(
 
 
 @pytest.mark.parametrize("procedure", [reference.numpy_choice, reference.numpy_gumbel])
-def test_numpys_best_never_pads(procedure: Callable[..., reference.Positions]) -> None:
+def test_numpys_best_never_pads(procedure: Callable[..., npt.NDArray[np.int64]]) -> None:
     vectors = np.array(SPREAD, np.float32)[:, None]
     order = procedure(vectors, np.ones(1, np.float32), 10, 1.0, np.random.default_rng(0))
     assert sorted(order.tolist()) == list(range(len(SPREAD)))

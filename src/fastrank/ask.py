@@ -10,10 +10,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from fastrank import _native
-from fastrank.ids import Positions
-from fastrank.inputs import Float32Array
+from fastrank.arraytypes import Float32Array, FloatArray, Positions
 from fastrank.policies import Policy, law_of
-from fastrank.ranking import FloatArray
 
 __all__ = ["BEST", "Ask", "AskBatch", "Drawn", "DrawnBatch", "Spec", "spec_of"]
 

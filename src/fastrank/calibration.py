@@ -7,11 +7,10 @@ does carry over is how much of the deterministic top k a sampled ranking keeps.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray
 from fastrank.catalog import Catalog
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, Deterministic, PlackettLuce
 
@@ -24,7 +23,6 @@ __all__ = [
     "temperatures_for_overlap",
 ]
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _NEVER = 1e-200  # a rate at which nothing rings
 _AT_ONCE = 40.0  # log of a relative weight that rings long before the k-th item can

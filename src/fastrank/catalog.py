@@ -14,27 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
+from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
 from fastrank.ask import spec_of
-from fastrank.ids import (
-    PADDING,
-    IdArray,
-    IdIndex,
-    Ids,
-    ItemIds,
-    Positions,
-    ids_of,
-    is_compact,
-)
-from fastrank.inputs import (
-    Float32Array,
-    as_bias,
-    as_column,
-    as_count,
-    as_finite,
-    as_float32,
-    as_real,
-    shown,
-)
+from fastrank.ids import PADDING, IdIndex, Ids, ItemIds, ids_of, is_compact
+from fastrank.inputs import as_bias, as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
 from fastrank.ranker import (
@@ -44,7 +27,7 @@ from fastrank.ranker import (
     each_of,
     is_one,
 )
-from fastrank.ranking import FloatArray, Ranking, RankingBatch
+from fastrank.ranking import Ranking, RankingBatch
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 

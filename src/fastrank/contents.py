@@ -9,22 +9,20 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrank import _native, packing
+from fastrank.arraytypes import AnyArray, Positions
 
 __all__ = ["check", "check_permutation", "panel_rows_of"]
 
-Array: TypeAlias = npt.NDArray[Any]
-Positions: TypeAlias = npt.NDArray[np.int64]
 
 _BLOCK_BYTES = 16 << 20
 
 
-def check(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def check(manifest: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> None:
     """Reads arrays whose shapes and dtypes are known to be right.
 
     Parameters
@@ -63,7 +61,7 @@ def panel_rows_of(rows: Positions) -> Positions:
 
 
 def _check_one(
-    name: str, array: Array, arrays: Mapping[str, Array], manifest: Mapping[str, Any]
+    name: str, array: AnyArray, arrays: Mapping[str, AnyArray], manifest: Mapping[str, Any]
 ) -> None:
     match name:
         case "item_order":
@@ -106,7 +104,7 @@ def _check_range(rows: Positions) -> None:
         )
 
 
-def _check_order(order: Positions, ids: Array) -> None:
+def _check_order(order: Positions, ids: AnyArray) -> None:
     """Ids that ascend without repeats: so the order is a permutation, and they are unique."""
     _check_range(order)
     ordered = ids[order]
@@ -118,7 +116,7 @@ def _check_order(order: Positions, ids: Array) -> None:
         )
 
 
-def _check_text(text: Array) -> None:
+def _check_text(text: AnyArray) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     for first, block in _blocks(text):
         try:
@@ -127,7 +125,7 @@ def _check_text(text: Array) -> None:
             raise ValueError(f"not UTF-8 text, after {first} bytes that are") from None
 
 
-def _check_offsets(offsets: Positions, text: Array) -> None:
+def _check_offsets(offsets: Positions, text: AnyArray) -> None:
     size = len(text)
     steps = np.diff(offsets, prepend=0)
     wrong = np.flatnonzero((steps < 0) | (offsets < 0) | (offsets > size))
@@ -141,7 +139,7 @@ def _check_offsets(offsets: Positions, text: Array) -> None:
         raise ValueError(f"entry {wrong[0]} is {offsets[wrong[0]]}, within a character")
 
 
-def _check_vectors(vectors: Array, longest: float) -> None:
+def _check_vectors(vectors: AnyArray, longest: float) -> None:
     """Rows (m, d), or panels (m, d, lanes)."""
     for first, block in _blocks(vectors):
         _check_finite(block, first)
@@ -149,7 +147,7 @@ def _check_vectors(vectors: Array, longest: float) -> None:
         _check_bound(norms, "a norm", longest)
 
 
-def _check_codes(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def _check_codes(manifest: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> None:
     """That they are what packing makes of the vectors, and the manifest says of them what is true.
 
     O(n d): they are made again.
@@ -177,13 +175,13 @@ def _check_codes(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> No
             )
 
 
-def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+def _blocks(array: AnyArray) -> Iterator[tuple[int, AnyArray]]:
     step = max(1, _BLOCK_BYTES // max(1, array[0].nbytes))
     for first in range(0, len(array), step):
         yield first, array[first : first + step]
 
 
-def _check_finite(values: Array, first: int = 0) -> None:
+def _check_finite(values: AnyArray, first: int = 0) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if bad.size:
         index = bad[0].tolist()
@@ -191,13 +189,13 @@ def _check_finite(values: Array, first: int = 0) -> None:
         raise ValueError(f"entry {[index[0] + first, *index[1:]]} is {value}: must be finite")
 
 
-def _check_positive(values: Array) -> None:
+def _check_positive(values: AnyArray) -> None:
     bad = np.flatnonzero(~(values > 0.0))
     if bad.size:
         raise ValueError(f"entry {bad[0]} is {values[bad[0]]}: must be above 0")
 
 
-def _check_bound(values: Array, what: str, most: float) -> None:
+def _check_bound(values: AnyArray, what: str, most: float) -> None:
     """That no value passes what the manifest states, but for a rounding."""
     found = float(values.max(initial=0.0))
     if found > most * (1.0 + 1e-6):

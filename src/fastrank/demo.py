@@ -23,9 +23,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrank import obd, reference
+from fastrank.arraytypes import Float32Array, IntArray
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
@@ -73,7 +73,6 @@ _NOISE = 0.2
 _SMALLER_DIM = 12
 _NO_TASTE = 1e-3
 
-Vectors: TypeAlias = npt.NDArray[np.float32]
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
 
 
@@ -444,7 +443,7 @@ def story(
     )
 
 
-def heavy_tailed(n_items: int, n_users: int, seed: int = 0) -> tuple[Vectors, Vectors]:
+def heavy_tailed(n_items: int, n_users: int, seed: int = 0) -> tuple[Float32Array, Float32Array]:
     """Item and user vectors whose scores have the tails of a real recommender's.
 
     Parameters
@@ -574,16 +573,16 @@ Key: TypeAlias = tuple[str, str]  # law, name
 
 
 def _fast_procedures(
-    catalog: Catalog, items: Vectors, temperature: float
-) -> dict[Key, Callable[[Vectors, int], object]]:
+    catalog: Catalog, items: Float32Array, temperature: float
+) -> dict[Key, Callable[[Float32Array, int], object]]:
     """What runs in the interleaved rounds: (query, seed) -> a ranking, scores included."""
 
-    def ours(chosen: Policy) -> Callable[[Vectors, int], object]:
+    def ours(chosen: Policy) -> Callable[[Float32Array, int], object]:
         return lambda query, seed: catalog.rank(query, k=K, policy=chosen, seed=seed)
 
     def numpy(
-        procedure: Callable[..., npt.NDArray[np.int64]],
-    ) -> Callable[[Vectors, int], object]:
+        procedure: Callable[..., IntArray],
+    ) -> Callable[[Float32Array, int], object]:
         return lambda query, seed: procedure(
             items, query, K, temperature, np.random.default_rng(seed)
         )
@@ -621,7 +620,7 @@ def _textbook_procedures(
     }
 
 
-def _shape(scores: npt.NDArray[np.float32]) -> tuple[float, float, float]:
+def _shape(scores: Float32Array) -> tuple[float, float, float]:
     """Skew, excess kurtosis, and the best score in standard deviations above the mean."""
     z = scores.astype(np.float64)
     z -= z.mean()

@@ -15,19 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, FloatArray, IntArray, Mask
 from fastrank.calibration import condense
 from fastrank.catalog import Catalog
 from fastrank.policies import Policy, law_of
 
 __all__ = ["Audience", "Draws", "Laws"]
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-Slots: TypeAlias = npt.NDArray[np.int64]
 
 _SPARE = 22  # items beyond the best and the worst k that are kept one by one
 
@@ -58,7 +56,7 @@ class Draws:
     scores (u, r, k) relative to the user's best.
     """
 
-    slots: npt.NDArray[np.int64]
+    slots: IntArray
     scores: FloatArray
 
 
@@ -123,7 +121,7 @@ class Audience:
     def __init__(
         self,
         catalog: Catalog,
-        queries: npt.NDArray[np.float32],
+        queries: Float32Array,
         k: int,
         advance: Callable[[int], None] | None = None,
     ) -> None:
@@ -133,7 +131,7 @@ class Audience:
         users = len(self.queries)
         heads = self.k + _SPARE
         kept_rows, kept = [], []
-        self.others: list[npt.NDArray[np.float32]] = []  # u of (n - s,), relative to their best
+        self.others: list[Float32Array] = []  # u of (n - s,), relative to their best
         self.others_best = np.zeros(users)  # (u,)
         self.best = np.empty(users)  # (u,): the raw score that all are relative to
         self.mean_gap = np.empty(users)  # (u,): how far the catalog lies below the best
@@ -214,9 +212,7 @@ class Audience:
             sums[1, user] = math.log(weighted) + shift if weighted > 0.0 else -np.inf
         return sums[0], sums[1]
 
-    def walk(
-        self, draws: Draws, weights: Sequence[_Weights]
-    ) -> tuple[npt.NDArray[np.int64], list[FloatArray]]:
+    def walk(self, draws: Draws, weights: Sequence[_Weights]) -> tuple[IntArray, list[FloatArray]]:
         """Along the places of rankings: the slot of the best item left, and the log of each sum of
         weights over the items left; (u, r, k) all of them."""
         users, n_draws, places = draws.slots.shape
@@ -309,7 +305,7 @@ class Audience:
         return log_last
 
 
-def _slots(scores: FloatArray, heads: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _slots(scores: FloatArray, heads: int) -> tuple[IntArray, IntArray]:
     """Rows of the best in the order of the deterministic policy, then of as many of the worst; and
     all other rows."""
     n = len(scores)
@@ -327,7 +323,7 @@ def _slots(scores: FloatArray, heads: int) -> tuple[npt.NDArray[np.int64], npt.N
     return np.concatenate([top, rest[order[:heads]]]), rest[order[heads:]]
 
 
-def _others_left(weights: _Weights, slots: npt.NDArray[np.int64]) -> FloatArray:
+def _others_left(weights: _Weights, slots: IntArray) -> FloatArray:
     """Log of the sum of the others' weights (u, r, k), less what was drawn of them before."""
     total = weights.others[:, None, None]
     result: FloatArray = np.broadcast_to(total, slots.shape).copy()
@@ -356,9 +352,7 @@ def _log_sum(left: FloatArray, weights: _Weights) -> FloatArray:
     return result
 
 
-def _log_p(
-    law: Laws, scores: FloatArray, log_d: FloatArray, is_best: npt.NDArray[np.bool_]
-) -> FloatArray:
+def _log_p(law: Laws, scores: FloatArray, log_d: FloatArray, is_best: Mask) -> FloatArray:
     """Log-probability of items with these scores to be next, (u, r, k)."""
     with np.errstate(divide="ignore"):
         log_rest, log_greedy = np.log1p(-law.greedy), np.log(law.greedy)

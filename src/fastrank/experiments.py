@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrank import ope
+from fastrank.arraytypes import FloatArray, Mask, Rows
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogReader, LogWriter
 from fastrank.inputs import as_seed
@@ -43,8 +43,6 @@ __all__ = [
     "variance",
 ]
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Rows: TypeAlias = npt.NDArray[np.int64]
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
 
 
@@ -201,7 +199,7 @@ def _draws(rng: np.random.Generator, rows: int, n_items: int, k: int) -> Rows:
     return result
 
 
-def _replayed(n_items: int, wanted: npt.NDArray[np.bool_], rewards: Array) -> Replayed:
+def _replayed(n_items: int, wanted: Mask, rewards: FloatArray) -> Replayed:
     rows, k = wanted.shape
     left = n_items - np.arange(k)
     sums = Replay(k)
@@ -528,7 +526,7 @@ def avg_bias(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
     return AvgBias(rows, _BIAS_ITEMS, _BIAS_PLACES, tuple(found))
 
 
-def prefix_weights(p0: Array, p1: Array, n_items: int, k: int) -> Array:
+def prefix_weights(p0: FloatArray, p1: FloatArray, n_items: int, k: int) -> FloatArray:
     """Weights of the first 1, ..., k places of all rankings, (r, k), in `ranking_law`'s order.
 
     Examples
@@ -546,7 +544,7 @@ def prefix_weights(p0: Array, p1: Array, n_items: int, k: int) -> Array:
     return result
 
 
-def _conditional(p: Array, n_items: int, k: int) -> Array:
+def _conditional(p: FloatArray, n_items: int, k: int) -> FloatArray:
     """Conditional log-propensities (r, k) of all rankings, in `ranking_law`'s order."""
     result = np.empty((len(p), k))
     above = np.ones(1)
@@ -678,7 +676,7 @@ def _spreads(n_items: int, draws: int, seed: int) -> list[Spread]:
     ratios = marginals[1] / np.maximum(marginals[0], 1e-300)
     truths = np.cumsum(looks * (rates @ marginals[1]))
     shares = 1.0 / (marginals[1] * ratios).sum(axis=0)
-    drawn: tuple[Rows, Array] | None = None
+    drawn: tuple[Rows, FloatArray] | None = None
     found = []
     for k in (each for each in _PLACES if each <= n_items):
         exact = math.perm(n_items, k) <= _ENUMERATED
@@ -723,8 +721,8 @@ def _spreads(n_items: int, draws: int, seed: int) -> list[Spread]:
 
 
 def _drawn(
-    scores: Array, policies: tuple[PlackettLuce, PlackettLuce], k: int, draws: int, seed: int
-) -> tuple[Rows, Array]:
+    scores: FloatArray, policies: tuple[PlackettLuce, PlackettLuce], k: int, draws: int, seed: int
+) -> tuple[Rows, FloatArray]:
     """Rankings of which half are drawn from either policy, and their prefixes' weights."""
     catalog = Catalog(np.arange(len(scores)), scores[:, None])
     rng = np.random.Generator(np.random.Philox(seed))
@@ -743,7 +741,7 @@ def _drawn(
     return rankings, np.exp(np.cumsum(log_weights, axis=1))
 
 
-def _sequential(weights: Array, rankings: Rows) -> Array:
+def _sequential(weights: FloatArray, rankings: Rows) -> FloatArray:
     """P(item at place l | those above it), (b, k), for Plackett-Luce weights."""
     shown = weights[rankings]
     above = np.cumsum(shown, axis=1) - shown
@@ -755,7 +753,7 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     return first, second, third
 
 
-def _normal_quantiles(levels: Array) -> list[float]:
+def _normal_quantiles(levels: FloatArray) -> list[float]:
     from statistics import NormalDist
 
     return [NormalDist().inv_cdf(level) for level in levels.tolist()]

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
+from fastrank.arraytypes import Float32Array, FloatArray
 from fastrank.ask import Spec, spec_of
 from fastrank.ids import Ids, ItemIds, UniqueIds, ids_of
-from fastrank.inputs import Float32Array, as_float32, as_real
+from fastrank.inputs import as_float32, as_real
 from fastrank.policies import Policy
 from fastrank.ranker import Ranker
-from fastrank.ranking import FloatArray, Ranking, RankingBatch
+from fastrank.ranking import Ranking, RankingBatch
 
 __all__ = ["log_propensities_of_scores", "rank_scores", "rank_scores_batch"]
 

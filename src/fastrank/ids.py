@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
+from fastrank.arraytypes import IdArray, IntArray, Positions
 from fastrank.inputs import as_column, shown
 
 __all__ = [
@@ -44,10 +45,8 @@ __all__ = [
     "text_array",
 ]
 
-IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
 Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
 Listed: TypeAlias = IdArray | list[str]  # as `listed` gives them
-Positions: TypeAlias = npt.NDArray[np.int64]
 
 # Characters of an id. Of a UUID it has 36, of a SHA-512 128, of an S3 key up to 1,024.
 MAX_LENGTH = 1_024
@@ -171,7 +170,7 @@ def is_compact(count: int, width: int, characters: int) -> bool:
     return 4 * width * count <= max(_ALLOWANCE, PADDING * 4 * characters)
 
 
-def _lengths(texts: list[str]) -> npt.NDArray[np.int64]:
+def _lengths(texts: list[str]) -> IntArray:
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 

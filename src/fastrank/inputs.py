@@ -11,10 +11,12 @@ import os
 import reprlib
 from collections.abc import Iterator, KeysView, Mapping, Sequence, Set, ValuesView
 from numbers import Real
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
+from fastrank.arraytypes import Float32Array, FloatArray, Mask
 
 __all__ = [
     "MAX_BIAS",
@@ -31,7 +33,6 @@ __all__ = [
     "shown",
 ]
 
-Float32Array: TypeAlias = npt.NDArray[np.float32]
 
 # JSON readers keep integers exact up to 2**53, so drawn seeds stay below it.
 _DRAWN_SEED_BITS = 53
@@ -285,12 +286,12 @@ def _cast(
     return array, cast if cast.flags.aligned else cast.copy()
 
 
-def _refuse(name: str, bad: npt.NDArray[np.bool_], why: str, array: npt.NDArray[Any]) -> NoReturn:
+def _refuse(name: str, bad: Mask, why: str, array: npt.NDArray[Any]) -> NoReturn:
     where = tuple(np.argwhere(bad)[0].tolist())
     raise ValueError(f"{name}: {_place(where)}: {why}, got {array[where]}")
 
 
-def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> npt.NDArray[np.float64]:
+def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> FloatArray:
     """A float64 array of this shape, finite."""
     array = as_real(name, values)
     if array.shape != shape:

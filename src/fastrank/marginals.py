@@ -17,11 +17,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray, Mask, Positions
 from fastrank.inputs import as_count, as_finite
 from fastrank.policies import Law, Policy, law_of
 
@@ -42,9 +42,6 @@ MAX_ITEMS = 10_000  # Plackett-Luce's position marginals
 MAX_RANKINGS = 1_000_000  # enumerated rankings
 MAX_CELLS = 1_000  # items x places of a pseudo-inverse that has no closed form
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Positions: TypeAlias = npt.NDArray[np.int64]
 
 # Log-weights apart: a clock this much slower rings first with a probability of e^-70 = 4e-31.
 _NEVER = 70.0
@@ -73,7 +70,7 @@ def position_marginals(
     k: int,
     items: npt.ArrayLike | None = None,
     eligible: npt.ArrayLike | None = None,
-) -> Array:
+) -> FloatArray:
     """P(item at place l) for some items and each of k places, whatever the other places show.
 
     Parameters
@@ -150,7 +147,7 @@ def position_marginals(
     return result
 
 
-def _marginals(law: Law, scores: Array, asked: Positions, places: int) -> Array:
+def _marginals(law: Law, scores: FloatArray, asked: Positions, places: int) -> FloatArray:
     """Of some of n items that are all eligible, (m, places); places are at most n."""
     n = len(scores)
     if law.head or law.is_certain:
@@ -184,7 +181,7 @@ def _marginals(law: Law, scores: Array, asked: Positions, places: int) -> Array:
 
 def ranking_law(
     scores: npt.ArrayLike, k: int, policy: Policy, eligible: npt.ArrayLike | None = None
-) -> tuple[Positions, Array]:
+) -> tuple[Positions, FloatArray]:
     """Every ordered ranking, with its probability.
 
     Parameters
@@ -225,7 +222,9 @@ def ranking_law(
     return best_first[prefixes], p
 
 
-def prefix_tree(scores: Array, places: int, policy: Policy) -> Iterator[tuple[Positions, Array]]:
+def prefix_tree(
+    scores: FloatArray, places: int, policy: Policy
+) -> Iterator[tuple[Positions, FloatArray]]:
     """All beginnings of rankings, one level after another, with the law of their last item.
 
     Parameters
@@ -257,7 +256,7 @@ def prefix_tree(scores: Array, places: int, policy: Policy) -> Iterator[tuple[Po
             left = left[:, others].reshape(-1, width - 1)
 
 
-def next_law(scores: Array, policy: Policy, place: int = 0) -> Array:
+def next_law(scores: FloatArray, policy: Policy, place: int = 0) -> FloatArray:
     """P(the next item is i), for r sets of m items that are left to choose from.
 
     Parameters
@@ -301,8 +300,8 @@ class SlateInverse:
 
     positions: Positions
     places: int
-    moments: Array | None = None
-    matrix: Array | None = None
+    moments: FloatArray | None = None
+    matrix: FloatArray | None = None
 
 
 def slate_inverse(
@@ -374,7 +373,7 @@ def slate_inverse(
 
 def pseudo_inverse_weights(
     orders: npt.ArrayLike, inverse: SlateInverse, scores: npt.ArrayLike, policy: Policy
-) -> Array:
+) -> FloatArray:
     """Weight of each logged ranking for the ``pi`` estimator: mean of weight x sum of rewards.
 
     Parameters
@@ -465,7 +464,7 @@ def pseudo_inverse_weights(
 # Arguments
 
 
-def _start(scores: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[Array, Mask]:
+def _start(scores: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[FloatArray, Mask]:
     values = as_finite("scores", scores, (np.size(scores),))
     if eligible is None:
         return values, np.ones(len(values), np.bool_)
@@ -505,14 +504,14 @@ def _check_rankings(n: int, places: int) -> None:
 # Laws
 
 
-def _ranks(values: Array) -> Positions:
+def _ranks(values: FloatArray) -> Positions:
     """How many items are better than each; ties go to the earlier."""
     ranks = np.empty(len(values), np.int64)
     ranks[np.argsort(-values, kind="stable")] = np.arange(len(values))
     return ranks
 
 
-def _epsilon_greedy(rank: Positions, n: int, places: int, epsilon: float) -> Array:
+def _epsilon_greedy(rank: Positions, n: int, places: int, epsilon: float) -> FloatArray:
     """Marginals (m, places) of the items that `rank` of n others are better than."""
     law = np.empty((len(rank), places))
     better_gone = np.arange(places)
@@ -532,7 +531,7 @@ def _epsilon_greedy(rank: Positions, n: int, places: int, epsilon: float) -> Arr
     return law
 
 
-def _plackett_luce(log_weights: Array, items: Positions, places: int) -> Array:
+def _plackett_luce(log_weights: FloatArray, items: Positions, places: int) -> FloatArray:
     """Marginals (m, places) of distinct `items`.
 
     Items that lie beyond a gap of `_NEVER` come after all before it: the catalog falls into blocks
@@ -557,7 +556,7 @@ def _plackett_luce(log_weights: Array, items: Positions, places: int) -> Array:
     return law
 
 
-def _block(log_weights: Array, asked: Positions, places: int) -> Array:
+def _block(log_weights: FloatArray, asked: Positions, places: int) -> FloatArray:
     """Marginals (m, places) of items of a descending block without wide gaps."""
     n = len(log_weights)
     if n == 1:
@@ -569,7 +568,7 @@ def _block(log_weights: Array, asked: Positions, places: int) -> Array:
     step = _STEP * min(1.0, 3.2 / math.sqrt(places))
     count = math.ceil((last - first + 1.0 - low) / step)
 
-    def at(steps: Array) -> Array:
+    def at(steps: FloatArray) -> FloatArray:
         nodes = np.asarray(low + step * steps, np.float64)
         return _sum_over(nodes, first, log_weights, wanted, places)
 
@@ -584,7 +583,7 @@ def _block(log_weights: Array, asked: Positions, places: int) -> Array:
             return np.asarray(fine[again.reshape(-1)], np.float64)
 
 
-def _log_time_of_all(log_weights: Array, places: int, first: float) -> float:
+def _log_time_of_all(log_weights: FloatArray, places: int, first: float) -> float:
     """Log time by which `places` items have rung, but for e^-_TAIL of the rarest marginal.
 
     The integrand at log time x is at most exp(x - first) P(fewer than `places` rang by x), and the
@@ -619,8 +618,8 @@ def _log_time_of_all(log_weights: Array, places: int, first: float) -> float:
 
 
 def _sum_over(
-    nodes: Array, first: float, log_weights: Array, asked: Positions, places: int
-) -> Array:
+    nodes: FloatArray, first: float, log_weights: FloatArray, asked: Positions, places: int
+) -> FloatArray:
     """Sum (m, places) of the integrand over nodes y, where log time is first + y - exp(-y).
 
     `log_weights` are descending, `asked` ascending positions among them.
@@ -654,7 +653,7 @@ class _Parts:
     end: int
 
 
-def _parts(log_weights: Array, log_time: Array, places: int) -> _Parts:
+def _parts(log_weights: FloatArray, log_time: FloatArray, places: int) -> _Parts:
     latest = log_time[-1]
     certain, light, end = np.searchsorted(
         -log_weights, [log_time[0] - _CERTAIN, latest - math.log(_LIGHT), latest + _NEVER]
@@ -673,10 +672,10 @@ def _parts(log_weights: Array, log_time: Array, places: int) -> _Parts:
 
 
 def _add(
-    total: Array,
-    y: Array,
-    log_time: Array,
-    log_weights: Array,
+    total: FloatArray,
+    y: FloatArray,
+    log_time: FloatArray,
+    log_weights: FloatArray,
     asked: Positions,
     places: int,
     parts: _Parts,
@@ -697,7 +696,7 @@ def _add(
     if light < end:
         base = _times(base, _light_ones(log_weights[light:end], latest, ratio, degree), degree)
     slowing = 1.0 + np.exp(-y)  # d log time / dy
-    own: Array | None = None
+    own: FloatArray | None = None
     if edges[0] < edges[1]:
         in_play = heavy[is_asked]
         # Filled up with items of weight 0, whose factor is 1, to halve and halve again.
@@ -724,7 +723,9 @@ def _add(
             total[edges[1] : edges[2], certain + j] += np.einsum("an,an->a", others, density)
 
 
-def _light_ones(log_weights: Array, latest: float, ratio: Array, degree: int) -> Array:
+def _light_ones(
+    log_weights: FloatArray, latest: float, ratio: FloatArray, degree: int
+) -> FloatArray:
     """Product of many light items' factors, (coefficient, 1, t), without touching each at each t.
 
     With u = w t, prod (e^-u + (1 - e^-u) z) is exp(-sum u) times the sum over j of E_j z^j, E_j the
@@ -762,7 +763,7 @@ def _light_ones(log_weights: Array, latest: float, ratio: Array, degree: int) ->
 
 
 @cache
-def _powers_of_odds(powers: int) -> Array:
+def _powers_of_odds(powers: int) -> FloatArray:
     """Coefficients (powers, terms) of u, u^2, ... in (e^u - 1)^i, i = 1, 2, ..."""
     terms = powers + _LIGHT_MORE
     result = np.zeros((powers, terms))
@@ -772,7 +773,7 @@ def _powers_of_odds(powers: int) -> Array:
     return result
 
 
-def _factors(log_weights: Array, log_time: Array) -> tuple[Array, Array]:
+def _factors(log_weights: FloatArray, log_time: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Expected rings (i, t), and P(has not rung), P(has rung) as polynomials (2, i, t)."""
     expected = np.exp(np.add.outer(log_weights, log_time))
     factors = np.empty((2, *expected.shape))
@@ -781,7 +782,7 @@ def _factors(log_weights: Array, log_time: Array) -> tuple[Array, Array]:
     return expected, factors
 
 
-def _times(a: Array, b: Array, degree: int) -> Array:
+def _times(a: FloatArray, b: FloatArray, degree: int) -> FloatArray:
     """Products of polynomials (coefficient, i, t), without what is above the degree."""
     if len(a) > len(b):
         a, b = b, a
@@ -803,7 +804,7 @@ def _times(a: Array, b: Array, degree: int) -> Array:
     return result
 
 
-def _product(factors: Array, degree: int) -> Array:
+def _product(factors: FloatArray, degree: int) -> FloatArray:
     """Product over the items, (coefficient, 1, t)."""
     rest = np.ones((1, 1, factors.shape[2]))
     while (count := factors.shape[1]) > 1:
@@ -814,7 +815,7 @@ def _product(factors: Array, degree: int) -> Array:
     return _times(rest, factors, degree) if count else rest
 
 
-def _all_but_each(factors: Array, base: Array, degree: int) -> Array:
+def _all_but_each(factors: FloatArray, base: FloatArray, degree: int) -> FloatArray:
     """For each of 2^j items base times the product of all other items, (coefficient, 2^j, t)."""
     levels = [factors]
     while (half := levels[-1].shape[1] // 2) > 0:

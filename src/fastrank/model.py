@@ -10,17 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import contents, store
+from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
-from fastrank.ids import IdArray, IdIndex, Ids, as_ids
-from fastrank.inputs import (
-    Float32Array,
-    as_column,
-    as_count,
-    as_finite,
-    as_float32,
-    as_real,
-    shown,
-)
+from fastrank.ids import IdIndex, Ids, as_ids
+from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.policies import Policy
 from fastrank.ranking import Ranking, recommended
 
@@ -206,7 +199,7 @@ class Model:
         vectors: Float32Array = self._arrays["user_vectors"]
         return vectors
 
-    def find_users(self, user_ids: Iterable[Any] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    def find_users(self, user_ids: Iterable[Any] | npt.NDArray[Any]) -> IntArray:
         """Rows (m,) of users by their ids, -1 for those that are unknown or missing.
 
         Integers may come as text, as logs have them.
@@ -366,23 +359,21 @@ class Model:
         return text[start:end].tobytes().decode("utf-8", "replace")
 
 
-def _as_temperatures(values: npt.ArrayLike, users: int) -> npt.NDArray[np.float64]:
+def _as_temperatures(values: npt.ArrayLike, users: int) -> FloatArray:
     temperatures = as_finite("user_temperatures", values, (users,))
     _check_temperatures(temperatures)
     temperatures.flags.writeable = False  # as_finite made a copy
     return temperatures
 
 
-def _check_temperatures(temperatures: npt.NDArray[np.float64]) -> None:
+def _check_temperatures(temperatures: FloatArray) -> None:
     bad = np.flatnonzero(~(np.isfinite(temperatures) & (temperatures > 0.0)))
     if bad.size:
         value = temperatures[bad[0]]
         raise ValueError(f"user_temperatures: row {bad[0]}: must be above 0, got {value}")
 
 
-def _pack_titles(
-    titles: Iterable[str], n_items: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _pack_titles(titles: Iterable[str], n_items: int) -> tuple[npt.NDArray[np.uint8], IntArray]:
     """UTF-8 text of all titles, and where each starts: one long title must not widen the others."""
     column = as_column("item_titles", titles, f"{n_items} titles")
     encoded = []

@@ -26,6 +26,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, IntArray
+
 __all__ = [
     "Campaign",
     "Factors",
@@ -41,8 +43,6 @@ __all__ = [
 
 Campaign: TypeAlias = Literal["all", "men"]
 LoggingPolicy: TypeAlias = Literal["random", "bts"]
-Array: TypeAlias = npt.NDArray[Any]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _EPOCH = np.datetime64("2019-11-24T00:00:00", "us")
 
@@ -69,13 +69,13 @@ class LoggedImpressions:
     """
 
     timestamp: npt.NDArray[np.datetime64]
-    item_id: npt.NDArray[np.int64]
-    position: npt.NDArray[np.int64]
-    click: npt.NDArray[np.int64]
+    item_id: IntArray
+    position: IntArray
+    click: IntArray
     propensity: FloatArray
-    user: npt.NDArray[np.int64]
+    user: IntArray
     user_features: npt.NDArray[np.str_]
-    affinity: npt.NDArray[np.float32]
+    affinity: Float32Array
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -95,7 +95,7 @@ class Items:
         The published categorical features: hashes.
     """
 
-    item_ids: npt.NDArray[np.int64]
+    item_ids: IntArray
     number: FloatArray
     categories: npt.NDArray[np.str_]
 
@@ -115,10 +115,10 @@ class Factors:
         weighted by its impressions; in [0, 1].
     """
 
-    item_ids: npt.NDArray[np.int64]
-    item_vectors: npt.NDArray[np.float32]
-    user_ids: npt.NDArray[np.int64]
-    user_vectors: npt.NDArray[np.float32]
+    item_ids: IntArray
+    item_vectors: Float32Array
+    user_ids: IntArray
+    user_vectors: Float32Array
     explained: float
 
 
@@ -186,7 +186,7 @@ def action_distribution(campaign: Campaign) -> FloatArray:
     return _arrays()[f"{campaign}_bts_action_dist"].copy()
 
 
-def affinity(campaign: Campaign) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+def affinity(campaign: Campaign) -> tuple[FloatArray, IntArray]:
     """Mean past clicks of each user on each item, over both logs of a campaign.
 
     Returns
@@ -252,7 +252,7 @@ def vectors(campaign: Campaign, dim: int = 16) -> Factors:
 
 
 @cache
-def _arrays() -> dict[str, Array]:
+def _arrays() -> dict[str, AnyArray]:
     with (
         as_file(files("fastrank") / "data" / "obd.npz") as path,
         np.load(path, allow_pickle=False) as npz,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
-from fastrank.inputs import Float32Array
+from fastrank.arraytypes import Float32Array, IntArray
 
 __all__ = [
     *("CODED_FROM", "META", "STORAGES", "Arrays", "Meta"),
@@ -45,7 +45,7 @@ def kept_as(storage: str, n_items: int) -> str:
 
 
 def pack(
-    storage: str, rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None = None
+    storage: str, rows: npt.NDArray[Any], order: IntArray | None = None
 ) -> tuple[Arrays, Meta]:
     """The arrays that keep vectors (n, d), in this order of rows, read-only; what to know of them.
 
@@ -166,7 +166,7 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
 
 
 def blocks(
-    rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None = None
+    rows: npt.NDArray[Any], order: IntArray | None = None
 ) -> Iterator[tuple[int, Float32Array]]:
     """Whole panels of rows (n, d), in this order, as float32; and which item each begins with."""
     lanes = _native.LANES
@@ -178,9 +178,7 @@ def blocks(
             yield first, np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _refuse(
-    rows: npt.NDArray[Any], order: npt.NDArray[np.int64] | None, first: int, bad: int
-) -> None:
+def _refuse(rows: npt.NDArray[Any], order: IntArray | None, first: int, bad: int) -> None:
     if bad >= 0:
         position, column = divmod(bad, rows.shape[1])
         row = first + position if order is None else int(order[first + position])

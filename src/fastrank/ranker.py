@@ -14,19 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
+from fastrank.arraytypes import Float32Array, FloatArray, Positions
 from fastrank.ask import BEST, Ask, AskBatch, Drawn, DrawnBatch, Spec, spec_of
-from fastrank.ids import Ids, Listed, Lookup, Positions, listed
-from fastrank.inputs import (
-    Float32Array,
-    as_column,
-    as_count,
-    as_seed,
-    draw_seed,
-    draw_seeds,
-)
+from fastrank.ids import Ids, Listed, Lookup, listed
+from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranking import Filters, FloatArray, Ranking, RankingBatch, new_ranking
+from fastrank.ranking import Filters, Ranking, RankingBatch, new_ranking
 
 __all__ = [
     "RNG_VERSION",

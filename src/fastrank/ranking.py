@@ -9,13 +9,11 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.policies import Policy
 
 __all__ = ["Filters", "Ranking", "RankingBatch", "new_ranking", "recommended"]
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-ScoreArray: TypeAlias = npt.NDArray[np.float32]
-IdArray: TypeAlias = npt.NDArray[Any]  # int64 or str, as the catalog's ids
 Filters: TypeAlias = tuple[IdArray | list[str] | None, ...]
 
 
@@ -68,7 +66,7 @@ class Ranking:
     """
 
     item_ids: IdArray
-    scores: ScoreArray
+    scores: Float32Array
     log_propensities: FloatArray
     log_propensity: float
     seed: int
@@ -81,7 +79,7 @@ class Ranking:
     k: int | None = field(default=None, compare=False)
     exclude: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
     allow: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
-    bias: ScoreArray | None = field(default=None, compare=False, repr=False)
+    bias: Float32Array | None = field(default=None, compare=False, repr=False)
     user_temperature: float | None = field(default=None, compare=False)
     model_version: str | None = field(default=None, compare=False)
 
@@ -104,7 +102,7 @@ class _Draft:
 
 def new_ranking(
     item_ids: IdArray,
-    scores: ScoreArray,
+    scores: Float32Array,
     log_propensities: FloatArray,
     log_propensity: float,
     seed: int,
@@ -117,7 +115,7 @@ def new_ranking(
     k: int | None = None,
     exclude: IdArray | list[str] | None = None,
     allow: IdArray | list[str] | None = None,
-    bias: ScoreArray | None = None,
+    bias: Float32Array | None = None,
     user_temperature: float | None = None,
     model_version: str | None = None,
 ) -> Ranking:
@@ -188,13 +186,13 @@ class RankingBatch(Sequence[Ranking]):
     """
 
     item_ids: IdArray
-    scores: ScoreArray
+    scores: Float32Array
     log_propensities: FloatArray
-    counts: npt.NDArray[np.int64]
+    counts: IntArray
     log_propensity: FloatArray
     log_norm: FloatArray
     seeds: npt.NDArray[np.uint64]
-    n_eligible: npt.NDArray[np.int64]
+    n_eligible: IntArray
     policies: tuple[Policy, ...]
     catalog_version: str
     propensity_kind: tuple[str, ...]
@@ -202,7 +200,7 @@ class RankingBatch(Sequence[Ranking]):
     k: int | None = field(default=None, compare=False)
     exclude: Filters | None = field(default=None, compare=False, repr=False)
     allow: Filters | None = field(default=None, compare=False, repr=False)
-    bias: ScoreArray | None = field(default=None, compare=False, repr=False)
+    bias: Float32Array | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.counts)

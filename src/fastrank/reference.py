@@ -19,11 +19,12 @@ import random
 from bisect import bisect
 from collections.abc import Hashable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray, Mask, Positions
 from fastrank.policies import Policy, law_of
 
 __all__ = [
@@ -41,9 +42,6 @@ __all__ = [
     "textbook_softmax_removal",
 ]
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Positions: TypeAlias = npt.NDArray[np.int64]
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -53,7 +51,7 @@ Item = TypeVar("Item", bound=Hashable)
 
 def scores(
     vectors: npt.ArrayLike, query: npt.ArrayLike, bias: npt.ArrayLike | None = None
-) -> Array:
+) -> FloatArray:
     """Dot product with the query, plus the bias, in float64.
 
     Parameters
@@ -77,14 +75,14 @@ def scores(
     return np.asarray(values, np.float64)
 
 
-def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[Array, Mask]:
+def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[FloatArray, Mask]:
     """The scores in float64, and a mask of our own to strike chosen items from."""
     array = np.asarray(values, np.float64)
     left = np.ones(len(array), np.bool_) if eligible is None else np.array(eligible, np.bool_)
     return array, left
 
 
-def _log_next(values: Array, left: Mask, policy: Policy, place: int) -> Array:
+def _log_next(values: FloatArray, left: Mask, policy: Policy, place: int) -> FloatArray:
     """log P(item i is at a place) for every i, given what is left; -inf for what is not."""
     law = law_of(policy)
     explore = law.explore_at(place)
@@ -129,7 +127,7 @@ def log_propensities(
     order: npt.ArrayLike,
     policy: Policy,
     eligible: npt.ArrayLike | None = None,
-) -> Array:
+) -> FloatArray:
     """Conditional log-propensity of every place of any ranking.
 
     A position that is unknown (outside 0..n-1), ineligible or repeated gets -inf at its
@@ -204,7 +202,7 @@ def rank(
 
 def ranking_law(
     scores: npt.ArrayLike, k: int, policy: Policy, eligible: npt.ArrayLike | None = None
-) -> tuple[Positions, Array]:
+) -> tuple[Positions, FloatArray]:
     """Every ordered ranking of min(k, eligible) items, with its probability.
 
     There are n! / (n - k)! of them: for small n, or n up to some hundreds and k = 2.

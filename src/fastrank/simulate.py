@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Rows
 from fastrank.catalog import Catalog
-from fastrank.ids import IdArray, IdIndex, Ids, as_id, as_ids, listed
+from fastrank.ids import IdIndex, Ids, as_id, as_ids, listed
 from fastrank.inputs import as_column, as_count, as_real, as_seed, shown
 from fastrank.marginals import MAX_ITEMS, next_law, position_marginals, prefix_tree, ranking_law
 from fastrank.model import Model
@@ -38,8 +39,6 @@ __all__ = [
     "write_log",
 ]
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Rows: TypeAlias = npt.NDArray[np.int64]
 
 _USERS, _CLICKS, _RANKINGS, _VECTORS, _NOISE, _TRUTH = range(6)  # streams of one seed
 _BATCH = 2048  # rankings drawn at once
@@ -82,7 +81,7 @@ class PositionBased:
             raise ValueError("examination: expected a probability for each place, got none")
         object.__setattr__(self, "examination", chances)
 
-    def examined(self, rates: Array) -> Array:
+    def examined(self, rates: FloatArray) -> FloatArray:
         """P(place l is looked at | items above), (b, k), for rates (b, k) of the items."""
         places = rates.shape[1]
         if places > len(self.examination):
@@ -91,11 +90,11 @@ class PositionBased:
             )
         return np.broadcast_to(np.array(self.examination[:places]), rates.shape)
 
-    def expected(self, rates: Array) -> Array:
+    def expected(self, rates: FloatArray) -> FloatArray:
         """P(click), (b, k)."""
         return np.asarray(self.examined(rates) * rates, np.float64)
 
-    def clicks(self, rates: Array, uniforms: Array) -> Array:
+    def clicks(self, rates: FloatArray, uniforms: FloatArray) -> FloatArray:
         """0 or 1, (b, k), from uniform numbers (b, k, 2)."""
         return (uniforms[..., 0] < self.expected(rates)).astype(np.float64)
 
@@ -129,18 +128,18 @@ class Cascade:
         for name in ("continuation", "after_click"):
             object.__setattr__(self, name, _probability(name, getattr(self, name)))
 
-    def examined(self, rates: Array) -> Array:
+    def examined(self, rates: FloatArray) -> FloatArray:
         """P(place l is looked at | items above), (b, k), for rates (b, k) of the items."""
         goes_on = rates * self.after_click + (1.0 - rates) * self.continuation
         result = np.ones_like(rates)
         np.cumprod(goes_on[:, :-1], axis=1, out=result[:, 1:])
         return result
 
-    def expected(self, rates: Array) -> Array:
+    def expected(self, rates: FloatArray) -> FloatArray:
         """P(click), (b, k)."""
         return np.asarray(self.examined(rates) * rates, np.float64)
 
-    def clicks(self, rates: Array, uniforms: Array) -> Array:
+    def clicks(self, rates: FloatArray, uniforms: FloatArray) -> FloatArray:
         """0 or 1, (b, k), from uniform numbers (b, k, 2)."""
         result = np.zeros_like(rates)
         looks = np.ones(len(rates), np.bool_)
@@ -180,9 +179,9 @@ class World:
         user_ids: Ids,
         item_ids: Ids,
         *,
-        rates: Array | None = None,
-        user_vectors: Array | None = None,
-        item_vectors: Array | None = None,
+        rates: FloatArray | None = None,
+        user_vectors: FloatArray | None = None,
+        item_vectors: FloatArray | None = None,
         slope: float = 1.0,
         offset: float = 0.0,
     ) -> None:
@@ -322,7 +321,7 @@ class World:
         return self._items.ids
 
     @property
-    def user_vectors(self) -> Array | None:
+    def user_vectors(self) -> FloatArray | None:
         """True vectors (u, d) float64; None where rates were given."""
         return self._user_vectors
 
@@ -358,7 +357,7 @@ class World:
             raise ValueError("model: this world has rates and no vectors to make a model of")
         rng = _generator(seed, _NOISE)
 
-        def blurred(vectors: Array) -> Array:
+        def blurred(vectors: FloatArray) -> FloatArray:
             return np.asarray(
                 vectors + noise * vectors.std() * rng.standard_normal(vectors.shape), np.float64
             )
@@ -366,7 +365,7 @@ class World:
         catalog = Catalog(self.item_ids, blurred(self._item_vectors))
         return Model(catalog, self.user_ids, blurred(self._user_vectors))
 
-    def rates(self, users: npt.ArrayLike, items: npt.ArrayLike | None = None) -> Array:
+    def rates(self, users: npt.ArrayLike, items: npt.ArrayLike | None = None) -> FloatArray:
         """Click rates (b, k) of items (b, k) to users (b,), as rows; of all items by default."""
         who = _rows("users", users, len(self.user_ids))
         if items is None:
@@ -388,7 +387,7 @@ class World:
 
     def expected(
         self, users: npt.ArrayLike, items: npt.ArrayLike, lengths: npt.ArrayLike | None = None
-    ) -> Array:
+    ) -> FloatArray:
         """P(click) at each place of rankings, given all items shown.
 
         Parameters
@@ -416,7 +415,7 @@ class World:
         *,
         seed: int,
         first_row: int = 0,
-    ) -> Array:
+    ) -> FloatArray:
         """One draw of clicks, 0 or 1, for each ranking; parameters as `expected`.
 
         Parameters
@@ -433,7 +432,7 @@ class World:
 
     def _shown(
         self, users: npt.ArrayLike, items: npt.ArrayLike, lengths: npt.ArrayLike | None
-    ) -> tuple[Rows, Rows, npt.NDArray[np.bool_]]:
+    ) -> tuple[Rows, Rows, Mask]:
         who = _rows("users", users, len(self.user_ids))
         table = np.asarray(items)
         if table.ndim != 2 or len(table) != len(who):
@@ -561,11 +560,11 @@ class RankingLog(Protocol):
         k: int,
         request_id: str,
         user_id: str | int,
-        query: npt.NDArray[np.float32] | None,
+        query: Float32Array | None,
         model_version: str | None,
         user_temperature: float | None,
         exclude: Ids | None,
-        rewards: Array,
+        rewards: FloatArray,
         reward_kind: str,
         ts: datetime,
     ) -> Any:
@@ -650,7 +649,7 @@ def q_columns(
     kind: Literal["place", "value_to_go"] = "place",
     queries: npt.ArrayLike | None = None,
     exclude: Sequence[Ids | None] | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[FloatArray, FloatArray]:
     """True values of what was shown, and their mean under a policy that goes on from there.
 
     Parameters
@@ -733,7 +732,7 @@ class _Source:
             raise ValueError(
                 f"queries: expected shape ({n_users}, {self.catalog.dim}), got {table.shape}"
             )
-        self.queries: npt.NDArray[np.float32] = table.astype(np.float32)
+        self.queries: Float32Array = table.astype(np.float32)
         self.exclude = None
         if exclude is not None:
             self.exclude = as_column("exclude", exclude, f"{n_users} entries, one a user")
@@ -782,7 +781,7 @@ class _Source:
         rows[shown] = self.world.item_rows(item_ids[shown])
         return rows
 
-    def eligible(self, user: int) -> tuple[Array, Rows]:
+    def eligible(self, user: int) -> tuple[FloatArray, Rows]:
         """Scores of what may be shown to a user, best first, and the items as rows."""
         scores = self.catalog.scores(self.queries[user]).astype(np.float64)
         rows = self.rows
@@ -806,7 +805,7 @@ class _Source:
         by_place = rates @ position_marginals(scores, self.policy(user, policy), places)
         return float(self.world.click_model.expected(by_place[None]).sum())
 
-    def values_here(self, user: int, orders: Rows, policy: Policy) -> tuple[Array, Array]:
+    def values_here(self, user: int, orders: Rows, policy: Policy) -> tuple[FloatArray, FloatArray]:
         scores, rows = self.eligible(user)
         rates = self.world.rates([user], rows[None])[0]
         users = np.full(len(orders), user)
@@ -821,7 +820,9 @@ class _Source:
                     expected[i, place] = examined[i, place] * (chance @ rates[left])
         return examined * of_logged, expected
 
-    def values_to_go(self, user: int, orders: Rows, policy: Policy) -> tuple[Array, Array]:
+    def values_to_go(
+        self, user: int, orders: Rows, policy: Policy
+    ) -> tuple[FloatArray, FloatArray]:
         scores, rows = self.eligible(user)
         n, places = len(rows), orders.shape[1]
         if places > n or math.perm(n, places) * places > _CHEAP_RANKINGS:
@@ -864,7 +865,9 @@ def _philox(seed: int, stream: int, counter: int) -> np.random.Philox:
     return np.random.Philox(key=key, counter=counter)
 
 
-def _uniforms(seed: int, stream: int, first_row: int, shape: tuple[int, int], width: int) -> Array:
+def _uniforms(
+    seed: int, stream: int, first_row: int, shape: tuple[int, int], width: int
+) -> FloatArray:
     """Uniform numbers (rows, places, width) in [0, 1), the same for a row in whatever batch."""
     rows, places = shape
     counters = -(-places * width // 4)  # Philox makes four numbers of each
@@ -883,7 +886,7 @@ def _seeds(first: int, rows: Rows) -> npt.NDArray[np.uint64]:
     return (np.uint64(first) + rows.astype(np.uint64)) & np.uint64(2**53 - 1)
 
 
-def _mean(values: Array | list[float]) -> float:
+def _mean(values: FloatArray | list[float]) -> float:
     return float(np.mean(values))
 
 
@@ -900,7 +903,7 @@ def _ids(name: str, ids: Ids | None, count: int) -> IdArray:
     return array
 
 
-def _vectors(name: str, vectors: npt.ArrayLike) -> Array:
+def _vectors(name: str, vectors: npt.ArrayLike) -> FloatArray:
     rows = as_real(name, vectors).astype(np.float64)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"{name}: expected shape (rows, d) with both >= 1, got {rows.shape}")

@@ -22,11 +22,11 @@ import time
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from fastrank.arraytypes import AnyArray
 from fastrank.atomic import leftovers, replacing, sync
 from fastrank.files import is_data
 
@@ -45,8 +45,6 @@ _LOOKS = 1000  # at a directory that is replaced again and again
 
 _LOG = logging.getLogger("fastrank.store")
 
-Array: TypeAlias = npt.NDArray[Any]
-
 
 def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """A version 1.0 .npy header of exactly `_HEADER_BYTES`."""
@@ -56,12 +54,12 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", size) + body
 
 
-def _bytes(array: Array) -> memoryview:
+def _bytes(array: AnyArray) -> memoryview:
     flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return memoryview(flat)
 
 
-def array_digest(array: Array) -> str:
+def array_digest(array: AnyArray) -> str:
     """SHA-256 of the file that `write` makes of an array."""
     digest = hashlib.sha256(_header(array.dtype, array.shape))
     digest.update(_bytes(array))
@@ -77,7 +75,7 @@ def content_hash(content: Mapping[str, Any]) -> str:
 def write(
     directory: str | os.PathLike[str],
     meta: Mapping[str, Any],
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, AnyArray],
     digests: Mapping[str, str],
 ) -> None:
     """Writes arrays and manifest; an existing fastrank directory is replaced.
@@ -125,7 +123,7 @@ def write(
 def _write_locked(
     path: Path,
     meta: Mapping[str, Any],
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, AnyArray],
     digests: Mapping[str, str],
 ) -> None:
     _refuse_foreign(path)
@@ -235,7 +233,7 @@ def _remove_unnamed(path: Path) -> None:
 
 def read(
     directory: str | os.PathLike[str], verify: bool = False
-) -> tuple[dict[str, Any], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, AnyArray]]:
     """The manifest and its arrays, mapped read-only; nothing is copied.
 
     Checks the manifest's own hash, the format version and every file's size, dtype and shape;
@@ -307,7 +305,7 @@ def _parsed(path: Path, stream: BufferedReader) -> dict[str, Any]:
     return manifest
 
 
-def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str, Array]:
+def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str, AnyArray]:
     try:
         entries = {
             str(name): _Entry(
@@ -353,7 +351,7 @@ def _opened(file: Path) -> BufferedReader:
     return open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
-def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> Array:
+def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> AnyArray:
     size = os.fstat(stream.fileno()).st_size
     if size != entry.bytes:
         raise ValueError(f"{path}: damaged: {entry.file} has {size} bytes, not {entry.bytes}")

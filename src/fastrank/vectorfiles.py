@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from fastrank.arraytypes import AnyArray
 from fastrank.files import file_format, naming
 
 __all__ = ["Columns", "VectorFile", "read_npy", "read_vectors"]
 
-Array: TypeAlias = npt.NDArray[Any]
 Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
 
 _BATCH_ROWS = 1 << 16
@@ -74,11 +73,11 @@ class VectorFile:
         Where each of these parts stood, for errors: ``items.parquet: id``.
     """
 
-    ids: Array
-    vectors: Array
-    bias: Array | None = None
+    ids: AnyArray
+    vectors: AnyArray
+    bias: AnyArray | None = None
     titles: list[str] | None = None
-    prior: Array | None = None
+    prior: AnyArray | None = None
     places: dict[str, str] = field(default_factory=dict)
 
 
@@ -191,7 +190,7 @@ def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Colum
             raise ValueError(f"{path}: no {kind} column {name!r}: this is not Parquet{hint}")
 
 
-def read_npy(path: Path) -> Array:
+def read_npy(path: Path) -> AnyArray:
     """A .npy file of numbers or text, mapped; a ValueError that names it if it is none."""
     with naming(path, ".npy file of numbers or text"):
         with path.open("rb") as stream:
@@ -200,7 +199,7 @@ def read_npy(path: Path) -> Array:
             raise ValueError("this is an .npz archive; name it so")
         if head != np.lib.format.MAGIC_PREFIX:
             raise ValueError("it does not begin as one")
-        array: Array = np.lib.format.open_memmap(path, mode="r")
+        array: AnyArray = np.lib.format.open_memmap(path, mode="r")
     return array
 
 
@@ -232,7 +231,7 @@ def _read_npz(path: Path, alone: bool) -> tuple[VectorFile, bool]:
     return table, "ids" in arrays
 
 
-def _of_archive(path: Path, archive: Any, name: str) -> Array:
+def _of_archive(path: Path, archive: Any, name: str) -> AnyArray:
     with naming(f"{path}: {name}", "array of numbers or text"):
         array = archive[name]
     if not isinstance(array, np.ndarray):
@@ -261,8 +260,8 @@ def _read_parquet(
             vector_columns = _vector_columns(path, present, columns.vector)
         found = {part: name for part, name in names.items() if name is not None}
         wanted = list(dict.fromkeys([*found.values(), *vector_columns]))
-        parts: dict[str, list[Array]] = {part: [] for part in found}
-        vectors: list[Array] = []
+        parts: dict[str, list[AnyArray]] = {part: [] for part in found}
+        vectors: list[AnyArray] = []
         start = 0
         for batch in _batches(path, file, wanted):
             for part, column in found.items():
@@ -348,12 +347,12 @@ def _refuse_null(path: Path, column: str, start: int, values: Any) -> None:
         raise ValueError(f"{path}: {column}: row {row} is null")
 
 
-def _ids(path: Path, column: str, start: int, values: Any) -> Array:
+def _ids(path: Path, column: str, start: int, values: Any) -> AnyArray:
     """One column of a batch as integers, or as text in Python's str; nulls are refused."""
     kind = values.type
     if _is(kind, "integer"):
         _refuse_null(path, column, start, values)
-        integers: Array = values.to_numpy(zero_copy_only=False)
+        integers: AnyArray = values.to_numpy(zero_copy_only=False)
         return integers
     if _is(kind, "decimal") and kind.scale <= 0:
         _refuse_null(path, column, start, values)
@@ -368,7 +367,7 @@ def _ids(path: Path, column: str, start: int, values: Any) -> Array:
     return text
 
 
-def _objects(values: Any) -> Array:
+def _objects(values: Any) -> AnyArray:
     """An array of Python's objects, whose width no longest one sets."""
     items = list(values)
     array = np.empty(len(items), object)
@@ -376,7 +375,7 @@ def _objects(values: Any) -> Array:
     return array
 
 
-def _text(path: Path, column: str, start: int, values: Any) -> Array | None:
+def _text(path: Path, column: str, start: int, values: Any) -> AnyArray | None:
     """One column of a batch as Python's str, None for null; None if it is of another type.
 
     Bytes are text if they are UTF-8 without NUL: many writers do not say that theirs are.
@@ -392,7 +391,7 @@ def _text(path: Path, column: str, start: int, values: Any) -> Array | None:
         wrong = "text that is not UTF-8"
     raw = values.cast(pa.large_binary())
     try:
-        array: Array = raw.cast(pa.large_string()).to_numpy(zero_copy_only=False)
+        array: AnyArray = raw.cast(pa.large_string()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
         array = _objects(raw.to_pylist())
         for row, value in enumerate(array):
@@ -412,7 +411,7 @@ def _text(path: Path, column: str, start: int, values: Any) -> Array | None:
     return array
 
 
-def _titles(path: Path, column: str, start: int, values: Any) -> Array:
+def _titles(path: Path, column: str, start: int, values: Any) -> AnyArray:
     """One column of a batch as text, '' for null; anything else is refused."""
     if _is(values.type, "null"):
         return _objects([""] * len(values))
@@ -422,7 +421,7 @@ def _titles(path: Path, column: str, start: int, values: Any) -> Array:
     return _objects("" if title is None else title for title in text)
 
 
-def _numbers(path: Path, column: str, start: int, values: Any) -> Array:
+def _numbers(path: Path, column: str, start: int, values: Any) -> AnyArray:
     """One column of a batch as an array of numbers; anything else is refused."""
     values = _decoded(values)
     kind = values.type
@@ -432,17 +431,17 @@ def _numbers(path: Path, column: str, start: int, values: Any) -> Array:
     return _as_numbers(values)
 
 
-def _as_numbers(values: Any) -> Array:
+def _as_numbers(values: Any) -> AnyArray:
     if _is(values.type, "decimal"):
         return np.array([float(value) for value in values.to_pylist()])
-    array: Array = values.to_numpy(zero_copy_only=False)
+    array: AnyArray = values.to_numpy(zero_copy_only=False)
     return array
 
 
 _READERS = {"ids": _ids, "bias": _numbers, "titles": _titles, "prior": _numbers}
 
 
-def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | None) -> Array:
+def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | None) -> AnyArray:
     """The vectors of a batch; from one column of lists, or from one column a dimension."""
     import pyarrow.compute as pc
 

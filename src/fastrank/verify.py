@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from fastrank import reference
+from fastrank.arraytypes import Float32Array, FloatArray, IntArray
 from fastrank.calibration import temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
@@ -56,9 +57,6 @@ _DRAWS_TIMES_ITEMS = 500_000_000  # bounds the time of what costs a pass over th
 _MIN_DRAWS = 1000
 _MIN_CELL = 5.0
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
-Query: TypeAlias = npt.NDArray[np.float32]
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being checked, steps done, in all
 
 
@@ -159,7 +157,7 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
 
 def verify_catalog(
     catalog: Catalog,
-    queries: Sequence[Query],
+    queries: Sequence[Float32Array],
     *,
     draws: int = 20_000,
     advance: Advance | None = None,
@@ -270,13 +268,13 @@ class _Subject:
     """A catalog under one query: what all checks look at."""
 
     catalog: Catalog
-    query: Query
+    query: Float32Array
     scores: FloatArray
     ids: npt.NDArray[Any]
     by_id: IntArray  # the permutation that sorts the ids
 
     @classmethod
-    def of(cls, catalog: Catalog, query: Query) -> _Subject:
+    def of(cls, catalog: Catalog, query: Float32Array) -> _Subject:
         scores = catalog.scores(query).astype(np.float64)
         ids = np.asarray(catalog.item_ids)
         return cls(catalog, query, scores, ids, np.argsort(ids, kind="stable"))
@@ -506,12 +504,12 @@ def _subset_temperature(scores: FloatArray) -> float:
     return float(np.clip(spread / 3.0, 1e-6, 1e6)) if spread > 0 else 1.0
 
 
-def _queries(catalog: Catalog, model: Model | None) -> list[Query]:
+def _queries(catalog: Catalog, model: Model | None) -> list[Float32Array]:
     """Three queries: users of the model, preferably ones whose scores differ."""
     rng = np.random.default_rng(0)
     if model is None:
         return [rng.standard_normal(catalog.dim, dtype=np.float32) for _ in range(3)]
     users = model.user_ids[rng.permutation(len(model.user_ids))[:50]]
-    vectors: list[Query] = [np.array(model.user_vector(u)) for u in users.tolist()]
+    vectors: list[Float32Array] = [np.array(model.user_vector(u)) for u in users.tolist()]
     vectors.sort(key=lambda v: not v.any())  # stable: those that are 0 last
     return (vectors * 3)[:3]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich import box
 from rich.table import Table
 
+from fastrank.arraytypes import Mask
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.cli.terminal import chance, json_text, percent, shown, standard_output
@@ -209,7 +210,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _eligible(catalog: Catalog, exclude: Any, allow: Any) -> npt.NDArray[np.bool_]:
+def _eligible(catalog: Catalog, exclude: Any, allow: Any) -> Mask:
     eligible = np.full(len(catalog), allow is None)
     if allow:
         eligible[catalog._rows_of(allow)] = True

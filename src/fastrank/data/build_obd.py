@@ -26,19 +26,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrank.arraytypes import AnyArray
+
 CAMPAIGNS = ("all", "men")
 POLICIES = ("random", "bts")
 N_USER_FEATURES = 4
 EPOCH = np.datetime64("2019-11-24T00:00:00", "us")
-
-Array = npt.NDArray[Any]
 
 
 def main(source: Path, out: Path) -> None:
@@ -46,10 +45,10 @@ def main(source: Path, out: Path) -> None:
     np.savez_compressed(out, allow_pickle=False, **arrays(source))
 
 
-def arrays(source: Path) -> dict[str, Array]:
+def arrays(source: Path) -> dict[str, AnyArray]:
     """All arrays of the file by name, in the order in which they are stored."""
     logs = {(c, b): pq.read_table(source / f"{b}_{c}.parquet") for c in CAMPAIGNS for b in POLICIES}
-    out: dict[str, Array] = {}
+    out: dict[str, AnyArray] = {}
     vocabularies = []
     for j in range(N_USER_FEATURES):
         values = sorted({v for t in logs.values() for v in t[f"user_feature_{j}"].to_pylist()})
@@ -79,7 +78,7 @@ def arrays(source: Path) -> dict[str, Array]:
     return out
 
 
-def user_codes(table: pa.Table, vocabularies: list[dict[str, int]]) -> Array:
+def user_codes(table: pa.Table, vocabularies: list[dict[str, int]]) -> AnyArray:
     """The four user features of each row as codes; uint8, shape (m, 4)."""
     columns = [
         [vocabulary[v] for v in table[f"user_feature_{j}"].to_pylist()]
@@ -88,7 +87,7 @@ def user_codes(table: pa.Table, vocabularies: list[dict[str, int]]) -> Array:
     return np.array(columns, dtype=np.uint8).T
 
 
-def log_arrays(table: pa.Table, user: Array, n_items: int) -> dict[str, Array]:
+def log_arrays(table: pa.Table, user: AnyArray, n_items: int) -> dict[str, AnyArray]:
     """One log's arrays by their short names."""
     micros = table["timestamp"].to_numpy().astype("datetime64[us]")
     affinity = np.stack([table[f"user-item_affinity_{i}"].to_numpy() for i in range(n_items)], 1)
@@ -104,7 +103,7 @@ def log_arrays(table: pa.Table, user: Array, n_items: int) -> dict[str, Array]:
     }
 
 
-def exact(values: Array, dtype: npt.DTypeLike) -> Array:
+def exact(values: AnyArray, dtype: npt.DTypeLike) -> AnyArray:
     """`values` in a smaller dtype, refused unless each one survives."""
     small = values.astype(dtype)
     if not np.array_equal(small, values):

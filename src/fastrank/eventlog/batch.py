@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, IntArray, Mask
 from fastrank.eventlog.columns import Lists, Parameters, floats, is_valid, lengths_of, plain
 from fastrank.eventlog.filters import FilterStore
 from fastrank.eventlog.hashing import uniforms
@@ -19,10 +20,6 @@ from fastrank.eventlog.schema import OLD_PARAMETERS, is_column
 from fastrank.ids import text_array
 
 __all__ = ["LogBatch", "taken"]
-
-Array: TypeAlias = npt.NDArray[Any]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +57,8 @@ class LogBatch:
         Rows of that file, from 0.
     """
 
-    lengths: npt.NDArray[np.int64]
-    item_ids: Array
+    lengths: IntArray
+    item_ids: AnyArray
     log_propensities: FloatArray
     rewards: FloatArray
     observed: Mask
@@ -70,11 +67,11 @@ class LogBatch:
     stratum: npt.NDArray[np.int32]
     caller_seed: Mask
     is_fallback: Mask
-    n_eligible: npt.NDArray[np.int64]
-    k: npt.NDArray[np.int64]
+    n_eligible: IntArray
+    k: IntArray
     columns: dict[str, FloatArray]
     source: str
-    rows: npt.NDArray[np.int64]
+    rows: IntArray
     _coded: pa.RecordBatch = field(repr=False)
     _filters: FilterStore = field(repr=False)
     _folder: Path | None = field(repr=False)
@@ -117,7 +114,7 @@ class LogBatch:
         return is_valid(self._coded.column("query"))
 
     @cached_property
-    def queries(self) -> npt.NDArray[np.float32] | None:
+    def queries(self) -> Float32Array | None:
         """The rows' own queries, (n, d); NaN where a row has none; None if no row has one."""
         if not self.has_query.any():
             return None
@@ -192,26 +189,26 @@ class LogBatch:
         result[there] = floats(column.values.take(column.offsets.take(there)))
         return result
 
-    def query(self, i: int) -> npt.NDArray[np.float32] | None:
+    def query(self, i: int) -> Float32Array | None:
         """The query of row i, (d,) float32; None where the user's vector in the model is meant."""
         if not self.has_query[i]:
             return None
         return np.array(self._coded.column("query")[i].as_py(), np.float32)
 
-    def exclude(self, i: int) -> Array | None:
+    def exclude(self, i: int) -> AnyArray | None:
         """Ids that row i left out, (m,); None: none."""
         return self._filter(i, "exclude")
 
-    def allow(self, i: int) -> Array | None:
+    def allow(self, i: int) -> AnyArray | None:
         """Ids that row i was restricted to, (m,); None: not restricted."""
         return self._filter(i, "allow")
 
-    def bias(self, i: int) -> npt.NDArray[np.float32] | None:
+    def bias(self, i: int) -> Float32Array | None:
         """Bias vector of row i in catalog order, (n_items,) float32; None: none."""
         name = self._coded.column("bias_id")[i].as_py()
         return None if name is None else self._filters.bias(self._folder, name)
 
-    def _filter(self, i: int, role: str) -> Array | None:
+    def _filter(self, i: int, role: str) -> AnyArray | None:
         column = self._coded.column(role)
         ids = column[i].as_py()
         if ids is not None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog.batch import LogBatch, taken
 from fastrank.eventlog.columns import (
     MAX_PARAMETERS,
@@ -49,9 +48,6 @@ from fastrank.policies import PARAMETERS
 
 __all__ = ["Checks"]
 
-Array: TypeAlias = npt.NDArray[Any]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 # Above 0 by more than this, or off by more than this: not rounding.
 _TOLERANCE = 1e-9
@@ -198,7 +194,7 @@ class Checks:
         kind: Kind,
         source: str,
         folder: Path | None,
-        rows: npt.NDArray[np.int64],
+        rows: IntArray,
         batch: pa.RecordBatch,
     ) -> LogBatch:
         """The batch's arrays, without the rows whose lists are wrong."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastrank.arraytypes import AnyArray, FloatArray, IntArray, Mask
 from fastrank.eventlog.schema import Kind, cast_column
 from fastrank.ids import is_compact, text_array
 
@@ -34,9 +34,6 @@ __all__ = [
     "rounded",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 # Texts that repeat a few values: read as dictionaries, which spares copying hashes of 64 letters.
 CODED = (
@@ -68,15 +65,15 @@ class Lists:
             self.is_null = ~is_valid(values)
 
     @cached_property
-    def flat(self) -> Array:
+    def flat(self) -> AnyArray:
         """The numbers; NaN for null where they are floats, -1 where they are not."""
         values = self.values
         if values.null_count and pa.types.is_integer(values.type):
             values = values.fill_null(-1)
-        flat: Array = values.to_numpy(zero_copy_only=False)
+        flat: AnyArray = values.to_numpy(zero_copy_only=False)
         return flat
 
-    def padded(self, width: int, fill: Any, flat: Array | None = None) -> Array:
+    def padded(self, width: int, fill: Any, flat: AnyArray | None = None) -> AnyArray:
         """The lists as rows of (n, width)."""
         flat = self.flat if flat is None else flat
         if self.is_dense and len(flat) == self.n * width and (self.lengths == width).all():
@@ -89,7 +86,7 @@ class Lists:
             out[inside] = flat[(self._starts[:, None] + np.arange(width))[inside]]
         return out
 
-    def padded_ids(self, kind: Kind, width: int) -> tuple[Array, Array]:
+    def padded_ids(self, kind: Kind, width: int) -> tuple[AnyArray, AnyArray]:
         """Ids as (n, width), and codes of them that are equal where they are.
 
         Text is of fixed width unless one long id would make all others take many times their bytes.
@@ -173,7 +170,7 @@ class Parameters:
         return result
 
 
-def repeats(codes: Array, lengths: npt.NDArray[np.int64], width: int) -> Mask:
+def repeats(codes: AnyArray, lengths: IntArray, width: int) -> Mask:
     """Rows in which an item comes twice."""
     n = len(codes)
     repeated = np.zeros(n, np.bool_)
@@ -212,13 +209,13 @@ def is_empty(column: pa.StringArray | pa.DictionaryArray) -> Mask:
     return np.asarray(sizes == 0, np.bool_)
 
 
-def lengths_of(column: pa.Array) -> npt.NDArray[np.int64]:
+def lengths_of(column: pa.Array) -> IntArray:
     """Of each list; 0 for null."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     return np.asarray(lengths, np.int64)
 
 
-def integers(column: pa.Array, null: int = -1) -> npt.NDArray[np.int64]:
+def integers(column: pa.Array, null: int = -1) -> IntArray:
     """Int64, `null` for null."""
     if column.null_count:
         column = pc.fill_null(column.cast(pa.int64()), null)
@@ -243,7 +240,7 @@ def among(column: pa.StringArray | pa.DictionaryArray, words: Sequence[str]) -> 
 
 def codes_of(
     column: pa.StringArray | pa.DictionaryArray,
-) -> tuple[npt.NDArray[np.int64], list[str]]:
+) -> tuple[IntArray, list[str]]:
     """A number for each distinct text, -1 for null, and the texts."""
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     codes, names = integers(encoded.indices), encoded.dictionary.to_pylist()

@@ -14,13 +14,14 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrank.arraytypes import AnyArray, Float32Array
 from fastrank.atomic import leftovers, replacing
 from fastrank.ids import Ids, listed, text_array
 from fastrank.lru import LRU
@@ -40,8 +41,7 @@ FOLDER = "filters"
 _CACHE_BYTES = 64 << 20
 _LEFTOVER_SECONDS = 3600.0
 
-Array: TypeAlias = npt.NDArray[Any]
-Content: TypeAlias = Array | list[str]  # ids, text as a list: one may be long; or a bias
+Content: TypeAlias = AnyArray | list[str]  # ids, text as a list: one may be long; or a bias
 
 
 def canonical(name: str, ids: Ids) -> Content:
@@ -130,17 +130,17 @@ class FilterStore:
     """Reads lists and biases by hash and checks them against it; keeps the latest 64 MB."""
 
     def __init__(self) -> None:
-        self._cache = LRU[tuple[str, str], Array](_CACHE_BYTES)
+        self._cache = LRU[tuple[str, str], AnyArray](_CACHE_BYTES)
 
-    def ids(self, folder: Path | None, name: str) -> Array:
+    def ids(self, folder: Path | None, name: str) -> AnyArray:
         """The sorted ids of a list; a ValueError if it is missing or not what its name says."""
         return self._get(folder, name, ".parquet")
 
-    def bias(self, folder: Path | None, name: str) -> npt.NDArray[np.float32]:
+    def bias(self, folder: Path | None, name: str) -> Float32Array:
         """A bias vector, float32 (n,); a ValueError likewise."""
         return self._get(folder, name, ".npy")
 
-    def _get(self, folder: Path | None, name: str, suffix: str) -> Array:
+    def _get(self, folder: Path | None, name: str, suffix: str) -> AnyArray:
         key = (str(folder), name + suffix)
         found = self._cache.get(key)
         if found is None:
@@ -150,7 +150,7 @@ class FilterStore:
         return found
 
 
-def _ids_of(column: pa.ChunkedArray) -> Array:
+def _ids_of(column: pa.ChunkedArray) -> AnyArray:
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if column.null_count or not (is_text or pa.types.is_integer(column.type)):
         raise ValueError("its ids are neither int64 nor str")
@@ -159,7 +159,7 @@ def _ids_of(column: pa.ChunkedArray) -> Array:
     return np.array(column.cast(pa.int64()).to_numpy()) if len(column) else np.empty(0, np.int64)
 
 
-def _read(folder: Path | None, name: str, suffix: str) -> Array:
+def _read(folder: Path | None, name: str, suffix: str) -> AnyArray:
     if folder is None:
         raise ValueError(f"{FOLDER}/{name}{suffix} is not at hand: this is a table, not a file")
     if os.path.basename(name) != name or not name:
@@ -167,7 +167,7 @@ def _read(folder: Path | None, name: str, suffix: str) -> Array:
     file = folder / FOLDER / f"{name}{suffix}"
     try:
         if suffix == ".npy":
-            values: Array = np.load(file, allow_pickle=False)
+            values: AnyArray = np.load(file, allow_pickle=False)
             stated = bias_id(values) if values.dtype == np.float32 and values.ndim == 1 else ""
         else:
             column = pq.read_table(file, columns=["item_id"])["item_id"]

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fastrank.arraytypes import FloatArray, Mask
+
 __all__ = ["SeenHashes", "text_hash", "text_hashes", "uniforms"]
 
 Hashes: TypeAlias = npt.NDArray[np.uint64]
-Rows: TypeAlias = npt.NDArray[np.int64]
 
 _MASK = 2**64 - 1
 # Odd, from the literature on mixing (Steele, Lea and Flood 2014; Stafford's variant 13).
@@ -122,7 +123,7 @@ def _fixed_width(cells: npt.NDArray[np.uint8]) -> Hashes:
     return out
 
 
-def uniforms(hashes: Hashes) -> npt.NDArray[np.float64]:
+def uniforms(hashes: Hashes) -> FloatArray:
     """A number in [0, 1) for each row of hashes (n, 2): the same row, the same number.
 
     Examples
@@ -155,7 +156,7 @@ class SeenHashes:
     def __len__(self) -> int:
         return sum(len(first) for first, _ in self._runs)
 
-    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+    def add(self, hashes: Hashes) -> Mask:
         """Which rows of `hashes` (m, 2) repeat an earlier one, of this call or another; (m,)."""
         repeats = np.zeros(len(hashes), np.bool_)
         order = np.argsort(hashes[:, 0], kind="stable")

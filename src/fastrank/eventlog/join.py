@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastrank.arraytypes import IntArray
 from fastrank.atomic import leftovers, replacing
 from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.filters import FOLDER
@@ -41,7 +41,6 @@ __all__ = ["JoinSummary", "Repeats", "RewardKind", "join", "parse_time", "parse_
 
 RewardKind: TypeAlias = Literal["positives", "complete"]
 Repeats: TypeAlias = Literal["max", "sum", "first"]
-Array: TypeAlias = npt.NDArray[Any]
 Advance: TypeAlias = Callable[[float], None]  # share of the log that is read
 
 _FILE = "part-{:06d}.parquet"
@@ -396,9 +395,7 @@ def _joined(
     return whole if closed.all() else whole.filter(pa.array(closed))
 
 
-def _pairs(
-    batch: LogBatch, rewards: Rewards
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _pairs(batch: LogBatch, rewards: Rewards) -> tuple[IntArray, IntArray]:
     """Rows of the batch and rewards that name the same request: two arrays of one length."""
     first, second = batch.request_hash[:, 0], batch.request_hash[:, 1]
     start = np.searchsorted(rewards.request_hash[:, 0], first, side="left")
@@ -414,9 +411,9 @@ def _pairs(
 def _places(
     batch: LogBatch,
     rewards: Rewards,
-    rows: npt.NDArray[np.int64],
-    which: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
+    rows: IntArray,
+    which: IntArray,
+) -> IntArray:
     """Place of each reward's item in its row's ranking, from 0; -1 if it was not shown."""
     width = batch.item_ids.shape[1]
     if batch.item_ids.dtype.kind == "i":
@@ -428,9 +425,7 @@ def _places(
         hashes = text_hashes(texts).reshape(len(asked), width, 2)
         same = (hashes[at] == rewards.item[which][:, None, :]).all(axis=2)
     same &= np.arange(width) < batch.lengths[rows][:, None]
-    found: npt.NDArray[np.int64] = np.where(
-        same.any(axis=1), same.argmax(axis=1) if width else -1, -1
-    )
+    found: IntArray = np.where(same.any(axis=1), same.argmax(axis=1) if width else -1, -1)
     return found
 
 

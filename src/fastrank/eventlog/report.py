@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+
+from fastrank.arraytypes import IntArray, Mask
 
 __all__ = ["Flaws", "ReadReport", "SequenceGaps"]
 
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 _PLACES = 5  # of each reason, so many are named
 
@@ -119,7 +119,7 @@ class ReadReport:
 class Flaws:
     """Which rows of a batch are wrong, and why; the first reason counts."""
 
-    def __init__(self, report: ReadReport, source: str, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(self, report: ReadReport, source: str, rows: IntArray) -> None:
         self._report = report
         self._source = source
         self._rows = rows
@@ -158,7 +158,7 @@ class SequenceGaps:
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []  # first, last
 
-    def add(self, numbers: npt.NDArray[np.int64]) -> None:
+    def add(self, numbers: IntArray) -> None:
         """Numbers that are there, one at least."""
         if (np.diff(numbers) == 1).all():  # as they were written
             self._merge([(int(numbers[0]), int(numbers[-1]))])

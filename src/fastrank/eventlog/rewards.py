@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from fastrank.arraytypes import AnyArray, Float32Array, IntArray
 from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.schema import Kind
 from fastrank.files import Paths, file_format, files_at, naming
 
 __all__ = ["Rewards", "read_rewards"]
 
-Array: TypeAlias = npt.NDArray[Any]
 
 _FORMATS = ("parquet", "csv", "jsonl", "json")
 _BATCH_ROWS = 1 << 16
@@ -52,10 +51,10 @@ class Rewards:
     """
 
     request_hash: npt.NDArray[np.uint64]
-    item: Array
-    position: npt.NDArray[np.int64]
-    reward: npt.NDArray[np.float32]
-    ts: npt.NDArray[np.int64]
+    item: AnyArray
+    position: IntArray
+    reward: Float32Array
+    ts: IntArray
     files: list[str]
 
     def __len__(self) -> int:
@@ -82,7 +81,7 @@ def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
         that cannot be read. Times without a zone are UTC.
     """
     files = files_at(paths, _FORMATS, "rewards")
-    parts: list[tuple[Array, Array, Array, Array, Array]] = []
+    parts: list[tuple[AnyArray, AnyArray, AnyArray, AnyArray, AnyArray]] = []
     for path in files:
         start = 0
         with naming(path, "file of rewards"):
@@ -186,10 +185,10 @@ def _json_lines(path: Path) -> Iterator[pa.RecordBatch]:
 
 def _checked(
     path: Path, start: int, batch: pa.RecordBatch, kind: Kind, allow_negative: bool
-) -> tuple[Array, Array, Array, Array, Array]:
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray, AnyArray]:
     """One batch as arrays: request hashes, items, positions, rewards, times."""
 
-    def refuse(name: str, bad: Array, why: str) -> None:
+    def refuse(name: str, bad: AnyArray, why: str) -> None:
         where = np.flatnonzero(bad)
         if where.size:
             row = int(where[0])
@@ -229,7 +228,7 @@ def _checked(
     if not from_text and is_text != (kind == "str"):
         raise ValueError(f"{path}: item_id: the log has {kind} ids, got {kind_of_item}")
     if kind == "str":
-        item: Array = text_hashes(column["item_id"].cast(pa.string()))
+        item: AnyArray = text_hashes(column["item_id"].cast(pa.string()))
     else:
         item = number("item_id", pa.int64()).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
@@ -255,7 +254,7 @@ def _checked(
     )
 
 
-def _micros(path: Path, start: int, column: pa.Array) -> npt.NDArray[np.int64]:
+def _micros(path: Path, start: int, column: pa.Array) -> IntArray:
     """Times as microseconds since 1970, UTC."""
     if pa.types.is_timestamp(column.type):
         return _counted(column.cast(pa.timestamp("us", tz=column.type.tz), safe=False))
@@ -283,5 +282,5 @@ def _micros(path: Path, start: int, column: pa.Array) -> npt.NDArray[np.int64]:
     return np.array(values, np.int64)
 
 
-def _counted(times: pa.TimestampArray) -> npt.NDArray[np.int64]:
+def _counted(times: pa.TimestampArray) -> IntArray:
     return np.asarray(times.cast(pa.int64()).to_numpy(), np.int64)

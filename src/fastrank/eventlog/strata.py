@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fastrank.arraytypes import AnyArray, Mask
 from fastrank.eventlog.columns import Parameters, codes_of, floats, rounded
 from fastrank.policies import law_name
 
 __all__ = ["Strata", "Stratum"]
-
-Array: TypeAlias = npt.NDArray[Any]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Strata:
         n = batch.num_rows
         if n == 0:
             return np.empty(0, np.int32)
-        parts: list[Array] = []
+        parts: list[AnyArray] = []
         texts = {}
         for name in ("law", "model_version", "catalog_version"):
             codes, names = codes_of(batch.column(name))
@@ -111,7 +108,7 @@ class Strata:
         for group in np.argsort(firsts).tolist():  # numbered as they come
             row = int(firsts[group])
 
-            def text(name: str, part: Array, row: int = row) -> str | None:
+            def text(name: str, part: AnyArray, row: int = row) -> str | None:
                 return texts[name][part[row]] if part[row] >= 0 else None
 
             stratum = Stratum(

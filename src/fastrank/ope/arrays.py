@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, FloatArray, Mask, Rows
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.lru import LRU
@@ -40,9 +41,7 @@ from fastrank.policies import Policy
 
 __all__ = ["OptionalArrays", "RewardModel"]
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Rows: TypeAlias = npt.NDArray[np.int64]
-RewardModel: TypeAlias = Callable[[npt.NDArray[np.float32], npt.NDArray[Any]], npt.ArrayLike]
+RewardModel: TypeAlias = Callable[[Float32Array, npt.NDArray[Any]], npt.ArrayLike]
 
 T = TypeVar("T")
 
@@ -104,8 +103,8 @@ class OptionalArrays:
             if isinstance(policy, ByModel) and "slate_weights" not in policy.arrays
         ]
         # What depends on the log alone, or was computed for all policies, of the last rows.
-        self._last_marginals = _OfRows[Array]()
-        self._last_slates = _OfRows[dict[int, Array]]()
+        self._last_marginals = _OfRows[FloatArray]()
+        self._last_slates = _OfRows[dict[int, FloatArray]]()
         self.laws = 0  # computed so far, which is nearly all of the work
         for name in names:
             for policy in policies:
@@ -137,10 +136,10 @@ class OptionalArrays:
         policy: EvaluationPolicy,
         batch: LogBatch,
         rows: Rows,
-        logged: Array,
-        evaluated: Array,
+        logged: FloatArray,
+        evaluated: FloatArray,
         advance: Callable[[float], None] = lambda rows: None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, FloatArray]:
         """The arrays for these rows, (len(rows), places) or (len(rows),).
 
         `advance` is called with the number of rows done since its last call; these add up to all.
@@ -172,7 +171,7 @@ class OptionalArrays:
         advance(len(rows) - done)
         return {name: array for name, array in result.items() if name in self._wanted}
 
-    def _column(self, batch: LogBatch, need: str, column: str, rows: Rows) -> Array:
+    def _column(self, batch: LogBatch, need: str, column: str, rows: Rows) -> FloatArray:
         """A column of the log, (len(rows),) or (len(rows), places)."""
         name, flat = f"{need}: column {column}", need in FLAT_ARRAYS
         if column not in batch.columns:
@@ -213,7 +212,7 @@ class OptionalArrays:
         rows: Rows,
         wanted: set[str],
         advance: Callable[[float], None],
-    ) -> dict[str, Array]:
+    ) -> dict[str, FloatArray]:
         evaluated = self._evaluated_law(policy, batch)
         writers = self._writers.queries(batch)
         rewards = wanted & {"q_logged", "q_expected", "q_direct"}
@@ -276,7 +275,7 @@ class OptionalArrays:
 
     def _logged_marginals(
         self, batch: LogBatch, rows: Rows, law: LawOf, advance: Callable[[float], None]
-    ) -> Array:
+    ) -> FloatArray:
         """The same for all evaluation policies, so that those of the last rows are kept."""
         array = self._last_marginals.get(batch, rows)
         if array is None:
@@ -287,7 +286,7 @@ class OptionalArrays:
 
     def _marginals(
         self,
-        result: Array,
+        result: FloatArray,
         batch: LogBatch,
         rows: Rows,
         law_of: LawOf,
@@ -309,7 +308,7 @@ class OptionalArrays:
                 result[np.repeat(members, lengths), place] = found[again.reshape(-1), place]
             advance(len(members))
 
-    def _marginals_of(self, key: bytes, law: _Law, asked: Rows) -> Array:
+    def _marginals_of(self, key: bytes, law: _Law, asked: Rows) -> FloatArray:
         """Marginals (m, places) of ascending positions."""
         known, values = self._cache.get(
             key, (np.empty(0, np.int64), np.empty((0, self._places)))
@@ -333,7 +332,7 @@ class OptionalArrays:
         rows: Rows,
         logged: LawOf,
         advance: Callable[[float], None],
-    ) -> Array:
+    ) -> FloatArray:
         """For all policies at once: an inverse costs more than all else, and is large to keep."""
         found = self._last_slates.get(batch, rows) or {}
         if id(policy) not in found:
@@ -362,7 +361,7 @@ class OptionalArrays:
 
     def _weigh(
         self,
-        result: Array,
+        result: FloatArray,
         batch: LogBatch,
         rows: Rows,
         members: Sequence[int],
@@ -383,8 +382,8 @@ class OptionalArrays:
             scores = law.scores()
 
             def weights(
-                ats: list[int], law: _Law = law, scores: npt.NDArray[np.float32] = scores
-            ) -> Array:
+                ats: list[int], law: _Law = law, scores: Float32Array = scores
+            ) -> FloatArray:
                 inverse = self._inverse(key, logged, orders.shape[1])
                 return pseudo_inverse_weights(orders[ats], inverse, scores, law.policy)
 
@@ -414,7 +413,7 @@ class OptionalArrays:
 
     def _rewards(
         self,
-        result: Mapping[str, Array],
+        result: Mapping[str, FloatArray],
         j: int,
         seed: int,
         items: npt.NDArray[Any],
@@ -498,21 +497,21 @@ class _Law:
             digest.update(content)
         return digest.digest()
 
-    def scores(self) -> npt.NDArray[np.float32]:
+    def scores(self) -> Float32Array:
         return _scores(self.catalog, self.query)
 
-    def eligible(self) -> npt.NDArray[np.bool_]:
+    def eligible(self) -> Mask:
         return _eligible(self.catalog, self.query)
 
 
 LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
 
 
-def _scores(catalog: Catalog, query: Query) -> npt.NDArray[np.float32]:
+def _scores(catalog: Catalog, query: Query) -> Float32Array:
     return catalog.scores(query.vector, query.bias)
 
 
-def _eligible(catalog: Catalog, query: Query) -> npt.NDArray[np.bool_]:
+def _eligible(catalog: Catalog, query: Query) -> Mask:
     mask = np.full(len(catalog), query.allow is None)
     for ids, value in ((query.allow, True), (query.exclude, False)):
         if ids is not None:

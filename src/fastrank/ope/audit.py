@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
 
 __all__ = ["Audit", "Check", "audit"]
 
-Array: TypeAlias = npt.NDArray[np.float64]
 Outcome = Literal["passed", "warning", "failed", "not done"]
 
 TOLERANCE = 1e-5  # of a conditional log-propensity, beyond the bound that a row states

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.inputs import as_real
 
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
 
-Array: TypeAlias = npt.NDArray[np.float64]
 
 # Users are told apart by this many groups of their hash: bounded, and mergeable.
 GROUPS = 1024
@@ -58,21 +58,21 @@ class Batch:
         Weights of the pseudo-inverse estimator.
     """
 
-    logged: Array
-    evaluated: Array
-    rewards: Array
-    lengths: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
-    uniform: Array
-    n_eligible: npt.NDArray[np.int64] | None = None
-    marginals_logged: Array | None = None
-    marginals_evaluated: Array | None = None
-    q_logged: Array | None = None
-    q_expected: Array | None = None
-    cascade_q_logged: Array | None = None
-    cascade_q_expected: Array | None = None
-    q_direct: Array | None = None
-    slate_weights: Array | None = None
+    logged: FloatArray
+    evaluated: FloatArray
+    rewards: FloatArray
+    lengths: IntArray
+    groups: IntArray
+    uniform: FloatArray
+    n_eligible: IntArray | None = None
+    marginals_logged: FloatArray | None = None
+    marginals_evaluated: FloatArray | None = None
+    q_logged: FloatArray | None = None
+    q_expected: FloatArray | None = None
+    cascade_q_logged: FloatArray | None = None
+    cascade_q_expected: FloatArray | None = None
+    q_direct: FloatArray | None = None
+    slate_weights: FloatArray | None = None
 
     @classmethod
     def of(
@@ -181,37 +181,37 @@ class Batch:
         return int(self.logged.shape[1])
 
     @cached_property
-    def log_weights(self) -> Array:
+    def log_weights(self) -> FloatArray:
         """Log importance weights of the prefixes, shape (n, k)."""
         return np.cumsum(self.evaluated - self.logged, axis=1)
 
     @cached_property
-    def prefix_weights(self) -> Array:
+    def prefix_weights(self) -> FloatArray:
         """Importance weights of the prefixes, shape (n, k)."""
         return np.asarray(np.exp(np.minimum(self.log_weights, MAX_LOG_WEIGHT)))
 
     @property
-    def weights(self) -> Array:
+    def weights(self) -> FloatArray:
         """Importance weights of the whole rankings, shape (n,)."""
         return self.prefix_weights[:, -1]
 
     @cached_property
-    def earned(self) -> Array:
+    def earned(self) -> FloatArray:
         """Rewards of the whole rankings, shape (n,)."""
         return _row_sums(self.rewards)
 
     @cached_property
-    def weighted_rewards(self) -> Array:
+    def weighted_rewards(self) -> FloatArray:
         """Each place's reward by the weight of its prefix, shape (n, k)."""
         return self.prefix_weights * self.rewards
 
     @cached_property
-    def weighted_earned(self) -> Array:
+    def weighted_earned(self) -> FloatArray:
         """Their sums, shape (n,)."""
         return _row_sums(self.weighted_rewards)
 
     @cached_property
-    def matched(self) -> npt.NDArray[np.bool_]:
+    def matched(self) -> Mask:
         """Rows (n,) in which the evaluation policy, drawing once, shows the logged ranking.
 
         A draw shows it with its probability under the policy, so one uniform number a row decides.
@@ -219,7 +219,7 @@ class Batch:
         return np.asarray(self.uniform < np.exp(_row_sums(self.evaluated)))
 
 
-def _row_sums(array: Array) -> Array:
+def _row_sums(array: FloatArray) -> FloatArray:
     return array @ np.ones(array.shape[1])  # several times as fast as sums along short rows
 
 
@@ -238,7 +238,7 @@ PLACE_ARRAYS = frozenset(
 _FLAT = FLAT_ARRAYS | {"n_eligible"}
 
 
-def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:
+def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> FloatArray:
     """A copy, float64 (n, k); a flat one has k = 1."""
     array = np.array(as_real(name, values), np.float64)
     if array.ndim == 1:
@@ -249,7 +249,7 @@ def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = No
     return array
 
 
-def _refuse(name: str, array: Array, fine: npt.NDArray[np.bool_], why: str) -> None:
+def _refuse(name: str, array: FloatArray, fine: Mask, why: str) -> None:
     where = tuple(np.argwhere(~fine)[0].tolist())
     place = f"row {where[0]}" + (f", place {where[1] + 1}" if len(where) > 1 else "")
     raise ValueError(f"{name}: {place}: {why}, got {array[where]}")

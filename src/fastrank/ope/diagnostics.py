@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray, IntArray
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "effective_clusters",
 ]
 
-Array: TypeAlias = npt.NDArray[np.float64]
 
 # Bins of the weights' histogram: this many to a doubling, over this range of log2. What lies beyond
 # is counted in the last bin on its side.
@@ -146,7 +146,7 @@ class Weights:
         self.histogram_sums = np.zeros((_BINS, places))
 
     def update(
-        self, logs: Array, weights: Array, contributions: Array, groups: npt.NDArray[np.int64]
+        self, logs: FloatArray, weights: FloatArray, contributions: FloatArray, groups: IntArray
     ) -> None:
         """Add rows: weights (n, j), logs of their absolute values, what they add, groups (n,).
 
@@ -190,7 +190,7 @@ class Weights:
         for name in _ADDED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def heaviest_share(self, share: float = 0.01) -> Array:
+    def heaviest_share(self, share: float = 0.01) -> FloatArray:
         """Share of the weight on the heaviest `share` of the rows, (j,).
 
         From the histogram: rows of one bin, at most 19 % apart, count as equal.
@@ -287,7 +287,7 @@ def effective_clusters(shares: npt.NDArray[Any]) -> float:
     return 1.0 / float(np.square(np.abs(shares) / total).sum())
 
 
-def cluster_error(influence: Array, counts: npt.NDArray[np.int64]) -> float | None:
+def cluster_error(influence: FloatArray, counts: IntArray) -> float | None:
     """Standard error from what each group adds to the error; None with fewer than two groups."""
     clusters = np.count_nonzero(counts)
     if clusters < 2:

@@ -14,11 +14,12 @@ and ``w = w_k``; r_l is the reward at place l; n the number of rankings.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
 from fastrank.ope.diagnostics import Weights, effective_clusters
 
@@ -40,7 +41,6 @@ __all__ = [
     "Snrips",
 ]
 
-Array: TypeAlias = npt.NDArray[np.float64]
 
 _SAME = 1e-6  # of log-weights: policies no farther apart are one
 _MOST_PRODUCTS = 256  # summands, beyond which their products would cost more than all else
@@ -89,7 +89,7 @@ class Estimator:
         self.counts = np.zeros(GROUPS, np.int64)
         self.weights = Weights()
         self._has_own_weights = True
-        self.replicates: Array | None = None  # of these sums, once somebody has asked for them
+        self.replicates: FloatArray | None = None  # of these sums, once somebody has asked for them
 
     def share_weights(self, other: Estimator) -> None:
         """Take the weights' sums from another one of this kind of weights, which keeps them.
@@ -120,7 +120,7 @@ class Estimator:
             if logs is not None:
                 self._update_weights(batch, logs)
 
-    def _update_weights(self, batch: Batch, logs: Array) -> None:
+    def _update_weights(self, batch: Batch, logs: FloatArray) -> None:
         self.weights.update(
             logs, self._weights(batch, logs), self._contributions(batch), batch.groups
         )
@@ -138,16 +138,16 @@ class Estimator:
         if self._has_own_weights:
             self.weights.merge(other.weights)
 
-    def value(self, totals: Array) -> Array:
+    def value(self, totals: FloatArray) -> FloatArray:
         """The estimate from sums (..., m); NaN where they say nothing."""
         raise NotImplementedError
 
-    def gradient(self, totals: Array) -> Array:
+    def gradient(self, totals: FloatArray) -> FloatArray:
         """Its derivatives by the sums, (m,)."""
         raise NotImplementedError
 
     @property
-    def without_each(self) -> Array:
+    def without_each(self) -> FloatArray:
         """The estimates without one of the groups, (groups that have rows,)."""
         return self.value(self.sums.sum(axis=0) - self.sums[self.counts > 0])
 
@@ -156,7 +156,7 @@ class Estimator:
         """As many users with equally many rows, and equal shares of the sum, would say as much."""
         return min(effective_clusters(self.counts), effective_clusters(self._added()))
 
-    def _added(self) -> Array:
+    def _added(self) -> FloatArray:
         """What each group adds to the estimate's numerator, (GROUPS,)."""
         return self.sums[:, 0]
 
@@ -172,18 +172,18 @@ class Estimator:
     def _width(self) -> int:
         return 2
 
-    def _summands(self, batch: Batch) -> Array:
+    def _summands(self, batch: Batch) -> FloatArray:
         raise NotImplementedError
 
-    def _log_weights(self, batch: Batch) -> Array | None:
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
         """Log-weights (n, j) whose spread decides whether the estimate can be trusted."""
         raise NotImplementedError
 
-    def _weights(self, batch: Batch, logs: Array) -> Array:
+    def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
         """Their exponentials."""
         return np.asarray(np.exp(np.minimum(logs, MAX_LOG_WEIGHT)))
 
-    def _contributions(self, batch: Batch) -> Array:
+    def _contributions(self, batch: Batch) -> FloatArray:
         """What each row adds to the estimate's numerator, (n,)."""
         return np.asarray(self._summands(batch)[:, 0])
 
@@ -191,23 +191,23 @@ class Estimator:
 class _Mean(Estimator):
     """A mean over rankings."""
 
-    def _weights(self, batch: Batch, logs: Array) -> Array:
+    def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
         # Those of prefixes are there already.
         return batch.prefix_weights if logs is batch.log_weights else super()._weights(batch, logs)
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         raise NotImplementedError
 
-    def _summands(self, batch: Batch) -> Array:
+    def _summands(self, batch: Batch) -> FloatArray:
         return np.stack([self._values(batch), np.ones(len(batch))], axis=1)
 
-    def _log_weights(self, batch: Batch) -> Array | None:
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
         return batch.log_weights
 
-    def value(self, totals: Array) -> Array:
+    def value(self, totals: FloatArray) -> FloatArray:
         return _ratio(totals[..., 0], totals[..., 1])
 
-    def gradient(self, totals: Array) -> Array:
+    def gradient(self, totals: FloatArray) -> FloatArray:
         return _ratio_gradient(totals)
 
 
@@ -240,10 +240,10 @@ class Avg(_Mean):
     def doubts(self) -> list[str]:
         return [] if self._same else ["logging_value"]
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         return batch.earned
 
-    def _log_weights(self, batch: Batch) -> Array | None:
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
         return np.zeros((len(batch), 1))
 
 
@@ -257,10 +257,10 @@ class Ips(_Mean):
     kind_of_weights = "ranking"
     assumes = "nothing about behaviour; weights of whole rankings vary the most"
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         return batch.weights * batch.earned
 
-    def _log_weights(self, batch: Batch) -> Array | None:
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
         return batch.log_weights[:, -1:]
 
 
@@ -275,7 +275,7 @@ class Rips(_Mean):
     kind_of_weights = "prefixes"
     assumes = "a reward depends on what stands at its place and above it, not below (cascade)"
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         return batch.weighted_earned
 
 
@@ -289,11 +289,11 @@ class Iips(_Mean):
     needs = ("marginals_logged", "marginals_evaluated")
     assumes = "a reward depends on its own item and place alone"
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         weights = self._weights(batch, self._log_weights(batch))
         return np.asarray((weights * batch.rewards).sum(axis=1))
 
-    def _log_weights(self, batch: Batch) -> Array:
+    def _log_weights(self, batch: Batch) -> FloatArray:
         logged, evaluated = batch.marginals_logged, batch.marginals_evaluated
         assert logged is not None
         assert evaluated is not None
@@ -314,7 +314,7 @@ class Snips(_Ratio):
     kind_of_weights = "ranking"
     assumes = Ips.assumes
 
-    def _summands(self, batch: Batch) -> Array:
+    def _summands(self, batch: Batch) -> FloatArray:
         return np.stack([batch.weights * batch.earned, batch.weights], axis=1)
 
     _log_weights = Ips._log_weights
@@ -330,30 +330,30 @@ class Snrips(Estimator):
     def _width(self) -> int:
         return 3 * self.places + 1
 
-    def _summands(self, batch: Batch) -> Array:
+    def _summands(self, batch: Batch) -> FloatArray:
         there = np.arange(self.places) < batch.lengths[:, None]
         weights = np.where(there, batch.prefix_weights, 0.0)
         return np.hstack([batch.weighted_rewards, weights, there, np.ones((len(batch), 1))])
 
-    def _log_weights(self, batch: Batch) -> Array:
+    def _log_weights(self, batch: Batch) -> FloatArray:
         return batch.log_weights
 
-    def _weights(self, batch: Batch, logs: Array) -> Array:
+    def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
         return batch.prefix_weights
 
-    def _contributions(self, batch: Batch) -> Array:
+    def _contributions(self, batch: Batch) -> FloatArray:
         return batch.weighted_earned
 
-    def _added(self) -> Array:
+    def _added(self) -> FloatArray:
         return np.asarray(self.sums[:, : self.places].sum(axis=1))
 
-    def value(self, totals: Array) -> Array:
+    def value(self, totals: FloatArray) -> FloatArray:
         earned, weight, there, rows = self._parts(totals)
         # A place that no ranking has earns nothing; one without any weight says nothing.
         each = np.where(there > 0.0, _ratio(earned, weight) * there, 0.0)
         return _ratio(each.sum(axis=-1), rows[..., 0])
 
-    def gradient(self, totals: Array) -> Array:
+    def gradient(self, totals: FloatArray) -> FloatArray:
         earned, weight, there, rows = self._parts(totals)
         n = rows[0]
         if not n or not (weight[there > 0.0] > 0.0).all():
@@ -369,7 +369,7 @@ class Snrips(Estimator):
             ]
         )
 
-    def _parts(self, totals: Array) -> tuple[Array, Array, Array, Array]:
+    def _parts(self, totals: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         k = self.places
         return (
             totals[..., :k],
@@ -414,10 +414,10 @@ class ClippedIps(_Mean):
     def bias(self) -> float:
         return self._cut / self.rows if self.rows else 0.0
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         return np.minimum(batch.weights, self.clip) * batch.earned
 
-    def _log_weights(self, batch: Batch) -> Array | None:
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
         # Their mean says how much is cut off: 1 less the bias of a reward that is always 1.
         return np.minimum(batch.log_weights[:, -1:], np.log(self.clip))
 
@@ -459,7 +459,7 @@ class Replay(_Ratio):
         self._logged = _range(self._logged, np.array(other._logged))
         self._eligible = _range(self._eligible, np.array(other._eligible))
 
-    def _update_weights(self, batch: Batch, logs: Array) -> None:
+    def _update_weights(self, batch: Batch, logs: FloatArray) -> None:
         # Of the rows that matched: the others are no part of the mean.
         there = batch.matched
         weights, contributions = self._weights(batch, logs), self._contributions(batch)
@@ -478,11 +478,11 @@ class Replay(_Ratio):
         (low, high), (fewest, most) = self._logged, self._eligible
         return high - low <= 1e-9 * max(1.0, -low) and fewest == most
 
-    def _summands(self, batch: Batch) -> Array:
+    def _summands(self, batch: Batch) -> FloatArray:
         weights = self._weights(batch, self._log_weights(batch))[:, 0]
         return np.stack([weights * batch.earned, weights], axis=1)
 
-    def _log_weights(self, batch: Batch) -> Array:
+    def _log_weights(self, batch: Batch) -> FloatArray:
         return np.where(batch.matched, 0.0, -np.inf)[:, None]
 
 
@@ -496,7 +496,7 @@ class ReplayWeighted(Replay):
     def constant_match(self) -> bool:
         return True  # or made good by the weights
 
-    def _log_weights(self, batch: Batch) -> Array:
+    def _log_weights(self, batch: Batch) -> FloatArray:
         return np.where(batch.matched, -batch.logged.sum(axis=1), -np.inf)[:, None]
 
 
@@ -510,11 +510,11 @@ class Dm(_Mean):
     def doubts(self) -> list[str]:
         return ["reward_model_alone"]
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         assert batch.q_direct is not None
         return batch.q_direct
 
-    def _log_weights(self, batch: Batch) -> Array | None:
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
         return None
 
 
@@ -530,10 +530,12 @@ class DrPosition(_Mean):
     needs: ClassVar[tuple[str, ...]] = ("q_logged", "q_expected")
     assumes = Rips.assumes
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         return self._doubly_robust(batch, batch.q_logged, batch.q_expected)
 
-    def _doubly_robust(self, batch: Batch, q: Array | None, expected: Array | None) -> Array:
+    def _doubly_robust(
+        self, batch: Batch, q: FloatArray | None, expected: FloatArray | None
+    ) -> FloatArray:
         assert q is not None
         assert expected is not None
         above = np.hstack([np.ones((len(batch), 1)), batch.prefix_weights[:, :-1]])
@@ -541,7 +543,7 @@ class DrPosition(_Mean):
             (batch.prefix_weights * (batch.rewards - q) + above * expected).sum(axis=1)
         )
 
-    def _contributions(self, batch: Batch) -> Array:
+    def _contributions(self, batch: Batch) -> FloatArray:
         # What is weighted, not what the reward model adds to all.
         return batch.weighted_earned
 
@@ -557,7 +559,7 @@ class CascadeDr(DrPosition):
     needs = ("cascade_q_logged", "cascade_q_expected")
     assumes = Rips.assumes
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         return self._doubly_robust(batch, batch.cascade_q_logged, batch.cascade_q_expected)
 
 
@@ -572,16 +574,16 @@ class PseudoInverse(_Mean):
     needs = ("slate_weights",)
     assumes = "the whole reward is a sum over places of item-at-place terms"
 
-    def _values(self, batch: Batch) -> Array:
+    def _values(self, batch: Batch) -> FloatArray:
         assert batch.slate_weights is not None
         return batch.slate_weights * batch.earned
 
-    def _log_weights(self, batch: Batch) -> Array:
+    def _log_weights(self, batch: Batch) -> FloatArray:
         assert batch.slate_weights is not None
         with np.errstate(divide="ignore"):
             return np.log(np.abs(batch.slate_weights))[:, None]
 
-    def _weights(self, batch: Batch, logs: Array) -> Array:
+    def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
         assert batch.slate_weights is not None
         return np.copysign(Estimator._weights(self, batch, logs), batch.slate_weights[:, None])
 
@@ -610,12 +612,12 @@ def _range(known: tuple[float, float], values: npt.NDArray[Any]) -> tuple[float,
     return min(known[0], float(values.min())), max(known[1], float(values.max()))
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(denominator > 0.0, numerator / denominator, np.nan)
 
 
-def _ratio_gradient(totals: Array) -> Array:
+def _ratio_gradient(totals: FloatArray) -> FloatArray:
     above, below = totals
     if not below > 0.0:
         return np.full(2, np.nan)

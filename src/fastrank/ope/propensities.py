@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Rows
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.model import Model
@@ -25,10 +26,6 @@ __all__ = [
     "judge",
 ]
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Ids: TypeAlias = npt.NDArray[Any]
-Rows: TypeAlias = npt.NDArray[np.int64]
 
 # A place shown with a probability within this of 1 could not have shown anything else.
 _CERTAIN = -1e-12
@@ -126,10 +123,10 @@ class Judged:
         Rows for which it is not known what the logging policy could show.
     """
 
-    log_propensities: Array
+    log_propensities: FloatArray
     unknown: Mapping[str, Mask]
-    certain: Array
-    outside: Array
+    certain: FloatArray
+    outside: FloatArray
     support_unknown: Mask
 
 
@@ -254,7 +251,7 @@ class _Asked:
     rows: list[int] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
     to_draw: list[int] = field(default_factory=list)
-    candidates: dict[int, Ids] = field(default_factory=dict)
+    candidates: dict[int, IdArray] = field(default_factory=dict)
 
 
 def _ask(batch: LogBatch, model: Model | Catalog, wanted: Rows, support: _Support) -> _Asked:
@@ -290,7 +287,7 @@ def _ask(batch: LogBatch, model: Model | Catalog, wanted: Rows, support: _Suppor
 
 def _log_propensities(
     batch: LogBatch, asked: _Asked, by_policy: Sequence[Sequence[Policy]]
-) -> Array:
+) -> FloatArray:
     """Of the logged rankings, (policies, n, k); 0 in rows that are not asked about."""
     rows, queries, n_items = np.array(asked.rows, np.int64), asked.queries, len(asked.catalog)
     values = np.zeros((len(by_policy), *batch.log_propensities.shape))
@@ -311,9 +308,7 @@ def _log_propensities(
     return values
 
 
-def _stacked(
-    biases: Sequence[npt.NDArray[np.float32] | None], n_items: int
-) -> npt.NDArray[np.float32] | None:
+def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Array | None:
     if all(bias is None for bias in biases):
         return None
     nothing = np.zeros(n_items, np.float32)
@@ -321,8 +316,8 @@ def _stacked(
 
 
 def _outside(
-    batch: LogBatch, asked: _Asked, drawn_by: Sequence[Policy], certain: Array, places: int
-) -> Array:
+    batch: LogBatch, asked: _Asked, drawn_by: Sequence[Policy], certain: FloatArray, places: int
+) -> FloatArray:
     """1 in rows whose drawn ranking has what the logging policy could not show."""
     result = np.zeros(len(batch))
     for j in asked.to_draw:
@@ -370,7 +365,7 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
     )
 
 
-def _certain_mass(batch: LogBatch, log_propensities: Array, places: int) -> Array:
+def _certain_mass(batch: LogBatch, log_propensities: FloatArray, places: int) -> FloatArray:
     """The evaluation policy's probability of leaving what the logging policy was certain to show.
 
     At a place that had but one possible item, all else is out of reach. The probability of getting

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, IdArray, IntArray, Mask
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.model import Model
@@ -25,9 +24,6 @@ __all__ = [
     "ranked_candidates",
     "shown",
 ]
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Ids: TypeAlias = npt.NDArray[Any]
 
 
 class Writers:
@@ -78,7 +74,7 @@ class Queries:
         self._barred = barred
         self._batch = batch
         self._catalog = catalog_of(model)
-        self._positions: npt.NDArray[np.int64] | None = None
+        self._positions: IntArray | None = None
         if isinstance(model, Model):
             self._positions = model.find_users(batch.user_ids)
 
@@ -128,10 +124,10 @@ class Query:
         The user's factor of temperatures.
     """
 
-    vector: npt.NDArray[np.float32]
-    exclude: Ids | None
-    allow: Ids | None
-    bias: npt.NDArray[np.float32] | None
+    vector: Float32Array
+    exclude: IdArray | None
+    allow: IdArray | None
+    bias: Float32Array | None
     temperature: float = 1.0
 
     def policy(self, policy: Policy) -> Policy:
@@ -145,9 +141,9 @@ class Newer:
     def __init__(self, catalog: Catalog, logging: Mapping[str, Catalog]) -> None:
         self._catalog = catalog
         self._logging = logging
-        self._found: dict[str, Ids | None] = {catalog.version: catalog.item_ids[:0]}
+        self._found: dict[str, IdArray | None] = {catalog.version: catalog.item_ids[:0]}
 
-    def items(self, version: str) -> Ids | None:
+    def items(self, version: str) -> IdArray | None:
         """None where the catalog of that version is not at hand."""
         if version not in self._found:
             logged = self._logging.get(version)
@@ -156,7 +152,7 @@ class Newer:
             )
         return self._found[version]
 
-    def shows(self, version: str, item_ids: Ids) -> bool:
+    def shows(self, version: str, item_ids: IdArray) -> bool:
         new = self.items(version)
         return new is not None and bool(np.isin(item_ids, new).any())
 
@@ -171,7 +167,7 @@ def logging_policy(batch: LogBatch, i: int) -> Policy | None:
     return policy(name, **params)
 
 
-def shown(batch: LogBatch, i: int) -> Ids:
+def shown(batch: LogBatch, i: int) -> IdArray:
     """The items of row i that were displayed."""
     return np.asarray(batch.item_ids[i, : batch.lengths[i]])
 

@@ -9,15 +9,14 @@ from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray
 from fastrank.ope.batch import GROUPS
 from fastrank.ope.diagnostics import Diagnostics, Thresholds
 from fastrank.ope.estimators import Avg, ClippedIps, Estimator, Replay
 
 __all__ = ["REASONS", "Difference", "Estimate", "Status", "difference", "estimate", "worst"]
 
-Array: TypeAlias = npt.NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
 Status = Literal["ok", "biased", "low_overlap", "malformed_log", "unsupported"]
 
@@ -352,7 +351,7 @@ def _about_bias(bias: float, error: float | None, thresholds: Thresholds) -> lis
     return ["clipped"] if bias > thresholds.clipped * (error or 0.0) else []
 
 
-def _jackknife(without_each: Array) -> tuple[float | None, float | None]:
+def _jackknife(without_each: FloatArray) -> tuple[float | None, float | None]:
     """Standard error, and skewness, from the estimates without one group each.
 
     Efron and Stein (1981). None with fewer than two groups, or where one of them is all that there
@@ -379,7 +378,7 @@ def _interval(value: float, error: float, level: float, clusters: float) -> Inte
     return value - half, value + half
 
 
-def _percentiles(replicates: Array, level: float) -> Interval | None:
+def _percentiles(replicates: FloatArray, level: float) -> Interval | None:
     fine = replicates[np.isfinite(replicates)]
     if len(fine) < 0.9 * len(replicates):
         return None  # replicates often hold no weight at all
@@ -387,7 +386,7 @@ def _percentiles(replicates: Array, level: float) -> Interval | None:
     return float(low), float(high)
 
 
-def _replicates(estimator: Estimator) -> Array:
+def _replicates(estimator: Estimator) -> FloatArray:
     """Estimates from groups drawn again, each a number of times that is Poisson(1)."""
     if estimator.replicates is None:
         estimator.replicates = estimator.value(_resamples() @ estimator.sums)
@@ -395,7 +394,7 @@ def _replicates(estimator: Estimator) -> Array:
 
 
 @cache
-def _resamples() -> Array:
+def _resamples() -> FloatArray:
     """How often each group is in each replicate, (B, GROUPS): the same for all logs and policies.
 
     A group is a fixed hash of users, so it does not matter how the log was split or ordered.

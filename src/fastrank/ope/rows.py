@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog import LogBatch
 from fastrank.ope.batch import GROUPS, Batch
 
 __all__ = ["Part", "Used", "cut"]
-
-Array: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Used:
@@ -40,7 +38,7 @@ class Used:
         self.mask &= ~which
 
     @property
-    def rows(self) -> npt.NDArray[np.int64]:
+    def rows(self) -> IntArray:
         """Their numbers."""
         return np.flatnonzero(self.mask)
 
@@ -73,9 +71,7 @@ class Part:
     logged, rewards : ndarray of float64, shape (len(rows), places)
     """
 
-    def __init__(
-        self, batch: LogBatch, rows: npt.NDArray[np.int64], places: int, cluster: bool
-    ) -> None:
+    def __init__(self, batch: LogBatch, rows: IntArray, places: int, cluster: bool) -> None:
         self.batch = batch
         self.rows = rows
         self._places = places
@@ -94,11 +90,11 @@ class Part:
         """These rows of an array that has one for each of the batch."""
         return array if self._whole else array[self.rows]
 
-    def matrix(self, array: Array) -> Array:
+    def matrix(self, array: FloatArray) -> FloatArray:
         """The same, with as many places as are evaluated."""
         return cut(self.of(array), self._places)
 
-    def arrays(self, evaluated: Array, optional: Mapping[str, Array]) -> Batch:
+    def arrays(self, evaluated: FloatArray, optional: Mapping[str, FloatArray]) -> Batch:
         """What estimators take, of one evaluation policy."""
         return Batch(
             logged=self.logged,
@@ -112,7 +108,7 @@ class Part:
         )
 
 
-def cut(array: Array, places: int) -> Array:
+def cut(array: FloatArray, places: int) -> FloatArray:
     """With so many places: the first ones, or filled up with 0."""
     if array.shape[1] < places:
         return np.pad(array, [(0, 0), (0, places - array.shape[1])])

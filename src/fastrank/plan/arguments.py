@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import Float32Array, FloatArray
 from fastrank.catalog import Catalog
 from fastrank.inputs import as_count, as_float32, as_real
 from fastrank.model import Model
@@ -25,7 +26,6 @@ __all__ = [
     "users_of",
 ]
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _USERS = 200
 _SCORES = 20_000_000  # of all users together: 80 MB
@@ -71,7 +71,7 @@ def checked_prefixes(prefixes: Sequence[int] | None, k: int) -> tuple[int, ...]:
 
 def users_of(
     model: Model | Catalog, queries: npt.ArrayLike | None, rows: Sequence[int] | None = None
-) -> tuple[Catalog, npt.NDArray[np.float32], FloatArray | None, int]:
+) -> tuple[Catalog, Float32Array, FloatArray | None, int]:
     """Catalog, vectors (u, d), factors (u,) of the users' own, of some rows; and how many rows."""
     if isinstance(model, Catalog):
         if queries is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray
 from fastrank.calibration import temperatures_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.expectations import Audience, Draws, Laws
@@ -19,8 +19,6 @@ from fastrank.plan.points import Advance, Kind, Point, Share, Target
 from fastrank.policies import EpsilonGreedy, PlackettLuce, Policy
 
 __all__ = ["Sample", "share_of"]
-
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
 class Sample:

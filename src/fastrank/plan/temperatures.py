@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from fastrank.arraytypes import FloatArray, Mask
 from fastrank.calibration import condense, expected_overlaps, temperatures_for_overlap
 from fastrank.model import Model
 from fastrank.plan.arguments import check_k, fraction
@@ -16,7 +15,6 @@ from fastrank.plan.points import Advance
 
 __all__ = ["OwnTemperatures", "own_temperatures"]
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _BLOCK = 256  # users whose own temperatures are found together
 
@@ -35,7 +33,7 @@ class OwnTemperatures:
     """
 
     temperatures: FloatArray
-    reached: npt.NDArray[np.bool_]
+    reached: Mask
 
 
 def own_temperatures(

@@ -239,6 +239,8 @@ class TestEndToEnd:
         row, own = through.json(), direct.json()
         assert row.pop("request_id") == through.headers["x-amzn-requestid"]
         own.pop("request_id")
+        sources = [each.pop("request_id_source") for each in (row, own)]
+        assert sources == ["body", "server"]
         assert row == own
         assert row["user_id"] == user
 

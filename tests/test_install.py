@@ -186,7 +186,7 @@ def test_what_packages_hold_besides_code_is_installed() -> None:
         folder = ROOT / where / package
         listed = {path for glob in tables["package-data"][package] for path in folder.glob(glob)}
         for path in folder.rglob("*"):
-            if path.is_file() and path.suffix not in {".py", ".pyc", ".so"}:
+            if path.is_file() and path.suffix not in {".py", ".pyc", ".pxd", ".so"}:
                 assert path in listed, f"{path}: no package-data of pyproject.toml"
                 held += 1
     assert held > 5

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from fastrank import wire
 from fastrank.eventlog.report import ReadReport
-from fastrank.eventlog.schema import SCHEMA_VERSION, UNFILLED, Kind, schema
+from fastrank.eventlog.schema import SCHEMA_VERSION, UNREAD, Kind, schema
 from fastrank.files import Paths, files_at
 from fastrank.ids import ids_from_text, integer, plain_id
 from fastrank.inputs import shown
@@ -337,7 +337,7 @@ def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, 
     values: dict[str, Any] = {
         name: response.get(name)
         for name in schema("int64").names
-        if name not in (*_NOT_ANSWERED, *UNFILLED)
+        if name not in (*_NOT_ANSWERED, *UNREAD)
     }
     values |= {
         "schema_version": SCHEMA_VERSION,

@@ -25,7 +25,7 @@ from fastrank.eventlog.paths import JOIN_FILE, log_files
 from fastrank.eventlog.report import ReadReport, SequenceGaps
 from fastrank.eventlog.schema import (
     SCHEMA_VERSION,
-    UNFILLED,
+    UNREAD,
     Kind,
     cast_column,
     is_column,
@@ -45,7 +45,7 @@ JOIN_KEY = b"fastrank.join"
 # What checking a row needs; the other columns of the schema may be omitted.
 _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
-    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", *UNFILLED),
+    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", *UNREAD),
 )
 
 
@@ -143,7 +143,7 @@ class LogReader:
         if isinstance(columns, str) or isinstance(omit, str):
             raise ValueError("columns, omit: expected sequences of names")
         for name in columns:
-            if is_column(name) and name not in UNFILLED:
+            if is_column(name) and name not in UNREAD:
                 raise ValueError(f"columns: {name} is a column of the schema itself")
         for name in omit:
             if name not in _OMITTABLE:
@@ -450,7 +450,7 @@ def _without_values(metadata: pq.FileMetaData) -> set[str]:
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)
         name = column.path.partition(".")[0]
-        if name not in UNFILLED:
+        if name not in UNREAD:
             continue
         parts = [metadata.row_group(g).column(at) for g in range(metadata.num_row_groups)]
         found = [part.statistics for part in parts]

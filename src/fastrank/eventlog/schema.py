@@ -27,7 +27,7 @@ __all__ = [
     "REWARD_KINDS",
     "SCHEMA_VERSION",
     "SEED_SOURCES",
-    "UNFILLED",
+    "UNREAD",
     "VERSION_KEY",
     "Kind",
     "cast_column",
@@ -49,7 +49,7 @@ REWARD_KINDS = ("positives", "complete")
 OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
 # Columns that version 2 has room for, and that nothing here reads. `LogWriter.append` leaves them
 # null, but for the first two where it is given them.
-UNFILLED = (
+UNREAD = (
     *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
     *("features_version", "score", "rules", "after", "made_by", "n_scored"),
     *("n_probes", "tail_log_weight", "is_candidate", "evaluation_log_propensities", "shown_at"),

@@ -17,7 +17,7 @@ from fastrank.eventlog.columns import codes_of, floats, is_valid
 from fastrank.eventlog.schema import (
     OLD_PARAMETERS,
     SCHEMA_VERSION,
-    UNFILLED,
+    UNREAD,
     Kind,
     cast_column,
     kind_of_ids,
@@ -41,7 +41,7 @@ def foreign(columns: pa.Schema, kind: Kind) -> list[str]:
         for each in columns
         if each.name in wanted.names
         and each.name not in old
-        and not (each.name in UNFILLED and _alike(each.type, wanted.field(each.name).type))
+        and not (each.name in UNREAD and _alike(each.type, wanted.field(each.name).type))
     ]
 
 

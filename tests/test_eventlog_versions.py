@@ -17,7 +17,7 @@ from logs import HOUR, NOON, catalog, drain, report_of, row, segments, table
 import fastrank as fr
 from fastrank import ope
 from fastrank.eventlog import LogBatch, LogReader, LogWriter, Stratum, join, schema
-from fastrank.eventlog.schema import UNFILLED, Kind
+from fastrank.eventlog.schema import UNREAD, Kind
 from fastrank.eventlog.segments import seal_abandoned
 from fastrank.ope.queries import logging_policy
 from fastrank.ope.report import Section, render
@@ -225,18 +225,18 @@ GIVEN: dict[str, Any] = {
 class TestColumns:
     def test_room_for_what_comes(self, tmp_path: Path) -> None:
         """What `append` leaves null is kept, and joined, if somebody else fills it."""
-        assert set(GIVEN) == set(UNFILLED)
+        assert set(GIVEN) == set(UNREAD)
         given = table([row(0, **GIVEN), row(1)])
         with LogWriter(tmp_path) as log:
             log.append_table(given)
         rows, reader = drain(tmp_path)
         assert reader.report.set_aside == {}
         wanted = given.to_pylist()
-        assert [{name: one[name] for name in UNFILLED} for one in rows] == [
-            {name: one[name] for name in UNFILLED} for one in wanted
+        assert [{name: one[name] for name in UNREAD} for one in rows] == [
+            {name: one[name] for name in UNREAD} for one in wanted
         ]
-        (batch,) = LogReader(tmp_path, omit=UNFILLED)
-        assert not set(UNFILLED) & set(batch.table.schema.names)
+        (batch,) = LogReader(tmp_path, omit=UNREAD)
+        assert not set(UNREAD) & set(batch.table.schema.names)
         assert batch.values("run") == [None, None]
 
     def test_types_of_other_tools(self, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ class TestColumns:
             assert batch.values("after") == [[1, 2], None]
 
     def test_absent_columns_are_null(self, tmp_path: Path) -> None:
-        whole = table([row(0)]).drop_columns([*UNFILLED, "sampler", "item_kind", "law"])
+        whole = table([row(0)]).drop_columns([*UNREAD, "sampler", "item_kind", "law"])
         pq.write_table(whole.replace_schema_metadata(None), tmp_path / "a.parquet")
         rows, _ = drain(tmp_path)
         assert list(rows[0]) == schema("int64").names

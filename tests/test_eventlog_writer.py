@@ -33,7 +33,7 @@ from patience import PATIENCE
 import fastrank as fr
 from fastrank.eventlog import LogReader, LogWriter, filter_id, schema
 from fastrank.eventlog import writer as writer_module
-from fastrank.eventlog.schema import UNFILLED
+from fastrank.eventlog.schema import UNREAD
 from fastrank.inputs import new_request_id
 from fastrank.ranking import Ranking
 
@@ -92,7 +92,7 @@ class TestRoundTrip:
         (logged,), reader = drain(tmp_path)
         when = datetime(2026, 1, 1, 12, tzinfo=UTC)
         assert logged == {
-            **dict.fromkeys(UNFILLED),
+            **dict.fromkeys(UNREAD),
             "schema_version": 2,
             "request_id": "é",
             "request_id_source": "header",

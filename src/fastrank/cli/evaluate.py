@@ -21,7 +21,7 @@ from fastrank.catalog import Catalog
 from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.obdlog import items_of_obd
-from fastrank.eventlog.schema import UNFILLED
+from fastrank.eventlog.schema import UNREAD
 from fastrank.model import Model
 from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
 from fastrank.ope.forecast import forecast
@@ -38,7 +38,7 @@ _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in e
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
-_UNREAD = ("latency_us", "n_candidates", "retrieval", "reward_ts", *UNFILLED)
+_UNREAD = ("latency_us", "n_candidates", "retrieval", "reward_ts", *UNREAD)
 _FOR_MODELS = ("scores", "query", "log_norm")
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.

@@ -255,6 +255,11 @@ def test_importing_fastrank_loads_the_core_alone() -> None:
     assert loaded <= core
 
 
+def test_importing_fastrank_loads_nothing_that_few_calls_need() -> None:
+    heavy = {"_hashlib", "asyncio", "glob", "lzma", "multiprocessing", "random", "shutil"}
+    assert not heavy & set(loaded_by_import())
+
+
 def test_importing_fastrank_starts_no_thread() -> None:
     """Beyond those that NumPy's own linear algebra starts."""
     code = (

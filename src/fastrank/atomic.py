@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> [each.name for each in file.parent.iterdir()]
     ['report.html']
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
@@ -48,6 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except BaseException:
         if temporary.is_dir():
+            import shutil  # with four compressors, which `import fastrank` need not wait for
+
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ passed over by another.
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -119,6 +118,8 @@ def files_at(
     ValueError
         Naming a path at which there is none.
     """
+    import glob  # `import fastrank` need not wait for it
+
     found: dict[Path, None] = {}
     for text in listed_paths(paths):
         if Path(text).exists():

@@ -8,8 +8,8 @@ up by one pass over all of them instead, against a table of the wanted.
 from __future__ import annotations
 
 import operator
+import os
 import re
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -60,7 +60,7 @@ _SEARCHES = 100
 _BEGINS = re.compile(r"-?([1-9][0-9]{0,18})?|0", re.ASCII)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 # So that nobody can choose ids that collide in the hash table of a look-up.
-_HASH_KEY = secrets.randbits(64)
+_HASH_KEY = int.from_bytes(os.urandom(8), "little")
 
 
 # ---- What counts as ids ---------------------------------------------------------------------

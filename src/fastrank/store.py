@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import math
@@ -61,6 +60,8 @@ def _bytes(array: AnyArray) -> memoryview:
 
 def array_digest(array: AnyArray) -> str:
     """SHA-256 of the file that `write` makes of an array."""
+    import hashlib  # late: to load OpenSSL is a tenth of `import fastrank`
+
     digest = hashlib.sha256(_header(array.dtype, array.shape))
     digest.update(_bytes(array))
     return digest.hexdigest()
@@ -68,6 +69,8 @@ def array_digest(array: AnyArray) -> str:
 
 def content_hash(content: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON object, keys sorted."""
+    import hashlib
+
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -352,6 +355,8 @@ def _opened(file: Path) -> BufferedReader:
 
 
 def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> AnyArray:
+    import hashlib
+
     size = os.fstat(stream.fileno()).st_size
     if size != entry.bytes:
         raise ValueError(f"{path}: damaged: {entry.file} has {size} bytes, not {entry.bytes}")

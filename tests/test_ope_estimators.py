@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from fastrank import ope
+from fastrank.ope.estimators import Ips
 
 Array: TypeAlias = npt.NDArray[np.float64]
 EXACT = 1e-9
@@ -575,6 +576,24 @@ def test_reasons_are_known() -> None:
     estimator = estimator_of("ips", three_arms())
     assert ope.estimate(estimator, reasons=("malformed_rows",)).status == "malformed_log"
     assert ope.estimate(estimator, reasons=("malformed_rows", "uncovered")).status == "unsupported"
+
+
+class Halved(Ips):
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {"share": 0.5}
+
+    @property
+    def matched(self) -> int:
+        return 500
+
+
+def test_an_estimate_says_what_its_estimator_does() -> None:
+    estimator = Halved(1)
+    estimator.update(three_arms())
+    found = ope.estimate(estimator)
+    assert (found.parameters, found.matched) == ({"share": 0.5}, 500)
+    assert ope.estimate(estimator_of("ips", three_arms())).matched is None
 
 
 # Differences.

@@ -165,6 +165,16 @@ class Estimator:
         return []
 
     @property
+    def parameters(self) -> dict[str, float]:
+        """What it was computed with, for an estimate to say."""
+        return {}
+
+    @property
+    def matched(self) -> int | None:
+        """Rows that it is a mean of, where those are not all."""
+        return None
+
+    @property
     def bias(self) -> float:
         """How far it is off, as far as that is known."""
         return 0.0
@@ -411,6 +421,10 @@ class ClippedIps(_Mean):
         return self._cut / whole if whole > 0.0 else 0.0
 
     @property
+    def parameters(self) -> dict[str, float]:
+        return {"clip": self.clip, "cut_off": self.cut_off}
+
+    @property
     def bias(self) -> float:
         return self._cut / self.rows if self.rows else 0.0
 
@@ -467,6 +481,10 @@ class Replay(_Ratio):
             self.weights.update(
                 logs[there], weights[there], contributions[there], batch.groups[there]
             )
+
+    @property
+    def matched(self) -> int | None:
+        return self.matches
 
     def doubts(self) -> list[str]:
         found = [] if self.matches else ["no_overlap"]

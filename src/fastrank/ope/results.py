@@ -13,7 +13,7 @@ import numpy as np
 from fastrank.arraytypes import FloatArray
 from fastrank.ope.batch import GROUPS
 from fastrank.ope.diagnostics import Diagnostics, Thresholds
-from fastrank.ope.estimators import Avg, ClippedIps, Estimator, Replay
+from fastrank.ope.estimators import Avg, ClippedIps, Estimator
 
 __all__ = ["REASONS", "Difference", "Estimate", "Status", "difference", "estimate", "worst"]
 
@@ -233,14 +233,10 @@ def estimate(
         effective_clusters=effective if math.isfinite(effective) else 0.0,
         skewness=skewness,
         diagnostics=diagnostics,
-        matched=estimator.matches if isinstance(estimator, Replay) else None,
+        matched=estimator.matched,
         status=worst(found),
         reasons=tuple(dict.fromkeys(found)),
-        parameters=(
-            {"clip": estimator.clip, "cut_off": estimator.cut_off}
-            if isinstance(estimator, ClippedIps)
-            else {}
-        ),
+        parameters=estimator.parameters,
     )
 
 

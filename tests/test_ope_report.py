@@ -397,6 +397,16 @@ def test_ess_by_place(section: Section) -> None:
     assert heights == sorted(heights)  # later places have less
 
 
+def test_ess_by_place_is_of_prefixes_alone(section: Section) -> None:
+    """The chart says how many places are weighted; other estimators weigh each place by itself."""
+    policy = section.evaluation.policies[1]
+    rips = policy.estimates["rips"]
+    for names, drawn in ((["iips", "rips"], "rips"), (["iips"], None)):
+        estimates = {name: replace(rips, estimator=name) for name in names}
+        found = report._by_place(replace(policy, estimates=estimates))
+        assert (found and found["estimator"]) == drawn
+
+
 # ---- Strangers ------------------------------------------------------------------------------
 
 

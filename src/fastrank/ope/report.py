@@ -472,11 +472,17 @@ def _spread(policy: PolicyResult, rows: int, zeros: int, total: float) -> str:
 
 def _by_place(policy: PolicyResult) -> dict[str, Any] | None:
     """ESS shares of the weights of the first places, in decades; in a box of 400 x 190."""
-    found = [each for each in policy.estimates.values() if each.diagnostics is not None]
-    longest = max(found, key=lambda each: len(each.diagnostics.by_place), default=None)  # type: ignore[union-attr]
-    if longest is None or longest.diagnostics is None or len(longest.diagnostics.by_place) < 2:
+    found = next(
+        (
+            each
+            for name, each in policy.estimates.items()
+            if ESTIMATORS[name].kind_of_weights == "prefixes"
+        ),
+        None,
+    )
+    if found is None or found.diagnostics is None or len(found.diagnostics.by_place) < 2:
         return None
-    shares = [place["ess"] / longest.rows for place in longest.diagnostics.by_place]
+    shares = [place["ess"] / found.rows for place in found.diagnostics.by_place]
     k, left, right, top, bottom = len(shares), 52.0, 384.0, 14.0, 152.0
     smallest = min((share for share in shares if share > 0.0), default=1.0)
     decades = min(max(math.ceil(-math.log10(smallest) - 1e-9), 1), _DECADES)
@@ -490,7 +496,7 @@ def _by_place(policy: PolicyResult) -> dict[str, Any] | None:
 
     step = max(1, math.ceil(k / 10))
     return {
-        "estimator": longest.estimator,
+        "estimator": found.estimator,
         "left": left,
         "right": right,
         "top": top,
@@ -499,7 +505,7 @@ def _by_place(policy: PolicyResult) -> dict[str, Any] | None:
             (
                 x(place),
                 y(share),
-                f"first {place + 1}: ESS {_count(share * longest.rows)}, {_percent(share)}",
+                f"first {place + 1}: ESS {_count(share * found.rows)}, {_percent(share)}",
             )
             for place, share in enumerate(shares)
         ],

@@ -405,7 +405,7 @@ def test_the_page_tells_of_weights_below_0(tmp_path: Path) -> None:
         (["iips"], False, "iips of a: wants a policy on a model, and the model that wrote the log"),
         (["pi"], False, "pi of a: wants a policy on a model"),
         (["dm"], True, "dm of a: wants a reward model and a policy on a model, or a column of q_"),
-        (["cascade-dr"], True, "cascade-dr of a: wants a column of the reward model's values"),
+        (["cascade-dr"], True, "cascade-dr of a: wants a column of cascade_q_logged"),
     ],
 )
 def test_what_an_estimator_lacks_is_named(
@@ -416,6 +416,36 @@ def test_what_an_estimator_lacks_is_named(
             short,
             by_model(model, a=fr.Uniform()),
             logging=[model] if logging else [],
+            estimators=names,
+        )
+
+
+def test_an_array_that_nothing_computes_is_a_column(
+    short: LogReader, model: fr.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not 0 in all rows, whatever else is given."""
+    monkeypatch.setattr(ope.ESTIMATORS["dm"], "needs", ("new_array",))
+    with pytest.raises(ValueError, match="dm of a: wants a column of new_array"):
+        ope.evaluate(
+            short,
+            by_model(model, a=fr.Uniform()),
+            logging=[model],
+            estimators=["dm"],
+            reward_model=lambda query, item_ids: np.zeros(len(item_ids)),
+        )
+
+
+@pytest.mark.parametrize("names", [["iips"], ["ips", "iips", "pi"]])
+def test_who_wants_the_logging_law_is_named(tmp_path: Path, names: Sequence[str]) -> None:
+    with LogWriter(tmp_path) as log:
+        serve(log, 10, fr.PlackettLuce(1.0))
+    other = fr.Catalog(np.arange(20), np.ones((20, 1)))
+    wanted = " and ".join(name for name in names if name != "ips")
+    with pytest.raises(ValueError, match=f"the logging policy's law is wanted for {wanted}$"):
+        ope.evaluate(
+            LogReader(tmp_path),
+            [ope.ByModel("a", fr.PlackettLuce(0.9), CATALOG)],
+            logging=[other],
             estimators=names,
         )
 

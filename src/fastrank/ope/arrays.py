@@ -46,6 +46,8 @@ RewardModel: TypeAlias = Callable[[Float32Array, npt.NDArray[Any]], npt.ArrayLik
 T = TypeVar("T")
 
 _MARGINALS = ("marginals_logged", "marginals_evaluated")
+_OF_LAWS = {*_MARGINALS, "slate_weights"}
+_OF_REWARD_MODEL = {"q_logged", "q_expected", "q_direct"}
 _CACHE_BYTES = 128 << 20  # of laws kept from one batch to the next
 _OVERHEAD = 500  # bytes of an entry besides its arrays
 
@@ -96,6 +98,9 @@ class OptionalArrays:
         self._places = places
         self._reward_model = reward_model
         self._wanted = {need for name in names for need in ESTIMATORS[name].needs}
+        self._want_laws = " and ".join(
+            name for name in names if not _OF_LAWS.isdisjoint(ESTIMATORS[name].needs)
+        )
         self._cache = LRU[Any, Any](_CACHE_BYTES)
         self._by_slates = [
             policy
@@ -116,18 +121,18 @@ class OptionalArrays:
         def refuse(why: str) -> None:
             raise ValueError(f"estimators: {name} of {policy.label}: {why}, or a column of {need}")
 
-        if self._places == 1 and (need in _MARGINALS or need == "slate_weights"):
+        if self._places == 1 and need in _OF_LAWS:
             return  # with one place they are the propensities and their ratio
         by_model = isinstance(policy, ByModel)
-        if need in _MARGINALS or need == "slate_weights":
+        if need in _OF_LAWS:
             if not by_model or not self._writers.models:
                 refuse("wants a policy on a model, and the model that wrote the log")
             assert isinstance(policy, ByModel)
             sizes = [len(catalog_of(each)) for each in (policy.model, *self._writers.models)]
             if need in _MARGINALS and max(sizes) > MAX_ITEMS:
                 refuse(f"takes at most {MAX_ITEMS} items, got {max(sizes)}")
-        elif need.startswith("cascade"):
-            refuse("wants a column of the reward model's values")
+        elif need not in _OF_REWARD_MODEL:
+            raise ValueError(f"estimators: {name} of {policy.label}: wants a column of {need}")
         elif not by_model or self._reward_model is None:
             refuse("wants a reward model and a policy on a model")
 
@@ -215,7 +220,7 @@ class OptionalArrays:
     ) -> dict[str, FloatArray]:
         evaluated = self._evaluated_law(policy, batch)
         writers = self._writers.queries(batch)
-        rewards = wanted & {"q_logged", "q_expected", "q_direct"}
+        rewards = wanted & _OF_REWARD_MODEL
         kinds = len(wanted - rewards) + bool(rewards)
 
         def logged(i: int) -> _Law:
@@ -261,13 +266,13 @@ class OptionalArrays:
         if writer is None or policy is None:
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: its model is not among those"
-                " given, and iips and pi want the logging policy's law"
+                f" given; the logging policy's law is wanted for {self._want_laws}"
             )
         query = writers[writer].row(i)
         if isinstance(query, str):
             raise ValueError(
-                f"logging: request {batch.value('request_id', i)}: {query}:"
-                " iips and pi want the logging policy's law"
+                f"logging: request {batch.value('request_id', i)}: {query};"
+                f" the logging policy's law is wanted for {self._want_laws}"
             )
         return _Law(catalog_of(self._writers.models[writer]), query, policy)
 

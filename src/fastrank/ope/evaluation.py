@@ -61,7 +61,7 @@ def evaluate(
         With labels of their own.
     logging : sequence of Model or Catalog
         What wrote the log. Wanted where an evaluation policy has another catalog, to know what
-        could not have been shown, and by iips and pi.
+        could not have been shown, and by estimators that need its law (iips, pi).
     places : int, optional
         Evaluate a policy that shows so many. By default each row's own number; if some rows asked
         for fewer than are given here, the log cannot say what the rest would have earned.
@@ -95,8 +95,8 @@ def evaluate(
     reasons : sequence of str
         What is known against the log: keys of `REASONS`, ``"audit_failed"`` for one.
     advance : callable, optional
-        Called with the number of rows that are done: after each batch and, where what iips, pi or
-        a reward model need of it takes long, within it.
+        Called with the number of rows that are done: after each batch and, where laws or a
+        reward model take long, within it.
 
     Returns
     -------

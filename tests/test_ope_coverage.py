@@ -56,6 +56,7 @@ def run(cell: Cell, *, cluster: bool = True) -> tuple[float, float]:
     logged = np.full(shape, -np.log(ARMS))
     activity = np.arange(1.0, cell.users + 1) ** -cell.zipf
     shares = np.cumsum(activity / activity.sum())
+    needs = ope.ESTIMATORS[cell.estimator].needs
     covered = flagged = 0
     for _ in range(RUNS):
         arm = rng.integers(0, ARMS, shape)
@@ -69,7 +70,10 @@ def run(cell: Cell, *, cluster: bool = True) -> tuple[float, float]:
             rate = rate * own[user, None]
             groups = rng.integers(0, 2**40, cell.users)[user]
         rewards = (rng.random(shape) < rate).astype(float)
-        batch = ope.Batch.of(logged, log_p1[arm], rewards, groups=groups)
+        # Places are independent: marginals are propensities.
+        marginals = {"marginals_logged": np.exp(logged), "marginals_evaluated": p1[arm]}
+        wanted = {name: marginals[name] for name in needs}
+        batch = ope.Batch.of(logged, log_p1[arm], rewards, groups=groups, **wanted)
         estimator = ope.ESTIMATORS[cell.estimator](cell.places)
         estimator.update(batch)
         found = ope.estimate(estimator, cluster=cluster and cell.users > 0, bootstrap=False)
@@ -94,6 +98,7 @@ LADDER = [
     Cell("snips", 1.0, 4000, 0.3, users=200, zipf=1.5),
     Cell("snrips", 0.5, 10_000, 0.3, users=1000, zipf=1.2, places=3),
     Cell("snips", 1.0, 10_000, 0.3, users=4000, zipf=0.9),
+    Cell("iips", 0.5, 4000, 0.3, users=400, zipf=0.8, places=3),
     # E exp(z) exp(.4 z - .48) over E exp(z) is 1: the truth is that of users who are alike.
     Cell("snips", 1.0, 4000, 0.15, users=200, together=True),
     Cell("snips", 1.0, 10_000, 0.15, users=1000, together=True),

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
         *("ask", "ranker", "lru"),
     },
-    "given": {"ask", "policies", "ranking", "ids", "inputs", "ranker", "_native"},
+    "given": {"policies", "ranking", "ids", "inputs", "ranker", "_native"},
     "model": {"policies", "ranking", "ids", "inputs", "contents", "store", "catalog"},
     # Around it.
     "opening": {"store", "catalog", "model"},

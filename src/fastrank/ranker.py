@@ -57,15 +57,15 @@ class Tree(NamedTuple):
 class Ranker:
     """Items that have ids, and a native table of their scores.
 
-    Who is one sets `_n_items`, `_index`, `_packed`, `_version`, and `_trees` unless it refuses the
-    sampler that keeps them (`_spec`).
+    Who is one sets `_n_items`, `_index`, `_packed`, `_version`, and `_trees` where scores may be
+    wanted again; without it the sampler that keeps them is refused.
     """
 
     _n_items: int
     _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
-    _trees: LRU[tuple[bytes, float], Tree]  # by query and temperature
+    _trees: LRU[tuple[bytes, float], Tree] | None = None  # by query and temperature
 
     def _rank(
         self,
@@ -159,6 +159,7 @@ class Ranker:
 
     def _draw_cached(self, ask: Ask) -> Drawn:
         query, bias, temperature = ask.query, ask.bias, ask.spec.temperature
+        assert self._trees is not None  # by `_spec`
         key = (query.tobytes(), temperature)
         tree = None if bias is not None else self._trees.get(key)
         if tree is None:
@@ -407,7 +408,13 @@ class Ranker:
 
     def _spec(self, policy: Policy, name: str = "policy") -> Spec:
         """How to draw by a policy from these scores."""
-        return spec_of(policy, name)
+        spec = spec_of(policy, name)
+        if spec.cached and self._trees is None:
+            raise ValueError(
+                f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which"
+                " these scores have not; 'gumbel' draws by the same law"
+            )
+        return spec
 
     def _specs(
         self, policy: Policy | Sequence[Policy], b: int

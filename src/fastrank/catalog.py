@@ -19,12 +19,9 @@ from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
 from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranker import (
-    RNG_VERSION,
-    Ranker,
-    Tree,
-)
+from fastrank.ranker import RNG_VERSION, Tree
 from fastrank.ranking import Ranking, RankingBatch
+from fastrank.scorer import Scorer
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
@@ -34,7 +31,7 @@ LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
 
 
-class Catalog(Ranker):
+class Catalog(Scorer):
     """Items with their vectors, ready to be ranked.
 
     Parameters
@@ -289,9 +286,6 @@ class Catalog(Ranker):
         raise TypeError(
             "a Catalog is not copied or pickled: save it, and open it where it is wanted"
         )
-
-    def __len__(self) -> int:
-        return self._n_items
 
     def __repr__(self) -> str:
         return f"Catalog({self._n_items} items, dim {self._dim}, version {self._version[:12]})"
@@ -625,8 +619,7 @@ class Catalog(Ranker):
         return self._rows
 
     def _rows_of(self, item_ids: Ids) -> Positions:
-        """Rows (m,) of ids, -1 where there is no such id."""
-        positions = self._index.find("item_ids", item_ids, ordered=True)
+        positions = super()._rows_of(item_ids)
         if self._rows is None:
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)

@@ -155,6 +155,7 @@ def test_handlers_run_during_a_call_and_may_end_it(catalog: fr.Catalog, name: st
     assert threads_of_this_process() == threads
     assert call(1) == call(1)
     trees = catalog._trees
+    assert trees is not None
     assert trees.weight == sum(weight for _, weight in trees._entries.values())
 
 

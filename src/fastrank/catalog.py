@@ -15,19 +15,13 @@ import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
-from fastrank.ask import spec_of
-from fastrank.ids import PADDING, IdIndex, Ids, ItemIds, ids_of, is_compact
-from fastrank.inputs import as_bias, as_column, as_count, as_finite, as_float32, as_real, shown
+from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
+from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranker import (
-    RNG_VERSION,
-    Ranker,
-    Tree,
-    each_of,
-    is_one,
-)
+from fastrank.ranker import RNG_VERSION, Tree
 from fastrank.ranking import Ranking, RankingBatch
+from fastrank.scorer import Scorer
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
@@ -37,7 +31,7 @@ LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
 
 
-class Catalog(Ranker):
+class Catalog(Scorer):
     """Items with their vectors, ready to be ranked.
 
     Parameters
@@ -293,9 +287,6 @@ class Catalog(Ranker):
             "a Catalog is not copied or pickled: save it, and open it where it is wanted"
         )
 
-    def __len__(self) -> int:
-        return self._n_items
-
     def __repr__(self) -> str:
         return f"Catalog({self._n_items} items, dim {self._dim}, version {self._version[:12]})"
 
@@ -541,45 +532,16 @@ class Catalog(Ranker):
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
-        rankings = self._find_rankings(each_of("item_ids", item_ids, b))
-        specs = [
-            [spec_of(each, f"policies[{j}]")] * b
-            if is_one(each)
-            else [
-                spec_of(one, f"policies[{j}]: row {i}")
-                for i, one in enumerate(each_of(f"policies[{j}]", each, b))
-            ]
-            for j, each in enumerate(as_column("policies", policies, "a sequence of policies"))
-        ]
-        _, excluded = self._filters("exclude", exclude, b)
-        _, allowed = self._filters("allow", allow, b)
-        biases = self._biases(bias, b)
-        if biases is not None:
-            biases = self._stored(biases)
-        places = max(map(len, rankings), default=0)
-        if not is_compact(b, places, sum(map(len, rankings))):
-            row = max(range(b), key=lambda i: len(rankings[i]))
-            raise ValueError(
-                f"item_ids[{row}]: its {places:,} places make each of {b:,} rankings as wide, over"
-                f" {PADDING} times what they hold in all; pass it by itself"
-            )
-        result = np.full((len(specs), b, places), np.nan)
-        scores, before = np.empty(0, np.float32), None
-        for i, positions in enumerate(rankings):
-            own_bias = None if biases is None else biases[i % len(biases)]
-            key = rows[i].tobytes(), i if biases is not None and len(biases) > 1 else 0
-            if key != before:
-                try:
-                    scores, before = self._packed.scores(rows[i], own_bias), key
-                except ValueError as error:
-                    text = str(error).removeprefix("query: ")
-                    raise ValueError(f"queries: row {i}: {text}") from None
-            eligible, n_eligible = self._eligible(excluded[i], allowed[i])
-            for j, of_policy in enumerate(specs):
-                result[j, i, : len(positions)] = self._log_propensities(
-                    self._scored, scores, positions, of_policy[i], None, eligible, n_eligible
-                )
-        return result
+        return self._judge_batch(
+            self._scored,
+            self._packed.scores,
+            rows,
+            item_ids,
+            policies,
+            exclude,
+            allow,
+            self._biases(bias, b),
+        )
 
     def scores(self, query: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Float32Array:
         """Raw scores (n,) float32 of all items in catalog order, to the bit as rankings have them.
@@ -657,8 +619,7 @@ class Catalog(Ranker):
         return self._rows
 
     def _rows_of(self, item_ids: Ids) -> Positions:
-        """Rows (m,) of ids, -1 where there is no such id."""
-        positions = self._index.find("item_ids", item_ids, ordered=True)
+        positions = super()._rows_of(item_ids)
         if self._rows is None:
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)

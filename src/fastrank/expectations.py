@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, IntArray, Mask
 from fastrank.calibration import condense
-from fastrank.catalog import Catalog
 from fastrank.policies import Policy, law_of
+from fastrank.scorer import Scorer
 
 __all__ = ["Audience", "Draws", "Laws"]
 
@@ -120,7 +120,7 @@ class Audience:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Scorer,
         queries: Float32Array,
         k: int,
         advance: Callable[[int], None] | None = None,

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray
-from fastrank.ask import Spec, spec_of
 from fastrank.ids import Ids, ItemIds, UniqueIds, ids_of
 from fastrank.inputs import as_float32, as_real
 from fastrank.policies import Policy
@@ -212,15 +211,6 @@ class _Scored(Ranker):
         self._n_items = n_items
         self._packed = _native.GivenScores(n_items)
         self._version = ""
-
-    def _spec(self, policy: Policy, name: str = "policy") -> Spec:
-        spec = spec_of(policy, name)
-        if spec.cached:
-            raise ValueError(
-                f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which"
-                " given scores have not; 'gumbel' draws by the same law"
-            )
-        return spec
 
 
 def _row(scores: npt.ArrayLike) -> Float32Array:

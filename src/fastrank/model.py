@@ -16,8 +16,9 @@ from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.policies import Policy
 from fastrank.ranking import Ranking, recommended
+from fastrank.scorer import Scorer
 
-__all__ = ["Model"]
+__all__ = ["Model", "scorer_of"]
 
 
 class Model:
@@ -60,6 +61,8 @@ class Model:
         item_titles: Sequence[str] | None = None,
         user_temperatures: npt.ArrayLike | None = None,
     ) -> None:
+        if not isinstance(catalog, Catalog):  # which is saved with the model, and opened with it
+            raise ValueError(f"catalog: expected a Catalog, got {shown(catalog)}")
         rows = as_real("user_vectors", user_vectors)
         if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != catalog.dim:
             raise ValueError(
@@ -371,6 +374,15 @@ def _check_temperatures(temperatures: FloatArray) -> None:
     if bad.size:
         value = temperatures[bad[0]]
         raise ValueError(f"user_temperatures: row {bad[0]}: must be above 0, got {value}")
+
+
+def scorer_of(name: str, model: Model | Scorer) -> Scorer:
+    """What ranks: a model's catalog, or what was given itself; what is neither is refused."""
+    if isinstance(model, Model):
+        return model.catalog
+    if not isinstance(model, Scorer):
+        raise ValueError(f"{name}: expected a Model or a Catalog, got {shown(model)}")
+    return model
 
 
 def _pack_titles(titles: Iterable[str], n_items: int) -> tuple[npt.NDArray[np.uint8], IntArray]:

@@ -7,7 +7,7 @@ own. A law's head is drawn here, by one more pass; a sampler knows nothing of it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
 from fastrank.ask import BEST, Ask, AskBatch, Drawn, DrawnBatch, Spec, spec_of
-from fastrank.ids import Ids, Listed, Lookup, listed
+from fastrank.ids import PADDING, Ids, Listed, Lookup, is_compact, listed
 from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds
 from fastrank.lru import LRU
 from fastrank.policies import Policy
@@ -57,15 +57,15 @@ class Tree(NamedTuple):
 class Ranker:
     """Items that have ids, and a native table of their scores.
 
-    Who is one sets `_n_items`, `_index`, `_packed`, `_version`, and `_trees` unless it refuses the
-    sampler that keeps them (`_spec`).
+    Who is one sets `_n_items`, `_index`, `_packed`, `_version`, and `_trees` where scores may be
+    wanted again; without it the sampler that keeps them is refused.
     """
 
     _n_items: int
     _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
-    _trees: LRU[tuple[bytes, float], Tree]  # by query and temperature
+    _trees: LRU[tuple[bytes, float], Tree] | None = None  # by query and temperature
 
     def _rank(
         self,
@@ -159,6 +159,7 @@ class Ranker:
 
     def _draw_cached(self, ask: Ask) -> Drawn:
         query, bias, temperature = ask.query, ask.bias, ask.spec.temperature
+        assert self._trees is not None  # by `_spec`
         key = (query.tobytes(), temperature)
         tree = None if bias is not None else self._trees.get(key)
         if tree is None:
@@ -320,6 +321,65 @@ class Ranker:
             self._packed, query, positions, spec_of(policy), own_bias, eligible, n_eligible
         )
 
+    def _judge_batch(
+        self,
+        table: _native.PackedCatalog,
+        scores_of: Callable[[Float32Array, Float32Array | None], Float32Array],
+        queries: Float32Array,
+        item_ids: Sequence[Ids],
+        policies: Sequence[Policy | Sequence[Policy]],
+        exclude: Sequence[Ids | None] | None,
+        allow: Sequence[Ids | None] | None,
+        biases: Float32Array | None,
+    ) -> FloatArray:
+        """Log-propensities (p, b, k) of a ranking for each query, under each of p policies.
+
+        `scores_of` gives all items' scores, by position, of a query and its bias; `table` is one of
+        given scores, which judges by them. The rest is as the caller handed it in, but for queries
+        and biases.
+        """
+        b = len(queries)
+        rankings = self._find_rankings(each_of("item_ids", item_ids, b))
+        specs = [
+            [spec_of(each, f"policies[{j}]")] * b
+            if is_one(each)
+            else [
+                spec_of(one, f"policies[{j}]: row {i}")
+                for i, one in enumerate(each_of(f"policies[{j}]", each, b))
+            ]
+            for j, each in enumerate(as_column("policies", policies, "a sequence of policies"))
+        ]
+        _, excluded = self._filters("exclude", exclude, b)
+        _, allowed = self._filters("allow", allow, b)
+        own_biases = None if biases is None else self._stored(biases)
+        places = max(map(len, rankings), default=0)
+        if not is_compact(b, places, sum(map(len, rankings))):
+            row = max(range(b), key=lambda i: len(rankings[i]))
+            raise ValueError(
+                f"item_ids[{row}]: its {places:,} places make each of {b:,} rankings as wide, over"
+                f" {PADDING} times what they hold in all; pass it by itself"
+            )
+        result = np.full((len(specs), b, places), np.nan)
+        scores, before = np.empty(0, np.float32), None
+        for i, positions in enumerate(rankings):
+            own_bias = None if own_biases is None else own_biases[i % len(own_biases)]
+            key = (
+                queries[i].tobytes(),
+                i if own_biases is not None and len(own_biases) > 1 else 0,
+            )
+            if key != before:
+                try:
+                    scores, before = scores_of(queries[i], own_bias), key
+                except ValueError as error:
+                    text = str(error).removeprefix("query: ")
+                    raise ValueError(f"queries: row {i}: {text}") from None
+            eligible, n_eligible = self._eligible(excluded[i], allowed[i])
+            for j, of_policy in enumerate(specs):
+                result[j, i, : len(positions)] = self._log_propensities(
+                    table, scores, positions, of_policy[i], None, eligible, n_eligible
+                )
+        return result
+
     def _log_propensities(
         self,
         table: _native.PackedCatalog,
@@ -348,7 +408,13 @@ class Ranker:
 
     def _spec(self, policy: Policy, name: str = "policy") -> Spec:
         """How to draw by a policy from these scores."""
-        return spec_of(policy, name)
+        spec = spec_of(policy, name)
+        if spec.cached and self._trees is None:
+            raise ValueError(
+                f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which"
+                " these scores have not; 'gumbel' draws by the same law"
+            )
+        return spec
 
     def _specs(
         self, policy: Policy | Sequence[Policy], b: int

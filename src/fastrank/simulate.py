@@ -23,9 +23,10 @@ from fastrank.catalog import Catalog
 from fastrank.ids import IdIndex, Ids, as_id, as_ids, listed
 from fastrank.inputs import as_column, as_count, as_real, as_seed, shown
 from fastrank.marginals import MAX_ITEMS, next_law, position_marginals, prefix_tree, ranking_law
-from fastrank.model import Model
+from fastrank.model import Model, scorer_of
 from fastrank.policies import Policy, law_of
 from fastrank.ranking import Ranking
+from fastrank.scorer import Scorer
 
 __all__ = [
     "Cascade",
@@ -466,7 +467,7 @@ class TrueValue(NamedTuple):
 
 def true_value(
     world: World,
-    ranker: Model | Catalog,
+    ranker: Model | Scorer,
     policy: Policy,
     k: int = 10,
     *,
@@ -573,7 +574,7 @@ class RankingLog(Protocol):
 
 def write_log(
     world: World,
-    ranker: Model | Catalog,
+    ranker: Model | Scorer,
     policy: Policy,
     k: int,
     n_rows: int,
@@ -641,7 +642,7 @@ def write_log(
 
 def q_columns(
     world: World,
-    ranker: Model | Catalog,
+    ranker: Model | Scorer,
     policy: Policy,
     users: npt.ArrayLike,
     item_ids: npt.NDArray[Any],
@@ -711,12 +712,12 @@ class _Source:
     def __init__(
         self,
         world: World,
-        ranker: Model | Catalog,
+        ranker: Model | Scorer,
         queries: npt.ArrayLike | None,
         exclude: Sequence[Ids | None] | None,
     ) -> None:
         self.world = world
-        self.catalog = ranker.catalog if isinstance(ranker, Model) else ranker
+        self.catalog = scorer_of("ranker", ranker)
         self.n_items = len(self.catalog)
         self.rows = world.item_rows(self.catalog.item_ids)  # of the catalog's items
         n_users = len(world.user_ids)

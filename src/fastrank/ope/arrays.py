@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, Mask, Rows
-from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.lru import LRU
 from fastrank.marginals import (
@@ -38,6 +37,7 @@ from fastrank.ope.queries import (
     shown,
 )
 from fastrank.policies import Policy
+from fastrank.scorer import Scorer
 
 __all__ = ["OptionalArrays", "RewardModel"]
 
@@ -85,7 +85,7 @@ class OptionalArrays:
         self,
         names: Sequence[str],
         policies: Sequence[EvaluationPolicy],
-        logging: Sequence[Model | Catalog],
+        logging: Sequence[Model | Scorer],
         places: int,
         reward_model: RewardModel | None,
         restrict: bool = False,
@@ -422,7 +422,7 @@ class OptionalArrays:
         j: int,
         seed: int,
         items: npt.NDArray[Any],
-        catalog: Catalog,
+        catalog: Scorer,
         query: Query,
         policy: Policy,
     ) -> None:
@@ -485,7 +485,7 @@ class _OfRows(Generic[T]):
 class _Law:
     """What rankings of a row are drawn by."""
 
-    catalog: Catalog
+    catalog: Scorer
     query: Query
     policy: Policy
 
@@ -512,11 +512,11 @@ class _Law:
 LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
 
 
-def _scores(catalog: Catalog, query: Query) -> Float32Array:
+def _scores(catalog: Scorer, query: Query) -> Float32Array:
     return catalog.scores(query.vector, query.bias)
 
 
-def _eligible(catalog: Catalog, query: Query) -> Mask:
+def _eligible(catalog: Scorer, query: Query) -> Mask:
     mask = np.full(len(catalog), query.allow is None)
     for ids, value in ((query.allow, True), (query.exclude, False)):
         if ids is not None:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.catalog import RNG_VERSION, Catalog
+from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.model import Model
 from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy, shown
 from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
+from fastrank.scorer import Scorer
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -94,7 +95,7 @@ class Audit:
 
 def audit(
     log: LogReader,
-    models: Sequence[Model | Catalog],
+    models: Sequence[Model | Scorer],
     *,
     sample: int = 1000,
     advance: Callable[[int], None] | None = None,
@@ -237,7 +238,7 @@ class _Sample:
             self._judge(batch, i, catalog_of(model), policy, query)
 
     def _judge(
-        self, batch: LogBatch, i: int, catalog: Catalog, policy: Policy, query: Query
+        self, batch: LogBatch, i: int, catalog: Scorer, policy: Policy, query: Query
     ) -> None:
         items = shown(batch, i)
         if not len(items):

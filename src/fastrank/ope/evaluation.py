@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.catalog import Catalog
 from fastrank.eventlog import LogReader
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays
@@ -19,6 +18,7 @@ from fastrank.ope.question import DEFAULT_ESTIMATORS, LOGGING, question
 from fastrank.ope.rows import Used
 from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult, summarise
 from fastrank.ope.sums import LogSums
+from fastrank.scorer import Scorer
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
@@ -34,7 +34,7 @@ def evaluate(
     log: LogReader,
     policies: Sequence[EvaluationPolicy],
     *,
-    logging: Sequence[Model | Catalog] = (),
+    logging: Sequence[Model | Scorer] = (),
     places: int | None = None,
     estimators: Sequence[str] | None = None,
     lead: str | None = None,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch, LogReader
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays, RewardModel
@@ -15,6 +14,7 @@ from fastrank.ope.propensities import EvaluationPolicy, FromColumn, judge
 from fastrank.ope.queries import catalogs_of
 from fastrank.ope.question import settled
 from fastrank.ope.rows import cut
+from fastrank.scorer import Scorer
 
 __all__ = ["forecast"]
 
@@ -26,7 +26,7 @@ def forecast(
     log: LogReader,
     policies: Sequence[EvaluationPolicy],
     *,
-    logging: Sequence[Model | Catalog] = (),
+    logging: Sequence[Model | Scorer] = (),
     places: int | None = None,
     estimators: Sequence[str] | None = None,
     lead: str | None = None,

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Rows
-from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.model import Model
 from fastrank.ope.queries import Newer, Queries, Query, catalog_of, ranked_candidates, shown
 from fastrank.policies import Policy
+from fastrank.scorer import Scorer
 
 __all__ = [
     "ByFunction",
@@ -48,7 +48,7 @@ class ByModel:
 
     label: str
     policy: Policy
-    model: Model | Catalog
+    model: Model | Scorer
     arrays: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -135,7 +135,7 @@ def judge(
     policies: Sequence[EvaluationPolicy],
     rows: Rows,
     *,
-    logging: Mapping[str, Catalog],
+    logging: Mapping[str, Scorer],
     restrict: bool = False,
     keep_candidates: bool = False,
     places: int | None = None,
@@ -186,7 +186,7 @@ def judge(
 class _Support:
     """What could be shown, as `judge` takes it."""
 
-    logging: Mapping[str, Catalog]
+    logging: Mapping[str, Scorer]
     restrict: bool
     keep_candidates: bool
     places: int
@@ -194,7 +194,7 @@ class _Support:
 
 def _by_model(
     batch: LogBatch,
-    model: Model | Catalog,
+    model: Model | Scorer,
     policies: Sequence[Policy],
     wanted: Rows,
     support: _Support,
@@ -221,7 +221,7 @@ def _by_model(
 
 def _by_ranking(
     batch: LogBatch,
-    model: Model | Catalog,
+    model: Model | Scorer,
     policies: Sequence[Policy],
     wanted: Rows,
     support: _Support,
@@ -244,7 +244,7 @@ class _Asked:
     could not; `candidates` has what was ranked, by row, where that was not the whole catalog.
     """
 
-    catalog: Catalog
+    catalog: Scorer
     newer: Newer
     support_unknown: Mask
     unknown: dict[str, Mask] = field(default_factory=dict)
@@ -254,7 +254,7 @@ class _Asked:
     candidates: dict[int, IdArray] = field(default_factory=dict)
 
 
-def _ask(batch: LogBatch, model: Model | Catalog, wanted: Rows, support: _Support) -> _Asked:
+def _ask(batch: LogBatch, model: Model | Scorer, wanted: Rows, support: _Support) -> _Asked:
     n, has_candidates = len(batch), ranked_candidates(batch)
     newer = Newer(catalog_of(model), support.logging)
     queries = Queries(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrank.arraytypes import Float32Array, IdArray, IntArray, Mask
-from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
-from fastrank.model import Model
+from fastrank.model import Model, scorer_of
 from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
+from fastrank.scorer import Scorer
 
 __all__ = [
     "Newer",
@@ -29,14 +29,14 @@ __all__ = [
 class Writers:
     """The models that wrote a log, by the versions that its rows name."""
 
-    def __init__(self, models: Sequence[Model | Catalog]) -> None:
+    def __init__(self, models: Sequence[Model | Scorer]) -> None:
         self.models = list(models)
         self._by_model = {
             each.version: j for j, each in enumerate(models) if isinstance(each, Model)
         }
         self._by_catalog: dict[str, int] = {}
         for j, each in enumerate(models):
-            self._by_catalog.setdefault(catalog_of(each).version, j)
+            self._by_catalog.setdefault(scorer_of(f"models[{j}]", each).version, j)
 
     def of(self, batch: LogBatch, i: int) -> int | None:
         """Number of the model of row i, by its users where it names them; None: not among them."""
@@ -61,7 +61,7 @@ class Queries:
 
     def __init__(
         self,
-        model: Model | Catalog,
+        model: Model | Scorer,
         batch: LogBatch,
         *,
         as_logged: bool = False,
@@ -138,7 +138,7 @@ class Query:
 class Newer:
     """Items that a catalog has and the one that a row was logged from had not."""
 
-    def __init__(self, catalog: Catalog, logging: Mapping[str, Catalog]) -> None:
+    def __init__(self, catalog: Scorer, logging: Mapping[str, Scorer]) -> None:
         self._catalog = catalog
         self._logging = logging
         self._found: dict[str, IdArray | None] = {catalog.version: catalog.item_ids[:0]}
@@ -177,11 +177,12 @@ def ranked_candidates(batch: LogBatch) -> Mask:
     return batch.is_given("candidate_set_id")
 
 
-def catalogs_of(models: Sequence[Model | Catalog]) -> dict[str, Catalog]:
+def catalogs_of(models: Sequence[Model | Scorer]) -> dict[str, Scorer]:
     """Models' catalogs by their versions."""
-    return {catalog_of(each).version: catalog_of(each) for each in models}
+    catalogs = [scorer_of(f"logging[{j}]", each) for j, each in enumerate(models)]
+    return {each.version: each for each in catalogs}
 
 
-def catalog_of(model: Model | Catalog) -> Catalog:
+def catalog_of(model: Model | Scorer) -> Scorer:
     """A model's catalog."""
-    return model.catalog if isinstance(model, Model) else model
+    return scorer_of("model", model)

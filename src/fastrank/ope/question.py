@@ -9,14 +9,14 @@ from numbers import Real
 
 import numpy as np
 
-from fastrank.catalog import Catalog
 from fastrank.eventlog import LogReader
 from fastrank.inputs import as_column
-from fastrank.model import Model
+from fastrank.model import Model, scorer_of
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS
-from fastrank.ope.propensities import EvaluationPolicy
+from fastrank.ope.propensities import ByModel, EvaluationPolicy
 from fastrank.ope.results import check_level
+from fastrank.scorer import Scorer
 
 __all__ = ["DEFAULT_ESTIMATORS", "LOGGING", "Question", "question", "settled"]
 
@@ -47,7 +47,7 @@ class Question:
     """
 
     policies: Sequence[EvaluationPolicy]
-    logging: Sequence[Model | Catalog]
+    logging: Sequence[Model | Scorer]
     asked_places: int
     places: int
     longest: int
@@ -88,7 +88,7 @@ def question(
     log: LogReader,
     policies: Sequence[EvaluationPolicy],
     *,
-    logging: Sequence[Model | Catalog],
+    logging: Sequence[Model | Scorer],
     places: int | None,
     estimators: Sequence[str] | None,
     lead: str | None,
@@ -103,6 +103,11 @@ def question(
     policies = list(as_column("policies", policies, "a sequence of evaluation policies"))
     logging = list(as_column("logging", logging, "a sequence of models or catalogs"))
     labels = [policy.label for policy in policies]
+    for j, each in enumerate(logging):
+        scorer_of(f"logging[{j}]", each)
+    for policy in policies:
+        if isinstance(policy, ByModel):
+            scorer_of(f"policies: {policy.label}: model", policy.model)
     if isinstance(clip, bool) or not isinstance(clip, Real) or not 0.0 < clip < np.inf:
         raise ValueError(f"clip: expected a finite number above 0, got {clip!r}")
     longest, settled_places, names, lead = settled(log, places, estimators, lead)

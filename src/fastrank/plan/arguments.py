@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray
-from fastrank.catalog import Catalog
 from fastrank.inputs import as_count, as_float32, as_real
-from fastrank.model import Model
+from fastrank.model import Model, scorer_of
 from fastrank.plan.points import Kind, Target
 from fastrank.policies import Deterministic, Policy, law_of
 from fastrank.policies.relative import RelativeTemperature
+from fastrank.scorer import Scorer
 
 __all__ = [
     "check_k",
@@ -70,17 +70,12 @@ def checked_prefixes(prefixes: Sequence[int] | None, k: int) -> tuple[int, ...]:
 
 
 def users_of(
-    model: Model | Catalog, queries: npt.ArrayLike | None, rows: Sequence[int] | None = None
-) -> tuple[Catalog, Float32Array, FloatArray | None, int]:
+    model: Model | Scorer, queries: npt.ArrayLike | None, rows: Sequence[int] | None = None
+) -> tuple[Scorer, Float32Array, FloatArray | None, int]:
     """Catalog, vectors (u, d), factors (u,) of the users' own, of some rows; and how many rows."""
-    if isinstance(model, Catalog):
-        if queries is None:
-            raise ValueError("queries: a catalog has no users: give their vectors")
-        catalog = model
-    elif isinstance(model, Model):
-        catalog = model.catalog
-    else:
-        raise ValueError(f"model: expected a Model or a Catalog, got {model!r}")
+    catalog = scorer_of("model", model)
+    if queries is None and not isinstance(model, Model):
+        raise ValueError("queries: a catalog has no users: give their vectors")
     if queries is not None:
         array = as_real("queries", queries)
         if array.ndim != 2 or len(array) == 0 or array.shape[1] != catalog.dim:

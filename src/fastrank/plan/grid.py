@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.calibration import expected_overlaps
-from fastrank.catalog import Catalog
 from fastrank.model import Model
 from fastrank.plan.arguments import checked_targets, fraction, user_count, users_of
 from fastrank.plan.points import Advance, Kind, Point, Target
 from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
+from fastrank.scorer import Scorer
 
 __all__ = ["Plan", "estimated_seconds", "explore", "usual_temperatures"]
 
@@ -84,7 +84,7 @@ class Plan:
 
 
 def explore(
-    model: Model | Catalog,
+    model: Model | Scorer,
     queries: npt.ArrayLike | None = None,
     *,
     k: int = 10,
@@ -237,7 +237,7 @@ def usual_temperatures(sample: Sample) -> list[float]:
 
 
 def estimated_seconds(
-    model: Model | Catalog,
+    model: Model | Scorer,
     queries: npt.ArrayLike | None = None,
     *,
     k: int = 10,

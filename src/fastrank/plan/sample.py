@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import FloatArray
 from fastrank.calibration import temperatures_for_overlap
-from fastrank.catalog import Catalog
 from fastrank.expectations import Audience, Draws, Laws
 from fastrank.inputs import as_count, as_seed
 from fastrank.model import Model
 from fastrank.plan.arguments import check_k, checked_prefixes, user_count, users_of
 from fastrank.plan.points import Advance, Kind, Point, Share, Target
 from fastrank.policies import EpsilonGreedy, PlackettLuce, Policy
+from fastrank.scorer import Scorer
 
 __all__ = ["Sample", "share_of"]
 
@@ -26,7 +26,7 @@ class Sample:
 
     def __init__(
         self,
-        model: Model | Catalog,
+        model: Model | Scorer,
         queries: npt.ArrayLike | None,
         k: int,
         users: int | None,

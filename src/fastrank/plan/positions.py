@@ -44,6 +44,7 @@ def iips_shares(plan: Plan, point: Point, advance: Advance | None = None) -> tup
     Examples
     --------
     >>> import fastrank as fr
+    >>> from fastrank.plan import explore
     >>> rng = np.random.default_rng(0)
     >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
     >>> found = explore(catalog, rng.standard_normal((5, 8)), k=3, epsilons=[0.5], temperatures=[1])

@@ -476,10 +476,10 @@ def _deciles(law: FloatArray, order: IntArray) -> IntArray:
 
 
 def _policies(temperature: float) -> list[Policy]:
-    """One of every inference type, and one with a head."""
+    """One of every inference type, and one with a head; other parameters have their defaults."""
     values = {"temperature": temperature, "epsilon": _EPSILON}
     found = [
-        policy(name, **{p: values[p] for p in accepted})
+        policy(name, **{p: values[p] for p in accepted if p in values})
         for name, (_, _, accepted) in INFERENCE_TYPES.items()
     ]
     return [

@@ -215,7 +215,8 @@ def verify_catalog(
 
 def label(tested: Policy) -> str:
     """Its inference type, and the head that it has."""
-    head = law_of(tested).head
+    law_of(tested)  # refuses what has none
+    head = tested.params.get("head")
     return f"{tested.inference_type}, head {head}" if head else tested.inference_type
 
 

@@ -245,6 +245,16 @@ def test_what_takes_a_head_has_none_and_draws(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", INFERENCE_TYPES)
+def test_the_temperature_of_a_law_is_the_parameter_of_that_name(name: str) -> None:
+    """Users' own temperatures multiply it, and logs and strata find the factor by the name."""
+    plain = fr.policy(name)
+    has_one = law_of(plain).temperature < np.inf
+    assert has_one == ("temperature" in plain.params), name
+    assert plain.scaled(2.0) == (plain.at_temperature(2.0 * law_of(plain).temperature))
+    assert (plain.scaled(2.0) != plain) == has_one, f"{name}: at_temperature"
+
+
 # BestFirst
 
 

@@ -117,9 +117,9 @@ class Policy(ABC):
         return self
 
     def scaled(self, factor: float) -> Policy:
-        """The policy with `factor` times its temperature; itself where it has none."""
+        """The policy with `factor` times its ``temperature``; itself where it has none."""
         law = self.law
-        if law is None or law.temperature == math.inf:
+        if law is None or law.temperature == math.inf or "temperature" not in self.params:
             return self
         return self.at_temperature(law.temperature * factor)
 

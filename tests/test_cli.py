@@ -708,6 +708,7 @@ class TestPlan:
             (["--policy", "plackett_luce:temperature=x-1"], ["factor", "-1"]),
             (["--policy", "plackett_luce:epsilon=1"], ["epsilon", "takes temperature"]),
             (["--policy", "uniform:temperature=x2"], ["uniform", "takes head"]),
+            (["--policy", "plackett_luce:head=2,temperature=x2"], ["without a head"]),
             (["--policy", "uniform", "--policy", "uniform"], ["two policies", "uniform"]),
             (["--policy", "plackett_luce:temperature=1,temperature=x2"], ["each once"]),
             (["--policy", "plackett_luce:"], ["--policy", "plackett_luce:"]),

@@ -47,3 +47,12 @@ def test_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names: dict[str, object] = {}
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         exec(compile(code, page.name, "exec"), names)
+
+
+def test_the_readme_has_a_row_for_every_inference_type() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("the README is not here")
+    table = readme.read_text(encoding="utf-8").partition("| policy | inference type |")[2]
+    table = table.partition("\n\n")[0]
+    assert [name for name in fastrank.INFERENCE_TYPES if f"`{name}`" not in table] == []

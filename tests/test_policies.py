@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 import fastrank as fr
-from fastrank import calibration, expectations, marginals, plan, reference, simulate, verify
+from fastrank import (
+    ask,
+    calibration,
+    expectations,
+    marginals,
+    plan,
+    reference,
+    simulate,
+    verify,
+    wire,
+)
+from fastrank.cli.rank import rank as rank_command
 from fastrank.policies import INFERENCE_TYPES, PARAMETERS, Law, law_of, parameters_of
 
 SCORES = np.array([1.0, 0.5, 0.0, -1.0])
@@ -85,6 +96,48 @@ def test_a_policy_of_ones_own_is_refused_by_name_or_right(use: str) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@dataclass(frozen=True)
+class Says(fr.Policy):
+    """Any law by any sampler."""
+
+    says: Law
+    by: str
+    inference_type = "says"
+
+    @property
+    def law(self) -> Law:
+        return self.says
+
+    @property
+    def sampler(self) -> str:
+        return self.by
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize("sampler", ask._KINDS)
+def test_a_sampler_that_does_not_draw_the_law_is_refused(sampler: str) -> None:
+    """It would report propensities of another law than the slow twin's."""
+    drawn = 0
+    for explore in (0.0, 0.5, 1.0):
+        for temperature in (0.7, np.inf):
+            for head in (0, 1):
+                policy = Says(Law(explore, temperature, head), sampler)
+                try:
+                    ranking = CATALOG.rank([1.0], 3, policy=policy, seed=1)
+                except ValueError:
+                    refused = f"policy: its sampler '{sampler}' does not draw by Law"
+                    with pytest.raises(ValueError, match=refused):
+                        CATALOG.log_propensities([1.0], [3, 0], policy=policy)
+                    continue
+                drawn += 1
+                expected = reference.log_propensities(SCORES, ranking.item_ids, policy)
+                np.testing.assert_allclose(ranking.log_propensities, expected, atol=1e-6)
+    assert drawn >= 2
+
+
 def test_temperatures_of_ones_own() -> None:
     assert MODEL.user_policy("a", MixedSoftmax()) == MixedSoftmax()
     assert MODEL.user_policy("a", fr.PlackettLuce(0.5)) == fr.PlackettLuce(1.0)
@@ -101,9 +154,13 @@ def test_temperatures_of_ones_own() -> None:
 def every_policy() -> list[fr.Policy]:
     values = {"temperature": 0.5, "epsilon": 0.25}
     plain = [
-        fr.policy(name, **{p: values[p] for p in row[2]}) for name, row in INFERENCE_TYPES.items()
+        fr.policy(name, **{p: values[p] for p in row[2] if p in values})
+        for name, row in INFERENCE_TYPES.items()
     ]
-    return [*plain, *(fr.BestFirst(3, each) for each in plain if not law_of(each).is_certain)]
+    return [
+        *plain,
+        *(fr.BestFirst(3, each) for each in plain if each.takes_head and not law_of(each).head),
+    ]
 
 
 @pytest.mark.parametrize("policy", every_policy(), ids=repr)
@@ -119,6 +176,19 @@ def test_a_policy_is_what_its_name_and_parameters_say(policy: fr.Policy) -> None
     assert law_of(pickle.loads(pickle.dumps(policy))) == policy.law
     assert hash(fr.policy(policy.inference_type, **policy.params)) == hash(policy)
     assert eval(repr(policy), vars(fr)) == policy
+
+
+def test_a_parameter_can_be_asked_for_everywhere() -> None:
+    """The explorer's inputs: `tests/test_serving_explorer.py`; OpenAPI has them of the table."""
+    options = {parameter.name for parameter in rank_command.params}
+    for name, row in PARAMETERS.items():
+        numbers = "_INTEGERS" if row.is_integer else "_FLOATS"
+        assert name in getattr(wire, numbers), f"wire.{numbers} has no {name}"
+        assert name in wire.Request.__struct_fields__, f"wire.Request has no field {name}"
+        assert name in options, f"cli/rank.py has no option --{name}"
+    for name in INFERENCE_TYPES:
+        assert set(parameters_of(name)) <= set(PARAMETERS), f"{name}: its row in PARAMETERS"
+        fr.policy(name)  # every parameter has a default
 
 
 best_first: Any = fr.BestFirst  # handed what it does not take
@@ -151,6 +221,38 @@ def test_what_is_no_policy_is_named(make: Callable[[], Any], message: str) -> No
 
 def test_no_head_is_a_head_of_none() -> None:
     assert fr.policy("uniform", head=0) == fr.policy("uniform", head=0.0) == fr.Uniform()
+
+
+@pytest.mark.parametrize("name", INFERENCE_TYPES)
+def test_a_type_takes_a_head_or_refuses_it(name: str) -> None:
+    plain = fr.policy(name)
+    if plain.takes_head:
+        assert "head" in parameters_of(name), name
+        assert fr.policy(name, head=3) == fr.BestFirst(3, plain)
+        return
+    assert "head" not in parameters_of(name), name
+    with pytest.raises(ValueError, match=f"head: {name} takes "):
+        fr.policy(name, head=3)
+    with pytest.raises(ValueError, match="then: expected PlackettLuce, "):
+        fr.BestFirst(3, plain)
+
+
+@pytest.mark.parametrize("name", INFERENCE_TYPES)
+def test_what_takes_a_head_has_none_and_draws(name: str) -> None:
+    law = law_of(fr.policy(name))
+    assert fr.policy(name).takes_head == (law.head == 0 and not law.is_certain), (
+        "a law with a head of its own, or that draws nothing, says takes_head = False"
+    )
+
+
+@pytest.mark.parametrize("name", INFERENCE_TYPES)
+def test_the_temperature_of_a_law_is_the_parameter_of_that_name(name: str) -> None:
+    """Users' own temperatures multiply it, and logs and strata find the factor by the name."""
+    plain = fr.policy(name)
+    has_one = law_of(plain).temperature < np.inf
+    assert has_one == ("temperature" in plain.params), name
+    assert plain.scaled(2.0) == (plain.at_temperature(2.0 * law_of(plain).temperature))
+    assert (plain.scaled(2.0) != plain) == has_one, f"{name}: at_temperature"
 
 
 # BestFirst

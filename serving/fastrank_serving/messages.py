@@ -231,20 +231,13 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
     ProblemError
         For an unknown name, or parameters that it does not take.
     """
-    return _policy(
-        request.inference_type, request.temperature, request.epsilon, request.head, default
-    )
+    asked = tuple([getattr(request, parameter) for parameter in PARAMETERS])
+    return _policy(request.inference_type, asked, default)
 
 
 @lru_cache(maxsize=1024)  # 2 us; errors are not kept
-def _policy(
-    name: str | None,
-    temperature: float | None,
-    epsilon: float | None,
-    head: int | None,
-    default: fr.Policy,
-) -> fr.Policy:
-    asked = {"temperature": temperature, "epsilon": epsilon, "head": head}
+def _policy(name: str | None, values: tuple[float | None, ...], default: fr.Policy) -> fr.Policy:
+    asked = dict(zip(PARAMETERS, values, strict=True))
     if name is None and not any(value is not None for value in asked.values()):
         return default
     if name is not None and name not in fr.INFERENCE_TYPES:

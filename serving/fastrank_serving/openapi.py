@@ -8,7 +8,7 @@ import msgspec
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
-from fastrank.policies import MAX_HEAD, MAX_TEMPERATURE, MIN_TEMPERATURE
+from fastrank.policies import PARAMETERS, parameters_of
 from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.settings import Settings
 
@@ -116,16 +116,7 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
             "enum": list(fr.INFERENCE_TYPES),
             "description": f"By default {settings.policy.inference_type}.",
         },
-        "temperature": _number(MIN_TEMPERATURE, MAX_TEMPERATURE)
-        | {"description": "Of the stochastic types; others refuse it."},
-        "epsilon": _number(0.0, 1.0) | {"description": "Of stochastic_epsilon_greedy alone."},
-        "head": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": MAX_HEAD,
-            "description": "So many first places show the best items, and the rest is drawn; of the"
-            " stochastic types and uniform.",
-        },
+        **{name: _parameter(name) for name in PARAMETERS},
         "exclude": ids,
         "allow": ids,
         "seed": {
@@ -140,6 +131,18 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
 
 def _number(low: float, high: float) -> dict[str, Any]:
     return {"type": "number", "minimum": low, "maximum": high}
+
+
+def _parameter(name: str) -> dict[str, Any]:
+    """Of a policy's parameter, and which inference types take it."""
+    takers = [each for each in fr.INFERENCE_TYPES if name in parameters_of(each)]
+    row = PARAMETERS[name]
+    return {
+        "type": "integer" if row.is_integer else "number",
+        "minimum": row.low,
+        "maximum": row.high,
+        "description": f"{row.meaning}. Of {', '.join(takers)}; others refuse it.",
+    }
 
 
 def _as_json(schema: dict[str, Any]) -> dict[str, Any]:

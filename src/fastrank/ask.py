@@ -5,13 +5,14 @@ Who asks has checked the arguments. Items are positions: where the table has the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
-from fastrank.policies import Policy, law_of
+from fastrank.policies import Law, Policy, law_of
 
 __all__ = ["BEST", "Ask", "AskBatch", "Drawn", "DrawnBatch", "Spec", "spec_of"]
 
@@ -22,6 +23,15 @@ _KINDS = {
     "cached": _native.GUMBEL,  # whose law it is; it draws from a tree
     "epsilon_greedy": _native.EPSILON_GREEDY,
     "uniform": _native.UNIFORM,
+}
+
+# Which laws a kind draws: one whose law it is not would be logged with wrong propensities.
+_DRAWS: dict[int, Callable[[Law], bool]] = {
+    _native.DETERMINISTIC: lambda law: law.is_certain,
+    _native.GUMBEL: lambda law: law.explore == 1.0 and law.temperature < np.inf,
+    _native.SEQUENTIAL: lambda law: law.explore == 1.0 and law.temperature < np.inf,
+    _native.EPSILON_GREEDY: lambda law: law.temperature == np.inf,
+    _native.UNIFORM: lambda law: law.explore == 1.0 and law.temperature == np.inf,
 }
 
 
@@ -43,7 +53,7 @@ _last: tuple[Policy | None, Spec] = (None, BEST)  # one is asked for again and a
 
 
 def spec_of(policy: Policy, name: str = "policy") -> Spec:
-    """How to draw by a policy; a ValueError where no sampler does."""
+    """How to draw by a policy; a ValueError where no sampler does, or its own does not."""
     global _last
     known, spec = _last
     if policy is known:
@@ -52,6 +62,8 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
     kind = None if sampler is None else _KINDS.get(sampler)
     if kind is None:
         raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
+    if not _DRAWS[kind](law):
+        raise ValueError(f"{name}: its sampler {sampler!r} does not draw by {law}: {policy!r}")
     flat = law.temperature == np.inf
     spec = Spec(
         kind,

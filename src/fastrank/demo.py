@@ -277,7 +277,7 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
     microseconds: dict[str, float] = {}
     for name, (_, _, accepted) in INFERENCE_TYPES.items():
         values = {"temperature": temperature, "epsilon": EPSILON}
-        chosen = policy(name, **{parameter: values[parameter] for parameter in accepted})
+        chosen = policy(name, **{p: values[p] for p in accepted if p in values})
         rankings[name] = model.recommend(user, k=k, policy=chosen, seed=seed)
         times = []
         for repetition in range(300):

@@ -215,7 +215,8 @@ def verify_catalog(
 
 def label(tested: Policy) -> str:
     """Its inference type, and the head that it has."""
-    head = law_of(tested).head
+    law_of(tested)  # refuses what has none
+    head = tested.params.get("head")
     return f"{tested.inference_type}, head {head}" if head else tested.inference_type
 
 
@@ -476,10 +477,10 @@ def _deciles(law: FloatArray, order: IntArray) -> IntArray:
 
 
 def _policies(temperature: float) -> list[Policy]:
-    """One of every inference type, and one with a head."""
+    """One of every inference type, and one with a head; other parameters have their defaults."""
     values = {"temperature": temperature, "epsilon": _EPSILON}
     found = [
-        policy(name, **{p: values[p] for p in accepted})
+        policy(name, **{p: values[p] for p in accepted if p in values})
         for name, (_, _, accepted) in INFERENCE_TYPES.items()
     ]
     return [

@@ -69,7 +69,7 @@ PARAMETERS: Mapping[str, Parameter] = {
 
 
 def parameters_of(inference_type: str) -> tuple[str, ...]:
-    """What an inference type takes: its own parameters, and ``head`` if it draws at all.
+    """What an inference type takes: its own parameters, and ``head`` if it takes one.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def parameters_of(inference_type: str) -> tuple[str, ...]:
     (('epsilon', 'head'), ())
     """
     cls, _, accepted = INFERENCE_TYPES[inference_type]
-    return accepted if cls is Deterministic else (*accepted, "head")
+    return (*accepted, "head") if cls.takes_head else accepted
 
 
 def law_name(inference_type: str) -> str:

@@ -6,6 +6,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastrank.inputs import shown
 
@@ -81,9 +82,13 @@ class Policy(ABC):
         Which of the native samplers draws it; None where none does.
     law_name : str
         Under which logs know the law, whichever sampler draws it; by default the inference type.
+    takes_head : bool
+        Whether `BestFirst` may stand above it, and its inference type takes ``head``. False where
+        the law has a head of its own, or draws nothing.
     """
 
     __slots__ = ()
+    takes_head: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -112,9 +117,9 @@ class Policy(ABC):
         return self
 
     def scaled(self, factor: float) -> Policy:
-        """The policy with `factor` times its temperature; itself where it has none."""
+        """The policy with `factor` times its ``temperature``; itself where it has none."""
         law = self.law
-        if law is None or law.temperature == math.inf:
+        if law is None or law.temperature == math.inf or "temperature" not in self.params:
             return self
         return self.at_temperature(law.temperature * factor)
 

@@ -26,8 +26,8 @@ class BestFirst(Policy):
         How many places, from 1 to 1,000,000. A ranking of no more places than that is the
         deterministic one.
     then : Policy
-        `PlackettLuce`, `EpsilonGreedy` or `Uniform`. Services and logs know the policy under this
-        one's inference type, with a parameter ``head``.
+        `PlackettLuce`, `EpsilonGreedy` or any other that draws from its first place on. Services
+        and logs know the policy under this one's inference type, with a parameter ``head``.
 
     Examples
     --------
@@ -44,14 +44,17 @@ class BestFirst(Policy):
     then: Policy
     law: Law = field(init=False, repr=False, compare=False)
 
+    takes_head = False
+
     def __post_init__(self) -> None:
         head = real("head", self.head, 1, MAX_HEAD)
         if head != int(head):
             raise ValueError(f"head: expected an integer, got {shown(self.head)}")
         law = self.then.law if isinstance(self.then, Policy) else None
-        if law is None or law.head or self.then.sampler == "deterministic":
+        if law is None or law.head or not self.then.takes_head:
             raise ValueError(
-                "then: expected PlackettLuce, EpsilonGreedy or Uniform, got " + shown(self.then)
+                "then: expected PlackettLuce, EpsilonGreedy or another policy that draws from its"
+                " first place on, got " + shown(self.then)
             )
         object.__setattr__(self, "head", int(head))
         object.__setattr__(self, "law", replace(law, head=int(head)))

@@ -25,6 +25,7 @@ class Deterministic(Policy):
     law = Law(explore=0.0)
     sampler = "deterministic"
     inference_type = "deterministic"
+    takes_head = False
 
     @property
     def params(self) -> dict[str, float]:

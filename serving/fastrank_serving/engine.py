@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.scorer import Scorer
 from fastrank_serving.messages import ProblemError
 
 __all__ = ["Engine", "Job", "Ranked"]
@@ -60,7 +61,7 @@ class Job(msgspec.Struct, eq=False):
         Monotonic seconds.
     """
 
-    catalog: fr.Catalog
+    catalog: Scorer
     query: npt.NDArray[np.float32]
     k: int
     policy: fr.Policy

@@ -138,6 +138,17 @@ def test_a_sampler_that_does_not_draw_the_law_is_refused(sampler: str) -> None:
     assert drawn >= 2
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [(1.5,), (-0.5,), (np.nan,), (1.0, -1.0), (1.0, 0.0), (1.0, np.nan), (1.0, 1.0, -1),
+     (1.0, 1.0, 1.5)],
+)  # fmt: skip
+def test_a_law_out_of_its_range_is_refused(numbers: tuple[Any, ...]) -> None:
+    """A sampler would draw by another one, and log positive log-propensities or NaN."""
+    with pytest.raises(ValueError, match=r"law: expected explore in \[0, 1\], .*; got Law\("):
+        Law(*numbers)
+
+
 def test_temperatures_of_ones_own() -> None:
     assert MODEL.user_policy("a", MixedSoftmax()) == MixedSoftmax()
     assert MODEL.user_policy("a", fr.PlackettLuce(0.5)) == fr.PlackettLuce(1.0)

@@ -33,6 +33,11 @@ class Law:
     head : int
         From 0.
 
+    Raises
+    ------
+    ValueError
+        For a number out of its range: nothing draws by such a law.
+
     Examples
     --------
     >>> from fastrank import EpsilonGreedy, PlackettLuce
@@ -45,6 +50,18 @@ class Law:
     explore: float
     temperature: float = math.inf
     head: int = 0
+
+    def __post_init__(self) -> None:
+        if not (
+            0.0 <= self.explore <= 1.0
+            and self.temperature > 0.0
+            and isinstance(self.head, int)
+            and self.head >= 0
+        ):
+            raise ValueError(
+                "law: expected explore in [0, 1], a temperature above 0 and an integer head of at"
+                f" least 0; got {self!r}"
+            )
 
     @property
     def is_uniform(self) -> bool:

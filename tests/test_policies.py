@@ -149,6 +149,54 @@ def test_a_law_out_of_its_range_is_refused(numbers: tuple[Any, ...]) -> None:
         Law(*numbers)
 
 
+@dataclass(frozen=True)
+class Softmax(fr.Policy):
+    """A law with a temperature, and nothing that says how to have another one."""
+
+    tau: float = 0.5
+    inference_type = "softmax"
+    sampler = "gumbel"
+
+    @property
+    def law(self) -> Law:
+        return Law(1.0, self.tau)
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"tau": self.tau}
+
+
+@dataclass(frozen=True)
+class Named(Softmax):
+    """Its temperature is the parameter of that name."""
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"temperature": self.tau}
+
+
+@dataclass(frozen=True)
+class Unnamed(Softmax):
+    """It can have another one, of which logs know nothing."""
+
+    def at_temperature(self, temperature: float) -> Softmax:
+        return Unnamed(temperature)
+
+
+@pytest.mark.parametrize("policy", [Softmax(), Named(), Unnamed(), fr.BestFirst(1, Named())])
+def test_a_factor_that_would_be_lost_is_refused(policy: fr.Policy) -> None:
+    """A user's own would neither be drawn by nor logged."""
+    for use in (
+        lambda: MODEL.recommend("a", 2, policy=policy, seed=1),
+        lambda: MODEL.user_policy("a", policy),
+        lambda: plan.explore(MODEL, k=2, targets={"it": policy}),
+    ):
+        with pytest.raises(ValueError, match=r"policy: it has no .*(Softmax|Named|Unnamed)\("):
+            use()
+    assert len(CATALOG.rank([1.0], 2, policy=policy, seed=1)) == 2
+    assert plan.explore(CATALOG, QUERIES, k=2, targets={"it": policy}).points
+
+
 def test_temperatures_of_ones_own() -> None:
     assert MODEL.user_policy("a", MixedSoftmax()) == MixedSoftmax()
     assert MODEL.user_policy("a", fr.PlackettLuce(0.5)) == fr.PlackettLuce(1.0)

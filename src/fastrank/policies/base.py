@@ -130,14 +130,29 @@ class Policy(ABC):
         return self.inference_type
 
     def at_temperature(self, temperature: float) -> Policy:
-        """The policy at another temperature; itself where it has none."""
-        return self
+        """The policy at another temperature; itself where its law has none.
+
+        A policy whose law has one says how: here it is a ValueError.
+        """
+        law = self.law
+        if law is None or law.temperature == math.inf:
+            return self
+        raise ValueError(f"policy: it has no at_temperature: {shown(self)}")
 
     def scaled(self, factor: float) -> Policy:
-        """The policy with `factor` times its ``temperature``; itself where it has none."""
+        """The policy with `factor` times its ``temperature``; itself where its law has none.
+
+        Raises
+        ------
+        ValueError
+            If the product leaves the range of temperatures, or the law has a temperature that is
+            no parameter of that name, by which logs and strata know the factor.
+        """
         law = self.law
-        if law is None or law.temperature == math.inf or "temperature" not in self.params:
+        if law is None or law.temperature == math.inf:
             return self
+        if "temperature" not in self.params:
+            raise ValueError(f"policy: it has no parameter temperature: {shown(self)}")
         return self.at_temperature(law.temperature * factor)
 
 

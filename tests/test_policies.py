@@ -197,6 +197,34 @@ def test_a_factor_that_would_be_lost_is_refused(policy: fr.Policy) -> None:
     assert plan.explore(CATALOG, QUERIES, k=2, targets={"it": policy}).points
 
 
+class Dial(fr.Policy):
+    """Not frozen: it may say another law at the next call."""
+
+    inference_type = "dial"
+    sampler = "gumbel"
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    @property
+    def law(self) -> Law:
+        return Law(1.0, self.temperature)
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
+
+def test_a_policy_that_changes_is_asked_again() -> None:
+    rows = pytest.importorskip("fastrank.eventlog.rows")
+    policy = Dial(1.0)
+    for temperature in (1.0, 0.1):
+        policy.temperature = temperature
+        expected = CATALOG.rank([1.0], 2, policy=fr.PlackettLuce(temperature), seed=1)
+        assert CATALOG.rank([1.0], 2, policy=policy, seed=1).log_norm == expected.log_norm
+        assert rows.law_of_row(policy)[2] == [("temperature", temperature)]
+
+
 def test_temperatures_of_ones_own() -> None:
     assert MODEL.user_policy("a", MixedSoftmax()) == MixedSoftmax()
     assert MODEL.user_policy("a", fr.PlackettLuce(0.5)) == fr.PlackettLuce(1.0)

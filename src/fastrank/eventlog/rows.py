@@ -20,7 +20,14 @@ from fastrank.eventlog.columns import MAX_PARAMETERS
 from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
-from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+from fastrank.policies import (
+    Deterministic,
+    EpsilonGreedy,
+    PlackettLuce,
+    Policy,
+    Uniform,
+    is_frozen,
+)
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -208,7 +215,8 @@ def law_of_row(policy: Policy) -> LawColumns:
     known, columns = _last
     if policy is not known:
         columns = _law_columns(policy)
-        _last = policy, columns
+        if is_frozen(policy):
+            _last = policy, columns
     return columns
 
 

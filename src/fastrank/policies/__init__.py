@@ -15,6 +15,7 @@ from fastrank.policies.base import (
     MIN_TEMPERATURE,
     Law,
     Policy,
+    is_frozen,
     law_of,
     real,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Policy",
     "Sampler",
     "Uniform",
+    "is_frozen",
     "law_name",
     "law_of",
     "parameters_of",

@@ -10,7 +10,15 @@ from typing import ClassVar
 
 from fastrank.inputs import shown
 
-__all__ = ["MAX_TEMPERATURE", "MIN_TEMPERATURE", "Law", "Policy", "law_of", "real"]
+__all__ = [
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
+    "Law",
+    "Policy",
+    "is_frozen",
+    "law_of",
+    "real",
+]
 
 MIN_TEMPERATURE = 1e-6
 MAX_TEMPERATURE = 1e6
@@ -162,6 +170,12 @@ def law_of(policy: object, name: str = "policy") -> Law:
     if law is None:
         raise ValueError(f"{name}: expected one of fastrank's policies, got {shown(policy)}")
     return law
+
+
+def is_frozen(policy: Policy) -> bool:
+    """Whether what a policy said once may be kept: only a frozen dataclass says the same again."""
+    made = vars(type(policy)).get("__dataclass_params__")
+    return made is not None and bool(made.frozen)
 
 
 def real(name: str, value: object, low: float, high: float) -> float:

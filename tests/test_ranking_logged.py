@@ -137,6 +137,14 @@ class TestContradictions:
             log.append(ranking, user_id="bob", **given)
         assert log.rows_written == 0
 
+    @pytest.mark.parametrize("given", [[], [3], ["item 4"]])
+    def test_of_text_are_refused(self, given: list[Any], tmp_path: Path) -> None:
+        """None at all and integers are compared with texts, too."""
+        ranking = make_model(text=True).recommend("bob", 4, policy=PL, exclude=["item 3"])
+        words = r"exclude: the ranking was made with \['item 3'\], got \["
+        with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=words):
+            log.append(ranking, user_id="bob", exclude=given)
+
     def test_the_same_in_another_form_is_none(self, tmp_path: Path) -> None:
         model = make_model()
         bias = np.linspace(0.0, 1.0, 30)

@@ -21,7 +21,7 @@ _MOST_LINKS = 40  # that a path is followed through, as by Linux
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside a file or directory, to be written to; what is there then takes its place.
 
-    If writing fails the path stays what it was. Who has a file open keeps the old content. A
+    If writing fails the path stays what it was. Whoever has the file open keeps the old content. A
     directory takes the place of one that holds no data, and what that holds all the same, a
     .gitkeep say, stays where it was.
 

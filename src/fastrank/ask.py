@@ -59,7 +59,7 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
     if policy is known:
         return spec
     law, sampler = law_of(policy, name), policy.sampler
-    kind = None if sampler is None else _KINDS.get(sampler)
+    kind = _KINDS.get(sampler) if isinstance(sampler, str) else None
     if kind is None:
         raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
     if not _DRAWS[kind](law):

@@ -167,7 +167,7 @@ class Policy(ABC):
 def law_of(policy: object, name: str = "policy") -> Law:
     """The law of a policy; a ValueError naming what has none."""
     law = policy.law if isinstance(policy, Policy) else None
-    if law is None:
+    if not isinstance(law, Law):
         raise ValueError(f"{name}: expected one of fastrank's policies, got {shown(policy)}")
     return law
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,35 @@ def test_text_takes_the_place_of_text(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert file.read_bytes() == "né".encode()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("way", [">", ">>", "| cat >"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
+def test_a_program_s_output_is_written_to(tmp_path: Path, way: str, name: str) -> None:
+    """Where it goes to a file, what is in that stays, and what comes after follows."""
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "out").write_text("before\n")
+    code = (
+        "from pathlib import Path; from fastrank.atomic import write_text;"
+        f" print('first'); write_text(Path({name!r}), 'text\\n'); print('last')"
+    )
+    program = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {way} out"
+    subprocess.run(program, shell=True, check=True, cwd=tmp_path)
+    kept = "before\n" if way == ">>" else ""
+    assert (tmp_path / "out").read_text() == f"{kept}first\ntext\nlast\n"
+    assert names(tmp_path) == ["link", "out"]
+
+
+def test_a_link_to_a_directory_stays(tmp_path: Path) -> None:
+    """What it links to, and what that holds, is not taken apart."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / ".gitkeep").touch()
+    (tmp_path / "out").symlink_to("real")
+    before = names(tmp_path)
+    with pytest.raises(NotADirectoryError):
+        write_directory(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path) == before
 
 
 def test_a_pipe_is_written_to(tmp_path: Path) -> None:

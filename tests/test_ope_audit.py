@@ -346,3 +346,11 @@ def test_bounded_propensities_are_within_their_bound(tmp_path: Path) -> None:
     batch = next(iter(LogReader(tmp_path)))
     assert "bounded" in batch.values("propensity_kind")
     assert ope.audit(LogReader(tmp_path), [catalog]).passed
+
+
+def test_what_are_no_models_is_named(tmp_path: Path) -> None:
+    with LogWriter(tmp_path, kind="int64"):
+        pass
+    one: Any = fr.Catalog([1], [[1.0]])
+    with pytest.raises(ValueError, match="models: expected a sequence of models or catalogs, got"):
+        ope.audit(LogReader.of_tables([]), one)

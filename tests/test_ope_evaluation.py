@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastrank import obd, ope, reference, simulate
 from fastrank.eventlog import LogReader, LogWriter, from_obd, schema
 from fastrank.ope import report
 from fastrank.ope.forecast import forecast
+from fastrank.policies import Law
 
 EXACT = 1e-9
 T = 0.5
@@ -448,6 +450,27 @@ def test_who_wants_the_logging_law_is_named(tmp_path: Path, names: Sequence[str]
             logging=[other],
             estimators=names,
         )
+
+
+@dataclass(frozen=True)
+class Coin(fr.Policy):
+    """The best item left or any, by a coin: a log has its name, which nothing turns back."""
+
+    law = Law(explore=0.5)
+    sampler = "epsilon_greedy"
+    inference_type = "coin"
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {}
+
+
+def test_a_logging_policy_that_is_not_known_is_named(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        serve(log, 10, Coin())
+    evaluated = [ope.ByModel("a", fr.PlackettLuce(0.9), CATALOG)]
+    with pytest.raises(ValueError, match=r"its policy 'coin' is none .* is wanted for iips$"):
+        ope.evaluate(LogReader(tmp_path), evaluated, logging=[CATALOG], estimators=["iips"])
 
 
 # What a row is made of.

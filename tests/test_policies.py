@@ -138,6 +138,93 @@ def test_a_sampler_that_does_not_draw_the_law_is_refused(sampler: str) -> None:
     assert drawn >= 2
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [(1.5,), (-0.5,), (np.nan,), (1.0, -1.0), (1.0, 0.0), (1.0, np.nan), (1.0, 1.0, -1),
+     (1.0, 1.0, 1.5)],
+)  # fmt: skip
+def test_a_law_out_of_its_range_is_refused(numbers: tuple[Any, ...]) -> None:
+    """A sampler would draw by another one, and log positive log-propensities or NaN."""
+    with pytest.raises(ValueError, match=r"law: expected explore in \[0, 1\], .*; got Law\("):
+        Law(*numbers)
+
+
+@dataclass(frozen=True)
+class Softmax(fr.Policy):
+    """A law with a temperature, and nothing that says how to have another one."""
+
+    tau: float = 0.5
+    inference_type = "softmax"
+    sampler = "gumbel"
+
+    @property
+    def law(self) -> Law:
+        return Law(1.0, self.tau)
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"tau": self.tau}
+
+
+@dataclass(frozen=True)
+class Named(Softmax):
+    """Its temperature is the parameter of that name."""
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"temperature": self.tau}
+
+
+@dataclass(frozen=True)
+class Unnamed(Softmax):
+    """It can have another one, of which logs know nothing."""
+
+    def at_temperature(self, temperature: float) -> Softmax:
+        return Unnamed(temperature)
+
+
+@pytest.mark.parametrize("policy", [Softmax(), Named(), Unnamed(), fr.BestFirst(1, Named())])
+def test_a_factor_that_would_be_lost_is_refused(policy: fr.Policy) -> None:
+    """A user's own would neither be drawn by nor logged."""
+    for use in (
+        lambda: MODEL.recommend("a", 2, policy=policy, seed=1),
+        lambda: MODEL.user_policy("a", policy),
+        lambda: plan.explore(MODEL, k=2, targets={"it": policy}),
+    ):
+        with pytest.raises(ValueError, match=r"policy: it has no .*(Softmax|Named|Unnamed)\("):
+            use()
+    assert len(CATALOG.rank([1.0], 2, policy=policy, seed=1)) == 2
+    assert plan.explore(CATALOG, QUERIES, k=2, targets={"it": policy}).points
+
+
+class Dial(fr.Policy):
+    """Not frozen: it may say another law at the next call."""
+
+    inference_type = "dial"
+    sampler = "gumbel"
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    @property
+    def law(self) -> Law:
+        return Law(1.0, self.temperature)
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
+
+def test_a_policy_that_changes_is_asked_again() -> None:
+    rows = pytest.importorskip("fastrank.eventlog.rows")
+    policy = Dial(1.0)
+    for temperature in (1.0, 0.1):
+        policy.temperature = temperature
+        expected = CATALOG.rank([1.0], 2, policy=fr.PlackettLuce(temperature), seed=1)
+        assert CATALOG.rank([1.0], 2, policy=policy, seed=1).log_norm == expected.log_norm
+        assert rows.law_of_row(policy)[2] == [("temperature", temperature)]
+
+
 def test_temperatures_of_ones_own() -> None:
     assert MODEL.user_policy("a", MixedSoftmax()) == MixedSoftmax()
     assert MODEL.user_policy("a", fr.PlackettLuce(0.5)) == fr.PlackettLuce(1.0)
@@ -208,7 +295,7 @@ best_first: Any = fr.BestFirst  # handed what it does not take
         (lambda: best_first(3, best_first(1, fr.Uniform())), "then: expected PlackettLuce, "),
         (lambda: best_first(3, "uniform"), "then: expected PlackettLuce, .*, got 'uniform'"),
         (lambda: best_first(3, MixedSoftmax()), "then: expected PlackettLuce, .*MixedSoftmax"),
-        (lambda: fr.policy("uniform", head=-1), r"head: must lie in \[1, 1e\+06\], got -1"),
+        (lambda: fr.policy("uniform", head=-1), r"head: must lie in \[0, 1e\+06\], got -1"),
         (lambda: fr.policy("uniform", head=False), "head: expected a real number, got False"),
         (lambda: fr.policy("deterministic", head=3), "head: deterministic takes no parameters"),
         (lambda: fr.policy("uniform", epsilon=0.1), "epsilon: uniform takes head; got epsilon=0.1"),
@@ -220,7 +307,8 @@ def test_what_is_no_policy_is_named(make: Callable[[], Any], message: str) -> No
 
 
 def test_no_head_is_a_head_of_none() -> None:
-    assert fr.policy("uniform", head=0) == fr.policy("uniform", head=0.0) == fr.Uniform()
+    for none in (0, 0.0, np.int64(0), np.float32(0.0)):
+        assert fr.policy("uniform", head=none) == fr.Uniform()
 
 
 @pytest.mark.parametrize("name", INFERENCE_TYPES)

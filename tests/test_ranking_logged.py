@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from logs import catalog, drain
 import fastrank as fr
 from fastrank import ope
 from fastrank.eventlog import LogReader, LogWriter, bias_id
+from fastrank.policies import Law
 from fastrank.ranking import Ranking
 
 USERS = ["ann", "bob"]
@@ -137,6 +139,14 @@ class TestContradictions:
             log.append(ranking, user_id="bob", **given)
         assert log.rows_written == 0
 
+    @pytest.mark.parametrize("given", [[], [3], ["item 4"]])
+    def test_of_text_are_refused(self, given: list[Any], tmp_path: Path) -> None:
+        """None at all and integers are compared with texts, too."""
+        ranking = make_model(text=True).recommend("bob", 4, policy=PL, exclude=["item 3"])
+        words = r"exclude: the ranking was made with \['item 3'\], got \["
+        with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=words):
+            log.append(ranking, user_id="bob", exclude=given)
+
     def test_the_same_in_another_form_is_none(self, tmp_path: Path) -> None:
         model = make_model()
         bias = np.linspace(0.0, 1.0, 30)
@@ -246,3 +256,43 @@ def test_one_stratum_whoever_states_the_factor(tmp_path: Path) -> None:
                 log.append(ranking, user_id=user, user_temperature=own)
         _, reader = drain(folder)
         assert [each.params for each in reader.strata] == [(("temperature", 0.5),)]
+
+
+def policy_of(**said: Any) -> fr.Policy:
+    """A policy of one's own that says so."""
+    own = {"inference_type": "own", "law": Law(0.5), "sampler": "epsilon_greedy", "params": {}}
+    bare: Any = type("Own", (fr.Policy,), own | said)
+    made: fr.Policy = dataclass(frozen=True)(bare)()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"inference_type": 3}, "inference_type: expected a str, got 3"),
+        ({"inference_type": ""}, "inference_type: must not be empty"),
+        ({"inference_type": "\ud800"}, "inference_type: not text that UTF-8 can hold"),
+        ({"law_name": None}, "law_name: expected a str, got None"),
+        ({"law_name": ""}, "law_name: must not be empty"),
+        ({"params": [1.0]}, "expected a policy with params by name, got Own"),
+        ({"params": {3: 1.0}}, "parameter of its policy: expected a str, got 3"),
+        ({"params": {"a": 10**400}}, "parameter a: must be a finite number, got 1000"),
+        ({"params": {"a": np.nan}}, "parameter a: must be a finite number, got nan"),
+    ],
+)
+def test_a_policy_that_cannot_be_logged_is_refused(
+    said: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """At once: rows are written later, and then nobody hears of one that is lost."""
+    with LogWriter(tmp_path) as log:
+        log.append(catalog().rank(QUERY, 3, policy=policy_of()), query=QUERY)
+        with pytest.raises(ValueError, match=f"ranking: .*{words}"):
+            log.append(catalog().rank(QUERY, 3, policy=policy_of(**said)), query=QUERY)
+    rows, reader = drain(tmp_path)
+    assert (len(rows), log.rows_dropped, reader.report.set_aside) == (1, 0, {})
+
+
+@pytest.mark.parametrize("said", [{"law": (0.5, 1.0, 0)}, {"law": "own"}, {"sampler": ["uniform"]}])
+def test_what_is_no_law_or_sampler_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"policy: .*Own"):
+        catalog().rank(QUERY, 3, policy=policy_of(**said))

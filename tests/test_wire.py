@@ -50,6 +50,9 @@ POLICIES = [{"inference_type": name} for name in fr.INFERENCE_TYPES] + [
     {},
     {"temperature": 0.25},
     {"temperature": 1e-5},
+    {"head": 1},
+    {"temperature": 0.25, "head": 2},
+    {"inference_type": "uniform", "head": 7},
     {"inference_type": "stochastic_epsilon_greedy", "epsilon": 0.5},
 ]
 
@@ -201,6 +204,7 @@ def test_a_capture_is_the_servers_own_log(model: Path, data: st.DataObject) -> N
         (b'{"user_id": "nobody"}', "query", [0.0, 0.0, 0.0]),
         (b'{"user_id": "u0", "allow": []}', "log_norm", -math.inf),
         (b'{"user_id": "u0", "allow": [], "inference_type": "uniform"}', "log_norm", None),
+        (b'{"user_id": "u0", "allow": [], "head": 2}', "log_norm", None),
     ],
 )
 def test_rows_that_a_capture_lost(tmp_path: Path, asked: bytes, column: str, expected: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
-from fastrank.policies import Law, Policy, law_of
+from fastrank.policies import Law, Policy, is_frozen, law_of
 
 __all__ = ["BEST", "Ask", "AskBatch", "Drawn", "DrawnBatch", "Spec", "spec_of"]
 
@@ -59,7 +59,7 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
     if policy is known:
         return spec
     law, sampler = law_of(policy, name), policy.sampler
-    kind = None if sampler is None else _KINDS.get(sampler)
+    kind = _KINDS.get(sampler) if isinstance(sampler, str) else None
     if kind is None:
         raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
     if not _DRAWS[kind](law):
@@ -73,7 +73,8 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
         law.is_plackett_luce,
         sampler == "cached",
     )
-    _last = policy, spec
+    if is_frozen(policy):
+        _last = policy, spec
     return spec
 
 

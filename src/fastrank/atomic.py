@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from fastrank.files import holds_data
 __all__ = ["leftovers", "replacing", "sync", "write_text"]
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_MOST_LINKS = 40  # that a path is followed through, as by Linux
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside a file or directory, to be written to; what is there then takes its place.
 
-    If writing fails the path stays what it was. Who has a file open keeps the old content. A
+    If writing fails the path stays what it was. Whoever has the file open keeps the old content. A
     directory takes the place of one that holds no data, and what that holds all the same, a
     .gitkeep say, stays where it was.
 
@@ -40,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
+        if temporary.is_dir() and path.is_dir() and not path.is_symlink():
             _replace_directory(temporary, path)
         else:
             temporary.replace(path)
@@ -92,9 +94,29 @@ def sync(path: Path) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """UTF-8 text; what is no file to be replaced, such as ``/dev/stdout``, is written to."""
+    descriptor = _descriptor(file)
+    if descriptor is not None:
+        # Not opened anew: where it goes to a file, that would write over what is there.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with open(os.dup(descriptor), "w", encoding="utf-8") as stream:
+            stream.write(text)
+        return
     target = file.resolve()
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _descriptor(file: Path) -> int | None:
+    """Of this process, where a path such as ``/dev/stdout`` names one."""
+    for _ in range(_MOST_LINKS):
+        folder = os.path.realpath(file.parent)
+        if folder in (f"/proc/{os.getpid()}/fd", "/dev/fd") and file.name.isdecimal():
+            return int(file.name)
+        if not file.is_symlink():
+            break
+        file = Path(folder, os.readlink(file))
+    return None

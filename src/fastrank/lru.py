@@ -1,4 +1,4 @@
-"""What was used last, kept up to a bound."""
+"""What was used most recently, kept up to a bound."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ D = TypeVar("D")
 
 
 class LRU(Generic[K, V]):
-    """Values by key; where one more would pass a bound, those go that were not used for longest.
+    """Values by key; when one more would exceed a bound, the least recently used ones go.
 
-    Threads may share it, a signal's handler may use it in the midst of a call, and so may a child
-    that was forked meanwhile.
+    Threads may share it. A signal handler may use it in the middle of a call, and so may a child
+    that was forked in the middle of one.
 
     Parameters
     ----------
     weight : float
-        Of all values together at most, in the unit that `put` is told each value's in: bytes, say.
-        A value that weighs more by itself is not kept.
+        At most this for all values together, in the unit of the weights that `put` is called
+        with: bytes, say. A value that weighs more by itself is not kept.
     entries : float
         How many at most.
 
@@ -76,7 +76,7 @@ class LRU(Generic[K, V]):
                 return otherwise
 
     def put(self, key: K, value: V, weight: float = 1) -> None:
-        """Keep a value, in the place of the one that the key has."""
+        """Keep a value; it replaces the one that the key has."""
         entries = self._entries
         # A signal's exception comes up at a call: between what belongs together there is none.
         with self._lock:

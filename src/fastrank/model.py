@@ -284,6 +284,8 @@ class Model:
             return scaled, None if scaled is policy else own
         except ValueError as error:
             text = str(error).removeprefix("temperature: ")
+            if text == str(error):  # it is not the range
+                raise
             raise ValueError(
                 f"temperature: {policy.params['temperature']:g} times the {own:g} of user"
                 f" {self._index.ids[position].item()!r} {text}"

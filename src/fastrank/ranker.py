@@ -57,8 +57,8 @@ class Tree(NamedTuple):
 class Ranker:
     """Items that have ids, and a native table of their scores.
 
-    Who is one sets `_n_items`, `_index`, `_packed`, `_version`, and `_trees` where scores may be
-    wanted again; without it the sampler that keeps them is refused.
+    A subclass sets `_n_items`, `_index`, `_packed` and `_version`, and `_trees` if the same scores
+    may be asked for again; without `_trees` the sampler "cached" is refused.
     """
 
     _n_items: int

@@ -40,7 +40,7 @@ class Scorer(Ranker, ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Other for other items or scores: a log names by it what ranked, and caches go by it."""
+        """Another one for other items or scores: logs and caches know by it what ranked."""
 
     @abstractmethod
     def scores(self, query: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Float32Array:

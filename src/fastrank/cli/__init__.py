@@ -6,17 +6,13 @@ This file must import without click or rich, to be able to say that they are mis
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import NoReturn
 
 from fastrank.extras import missing_extra
 
-__all__ = ["UNSEEN", "main", "visible"]
+__all__ = ["main"]
 
-# What acts on a terminal instead of standing in it: controls, escapes, ends of lines, the order of
-# writing; and halves of surrogate pairs, which no encoding has.
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -34,17 +30,6 @@ def main() -> NoReturn:
         raise SystemExit(2) from None
     app(prog_name="fastrank")
     raise SystemExit(0)
-
-
-def visible(text: str) -> str:
-    r"""A stranger's text for a terminal: what would act on it stands as its escape.
-
-    Examples
-    --------
-    >>> print(visible("a\x1b[2Jb"))
-    a\x1b[2Jb
-    """
-    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _restart_with_one_thread() -> None:

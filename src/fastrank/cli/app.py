@@ -12,7 +12,7 @@ import click
 
 import fastrank
 from fastrank import starting
-from fastrank.cli import visible
+from fastrank.cli.visible import visible
 from fastrank.extras import missing_extra
 
 __all__ = ["app"]

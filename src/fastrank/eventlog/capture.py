@@ -358,9 +358,14 @@ def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, 
     user = plain_id(values["user_id"])
     if isinstance(user, int):
         values["user_id"] = str(user)
-    if values["log_norm"] is None and not items and params.get("temperature") is not None:
+    if values["log_norm"] is None and not items and _has_norm(params):
         values["log_norm"] = -math.inf  # of a softmax over nothing, which JSON cannot say
     return values, kind
+
+
+def _has_norm(params: Mapping[str, Any]) -> bool:
+    """Whether rankings by a law of these parameters state a `log_norm`: none below a head does."""
+    return params.get("temperature") is not None and not params.get("head")
 
 
 def _kind(stated: Any, items: list[Any]) -> Kind | None:

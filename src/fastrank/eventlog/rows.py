@@ -20,7 +20,14 @@ from fastrank.eventlog.columns import MAX_PARAMETERS
 from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
-from fastrank.policies import Deterministic, EpsilonGreedy, PlackettLuce, Policy, Uniform
+from fastrank.policies import (
+    Deterministic,
+    EpsilonGreedy,
+    PlackettLuce,
+    Policy,
+    Uniform,
+    is_frozen,
+)
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -208,33 +215,51 @@ def law_of_row(policy: Policy) -> LawColumns:
     known, columns = _last
     if policy is not known:
         columns = _law_columns(policy)
-        _last = policy, columns
+        if is_frozen(policy):
+            _last = policy, columns
     return columns
 
 
 def _law_columns(policy: Policy) -> LawColumns:
-    params = list(policy.params.items())
     if type(policy) not in _OWN:
-        _check_parameters(policy, params)
+        _check_policy(policy)
+    params = list(policy.params.items())
     if len(params) > 1:
         params.sort()
     law, sampler = policy.law_name, policy.sampler
     return policy.inference_type, law, params, None if sampler == law else sampler
 
 
-def _check_parameters(policy: Policy, params: list[tuple[str, float]]) -> None:
-    """Of a policy that may be anybody's: what the reader would set aside is refused."""
-    if len(params) > MAX_PARAMETERS:
+def _check_policy(policy: Policy) -> None:
+    """One that may be anybody's: what cannot be written, or the reader would set aside, is refused.
+
+    Nothing else would say so: rows are written later.
+    """
+    if not isinstance(policy, Policy) or not isinstance(policy.params, Mapping):
+        raise ValueError(f"ranking: expected a policy with params by name, got {shown(policy)}")
+    for attribute in ("inference_type", "law_name"):
+        if as_text(f"ranking: its policy's {attribute}", getattr(policy, attribute)) == "":
+            raise ValueError(f"ranking: its policy's {attribute}: must not be empty")
+    if policy.sampler is not None:
+        as_text("ranking: its policy's sampler", policy.sampler)
+    if len(policy.params) > MAX_PARAMETERS:
         raise ValueError(
             f"ranking: its policy has more than {MAX_PARAMETERS} parameters: {shown(policy)}"
         )
-    for name, value in params:
+    for name, value in policy.params.items():
         as_text("ranking: a parameter of its policy", name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
             raise ValueError(
                 f"ranking: its policy's parameter {name}: must be a finite number, got"
                 f" {shown(value)}"
             )
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float64 holds
+        return False
 
 
 def as_text(name: str, value: object) -> str:

@@ -785,7 +785,10 @@ def _agreed_ids(name: str, own: Ids, given: Ids) -> None:
     if own is given:
         return
     one, other = canonical(name, own), canonical(name, given)
-    same = one == other if isinstance(one, list) else np.array_equal(one, other)
+    if isinstance(one, list) and isinstance(other, list):
+        same = one == other
+    else:  # a list of texts is never an array of integers
+        same = type(one) is type(other) and np.array_equal(one, other)
     if not same:
         _agreed(name, own, given)
 

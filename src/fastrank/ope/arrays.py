@@ -264,9 +264,12 @@ class OptionalArrays:
         writer = self._writers.of(batch, i)
         policy = logging_policy(batch, i)
         if writer is None or policy is None:
+            why = "its model is not among those given"
+            if policy is None:
+                why = f"its policy {batch.value('policy_name', i)!r} is none that fastrank knows"
             raise ValueError(
-                f"logging: request {batch.value('request_id', i)}: its model is not among those"
-                f" given; the logging policy's law is wanted for {self._want_laws}"
+                f"logging: request {batch.value('request_id', i)}: {why};"
+                f" the logging policy's law is wanted for {self._want_laws}"
             )
         query = writers[writer].row(i)
         if isinstance(query, str):

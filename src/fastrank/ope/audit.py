@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog import LogBatch, LogReader, Stratum
+from fastrank.inputs import as_column
 from fastrank.model import Model
 from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy, shown
 from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
@@ -128,6 +129,7 @@ def audit(
     Rows of `rank_scores` name no catalog that could give their scores again: they are counted as
     not judged, and a log of which most rows cannot be judged fails.
     """
+    models = list(as_column("models", models, "a sequence of models or catalogs"))
     share = min(1.0, sample / max(log.survey()[0], 1))
     first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(Writers(models))
     rows = 0

@@ -69,7 +69,7 @@ class Sample:
 
     def served(self, policy: Policy) -> list[Policy]:
         """A policy as each user of the model meets it."""
-        return [policy.scaled(own) for own in self.factors.tolist()]
+        return [policy if own == 1.0 else policy.scaled(own) for own in self.factors.tolist()]
 
     def target(self, target: Target, logging: Sequence[Policy]) -> tuple[Laws, Draws] | None:
         """A target's law and draws; None where it is not defined for this logging policy."""

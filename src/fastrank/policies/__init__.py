@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fastrank.policies.base import MAX_TEMPERATURE, MIN_TEMPERATURE, Law, Policy, law_of
+from fastrank.policies.base import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    Law,
+    Policy,
+    is_frozen,
+    law_of,
+    real,
+)
 from fastrank.policies.best_first import MAX_HEAD, BestFirst
 from fastrank.policies.deterministic import Deterministic
 from fastrank.policies.epsilon_greedy import EpsilonGreedy
@@ -32,6 +40,7 @@ __all__ = [
     "Policy",
     "Sampler",
     "Uniform",
+    "is_frozen",
     "law_name",
     "law_of",
     "parameters_of",
@@ -137,4 +146,4 @@ def policy(inference_type: str, **params: Any) -> Policy:
             raise ValueError(f"{name}: {inference_type} {takes}; got {name}={value!r}")
     head = params.pop("head", 0)
     drawn = cls(**fixed, **params)
-    return drawn if type(head) in (int, float) and head == 0 else BestFirst(head, drawn)
+    return drawn if real("head", head, 0, MAX_HEAD) == 0.0 else BestFirst(head, drawn)

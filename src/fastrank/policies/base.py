@@ -10,7 +10,15 @@ from typing import ClassVar
 
 from fastrank.inputs import shown
 
-__all__ = ["MAX_TEMPERATURE", "MIN_TEMPERATURE", "Law", "Policy", "law_of", "real"]
+__all__ = [
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
+    "Law",
+    "Policy",
+    "is_frozen",
+    "law_of",
+    "real",
+]
 
 MIN_TEMPERATURE = 1e-6
 MAX_TEMPERATURE = 1e6
@@ -33,6 +41,11 @@ class Law:
     head : int
         From 0.
 
+    Raises
+    ------
+    ValueError
+        For a number out of its range: nothing draws by such a law.
+
     Examples
     --------
     >>> from fastrank import EpsilonGreedy, PlackettLuce
@@ -45,6 +58,18 @@ class Law:
     explore: float
     temperature: float = math.inf
     head: int = 0
+
+    def __post_init__(self) -> None:
+        if not (
+            0.0 <= self.explore <= 1.0
+            and self.temperature > 0.0
+            and isinstance(self.head, int)
+            and self.head >= 0
+        ):
+            raise ValueError(
+                "law: expected explore in [0, 1], a temperature above 0 and an integer head of at"
+                f" least 0; got {self!r}"
+            )
 
     @property
     def is_uniform(self) -> bool:
@@ -113,23 +138,44 @@ class Policy(ABC):
         return self.inference_type
 
     def at_temperature(self, temperature: float) -> Policy:
-        """The policy at another temperature; itself where it has none."""
-        return self
+        """The policy at another temperature; itself where its law has none.
+
+        A policy whose law has one says how: here it is a ValueError.
+        """
+        law = self.law
+        if law is None or law.temperature == math.inf:
+            return self
+        raise ValueError(f"policy: it has no at_temperature: {shown(self)}")
 
     def scaled(self, factor: float) -> Policy:
-        """The policy with `factor` times its ``temperature``; itself where it has none."""
+        """The policy with `factor` times its ``temperature``; itself where its law has none.
+
+        Raises
+        ------
+        ValueError
+            If the product leaves the range of temperatures, or the law has a temperature that is
+            no parameter of that name, by which logs and strata know the factor.
+        """
         law = self.law
-        if law is None or law.temperature == math.inf or "temperature" not in self.params:
+        if law is None or law.temperature == math.inf:
             return self
+        if "temperature" not in self.params:
+            raise ValueError(f"policy: it has no parameter temperature: {shown(self)}")
         return self.at_temperature(law.temperature * factor)
 
 
 def law_of(policy: object, name: str = "policy") -> Law:
     """The law of a policy; a ValueError naming what has none."""
     law = policy.law if isinstance(policy, Policy) else None
-    if law is None:
+    if not isinstance(law, Law):
         raise ValueError(f"{name}: expected one of fastrank's policies, got {shown(policy)}")
     return law
+
+
+def is_frozen(policy: Policy) -> bool:
+    """Whether what a policy said once may be kept: only a frozen dataclass says the same again."""
+    made = vars(type(policy)).get("__dataclass_params__")
+    return made is not None and bool(made.frozen)
 
 
 def real(name: str, value: object, low: float, high: float) -> float:

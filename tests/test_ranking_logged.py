@@ -139,6 +139,13 @@ class TestContradictions:
             log.append(ranking, user_id="bob", **given)
         assert log.rows_written == 0
 
+    def test_a_bias_that_was_not_ranked_by_is_refused(self, tmp_path: Path) -> None:
+        """Candidates may be chosen before a call; scores are changed by none but the call."""
+        ranking = make_model().recommend("bob", 4, policy=PL)
+        words = r"bias: the ranking was made with none, got array"
+        with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=words):
+            log.append(ranking, user_id="bob", bias=np.ones(30))
+
     @pytest.mark.parametrize("given", [[], [3], ["item 4"]])
     def test_of_text_are_refused(self, given: list[Any], tmp_path: Path) -> None:
         """None at all and integers are compared with texts, too."""

@@ -395,6 +395,8 @@ class LogWriter:
                 raise ValueError(f"bias: expected shape (n,), got {values.shape}")
             values = as_float32("bias", values, values.shape)
             own = ranking.bias
+            if own is None and ranking.k is not None:
+                raise ValueError(f"bias: the ranking was made with none, got {shown(bias)}")
             if own is not None and not np.array_equal(own, values):
                 _agreed("bias", own, values)
             bias_name = bias_id(values)

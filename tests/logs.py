@@ -11,13 +11,13 @@ import pyarrow as pa
 
 import fastrank as fr
 from fastrank.eventlog import SCHEMA_VERSION, LogBatch, LogReader, ReadReport, schema
-from fastrank.eventlog.schema import Kind
+from fastrank.eventlog.schema import IdKind
 
 NOON = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z in microseconds
 HOUR = 3_600_000_000
 
 
-def row(number: int, kind: Kind = "int64", **changes: Any) -> dict[str, Any]:
+def row(number: int, kind: IdKind = "int64", **changes: Any) -> dict[str, Any]:
     """A right row of three places, as version 1 said it; `changes` replace columns."""
     propensities = [math.log(p) for p in (0.5, 0.25, 0.125)]
     items: list[Any] = [number % 7, 100, 7 + number % 5]
@@ -51,7 +51,7 @@ def row(number: int, kind: Kind = "int64", **changes: Any) -> dict[str, Any]:
 
 
 def table(
-    rows: list[dict[str, Any]], kind: Kind = "int64", version: int = SCHEMA_VERSION
+    rows: list[dict[str, Any]], kind: IdKind = "int64", version: int = SCHEMA_VERSION
 ) -> pa.Table:
     """Rows as a table of either version."""
     made = [{"schema_version": version} | one for one in rows]
@@ -68,12 +68,12 @@ def table(
     return pa.Table.from_pylist(made, schema(kind, version))
 
 
-def read(*rows: dict[str, Any], kind: Kind = "int64", **options: Any) -> list[LogBatch]:
+def read(*rows: dict[str, Any], kind: IdKind = "int64", **options: Any) -> list[LogBatch]:
     """The batches of these rows."""
     return list(LogReader.of_tables([table(list(rows), kind)], **options))
 
 
-def report_of(*rows: dict[str, Any], kind: Kind = "int64", **options: Any) -> ReadReport:
+def report_of(*rows: dict[str, Any], kind: IdKind = "int64", **options: Any) -> ReadReport:
     reader = LogReader.of_tables([table(list(rows), kind)], **options)
     for _ in reader:
         pass

@@ -23,13 +23,13 @@ from logs import HOUR, NOON, catalog, drain, row, table
 import fastrank as fr
 from fastrank.eventlog import JoinSummary, LogReader, LogWriter, join
 from fastrank.eventlog.join import parse_time, parse_window
-from fastrank.eventlog.schema import Kind
+from fastrank.eventlog.schema import IdKind
 
 START = datetime.fromtimestamp(NOON / 1e6, UTC)
 LATER = START + timedelta(days=2)
 
 
-def write_log(directory: Path, *rows: dict[str, Any], kind: Kind = "int64") -> Path:
+def write_log(directory: Path, *rows: dict[str, Any], kind: IdKind = "int64") -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     bare = [{**one, "rewards": None, "reward_kind": None} for one in rows]
     pq.write_table(table(bare, kind), directory / "a.parquet")
@@ -69,7 +69,7 @@ def joined(
     directory: Path, rewards: list[dict[str, Any]], *rows: dict[str, Any], **options: Any
 ) -> tuple[dict[str, list[Any]], JoinSummary]:
     """Rewards by request id after a join with usual options, and what the join said."""
-    kind: Kind = "str" if isinstance(rows[0]["item_ids"][0], str) else "int64"
+    kind: IdKind = "str" if isinstance(rows[0]["item_ids"][0], str) else "int64"
     log = write_log(directory / "log", *rows, kind=kind)
     path = write_rewards(directory / "rewards.jsonl", *rewards)
     usual: dict[str, Any] = {"window": "24h", "as_of": LATER, "kind": "positives"}
@@ -82,7 +82,7 @@ def joined(
 class TestRewards:
     @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
     @pytest.mark.parametrize("kind", ["int64", "str"])
-    def test_every_form_and_kind(self, form: str, kind: Kind, tmp_path: Path) -> None:
+    def test_every_form_and_kind(self, form: str, kind: IdKind, tmp_path: Path) -> None:
         rows = [row(i, kind) for i in range(5)]
         items = [one["item_ids"] for one in rows]
         rewards = [

@@ -27,7 +27,7 @@ from fastrank.eventlog import LogReader, Stratum, bias_id, filter_id, schema
 from fastrank.eventlog.filters import save
 from fastrank.eventlog.hashing import text_hash
 from fastrank.eventlog.reader import JOIN_KEY
-from fastrank.eventlog.schema import VERSION_KEY, Kind
+from fastrank.eventlog.schema import VERSION_KEY, IdKind
 
 NAN, INF = math.nan, math.inf
 
@@ -350,7 +350,7 @@ class TestWrongRows:
 
     @pytest.mark.parametrize("width", [2, 3, 16, 17, 40])
     @pytest.mark.parametrize("kind", ["int64", "str"])
-    def test_repeats_at_any_width(self, width: int, kind: Kind) -> None:
+    def test_repeats_at_any_width(self, width: int, kind: IdKind) -> None:
         rng = np.random.default_rng(width)
         rows, repeated = [], []
         for i in range(200):
@@ -553,7 +553,7 @@ class TestExtraColumns:
 
 
 class TestFiles:
-    def write(self, path: Path, *rows: dict[str, Any], kind: Kind = "int64") -> Path:
+    def write(self, path: Path, *rows: dict[str, Any], kind: IdKind = "int64") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table(list(rows), kind), path)
         return path
@@ -749,7 +749,7 @@ class TestFiles:
         assert "No such file" in reader.report.files_set_aside[str(tmp_path / "a.parquet")]
 
     @pytest.mark.parametrize("kind", ["int64", "str"])
-    def test_every_prefix_of_a_stream_is_readable(self, kind: Kind, tmp_path: Path) -> None:
+    def test_every_prefix_of_a_stream_is_readable(self, kind: IdKind, tmp_path: Path) -> None:
         """A torn tail gives the whole batches before it, and is reported."""
         columns = schema(kind)
         parts = [table([row(3 * j + i, kind) for i in range(3)], kind) for j in range(3)]

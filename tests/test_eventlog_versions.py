@@ -17,7 +17,7 @@ from logs import HOUR, NOON, catalog, drain, report_of, row, segments, table
 import fastrank as fr
 from fastrank import ope
 from fastrank.eventlog import LogBatch, LogReader, LogWriter, Stratum, join, schema
-from fastrank.eventlog.schema import UNREAD, Kind
+from fastrank.eventlog.schema import UNREAD, IdKind
 from fastrank.eventlog.segments import seal_abandoned
 from fastrank.ope.queries import logging_policy
 from fastrank.ope.report import Section, render
@@ -28,7 +28,7 @@ QUERY = [0.5, -1.0, 0.25, 2.0]
 SAMPLERS = get_args(Sampler)
 
 
-def golden_model(kind: Kind) -> fr.Model:
+def golden_model(kind: IdKind) -> fr.Model:
     """What wrote the golden logs."""
     rng = np.random.default_rng(11)
     vectors, users = rng.standard_normal((30, 4)), rng.standard_normal((3, 4))
@@ -53,7 +53,7 @@ def old_columns(batch: LogBatch) -> list[dict[str, Any]]:
 
 class TestGolden:
     @pytest.mark.parametrize("kind", ["int64", "str"])
-    def test_every_value_is_read_as_it_was(self, kind: Kind) -> None:
+    def test_every_value_is_read_as_it_was(self, kind: IdKind) -> None:
         """Files that the code of schema 1 wrote: sealed, growing, with filters and a bias."""
         reader = LogReader(GOLDEN / kind)
         read = [one for batch in reader for one in old_columns(batch)]
@@ -72,7 +72,7 @@ class TestGolden:
                         "plackett_luce", "uniform"]  # fmt: skip
 
     @pytest.mark.parametrize("kind", ["int64", "str"])
-    def test_propensities_are_computed_again(self, kind: Kind) -> None:
+    def test_propensities_are_computed_again(self, kind: IdKind) -> None:
         found = ope.audit(LogReader(GOLDEN / kind), [golden_model(kind)])
         checks = {check.name: check for check in found.checks}
         assert found.passed
@@ -81,7 +81,7 @@ class TestGolden:
         assert (checks["seeds draw"].rows, checks["first place"].rows) == (14, 8)
 
     @pytest.mark.parametrize("kind", ["int64", "str"])
-    def test_a_writer_goes_on_in_the_directory(self, kind: Kind, tmp_path: Path) -> None:
+    def test_a_writer_goes_on_in_the_directory(self, kind: IdKind, tmp_path: Path) -> None:
         """The next release in the same folder: one log of both, and the old segment is sealed."""
         folder = tmp_path / "log"
         shutil.copytree(GOLDEN / kind, folder)

@@ -18,7 +18,7 @@ from rich.table import Table
 from fastrank import obd, ope
 from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
-from fastrank.cli.terminal import json_text, progress, say, shown, standard_output
+from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.obdlog import items_of_obd
 from fastrank.eventlog.schema import UNREAD
@@ -100,7 +100,7 @@ def audit(
         console = standard_output()
         _print_audit(console, found)
         for name, why in found.log["unreadable_files"].items():
-            console.print(shown(f"not read: {name}: {why}"))
+            console.print(for_terminal(f"not read: {name}: {why}"))
         say(
             console,
             _agreement(found)
@@ -266,7 +266,7 @@ def evaluate(
     for section in sections:
         _print(console, section)
     if report is not None:
-        console.print(f"Report: {shown(report)}")
+        console.print(f"Report: {for_terminal(report)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,16 +541,16 @@ def _print_audit(console: Console, found: ope.Audit) -> None:
         table.add_column(column)
     for check in found.checks:
         table.add_row(
-            check.name, f"[{colours[check.outcome]}]{check.outcome}[/]", shown(check.message)
+            check.name, f"[{colours[check.outcome]}]{check.outcome}[/]", for_terminal(check.message)
         )
         for example in check.examples:
-            table.add_row("", "", f"[dim]{shown(example)}[/]")
+            table.add_row("", "", f"[dim]{for_terminal(example)}[/]")
     console.print(table)
 
 
 def _print(console: Console, section: Section) -> None:
     evaluation = section.evaluation
-    console.rule(f"[bold]{shown(section.title)}")
+    console.rule(f"[bold]{for_terminal(section.title)}")
     if section.audit is None:
         say(console, "Not audited: that the log is what it says is taken on trust.")
     else:
@@ -558,7 +558,7 @@ def _print(console: Console, section: Section) -> None:
             warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
             tail = f" Warnings: {'; '.join(warnings)}." if warnings else ""
             agreement = _agreement(section.audit)
-            say(console, f"Audit: {agreement[0].lower()}{agreement[1:]}{shown(tail)}")
+            say(console, f"Audit: {agreement[0].lower()}{agreement[1:]}{for_terminal(tail)}")
         else:
             _print_audit(console, section.audit)
     earned = evaluation.logged
@@ -570,7 +570,7 @@ def _print(console: Console, section: Section) -> None:
         say(console, f"The logging policy earned {amount} a ranking{tail}.")
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
-        say(console, f"[{colour}]{policy.status}[/] [bold]{shown(policy.verdict)}[/]")
+        say(console, f"[{colour}]{policy.status}[/] [bold]{for_terminal(policy.verdict)}[/]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", overflow="fold", min_width=8)
     table.add_column("estimator", no_wrap=True)
@@ -589,7 +589,7 @@ def _print(console: Console, section: Section) -> None:
             compared = difference is not None and difference.status == "ok"
             found = estimate.diagnostics
             table.add_row(
-                shown(policy.label) if j == 0 else "",
+                for_terminal(policy.label) if j == 0 else "",
                 f"[bold]{name}[/]" if name == policy.lead else name,
                 _doubted(_figure(estimate.value), good),
                 _doubted(_interval(estimate.interval), good),
@@ -617,17 +617,17 @@ def _print(console: Console, section: Section) -> None:
     unread = [f"{name}: {why}" for name, why in evaluation.log["unreadable_files"].items()]
     unread += [f"{name} breaks off: {why}" for name, why in evaluation.log["files_cut"].items()]
     for line in unread:
-        console.print(shown(f"not read: {line}"))
+        console.print(for_terminal(f"not read: {line}"))
     lost = sum(evaluation.log["rows_lost"].values())
     gaps = [f"{lost:,} lost before they were written"] if lost else []
-    say(console, shown("; ".join([used, *aside, *malformed, *gaps]) + "."))
+    say(console, for_terminal("; ".join([used, *aside, *malformed, *gaps]) + "."))
     if len(evaluation.strata) > 1:
         for stratum in evaluation.strata:
             params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
             name = f"{stratum.stratum.law} {params}".strip()
             dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
             console.print(
-                shown(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
+                for_terminal(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
             )
 
 

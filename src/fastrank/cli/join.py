@@ -10,7 +10,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from fastrank.cli.terminal import progress, say, shown, standard_output
+from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 
 if TYPE_CHECKING:  # pyarrow takes a while to import: only when the command runs
     from fastrank.eventlog import JoinSummary
@@ -115,7 +115,7 @@ def _print(output: Path, summary: JoinSummary) -> None:
         table.add_row(name, f"{count:,}")
     console.print(table)
     for file, why in summary.files_set_aside.items():
-        say(console, f"[bold yellow]not read:[/] {shown(file)}: {shown(why)}")
+        say(console, f"[bold yellow]not read:[/] {for_terminal(file)}: {for_terminal(why)}")
     for file, why in summary.files_cut.items():
-        say(console, f"[bold yellow]breaks off:[/] {shown(file)}: {shown(why)}")
-    console.print(f"{shown(output)}: {summary.rows_written:,} rankings with rewards")
+        say(console, f"[bold yellow]breaks off:[/] {for_terminal(file)}: {for_terminal(why)}")
+    console.print(f"{for_terminal(output)}: {summary.rows_written:,} rankings with rewards")

@@ -26,7 +26,7 @@ from fastrank.cli.planwords import (
     share_text,
     solution_text,
 )
-from fastrank.cli.terminal import progress, say, shown, standard_output
+from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 from fastrank.model import Model
 from fastrank.opening import open_directory
 from fastrank.plan import Advance, Kind, OwnTemperatures, Plan, Point, Share, Solution
@@ -229,7 +229,7 @@ def plan(
         assert asked is not None
         _print_applied(console, own, target, found, asked.point)
     if report is not None:
-        console.print(f"Report: {shown(report)}")
+        console.print(f"Report: {for_terminal(report)}")
 
 
 # ---- Doing ----------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None
     console.print(
         "[bold]ESS[/]: ESS share, by places of the ranking that the weight covers, to evaluate "
         + ", ".join(
-            f"[bold]{letter}[/] {shown(label)}" for label, letter in _letters(found).items()
+            f"[bold]{letter}[/] {for_terminal(label)}" for label, letter in _letters(found).items()
         )
     )
     console.print()
@@ -327,8 +327,8 @@ def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None
     for solution in sorted(solutions, key=lambda each: each.figure == "ess"):
         if question(solution) != asked:
             asked = question(solution)
-            console.print(f"[bold]{shown(asked)}[/]")
-        console.print(f"  {shown(solution_text(found, solution))}")
+            console.print(f"[bold]{for_terminal(asked)}[/]")
+        console.print(f"  {for_terminal(solution_text(found, solution))}")
     if solutions:
         console.print()
 
@@ -347,7 +347,7 @@ def _print_positions(console: Console, solution: Solution, shares: Sequence[Shar
         table.add_column(f"place {place}", justify="right")
     for label in dict.fromkeys(share.target for share in shares):
         row = [share_text(share) for share in shares if share.target == label]
-        table.add_row(shown(label), *row)
+        table.add_row(for_terminal(label), *row)
     console.print(table)
 
 
@@ -413,7 +413,7 @@ def _print_applied(
     facts = _applied(own, target)
     say(
         console,
-        f"""[bold green]Written[/]: {shown(target)}: a temperature for each of
+        f"""[bold green]Written[/]: {for_terminal(target)}: a temperature for each of
         {facts["users"]:,} users, from {facts["lowest"]:.3g} to {facts["highest"]:.3g} (median
         {facts["median"]:.3g}). Plackett-Luce at temperature 1 now has an overlap of
         {point.overlap:.1%} on average, and of {point.overlap_low:.0%} to {point.overlap_high:.0%}

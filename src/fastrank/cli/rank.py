@@ -17,7 +17,7 @@ from rich.table import Table
 from fastrank.arraytypes import Mask
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
 from fastrank.catalog import Catalog
-from fastrank.cli.terminal import chance, json_text, percent, shown, standard_output
+from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
 from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, policy
@@ -266,10 +266,10 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
     table.add_column("score", justify="right")
     table.add_column("propensity", justify="right")
     for j, item in enumerate(ranking.item_ids.tolist()):
-        title = [shown(titles[j])] if titles is not None else []
+        title = [for_terminal(titles[j])] if titles is not None else []
         score = f"{ranking.scores[j]:.6g}"
         propensity = percent(ranking.log_propensities[j])
-        table.add_row(str(j + 1), shown(item), *title, score, propensity)
+        table.add_row(str(j + 1), for_terminal(item), *title, score, propensity)
     whole = f"{ranking.log_propensity:.9g} for the whole ranking: {chance(ranking.log_propensity)}"
     params = ", ".join(f"{name} {value:.6g}" for name, value in ranking.policy.params.items())
     console.print(table)
@@ -283,5 +283,5 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
     }
     grid = Table.grid(padding=(0, 2))
     for name, value in footer.items():
-        grid.add_row(name, shown(value))
+        grid.add_row(name, for_terminal(value))
     console.print(grid)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fastrank.cli.visible import UNSEEN, visible
 
 __all__ = [
-    *("PLAIN_WIDTH", "chance", "json_text", "percent", "progress", "say", "shown"),
+    *("PLAIN_WIDTH", "chance", "json_text", "percent", "progress", "say", "for_terminal"),
     "standard_output",
 ]
 
@@ -30,7 +30,7 @@ def standard_output(record: bool = False) -> Console:
     return console
 
 
-def shown(text: object) -> str:
+def for_terminal(text: object) -> str:
     """A stranger's text (ids, titles, names of files) as rich's markup that shows just it.
 
     Brackets are not taken for markup, and what would act on the terminal stands as its escape.

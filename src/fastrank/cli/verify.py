@@ -10,7 +10,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from fastrank.cli.terminal import progress, say, shown, standard_output
+from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 from fastrank.store import MANIFEST
 
 if TYPE_CHECKING:  # scipy takes half a second to import: only when the command runs
@@ -96,7 +96,7 @@ def _print(model: Path, verdict: Verdict) -> None:
     console = standard_output()
     for check in verdict.checks:
         if check.name == "files":
-            console.print(f"{_mark(check.passed)} files: {shown(check.detail)}")
+            console.print(f"{_mark(check.passed)} files: {for_terminal(check.detail)}")
     if verdict.p_limit is not None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("inference type", no_wrap=True)
@@ -121,13 +121,13 @@ def _print(model: Path, verdict: Verdict) -> None:
     for check in verdict.failures:
         if check.name == "files":
             continue  # said above
-        console.print(f"{_mark(False)} {_type(check)} {check.name}: {shown(check.detail)}")
+        console.print(f"{_mark(False)} {_type(check)} {check.name}: {for_terminal(check.detail)}")
     n = len(verdict.checks)
     if verdict.passed:
-        console.print(f"[bold green]PASSED[/]: all {n} checks of {shown(model)}")
+        console.print(f"[bold green]PASSED[/]: all {n} checks of {for_terminal(model)}")
     else:
         failed = len(verdict.failures)
-        console.print(f"[bold red]FAILED[/]: {failed} of {n} checks of {shown(model)}")
+        console.print(f"[bold red]FAILED[/]: {failed} of {n} checks of {for_terminal(model)}")
 
 
 def _type(check: Check) -> str:

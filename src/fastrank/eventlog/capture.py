@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from fastrank import wire
 from fastrank.eventlog.report import ReadReport
-from fastrank.eventlog.schema import SCHEMA_VERSION, UNREAD, Kind, schema
+from fastrank.eventlog.schema import SCHEMA_VERSION, UNREAD, IdKind, schema
 from fastrank.files import Paths, files_at
 from fastrank.ids import ids_from_text, integer, plain_id
 from fastrank.inputs import shown
@@ -29,7 +29,7 @@ __all__ = ["DataCapture", "from_data_capture"]
 
 _TABLE_ROWS = 10_000
 _NOT_ANSWERED = ("writer_id", "writer_seq", "rewards", "reward_kind", "reward_ts")
-_LIKE: dict[Kind, Any] = {"int64": np.empty(0, np.int64), "str": np.empty(0, np.str_)}
+_LIKE: dict[IdKind, Any] = {"int64": np.empty(0, np.int64), "str": np.empty(0, np.str_)}
 
 
 def from_data_capture(paths: Paths) -> DataCapture:
@@ -93,7 +93,7 @@ class DataCapture:
     def _reset(self) -> None:
         self.read_report = ReadReport()
         self.error_responses = 0
-        self._kind: Kind | None = None
+        self._kind: IdKind | None = None
         self._halves: dict[str, _Half] = {}
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -243,7 +243,7 @@ class _Captured(NamedTuple):
     number: int
     where: str  # in the line, for errors
     values: dict[str, Any]
-    kind: Kind | None
+    kind: IdKind | None
 
 
 def _half(file: str, number: int, line: bytes) -> _Half:
@@ -326,7 +326,9 @@ def _body(part: Any) -> bytes:
     return data.encode()
 
 
-def _values(request: wire.Request, response: dict[str, Any]) -> tuple[dict[str, Any], Kind | None]:
+def _values(
+    request: wire.Request, response: dict[str, Any]
+) -> tuple[dict[str, Any], IdKind | None]:
     """A row's values as they were captured, and the kind of its ids if something says it."""
     items = response.get("item_ids")
     if not isinstance(items, list):
@@ -368,7 +370,7 @@ def _has_norm(params: Mapping[str, Any]) -> bool:
     return params.get("temperature") is not None and not params.get("head")
 
 
-def _kind(stated: Any, items: list[Any]) -> Kind | None:
+def _kind(stated: Any, items: list[Any]) -> IdKind | None:
     if stated is None:  # by an older server
         if not items:
             return None
@@ -379,7 +381,7 @@ def _kind(stated: Any, items: list[Any]) -> Kind | None:
     raise ValueError(f"item_kind: expected one of {', '.join(_LIKE)}; got {shown(stated)}")
 
 
-def _row(values: dict[str, Any], kind: Kind) -> dict[str, Any]:
+def _row(values: dict[str, Any], kind: IdKind) -> dict[str, Any]:
     """Values in the types of the columns, where item ids are of this kind."""
     row = {}
     for field in schema(kind):
@@ -395,7 +397,7 @@ def _row(values: dict[str, Any], kind: Kind) -> dict[str, Any]:
     return row
 
 
-def _kind_of_filters(rows: Iterable[_Captured]) -> Kind:
+def _kind_of_filters(rows: Iterable[_Captured]) -> IdKind:
     """Of rankings that are all empty: filters by text that is no integer are those of text."""
     words = (
         word

@@ -40,7 +40,7 @@ from fastrank.eventlog.schema import (
     REWARD_KINDS,
     SCHEMA_VERSION,
     SEED_SOURCES,
-    Kind,
+    IdKind,
 )
 from fastrank.eventlog.strata import Strata
 from fastrank.ids import PADDING
@@ -84,7 +84,7 @@ class Checks:
         self._seen = SeenHashes()
 
     def believed(
-        self, kind: Kind, source: str, folder: Path | None, start: int, batch: pa.RecordBatch
+        self, kind: IdKind, source: str, folder: Path | None, start: int, batch: pa.RecordBatch
     ) -> Iterator[LogBatch]:
         """Those rows of a batch that can be believed.
 
@@ -191,7 +191,7 @@ class Checks:
 
     def _arrays(
         self,
-        kind: Kind,
+        kind: IdKind,
         source: str,
         folder: Path | None,
         rows: IntArray,
@@ -284,7 +284,7 @@ class Checks:
         )
 
 
-def _cell(kind: Kind, batch: pa.RecordBatch) -> int:
+def _cell(kind: IdKind, batch: pa.RecordBatch) -> int:
     """What a padded id takes, in units of 8 bytes."""
     if kind == "int64":
         return 1

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.arraytypes import AnyArray, FloatArray, IntArray, Mask
-from fastrank.eventlog.schema import Kind, cast_column
+from fastrank.eventlog.schema import IdKind, cast_column
 from fastrank.ids import is_compact, text_array
 
 __all__ = [
@@ -86,7 +86,7 @@ class Lists:
             out[inside] = flat[(self._starts[:, None] + np.arange(width))[inside]]
         return out
 
-    def padded_ids(self, kind: Kind, width: int) -> tuple[AnyArray, AnyArray]:
+    def padded_ids(self, kind: IdKind, width: int) -> tuple[AnyArray, AnyArray]:
         """Ids as (n, width), and codes of them that are equal where they are.
 
         Text is of fixed width unless one long id would make all others take many times their bytes.

@@ -33,7 +33,7 @@ from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.paths import JOIN_FILE, path_that_reads
 from fastrank.eventlog.reader import JOIN_KEY, LogReader
 from fastrank.eventlog.rewards import Rewards, read_rewards
-from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, Kind, schema
+from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, IdKind, schema
 from fastrank.eventlog.segments import parquet_options
 from fastrank.files import Paths, holds_data, listed_paths
 
@@ -477,7 +477,7 @@ class _Result:
             self._writer.close()
         self._writer, self._rows = None, 0
 
-    def close(self, kind: Kind | None) -> None:
+    def close(self, kind: IdKind | None) -> None:
         """Finish the files; a result without rows is still a log that can be read."""
         self._close_file()
         if not self._files:

@@ -26,7 +26,7 @@ from fastrank.eventlog.report import ReadReport, SequenceGaps
 from fastrank.eventlog.schema import (
     SCHEMA_VERSION,
     UNREAD,
-    Kind,
+    IdKind,
     cast_column,
     is_column,
     kind_of,
@@ -159,7 +159,7 @@ class LogReader:
 
     def _reset(self) -> None:
         self.report = ReadReport()
-        self.kind: Kind | None = None
+        self.kind: IdKind | None = None
         self._checks = Checks(self.report, self._filters, self._columns, self._keep_all)
         self.strata = self._checks.strata.found
         self._sequences: dict[str, SequenceGaps] = {}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from fastrank.arraytypes import AnyArray, Float32Array, IntArray
 from fastrank.eventlog.hashing import text_hashes
-from fastrank.eventlog.schema import Kind
+from fastrank.eventlog.schema import IdKind
 from fastrank.files import Paths, file_format, files_at, naming
 
 __all__ = ["Rewards", "read_rewards"]
@@ -61,7 +61,7 @@ class Rewards:
         return len(self.reward)
 
 
-def read_rewards(paths: Paths, kind: Kind, *, allow_negative: bool) -> Rewards:
+def read_rewards(paths: Paths, kind: IdKind, *, allow_negative: bool) -> Rewards:
     """Read all rewards; O(m log m), about 60 bytes each.
 
     Parameters
@@ -184,7 +184,7 @@ def _json_lines(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _checked(
-    path: Path, start: int, batch: pa.RecordBatch, kind: Kind, allow_negative: bool
+    path: Path, start: int, batch: pa.RecordBatch, kind: IdKind, allow_negative: bool
 ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray, AnyArray]:
     """One batch as arrays: request hashes, items, positions, rewards, times."""
 

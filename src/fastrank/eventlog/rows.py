@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog.columns import MAX_PARAMETERS
-from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, Kind, schema
+from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, IdKind, schema
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
 from fastrank.policies import (
@@ -103,7 +103,7 @@ class Row(NamedTuple):
 _LARGEST = float(np.finfo(np.float32).max) * (1.0 + 2.0**-25)
 
 
-def as_batch(rows: list[tuple[int, Row]], kind: Kind, writer_id: str) -> pa.RecordBatch:
+def as_batch(rows: list[tuple[int, Row]], kind: IdKind, writer_id: str) -> pa.RecordBatch:
     sequence, fields = zip(*rows, strict=True)
     columns = dict(zip(Row._fields, zip(*fields, strict=True), strict=True))
     n = len(rows)
@@ -173,7 +173,7 @@ def _list_of_bytes(parts: Iterable[bytes], lengths: Iterable[int], dtype: Any) -
 # Checks on what callers hand in.
 
 
-def items_of(ranking: Ranking) -> tuple[Kind, Any]:
+def items_of(ranking: Ranking) -> tuple[IdKind, Any]:
     """A ranking's ids as they are kept; a ValueError if its arrays are not those of a ranking."""
     item_ids, scores, propensities = ranking.item_ids, ranking.scores, ranking.log_propensities
     letter: str

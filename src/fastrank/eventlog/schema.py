@@ -29,7 +29,7 @@ __all__ = [
     "SEED_SOURCES",
     "UNREAD",
     "VERSION_KEY",
-    "Kind",
+    "IdKind",
     "cast_column",
     "is_column",
     "kind_of",
@@ -55,11 +55,11 @@ UNREAD = (
     *("n_probes", "tail_log_weight", "is_candidate", "evaluation_log_propensities", "shown_at"),
 )
 
-Kind: TypeAlias = Literal["int64", "str"]
+IdKind: TypeAlias = Literal["int64", "str"]
 
 
 @cache
-def schema(kind: Kind, version: int = SCHEMA_VERSION) -> pa.Schema:
+def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
     """The columns of a log.
 
     Parameters
@@ -81,8 +81,8 @@ def schema(kind: Kind, version: int = SCHEMA_VERSION) -> pa.Schema:
     >>> schema("str").metadata[b"fastrank.schema_version"]
     b'2'
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
+    if kind not in get_args(IdKind):
+        raise ValueError(f"kind: expected one of {', '.join(get_args(IdKind))}; got {kind!r}")
     if version not in KNOWN_VERSIONS:
         known = " or ".join(map(str, KNOWN_VERSIONS))
         raise ValueError(f"version: expected {known}, got {version!r}")
@@ -165,7 +165,7 @@ def is_column(name: str) -> bool:
     return any(name in schema("int64", version).names for version in KNOWN_VERSIONS)
 
 
-def kind_of(columns: pa.Schema) -> Kind:
+def kind_of(columns: pa.Schema) -> IdKind:
     """The kind of a log's item ids; a ValueError where its columns are not those of a log.
 
     A log has all columns that both versions have; the others may be absent.
@@ -195,7 +195,7 @@ def kind_of(columns: pa.Schema) -> Kind:
     return kind_of_ids(columns.field("item_ids").type)
 
 
-def kind_of_ids(ids: pa.DataType) -> Kind:
+def kind_of_ids(ids: pa.DataType) -> IdKind:
     if _is_list(ids):
         if pa.types.is_integer(ids.value_type):
             return "int64"

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from fastrank.atomic import leftovers, replacing, sync
 from fastrank.eventlog.background import GATE
-from fastrank.eventlog.schema import KNOWN_VERSIONS, Kind, schema
+from fastrank.eventlog.schema import KNOWN_VERSIONS, IdKind, schema
 from fastrank.files import directly_in
 
 __all__ = [
@@ -280,7 +280,7 @@ def _holds_no_batch(path: Path) -> bool:
     size = path.stat().st_size
     headers = [
         schema(kind, version).serialize().to_pybytes()
-        for kind in get_args(Kind)
+        for kind in get_args(IdKind)
         for version in KNOWN_VERSIONS
     ]
     if size > max(map(len, headers)):

@@ -18,7 +18,7 @@ from fastrank.eventlog.schema import (
     OLD_PARAMETERS,
     SCHEMA_VERSION,
     UNREAD,
-    Kind,
+    IdKind,
     cast_column,
     kind_of_ids,
     schema,
@@ -28,7 +28,7 @@ from fastrank.policies import law_name, sampler_name
 __all__ = ["completed", "foreign", "refuse_foreign", "upgraded"]
 
 
-def foreign(columns: pa.Schema, kind: Kind) -> list[str]:
+def foreign(columns: pa.Schema, kind: IdKind) -> list[str]:
     """Columns of a table of version 1 that are its own, though version 2 has such a name.
 
     A column that `LogWriter.append` leaves null is taken for version 2's where the types are alike.
@@ -45,7 +45,7 @@ def foreign(columns: pa.Schema, kind: Kind) -> list[str]:
     ]
 
 
-def refuse_foreign(columns: pa.Schema, kind: Kind) -> None:
+def refuse_foreign(columns: pa.Schema, kind: IdKind) -> None:
     """A ValueError where `foreign` finds any: as version 2, the table could not keep it."""
     for name in foreign(columns, kind):
         raise ValueError(f"{name}: schema 2 has another column of this name; rename it")
@@ -108,7 +108,7 @@ def completed(table: pa.Table | pa.RecordBatch, apart: Sequence[str] = ()) -> pa
     return pa.Table.from_batches(batches, columns)
 
 
-def upgraded(columns: dict[str, pa.Array], rows: int, kind: Kind) -> None:
+def upgraded(columns: dict[str, pa.Array], rows: int, kind: IdKind) -> None:
     """Make columns of version 2, by name and in the schema's types, of what is there; in place.
 
     Texts may be dictionaries. What no version says otherwise is left alone.

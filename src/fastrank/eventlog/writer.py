@@ -40,7 +40,7 @@ from fastrank.eventlog.rows import (
     items_of,
     law_of_row,
 )
-from fastrank.eventlog.schema import REQUEST_ID_SOURCES, SEED_SOURCES, Kind, kind_of, schema
+from fastrank.eventlog.schema import REQUEST_ID_SOURCES, SEED_SOURCES, IdKind, kind_of, schema
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
 from fastrank.eventlog.upgrade import completed, refuse_foreign
 from fastrank.files import directly_in
@@ -129,7 +129,7 @@ class LogWriter:
         self,
         directory: str | os.PathLike[str],
         *,
-        kind: Kind | None = None,
+        kind: IdKind | None = None,
         flush_rows: int = 1000,
         flush_seconds: float = 1.0,
         segment_rows: int = 1_000_000,
@@ -142,8 +142,8 @@ class LogWriter:
         self._segment_rows = as_count("segment_rows", segment_rows)
         self._inline_ids = as_count("inline_ids", inline_ids, low=0)
         self._max_rows = as_count("max_buffered_rows", max_buffered_rows)
-        if kind is not None and kind not in get_args(Kind):
-            raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
+        if kind is not None and kind not in get_args(IdKind):
+            raise ValueError(f"kind: expected one of {', '.join(get_args(IdKind))}; got {kind!r}")
         if self._directory.exists() and not self._directory.is_dir():
             raise ValueError(f"directory: {self._directory} is a file")
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ class LogWriter:
             raise ValueError(
                 f"kind: the log in {self._directory} has {there} item ids, got {kind!r}"
             )
-        self._kind: Kind | None = kind or there
+        self._kind: IdKind | None = kind or there
         # With its first array pyarrow loads pandas, where there is one: now, since rows may wait
         # until the process exits, and nothing can be loaded then.
         pa.array(np.empty(0))
@@ -205,7 +205,7 @@ class LogWriter:
         return self._dropped
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> IdKind | None:
         """Of the item ids; None until it is known."""
         return self._kind
 
@@ -573,7 +573,7 @@ class LogWriter:
         if not self._write() and self._waiting_rows > self._max_rows:
             self._lose(self._waiting.pop().rows)
 
-    def _admit(self, kind: Kind) -> None:
+    def _admit(self, kind: IdKind) -> None:
         """Whether rows of this kind may come; `_lock` is held."""
         if self._closed:
             raise ValueError(f"the log writer of {self._directory} is closed")
@@ -602,7 +602,7 @@ class LogWriter:
         return True
 
     def _filters(
-        self, kind: Kind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Content]
+        self, kind: IdKind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Content]
     ) -> tuple[dict[str, str] | None, dict[str, list[Any] | None]]:
         """Hashes of the lists that are long, and the lists that are not."""
         names: dict[str, str] = {}
@@ -817,7 +817,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_flush_all)
 
 
-def _kind_of_directory(directory: Path) -> Kind | None:
+def _kind_of_directory(directory: Path) -> IdKind | None:
     """Of the log that is there; None where there is none that can be read."""
     for file in directly_in(directory, ".parquet")[-3:]:
         try:

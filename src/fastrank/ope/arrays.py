@@ -33,8 +33,8 @@ from fastrank.ope.queries import (
     Writers,
     catalog_of,
     catalogs_of,
+    displayed_items,
     logging_policy,
-    shown,
 )
 from fastrank.policies import Policy
 from fastrank.scorer import Scorer
@@ -242,7 +242,7 @@ class OptionalArrays:
         if rewards:
             for j, i in enumerate(rows.tolist()):
                 law = evaluated(i)
-                items = shown(batch, i)[: self._places]
+                items = displayed_items(batch, i)[: self._places]
                 seed = int(batch.request_hash[i, 0])
                 self._rewards(result, j, seed, items, law.catalog, law.query, law.policy)
                 step(1)
@@ -306,7 +306,7 @@ class OptionalArrays:
             groups.setdefault(law_of(i).key, []).append(j)
         for key, members in groups.items():
             law = law_of(int(rows[members[0]]))
-            items = [shown(batch, int(rows[j]))[: self._places] for j in members]
+            items = [displayed_items(batch, int(rows[j]))[: self._places] for j in members]
             lengths = [len(each) for each in items]
             place = np.concatenate([np.arange(length) for length in lengths])
             if len(place):
@@ -358,7 +358,9 @@ class OptionalArrays:
                     groups.setdefault((logged(i).key, m), []).append(j)
             for (key, m), members in groups.items():
                 law = logged(int(rows[members[0]]))
-                orders = [law.catalog._rows_of(shown(batch, int(rows[j]))[:m]) for j in members]
+                orders = [
+                    law.catalog._rows_of(displayed_items(batch, int(rows[j]))[:m]) for j in members
+                ]
                 for result, evaluated, label in laws:
                     self._weigh(
                         result, batch, rows, members, np.stack(orders), key, law, evaluated, label

@@ -14,7 +14,7 @@ from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.inputs import as_column
 from fastrank.model import Model
-from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy, shown
+from fastrank.ope.queries import Query, Writers, catalog_of, displayed_items, logging_policy
 from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
 from fastrank.scorer import Scorer
 
@@ -242,7 +242,7 @@ class _Sample:
     def _judge(
         self, batch: LogBatch, i: int, catalog: Scorer, policy: Policy, query: Query
     ) -> None:
-        items = shown(batch, i)
+        items = displayed_items(batch, i)
         if not len(items):
             self._propensities.add(True, batch, i, "")
             return

@@ -12,7 +12,14 @@ import numpy.typing as npt
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Rows
 from fastrank.eventlog import LogBatch
 from fastrank.model import Model
-from fastrank.ope.queries import Newer, Queries, Query, catalog_of, ranked_candidates, shown
+from fastrank.ope.queries import (
+    Newer,
+    Queries,
+    Query,
+    catalog_of,
+    displayed_items,
+    ranked_candidates,
+)
 from fastrank.policies import Policy
 from fastrank.scorer import Scorer
 
@@ -298,7 +305,7 @@ def _log_propensities(
         order = by_query[first : first + part]
         found = asked.catalog.log_propensities_batch(
             np.stack([queries[j].vector for j in order]),
-            [shown(batch, asked.rows[j]) for j in order],
+            [displayed_items(batch, asked.rows[j]) for j in order],
             policies=[[of_row[j] for j in order] for of_row in by_policy],
             exclude=[queries[j].exclude for j in order],
             allow=[queries[j].allow for j in order],

@@ -20,9 +20,9 @@ __all__ = [
     "Writers",
     "catalog_of",
     "catalogs_of",
+    "displayed_items",
     "logging_policy",
     "ranked_candidates",
-    "shown",
 ]
 
 
@@ -167,7 +167,7 @@ def logging_policy(batch: LogBatch, i: int) -> Policy | None:
     return policy(name, **params)
 
 
-def shown(batch: LogBatch, i: int) -> IdArray:
+def displayed_items(batch: LogBatch, i: int) -> IdArray:
     """The items of row i that were displayed."""
     return np.asarray(batch.item_ids[i, : batch.lengths[i]])
 

@@ -10,7 +10,7 @@ from fastrank.policies.relative import RelativeTemperature
 
 __all__ = ["ALIASES", "SYNTAX", "parse_policies", "parse_policy"]
 
-Target: TypeAlias = Policy | RelativeTemperature
+NamedPolicy: TypeAlias = Policy | RelativeTemperature
 
 ALIASES = {
     "plackett_luce": "stochastic_gumbel_softmax_trick",
@@ -19,7 +19,7 @@ ALIASES = {
 SYNTAX = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...]"
 
 
-def parse_policy(text: str, option: str = "--policy") -> tuple[str, Target]:
+def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]:
     """A label and a policy from ``[label=]inference_type[:param=value[,param=value]]``.
 
     Parameters
@@ -82,7 +82,7 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, Target]:
         raise ValueError(f"{option}: {text}: {error}") from None
 
 
-def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, Target]:
+def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, NamedPolicy]:
     """Several policies by label; a ValueError where two share one.
 
     Examples
@@ -90,7 +90,7 @@ def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, 
     >>> list(parse_policies(["deterministic", "hot=plackett_luce:temperature=2"]))
     ['deterministic', 'hot']
     """
-    found: dict[str, Target] = {}
+    found: dict[str, NamedPolicy] = {}
     for text in texts:
         label, target = parse_policy(text, option)
         if label in found:

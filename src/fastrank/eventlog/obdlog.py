@@ -93,7 +93,7 @@ def from_obd(
             raise ValueError("policy: say which log of the campaign, random or bts")
         if columns:
             raise ValueError(f"columns: the bundled logs have no column {columns[0]}")
-        return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]
+        return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]  # is one
     path = _file(campaign_or_path)
     if policy is None:
         found = {word for word in _words(path) if word in get_args(obd.LoggingPolicy)}

@@ -52,7 +52,7 @@ def test_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_readme_has_a_row_for_every_inference_type() -> None:
     readme = ROOT / "README.md"
     if not readme.exists():
-        pytest.skip("the README is not here")
+        pytest.skip("tests of an installed package have no README beside them")
     table = readme.read_text(encoding="utf-8").partition("| policy | inference type |")[2]
     table = table.partition("\n\n")[0]
     assert [name for name in fastrank.INFERENCE_TYPES if f"`{name}`" not in table] == []

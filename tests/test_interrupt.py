@@ -28,7 +28,7 @@ MOST = 1 << 25
 Call = Callable[[int], bytes]
 
 
-class Enough(Exception):  # noqa: N818  # not an error
+class Enough(Exception):  # noqa: N818  # it ends a call, and is no error
     pass
 
 

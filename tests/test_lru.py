@@ -114,7 +114,7 @@ def handling(handler: Any, seconds: float) -> Any:
 def test_signals_find_it_whole() -> None:
     """A handler that uses it, and one that ends the call, some hundred times each."""
 
-    class Enough(Exception):  # noqa: N818  # not an error
+    class Enough(Exception):  # noqa: N818  # it ends a call, and is no error
         pass
 
     cache, turns = LRU[int, int](5), 0
@@ -141,7 +141,7 @@ def test_signals_find_it_whole() -> None:
     kept(cache)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_child_forked_while_another_thread_is_in_it_is_not_stuck() -> None:
     """The child is killed if it hangs."""
     cache = LRU[str, int](1)

@@ -388,7 +388,7 @@ def test_a_save_whose_system_calls_fail_leaves_the_old_model(
         assert fr.Catalog.open(model, verify=True).version == expected.version
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_killed_save_leaves_one_of_the_two_models(model: Path) -> None:
     """A process that saves two models in turn is killed, ten times, at whatever it was doing."""
     first, second = make(2_000), make(2_000, seed=1)
@@ -420,7 +420,7 @@ def test_leftovers_of_a_killed_save_go_with_the_next(model: Path) -> None:
     assert not leftover.exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_what_killed_saves_left_makes_room_for_the_next(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

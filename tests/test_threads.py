@@ -212,7 +212,7 @@ def test_drawn_seeds_differ_across_threads() -> None:
     assert len(set(seeds)) == 500
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_ranks_alike_but_draws_seeds_of_its_own() -> None:
     catalog, users = catalog_of(60_000), queries(1)  # several chunks
 

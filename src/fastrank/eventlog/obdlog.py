@@ -93,7 +93,7 @@ def from_obd(
             raise ValueError("policy: say which log of the campaign, random or bts")
         if columns:
             raise ValueError(f"columns: the bundled logs have no column {columns[0]}")
-        return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]  # is one
+        return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]  # mypy does not narrow by get_args
     path = _file(campaign_or_path)
     if policy is None:
         found = {word for word in _words(path) if word in get_args(obd.LoggingPolicy)}
@@ -125,7 +125,7 @@ def items_of_obd(path: str | os.PathLike[str]) -> int:
             f"{path}: how many items its campaign has is not known: it has no columns"
             f" user-item_affinity_<item>, as published, and its path does not name {campaigns}"
         )
-    return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]  # checked above
+    return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]  # nor here
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

@@ -30,12 +30,14 @@ from fastrank.policies import (  # noqa: E402
     BestFirst,
     Deterministic,
     EpsilonGreedy,
+    Law,
     PlackettLuce,
     Policy,
     Uniform,
     policy,
 )
 from fastrank.ranking import Ranking, RankingBatch  # noqa: E402
+from fastrank.scorer import Scorer  # noqa: E402
 
 __all__ = [
     "INFERENCE_TYPES",
@@ -45,11 +47,13 @@ __all__ = [
     "Deterministic",
     "EpsilonGreedy",
     "ItemIds",
+    "Law",
     "Model",
     "PlackettLuce",
     "Policy",
     "Ranking",
     "RankingBatch",
+    "Scorer",
     "Uniform",
     "log_propensities_of_scores",
     "policy",

@@ -131,7 +131,7 @@ def audit(
     """
     models = list(as_column("models", models, "a sequence of models or catalogs"))
     share = min(1.0, sample / max(log.survey()[0], 1))
-    first_place, seeds, sampled = _FirstPlace(), _Seeds(), _Sample(Writers(models))
+    first_place, seeds, sampled = _FirstPlace(), _RepeatedSeeds(), _Sample(Writers(models))
     rows = 0
     spare: LogBatch | None = None  # a row for when the hash chooses none
     for batch in log:
@@ -385,7 +385,7 @@ class _FirstPlace:
         )
 
 
-class _Seeds:
+class _RepeatedSeeds:
     """Repeated seeds: users who shared their noise. Of a log of any length, on a fixed share."""
 
     def __init__(self) -> None:

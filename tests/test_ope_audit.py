@@ -13,7 +13,7 @@ import pytest
 import fastrank as fr
 from fastrank import ope
 from fastrank.eventlog import LogReader, LogWriter, Stratum, schema
-from fastrank.ope.audit import _Seeds
+from fastrank.ope.audit import _RepeatedSeeds
 
 RNG = np.random.default_rng(1)
 CATALOG = fr.Catalog(np.arange(40), RNG.standard_normal((40, 4)))
@@ -276,7 +276,7 @@ def test_repeated_seeds_are_found_in_long_logs() -> None:
         rows.stratum[:] = stratum
         seeds.update(rows, strata)  # type: ignore[arg-type]
 
-    seeds = _Seeds()
+    seeds = _RepeatedSeeds()
     for first in range(0, 1_200_000, 100_000):
         update(*range(first, first + 100_000))
     assert seeds.check().outcome == "passed"

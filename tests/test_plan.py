@@ -462,7 +462,7 @@ class TestEdges:
         with pytest.raises(ValueError, match="queries: a catalog has no users"):
             planning.explore(small_model().catalog)
         wrong: Any = "model/"
-        with pytest.raises(ValueError, match="model: expected a Model, a Catalog or another Scorer"):
+        with pytest.raises(ValueError, match="model: expected a Model, Catalog or Scorer"):
             planning.explore(wrong)
 
 

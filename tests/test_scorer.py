@@ -148,5 +148,7 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
         "model": lambda of: plan.explore(of, USERS, k=3),
     }
     for name, call in calls.items():
-        with pytest.raises(ValueError, match=f"{name}: expected a Model, a Catalog or another Scorer, got .*Given"):
+        with pytest.raises(
+            ValueError, match=f"{name}: expected a Model, Catalog or Scorer, got .*Given"
+        ):
             call(none)

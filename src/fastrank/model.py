@@ -383,7 +383,7 @@ def scorer_of(name: str, model: Model | Scorer) -> Scorer:
     if isinstance(model, Model):
         return model.catalog
     if not isinstance(model, Scorer):
-        raise ValueError(f"{name}: expected a Model, a Catalog or another Scorer, got {shown(model)}")
+        raise ValueError(f"{name}: expected a Model, Catalog or Scorer, got {shown(model)}")
     return model
 
 

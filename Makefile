@@ -39,7 +39,7 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
 	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
-	for file in rank evaluate inputs probes quantise tree dispatch scan_v2; do \
+	for file in rank evaluate inputs probes quantise table dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
 

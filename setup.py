@@ -26,7 +26,7 @@ AVX512 = [
 ]
 ISA_FLAGS = {
     **dict.fromkeys(
-        ["evaluate.cpp", "inputs.cpp", "probes.cpp", "quantise.cpp", "rank.cpp", "tree.cpp"],
+        ["evaluate.cpp", "inputs.cpp", "probes.cpp", "quantise.cpp", "rank.cpp", "table.cpp"],
         BASELINE,
     ),
     "scan_v2.cpp": BASELINE,
@@ -77,7 +77,7 @@ SOURCES = [
     "scan_v3.cpp",
     "scan_v4.cpp",
     "scan_v4_vnni.cpp",
-    "tree.cpp",
+    "table.cpp",
 ]
 HEADERS = [
     "chunks.h",
@@ -94,6 +94,7 @@ HEADERS = [
     "quantise.h",
     "sampling.h",
     "scan-inl.h",
+    "table.h",
 ]
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 # First of all: it pins the thread pools, which NumPy starts.
 from benchmarks import calls
@@ -53,9 +53,7 @@ def layers(
     # One and the same draw again and again would train the CPU's branch predictor.
     seeds, queries = iter(range(sys.maxsize)), cycle(workload.queries)
 
-    def native() -> tuple[
-        Positions, npt.NDArray[np.float32], npt.NDArray[np.float64], float, float
-    ]:
+    def native() -> tuple[Any, ...]:
         return packed.rank(
             *(next(queries), k, spec.kind, spec.temperature, spec.epsilon, next(seeds)),
             *(None, eligible, n_eligible),

@@ -375,7 +375,7 @@ def start(folder: Path, seconds: float, rounds: int) -> None:
         with serve(model) as server:
             took.append(server.started)
     print(f"process start to /ping 200, 256 MB of vectors: s {shown(took)}", flush=True)
-    # The cached sampler's trees come on top, up to the catalog's cache_bytes.
+    # The cached sampler's tables come on top, up to the catalog's cache_bytes.
     kinds = [DETERMINISTIC, GUMBEL, "stochastic_epsilon_greedy", "uniform"]
     for words, options in (("no log", []), ("a log", ["--log", str(folder / "log-start")])):
         with serve(model, "--workers", "2", *options) as server:

@@ -24,8 +24,11 @@ import numpy as np
 
 
 LANES = kLanes
-DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, CACHED = range(6)  # PolicyKind
+DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, TABLE = range(6)  # PolicyKind
 
+
+cdef enum:
+    TABLE_KIND = 5
 
 # Signals are handled on the main thread, and calls on no other have anything to ask.
 cdef unsigned long _main_thread = threading.main_thread().ident
@@ -151,13 +154,17 @@ cdef class PackedCatalog:
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
-             int64_t n_eligible, int64_t threads=1):
-        """(positions, scores, log_propensities, log_norm, log_norm_error) of one ranking."""
+             int64_t n_eligible, int64_t threads=1, const uint32_t[::1] depths=None,
+             double reference=0.0, double largest=0.0):
+        """(positions, scores, log_propensities, log_norm, log_norm_error, n_scored, from_table) of
+        one ranking. The last three are the user's table, for the kind TABLE."""
         cdef User user
         user.request = _request(self, query, bias, eligible, n_eligible)
         user.allowed = user.excluded = NULL  # `eligible` holds them
         user.n_allowed = user.n_excluded = 0
         user.policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
+        if kind == TABLE_KIND:
+            user.table = _table(self, depths, reference, largest, bias)
         cdef int64_t row = 0, where = 0
         cdef PyObject* raised
         cdef Poll poll = _poll(&raised)
@@ -167,18 +174,21 @@ cdef class PackedCatalog:
             code = c_rank(self.catalog, &user, 1, k, threads, poll, &row, &where)
         if code != kOk:
             _raise(code, where, query, bias, raised, self.is_given)
-        return *result, user.out.log_norm, user.out.log_norm_error
+        if user.out.count < min(k, n_eligible):  # a damaged catalog's numbers
+            result = tuple(each[:user.out.count] for each in result)
+        return (*result, user.out.log_norm, user.out.log_norm_error, user.out.n_scored,
+                user.out.from_table)
 
     def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
                    const double[::1] temperatures, const double[::1] epsilons,
                    const uint64_t[::1] seeds, const float[:, ::1] bias, list excluded,
-                   list allowed, int64_t threads):
-        """(positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible) of b
-        rankings.
+                   list allowed, int64_t threads, list tables=None):
+        """(positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible,
+        n_scored, from_table) of b rankings.
 
         bias: None, (1, n_items) for all users or (b, n_items). excluded, allowed: for each user
-        the positions (int64) or None. The first three are (b, k), written up to each row's count
-        alone; rows of the kind CACHED are checked and not ranked.
+        the positions (int64) or None. tables: for each user its three parts, or None. The first
+        three are (b, k), written up to each row's count alone.
         """
         cdef int64_t b = queries.shape[0], i, row = 0, where = 0
         cdef PyObject* raised
@@ -189,6 +199,8 @@ cdef class PackedCatalog:
             raise ValueError("excluded, allowed: wrong length")
         if bias is not None and bias.shape[0] != 1 and bias.shape[0] != b:
             raise ValueError("bias: wrong length")
+        if tables is not None and len(tables) != b:
+            raise ValueError("tables: wrong length")
         if not kinds.shape[0] == temperatures.shape[0] == epsilons.shape[0] == seeds.shape[0] == b:
             raise ValueError("policies, seeds: wrong length")
         if k > self.catalog.n_items:
@@ -201,12 +213,15 @@ cdef class PackedCatalog:
             np.empty(b, np.float64),
             np.empty(b, np.int64),
             np.empty(b, np.int64),
+            np.empty(b, np.int64),
+            np.empty(b, np.bool_),
         )
         cdef int64_t[:, ::1] positions = result[0]
         cdef float[:, ::1] scores = result[1]
         cdef double[:, ::1] log_propensities = result[2]
         cdef double[::1] log_norm = result[3], log_norm_error = result[4]
-        cdef int64_t[::1] counts = result[5], n_eligible = result[6]
+        cdef int64_t[::1] counts = result[5], n_eligible = result[6], n_scored = result[7]
+        cdef uint8_t[::1] from_table = result[8].view(np.uint8)
         cdef vector[User] users
         cdef User user
         for i in range(b):
@@ -222,6 +237,8 @@ cdef class PackedCatalog:
             user.allowed = _positions(filter)
             user.n_allowed = 0 if filter is None else filter.shape[0]
             user.policy = Policy(<PolicyKind>kinds[i], temperatures[i], epsilons[i], seeds[i])
+            if kinds[i] == TABLE_KIND:
+                user.table = _table(self, tables[i][0], tables[i][1], tables[i][2], bias)
             user.out.positions = &positions[i, 0]
             user.out.scores = &scores[i, 0]
             user.out.log_propensities = &log_propensities[i, 0]
@@ -243,7 +260,56 @@ cdef class PackedCatalog:
             log_norm_error[i] = users[i].out.log_norm_error
             counts[i] = users[i].out.count
             n_eligible[i] = users[i].request.n_eligible
+            n_scored[i] = users[i].out.n_scored
+            from_table[i] = users[i].out.from_table
         return result
+
+    def check(self, const float[:, ::1] queries):
+        """A ValueError for the first query that cannot be ranked for, before any work is done."""
+        cdef int64_t i, where = 0
+        cdef Code code
+        cdef Request request
+        cdef Largest largest
+        for i in range(queries.shape[0]):
+            request = _request(self, queries[i], None, None, self.catalog.n_items)
+            code = c_check_request(self.catalog, request, &where, &largest)
+            if code != kOk:
+                try:
+                    _raise(code, where, queries[i], None, NULL)
+                except ValueError as error:
+                    raise ValueError(f"queries: row {i}: {error}") from None
+
+    def make_tables(self, const float[:, ::1] queries, const double[::1] temperatures,
+                    int64_t threads=1):
+        """(depths uint32 (b, cells), references and largest float64 (b, 2)): a table for each query at
+        its temperature."""
+        cdef int64_t b = queries.shape[0], i, row = 0, where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
+        cdef Code code
+        cdef vector[Request] requests
+        if self.is_given or temperatures.shape[0] != b:
+            raise ValueError("temperatures: wrong length")
+        depths = np.empty((b, c_table_size(self.catalog.n_items)), np.uint32)
+        tops = np.empty((b, 2), np.float64)
+        if b == 0:
+            return depths, tops
+        cdef uint32_t[:, ::1] into = depths
+        cdef double[:, ::1] top = tops
+        for i in range(b):
+            requests.push_back(_request(self, queries[i], None, None, self.catalog.n_items))
+        with nogil:
+            code = c_make_tables(
+                self.catalog, requests.data(), &temperatures[0], b, threads, poll, &into[0, 0],
+                &top[0, 0], &row, &where)
+        if code == kInterrupted:
+            _reraise(raised)
+        if code != kOk:
+            try:
+                _raise(code, where, queries[row], None, NULL)
+            except ValueError as error:
+                raise ValueError(f"queries: row {row}: {error}") from None
+        return depths, tops
 
     def log_propensities(self, const float[::1] query, const int64_t[::1] positions, int kind,
                          double temperature, double epsilon, const float[::1] bias,
@@ -306,6 +372,14 @@ cdef const float* _floats(const float[::1] values) noexcept:
     if values is None:
         return NULL
     return &values[0]
+
+
+cdef Table _table(PackedCatalog catalog, const uint32_t[::1] depths, double reference,
+                  double largest, bias) except *:
+    if (bias is not None or depths is None
+            or depths.shape[0] != c_table_size(catalog.catalog.n_items)):
+        raise ValueError("depths: expected a table of n_items, and no bias")
+    return Table(&depths[0], reference, largest)
 
 
 cdef int64_t _no_position = 0
@@ -403,46 +477,9 @@ cdef int _refuse_score(Code code, place, float score) except -1:
     raise MemoryError("fastrank: out of memory")
 
 
-def build_tree(const float[::1] scores, double temperature):
-    """Nodes (m, 2) float64 of the tree of masses over `scores`."""
-    cdef int64_t n_items = scores.shape[0]
-    cdef PyObject* raised
-    cdef Poll poll = _poll(&raised)
-    cdef Code code
-    result = np.empty((c_tree_size(n_items), 2), np.float64)
-    cdef double[:, ::1] nodes = result
-    with nogil:
-        code = c_tree_build(&scores[0], n_items, temperature, poll, <Mass*>&nodes[0, 0])
-    if code != kOk:
-        _raise(code, 0, scores, scores, raised)
-    return result
-
-
-def rank_tree(const float[::1] scores, const double[:, ::1] nodes, int64_t k, double temperature,
-              uint64_t seed, const int64_t[::1] allowed, const int64_t[::1] excluded):
-    """(positions, scores, log_propensities, log_norm); filters sorted and unique, or None."""
-    cdef int64_t n_items = scores.shape[0]
-    if nodes.shape[1] != 2 or nodes.shape[0] != c_tree_size(n_items):
-        raise ValueError("nodes: shape does not fit the scores")
-    _check_positions("allowed", allowed, n_items)
-    _check_positions("excluded", excluded, n_items)
-    cdef int64_t n_allowed = 0 if allowed is None else allowed.shape[0]
-    cdef int64_t n_excluded = 0 if excluded is None else excluded.shape[0]
-    cdef const int64_t* allow = _positions(allowed)
-    cdef const int64_t* exclude = _positions(excluded)
-    cdef Policy policy = Policy(<PolicyKind>1, temperature, 0.0, seed)
-    cdef Ranking out
-    cdef PyObject* raised
-    cdef Poll poll = _poll(&raised)
-    cdef Code code
-    result = _allocate(min(k, n_items if allowed is None else n_allowed), &out)
-    with nogil:
-        code = c_tree_rank(&scores[0], <const Mass*>&nodes[0, 0], n_items, policy, allow,
-                           n_allowed, exclude, n_excluded, k, poll, &out)
-    if code != kOk:
-        _raise(code, 0, scores, scores, raised)
-    positions, shown, log_propensities = result
-    return (positions[:out.count], shown[:out.count], log_propensities[:out.count], out.log_norm)
+def table_size(int64_t n_items):
+    """Cells of a table of so many items."""
+    return c_table_size(n_items)
 
 
 def make_filter(int64_t n_items, const int64_t[::1] allowed, const int64_t[::1] excluded):

@@ -115,7 +115,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
     const int64_t m = int64_t(shown.size());
     if (m == 0) return kOk;
 
-    if (policy.kind == kGumbel || policy.kind == kSequential) {
+    if (policy.kind == kGumbel || policy.kind == kSequential || policy.kind == kTable) {
       std::vector<float> scores;
       for (const int64_t p : shown) {
         interrupt.check(1);

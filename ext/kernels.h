@@ -63,8 +63,11 @@
 //
 // Rankings of int8 storage. The same streams and chunks, but numbers are also spent on items whose
 // bound passes and whose score does not: the law is that of float32 storage, the ranking of a seed
-// is its own, and RNG_VERSION pins it, too: version 2 left codes for float32 vectors elsewhere than
-// version 1, and differs in nothing else.
+// is its own, and RNG_VERSION pins it, too.
+//
+// Version 2 draws as version 1 did but for these: kTable, which came with it; kUniform, which had
+// shared its numbers with kEpsilonGreedy; kGumbel over codes, which leaves them for float32 vectors
+// elsewhere.
 #pragma once
 
 #include <cstdint>
@@ -133,7 +136,7 @@ enum PolicyKind : int32_t {
   kSequential = 2,
   kEpsilonGreedy = 3,
   kUniform = 4,
-  kCached = 5,  // for `rank`: check the request, no more; the tree below is a call of its own
+  kTable = 5,  // Plackett-Luce from the user's table
 };
 
 struct Policy {
@@ -141,6 +144,13 @@ struct Policy {
   double temperature;  // Plackett-Luce
   double epsilon;      // epsilon-greedy
   uint64_t seed;
+};
+
+// A user's table, at one temperature; borrowed. See "Tables" below.
+struct Table {
+  const uint32_t* depths;  // of each cell
+  double reference;  // a score
+  double largest;    // the logarithm of the largest mass, relative to it
 };
 
 // What a rank call fills: room for min(k, n_items) places, of which `count` are used.
@@ -151,6 +161,8 @@ struct Ranking {
   double log_norm;  // NaN unless Plackett-Luce
   double log_norm_error;  // bound on the error of log_norm and of each log-propensity; 0: exact
   int64_t count;
+  int64_t n_scored;   // items whose score was computed; a pass: all that are eligible
+  bool from_table;    // else by a pass
 };
 
 // The largest that absolute values can be.
@@ -166,6 +178,7 @@ struct User {
   const int64_t* excluded;  // request.eligible for as long as it needs it; null: no such filter
   int64_t n_allowed, n_excluded;
   Policy policy;
+  Table table;  // of kTable, whose requests have no bias
   Ranking out;
   Largest largest;  // set by `rank`
 };
@@ -203,16 +216,23 @@ struct Mass {
   double reference;
 };
 
-// Cached Plackett-Luce. A tree over the panels' weights, built once per query and temperature;
-// chosen and filtered items are an overlay of the call, so the tree is shared and read-only.
-int64_t tree_size(int64_t n_items);  // number of nodes
-Code tree_build(const float* scores, int64_t n_items, double temperature, const Poll&,
-                Mass* nodes);
-// allowed (sorted, unique; null = every item) less excluded (sorted, unique).
-// O((k + n_excluded) log n), or O((k + n_allowed) log n) where `allowed` is given.
-Code tree_rank(const float* scores, const Mass* nodes, int64_t n_items, const Policy&,
-               const int64_t* allowed, int64_t n_allowed, const int64_t* excluded,
-               int64_t n_excluded, int64_t k, const Poll&, Ranking* out);
+// Tables. A catalog is cut into cells, runs of panels: 1, 2, 4, ..., at most 32, as few as make no more
+// than 4,096 cells. A user's table at one temperature T has, for each cell, the logarithm of its mass,
+// the sum of exp((score - reference) / T) over its items: the `largest`, and of all how far they are below
+// it, in units of 2^-21, rounded; 0xE0000000 where it is as far or farther. So what a table says of a
+// mass is off by at most 2.4e-7 of it, however small it is beside the largest.
+//
+// `rank` draws from one for kTable: in O(cells + k (cell + cells / 64)), and per place one cell is
+// scored at most. A filter adds O(n / 64), and scores for each cell that it cuts what it takes or what it
+// leaves, as far as the cell's mass counts: cells with 2^-28 of all that is left may stand with what they
+// had. Where that could cost more than a pass the ranking is what kGumbel draws.
+int64_t table_size(int64_t n_items);  // number of cells
+// Tables of `count` users, whose requests have no filter and no bias: depths (count, table_size), and
+// reference and largest of each. O(n dim) a user; users share panels, and threads tiles; the result does not depend
+// on either. Extra memory 8 bytes for each cell of 64 users. Errors as `rank`.
+Code make_tables(const Catalog&, const Request*, const double* temperatures, int64_t count,
+                 int64_t threads, const Poll&, uint32_t* depths, double* tops, int64_t* row,
+                 int64_t* where);
 
 // The bitset of `allowed` (null = every item) less `excluded`: positions in [0, n_items), in any
 // order, repeated or not. Returns the number of bits set.
@@ -350,6 +370,14 @@ struct CodeScan {
   int64_t n_noted, room;  // a scan stops, at a panel with no lanes, when room runs out
 };
 
+// What a kernel makes of a cell: room for 16 numbers a panel, and for one.
+struct Cell {
+  float* scores;
+  float* weights;  // relative to the highest score; 0 where an item is not eligible
+  float* sums;     // of a panel's weights
+  float highest;   // of the eligible; -inf if there are none
+};
+
 struct Kernels {
   const char* name;
   // Each visits panels until one stops it (true) or none is left (false).
@@ -386,6 +414,10 @@ struct Kernels {
   // Adds up to 16 items' estimates to the sums.
   void (*add_estimates)(const float* estimates, const float* scales, uint32_t lanes,
                         float reference, float inv_temperature, float deviation, Estimates*);
+  // Scores panels first, ..., first + count - 1; returns the sum of their weights.
+  double (*weigh_cell)(const Source&, int64_t first, int64_t count, float inv_temperature, Cell*);
+  // weights[i] = exp((reference - depths[i]) 2^-21), of depths that are not below the reference.
+  void (*weigh_depths)(const uint32_t* depths, int64_t count, uint32_t reference, float* weights);
   // Of arrays of the caller's. The bits of the largest magnitude: those of an infinity or more if one
   // is not finite. And whether each integer is above the one before.
   uint32_t (*largest_magnitude)(const float* values, int64_t count);

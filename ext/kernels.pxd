@@ -1,5 +1,5 @@
 # What Cython sees of kernels.h.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool
 
 
@@ -52,6 +52,12 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         double log_norm
         double log_norm_error
         int64_t count
+        int64_t n_scored
+        bool from_table
+    cdef struct Table:
+        const uint32_t* depths
+        double reference
+        double largest
     cdef struct User:
         Request request
         const int64_t* allowed
@@ -59,10 +65,13 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         int64_t n_allowed
         int64_t n_excluded
         Policy policy
+        Table table
         Ranking out
-    cdef struct Mass:
-        double value
-        double reference
+    cdef struct Largest:
+        double score
+        double bias
+    Code c_check_request "fastrank::check_request"(
+        const Catalog&, const Request&, int64_t*, Largest*)
     Code c_rank "fastrank::rank"(
         const Catalog&, User*, int64_t, int64_t, int64_t, const Poll&, int64_t*, int64_t*)
     Code c_log_propensities "fastrank::log_propensities"(
@@ -70,11 +79,10 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         double*, int64_t*)
     Code c_score_all "fastrank::score_all"(
         const Catalog&, const Request&, const Poll&, float*, int64_t*)
-    int64_t c_tree_size "fastrank::tree_size"(int64_t)
-    Code c_tree_build "fastrank::tree_build"(const float*, int64_t, double, const Poll&, Mass*)
-    Code c_tree_rank "fastrank::tree_rank"(
-        const float*, const Mass*, int64_t, const Policy&, const int64_t*, int64_t,
-        const int64_t*, int64_t, int64_t, const Poll&, Ranking*)
+    int64_t c_table_size "fastrank::table_size"(int64_t)
+    Code c_make_tables "fastrank::make_tables"(
+        const Catalog&, const Request*, const double*, int64_t, int64_t, const Poll&, uint32_t*,
+        double*, int64_t*, int64_t*)
     int64_t c_make_filter "fastrank::make_filter"(
         int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
     cdef struct Extremes:

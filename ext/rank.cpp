@@ -258,6 +258,7 @@ class Best : public Pass {
 }  // namespace fastrank
 
 #include "estimated.h"
+#include "table.h"
 
 namespace fastrank {
 namespace {
@@ -349,7 +350,7 @@ void rank_uniform(const Kernels& kernels, const Source& source, const Request& r
                   uint64_t seed, Interrupt* interrupt, Ranking* out) {
   const Eligible eligible(source, request.n_eligible);
   Pool pool(eligible, out->count, interrupt);
-  Stream stream(seed, 0, kExploration);
+  Stream stream(seed, 0, kUniformDraws);
   for (int64_t j = 0; j < out->count; ++j) {
     interrupt->check(1);
     const int64_t position = pool.draw(&stream);
@@ -465,11 +466,13 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
   std::vector<std::vector<uint16_t>> filters(static_cast<size_t>(count));
   std::vector<Request> requests;
   std::vector<Source> sources;
+  sources.reserve(size_t(count));  // what draws from tables refers to them
+  std::vector<std::unique_ptr<FromTable>> tables(static_cast<size_t>(count));
   std::deque<CodeQuery> queries;
   for (int64_t i = 0; i < count; ++i) {
     User& user = users[i];
     Request request = user.request;
-    if ((user.allowed || user.excluded) && user.policy.kind != kCached) {
+    if (user.allowed || user.excluded) {
       interrupt->check(panel_count(catalog.n_items + user.n_allowed + user.n_excluded) / 16);
       std::vector<uint16_t>& bits = filters[size_t(i)];
       bits.resize(size_t(panel_count(catalog.n_items)));
@@ -480,6 +483,14 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     }
     requests.push_back(request);
     sources.push_back(make_source(catalog, request));
+    if (user.policy.kind == kTable) {
+      tables[size_t(i)] = from_table(kernels, sources.back(), user.table, user.policy,
+                                     std::min(k, request.n_eligible),
+                                     catalog.quantised.codes != nullptr, interrupt);
+      if (!tables[size_t(i)]) user.policy.kind = kGumbel;
+    }
+    user.out.n_scored = request.n_eligible;
+    user.out.from_table = user.policy.kind == kTable;
     const bool sums = user.policy.kind == kGumbel;
     if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= few_items() &&
         !(sums && catalog.quantised.tolerance == 0.0)) {
@@ -488,7 +499,8 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     }
     user.out.log_norm_error = 0.0;
     user.out.count = std::min(k, request.n_eligible);
-    const bool plackett_luce = user.policy.kind == kGumbel || user.policy.kind == kSequential;
+    const bool plackett_luce = user.policy.kind == kGumbel ||
+                               user.policy.kind == kSequential || user.policy.kind == kTable;
     user.out.log_norm = plackett_luce && user.out.count == 0 ? -kInfinity : kNaN;
   }
 
@@ -539,7 +551,8 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
       case kUniform:
         rank_uniform(kernels, source, requests[size_t(i)], policy.seed, interrupt, out);
         break;
-      case kCached:
+      case kTable:
+        tables[size_t(i)]->rank(out);
         break;
     }
   }

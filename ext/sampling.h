@@ -19,9 +19,10 @@ namespace fastrank {
 enum Purpose : uint32_t {
   kJumps = 0,
   kSequentialDraws = 1,
-  kTreeDraws = 2,
   kCoins = 3,
   kExploration = 4,
+  kUniformDraws = 5,
+  kTableDraws = 6,
 };
 
 // The numbers of one (seed, chunk, purpose), in order.

@@ -567,6 +567,81 @@ void score_tile(const Source* const* sources, int users, int64_t first, int64_t 
   score_users<kTileUsers>(sources, first, count, ahead, lines, dots);
 }
 
+// ---- Cells (kernels.h, "Tables") ------------------------------------------------------------
+
+template <From from>
+double weigh_cell_from(const Source& source, int64_t first, int64_t count, float inv_t, Cell* out) {
+  float highest = -__builtin_inff();
+  Lanes top;
+  for (int i = 0; i < kRegs; ++i) top.reg[i] = set1(highest);
+  for (int64_t p = 0; p < count; ++p) {
+    const uint32_t lanes = lanes_of(source, first + p);
+    float* to = out->scores + p * kLanes;
+    if (!lanes) {
+      store_lanes(to, Lanes{});
+      continue;
+    }
+    const Lanes scores = scores_of<from>(source, first + p);
+    store_lanes(to, scores);
+    if (lanes == 0xFFFFu) {
+      for (int i = 0; i < kRegs; ++i)
+        top.reg[i] = select_above(scores.reg[i], top.reg[i], scores.reg[i], top.reg[i]);
+    } else {
+      for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        const float score = to[__builtin_ctz(rest)];
+        highest = score > highest ? score : highest;
+      }
+    }
+  }
+  float tops[kLanes];
+  store_lanes(tops, top);
+  for (int i = 0; i < kLanes; ++i) highest = tops[i] > highest ? tops[i] : highest;
+  out->highest = highest;
+  double mass = 0.0;
+  int64_t p = 0;
+  for (; p + 4 <= count; p += 4) {
+    Lanes scores[4], weights[4];
+    uint32_t lanes[4];
+    for (int i = 0; i < 4; ++i) {
+      scores[i] = load_lanes(out->scores + (p + i) * kLanes);
+      lanes[i] = lanes_of(source, first + p + i);
+    }
+    weights_of<4>(scores, lanes, highest, inv_t, weights);
+    for (int i = 0; i < 4; ++i) store_lanes(out->weights + (p + i) * kLanes, weights[i]);
+    sums_of(weights, out->sums + p);
+    for (int i = 0; i < 4; ++i) mass += double(out->sums[p + i]);
+  }
+  for (; p < count; ++p) {
+    out->sums[p] = weigh(out->scores + p * kLanes, lanes_of(source, first + p), highest, inv_t,
+                         out->weights + p * kLanes);
+    mass += double(out->sums[p]);
+  }
+  return mass;
+}
+
+void weigh_depths(const uint32_t* depths, int64_t count, uint32_t reference, float* weights) {
+  constexpr int kTogether = 4 * kLanes;
+  for (int64_t i = 0; i < count; i += kTogether) {
+    float below[kTogether] = {};
+    const int64_t n = count - i < kTogether ? count - i : kTogether;
+    for (int64_t j = 0; j < n; ++j) {
+      const uint32_t far = depths[i + j] - reference;
+      below[j] = float(int32_t(far < 0x7FFFFFFFu ? far : 0x7FFFFFFFu));
+    }
+    Lanes scores[4], found[4];
+    const uint32_t lanes[4] = {0xFFFFu, 0xFFFFu, 0xFFFFu, 0xFFFFu};
+    for (int j = 0; j < 4; ++j) scores[j] = load_lanes(below + j * kLanes);
+    weights_of<4>(scores, lanes, 0.0f, -0x1p-21f, found);
+    for (int j = 0; j < 4; ++j) store_lanes(below + j * kLanes, found[j]);
+    for (int64_t j = 0; j < n; ++j) weights[i + j] = below[j];
+  }
+}
+
+double weigh_cell(const Source& source, int64_t first, int64_t count, float inv_t, Cell* out) {
+  return has_dots(source) ? weigh_cell_from<From::kTile>(source, first, count, inv_t, out)
+                          : weigh_cell_from<From::kPanels>(source, first, count, inv_t, out);
+}
+
 // ---- What entries take, several at a time: loops that the compiler turns into vectors --------
 
 void exponentials(uint64_t seed, uint32_t chunk, uint32_t purpose, uint64_t first, double* out) {
@@ -629,6 +704,7 @@ extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
     weigh, score_panel, score_tile, kTileUsers, exponentials, exps, score_row, score_rows,
-    scan_codes, scan_codes_above, weigh_codes, add_estimates, largest_magnitude, each_above_last};
+    scan_codes, scan_codes_above, weigh_codes, add_estimates, weigh_cell, weigh_depths,
+    largest_magnitude, each_above_last};
 
 }  // namespace fastrank

@@ -11,7 +11,6 @@ import pytest
 from support import POLICIES
 
 import fastrank as fr
-from fastrank import _native
 from fastrank.ids import IdIndex
 
 SCANNING: dict[str, fr.Policy] = {
@@ -216,7 +215,7 @@ def test_a_wrong_row_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -
     queries = np.ones((200, 3), np.float32)
     queries[150] = 3e38
     cached = fr.PlackettLuce(1.0, sampler="cached")
-    monkeypatch.setattr(_native, "build_tree", None)
+    monkeypatch.setattr(type(catalog), "_tables_of", None)
     for policy in (fr.PlackettLuce(1.0), cached):
         with pytest.raises(ValueError, match=r"^queries: row 150: .*norm"):
             catalog.rank_batch(queries, 3, policy=policy)

@@ -198,8 +198,6 @@ def test_titles_from_outside_their_text(tmp_path: Path, change: Callable[[Array]
 def test_native_entries_refuse_positions_outside(wrong: int) -> None:
     catalog = model_of().catalog
     packed, bad = catalog._packed, np.array([3, wrong, 5])
-    scores = catalog.scores(QUERY)
-    nodes = _native.build_tree(scores, 1.0)
     ints, floats = np.ones(1, np.int32), np.ones(1)
     seeds = np.ones(1, np.uint64)
 
@@ -211,8 +209,6 @@ def test_native_entries_refuse_positions_outside(wrong: int) -> None:
     for call in (
         lambda: _native.make_filter(N, bad, None),
         lambda: _native.make_filter(N, None, bad),
-        lambda: _native.rank_tree(scores, nodes, 5, 1.0, 1, bad, None),
-        lambda: _native.rank_tree(scores, nodes, 5, 1.0, 1, None, bad),
         lambda: batch(bad, None),
         lambda: batch(None, bad),
     ):

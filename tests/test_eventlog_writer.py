@@ -126,6 +126,8 @@ class TestRoundTrip:
             "n_candidates": 4,
             "retrieval": {"name": "faiss", "version": None, "params": '{"a": 2, "b": 1}'},
             "is_fallback": True,
+            "made_by": "pass",
+            "n_scored": 28,
             "k": 3,
             "item_kind": "int64",
             "item_ids": ranking.item_ids.tolist(),

@@ -132,13 +132,13 @@ def test_propensities_are_the_oracles(isa: str, name: str) -> None:
     assert_log_propensities(found, scores, given, POLICIES[name], eligible)
 
 
-def test_a_tree_for_scores_that_are_used_once_is_refused() -> None:
+def test_a_table_for_scores_that_are_used_once_is_refused() -> None:
     cached = fr.PlackettLuce(sampler="cached")
-    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a tree"):
+    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a table"):
         fr.rank_scores([1, 2], [0.0, 1.0], policy=cached)
-    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a tree"):
+    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a table"):
         fr.rank_scores([1, 2], [0.0, 1.0], policy=fr.BestFirst(1, cached))
-    with pytest.raises(ValueError, match="policy: row 1: the sampler 'cached' keeps a tree"):
+    with pytest.raises(ValueError, match="policy: row 1: the sampler 'cached' keeps a table"):
         fr.rank_scores_batch([1, 2], np.zeros((2, 2)), policy=[fr.Uniform(), cached])
     lp = fr.log_propensities_of_scores([1, 2], [0.0, 0.0], [2, 1], policy=cached)
     assert np.exp(lp).tolist() == pytest.approx([0.5, 1.0])

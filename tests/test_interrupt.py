@@ -84,9 +84,11 @@ def calls(catalog: fr.Catalog) -> dict[str, tuple[int, Call]]:
         ),
         "log_propensities": (1_600_000, lambda k: log_propensities(k, fr.PlackettLuce(0.3))),
         "log_propensities, greedy": (50_000, lambda k: log_propensities(k, fr.Deterministic())),
-        "building a tree": (
-            1_000_000,
-            lambda n: _native.build_tree(np.zeros(n, np.float32), 1.0).tobytes(),
+        "making tables": (
+            200,
+            lambda n: catalog._packed.make_tables(
+                np.resize(users, (n, catalog.dim)), np.full(n, 0.3)
+            )[0].tobytes(),
         ),
         "looking ids up": (1_000_000, find),
     }
@@ -154,9 +156,9 @@ def test_handlers_run_during_a_call_and_may_end_it(catalog: fr.Catalog, name: st
     assert spent < 0.8 * long
     assert threads_of_this_process() == threads
     assert call(1) == call(1)
-    trees = catalog._trees
-    assert trees is not None
-    assert trees.weight == sum(weight for _, weight in trees._entries.values())
+    tables = catalog._tables
+    assert tables is not None
+    assert tables.weight == sum(weight for _, weight in tables._entries.values())
 
 
 def test_ctrl_c_ends_a_call(catalog: fr.Catalog) -> None:

@@ -191,7 +191,7 @@ def test_a_batch_without_memory_is_refused_or_right() -> None:
     assert found["last"]
 
 
-def test_the_cached_sampler_remembers_at_most_its_tree() -> None:
+def test_the_cached_sampler_remembers_at_most_its_cells() -> None:
     """Its changes, of 19,000 panels and what is above them; the ranking takes 6 MB."""
     peak = measured(BATCH + CACHED, "float32", "300000")
     assert peak["places"] == 300_000

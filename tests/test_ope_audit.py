@@ -297,12 +297,25 @@ def test_seeds_that_draw_something_else_are_named(tmp_path: Path) -> None:
     assert found.passed
 
 
-def test_why_rows_of_an_older_version_are_not_drawn_again(tmp_path: Path) -> None:
-    log = altered(
-        write(tmp_path, fr.PlackettLuce(0.7)),
-        lambda rows: rows.update(rng_version=[1] * len(rows["seed"])),
-    )
-    found = ope.audit(log, [MODEL])
+def of_version_1(rows: dict[str, Any]) -> None:
+    rows["rng_version"] = [1] * len(rows["seed"])
+
+
+@pytest.mark.parametrize(
+    "policy", [fr.PlackettLuce(0.7), fr.PlackettLuce(0.7, "sequential"), fr.EpsilonGreedy(0.2)]
+)
+def test_rows_of_an_older_version_whose_sampler_is_the_same_are_drawn_again(
+    policy: fr.Policy, tmp_path: Path
+) -> None:
+    found = ope.audit(altered(write(tmp_path, policy), of_version_1), [MODEL])
+    assert outcomes(found)["seeds draw"] == "passed"
+
+
+@pytest.mark.parametrize("policy", [fr.PlackettLuce(0.7, "cached"), fr.Uniform()])
+def test_why_rows_of_an_older_version_are_not_drawn_again(
+    policy: fr.Policy, tmp_path: Path
+) -> None:
+    found = ope.audit(altered(write(tmp_path, policy), of_version_1), [MODEL])
     assert found.passed
     [check] = [check for check in found.checks if check.name == "seeds draw"]
     assert check.outcome == "not done"

@@ -107,7 +107,7 @@ def test_avx2_and_avx512_agree_bit_for_bit(policy: str, n: int) -> None:
     try:
         for name in ("v3", "v4"):
             _native.set_isa(name)
-            # A catalog for each: a tree in the cache of one would serve the other, too.
+            # A catalog for each: a table in the cache of one would serve the other, too.
             item = random_scored(n, 13, seed=n, scale=3.0, bias=True)
             exclude = item.ids(np.arange(0, n, 7)) if n > 1 else None
             rankings = [

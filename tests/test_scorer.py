@@ -130,9 +130,9 @@ def test_where_only_a_catalog_will_do_it_is_refused_by_name() -> None:
     any_source: Any = SOURCE
     with pytest.raises(ValueError, match=r"catalog: expected a Catalog, got .*Computed"):
         fr.Model(any_source, ["ann"], USERS[:1])
-    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a tree"):
+    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a table"):
         SOURCE.rank(USERS[0], policy=fr.PlackettLuce(sampler="cached"))
-    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a tree"):
+    with pytest.raises(ValueError, match="policy: the sampler 'cached' keeps a table"):
         verify.verify_catalog(any_source, [USERS[0].astype(np.float32)], draws=100)
 
 

@@ -52,6 +52,8 @@ def test_an_answer_is_a_log_row(model: Path) -> None:
             "seed_source": "caller",
             "rng_version": fr.RNG_VERSION,
             "n_eligible": 200,
+            "made_by": "pass",
+            "n_scored": 200,
             "model_version": known.version,
             "catalog_version": known.catalog.version,
             "is_fallback": False,
@@ -112,6 +114,49 @@ def test_own_temperatures_are_in_the_answer(tmp_path: Path) -> None:
         assert (reply.status, reply.error["field"]) == (422, "temperature")
 
     with_app(tmp_path / "m", work)
+
+
+def test_tables_of_the_model_serve_known_users(tmp_path: Path) -> None:
+    """By "auto" those at the tables' temperature, and nobody else; by "cached" one is made."""
+    directory = tmp_path / "m"
+    make_model(directory, n=2000, user_temperatures=np.linspace(0.5, 2.0, 20))
+    fr.Model.open(directory).with_tables(fr.PlackettLuce(0.3)).save(directory)
+    known = fr.Model.open(directory)
+    auto = "stochastic_plackett_luce_auto"
+
+    async def work(app: App) -> None:
+        def same(found: dict[str, Any], sampler: Any) -> bool:
+            policy = fr.PlackettLuce(found["policy"]["params"]["temperature"], sampler)
+            vector = known.user_vector(found["user_id"])
+            again = known.catalog.rank(vector, policy=policy, seed=found["seed"])
+            return bool(again.item_ids.tolist() == found["item_ids"])
+
+        for user, temperature, made_by in (("u3", 0.3, "table"), ("u4", 0.4, "pass")):
+            reply = await ask(app, user_id=user, temperature=temperature, inference_type=auto)
+            found = reply.json()
+            assert (found["made_by"], found["policy"]["name"]) == (made_by, auto)
+            assert found["policy"]["params"]["user_temperature"] == known.user_temperature(user)
+            assert same(found, "cached" if made_by == "table" else "gumbel")
+        query = known.user_vector("u3").tolist()
+        by_query = await ask(app, query=query, temperature=0.3, inference_type=auto)
+        assert by_query.json()["made_by"] == "pass"
+        app.service.tick()
+        page = (await call(app, "GET", "/metrics")).body.decode()
+        assert 'fastrank_rankings_total{made_by="table"} 1.0' in page
+        assert "fastrank_tables_made 0.0" in page
+        cached = "stochastic_plackett_luce_cached"
+        for _ in range(2):
+            found = (await ask(app, user_id="u4", temperature=0.4, inference_type=cached)).json()
+            assert found["made_by"] == "table"
+            assert found["n_scored"] < 2000
+            assert same(found, "cached")
+        app.service.tick()
+        page = (await call(app, "GET", "/metrics")).body.decode()
+        assert "fastrank_tables_made 1.0" in page
+        kept = float(page.partition("\nfastrank_table_bytes ")[2].partition("\n")[0])
+        assert 0 < kept < 10_000
+
+    with_app(directory, work)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ FIELDS = {
     *("request_id", "request_id_source", "user_id", "item_kind", "item_ids", "scores"),
     *("log_propensities", "log_propensity"),
     *("log_norm", "propensity_kind", "log_norm_error", "k", "policy", "seed", "seed_source"),
-    *("rng_version", "n_eligible", "model_version", "catalog_version", "is_fallback"),
+    *("rng_version", "n_eligible", "made_by", "n_scored", "model_version"),
+    *("catalog_version", "is_fallback"),
 }
 GUMBEL = "stochastic_gumbel_softmax_trick"
 CUSTOM = "X-Amzn-SageMaker-Custom-Attributes"

@@ -17,7 +17,8 @@ from patience import PATIENCE
 from support import POLICIES
 
 import fastrank as fr
-from fastrank import _probes
+from fastrank import _native, _probes
+from fastrank.ask import MAPPED_BYTES
 
 N_THREADS = 8
 
@@ -173,13 +174,14 @@ def test_bad_threads_are_refused(given: Any) -> None:
             call()
 
 
-@pytest.mark.parametrize("trees", [0, 1, 3, 100])
-def test_the_cache_under_threads(trees: int) -> None:
-    """More users than the cache can hold, so that trees are evicted while others walk them."""
+@pytest.mark.parametrize("tables", [0, 1, 3, 100])
+def test_the_cache_under_threads(tables: int) -> None:
+    """More users than the cache can hold, so that tables are evicted while others draw."""
     n = 5_000
     users = queries(12)
     policy = fr.PlackettLuce(0.7, sampler="cached")
-    catalog = catalog_of(n, cache_bytes=trees * n * 20)
+    size = MAPPED_BYTES + 4 * _native.table_size(n)
+    catalog = catalog_of(n, cache_bytes=tables * size)
     order = np.random.default_rng(3).integers(0, 12, size=400)
 
     def job(i: int) -> bytes:
@@ -190,7 +192,7 @@ def test_the_cache_under_threads(trees: int) -> None:
         assert list(pool.map(job, range(400))) == serial
 
 
-def test_all_threads_ask_for_the_same_new_tree() -> None:
+def test_all_threads_ask_for_the_same_new_table() -> None:
     catalog, users = catalog_of(50_000), queries(1)
     policy = fr.PlackettLuce(0.7, sampler="cached")
     gate = threading.Barrier(N_THREADS)
@@ -226,7 +228,7 @@ def test_a_forked_child_ranks_alike_but_draws_seeds_of_its_own() -> None:
     def drawn() -> int:
         return catalog.rank(users[0], policy=fr.Uniform()).seed
 
-    expected = all_policies()  # the cached tree exists before the fork
+    expected = all_policies()  # the cached table exists before the fork
     drawn()
     read_end, write_end = os.pipe()
     child = os.fork()

@@ -226,7 +226,7 @@ def catalog_rank(
     allow: Positions | None = None,
     exclude: Positions | None = None,
 ) -> Call:
-    """`Catalog.rank` with a seed drawn anew at each call; with "cached", of trees that are there.
+    """`Catalog.rank` with a seed drawn anew at each call; with "cached", of tables that are there.
 
     catalog: another image of the workload's catalog: opened from disk, in another storage or order.
     """
@@ -260,7 +260,7 @@ def filtered(workload: Workload, k: int, name: str, kind: str, ids: Positions) -
 
 
 def cached_miss(workload: Workload, k: int) -> Call:
-    """The cached sampler on a catalog that keeps no tree."""
+    """The cached sampler on a catalog that keeps no table."""
     catalog = fr.Catalog(np.arange(len(workload)), workload.vectors, cache_bytes=0)
     return catalog_rank(workload, k, own_policy("cached", workload.temperature), catalog=catalog)
 

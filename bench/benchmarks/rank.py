@@ -127,7 +127,7 @@ def _ordered(policy: str, order: str, n: int) -> Call:
 
 
 class CachedMiss(_Timed):
-    """The first ranking of a user under the cached sampler: scores, tree, draws."""
+    """The first ranking of a user under the cached sampler: table, draws."""
 
     params = SIZES
     param_names = ("n",)
@@ -199,7 +199,7 @@ def _propensities(policy: str, n: int) -> Call:
 
 
 class Filtered(_Timed):
-    """Allow and exclude lists of int64 ids in no order: a bitset, or an overlay of the tree."""
+    """Allow and exclude lists of int64 ids in no order: a bitset, and what it cuts of a table."""
 
     params = (
         ["gumbel", "cached"],

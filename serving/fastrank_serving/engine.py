@@ -34,8 +34,10 @@ _LOG = logging.getLogger("fastrank.serving")
 # Multiply-adds that take about as long as waking up a thread and being woken by it: 60 us.
 INLINE_WORK = 1_500_000
 # What else a ranking does, in multiply-adds of the same time: for each place, a candidate that
-# enters the top k; for each item, a place of the sequential sampler; the tree of the cached one.
-_ENTRY, _SEQUENTIAL, _TREE = 3_500, 70, 100
+# enters the top k; for each item, a place of the sequential sampler; the table of the cached one.
+_ENTRY, _SEQUENTIAL, _TABLE = 3_500, 70, 15
+# Items of a table's cell, and what a ranking from it does besides, in multiply-adds.
+_CELL, _CELLS = 512, 50_000
 # Of a pass: about a second, so that nobody waits long for those that it was joined with.
 _PASS_WORK = 25_000_000_000
 _PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
@@ -45,7 +47,7 @@ _PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
 _PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
     "uniform": lambda n, d, k: 0,
     "sequential": lambda n, d, k: n * (d + _SEQUENTIAL * k),
-    "cached": lambda n, d, k: n * (d + _TREE),
+    "cached": lambda n, d, k: n * (d + _TABLE),
 }
 
 
@@ -57,6 +59,8 @@ class Job(msgspec.Struct, eq=False):
     ----------
     catalog, query, k, policy, seed, exclude, allow, bias
         As `fastrank.Catalog.rank` takes them, checked.
+    has_table : bool
+        The policy's sampler is "cached", and the table need not be made.
     deadline : float
         Monotonic seconds.
     """
@@ -69,6 +73,7 @@ class Job(msgspec.Struct, eq=False):
     exclude: Any = None
     allow: Any = None
     bias: Any = None
+    has_table: bool = False
     deadline: float = float("inf")
     result: asyncio.Future[Ranked] | None = None
     came: float = 0.0
@@ -77,8 +82,12 @@ class Job(msgspec.Struct, eq=False):
         """About how much it is, in multiply-adds."""
         n, d = len(self.catalog), self.catalog.dim
         k = min(self.k, n)
-        other = _PER_SAMPLER.get(self.policy.sampler)
-        work = _ENTRY * k + (n * d if other is None else other(n, d, k))
+        if self.has_table:
+            cut = sum(len(ids) for ids in (self.exclude, self.allow) if ids is not None)
+            work = min(_CELLS + (k * _CELL + cut * 16) * d, n * d)
+        else:
+            other = _PER_SAMPLER.get(self.policy.sampler)
+            work = _ENTRY * k + (n * d if other is None else other(n, d, k))
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:

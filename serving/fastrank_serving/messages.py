@@ -321,6 +321,8 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
         seed_source=served.seed_source,
         rng_version=fr.RNG_VERSION,
         n_eligible=ranking.n_eligible,
+        made_by=ranking.made_by or "pass",
+        n_scored=ranking.n_eligible if ranking.n_scored is None else ranking.n_scored,
         model_version=served.model_version,
         catalog_version=ranking.catalog_version,
         is_fallback=served.is_fallback,

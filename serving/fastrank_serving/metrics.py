@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from fastrank_serving.engine import Ranked
 
 if TYPE_CHECKING:
+    from fastrank import Catalog
     from fastrank.eventlog import LogWriter
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -61,6 +62,25 @@ class Metrics:
             "fastrank_shared_requests",
             "Requests that were ranked in one pass with others.",
             registry=registry,
+        )
+        self._made = Counter(
+            "fastrank_rankings",
+            "Rankings, by how they were made: by a pass over the catalog, or from a user's table.",
+            ["made_by"],
+            registry=registry,
+        )
+        self._tables = Gauge(
+            "fastrank_tables_made",
+            "Tables made for rankings that found none, of the model that serves: beside rankings"
+            " made by tables, the misses.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._table_bytes = Gauge(
+            "fastrank_table_bytes",
+            "Of the tables that are kept.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.repeated = Counter(
             "fastrank_repeated_requests",
@@ -124,6 +144,7 @@ class Metrics:
             self._kernel.observe(ranked.ranked)
             if ranked.shared > 1:
                 self._shared.inc()
+            self._made.labels(ranked.ranking.made_by or "pass").inc()
             self._slowest = max(self._slowest, seconds)
         if new:
             self._tally["Requests"] += len(new)
@@ -143,9 +164,12 @@ class Metrics:
     def reload_failed(self) -> None:
         self._reloads.labels("failed").inc()
 
-    def look(self, in_flight: int, log: LogWriter | None) -> None:
+    def look(self, in_flight: int, catalog: Catalog | None, log: LogWriter | None) -> None:
         """Take the state that is known elsewhere."""
         self._in_flight.set(in_flight)
+        if catalog is not None:
+            self._tables.set(catalog.tables_made)
+            self._table_bytes.set(catalog.table_bytes)
         if log is not None:
             self._log_rows.set(log.rows_written)
             self._log_dropped.set(log.rows_dropped)

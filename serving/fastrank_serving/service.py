@@ -22,6 +22,8 @@ from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.inputs import draw_seed
 from fastrank.lru import LRU
 from fastrank.opening import open_directory
+from fastrank.policies import TABLED
+from fastrank.ranking import relabelled
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
     Origin,
@@ -102,6 +104,12 @@ class Loaded:
                 self.seen[user_id] = found
         return found
 
+    def keeps_table(self, user_id: str, policy: fr.Policy) -> bool:
+        """`Model.keep_table` for a known user and the policy that was asked for."""
+        if self.model is None or self.model.table_temperature is None:
+            return False
+        return self.model.keep_table(id_from_text(user_id, self.model.user_ids), policy)
+
     def _look_up(self, user_id: str) -> User | None:
         if self.model is None:
             return None
@@ -177,7 +185,7 @@ class Service:
         """Log and count what was answered lately; a server calls it ten times a second."""
         self._log_rows()
         self.metrics.fold()
-        self.metrics.look(self.engine.inside, self.log)
+        self.metrics.look(self.engine.inside, self.catalog, self.log)
 
     @property
     def loaded(self) -> Loaded:
@@ -232,6 +240,7 @@ class Service:
         query, user_temperature, is_fallback = self._query(loaded, request)
         if is_fallback and settings.fallback is not None:
             policy = settings.fallback
+        asked = policy
         if user_temperature is not None and "temperature" in policy.params:
             try:
                 policy = policy.scaled(user_temperature)
@@ -240,11 +249,19 @@ class Service:
         else:
             user_temperature = None
         seed = draw_seed() if request.seed is None else request.seed
+        has_table = (
+            policy.sampler in TABLED
+            and request.user_id is not None
+            and request.query is None
+            and not is_fallback
+            and loaded.keeps_table(request.user_id, asked)
+        )
         job = Job(
             catalog=loaded.catalog,
             query=query,
             k=request.k,
-            policy=policy,
+            policy=policy.with_sampler("cached") if has_table else policy,
+            has_table=has_table,
             seed=seed,
             exclude=self._ids(loaded, "exclude", request.exclude),
             allow=self._ids(loaded, "allow", request.allow),
@@ -257,6 +274,8 @@ class Service:
             if text.startswith("damaged: "):  # the model's files, and nothing of the request
                 raise
             raise ProblemError(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
+        if has_table:
+            relabelled(ranked.ranking, policy)
         served = Served(
             origin=origin,
             user_id=request.user_id,

@@ -12,12 +12,13 @@ GUMBEL: int
 SEQUENTIAL: int
 EPSILON_GREEDY: int
 UNIFORM: int
-CACHED: int
+TABLE: int
 
 _Positions: TypeAlias = npt.NDArray[np.int64]
 _Scores: TypeAlias = npt.NDArray[np.float32]
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Bits: TypeAlias = npt.NDArray[np.uint16]
+_Depths: TypeAlias = npt.NDArray[np.uint32]
 
 class PackedCatalog:
     query_length: int
@@ -45,7 +46,10 @@ class PackedCatalog:
         eligible: _Bits | None,
         n_eligible: int,
         threads: int = 1,
-    ) -> tuple[_Positions, _Scores, _Floats, float, float]: ...
+        depths: _Depths | None = None,
+        reference: float = 0.0,
+        largest: float = 0.0,
+    ) -> tuple[_Positions, _Scores, _Floats, float, float, int, bool]: ...
     def rank_batch(
         self,
         queries: _Scores,
@@ -58,7 +62,22 @@ class PackedCatalog:
         excluded: list[_Positions | None],
         allowed: list[_Positions | None],
         threads: int,
-    ) -> tuple[_Positions, _Scores, _Floats, _Floats, _Floats, _Positions, _Positions]: ...
+        tables: list[tuple[_Depths, float, float] | None] | None = None,
+    ) -> tuple[
+        _Positions,
+        _Scores,
+        _Floats,
+        _Floats,
+        _Floats,
+        _Positions,
+        _Positions,
+        _Positions,
+        npt.NDArray[np.bool_],
+    ]: ...
+    def check(self, queries: _Scores) -> None: ...
+    def make_tables(
+        self, queries: _Scores, temperatures: _Floats, threads: int = 1
+    ) -> tuple[_Depths, _Floats]: ...
     def log_propensities(
         self,
         query: _Scores,
@@ -81,16 +100,7 @@ class GivenScores(PackedCatalog):
         known: bool = False,
     ) -> None: ...
 
-def build_tree(scores: _Scores, temperature: float) -> _Floats: ...
-def rank_tree(
-    scores: _Scores,
-    nodes: _Floats,
-    k: int,
-    temperature: float,
-    seed: int,
-    allowed: _Positions | None,
-    excluded: _Positions | None,
-) -> tuple[_Positions, _Scores, _Floats, float]: ...
+def table_size(n_items: int) -> int: ...
 def make_filter(
     n_items: int, allowed: _Positions | None, excluded: _Positions | None
 ) -> tuple[_Bits, int]: ...

@@ -9,18 +9,30 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
 from fastrank.policies import Law, Policy, is_frozen, law_of
 
-__all__ = ["BEST", "Ask", "AskBatch", "Drawn", "DrawnBatch", "Spec", "spec_of"]
+__all__ = [
+    "BEST",
+    "MAPPED_BYTES",
+    "Ask",
+    "AskBatch",
+    "Drawn",
+    "DrawnBatch",
+    "Spec",
+    "Table",
+    "spec_of",
+]
 
 _KINDS = {
     "deterministic": _native.DETERMINISTIC,
     "gumbel": _native.GUMBEL,
     "sequential": _native.SEQUENTIAL,
-    "cached": _native.GUMBEL,  # whose law it is; it draws from a tree
+    "cached": _native.TABLE,
+    "auto": _native.GUMBEL,  # of a user whose table is ready a model makes it "cached"
     "epsilon_greedy": _native.EPSILON_GREEDY,
     "uniform": _native.UNIFORM,
 }
@@ -30,6 +42,7 @@ _DRAWS: dict[int, Callable[[Law], bool]] = {
     _native.DETERMINISTIC: lambda law: law.is_certain,
     _native.GUMBEL: lambda law: law.explore == 1.0 and law.temperature < np.inf,
     _native.SEQUENTIAL: lambda law: law.explore == 1.0 and law.temperature < np.inf,
+    _native.TABLE: lambda law: law.explore == 1.0 and law.temperature < np.inf,
     _native.EPSILON_GREEDY: lambda law: law.temperature == np.inf,
     _native.UNIFORM: lambda law: law.explore == 1.0 and law.temperature == np.inf,
 }
@@ -43,11 +56,12 @@ class Spec(NamedTuple):
     epsilon: float
     head: int
     has_norm: bool  # whether rankings state it
-    cached: bool  # drawn from a tree
 
 
-BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False, False)
+BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
 
+
+MAPPED_BYTES = 2048  # of the cache, for a table that is a file's: its key and objects
 
 _last: tuple[Policy | None, Spec] = (None, BEST)  # one is asked for again and again
 
@@ -71,11 +85,23 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
         law.explore if flat else 0.0,
         law.head,
         law.is_plackett_luce,
-        sampler == "cached",
     )
     if is_frozen(policy):
         _last = policy, spec
     return spec
+
+
+class Table(NamedTuple):
+    """Of a query at a temperature: the masses of all cells (ext/kernels.h, "Tables")."""
+
+    depths: npt.NDArray[np.uint32]
+    reference: float
+    largest: float
+
+    @property
+    def nbytes(self) -> int:
+        """With the key and objects of an entry of the cache."""
+        return self.depths.nbytes + MAPPED_BYTES
 
 
 class Ask(NamedTuple):
@@ -91,8 +117,9 @@ class Ask(NamedTuple):
     threads: int
 
 
-# Positions, scores, log-propensities, log_norm, its error and n_eligible.
-Drawn: TypeAlias = tuple[Positions, Float32Array, FloatArray, float, float, int]
+# Positions, scores, log-propensities, log_norm, its error, items that were scored, whether it is
+# from a table, and n_eligible.
+Drawn: TypeAlias = tuple[Positions, Float32Array, FloatArray, float, float, int, bool, int]
 
 
 class AskBatch(NamedTuple):
@@ -145,6 +172,8 @@ class DrawnBatch(NamedTuple):
     log_norm_error: FloatArray
     counts: Positions
     n_eligible: Positions
+    n_scored: Positions
+    from_table: npt.NDArray[np.bool_]
 
     def put(self, users: list[int], first: int, part: DrawnBatch) -> None:
         """The places from `first` on of some users; what is said of all of a ranking, once."""
@@ -154,5 +183,7 @@ class DrawnBatch(NamedTuple):
         self.log_propensities[users, places] = part.log_propensities
         self.log_norm_error[users] = part.log_norm_error
         self.counts[users] += part.counts
+        self.n_scored[users] += part.n_scored
+        self.from_table[users] |= part.from_table
         if first == 0:
             self.log_norm[users], self.n_eligible[users] = part.log_norm, part.n_eligible

@@ -133,8 +133,7 @@ def drawn_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
 
     Notes
     -----
-    O(n log n) for the tree that the rankings are drawn from, then 20 to 1,000 rankings of
-    O(k log n).
+    O(n) for the table that the rankings are drawn from, then 20 to 1,000 rankings of k places.
 
     Examples
     --------

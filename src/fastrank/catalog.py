@@ -6,7 +6,7 @@ Python decides here what is asked for; `fastrank._native` computes it with the G
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
+from fastrank.ask import MAPPED_BYTES, Table
 from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
 from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranker import RNG_VERSION, Tree
+from fastrank.ranker import RNG_VERSION, as_threads
 from fastrank.ranking import Ranking, RankingBatch
 from fastrank.scorer import Scorer
 
@@ -29,6 +30,7 @@ __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
+_TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
 
 
 class Catalog(Scorer):
@@ -50,7 +52,7 @@ class Catalog(Scorer):
         log-propensities, are estimated, within a stated bound. It keeps 5 bytes a coordinate.
         Catalogs of fewer than 16,384 items, which fit a core's caches, are kept as float32 anyway.
     cache_bytes : int
-        Room for the trees of ``PlackettLuce(sampler="cached")``, least recently used out first.
+        Room for the tables of ``PlackettLuce(sampler="cached")``, least recently used out first.
     log_norm_tolerance : float
         int8 storage: how large the bound `Ranking.log_norm_error` may be. Where it cannot be kept
         at the price of a scan, the normaliser is summed up in float32; 0 asks for that always.
@@ -168,7 +170,7 @@ class Catalog(Scorer):
         self._scored = _native.GivenScores(
             self._n_items, self._rows, arrays.get("panel_rows"), known=True
         )
-        self._trees = LRU[tuple[bytes, float], Tree](as_count("cache_bytes", cache_bytes, low=0))
+        self._tables = LRU[tuple[bytes, float], Table](as_count("cache_bytes", cache_bytes, low=0))
 
     # ---- Keeping ----------------------------------------------------------------------------
 
@@ -319,6 +321,16 @@ class Catalog(Scorer):
         Of two priors only the order counts.
         """
         return self._version
+
+    @property
+    def has_codes(self) -> bool:
+        return self.storage == "int8"
+
+    @property
+    def table_bytes(self) -> int:
+        """Of the tables that are kept, at most `cache_bytes`."""
+        assert self._tables is not None
+        return int(self._tables.weight)
 
     # ---- Ranking ----------------------------------------------------------------------------
 
@@ -552,6 +564,35 @@ class Catalog(Scorer):
             self._query(query), None if bias is None else self._bias(bias)
         )
         return result if self._rows is None else self._by_row(result)
+
+    def _make_tables(
+        self,
+        vectors: Float32Array,
+        rows: Positions,
+        temperatures: FloatArray,
+        threads: int,
+        advance: Callable[[int, int], None] | None,
+    ) -> tuple[npt.NDArray[np.uint32], FloatArray]:
+        """The parts of a table of each row of vectors, at its temperature."""
+        depths = np.empty((len(rows), _native.table_size(self._n_items)), np.uint32)
+        tops = np.empty((len(rows), 2))
+        threads = as_threads(threads)
+        for first in range(0, len(rows), _TABLES_TOGETHER):
+            part = slice(first, first + _TABLES_TOGETHER)
+            depths[part], tops[part] = self._packed.make_tables(
+                self._padded(vectors[rows[part]]), temperatures[part], threads
+            )
+            if advance is not None:
+                advance(min(first + _TABLES_TOGETHER, len(rows)), len(rows))
+        return depths, tops
+
+    def _keep(self, query: Float32Array, temperature: float, table: Table) -> None:
+        """Keeps a table that was made ahead, as if it had been made for a request."""
+        cache = self._tables
+        assert cache is not None  # a catalog has one
+        key = (self._padded(query).tobytes(), temperature)
+        if cache.get(key) is None:
+            cache.put(key, table, MAPPED_BYTES)
 
     def _query(self, query: npt.ArrayLike) -> Float32Array:
         # The core looks for what is not finite, too: what it can take as it is goes straight on.

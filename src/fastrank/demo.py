@@ -513,7 +513,7 @@ def compare(
     n_steps = repetitions + textbook_rounds * len(textbook)
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in fast}
     for run in fast.values():
-        run(users[0], 0)  # page faults and the cached sampler's tree are not part of a ranking
+        run(users[0], 0)  # page faults and the cached sampler's table are not part of a ranking
     for repetition in range(repetitions):
         if advance:
             advance(f"{n_items:,} items: fastrank and NumPy", repetition, n_steps)

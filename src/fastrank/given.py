@@ -47,7 +47,7 @@ def rank_scores(
     k : int
         Places to fill, at least 1. With fewer eligible items the ranking is shorter.
     policy : Policy
-        How to draw; there is no default. ``PlackettLuce(sampler="cached")`` is refused: a tree over
+        How to draw; there is no default. ``PlackettLuce(sampler="cached")`` is refused: a table of
         scores that are used once saves nothing, and "gumbel" draws by the same law.
     seed : int, optional
         In [0, 2**64). Drawn from the operating system, below 2**53, if not given.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrank import contents, store
+from fastrank import contents, store, tables
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
-from fastrank.policies import Policy
+from fastrank.policies import TABLED, Policy, law_of
 from fastrank.ranking import Ranking, recommended
 from fastrank.scorer import Scorer
+from fastrank.tables import Advance, UserTables
 
 __all__ = ["Model", "scorer_of"]
 
@@ -84,7 +86,7 @@ class Model:
         if user_temperatures is not None:
             arrays["user_temperatures"] = _as_temperatures(user_temperatures, len(vectors))
         digests = {name: store.array_digest(array) for name, array in arrays.items()}
-        self._set(catalog, arrays, digests, index)
+        self._set(catalog, arrays, digests, index, None)
 
     def _set(
         self,
@@ -92,21 +94,27 @@ class Model:
         arrays: dict[str, npt.NDArray[Any]],
         digests: dict[str, str],
         index: IdIndex,
+        user_tables: UserTables | None,
     ) -> None:
         self._catalog = catalog
         self._arrays = arrays
         self._digests = digests
         self._index = index
         self._version = store.content_hash({"catalog": catalog.version, "arrays": digests})
+        self._tables = user_tables  # no part of the version: the law is the same without
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes model and catalog to one directory, as `Catalog.save` does."""
-        store.write(
-            directory,
-            {**self._catalog._meta, "model_version": self._version},
-            {**self._catalog._arrays, **self._arrays},
-            {**self._catalog._digests, **self._digests},
-        )
+        meta = {**self._catalog._meta, "model_version": self._version}
+        arrays = {**self._catalog._arrays, **self._arrays}
+        digests = {**self._catalog._digests, **self._digests}
+        if self._tables is not None:
+            own = self._tables.arrays()
+            meta["table_temperature"] = self._tables.temperature
+            meta["table_of"] = _tabled(self._catalog, self._digests)
+            arrays |= own
+            digests |= {name: store.array_digest(array) for name, array in own.items()}
+        store.write(directory, meta, arrays, digests)
 
     @classmethod
     def open(
@@ -149,15 +157,24 @@ class Model:
                 _check_temperatures(own["user_temperatures"])
             except ValueError as error:
                 raise ValueError(f"{directory}: not a model: {error}") from None
+        digests = {name: manifest["arrays"][name]["sha256"] for name in own}
+        try:
+            user_tables = tables.from_arrays(
+                arrays, manifest.get("table_temperature"), len(catalog), users
+            )
+            if user_tables and manifest.get("table_of") != _tabled(catalog, digests):
+                raise ValueError("table_of: made for other items or users")
+        except ValueError as error:
+            raise ValueError(f"{directory}: not a model: {error}") from None
         if verify:
+            made_ahead = {} if user_tables is None else user_tables.arrays()
             try:
-                contents.check(manifest, own)
+                contents.check(manifest, {**own, **made_ahead})
             except ValueError as error:
                 raise ValueError(f"{directory}: {error}") from None
-        digests = {name: manifest["arrays"][name]["sha256"] for name in own}
         model = cls.__new__(cls)
         index = IdIndex("user_ids", own["user_ids"], own["user_order"])
-        model._set(catalog, own, digests, index)
+        model._set(catalog, own, digests, index, user_tables)
         return model
 
     def __repr__(self) -> str:
@@ -292,7 +309,9 @@ class Model:
             ) from None
 
     def with_user_temperatures(self, user_temperatures: npt.ArrayLike | None) -> Model:
-        """A model that differs in its user temperatures alone; it shares all other arrays.
+        """A model that differs in its user temperatures; it shares all other arrays.
+
+        It has no tables: those of other temperatures are of no use to it.
 
         Parameters
         ----------
@@ -313,8 +332,111 @@ class Model:
             arrays[own] = _as_temperatures(user_temperatures, len(self._index.ids))
             digests[own] = store.array_digest(arrays[own])
         model = type(self).__new__(type(self))
-        model._set(self._catalog, arrays, digests, self._index)
+        model._set(self._catalog, arrays, digests, self._index, None)
         return model
+
+    def with_tables(
+        self,
+        policy: Policy,
+        user_ids: Ids | None = None,
+        *,
+        threads: int = 1,
+        max_bytes: int = 1 << 30,
+        advance: Advance | None = None,
+    ) -> Model:
+        """A model that has tables of users ready for a policy; it shares all other arrays.
+
+        With a user's table a ranking by ``PlackettLuce(sampler="cached")``, or "auto", scores some
+        hundreds or thousands of items, however many there are. `recommend` and the server use it
+        where a request's temperature is the policy's. Neither versions nor laws change.
+
+        Parameters
+        ----------
+        policy : Policy
+            `PlackettLuce`, or `BestFirst` with it, whose temperature the tables are for, times the
+            user's own factor if there is one.
+        user_ids : array_like of ids, shape (m,), optional
+            Whose tables to make; by default everybody's.
+        threads : int
+        max_bytes : int
+            More are refused: about 16 KB a user of a million items.
+        advance : callable, optional
+            Called with the number of users done, and of all.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument and the value.
+
+        Notes
+        -----
+        O(n d) a user, as a pass over float32 vectors; users share what is loaded.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([10, 20], [[1.0, 0.0], [0.0, 1.0]])
+        >>> model = fr.Model(catalog, ["ann", "bob"], [[1.0, 0.0], [0.0, 1.0]])
+        >>> policy = fr.PlackettLuce(0.5, sampler="auto")
+        >>> model.with_tables(policy).recommend("bob", k=1, policy=policy, seed=1).made_by
+        'table'
+        """
+        law = law_of(policy)
+        if law.explore != 1.0 or law.temperature == math.inf:
+            raise ValueError(f"policy: expected PlackettLuce, got {shown(policy)}")
+        users = None if user_ids is None else self._rows_of_users(user_ids)
+        rows = np.arange(len(self._index.ids)) if users is None else users
+        size = tables.nbytes(len(self._catalog), len(rows))
+        if size > as_count("max_bytes", max_bytes, low=0):
+            one = tables.nbytes(len(self._catalog), 1)
+            raise ValueError(
+                f"max_bytes: tables of {len(rows):,} users take {size:,} bytes, over {max_bytes:,},"
+                f" which is room for {max_bytes // one:,}"
+            )
+        temperatures = np.array(
+            [law_of(self._own_policy(row, policy)[0]).temperature for row in rows.tolist()]
+        )
+        depths, tops = self._catalog._make_tables(
+            self._arrays["user_vectors"], rows, temperatures, threads, advance
+        )
+        model = type(self).__new__(type(self))
+        made = UserTables(law.temperature, depths, tops, users)
+        model._set(self._catalog, self._arrays, self._digests, self._index, made)
+        return model
+
+    def _rows_of_users(self, user_ids: Ids) -> IntArray:
+        rows = self._index.find("user_ids", user_ids, ordered=True)
+        missing = np.flatnonzero(rows < 0)
+        if missing.size:
+            wanted = as_ids("user_ids", user_ids)[missing[0]]
+            raise ValueError(f"user_ids: {shown(wanted.item())} is not in the model")
+        return np.unique(rows)
+
+    @property
+    def table_temperature(self) -> float | None:
+        """Of the policies for which users' tables are ready; None where there are none."""
+        return None if self._tables is None else self._tables.temperature
+
+    def keep_table(self, user_id: Any, policy: Policy) -> bool:
+        """Whether this user's table for a policy is ready; then the catalog has it at hand.
+
+        The model's files and the policy alone decide, so replicas agree. `recommend` asks by
+        itself: this is for who calls `Catalog.rank` with the user's vector and `user_policy`,
+        which "auto" would draw as "gumbel": draw by ``with_sampler("cached")`` what has a table.
+        """
+        position = self._position(user_id)
+        return self._keep_table(position, policy, self._own_policy(position, policy)[0])
+
+    def _keep_table(self, position: int, policy: Policy, own: Policy) -> bool:
+        if self._tables is None or own.sampler not in TABLED:
+            return False
+        if law_of(policy).temperature != self._tables.temperature:
+            return False
+        table = self._tables.of(position)
+        if table is None:
+            return False
+        self._catalog._keep(self._arrays["user_vectors"][position], law_of(own).temperature, table)
+        return True
 
     def recommend(
         self,
@@ -339,14 +461,14 @@ class Model:
         ranking = self._catalog.rank(
             self._arrays["user_vectors"][position],
             k,
-            policy=own,
+            policy=own.with_sampler("cached") if self._keep_table(position, policy, own) else own,
             seed=seed,
             exclude=exclude,
             allow=allow,
             bias=bias,
             threads=threads,
         )
-        return recommended(ranking, self._version, factor)
+        return recommended(ranking, own, self._version, factor)
 
     def titles(self, item_ids: Ids) -> list[str]:
         """Titles of items, '' where the item or its title is unknown."""
@@ -362,6 +484,13 @@ class Model:
                 f"damaged: title_offsets: row {row} is {start} to {end} of {len(text)} bytes"
             )
         return text[start:end].tobytes().decode("utf-8", "replace")
+
+
+def _tabled(catalog: Catalog, digests: Mapping[str, str]) -> str:
+    """What tables hang on: items, users and their temperatures."""
+    names = ("user_vectors", "user_temperatures")
+    own = {name: digests[name] for name in names if name in digests}
+    return store.content_hash({**catalog._digests, **own})
 
 
 def _as_temperatures(values: npt.ArrayLike, users: int) -> FloatArray:

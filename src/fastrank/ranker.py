@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
-from fastrank.ask import BEST, Ask, AskBatch, Drawn, DrawnBatch, Spec, spec_of
+from fastrank.ask import BEST, Ask, AskBatch, Drawn, DrawnBatch, Spec, Table, spec_of
 from fastrank.ids import PADDING, Ids, Listed, Lookup, is_compact, listed
 from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds
 from fastrank.lru import LRU
@@ -25,47 +25,39 @@ from fastrank.ranking import Filters, Ranking, RankingBatch, new_ranking
 __all__ = [
     "RNG_VERSION",
     "Ranker",
-    "Tree",
+    "draws_as",
     "each_of",
     "is_one",
 ]
 
 # Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
 RNG_VERSION = 2
+# What version 2 draws otherwise than version 1 did; beside them, by "gumbel" over codes.
+_NEW_IN_2 = frozenset({"cached", "uniform"})
 
 _MANY = 4096  # ids of a filter
 _new = tuple.__new__  # of a NamedTuple, in a third of the time of its own
-_ENTRY_BYTES = 2048
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
-
-
-class Tree(NamedTuple):
-    """Of the cached sampler: scores of all items, and the masses of the tree over them."""
-
-    scores: Float32Array
-    nodes: FloatArray
-
-    @property
-    def nbytes(self) -> int:
-        """With the key and objects of an entry of the cache.
-
-        They weigh more than the tree of a small catalog.
-        """
-        return self.scores.nbytes + self.nodes.nbytes + _ENTRY_BYTES
 
 
 class Ranker:
     """Items that have ids, and a native table of their scores.
 
-    A subclass sets `_n_items`, `_index`, `_packed` and `_version`, and `_trees` if the same scores
-    may be asked for again; without `_trees` the sampler "cached" is refused.
+    A subclass sets `_n_items`, `_index`, `_packed` and `_version`, and `_tables` if the same scores
+    may be asked for again; without `_tables` the sampler "cached" is refused.
     """
 
     _n_items: int
     _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
-    _trees: LRU[tuple[bytes, float], Tree] | None = None  # by query and temperature
+    _tables: LRU[tuple[bytes, float], Table] | None = None  # by query and temperature
+    tables_made: int = 0  # by a pass, for rankings that wanted one
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether passes go over codes of the vectors: int8 storage."""
+        return False
 
     def _rank(
         self,
@@ -94,7 +86,8 @@ class Ranker:
         threads = as_threads(threads)
         ask = _new(Ask, (query, places, spec, seed, excluded, allowed, own_bias, threads))
         drawn = self._draw(ask)
-        positions, scores, log_propensities, log_norm, log_norm_error, n_eligible = drawn
+        positions, scores, log_propensities, log_norm, log_norm_error = drawn[:5]
+        n_scored, from_table, n_eligible = drawn[5:]
         return new_ranking(
             item_ids=self._index.ids[positions],
             scores=scores,
@@ -107,6 +100,8 @@ class Ranker:
             catalog_version=self._version,
             propensity_kind=_kind_of(log_norm_error),
             log_norm_error=log_norm_error,
+            made_by="table" if from_table else "pass",
+            n_scored=n_scored,
             k=k,
             exclude=left_out,
             allow=only,
@@ -117,10 +112,26 @@ class Ranker:
         spec = ask.spec
         if spec.head:
             return self._draw_below(ask)
-        if spec.cached:
-            return self._draw_cached(ask)
         query, k, _, seed, excluded, allowed, bias, threads = ask
         eligible, n_eligible = self._eligible(excluded, allowed)
+        if spec.kind == _native.TABLE:
+            if bias is None:
+                table = self._table(query, spec.temperature)
+                drawn = self._packed.rank(
+                    query,
+                    k,
+                    spec.kind,
+                    spec.temperature,
+                    spec.epsilon,
+                    seed,
+                    None,
+                    eligible,
+                    n_eligible,
+                    threads,
+                    *table,
+                )
+                return (*drawn, n_eligible)
+            spec = spec._replace(kind=_native.GUMBEL)  # a table knows the catalog's scores alone
         drawn = self._packed.rank(
             query,
             k,
@@ -141,7 +152,7 @@ class Ranker:
         best = self._draw(ask._replace(k=min(k, head), spec=BEST))
         if k <= head:
             return best
-        positions, scores, log_propensities, _, _, n_eligible = best
+        positions, scores, log_propensities, _, _, n_scored, _, n_eligible = best
         below = self._draw(
             ask._replace(
                 k=k - head,
@@ -154,31 +165,43 @@ class Ranker:
             np.concatenate([scores, below[1]]),
             np.concatenate([log_propensities, below[2]]),
             *below[3:5],
+            n_scored + below[5],
+            below[6],
             n_eligible,
         )
 
-    def _draw_cached(self, ask: Ask) -> Drawn:
-        query, bias, temperature = ask.query, ask.bias, ask.spec.temperature
-        assert self._trees is not None  # by `_spec`
-        key = (query.tobytes(), temperature)
-        tree = None if bias is not None else self._trees.get(key)
-        if tree is None:
-            scores = self._packed.scores(query, bias)
-            tree = Tree(scores, _native.build_tree(scores, temperature))
-            if bias is None:  # a bias belongs to its call alone
-                self._trees.put(key, tree, tree.nbytes)
-        # Sorted and unique, as the tree's overlay wants them.
-        excluded = None if ask.excluded is None else np.unique(ask.excluded)
-        allowed = None if ask.allowed is None else np.unique(ask.allowed)
-        n_eligible = self._n_items - (0 if excluded is None else len(excluded))
-        if allowed is not None:
-            if excluded is not None:
-                allowed, excluded = np.setdiff1d(allowed, excluded, assume_unique=True), None
-            n_eligible = len(allowed)
-        drawn = _native.rank_tree(
-            tree.scores, tree.nodes, ask.k, temperature, ask.seed, allowed, excluded
-        )
-        return (*drawn, 0.0, n_eligible)
+    def _table(self, query: Float32Array, temperature: float) -> Table:
+        """Kept for the next call, as far as there is room."""
+        assert self._tables is not None  # by `_spec`
+        kept = self._tables.get((query.tobytes(), temperature))
+        if kept is not None:
+            return kept
+        try:
+            return self._tables_of([(query, temperature)], 1)[0]
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("queries: row 0: ")) from None
+
+    def _tables_of(self, wanted: list[tuple[Float32Array, float]], threads: int) -> list[Table]:
+        """A table for each query and temperature; those that are not kept are made together."""
+        cache = self._tables
+        assert cache is not None  # by `_spec`
+        keys = [(query.tobytes(), temperature) for query, temperature in wanted]
+        found = {key: cache.get(key) for key in keys}
+        new = [key for key, table in found.items() if table is None]
+        if new:
+            own = dict(zip(keys, wanted, strict=True))
+            self.tables_made += len(new)
+            depths, tops = self._packed.make_tables(
+                np.array([own[key][0] for key in new]),
+                np.array([temperature for _, temperature in new]),
+                threads,
+            )
+            for key, row, top in zip(new, depths, tops.tolist(), strict=True):
+                # Of a row of many a copy, which does not hold the others.
+                made = Table(row.copy() if len(new) > 1 else row, *top)
+                found[key] = made
+                cache.put(key, made, made.nbytes)
+        return [table for key in keys if (table := found[key]) is not None]
 
     def _rank_batch(
         self,
@@ -212,7 +235,9 @@ class Ranker:
                 as_threads(threads),
             )
         )
-        positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible = drawn
+        positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible = drawn[
+            :7
+        ]
         ids = self._index.ids[positions]
         short = np.flatnonzero(counts < places)
         if short.size:
@@ -236,6 +261,8 @@ class Ranker:
             catalog_version=self._version,
             propensity_kind=tuple(map(_kind_of, log_norm_error)),
             log_norm_error=log_norm_error,
+            made_by=tuple("table" if each else "pass" for each in drawn.from_table.tolist()),
+            n_scored=drawn.n_scored,
             k=k,
             exclude=left_out,
             allow=only,
@@ -247,11 +274,24 @@ class Ranker:
         if any(spec.head for spec in ask.specs):
             return self._draw_batch_below(ask)
         specs = ask.specs
-        drawn = DrawnBatch(
+        tabled = [i for i, spec in enumerate(specs) if spec.kind == _native.TABLE]
+        tables: list[tuple[npt.NDArray[np.uint32], float, float] | None] | None = None
+        if tabled and ask.biases is not None:  # a table knows the catalog's scores alone
+            specs = [
+                spec._replace(kind=_native.GUMBEL) if spec.kind == _native.TABLE else spec
+                for spec in specs
+            ]
+        elif tabled:
+            self._packed.check(ask.queries)  # before tables are made
+            tables = [None] * len(specs)
+            wanted = [(ask.queries[i], specs[i].temperature) for i in tabled]
+            for i, table in zip(tabled, self._tables_of(wanted, ask.threads), strict=True):
+                tables[i] = table
+        return DrawnBatch(
             *self._packed.rank_batch(
                 ask.queries,
                 ask.k,
-                np.array([_native.CACHED if s.cached else s.kind for s in specs], np.int32),
+                np.array([s.kind for s in specs], np.int32),
                 np.array([s.temperature for s in specs], np.float64),
                 np.array([s.epsilon for s in specs], np.float64),
                 np.array(ask.seeds, np.uint64),
@@ -259,15 +299,9 @@ class Ranker:
                 ask.excluded,
                 ask.allowed,
                 ask.threads,
+                tables,
             )
         )
-        for i, spec in enumerate(specs):
-            if spec.cached:
-                own = self._draw_cached(ask.one(i))
-                m = drawn.counts[i] = len(own[0])
-                drawn.positions[i, :m], drawn.scores[i, :m] = own[:2]
-                drawn.log_propensities[i, :m], drawn.log_norm[i], _, drawn.n_eligible[i] = own[2:]
-        return drawn
 
     def _draw_batch_below(self, ask: AskBatch) -> DrawnBatch:
         """Users by the length of their heads: those are passes with other numbers of places."""
@@ -280,6 +314,8 @@ class Ranker:
             log_norm_error=np.zeros(b),
             counts=np.zeros(b, np.int64),
             n_eligible=np.zeros(b, np.int64),
+            n_scored=np.zeros(b, np.int64),
+            from_table=np.zeros(b, np.bool_),
         )
         for head in sorted({spec.head for spec in ask.specs}):
             users = [i for i, spec in enumerate(ask.specs) if spec.head == head]
@@ -409,9 +445,9 @@ class Ranker:
     def _spec(self, policy: Policy, name: str = "policy") -> Spec:
         """How to draw by a policy from these scores."""
         spec = spec_of(policy, name)
-        if spec.cached and self._trees is None:
+        if spec.kind == _native.TABLE and self._tables is None:
             raise ValueError(
-                f"{name}: the sampler 'cached' keeps a tree of scores for the next call, which"
+                f"{name}: the sampler 'cached' keeps a table of masses for the next call, which"
                 " these scores have not; 'gumbel' draws by the same law"
             )
         return spec
@@ -484,6 +520,17 @@ class Ranker:
 
 def _with(excluded: Positions | None, more: Positions) -> Positions:
     return more if excluded is None else np.concatenate([excluded, more])
+
+
+def draws_as(rng_version: int, policy: Policy, ranker: Ranker) -> bool:
+    """Whether a seed draws what it drew by another `RNG_VERSION`."""
+    if rng_version == RNG_VERSION:
+        return True
+    return (
+        rng_version == 1
+        and policy.sampler not in _NEW_IN_2
+        and not (policy.sampler in ("gumbel", "auto") and ranker.has_codes)
+    )
 
 
 # ---- Arguments ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.policies import Policy
 
-__all__ = ["Filters", "Ranking", "RankingBatch", "new_ranking", "recommended"]
+__all__ = ["Filters", "Ranking", "RankingBatch", "new_ranking", "recommended", "relabelled"]
 
 Filters: TypeAlias = tuple[IdArray | list[str] | None, ...]
 
@@ -63,6 +63,11 @@ class Ranking:
         The user's own factor in the policy's temperature, as `Model.recommend` took it.
     model_version : str or None
         Of the model that recommended it.
+    made_by : str or None
+        "pass" over the catalog, or "table": from the masses that are kept of a user
+        (``PlackettLuce(sampler="cached")``).
+    n_scored : int or None
+        Items whose scores it took: by a pass, all that were eligible.
     """
 
     item_ids: IdArray
@@ -82,6 +87,8 @@ class Ranking:
     bias: Float32Array | None = field(default=None, compare=False, repr=False)
     user_temperature: float | None = field(default=None, compare=False)
     model_version: str | None = field(default=None, compare=False)
+    made_by: str | None = field(default=None, compare=False)
+    n_scored: int | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -118,6 +125,8 @@ def new_ranking(
     bias: Float32Array | None = None,
     user_temperature: float | None = None,
     model_version: str | None = None,
+    made_by: str | None = None,
+    n_scored: int | None = None,
 ) -> Ranking:
     """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
     draft: Any = _Draft()
@@ -138,20 +147,33 @@ def new_ranking(
     draft.bias = bias
     draft.user_temperature = user_temperature
     draft.model_version = model_version
+    draft.made_by = made_by
+    draft.n_scored = n_scored
     draft.__class__ = Ranking  # which Python allows, since both have the same slots
     ranking: Ranking = draft
     return ranking
 
 
-def recommended(ranking: Ranking, model_version: str, user_temperature: float | None) -> Ranking:
-    """A ranking that nobody else has as yet, saying which model made it and with which factor."""
+def recommended(
+    ranking: Ranking, policy: Policy, model_version: str, user_temperature: float | None
+) -> Ranking:
+    """A ranking that nobody else has as yet, saying which model made it, by which policy and with
+    which factor."""
+    _set_policy(ranking, policy)
     _set_model_version(ranking, model_version)
     _set_user_temperature(ranking, user_temperature)
     return ranking
 
 
+def relabelled(ranking: Ranking, policy: Policy) -> Ranking:
+    """A ranking that nobody else has as yet, by the name under which its policy was asked for."""
+    _set_policy(ranking, policy)
+    return ranking
+
+
 # What object.__setattr__ would look up each time.
 _set_model_version = Ranking.__dict__["model_version"].__set__
+_set_policy = Ranking.__dict__["policy"].__set__
 _set_user_temperature = Ranking.__dict__["user_temperature"].__set__
 
 
@@ -183,6 +205,8 @@ class RankingBatch(Sequence[Ranking]):
         None: nobody had any.
     bias : ndarray of float32, shape (1, n) or (b, n), or None
         In catalog order, one for all or one for each.
+    made_by : tuple of str, length b, or None
+    n_scored : ndarray of int64, shape (b,), or None
     """
 
     item_ids: IdArray
@@ -201,6 +225,8 @@ class RankingBatch(Sequence[Ranking]):
     exclude: Filters | None = field(default=None, compare=False, repr=False)
     allow: Filters | None = field(default=None, compare=False, repr=False)
     bias: Float32Array | None = field(default=None, compare=False, repr=False)
+    made_by: tuple[str, ...] | None = field(default=None, compare=False)
+    n_scored: IntArray | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -237,6 +263,8 @@ class RankingBatch(Sequence[Ranking]):
             exclude=None if self.exclude is None else self.exclude[i],
             allow=None if self.allow is None else self.allow[i],
             bias=None if self.bias is None else self.bias[i % len(self.bias)],
+            made_by=None if self.made_by is None else self.made_by[i],
+            n_scored=None if self.n_scored is None else int(self.n_scored[i]),
         )
 
     def __iter__(self) -> Iterator[Ranking]:

@@ -107,6 +107,16 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     seed_source: str
     rng_version: int
     n_eligible: int
+    made_by: Annotated[
+        str,
+        msgspec.Meta(
+            description="`pass`: by a pass over the catalog; `table`: from the masses that are kept"
+            " of a user."
+        ),
+    ]
+    n_scored: Annotated[
+        int, msgspec.Meta(description="Items whose scores it took; by a pass, all eligible ones.")
+    ]
     model_version: str
     catalog_version: str
     is_fallback: bool

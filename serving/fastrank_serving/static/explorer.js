@@ -4,7 +4,8 @@
 const WORDS = {
   deterministic: "The k best by score, always.",
   stochastic_plackett_luce: "Plackett-Luce in k passes: the textbook.",
-  stochastic_plackett_luce_cached: "Plackett-Luce from a tree kept for the user.",
+  stochastic_plackett_luce_cached: "Plackett-Luce from a table kept for the user.",
+  stochastic_plackett_luce_auto: "From the user's table if the model has it, else in one pass.",
   stochastic_gumbel_softmax_trick: "Plackett-Luce in one pass, by Gumbel noise.",
   stochastic_epsilon_greedy: "The best left or, by epsilon, any item left.",
   uniform: "Any item: scores play no part.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fastrank.catalog import Catalog
 from fastrank.cli.terminal import progress
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
+from fastrank.policies import Policy
+from fastrank.policies.spec import parse_policy
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
 
@@ -37,6 +40,19 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="int8: scans of 16,384 items and more read a quarter of the bytes; log-propensities"
     " come with a bound.",
+)
+@click.option(
+    "--tables",
+    metavar="POLICY",
+    help="Make the tables of all users for a policy, plackett_luce:temperature=0.5 say: rankings by"
+    " stochastic_plackett_luce_auto are made from them, in microseconds.",
+)
+@click.option(
+    "--tables-bytes",
+    type=click.IntRange(min=0),
+    default=1 << 30,
+    show_default="1 GiB",
+    help="The most that tables may take: 16 KB a user of a million items.",
 )
 @click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
@@ -67,6 +83,8 @@ def build(
     users: Path,
     output: Path,
     storage: str,
+    tables: str | None,
+    tables_bytes: int,
     replace: bool,
     item_ids: Path | None,
     user_ids: Path | None,
@@ -94,7 +112,10 @@ def build(
           --id-column item_id --title-column name \\
           --users user_factors.npy --user-ids user_ids.npy -o model/
       fastrank build --items items.npz --users users.npz --storage int8 -o model/
+      fastrank build --items items.npz --users users.npz \\
+          --tables plackett_luce:temperature=0.5 -o model/
     """
+    table_policy = None if tables is None else _table_policy(tables)
     if (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     parent = next(folder for folder in output.absolute().parents if folder.exists())
@@ -120,6 +141,8 @@ def build(
         catalog = _catalog(item_side, storage)
         bar.update(step, description="adding users", advance=1)
         model = _model(catalog, user_side, item_side)
+        if table_policy is not None:
+            model = _with_tables(model, table_policy, tables_bytes, bar)
         bar.update(step, description="writing", advance=1)
         model.save(output)
         bar.update(step, advance=1)
@@ -127,11 +150,33 @@ def build(
         f"{output}: {len(catalog):,} items, {len(model.user_ids):,} users,"
         f" {catalog.dim} dimensions, {catalog.storage}, version {catalog.version}"
     )
+    if model.table_temperature is not None:
+        click.echo(f"Tables of all users at temperature {model.table_temperature:g}.")
     if catalog.storage != storage:
         click.echo(
             f"Kept as {catalog.storage}: {storage} is for {CODED_FROM:,} items and more.", err=True
         )
     click.echo(f"Next: fastrank verify {output}", err=True)
+
+
+def _table_policy(text: str) -> Policy:
+    _, policy = parse_policy(text, "--tables")
+    if not isinstance(policy, Policy):
+        raise ValueError(f"--tables: {text}: expected a temperature, not one relative to a log's")
+    return policy
+
+
+def _with_tables(model: Model, policy: Policy, most: int, bar: Progress) -> Model:
+    try:
+        return model.with_tables(
+            policy,
+            threads=len(os.sched_getaffinity(0)),
+            max_bytes=most,
+            advance=_rows(bar, "making tables"),
+        )
+    except ValueError as error:
+        option = "--tables-bytes" if str(error).startswith("max_bytes") else "--tables"
+        raise ValueError(f"{option}: {str(error).partition(': ')[2]}") from None
 
 
 def _rows(bar: Progress, description: str) -> Advance:

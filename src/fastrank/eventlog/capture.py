@@ -345,6 +345,7 @@ def _values(
         "schema_version": SCHEMA_VERSION,
         "request_id_source": response.get("request_id_source"),
         "traceparent": response.get("traceparent"),
+        "n_scored": response.get("n_scored"),
         "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
         "law_params": [

@@ -45,7 +45,8 @@ JOIN_KEY = b"fastrank.join"
 # What checking a row needs; the other columns of the schema may be omitted.
 _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
-    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", *UNREAD),
+    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", "made_by"),
+    *UNREAD,
 )
 
 

@@ -81,6 +81,8 @@ class Row(NamedTuple):
     n_candidates: int | None
     retrieval: dict[str, str] | None
     is_fallback: bool
+    made_by: str | None
+    n_scored: int | None
     k: int
     length: int
     item_ids: Any  # bytes of int64, or a list of str

@@ -48,10 +48,10 @@ REWARD_KINDS = ("positives", "complete")
 # Fields of version 1's struct policy_params, sorted; the last is no parameter of the law.
 OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
 # Columns that version 2 has room for, and that nothing here reads. `LogWriter.append` leaves them
-# null, but for the first two where it is given them.
+# null, but for those that a ranking says, or that it is given.
 UNREAD = (
     *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
-    *("features_version", "score", "rules", "after", "made_by", "n_scored"),
+    *("features_version", "score", "rules", "after", "n_scored"),
     *("n_probes", "tail_log_weight", "is_candidate", "evaluation_log_propensities", "shown_at"),
 )
 

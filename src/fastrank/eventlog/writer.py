@@ -428,6 +428,8 @@ class LogWriter:
             n_candidates,
             None if retrieval is None else as_retrieval(retrieval),
             is_fallback,
+            ranking.made_by,
+            ranking.n_scored,
             k,
             length,
             item_ids,

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.inputs import as_column
 from fastrank.model import Model
 from fastrank.ope.queries import Query, Writers, catalog_of, displayed_items, logging_policy
 from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
+from fastrank.ranker import RNG_VERSION, draws_as
 from fastrank.scorer import Scorer
 
 __all__ = ["Audit", "Check", "audit"]
@@ -264,13 +264,14 @@ class _Sample:
             f"log-propensity {logged[worst]:.6g} at place {worst + 1}, computed {again[worst]:.6g}",
         )
         rng_version = batch.value("rng_version", i)
-        if rng_version not in (None, RNG_VERSION):
+        if rng_version is not None and not draws_as(rng_version, policy, catalog):
             self._other_versions[rng_version] += 1
         elif batch.value("seed", i) is not None and rng_version is not None:
+            from_table = policy.sampler == "auto" and batch.value("made_by", i) == "table"
             ranking = catalog.rank(
                 query.vector,
                 int(batch.k[i]),
-                policy=policy,
+                policy=policy.with_sampler("cached") if from_table else policy,
                 seed=batch.value("seed", i),
                 exclude=query.exclude,
                 allow=query.allow,

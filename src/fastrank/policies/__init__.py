@@ -31,6 +31,7 @@ __all__ = [
     "MAX_TEMPERATURE",
     "MIN_TEMPERATURE",
     "PARAMETERS",
+    "TABLED",
     "BestFirst",
     "Deterministic",
     "EpsilonGreedy",
@@ -53,10 +54,15 @@ INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, 
     "deterministic": (Deterministic, {}, ()),
     "stochastic_plackett_luce": (PlackettLuce, {"sampler": "sequential"}, ("temperature",)),
     "stochastic_plackett_luce_cached": (PlackettLuce, {"sampler": "cached"}, ("temperature",)),
+    "stochastic_plackett_luce_auto": (PlackettLuce, {"sampler": "auto"}, ("temperature",)),
     "stochastic_gumbel_softmax_trick": (PlackettLuce, {"sampler": "gumbel"}, ("temperature",)),
     "stochastic_epsilon_greedy": (EpsilonGreedy, {}, ("epsilon",)),
     "uniform": (Uniform, {}, ()),
 }
+
+
+TABLED = frozenset({"cached", "auto"})
+"""Samplers that draw from a user's table, where it is ready."""
 
 
 class Parameter(NamedTuple):

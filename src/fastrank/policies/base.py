@@ -137,6 +137,10 @@ class Policy(ABC):
     def law_name(self) -> str:
         return self.inference_type
 
+    def with_sampler(self, sampler: str) -> Policy:
+        """The same law by another of its samplers; a ValueError where it has but one."""
+        raise ValueError(f"policy: it has no sampler {sampler!r}: {shown(self)}")
+
     def at_temperature(self, temperature: float) -> Policy:
         """The policy at another temperature; itself where its law has none.
 

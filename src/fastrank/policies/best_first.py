@@ -77,5 +77,8 @@ class BestFirst(Policy):
         """That of `then`: the head is a parameter."""
         return self.then.law_name
 
+    def with_sampler(self, sampler: str) -> BestFirst:
+        return BestFirst(self.head, self.then.with_sampler(sampler))
+
     def at_temperature(self, temperature: float) -> BestFirst:
         return BestFirst(self.head, self.then.at_temperature(temperature))

@@ -10,7 +10,7 @@ from fastrank.policies.base import MAX_TEMPERATURE, MIN_TEMPERATURE, Law, Policy
 
 __all__ = ["PlackettLuce", "Sampler"]
 
-Sampler = Literal["gumbel", "sequential", "cached"]
+Sampler = Literal["gumbel", "sequential", "cached", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,18 @@ class PlackettLuce(Policy):
         T, in the unit of the scores, from 1e-6 (nearly deterministic) to 1e6
         (nearly uniform). A temperature does not carry over from one model to
         another: what matters is the spread of the scores divided by T.
-    sampler : {"gumbel", "sequential", "cached"}
-        How to draw. The law and the reported propensities are the same for all three;
-        a given seed gives each of them a draw of its own.
+    sampler : {"gumbel", "sequential", "cached", "auto"}
+        How to draw. The law and the reported propensities are the same for all;
+        a given seed gives each of the first three a draw of its own.
 
         - ``gumbel``: one pass over the catalog, O(n + k log k).
         - ``sequential``: k passes, O(kn). The textbook; kept as the yardstick.
-        - ``cached``: a tree of log-sum-exp nodes, made once per query and
-          temperature and kept by the catalog, O((k + excluded) log n) from
-          then on.
+        - ``cached``: from a table of the masses of some thousand cells of the catalog,
+          made by a pass once per query and temperature and kept by the catalog: a
+          ranking then scores the items of at most k cells. Filters add what they cut.
+          Where they, or a bias of the call, ask for more than a pass, it is ``gumbel``.
+        - ``auto``: ``cached`` for a user of a model that has their table at this
+          temperature (`Model.with_tables`), and ``gumbel`` for others.
 
     Notes
     -----
@@ -54,6 +57,7 @@ class PlackettLuce(Policy):
         "gumbel": "stochastic_gumbel_softmax_trick",
         "sequential": "stochastic_plackett_luce",
         "cached": "stochastic_plackett_luce_cached",
+        "auto": "stochastic_plackett_luce_auto",
     }
 
     def __post_init__(self) -> None:
@@ -71,6 +75,9 @@ class PlackettLuce(Policy):
     @property
     def params(self) -> dict[str, float]:
         return {"temperature": self.temperature}
+
+    def with_sampler(self, sampler: str) -> PlackettLuce:
+        return PlackettLuce(self.temperature, sampler)  # type: ignore[arg-type]  # it looks itself
 
     def at_temperature(self, temperature: float) -> PlackettLuce:
         return PlackettLuce(temperature, self.sampler)

@@ -1,0 +1,81 @@
+"""Tables of a model's users, made ahead: arrays that are saved and mapped with it.
+
+A table holds what Plackett-Luce takes of a user at a temperature (ext/kernels.h, "Tables"), so that
+a ranking scores hundreds of items where a pass scores all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import _native
+from fastrank.arraytypes import AnyArray, FloatArray, IntArray
+from fastrank.ask import Table
+
+__all__ = ["NAMES", "Advance", "UserTables", "from_arrays", "nbytes"]
+
+NAMES = ("table_depths", "table_tops", "table_users")
+
+Advance: TypeAlias = Callable[[int, int], None]  # users done, in all
+
+
+class UserTables(NamedTuple):
+    """Tables of m users at one temperature of the policy, times each user's own factor."""
+
+    temperature: float
+    depths: npt.NDArray[np.uint32]  # (m, cells)
+    tops: FloatArray  # (m, 2): reference and largest
+    users: IntArray | None  # (m,): rows of the model, ascending; None: all of them
+
+    def of(self, row: int) -> Table | None:
+        """The table of the user in a row of the model; None where there is none."""
+        if self.users is not None:
+            place = int(np.searchsorted(self.users, row))
+            if place == len(self.users) or self.users[place] != row:
+                return None
+            row = place
+        return Table(self.depths[row], *self.tops[row].tolist())
+
+    def arrays(self) -> dict[str, AnyArray]:
+        """By the names of their files."""
+        found: dict[str, AnyArray] = {"table_depths": self.depths, "table_tops": self.tops}
+        if self.users is not None:
+            found["table_users"] = self.users
+        return found
+
+
+def nbytes(n_items: int, n_users: int) -> int:
+    """Of the tables of so many users."""
+    return n_users * (4 * _native.table_size(n_items) + 16)
+
+
+def from_arrays(
+    arrays: dict[str, AnyArray], temperature: Any, n_items: int, n_users: int
+) -> UserTables | None:
+    """Those of a saved model, which may be damaged; None where it has none. O(m)."""
+    own = {name: arrays[name] for name in NAMES if name in arrays}
+    if not own and temperature is None:
+        return None
+    users = own.get("table_users")
+    count = n_users if users is None else len(users)
+    expected = {
+        "table_depths": ((count, _native.table_size(n_items)), "<u4"),
+        "table_tops": ((count, 2), "<f8"),
+        "table_users": ((count,), "<i8"),
+    }
+    for name, (shape, dtype) in expected.items():
+        if name not in own and name == "table_users":
+            continue
+        if name not in own or own[name].shape != shape or own[name].dtype.str != dtype:
+            raise ValueError(f"{name} is missing or does not fit")
+    if not isinstance(temperature, float) or not 0.0 < temperature < np.inf:
+        raise ValueError(f"table_temperature: expected a number above 0, got {temperature!r}")
+    if users is not None and not (
+        _native.ascends(users) and (count == 0 or (users[0] >= 0 and users[-1] < n_users))
+    ):
+        raise ValueError(f"table_users: expected rows of {n_users} users, ascending")
+    return UserTables(temperature, own["table_depths"], own["table_tops"], users)

@@ -1,0 +1,223 @@
+"""Tables that are made ahead: saved, mapped, used where they were promised, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import refused, run
+
+import fastrank as fr
+from fastrank import _native, ope
+from fastrank.eventlog import LogReader, LogWriter
+
+N, USERS = 3000, 12
+AUTO, CACHED = (fr.PlackettLuce(0.5, sampler=sampler) for sampler in ("auto", "cached"))
+RNG = np.random.default_rng(0)
+ITEMS = RNG.standard_normal((N, 8)).astype(np.float32)
+VECTORS = RNG.standard_normal((USERS, 8)).astype(np.float32)
+
+
+def model_of(**options: Any) -> fr.Model:
+    catalog = fr.Catalog(np.arange(N), ITEMS, storage=options.pop("storage", "float32"))
+    return fr.Model(catalog, [f"u{i}" for i in range(USERS)], VECTORS, **options)
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_table_made_ahead_draws_what_one_made_for_the_request_draws(
+    storage: str, tmp_path: Path
+) -> None:
+    temperatures = np.linspace(0.3, 3.0, USERS)
+    plain = model_of(storage=storage, user_temperatures=temperatures)
+    ready = plain.with_tables(CACHED, threads=2)
+    ready.save(tmp_path / "model")
+    opened = fr.Model.open(tmp_path / "model", verify=True)
+    assert plain.version == ready.version == opened.version
+    assert (plain.table_temperature, opened.table_temperature) == (None, 0.5)
+    for user in ("u0", "u7"):
+        ranking = plain.recommend(user, policy=CACHED, seed=3)
+        assert ranking.made_by == "table"
+        for model in (ready, opened):
+            assert model.recommend(user, policy=CACHED, seed=3) == ranking
+            assert model.catalog.tables_made == 0 or model is ready
+            auto = model.recommend(user, policy=AUTO, seed=3)
+            assert auto.item_ids.tolist() == ranking.item_ids.tolist()
+            assert auto.log_propensities.tobytes() == ranking.log_propensities.tobytes()
+            factor = temperatures[int(user[1:])]
+            assert auto.policy == fr.PlackettLuce(0.5 * factor, sampler="auto")
+            assert (auto.made_by, auto.user_temperature) == ("table", factor)
+    assert opened.catalog.tables_made == 0
+
+
+def test_auto_is_decided_by_the_models_files_and_the_request() -> None:
+    """Not by what the catalog happens to keep, so replicas agree."""
+    model = model_of().with_tables(AUTO, ["u3", "u1"])
+    for policy in (AUTO, CACHED):  # the second makes the tables that it lacks
+        for user, other in (("u1", None), ("u2", None), ("u1", 0.6)):
+            asked = policy if other is None else policy.at_temperature(other)
+            ranking = model.recommend(user, policy=asked, seed=5)
+            has_table = policy is CACHED or (user, other) == ("u1", None)
+            assert ranking.made_by == ("table" if has_table else "pass")
+            same_as = "cached" if has_table else "gumbel"
+            same = model.recommend(user, policy=asked.with_sampler(same_as), seed=5)
+            assert ranking.item_ids.tolist() == same.item_ids.tolist()
+    head = model.recommend("u1", policy=fr.BestFirst(2, AUTO), seed=5)
+    assert (head.made_by, head.policy) == ("table", fr.BestFirst(2, AUTO))
+    assert model.recommend("u2", policy=AUTO, seed=5).made_by == "pass"  # though it is kept now
+    by_vector = model.catalog.rank(VECTORS[1], policy=AUTO, seed=5)
+    assert by_vector.made_by == "pass"
+
+
+def test_other_temperatures_of_users_leave_no_tables() -> None:
+    model = model_of().with_tables(AUTO)
+    assert model.with_user_temperatures(np.ones(USERS)).table_temperature is None
+
+
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [
+        ("policy: expected PlackettLuce", {"policy": fr.EpsilonGreedy(0.1)}),
+        ("policy: expected PlackettLuce", {"policy": fr.Uniform()}),
+        ("policy: expected one of fastrank's policies", {"policy": "auto"}),
+        ("user_ids: 'nobody' is not in the model", {"user_ids": ["u1", "nobody"]}),
+        ("threads: ", {"threads": 0}),
+        ("max_bytes: tables of 12 users take .* room for 3", {"max_bytes": 3000}),
+        ("max_bytes: ", {"max_bytes": -1}),
+    ],
+)
+def test_what_cannot_be_made_is_named(problem: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=problem):
+        model_of().with_tables(**{"policy": AUTO, **options})
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    model_of().with_tables(AUTO, advance=lambda done, total: told.append((done, total)))
+    assert told == [(USERS, USERS)]
+
+
+# Damaged files
+
+
+def replaced(folder: Path, name: str, array: Any) -> None:
+    """Another array under the name in the manifest, as whoever can write files can write hashes."""
+    from fastrank import store
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = [each for each in manifest["arrays"] if each != name or array is not None]
+    arrays = {
+        each: array if each == name else np.load(folder / manifest["arrays"][each]["file"])
+        for each in names
+    }
+    left = ("arrays", "format", "format_version", "manifest_sha256")
+    meta = {key: value for key, value in manifest.items() if key not in left}
+    digests = {each: store.array_digest(value) for each, value in arrays.items()}
+    store.write(folder, meta, arrays, digests)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("table_depths", None),
+        ("table_tops", None),
+        ("table_depths", np.zeros((2, 7), np.uint32)),
+        ("table_depths", np.zeros((2, _native.table_size(N)), np.int32)),
+        ("table_tops", np.zeros((3, 2))),
+        ("table_users", np.array([3, 1])),
+        ("table_users", np.array([-1, 1])),
+        ("table_users", np.array([1, USERS])),
+        ("table_users", np.array([1.0, 2.0])),
+    ],
+)
+def test_tables_that_are_not_of_this_model_are_refused(
+    name: str, array: Any, tmp_path: Path
+) -> None:
+    model_of().with_tables(AUTO, ["u3", "u1"]).save(tmp_path)
+    replaced(tmp_path, name, array)
+    with pytest.raises(ValueError, match="not a model: table_"):
+        fr.Model.open(tmp_path)
+
+
+def test_tables_of_another_catalog_are_refused(tmp_path: Path) -> None:
+    """Files that were put together by hand: what they belong to stands in the manifest."""
+    model_of().with_tables(AUTO).save(tmp_path)
+    other = np.ascontiguousarray(ITEMS[::-1])
+    catalog = fr.Catalog(np.arange(N), other)
+    replaced(tmp_path, "panels", catalog._arrays["panels"])
+    with pytest.raises(ValueError, match="not a model: table_of: made for other items or users"):
+        fr.Model.open(tmp_path)
+
+
+def test_numbers_that_no_table_has_do_no_harm(isa: str, tmp_path: Path) -> None:
+    """Rankings mean nothing then, and are of different items; verify=True sees a NaN."""
+    model = model_of()
+    packed, query = model.catalog._packed, VECTORS[0]
+    size = _native.table_size(N)
+    rng = np.random.default_rng(3)
+    bits, left = _native.make_filter(N, None, np.arange(0, N, 61))
+    for top in (0.0, 1e300, -1e300, np.inf, -np.inf, np.nan):
+        for depths in (
+            rng.integers(0, 2**32, size, dtype=np.uint64).astype(np.uint32),
+            np.zeros(size, np.uint32),
+            np.full(size, 0xFFFFFFFF, np.uint32),
+            np.full(size, 0xE0000000, np.uint32),
+        ):
+            for eligible, count in ((None, N), (bits, left)):
+                for largest in (0.0, top):
+                    found = packed.rank(
+                        *(query, 50, _native.TABLE, 0.5, 0.0, 1, None, eligible, count, 1),
+                        *(depths, top, largest),
+                    )
+                    positions = found[0]
+                    assert len(set(positions.tolist())) == len(positions) <= 50
+                    assert ((positions >= 0) & (positions < N)).all()
+                    if eligible is not None and not found[6]:
+                        assert (positions % 61 != 0).all()
+    model.with_tables(AUTO).save(tmp_path)
+    replaced(tmp_path, "table_tops", np.full((USERS, 2), np.nan))
+    fr.Model.open(tmp_path)
+    with pytest.raises(ValueError, match=r"damaged: table_tops.*finite"):
+        fr.Model.open(tmp_path, verify=True)
+
+
+# Around it
+
+
+def test_a_log_says_how_a_row_was_made_and_audit_draws_it_again(tmp_path: Path) -> None:
+    model = model_of().with_tables(AUTO, ["u0", "u1"])
+    with LogWriter(tmp_path) as log:
+        for i in range(40):
+            user = f"u{i % 4}"
+            log.append(model.recommend(user, 5, policy=AUTO, seed=i), user_id=user)
+    (batch,) = LogReader(tmp_path)
+    rows = batch.table.to_pylist()
+    assert {row["policy_name"] for row in rows} == {"stochastic_plackett_luce_auto"}
+    assert {row["sampler"] for row in rows} == {"auto"}
+    assert [row["made_by"] for row in rows] == ["table", "table", "pass", "pass"] * 10
+    assert {row["n_scored"] for row in rows[2::4]} == {N}
+    found = {check.name: check for check in ope.audit(LogReader(tmp_path), [model_of()]).checks}
+    assert (found["seeds draw"].outcome, found["seeds draw"].rows) == ("passed", 40)
+    assert found["propensities"].outcome == "passed"
+
+
+def test_build_makes_tables(tmp_path: Path) -> None:
+    np.savez(tmp_path / "items.npz", ids=np.arange(N), vectors=ITEMS)
+    np.savez(tmp_path / "users.npz", ids=[f"u{i}" for i in range(USERS)], vectors=VECTORS)
+
+    files = ["--items", str(tmp_path / "items.npz"), "--users", str(tmp_path / "users.npz")]
+    build = ["build", *files, "-o", str(tmp_path / "model"), "--replace"]
+    done = run(*build, "--tables", "plackett_luce:temperature=0.5")
+    assert "Tables of all users at temperature 0.5." in done.stdout
+    assert fr.Model.open(tmp_path / "model").recommend("u2", policy=AUTO).made_by == "table"
+    for options, problem in (
+        (["--tables", "uniform"], "--tables: expected PlackettLuce"),
+        (["--tables", "plackett_luce:temperature=x2"], "--tables: "),
+        (["--tables", "what"], "--tables: expected"),
+        (["--tables", "plackett_luce", "--tables-bytes", "99"], "--tables-bytes: tables of 12"),
+    ):
+        assert problem in refused(*build, *options)
+    assert sys.modules["fastrank.tables"].nbytes(1_000_000, 10_000) <= 170_000_000

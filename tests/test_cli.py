@@ -257,7 +257,8 @@ class TestRank:
         assert record["log_propensity"] == ranking.log_propensity
         assert record["log_norm"] == ranking.log_norm
         assert record["seed"] == 2**64 - 1
-        assert record["n_eligible"] == 37
+        assert record["n_eligible"] == record["n_scored"] == 37
+        assert record["made_by"] == "pass"
         assert record["policy"] == {"inference_type": GUMBEL, "params": {"temperature": 0.5}}
         assert record["catalog_version"] == ranking.catalog_version
         assert record["propensity_kind"] == "exact"

@@ -212,7 +212,17 @@ def test_build_makes_tables(tmp_path: Path) -> None:
     build = ["build", *files, "-o", str(tmp_path / "model"), "--replace"]
     done = run(*build, "--tables", "plackett_luce:temperature=0.5")
     assert "Tables of all users at temperature 0.5." in done.stdout
-    assert fr.Model.open(tmp_path / "model").recommend("u2", policy=AUTO).made_by == "table"
+    model = fr.Model.open(tmp_path / "model")
+    own = model.recommend("u2", policy=AUTO, seed=4)
+    assert own.made_by == "table"
+    rank = ["rank", tmp_path / "model", "--user", "u2", "--inference-type", AUTO.inference_type]
+    record = json.loads(run(*rank, "--seed", 4, "--json").stdout)  # at the tables' temperature
+    assert record["item_ids"] == own.item_ids.tolist()
+    assert (record["made_by"], record["n_scored"]) == ("table", own.n_scored)
+    assert record["policy"]["inference_type"] == AUTO.inference_type
+    said = run(*rank).stdout
+    assert "temperature 0.5 (that of the model's tables)" in said
+    assert "made by          table, " in said
     for options, problem in (
         (["--tables", "uniform"], "--tables: expected PlackettLuce"),
         (["--tables", "plackett_luce:temperature=x2"], "--tables: "),

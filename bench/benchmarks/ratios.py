@@ -49,6 +49,7 @@ PAIRS = [
     "epsilon / deterministic",
     "uniform / deterministic",
     "cached / gumbel",
+    "cached / int8 gumbel",
     "int8 gumbel / gumbel",
     "int8 gumbel / int8 deterministic",
     "int8 gumbel / faiss flat",

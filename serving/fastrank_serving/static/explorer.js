@@ -5,7 +5,7 @@ const WORDS = {
   deterministic: "The k best by score, always.",
   stochastic_plackett_luce: "Plackett-Luce in k passes: the textbook.",
   stochastic_plackett_luce_cached: "Plackett-Luce from a table kept for the user.",
-  stochastic_plackett_luce_auto: "From the user's table if the model has it, else in one pass.",
+  stochastic_plackett_luce_auto: "From the user's table, or else in one pass.",
   stochastic_gumbel_softmax_trick: "Plackett-Luce in one pass, by Gumbel noise.",
   stochastic_epsilon_greedy: "The best left or, by epsilon, any item left.",
   uniform: "Any item: scores play no part.",
@@ -252,6 +252,7 @@ function showRanking(card, found, names, best, milliseconds) {
   const differ = `${moved} at another place, ${rows.length - same - moved} new`;
   facts.push(["unchanged", `${same} of ${rows.length}`, best === null ? "" : differ]);
   facts.push(["probability", chance(found.log_propensity), `of the whole ranking; its logarithm is ${short(found.log_propensity)}`, "whole"]);
+  facts.push(["made by", found.made_by, `${found.n_scored.toLocaleString("en")} items scored`]);
   const middle = [...card.times].sort((a, b) => a - b)[card.times.length >> 1];
   facts.push(["ms (median)", `${milliseconds.toFixed(1)} (${middle.toFixed(1)})`, `of ${card.times.length} requests`]);
   if (own !== undefined) facts.push(["the user's factor", short(own), "of the temperature, which has it in it"]);

@@ -20,8 +20,8 @@ from fastrank.catalog import Catalog
 from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
 from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, policy
-from fastrank.ranking import Ranking
+from fastrank.policies import INFERENCE_TYPES, TABLED, policy, sampler_name
+from fastrank.ranking import Ranking, relabelled
 from fastrank.vectorfiles import read_npy
 
 __all__ = ["rank"]
@@ -121,6 +121,13 @@ def rank(
         click.echo(f"fastrank rank: {note}", err=True)
     own = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
+    of_tables = None
+    if user is not None and opened and sampler_name(inference_type) in TABLED:
+        of_tables = opened.table_temperature
+    if temperature is None and of_tables is not None:
+        temperature, note = of_tables, " (that of the model's tables)"
+    else:
+        note = ""
     if user is not None and takes_temperature and opened and opened.has_user_temperatures:
         own = opened.user_temperature(user_id)
         note = (
@@ -131,17 +138,19 @@ def rank(
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
         note = "" if as_json else _what_is_kept(scores, temperature, k)
-    else:
-        note = ""
     given = {"temperature": temperature, "epsilon": epsilon, "head": head}
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
-    if own is not None and opened is not None:
+    drawn_by = chosen
+    if user is not None and opened is not None:
+        has_table = opened.keep_table(user_id, chosen)
         chosen = opened.user_policy(user_id, chosen)
+        drawn_by = chosen.with_sampler("cached") if has_table else chosen
     # Twice: the first call also reads the model from disk, and is not what a service sees.
-    seed = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters, threads=1).seed
+    seed = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **filters, threads=1).seed
     start = time.perf_counter()
-    ranking = catalog.rank(vector, k=k, policy=chosen, seed=seed, **filters, threads=1)
+    ranking = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **filters, threads=1)
     latency_us = 1e6 * (time.perf_counter() - start)
+    relabelled(ranking, chosen)
     titles = opened.titles(ranking.item_ids) if opened and opened.has_titles else None
     if as_json:
         facts = {"user": user_id, "user_temperature": own, "k": k}
@@ -250,6 +259,8 @@ def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
         },
         "log_norm": ranking.log_norm,
         "n_eligible": ranking.n_eligible,
+        "made_by": ranking.made_by,
+        "n_scored": ranking.n_scored,
         "catalog_version": ranking.catalog_version,
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
@@ -278,6 +289,7 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
         "log-propensity": whole,
         "seed": str(ranking.seed),
         "eligible items": f"{ranking.n_eligible:,}",
+        "made by": f"{ranking.made_by}, {ranking.n_scored:,} items scored",
         "catalog version": ranking.catalog_version,
         "latency": f"{latency_us:,.0f} us",
     }

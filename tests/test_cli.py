@@ -655,6 +655,13 @@ class TestPlan:
         assert applied["users"] == 7
         assert applied["lowest"] <= applied["median"] <= applied["highest"]
 
+    def test_apply_says_that_tables_are_left_out(self, model: Path, tmp_path: Path) -> None:
+        ready, new = tmp_path / "ready", tmp_path / "new"
+        fr.Model.open(model).with_tables(fr.PlackettLuce(0.5)).save(ready)
+        result = run("plan", ready, *self.QUICK, "--target-overlap", 0.7, "--apply", "-o", new)
+        assert "tables are of other temperatures, and are not in" in result.stderr
+        assert fr.Model.open(new).table_temperature is None
+
     def test_what_is_said_of_the_temperatures_was_measured(
         self, model: Path, tmp_path: Path
     ) -> None:

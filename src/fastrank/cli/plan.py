@@ -281,6 +281,12 @@ def _apply(
         )
     own = planning.own_temperatures(model, k, solution.point.parameter, advance)
     model.with_user_temperatures(own.temperatures).save(target)
+    if model.table_temperature is not None:
+        click.echo(
+            "fastrank plan: the model's tables are of other temperatures, and are not in"
+            f" {target}; Model.with_tables makes new ones",
+            err=True,
+        )
     return own
 
 

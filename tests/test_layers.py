@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("ask", "ranker", "scorer", "lru"),
     },
     "given": {"policies", "ranking", "ids", "inputs", "ranker", "_native"},
-    "tables": {"ask", "_native"},
+    "tables": {"ask", "policies", "_native"},
     "model": {
         *("policies", "ranking", "ids", "inputs", "contents", "store", "scorer", "catalog"),
         "tables",

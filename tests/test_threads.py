@@ -18,7 +18,7 @@ from support import POLICIES
 
 import fastrank as fr
 from fastrank import _native, _probes
-from fastrank.ask import MAPPED_BYTES
+from fastrank.ask import ENTRY_BYTES
 
 N_THREADS = 8
 
@@ -180,7 +180,7 @@ def test_the_cache_under_threads(tables: int) -> None:
     n = 5_000
     users = queries(12)
     policy = fr.PlackettLuce(0.7, sampler="cached")
-    size = MAPPED_BYTES + 4 * _native.table_size(n)
+    size = ENTRY_BYTES + 4 * _native.table_size(n)
     catalog = catalog_of(n, cache_bytes=tables * size)
     order = np.random.default_rng(3).integers(0, 12, size=400)
 

@@ -17,7 +17,7 @@ from fastrank.policies import Law, Policy, is_frozen, law_of
 
 __all__ = [
     "BEST",
-    "MAPPED_BYTES",
+    "ENTRY_BYTES",
     "Ask",
     "AskBatch",
     "Drawn",
@@ -61,7 +61,7 @@ class Spec(NamedTuple):
 BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
 
 
-MAPPED_BYTES = 2048  # of the cache, for a table that is a file's: its key and objects
+ENTRY_BYTES = 2048  # of the cache, for the key and objects of a table
 
 _last: tuple[Policy | None, Spec] = (None, BEST)  # one is asked for again and again
 
@@ -101,7 +101,7 @@ class Table(NamedTuple):
     @property
     def nbytes(self) -> int:
         """With the key and objects of an entry of the cache."""
-        return self.depths.nbytes + MAPPED_BYTES
+        return self.depths.nbytes + ENTRY_BYTES
 
 
 class Ask(NamedTuple):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
-from fastrank.ask import MAPPED_BYTES, Table
+from fastrank.ask import Table
 from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
 from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
@@ -30,6 +30,7 @@ __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
+_READY = 4096  # tables that are a model's files: their keys and objects, some 2 KB each
 _TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
 
 
@@ -171,6 +172,7 @@ class Catalog(Scorer):
             self._n_items, self._rows, arrays.get("panel_rows"), known=True
         )
         self._tables = LRU[tuple[bytes, float], Table](as_count("cache_bytes", cache_bytes, low=0))
+        self._ready = LRU[tuple[bytes, float], Table](entries=_READY)
 
     # ---- Keeping ----------------------------------------------------------------------------
 
@@ -588,11 +590,9 @@ class Catalog(Scorer):
 
     def _keep(self, query: Float32Array, temperature: float, table: Table) -> None:
         """Keeps a table that was made ahead, as if it had been made for a request."""
-        cache = self._tables
-        assert cache is not None  # a catalog has one
         key = (self._padded(query).tobytes(), temperature)
-        if cache.get(key) is None:
-            cache.put(key, table, MAPPED_BYTES)
+        if self._ready.get(key) is None:
+            self._ready.put(key, table)
 
     def _query(self, query: npt.ArrayLike) -> Float32Array:
         # The core looks for what is not finite, too: what it can take as it is goes straight on.

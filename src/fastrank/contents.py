@@ -82,8 +82,6 @@ def _check_one(
             _check_vectors(array, manifest["max_norm"])
         case "user_vectors":
             _check_vectors(array, np.inf)
-        case "table_tops":
-            _check_finite(array)
         case "bias":
             _check_finite(array)
             _check_bound(np.abs(array), "a bias", manifest["max_bias"])

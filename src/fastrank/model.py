@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +16,14 @@ from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
-from fastrank.policies import TABLED, Policy, law_of
+from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
 from fastrank.ranking import Ranking, recommended
 from fastrank.scorer import Scorer
 from fastrank.tables import Advance, UserTables
 
 __all__ = ["Model", "scorer_of"]
+
+_LOG = logging.getLogger("fastrank.model")
 
 
 class Model:
@@ -111,7 +114,8 @@ class Model:
         if self._tables is not None:
             own = self._tables.arrays()
             meta["table_temperature"] = self._tables.temperature
-            meta["table_of"] = _tabled(self._catalog, self._digests)
+            meta["table_of"] = _tabled(self._catalog, self._digests, self._tables.temperature)
+            meta["table_rounding"] = tables.rounding()
             arrays |= own
             digests |= {name: store.array_digest(array) for name, array in own.items()}
         store.write(directory, meta, arrays, digests)
@@ -162,8 +166,16 @@ class Model:
             user_tables = tables.from_arrays(
                 arrays, manifest.get("table_temperature"), len(catalog), users
             )
-            if user_tables and manifest.get("table_of") != _tabled(catalog, digests):
-                raise ValueError("table_of: made for other items or users")
+            if user_tables:
+                tables_of = _tabled(catalog, digests, user_tables.temperature)
+                if manifest.get("table_of") != tables_of:
+                    raise ValueError("table_of: made for other items, users or temperatures")
+                if manifest.get("table_rounding") != tables.rounding():
+                    _LOG.warning(
+                        "%s: its tables were made by a CPU that rounds otherwise, and are not used",
+                        directory,
+                    )
+                    user_tables = None
         except ValueError as error:
             raise ValueError(f"{directory}: not a model: {error}") from None
         if verify:
@@ -417,6 +429,23 @@ class Model:
         """Of the policies for which users' tables are ready; None where there are none."""
         return None if self._tables is None else self._tables.temperature
 
+    def _table_error(self, most: int) -> tuple[int, float]:
+        """Of how many users tables were made again, and how far log-masses differ at most."""
+        kept = self._tables
+        assert kept is not None
+        places = np.random.default_rng(0).permutation(len(kept.depths))[:most]
+        rows = places if kept.users is None else kept.users[places]
+        policy = PlackettLuce(kept.temperature)
+        temperatures = np.array(
+            [law_of(self._own_policy(row, policy)[0]).temperature for row in rows.tolist()]
+        )
+        depths, tops = self._catalog._make_tables(
+            self._arrays["user_vectors"], rows, temperatures, 1, None
+        )
+        return len(rows), tables.largest_difference(
+            (kept.depths[places], kept.tops[places]), (depths, tops), temperatures
+        )
+
     def keep_table(self, user_id: Any, policy: Policy) -> bool:
         """Whether this user's table for a policy is ready; then the catalog has it at hand.
 
@@ -428,7 +457,7 @@ class Model:
         return self._keep_table(position, policy, self._own_policy(position, policy)[0])
 
     def _keep_table(self, position: int, policy: Policy, own: Policy) -> bool:
-        if self._tables is None or own.sampler not in TABLED:
+        if self._tables is None or not isinstance(own, Policy) or own.sampler not in TABLED:
             return False
         if law_of(policy).temperature != self._tables.temperature:
             return False
@@ -486,11 +515,11 @@ class Model:
         return text[start:end].tobytes().decode("utf-8", "replace")
 
 
-def _tabled(catalog: Catalog, digests: Mapping[str, str]) -> str:
-    """What tables hang on: items, users and their temperatures."""
+def _tabled(catalog: Catalog, digests: Mapping[str, str], temperature: float) -> str:
+    """What tables hang on: items, users and temperatures."""
     names = ("user_vectors", "user_temperatures")
     own = {name: digests[name] for name in names if name in digests}
-    return store.content_hash({**catalog._digests, **own})
+    return store.content_hash({**catalog._digests, **own, "temperature": temperature})
 
 
 def _as_temperatures(values: npt.ArrayLike, users: int) -> FloatArray:

@@ -52,6 +52,7 @@ class Ranker:
     _packed: _native.PackedCatalog
     _version: str
     _tables: LRU[tuple[bytes, float], Table] | None = None  # by query and temperature
+    _ready: LRU[tuple[bytes, float], Table]  # likewise, of a model's files; beside `_tables`
     tables_made: int = 0  # by a pass, for rankings that wanted one
 
     @property
@@ -172,8 +173,7 @@ class Ranker:
 
     def _table(self, query: Float32Array, temperature: float) -> Table:
         """Kept for the next call, as far as there is room."""
-        assert self._tables is not None  # by `_spec`
-        kept = self._tables.get((query.tobytes(), temperature))
+        kept = self._kept((query.tobytes(), temperature))
         if kept is not None:
             return kept
         try:
@@ -181,12 +181,17 @@ class Ranker:
         except ValueError as error:
             raise ValueError(str(error).removeprefix("queries: row 0: ")) from None
 
+    def _kept(self, key: tuple[bytes, float]) -> Table | None:
+        assert self._tables is not None  # by `_spec`
+        ready = self._ready.get(key)
+        return self._tables.get(key) if ready is None else ready
+
     def _tables_of(self, wanted: list[tuple[Float32Array, float]], threads: int) -> list[Table]:
         """A table for each query and temperature; those that are not kept are made together."""
         cache = self._tables
         assert cache is not None  # by `_spec`
         keys = [(query.tobytes(), temperature) for query, temperature in wanted]
-        found = {key: cache.get(key) for key in keys}
+        found = {key: self._kept(key) for key in keys}
         new = [key for key, table in found.items() if table is None]
         if new:
             own = dict(zip(keys, wanted, strict=True))

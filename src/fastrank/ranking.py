@@ -65,9 +65,9 @@ class Ranking:
         Of the model that recommended it.
     made_by : str or None
         "pass" over the catalog, or "table": from the masses that are kept of a user
-        (``PlackettLuce(sampler="cached")``).
+        (``PlackettLuce(sampler="cached")``, or "auto").
     n_scored : int or None
-        Items whose scores it took: by a pass, all that were eligible.
+        Items whose scores it took: by a pass, all that were eligible; `BestFirst` takes two.
     """
 
     item_ids: IdArray

@@ -15,10 +15,23 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.arraytypes import AnyArray, FloatArray, IntArray
 from fastrank.ask import Table
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
-__all__ = ["NAMES", "Advance", "UserTables", "from_arrays", "nbytes"]
+__all__ = [
+    "NAMES",
+    "Advance",
+    "UserTables",
+    "from_arrays",
+    "largest_difference",
+    "nbytes",
+    "rounding",
+]
+
+Parts: TypeAlias = tuple[npt.NDArray[np.uint32], FloatArray]  # depths and tops of m users
 
 NAMES = ("table_depths", "table_tops", "table_users")
+
+_STEP, _DEEP = 2.0**-21, 0xE0000000  # of depths (ext/kernels.h)
 
 Advance: TypeAlias = Callable[[int, int], None]  # users done, in all
 
@@ -53,6 +66,28 @@ def nbytes(n_items: int, n_users: int) -> int:
     return n_users * (4 * _native.table_size(n_items) + 16)
 
 
+def rounding() -> str:
+    """How this CPU rounds scores: a table goes with the scores of its own kind alone.
+
+    AVX2 and AVX-512 round alike; at a small temperature the others' would be other masses.
+    """
+    return "separate" if _native.isa() == "v2" else "fused"
+
+
+def largest_difference(one: Parts, other: Parts, temperatures: FloatArray) -> float:
+    """Between the log-masses of two tables of the same users, where both say them."""
+
+    def logs(parts: Parts) -> FloatArray:
+        depths, tops = parts
+        start = (tops[:, 0] - other[1][:, 0]) / temperatures + tops[:, 1]
+        found: FloatArray = start[:, None] - depths * _STEP
+        return found
+
+    differences = np.abs(logs(one) - logs(other))
+    differences[(one[0] >= _DEEP) & (other[0] >= _DEEP)] = 0.0
+    return float(differences.max(initial=0.0))
+
+
 def from_arrays(
     arrays: dict[str, AnyArray], temperature: Any, n_items: int, n_users: int
 ) -> UserTables | None:
@@ -61,6 +96,8 @@ def from_arrays(
     if not own and temperature is None:
         return None
     users = own.get("table_users")
+    if users is not None and users.ndim != 1:
+        raise ValueError("table_users is missing or does not fit")
     count = n_users if users is None else len(users)
     expected = {
         "table_depths": ((count, _native.table_size(n_items)), "<u4"),
@@ -72,8 +109,12 @@ def from_arrays(
             continue
         if name not in own or own[name].shape != shape or own[name].dtype.str != dtype:
             raise ValueError(f"{name} is missing or does not fit")
-    if not isinstance(temperature, float) or not 0.0 < temperature < np.inf:
-        raise ValueError(f"table_temperature: expected a number above 0, got {temperature!r}")
+    if not isinstance(temperature, float) or not (
+        MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
+    ):
+        raise ValueError(f"table_temperature: expected a temperature, got {temperature!r}")
+    if not np.isfinite(own["table_tops"]).all():
+        raise ValueError("table_tops: expected finite numbers")
     if users is not None and not (
         _native.ascends(users) and (count == 0 or (users[0] >= 0 and users[-1] < n_users))
     ):

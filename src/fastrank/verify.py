@@ -56,6 +56,7 @@ _OVERLAP = 0.7
 _DRAWS_TIMES_ITEMS = 500_000_000  # bounds the time of what costs a pass over the catalog: seconds
 _MIN_DRAWS = 1000
 _MIN_CELL = 5.0
+_TABLES = 16  # users whose tables are made again
 
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being checked, steps done, in all
 
@@ -67,10 +68,10 @@ class Check:
     Attributes
     ----------
     name : str
-        ``files``, ``rankings``, ``first place``, ``sum``, ``propensities``, ``same seed``
-        or ``filters``.
+        ``files``, ``tables``, ``rankings``, ``first place``, ``sum``, ``propensities``,
+        ``same seed`` or ``filters``.
     policy : Policy or None
-        None for ``files``.
+        None for ``files`` and ``tables``.
     passed : bool
     detail : str
         One line for reading.
@@ -142,11 +143,13 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
         catalog, model = open_directory(path, verify=True)
     except (ValueError, OSError) as error:
         return Verdict(checks=(Check("files", None, False, str(error)),))
-    files = Check("files", None, True, "every file has the hash that its manifest states")
+    files = [Check("files", None, True, "every file has the hash that its manifest states")]
+    if model is not None and model.table_temperature is not None:
+        files.append(_tables(model))
     queries = _queries(catalog, model)
     verdict = verify_catalog(catalog, queries, draws=draws, advance=advance)
     return Verdict(
-        checks=(files, *verdict.checks),
+        checks=(*files, *verdict.checks),
         p_limit=verdict.p_limit,
         draws=verdict.draws,
         full_draws=verdict.full_draws,
@@ -465,6 +468,14 @@ def _judged(check: Check, p_limit: float) -> Check:
         return check
     passed = check.passed and check.p_value >= p_limit
     return Check(check.name, check.policy, passed, check.detail, check.p_value, check.error)
+
+
+def _tables(model: Model) -> Check:
+    """Whether some users' tables are what their vectors make."""
+    users, error = model._table_error(_TABLES)
+    passed = error <= PROPENSITY_LIMIT
+    detail = f"of {users} users, made again: log-masses differ by at most {error:.2g}"
+    return Check("tables", None, passed, detail, error=error)
 
 
 def _deciles(law: FloatArray, order: IntArray) -> IntArray:

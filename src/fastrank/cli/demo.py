@@ -105,7 +105,7 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         console.print()
     say(
         console,
-        f"""The three Plackett-Luce samplers (plackett_luce or gumbel in the name) draw from one
+        f"""The Plackett-Luce samplers (plackett_luce or gumbel in the name) draw from one
         law; they differ in cost. Their temperature, {shop.temperature:.2g}, is chosen to keep
         {showcase.OVERLAP:.0%} of the deterministic {shop.k}, and draws keep {shop.kept:.0%};
         epsilon is {showcase.EPSILON:g}.""",

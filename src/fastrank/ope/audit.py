@@ -266,6 +266,8 @@ class _Sample:
         rng_version = batch.value("rng_version", i)
         if rng_version is not None and not draws_as(rng_version, policy, catalog):
             self._other_versions[rng_version] += 1
+        elif policy.sampler == "auto" and batch.value("made_by", i) is None:
+            pass  # which of two ways it was drawn, nothing says
         elif batch.value("seed", i) is not None and rng_version is not None:
             from_table = policy.sampler == "auto" and batch.value("made_by", i) == "table"
             ranking = catalog.rank(

@@ -115,24 +115,14 @@ class Ranker:
             return self._draw_below(ask)
         query, k, _, seed, excluded, allowed, bias, threads = ask
         eligible, n_eligible = self._eligible(excluded, allowed)
+        table: tuple[()] | Table = ()
         if spec.kind == _native.TABLE:
             if bias is None:
                 table = self._table(query, spec.temperature)
-                drawn = self._packed.rank(
-                    query,
-                    k,
-                    spec.kind,
-                    spec.temperature,
-                    spec.epsilon,
-                    seed,
-                    None,
-                    eligible,
-                    n_eligible,
-                    threads,
-                    *table,
-                )
-                return (*drawn, n_eligible)
-            spec = spec._replace(kind=_native.GUMBEL)  # a table knows the catalog's scores alone
+            else:
+                spec = spec._replace(
+                    kind=_native.GUMBEL
+                )  # a table knows the catalog's scores alone
         drawn = self._packed.rank(
             query,
             k,
@@ -144,6 +134,7 @@ class Ranker:
             eligible,
             n_eligible,
             threads,
+            *table,
         )
         return (*drawn, n_eligible)
 

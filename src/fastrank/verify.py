@@ -27,7 +27,7 @@ from fastrank.calibration import temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, BestFirst, Policy, law_of, policy
+from fastrank.policies import INFERENCE_TYPES, BestFirst, Policy, law_of, policy, sampler_name
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -165,7 +165,7 @@ def verify_catalog(
     draws: int = 20_000,
     advance: Advance | None = None,
 ) -> Verdict:
-    """Check the samplers and propensities of an open catalog under every inference type.
+    """Check the samplers and propensities of an open catalog under every inference type but "auto".
 
     Parameters
     ----------
@@ -488,11 +488,12 @@ def _deciles(law: FloatArray, order: IntArray) -> IntArray:
 
 
 def _policies(temperature: float) -> list[Policy]:
-    """One of every inference type, and one with a head; other parameters have their defaults."""
+    """One of every inference type that draws by itself, and one with a head."""
     values = {"temperature": temperature, "epsilon": _EPSILON}
     found = [
         policy(name, **{p: values[p] for p in accepted if p in values})
         for name, (_, _, accepted) in INFERENCE_TYPES.items()
+        if sampler_name(name) != "auto"  # of a catalog, which has no tables of users, it is gumbel
     ]
     return [
         *found,

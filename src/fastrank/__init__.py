@@ -37,7 +37,7 @@ from fastrank.policies import (  # noqa: E402
     policy,
 )
 from fastrank.ranking import Ranking, RankingBatch  # noqa: E402
-from fastrank.scorer import Scorer  # noqa: E402
+from fastrank.scorer import Scorer  # noqa: E402  # after the ISA is known to run
 
 __all__ = [
     "INFERENCE_TYPES",

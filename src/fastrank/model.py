@@ -166,7 +166,7 @@ class Model:
             user_tables = tables.from_arrays(
                 arrays, manifest.get("table_temperature"), len(catalog), users
             )
-            if user_tables:
+            if user_tables is not None:
                 tables_of = _tabled(catalog, digests, user_tables.temperature)
                 if manifest.get("table_of") != tables_of:
                     raise ValueError("table_of: made for other items, users or temperatures")

@@ -119,10 +119,8 @@ class Ranker:
         if spec.kind == _native.TABLE:
             if bias is None:
                 table = self._table(query, spec.temperature)
-            else:
-                spec = spec._replace(
-                    kind=_native.GUMBEL
-                )  # a table knows the catalog's scores alone
+            else:  # a table knows the catalog's scores alone
+                spec = spec._replace(kind=_native.GUMBEL)
         drawn = self._packed.rank(
             query,
             k,
@@ -231,9 +229,8 @@ class Ranker:
                 as_threads(threads),
             )
         )
-        positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible = drawn[
-            :7
-        ]
+        positions, scores, log_propensities = drawn[:3]
+        log_norm, log_norm_error, counts, n_eligible = drawn[3:7]
         ids = self._index.ids[positions]
         short = np.flatnonzero(counts < places)
         if short.size:

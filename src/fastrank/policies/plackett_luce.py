@@ -77,7 +77,8 @@ class PlackettLuce(Policy):
         return {"temperature": self.temperature}
 
     def with_sampler(self, sampler: str) -> PlackettLuce:
-        return PlackettLuce(self.temperature, sampler)  # type: ignore[arg-type]  # it looks itself
+        # Any text may be handed in: __post_init__ refuses what names no sampler.
+        return PlackettLuce(self.temperature, sampler)  # type: ignore[arg-type]  # looked at there
 
     def at_temperature(self, temperature: float) -> PlackettLuce:
         return PlackettLuce(temperature, self.sampler)

@@ -154,17 +154,16 @@ cdef class PackedCatalog:
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
-             int64_t n_eligible, int64_t threads=1, const uint32_t[::1] depths=None,
-             double reference=0.0, double largest=0.0):
+             int64_t n_eligible, int64_t threads=1, table=None):
         """(positions, scores, log_propensities, log_norm, log_norm_error, n_scored, from_table) of
-        one ranking. The last three are the user's table, for the kind TABLE."""
+        one ranking. table: the user's depths, reference and largest, for the kind TABLE."""
         cdef User user
         user.request = _request(self, query, bias, eligible, n_eligible)
         user.allowed = user.excluded = NULL  # `eligible` holds them
         user.n_allowed = user.n_excluded = 0
         user.policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
         if kind == TABLE_KIND:
-            user.table = _table(self, depths, reference, largest, bias)
+            user.table = _table(self, table, bias)
         cdef int64_t row = 0, where = 0
         cdef PyObject* raised
         cdef Poll poll = _poll(&raised)
@@ -238,7 +237,7 @@ cdef class PackedCatalog:
             user.n_allowed = 0 if filter is None else filter.shape[0]
             user.policy = Policy(<PolicyKind>kinds[i], temperatures[i], epsilons[i], seeds[i])
             if kinds[i] == TABLE_KIND:
-                user.table = _table(self, tables[i][0], tables[i][1], tables[i][2], bias)
+                user.table = _table(self, tables[i], bias)
             user.out.positions = &positions[i, 0]
             user.out.scores = &scores[i, 0]
             user.out.log_propensities = &log_propensities[i, 0]
@@ -374,12 +373,12 @@ cdef const float* _floats(const float[::1] values) noexcept:
     return &values[0]
 
 
-cdef Table _table(PackedCatalog catalog, const uint32_t[::1] depths, double reference,
-                  double largest, bias) except *:
+cdef Table _table(PackedCatalog catalog, table, bias) except *:
+    cdef const uint32_t[::1] depths = None if table is None else table[0]
     if (bias is not None or depths is None
             or depths.shape[0] != c_table_size(catalog.catalog.n_items)):
         raise ValueError("depths: expected a table of n_items, and no bias")
-    return Table(&depths[0], reference, largest)
+    return Table(&depths[0], table[1], table[2])
 
 
 cdef int64_t _no_position = 0

@@ -184,7 +184,7 @@ def test_numbers_that_no_table_has_do_no_harm(isa: str, tmp_path: Path) -> None:
                 for largest in (0.0, top):
                     found = packed.rank(
                         *(query, 50, _native.TABLE, 0.5, 0.0, 1, None, eligible, count, 1),
-                        *(depths, top, largest),
+                        (depths, top, largest),
                     )
                     positions = found[0]
                     assert len(set(positions.tolist())) == len(positions) <= 50

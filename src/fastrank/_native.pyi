@@ -46,9 +46,7 @@ class PackedCatalog:
         eligible: _Bits | None,
         n_eligible: int,
         threads: int = 1,
-        depths: _Depths | None = None,
-        reference: float = 0.0,
-        largest: float = 0.0,
+        table: tuple[_Depths, float, float] | None = None,
     ) -> tuple[_Positions, _Scores, _Floats, float, float, int, bool]: ...
     def rank_batch(
         self,

@@ -86,27 +86,36 @@ class Ranker:
         places = min(k, self._n_items)
         threads = as_threads(threads)
         ask = _new(Ask, (query, places, spec, seed, excluded, allowed, own_bias, threads))
-        drawn = self._draw(ask)
-        positions, scores, log_propensities, log_norm, log_norm_error = drawn[:5]
-        n_scored, from_table, n_eligible = drawn[5:]
-        return new_ranking(
-            item_ids=self._index.ids[positions],
-            scores=scores,
-            log_propensities=log_propensities,
-            log_propensity=float(np.add.reduce(log_propensities)),
-            seed=seed,
-            policy=policy,
-            log_norm=log_norm if spec.has_norm else None,
-            n_eligible=n_eligible,
-            catalog_version=self._version,
-            propensity_kind=_kind_of(log_norm_error),
-            log_norm_error=log_norm_error,
-            made_by="table" if from_table else "pass",
-            n_scored=n_scored,
-            k=k,
-            exclude=left_out,
-            allow=only,
-            bias=bias,
+        (
+            positions,
+            scores,
+            log_propensities,
+            log_norm,
+            log_norm_error,
+            n_scored,
+            from_table,
+            n_eligible,
+        ) = self._draw(ask)
+        return new_ranking(  # in the order of its fields: by name it takes 0.7 us more
+            self._index.ids[positions],
+            scores,
+            log_propensities,
+            float(np.add.reduce(log_propensities)),
+            seed,
+            policy,
+            log_norm if spec.has_norm else None,
+            n_eligible,
+            self._version,
+            _kind_of(log_norm_error),
+            log_norm_error,
+            k,
+            left_out,
+            only,
+            bias,
+            None,
+            None,
+            "table" if from_table else "pass",
+            n_scored,
         )
 
     def _draw(self, ask: Ask) -> Drawn:
@@ -115,7 +124,7 @@ class Ranker:
             return self._draw_below(ask)
         query, k, _, seed, excluded, allowed, bias, threads = ask
         eligible, n_eligible = self._eligible(excluded, allowed)
-        table: tuple[()] | Table = ()
+        table = None
         if spec.kind == _native.TABLE:
             if bias is None:
                 table = self._table(query, spec.temperature)
@@ -132,7 +141,7 @@ class Ranker:
             eligible,
             n_eligible,
             threads,
-            *table,
+            table,
         )
         return (*drawn, n_eligible)
 

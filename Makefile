@@ -39,7 +39,7 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
 	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
-	for file in rank evaluate inputs probes quantise table dispatch scan_v2; do \
+	for file in rank evaluate flat_tail inputs probes quantise table dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
 
@@ -55,7 +55,7 @@ asan: $(VENV)/.dev
 	  tests/test_damage.py tests/test_ids.py \
 	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_golden.py \
 	  tests/test_threads.py tests/test_batch.py tests/test_int8.py tests/test_elementary.py \
-	  tests/test_philox.py tests/test_given.py tests/test_tables.py tests/test_model_tables.py
+	  tests/test_philox.py tests/test_given.py tests/test_tables.py tests/test_model_tables.py tests/test_flat_tail.py
 
 # The tests of threads under ThreadSanitizer. NumPy and Python are not instrumented: what is seen is
 # our own code, with the locks of both.
@@ -103,6 +103,7 @@ bench: $(VENV)/.bench
 bench-quick: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/figures.py --quick
 	$(BIN)/python bench/report.py --measure --quick
+	$(BIN)/python bench/retrieval.py --quick
 	$(BIN)/python bench/serving.py --rounds 1 --seconds 0.2 --part cost,ping
 	cd bench && ../$(BIN)/asv check --python=same
 

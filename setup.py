@@ -26,7 +26,10 @@ AVX512 = [
 ]
 ISA_FLAGS = {
     **dict.fromkeys(
-        ["evaluate.cpp", "inputs.cpp", "probes.cpp", "quantise.cpp", "rank.cpp", "table.cpp"],
+        [
+            *("evaluate.cpp", "flat_tail.cpp", "inputs.cpp", "probes.cpp", "quantise.cpp"),
+            *("rank.cpp", "table.cpp"),
+        ],
         BASELINE,
     ),
     "scan_v2.cpp": BASELINE,
@@ -70,6 +73,7 @@ class BuildExt(build_ext):
 SOURCES = [
     "dispatch.cpp",
     "evaluate.cpp",
+    "flat_tail.cpp",
     "inputs.cpp",
     "quantise.cpp",
     "rank.cpp",
@@ -90,6 +94,7 @@ HEADERS = [
     "kernels.pxd",
     "normaliser.h",
     "philox.h",
+    "pool.h",
     "probes.h",
     "quantise.h",
     "sampling.h",

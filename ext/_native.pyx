@@ -332,6 +332,63 @@ cdef class PackedCatalog:
             _raise(code, where, query, bias, raised, self.is_given)
         return result
 
+    def rank_flat_tail(self, const float[::1] query, int64_t k, double temperature, double factor,
+                       uint64_t seed, const int64_t[::1] candidates, const float[::1] known,
+                       const float[::1] bias, const uint16_t[::1] eligible,
+                       int64_t n_eligible):
+        """As `rank`, with two more at the end: is_candidate bool (k,) and the tail's log-weight.
+
+        candidates: their positions; known: their scores, or None for the catalog's.
+        """
+        cdef Request request = _request(self, query, bias, eligible, n_eligible)
+        cdef Candidates found = _candidates(self, candidates, known, factor)
+        cdef Ranking out
+        cdef FlatTail tail
+        cdef int64_t where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
+        cdef Code code
+        k = min(k, n_eligible)
+        result = _allocate(k, &out)
+        is_candidate = np.empty(k, np.bool_)
+        tail.is_candidate = <bool*>_data(is_candidate)
+        with nogil:
+            code = c_rank_flat_tail(
+                self.catalog, request, found, temperature, seed, k, poll, &out, &tail, &where)
+        if code == kNoCandidate:
+            _refuse_candidate(where, candidates, eligible)
+        if code != kOk:
+            _raise(code, where, query, bias, raised, self.is_given)
+        return (*result, out.log_norm, out.log_norm_error, out.n_scored, False, is_candidate,
+                tail.log_weight)
+
+    def flat_tail_log_propensities(self, const float[::1] query, const int64_t[::1] positions,
+                                   double temperature, double factor,
+                                   const int64_t[::1] candidates, const float[::1] known,
+                                   const float[::1] bias, const uint16_t[::1] eligible,
+                                   int64_t n_eligible):
+        """As `log_propensities`; candidates as `rank_flat_tail`."""
+        cdef Request request = _request(self, query, bias, eligible, n_eligible)
+        cdef Candidates found = _candidates(self, candidates, known, factor)
+        cdef int64_t count = positions.shape[0], where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
+        cdef Code code
+        _check_positions("positions", positions, self.catalog.n_items, -1)
+        result = np.empty(count, np.float64)
+        if count == 0:
+            return result
+        cdef double[::1] out = result
+        with nogil:
+            code = c_flat_tail_log_propensities(
+                self.catalog, request, found, temperature, &positions[0], count, poll, &out[0],
+                &where)
+        if code == kNoCandidate:
+            _refuse_candidate(where, candidates, eligible)
+        if code != kOk:
+            _raise(code, where, query, bias, raised, self.is_given)
+        return result
+
     def scores(self, const float[::1] query, const float[::1] bias):
         """float32 scores (n_items,) in catalog order."""
         cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
@@ -379,6 +436,22 @@ cdef Table _table(PackedCatalog catalog, table, bias) except *:
             or depths.shape[0] != c_table_size(catalog.catalog.n_items)):
         raise ValueError("depths: expected a table of n_items, and no bias")
     return Table(&depths[0], table[1], table[2])
+
+
+cdef Candidates _candidates(PackedCatalog catalog, const int64_t[::1] positions,
+                            const float[::1] scores, double factor) except *:
+    if scores is not None and scores.shape[0] != positions.shape[0]:
+        raise ValueError("scores: expected one for each candidate")
+    _check_positions("candidates", positions, catalog.catalog.n_items)
+    return Candidates(_positions(positions), _floats(scores), positions.shape[0], factor)
+
+
+cdef int _refuse_candidate(int64_t where, const int64_t[::1] positions,
+                           const uint16_t[::1] eligible) except -1:
+    cdef int64_t position = positions[where]
+    if eligible is not None and not eligible[position // kLanes] >> position % kLanes & 1:
+        raise ValueError(f"index: candidate {where} is an item that a filter takes out")
+    raise ValueError(f"index: candidate {where} was there before")
 
 
 cdef int64_t _no_position = 0

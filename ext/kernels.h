@@ -85,6 +85,7 @@ enum Code : int32_t {
   kScoreOverflow = 3,   // a score could pass the float32 range
   kOutOfMemory = 4,
   kInterrupted = 5,  // the call's Poll said stop; outputs mean nothing
+  kNoCandidate = 6,  // *where: the entry that is not eligible, or there before
 };
 
 // Whether the caller wants a call to end early.
@@ -233,6 +234,35 @@ int64_t table_size(int64_t n_items);  // number of cells
 Code make_tables(const Catalog&, const Request*, const double* temperatures, int64_t count,
                  int64_t threads, const Poll&, uint32_t* depths, double* tops, int64_t* row,
                  int64_t* where);
+
+// A flat tail. Some eligible items are candidates, whoever found them, with weights exp(score / T); all
+// others share one weight: `factor` times that of the candidate with the lowest score, or 1 without
+// candidates. A place shows an item with its share of the weight that is left.
+struct Candidates {
+  const int64_t* positions;  // eligible, none twice
+  const float* scores;       // null: the catalog's
+  int64_t count;
+  double factor;  // in (0, 1]
+};
+
+// What a ranking says of it besides.
+struct FlatTail {
+  bool* is_candidate;  // for each place
+  double log_weight;   // of each other item, on the scale of score / T
+};
+
+// O(m + k m / 64), and O(n / 16) more where a filter is and an item of the tail is drawn. The
+// candidates' order is part of what a seed draws. `out` as of `rank` for kGumbel:
+// log_norm is the logarithm of all weights; its scores are the candidates', and of other items the
+// catalog's.
+Code rank_flat_tail(const Catalog&, const Request&, const Candidates&, double temperature,
+                    uint64_t seed, int64_t k, const Poll&, Ranking* out, FlatTail* tail,
+                    int64_t* where);
+
+// As `log_propensities`, in O(m + count).
+Code flat_tail_log_propensities(const Catalog&, const Request&, const Candidates&,
+                                double temperature, const int64_t* positions, int64_t count,
+                                const Poll&, double* out, int64_t* where);
 
 // The bitset of `allowed` (null = every item) less `excluded`: positions in [0, n_items), in any
 // order, repeated or not. Returns the number of bits set.

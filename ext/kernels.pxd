@@ -7,7 +7,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     enum: kLanes
     enum: kIsaCount
     ctypedef enum Code:
-        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory, kInterrupted
+        kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory, kInterrupted,
+        kNoCandidate
     cdef struct Poll:
         bool (*stop)(void* context) noexcept
         void* context
@@ -83,6 +84,20 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     Code c_make_tables "fastrank::make_tables"(
         const Catalog&, const Request*, const double*, int64_t, int64_t, const Poll&, uint32_t*,
         double*, int64_t*, int64_t*)
+    cdef struct Candidates:
+        const int64_t* positions
+        const float* scores
+        int64_t count
+        double factor
+    cdef struct FlatTail:
+        bool* is_candidate
+        double log_weight
+    Code c_rank_flat_tail "fastrank::rank_flat_tail"(
+        const Catalog&, const Request&, const Candidates&, double, uint64_t, int64_t, const Poll&,
+        Ranking*, FlatTail*, int64_t*)
+    Code c_flat_tail_log_propensities "fastrank::flat_tail_log_propensities"(
+        const Catalog&, const Request&, const Candidates&, double, const int64_t*, int64_t,
+        const Poll&, double*, int64_t*)
     int64_t c_make_filter "fastrank::make_filter"(
         int64_t, const int64_t*, int64_t, const int64_t*, int64_t, uint16_t*)
     cdef struct Extremes:

@@ -23,6 +23,7 @@ enum Purpose : uint32_t {
   kExploration = 4,
   kUniformDraws = 5,
   kTableDraws = 6,
+  kFlatTailDraws = 7,
 };
 
 // The numbers of one (seed, chunk, purpose), in order.
@@ -107,11 +108,12 @@ inline void add(Mass* sum, Mass term, double inv_temperature) {
 // eligible items. With x_j = log(mass after place j / w_j), log P_j = -log(1 + e^x_j): sums of
 // positive terms from the last place on, so nothing cancels and nothing is above 0, whatever the
 // order. Returns the log-normaliser.
-inline double conditional(const float* scores, int64_t count, Mass mass, double temperature,
-                          double* log_propensities) {
+template <class Score>
+double conditional(const Score* scores, int64_t count, Mass mass, double temperature,
+                   double* log_propensities) {
   const double inv_t = 1.0 / temperature;
   for (int64_t j = count - 1; j >= 0; --j) {
-    const double score = scores[j];
+    const double score = double(scores[j]);
     const double x = log(mass.value) + (mass.reference - score) * inv_t;
     log_propensities[j] = 0.0 - softplus(x);
     add(&mass, {1.0, score}, inv_t);
@@ -244,6 +246,31 @@ struct Outlook {
 };
 
 // ---- Small things ---------------------------------------------------------------------------
+
+// The entry at which `budget` runs out, which is left with what it is of that entry. The last one
+// that has any weight, should rounding leave a remainder; -1 where none has.
+template <class Number>
+inline int64_t pick(const Number* weights, int64_t count, double* budget) {
+  int64_t last = -1;
+  for (int64_t i = 0; i < count; ++i) {
+    const double weight = double(weights[i]);
+    if (!(weight > 0.0)) continue;
+    last = i;
+    if (*budget < weight) break;
+    *budget -= weight;
+  }
+  return last;
+}
+
+template <class Number>
+inline double sum_of(const Number* values, int64_t count) {
+  double sums[4] = {0.0, 0.0, 0.0, 0.0};  // none waits for the one before
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int j = 0; j < 4; ++j) sums[j] += double(values[i + j]);
+  for (; i < count; ++i) sums[0] += double(values[i]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
 
 // A hash map from non-negative integers, open addressing, no deletion.
 template <class Value>

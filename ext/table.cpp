@@ -38,31 +38,6 @@ int64_t cell_count(int64_t n_panels) {
   return (n_panels + panels - 1) / panels;
 }
 
-// The entry at which `budget` runs out, which is left with what it is of that entry. The last one
-// that has any weight, should rounding leave a remainder; -1 where none has.
-template <class Number>
-int64_t pick(const Number* weights, int64_t count, double* budget) {
-  int64_t last = -1;
-  for (int64_t i = 0; i < count; ++i) {
-    const double weight = double(weights[i]);
-    if (!(weight > 0.0)) continue;
-    last = i;
-    if (*budget < weight) break;
-    *budget -= weight;
-  }
-  return last;
-}
-
-template <class Number>
-double sum_of(const Number* values, int64_t count) {
-  double sums[4] = {0.0, 0.0, 0.0, 0.0};  // none waits for the one before
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-    for (int j = 0; j < 4; ++j) sums[j] += double(values[i + j]);
-  for (; i < count; ++i) sums[0] += double(values[i]);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
 uint16_t items_of(const Source& source, int64_t panel) {
   return panel == source.n_panels - 1 ? source.last_lanes : uint16_t(0xFFFFu);
 }

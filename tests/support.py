@@ -318,6 +318,7 @@ POLICIES: dict[str, fr.Policy] = {
     "cached": fr.PlackettLuce(0.8, sampler="cached"),
     "epsilon_greedy": fr.EpsilonGreedy(0.35),
     "uniform": fr.Uniform(),
+    "flat_tail": fr.FlatTail(0.8, m=3, factor=0.3),
     "best_first": fr.BestFirst(1, fr.PlackettLuce(0.8)),
 }
 SAMPLERS: tuple[Sampler, ...] = ("gumbel", "sequential", "cached")

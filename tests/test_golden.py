@@ -33,11 +33,12 @@ POLICIES: dict[str, fr.Policy] = {
     "cached": fr.PlackettLuce(0.25, sampler="cached"),
     "epsilon_greedy": fr.EpsilonGreedy(0.4),
     "uniform": fr.Uniform(),
+    "flat tail": fr.FlatTail(0.25, m=20, factor=0.3),
 }
 POLICIES |= {
     f"best first, {name}": fr.BestFirst(2, then=policy)
     for name, policy in POLICIES.items()
-    if name != "deterministic"
+    if policy.takes_head
 }
 SHAPES = {"one panel": (10, 2), "panels": (100, 3), "chunks": (60_000, 4)}
 SEEDS = [0, 1, 2**32, 2**53 - 1, 2**64 - 1]

@@ -54,6 +54,11 @@ def test_a_ranking_says_all_about_itself(isa: str, policy: str) -> None:
             item.scores, ranking.policy.temperature, item.eligible(exclude=[3, 5])
         )
         assert ranking.log_norm == pytest.approx(expected, abs=1e-5)
+    elif isinstance(ranking.policy, fr.FlatTail):
+        left = item.eligible(exclude=[3, 5])
+        changed = reference.flat_tail_scores(item.scores, ranking.policy, None, left)
+        expected = reference.log_norm(changed, ranking.policy.temperature, left)
+        assert ranking.log_norm == pytest.approx(expected, abs=1e-9)
     else:
         assert ranking.log_norm is None
 

@@ -87,6 +87,33 @@ class PackedCatalog:
         eligible: _Bits | None,
         n_eligible: int,
     ) -> _Floats: ...
+    def rank_flat_tail(
+        self,
+        query: _Scores,
+        k: int,
+        temperature: float,
+        factor: float,
+        seed: int,
+        candidates: _Positions,
+        known: _Scores | None,
+        bias: _Scores | None,
+        eligible: _Bits | None,
+        n_eligible: int,
+    ) -> tuple[
+        _Positions, _Scores, _Floats, float, float, int, bool, npt.NDArray[np.bool_], float
+    ]: ...
+    def flat_tail_log_propensities(
+        self,
+        query: _Scores,
+        positions: _Positions,
+        temperature: float,
+        factor: float,
+        candidates: _Positions,
+        known: _Scores | None,
+        bias: _Scores | None,
+        eligible: _Bits | None,
+        n_eligible: int,
+    ) -> _Floats: ...
     def scores(self, query: _Scores, bias: _Scores | None) -> _Scores: ...
 
 class GivenScores(PackedCatalog):

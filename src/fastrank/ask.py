@@ -13,15 +13,18 @@ import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
-from fastrank.policies import Law, Policy, is_frozen, law_of
+from fastrank.policies import FlatTail, Law, Policy, is_frozen, law_of
+from fastrank.ranking import Candidates
 
 __all__ = [
     "BEST",
     "ENTRY_BYTES",
+    "FLAT_TAIL",
     "Ask",
     "AskBatch",
     "Drawn",
     "DrawnBatch",
+    "Found",
     "Spec",
     "Table",
     "spec_of",
@@ -56,8 +59,11 @@ class Spec(NamedTuple):
     epsilon: float
     head: int
     has_norm: bool  # whether rankings state it
+    m: int = 0  # of FlatTail
+    factor: float = 1.0
 
 
+FLAT_TAIL = -1  # which has a call of its own in the core
 BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
 
 
@@ -72,6 +78,16 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
     known, spec = _last
     if policy is known:
         return spec
+    if isinstance(policy, FlatTail):
+        spec = Spec(FLAT_TAIL, policy.temperature, 0.0, 0, True, policy.m, policy.factor)
+    else:
+        spec = _spec_of_law(policy, name)
+    if is_frozen(policy):
+        _last = policy, spec
+    return spec
+
+
+def _spec_of_law(policy: Policy, name: str) -> Spec:
     law, sampler = law_of(policy, name), policy.sampler
     kind = _KINDS.get(sampler) if isinstance(sampler, str) else None
     if kind is None:
@@ -79,16 +95,13 @@ def spec_of(policy: Policy, name: str = "policy") -> Spec:
     if not _DRAWS[kind](law):
         raise ValueError(f"{name}: its sampler {sampler!r} does not draw by {law}: {policy!r}")
     flat = law.temperature == np.inf
-    spec = Spec(
+    return Spec(
         kind,
         1.0 if flat else law.temperature,
         law.explore if flat else 0.0,
         law.head,
         law.is_plackett_luce,
     )
-    if is_frozen(policy):
-        _last = policy, spec
-    return spec
 
 
 class Table(NamedTuple):
@@ -118,8 +131,10 @@ class Ask(NamedTuple):
 
 
 # Positions, scores, log-propensities, log_norm, its error, items that were scored, whether it is
-# from a table, and n_eligible.
-Drawn: TypeAlias = tuple[Positions, Float32Array, FloatArray, float, float, int, bool, int]
+# from a table, n_eligible, and of a flat tail its candidates.
+Drawn: TypeAlias = tuple[
+    Positions, Float32Array, FloatArray, float, float, int, bool, int, Candidates | None
+]
 
 
 class AskBatch(NamedTuple):
@@ -162,6 +177,15 @@ class AskBatch(NamedTuple):
         )
 
 
+class Found(NamedTuple):
+    """Candidates of a flat tail."""
+
+    positions: Positions
+    scores: Float32Array | None  # None: the catalog's
+    index_version: str | None = None  # None: a pass
+    n_probes: int | None = None
+
+
 class DrawnBatch(NamedTuple):
     """`Drawn` for b users, in rows; places from `counts` on mean nothing."""
 
@@ -174,6 +198,22 @@ class DrawnBatch(NamedTuple):
     n_eligible: Positions
     n_scored: Positions
     from_table: npt.NDArray[np.bool_]
+    candidates: list[Candidates | None] | None = None  # of flat tails
+
+    @classmethod
+    def empty(cls, b: int, k: int) -> DrawnBatch:
+        """Rows that wait for `put`."""
+        return cls(
+            positions=np.zeros((b, k), np.int64),
+            scores=np.zeros((b, k), np.float32),
+            log_propensities=np.zeros((b, k)),
+            log_norm=np.full(b, np.nan),
+            log_norm_error=np.zeros(b),
+            counts=np.zeros(b, np.int64),
+            n_eligible=np.zeros(b, np.int64),
+            n_scored=np.zeros(b, np.int64),
+            from_table=np.zeros(b, np.bool_),
+        )
 
     def put(self, users: list[int], first: int, part: DrawnBatch) -> None:
         """The places from `first` on of some users; what is said of all of a ranking, once."""

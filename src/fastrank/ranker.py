@@ -15,12 +15,23 @@ import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
-from fastrank.ask import BEST, Ask, AskBatch, Drawn, DrawnBatch, Spec, Table, spec_of
+from fastrank.ask import (
+    BEST,
+    FLAT_TAIL,
+    Ask,
+    AskBatch,
+    Drawn,
+    DrawnBatch,
+    Found,
+    Spec,
+    Table,
+    spec_of,
+)
 from fastrank.ids import PADDING, Ids, Listed, Lookup, is_compact, listed
 from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranking import Filters, Ranking, RankingBatch, new_ranking
+from fastrank.ranking import Candidates, Filters, Ranking, RankingBatch, new_ranking
 
 __all__ = [
     "RNG_VERSION",
@@ -95,6 +106,7 @@ class Ranker:
             n_scored,
             from_table,
             n_eligible,
+            candidates,
         ) = self._draw(ask)
         return new_ranking(  # in the order of its fields: by name it takes 0.7 us more
             self._index.ids[positions],
@@ -114,8 +126,9 @@ class Ranker:
             bias,
             None,
             None,
-            "table" if from_table else "pass",
+            _made_by(from_table, candidates),
             n_scored,
+            candidates,
         )
 
     def _draw(self, ask: Ask) -> Drawn:
@@ -124,6 +137,8 @@ class Ranker:
             return self._draw_below(ask)
         query, k, _, seed, excluded, allowed, bias, threads = ask
         eligible, n_eligible = self._eligible(excluded, allowed)
+        if spec.kind == FLAT_TAIL:
+            return self._draw_flat_tail(ask, eligible, n_eligible)
         table = None
         if spec.kind == _native.TABLE:
             if bias is None:
@@ -143,7 +158,48 @@ class Ranker:
             threads,
             table,
         )
-        return (*drawn, n_eligible)
+        return (*drawn, n_eligible, None)
+
+    def _draw_flat_tail(
+        self, ask: Ask, eligible: npt.NDArray[np.uint16] | None, n_eligible: int
+    ) -> Drawn:
+        spec = ask.spec
+        found = self._find_candidates(
+            ask.query, spec.m, ask.bias, ask.excluded, ask.allowed, eligible, n_eligible
+        )
+        drawn = self._packed.rank_flat_tail(
+            ask.query,
+            ask.k,
+            spec.temperature,
+            spec.factor,
+            ask.seed,
+            found.positions,
+            found.scores,
+            ask.bias,
+            eligible,
+            n_eligible,
+        )
+        candidates = Candidates(
+            *drawn[7:], len(found.positions), found.index_version, found.n_probes
+        )
+        n_scored = drawn[5] if found.index_version is not None else n_eligible
+        return (*drawn[:5], n_scored, drawn[6], n_eligible, candidates)
+
+    def _find_candidates(
+        self,
+        query: Float32Array,
+        m: int,
+        bias: Float32Array | None,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        eligible: npt.NDArray[np.uint16] | None,
+        n_eligible: int,
+    ) -> Found:
+        """Of the eligible items at most m, the best: here all of the best, by a pass."""
+        positions, scores = self._packed.rank(
+            query, m, _native.DETERMINISTIC, 1.0, 0.0, 0, bias, eligible, n_eligible
+        )[:2]
+        return Found(positions, scores)
 
     def _draw_below(self, ask: Ask) -> Drawn:
         """A head of the best, and what is drawn where it is excluded."""
@@ -151,7 +207,7 @@ class Ranker:
         best = self._draw(ask._replace(k=min(k, head), spec=BEST))
         if k <= head:
             return best
-        positions, scores, log_propensities, _, _, n_scored, _, n_eligible = best
+        positions, scores, log_propensities, _, _, n_scored, _, n_eligible, _ = best
         below = self._draw(
             ask._replace(
                 k=k - head,
@@ -167,6 +223,7 @@ class Ranker:
             n_scored + below[5],
             below[6],
             n_eligible,
+            None,
         )
 
     def _table(self, query: Float32Array, temperature: float) -> Table:
@@ -263,19 +320,24 @@ class Ranker:
             catalog_version=self._version,
             propensity_kind=tuple(map(_kind_of, log_norm_error)),
             log_norm_error=log_norm_error,
-            made_by=tuple("table" if each else "pass" for each in drawn.from_table.tolist()),
+            made_by=tuple("table" if each else "pass" for each in drawn.from_table.tolist())
+            if drawn.candidates is None
+            else tuple(map(_made_by, drawn.from_table.tolist(), drawn.candidates)),
             n_scored=drawn.n_scored,
             k=k,
             exclude=left_out,
             allow=only,
             bias=biases,
+            candidates=None if drawn.candidates is None else tuple(drawn.candidates),
         )
 
     def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
         """A row a user: what `_draw` gives."""
-        if any(spec.head for spec in ask.specs):
-            return self._draw_batch_below(ask)
         specs = ask.specs
+        if any(spec.kind == FLAT_TAIL for spec in specs):
+            return self._draw_batch_flat(ask)
+        if any(spec.head for spec in specs):
+            return self._draw_batch_below(ask)
         tabled = [i for i, spec in enumerate(specs) if spec.kind == _native.TABLE]
         tables: list[tuple[npt.NDArray[np.uint32], float, float] | None] | None = None
         if tabled and ask.biases is not None:  # a table knows the catalog's scores alone
@@ -307,18 +369,8 @@ class Ranker:
 
     def _draw_batch_below(self, ask: AskBatch) -> DrawnBatch:
         """Users by the length of their heads: those are passes with other numbers of places."""
-        b, k = len(ask.specs), ask.k
-        drawn = DrawnBatch(
-            positions=np.zeros((b, k), np.int64),
-            scores=np.zeros((b, k), np.float32),
-            log_propensities=np.zeros((b, k)),
-            log_norm=np.full(b, np.nan),
-            log_norm_error=np.zeros(b),
-            counts=np.zeros(b, np.int64),
-            n_eligible=np.zeros(b, np.int64),
-            n_scored=np.zeros(b, np.int64),
-            from_table=np.zeros(b, np.bool_),
-        )
+        k = ask.k
+        drawn = DrawnBatch.empty(len(ask.specs), k)
         for head in sorted({spec.head for spec in ask.specs}):
             users = [i for i, spec in enumerate(ask.specs) if spec.head == head]
             own = ask.of(users)
@@ -339,6 +391,27 @@ class Ranker:
                 drawn.put(users, head, below)
         return drawn
 
+    def _draw_batch_flat(self, ask: AskBatch) -> DrawnBatch:
+        """Users of flat tails one by one: each asks for candidates of their own."""
+        b = len(ask.specs)
+        candidates: list[Candidates | None] = [None] * b
+        drawn = DrawnBatch.empty(b, ask.k)._replace(candidates=candidates)
+        others = [i for i, spec in enumerate(ask.specs) if spec.kind != FLAT_TAIL]
+        if others:
+            drawn.put(others, 0, self._draw_batch(ask.of(others)))
+        for i in range(b):
+            if ask.specs[i].kind != FLAT_TAIL:
+                continue
+            try:
+                one = self._draw(ask.one(i))
+            except ValueError as error:
+                raise ValueError(f"queries: row {i}: {error}") from None
+            m = len(one[0])
+            drawn.positions[i, :m], drawn.scores[i, :m], drawn.log_propensities[i, :m] = one[:3]
+            drawn.log_norm[i], drawn.counts[i] = one[3], m
+            drawn.n_scored[i], drawn.n_eligible[i], candidates[i] = one[5], one[7], one[8]
+        return drawn
+
     def _judge(
         self,
         query: Float32Array,
@@ -351,13 +424,42 @@ class Ranker:
     ) -> FloatArray:
         """Log-propensities of any ranking, which is called `name` in errors; the rest as above."""
         positions = self._index.find(name, ranking, ordered=True)
-        eligible, n_eligible = self._eligible(
-            self._find("exclude", exclude), self._find("allow", allow)
-        )
+        excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
+        eligible, n_eligible = self._eligible(excluded, allowed)
         own_bias = None if bias is None else self._stored(bias)
+        spec = spec_of(policy)
+        if spec.kind == FLAT_TAIL:
+            return self._judge_flat_tail(
+                query, positions, spec, own_bias, excluded, allowed, eligible, n_eligible
+            )
         return self._log_propensities(
-            self._packed, query, positions, spec_of(policy), own_bias, eligible, n_eligible
+            self._packed, query, positions, spec, own_bias, eligible, n_eligible
         )
+
+    def _judge_flat_tail(
+        self,
+        query: Float32Array,
+        positions: Positions,
+        spec: Spec,
+        bias: Float32Array | None,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        eligible: npt.NDArray[np.uint16] | None,
+        n_eligible: int,
+    ) -> FloatArray:
+        found = self._find_candidates(query, spec.m, bias, excluded, allowed, eligible, n_eligible)
+        result: FloatArray = self._packed.flat_tail_log_propensities(
+            query,
+            positions,
+            spec.temperature,
+            spec.factor,
+            found.positions,
+            found.scores,
+            bias,
+            eligible,
+            n_eligible,
+        )
+        return result
 
     def _judge_batch(
         self,
@@ -398,9 +500,25 @@ class Ranker:
                 f" {PADDING} times what they hold in all; pass it by itself"
             )
         result = np.full((len(specs), b, places), np.nan)
+        kinds = [{spec.kind for spec in row} for row in zip(*specs, strict=True)]
         scores, before = np.empty(0, np.float32), None
         for i, positions in enumerate(rankings):
+            eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             own_bias = None if own_biases is None else own_biases[i % len(own_biases)]
+            for j, of_policy in enumerate(specs):
+                if of_policy[i].kind == FLAT_TAIL:
+                    result[j, i, : len(positions)] = self._judge_flat_tail(
+                        queries[i],
+                        positions,
+                        of_policy[i],
+                        own_bias,
+                        excluded[i],
+                        allowed[i],
+                        eligible,
+                        n_eligible,
+                    )
+            if kinds and kinds[i] == {FLAT_TAIL}:
+                continue
             key = (
                 queries[i].tobytes(),
                 i if own_biases is not None and len(own_biases) > 1 else 0,
@@ -411,8 +529,9 @@ class Ranker:
                 except ValueError as error:
                     text = str(error).removeprefix("query: ")
                     raise ValueError(f"queries: row {i}: {text}") from None
-            eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             for j, of_policy in enumerate(specs):
+                if of_policy[i].kind == FLAT_TAIL:
+                    continue
                 result[j, i, : len(positions)] = self._log_propensities(
                     table, scores, positions, of_policy[i], None, eligible, n_eligible
                 )
@@ -567,6 +686,12 @@ def each_of(name: str, values: Any, count: int) -> Sequence[Any]:
     if len(entries) != count:
         raise ValueError(f"{name}: expected {expected}, got {len(entries)}")
     return entries
+
+
+def _made_by(from_table: bool, candidates: Candidates | None) -> str:
+    if candidates is not None and candidates.index_version is not None:
+        return "index"
+    return "table" if from_table else "pass"
 
 
 def _kind_of(log_norm_error: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,48 @@ import numpy.typing as npt
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.policies import Policy
 
-__all__ = ["Filters", "Ranking", "RankingBatch", "new_ranking", "recommended", "relabelled"]
+__all__ = [
+    "Candidates",
+    "Filters",
+    "Ranking",
+    "RankingBatch",
+    "new_ranking",
+    "recommended",
+    "relabelled",
+]
 
 Filters: TypeAlias = tuple[IdArray | list[str] | None, ...]
+
+
+class Candidates(NamedTuple):
+    """What a `FlatTail` ranking was drawn from.
+
+    Attributes
+    ----------
+    is_candidate : ndarray of bool, shape (m,)
+        Of each item shown: weight exp(score / T) if it was one, and the tail's if not.
+    tail_log_weight : float
+        Logarithm of the weight of every other eligible item, on the scale of score / T.
+    n_found : int
+        Candidates: `FlatTail.m`, or fewer where no more were eligible, or found.
+    index_version : str or None
+        Of the index that found them; None: the m best, by a pass.
+    n_probes : int or None
+        Lists that the index looked into, where it has lists.
+    """
+
+    is_candidate: npt.NDArray[np.bool_]
+    tail_log_weight: float
+    n_found: int
+    index_version: str | None = None
+    n_probes: int | None = None
+
+    @property
+    def retrieval(self) -> dict[str, str] | None:
+        """The index, as logs and answers name one; None: there was none."""
+        if self.index_version is None:
+            return None
+        return {"name": "faiss", "version": self.index_version}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +78,8 @@ class Ranking:
     policy : Policy
         The policy that drew it.
     log_norm : float or None
-        logsumexp(scores / T) over all eligible items, under Plackett-Luce;
-        None under other policies.
+        logsumexp(scores / T) over all eligible items, under Plackett-Luce; under `FlatTail` the
+        logarithm of their weights; None under other policies.
     n_eligible : int
         Items that the filters left to choose from.
     catalog_version : str
@@ -64,10 +103,13 @@ class Ranking:
     model_version : str or None
         Of the model that recommended it.
     made_by : str or None
-        "pass" over the catalog, or "table": from the masses that are kept of a user
-        (``PlackettLuce(sampler="cached")``, or "auto").
+        "pass" over the catalog; "table": from the masses that are kept of a user
+        (``PlackettLuce(sampler="cached")``, or "auto"); or "index": from its candidates.
     n_scored : int or None
-        Items whose scores it took: by a pass, all that were eligible; `BestFirst` takes two.
+        Items whose scores it took: by a pass, all that were eligible; `BestFirst` takes two. What
+        an index scores on its way to the candidates is not counted.
+    candidates : Candidates or None
+        Under `FlatTail`.
     """
 
     item_ids: IdArray
@@ -89,6 +131,7 @@ class Ranking:
     model_version: str | None = field(default=None, compare=False)
     made_by: str | None = field(default=None, compare=False)
     n_scored: int | None = field(default=None, compare=False)
+    candidates: Candidates | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -127,6 +170,7 @@ def new_ranking(
     model_version: str | None = None,
     made_by: str | None = None,
     n_scored: int | None = None,
+    candidates: Candidates | None = None,
 ) -> Ranking:
     """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
     draft: Any = _Draft()
@@ -149,6 +193,7 @@ def new_ranking(
     draft.model_version = model_version
     draft.made_by = made_by
     draft.n_scored = n_scored
+    draft.candidates = candidates
     draft.__class__ = Ranking  # which Python allows, since both have the same slots
     ranking: Ranking = draft
     return ranking
@@ -192,7 +237,7 @@ class RankingBatch(Sequence[Ranking]):
     counts : ndarray of int64, shape (b,)
         Places filled in each row.
     log_propensity, log_norm : ndarray of float64, shape (b,)
-        `log_norm` is NaN in rows that are not Plackett-Luce.
+        `log_norm` is NaN in rows that are neither Plackett-Luce nor `FlatTail`.
     seeds : ndarray of uint64, shape (b,)
     n_eligible : ndarray of int64, shape (b,)
     policies : tuple of Policy, length b
@@ -207,6 +252,8 @@ class RankingBatch(Sequence[Ranking]):
         In catalog order, one for all or one for each.
     made_by : tuple of str, length b, or None
     n_scored : ndarray of int64, shape (b,), or None
+    candidates : tuple of (Candidates or None), length b, or None
+        None: no row is by `FlatTail`.
     """
 
     item_ids: IdArray
@@ -227,6 +274,9 @@ class RankingBatch(Sequence[Ranking]):
     bias: Float32Array | None = field(default=None, compare=False, repr=False)
     made_by: tuple[str, ...] | None = field(default=None, compare=False)
     n_scored: IntArray | None = field(default=None, compare=False)
+    candidates: tuple[Candidates | None, ...] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -265,6 +315,7 @@ class RankingBatch(Sequence[Ranking]):
             bias=None if self.bias is None else self.bias[i % len(self.bias)],
             made_by=None if self.made_by is None else self.made_by[i],
             n_scored=None if self.n_scored is None else int(self.n_scored[i]),
+            candidates=None if self.candidates is None else self.candidates[i],
         )
 
     def __iter__(self) -> Iterator[Ranking]:

@@ -2,10 +2,10 @@
 
 Two halves:
 
-- The float64 oracle: `scores`, `log_norm`, `log_propensities`, `rank`, `ranking_law`.
-  Plain NumPy over one score vector, every conditional law computed afresh at every
-  place, O(kn) or worse, no tricks. Items are positions 0..n-1 of the score vector;
-  ``eligible`` is a mask of those that the filters left.
+- The float64 oracle: `scores`, `flat_tail_scores`, `log_norm`, `log_propensities`, `rank`,
+  `ranking_law`. Plain NumPy over one score vector, every conditional law computed afresh at every
+  place, O(kn) or worse, no tricks. The candidates of `FlatTail` are the m best. Items are positions
+  0..n-1 of the score vector; ``eligible`` is a mask of those that the filters left.
 - The procedures that services run today: ``textbook_*`` over a dictionary
   {item: score}, and NumPy's best, ``numpy_*``, over a matrix. Each draws from the law
   that it names (its docstring says where it stops doing so) and returns the items alone,
@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import FloatArray, Mask, Positions
-from fastrank.policies import Policy, law_of
+from fastrank.policies import FlatTail, PlackettLuce, Policy, law_of
 
 __all__ = [
+    "flat_tail_scores",
     "log_norm",
     "log_propensities",
     "numpy_choice",
@@ -80,6 +81,45 @@ def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[Float
     array = np.asarray(values, np.float64)
     left = np.ones(len(array), np.bool_) if eligible is None else np.array(eligible, np.bool_)
     return array, left
+
+
+def flat_tail_scores(
+    scores: npt.ArrayLike,
+    policy: FlatTail,
+    candidates: npt.ArrayLike | None = None,
+    eligible: npt.ArrayLike | None = None,
+) -> FloatArray:
+    """Scores by which Plackett-Luce, at the same temperature, has the law of a flat tail.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+    policy : FlatTail
+    candidates : array_like of int, optional
+        Positions of those that an index found; by default the m best of the eligible.
+    eligible : array_like of bool, shape (n,), optional
+
+    Examples
+    --------
+    >>> flat_tail_scores([3.0, 2.0, 1.0, 0.0], FlatTail(1.0, m=2, factor=0.5)).round(3)
+    array([3.   , 2.   , 1.307, 1.307])
+    """
+    values, left = _start(scores, eligible)
+    if candidates is None:
+        found = np.flatnonzero(left)[np.argsort(-values[left], kind="stable")[: policy.m]]
+    else:
+        found = np.asarray(candidates, np.int64)
+    lowest = float(values[found].min()) if len(found) else 0.0
+    factor = policy.factor if len(found) else 1.0
+    changed = np.full(len(values), lowest + policy.temperature * math.log(factor))
+    changed[found] = values[found]
+    return changed
+
+
+def _as_softmax(values: FloatArray, left: Mask, policy: Policy) -> tuple[FloatArray, Policy]:
+    if not isinstance(policy, FlatTail):
+        return values, policy
+    return flat_tail_scores(values, policy, None, left), PlackettLuce(policy.temperature)
 
 
 def _log_next(values: FloatArray, left: Mask, policy: Policy, place: int) -> FloatArray:
@@ -154,6 +194,7 @@ def log_propensities(
     array([0.25 , 0.   , 0.   , 0.333])
     """
     values, left = _start(scores, eligible)
+    values, policy = _as_softmax(values, left, policy)
     positions = np.asarray(order, np.int64)
     result = np.full(len(positions), -np.inf)
     for place, position in enumerate(positions):
@@ -192,6 +233,7 @@ def rank(
     1e-16 at their place do not occur.
     """
     values, left = _start(scores, eligible)
+    values, policy = _as_softmax(values, left, policy)
     chosen: list[int] = []
     for place in range(min(k, int(left.sum()))):
         p = np.exp(_log_next(values, left, policy, place))
@@ -228,6 +270,7 @@ def ranking_law(
     ([[0, 1], [1, 0]], [0.25, 0.75])
     """
     values, everyone = _start(scores, eligible)
+    values, policy = _as_softmax(values, everyone, policy)
     places = min(k, int(everyone.sum()))
 
     def extend(prefix: tuple[int, ...], log_p: float) -> Iterator[tuple[tuple[int, ...], float]]:

@@ -22,6 +22,7 @@ from fastrank.policies.base import (
 from fastrank.policies.best_first import MAX_HEAD, BestFirst
 from fastrank.policies.deterministic import Deterministic
 from fastrank.policies.epsilon_greedy import EpsilonGreedy
+from fastrank.policies.flat_tail import MAX_CANDIDATES, MIN_FACTOR, FlatTail
 from fastrank.policies.plackett_luce import PlackettLuce, Sampler
 from fastrank.policies.uniform import Uniform
 
@@ -35,6 +36,7 @@ __all__ = [
     "BestFirst",
     "Deterministic",
     "EpsilonGreedy",
+    "FlatTail",
     "Law",
     "Parameter",
     "PlackettLuce",
@@ -57,6 +59,7 @@ INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, 
     "stochastic_plackett_luce_auto": (PlackettLuce, {"sampler": "auto"}, ("temperature",)),
     "stochastic_gumbel_softmax_trick": (PlackettLuce, {"sampler": "gumbel"}, ("temperature",)),
     "stochastic_epsilon_greedy": (EpsilonGreedy, {}, ("epsilon",)),
+    "stochastic_flat_tail": (FlatTail, {}, ("temperature", "m", "factor")),
     "uniform": (Uniform, {}, ()),
 }
 
@@ -79,6 +82,10 @@ PARAMETERS: Mapping[str, Parameter] = {
         MIN_TEMPERATURE, MAX_TEMPERATURE, False, "T of the softmax of scores / T"
     ),
     "epsilon": Parameter(0.0, 1.0, False, "probability of exploring, for each place"),
+    "m": Parameter(1, MAX_CANDIDATES, True, "how many candidates, the best that an index finds"),
+    "factor": Parameter(
+        MIN_FACTOR, 1.0, False, "weight of any other item, in that of the last candidate"
+    ),
     "head": Parameter(0, MAX_HEAD, True, "first places that show the best items; 0: none"),
 }
 
@@ -128,7 +135,8 @@ def policy(inference_type: str, **params: Any) -> Policy:
     inference_type : str
         A key of `INFERENCE_TYPES`.
     **params : float
-        The policy's own parameters: ``temperature`` or ``epsilon``, and ``head`` for `BestFirst`.
+        The policy's own parameters, ``temperature`` or ``epsilon`` say, and ``head`` for
+        `BestFirst`.
 
     Raises
     ------

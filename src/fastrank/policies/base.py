@@ -171,6 +171,8 @@ class Policy(ABC):
 def law_of(policy: object, name: str = "policy") -> Law:
     """The law of a policy; a ValueError naming what has none."""
     law = policy.law if isinstance(policy, Policy) else None
+    if law is None and isinstance(policy, Policy) and policy.sampler is not None:
+        raise ValueError(f"{name}: here laws of the scores alone are known, not {shown(policy)}")
     if not isinstance(law, Law):
         raise ValueError(f"{name}: expected one of fastrank's policies, got {shown(policy)}")
     return law

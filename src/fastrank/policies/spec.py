@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from fastrank.policies import INFERENCE_TYPES, Policy, law_of, policy
+from fastrank.policies import INFERENCE_TYPES, Policy, policy
 from fastrank.policies.relative import RelativeTemperature
 
 __all__ = ["ALIASES", "SYNTAX", "parse_policies", "parse_policy"]
@@ -75,7 +75,8 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
         if relative is None:
             return label, policy(name, **params)
         named = policy(name, **params, temperature=1.0)  # says whether it takes a temperature
-        if not law_of(named).is_plackett_luce:  # its law would be the logging policy's
+        law = named.law
+        if law is None or not law.is_plackett_luce:  # its law would be the logging policy's
             raise ValueError("temperature: only of Plackett-Luce without a head may it be relative")
         return label, RelativeTemperature(relative)
     except ValueError as error:

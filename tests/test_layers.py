@@ -37,18 +37,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
     "ranker": {"ask", "policies", "ranking", "ids", "inputs", "lru", "_native"},
     "scorer": {"policies", "ranking", "ids", "ranker"},
+    "faissindex": {"ask", "inputs", "store"},
     "catalog": {
         *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
-        *("ask", "ranker", "scorer", "lru"),
+        *("ask", "ranker", "scorer", "lru", "faissindex"),
     },
     "given": {"policies", "ranking", "ids", "inputs", "ranker", "_native"},
     "tables": {"ask", "policies", "_native"},
     "model": {
         *("policies", "ranking", "ids", "inputs", "contents", "store", "scorer", "catalog"),
-        "tables",
+        *("tables", "faissindex"),
     },
     # Around it.
     "opening": {"store", "catalog", "model"},
+    "retrieval": {"policies", "inputs", "catalog", "model", "faissindex"},
     "calibration": {"policies", "catalog"},
     "expectations": {"policies", "scorer", "calibration"},
     "marginals": {"policies", "inputs"},
@@ -94,6 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("simulate", "eventlog", "ope"),
     },
     "cli": {
+        "retrieval",
         "starting",
         "extras",
         "atomic",
@@ -122,6 +125,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE_REFERENCE = {"verify", "demo"}
 # What a module may import beyond the standard library and NumPy; the rest are extras.
 EXTRAS: dict[str, set[str]] = {
+    "faissindex": {"faiss"},
+    "retrieval": {"faiss"},
     "wire": {"msgspec"},
     "data": {"pyarrow"},
     "eventlog": {"pyarrow"},
@@ -273,7 +278,7 @@ def test_importing_fastrank_loads_the_core_alone() -> None:
             "store",
         ),
         *("_native", "files", "atomic", "lru", "ask", "ranker", "scorer", "catalog", "given"),
-        *("tables", "model"),
+        *("tables", "model", "faissindex"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core, f"not of the core, or not in this list of it: {sorted(loaded - core)}"

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
-from fastrank.ask import Table
+from fastrank.ask import Found, Table
+from fastrank.faissindex import LABELS, FaissIndex, Finder
 from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
 from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
@@ -31,6 +32,8 @@ MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
 _READY = 4096  # tables that are a model's files: their keys and objects, some 2 KB each
+_INDEX = "faiss_index"  # the file of an index
+_LOOKS = 4  # searches that an index is tried by
 _TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
 
 
@@ -171,6 +174,7 @@ class Catalog(Scorer):
         self._scored = _native.GivenScores(
             self._n_items, self._rows, arrays.get("panel_rows"), known=True
         )
+        self._finder: Finder | None = None
         self._tables = LRU[tuple[bytes, float], Table](as_count("cache_bytes", cache_bytes, low=0))
         self._ready = LRU[tuple[bytes, float], Table](entries=_READY)
 
@@ -191,7 +195,22 @@ class Catalog(Scorer):
         OSError
             If the disk fails; what was there before is untouched then.
         """
-        store.write(directory, self._meta, self._arrays, self._digests)
+        store.write(directory, *self._files())
+
+    def _files(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, str]]:
+        """What is saved: the manifest's entries, and arrays with their digests."""
+        meta, arrays, digests = dict(self._meta), dict(self._arrays), dict(self._digests)
+        if self._finder is not None:
+            index = self._finder.index
+            arrays[_INDEX] = index.content
+            digests[_INDEX] = store.array_digest(arrays[_INDEX])
+            meta["index"] = {
+                "of": self._version,
+                "version": index.version,
+                "labels": index.labels,
+                "n_probes": index.n_probes,
+            }
+        return meta, arrays, digests
 
     @classmethod
     def open(
@@ -275,6 +294,8 @@ class Catalog(Scorer):
             index = IdIndex("item_ids", own["item_ids"], own["item_order"])
             catalog = cls.__new__(cls)
             catalog._set(meta, own, digests, index, cache_bytes, log_norm_tolerance)
+            if _INDEX in arrays or "index" in manifest:
+                catalog._finder = catalog._bound(_mapped_index(manifest, arrays))
         except (KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"{directory}: not a catalog: {error!r} in its manifest") from None
         except ValueError as error:
@@ -327,6 +348,115 @@ class Catalog(Scorer):
     @property
     def has_codes(self) -> bool:
         return self.storage == "int8"
+
+    # ---- An index ---------------------------------------------------------------------------
+
+    @property
+    def index(self) -> FaissIndex | None:
+        """What finds candidates for `FlatTail`; None: a pass does."""
+        return None if self._finder is None else self._finder.index
+
+    def with_index(self, index: FaissIndex | None) -> Catalog:
+        """A catalog that differs in its index; it shares all else. None: one without.
+
+        The index is saved with the catalog, and mapped when it is opened. It is no part of
+        `version`: it decides what `FlatTail` draws, which says its index's version itself.
+
+        Raises
+        ------
+        ValueError
+            If the index is of another dimension, or of more items, or scores them otherwise.
+        """
+        catalog = type(self).__new__(type(self))
+        vars(catalog).update(vars(self))
+        catalog._finder = None
+        if index is not None:
+            if not isinstance(index, FaissIndex):
+                raise ValueError(f"index: expected a FaissIndex, got {shown(index)}")
+            catalog._finder = catalog._bound(index)
+            catalog._check_index()
+        return catalog
+
+    def _bound(self, index: FaissIndex) -> Finder:
+        rows = None
+        if self._rows is not None and index.labels != "positions":
+            rows = self._as_indices()
+        return Finder(
+            index,
+            self._dim,
+            "bias" in self._arrays,
+            self._index.ids,
+            rows,
+            lambda ids: self._index.find("index", ids),
+        )
+
+    def _check_index(self) -> None:
+        """Refuses an index of other items, as far as a look at some of them tells."""
+        assert self._finder is not None
+        own, wanted = self._finder.index.index, self._dim + ("bias" in self._arrays)
+        if own.d != wanted:
+            more = ", and one for the bias" if wanted > self._dim else ""
+            raise ValueError(f"index: of {own.d} dimensions, where vectors have {self._dim}{more}")
+        if own.ntotal > self._n_items:
+            raise ValueError(f"index: holds {own.ntotal} items, the catalog {self._n_items}")
+        if own.ntotal == 0:
+            raise ValueError("index: holds no items")
+        for position in range(0, self._n_items, -(-self._n_items // _LOOKS)):
+            query = self._vectors(position, position + 1)[0, : self._dim]
+            found = self._finder.find(query, min(4, own.ntotal), None, None)
+            for candidate, score in zip(
+                found.positions.tolist(),
+                [] if found.scores is None else found.scores.tolist(),
+                strict=False,
+            ):
+                vector = self._vectors(candidate, candidate + 1)[0].astype(np.float64)
+                query64 = np.append(query, [1.0] * (wanted - self._dim))
+                size = np.abs(vector) @ np.abs(query64)
+                if abs(vector @ query64 - score) > 1e-4 * size + 1e-30:
+                    raise ValueError(
+                        f"index: it scores the item {self._index.ids[candidate]!s} {score:g}, which"
+                        f" the catalog scores {vector @ query64:g}: it holds other vectors"
+                    )
+
+    def _vectors(self, first: int, last: int) -> Float32Array:
+        """Vectors of the positions [first, last), a row each; with the bias behind, if any."""
+        last = min(last, self._n_items)
+        if self.has_codes:
+            rows = self._arrays["vectors"][first:last, : self._dim]
+        else:
+            start = first // _native.LANES
+            panels = self._arrays["panels"][start : -(-last // _native.LANES)]
+            rows = panels.transpose(0, 2, 1).reshape(-1, self._dim)
+            rows = rows[first - start * _native.LANES : last - start * _native.LANES]
+        if "bias" not in self._arrays:
+            return np.ascontiguousarray(rows)
+        return np.column_stack([rows, self._arrays["bias"][first:last]])
+
+    def _candidates(
+        self, query: Float32Array, m: int, exclude: Ids | None = None
+    ) -> tuple[Positions, Float32Array | None]:
+        """Rows of what a flat tail has as candidates, and their scores if not the catalog's."""
+        excluded = self._find("exclude", exclude)
+        eligible, n_eligible = self._eligible(excluded, None)
+        own = self._query(query)
+        found = self._find_candidates(own, m, None, excluded, None, eligible, n_eligible)
+        rows = found.positions if self._rows is None else self._as_indices()[found.positions]
+        return rows, found.scores
+
+    def _find_candidates(
+        self,
+        query: Float32Array,
+        m: int,
+        bias: Float32Array | None,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        eligible: npt.NDArray[np.uint16] | None,
+        n_eligible: int,
+    ) -> Found:
+        # An index knows the catalog's scores alone, and finds few of a few that are allowed.
+        if self._finder is None or bias is not None or allowed is not None or n_eligible == 0:
+            return super()._find_candidates(query, m, bias, excluded, allowed, eligible, n_eligible)
+        return self._finder.find(query, min(m, n_eligible), excluded, eligible)
 
     @property
     def table_bytes(self) -> int:
@@ -664,6 +794,25 @@ class Catalog(Scorer):
         if self._rows is None:
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)
+
+
+def _mapped_index(
+    manifest: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+) -> FaissIndex:
+    said, content = manifest["index"], arrays[_INDEX]
+    version, labels, n_probes = said["version"], said["labels"], said["n_probes"]
+    if content.ndim != 1 or content.dtype.str != "|u1":
+        raise ValueError(f"{_INDEX} has shape {content.shape}, dtype {content.dtype}")
+    if said["of"] != manifest["catalog_version"]:
+        raise ValueError("its index is of another catalog")
+    if (
+        not isinstance(version, str)
+        or labels not in LABELS
+        or not (n_probes is None or (type(n_probes) is int and n_probes >= 1))
+    ):
+        raise ValueError(f"index is {said!r}")
+    digest = manifest["arrays"][_INDEX]["sha256"]
+    return FaissIndex.mapped(content, digest, version, labels, n_probes)
 
 
 def _tolerance(value: object) -> float:

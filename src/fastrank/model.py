@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastrank import contents, store, tables
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
+from fastrank.faissindex import FaissIndex
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
@@ -108,9 +109,10 @@ class Model:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes model and catalog to one directory, as `Catalog.save` does."""
-        meta = {**self._catalog._meta, "model_version": self._version}
-        arrays = {**self._catalog._arrays, **self._arrays}
-        digests = {**self._catalog._digests, **self._digests}
+        meta, arrays, digests = self._catalog._files()
+        meta["model_version"] = self._version
+        arrays |= self._arrays
+        digests |= self._digests
         if self._tables is not None:
             own = self._tables.arrays()
             meta["table_temperature"] = self._tables.temperature
@@ -414,6 +416,13 @@ class Model:
         model = type(self).__new__(type(self))
         made = UserTables(law.temperature, depths, tops, users)
         model._set(self._catalog, self._arrays, self._digests, self._index, made)
+        return model
+
+    def with_index(self, index: FaissIndex | None) -> Model:
+        """A model whose catalog has an index for `FlatTail`: see `Catalog.with_index`."""
+        model = type(self).__new__(type(self))
+        catalog = self._catalog.with_index(index)
+        model._set(catalog, self._arrays, self._digests, self._index, self._tables)
         return model
 
     def _rows_of_users(self, user_ids: Ids) -> IntArray:

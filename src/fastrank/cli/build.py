@@ -7,19 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import numpy as np
+from rich import box
 from rich.progress import Progress, TaskID
+from rich.table import Table
 
+from fastrank.calibration import condense, temperatures_for_overlap
 from fastrank.catalog import Catalog
-from fastrank.cli.terminal import progress
+from fastrank.cli.terminal import progress, standard_output
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
-from fastrank.policies import Policy
+from fastrank.policies import FlatTail, PlackettLuce, Policy
 from fastrank.policies.spec import parse_policy
+from fastrank.retrieval import Trade, build_ivf, measure, propose
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
 
 __all__ = ["build"]
 
+_OVERLAP = 0.7  # of the deterministic ranking: what a temperature is chosen by
+_PLACES = 10
+_USERS = 32  # by whom it is chosen, and an index is measured
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -50,9 +58,27 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--tables-bytes",
     type=click.IntRange(min=0),
-    default=1 << 30,
-    show_default="1 GiB",
-    help="The most that tables may take: 16 KB a user of a million items.",
+    help="The most that tables may take: 16 KB a user of a million items.  [default: 1 GiB]",
+)
+@click.option(
+    "--index",
+    type=click.Choice(["ivf"]),
+    help="Add an index of FAISS, by which stochastic_flat_tail finds its candidates, and measure on"
+    " some users what its m and factor do.",
+)
+@click.option(
+    "--index-lists", type=click.IntRange(min=1), help="Lists of the index.  [default: 4 sqrt(n)]"
+)
+@click.option(
+    "--index-probes",
+    type=click.IntRange(min=1),
+    help="Lists that a search looks into.  [default: 16]",
+)
+@click.option(
+    "--index-policy",
+    metavar="POLICY",
+    help="Plackett-Luce at the temperature to measure for, as for --tables; by default that of"
+    " --tables, or else one that keeps 70% of the deterministic ranking for a median user.",
 )
 @click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
@@ -84,7 +110,11 @@ def build(
     output: Path,
     storage: str,
     tables: str | None,
-    tables_bytes: int,
+    tables_bytes: int | None,
+    index: str | None,
+    index_lists: int | None,
+    index_probes: int | None,
+    index_policy: str | None,
     replace: bool,
     item_ids: Path | None,
     user_ids: Path | None,
@@ -114,8 +144,21 @@ def build(
       fastrank build --items items.npz --users users.npz --storage int8 -o model/
       fastrank build --items items.npz --users users.npz \\
           --tables plackett_luce:temperature=0.5 -o model/
+      fastrank build --items items.npz --users users.npz --index ivf -o model/
     """
-    table_policy = None if tables is None else _table_policy(tables)
+    table_policy = None if tables is None else _policy_of("--tables", tables)
+    if tables is None and tables_bytes is not None:
+        raise click.UsageError("--tables-bytes is of --tables, which is not given")
+    measured_for = (
+        table_policy if index_policy is None else _policy_of("--index-policy", index_policy)
+    )
+    for option, value in (
+        ("--index-lists", index_lists),
+        ("--index-probes", index_probes),
+        ("--index-policy", index_policy),
+    ):
+        if index is None and value is not None:
+            raise click.UsageError(f"{option} is of --index, which is not given")
     if (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     parent = next(folder for folder in output.absolute().parents if folder.exists())
@@ -142,7 +185,19 @@ def build(
         bar.update(step, description="adding users", advance=1)
         model = _model(catalog, user_side, item_side)
         if table_policy is not None:
-            model = _with_tables(model, table_policy, tables_bytes, bar)
+            most = 1 << 30 if tables_bytes is None else tables_bytes
+            model = _with_tables(model, table_policy, most, bar)
+        trades: list[Trade] = []
+        if index is not None:
+            model = _with_index(model, index_lists, index_probes, bar)
+            measured_for = measured_for or _usual_policy(model)
+            trades = measure(
+                model,
+                PlackettLuce(measured_for.params["temperature"]),
+                k=_PLACES,
+                users=_USERS,
+                advance=_rows(bar, "measuring the index"),
+            )
         bar.update(step, description="writing", advance=1)
         model.save(output)
         bar.update(step, advance=1)
@@ -152,6 +207,8 @@ def build(
     )
     if model.table_temperature is not None:
         click.echo(f"Tables of all users at temperature {model.table_temperature:g}.")
+    if measured_for is not None and trades:
+        _print_trades(model, measured_for.params["temperature"], trades)
     if catalog.storage != storage:
         click.echo(
             f"Kept as {catalog.storage}: {storage} is for {CODED_FROM:,} items and more.", err=True
@@ -159,11 +216,67 @@ def build(
     click.echo(f"Next: fastrank verify {output}", err=True)
 
 
-def _table_policy(text: str) -> Policy:
-    _, policy = parse_policy(text, "--tables")
+def _policy_of(option: str, text: str) -> Policy:
+    _, policy = parse_policy(text, option)
     if not isinstance(policy, Policy):
-        raise ValueError(f"--tables: {text}: expected a temperature, not one relative to a log's")
+        raise ValueError(f"{option}: {text}: expected a temperature, not one relative to a log's")
+    if option == "--index-policy" and not isinstance(policy, PlackettLuce):
+        raise ValueError(f"{option}: {text}: expected plackett_luce:temperature=...")
     return policy
+
+
+def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Progress) -> Model:
+    task = bar.add_task("making the index", total=None)
+    try:
+        index = build_ivf(model.catalog, n_lists=n_lists, n_probes=n_probes or 16)
+    except ValueError as error:
+        raise ValueError(f"--index-lists: {str(error).partition(': ')[2]}") from None
+    finally:
+        bar.remove_task(task)
+    return model.with_index(index)
+
+
+def _usual_policy(model: Model) -> PlackettLuce:
+    """The temperature that keeps `_OVERLAP` of the ranking of the median of some users."""
+    catalog = model.catalog
+    places = max(1, min(_PLACES, len(catalog) // 2))
+    rows = np.random.default_rng(0).permutation(len(model.user_ids))[:_USERS]
+    found = [condense(catalog.scores(model.user_vectors[row]), places) for row in np.sort(rows)]
+    values, counts = (np.array(each) for each in zip(*found, strict=True))
+    temperature = float(np.median(temperatures_for_overlap(values, places, _OVERLAP, counts)))
+    return PlackettLuce(float(f"{temperature:.3g}"))
+
+
+def _print_trades(model: Model, temperature: float, trades: list[Trade]) -> None:
+    index = model.catalog.index
+    assert index is not None  # it was measured
+    console = standard_output()
+    console.print(
+        f"Index: {index.index.nlist:,} lists, of which a search looks into {index.n_probes},"
+        f" version {index.version[:12]}. At temperature {temperature:g}, {_PLACES} places, beside"
+        " Plackett-Luce by a pass:"
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("m", "found", "factor", "ESS", "least user's", "score lost", "mass found", "time"):
+        table.add_column(name, justify="right")
+    for each in trades:
+        table.add_row(
+            f"{each.m:,}",
+            f"{each.found:,.0f}",
+            f"{each.factor:g}",
+            f"{each.ess:.0%}",
+            f"{each.least_ess:.0%}",
+            f"{each.lost:.1%}",
+            f"{each.mass:.1%}",
+            f"{1e6 * each.seconds:,.0f} us, x {each.of_a_pass:.2g}",
+        )
+    console.print(table)
+    trade, warnings = propose(trades)
+    policy = FlatTail(temperature, trade.m, trade.factor)
+    params = ",".join(f"{name}={value:g}" for name, value in policy.params.items())
+    console.print(f"Proposed: {policy.inference_type}:{params}", soft_wrap=True)
+    for warning in warnings:
+        click.echo(f"fastrank build: index: {warning}", err=True)
 
 
 def _with_tables(model: Model, policy: Policy, most: int, bar: Progress) -> Model:

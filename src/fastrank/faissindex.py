@@ -1,0 +1,324 @@
+"""FAISS indexes as finders of candidates for `FlatTail`; FAISS is imported where it is used."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import store
+from fastrank.arraytypes import Float32Array, IdArray, Positions
+from fastrank.ask import Found
+from fastrank.inputs import as_count, shown
+
+__all__ = ["LABELS", "FaissIndex", "Finder"]
+
+LABELS = ("positions", "rows", "item_ids")
+
+_SAID = re.compile(r"Error in .* at \S+:\d+: (?:Error: '.*' failed: ?)?(.*)", re.DOTALL)
+
+
+class FaissIndex:
+    """A FAISS index over a catalog's items, that finds candidates for `FlatTail`.
+
+    `fastrank.retrieval.build_ivf` makes one; this wraps one that is there.
+
+    Parameters
+    ----------
+    index : faiss.Index
+        Of inner products: over item vectors or, where the catalog has biases, over item vectors
+        with the bias as one more coordinate at the end. It must not change from here on. It may
+        hold some of the items only: the others are of the tail.
+    labels : {"rows", "item_ids"}
+        What it calls an item: its row, as `index.add` numbers them, or its id, which then is an
+        integer (`IndexIDMap`).
+    n_probes : int, optional
+        Of an inverted file: how many lists a search looks into. By default `index.nprobe`.
+    version : str, optional
+        What logs call it. By default a hash of its content, for which it is serialised.
+
+    Notes
+    -----
+    Candidates weigh what their scores say. Those of flat, IVFFlat and HNSWFlat indexes are taken as
+    they come: inner products in float32. Any other index may round vectors, so its candidates are
+    scored again by the catalog: dear over float32 storage, where vectors are not kept one by one.
+
+    A search takes one thread. A process must not fork once it has searched: OpenMP's threads do not
+    come along.
+
+    Examples
+    --------
+    >>> import faiss, fastrank as fr
+    >>> vectors = np.eye(4, dtype=np.float32)
+    >>> flat = faiss.IndexFlatIP(4)
+    >>> flat.add(vectors)
+    >>> catalog = fr.Catalog([10, 20, 30, 40], vectors).with_index(FaissIndex(flat))
+    >>> policy = fr.FlatTail(temperature=0.5, m=2, factor=0.1)
+    >>> ranking = catalog.rank([3.0, 2.0, 1.0, 0.0], k=3, policy=policy, seed=1)
+    >>> ranking.made_by, ranking.candidates.n_found
+    ('index', 2)
+    """
+
+    def __init__(
+        self,
+        index: Any,
+        *,
+        labels: str = "rows",
+        n_probes: int | None = None,
+        version: str | None = None,
+    ) -> None:
+        if labels not in LABELS:
+            raise ValueError(f"labels: expected one of {', '.join(LABELS)}; got {shown(labels)}")
+        if version is not None and (not isinstance(version, str) or not version):
+            raise ValueError(f"version: expected a text, got {shown(version)}")
+        self._labels = labels
+        self._n_probes = None if n_probes is None else as_count("n_probes", n_probes)
+        self._version = version
+        self._content: npt.NDArray[np.uint8] | None = None  # of a file
+        self._digest: str | None = None  # as its manifest has it
+        self._lock = threading.Lock()
+        self._index: Any = None
+        self._set(index)
+
+    @classmethod
+    def mapped(
+        cls,
+        content: npt.NDArray[np.uint8],
+        digest: str,
+        version: str,
+        labels: str,
+        n_probes: int | None,
+    ) -> FaissIndex:
+        """One that lies in a file: read at first use, where its hash is looked at, too."""
+        found = cls.__new__(cls)
+        found._labels, found._n_probes, found._version = labels, n_probes, version
+        found._content, found._digest = content, digest
+        found._lock, found._index = threading.Lock(), None
+        return found
+
+    def __repr__(self) -> str:
+        return f"FaissIndex({self._labels}, version {self.version[:12]})"
+
+    @property
+    def version(self) -> str:
+        """What logs call it."""
+        if self._version is None:
+            self._version = store.array_digest(self.content)
+        return self._version
+
+    @property
+    def labels(self) -> str:
+        """What it calls an item: its row, its id, or the position at which a catalog keeps it."""
+        return self._labels
+
+    @property
+    def n_probes(self) -> int | None:
+        """Lists that a search looks into; None where there are no lists."""
+        return self._n_probes
+
+    @property
+    def content(self) -> npt.NDArray[np.uint8]:
+        """The index as bytes, as FAISS writes them: those of its file, or else made anew."""
+        if self._content is not None:
+            return self._content
+        import faiss
+
+        try:
+            content: npt.NDArray[np.uint8] = faiss.serialize_index(self._index)
+        except RuntimeError as error:
+            raise ValueError(f"index: FAISS cannot write it: {_reason(error)}") from None
+        return content
+
+    @property
+    def index(self) -> Any:
+        """The FAISS index itself."""
+        if self._index is None:
+            with self._lock:
+                if self._index is None:
+                    self._read()
+        return self._index
+
+    def _read(self) -> None:
+        import faiss
+
+        content = self._content
+        assert content is not None  # `mapped` has it
+        # FAISS believes what it reads: a damaged file would be read past its end.
+        if store.array_digest(content) != self._digest:
+            raise ValueError("index: damaged: it does not match its SHA-256")
+        try:
+            reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(content), content.size)
+            self._set(faiss.read_index(reader))
+        except RuntimeError as error:
+            raise ValueError(f"index: FAISS cannot read it: {_reason(error)}") from None
+
+    def _set(self, index: Any) -> None:
+        import faiss
+
+        if not isinstance(index, faiss.Index):
+            raise ValueError(f"index: expected an index of FAISS, got {shown(index)}")
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError("index: expected one of inner products (METRIC_INNER_PRODUCT)")
+        if not index.is_trained:
+            raise ValueError("index: it is not trained")
+        inner, transformed = _inner(index)
+        self._is_exact = not transformed and isinstance(
+            inner, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat
+        )
+        if isinstance(inner, faiss.IndexIVF):
+            probes = inner.nprobe if self._n_probes is None else self._n_probes
+            self._n_probes = min(int(probes), int(inner.nlist))
+        elif self._n_probes is not None:
+            raise ValueError(f"n_probes: {type(inner).__name__} has no lists; got {self._n_probes}")
+        self._plain = _parameters(index, None, self._n_probes)
+        self._index = index
+
+    def search(
+        self, query: Float32Array, m: int, selector: Any
+    ) -> tuple[npt.NDArray[np.int64], Float32Array | None]:
+        """Labels of at most m items, best first, and their scores if those are inner products."""
+        index = self.index
+        if query.shape[1] != index.d:
+            raise ValueError(f"index: of {index.d} dimensions, for queries of {query.shape[1]}")
+        labels = np.empty((1, m), np.int64)
+        distances = np.empty((1, m), np.float32)
+        parameters = (
+            self._plain if selector is None else _parameters(index, selector, self._n_probes)
+        )
+        try:
+            index.search(query, m, D=distances, I=labels, params=parameters)
+        except RuntimeError as error:
+            raise ValueError(f"index: FAISS cannot search it: {_reason(error)}") from None
+        found = labels[0]
+        scores = distances[0]
+        if found[-1] < 0:  # fewer than m: -1 behind the last
+            is_found = found >= 0
+            found, scores = found[is_found], scores[is_found]
+        if not np.isfinite(scores).all():
+            worst = int(np.flatnonzero(~np.isfinite(scores))[0])
+            raise ValueError(f"index: it gave label {found[worst]} a score of {scores[worst]}")
+        return found, scores if self._is_exact else None
+
+
+class Finder:
+    """An index, and the catalog whose items it finds."""
+
+    def __init__(
+        self,
+        index: FaissIndex,
+        dim: int,
+        has_bias: bool,
+        item_ids: IdArray,
+        rows: Positions | None,
+        positions_of: Callable[[IdArray], Positions],
+    ) -> None:
+        """item_ids by position; rows: of each position, None for the same; positions_of: of ids,
+        -1 for those that are unknown."""
+        self.index = index
+        self._dim = dim
+        self._has_bias = has_bias
+        self._item_ids = item_ids
+        self._rows = rows
+        self._positions_of = positions_of
+        self._position_of_row: Positions | None = None
+
+    def find(
+        self,
+        query: Float32Array,
+        m: int,
+        excluded: Positions | None,
+        eligible: npt.NDArray[np.uint16] | None,
+    ) -> Found:
+        """The best of the eligible items, at most m, as the index finds them."""
+        own = np.empty((1, self._dim + self._has_bias), np.float32)
+        own[0, : self._dim] = query[: self._dim]
+        if self._has_bias:
+            own[0, self._dim] = 1.0
+        selector = None if eligible is None else self._selector(excluded, eligible)
+        labels, scores = self.index.search(own, m, selector)
+        return Found(self._as_positions(labels), scores, self.index.version, self.index.n_probes)
+
+    def _selector(self, excluded: Positions | None, eligible: npt.NDArray[np.uint16]) -> Any:
+        import faiss
+
+        if self.index.labels == "positions":
+            return faiss.IDSelectorBitmap(eligible.view(np.uint8))
+        assert excluded is not None  # without a filter there are no eligible items to choose
+        labels = excluded
+        if self.index.labels == "item_ids":
+            labels = self._item_ids[excluded]
+        elif self._rows is not None:
+            labels = self._rows[excluded]
+        return faiss.IDSelectorNot(faiss.IDSelectorBatch(labels))
+
+    def _as_positions(self, labels: npt.NDArray[np.int64]) -> Positions:
+        kind, n = self.index.labels, len(self._item_ids)
+        if kind == "positions":
+            return labels  # of an index of ours; the core looks at positions, too
+        if kind == "item_ids":
+            positions: Positions = self._positions_of(labels)
+            missing = np.flatnonzero(positions < 0)
+            if missing.size:
+                raise ValueError(
+                    f"index: it found the id {labels[missing[0]]}, which the catalog does not have"
+                )
+            return positions
+        if labels.size and int(labels.max()) >= n:
+            raise ValueError(f"index: it found row {int(labels.max())} of {n} items")
+        if self._rows is None:
+            return labels
+        if self._position_of_row is None:
+            assert self._rows is not None
+            positions_of_rows = np.empty(n, np.int64)
+            positions_of_rows[self._rows] = np.arange(n)
+            self._position_of_row = positions_of_rows
+        found: Positions = self._position_of_row[labels]
+        return found
+
+
+def _inner(index: Any) -> tuple[Any, bool]:
+    """What searches, below what renames or transforms; and whether anything transforms."""
+    import faiss
+
+    transformed = False
+    for _ in range(8):  # no index is wrapped more often
+        index = faiss.downcast_index(index)
+        if isinstance(index, faiss.IndexPreTransform):
+            transformed = True
+        elif not isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
+            break
+        index = index.index
+    return index, transformed
+
+
+def _parameters(index: Any, selector: Any, n_probes: int | None) -> Any:
+    """Of a search; what it leaves open is as the index has it."""
+    import faiss
+
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(
+            index_params=_parameters(index.index, selector, n_probes)
+        )
+    if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
+        return _parameters(index.index, selector, n_probes)
+    chosen = {} if selector is None else {"sel": selector}
+    if isinstance(index, faiss.IndexIVF):
+        if isinstance(index, faiss.IndexIVFPQ):
+            return faiss.IVFPQSearchParameters(nprobe=n_probes, **chosen)
+        return faiss.SearchParametersIVF(nprobe=n_probes, **chosen)
+    if selector is None:
+        return None
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=index.hnsw.efSearch, **chosen)
+    return faiss.SearchParameters(**chosen)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says, without the place in its sources."""
+    found = _SAID.fullmatch(str(error).strip())
+    return found[1] if found and found[1] else str(error)

@@ -37,6 +37,7 @@ from targets import TARGETS, Call, Container, Gateway, SageMaker, Target
 
 from fastrank import INFERENCE_TYPES
 from fastrank.ids import split_ids
+from fastrank.policies import PARAMETERS
 
 _LOG = logging.getLogger("fastrank.loadtest")
 _TIMEOUT = 30.0  # seconds for an answer: API Gateway gives 29
@@ -201,6 +202,8 @@ def _options(parser: Any) -> None:
     add("--k", type=int, default=10)
     add("--temperature", type=float)
     add("--epsilon", type=float)
+    add("--m", type=int)
+    add("--factor", type=float)
     add("--floor", action="store_true", help="GET /ping as well: what a request costs unranked.")
     add("--shape", choices=["none", "ramp", "soak"], default="none", include_in_web_ui=False)
     add("--stages", default="1,8,32,128", help="Users of each stage of a ramp.")
@@ -343,7 +346,10 @@ def _shape(options: Any) -> Shape | None:
 def _number(options: Any, name: str) -> float | None:
     """An option that need not be given; from locust's page it comes as text, empty if it is not."""
     value = getattr(options, name)
-    return None if value in (None, "") else float(value)
+    if value in (None, ""):
+        return None
+    is_integer = name in PARAMETERS and PARAMETERS[name].is_integer
+    return int(value) if is_integer else float(value)
 
 
 def _warm_up(options: Any) -> float:

@@ -218,8 +218,7 @@ GIVEN: dict[str, Any] = {
     "experiment": "e", "arm": "b", "revision": "3", "row_weight": 10.0,
     "features_version": "f", "score": {"name": "cosine", "hash": "h", "params": "{}"},
     "rules": {"id": "r", "params": '{"budget": 50}'}, "after": [1, 2],
-    "n_scored": 2500, "n_probes": 16, "tail_log_weight": -3.5,
-    "is_candidate": [True, False, True], "shown_at": NOON,
+    "n_scored": 2500, "shown_at": NOON,
     "evaluation_log_propensities": [("new", [-1.0, -2.0, -3.0])],
 }  # fmt: skip
 
@@ -279,7 +278,8 @@ class TestColumns:
         [
             ([("temperature", None)], "policy parameter temperature"),
             ([("temperature", 1.0), ("temperature", 1.0)], "policy parameter temperature"),
-            ([("m", float("inf"))], "policy parameter"),
+            ([("m", float("inf"))], "policy parameter m"),
+            ([("depth", float("inf"))], "policy parameter"),
             ([(None, 1.0)], "policy parameter"),
             ([(f"p{i}", 1.0) for i in range(40)], "policy parameter"),
         ],

@@ -97,7 +97,7 @@ class TestRoundTrip:
         (logged,), reader = drain(tmp_path)
         when = datetime(2026, 1, 1, 12, tzinfo=UTC)
         assert logged == {
-            **dict.fromkeys(UNREAD),
+            **dict.fromkeys((*UNREAD, "n_probes", "tail_log_weight", "is_candidate")),
             "schema_version": 2,
             "request_id": "é",
             "request_id_source": "header",

@@ -35,6 +35,7 @@ FIELDS = {
     *("rng_version", "n_eligible", "made_by", "n_scored", "model_version"),
     *("catalog_version", "is_fallback"),
 }
+OF_CANDIDATES = {"n_candidates", "tail_log_weight", "is_candidate"}  # found by a pass
 GUMBEL = "stochastic_gumbel_softmax_trick"
 CUSTOM = "X-Amzn-SageMaker-Custom-Attributes"
 INFERENCE_ID = "X-Amzn-SageMaker-Inference-Id"
@@ -87,7 +88,11 @@ class TestAnswer:
         assert answer.status == 200
         row = answer.json()
         expected = model.recommend("ann", 7, policy=fr.policy(inference_type), seed=2**64 - 1)
-        assert set(row) == FIELDS
+        more = OF_CANDIDATES if expected.candidates else set()
+        assert set(row) == FIELDS | more
+        if expected.candidates:
+            assert row["is_candidate"] == expected.candidates.is_candidate.tolist()
+            assert row["n_candidates"] == expected.candidates.n_found
         assert row["item_ids"] == expected.item_ids.tolist()
         np.testing.assert_allclose(row["log_propensities"], expected.log_propensities, rtol=1e-6)
         np.testing.assert_allclose(row["scores"], expected.scores, rtol=1e-6)

@@ -433,11 +433,11 @@ def test_every_control_is_reached_and_named(visit: Visit, server: Server) -> Non
     visit.open(server, user="bob-3")
     page = visit.page
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     controls = ["user", "k", "temperature-slider", "temperature", "epsilon-slider", "epsilon"]
-    controls += ["head", "seed", "again", "bars", "ids", "SUMMARY"]
+    controls += ["head", "m", "factor", "seed", "again", "bars", "ids", "SUMMARY"]
     assert reached == controls
     for name, role in (("User", "combobox"), ("Temperature", "slider"), ("Seed", "textbox")):
         assert page.get_by_role(role, name=name, exact=True).count() == 1  # type: ignore[arg-type]

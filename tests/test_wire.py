@@ -287,6 +287,9 @@ def test_an_answer_states_the_kind_of_its_ids(tmp_path: Path, text: bool) -> Non
         document = (await call(app, "GET", "/openapi.json")).json()
         answer = document["components"]["schemas"]["Answer"]
         assert set(answer["properties"]["item_kind"]["enum"]) == {"int64", "str"}
-        assert set(answer["properties"]) - set(answer["required"]) == {"query", "traceparent"}
+        assert set(answer["properties"]) - set(answer["required"]) == {
+            *("query", "traceparent", "n_candidates", "retrieval", "n_probes"),
+            *("tail_log_weight", "is_candidate"),
+        }
 
     with_app(tmp_path / "model", work)

@@ -48,6 +48,7 @@ _PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
     "uniform": lambda n, d, k: 0,
     "sequential": lambda n, d, k: n * (d + _SEQUENTIAL * k),
     "cached": lambda n, d, k: n * (d + _TABLE),
+    "flat_tail": lambda n, d, k: n * d,  # at most: an index does less
 }
 
 

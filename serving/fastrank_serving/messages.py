@@ -25,6 +25,7 @@ from fastrank.wire import (
     Request,
     RequestError,
     RequestIdSource,
+    Retrieval,
     checked,
     encoded,
     read,
@@ -302,7 +303,7 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
     params = ranking.policy.params
     if served.user_temperature is not None:
         params = {**params, "user_temperature": served.user_temperature}
-    return Answer(
+    answer = Answer(
         request_id=served.origin.request_id,
         request_id_source=served.origin.request_id_source,
         traceparent=served.origin.traceparent or msgspec.UNSET,
@@ -328,3 +329,13 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
         is_fallback=served.is_fallback,
         query=served.query,
     )
+    found = ranking.candidates
+    if found is not None:
+        answer.n_candidates = found.n_found
+        answer.tail_log_weight = found.tail_log_weight
+        answer.is_candidate = found.is_candidate.tolist()
+        if found.retrieval is not None:
+            answer.retrieval = Retrieval(**found.retrieval)
+        if found.n_probes is not None:
+            answer.n_probes = found.n_probes
+    return answer

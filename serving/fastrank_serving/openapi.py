@@ -10,7 +10,7 @@ import fastrank as fr
 from fastrank.ids import MAX_LENGTH
 from fastrank.policies import PARAMETERS, parameters_of
 from fastrank_serving.messages import MAX_TEXT, Answer
-from fastrank_serving.settings import Settings
+from fastrank_serving.settings import MAX_M, Settings
 
 __all__ = ["document"]
 
@@ -140,7 +140,7 @@ def _parameter(name: str) -> dict[str, Any]:
     return {
         "type": "integer" if row.is_integer else "number",
         "minimum": row.low,
-        "maximum": row.high,
+        "maximum": min(row.high, MAX_M) if name == "m" else row.high,
         "description": f"{row.meaning}. Of {', '.join(takers)}; others refuse it.",
     }
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.extras import missing_extra
 from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.inputs import draw_seed
 from fastrank.lru import LRU
@@ -37,7 +38,7 @@ from fastrank_serving.messages import (
     policy_of,
 )
 from fastrank_serving.metrics import Metrics
-from fastrank_serving.settings import Settings
+from fastrank_serving.settings import MAX_M, Settings
 
 if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
     from fastrank.eventlog import LogWriter
@@ -79,14 +80,20 @@ class Loaded:
             catalog.version if model is None else model.version,
             np.zeros(catalog.dim, np.float32),
         )
-        loaded.test()
+        try:
+            loaded.test()
+        except ModuleNotFoundError as error:  # its index wants FAISS
+            raise ValueError(f"the model has an index: {missing_extra(error) or error}") from None
         return loaded
 
     def test(self) -> None:
         """Rank for one user and check the propensities, which touches every page on the way."""
         query = self.nobody if self.model is None else self.model.user_vectors[0]
         k = min(10, len(self.catalog))
-        for policy in (fr.Deterministic(), fr.PlackettLuce()):
+        policies: list[fr.Policy] = [fr.Deterministic(), fr.PlackettLuce()]
+        if self.catalog.index is not None:  # which is read, and looked at, when it is first used
+            policies.append(fr.FlatTail())
+        for policy in policies:
             ranking = self.catalog.rank(query, k, policy=policy, seed=1)
             again = self.catalog.log_propensities(query, ranking.item_ids, policy=policy)
             error = float(np.abs(np.asarray(again) - ranking.log_propensities).max())
@@ -236,6 +243,8 @@ class Service:
         settings, loaded = self.settings, self.loaded
         if not 1 <= request.k <= settings.max_k:
             raise out_of_range("k", request.k, f"1 to {settings.max_k}")
+        if request.m is not None and request.m > MAX_M:
+            raise out_of_range("m", request.m, f"1 to {MAX_M}")
         policy = policy_of(request, settings.policy)
         query, user_temperature, is_fallback = self._query(loaded, request)
         if is_fallback and settings.fallback is not None:

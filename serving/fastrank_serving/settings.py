@@ -13,6 +13,7 @@ import fastrank as fr
 __all__ = ["Settings", "policy_named"]
 
 MAX_K = 1000
+MAX_M = 100_000  # candidates of a flat tail that a request may ask for
 MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 DEADLINE = 20.0  # seconds: below the 29 of API Gateway

@@ -33,6 +33,7 @@ from fastrank.policies import (
     INFERENCE_TYPES,
     Deterministic,
     EpsilonGreedy,
+    FlatTail,
     PlackettLuce,
     Policy,
     policy,
@@ -277,8 +278,8 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
     rankings: dict[str, Ranking] = {}
     microseconds: dict[str, float] = {}
     for name, (_, _, accepted) in INFERENCE_TYPES.items():
-        if sampler_name(name) == "auto":
-            continue  # without tables of users it is gumbel
+        if sampler_name(name) == "auto" or name == FlatTail().inference_type:
+            continue  # without tables of users it is gumbel; without an index there is no use in it
         values = {"temperature": temperature, "epsilon": EPSILON}
         chosen = policy(name, **{p: values[p] for p in accepted if p in values})
         rankings[name] = model.recommend(user, k=k, policy=chosen, seed=seed)

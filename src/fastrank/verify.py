@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,12 +22,21 @@ import numpy.typing as npt
 from scipy import stats
 
 from fastrank import reference
-from fastrank.arraytypes import Float32Array, FloatArray, IntArray
+from fastrank.arraytypes import Float32Array, FloatArray, IntArray, Mask
 from fastrank.calibration import temperature_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.model import Model
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, BestFirst, Policy, law_of, policy, sampler_name
+from fastrank.policies import (
+    INFERENCE_TYPES,
+    BestFirst,
+    FlatTail,
+    PlackettLuce,
+    Policy,
+    law_of,
+    policy,
+    sampler_name,
+)
 from fastrank.ranking import Ranking
 
 __all__ = [
@@ -57,6 +66,8 @@ _DRAWS_TIMES_ITEMS = 500_000_000  # bounds the time of what costs a pass over th
 _MIN_DRAWS = 1000
 _MIN_CELL = 5.0
 _TABLES = 16  # users whose tables are made again
+_FEW_CANDIDATES, _FACTOR = 2, 0.3  # of a flat tail over a few items
+_CANDIDATES = 0.1  # of all items, as over the full catalog
 
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being checked, steps done, in all
 
@@ -68,10 +79,10 @@ class Check:
     Attributes
     ----------
     name : str
-        ``files``, ``tables``, ``rankings``, ``first place``, ``sum``, ``propensities``,
+        ``files``, ``tables``, ``index``, ``rankings``, ``first place``, ``sum``, ``propensities``,
         ``same seed`` or ``filters``.
     policy : Policy or None
-        None for ``files`` and ``tables``.
+        None for ``files``, ``tables`` and ``index``.
     passed : bool
     detail : str
         One line for reading.
@@ -147,6 +158,10 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
     if model is not None and model.table_temperature is not None:
         files.append(_tables(model))
     queries = _queries(catalog, model)
+    if catalog.index is not None:
+        files.append(_index(catalog, queries))
+        if not files[-1].passed:
+            return Verdict(checks=tuple(files))
     verdict = verify_catalog(catalog, queries, draws=draws, advance=advance)
     return Verdict(
         checks=(*files, *verdict.checks),
@@ -183,7 +198,7 @@ def verify_catalog(
     subsets = [_subset(subject, i) for i, subject in enumerate(subjects)]
     k = max(1, min(_FULL_K, n // 2))
     temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
-    policies = _policies(temperature)
+    policies = _policies(temperature, n)
     n_steps = (len(queries) + 1) * len(policies)
     step = 0
     checks: list[Check] = []
@@ -195,6 +210,8 @@ def verify_catalog(
                 advance(f"{name}, {len(subset)} items", step, n_steps)
             step += 1
             small = full.at_temperature(_subset_temperature(subject.scores[subset]))
+            if isinstance(small, FlatTail):
+                small = replace(small, m=_FEW_CANDIDATES)
             checks.append(_rankings(subject, subset, small, _enough(small, draws, n), seeds))
             checks.append(_sum(subject, subset, small))
         if advance:
@@ -218,7 +235,8 @@ def verify_catalog(
 
 def label(tested: Policy) -> str:
     """Its inference type, and the head that it has."""
-    law_of(tested)  # refuses what has none
+    if not isinstance(tested, FlatTail):
+        law_of(tested)  # refuses what has none
     head = tested.params.get("head")
     return f"{tested.inference_type}, head {head}" if head else tested.inference_type
 
@@ -283,6 +301,19 @@ class _Subject:
         ids = np.asarray(catalog.item_ids)
         return cls(catalog, query, scores, ids, np.argsort(ids, kind="stable"))
 
+    def as_drawn(
+        self, full: Policy, left: Mask | None = None, exclude: npt.NDArray[Any] | None = None
+    ) -> tuple[FloatArray, Policy]:
+        """Scores and a policy of the same law: a flat tail is a softmax of other scores."""
+        if not isinstance(full, FlatTail):
+            return self.scores, full
+        rows, found = self.catalog._candidates(self.query, full.m, exclude)
+        scores = self.scores.copy()
+        if found is not None:
+            scores[rows] = found
+        changed = reference.flat_tail_scores(scores, full, rows, left)
+        return changed, PlackettLuce(full.temperature)
+
     def positions(self, item_ids: npt.NDArray[Any]) -> IntArray:
         return self.by_id[np.searchsorted(self.ids, item_ids, sorter=self.by_id)]
 
@@ -323,7 +354,7 @@ def _sum(subject: _Subject, subset: IntArray, small: Policy) -> Check:
 def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> list[Check]:
     """The item in the first place, over the full catalog, against its law in three groupings."""
     n = len(subject.scores)
-    law = _first_place_law(subject.scores, full)
+    law = _first_place_law(*subject.as_drawn(full))
     first = [
         subject.catalog.rank(subject.query, k=1, policy=full, seed=seed).item_ids[0]
         for seed in seeds.take(draws)
@@ -360,6 +391,7 @@ def _first_place_law(scores: FloatArray, full: Policy) -> FloatArray:
 def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
     """What `rank` reports, against `log_propensities` of the same items and against float64."""
     worst = 0.0
+    scores, same = subject.as_drawn(full)
     for seed in seeds.take(3):
         ranking = subject.catalog.rank(subject.query, k=k, policy=full, seed=seed)
         positions = subject.positions(ranking.item_ids)
@@ -367,10 +399,10 @@ def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Che
         if fault:
             return Check("propensities", full, False, f"seed {seed}: {fault}")
         given = subject.catalog.log_propensities(subject.query, ranking.item_ids, policy=full)
-        exact = reference.log_propensities(subject.scores, positions, full)
+        exact = reference.log_propensities(scores, positions, same)
         differences = [np.abs(ranking.log_propensities - other).max() for other in (given, exact)]
         if ranking.log_norm is not None:
-            exact_norm = reference.log_norm(subject.scores, law_of(full).temperature)
+            exact_norm = reference.log_norm(scores, law_of(same).temperature)
             differences.append(abs(ranking.log_norm - exact_norm))
         # np.max, unlike max, lets a nan through, and a nan fails the comparison below.
         worst = float(np.max([worst, np.max(differences) - ranking.log_norm_error]))
@@ -383,7 +415,10 @@ def _fault(ranking: Ranking, scores: FloatArray, positions: IntArray, k: int) ->
     different = len(np.unique(positions))
     if different != k or len(ranking) != k:
         return f"{len(ranking)} places with {different} different items for k = {k}"
-    if not np.array_equal(ranking.scores, scores[positions]):
+    own = scores[positions]
+    # An index adds up inner products in an order of its own.
+    off = 1e-5 * np.abs(scores).max() if ranking.made_by == "index" else 0.0
+    if not (np.abs(ranking.scores - own) <= off).all():
         return "the scores are not those of the items"
     if not np.all(ranking.log_propensities <= 0):  # a nan fails this too
         return "a log-propensity is above 0 or not a number"
@@ -421,7 +456,8 @@ def _filters(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
         if not left[positions].all() or ranking.n_eligible != left.sum():
             return Check("filters", full, False, f"seed {seed}: an excluded item took part")
         if i == 0:
-            exact = reference.log_propensities(subject.scores, positions, full, left)
+            scores, same = subject.as_drawn(full, left, subject.ids[out])
+            exact = reference.log_propensities(scores, positions, same, left)
             difference = np.abs(ranking.log_propensities - exact).max()
             worst = float(np.max([0.0, difference - ranking.log_norm_error]))
     detail = f"the best {len(out)}, excluded, never came; propensities within {worst:.1e}"
@@ -435,7 +471,7 @@ def _affordable(draws: int, n: int) -> int:
 
 def _enough(tested: Policy, draws: int, n: int) -> int:
     """How many rankings of a few allowed items to draw."""
-    if law_of(tested).is_certain:
+    if tested.law is not None and tested.law.is_certain:
         return _MIN_DRAWS  # one ranking is right, all others are not
     if tested.sampler == "sequential":
         return _affordable(draws, n)  # it passes over the catalog even for a few items
@@ -478,6 +514,22 @@ def _tables(model: Model) -> Check:
     return Check("tables", None, passed, detail, error=error)
 
 
+def _index(catalog: Catalog, queries: Sequence[Float32Array]) -> Check:
+    """Whether the index is of these vectors, and what it finds of the best."""
+    assert catalog.index is not None  # it has one
+    try:
+        catalog._check_index()
+        k = min(_FULL_K, len(catalog))
+        shares = []
+        for query in queries:
+            best = np.argsort(-catalog.scores(query), kind="stable")[:k]
+            shares.append(np.isin(best, catalog._candidates(query, k)[0]).mean())
+    except (ValueError, ModuleNotFoundError) as error:
+        return Check("index", None, False, str(error))
+    found = f"of the best {k} it finds {float(np.mean(shares)):.0%} for {len(queries)} queries"
+    return Check("index", None, True, f"it scores as the catalog does; {found}")
+
+
 def _deciles(law: FloatArray, order: IntArray) -> IntArray:
     """Group 0..9 of each item: ten runs along `order` of nearly equal mass."""
     mass = law[order]
@@ -487,9 +539,10 @@ def _deciles(law: FloatArray, order: IntArray) -> IntArray:
     return groups
 
 
-def _policies(temperature: float) -> list[Policy]:
+def _policies(temperature: float, n: int) -> list[Policy]:
     """One of every inference type that draws by itself, and one with a head."""
-    values = {"temperature": temperature, "epsilon": _EPSILON}
+    values = {"temperature": temperature, "epsilon": _EPSILON, "factor": _FACTOR}
+    values["m"] = max(1, int(_CANDIDATES * n))
     found = [
         policy(name, **{p: values[p] for p in accepted if p in values})
         for name, (_, _, accepted) in INFERENCE_TYPES.items()

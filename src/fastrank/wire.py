@@ -26,6 +26,7 @@ __all__ = [
     "Request",
     "RequestError",
     "RequestIdSource",
+    "Retrieval",
     "checked",
     "encoded",
     "lines_of",
@@ -58,6 +59,8 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     temperature: float | None = None
     epsilon: float | None = None
     head: int | None = None
+    m: int | None = None
+    factor: float | None = None
     exclude: list[ItemId] | None = None
     allow: list[ItemId] | None = None
     seed: int | None = None
@@ -69,6 +72,13 @@ class PolicyName(msgspec.Struct, gc=False):
 
     name: str
     params: dict[str, float]
+
+
+class Retrieval(msgspec.Struct, gc=False):
+    """The index that found candidates."""
+
+    name: str
+    version: str
 
 
 class Answer(msgspec.Struct, kw_only=True, gc=False):
@@ -111,12 +121,35 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
         str,
         msgspec.Meta(
             description="`pass`: by a pass over the catalog; `table`: from the masses that are kept"
-            " of a user."
+            " of a user; `index`: from the candidates that an index found."
         ),
     ]
     n_scored: Annotated[
         int, msgspec.Meta(description="Items whose scores it took; by a pass, all eligible ones.")
     ]
+    n_candidates: Annotated[
+        int | msgspec.UnsetType,
+        msgspec.Meta(description="Of `stochastic_flat_tail`: candidates, which an index found."),
+    ] = msgspec.UNSET
+    retrieval: Annotated[
+        Retrieval | msgspec.UnsetType,
+        msgspec.Meta(description="Where an index found them: which one."),
+    ] = msgspec.UNSET
+    n_probes: Annotated[
+        int | msgspec.UnsetType,
+        msgspec.Meta(description="Where the index has lists: how many it looked into."),
+    ] = msgspec.UNSET
+    tail_log_weight: Annotated[
+        float | msgspec.UnsetType,
+        msgspec.Meta(
+            description="Logarithm of the weight of each item that is no candidate, on the scale of"
+            " score / T."
+        ),
+    ] = msgspec.UNSET
+    is_candidate: Annotated[
+        list[bool] | msgspec.UnsetType,
+        msgspec.Meta(description="For each place, whether its item was among the candidates."),
+    ] = msgspec.UNSET
     model_version: str
     catalog_version: str
     is_fallback: bool
@@ -180,8 +213,8 @@ def lines_of(body: bytes) -> list[bytes]:
 
 _REQUEST = msgspec.json.Decoder(Request)
 _FIELDS = tuple(Request.__struct_fields__)
-_INTEGERS = ("k", "head", "seed")
-_FLOATS = ("temperature", "epsilon")
+_INTEGERS = ("k", "head", "m", "seed")
+_FLOATS = ("temperature", "epsilon", "factor")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
 _TEXTS = {"user_id": MAX_LENGTH, "request_id": MAX_TEXT, "inference_type": MAX_TEXT}
 _PATH = re.compile(r" - at `\$\.?(\w*)")

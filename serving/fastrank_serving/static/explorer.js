@@ -8,6 +8,7 @@ const WORDS = {
   stochastic_plackett_luce_auto: "From the user's table, or else in one pass.",
   stochastic_gumbel_softmax_trick: "Plackett-Luce in one pass, by Gumbel noise.",
   stochastic_epsilon_greedy: "The best left or, by epsilon, any item left.",
+  stochastic_flat_tail: "Candidates of an index, and a flat tail.",
   uniform: "Any item: scores play no part.",
 };
 const FIRST = "deterministic"; // what the others are compared with
@@ -22,7 +23,8 @@ const LONGEST_TITLE = 160;
 const SHARED_FIELDS = ["user_id", "k", "seed", "request_id"];
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, seed: "0", bars: "linear", ids: false };
+const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, m: 1000, factor: 0.1, seed: "0", bars: "linear", ids: false };
+const usual = {}; // of what the address says where it is another
 const cards = new Map();
 const titles = new Map();
 let about = null;
@@ -168,18 +170,20 @@ async function sweep(outdated) {
   say(`${kinds} rankings for user ${chosen.user}, drawn with seed ${chosen.seed}.`);
 }
 
-function mistake({ user, k, temperature, epsilon, head, seed }) {
+function mistake({ user, k, temperature, epsilon, head, m, factor, seed }) {
   if (!user) return new Problem("Choose a user.", "user_id");
   if (!Number.isInteger(k)) return new Problem("k: expected a whole number.", "k");
   if (!Number.isFinite(temperature)) return new Problem("temperature: expected a number.", "temperature");
   if (!Number.isFinite(epsilon)) return new Problem("epsilon: expected a number.", "epsilon");
   if (!Number.isInteger(head)) return new Problem("head: expected a whole number.", "head");
+  if (!Number.isInteger(m)) return new Problem("m: expected a whole number.", "m");
+  if (!Number.isFinite(factor)) return new Problem("factor: expected a number.", "factor");
   if (!/^(0|[1-9]\d{0,19})$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above, without zeros ahead.", "seed");
   return null;
 }
 
 function markMistake(problem) {
-  for (const [field, id] of [["user_id", "user"], ["k", "k"], ["temperature", "temperature"], ["epsilon", "epsilon"], ["head", "head"], ["seed", "seed"]])
+  for (const [field, id] of [["user_id", "user"], ["k", "k"], ["temperature", "temperature"], ["epsilon", "epsilon"], ["head", "head"], ["m", "m"], ["factor", "factor"], ["seed", "seed"]])
     $(id).setAttribute("aria-invalid", String(problem?.field === field));
 }
 
@@ -253,6 +257,10 @@ function showRanking(card, found, names, best, milliseconds) {
   facts.push(["unchanged", `${same} of ${rows.length}`, best === null ? "" : differ]);
   facts.push(["probability", chance(found.log_propensity), `of the whole ranking; its logarithm is ${short(found.log_propensity)}`, "whole"]);
   facts.push(["made by", found.made_by, `${found.n_scored.toLocaleString("en")} items scored`]);
+  if (found.is_candidate) {
+    const count = found.is_candidate.filter((each) => each).length;
+    facts.push(["candidates", `${count} of ${rows.length}`, `places that show one of ${found.n_candidates.toLocaleString("en")}`]);
+  }
   const middle = [...card.times].sort((a, b) => a - b)[card.times.length >> 1];
   facts.push(["ms (median)", `${milliseconds.toFixed(1)} (${middle.toFixed(1)})`, `of ${card.times.length} requests`]);
   if (own !== undefined) facts.push(["the user's factor", short(own), "of the temperature, which has it in it"]);
@@ -337,14 +345,14 @@ function newSeed() {
 function readHash() {
   const given = new URLSearchParams(location.hash.slice(1));
   state.user = given.get("user") ?? state.user;
-  for (const name of ["k", "temperature", "epsilon", "head"]) if (given.has(name)) state[name] = numberOf(given.get(name));
+  for (const name of ["k", "temperature", "epsilon", "head", "m", "factor"]) if (given.has(name)) state[name] = numberOf(given.get(name));
   state.seed = given.get("seed") ?? state.seed;
   state.ids = given.get("ids") === "1";
   state.bars = given.get("bars") === "log" ? "log" : "linear";
 }
 
 function showState() {
-  for (const name of ["user", "k", "temperature", "epsilon", "head", "seed", "bars"]) {
+  for (const name of ["user", "k", "temperature", "epsilon", "head", "m", "factor", "seed", "bars"]) {
     const field = $(name);
     // What somebody is typing is left alone.
     if (field !== document.activeElement) field.value = typeof state[name] === "number" && Number.isNaN(state[name]) ? "" : state[name];
@@ -359,9 +367,9 @@ function showState() {
 
 // Not at every step of a slider: browsers refuse addresses that change too often.
 function writeHash() {
-  const { user, k, temperature, epsilon, head, seed, bars } = state;
+  const { user, k, temperature, epsilon, seed, bars } = state;
   const said = new URLSearchParams({ user, k, temperature, epsilon, seed });
-  if (head) said.set("head", head);
+  for (const [name, value] of Object.entries(usual)) if (state[name] !== value) said.set(name, state[name]);
   if (bars !== "linear") said.set("bars", bars);
   if (state.ids) said.set("ids", "1");
   history.replaceState(null, "", `#${said}`);
@@ -376,7 +384,7 @@ function listen() {
     state.epsilon = Number(event.target.value);
     changed();
   });
-  for (const name of ["k", "temperature", "epsilon", "head"])
+  for (const name of ["k", "temperature", "epsilon", "head", "m", "factor"])
     $(name).addEventListener("input", (event) => {
       state[name] = numberOf(event.target.value);
       changed(3 * PAUSE);
@@ -508,6 +516,7 @@ async function begin() {
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
   $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}`;
   Object.assign(state, about.params); // the server's own temperature or epsilon
+  Object.assign(usual, { head: state.head, m: state.m, factor: state.factor });
   state.k = Math.min(state.k, about.max_k);
   state.seed = newSeed();
   const middle = Math.log10(state.temperature);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from fastrank.catalog import Catalog
 from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
 from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, TABLED, policy, sampler_name
+from fastrank.policies import INFERENCE_TYPES, TABLED, FlatTail, Policy, policy, sampler_name
 from fastrank.ranking import Ranking, relabelled
 from fastrank.vectorfiles import read_npy
 
@@ -60,6 +61,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--head", type=int, help="So many first places show the best items; the rest is drawn."
 )
+@click.option("--m", type=int, help="For stochastic_flat_tail: candidates.  [default: 1000]")
+@click.option(
+    "--factor",
+    type=float,
+    help="For stochastic_flat_tail: what any other item weighs, in weights of the last candidate."
+    "  [default: 0.1]",
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
 @click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out. Repeatable.")
 @click.option("--exclude-file", type=_FILE, help="More of them, one a line.")
@@ -75,6 +83,8 @@ def rank(
     temperature: float | None,
     epsilon: float | None,
     head: int | None,
+    m: int | None,
+    factor: float | None,
     seed: int | None,
     exclude: tuple[str, ...],
     exclude_file: Path | None,
@@ -119,7 +129,7 @@ def rank(
         raise click.UsageError(f"--allow, --exclude: no item is eligible{why}")
     for note in notes:
         click.echo(f"fastrank rank: {note}", err=True)
-    own = None
+    own = chosen_for = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
     of_tables = None
     if user is not None and opened and sampler_name(inference_type) in TABLED:
@@ -137,9 +147,12 @@ def rank(
         scores = catalog.scores(vector)[eligible]
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
-        note = "" if as_json else _what_is_kept(scores, temperature, k)
-    given = {"temperature": temperature, "epsilon": epsilon, "head": head}
+        chosen_for = scores
+    given = {"temperature": temperature, "epsilon": epsilon, "head": head, "m": m}
+    given["factor"] = factor
     chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
+    if chosen_for is not None and not as_json:
+        note = _what_is_kept(chosen_for, chosen, k)
     drawn_by = chosen
     if user is not None and opened is not None:
         has_table = opened.keep_table(user_id, chosen)
@@ -228,8 +241,14 @@ def _eligible(catalog: Catalog, exclude: Any, allow: Any) -> Mask:
     return eligible
 
 
-def _what_is_kept(scores: npt.NDArray[Any], temperature: float, k: int) -> str:
+def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int) -> str:
     """What a chosen temperature does for these scores, as it is counted."""
+    temperature = chosen.params["temperature"]
+    if isinstance(chosen, FlatTail) and chosen.m < len(scores):  # as softmax of other scores
+        best = np.argsort(-scores, kind="stable")[: chosen.m]
+        others = np.full(len(scores), scores[best[-1]] + temperature * math.log(chosen.factor))
+        others[best] = scores[best]
+        scores = others
     kept = f"keeps {drawn_overlap(scores, temperature, k):.0%} of the deterministic ranking"
     if len(scores) > 1 and scores.min() == scores.max():
         return f" (all scores are equal; {kept}, as any temperature does)"
@@ -261,10 +280,28 @@ def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
         "n_eligible": ranking.n_eligible,
         "made_by": ranking.made_by,
         "n_scored": ranking.n_scored,
+        "candidates": _candidates(ranking),
         "catalog_version": ranking.catalog_version,
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
     }
+
+
+def _candidates(ranking: Ranking) -> dict[str, Any] | None:
+    found = ranking.candidates
+    if found is None:
+        return None
+    return {**found._asdict(), "is_candidate": found.is_candidate.tolist()}
+
+
+def _found(ranking: Ranking) -> dict[str, str]:
+    """A line on the candidates of a flat tail."""
+    found = ranking.candidates
+    if found is None:
+        return {}
+    by = "a pass" if found.index_version is None else f"index {found.index_version[:12]}"
+    shown = f"{found.is_candidate.sum()} of {len(ranking)} places show one"
+    return {"candidates": f"{found.n_found:,}, found by {by}; {shown}"}
 
 
 def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: float) -> None:
@@ -290,6 +327,7 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
         "seed": str(ranking.seed),
         "eligible items": f"{ranking.n_eligible:,}",
         "made by": f"{ranking.made_by}, {ranking.n_scored:,} items scored",
+        **_found(ranking),
         "catalog version": ranking.catalog_version,
         "latency": f"{latency_us:,.0f} us",
     }

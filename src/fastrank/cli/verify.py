@@ -95,8 +95,8 @@ def _record(verdict: Verdict) -> dict[str, object]:
 def _print(model: Path, verdict: Verdict) -> None:
     console = standard_output()
     for check in verdict.checks:
-        if check.name == "files":
-            console.print(f"{_mark(check.passed)} files: {for_terminal(check.detail)}")
+        if check.policy is None:
+            console.print(f"{_mark(check.passed)} {check.name}: {for_terminal(check.detail)}")
     if verdict.p_limit is not None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("inference type", no_wrap=True)
@@ -119,7 +119,7 @@ def _print(model: Path, verdict: Verdict) -> None:
             error that a ranking itself states; at most 1e-05.""",
         )
     for check in verdict.failures:
-        if check.name == "files":
+        if check.policy is None:
             continue  # said above
         console.print(f"{_mark(False)} {_type(check)} {check.name}: {for_terminal(check.detail)}")
     n = len(verdict.checks)

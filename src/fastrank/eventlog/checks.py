@@ -146,12 +146,17 @@ class Checks:
             "list lengths differ",
             "log_propensities",
         )
-        optional = ["rewards", *(["scores"] if "scores" in batch.schema.names else [])]
+        there = [n for n in ("scores", "is_candidate") if n in batch.schema.names]
+        optional = ["rewards", *there]
         extra = [n for n in self._columns if pa.types.is_nested(batch.schema.field(n).type)]
         for name in (*optional, *extra):
             values = column(name)
             different = is_valid(values) & (lengths_of(values) != lengths)
             flaws.mark(different, "list lengths differ", name)
+        if "tail_log_weight" in batch.schema.names:
+            weight = floats(column("tail_log_weight"))
+            wrong = is_valid(column("tail_log_weight")) & ~np.isfinite(weight)
+            flaws.mark(wrong, "tail_log_weight", weight)
         k = integers(column("k"), 0)
         flaws.mark(k < 1, "no k", k)
         flaws.mark(lengths > k, "more items than k", lengths)

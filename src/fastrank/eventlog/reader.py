@@ -45,9 +45,14 @@ JOIN_KEY = b"fastrank.join"
 # What checking a row needs; the other columns of the schema may be omitted.
 _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
-    *("retrieval", "reward_kind", "reward_ts", "item_kind", "sampler", "made_by"),
+    *("retrieval", "n_probes", "tail_log_weight", "is_candidate"),
+    *("reward_kind", "reward_ts", "item_kind", "sampler", "made_by"),
     *UNREAD,
 )
+
+
+# What few logs have.
+_SELDOM = frozenset((*UNREAD, "n_probes", "tail_log_weight"))
 
 
 class LogReader:
@@ -66,8 +71,9 @@ class LogReader:
         null.
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
-        candidate_set_id, n_candidates, retrieval, reward_kind, reward_ts, item_kind, sampler, and
-        the columns that `LogWriter.append` leaves null.
+        candidate_set_id, n_candidates, retrieval, n_probes, tail_log_weight, is_candidate,
+        reward_kind, reward_ts, item_kind, sampler, and the columns that `LogWriter.append` leaves
+        null.
     batch_rows : int
         Rows in a batch at most.
 
@@ -451,7 +457,7 @@ def _without_values(metadata: pq.FileMetaData) -> set[str]:
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)
         name = column.path.partition(".")[0]
-        if name not in UNREAD:
+        if name not in _SELDOM:
             continue
         parts = [metadata.row_group(g).column(at) for g in range(metadata.num_row_groups)]
         found = [part.statistics for part in parts]

@@ -80,12 +80,15 @@ class Row(NamedTuple):
     candidate_set_id: str | None
     n_candidates: int | None
     retrieval: dict[str, str] | None
+    n_probes: int | None
+    tail_log_weight: float | None
     is_fallback: bool
     made_by: str | None
     n_scored: int | None
     k: int
     length: int
     item_ids: Any  # bytes of int64, or a list of str
+    is_candidate: list[bool] | None
     scores: bytes
     log_propensities: bytes
     log_propensity: float

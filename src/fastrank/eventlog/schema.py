@@ -52,7 +52,7 @@ OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
 UNREAD = (
     *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
     *("features_version", "score", "rules", "after", "n_scored"),
-    *("n_probes", "tail_log_weight", "is_candidate", "evaluation_log_propensities", "shown_at"),
+    *("evaluation_log_propensities", "shown_at"),
 )
 
 IdKind: TypeAlias = Literal["int64", "str"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -285,7 +286,9 @@ class LogWriter:
         candidate_set_id, n_candidates, retrieval : str, int, mapping, optional
             Where only candidates were ranked: which, how many, and how they were found
             (``name``, ``version``, ``params``, a mapping that JSON can hold). `allow` should be
-            the candidates: an evaluation cannot know otherwise what could have been shown.
+            the candidates: an evaluation cannot know otherwise what could have been shown. A
+            `FlatTail` ranking says the last two itself; it has no `candidate_set_id`, since all
+            items could have been shown.
         user_temperature : float, optional
             The user's own factor in the policy's temperature.
         rewards : sequence of float or None, length of the ranking, optional
@@ -403,6 +406,20 @@ class LogWriter:
             self._need(bias_name, values, contents)
         policy_name, law, law_params, sampler = law_of_row(ranking.policy)
         log_norm = ranking.log_norm
+        by_index = None if retrieval is None else as_retrieval(retrieval)
+        n_probes = tail_log_weight = is_candidate = None
+        found = ranking.candidates
+        if found is not None:
+            n_probes, tail_log_weight = found.n_probes, found.tail_log_weight
+            is_candidate = found.is_candidate.tolist()
+            if len(is_candidate) != length or not math.isfinite(tail_log_weight):
+                raise ValueError(
+                    f"ranking: candidates: expected a tail_log_weight that is finite, and"
+                    f" {length} of is_candidate, one an item; got {shown(found)}"
+                )
+            if n_candidates is None:
+                n_candidates = found.n_found
+            by_index = found.retrieval if by_index is None else by_index
         row = Row(
             request_id,
             request_id_source,
@@ -426,13 +443,16 @@ class LogWriter:
             ranking.n_eligible,
             candidate_set_id,
             n_candidates,
-            None if retrieval is None else as_retrieval(retrieval),
+            by_index,
+            n_probes,
+            tail_log_weight,
             is_fallback,
             ranking.made_by,
             ranking.n_scored,
             k,
             length,
             item_ids,
+            is_candidate,
             ranking.scores.tobytes(),
             ranking.log_propensities.tobytes(),
             ranking.log_propensity,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, Mask, Rows
 from fastrank.eventlog import LogBatch
+from fastrank.inputs import shown
 from fastrank.lru import LRU
 from fastrank.marginals import (
     MAX_ITEMS,
@@ -124,6 +125,10 @@ class OptionalArrays:
         if self._places == 1 and need in _OF_LAWS:
             return  # with one place they are the propensities and their ratio
         by_model = isinstance(policy, ByModel)
+        if isinstance(policy, ByModel) and (need in _OF_LAWS or need == "q_expected"):
+            asked = policy.policy
+            if isinstance(asked, Policy) and asked.law is None:
+                refuse(f"knows laws of the scores alone, not {shown(asked)}")
         if need in _OF_LAWS:
             if not by_model or not self._writers.models:
                 refuse("wants a policy on a model, and the model that wrote the log")
@@ -263,8 +268,10 @@ class OptionalArrays:
     def _logged_law(self, batch: LogBatch, i: int, writers: Sequence[Queries]) -> _Law:
         writer = self._writers.of(batch, i)
         policy = logging_policy(batch, i)
-        if writer is None or policy is None:
+        if writer is None or policy is None or policy.law is None:
             why = "its model is not among those given"
+            if policy is not None and policy.law is None:
+                why = f"its policy has no law of the scores alone: {shown(policy)}"
             if policy is None:
                 why = f"its policy {batch.value('policy_name', i)!r} is none that fastrank knows"
             raise ValueError(

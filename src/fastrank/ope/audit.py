@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from fastrank.eventlog import LogBatch, LogReader, Stratum
 from fastrank.inputs import as_column
 from fastrank.model import Model
 from fastrank.ope.queries import Query, Writers, catalog_of, displayed_items, logging_policy
-from fastrank.policies import MAX_TEMPERATURE, Policy, law_of
+from fastrank.policies import MAX_TEMPERATURE, FlatTail, Policy, law_of
 from fastrank.ranker import RNG_VERSION, draws_as
 from fastrank.scorer import Scorer
 
@@ -124,7 +125,9 @@ def audit(
     within 1e-5, or the bound that the row states; the same seed draws the same ranking again; the
     mean weight of a known policy (the same at a temperature 1.25 times as high, first place) is 1,
     over rows whose seed no caller chose.
-    On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce;
+    On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce; of
+    a flat tail every place's is what its own columns say. Its candidates, found again, may be
+    others: by another index, version of FAISS or CPU. Such rows are reported, and are no forgery.
     seeds do not repeat; no rows are missing from a writer's sequence. O(n d) a row of the sample.
     Rows of `rank_scores` name no catalog that could give their scores again: they are counted as
     not judged, and a log of which most rows cannot be judged fails.
@@ -132,6 +135,7 @@ def audit(
     models = list(as_column("models", models, "a sequence of models or catalogs"))
     share = min(1.0, sample / max(log.survey()[0], 1))
     first_place, seeds, sampled = _FirstPlace(), _RepeatedSeeds(), _Sample(Writers(models))
+    tails = _FlatTails()
     rows = 0
     spare: LogBatch | None = None  # a row for when the hash chooses none
     for batch in log:
@@ -139,6 +143,7 @@ def audit(
         if spare is None:
             spare = batch.where(np.arange(len(batch)) == batch.uniform.argmin())
         first_place.update(batch)
+        tails.update(batch)
         seeds.update(batch, log.strata)
         chosen = batch.uniform < share
         if chosen.any():
@@ -150,6 +155,7 @@ def audit(
     checks = (
         *sampled.checks(),
         first_place.check(),
+        *tails.checks(),
         seeds.check(),
         _gaps(log),
         _malformed(log),
@@ -196,6 +202,7 @@ class _Sample:
         self._not_judged: Counter[str] = Counter()
         self._weights: list[float] = []
         self._other_versions: Counter[int] = Counter()
+        self._other_candidates = 0
 
     @property
     def rows(self) -> int:
@@ -257,6 +264,14 @@ class _Sample:
         )
         errors = np.abs(again - logged)
         worst = int(errors.argmax())
+        if (
+            isinstance(policy, FlatTail)
+            and errors[worst] > TOLERANCE
+            and tail_error(batch, i) <= TOLERANCE
+        ):
+            # What it says of its candidates makes its propensities, and others are found now.
+            self._other_candidates += 1
+            return
         self._propensities.add(
             bool(errors[worst] <= TOLERANCE + (batch.value("log_norm_error", i) or 0.0)),
             batch,
@@ -286,9 +301,10 @@ class _Sample:
                 "its seed draws another ranking",
             )
         # Whoever chose the seed chose the ranking: it was not drawn by the law that is checked.
-        law = law_of(policy)
-        if law.is_plackett_luce and not batch.caller_seed[i]:
-            flatter = policy.at_temperature(min(law.temperature * _FLATTER, MAX_TEMPERATURE))
+        drawn = isinstance(policy, FlatTail) or law_of(policy).is_plackett_luce
+        if drawn and not batch.caller_seed[i]:
+            temperature = policy.params["temperature"]
+            flatter = policy.at_temperature(min(temperature * _FLATTER, MAX_TEMPERATURE))
             other = catalog.log_propensities(
                 query.vector,
                 items[:1],
@@ -311,12 +327,20 @@ class _Sample:
             f"; {count:,} not judged: {why.replace('_', ' ')}"
             for why, count in self._not_judged.items()
         )
+        if self._other_candidates:
+            besides += (
+                f"; of {self._other_candidates:,} with a flat tail, whose own columns agree, other"
+                " candidates are found now"
+            )
         found = self._propensities.check(
             "propensities",
             f"sampled rows have the propensities that the model gives{besides}",
             f"sampled rows have other propensities than the model gives{besides}",
             f"no sampled row could be judged{besides}",
         )
+        if found.outcome in ("passed", "not done") and self._other_candidates:
+            rows = found.rows + self._other_candidates
+            found = Check(found.name, "warning", rows, self._other_candidates, found.message)
         if found.outcome != "failed" and left > self.rows:
             found = Check(found.name, "failed", self.rows + left, left, found.message)
         elif found.outcome == "passed" and left > 0.05 * self.rows:
@@ -366,6 +390,7 @@ class _FirstPlace:
         score = batch.first_scores
         known = np.flatnonzero(
             np.isfinite(temperature)
+            & ~batch.is_given("tail_log_weight")
             & np.isfinite(log_norm)
             & np.isfinite(score)
             & (batch.lengths > 0)
@@ -386,6 +411,52 @@ class _FirstPlace:
             "Plackett-Luce rows disagree with their own normaliser",
             "no Plackett-Luce rows",
         )
+
+
+def tail_error(batch: LogBatch, i: int) -> float:
+    """How far the log-propensities of row i, by a flat tail, are from what its own columns make.
+
+    Infinite where they say too little. Each place has the item's weight over what is left of
+    exp(log_norm): what stands above it is taken off, so beside a head that has nearly all of it the
+    rest is known to fewer digits, and as many are asked for.
+    """
+    weight, flags = batch.value("tail_log_weight", i), batch.value("is_candidate", i)
+    norm, scores = batch.value("log_norm", i), batch.value("scores", i)
+    temperature = batch.params(i).get("temperature", math.nan)
+    if None in (weight, flags, norm, scores) or None in flags or not temperature > 0.0:
+        return math.inf
+    n = int(batch.lengths[i])
+    logs = np.where(flags, np.array(scores, np.float64) / temperature, weight)[:n] - norm
+    shares = np.exp(logs)
+    left = 1.0 - np.concatenate([[0.0], np.cumsum(shares)[:-1]]) if n else shares
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.abs(batch.log_propensities[i, :n] - (logs - np.log(left)))
+        # Of float64, and of scores that are float32 by a temperature.
+        slack = 1e-12 * np.abs(logs + norm) + 4e-15 / left
+    known = left > 1e-9
+    return float(np.max(np.where(known, errors - slack, 0.0), initial=0.0))
+
+
+class _FlatTails:
+    """On every row of a flat tail: each place's weight over what is left."""
+
+    def __init__(self) -> None:
+        self._tally = _Tally()
+
+    def update(self, batch: LogBatch) -> None:
+        for i in np.flatnonzero(batch.is_given("tail_log_weight")).tolist():
+            error = tail_error(batch, i)
+            what = "it says too little" if error == math.inf else f"a place is off by {error:.3g}"
+            self._tally.add(error <= TOLERANCE, batch, i, what)
+
+    def checks(self) -> Iterator[Check]:
+        if self._tally.rows:
+            yield self._tally.check(
+                "flat tails",
+                "rows of a flat tail agree with what they say of their candidates",
+                "rows of a flat tail disagree with what they say of their candidates",
+                "",
+            )
 
 
 class _RepeatedSeeds:

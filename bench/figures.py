@@ -49,6 +49,8 @@ MIDDLE = 100_000
 SPREAD = 2.0  # standard deviation of scores / T, of normal workloads
 STORAGE_DIMS = {64: 0.95, 256: 0.55, **dict.fromkeys(comparisons.EMBEDDINGS, 0.5)}  # and targets
 CONTENDERS = [*calls.OWN, *calls.INT8, *calls.FAISS, *calls.NUMPY, *calls.READS, "mapped"]
+# A graph of a million items takes minutes to make.
+INDEXED = [name for name in calls.INDEXED if name != "faiss hnsw"]
 SCORED = [*calls.GIVEN, *calls.SCORED]
 SCANNED = ["gumbel", "deterministic", "int8 gumbel", "int8 deterministic"]
 BATCHED = ["gumbel", "int8 gumbel", "faiss flat", *calls.BATCHED]
@@ -58,15 +60,19 @@ TABLE_ROWS = {
     "gumbel": "**Plackett-Luce**, gumbel",
     "int8 gumbel": "**the same, int8 storage**",
     "mapped": "gumbel, on a catalog opened from disk",
-    "cached": "Plackett-Luce, cached (the user was seen before)",
+    "cached": "Plackett-Luce, cached: from a table (the user was seen before)",
+    "flat tail": "FlatTail of 1,000 candidates, which an index finds",
     "sequential": "Plackett-Luce, sequential",
     "deterministic": "Deterministic",
     "int8 deterministic": "Deterministic, int8 storage (the same top k)",
     "epsilon": "EpsilonGreedy",
     "uniform": "Uniform",
     "faiss flat": "FAISS IndexFlatIP: deterministic",
+    "faiss panorama": "FAISS IndexFlatIPPanorama: deterministic (normal vectors: its worst case)",
     "faiss fp16": "FAISS flat float16: deterministic, approximate",
     "faiss sq8": "FAISS flat 8 bit: deterministic, approximate",
+    "faiss ivf": "FAISS IVFFlat, 16 of 4 sqrt(n) lists: deterministic, approximate",
+    "faiss ivf 1000": "the same, the 1,000 best",
     "numpy choice": "NumPy: matvec, softmax, `Generator.choice`",
     "numpy gumbel": "NumPy: matvec, Gumbel noise, argpartition",
     "given gumbel": "**`rank_scores`**, Plackett-Luce, of scores that are there",
@@ -307,6 +313,7 @@ def measure(quick: bool, processes: int) -> Measurements:
             longer = seconds * (4 if n >= 1_000_000 else 1)
             taken.take(at_size, n, process, longer, contenders_at(n, CONTENDERS))
             taken.take(at_size, n, process, longer / 2, SCORED)
+            taken.take(at_size, n, process, longer / 2, INDEXED)
         taken.take(by_k, middle, 1000, seconds, SCANNED)
         taken.take(by_users, largest, users, 2 * seconds, BATCHED)
         for dim in STORAGE_DIMS:

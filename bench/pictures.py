@@ -15,29 +15,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-__all__ = ["draw"]
+__all__ = ["STYLE", "canvas", "draw"]
 
 _WIDTH = 7.2  # inches
 _FONT = 11.0  # points
 
+STYLE: dict[Any, Any] = {
+    "font.size": _FONT,
+    "axes.labelsize": _FONT,
+    "xtick.labelsize": _FONT,
+    "ytick.labelsize": _FONT,
+    "axes.titlesize": _FONT + 1,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "svg.hashsalt": "fastrank",  # the same data draw the same file
+}
+
 
 def draw(growth: Growth, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    style: dict[Any, Any] = {
-        "font.size": _FONT,
-        "axes.labelsize": _FONT,
-        "xtick.labelsize": _FONT,
-        "ytick.labelsize": _FONT,
-        "axes.titlesize": _FONT + 1,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "svg.hashsalt": "fastrank",  # the same data draw the same file
-    }
     pictures = {
         "speed-n": by_size_picture,
         "speed-floor": floor_picture,
@@ -46,7 +47,7 @@ def draw(growth: Growth, folder: Path) -> None:
         "speed-batch": batch_picture,
         "speed-textbook": textbook_picture,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         for name, picture in pictures.items():
             picture(growth).savefig(folder / f"{name}.svg", metadata={"Date": None})
 

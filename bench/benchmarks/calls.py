@@ -32,6 +32,7 @@ __all__ = [
     "CODED",
     "FAISS",
     "GIVEN",
+    "INDEXED",
     "INT8",
     "JAX",
     "NUMPY",
@@ -45,6 +46,7 @@ __all__ = [
     "catalog_rank",
     "check_ranking",
     "filtered",
+    "for_users",
     "log_propensities",
     "make",
     "make_batch",
@@ -63,6 +65,7 @@ Positions: TypeAlias = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 _EPSILON = 0.1
+_CANDIDATES = 1000
 # Rounding of a dot product with entries of a type, relative to the largest score that could be.
 _FLOAT32_ERROR = 1e-5
 _FLOAT16_ERROR = 1e-3
@@ -87,6 +90,9 @@ INT8 = ["int8 gumbel", "int8 deterministic", "int8 epsilon"]
 # and these codes all the same, for what is to be known of codes.
 CODED = ["coded gumbel", "coded deterministic"]
 FAISS = ["faiss flat", "faiss fp16", "faiss sq8"]
+# By an index: ours, of 1,000 candidates; FAISS's search of the same index for the 10 best and for
+# 1,000; and its others, HNSW and an exact one that leaves out coordinates which cannot matter.
+INDEXED = ["flat tail", "faiss ivf", "faiss ivf 1000", "faiss hnsw", "faiss panorama"]
 # What `make_batch` knows besides ours and FAISS: FAISS told to use BLAS, and the floor of a batch.
 BATCHED = ["faiss blas", "sgemm"]
 NUMPY = ["numpy choice", "numpy gumbel"]
@@ -132,7 +138,9 @@ def make(
     if name in READS:
         return read_matrix(workload, storage_of(name))
     if name in FAISS:
-        return _for_users(_faiss_search(workload, k, name), list(workload.queries[:, None, :]))
+        return for_users(_faiss_search(workload, k, name), list(workload.queries[:, None, :]))
+    if name in INDEXED:
+        return _indexed(workload, k, name)
     if name in NUMPY:
         return _numpy(workload, k, name)
     if name in JAX:
@@ -156,8 +164,10 @@ def require(name: str, threads: int = 1) -> None:
         require_storage("int8")
     if name in GIVEN and not hasattr(fr, "rank_scores"):
         raise NotImplementedError("this fastrank has no rank_scores")
-    module = name.split()[0]
-    if name in [*FAISS, "faiss blas", *JAX, *SCORED] and find_spec(module) is None:
+    module = "faiss" if name in INDEXED else name.split()[0]
+    if name in INDEXED and not hasattr(fr, "FlatTail"):
+        raise NotImplementedError("this fastrank has no FlatTail")
+    if name in [*FAISS, *INDEXED, "faiss blas", *JAX, *SCORED] and find_spec(module) is None:
         raise NotImplementedError(f"{module} is missing: pip install '.[{module}]'")
     if threads > len(os.sched_getaffinity(0)):
         raise NotImplementedError(f"there are no {threads} cores")
@@ -234,10 +244,11 @@ def catalog_rank(
     rank = partial(_in_threads(ranked.rank, threads), k=k, policy=policy)
     if allow is not None or exclude is not None:
         rank = partial(rank, allow=allow, exclude=exclude)
-    for query in workload.queries[:_FIRST_USERS][::-1]:
+    first = None if policy.sampler == "cached" else _FIRST_USERS  # all tables are to be there
+    for query in workload.queries[:first][::-1]:
         ranking = rank(query)
     check_ranking(workload, ranking, k, catalog=ranked, allow=allow, exclude=exclude)
-    return _for_users(rank, workload.queries)
+    return for_users(rank, workload.queries)
 
 
 def _in_threads(function: Callable[..., T], threads: int) -> Callable[..., T]:
@@ -245,7 +256,7 @@ def _in_threads(function: Callable[..., T], threads: int) -> Callable[..., T]:
     return function if threads == 1 else partial(function, threads=threads)
 
 
-def _for_users(function: Callable[[T], object], arguments: Iterable[T]) -> Call:
+def for_users(function: Callable[[T], object], arguments: Iterable[T]) -> Call:
     """Calls the function for one user after another, round and round."""
     following = cycle(arguments)
     return lambda: function(next(following))
@@ -316,7 +327,7 @@ def log_propensities(workload: Workload, k: int, policy: fr.Policy) -> Call:
 
     for drawn in rankings:
         _check_close(judge(drawn), drawn[1].log_propensities, "not what rank reported")
-    return _for_users(judge, rankings)
+    return for_users(judge, rankings)
 
 
 def _given(workload: Workload, k: int, name: str) -> Call:
@@ -330,7 +341,7 @@ def _given(workload: Workload, k: int, name: str) -> Call:
     again = fr.Catalog(item_ids, users[0][:, None]).rank([1.0], k, policy=policy, seed=ranking.seed)
     _check(np.array_equal(ranking.item_ids, again.item_ids), "a catalog of the scores gives others")
     _check(ranking.log_propensity == again.log_propensity, "it gives other propensities")
-    return _for_users(rank, users)
+    return for_users(rank, users)
 
 
 def _scores_of_users(workload: Workload) -> list[Vectors]:
@@ -357,11 +368,11 @@ def make_batch(
     require(name, threads)
     batches = _batches(workload, users)
     if name == "faiss blas":
-        return _for_users(_faiss_by_blas(workload, k, batches), batches)
+        return for_users(_faiss_by_blas(workload, k, batches), batches)
     if name in FAISS:
-        return _for_users(_faiss_search(workload, k, name), batches)
+        return for_users(_faiss_search(workload, k, name), batches)
     if name == "sgemm":
-        return _for_users(_products(workload, batches), batches)
+        return for_users(_products(workload, batches), batches)
     if threads > 1:
         require_argument(fr.Catalog.rank_batch, "threads")
     catalog = workload.stored(storage_of(name))
@@ -372,7 +383,7 @@ def make_batch(
     for i in range(0, users, max(1, users // _CHECKED_ROWS)):
         one = catalog.rank(batches[0][i], k, policy=policy, seed=seeds[i])
         _check(np.array_equal(rankings[i].item_ids, one.item_ids), f"row {i} is not rank's")
-    return _for_users(rank_batch, batches)
+    return for_users(rank_batch, batches)
 
 
 def _batches(workload: Workload, users: int) -> list[Vectors]:
@@ -471,6 +482,43 @@ def _faiss_search(workload: Workload, k: int, name: str) -> Callable[[Vectors], 
     return search
 
 
+def _indexed(workload: Workload, k: int, name: str) -> Call:
+    """By the workload's inverted file, ours or FAISS's own search; or by another index."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    if name == "flat tail":
+        policy = fr.FlatTail(workload.temperature, m=_CANDIDATES, factor=0.1)
+        catalog = workload.indexed_catalog
+        rank = partial(catalog.rank, k=k, policy=policy)
+        ranking = rank(workload.query)
+        again = catalog.log_propensities(workload.query, ranking.item_ids, policy=policy)
+        _check_close(ranking.log_propensities, again, "log_propensities gives others")
+        _check(ranking.made_by == "index", f"it was made by a {ranking.made_by}")
+        return for_users(rank, workload.queries)
+    parameters: Any = None
+    if name.startswith("faiss ivf"):
+        own = workload.indexed_catalog.index
+        assert own is not None  # it has one
+        index, parameters = own.index, faiss.SearchParametersIVF(nprobe=own.n_probes)
+    else:
+        dim = workload.vectors.shape[1]
+        if name == "faiss hnsw":
+            index = faiss.IndexHNSWFlat(dim, 16, faiss.METRIC_INNER_PRODUCT)
+            parameters = faiss.SearchParametersHNSW(efSearch=64)
+        else:
+            index = faiss.IndexFlatIPPanorama(dim, 8)
+        index.add(workload.vectors)
+    places = min(_CANDIDATES if name.endswith("1000") else k, len(workload))
+    search = partial(index.search, k=places, params=parameters)
+    found = search(workload.query[None, :])[1][0]
+    if name == "faiss panorama":
+        _check_best(workload, found, np.arange(len(workload)), _FLOAT32_ERROR)
+    found = found[found >= 0]  # a graph may find fewer
+    _check(0 < len(found) == len(np.unique(found)), "it finds nothing, or an item twice")
+    return for_users(search, list(workload.queries[:, None, :]))
+
+
 def _faiss_by_blas(
     workload: Workload, k: int, batches: Sequence[Vectors]
 ) -> Callable[[Vectors], object]:
@@ -550,7 +598,7 @@ def _jax(workload: Workload, k: int, name: str) -> Call:
     _check_items(items, len(workload), places)
     if name == "jax top k":
         _check_best(workload, items, np.arange(len(workload)), _FLOAT32_ERROR)
-    return _for_users(rank, workload.queries)
+    return for_users(rank, workload.queries)
 
 
 def _numpy(workload: Workload, k: int, name: str) -> Call:
@@ -564,7 +612,7 @@ def _numpy(workload: Workload, k: int, name: str) -> Call:
         return function(workload.vectors, query, k, workload.temperature, rng)
 
     _check_items(rank(workload.query), len(workload), min(k, len(workload)))
-    return _for_users(rank, workload.queries)
+    return for_users(rank, workload.queries)
 
 
 def _scored(workload: Workload, k: int, name: str) -> Call:
@@ -591,7 +639,7 @@ def _scored(workload: Workload, k: int, name: str) -> Call:
             return rng.choice(len(p), places, replace=False, p=p, shuffle=False)
 
     _check_items(np.asarray(rank(users[0])), len(workload), places)
-    return _for_users(rank, users)
+    return for_users(rank, users)
 
 
 def _textbook(workload: Workload, k: int, name: str) -> Call:

@@ -27,6 +27,10 @@ __all__ = [
     "STORAGES",
     "Vectors",
     "Workload",
+    "clustered",
+    "enlarged",
+    "falling",
+    "kind_of",
     "real",
     "require_storage",
     "synthetic",
@@ -98,6 +102,13 @@ class Workload:
         """Ours, in memory, of int8 codes, however few the items are."""
         return self.int8_catalog if len(self) >= CODED_FROM else self.packed("codes")
 
+    @cached_property
+    def indexed_catalog(self) -> fr.Catalog:
+        """Ours, of float32 panels, with an inverted file of FAISS as it is made by default."""
+        from fastrank import retrieval  # which an older fastrank has not
+
+        return self.catalog.with_index(retrieval.build_ivf(self.catalog))
+
     def stored(self, storage: str) -> fr.Catalog:
         """The one of float32, int8 or codes, made when it is first asked for."""
         catalogs = {"float32": "catalog", "int8": "int8_catalog", "codes": "coded_catalog"}
@@ -148,6 +159,15 @@ def workload(source: int | str, users: int = _USERS) -> Workload:
     return synthetic(source, users=users)
 
 
+def kind_of(vectors: str, n: int, users: int = _USERS) -> Workload:
+    """So many normal vectors, falling or clustered ones, or of real ones by name."""
+    if vectors == "normal":
+        return synthetic(n, users=users)
+    if vectors in ("falling", "clustered"):
+        return (falling if vectors == "falling" else clustered)(n, users=users)
+    return enlarged(vectors, n, users)
+
+
 @contextmanager
 def _codes_for_all() -> Iterator[None]:
     """int8 storage keeps codes of small catalogs too: to measure what is done with codes."""
@@ -177,6 +197,53 @@ def synthetic(n: int, dim: int = DIM, seed: int = 0, users: int = _USERS) -> Wor
     queries = rng.standard_normal((users, dim), dtype=np.float32)
     mean_user = rng.standard_normal((_SAMPLE, dim), dtype=np.float32).mean(axis=0)
     return Workload(vectors, queries, 0.5, mean_user)
+
+
+@lru_cache(maxsize=2)
+def falling(n: int, dim: int = DIM, users: int = _USERS) -> Workload:
+    """Normal vectors whose coordinates count less and less, by e in 8: as after a rotation to their
+    principal axes. Scores of standard deviation 1, at temperature 0.5."""
+    require_one_thread()
+    rng = np.random.default_rng([1, n, dim])
+    spread = np.exp(-np.arange(dim) / 8.0)
+    spread = (spread / np.sqrt((spread**4).sum())).astype(np.float32)
+    vectors = rng.standard_normal((n, dim), dtype=np.float32) * spread
+    queries = rng.standard_normal((users, dim), dtype=np.float32) * spread
+    queries *= np.float32(1.0 / np.std(vectors[:10_000] @ queries.T))
+    return Workload(vectors, queries, 0.5, queries.mean(axis=0))
+
+
+@lru_cache(maxsize=2)
+def clustered(n: int, dim: int = DIM, users: int = _USERS) -> Workload:
+    """Vectors in n / 100 clusters, and users near some item; at a perplexity of 100."""
+    require_one_thread()
+    rng = np.random.default_rng([2, n, dim])
+    centres = rng.standard_normal((max(1, n // 100), dim), dtype=np.float32)
+    vectors = centres[rng.integers(0, len(centres), n)]
+    vectors += np.float32(0.5) * rng.standard_normal((n, dim), dtype=np.float32)
+    queries = vectors[rng.integers(0, n, users)]
+    queries += np.float32(0.5) * rng.standard_normal((users, dim), dtype=np.float32)
+    found = Workload(vectors, queries, 1.0, queries.mean(axis=0))
+    return replace(found, temperature=_temperature_of(found.scores, _REAL_PERPLEXITY))
+
+
+@lru_cache(maxsize=2)
+def enlarged(name: str, n: int, users: int = _USERS) -> Workload:
+    """Real users, and as many items as are asked for: some of the real ones or, where there are not
+    so many, each an item and 0.3 of another one, brought to its length. Nobody has checked them
+    against a real catalog of that size."""
+    found = real(name, users)
+    rng = np.random.default_rng(7)
+    own = found.vectors
+    if n <= len(own):
+        vectors = own[np.sort(rng.permutation(len(own))[:n])]
+    else:
+        item, other = rng.integers(0, len(own), n), rng.integers(0, len(own), n)
+        norms = np.linalg.norm(own, axis=1)
+        share = np.float32(0.3) * norms[item] / np.maximum(norms[other], np.float32(1e-12))
+        vectors = own[item] + share[:, None] * own[other]
+    made = replace(found, vectors=np.ascontiguousarray(vectors, np.float32))
+    return replace(made, temperature=_temperature_of(made.scores, _REAL_PERPLEXITY))
 
 
 @lru_cache(maxsize=2)

@@ -603,6 +603,7 @@ def test_version_and_openapi(model: Path) -> None:
     async def work(app: App) -> None:
         found = (await call(app, "GET", "/version")).json()
         assert (found["n_items"], found["dim"], found["n_users"]) == (200, 8, 20)
+        assert (found["table_temperature"], found["index"]) == (None, None)
         document = (await call(app, "GET", "/openapi.json")).json()
         assert set(document["paths"]) == {
             "/invocations", "/1/recommended-items/{user_id}", "/ping",

@@ -40,6 +40,8 @@ def test_an_answer_says_what_it_was_drawn_from(tmp_path: Path, model: fr.Model) 
         assert found.status == 200
         others = await ask(app, user_id="u3", inference_type="uniform")
         assert not {"is_candidate", "retrieval", "n_probes"} & set(others.json())
+        version = (await call(app, "GET", "/version")).json()
+        assert version["index"] == {"version": index.version, "n_probes": 3}
         metrics = (await call(app, "GET", "/metrics")).body.decode()
         assert 'made_by="index"' in metrics
         row: dict[str, Any] = found.json()

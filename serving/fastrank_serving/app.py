@@ -358,6 +358,7 @@ def _others(app: App) -> ASGIApp:
             loaded = service.loaded
         except ProblemError as problem:
             return refused(problem)
+        index = loaded.catalog.index
         return JSONResponse(
             {
                 "fastrank": fr.__version__,
@@ -367,6 +368,12 @@ def _others(app: App) -> ASGIApp:
                 "n_items": len(loaded.catalog),
                 "dim": loaded.catalog.dim,
                 "n_users": 0 if loaded.model is None else len(loaded.model.user_ids),
+                "table_temperature": None
+                if loaded.model is None
+                else loaded.model.table_temperature,
+                "index": None
+                if index is None
+                else {"version": index.version, "n_probes": index.n_probes},
                 "policy": {
                     "name": service.settings.policy.inference_type,
                     "params": service.settings.policy.params,

@@ -106,6 +106,55 @@ bool is_eligible(const Source& source, int64_t position) {
   return lanes_of(source, position / kLanes) >> (position % kLanes) & 1;
 }
 
+// The items that are neither candidates nor shown, to draw from uniformly: where they are many, by looks
+// at the map of both.
+class Tail {
+ public:
+  Tail(const Source& source, const Request& request, const Candidates& candidates, int64_t places,
+       FlatMap<int64_t>* gone, Interrupt* interrupt)
+      : source_(source),
+        request_(request),
+        candidates_(candidates),
+        places_(candidates.count + places),
+        gone_(*gone),
+        interrupt_(interrupt) {}
+
+  // One of them, which is shown from now on.
+  int64_t take(Stream* stream) {
+    if (!eligible_) begin();
+    if (pool_) {
+      const int64_t position = pool_->draw(stream);
+      pool_->remove(position);
+      return position;
+    }
+    for (;;) {
+      interrupt_->check(1);
+      const int64_t position =
+          eligible_->position(int64_t(stream->below(uint64_t(request_.n_eligible))));
+      if (gone_.contains(position)) continue;
+      gone_[position] = candidates_.count;
+      return position;
+    }
+  }
+
+ private:
+  void begin() {
+    eligible_.emplace(source_, request_.n_eligible);
+    if (2 * places_ < request_.n_eligible) return;
+    pool_.emplace(*eligible_, places_, interrupt_);
+    for (int64_t i = 0; i < candidates_.count; ++i) pool_->remove(candidates_.positions[i]);
+  }
+
+  const Source& source_;
+  const Request& request_;
+  const Candidates& candidates_;
+  const int64_t places_;  // that can be gone
+  FlatMap<int64_t>& gone_;
+  Interrupt* const interrupt_;
+  std::optional<Eligible> eligible_;
+  std::optional<Pool> pool_;  // where half of the eligible items may be gone
+};
+
 // What a score is made of, into the first cache: it is far from what was read before.
 void fetch(const Source& source, int64_t position) {
   if (source.vectors) {
@@ -160,8 +209,7 @@ Code rank_flat_tail(const Catalog& catalog, const Request& request, const Candid
     out->log_norm_error = 0.0;
     out->from_table = false;
     Stream stream(seed, 0, kFlatTailDraws);
-    std::optional<Eligible> eligible;
-    std::optional<Pool> pool;  // of the tail
+    Tail others(source, request, candidates, out->count, &place, &interrupt);
     std::vector<double> shown;
     for (int64_t j = 0; j < out->count; ++j) {
       interrupt.check(1);
@@ -173,14 +221,7 @@ Code rank_flat_tail(const Catalog& catalog, const Request& request, const Candid
         shown.push_back(own[size_t(i)]);
         continue;
       }
-      if (!pool) {
-        eligible.emplace(source, request.n_eligible);
-        pool.emplace(*eligible, candidates.count + out->count, &interrupt);
-        for (int64_t each = 0; each < candidates.count; ++each)
-          pool->remove(candidates.positions[each]);
-      }
-      const int64_t position = pool->draw(&stream);
-      pool->remove(position);
+      const int64_t position = others.take(&stream);
       out->positions[j] = position;
       ++out->n_scored;
       shown.push_back(weights.tail_score());

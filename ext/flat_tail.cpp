@@ -131,9 +131,7 @@ class Tail {
       interrupt_->check(1);
       const int64_t position =
           eligible_->position(int64_t(stream->below(uint64_t(request_.n_eligible))));
-      if (gone_.contains(position)) continue;
-      gone_[position] = candidates_.count;
-      return position;
+      if (gone_.insert(position, candidates_.count)) return position;
     }
   }
 
@@ -177,8 +175,7 @@ Code look_at(const Kernels& kernels, const Source& source, const Candidates& can
     float score = candidates.scores ? candidates.scores[i] : score_of(kernels, source, position);
     if (!std::isfinite(score)) score = -std::numeric_limits<float>::max();  // of a damaged catalog
     *where = i;
-    if (!is_eligible(source, position) || place->contains(position)) return kNoCandidate;
-    (*place)[position] = i;
+    if (!is_eligible(source, position) || !place->insert(position, i)) return kNoCandidate;
     scores->push_back(double(score));
   }
   return kOk;

@@ -289,6 +289,18 @@ class FlatMap {
 
   bool contains(int64_t key) const { return find(key) != nullptr; }
 
+  // Whether there was none of this key; else the one that there is stays.
+  bool insert(int64_t key, Value value) {
+    size_t i = index(key);
+    if (slots_[i].key == key) return false;
+    if (2 * ++used_ > slots_.size()) {
+      grow();
+      i = index(key);
+    }
+    slots_[i] = {key, value};
+    return true;
+  }
+
   Value& operator[](int64_t key) {
     size_t i = index(key);
     if (slots_[i].key != key) {

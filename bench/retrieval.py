@@ -231,6 +231,8 @@ def trade_picture(taken: Measurements) -> Figure:
             lost, ess = _all(taken, where, "lost"), _all(taken, where, "ess")
             axes.plot(lost, ess, "-", color=colour, marker="o", label=f"factor {factor:g}")
             for x, y, share in zip(lost, ess, SHARES, strict=True):
+                if share not in (SHARES[0], 0.01, SHARES[-1]):
+                    continue
                 axes.annotate(
                     f"{100 * share:g}%",
                     (x, y),

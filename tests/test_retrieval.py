@@ -23,6 +23,8 @@ from support import N_DRAWS, assert_first_position_law
 
 import fastrank as fr
 from fastrank import reference, retrieval, store
+from fastrank.eventlog import LogReader, LogWriter
+from fastrank.ope import ByModel, evaluate
 from fastrank.policies.spec import parse_policy
 from fastrank.retrieval import FaissIndex, build_ivf, measure, propose
 from fastrank.verify import verify
@@ -97,11 +99,36 @@ def test_what_an_index_cannot_know_is_found_by_a_pass() -> None:
     vectors = vectors_of(1000, 4)
     catalog = fr.Catalog(np.arange(1000), vectors).with_index(FaissIndex(flat(vectors)))
     query = vectors[0]
-    for call in ({"bias": np.zeros(1000)}, {"allow": list(range(100))}):
+    for call in ({"bias": np.ones(1000)}, {"allow": list(range(100))}):
         ranking = catalog.rank(query, 5, policy=POLICY, seed=1, **call)
         assert ranking.candidates is not None
         assert (ranking.made_by, ranking.candidates.index_version) == ("pass", None)
     assert catalog.rank(query, 5, policy=fr.PlackettLuce(), seed=1).made_by == "pass"
+
+
+def test_rows_of_a_batch_have_a_bias_or_none(tmp_path: Path) -> None:
+    """A row of zeros is none: each row of a log is judged as it was drawn, beside any others."""
+    vectors = vectors_of(400, 4)
+    plain = fr.Catalog(np.arange(400), vectors)
+    catalog = plain.with_index(build_ivf(plain, n_lists=20, n_probes=2))
+    policy = fr.FlatTail(0.7, m=60, factor=0.5)
+    bias = vectors_of(400, 1, 3)[:, 0]
+    batch = catalog.rank_batch(
+        vectors[:2], 5, policy=policy, seeds=[1, 2], bias=np.array([np.zeros(400), bias])
+    )
+    assert batch.made_by == ("index", "pass")
+    assert batch[0] == catalog.rank(vectors[0], 5, policy=policy, seed=1)
+    model = fr.Model(catalog, np.arange(50), vectors[:50])
+    with LogWriter(tmp_path) as log:
+        for seed in range(100):
+            ranking = model.recommend(
+                seed % 50, 3, policy=policy, seed=seed, bias=bias if seed % 2 else None
+            )
+            log.append(ranking, user_id=seed % 50, rewards=[1.0, 0.0, 0.0])
+    found = evaluate(LogReader(tmp_path), [ByModel("same", policy, model)], estimators=["ips"])
+    own = found.policies[0].estimates
+    assert own["ips"].value == pytest.approx(own["avg"].value, rel=1e-6)
+    assert own["ips"].value == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("text", ["SQ8", "IVF16,SQ8", "IVF16,PQ4x4", "PCA4,IVF16,Flat"])
@@ -215,6 +242,28 @@ def test_threads_of_the_caller_change_nothing() -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(one, range(400)))
     assert together == [one(seed) for seed in range(400)]
+
+
+@pytest.mark.parametrize("length", [1e-30, 2e19, 1e30])
+def test_vectors_of_any_length(length: float) -> None:
+    """Squares of distances would leave the float32 range, and FAISS ends the process then."""
+    vectors = vectors_of(500, 4) * np.float32(length)
+    plain = fr.Catalog(np.arange(500), vectors)
+    catalog = plain.with_index(build_ivf(plain, n_lists=5, n_probes=5))
+    query, policy = vectors_of(1, 4, 2)[0], fr.FlatTail(min(1e6, max(1e-6, length)), m=50)
+    ranking = catalog.rank(query, 5, policy=policy, seed=1)
+    assert ranking.made_by == "index"
+    by_pass = plain.log_propensities(query, ranking.item_ids, policy=policy)
+    np.testing.assert_allclose(ranking.log_propensities, by_pass, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 65_541])
+def test_an_inverted_file_of_few_items_with_biases(n: int) -> None:
+    plain = fr.Catalog(np.arange(n), vectors_of(n, 3), bias=vectors_of(n, 1, 4)[:, 0])
+    catalog = plain.with_index(build_ivf(plain, n_lists=1))
+    ranking = catalog.rank(np.ones(3), 3, policy=POLICY, seed=1)
+    by_pass = plain.log_propensities(np.ones(3), ranking.item_ids, policy=POLICY)
+    np.testing.assert_allclose(ranking.log_propensities, by_pass, atol=1e-5)
 
 
 # How it is kept
@@ -335,6 +384,19 @@ def test_a_changed_or_truncated_file_is_refused_before_anything_is_drawn(tmp_pat
         fr.Model.open(tmp_path / "model")
 
 
+def test_a_damaged_file_is_not_saved_as_a_sound_one(tmp_path: Path) -> None:
+    indexed_model(200).save(tmp_path / "model")
+    (file,) = (tmp_path / "model").glob("faiss_index-*.npy")
+    content = bytearray(file.read_bytes())
+    content[6000] ^= 1
+    file.write_bytes(content)
+    fr.Model.open(tmp_path / "model").save(tmp_path / "again")
+    with pytest.raises(ValueError, match="index: damaged: it does not match its SHA-256"):
+        fr.Model.open(tmp_path / "again").recommend("ann", 3, policy=POLICY)
+    with pytest.raises(ValueError, match=r"damaged: faiss_index-.*SHA-256"):
+        fr.Model.open(tmp_path / "again", verify=True)
+
+
 def test_what_is_no_index_of_faiss_is_refused(tmp_path: Path) -> None:
     """Its hash is right, and FAISS cannot read it."""
     model = indexed_model(200)
@@ -377,7 +439,8 @@ def of_l2(vectors: Vectors) -> Any:
             lambda v: FaissIndex(faiss.index_factory(4, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)),
             "index: it is not trained",
         ),
-        (lambda v: FaissIndex(flat(v), labels="names"), "labels: expected one of .*'names'"),
+        (lambda v: FaissIndex(flat(v), labels="names"), "labels: expected rows or .*'names'"),
+        (lambda v: FaissIndex(flat(v), labels="positions"), "labels: expected rows or item_ids"),
         (lambda v: FaissIndex(flat(v), n_probes=3), "n_probes: IndexFlat.* has no lists; got 3"),
         (lambda v: FaissIndex(factory(v, "IVF4,Flat"), n_probes=0), "n_probes: .* got 0"),
         (lambda v: FaissIndex(flat(v), version=""), "version: expected a text, got ''"),
@@ -424,12 +487,27 @@ def test_an_index_that_finds_an_item_twice_is_refused() -> None:
         catalog.with_index(FaissIndex(index)).rank(vectors[0], policy=POLICY)
 
 
-def test_rows_that_a_catalog_lacks_are_refused() -> None:
+@pytest.mark.parametrize("row", [100, -5])
+@pytest.mark.parametrize("prior", [None, np.arange(100)])
+def test_rows_that_a_catalog_lacks_are_refused(row: int, prior: Any) -> None:
     vectors = vectors_of(100, 4)
     index = faiss.IndexIDMap(faiss.IndexFlatIP(4))
-    index.add_with_ids(vectors[:1], np.array([100]))
-    with pytest.raises(ValueError, match="index: it found row 100 of 100 items"):
-        fr.Catalog(np.arange(100), vectors).with_index(FaissIndex(index))
+    index.add_with_ids(vectors[:1], np.array([row]))
+    with pytest.raises(ValueError, match=f"index: it found row {row} of 100 items"):
+        fr.Catalog(np.arange(100), vectors, prior=prior).with_index(FaissIndex(index))
+
+
+def test_ids_below_zero_are_ids() -> None:
+    vectors, ids = vectors_of(100, 4), np.arange(-150, -50)
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(4))
+    index.add_with_ids(vectors, ids)
+    plain = fr.Catalog(ids, vectors)
+    catalog = plain.with_index(FaissIndex(index, labels="item_ids"))
+    ranking = catalog.rank(vectors[3], 5, policy=POLICY, seed=1, exclude=[-150])
+    assert ranking.candidates is not None
+    assert ranking.candidates.n_found == 50
+    by_pass = plain.log_propensities(vectors[3], ranking.item_ids, policy=POLICY, exclude=[-150])
+    np.testing.assert_allclose(ranking.log_propensities, by_pass, atol=1e-5)
 
 
 def test_scores_that_are_none_are_refused() -> None:
@@ -447,7 +525,7 @@ def test_an_index_that_cannot_filter_says_so() -> None:
     index = FaissIndex(factory(vectors, "IVF16,Flat,Refine(Flat)"))
     catalog = fr.Catalog(np.arange(1000), vectors).with_index(index)
     assert catalog.rank(vectors[0], 3, policy=POLICY, seed=1).made_by == "index"
-    with pytest.raises(ValueError, match="index: FAISS cannot search it: IndexRefine params"):
+    with pytest.raises(ValueError, match="cannot search it with items excluded: IndexRefine"):
         catalog.rank(vectors[0], 3, policy=POLICY, seed=1, exclude=[1])
 
 
@@ -562,6 +640,7 @@ def test_a_proposal_is_the_least_that_is_enough() -> None:
     ("call", "message"),
     [
         ({"m": [0]}, "m: must lie in"),
+        ({"m": []}, "m, factor: expected one or more of each, got none"),
         ({"factor": [2.0]}, "factor: must lie in"),
         ({"k": 0}, "k: .* got 0"),
         ({"draws": 1}, "draws: .* got 1"),

@@ -243,7 +243,7 @@ class Service:
         settings, loaded = self.settings, self.loaded
         if not 1 <= request.k <= settings.max_k:
             raise out_of_range("k", request.k, f"1 to {settings.max_k}")
-        if request.m is not None and request.m > MAX_M:
+        if request.m is not None and not 1 <= request.m <= MAX_M:
             raise out_of_range("m", request.m, f"1 to {MAX_M}")
         policy = policy_of(request, settings.policy)
         query, user_temperature, is_fallback = self._query(loaded, request)

@@ -202,8 +202,7 @@ class Catalog(Scorer):
         meta, arrays, digests = dict(self._meta), dict(self._arrays), dict(self._digests)
         if self._finder is not None:
             index = self._finder.index
-            arrays[_INDEX] = index.content
-            digests[_INDEX] = store.array_digest(arrays[_INDEX])
+            arrays[_INDEX], digests[_INDEX] = index.stated_content()
             meta["index"] = {
                 "of": self._version,
                 "version": index.version,
@@ -403,6 +402,7 @@ class Catalog(Scorer):
             raise ValueError("index: holds no items")
         for position in range(0, self._n_items, -(-self._n_items // _LOOKS)):
             query = self._vectors(position, position + 1)[0, : self._dim]
+            query /= max(np.abs(query).max(), np.float32(1e-30))  # its scores must be in range
             found = self._finder.find(query, min(4, own.ntotal), None, None)
             for candidate, score in zip(
                 found.positions.tolist(),
@@ -429,8 +429,9 @@ class Catalog(Scorer):
             rows = panels.transpose(0, 2, 1).reshape(-1, self._dim)
             rows = rows[first - start * _native.LANES : last - start * _native.LANES]
         if "bias" not in self._arrays:
-            return np.ascontiguousarray(rows)
-        return np.column_stack([rows, self._arrays["bias"][first:last]])
+            return np.array(rows, np.float32, order="C")
+        # Of a single panel a stack is in another order.
+        return np.ascontiguousarray(np.column_stack([rows, self._arrays["bias"][first:last]]))
 
     def _candidates(
         self, query: Float32Array, m: int, exclude: Ids | None = None
@@ -453,8 +454,10 @@ class Catalog(Scorer):
         eligible: npt.NDArray[np.uint16] | None,
         n_eligible: int,
     ) -> Found:
-        # An index knows the catalog's scores alone, and finds few of a few that are allowed.
-        if self._finder is None or bias is not None or allowed is not None or n_eligible == 0:
+        # An index knows the catalog's scores alone, and finds few of a few that are allowed. Of a
+        # batch, rows without a bias have one of zeros.
+        is_biased = bias is not None and bool(bias.any())
+        if self._finder is None or is_biased or allowed is not None or n_eligible == 0:
             return super()._find_candidates(query, m, bias, excluded, allowed, eligible, n_eligible)
         return self._finder.find(query, min(m, n_eligible), excluded, eligible)
 

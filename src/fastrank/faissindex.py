@@ -17,7 +17,8 @@ from fastrank.inputs import as_count, shown
 
 __all__ = ["LABELS", "FaissIndex", "Finder"]
 
-LABELS = ("positions", "rows", "item_ids")
+_OF_USERS = ("rows", "item_ids")
+LABELS = ("positions", *_OF_USERS)  # as the catalog keeps them: of indexes that we make
 
 _SAID = re.compile(r"Error in .* at \S+:\d+: (?:Error: '.*' failed: ?)?(.*)", re.DOTALL)
 
@@ -35,7 +36,7 @@ class FaissIndex:
         hold some of the items only: the others are of the tail.
     labels : {"rows", "item_ids"}
         What it calls an item: its row, as `index.add` numbers them, or its id, which then is an
-        integer (`IndexIDMap`).
+        integer (`IndexIDMap`), and not -1, which is FAISS's word for nothing.
     n_probes : int, optional
         Of an inverted file: how many lists a search looks into. By default `index.nprobe`.
     version : str, optional
@@ -71,8 +72,8 @@ class FaissIndex:
         n_probes: int | None = None,
         version: str | None = None,
     ) -> None:
-        if labels not in LABELS:
-            raise ValueError(f"labels: expected one of {', '.join(LABELS)}; got {shown(labels)}")
+        if labels not in _OF_USERS:
+            raise ValueError(f"labels: expected {' or '.join(_OF_USERS)}; got {shown(labels)}")
         if version is not None and (not isinstance(version, str) or not version):
             raise ValueError(f"version: expected a text, got {shown(version)}")
         self._labels = labels
@@ -83,6 +84,13 @@ class FaissIndex:
         self._lock = threading.Lock()
         self._index: Any = None
         self._set(index)
+
+    @classmethod
+    def of_positions(cls, index: Any, n_probes: int) -> FaissIndex:
+        """One that was made of a catalog's vectors, in the order in which it keeps them."""
+        found = cls(index, n_probes=n_probes)
+        found._labels = "positions"
+        return found
 
     @classmethod
     def mapped(
@@ -132,6 +140,11 @@ class FaissIndex:
         except RuntimeError as error:
             raise ValueError(f"index: FAISS cannot write it: {_reason(error)}") from None
         return content
+
+    def stated_content(self) -> tuple[npt.NDArray[np.uint8], str]:
+        """The bytes and their digest: that of the file they are from, damaged or not."""
+        content = self.content
+        return content, store.array_digest(content) if self._digest is None else self._digest
 
     @property
     def index(self) -> Any:
@@ -192,11 +205,14 @@ class FaissIndex:
         try:
             index.search(query, m, D=distances, I=labels, params=parameters)
         except RuntimeError as error:
-            raise ValueError(f"index: FAISS cannot search it: {_reason(error)}") from None
+            with_filter = "" if selector is None else " with items excluded"
+            raise ValueError(
+                f"index: FAISS cannot search it{with_filter}: {_reason(error)}"
+            ) from None
         found = labels[0]
         scores = distances[0]
-        if found[-1] < 0:  # fewer than m: -1 behind the last
-            is_found = found >= 0
+        if found[-1] == -1:  # fewer than m: -1 behind the last
+            is_found = found != -1
             found, scores = found[is_found], scores[is_found]
         if not np.isfinite(scores).all():
             worst = int(np.flatnonzero(~np.isfinite(scores))[0])
@@ -267,8 +283,9 @@ class Finder:
                     f"index: it found the id {labels[missing[0]]}, which the catalog does not have"
                 )
             return positions
-        if labels.size and int(labels.max()) >= n:
-            raise ValueError(f"index: it found row {int(labels.max())} of {n} items")
+        outside = np.flatnonzero((labels < 0) | (labels >= n))
+        if outside.size:
+            raise ValueError(f"index: it found row {labels[outside[0]]} of {n} items")
         if self._rows is None:
             return labels
         if self._position_of_row is None:

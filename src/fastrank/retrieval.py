@@ -24,6 +24,7 @@ __all__ = ["FaissIndex", "Trade", "build_ivf", "measure", "propose"]
 _POINTS = 64  # vectors for each list, of which the lists' centres are made
 _ROUNDS = 10  # of k-means
 _AT_ONCE = 65_536  # vectors that are copied, assigned and added together
+_LONG = 1e9  # vectors are brought to a length of 1 before distances are taken
 _LEAST_A_LIST = 39  # items, by default: as FAISS wants them
 
 # What a proposal is to reach: shares of the rankings, and of the score.
@@ -93,6 +94,9 @@ def build_ivf(
         ]
     )
     dim = sample.shape[1]
+    # Squares of distances are to stay in the range of float32.
+    longest = max(catalog._meta["max_norm"], catalog._meta["max_bias"])
+    scale = np.float32(1.0 / longest if longest > _LONG else 1.0)
     means = faiss.Kmeans(
         dim,
         n_lists,
@@ -101,24 +105,24 @@ def build_ivf(
         min_points_per_centroid=1,
         max_points_per_centroid=_POINTS,
     )
-    means.train(sample)
+    means.train(sample * scale)
     # Centres are compared by distance to put items into lists, and by inner product to search:
     # by inner products, the longest centres would draw half of all items.
     quantiser, nearest = faiss.IndexFlatIP(dim), faiss.IndexFlatL2(dim)
-    for each in (quantiser, nearest):
+    for each in (quantiser, nearest):  # to search, too: their order is the same at any scale
         each.add(means.centroids)
     index = faiss.IndexIVFFlat(quantiser, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
     index.is_trained = True
     for first in range(0, n, _AT_ONCE):
-        _add(index, nearest, catalog._vectors(first, first + _AT_ONCE), first)
-    return FaissIndex(index, labels="positions", n_probes=min(n_probes, n_lists))
+        _add(index, nearest, catalog._vectors(first, first + _AT_ONCE), first, scale)
+    return FaissIndex.of_positions(index, min(n_probes, n_lists))
 
 
-def _add(index: Any, nearest: Any, vectors: Any, first: int) -> None:
+def _add(index: Any, nearest: Any, vectors: Any, first: int, scale: Any) -> None:
     import faiss
 
     positions = np.arange(first, first + len(vectors))
-    lists = np.ascontiguousarray(nearest.search(vectors, 1)[1].ravel())
+    lists = np.ascontiguousarray(nearest.search(vectors * scale, 1)[1].ravel())
     index.add_core(
         len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(positions), faiss.swig_ptr(lists)
     )
@@ -233,6 +237,8 @@ def measure(
         for each in as_column("m", m, "a sequence of integers")
         for weight in as_column("factor", factor, "a sequence of numbers")
     ]
+    if not tails:
+        raise ValueError("m, factor: expected one or more of each, got none")
     count = min(as_count("users", users), len(model.user_ids))
     draws = as_count("draws", draws, low=2)
     rng = np.random.default_rng(as_seed("seed", seed))

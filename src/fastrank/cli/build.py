@@ -230,7 +230,9 @@ def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Pr
     try:
         index = build_ivf(model.catalog, n_lists=n_lists, n_probes=n_probes or 16)
     except ValueError as error:
-        raise ValueError(f"--index-lists: {str(error).partition(': ')[2]}") from None
+        name, _, text = str(error).partition(": ")
+        option = "--index-lists" if name == "n_lists" else "--index"
+        raise ValueError(f"{option}: {text or name}") from None
     finally:
         bar.remove_task(task)
     return model.with_index(index)
@@ -245,6 +247,11 @@ def _usual_policy(model: Model) -> PlackettLuce:
     values, counts = (np.array(each) for each in zip(*found, strict=True))
     temperature = float(np.median(temperatures_for_overlap(values, places, _OVERLAP, counts)))
     return PlackettLuce(float(f"{temperature:.3g}"))
+
+
+def _share(ess: float) -> str:
+    """A hundred rankings have an effective size of one at least, whatever they are worth."""
+    return f"{ess:.0%}" if ess >= 0.02 else "< 2%"
 
 
 def _print_trades(model: Model, temperature: float, trades: list[Trade]) -> None:
@@ -264,8 +271,8 @@ def _print_trades(model: Model, temperature: float, trades: list[Trade]) -> None
             f"{each.m:,}",
             f"{each.found:,.0f}",
             f"{each.factor:g}",
-            f"{each.ess:.0%}",
-            f"{each.least_ess:.0%}",
+            _share(each.ess),
+            _share(each.least_ess),
             f"{each.lost:.1%}",
             f"{each.mass:.1%}",
             f"{1e6 * each.seconds:,.0f} us, x {each.of_a_pass:.2g}",

@@ -301,7 +301,8 @@ def _found(ranking: Ranking) -> dict[str, str]:
         return {}
     by = "a pass" if found.index_version is None else f"index {found.index_version[:12]}"
     shown = f"{found.is_candidate.sum()} of {len(ranking)} places show one"
-    return {"candidates": f"{found.n_found:,}, found by {by}; {shown}"}
+    m = int(ranking.policy.params["m"])
+    return {"candidates": f"{found.n_found:,} of {m:,}, found by {by}; {shown}"}
 
 
 def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: float) -> None:

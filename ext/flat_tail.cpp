@@ -181,11 +181,18 @@ Code look_at(const Kernels& kernels, const Source& source, const Candidates& can
   return kOk;
 }
 
-}  // namespace
+// A call's candidates, looked at.
+struct Looked {
+  const Kernels& kernels;
+  const Source& source;
+  const std::vector<double>& scores;
+  FlatMap<int64_t>* place;
+  Interrupt* interrupt;
+};
 
-Code rank_flat_tail(const Catalog& catalog, const Request& request, const Candidates& candidates,
-                    double temperature, uint64_t seed, int64_t k, const Poll& poll, Ranking* out,
-                    FlatTail* tail, int64_t* where) {
+template <class Body>
+Code with_candidates(const Catalog& catalog, const Request& request, const Candidates& candidates,
+                     const Poll& poll, int64_t* where, Body body) {
   Interrupt interrupt(poll);
   Largest largest = {};
   Code code = check_request(catalog, request, where, &largest);
@@ -196,26 +203,40 @@ Code rank_flat_tail(const Catalog& catalog, const Request& request, const Candid
     FlatMap<int64_t> place{size_t(candidates.count)};
     std::vector<double> scores;
     code = look_at(kernels, source, candidates, &interrupt, &place, &scores, where);
-    if (code != kOk) return code;
-    const std::vector<double> own = scores;
-    Weights weights(kernels, std::move(scores), request.n_eligible - candidates.count, temperature,
-                    candidates.factor, &interrupt);
+    if (code == kOk) body(Looked{kernels, source, scores, &place, &interrupt});
+    return code;
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  } catch (const Interrupted&) {
+    return kInterrupted;
+  }
+}
+
+}  // namespace
+
+Code rank_flat_tail(const Catalog& catalog, const Request& request, const Candidates& candidates,
+                    double temperature, uint64_t seed, int64_t k, const Poll& poll, Ranking* out,
+                    FlatTail* tail, int64_t* where) {
+  return with_candidates(catalog, request, candidates, poll, where, [&](const Looked& found) {
+    const auto& [kernels, source, scores, place, interrupt] = found;
+    Weights weights(kernels, scores, request.n_eligible - candidates.count, temperature,
+                    candidates.factor, interrupt);
     tail->log_weight = weights.tail_log_weight();
     out->count = std::min(k, request.n_eligible);
     out->n_scored = candidates.count;
     out->log_norm_error = 0.0;
     out->from_table = false;
     Stream stream(seed, 0, kFlatTailDraws);
-    Tail others(source, request, candidates, out->count, &place, &interrupt);
+    Tail others(source, request, candidates, out->count, place, interrupt);
     std::vector<double> shown;
     for (int64_t j = 0; j < out->count; ++j) {
-      interrupt.check(1);
+      interrupt->check(1);
       const int64_t i = weights.take(stream.uniform());
       tail->is_candidate[j] = i >= 0;
       if (i >= 0) {
         out->positions[j] = candidates.positions[i];
-        out->scores[j] = float(own[size_t(i)]);
-        shown.push_back(own[size_t(i)]);
+        out->scores[j] = float(scores[size_t(i)]);
+        shown.push_back(scores[size_t(i)]);
         continue;
       }
       const int64_t position = others.take(&stream);
@@ -228,29 +249,15 @@ Code rank_flat_tail(const Catalog& catalog, const Request& request, const Candid
       if (!tail->is_candidate[j]) out->scores[j] = score_of(kernels, source, out->positions[j]);
     out->log_norm = conditional(shown.data(), out->count, weights.mass(), temperature,
                                 out->log_propensities);
-    return kOk;
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  } catch (const Interrupted&) {
-    return kInterrupted;
-  }
+  });
 }
 
 Code flat_tail_log_propensities(const Catalog& catalog, const Request& request,
                                 const Candidates& candidates, double temperature,
                                 const int64_t* positions, int64_t count, const Poll& poll,
                                 double* out, int64_t* where) {
-  Interrupt interrupt(poll);
-  Largest largest = {};
-  Code code = check_request(catalog, request, where, &largest);
-  if (code != kOk) return code;
-  try {
-    const Kernels& kernels = fastrank::kernels();
-    const Source source = make_source(catalog, request);
-    FlatMap<int64_t> place{size_t(candidates.count)};
-    std::vector<double> scores;
-    code = look_at(kernels, source, candidates, &interrupt, &place, &scores, where);
-    if (code != kOk) return code;
+  return with_candidates(catalog, request, candidates, poll, where, [&](const Looked& found) {
+    const auto& [kernels, source, scores, place, interrupt] = found;
     std::vector<double> left = scores;
     // The places that can be judged: known, eligible, not shown before.
     std::vector<int64_t> judged;
@@ -258,12 +265,12 @@ Code flat_tail_log_propensities(const Catalog& catalog, const Request& request,
     int64_t n_tail = request.n_eligible - candidates.count;
     FlatMap<bool> seen{size_t(count)};
     for (int64_t j = 0; j < count; ++j) {
-      interrupt.check(1);
+      interrupt->check(1);
       const int64_t position = positions[j];
       out[j] = -kInfinity;
       if (position < 0 || !is_eligible(source, position) || seen.contains(position)) continue;
       seen[position] = true;
-      const int64_t* i = place.find(position);
+      const int64_t* i = place->find(position);
       judged.push_back(j);
       as_candidate.push_back(i);
       if (i) {
@@ -272,7 +279,7 @@ Code flat_tail_log_propensities(const Catalog& catalog, const Request& request,
         --n_tail;
       }
     }
-    Weights all(kernels, scores, 0, temperature, candidates.factor, &interrupt);
+    Weights all(kernels, scores, 0, temperature, candidates.factor, interrupt);
     std::vector<double> shown, conditionals(judged.size());
     for (const int64_t* i : as_candidate) shown.push_back(i ? scores[size_t(*i)] : all.tail_score());
     Mass rest = {0.0, 0.0};
@@ -281,12 +288,7 @@ Code flat_tail_log_propensities(const Catalog& catalog, const Request& request,
     if (n_tail > 0) add(&rest, {double(n_tail), all.tail_score()}, 1.0 / temperature);
     conditional(shown.data(), int64_t(judged.size()), rest, temperature, conditionals.data());
     for (size_t i = 0; i < judged.size(); ++i) out[judged[i]] = conditionals[i];
-    return kOk;
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  } catch (const Interrupted&) {
-    return kInterrupted;
-  }
+  });
 }
 
 }  // namespace fastrank

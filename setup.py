@@ -89,6 +89,7 @@ HEADERS = [
     "elementary.h",
     "error_law.h",
     "estimated.h",
+    "functions-inl.h",
     "interrupt.h",
     "kernels.h",
     "kernels.pxd",

@@ -41,7 +41,7 @@ from benchmarks.jobs import (
     was_float32,
     worst_order,
 )
-from benchmarks.workloads import CODED_FROM, DIM, REAL
+from benchmarks.workloads import CODED_FROM, DIM, LARGEST, REAL
 from figures import (
     DATA,
     FIGURES,
@@ -55,7 +55,6 @@ from figures import (
 from growth import BATCHED, FLAT, LINES, OURS, PEERS, SCANNED, STEEP, Growth
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGEST = 10_000_000
 # Times the temperature that suits the scores: peaked laws depend on few items' errors, flat ones on
 # the sum of many.
 FACTORS = [0.1, 1.0, 10.0]

@@ -67,6 +67,92 @@ cdef int _reraise(PyObject* raised) except -1:
     raise error
 
 
+OPS = (
+    "copy", "negate", "abs", "sqrt", "exp", "log", "log1p", "sigmoid", "not",
+    "add", "subtract", "multiply", "divide", "power", "min", "max",
+    "less", "less_equal", "equal", "not_equal", "and", "or", "select",
+)  # Op
+REGISTERS = kRegisters
+OPERANDS = ("register", "dot", "constant", "column", "flags")  # OperandKind, 65536 times its number
+_FAULTS = ("nan", "more than 1e38", "less than -1e38")  # Fault
+
+
+cdef class Function:
+    """A function of scores (kernels.h), of a catalog of n_items.
+
+    steps: int32 (s, 5), op, to and three operands each; constants: float32 (c,); columns: of float32
+    (16 * n_panels,), flags: of uint16 (n_panels,) each. Or `code`, the address of machine code for
+    Function.run, and what it is handed, `context`: the addresses of `params` and of all columns.
+    refuse(position, what): words for an item whose score it is.
+    """
+
+    cdef CFunction function
+    cdef vector[Step] steps
+    cdef vector[float] constants
+    cdef vector[const float*] columns
+    cdef vector[const uint16_t*] flags
+    cdef vector[const void*] context
+    cdef object kept, refuse
+    cdef int64_t n_items
+
+    def __init__(self, int64_t n_items, refuse, const float[::1] constants, list columns, list flags,
+                 const int32_t[:, ::1] steps=None, uint64_t code=0):
+        cdef int64_t n_panels = (n_items + kLanes - 1) // kLanes, i, j
+        cdef const float[::1] column
+        cdef const uint16_t[::1] words
+        cdef Step step
+        self.n_items = n_items
+        self.refuse = refuse
+        self.kept = constants, columns, flags
+        for column in columns:
+            if column.shape[0] != kLanes * n_panels:
+                raise ValueError("columns: shape does not fit the panels")
+            self.columns.push_back(&column[0])
+        for words in flags:
+            if words.shape[0] != n_panels:
+                raise ValueError("flags: shape does not fit the panels")
+            self.flags.push_back(&words[0])
+        self.function = CFunction(NULL, 0, NULL, NULL, NULL, NULL, NULL)
+        if code:
+            self.context.push_back(_floats(constants) if constants.shape[0] else NULL)
+            for i in range(<int64_t>self.columns.size()):
+                self.context.push_back(self.columns[i])
+            self.function.run = <void (*)(const void*, int64_t, int64_t, float*) noexcept><size_t>code
+            self.function.context = self.context.data()
+            return
+        for i in range(constants.shape[0]):
+            for j in range(kLanes):
+                self.constants.push_back(constants[i])
+        if steps is None or steps.shape[0] == 0 or steps.shape[1] != 5:
+            raise ValueError("steps: wrong shape")
+        for i in range(steps.shape[0]):
+            step = Step(steps[i, 0], steps[i, 1], steps[i, 2], steps[i, 3], steps[i, 4])
+            if not (0 <= step.op < kOpCount and -1 <= step.to < kRegisters):
+                raise ValueError("steps: no such step")
+            self._check(step.a)
+            self._check(step.b)
+            self._check(step.c)
+            self.steps.push_back(step)
+        self.function.steps = self.steps.data()
+        self.function.n_steps = <int64_t>self.steps.size()
+        self.function.constants = self.constants.data()
+        self.function.columns = self.columns.data()
+        self.function.flags = self.flags.data()
+
+    cdef int _check(self, int32_t operand) except -1:
+        cdef int64_t number = operand & 0xFFFF, most
+        most = (
+            kRegisters,
+            1,
+            <int64_t>self.constants.size() // kLanes,
+            <int64_t>self.columns.size(),
+            <int64_t>self.flags.size(),
+        )[operand >> 16] if 0 <= operand >> 16 <= 4 else 0
+        if number >= most:
+            raise ValueError("steps: no such operand")
+        return 0
+
+
 cdef class PackedCatalog:
     """A catalog's arrays as the kernels want them.
 
@@ -154,11 +240,11 @@ cdef class PackedCatalog:
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
-             int64_t n_eligible, int64_t threads=1, table=None):
+             int64_t n_eligible, int64_t threads=1, table=None, Function function=None):
         """(positions, scores, log_propensities, log_norm, log_norm_error, n_scored, from_table) of
         one ranking. table: the user's depths, reference and largest, for the kind TABLE."""
         cdef User user
-        user.request = _request(self, query, bias, eligible, n_eligible)
+        user.request = _request(self, query, bias, eligible, n_eligible, function)
         user.allowed = user.excluded = NULL  # `eligible` holds them
         user.n_allowed = user.n_excluded = 0
         user.policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
@@ -172,7 +258,7 @@ cdef class PackedCatalog:
         with nogil:
             code = c_rank(self.catalog, &user, 1, k, threads, poll, &row, &where)
         if code != kOk:
-            _raise(code, where, query, bias, raised, self.is_given)
+            _raise(code, where, query, bias, raised, self.is_given, function)
         if user.out.count < min(k, n_eligible):  # a damaged catalog's numbers
             result = tuple(each[:user.out.count] for each in result)
         return (*result, user.out.log_norm, user.out.log_norm_error, user.out.n_scored,
@@ -181,13 +267,14 @@ cdef class PackedCatalog:
     def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
                    const double[::1] temperatures, const double[::1] epsilons,
                    const uint64_t[::1] seeds, const float[:, ::1] bias, list excluded,
-                   list allowed, int64_t threads, list tables=None):
+                   list allowed, int64_t threads, list tables=None, list functions=None):
         """(positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible,
         n_scored, from_table) of b rankings.
 
         bias: None, (1, n_items) for all users or (b, n_items). excluded, allowed: for each user
-        the positions (int64) or None. tables: for each user its three parts, or None. The first
-        three are (b, k), written up to each row's count alone.
+        the positions (int64) or None. tables: for each user its three parts, or None. functions: a
+        Function or None for each, or None. The first three are (b, k), written
+        up to each row's count alone.
         """
         cdef int64_t b = queries.shape[0], i, row = 0, where = 0
         cdef PyObject* raised
@@ -200,6 +287,8 @@ cdef class PackedCatalog:
             raise ValueError("bias: wrong length")
         if tables is not None and len(tables) != b:
             raise ValueError("tables: wrong length")
+        if functions is not None and len(functions) != b:
+            raise ValueError("functions: wrong length")
         if not kinds.shape[0] == temperatures.shape[0] == epsilons.shape[0] == seeds.shape[0] == b:
             raise ValueError("policies, seeds: wrong length")
         if k > self.catalog.n_items:
@@ -226,7 +315,7 @@ cdef class PackedCatalog:
         for i in range(b):
             user.request = _request(
                 self, queries[i], None if bias is None else bias[i if bias.shape[0] == b else 0],
-                None, self.catalog.n_items)
+                None, self.catalog.n_items, None if functions is None else functions[i])
             filter = excluded[i]
             _check_positions("excluded", filter, self.catalog.n_items)
             user.excluded = _positions(filter)
@@ -251,7 +340,8 @@ cdef class PackedCatalog:
         if code != kOk:
             try:
                 _raise(code, where, queries[row],
-                       None if bias is None else bias[row if bias.shape[0] == b else 0], NULL)
+                       None if bias is None else bias[row if bias.shape[0] == b else 0], NULL,
+                       False, None if functions is None else functions[row])
             except ValueError as error:  # it speaks of one user's request
                 raise ValueError(f"queries: row {row}: {error}") from None
         for i in range(b):
@@ -279,7 +369,7 @@ cdef class PackedCatalog:
                     raise ValueError(f"queries: row {i}: {error}") from None
 
     def make_tables(self, const float[:, ::1] queries, const double[::1] temperatures,
-                    int64_t threads=1):
+                    int64_t threads=1, list functions=None):
         """(depths uint32 (b, cells), references and largest float64 (b, 2)): a table for each query at
         its temperature."""
         cdef int64_t b = queries.shape[0], i, row = 0, where = 0
@@ -287,8 +377,9 @@ cdef class PackedCatalog:
         cdef Poll poll = _poll(&raised)
         cdef Code code
         cdef vector[Request] requests
-        if self.is_given or temperatures.shape[0] != b:
-            raise ValueError("temperatures: wrong length")
+        if self.is_given or temperatures.shape[0] != b or (
+                functions is not None and len(functions) != b):
+            raise ValueError("temperatures, functions: wrong length")
         depths = np.empty((b, c_table_size(self.catalog.n_items)), np.uint32)
         tops = np.empty((b, 2), np.float64)
         if b == 0:
@@ -296,7 +387,9 @@ cdef class PackedCatalog:
         cdef uint32_t[:, ::1] into = depths
         cdef double[:, ::1] top = tops
         for i in range(b):
-            requests.push_back(_request(self, queries[i], None, None, self.catalog.n_items))
+            requests.push_back(_request(
+                self, queries[i], None, None, self.catalog.n_items,
+                None if functions is None else functions[i]))
         with nogil:
             code = c_make_tables(
                 self.catalog, requests.data(), &temperatures[0], b, threads, poll, &into[0, 0],
@@ -305,16 +398,18 @@ cdef class PackedCatalog:
             _reraise(raised)
         if code != kOk:
             try:
-                _raise(code, where, queries[row], None, NULL)
+                _raise(code, where, queries[row], None, NULL, False,
+                       None if functions is None else functions[row])
             except ValueError as error:
                 raise ValueError(f"queries: row {row}: {error}") from None
         return depths, tops
 
     def log_propensities(self, const float[::1] query, const int64_t[::1] positions, int kind,
                          double temperature, double epsilon, const float[::1] bias,
-                         const uint16_t[::1] eligible, int64_t n_eligible):
+                         const uint16_t[::1] eligible, int64_t n_eligible,
+                         Function function=None):
         """Conditional log-propensities (k,) of the items at `positions`; -1 is unknown."""
-        cdef Request request = _request(self, query, bias, eligible, n_eligible)
+        cdef Request request = _request(self, query, bias, eligible, n_eligible, function)
         cdef Policy policy = Policy(<PolicyKind>kind, temperature, epsilon, 0)
         cdef int64_t count = positions.shape[0], where = 0
         cdef PyObject* raised
@@ -329,7 +424,7 @@ cdef class PackedCatalog:
             code = c_log_propensities(
                 self.catalog, request, policy, &positions[0], count, poll, &out[0], &where)
         if code != kOk:
-            _raise(code, where, query, bias, raised, self.is_given)
+            _raise(code, where, query, bias, raised, self.is_given, function)
         return result
 
     def rank_flat_tail(self, const float[::1] query, int64_t k, double temperature, double factor,
@@ -389,9 +484,9 @@ cdef class PackedCatalog:
             _raise(code, where, query, bias, raised, self.is_given)
         return result
 
-    def scores(self, const float[::1] query, const float[::1] bias):
+    def scores(self, const float[::1] query, const float[::1] bias, Function function=None):
         """float32 scores (n_items,) in catalog order."""
-        cdef Request request = _request(self, query, bias, None, self.catalog.n_items)
+        cdef Request request = _request(self, query, bias, None, self.catalog.n_items, function)
         cdef int64_t where = 0
         cdef PyObject* raised
         cdef Poll poll = _poll(&raised)
@@ -401,7 +496,7 @@ cdef class PackedCatalog:
         with nogil:
             code = c_score_all(self.catalog, request, poll, &out[0], &where)
         if code != kOk:
-            _raise(code, where, query, bias, raised, self.is_given)
+            _raise(code, where, query, bias, raised, self.is_given, function)
         return result
 
 
@@ -485,13 +580,16 @@ cdef int _check_positions(str name, const int64_t[::1] values, int64_t n_items,
 
 
 cdef Request _request(PackedCatalog self, const float[::1] query, const float[::1] bias,
-                      const uint16_t[::1] eligible, int64_t n_eligible) except *:
+                      const uint16_t[::1] eligible, int64_t n_eligible,
+                      Function function=None) except *:
     if query.shape[0] != self.query_length:
         raise ValueError("query: wrong length")
     if bias is not None and (self.is_given or bias.shape[0] != self.catalog.n_items):
         raise ValueError("bias: wrong length")
     if eligible is not None and eligible.shape[0] != self.n_panels:
         raise ValueError("eligible: wrong length")
+    if function is not None and (self.is_given or function.n_items != self.catalog.n_items):
+        raise ValueError("function: of other items")
     cdef Request request
     request.query = &query[0]
     request.bias = _floats(bias)
@@ -499,6 +597,9 @@ cdef Request _request(PackedCatalog self, const float[::1] query, const float[::
     if eligible is not None:
         request.eligible = &eligible[0]
     request.n_eligible = n_eligible
+    request.function = NULL
+    if function is not None:
+        request.function = &function.function
     return request
 
 
@@ -523,9 +624,11 @@ cdef void* _data(array) except? NULL:
 
 
 cdef int _raise(Code code, int64_t where, const float[::1] query, const float[::1] bias,
-                PyObject* raised, bint is_given=False) except -1:
+                PyObject* raised, bint is_given=False, Function function=None) except -1:
     if code == kInterrupted:
         _reraise(raised)
+    if code == kScoreNotFinite:
+        raise ValueError(function.refuse(where // 4, _FAULTS[where % 4]))
     if is_given:
         _refuse_score(code, f"index {where}", query[where])
     if code == kQueryNotFinite:

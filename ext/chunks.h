@@ -244,8 +244,6 @@ class SharedPass {
   }
 
  private:
-  static constexpr int64_t kTilePanels = 64;
-
   // A user as one worker sees it. It must stay where it is: the pass refers to the source.
   struct Seat {
     Seat(const Kernels& kernels, const Member& member, const ChunkLaw& law)
@@ -281,7 +279,8 @@ class SharedPass {
   // panels together, while they are in registers, then each goes over its own scores.
   void walk_together(std::deque<Seat>& seats, const Scan& walk) {
     // The pilot is scattered, and small; given scores are each user's own.
-    if (seats.size() == 1 || walk.step != 1 || walk.stride != 1 || seats[0].source.scores) {
+    if (walk.step != 1 || walk.stride != 1 || seats[0].source.scores ||
+        (seats.size() == 1 && !wants_tile(seats[0].source))) {
       for (Seat& seat : seats) {
         if (interrupt_->stop(walk.count)) return;
         seat.pass->walk(walk);
@@ -298,7 +297,10 @@ class SharedPass {
     const int64_t panel_lines = any.codes ? (any.dim + 3) / 4 : any.dim;
     // Over codes more panels share what a walk costs besides.
     const int64_t cached_lines = any.codes ? 4096 : 1024;
-    const int64_t panels = std::clamp<int64_t>(cached_lines / panel_lines / 8 * 8, 8, kTilePanels);
+    const int64_t panels =
+        seats.size() == 1
+            ? kTilePanels
+            : std::clamp<int64_t>(cached_lines / panel_lines / 8 * 8, 8, kTilePanels);
     const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
     for (int64_t done = 0; done < walk.count; done += panels) {
       if (interrupt_->stop(panels * int64_t(seats.size()))) return;
@@ -306,21 +308,28 @@ class SharedPass {
       piece.first += done;
       piece.count = std::min(panels, walk.count - done);
       const int64_t next = piece.first + piece.count;
-      const int64_t lines = std::min(panels, any.n_panels - next) * panel_lines;
+      const int64_t lines =
+          seats.size() == 1 ? 0 : std::min(panels, any.n_panels - next) * panel_lines;
       const uint8_t* ahead =
           any.codes ? any.codes : reinterpret_cast<const uint8_t*>(any.panels);
-      ahead += next * panel_lines * 64;
+      if (lines > 0) ahead += next * panel_lines * 64;
       Group group;
       for (Seat& seat : seats) {
         const bool alone = seat.source.vectors && !seat.source.codes;
-        if (alone || !mostly_eligible(seat.source, piece)) {
+        if ((alone && !wants_tile(seat.source)) || !mostly_eligible(seat.source, piece)) {
           seat.pass->walk(piece);
+          continue;
+        }
+        if (alone) {
+          Group own;
+          own.seats[own.size++] = &seat;
+          walk_tile(own, piece, nullptr, 0);
           continue;
         }
         group.seats[group.size++] = &seat;
         if (group.size < kernels_.tile_users && &seat != &seats.back()) continue;
         walk_tile(group, piece, ahead, lines / groups);
-        ahead += lines / groups * 64;
+        if (lines > 0) ahead += lines / groups * 64;
         group.size = 0;
       }
       walk_tile(group, piece, ahead, 0);
@@ -333,18 +342,21 @@ class SharedPass {
     int size = 0;
   };
 
-  // Source -> tile -> pass. Of a single user no tile is filled: panels go to the pass one by one.
+  // Source -> tile -> (function) -> pass. Of a single user no tile is filled, but for a function that
+  // wants one: panels go to the pass one by one.
   void walk_tile(const Group& group, const Scan& piece, const void* ahead, int64_t lines) {
     alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
     const Source* sources[kMaxTileUsers];
     for (int i = 0; i < group.size; ++i) sources[i] = &group.seats[i]->source;
-    const bool shared = group.size > 1;
-    if (shared)
+    const bool filled = group.size > 1 || (group.size == 1 && wants_tile(*sources[0]));
+    if (filled)
       kernels_.score_tile(sources, group.size, piece.first, piece.count, ahead, lines, dots);
-    // Here a function of scores would turn `dots` into its own (kernels.h, "The way of a score").
     for (int i = 0; i < group.size; ++i) {
       Seat& seat = *group.seats[i];
-      if (shared) seat.source.tile = {dots + i * piece.count * kLanes, piece.first};
+      float* const own = dots + i * piece.count * kLanes;
+      if (filled && seat.source.function)
+        kernels_.apply(seat.source, piece.first, piece.count, own);
+      if (filled) seat.source.tile = {own, piece.first};
       seat.pass->walk(piece);
       seat.source.tile = {};
     }

@@ -23,7 +23,7 @@ class Sum {
   void add_run(int64_t first, int64_t last) {
     for (; first < last; first += kPiece) {
       interrupt_->check(std::min(kPiece, last - first));
-      add_piece(first, std::min(first + kPiece, last));
+      add_pieces(first, std::min(first + kPiece, last));
     }
   }
 
@@ -42,7 +42,16 @@ class Sum {
  private:
   static constexpr int64_t kPiece = 512;
 
-  void add_piece(int64_t first, int64_t last) {
+  void add_pieces(int64_t first, int64_t last) {
+    if (!wants_tile(source_)) return add_piece(source_, first, last);
+    alignas(64) float room[kTilePanels * kLanes];
+    for (; first < last; first += kTilePanels) {
+      const int64_t end = std::min(first + kTilePanels, last);
+      add_piece(filled(kernels_, source_, first, end - first, room), first, end);
+    }
+  }
+
+  void add_piece(const Source& source, int64_t first, int64_t last) {
     Scan scan = {};
     scan.first = first;
     scan.step = scan.stride = 1;
@@ -52,7 +61,7 @@ class Sum {
       scan.reference = mass_.value == 0.0 ? -std::numeric_limits<float>::infinity()
                                           : float(mass_.reference);
       scan.mass = mass_.value;
-      const bool stopped = kernels_.scan_sum(source_, &scan);
+      const bool stopped = kernels_.scan_sum(source, &scan);
       mass_.value = scan.mass;
       if (!stopped) return;
       add_lanes(scan.scores, scan.lanes);
@@ -98,7 +107,8 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
   if (code != kOk) return code;
   try {
     const Kernels& kernels = fastrank::kernels();
-    Source source = make_source(catalog, request);
+    int64_t fault = kNoFault;
+    Source source = make_source(catalog, request, &fault);
     // The places that can be judged: known, eligible, not shown before.
     std::vector<int64_t> shown, place;
     FlatMap<bool> seen{size_t(count)};
@@ -131,7 +141,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
     } else {
       const double epsilon = policy.kind == kEpsilonGreedy ? policy.epsilon : 0.0;
       std::optional<CodeQuery> query;
-      if (catalog.quantised.codes) {
+      if (catalog.quantised.codes && !request.function) {
         query.emplace(catalog, request, largest);
         if (query->usable) use_codes(catalog, *query, &source);
       }
@@ -145,7 +155,7 @@ Code log_propensities(const Catalog& catalog, const Request& request, const Poli
         gone[shown[size_t(i)]] = true;
       }
     }
-    return kOk;
+    return code_of_fault(fault, where);
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
   } catch (const Interrupted&) {
@@ -160,16 +170,22 @@ Code score_all(const Catalog& catalog, const Request& request, const Poll& poll,
   const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
   const Kernels& kernels = fastrank::kernels();
-  const Source source = make_source(catalog, request);
-  float last[kLanes];
-  for (int64_t panel = 0; panel < source.n_panels - 1; ++panel) {
-    if (interrupt.stop(1)) return kInterrupted;
-    kernels.score_panel(source, panel, out + panel * kLanes);
+  int64_t fault = kNoFault;
+  const Source source = make_source(catalog, request, &fault);
+  alignas(64) float room[kTilePanels * kLanes], last[kLanes];
+  for (int64_t first = 0; first < source.n_panels; first += kTilePanels) {
+    const int64_t panels = std::min(kTilePanels, source.n_panels - first);
+    if (interrupt.stop(panels)) return kInterrupted;
+    const Source piece =
+        wants_tile(source) ? filled(kernels, source, first, panels, room) : source;
+    for (int64_t panel = first; panel < first + panels; ++panel) {
+      float* const to = panel < source.n_panels - 1 ? out + panel * kLanes : last;
+      kernels.score_panel(piece, panel, to);
+    }
   }
-  kernels.score_panel(source, source.n_panels - 1, last);
   std::copy(last, last + (catalog.n_items - (source.n_panels - 1) * kLanes),
             out + (source.n_panels - 1) * kLanes);
-  return kOk;
+  return code_of_fault(fault, where);
 }
 
 }  // namespace fastrank

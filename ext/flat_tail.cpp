@@ -199,7 +199,7 @@ Code with_candidates(const Catalog& catalog, const Request& request, const Candi
   if (code != kOk) return code;
   try {
     const Kernels& kernels = fastrank::kernels();
-    const Source source = make_source(catalog, request);
+    const Source source = make_source(catalog, request, nullptr);
     FlatMap<int64_t> place{size_t(candidates.count)};
     std::vector<double> scores;
     code = look_at(kernels, source, candidates, &interrupt, &place, &scores, where);

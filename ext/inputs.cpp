@@ -73,8 +73,9 @@ Code check_request(const Catalog& catalog, const Request& request, int64_t* wher
     }
     largest->bias += call_bias;
   }
-  largest->score = std::sqrt(square) * catalog.max_norm + largest->bias;
-  return largest->score > double(kLargestScore) ? kScoreOverflow : kOk;
+  const double dot = std::sqrt(square) * catalog.max_norm;
+  largest->score = (request.function ? double(kLargestMade) : dot) + largest->bias;
+  return std::max(dot, largest->score) > double(kLargestScore) ? kScoreOverflow : kOk;
 }
 
 int64_t make_filter(int64_t n_items, const int64_t* allowed, int64_t n_allowed,
@@ -175,7 +176,7 @@ int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, f
   return -1;
 }
 
-Source make_source(const Catalog& catalog, const Request& request) {
+Source make_source(const Catalog& catalog, const Request& request, int64_t* fault) {
   Source source = {};
   source.panels = catalog.panels;
   source.vectors = catalog.vectors;
@@ -187,6 +188,8 @@ Source make_source(const Catalog& catalog, const Request& request) {
   } else {
     source.query = request.query;
   }
+  source.function = request.function;
+  source.fault = fault;
   source.rows = catalog.rows;
   source.panel_rows = catalog.panel_rows;
   source.n_panels = panel_count(catalog.n_items);

@@ -33,17 +33,18 @@
 // copied, to where there are 16.
 //
 // Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
-// could leave that range, so no kernel meets a NaN. Probabilities are float64, in log space.
+// could leave that range, so no kernel meets a NaN; what a function makes is looked at tile by tile.
+// Probabilities are float64, in log space.
 //
 // The way of a score. A score source (Source: a request's panels, codes or given scores) fills a
 // tile (Tile: a run of panels); a pass (chunks.h) draws from it; what it keeps of a chunk is a
 // partial (sampling.h), and partials are merged. One user alone, and the scattered pilot, go panel by
-// panel without a tile, with the same bits. A function of scores would have its place on the tile:
-// in place, once the source has filled it and before a pass sees it (SharedPass::walk_tile), and where
-// there is no tile on the scores of each panel. It would owe what a source owes: one number for an
-// item, however panels are cut into tiles and whichever thread asks; finite, and in range, as the
-// values above; codes, whose bounds are those of dot products, go unused. Lanes that are not eligible,
-// or no items, hold any number. Biases are added behind it, to the scores that it leaves.
+// panel without a tile, with the same bits. A function of scores (Function) has its place on the tile:
+// in place, once the source has filled it and before a pass sees it, and where there is no tile on the
+// scores of each panel. It owes what a source owes: one number for an item, however panels are cut into
+// tiles and whichever thread asks. Where an eligible item's is not finite, or out of range, the call
+// fails and names it. Codes, whose bounds are those of dot products, go unused. Biases are added behind
+// it, to the scores that it leaves.
 //
 // Order. Everywhere: key descending, then row ascending: the caller's position, which is ours
 // unless the catalog is stored in another order (`rows`). Fewer than k eligible items give a
@@ -86,7 +87,11 @@ enum Code : int32_t {
   kOutOfMemory = 4,
   kInterrupted = 5,  // the call's Poll said stop; outputs mean nothing
   kNoCandidate = 6,  // *where: the entry that is not eligible, or there before
+  kScoreNotFinite = 7,  // of a function; *where: 4 * the item's position + a Fault
 };
+
+// What is wrong with a score that a function made.
+enum Fault : int32_t { kIsNaN = 0, kIsAbove = 1, kIsBelow = 2 };
 
 // Whether the caller wants a call to end early.
 struct Poll {
@@ -123,12 +128,48 @@ struct Catalog {
   bool scores_known;  // given scores are known to be finite and in range: they are not looked at
 };
 
+// A function of scores, given as steps. Each takes up to three operands, 65536 * kind + number, and puts
+// a number for every item into register `to`, or, if that is -1, makes it the score. What is true is 1,
+// what is false 0.
+enum OperandKind : int32_t { kRegister = 0, kDot = 1, kConstant = 2, kColumn = 3, kFlags = 4 };
+
+enum Op : int32_t {
+  kCopy,
+  kNegate, kAbs, kSqrt, kExp, kLog, kLog1p, kSigmoid, kNot,
+  kAdd, kSubtract, kMultiply, kDivide, kPower, kMin, kMax,
+  kLess, kLessEqual, kEqual, kNotEqual, kAnd, kOr,
+  kSelect,  // a ? b : c
+  kOpCount
+};
+
+constexpr int kRegisters = 24;
+
+struct Step {
+  int32_t op, to, a, b, c;
+};
+
+// A function of scores; borrowed. Either steps, or code: `run` turns the dot products of items first,
+// ..., first + count - 1 into scores, in place.
+struct Function {
+  const Step* steps;
+  int64_t n_steps;
+  const float* constants;         // 16 times each
+  const float* const* columns;    // 16 * n_panels each: of steps
+  const uint16_t* const* flags;   // a word per panel each, a bit per item
+  void (*run)(const void* context, int64_t first, int64_t count, float* scores);
+  const void* context;
+};
+
+// What a function may make of any item, so that biases leave it in range.
+constexpr float kLargestMade = 1e38f;
+
 // One call's own inputs; borrowed.
 struct Request {
   const float* query;        // dim floats, or n_items given scores
   const float* bias;         // n_items floats added to the catalog's bias, or null
   const uint16_t* eligible;  // a word per panel, a bit per item, none set past n_items; or null
   int64_t n_eligible;        // bits set in it, or n_items
+  const Function* function;  // what makes scores of dot products, or null: they are the scores
 };
 
 enum PolicyKind : int32_t {
@@ -182,6 +223,7 @@ struct User {
   Table table;  // of kTable, whose requests have no bias
   Ranking out;
   Largest largest;  // set by `rank`
+  int64_t fault;    // likewise: of a score that its function made
 };
 
 // Checks query and bias for finiteness and the scores for range: O(dim), plus O(n) with a bias and
@@ -322,11 +364,14 @@ struct QuantisedQuery {
 };
 
 // What a source has scored of panels `first`, ...: 16 numbers a panel, dot products (over codes: sums
-// of products) before any bias. Borrowed from who walks over it; or null.
+// of products), or what a function made of them, before any bias. Borrowed from who walks over it; or
+// null.
 struct Tile {
   const float* dots;
   int64_t first;
 };
+
+constexpr int64_t kNoFault = INT64_MAX;
 
 // A score source: a request joined with its catalog, ready to score panels.
 struct Source {
@@ -348,6 +393,8 @@ struct Source {
   uint16_t last_lanes;          // lanes of the last panel that are items
   float call_bias_tail[kLanes];  // the call's bias for the last panel, padded
   float scores_tail[kLanes];     // given scores likewise
+  const Function* function;
+  int64_t* fault;  // the least that it has met, as kScoreNotFinite says; at first kNoFault
   // While one is set, scores of its panels (over codes: estimates alone) come from it, and no others
   // may be asked for.
   Tile tile;
@@ -426,6 +473,8 @@ struct Kernels {
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
                      const void* ahead, int64_t lines, float* dots);
   int tile_users;
+  // Makes a source's scores of the dot products of such a tile, by its function.
+  void (*apply)(const Source&, int64_t first, int64_t count, float* dots);
   // out[0..kAhead) = numbers 2 `first`, 2 `first` + 1, ... of a stream, as exponentials.
   void (*exponentials)(uint64_t seed, uint32_t chunk, uint32_t purpose, uint64_t first,
                        double* out);

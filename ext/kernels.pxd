@@ -8,7 +8,25 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
     enum: kIsaCount
     ctypedef enum Code:
         kOk, kQueryNotFinite, kBiasNotFinite, kScoreOverflow, kOutOfMemory, kInterrupted,
-        kNoCandidate
+        kNoCandidate, kScoreNotFinite
+    enum: kOpCount
+    enum: kRegisters
+    ctypedef enum OperandKind:
+        kRegister, kDot, kConstant, kColumn, kFlags
+    cdef struct Step:
+        int32_t op
+        int32_t to
+        int32_t a
+        int32_t b
+        int32_t c
+    cdef struct CFunction "fastrank::Function":
+        const Step* steps
+        int64_t n_steps
+        const float* constants
+        const float* const* columns
+        const uint16_t* const* flags
+        void (*run)(const void*, int64_t, int64_t, float*) noexcept
+        const void* context
     cdef struct Poll:
         bool (*stop)(void* context) noexcept
         void* context
@@ -41,6 +59,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const float* bias
         const uint16_t* eligible
         int64_t n_eligible
+        const CFunction* function
     cdef struct Policy:
         PolicyKind kind
         double temperature

@@ -21,7 +21,7 @@ Code count_stops(const Catalog& catalog, const Request& request, float reference
   Largest largest = {};
   const Code code = check_request(catalog, request, where, &largest);
   if (code != kOk) return code;
-  const Source source = make_source(catalog, request);
+  const Source source = make_source(catalog, request, nullptr);
   Scan scan = {};
   scan.step = scan.stride = 1;
   scan.count = source.n_panels;
@@ -41,7 +41,7 @@ Code estimate_all(const Catalog& catalog, const Request& request, float* estimat
   *usable = query.usable;
   if (!query.usable) return kOk;
   const Kernels& kernels = fastrank::kernels();
-  Source source = make_source(catalog, request);
+  Source source = make_source(catalog, request, nullptr);
   use_codes(catalog, query, &source);
   Noted noted[8 * kLanes];  // room for as many as a scan may note before it looks for more
   for (int64_t panel = 0; panel < source.n_panels; ++panel) {
@@ -86,7 +86,7 @@ Code bound_all(const Catalog& catalog, const Request& request, double temperatur
   const CodeQuery query(catalog, request, largest);
   *usable = query.usable;
   if (!query.usable) return kOk;
-  Source source = make_source(catalog, request);
+  Source source = make_source(catalog, request, nullptr);
   use_codes(catalog, query, &source);
   const ErrorLaw law(query, temperature);
   const WeightBound bound(source, law, temperature);

@@ -400,17 +400,18 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
       user.request.n_eligible = request.n_eligible;
     }
     requests.push_back(request);
-    sources.push_back(make_source(catalog, request));
+    user.fault = kNoFault;
+    sources.push_back(make_source(catalog, request, &user.fault));
+    const bool has_codes = catalog.quantised.codes && !request.function;
     if (user.policy.kind == kTable) {
       tables[size_t(i)] = from_table(kernels, sources.back(), user.table, user.policy,
-                                     std::min(k, request.n_eligible),
-                                     catalog.quantised.codes != nullptr, interrupt);
+                                     std::min(k, request.n_eligible), has_codes, interrupt);
       if (!tables[size_t(i)]) user.policy.kind = kGumbel;
     }
     user.out.n_scored = request.n_eligible;
     user.out.from_table = user.policy.kind == kTable;
     const bool sums = user.policy.kind == kGumbel;
-    if (catalog.quantised.codes && scans(user.policy) && request.n_eligible >= few_items() &&
+    if (has_codes && scans(user.policy) && request.n_eligible >= few_items() &&
         !(sums && catalog.quantised.tolerance == 0.0)) {
       queries.emplace_back(catalog, request, user.largest);
       if (queries.back().usable) use_codes(catalog, queries.back(), &sources.back());
@@ -529,7 +530,10 @@ Code rank(const Catalog& catalog, User* users, int64_t count, int64_t k, int64_t
   };
   on_threads(share, &interrupt, work);
   if (interrupt.stopped()) return kInterrupted;
-  return failed ? kOutOfMemory : kOk;
+  if (failed) return kOutOfMemory;
+  for (*row = 0; *row < count; ++*row)
+    if (const Code code = code_of_fault(users[*row].fault, where); code != kOk) return code;
+  return kOk;
 }
 
 Forced* forced() { return &forced_by_tests; }

@@ -245,6 +245,9 @@ struct Outlook {
   Doubt doubt;
 };
 
+// A tile's panels, at most.
+constexpr int64_t kTilePanels = 64;
+
 // ---- Small things ---------------------------------------------------------------------------
 
 // The entry at which `budget` runs out, which is left with what it is of that entry. The last one
@@ -337,8 +340,32 @@ class FlatMap {
   size_t used_ = 0;
 };
 
-// A request joined with its catalog; `bias_tail` pads the call's bias in the last panel.
-Source make_source(const Catalog&, const Request&);
+// A request joined with its catalog; `bias_tail` pads the call's bias in the last panel. `fault` is
+// where its function says what it met.
+Source make_source(const Catalog&, const Request&, int64_t* fault);
+
+// Whether a function is faster over many panels at a time. A short one hides behind memory where each
+// panel is scored and passed before the next comes; of a long one every step costs a look at it.
+inline bool wants_tile(const Source& source) {
+  return source.function && !source.function->run && source.function->n_steps > 14;
+}
+
+// The same source, whose scores of some panels are made together, in the room that is given.
+inline Source filled(const Kernels& kernels, const Source& source, int64_t first, int64_t count,
+                     float* room) {
+  Source copy = source;
+  const Source* one = &source;
+  kernels.score_tile(&one, 1, first, count, nullptr, 0, room);
+  kernels.apply(source, first, count, room);
+  copy.tile = {room, first};
+  return copy;
+}
+
+inline Code code_of_fault(int64_t fault, int64_t* where) {
+  if (fault == kNoFault) return kOk;
+  *where = fault;
+  return kScoreNotFinite;
+}
 
 inline bool scores_are_given(const Catalog& catalog) { return !catalog.panels && !catalog.vectors; }
 

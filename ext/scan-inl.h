@@ -340,8 +340,21 @@ inline Lanes biased(const Source& source, int64_t panel, Lanes score) {
   return score;
 }
 
-// Where the scores of a panel come from: its vectors, what a tile has of them, or the caller.
-enum class From { kPanels, kTile, kCaller };
+inline uint32_t lanes_of(const Source& source, int64_t panel) {
+  if (source.eligible) return source.eligible[panel];
+  return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
+}
+
+}  // namespace
+}  // namespace fastrank
+
+#include "functions-inl.h"
+
+namespace fastrank {
+namespace {
+
+// Where the scores of a panel come from: its vectors, a function of them, a tile, or the caller.
+enum class From { kPanels, kFunction, kTile, kCaller };
 
 template <From from>
 inline Lanes scores_of(const Source& source, int64_t panel) {
@@ -351,13 +364,13 @@ inline Lanes scores_of(const Source& source, int64_t panel) {
     // 0.0 of a -0.0, as it comes out of vectors.
     return add(load_lanes(scores), Lanes{});
   }
-  return biased(source, panel,
-                from == From::kTile ? tile_dots(source, panel) : panel_dots(source, panel));
-}
-
-inline uint32_t lanes_of(const Source& source, int64_t panel) {
-  if (source.eligible) return source.eligible[panel];
-  return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
+  if (from == From::kTile) return biased(source, panel, tile_dots(source, panel));
+  const Lanes dots = panel_dots(source, panel);
+  if (from == From::kPanels) return biased(source, panel, dots);
+  alignas(64) float scores[kLanes];
+  store_lanes(scores, dots);
+  apply(source, panel, 1, scores);
+  return biased(source, panel, load_lanes(scores));
 }
 
 enum class Stop { kMass, kAbove, kSum };
@@ -455,8 +468,9 @@ bool scan_panels(const Source& source, Scan* state) {
 template <Stop stop>
 bool scan(const Source& source, Scan* state) {
   if (source.scores) return scan_panels<stop, From::kCaller>(source, state);
-  return has_dots(source) ? scan_panels<stop, From::kTile>(source, state)
-                          : scan_panels<stop, From::kPanels>(source, state);
+  if (has_dots(source)) return scan_panels<stop, From::kTile>(source, state);
+  return source.function ? scan_panels<stop, From::kFunction>(source, state)
+                         : scan_panels<stop, From::kPanels>(source, state);
 }
 
 float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, float* weights) {
@@ -468,6 +482,7 @@ float weigh(const float* scores, uint32_t lanes, float reference, float inv_t, f
 void score_panel(const Source& source, int64_t panel, float* scores) {
   store_lanes(scores, source.scores      ? scores_of<From::kCaller>(source, panel)
                       : has_dots(source) ? scores_of<From::kTile>(source, panel)
+                      : source.function  ? scores_of<From::kFunction>(source, panel)
                                          : scores_of<From::kPanels>(source, panel));
 }
 
@@ -488,6 +503,7 @@ float score_row(const Source& source, int64_t position) {
   }
   float score = even + odd;
 #endif
+  if (source.function) score = apply_to_row(source, position, score);
   const int64_t panel = position / kLanes;
   if (const float* biases = biases_of(source, panel)) score += biases[position % kLanes];
   if (const float* biases = call_biases_of(source, panel)) score += biases[position % kLanes];
@@ -512,6 +528,7 @@ void score_rows(const Source& source, const int64_t* positions, int count, float
     _MM_TRANSPOSE4_PS(a, b, c, d);
     _mm_storeu_ps(scores + i, _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(c, d)));
     for (int j = i; j < i + 4; ++j) {
+      if (source.function) scores[j] = apply_to_row(source, positions[j], scores[j]);
       const int64_t panel = positions[j] / kLanes, lane = positions[j] % kLanes;
       if (const float* biases = biases_of(source, panel)) scores[j] += biases[lane];
       if (const float* biases = call_biases_of(source, panel)) scores[j] += biases[lane];
@@ -561,7 +578,12 @@ void sum_tile(const Source* const* sources, int users, int64_t first, int64_t co
 void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
                 const void* ahead, int64_t lines, float* dots) {
   if (sources[0]->codes) return sum_tile(sources, users, first, count, ahead, lines, dots);
-  if (users == 1) return score_users<1>(sources, first, count, ahead, lines, dots);
+  if (users == 1) {  // by `panel_dots`, which one user is faster with, of rows too
+    for (int64_t i = 0; i < lines; ++i) fetch_line(ahead, i);
+    for (int64_t panel = 0; panel < count; ++panel)
+      store_lanes(dots + panel * kLanes, panel_dots(*sources[0], first + panel));
+    return;
+  }
   if (users == 2) return score_users<2>(sources, first, count, ahead, lines, dots);
   if (users == 3) return score_users<3>(sources, first, count, ahead, lines, dots);
   score_users<kTileUsers>(sources, first, count, ahead, lines, dots);
@@ -638,8 +660,9 @@ void weigh_depths(const uint32_t* depths, int64_t count, uint32_t reference, flo
 }
 
 double weigh_cell(const Source& source, int64_t first, int64_t count, float inv_t, Cell* out) {
-  return has_dots(source) ? weigh_cell_from<From::kTile>(source, first, count, inv_t, out)
-                          : weigh_cell_from<From::kPanels>(source, first, count, inv_t, out);
+  if (has_dots(source)) return weigh_cell_from<From::kTile>(source, first, count, inv_t, out);
+  return source.function ? weigh_cell_from<From::kFunction>(source, first, count, inv_t, out)
+                         : weigh_cell_from<From::kPanels>(source, first, count, inv_t, out);
 }
 
 // ---- What entries take, several at a time: loops that the compiler turns into vectors --------
@@ -703,7 +726,7 @@ namespace fastrank {
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
-    weigh, score_panel, score_tile, kTileUsers, exponentials, exps, score_row, score_rows,
+    weigh, score_panel, score_tile, kTileUsers, apply, exponentials, exps, score_row, score_rows,
     scan_codes, scan_codes_above, weigh_codes, add_estimates, weigh_cell, weigh_depths,
     largest_magnitude, each_above_last};
 

@@ -228,7 +228,10 @@ class Draw : public FromTable {
     panel_sums_.resize(end);
     Cell out = {&scores_[each.at * kLanes], &item_weights_[each.at * kLanes],
                 &panel_sums_[each.at], 0.0f};
-    each.mass = kernels_.weigh_cell(source_, each.panel, each.panels, float(inv_t_), &out);
+    alignas(64) float room[kMostCellPanels * kLanes];
+    const Source& source =
+        wants_tile(source_) ? filled(kernels_, source_, each.panel, each.panels, room) : source_;
+    each.mass = kernels_.weigh_cell(source, each.panel, each.panels, float(inv_t_), &out);
     each.highest = out.highest;
     for (int64_t i = 0; i < each.panels; ++i) {
       const uint16_t lanes = uint16_t(lanes_of(source_, each.panel + i));
@@ -463,7 +466,6 @@ std::unique_ptr<FromTable> from_table(const Kernels& kernels, const Source& sour
 namespace {
 
 constexpr int64_t kUsersTogether = 64;  // who share the panels of a tile
-constexpr int64_t kTilePanels = 64;
 
 class Maker {
  public:
@@ -476,7 +478,9 @@ class Maker {
         n_panels_(panel_count(catalog.n_items)),
         cell_panels_(cell_panels(n_panels_)),
         n_cells_(cell_count(n_panels_)) {
-    for (int64_t i = 0; i < count; ++i) sources_.push_back(make_source(catalog, requests[i]));
+    faults_.assign(size_t(count), kNoFault);
+    for (int64_t i = 0; i < count; ++i)
+      sources_.push_back(make_source(catalog, requests[i], &faults_[size_t(i)]));
     masses_.resize(size_t(count * n_cells_));
     // As in SharedPass: what the next tile brings fits the second cache beside this one.
     const int64_t panels = std::clamp<int64_t>(1024 / std::max(catalog.dim, 1) / 8 * 8, 8, kTilePanels);
@@ -501,6 +505,15 @@ class Maker {
             weigh(sources[size_t(i)], i, panel, &out);
       }
     }
+  }
+
+  // What the first user's function made who has such a score.
+  Code fault(int64_t* row, int64_t* where) const {
+    Code code = kOk;
+    for (*row = 0; *row < count_ && code == kOk; ++*row)
+      code = code_of_fault(faults_[size_t(*row)], where);
+    if (code != kOk) --*row;
+    return code;
   }
 
   void finish(uint32_t* depths, double* tops) const {
@@ -535,14 +548,21 @@ class Maker {
     const float* ahead =
         group[0]->panels + (next * lines + user / kernels_.tile_users * share) * kLanes;
     kernels_.score_tile(group, users, first, panels, ahead, share, dots->data());
-    for (int i = 0; i < users; ++i)
-      (*sources)[size_t(user + i)].tile = {dots->data() + i * panels * kLanes, first};
+    for (int i = 0; i < users; ++i) {
+      float* const own = dots->data() + i * panels * kLanes;
+      if (group[i]->function) kernels_.apply(*group[i], first, panels, own);
+      (*sources)[size_t(user + i)].tile = {own, first};
+    }
   }
 
   void weigh(const Source& source, int64_t user, int64_t panel, Cell* out) {
+    const int64_t panels = std::min(cell_panels_, n_panels_ - panel);
+    alignas(64) float room[kMostCellPanels * kLanes];
+    const Source& its = !source.tile.dots && wants_tile(source)
+                            ? filled(kernels_, source, panel, panels, room)
+                            : source;
     const double mass =
-        kernels_.weigh_cell(source, panel, std::min(cell_panels_, n_panels_ - panel),
-                            float(1.0 / temperatures_[user]), out);
+        kernels_.weigh_cell(its, panel, panels, float(1.0 / temperatures_[user]), out);
     masses_[size_t(user * n_cells_ + panel / cell_panels_)] = {mass, double(out->highest)};
   }
 
@@ -553,6 +573,7 @@ class Maker {
   const int64_t n_panels_, cell_panels_, n_cells_;
   int64_t tile_panels_;
   std::vector<Source> sources_;
+  std::vector<int64_t> faults_;
   std::vector<Mass> masses_;  // a row a user
   std::atomic<int64_t> next_{0};
 };
@@ -585,6 +606,10 @@ Code make_tables(const Catalog& catalog, const Request* requests, const double* 
       });
       if (interrupt.stopped()) return kInterrupted;
       if (failed) return kOutOfMemory;
+      if (const Code code = maker.fault(row, where); code != kOk) {
+        *row += first;
+        return code;
+      }
       maker.finish(depths + first * cells, tops + 2 * first);
     }
     return kOk;

@@ -1,6 +1,6 @@
 """Types of the native module; ext/_native.pyx documents it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +19,22 @@ _Scores: TypeAlias = npt.NDArray[np.float32]
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Bits: TypeAlias = npt.NDArray[np.uint16]
 _Depths: TypeAlias = npt.NDArray[np.uint32]
+
+OPS: tuple[str, ...]
+OPERANDS: tuple[str, ...]
+REGISTERS: int
+
+class Function:
+    def __init__(
+        self,
+        n_items: int,
+        refuse: Callable[[int, str], str],
+        constants: _Scores,
+        columns: list[_Scores],
+        flags: list[_Bits],
+        steps: npt.NDArray[np.int32] | None = None,
+        code: int = 0,
+    ) -> None: ...
 
 class PackedCatalog:
     query_length: int
@@ -47,6 +63,7 @@ class PackedCatalog:
         n_eligible: int,
         threads: int = 1,
         table: tuple[_Depths, float, float] | None = None,
+        function: Function | None = None,
     ) -> tuple[_Positions, _Scores, _Floats, float, float, int, bool]: ...
     def rank_batch(
         self,
@@ -61,6 +78,7 @@ class PackedCatalog:
         allowed: list[_Positions | None],
         threads: int,
         tables: list[tuple[_Depths, float, float] | None] | None = None,
+        functions: list[Function | None] | None = None,
     ) -> tuple[
         _Positions,
         _Scores,
@@ -74,7 +92,11 @@ class PackedCatalog:
     ]: ...
     def check(self, queries: _Scores) -> None: ...
     def make_tables(
-        self, queries: _Scores, temperatures: _Floats, threads: int = 1
+        self,
+        queries: _Scores,
+        temperatures: _Floats,
+        threads: int = 1,
+        functions: list[Function | None] | None = None,
     ) -> tuple[_Depths, _Floats]: ...
     def log_propensities(
         self,
@@ -86,6 +108,7 @@ class PackedCatalog:
         bias: _Scores | None,
         eligible: _Bits | None,
         n_eligible: int,
+        function: Function | None = None,
     ) -> _Floats: ...
     def rank_flat_tail(
         self,
@@ -114,7 +137,9 @@ class PackedCatalog:
         eligible: _Bits | None,
         n_eligible: int,
     ) -> _Floats: ...
-    def scores(self, query: _Scores, bias: _Scores | None) -> _Scores: ...
+    def scores(
+        self, query: _Scores, bias: _Scores | None, function: Function | None = None
+    ) -> _Scores: ...
 
 class GivenScores(PackedCatalog):
     def __init__(

@@ -29,7 +29,7 @@ EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text
 ]
 # What extras bring that are made of others.
 PARTS = {
-    "bench": ["cli", "data", "faiss", "serving"],
+    "bench": ["cli", "data", "faiss", "numba", "serving"],
     "loadtest": ["cli", "serving"],
     "dev": ["cli", "data", "gateway", "loadtest", "ope", "sagemaker", "serving"],
 }

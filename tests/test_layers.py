@@ -34,22 +34,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packing": {"inputs", "_native"},
     "contents": {"packing", "_native"},
     "lru": set(),
+    "features": {"inputs", "store", "lru", "_native"},
+    "expressions": {"features", "inputs", "store", "_native"},
+    "compiled": {"atomic"},
+    "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
     "ranker": {"ask", "policies", "ranking", "ids", "inputs", "lru", "_native"},
     "scorer": {"policies", "ranking", "ids", "ranker"},
+    "score": {"ask", "ranking", "expressions", "scoring", "features", "inputs"},
     "faissindex": {"ask", "inputs", "store"},
     "catalog": {
         *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
         *("ask", "ranker", "scorer", "lru", "faissindex"),
+        *("features", "expressions", "scoring", "score"),
     },
     "given": {"policies", "ranking", "ids", "inputs", "ranker", "_native"},
     "tables": {"ask", "policies", "_native"},
     "model": {
         *("policies", "ranking", "ids", "inputs", "contents", "store", "scorer", "catalog"),
-        *("tables", "faissindex"),
+        *("tables", "faissindex", "expressions", "scoring", "score"),
     },
     # Around it.
-    "opening": {"store", "catalog", "model"},
+    "opening": {"store", "catalog", "model", "scoring"},
     "retrieval": {"policies", "inputs", "catalog", "model", "faissindex"},
     "calibration": {"policies", "catalog"},
     "expectations": {"policies", "scorer", "calibration"},
@@ -58,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulate": {
         *("policies", "ranking", "ids", "inputs", "scorer", "catalog", "model", "marginals"),
     },
-    "reference": {"policies"},
+    "reference": {"policies", "expressions"},
     "data": set(),
     "obd": {"data"},
     "eventlog": {
@@ -85,18 +91,23 @@ MAY_IMPORT: dict[str, set[str]] = {
         "marginals",
         "eventlog",
         "page",
+        *("ranking", "expressions"),
     },
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
     },
     "vectorfiles": {"files"},
-    "verify": {"policies", "ranking", "catalog", "model", "opening", "calibration", "reference"},
+    "verify": {
+        *("policies", "ranking", "catalog", "model", "opening", "calibration", "reference"),
+        "scoring",
+    },
     "demo": {
         *("policies", "ranking", "catalog", "model", "calibration", "obd", "reference"),
         *("simulate", "eventlog", "ope"),
     },
     "cli": {
         "retrieval",
+        "scoring",
         "starting",
         "extras",
         "atomic",
@@ -125,6 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE_REFERENCE = {"verify", "demo"}
 # What a module may import beyond the standard library and NumPy; the rest are extras.
 EXTRAS: dict[str, set[str]] = {
+    "compiled": {"llvmlite", "numba"},
     "faissindex": {"faiss"},
     "retrieval": {"faiss"},
     "wire": {"msgspec"},
@@ -279,6 +291,7 @@ def test_importing_fastrank_loads_the_core_alone() -> None:
         ),
         *("_native", "files", "atomic", "lru", "ask", "ranker", "scorer", "catalog", "given"),
         *("tables", "model", "faissindex"),
+        *("features", "expressions", "scoring", "compiled", "score"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core, f"not of the core, or not in this list of it: {sorted(loaded - core)}"

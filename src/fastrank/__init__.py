@@ -37,8 +37,9 @@ from fastrank.policies import (  # noqa: E402
     Uniform,
     policy,
 )
-from fastrank.ranking import Ranking, RankingBatch  # noqa: E402
+from fastrank.ranking import Ranking, RankingBatch, Score  # noqa: E402
 from fastrank.scorer import Scorer  # noqa: E402  # after the ISA is known to run
+from fastrank.scoring import ScoreFunction, score_function  # noqa: E402
 
 __all__ = [
     "INFERENCE_TYPES",
@@ -55,11 +56,14 @@ __all__ = [
     "Policy",
     "Ranking",
     "RankingBatch",
+    "Score",
+    "ScoreFunction",
     "Scorer",
     "Uniform",
     "log_propensities_of_scores",
     "policy",
     "rank_scores",
     "rank_scores_batch",
+    "score_function",
 ]
 __version__ = "0.1.0"

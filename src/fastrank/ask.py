@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
 from fastrank.policies import FlatTail, Law, Policy, is_frozen, law_of
-from fastrank.ranking import Candidates
+from fastrank.ranking import Candidates, Score
 
 __all__ = [
     "BEST",
@@ -22,6 +22,7 @@ __all__ = [
     "FLAT_TAIL",
     "Ask",
     "AskBatch",
+    "Bound",
     "Drawn",
     "DrawnBatch",
     "Found",
@@ -117,6 +118,15 @@ class Table(NamedTuple):
         return self.depths.nbytes + ENTRY_BYTES
 
 
+class Bound(NamedTuple):
+    """A score with a catalog's columns and a call's parameters."""
+
+    function: _native.Function
+    score: Score
+    key: bytes  # of its scores, beside the query's
+    features_version: str | None  # None: it has no columns
+
+
 class Ask(NamedTuple):
     """A call, checked, in the kernels' terms; items are positions."""
 
@@ -128,6 +138,7 @@ class Ask(NamedTuple):
     allowed: Positions | None
     bias: Float32Array | None
     threads: int
+    bound: Bound | None = None
 
 
 # Positions, scores, log-propensities, log_norm, its error, items that were scored, whether it is
@@ -148,6 +159,7 @@ class AskBatch(NamedTuple):
     allowed: list[Positions | None]
     biases: Float32Array | None  # (b, n), or (1, n) for all
     threads: int
+    bounds: list[Bound | None] | None = None
 
     def one(self, i: int) -> Ask:
         """The call of one user."""
@@ -160,7 +172,19 @@ class AskBatch(NamedTuple):
             self.allowed[i],
             None if self.biases is None else self.biases[i % len(self.biases)],
             self.threads,
+            self.bound_of(i),
         )
+
+    def bound_of(self, i: int) -> Bound | None:
+        """The score of one user."""
+        return None if self.bounds is None else self.bounds[i]
+
+    @property
+    def functions(self) -> list[_native.Function | None] | None:
+        """Of all users."""
+        if self.bounds is None:
+            return None
+        return [None if bound is None else bound.function for bound in self.bounds]
 
     def of(self, users: list[int]) -> AskBatch:
         """The calls of some users."""
@@ -174,6 +198,7 @@ class AskBatch(NamedTuple):
             excluded=[self.excluded[i] for i in users],
             allowed=[self.allowed[i] for i in users],
             biases=biases if biases is None or len(biases) == 1 else biases[users],
+            bounds=None if self.bounds is None else [self.bounds[i] for i in users],
         )
 
 

@@ -5,6 +5,7 @@ Python decides here what is asked for; `fastrank._native` computes it with the G
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -15,15 +16,19 @@ import numpy.typing as npt
 
 from fastrank import _native, contents, packing, store
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
-from fastrank.ask import Found, Table
+from fastrank.ask import Bound, Found, Table
+from fastrank.expressions import Expression, Params, as_params
 from fastrank.faissindex import LABELS, FaissIndex, Finder
+from fastrank.features import Features, as_features
 from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
 from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranker import RNG_VERSION, as_threads
-from fastrank.ranking import Ranking, RankingBatch
+from fastrank.ranker import RNG_VERSION, as_threads, each_of, key_of
+from fastrank.ranking import Ranking, RankingBatch, Score
+from fastrank.score import ScoreLike, as_score, bind
 from fastrank.scorer import Scorer
+from fastrank.scoring import ScoreFunction
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
@@ -33,6 +38,7 @@ LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
 _READY = 4096  # tables that are a model's files: their keys and objects, some 2 KB each
 _INDEX = "faiss_index"  # the file of an index
+_BOUNDS = 256  # scores with their parameters, some KB each
 _LOOKS = 4  # searches that an index is tried by
 _TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
 
@@ -65,6 +71,9 @@ class Catalog(Scorer):
         Likely items are then scanned first, which saves work where k is large beside n. A row is
         a row of the arguments all the same, also where ties go to the earlier one; but a seed
         draws another ranking of the same law than without a prior.
+    features : mapping of str to array_like, shape (n,), or a table, optional
+        Columns for ``score=``: numbers, booleans, texts (None: no text), or lists of texts
+        (docs/scores.md).
 
     Raises
     ------
@@ -89,6 +98,7 @@ class Catalog(Scorer):
     """
 
     _index: IdIndex
+    _features: Features | None
 
     def __init__(
         self,
@@ -99,6 +109,7 @@ class Catalog(Scorer):
         cache_bytes: int = 256 << 20,
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
         prior: npt.ArrayLike | None = None,
+        features: Any = None,
     ) -> None:
         if not isinstance(storage, str) or storage not in packing.STORAGES:
             raise ValueError(
@@ -138,6 +149,8 @@ class Catalog(Scorer):
             "catalog_version": store.content_hash({**content, "arrays": digests}),
         }
         self._set(meta, arrays, digests, index, cache_bytes, log_norm_tolerance)
+        if features is not None:
+            self._features = as_features(features, n_items, order)
 
     def _set(
         self,
@@ -175,6 +188,12 @@ class Catalog(Scorer):
             self._n_items, self._rows, arrays.get("panel_rows"), known=True
         )
         self._finder: Finder | None = None
+        self._features = None
+        self._score: Expression | ScoreFunction | None = None  # where a call says none
+        self._params: dict[str, Any] = {}
+        self._default: Bound | None = None  # of both
+        self._functions: dict[str, ScoreFunction] = {}  # that calls may name
+        self._bounds = LRU[tuple[str, str], Bound](entries=_BOUNDS)
         self._tables = LRU[tuple[bytes, float], Table](as_count("cache_bytes", cache_bytes, low=0))
         self._ready = LRU[tuple[bytes, float], Table](entries=_READY)
 
@@ -209,6 +228,17 @@ class Catalog(Scorer):
                 "labels": index.labels,
                 "n_probes": index.n_probes,
             }
+        if self._features is not None:
+            meta["features"], own, of_own = self._features.content(self._version)
+            arrays |= own
+            digests |= of_own
+        if self._score is not None:
+            meta["score"] = {
+                "kind": self._score.kind,
+                "name": self._score.path,
+                "hash": self._score.hash,
+                "params": self._params,
+            }
         return meta, arrays, digests
 
     @classmethod
@@ -218,6 +248,7 @@ class Catalog(Scorer):
         verify: bool = False,
         cache_bytes: int = 256 << 20,
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
+        functions: Sequence[ScoreFunction] = (),
     ) -> Catalog:
         """Maps a saved catalog; copies nothing, so processes share one image of it.
 
@@ -231,6 +262,9 @@ class Catalog(Scorer):
             version, and every file's size, dtype and shape are checked.
         cache_bytes, log_norm_tolerance
             As for a new catalog; they are not saved.
+        functions : sequence of ScoreFunction, optional
+            As for `with_functions`. If its own score is a function it must be among them: a
+            directory holds the name and the hash of one, and no code.
 
         Raises
         ------
@@ -244,7 +278,12 @@ class Catalog(Scorer):
         and whatever renames, replaces them safely.
         """
         return cls._from_store(
-            directory, *store.read(directory, verify), cache_bytes, log_norm_tolerance, verify
+            directory,
+            *store.read(directory, verify),
+            cache_bytes,
+            log_norm_tolerance,
+            verify,
+            functions,
         )
 
     @classmethod
@@ -256,7 +295,9 @@ class Catalog(Scorer):
         cache_bytes: int,
         log_norm_tolerance: float,
         verify: bool,
+        functions: Sequence[ScoreFunction],
     ) -> Catalog:
+        named = _named_functions(functions)
         try:
             storage, n_items, dim = (manifest[key] for key in ("storage", "n_items", "dim"))
             if storage not in packing.STORAGES:
@@ -294,7 +335,14 @@ class Catalog(Scorer):
             catalog = cls.__new__(cls)
             catalog._set(meta, own, digests, index, cache_bytes, log_norm_tolerance)
             if _INDEX in arrays or "index" in manifest:
-                catalog._finder = catalog._bound(_mapped_index(manifest, arrays))
+                catalog._finder = catalog._finder_of(_mapped_index(manifest, arrays))
+            if "features" in manifest:
+                hashes = {name: entry["sha256"] for name, entry in manifest["arrays"].items()}
+                catalog._features = Features.mapped(
+                    manifest["features"], arrays, hashes, catalog._version, n_items
+                )
+            catalog._functions = named
+            catalog._open_score(manifest.get("score"))
         except (KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"{directory}: not a catalog: {error!r} in its manifest") from None
         except ValueError as error:
@@ -302,6 +350,8 @@ class Catalog(Scorer):
         if verify:
             try:
                 contents.check(manifest, own)
+                if catalog._features is not None:
+                    catalog._features.check()
             except ValueError as error:
                 raise ValueError(f"{directory}: {error}") from None
         return catalog
@@ -348,6 +398,178 @@ class Catalog(Scorer):
     def has_codes(self) -> bool:
         return self.storage == "int8"
 
+    # ---- Features and scores ----------------------------------------------------------------
+
+    @property
+    def features(self) -> Features | None:
+        """The columns that a score may have."""
+        return self._features
+
+    @property
+    def features_version(self) -> str | None:
+        """Content hash of the columns. It is no part of `version`: they may be new every day."""
+        return None if self._features is None else self._features.version
+
+    @property
+    def score(self) -> Score | None:
+        """What makes scores where a call says nothing else; None: they are dot products."""
+        return None if self._default is None else self._default.score
+
+    @property
+    def scores_key(self) -> str:
+        """What its own score depends on besides `version`; empty for dot products."""
+        return "" if self._default is None else self._default.key.decode()
+
+    def score_of(self, logged: Score, features_version: str | None) -> dict[str, Any] | str:
+        if features_version not in (None, self.features_version):
+            return "features_of_another_version"
+        own = self._score
+        if own is None or own.hash != logged.hash:
+            try:
+                own = self._as_score(logged.name)
+            except ValueError:  # the name of a function that is not at hand
+                own = None
+            if own is None or own.hash != logged.hash:
+                return "score_not_at_hand"
+        return {"score": own, "params": logged.params}
+
+    def with_features(self, features: Any) -> Catalog:
+        """A catalog that differs in its columns; it shares all else, and nothing is packed again.
+
+        Parameters
+        ----------
+        features : mapping of str to array_like, shape (n,), or a table, or None
+            All of them, in catalog order; None: a catalog without.
+
+        Raises
+        ------
+        ValueError
+            Naming the column, the row and the value; or if its own score lacks a column now.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [2.0]]).with_features({"age": [3.0, 40.0]})
+        >>> catalog.scores([1.0], score="dot * exp(-age / days)", params={"days": 30.0}).round(3)
+        array([0.905, 0.527], dtype=float32)
+        """
+        catalog, order = self._copy(), None if self._rows is None else self._as_indices()
+        catalog._features = (
+            None if features is None else as_features(features, self._n_items, order)
+        )
+        catalog._bounds = LRU[tuple[str, str], Bound](entries=_BOUNDS)
+        catalog._set_score(self._score, self._params)
+        return catalog
+
+    def with_score(self, score: ScoreLike | None, params: Params | None = None) -> Catalog:
+        """A catalog whose calls have this score where they say no other; it shares all else.
+
+        The score is saved with the catalog: an expression as it is, a function by its name and
+        hash. It is no part of `version`: rankings and logs say it beside that.
+
+        Parameters
+        ----------
+        score : str, ScoreFunction or None
+            As in `rank`; None, or "dot": dot products.
+        params : mapping, optional
+            Values of its parameters, which a call may replace one by one.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [2.0]], features={"norm": [1.0, 2.0]})
+        >>> catalog.with_score("dot / norm").scores([3.0])
+        array([3., 3.], dtype=float32)
+        """
+        catalog = self._copy()
+        catalog._set_score(None if score is None else self._as_score(score), as_params(params))
+        return catalog
+
+    def _copy(self) -> Catalog:
+        catalog = type(self).__new__(type(self))
+        vars(catalog).update(vars(self))
+        return catalog
+
+    def _set_score(self, score: Expression | ScoreFunction | None, params: Params) -> None:
+        if score is None and params:
+            raise ValueError(f"params: {next(iter(params))!r} is no parameter of a dot product")
+        self._score, self._params = score, dict(params)
+        self._default = None if score is None else self._bind_one(score, self._params)
+
+    def _open_score(self, saved: Any) -> None:
+        """The score of a manifest."""
+        if saved is None:
+            return
+        kind, name, wanted = saved["kind"], saved["name"], saved["hash"]
+        score: Expression | ScoreFunction | None
+        if kind == "expression":
+            score = as_score(name)
+        else:
+            score = next((f for f in self._functions.values() if f.path == name), None)
+            if score is None:
+                raise ValueError(
+                    f"its score is the function {shown(name)}: hand it in (functions=, or"
+                    " --score-function)"
+                )
+        if score is None or score.hash != wanted:
+            raise ValueError(
+                f"its score is {shown(name)} of the hash {str(wanted)[:12]}; this is another one"
+            )
+        self._set_score(score, as_params(saved["params"]))
+
+    def with_functions(self, *functions: ScoreFunction) -> Catalog:
+        """A catalog whose calls may name these functions as ``score=``, and whose logs can too.
+
+        They take the place of those that it had, and are not saved.
+        """
+        catalog = self._copy()
+        catalog._functions = _named_functions(functions)
+        return catalog
+
+    def _as_score(self, given: ScoreLike) -> Expression | ScoreFunction | None:
+        named = self._functions.get(given) if isinstance(given, str) else None
+        if named is None:
+            return as_score(given)
+        if self._features is not None and self._features.kind(named.text) is not None:
+            raise ValueError(f"score: {named.text!r} is the name of a function and of a column")
+        return named
+
+    def _bind(self, score: ScoreLike | None, params: Params | None) -> Bound | None:
+        """What makes the scores of a call; None: the dot product does."""
+        if score is None and params is None:
+            return self._default
+        own = self._score if score is None else self._as_score(score)
+        given = as_params(params)
+        if own is None:
+            if given:
+                raise ValueError(f"params: {next(iter(given))!r} is no parameter of a dot product")
+            return None
+        return self._bind_one(own, {**self._params, **given} if score is None else given)
+
+    def _bind_one(self, score: Expression | ScoreFunction, params: Params) -> Bound:
+        key = f"{score.text}\n{score.hash}", json.dumps(params)
+        found = self._bounds.get(key)
+        if found is None:
+            found = bind(score, params, self._features, self._n_items, self._id_at)
+            self._bounds.put(key, found)
+        return found
+
+    def _bind_all(self, score: ScoreLike | None, params: Any, b: int) -> list[Bound | None] | None:
+        """What makes the scores of each user; None: dot products are those of all."""
+        if params is None or isinstance(params, Mapping):
+            bound = self._bind(score, params)
+            return None if bound is None else [bound] * b
+        found = []
+        for i, each in enumerate(each_of("params", params, b)):
+            try:
+                found.append(self._bind(score, each))
+            except ValueError as error:
+                raise ValueError(f"params: row {i}: {error}") from None
+        return found
+
+    def _id_at(self, position: int) -> Any:
+        return self._index.ids[position].item()
+
     # ---- An index ---------------------------------------------------------------------------
 
     @property
@@ -366,17 +588,16 @@ class Catalog(Scorer):
         ValueError
             If the index is of another dimension, or of more items, or scores them otherwise.
         """
-        catalog = type(self).__new__(type(self))
-        vars(catalog).update(vars(self))
+        catalog = self._copy()
         catalog._finder = None
         if index is not None:
             if not isinstance(index, FaissIndex):
                 raise ValueError(f"index: expected a FaissIndex, got {shown(index)}")
-            catalog._finder = catalog._bound(index)
+            catalog._finder = catalog._finder_of(index)
             catalog._check_index()
         return catalog
 
-    def _bound(self, index: FaissIndex) -> Finder:
+    def _finder_of(self, index: FaissIndex) -> Finder:
         rows = None
         if self._rows is not None and index.labels != "positions":
             rows = self._as_indices()
@@ -433,6 +654,27 @@ class Catalog(Scorer):
         # Of a single panel a stack is in another order.
         return np.ascontiguousarray(np.column_stack([rows, self._arrays["bias"][first:last]]))
 
+    def _scored_at(
+        self, query: Float32Array, positions: Positions
+    ) -> tuple[FloatArray, FloatArray, dict[str, list[Any]]]:
+        """Of some items: what its own score makes, without any bias; dot products in float64; and
+        the columns that the score has."""
+        assert self._default is not None  # who asks has looked
+        assert self._score is not None
+        vectors = np.concatenate([self._vectors(p, p + 1) for p in positions.tolist()])
+        dots = vectors[:, : self._dim].astype(np.float64) @ query.astype(np.float64)
+        made = self._packed.scores(self._query(query), None, self._default.function)[positions]
+        if "bias" in self._arrays:
+            made = made - self._arrays["bias"][positions]
+        features, columns = self._features, {}
+        if features is not None:
+            columns = {
+                name: features.entries(name, positions)
+                for name in self._score.names
+                if features.kind(name) is not None
+            }
+        return made.astype(np.float64), dots, columns
+
     def _candidates(
         self, query: Float32Array, m: int, exclude: Ids | None = None
     ) -> tuple[Positions, Float32Array | None]:
@@ -480,6 +722,8 @@ class Catalog(Scorer):
         allow: Ids | None = None,
         bias: npt.ArrayLike | None = None,
         threads: int = 1,
+        score: ScoreLike | None = None,
+        params: Params | None = None,
     ) -> Ranking:
         """Draws one ranking, with the exact probability of having drawn it.
 
@@ -508,6 +752,12 @@ class Catalog(Scorer):
             hundreds of thousands of items, on cores that are idle otherwise: on busy ones they
             wait for each other. Many users at once are better served by a call, or a part of
             a batch, on each thread.
+        score : str or ScoreFunction, optional
+            What makes scores: an expression of `dot`, columns and parameters, as ``"dot - 0.1 *
+            log1p(sales)"``, or what `score_function` made. A bias is added behind it. By default
+            the catalog's own, `Catalog.score`, or else the dot product.
+        params : mapping of str to (float, bool or str), optional
+            Values of the parameters that the score has.
 
         Returns
         -------
@@ -527,7 +777,10 @@ class Catalog(Scorer):
         sequential and cached samplers run on one.
         """
         added = None if bias is None else as_bias("bias", bias, (self._n_items,), copy=True)
-        return self._rank(self._query(query), k, policy, seed, exclude, allow, added, threads)
+        bound = self._default if score is None and params is None else self._bind(score, params)
+        return self._rank(
+            self._query(query), k, policy, seed, exclude, allow, added, threads, bound
+        )
 
     def rank_batch(
         self,
@@ -540,6 +793,8 @@ class Catalog(Scorer):
         allow: Sequence[Ids | None] | None = None,
         bias: npt.ArrayLike | None = None,
         threads: int = 1,
+        score: ScoreLike | None = None,
+        params: Params | Sequence[Params | None] | None = None,
     ) -> RankingBatch:
         """Draws one ranking for each of b users; row i is what `rank` gives for seeds[i].
 
@@ -557,6 +812,10 @@ class Catalog(Scorer):
         threads : int
             How many threads may work on this call, as in `rank`. With 8 users a thread or more,
             each ranks for users of its own; with fewer they share the scan.
+        score : str or ScoreFunction, optional
+            As in `rank`, for all users.
+        params : mapping, or sequence of b (mapping or None), optional
+            One for all users, or one for each.
 
         Returns
         -------
@@ -588,8 +847,8 @@ class Catalog(Scorer):
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
-        added = self._biases(bias, b, copy=True)
-        return self._rank_batch(rows, k, policy, seeds, exclude, allow, added, threads)
+        added, bounds = self._biases(bias, b, copy=True), self._bind_all(score, params, b)
+        return self._rank_batch(rows, k, policy, seeds, exclude, allow, added, threads, bounds)
 
     def log_propensities(
         self,
@@ -600,6 +859,8 @@ class Catalog(Scorer):
         exclude: Ids | None = None,
         allow: Ids | None = None,
         bias: npt.ArrayLike | None = None,
+        score: ScoreLike | None = None,
+        params: Params | None = None,
     ) -> FloatArray:
         """How probable any ranking is under a policy, place by place.
 
@@ -607,7 +868,7 @@ class Catalog(Scorer):
         ----------
         item_ids : array_like of ids, shape (k,)
             The ranking, best place first.
-        query, policy, exclude, allow, bias
+        query, policy, exclude, allow, bias, score, params
             As in `rank`.
 
         Returns
@@ -629,7 +890,10 @@ class Catalog(Scorer):
         [0.333, 0.5]
         """
         added = None if bias is None else as_bias("bias", bias, (self._n_items,))
-        return self._judge(self._query(query), "item_ids", item_ids, policy, exclude, allow, added)
+        bound = self._bind(score, params)
+        return self._judge(
+            self._query(query), "item_ids", item_ids, policy, exclude, allow, added, bound
+        )
 
     def log_propensities_batch(
         self,
@@ -640,6 +904,8 @@ class Catalog(Scorer):
         exclude: Sequence[Ids | None] | None = None,
         allow: Sequence[Ids | None] | None = None,
         bias: npt.ArrayLike | None = None,
+        score: ScoreLike | None = None,
+        params: Params | Sequence[Params | None] | None = None,
     ) -> FloatArray:
         """How probable b rankings are under each of p policies.
 
@@ -653,6 +919,8 @@ class Catalog(Scorer):
         policies : sequence of p (Policy, or sequence of b Policy)
         exclude, allow : sequence of b (array_like of ids or None), optional
         bias : array_like of real numbers, shape (n,) or (b, n), optional
+        score, params
+            As in `rank_batch`.
 
         Returns
         -------
@@ -688,15 +956,25 @@ class Catalog(Scorer):
             exclude,
             allow,
             self._biases(bias, b),
+            self._bind_all(score, params, b),
         )
 
-    def scores(self, query: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Float32Array:
+    def scores(
+        self,
+        query: npt.ArrayLike,
+        bias: npt.ArrayLike | None = None,
+        score: ScoreLike | None = None,
+        params: Params | None = None,
+    ) -> Float32Array:
         """Raw scores (n,) float32 of all items in catalog order, to the bit as rankings have them.
 
-        For checks and diagnostics; ranking does not need them. O(n d).
+        For checks and diagnostics; ranking does not need them. O(n d). Parameters as in `rank`.
         """
+        bound = self._bind(score, params)
         result: Float32Array = self._packed.scores(
-            self._query(query), None if bias is None else self._bias(bias)
+            self._query(query),
+            None if bias is None else self._bias(bias),
+            None if bound is None else bound.function,
         )
         return result if self._rows is None else self._by_row(result)
 
@@ -714,8 +992,10 @@ class Catalog(Scorer):
         threads = as_threads(threads)
         for first in range(0, len(rows), _TABLES_TOGETHER):
             part = slice(first, first + _TABLES_TOGETHER)
+            own = self._padded(vectors[rows[part]])
+            function = None if self._default is None else self._default.function
             depths[part], tops[part] = self._packed.make_tables(
-                self._padded(vectors[rows[part]]), temperatures[part], threads
+                own, temperatures[part], threads, [function] * len(own)
             )
             if advance is not None:
                 advance(min(first + _TABLES_TOGETHER, len(rows)), len(rows))
@@ -723,7 +1003,7 @@ class Catalog(Scorer):
 
     def _keep(self, query: Float32Array, temperature: float, table: Table) -> None:
         """Keeps a table that was made ahead, as if it had been made for a request."""
-        key = (self._padded(query).tobytes(), temperature)
+        key = key_of(self._padded(query), temperature, self._default)
         if self._ready.get(key) is None:
             self._ready.put(key, table)
 
@@ -797,6 +1077,19 @@ class Catalog(Scorer):
         if self._rows is None:
             return positions
         return np.where(positions >= 0, self._as_indices()[positions], -1)
+
+
+def _named_functions(functions: Sequence[ScoreFunction]) -> dict[str, ScoreFunction]:
+    if not isinstance(functions, list | tuple):
+        raise ValueError(f"functions: expected a list of ScoreFunctions, got {shown(functions)}")
+    named: dict[str, ScoreFunction] = {}
+    for j, each in enumerate(functions):
+        if not isinstance(each, ScoreFunction):
+            raise ValueError(f"functions[{j}]: expected a ScoreFunction, got {shown(each)}")
+        if each.text in named or each.text == "dot":
+            raise ValueError(f"functions[{j}]: the name {each.text!r} means another score already")
+        named[each.text] = each
+    return named
 
 
 def _mapped_index(

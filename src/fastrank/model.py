@@ -14,12 +14,15 @@ import numpy.typing as npt
 from fastrank import contents, store, tables
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.catalog import LOG_NORM_TOLERANCE, Catalog
+from fastrank.expressions import Params
 from fastrank.faissindex import FaissIndex
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
 from fastrank.ranking import Ranking, recommended
+from fastrank.score import ScoreLike
 from fastrank.scorer import Scorer
+from fastrank.scoring import ScoreFunction
 from fastrank.tables import Advance, UserTables
 
 __all__ = ["Model", "scorer_of"]
@@ -129,11 +132,12 @@ class Model:
         verify: bool = False,
         cache_bytes: int = 256 << 20,
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
+        functions: Sequence[ScoreFunction] = (),
     ) -> Model:
         """Maps a saved model; copies nothing. Parameters and errors as `Catalog.open`."""
         manifest, arrays = store.read(directory, verify)
         catalog = Catalog._from_store(
-            directory, manifest, arrays, cache_bytes, log_norm_tolerance, verify
+            directory, manifest, arrays, cache_bytes, log_norm_tolerance, verify, functions
         )
         if "user_ids" not in arrays:
             raise ValueError(f"{directory}: a catalog without users; Catalog.open opens it")
@@ -425,6 +429,28 @@ class Model:
         model._set(catalog, self._arrays, self._digests, self._index, self._tables)
         return model
 
+    def with_features(self, features: Any) -> Model:
+        """A model whose catalog has other columns: see `Catalog.with_features`.
+
+        Where its own score has columns it has no tables: those of other scores are of no use.
+        """
+        return self._with_scores(self._catalog.with_features(features))
+
+    def with_score(self, score: ScoreLike | None, params: Params | None = None) -> Model:
+        """A model whose catalog has another score: see `Catalog.with_score`. It has no tables."""
+        return self._with_scores(self._catalog.with_score(score, params))
+
+    def with_functions(self, *functions: ScoreFunction) -> Model:
+        """A model whose calls may name these functions: see `Catalog.with_functions`."""
+        return self._with_scores(self._catalog.with_functions(*functions))
+
+    def _with_scores(self, catalog: Catalog) -> Model:
+        model = type(self).__new__(type(self))
+        same = catalog.scores_key == self._catalog.scores_key
+        tables_of_users = self._tables if same else None
+        model._set(catalog, self._arrays, self._digests, self._index, tables_of_users)
+        return model
+
     def _rows_of_users(self, user_ids: Ids) -> IntArray:
         rows = self._index.find("user_ids", user_ids, ordered=True)
         missing = np.flatnonzero(rows < 0)
@@ -487,6 +513,8 @@ class Model:
         allow: Ids | None = None,
         bias: npt.ArrayLike | None = None,
         threads: int = 1,
+        score: ScoreLike | None = None,
+        params: Params | None = None,
     ) -> Ranking:
         """`Catalog.rank` for the vector of a known user; parameters as there.
 
@@ -496,15 +524,19 @@ class Model:
         """
         position = self._position(user_id)
         own, factor = self._own_policy(position, policy)
+        # Tables that are made ahead are of the catalog's own score.
+        has_table = score is None and not params and self._keep_table(position, policy, own)
         ranking = self._catalog.rank(
             self._arrays["user_vectors"][position],
             k,
-            policy=own.with_sampler("cached") if self._keep_table(position, policy, own) else own,
+            policy=own.with_sampler("cached") if has_table else own,
             seed=seed,
             exclude=exclude,
             allow=allow,
             bias=bias,
             threads=threads,
+            score=score,
+            params=params,
         )
         return recommended(ranking, own, self._version, factor)
 
@@ -525,10 +557,11 @@ class Model:
 
 
 def _tabled(catalog: Catalog, digests: Mapping[str, str], temperature: float) -> str:
-    """What tables hang on: items, users and temperatures."""
+    """What tables depend on: items, users, temperatures, and a score that is no dot product."""
     names = ("user_vectors", "user_temperatures")
     own = {name: digests[name] for name in names if name in digests}
-    return store.content_hash({**catalog._digests, **own, "temperature": temperature})
+    scores = {"scores": catalog.scores_key} if catalog.scores_key else {}
+    return store.content_hash({**catalog._digests, **own, **scores, "temperature": temperature})
 
 
 def _as_temperatures(values: npt.ArrayLike, users: int) -> FloatArray:

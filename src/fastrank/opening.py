@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from fastrank import store
 from fastrank.catalog import Catalog
 from fastrank.model import Model
+from fastrank.scoring import ScoreFunction
 
 __all__ = ["open_directory"]
 
 
 def open_directory(
-    directory: str | os.PathLike[str], verify: bool = False
+    directory: str | os.PathLike[str],
+    verify: bool = False,
+    functions: Sequence[ScoreFunction] = (),
 ) -> tuple[Catalog, Model | None]:
     """The catalog of a directory, and the model where there are users.
 
@@ -21,6 +25,8 @@ def open_directory(
     directory : path
     verify : bool
         Check every file's SHA-256 too.
+    functions : sequence of ScoreFunction
+        That its own score, or calls, may name.
 
     Raises
     ------
@@ -30,6 +36,6 @@ def open_directory(
     """
     manifest, _ = store.read(directory)
     if "user_ids" not in manifest["arrays"]:
-        return Catalog.open(directory, verify=verify), None
-    model = Model.open(directory, verify=verify)
+        return Catalog.open(directory, verify=verify, functions=functions), None
+    model = Model.open(directory, verify=verify, functions=functions)
     return model.catalog, model

@@ -20,6 +20,7 @@ from fastrank.ask import (
     FLAT_TAIL,
     Ask,
     AskBatch,
+    Bound,
     Drawn,
     DrawnBatch,
     Found,
@@ -81,8 +82,9 @@ class Ranker:
         allow: Ids | None,
         bias: Float32Array | None,
         threads: int,
+        bound: Bound | None = None,
     ) -> Ranking:
-        """One ranking; all but query and bias are as the caller handed them in.
+        """One ranking; all but query, bias and score are as the caller handed them in.
 
         The bias is a copy, by row: the ranking keeps it, and copies of the filters.
         """
@@ -96,7 +98,7 @@ class Ranker:
         own_bias = None if bias is None else self._stored(bias)
         places = min(k, self._n_items)
         threads = as_threads(threads)
-        ask = _new(Ask, (query, places, spec, seed, excluded, allowed, own_bias, threads))
+        ask = _new(Ask, (query, places, spec, seed, excluded, allowed, own_bias, threads, bound))
         (
             positions,
             scores,
@@ -129,20 +131,22 @@ class Ranker:
             _made_by(from_table, candidates),
             n_scored,
             candidates,
+            None if bound is None else bound.score,
+            None if bound is None else bound.features_version,
         )
 
     def _draw(self, ask: Ask) -> Drawn:
         spec = ask.spec
         if spec.head:
             return self._draw_below(ask)
-        query, k, _, seed, excluded, allowed, bias, threads = ask
+        query, k, _, seed, excluded, allowed, bias, threads, bound = ask
         eligible, n_eligible = self._eligible(excluded, allowed)
         if spec.kind == FLAT_TAIL:
             return self._draw_flat_tail(ask, eligible, n_eligible)
         table = None
         if spec.kind == _native.TABLE:
             if bias is None:
-                table = self._table(query, spec.temperature)
+                table = self._table(query, spec.temperature, bound)
             else:  # a table knows the catalog's scores alone
                 spec = spec._replace(kind=_native.GUMBEL)
         drawn = self._packed.rank(
@@ -157,6 +161,7 @@ class Ranker:
             n_eligible,
             threads,
             table,
+            None if bound is None else bound.function,
         )
         return (*drawn, n_eligible, None)
 
@@ -164,6 +169,7 @@ class Ranker:
         self, ask: Ask, eligible: npt.NDArray[np.uint16] | None, n_eligible: int
     ) -> Drawn:
         spec = ask.spec
+        _refuse_score(ask.bound)
         found = self._find_candidates(
             ask.query, spec.m, ask.bias, ask.excluded, ask.allowed, eligible, n_eligible
         )
@@ -226,13 +232,13 @@ class Ranker:
             None,
         )
 
-    def _table(self, query: Float32Array, temperature: float) -> Table:
+    def _table(self, query: Float32Array, temperature: float, bound: Bound | None) -> Table:
         """Kept for the next call, as far as there is room."""
-        kept = self._kept((query.tobytes(), temperature))
+        kept = self._kept(key_of(query, temperature, bound))
         if kept is not None:
             return kept
         try:
-            return self._tables_of([(query, temperature)], 1)[0]
+            return self._tables_of([(query, temperature, bound)], 1)[0]
         except ValueError as error:
             raise ValueError(str(error).removeprefix("queries: row 0: ")) from None
 
@@ -241,20 +247,24 @@ class Ranker:
         ready = self._ready.get(key)
         return self._tables.get(key) if ready is None else ready
 
-    def _tables_of(self, wanted: list[tuple[Float32Array, float]], threads: int) -> list[Table]:
-        """A table for each query and temperature; those that are not kept are made together."""
+    def _tables_of(
+        self, wanted: list[tuple[Float32Array, float, Bound | None]], threads: int
+    ) -> list[Table]:
+        """A table for each query, temperature and score; those not kept are made together."""
         cache = self._tables
         assert cache is not None  # by `_spec`
-        keys = [(query.tobytes(), temperature) for query, temperature in wanted]
+        keys = [key_of(*each) for each in wanted]
         found = {key: self._kept(key) for key in keys}
         new = [key for key, table in found.items() if table is None]
         if new:
             own = dict(zip(keys, wanted, strict=True))
             self.tables_made += len(new)
+            bounds = [own[key][2] for key in new]
             depths, tops = self._packed.make_tables(
                 np.array([own[key][0] for key in new]),
                 np.array([temperature for _, temperature in new]),
                 threads,
+                [None if bound is None else bound.function for bound in bounds],
             )
             for key, row, top in zip(new, depths, tops.tolist(), strict=True):
                 # Of a row of many a copy, which does not hold the others.
@@ -273,6 +283,7 @@ class Ranker:
         allow: Sequence[Ids | None] | None,
         biases: Float32Array | None,
         threads: int,
+        bounds: list[Bound | None] | None = None,
     ) -> RankingBatch:
         """One ranking for each query; the rest as for `_rank`."""
         b = len(queries)
@@ -293,6 +304,7 @@ class Ranker:
                 allowed,
                 own_biases,
                 as_threads(threads),
+                bounds,
             )
         )
         positions, scores, log_propensities = drawn[:3]
@@ -329,6 +341,10 @@ class Ranker:
             allow=only,
             bias=biases,
             candidates=None if drawn.candidates is None else tuple(drawn.candidates),
+            scores_by=None
+            if bounds is None
+            else tuple(None if bound is None else bound.score for bound in bounds),
+            features_version=_features_version(bounds),
         )
 
     def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
@@ -348,7 +364,7 @@ class Ranker:
         elif tabled:
             self._packed.check(ask.queries)  # before tables are made
             tables = [None] * len(specs)
-            wanted = [(ask.queries[i], specs[i].temperature) for i in tabled]
+            wanted = [(ask.queries[i], specs[i].temperature, ask.bound_of(i)) for i in tabled]
             for i, table in zip(tabled, self._tables_of(wanted, ask.threads), strict=True):
                 tables[i] = table
         return DrawnBatch(
@@ -364,6 +380,7 @@ class Ranker:
                 ask.allowed,
                 ask.threads,
                 tables,
+                ask.functions,
             )
         )
 
@@ -421,6 +438,7 @@ class Ranker:
         exclude: Ids | None,
         allow: Ids | None,
         bias: Float32Array | None,
+        bound: Bound | None = None,
     ) -> FloatArray:
         """Log-propensities of any ranking, which is called `name` in errors; the rest as above."""
         positions = self._index.find(name, ranking, ordered=True)
@@ -429,11 +447,13 @@ class Ranker:
         own_bias = None if bias is None else self._stored(bias)
         spec = spec_of(policy)
         if spec.kind == FLAT_TAIL:
+            _refuse_score(bound)
             return self._judge_flat_tail(
                 query, positions, spec, own_bias, excluded, allowed, eligible, n_eligible
             )
+        function = None if bound is None else bound.function
         return self._log_propensities(
-            self._packed, query, positions, spec, own_bias, eligible, n_eligible
+            self._packed, query, positions, spec, own_bias, eligible, n_eligible, function
         )
 
     def _judge_flat_tail(
@@ -464,19 +484,20 @@ class Ranker:
     def _judge_batch(
         self,
         table: _native.PackedCatalog,
-        scores_of: Callable[[Float32Array, Float32Array | None], Float32Array],
+        scores_of: Callable[..., Float32Array],
         queries: Float32Array,
         item_ids: Sequence[Ids],
         policies: Sequence[Policy | Sequence[Policy]],
         exclude: Sequence[Ids | None] | None,
         allow: Sequence[Ids | None] | None,
         biases: Float32Array | None,
+        bounds: list[Bound | None] | None = None,
     ) -> FloatArray:
         """Log-propensities (p, b, k) of a ranking for each query, under each of p policies.
 
-        `scores_of` gives all items' scores, by position, of a query and its bias; `table` is one of
-        given scores, which judges by them. The rest is as the caller handed it in, but for queries
-        and biases.
+        `scores_of` gives all items' scores, by position, of a query, its bias and, of a source that
+        takes scores, the function of its score; `table` is one of given scores, which judges by
+        them. The rest is as the caller handed it in, but for queries, biases and scores.
         """
         b = len(queries)
         rankings = self._find_rankings(each_of("item_ids", item_ids, b))
@@ -505,8 +526,10 @@ class Ranker:
         for i, positions in enumerate(rankings):
             eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             own_bias = None if own_biases is None else own_biases[i % len(own_biases)]
+            bound = None if bounds is None else bounds[i]
             for j, of_policy in enumerate(specs):
                 if of_policy[i].kind == FLAT_TAIL:
+                    _refuse_score(bound)
                     result[j, i, : len(positions)] = self._judge_flat_tail(
                         queries[i],
                         positions,
@@ -522,10 +545,12 @@ class Ranker:
             key = (
                 queries[i].tobytes(),
                 i if own_biases is not None and len(own_biases) > 1 else 0,
+                b"" if bound is None else bound.key,
             )
             if key != before:
+                functions = [] if bound is None else [bound.function]
                 try:
-                    scores, before = scores_of(queries[i], own_bias), key
+                    scores, before = scores_of(queries[i], own_bias, *functions), key
                 except ValueError as error:
                     text = str(error).removeprefix("query: ")
                     raise ValueError(f"queries: row {i}: {text}") from None
@@ -546,14 +571,16 @@ class Ranker:
         bias: Float32Array | None,
         eligible: npt.NDArray[np.uint16] | None,
         n_eligible: int,
+        function: _native.Function | None = None,
     ) -> FloatArray:
-        found: FloatArray = table.log_propensities(
-            query, positions, spec.kind, spec.temperature, spec.epsilon, bias, eligible, n_eligible
-        )
-        if spec.head:  # each place is conditional on the items above it, however they came there
-            best = table.log_propensities(
-                query, positions, _native.DETERMINISTIC, 1.0, 0.0, bias, eligible, n_eligible
+        def by(kind: int, temperature: float, epsilon: float) -> FloatArray:
+            return table.log_propensities(
+                query, positions, kind, temperature, epsilon, bias, eligible, n_eligible, function
             )
+
+        found = by(spec.kind, spec.temperature, spec.epsilon)
+        if spec.head:  # each place is conditional on the items above it, however they came there
+            best = by(_native.DETERMINISTIC, 1.0, 0.0)
             found[: spec.head] = best[: spec.head]
         return found
 
@@ -637,6 +664,26 @@ class Ranker:
             return None, self._n_items
         bits, count = _native.make_filter(self._n_items, allowed, excluded)
         return bits, count
+
+
+def key_of(query: Float32Array, temperature: float, bound: Bound | None) -> tuple[bytes, float]:
+    """Of a table: scores, and how steep."""
+    scores = query.tobytes()
+    return scores if bound is None else scores + bound.key, temperature
+
+
+def _features_version(bounds: list[Bound | None] | None) -> str | None:
+    """All are bound to the columns of one catalog."""
+    versions = (bound.features_version for bound in bounds or () if bound is not None)
+    return next((version for version in versions if version is not None), None)
+
+
+def _refuse_score(bound: Bound | None) -> None:
+    if bound is not None:
+        raise ValueError(
+            "policy: FlatTail has candidates that an index finds by dot products: it cannot draw by"
+            f" the score {bound.score.name!r}"
+        )
 
 
 def _with(excluded: Positions | None, more: Positions) -> Positions:

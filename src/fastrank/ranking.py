@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -17,6 +18,7 @@ __all__ = [
     "Filters",
     "Ranking",
     "RankingBatch",
+    "Score",
     "new_ranking",
     "recommended",
     "relabelled",
@@ -54,6 +56,28 @@ class Candidates(NamedTuple):
         if self.index_version is None:
             return None
         return {"name": "faiss", "version": self.index_version}
+
+
+class Score(NamedTuple):
+    """What made a ranking's scores of dot products, as logs say it.
+
+    Attributes
+    ----------
+    name : str
+        The expression, or the function's name.
+    hash : str
+        SHA-256 of what it computes, however it is spaced or named.
+    params : dict of str to (float, bool or str)
+    """
+
+    name: str
+    hash: str
+    params: dict[str, float | bool | str]
+
+    @property
+    def params_text(self) -> str:
+        """The parameters as JSON, sorted by name."""
+        return json.dumps(self.params, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +134,10 @@ class Ranking:
         an index scores on its way to the candidates is not counted.
     candidates : Candidates or None
         Under `FlatTail`.
+    score : Score or None
+        What made `scores` of dot products; None: they are dot products.
+    features_version : str or None
+        Of the columns that the score has; None: it has none.
     """
 
     item_ids: IdArray
@@ -132,6 +160,8 @@ class Ranking:
     made_by: str | None = field(default=None, compare=False)
     n_scored: int | None = field(default=None, compare=False)
     candidates: Candidates | None = field(default=None, compare=False, repr=False)
+    score: Score | None = field(default=None, compare=False)
+    features_version: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -171,6 +201,8 @@ def new_ranking(
     made_by: str | None = None,
     n_scored: int | None = None,
     candidates: Candidates | None = None,
+    score: Score | None = None,
+    features_version: str | None = None,
 ) -> Ranking:
     """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
     draft: Any = _Draft()
@@ -194,6 +226,8 @@ def new_ranking(
     draft.made_by = made_by
     draft.n_scored = n_scored
     draft.candidates = candidates
+    draft.score = score
+    draft.features_version = features_version
     draft.__class__ = Ranking  # which Python allows, since both have the same slots
     ranking: Ranking = draft
     return ranking
@@ -254,6 +288,9 @@ class RankingBatch(Sequence[Ranking]):
     n_scored : ndarray of int64, shape (b,), or None
     candidates : tuple of (Candidates or None), length b, or None
         None: no row is by `FlatTail`.
+    scores_by : tuple of (Score or None), length b, or None
+        What made scores of dot products; None: they are dot products in all rows.
+    features_version : str or None
     """
 
     item_ids: IdArray
@@ -277,6 +314,8 @@ class RankingBatch(Sequence[Ranking]):
     candidates: tuple[Candidates | None, ...] | None = field(
         default=None, compare=False, repr=False
     )
+    scores_by: tuple[Score | None, ...] | None = field(default=None, compare=False)
+    features_version: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -316,6 +355,8 @@ class RankingBatch(Sequence[Ranking]):
             made_by=None if self.made_by is None else self.made_by[i],
             n_scored=None if self.n_scored is None else int(self.n_scored[i]),
             candidates=None if self.candidates is None else self.candidates[i],
+            score=None if self.scores_by is None else self.scores_by[i],
+            features_version=self.features_version,
         )
 
     def __iter__(self) -> Iterator[Ranking]:

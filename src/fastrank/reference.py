@@ -2,10 +2,11 @@
 
 Two halves:
 
-- The float64 oracle: `scores`, `flat_tail_scores`, `log_norm`, `log_propensities`, `rank`,
-  `ranking_law`. Plain NumPy over one score vector, every conditional law computed afresh at every
-  place, O(kn) or worse, no tricks. The candidates of `FlatTail` are the m best. Items are positions
-  0..n-1 of the score vector; ``eligible`` is a mask of those that the filters left.
+- The float64 oracle: `scores`, `expression_scores`, `flat_tail_scores`, `log_norm`,
+  `log_propensities`, `rank`, `ranking_law`. Plain NumPy over one score vector, every conditional
+  law computed afresh at every place, O(kn) or worse, no tricks. The candidates of `FlatTail` are
+  the m best. Items are positions 0..n-1 of the score vector; ``eligible`` is a mask of those that
+  the filters left.
 - The procedures that services run today: ``textbook_*`` over a dictionary
   {item: score}, and NumPy's best, ``numpy_*``, over a matrix. Each draws from the law
   that it names (its docstring says where it stops doing so) and returns the items alone,
@@ -17,17 +18,19 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect
-from collections.abc import Hashable, Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import accumulate, repeat
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import FloatArray, Mask, Positions
+from fastrank.expressions import parsed
 from fastrank.policies import FlatTail, PlackettLuce, Policy, law_of
 
 __all__ = [
+    "expression_scores",
     "flat_tail_scores",
     "log_norm",
     "log_propensities",
@@ -74,6 +77,76 @@ def scores(
     if bias is not None:
         values = values + np.asarray(bias, np.float64)
     return np.asarray(values, np.float64)
+
+
+def expression_scores(
+    text: str,
+    dots: npt.ArrayLike,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> FloatArray:
+    """What an expression makes of dot products, in float64.
+
+    Python itself reads it, item by item, so that what it says is what Python says: hand in none
+    that `fastrank.expressions.parsed` does not take.
+
+    Parameters
+    ----------
+    dots : array_like, shape (n,)
+    columns : mapping of str to sequence of n
+        Numbers, booleans, texts or None, or lists of texts.
+    params : mapping, optional
+
+    Examples
+    --------
+    >>> columns = {"age": [0.0, 30.0], "genres": [["drama"], []]}
+    >>> text = "dot * exp(-age / 30) + ('drama' in genres)"
+    >>> expression_scores(text, [1.0, 2.0], columns).round(3)
+    array([2.   , 0.736])
+    """
+    code = compile(parsed(text).text, "<expression>", "eval")
+    names = dict(columns or {})
+    rows = zip(*names.values(), strict=True) if names else repeat(())
+    return np.array(
+        [
+            float(
+                eval(
+                    code,
+                    {"__builtins__": {}},
+                    {
+                        **_FUNCTIONS,
+                        **(params or {}),
+                        "dot": dot,
+                        **dict(zip(names, row, strict=True)),
+                    },
+                )
+            )
+            for dot, row in zip(np.asarray(dots, np.float64).tolist(), rows, strict=False)
+        ]
+    )
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700.0 else math.inf
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0.0 else -math.inf if x == 0.0 else math.nan
+
+
+_FUNCTIONS: dict[str, Any] = {
+    "exp": _exp,
+    "log": _log,
+    "log1p": lambda x: _log(1.0 + x),
+    "sqrt": lambda x: math.sqrt(x) if x >= 0.0 else math.nan,
+    "abs": abs,
+    "sigmoid": lambda x: 1.0 / (1.0 + _exp(-x)),
+    "min": min,
+    "max": max,
+    "clip": lambda x, low, high: min(max(x, low), high),
+    "pi": math.pi,
+    "e": math.e,
+}
 
 
 def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[FloatArray, Mask]:

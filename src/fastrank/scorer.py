@@ -12,7 +12,7 @@ from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
 from fastrank.ids import Ids
 from fastrank.policies import Policy
 from fastrank.ranker import Ranker
-from fastrank.ranking import Ranking, RankingBatch
+from fastrank.ranking import Ranking, RankingBatch, Score
 
 __all__ = ["Scorer"]
 
@@ -101,6 +101,15 @@ class Scorer(Ranker, ABC):
         bias: npt.ArrayLike | None = None,
     ) -> FloatArray:
         """How probable b rankings are under each of p policies."""
+
+    @property
+    def score(self) -> Score | None:
+        """What makes its scores of dot products, where it says so itself, as `Catalog.score`."""
+        return None
+
+    def score_of(self, logged: Score, features_version: str | None) -> dict[str, Any] | str:
+        """Arguments of calls that rank by a logged score; or why there are none."""
+        return "score_not_at_hand"
 
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 where there is no such id."""

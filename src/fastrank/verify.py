@@ -12,7 +12,7 @@ The seeds are fixed, so a run repeated on the same files gives the same verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +38,7 @@ from fastrank.policies import (
     sampler_name,
 )
 from fastrank.ranking import Ranking
+from fastrank.scoring import ScoreFunction
 
 __all__ = [
     "FALSE_ALARM",
@@ -66,6 +67,8 @@ _DRAWS_TIMES_ITEMS = 500_000_000  # bounds the time of what costs a pass over th
 _MIN_DRAWS = 1000
 _MIN_CELL = 5.0
 _TABLES = 16  # users whose tables are made again
+_SCORED = 500  # items whose scores Python makes, too
+_SCORE_LIMIT = 1e-3  # of the largest: float32 may lose much where a score subtracts
 _FEW_CANDIDATES, _FACTOR = 2, 0.3  # of a flat tail over a few items
 _CANDIDATES = 0.1  # of all items, as over the full catalog
 
@@ -131,7 +134,13 @@ class Verdict:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -> Verdict:
+def verify(
+    path: Path,
+    *,
+    draws: int = 20_000,
+    advance: Advance | None = None,
+    functions: Sequence[ScoreFunction] = (),
+) -> Verdict:
     """Check a model directory: its files' hashes, then its catalog, with its users as queries.
 
     Parameters
@@ -142,6 +151,8 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
         Rankings drawn for each chi-square test; at least 1,000.
     advance : callable, optional
         Called with the progress.
+    functions : sequence of ScoreFunction
+        As `Model.open` takes them.
 
     Returns
     -------
@@ -151,7 +162,7 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
     if draws < _MIN_DRAWS:
         raise ValueError(f"draws: at least {_MIN_DRAWS} are needed to see anything, got {draws}")
     try:
-        catalog, model = open_directory(path, verify=True)
+        catalog, model = open_directory(path, verify=True, functions=functions)
     except (ValueError, OSError) as error:
         return Verdict(checks=(Check("files", None, False, str(error)),))
     files = [Check("files", None, True, "every file has the hash that its manifest states")]
@@ -162,6 +173,8 @@ def verify(path: Path, *, draws: int = 20_000, advance: Advance | None = None) -
         files.append(_index(catalog, queries))
         if not files[-1].passed:
             return Verdict(checks=tuple(files))
+    if catalog.score is not None:
+        files.append(_score(catalog, queries))
     verdict = verify_catalog(catalog, queries, draws=draws, advance=advance)
     return Verdict(
         checks=(*files, *verdict.checks),
@@ -199,6 +212,8 @@ def verify_catalog(
     k = max(1, min(_FULL_K, n // 2))
     temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
     policies = _policies(temperature, n)
+    if catalog.score is not None:  # which a flat tail refuses
+        policies = [each for each in policies if not isinstance(each, FlatTail)]
     n_steps = (len(queries) + 1) * len(policies)
     step = 0
     checks: list[Check] = []
@@ -528,6 +543,39 @@ def _index(catalog: Catalog, queries: Sequence[Float32Array]) -> Check:
         return Check("index", None, False, str(error))
     found = f"of the best {k} it finds {float(np.mean(shares)):.0%} for {len(queries)} queries"
     return Check("index", None, True, f"it scores as the catalog does; {found}")
+
+
+def _score(catalog: Catalog, queries: Sequence[Float32Array]) -> Check:
+    """Whether some items' scores are what Python makes of their vectors and columns."""
+    positions = np.unique(np.linspace(0, len(catalog) - 1, _SCORED).astype(np.int64))
+    worst = 0.0
+    for query in queries:
+        made, dots, columns = catalog._scored_at(query, positions)
+        right = _by_python(catalog, dots, columns)
+        worst = max(worst, float(np.abs(made - right).max() / max(np.abs(right).max(), 1e-30)))
+    detail = f"of {len(positions)} items, made by Python: off by at most {worst:.2g} of the largest"
+    return Check("score", None, worst <= _SCORE_LIMIT, detail, error=worst)
+
+
+def _by_python(
+    catalog: Catalog, dots: FloatArray, columns: Mapping[str, Sequence[Any]]
+) -> FloatArray:
+    score, own = catalog.score, catalog._score
+    assert score is not None  # it has one
+    if not isinstance(own, ScoreFunction):
+        return reference.expression_scores(score.name, dots, columns, score.params)
+    given = {**own.defaults, **score.params}
+    rows = [
+        {name: columns[name][i] for name in own.names if name in columns} for i in range(len(dots))
+    ]
+    with np.errstate(all="ignore"):
+        return np.array(
+            [
+                own(**{**given, **row, "dot": dot} if "dot" in own.arguments else {**given, **row})
+                for dot, row in zip(dots, rows, strict=True)
+            ],
+            np.float64,
+        )
 
 
 def _deciles(law: FloatArray, order: IntArray) -> IntArray:

@@ -1,0 +1,526 @@
+"""Features: columns of items' attributes, for expressions and score functions.
+
+A column is a number for each item, a boolean, a text (a category, of which there may be none), or a
+list of texts. Single values are kept as float32: a category as the place of its text among the
+column's, sorted, -1 for none. Columns stand in the order in which their catalog stores items.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrank import _native, store
+from fastrank.arraytypes import AnyArray, Float32Array, IntArray, Positions
+from fastrank.inputs import as_column, shown
+from fastrank.lru import LRU
+
+__all__ = ["RESERVED", "Column", "Features", "as_features"]
+
+# What names mean in expressions besides columns and parameters.
+RESERVED = frozenset(
+    ("dot", "exp", "log", "log1p", "sqrt", "abs", "sigmoid", "min", "max", "clip", "pi", "e")
+)
+_MOST = 1 << 24  # categories: more are no float32
+_FLAG_BYTES = 64 << 20  # of memberships that are kept
+_NO_CATEGORY, _UNKNOWN = -1, -2
+
+_KINDS = ("number", "boolean", "category", "categories")
+
+
+class Column(NamedTuple):
+    """What is to be known of a column.
+
+    Attributes
+    ----------
+    name : str
+    kind : {"number", "boolean", "category", "categories"}
+    place : int
+        Among the columns of single values, or among those of lists.
+    first, last : int
+        Its texts are those from `first` up to `last` of all columns' texts.
+    """
+
+    name: str
+    kind: str
+    place: int
+    first: int = 0
+    last: int = 0
+
+
+class Features:
+    """Columns of one catalog's items: `Catalog.features`.
+
+    Attributes
+    ----------
+    version : str
+        Content hash: the same columns, whatever their order, have the same one.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        arrays: Mapping[str, AnyArray],
+        digests: Mapping[str, str],
+        version: str,
+        n_items: int,
+    ) -> None:
+        self._columns = dict(columns)
+        self._arrays = dict(arrays)
+        self._digests = dict(digests)
+        self.version = version
+        self._n_items = n_items
+        self._flags = LRU[tuple[str, int], npt.NDArray[np.uint16]](_FLAG_BYTES)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{each.name}: {each.kind}" for each in self._columns.values())
+        return f"Features({names}; version {self.version[:12]})"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The kind of each column, by name: "number", "boolean", "category" or "categories"."""
+        return {name: column.kind for name, column in self._columns.items()}
+
+    def kind(self, name: str) -> str | None:
+        """Of a column; None: there is none of this name."""
+        column = self._columns.get(name)
+        return None if column is None else column.kind
+
+    def values(self, name: str) -> Float32Array:
+        """float32 (16 * n_panels,), by position: of a column of single values."""
+        values: Float32Array = self._arrays["feature_values"][self._columns[name].place]
+        return values
+
+    def code(self, name: str, text: str) -> int:
+        """The number that stands for a text in a column; one that no item has where none has it."""
+        column = self._columns[name]
+        low, high, wanted = column.first, column.last, text.encode("utf-8", "surrogatepass")
+        while low < high:
+            middle = (low + high) // 2
+            if self._text(middle) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        found = low < column.last and self._text(low) == wanted
+        return low - column.first if found else _UNKNOWN
+
+    def categories(self, name: str) -> list[str]:
+        """All texts of a column, sorted. O(their number)."""
+        column = self._columns[name]
+        return [self._text(i).decode("utf-8", "replace") for i in range(column.first, column.last)]
+
+    def entries(self, name: str, positions: Positions) -> list[Any]:
+        """What some items have: numbers, booleans, texts or None, or lists of texts."""
+        column = self._columns[name]
+        if column.kind == "categories":
+            offsets, members = self.lists(name)
+            return [
+                [self._decoded(column, code) for code in members[start:end].tolist()]
+                for start, end in zip(offsets[positions], offsets[positions + 1], strict=True)
+            ]
+        values: list[float] = self.values(name)[positions].tolist()
+        match column.kind:
+            case "boolean":
+                return [value != 0.0 for value in values]
+            case "category":
+                return [None if value < 0 else self._decoded(column, value) for value in values]
+        return values
+
+    def _decoded(self, column: Column, code: float) -> str:
+        if not 0 <= code < column.last - column.first:
+            raise ValueError(f"damaged: features: {column.name!r} has no text {code:g}")
+        return self._text(column.first + int(code)).decode("utf-8", "replace")
+
+    def lists(self, name: str) -> tuple[IntArray, npt.NDArray[np.int32]]:
+        """Offsets (n + 1,), and the numbers of the texts of all items, by position."""
+        offsets: IntArray = self._arrays["feature_offsets"][self._columns[name].place]
+        return offsets, self._arrays["feature_members"]
+
+    def flags(self, name: str, code: int) -> npt.NDArray[np.uint16]:
+        """A word a panel, a bit an item: whose lists hold a text. O(length of all lists)."""
+        key = name, code
+        kept = self._flags.get(key)
+        if kept is not None:
+            return kept
+        bits = np.zeros(-(-self._n_items // _native.LANES) * _native.LANES, np.uint8)
+        offsets, members = self.lists(name)
+        first, last = int(offsets[0]), int(offsets[-1])
+        if not 0 <= first <= last <= len(members):
+            raise ValueError(f"damaged: feature_offsets: {name!r} goes from {first} to {last}")
+        hits = first + np.flatnonzero(members[first:last] == code)
+        items = np.searchsorted(offsets, hits, side="right") - 1
+        bits[items[(items >= 0) & (items < self._n_items)]] = 1
+        words = np.packbits(bits, bitorder="little").view("<u2").astype(np.uint16, copy=False)
+        self._flags.put(key, words, words.nbytes)
+        return words
+
+    def _text(self, place: int) -> bytes:
+        start, end = self._arrays["feature_text_offsets"][place : place + 2].tolist()
+        text = self._arrays["feature_text"]
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(f"damaged: feature_text_offsets: text {place} is [{start}, {end})")
+        return bytes(text[start:end])
+
+    # ---- Files ------------------------------------------------------------------------------
+
+    def content(self, of: str) -> tuple[dict[str, Any], dict[str, AnyArray], dict[str, str]]:
+        """The manifest's entry, arrays and their digests; `of` is the catalog's version."""
+        columns = [
+            {"name": each.name, "kind": each.kind, "texts": each.last - each.first}
+            for each in self._columns.values()
+        ]
+        meta = {"of": of, "version": self.version, "columns": columns}
+        return meta, dict(self._arrays), dict(self._digests)
+
+    @classmethod
+    def mapped(
+        cls,
+        meta: Any,
+        arrays: Mapping[str, AnyArray],
+        digests: Mapping[str, str],
+        of: str,
+        n_items: int,
+    ) -> Features:
+        """What `content` gave, from files; a ValueError where it does not fit."""
+        if meta["of"] != of:
+            raise ValueError("its features are of another catalog")
+        if not isinstance(meta["version"], str) or not isinstance(meta["columns"], list):
+            raise ValueError(f"features is {shown(meta)}")
+        columns: dict[str, Column] = {}
+        counts = {"values": 0, "lists": 0, "texts": 0}
+        for each in meta["columns"]:
+            name, kind, texts = each["name"], each["kind"], each["texts"]
+            if (
+                kind not in _KINDS
+                or type(texts) is not int
+                or not 0 <= texts <= (_MOST if kind in ("category", "categories") else 0)
+                or name in columns
+            ):
+                raise ValueError(f"a column of features is {shown(each)}")
+            _check_name(name)
+            place = "lists" if kind == "categories" else "values"
+            first = counts["texts"]
+            columns[name] = Column(name, kind, counts[place], first, first + texts)
+            counts[place] += 1
+            counts["texts"] += texts
+        lanes = -(-n_items // _native.LANES) * _native.LANES
+        own = {name: arrays[name] for name in _ARRAYS if name in arrays}
+        expected = {
+            "feature_values": ((counts["values"], lanes), "<f4", counts["values"]),
+            "feature_offsets": ((counts["lists"], n_items + 1), "<i8", counts["lists"]),
+            "feature_members": (None, "<i4", counts["lists"]),
+            "feature_text_offsets": ((counts["texts"] + 1,), "<i8", counts["texts"]),
+            "feature_text": (None, "|u1", counts["texts"]),
+        }
+        for name, (shape, dtype, count) in expected.items():
+            if (name in own) != (count > 0):
+                raise ValueError(f"{name} is {'missing' if count else 'of no column'}")
+            if count and (
+                own[name].dtype.str != dtype
+                or (own[name].ndim != 1 if shape is None else own[name].shape != shape)
+            ):
+                raise ValueError(f"{name} has shape {own[name].shape}, dtype {own[name].dtype}")
+        return cls(columns, own, digests, meta["version"], n_items)
+
+    @property
+    def arrays(self) -> dict[str, AnyArray]:
+        """As they are saved."""
+        return dict(self._arrays)
+
+    def check(self) -> None:
+        """Reads all columns; a ValueError for the first value that no column would have."""
+        for column in self._columns.values():
+            try:
+                self._check_column(column)
+            except ValueError as error:
+                raise ValueError(f"damaged: features: {column.name!r}: {error}") from None
+
+    def _check_column(self, column: Column) -> None:
+        texts = [self._text(i) for i in range(column.first, column.last)]
+        if any(a >= b for a, b in pairwise(texts)):
+            raise ValueError("its texts do not ascend")
+        if column.kind == "categories":
+            offsets, members = self.lists(column.name)
+            if (np.diff(offsets) < 0).any() or not 0 <= offsets[0] <= offsets[-1] <= len(members):
+                raise ValueError("its offsets do not ascend")
+            codes: AnyArray = members[offsets[0] : offsets[-1]]
+            low = 0
+        else:
+            codes = self.values(column.name)[: self._n_items]
+            if not np.isfinite(codes).all():
+                raise ValueError("a value is not finite")
+            if column.kind == "number":
+                return
+            low = 0 if column.kind == "boolean" else _NO_CATEGORY
+        if (codes != np.floor(codes)).any():
+            raise ValueError("a value is no integer")
+        most = 1 if column.kind == "boolean" else len(texts) - 1
+        if codes.size and not (low <= codes.min() and codes.max() <= most):
+            raise ValueError(f"a value is not one of {low}, ..., {most}")
+
+
+_ARRAYS = (
+    "feature_values",
+    "feature_offsets",
+    "feature_members",
+    "feature_text_offsets",
+    "feature_text",
+)
+
+
+# ---- From what callers have ------------------------------------------------------------------
+
+
+def as_features(given: Any, n_items: int, order: Positions | None) -> Features:
+    """Columns by name, in the order of the catalog's rows; `order`: the row at each position.
+
+    Raises
+    ------
+    ValueError
+        Naming the column, the row and the value.
+    """
+    named = _named(given)
+    columns: dict[str, Column] = {}
+    values: list[Float32Array] = []
+    lists: list[tuple[IntArray, npt.NDArray[np.int32]]] = []
+    texts: list[list[bytes]] = []
+    digests: dict[str, Any] = {}
+    n_texts = 0
+    for name in sorted(named):
+        _check_name(name)
+        where = f"features[{name!r}]"
+        column = as_column(where, named[name], f"{n_items} values, one an item")
+        if len(column) != n_items:
+            raise ValueError(f"{where}: expected {n_items} values, one an item, got {len(column)}")
+        kind, found, own = _column(where, column)
+        first = n_texts
+        n_texts += len(own)
+        if kind == "categories":
+            place = len(lists)
+            lists.append(found)
+            hashed = [store.array_digest(each) for each in found]
+        else:
+            place = len(values)
+            values.append(found)
+            hashed = [store.array_digest(found)]
+        columns[name] = Column(name, kind, place, first, n_texts)
+        texts.append(own)
+        digests[name] = [kind, hashed, [_said(text) for text in own]]
+    arrays = _arrays(values, lists, texts, n_items, order)
+    return Features(
+        columns,
+        arrays,
+        {name: store.array_digest(array) for name, array in arrays.items()},
+        store.content_hash({"n_items": n_items, "columns": digests}),
+        n_items,
+    )
+
+
+def _named(given: Any) -> dict[str, Any]:
+    """Columns by name: of a mapping, or of a table of another library."""
+    if isinstance(given, Mapping):
+        named = dict(given)
+    else:
+        own = [each for each in ("column_names", "columns") if hasattr(type(given), each)]
+        if not own:
+            raise ValueError(
+                "features: expected a mapping of names to columns, or a table of them, got"
+                f" {shown(given)}"
+            )
+        try:
+            named = {name: given[name] for name in getattr(given, own[0])}
+        except MemoryError:
+            raise
+        except Exception as error:  # its own library's: names that are there twice
+            raise ValueError(f"features: not a table of columns: {shown(error)}") from None
+    if not named:
+        raise ValueError("features: expected at least one column")
+    found: dict[str, Any] = {}
+    for name, column in named.items():
+        if isinstance(name, str):
+            name = normalize("NFKC", name)  # as Python reads names: a micro sign is a mu
+        if name in found:
+            raise ValueError(f"features: two columns have the name {shown(name)}")
+        found[name] = column
+    return found
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(
+            f"features: expected names that an expression can have, as Python's variables have"
+            f" them, got {shown(name)}"
+        )
+    if name in RESERVED:
+        raise ValueError(f"features: {name!r} means something else in expressions; rename it")
+
+
+def _column(where: str, column: Sequence[Any] | AnyArray) -> tuple[str, Any, list[bytes]]:
+    """(kind, values, texts) of a column."""
+    if isinstance(column, np.ndarray) and column.dtype.kind != "O":
+        if column.ndim != 1:
+            raise ValueError(f"{where}: expected one value an item, got shape {column.shape}")
+        match column.dtype.kind:
+            case "b":
+                return "boolean", column.astype(np.float32), []
+            case "i" | "u" | "f":
+                return "number", _numbers(where, column), []
+            case "U" | "T":
+                return _categories(where, column.tolist())
+        raise ValueError(f"{where}: expected numbers, booleans or texts, got {column.dtype}")
+    entries = column.tolist() if isinstance(column, np.ndarray) else list(column)
+    sample = next((each for each in entries if not _is_missing(each)), None)
+    if isinstance(sample, str | list | tuple | set | frozenset | np.ndarray):
+        entries = [None if _is_missing(each) else each for each in entries]
+    if isinstance(sample, str):
+        return _categories(where, entries)
+    if isinstance(sample, bool | np.bool_):
+        for row, each in enumerate(entries):
+            if not isinstance(each, bool | np.bool_):
+                _refuse(where, row, each, "True or False")
+        return "boolean", np.array(entries, np.float32), []
+    if isinstance(sample, list | tuple | set | frozenset | np.ndarray):
+        return _lists(where, entries)
+    if sample is None:
+        raise ValueError(f"{where}: all {len(entries)} values are missing")
+    for row, each in enumerate(entries):
+        if isinstance(each, bool | np.bool_) or not isinstance(
+            each, int | float | np.integer | np.floating
+        ):
+            _refuse(where, row, each, "a number")
+    for row, each in enumerate(entries):  # NumPy makes objects of them, or floats in silence
+        if isinstance(each, int) and not -(2**63) <= each < 2**63:
+            _refuse(where, row, each, "an integer of at most 64 bits, or a float")
+    return "number", _numbers(where, np.array(entries)), []
+
+
+def _is_missing(value: Any) -> bool:
+    """None, or what pandas has for it."""
+    is_nan = isinstance(value, float | np.floating) and value != value
+    return value is None or is_nan or type(value).__name__ == "NAType"
+
+
+def _refuse(where: str, row: int, value: Any, expected: str) -> None:
+    missing = " (a missing value: fill it in)" if value is None else ""
+    raise ValueError(f"{where}: row {row}: expected {expected}, got {shown(value)}{missing}")
+
+
+def _numbers(where: str, values: AnyArray) -> Float32Array:
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{where}: expected numbers, got {values.dtype}")
+    with np.errstate(over="ignore"):
+        cast = values.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(cast))
+    if bad.size:
+        _refuse(where, int(bad[0]), values[bad[0]].item(), "a number that is finite in float32")
+    if values.dtype.kind in "iu":
+        # Seconds since 1970 as float32 are minutes apart, in silence.
+        with np.errstate(invalid="ignore"):  # one past the largest comes back as the least
+            lost = np.flatnonzero(cast.astype(values.dtype) != values)
+        if lost.size:
+            row = int(lost[0])
+            raise ValueError(
+                f"{where}: row {row}: the integer {values[row].item()} is none of float32, which"
+                " keeps 24 bits; subtract an origin, scale the column down, or hand in floats to"
+                " have them rounded"
+            )
+    return np.ascontiguousarray(cast)
+
+
+def _categories(where: str, entries: list[Any]) -> tuple[str, Float32Array, list[bytes]]:
+    for row, each in enumerate(entries):
+        if each is not None and not isinstance(each, str):
+            _refuse(where, row, each, "a text, or None")
+    known = sorted({each for each in entries if each is not None}, key=_encoded)
+    _check_count(where, len(known))
+    code = {text: float(place) for place, text in enumerate(known)}
+    code[None] = float(_NO_CATEGORY)
+    values = np.array([code[each] for each in entries], np.float32)
+    return "category", values, [_encoded(text) for text in known]
+
+
+def _lists(where: str, entries: list[Any]) -> tuple[str, Any, list[bytes]]:
+    rows: list[list[str]] = []
+    for row, each in enumerate(entries):
+        if each is None:
+            rows.append([])
+            continue
+        if not isinstance(each, list | tuple | set | frozenset | np.ndarray):
+            _refuse(where, row, each, "a list of texts, or None")
+        own = each.tolist() if isinstance(each, np.ndarray) else list(each)
+        for text in own if isinstance(own, list) else [own]:
+            if not isinstance(text, str):
+                _refuse(where, row, each, "a list of texts")
+        rows.append(sorted(set(own), key=_encoded))
+    known = sorted(set(chain.from_iterable(rows)), key=_encoded)
+    _check_count(where, len(known))
+    code = {text: place for place, text in enumerate(known)}
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(each) for each in rows], out=offsets[1:])
+    members = np.array([code[text] for each in rows for text in each], np.int32)
+    return "categories", (offsets, members), [_encoded(text) for text in known]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _said(text: bytes) -> str:
+    """A text in JSON, another one for each: lone surrogates are escaped, and so are escapes."""
+    return text.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def _check_count(where: str, count: int) -> None:
+    if count > _MOST:
+        raise ValueError(f"{where}: has {count:,} different texts; at most {_MOST:,} are taken")
+
+
+def _arrays(
+    values: list[Float32Array],
+    lists: list[tuple[IntArray, npt.NDArray[np.int32]]],
+    texts: list[list[bytes]],
+    n_items: int,
+    order: Positions | None,
+) -> dict[str, AnyArray]:
+    """As they are saved: by position, columns of a kind together."""
+    arrays: dict[str, AnyArray] = {}
+    if values:
+        lanes = -(-n_items // _native.LANES) * _native.LANES
+        matrix = np.zeros((len(values), lanes), np.float32)
+        for place, column in enumerate(values):
+            matrix[place, :n_items] = column if order is None else column[order]
+        arrays["feature_values"] = matrix
+    if lists:
+        all_offsets = np.empty((len(lists), n_items + 1), np.int64)
+        parts, start = [], 0
+        for row, (offsets, members) in zip(all_offsets, lists, strict=True):
+            if order is not None:
+                offsets, members = _taken(offsets, members, order)
+            row[:] = offsets + start
+            parts.append(members)
+            start += len(members)
+        arrays["feature_offsets"] = all_offsets
+        arrays["feature_members"] = np.concatenate([*parts, np.zeros(int(not start), np.int32)])
+    flat = list(chain.from_iterable(texts))
+    if flat:
+        ends = np.zeros(len(flat) + 1, np.int64)
+        np.cumsum([len(text) for text in flat], out=ends[1:])
+        arrays["feature_text_offsets"] = ends
+        arrays["feature_text"] = np.frombuffer(b"".join(flat) or b"\0", np.uint8)
+    return arrays
+
+
+def _taken(
+    offsets: IntArray, members: npt.NDArray[np.int32], order: Positions
+) -> tuple[IntArray, npt.NDArray[np.int32]]:
+    lengths = np.diff(offsets)[order]
+    taken = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(lengths, out=taken[1:])
+    places = np.arange(taken[-1]) + np.repeat(offsets[:-1][order] - taken[:-1], lengths)
+    return taken, members[places]

@@ -346,6 +346,7 @@ def _values(
         "request_id_source": response.get("request_id_source"),
         "traceparent": response.get("traceparent"),
         "n_scored": response.get("n_scored"),
+        "features_version": response.get("features_version"),
         "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
         "law_params": [
@@ -357,6 +358,7 @@ def _values(
         "query": request.query if request.query is not None else response.get("query"),
         "exclude": request.exclude,
         "allow": request.allow,
+        "score": _score(response.get("score")),
     }
     user = plain_id(values["user_id"])
     if isinstance(user, int):
@@ -364,6 +366,15 @@ def _values(
     if values["log_norm"] is None and not items and _has_norm(params):
         values["log_norm"] = -math.inf  # of a softmax over nothing, which JSON cannot say
     return values, kind
+
+
+def _score(answered: Any) -> dict[str, Any] | None:
+    """What an answer says of its score, its parameters as text."""
+    if answered is None:
+        return None
+    score = _mapping("score", answered)
+    params = _mapping("score: params", score.get("params") or {})
+    return {**score, "params": json.dumps(params, sort_keys=True)}
 
 
 def _has_norm(params: Mapping[str, Any]) -> bool:

@@ -72,8 +72,8 @@ class LogReader:
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
         candidate_set_id, n_candidates, retrieval, n_probes, tail_log_weight, is_candidate,
-        reward_kind, reward_ts, item_kind, sampler, and the columns that `LogWriter.append` leaves
-        null.
+        reward_kind, reward_ts, item_kind, sampler, made_by, and the columns that
+        `LogWriter.append` leaves null, `score` and `features_version` among them.
     batch_rows : int
         Rows in a batch at most.
 

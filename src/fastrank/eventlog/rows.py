@@ -28,7 +28,7 @@ from fastrank.policies import (
     Uniform,
     is_frozen,
 )
-from fastrank.ranking import Ranking
+from fastrank.ranking import Ranking, Score
 
 __all__ = [
     "Row",
@@ -38,6 +38,7 @@ __all__ = [
     "as_query",
     "as_retrieval",
     "as_rewards",
+    "as_score_columns",
     "as_text",
     "as_time",
     "as_user",
@@ -71,7 +72,9 @@ class Row(NamedTuple):
     seed_source: str
     model_version: str | None
     catalog_version: str
+    features_version: str | None
     query: bytes | None
+    score: dict[str, str] | None
     exclude: list[Any] | None
     allow: list[Any] | None
     filter_id: dict[str, str] | None
@@ -324,6 +327,15 @@ def as_retrieval(value: Mapping[str, Any]) -> dict[str, str]:
                 raise ValueError(f"retrieval: params: {error}") from None
         texts[name] = as_text(f"retrieval: {name}", given)
     return texts
+
+
+def as_score_columns(score: Score) -> dict[str, str]:
+    """What the column `score` says: which, and with which parameters, as JSON."""
+    return {
+        "name": as_text("ranking: score", score.name),
+        "hash": score.hash,
+        "params": as_text("ranking: params of its score", score.params_text),
+    }
 
 
 def as_rewards(values: Any, length: int) -> list[float | None]:

@@ -47,8 +47,8 @@ REQUEST_ID_SOURCES = get_args(RequestIdSource)
 REWARD_KINDS = ("positives", "complete")
 # Fields of version 1's struct policy_params, sorted; the last is no parameter of the law.
 OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
-# Columns that version 2 has room for, and that nothing here reads. `LogWriter.append` leaves them
-# null, but for those that a ranking says, or that it is given.
+# Columns that version 2 has room for, and that no row needs. `LogWriter.append` leaves them null,
+# but for those that a ranking says, or that it is given. A log of version 1 may have its own.
 UNREAD = (
     *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
     *("features_version", "score", "rules", "after", "n_scored"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastrank.arraytypes import AnyArray, Mask
 from fastrank.eventlog.columns import Parameters, codes_of, floats, rounded
@@ -30,6 +31,10 @@ class Stratum:
         before the user's own factor: that of a row over the row's `user_temperature`.
     model_version, catalog_version : str or None
     is_fallback : bool
+    score : str or None
+        What made scores of dot products: its name and the beginning of its hash. Its parameters are
+        each request's own.
+    features_version : str or None
     law : str
         Its name, by default that of `policy_name`.
 
@@ -49,6 +54,8 @@ class Stratum:
     catalog_version: str | None
     is_fallback: bool
     law: str = ""
+    score: str | None = None
+    features_version: str | None = None
 
     def __post_init__(self) -> None:
         if not self.law:
@@ -78,6 +85,10 @@ class Strata:
             codes, names = codes_of(batch.column(name))
             parts.append(codes)
             texts[name] = names
+        scores = _scores_of(batch)
+        for name, column in scores.items():
+            codes, texts[name] = codes_of(column)
+            parts.append(codes)
         policies, names_of = codes_of(batch.column("policy_name"))
         params, factor = (
             Parameters(batch.column("law_params")),
@@ -121,9 +132,23 @@ class Strata:
                 catalog_version=text("catalog_version", parts[2]),
                 is_fallback=bool(is_fallback[row]),
                 law=text("law", parts[0]) or "",
+                **{name: text(name, parts[3 + j]) for j, name in enumerate(scores)},
             )
             if stratum not in self._index:
                 self._index[stratum] = len(self.found)
                 self.found.append(stratum)
             indices[group] = self._index[stratum]
         return indices[inverse]
+
+
+def _scores_of(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The columns `score`, as one text, and `features_version`; those that few logs have."""
+    found: dict[str, pa.Array] = {}
+    # A log of version 1 may have a column of its own under this name.
+    if "score" in batch.schema.names and pa.types.is_struct(batch.schema.field("score").type):
+        score = batch.column("score")
+        begun = pc.utf8_slice_codeunits(pc.struct_field(score, "hash"), 0, 12)
+        found["score"] = pc.binary_join_element_wise(pc.struct_field(score, "name"), begun, " #")
+    if "features_version" in batch.schema.names:
+        found["features_version"] = batch.column("features_version")
+    return found

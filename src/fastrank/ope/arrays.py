@@ -473,6 +473,7 @@ class OptionalArrays:
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
+                **query.score,
             )
             drawn = catalog._rows_of(ranking.item_ids)
             result["q_direct"][j] = q[drawn, np.arange(len(drawn))].sum()
@@ -525,7 +526,7 @@ LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
 
 
 def _scores(catalog: Scorer, query: Query) -> Float32Array:
-    return catalog.scores(query.vector, query.bias)
+    return catalog.scores(query.vector, query.bias, **query.score)
 
 
 def _eligible(catalog: Scorer, query: Query) -> Mask:

@@ -261,6 +261,7 @@ class _Sample:
             exclude=query.exclude,
             allow=query.allow,
             bias=query.bias,
+            **query.score,
         )
         errors = np.abs(again - logged)
         worst = int(errors.argmax())
@@ -293,6 +294,7 @@ class _Sample:
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
+                **query.score,
             )
             self._drawn.add(
                 np.array_equal(ranking.item_ids[: len(items)], items),
@@ -312,6 +314,7 @@ class _Sample:
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
+                **query.score,
             )
             self._weights.append(float(np.exp(other[0] - logged[0])))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -298,7 +298,10 @@ def _log_propensities(
     """Of the logged rankings, (policies, n, k); 0 in rows that are not asked about."""
     rows, queries, n_items = np.array(asked.rows, np.int64), asked.queries, len(asked.catalog)
     values = np.zeros((len(by_policy), *batch.log_propensities.shape))
-    by_query = sorted(range(len(rows)), key=lambda j: queries[j].vector.tobytes())
+    by_query = sorted(
+        range(len(rows)),
+        key=lambda j: (queries[j].vector.tobytes(), str(queries[j].score.get("params"))),
+    )
     biased = any(query.bias is not None for query in queries)
     part = max(1, _BIASES // n_items if biased else len(rows))
     for first in range(0, len(rows), part):
@@ -310,9 +313,17 @@ def _log_propensities(
             exclude=[queries[j].exclude for j in order],
             allow=[queries[j].allow for j in order],
             bias=_stacked([queries[j].bias for j in order], n_items),
+            **_scores([queries[j] for j in order]),
         )
         values[:, rows[order], : found.shape[2]] = np.where(np.isnan(found), 0.0, found)
     return values
+
+
+def _scores(queries: Sequence[Query]) -> dict[str, Any]:
+    """What calls for some rows say of their scores, as one."""
+    if not any(query.score for query in queries):
+        return {}
+    return {"params": [query.score.get("params") for query in queries]}
 
 
 def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Array | None:
@@ -339,6 +350,7 @@ def _outside(
             exclude=query.exclude,
             allow=query.allow,
             bias=query.bias,
+            **query.score,
         )
         items = ranking.item_ids
         beyond = asked.newer.shows(batch.value("catalog_version", i), items)

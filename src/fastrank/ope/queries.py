@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fastrank.arraytypes import Float32Array, IdArray, IntArray, Mask
 from fastrank.eventlog import LogBatch
+from fastrank.expressions import as_params
 from fastrank.model import Model, scorer_of
 from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
+from fastrank.ranking import Score
 from fastrank.scorer import Scorer
 
 __all__ = [
@@ -74,6 +78,7 @@ class Queries:
         self._barred = barred
         self._batch = batch
         self._catalog = catalog_of(model)
+        self._has_scores = batch.is_given("score")
         self._positions: IntArray | None = None
         if isinstance(model, Model):
             self._positions = model.find_users(batch.user_ids)
@@ -101,8 +106,33 @@ class Queries:
             new = self._barred.items(batch.value("catalog_version", i))
             if new is not None and len(new):
                 exclude = new if exclude is None else np.concatenate([exclude, new])
+        score = self._score_of(i)
+        if isinstance(score, str):
+            return score
         allow = None if self._has_candidates[i] else batch.allow(i)
-        return Query(vector, exclude, allow, bias, temperature)
+        return Query(vector, exclude, allow, bias, temperature, score)
+
+    def _score_of(self, i: int) -> dict[str, Any] | str:
+        """What a call for row i says of its score; or why there is none.
+
+        As logged: the row's. Another policy ranks by its model's score, with the row's parameters
+        where that was the row's score, too.
+        """
+        own, logged = self._catalog.score, None
+        said = self._batch.value("score", i) if self._has_scores[i] else None
+        if isinstance(said, dict):  # a log of version 1 may have a column of its own of this name
+            try:
+                logged = Score(said["name"], said["hash"], as_params(json.loads(said["params"])))
+            except (TypeError, ValueError):
+                return "score_not_at_hand"
+        if self._as_logged:
+            if logged is not None:
+                version = self._batch.value("features_version", i)
+                return self._catalog.score_of(logged, version)
+            return {} if own is None else {"score": "dot"}
+        if own is None or logged is None or own.hash != logged.hash:
+            return {}
+        return {"params": logged.params}
 
     def _logged_by_it(self, i: int) -> bool:
         version = self._batch.value("model_version", i)
@@ -122,6 +152,8 @@ class Query:
     bias : ndarray of float32 or None, shape (n,)
     temperature : float
         The user's factor of temperatures.
+    score : dict
+        What a call says of its score, as arguments.
     """
 
     vector: Float32Array
@@ -129,6 +161,7 @@ class Query:
     allow: IdArray | None
     bias: Float32Array | None
     temperature: float = 1.0
+    score: dict[str, Any] = field(default_factory=dict)
 
     def policy(self, policy: Policy) -> Policy:
         """The policy with the user's temperature."""

@@ -35,12 +35,13 @@ def make_model(
     users: int = 20,
     text: bool = False,
     seed: int = 0,
+    features: Any = None,
     **options: Any,
 ) -> fr.Model:
     """Users u0, u1, ... and items 0, 1, ... or "item 0", "item 1", ..., saved."""
     rng = np.random.default_rng(seed)
     ids: Any = [f"item {i}" for i in range(n)] if text else np.arange(n)
-    catalog = fr.Catalog(ids, rng.standard_normal((n, dim)))
+    catalog = fr.Catalog(ids, rng.standard_normal((n, dim)), features=features)
     vectors = rng.standard_normal((users, dim))
     model = fr.Model(catalog, [f"u{i}" for i in range(users)], vectors, **options)
     model.save(directory)

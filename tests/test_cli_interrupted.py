@@ -54,7 +54,7 @@ def test_other_programs_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_while_it_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupt(_: Path) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fastrank.cli.rank.open_directory", interrupt)

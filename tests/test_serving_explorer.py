@@ -433,11 +433,12 @@ def test_every_control_is_reached_and_named(visit: Visit, server: Server) -> Non
     visit.open(server, user="bob-3")
     page = visit.page
     reached = []
-    for _ in range(14):
+    for _ in range(16):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     controls = ["user", "k", "temperature-slider", "temperature", "epsilon-slider", "epsilon"]
-    controls += ["head", "m", "factor", "seed", "again", "bars", "ids", "SUMMARY"]
+    controls += ["head", "m", "factor", "seed", "again", "bars", "ids", "score", "params"]
+    controls += ["SUMMARY"]
     assert reached == controls
     for name, role in (("User", "combobox"), ("Temperature", "slider"), ("Seed", "textbox")):
         assert page.get_by_role(role, name=name, exact=True).count() == 1  # type: ignore[arg-type]
@@ -464,6 +465,35 @@ def test_a_head_is_shown_and_kept_in_the_address(visit: Visit, server: Server) -
     for name in takers:
         assert visit.page.locator(f"#ranking-{name} li").all_inner_texts()[:2] == best
     assert visit.complaints == []
+
+
+def test_a_score_and_its_parameters_are_sent_and_kept_in_the_address(
+    visit: Visit, server: Server
+) -> None:
+    visit.open(server, user="bob-3", seed=5, k=3, ids=1)
+    best = visit.ids("deterministic")
+    before = len(visit.asked)
+    visit.page.fill("#params", "w = -1, on = true")
+    visit.page.fill("#score", "dot * w if on else 0")
+    visit.until("location.hash.includes('params=w+%3D+-1%2C+on+%3D+true')")
+    shown = "best => !document.getElementById('ranking-deterministic').textContent.includes(best)"
+    visit.until(shown, best[0])
+    # A flat tail takes no score.
+    visit.until("document.getElementById('status').textContent.startsWith('7 rankings')")
+    sent = visit.asked[before:][-1]
+    assert (sent["score"], sent["params"]) == ("dot * w if on else 0", {"w": -1, "on": True})
+    assert (
+        "cannot draw by the score"
+        in visit.page.locator("#ranking-stochastic_flat_tail .refused").inner_text()
+    )
+    visit.page.fill("#score", "dot * w + v if on else 0")
+    visit.page.wait_for_selector("#alert:not([hidden])")
+    assert "'v' is neither a column" in visit.page.locator("#alert").inner_text()
+    assert visit.page.locator("#score").get_attribute("aria-invalid") == "true"
+    asked = len(visit.asked)
+    visit.page.fill("#params", "w")
+    visit.until("document.getElementById('alert').textContent.includes('name = value')")
+    assert len(visit.asked) == asked
 
 
 def test_the_slider_changes_the_temperature_that_is_sent(visit: Visit, server: Server) -> None:

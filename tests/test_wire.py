@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote_plus
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pyarrow")
@@ -57,6 +58,22 @@ POLICIES = [{"inference_type": name} for name in fr.INFERENCE_TYPES] + [
 ]
 
 
+SCORES: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}),
+    st.just({"score": " dot"}),
+    st.just({"score": "dot - 0.5 * age"}),
+    st.builds(lambda w: {"score": "dot + w * age", "params": {"w": w}}, FLOATS),
+    st.builds(
+        lambda kind, on: {
+            "score": "dot if kind == é and on else -1",
+            "params": {"é": kind, "on": on},
+        },
+        TEXT,
+        st.booleans(),
+    ),
+)
+
+
 def items(text: bool) -> st.SearchStrategy[int | str]:
     """Ids that the catalog's could be, many of them its own."""
     if text:
@@ -71,6 +88,8 @@ def items(text: bool) -> st.SearchStrategy[int | str]:
 @st.composite
 def requests(draw: st.DrawFn, text: bool) -> dict[str, Any]:
     asked: dict[str, Any] = dict(draw(st.sampled_from(POLICIES)))
+    if asked.get("inference_type") != "stochastic_flat_tail":  # which refuses them
+        asked |= draw(SCORES)
     if draw(st.booleans()):
         asked["user_id"] = draw(USERS | TEXT)
     else:
@@ -97,13 +116,15 @@ def body(asked: dict[str, Any], form: str) -> bytes:
         return json.dumps(asked).encode()
     as_text: dict[str, Any] = {}
     for name, value in asked.items():
-        as_text[name] = value if isinstance(value, str | list) else repr(value)
+        as_text[name] = value if isinstance(value, str | list | dict) else repr(value)
         if name == "query":
             as_text[name] = [repr(number) for number in value]
         elif name in ("exclude", "allow") and form == "gateway":
             as_text[name] = ",".join(map(in_quotes, value)) or ","  # '' would be none at all
     if form == "text":
         return json.dumps(as_text, ensure_ascii=False).encode()
+    if "params" in as_text:
+        as_text["params"] = json.dumps(as_text["params"])
     if "query" in as_text:
         as_text["query"] = ",".join(as_text["query"])
     gateway = {name: quote_plus(value) for name, value in as_text.items()}
@@ -128,7 +149,16 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("wire") / "model"
     text = bool(request.param)
     factors = None if text else [2.0, 0.5]
-    make_model(directory, n=ITEMS, dim=DIM, users=2, text=text, user_temperatures=factors)
+    features = {"age": np.arange(ITEMS) / 4, "kind": ["a", "b", None] * (ITEMS // 3)}
+    make_model(
+        directory,
+        n=ITEMS,
+        dim=DIM,
+        users=2,
+        text=text,
+        user_temperatures=factors,
+        features=features,
+    )
     return directory
 
 
@@ -289,7 +319,7 @@ def test_an_answer_states_the_kind_of_its_ids(tmp_path: Path, text: bool) -> Non
         assert set(answer["properties"]["item_kind"]["enum"]) == {"int64", "str"}
         assert set(answer["properties"]) - set(answer["required"]) == {
             *("query", "traceparent", "n_candidates", "retrieval", "n_probes"),
-            *("tail_log_weight", "is_candidate"),
+            *("tail_log_weight", "is_candidate", "score", "features_version"),
         }
 
     with_app(tmp_path / "model", work)

@@ -371,6 +371,14 @@ def _others(app: App) -> ASGIApp:
                 "table_temperature": None
                 if loaded.model is None
                 else loaded.model.table_temperature,
+                "score": None if loaded.catalog.score is None else loaded.catalog.score._asdict(),
+                "features": None
+                if loaded.catalog.features is None
+                else {
+                    "version": loaded.catalog.features.version,
+                    "columns": loaded.catalog.features.columns,
+                },
+                "score_functions": list(service.settings.score_functions),
                 "index": None
                 if index is None
                 else {"version": index.version, "n_probes": index.n_probes},

@@ -58,7 +58,7 @@ class Job(msgspec.Struct, eq=False):
 
     Attributes
     ----------
-    catalog, query, k, policy, seed, exclude, allow, bias
+    catalog, query, k, policy, seed, exclude, allow, bias, score, params
         As `fastrank.Catalog.rank` takes them, checked.
     has_table : bool
         The policy's sampler is "cached", and the table need not be made.
@@ -74,6 +74,8 @@ class Job(msgspec.Struct, eq=False):
     exclude: Any = None
     allow: Any = None
     bias: Any = None
+    score: str | None = None
+    params: dict[str, float | bool | str] | None = None
     has_table: bool = False
     deadline: float = float("inf")
     result: asyncio.Future[Ranked] | None = None
@@ -101,7 +103,15 @@ class Job(msgspec.Struct, eq=False):
             exclude=self.exclude,
             allow=self.allow,
             bias=self.bias,
+            **self.scored,
         )
+
+    @property
+    def scored(self) -> dict[str, Any]:
+        """What the call says of the score."""
+        if self.score is None and self.params is None:
+            return {}
+        return {"score": self.score, "params": self.params}
 
     def joins(self, other: Job) -> bool:
         """Whether both can be made in one pass, and gain by it."""
@@ -113,6 +123,7 @@ class Job(msgspec.Struct, eq=False):
             and self.head == other.head
             and self.bias is None
             and other.bias is None
+            and self.score == other.score
         )
 
     @property
@@ -302,6 +313,13 @@ def _too_late(job: Job) -> None:
         )
 
 
+def _scored(jobs: list[Job]) -> dict[str, Any]:
+    """What a call for all of them says of their score."""
+    if not any(job.scored for job in jobs):
+        return {}
+    return {"score": jobs[0].score, "params": [job.params for job in jobs]}
+
+
 def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
     """Each job's ranking, or what kept it from being made."""
     if len(jobs) > 1:
@@ -313,6 +331,7 @@ def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
                 seeds=[job.seed for job in jobs],
                 exclude=[job.exclude for job in jobs],
                 allow=[job.allow for job in jobs],
+                **_scored(jobs),
             )
             return list(batch)
         except Exception:  # one of them; below each speaks for itself

@@ -91,6 +91,8 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             "max_titles": MAX_TITLES,
             "fallback": settings.fallback is not None,
             "params": settings.policy.params,
+            "score": None if loaded.catalog.score is None else loaded.catalog.score._asdict(),
+            "columns": {} if loaded.catalog.features is None else loaded.catalog.features.columns,
             "inference_types": [
                 {"name": name, "params": list(parameters_of(name))} for name in fr.INFERENCE_TYPES
             ],

@@ -26,6 +26,7 @@ from fastrank.wire import (
     RequestError,
     RequestIdSource,
     Retrieval,
+    ScoreName,
     checked,
     encoded,
     read,
@@ -338,4 +339,8 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
             answer.retrieval = Retrieval(**found.retrieval)
         if found.n_probes is not None:
             answer.n_probes = found.n_probes
+    if ranking.score is not None:
+        answer.score = ScoreName(*ranking.score)
+    if ranking.features_version is not None:
+        answer.features_version = ranking.features_version
     return answer

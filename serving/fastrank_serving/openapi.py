@@ -9,6 +9,7 @@ import msgspec
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
 from fastrank.policies import PARAMETERS, parameters_of
+from fastrank.wire import MAX_PARAMS, MAX_SCORE
 from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.settings import MAX_M, Settings
 
@@ -62,6 +63,11 @@ def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str,
         {"name": "user_id", "in": "path", "required": True, "schema": fields.pop("user_id")}
     ]
     for name, schema in fields.items():
+        if schema["type"] == "object":  # as JSON
+            parameters.append(
+                {"name": name, "in": "query", "content": {"application/json": {"schema": schema}}}
+            )
+            continue
         listed = {"style": "form", "explode": False} if schema["type"] == "array" else {}
         parameters.append({"name": name, "in": "query", "schema": schema, **listed})
     parameters = [each for each in parameters if each["name"] != "query"]
@@ -126,7 +132,33 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
             "description": "For tests: who picks the seed picks the ranking. Drawn otherwise.",
         },
         "request_id": text,
+        "score": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_SCORE,
+            "description": "What makes scores of dot products: an expression, or the name of one of"
+            f" the server's score functions. {_default_score(catalog)}",
+        },
+        "params": {
+            "type": "object",
+            "maxProperties": MAX_PARAMS,
+            "propertyNames": {"maxLength": MAX_TEXT},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "number"},
+                    {"type": "boolean"},
+                    {"type": "string", "maxLength": MAX_TEXT},
+                ]
+            },
+            "description": "Parameters of the score by name.",
+        },
     }
+
+
+def _default_score(catalog: fr.Catalog | None) -> str:
+    if catalog is None or catalog.score is None:
+        return "By default the dot product itself."
+    return f"By default {catalog.score.name}."
 
 
 def _number(low: float, high: float) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,7 @@ from fastrank.lru import LRU
 from fastrank.opening import open_directory
 from fastrank.policies import TABLED
 from fastrank.ranking import relabelled
+from fastrank.scoring import imported
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
     Origin,
@@ -71,9 +74,11 @@ class Loaded:
     seen: dict[str, User] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, directory: os.PathLike[str]) -> Loaded:
+    def open(
+        cls, directory: os.PathLike[str], functions: Sequence[fr.ScoreFunction] = ()
+    ) -> Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve."""
-        catalog, model = open_directory(directory)
+        catalog, model = open_directory(directory, functions=functions)
         loaded = cls(
             catalog,
             model,
@@ -91,7 +96,9 @@ class Loaded:
         query = self.nobody if self.model is None else self.model.user_vectors[0]
         k = min(10, len(self.catalog))
         policies: list[fr.Policy] = [fr.Deterministic(), fr.PlackettLuce()]
-        if self.catalog.index is not None:  # which is read, and looked at, when it is first used
+        if (
+            self.catalog.index is not None and self.catalog.score is None
+        ):  # which is read, and looked at, when it is first used
             policies.append(fr.FlatTail())
         for policy in policies:
             ranking = self.catalog.rank(query, k, policy=policy, seed=1)
@@ -157,9 +164,12 @@ class Service:
             from fastrank.eventlog import LogWriter
 
             self.log = LogWriter(self.settings.log_directory)
-        self._loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
+        self._loaded = await self.engine.run(self._open)
         self.metrics.loaded(self.loaded.version)
         _LOG.info("serving model %s", self.loaded.version[:12])
+
+    def _open(self) -> Loaded:
+        return Loaded.open(self.settings.model, imported(self.settings.score_functions))
 
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
@@ -171,7 +181,7 @@ class Service:
         """
         async with self._reloading:
             try:
-                loaded = await self.engine.run(lambda: Loaded.open(self.settings.model))
+                loaded = await self.engine.run(self._open)
             except (ValueError, OSError, MemoryError) as error:
                 self.metrics.reload_failed()
                 _LOG.error("the model was not reloaded, and the old one serves: %s", error)
@@ -263,6 +273,8 @@ class Service:
             and request.user_id is not None
             and request.query is None
             and not is_fallback
+            and request.score is None
+            and not request.params
             and loaded.keeps_table(request.user_id, asked)
         )
         job = Job(
@@ -274,6 +286,8 @@ class Service:
             seed=seed,
             exclude=self._ids(loaded, "exclude", request.exclude),
             allow=self._ids(loaded, "allow", request.allow),
+            score=request.score,
+            params=request.params,
             deadline=began + settings.deadline,
         )
         try:
@@ -282,7 +296,8 @@ class Service:
             text = str(error)
             if text.startswith("damaged: "):  # the model's files, and nothing of the request
                 raise
-            raise ProblemError(422, "invalid_value", text, field=text.split(":", 1)[0]) from None
+            field = re.split(r"[:\[]", text, maxsplit=1)[0]
+            raise ProblemError(422, "invalid_value", text, field=field) from None
         if has_table:
             relabelled(ranked.ranking, policy)
         served = Served(

@@ -33,6 +33,8 @@ class Settings:
     fallback : Policy, optional
         For users that the model does not know: it ranks by the catalog's bias alone, and all
         items alike where there is none. Without it they get a 404.
+    score_functions : tuple of str
+        ``module:name`` of score functions that requests may name, and the model's own score.
     workers, threads : int
         Processes, and threads that rank in each.
     queue : int
@@ -59,6 +61,7 @@ class Settings:
     port: int = 8080
     policy: fr.Policy = field(default_factory=fr.PlackettLuce)
     fallback: fr.Policy | None = None
+    score_functions: tuple[str, ...] = ()
     workers: int = 1
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     queue: int = 256
@@ -107,7 +110,8 @@ class Settings:
 
         SAGEMAKER_BASE_DIR moves /opt/ml, SAGEMAKER_BIND_TO_PORT the port;
         SAGEMAKER_MODEL_SERVER_WORKERS and _TIMEOUT, SAGEMAKER_CONTAINER_LOG_LEVEL, and
-        FASTRANK_LOG_DIR, _EMF, _EXPLORER, _POLICY and _FALLBACK are heeded.
+        FASTRANK_LOG_DIR, _EMF, _EXPLORER, _POLICY, _FALLBACK and _SCORE_FUNCTIONS, which commas
+        divide, are heeded.
         """
         base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
         made = cls(model=Path(base, "model"), host="0.0.0.0")  # the contract wants it
@@ -127,6 +131,8 @@ class Settings:
         for name, own in (("FASTRANK_POLICY", "policy"), ("FASTRANK_FALLBACK", "fallback")):
             if environ.get(name):
                 given[own] = policy_named(environ[name], name)
+        functions = environ.get("FASTRANK_SCORE_FUNCTIONS", "")
+        given["score_functions"] = tuple(each for each in functions.split(",") if each)
         if environ.get("FASTRANK_LOG_DIR"):
             given["log_directory"] = Path(environ["FASTRANK_LOG_DIR"])
         given["emf"] = environ.get("FASTRANK_EMF", "") not in ("", "0")

@@ -18,7 +18,7 @@ import numpy as np
 from fastrank.arraytypes import AnyArray
 from fastrank.files import file_format, naming
 
-__all__ = ["Columns", "VectorFile", "read_npy", "read_vectors"]
+__all__ = ["Columns", "VectorFile", "read_columns", "read_npy", "read_vectors"]
 
 Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
 
@@ -177,6 +177,63 @@ def read_vectors(
                 f" {path.name}; got {shape}"
             )
     return VectorFile(id_values, vectors, bias, titles, prior, places)
+
+
+def read_columns(
+    path: Path, id_column: str | None = None
+) -> tuple[AnyArray | None, dict[str, AnyArray | list[Any]]]:
+    """All columns of a file of items' attributes, by name, and the ids of its rows.
+
+    Parameters
+    ----------
+    path : Path
+        Parquet, or an ``.npz`` of arrays.
+    id_column : str, optional
+        Usually ``id``, or ``ids`` in an .npz; where it is not named and not there the ids are None.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, and the column if it is one.
+    """
+    match file_format(path):
+        case "npz":
+            columns, usual = _arrays_of(path), "ids"
+        case "parquet":
+            columns, usual = _all_columns(path), "id"
+        case _:
+            raise ValueError(f"{path}: expected .npz or .parquet")
+    name = _column(path, list(columns), id_column, usual)
+    ids = None if name is None else np.asarray(columns.pop(name))
+    return ids, columns
+
+
+def _arrays_of(path: Path) -> dict[str, AnyArray | list[Any]]:
+    with naming(path, ".npz archive"), np.load(path, allow_pickle=False) as archive:
+        return {name: _of_archive(path, archive, name) for name in archive.files}
+
+
+def _all_columns(path: Path) -> dict[str, AnyArray | list[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with naming(path, "Parquet file"):
+        table = pq.read_table(path)
+    found: dict[str, AnyArray | list[Any]] = {}
+    for name in table.column_names:
+        if name in found:
+            raise ValueError(f"{path}: two columns are called {name}")
+        with naming(f"{path}: {name}", "column"):
+            column = _decoded(table.column(name).combine_chunks())
+            kind = column.type
+            if pa.types.is_decimal(kind):
+                column = column.cast(pa.float64())
+            is_plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+            if column.null_count or not is_plain:
+                found[name] = column.to_pylist()
+            else:
+                found[name] = column.to_numpy(zero_copy_only=False)
+    return found
 
 
 def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Columns) -> None:

@@ -19,6 +19,8 @@ from fastrank.ids import MAX_LENGTH, integer, split_ids
 
 __all__ = [
     "LINES",
+    "MAX_PARAMS",
+    "MAX_SCORE",
     "MAX_TEXT",
     "Answer",
     "ItemKind",
@@ -27,6 +29,7 @@ __all__ = [
     "RequestError",
     "RequestIdSource",
     "Retrieval",
+    "ScoreName",
     "checked",
     "encoded",
     "lines_of",
@@ -36,6 +39,8 @@ __all__ = [
 ]
 
 MAX_TEXT = 256  # characters of a request_id or inference_type
+MAX_SCORE = 10_000  # characters of a score
+MAX_PARAMS = 100  # of a score, each a text of at most MAX_TEXT characters
 MAX_SHOWN = 100  # characters of a value that an error repeats
 # Content types whose every line is a body, and every line of the answer an answer.
 LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjson")
@@ -65,6 +70,8 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allow: list[ItemId] | None = None
     seed: int | None = None
     request_id: str | None = None
+    score: str | None = None
+    params: dict[str, float | bool | str] | None = None
 
 
 class PolicyName(msgspec.Struct, gc=False):
@@ -72,6 +79,14 @@ class PolicyName(msgspec.Struct, gc=False):
 
     name: str
     params: dict[str, float]
+
+
+class ScoreName(msgspec.Struct, gc=False):
+    """What made scores of dot products: an expression, or a function's name."""
+
+    name: str
+    hash: str
+    params: dict[str, float | bool | str]
 
 
 class Retrieval(msgspec.Struct, gc=False):
@@ -152,6 +167,14 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     ] = msgspec.UNSET
     model_version: str
     catalog_version: str
+    score: Annotated[
+        ScoreName | msgspec.UnsetType,
+        msgspec.Meta(description="What made `scores` of dot products, where they are none."),
+    ] = msgspec.UNSET
+    features_version: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="Of the columns that the score has."),
+    ] = msgspec.UNSET
     is_fallback: bool
     query: Annotated[
         list[float] | msgspec.UnsetType,
@@ -216,7 +239,12 @@ _FIELDS = tuple(Request.__struct_fields__)
 _INTEGERS = ("k", "head", "m", "seed")
 _FLOATS = ("temperature", "epsilon", "factor")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
-_TEXTS = {"user_id": MAX_LENGTH, "request_id": MAX_TEXT, "inference_type": MAX_TEXT}
+_TEXTS = {
+    "user_id": MAX_LENGTH,
+    "request_id": MAX_TEXT,
+    "inference_type": MAX_TEXT,
+    "score": MAX_SCORE,
+}
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
 _NAMED = re.compile(rf'"({"|".join(_FIELDS)}|gateway)"'.encode())
@@ -247,7 +275,8 @@ def read(body: bytes) -> Request:
     """
     names = _NAMED.findall(body)
     # msgspec takes the last of several members of one name; an escape may hide a name.
-    if len(names) > len(set(names)) or (b"\\" in body and b"\\u" in body):
+    # So it does of the parameters of a score.
+    if len(names) > len(set(names)) or b"params" in names or (b"\\" in body and b"\\u" in body):
         _refuse_repeated(body)
     try:
         return _REQUEST.decode(body)
@@ -285,6 +314,8 @@ def read_parameters(parameters: Mapping[str, str]) -> Request:
                 ) from None
         elif name == "query":
             given[name] = text.split(",")
+        elif name == "params":
+            given[name] = _object(text)
     _read_numbers(given)
     return _converted(given)
 
@@ -319,6 +350,8 @@ def checked(request: Request) -> Request:
                     value=str(value),
                     allowed="finite numbers",
                 )
+    if request.params is not None:
+        _check_params(request.params)
     if request.seed is not None and not 0 <= request.seed < 2**64:
         raise RequestError(
             "out_of_range",
@@ -328,6 +361,44 @@ def checked(request: Request) -> Request:
             allowed="0 to 18446744073709551615",
         )
     return request
+
+
+def _object(text: str) -> Any:
+    """The parameters of a score as URLs have them: a JSON object."""
+    try:
+        found = json.loads(text, parse_constant=float)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RequestError(
+            "invalid_type",
+            f"params: expected an object, as JSON, got {short(text)!r}",
+            field="params",
+            value=text,
+        )
+    return found
+
+
+def _check_params(params: Mapping[str, float | bool | str]) -> None:
+    allowed = f"at most {MAX_PARAMS}, of at most {MAX_TEXT} characters, and finite"
+    for name, value in params.items():
+        is_long = len(name) > MAX_TEXT or (isinstance(value, str) and len(value) > MAX_TEXT)
+        if is_long or (isinstance(value, float) and not math.isfinite(value)):
+            raise RequestError(
+                "invalid_value",
+                f"params: {short(name)!r}: expected {allowed}, got {short(value)!r}",
+                field="params",
+                value=str(value),
+                allowed=allowed,
+            )
+    if len(params) > MAX_PARAMS:
+        raise RequestError(
+            "invalid_value",
+            f"params: expected {allowed}, got {len(params)}",
+            field="params",
+            value=len(params),
+            allowed=allowed,
+        )
 
 
 def _converted(given: Mapping[str, Any]) -> Request:

@@ -20,10 +20,10 @@ const KEPT_TITLES = 20_000;
 const LONGEST = 4_000; // characters of an address
 const LONGEST_TITLE = 160;
 // What is wrong with these is wrong for every inference type.
-const SHARED_FIELDS = ["user_id", "k", "seed", "request_id"];
+const SHARED_FIELDS = ["user_id", "k", "seed", "request_id", "score", "params"];
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, m: 1000, factor: 0.1, seed: "0", bars: "linear", ids: false };
+const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, m: 1000, factor: 0.1, seed: "0", bars: "linear", ids: false, score: "", params: "" };
 const usual = {}; // of what the address says where it is another
 const cards = new Map();
 const titles = new Map();
@@ -141,6 +141,8 @@ async function sweep(outdated) {
   for (const { name, params } of about.inference_types) {
     const body = { user_id: chosen.user, k: chosen.k, inference_type: name, seed: chosen.seed };
     for (const param of params) if (param in chosen) body[param] = chosen[param];
+    if (chosen.score.trim()) body.score = chosen.score.trim();
+    if (chosen.params.trim()) body.params = paramsOf(chosen.params);
     const card = cards.get(name);
     try {
       const { found, milliseconds } = await ask("invocations", body);
@@ -170,7 +172,19 @@ async function sweep(outdated) {
   say(`${kinds} rankings for user ${chosen.user}, drawn with seed ${chosen.seed}.`);
 }
 
-function mistake({ user, k, temperature, epsilon, head, m, factor, seed }) {
+// Numbers, true and false, or else text.
+function paramsOf(text) {
+  const found = {};
+  for (const part of text.split(",")) {
+    const at = part.indexOf("="), name = part.slice(0, at).trim(), value = part.slice(at + 1).trim();
+    if (at < 0 || !name || name in found) return null;
+    const number = Number(value);
+    found[name] = value === "true" || value === "false" ? value === "true" : value && Number.isFinite(number) ? number : value;
+  }
+  return found;
+}
+
+function mistake({ user, k, temperature, epsilon, head, m, factor, seed, params }) {
   if (!user) return new Problem("Choose a user.", "user_id");
   if (!Number.isInteger(k)) return new Problem("k: expected a whole number.", "k");
   if (!Number.isFinite(temperature)) return new Problem("temperature: expected a number.", "temperature");
@@ -179,11 +193,12 @@ function mistake({ user, k, temperature, epsilon, head, m, factor, seed }) {
   if (!Number.isInteger(m)) return new Problem("m: expected a whole number.", "m");
   if (!Number.isFinite(factor)) return new Problem("factor: expected a number.", "factor");
   if (!/^(0|[1-9]\d{0,19})$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above, without zeros ahead.", "seed");
+  if (params.trim() && !paramsOf(params)) return new Problem("params: expected name = value, by commas, each name once.", "params");
   return null;
 }
 
 function markMistake(problem) {
-  for (const [field, id] of [["user_id", "user"], ["k", "k"], ["temperature", "temperature"], ["epsilon", "epsilon"], ["head", "head"], ["m", "m"], ["factor", "factor"], ["seed", "seed"]])
+  for (const [field, id] of [["user_id", "user"], ["k", "k"], ["temperature", "temperature"], ["epsilon", "epsilon"], ["head", "head"], ["m", "m"], ["factor", "factor"], ["seed", "seed"], ["score", "score"], ["params", "params"]])
     $(id).setAttribute("aria-invalid", String(problem?.field === field));
 }
 
@@ -346,13 +361,13 @@ function readHash() {
   const given = new URLSearchParams(location.hash.slice(1));
   state.user = given.get("user") ?? state.user;
   for (const name of ["k", "temperature", "epsilon", "head", "m", "factor"]) if (given.has(name)) state[name] = numberOf(given.get(name));
-  state.seed = given.get("seed") ?? state.seed;
+  for (const name of ["seed", "score", "params"]) state[name] = given.get(name) ?? state[name];
   state.ids = given.get("ids") === "1";
   state.bars = given.get("bars") === "log" ? "log" : "linear";
 }
 
 function showState() {
-  for (const name of ["user", "k", "temperature", "epsilon", "head", "m", "factor", "seed", "bars"]) {
+  for (const name of ["user", "k", "temperature", "epsilon", "head", "m", "factor", "seed", "bars", "score", "params"]) {
     const field = $(name);
     // What somebody is typing is left alone.
     if (field !== document.activeElement) field.value = typeof state[name] === "number" && Number.isNaN(state[name]) ? "" : state[name];
@@ -393,6 +408,11 @@ function listen() {
     state.seed = event.target.value.trim();
     changed(3 * PAUSE);
   });
+  for (const name of ["score", "params"])
+    $(name).addEventListener("input", (event) => {
+      state[name] = event.target.value;
+      changed(3 * PAUSE);
+    });
   $("again").addEventListener("click", () => {
     state.seed = newSeed();
     changed(0);
@@ -516,7 +536,10 @@ async function begin() {
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
   $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}`;
   Object.assign(state, about.params); // the server's own temperature or epsilon
-  Object.assign(usual, { head: state.head, m: state.m, factor: state.factor });
+  Object.assign(usual, { head: state.head, m: state.m, factor: state.factor, score: "", params: "" });
+  if (about.score) $("score").placeholder = about.score.name;
+  const columns = Object.keys(about.columns).join(", ");
+  if (columns) $("score-hint").textContent = `An expression of dot, of parameters, and of the columns ${columns}.`;
   state.k = Math.min(state.k, about.max_k);
   state.seed = newSeed();
   const middle = Math.log10(state.temperature);

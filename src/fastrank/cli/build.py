@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastrank.calibration import condense, temperatures_for_overlap
 from fastrank.catalog import Catalog
+from fastrank.cli.scores import features_of, param_option, params_of, said_of
 from fastrank.cli.terminal import progress, standard_output
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
@@ -80,6 +81,19 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Plackett-Luce at the temperature to measure for, as for --tables; by default that of"
     " --tables, or else one that keeps 70% of the deterministic ranking for a median user.",
 )
+@click.option(
+    "--features",
+    type=_FILE,
+    help="Columns for scores, .parquet or .npz: numbers, booleans, texts, lists of texts. Rows are"
+    " matched by a column of ids (--feature-id-column), or else follow --items.",
+)
+@click.option("--feature-id-column", help="Column of ids of --features.  [default: id, if present]")
+@click.option(
+    "--score",
+    help="What makes scores of dot products where a request says nothing else: an expression of"
+    ' dot, columns and parameters, as "dot - 0.1 * log1p(sales)".',
+)
+@param_option
 @click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
 @click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
@@ -115,6 +129,10 @@ def build(
     index_lists: int | None,
     index_probes: int | None,
     index_policy: str | None,
+    features: Path | None,
+    feature_id_column: str | None,
+    score: str | None,
+    params: tuple[str, ...],
     replace: bool,
     item_ids: Path | None,
     user_ids: Path | None,
@@ -145,6 +163,8 @@ def build(
       fastrank build --items items.npz --users users.npz \\
           --tables plackett_luce:temperature=0.5 -o model/
       fastrank build --items items.npz --users users.npz --index ivf -o model/
+      fastrank build --items items.npz --users users.npz --features shop.parquet \\
+          --score "dot + 0.3 * exp(-age / half_life)" --param half_life=30 -o model/
     """
     table_policy = None if tables is None else _policy_of("--tables", tables)
     if tables is None and tables_bytes is not None:
@@ -159,6 +179,13 @@ def build(
     ):
         if index is None and value is not None:
             raise click.UsageError(f"{option} is of --index, which is not given")
+    if features is None and feature_id_column is not None:
+        raise click.UsageError("--feature-id-column is of --features, which is not given")
+    values = params_of(params)
+    if score is None and values is not None:
+        raise click.UsageError("--param is of --score, which is not given")
+    if score is not None and index is not None:
+        raise click.UsageError("--index finds items by dot products: not with --score")
     if (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     parent = next(folder for folder in output.absolute().parents if folder.exists())
@@ -182,6 +209,10 @@ def build(
         )
         step = bar.add_task("packing items", total=3)
         catalog = _catalog(item_side, storage)
+        if features is not None:
+            catalog = _with_features(catalog, features, feature_id_column)
+        if score is not None:
+            catalog = _with_score(catalog, score, values)
         bar.update(step, description="adding users", advance=1)
         model = _model(catalog, user_side, item_side)
         if table_policy is not None:
@@ -205,6 +236,11 @@ def build(
         f"{output}: {len(catalog):,} items, {len(model.user_ids):,} users,"
         f" {catalog.dim} dimensions, {catalog.storage}, version {catalog.version}"
     )
+    if catalog.features is not None:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in catalog.features.columns.items())
+        click.echo(f"Features: {columns}; version {catalog.features.version}")
+    if catalog.score is not None:
+        click.echo(f"Score: {said_of(catalog.score._asdict())}")
     if model.table_temperature is not None:
         click.echo(f"Tables of all users at temperature {model.table_temperature:g}.")
     if measured_for is not None and trades:
@@ -223,6 +259,24 @@ def _policy_of(option: str, text: str) -> Policy:
     if option == "--index-policy" and not isinstance(policy, PlackettLuce):
         raise ValueError(f"{option}: {text}: expected plackett_luce:temperature=...")
     return policy
+
+
+def _with_features(catalog: Catalog, path: Path, id_column: str | None) -> Catalog:
+    try:
+        return catalog.with_features(features_of(path, id_column, catalog))
+    except ValueError as error:
+        raise ValueError(f"--features: {error}") from None
+
+
+def _with_score(
+    catalog: Catalog, score: str, params: Mapping[str, float | bool | str] | None
+) -> Catalog:
+    try:
+        return catalog.with_score(score, params)
+    except ValueError as error:
+        option, _, text = str(error).partition(": ")
+        name = "--param" if option.startswith("params") else "--score"
+        raise ValueError(f"{name}: {text}") from None
 
 
 def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Progress) -> Model:

@@ -18,6 +18,7 @@ from rich.table import Table
 from fastrank import obd, ope
 from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
+from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.obdlog import items_of_obd
@@ -29,6 +30,7 @@ from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
 from fastrank.policies import law_of
 from fastrank.policies.spec import parse_policy
+from fastrank.scoring import ScoreFunction
 
 __all__ = ["audit", "evaluate"]
 
@@ -38,7 +40,11 @@ _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in e
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
-_UNREAD = ("latency_us", "n_candidates", "retrieval", "reward_ts", *UNREAD)
+_OF_LAWS = ("score", "features_version")
+_UNREAD = (
+    *("latency_us", "n_candidates", "retrieval", "reward_ts"),
+    *(name for name in UNREAD if name not in _OF_LAWS),
+)
 _FOR_MODELS = ("scores", "query", "log_norm")
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
@@ -74,9 +80,15 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     show_default=True,
     help="Rows whose propensities are computed again.",
 )
+@score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def audit(
-    logs: tuple[str, ...], models: tuple[Path, ...], kind: str, sample: int, as_json: bool
+    logs: tuple[str, ...],
+    models: tuple[Path, ...],
+    kind: str,
+    sample: int,
+    score_functions: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Compute a log's propensities again with the model that is said to have written it.
 
@@ -87,7 +99,8 @@ def audit(
     Example:
       fastrank audit logs/ --model model/
     """
-    opened = [_open(path) for path in models]
+    functions = functions_of(score_functions)
+    opened = [_open(path, functions) for path in models]
     log = _reader(logs, kind)
     with progress() as bar:
         task = bar.add_task("auditing", total=log.survey()[0] or None)
@@ -216,6 +229,7 @@ def audit(
     help="Where candidates were ranked, evaluate policies that rank the same ones.",
 )
 @click.option("--no-audit", is_flag=True, help="Believe that the model wrote the log.")
+@score_function_option
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -289,6 +303,7 @@ class _Settings:
     restrict_to_logged_catalog: bool
     keep_candidates: bool
     no_audit: bool
+    score_functions: tuple[str, ...]
 
     def thresholds(self) -> ope.Thresholds:
         given: dict[str, float] = {}
@@ -359,9 +374,10 @@ class _Settings:
 
 
 def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
-    models = [_open(path) for path in settings.models]
+    functions = functions_of(settings.score_functions)
+    models = [_open(path, functions) for path in settings.models]
     policies = [
-        *_by_model(settings.policies, models, logs if kind == "obd" else ()),
+        *_by_model(settings.policies, models, functions, logs if kind == "obd" else ()),
         *(ope.FromColumn(*_labelled(text)) for text in settings.columns),
     ]
     if not policies:
@@ -385,7 +401,10 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
 
 
 def _by_model(
-    texts: Sequence[str], models: Sequence[Model | Catalog], dataset: Sequence[str] = ()
+    texts: Sequence[str],
+    models: Sequence[Model | Catalog],
+    functions: Sequence[ScoreFunction] = (),
+    dataset: Sequence[str] = (),
 ) -> Iterator[ope.EvaluationPolicy]:
     others: dict[str, Model | Catalog] = {}
     for text in texts:
@@ -394,7 +413,7 @@ def _by_model(
         if callable(policy):
             raise click.UsageError(f"--policy: {text}: give the temperature itself")
         if at and directory not in others:
-            others[directory] = _open(Path(directory))
+            others[directory] = _open(Path(directory), functions)
         if dataset and not at and not models:
             if not law_of(policy).is_uniform:
                 raise click.UsageError(
@@ -451,8 +470,8 @@ def _with_arrays(
     return [replace(each, arrays=found[each.label]) for each in policies]
 
 
-def _open(path: Path) -> Model | Catalog:
-    catalog, model = open_directory(path)
+def _open(path: Path, functions: Sequence[ScoreFunction]) -> Model | Catalog:
+    catalog, model = open_directory(path, functions=functions)
     return catalog if model is None else model
 
 

@@ -26,6 +26,7 @@ from fastrank.cli.planwords import (
     share_text,
     solution_text,
 )
+from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 from fastrank.model import Model
 from fastrank.opening import open_directory
@@ -112,6 +113,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     is_flag=True,
     help="Also what iips would have of the logs that --target-... finds; takes a while.",
 )
+@score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     model: Path,
@@ -131,6 +133,7 @@ def plan(
     epsilons: list[float] | None,
     seed: int,
     by_position: bool,
+    score_functions: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """See what exploring costs, and what its log would be worth, before anyone is shown anything.
@@ -163,7 +166,7 @@ def plan(
         # Now, not after minutes of work: the template library may be missing.
         from fastrank.cli.planpage import page
     targets = parse_policies(policies) if policies else None
-    catalog, opened = open_directory(model)
+    catalog, opened = open_directory(model, functions=functions_of(score_functions))
     if opened is None and queries is None:
         raise click.UsageError(f"{model} has no users; give --queries")
     if applies and opened is None:

@@ -18,6 +18,13 @@ from rich.table import Table
 from fastrank.arraytypes import Mask
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
 from fastrank.catalog import Catalog
+from fastrank.cli.scores import (
+    functions_of,
+    param_option,
+    params_of,
+    said_of,
+    score_function_option,
+)
 from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
 from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
@@ -68,6 +75,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="For stochastic_flat_tail: what any other item weighs, in weights of the last candidate."
     "  [default: 0.1]",
 )
+@click.option(
+    "--score",
+    help="What makes scores of dot products: an expression, or the name of a --score-function."
+    "  [default: the model's own]",
+)
+@param_option
+@score_function_option
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
 @click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out. Repeatable.")
 @click.option("--exclude-file", type=_FILE, help="More of them, one a line.")
@@ -85,6 +99,9 @@ def rank(
     head: int | None,
     m: int | None,
     factor: float | None,
+    score: str | None,
+    params: tuple[str, ...],
+    score_functions: tuple[str, ...],
     seed: int | None,
     exclude: tuple[str, ...],
     exclude_file: Path | None,
@@ -109,7 +126,8 @@ def rank(
     """
     if (user is None) == (query is None):
         raise click.UsageError("give either --user or --query")
-    catalog, opened = open_directory(model)
+    catalog, opened = open_directory(model, functions=functions_of(score_functions))
+    scored: dict[str, Any] = {"score": score, "params": params_of(params)}
     if user is not None:
         if opened is None:
             raise click.UsageError(f"{model} has no users; give --query")
@@ -144,7 +162,7 @@ def rank(
             f" ({1.0 if temperature is None else temperature:.6g} times the user's own {own:.6g})"
         )
     elif temperature is None and takes_temperature:
-        scores = catalog.scores(vector)[eligible]
+        scores = catalog.scores(vector, **scored)[eligible]
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
         chosen_for = scores
@@ -155,13 +173,14 @@ def rank(
         note = _what_is_kept(chosen_for, chosen, k)
     drawn_by = chosen
     if user is not None and opened is not None:
-        has_table = opened.keep_table(user_id, chosen)
+        has_table = scored == {"score": None, "params": None} and opened.keep_table(user_id, chosen)
         chosen = opened.user_policy(user_id, chosen)
         drawn_by = chosen.with_sampler("cached") if has_table else chosen
     # Twice: the first call also reads the model from disk, and is not what a service sees.
-    seed = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **filters, threads=1).seed
+    scored |= filters
+    seed = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **scored, threads=1).seed
     start = time.perf_counter()
-    ranking = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **filters, threads=1)
+    ranking = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **scored, threads=1)
     latency_us = 1e6 * (time.perf_counter() - start)
     relabelled(ranking, chosen)
     titles = opened.titles(ranking.item_ids) if opened and opened.has_titles else None
@@ -282,6 +301,8 @@ def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
         "n_scored": ranking.n_scored,
         "candidates": _candidates(ranking),
         "catalog_version": ranking.catalog_version,
+        "score": None if ranking.score is None else ranking.score._asdict(),
+        "features_version": ranking.features_version,
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
     }
@@ -329,6 +350,7 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
         "eligible items": f"{ranking.n_eligible:,}",
         "made by": f"{ranking.made_by}, {ranking.n_scored:,} items scored",
         **_found(ranking),
+        **({} if ranking.score is None else {"score": said_of(ranking.score._asdict())}),
         "catalog version": ranking.catalog_version,
         "latency": f"{latency_us:,.0f} us",
     }

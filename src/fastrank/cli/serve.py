@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.policies.spec import SYNTAX
 
 __all__ = ["serve"]
@@ -28,6 +29,7 @@ __all__ = ["serve"]
     metavar=SYNTAX,
     help="Ranks users that the model does not know by the catalog's bias alone.  [default: 404]",
 )
+@score_function_option
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."
 )
@@ -92,7 +94,12 @@ __all__ = ["serve"]
     type=click.Choice(["debug", "info", "warning", "error"]),
 )
 def serve(
-    policy: str, fallback: str | None, threads: int | None, no_explorer: bool, **options: Any
+    policy: str,
+    fallback: str | None,
+    score_functions: tuple[str, ...],
+    threads: int | None,
+    no_explorer: bool,
+    **options: Any,
 ) -> int:
     """Serve MODEL over HTTP, as a SageMaker container would.
 
@@ -106,12 +113,14 @@ def serve(
     from fastrank_serving.server import run
     from fastrank_serving.settings import Settings, policy_named
 
+    functions_of(score_functions)  # each worker does it again
     if threads is not None:
         options["threads"] = threads
     return run(
         Settings(
             policy=policy_named(policy, "--policy"),
             fallback=None if fallback is None else policy_named(fallback, "--fallback"),
+            score_functions=score_functions,
             explorer=not no_explorer,
             **options,
         )

@@ -10,6 +10,7 @@ import click
 from rich import box
 from rich.table import Table
 
+from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 from fastrank.store import MANIFEST
 
@@ -35,9 +36,16 @@ _COLUMNS = {  # the checks that share a column
     show_default=True,
     help="Rankings drawn for each chi-square test.",
 )
+@score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def verify(context: click.Context, model: Path, draws: int, as_json: bool) -> None:
+def verify(
+    context: click.Context,
+    model: Path,
+    draws: int,
+    score_functions: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Check, on your own model, that rankings come as often as their propensities say.
 
     Every file is hashed. Then, for each inference type: rankings of a few allowed items and the
@@ -61,7 +69,8 @@ def verify(context: click.Context, model: Path, draws: int, as_json: bool) -> No
         def advance(description: str, done: int, total: int) -> None:
             bar.update(task, description=description, completed=done, total=total)
 
-        verdict = check_model(model, draws=draws, advance=advance)
+        functions = functions_of(score_functions)
+        verdict = check_model(model, draws=draws, advance=advance, functions=functions)
     if as_json:
         click.echo(json.dumps(_record(verdict), allow_nan=False))
     else:

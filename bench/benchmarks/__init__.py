@@ -4,7 +4,8 @@
 ``profile_rank.py`` beside this package are built from the same parts:
 
 - `workloads`: vectors, a query and a temperature, from a seed or from real factors
-- `calls`: one ranking by us or by a peer, as a function without arguments, its result checked
+- `calls`: one ranking by us or by a peer, as a function without arguments, its result checked;
+  `scores`: what is ranked by besides dot products; `twin`: our pass in Numba
 - `timing`: calls measured in turns; `memory`: what a call or an `open` adds to the process
 - `comparisons`: which contenders are measured together; `jobs`: those, as values by name, each in
   a fresh process

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import fastrank as fr
 from fastrank import reference
 
+from . import scores, twin
 from .timing import Call
 from .workloads import CODED_FROM, Vectors, Workload, require_storage
 
@@ -41,6 +42,7 @@ __all__ = [
     "SCANS",
     "SCORED",
     "TEXTBOOK",
+    "TWIN",
     "as_float32",
     "cached_miss",
     "catalog_rank",
@@ -70,6 +72,8 @@ _CANDIDATES = 1000
 _FLOAT32_ERROR = 1e-5
 _FLOAT16_ERROR = 1e-3
 _EIGHT_BIT_ERROR = 2e-2
+# Of a log-propensity whose sums are float32 ones.
+_TWIN_ERROR = 1e-3
 # The oracle takes O(k n) in float64: up to this many scores it is asked.
 _ORACLE_SCORES = 20_000_000
 _CHECKED_ROWS = 8  # of a batch
@@ -97,6 +101,8 @@ INDEXED = ["flat tail", "faiss ivf", "faiss ivf 1000", "faiss hnsw", "faiss pano
 BATCHED = ["faiss blas", "sgemm"]
 NUMPY = ["numpy choice", "numpy gumbel"]
 JAX = ["jax top k", "jax gumbel"]
+# Our own pass, propensities and all, written in Numba.
+TWIN = "numba twin"
 # From scores that are there: ours, with ids that are checked at every call and with prepared ones,
 GIVEN = ["given gumbel", "prepared gumbel"]
 # and what is written without us.
@@ -145,8 +151,12 @@ def make(
         return _numpy(workload, k, name)
     if name in JAX:
         return _jax(workload, k, name)
+    if name == TWIN:
+        return _numba_twin(workload, k)
     if name in TEXTBOOK:
         return _textbook(workload, k, name)
+    if name in scores.EXPRESSIONS + scores.FUNCTIONS:
+        return _by_score(workload, k, name)
     if name in GIVEN:
         return _given(workload, k, name)
     if name in SCORED:
@@ -167,7 +177,10 @@ def require(name: str, threads: int = 1) -> None:
     module = "faiss" if name in INDEXED else name.split()[0]
     if name in INDEXED and not hasattr(fr, "FlatTail"):
         raise NotImplementedError("this fastrank has no FlatTail")
-    if name in [*FAISS, *INDEXED, "faiss blas", *JAX, *SCORED] and find_spec(module) is None:
+    if name in scores.EXPRESSIONS + scores.FUNCTIONS:
+        require_argument(fr.Catalog.rank, "score")
+    brought = [*FAISS, *INDEXED, "faiss blas", *JAX, TWIN, *SCORED, *scores.FUNCTIONS]
+    if name in brought and find_spec(module) is None:
         raise NotImplementedError(f"{module} is missing: pip install '.[{module}]'")
     if threads > len(os.sched_getaffinity(0)):
         raise NotImplementedError(f"there are no {threads} cores")
@@ -248,6 +261,27 @@ def catalog_rank(
     for query in workload.queries[:first][::-1]:
         ranking = rank(query)
     check_ranking(workload, ranking, k, catalog=ranked, allow=allow, exclude=exclude)
+    return for_users(rank, workload.queries)
+
+
+def _by_score(workload: Workload, k: int, name: str) -> Call:
+    """Plackett-Luce by one of `scores`, which an older fastrank has not."""
+    catalog, policy = workload.featured_catalog, own_policy("gumbel", workload.temperature)
+    score, params, text = scores.score(name)
+    rank = partial(catalog.rank, k=k, policy=policy, score=score, params=params)
+    ranking = rank(workload.query)
+    items = ranking.item_ids
+    _check_items(items, len(workload), min(k, len(workload)))
+    features = catalog.features
+    assert features is not None  # it has some
+    columns = {each: features.values(each)[items].tolist() for each in features.columns}
+    exact = reference.expression_scores(text, workload.scores[items], columns, params)
+    error = np.abs(ranking.scores - exact).max()
+    _check(bool(error <= _FLOAT32_ERROR * workload.scale), f"scores are {error:g} off")
+    if len(items) * len(workload) <= _ORACLE_SCORES:
+        all_scores = catalog.scores(workload.query, score=score, params=params)
+        oracle = reference.log_propensities(all_scores, items, policy)
+        _check_close(ranking.log_propensities, oracle, "the oracle gives others")
     return for_users(rank, workload.queries)
 
 
@@ -599,6 +633,32 @@ def _jax(workload: Workload, k: int, name: str) -> Call:
     if name == "jax top k":
         _check_best(workload, items, np.arange(len(workload)), _FLOAT32_ERROR)
     return for_users(rank, workload.queries)
+
+
+def _numba_twin(workload: Workload, k: int) -> Call:
+    """The same sampler over the same float32 vectors, which may be laid out as suits it best.
+
+    It gives positions, scores and log-propensities as arrays: no `Ranking`, no ids, and no seed by
+    which it could be drawn again.
+    """
+    blocks = twin.blocks_of(workload.vectors)
+    queries = np.zeros((len(workload.queries), blocks.shape[1]), np.float32)
+    queries[:, : workload.queries.shape[1]] = workload.queries
+    n_items, temperature = len(workload), workload.temperature
+    compiled = twin.compiled()
+
+    def rank(query: Vectors) -> twin.Drawn:
+        return compiled(blocks, n_items, query, k, temperature)
+
+    items, scores, reported = rank(queries[0])
+    _check_items(items, n_items, min(k, n_items))
+    error = np.abs(scores - workload.scores[items]).max()
+    _check(bool(error <= _FLOAT32_ERROR * workload.scale), f"scores are {error:g} off")
+    if len(items) * n_items <= _ORACLE_SCORES:
+        policy = fr.PlackettLuce(temperature)
+        oracle = reference.log_propensities(workload.scores, items, policy)
+        _check_close(reported, oracle, "the oracle gives others", _TWIN_ERROR)
+    return for_users(rank, queries)
 
 
 def _numpy(workload: Workload, k: int, name: str) -> Call:

@@ -385,7 +385,7 @@ def environment() -> dict[str, str]:
             cpu = line.split(":", 1)[1].strip()
             break
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    peers = {"numpy": "numpy", "faiss": "faiss-cpu", "jax": "jax", "torch": "torch"}
+    peers = {name: name for name in ("numpy", "numba", "jax", "torch")} | {"faiss": "faiss-cpu"}
     return {
         "CPU": f"{cpu}, {os.cpu_count()} cores, one thread used unless two are named",
         "system": f"{platform.system()} {platform.release()}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import linecache
 import pkgutil
 import re
 from pathlib import Path
@@ -44,9 +45,14 @@ def test_there_are_examples() -> None:
 def test_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a page, from top to bottom, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        exec(compile(code, page.name, "exec"), names)
+    monkeypatch.setenv("FASTRANK_CACHE_DIR", str(tmp_path / "cache"))
+    names: dict[str, object] = {"__name__": page.stem}
+    codes = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for number, code in enumerate(codes):
+        name = f"<{page.name}, {number}>"
+        # As a notebook does: a function's source can be read.
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        exec(compile(code, name, "exec"), names)
 
 
 def test_the_readme_has_a_row_for_every_inference_type() -> None:

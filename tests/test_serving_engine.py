@@ -103,6 +103,28 @@ def test_waiting_jobs_share_passes_and_get_their_own_rankings(held: Held, share:
     assert sorted(held.passes) == sorted(expected)
 
 
+def test_jobs_of_one_score_share_a_pass_each_with_its_params(held: Held) -> None:
+    jobs = [job(i, score="w * dot", params={"w": 1.0 + i}) for i in range(4)]
+    jobs += [job(4, score="w * dot"), job(5, score="-dot"), job(6), job(7, params={})]
+    jobs[4].params = {"w": -1.0}
+
+    async def work(own: Engine) -> list[Any]:
+        tasks = [asyncio.create_task(own.rank(each)) for each in jobs]
+        await until(lambda: own.waiting == 7)
+        held.go.set()
+        return await asyncio.gather(*tasks)
+
+    for each, one in zip(run(work), jobs, strict=True):
+        assert same_ranking(each.ranking, one.rank())
+        assert each.ranking.score == one.rank().score
+    assert sorted(held.passes) == [1, 1, 2, 4]
+
+
+def test_a_long_expression_is_not_ranked_in_the_loop() -> None:
+    short, long = (job(1, score=" + ".join(["dot"] * many)) for many in (2, 1400))
+    assert short.work() <= engine.INLINE_WORK < long.work()
+
+
 def test_who_gains_nothing_shares_nothing(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no pass is longer than about a second: 64 slow ones in one would all come too late."""
     slow = [job(i, policy=fr.PlackettLuce(sampler="sequential")) for i in range(4)]

@@ -91,6 +91,8 @@ class Job(msgspec.Struct, eq=False):
         else:
             other = _PER_SAMPLER.get(self.policy.sampler)
             work = _ENTRY * k + (n * d if other is None else other(n, d, k))
+        # A step of an expression has some four characters, and takes two multiply-adds an item.
+        work += n * len(self.score or "") // 2
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:

@@ -112,9 +112,38 @@ def test_a_score_of_its_own_and_another_for_a_call(files: Path) -> None:
 def test_columns_by_row(files: Path) -> None:
     arrays = {"age": np.arange(float(N)), "hot": np.arange(N) % 2 == 0}
     np.savez(files / "shop.npz", **arrays)
-    assert run(*build(files, "--features", files / "shop.npz")).exit_code == 0
+    columns_of = ("--features", files / "shop.npz")
+    said = refused(*build(files, *columns_of))
+    assert "shop.npz: no column named id or ids; found age, hot. --feature-id-column names" in said
+    assert run(*build(files, *columns_of, "--features-by-row")).exit_code == 0
     right = fr.Model.open(files / "m").catalog.with_features(arrays)
     assert fr.Model.open(files / "m").catalog.features_version == right.features_version
+
+
+def test_columns_of_ids_have_the_name_that_those_of_items_have(files: Path) -> None:
+    for name in ("items", "shop"):
+        table = pq.read_table(files / f"{name}.parquet")
+        names = ["sku" if each == "id" else each for each in table.column_names]
+        pq.write_table(table.rename_columns(names), files / f"{name}.parquet")
+    result = run(*build(files, "--features", files / "shop.parquet", "--id-column", "sku"))
+    assert result.exit_code == 0, result.output
+    catalog = fr.Model.open(files / "m").catalog
+    assert catalog.features_version == catalog.with_features(columns()).features_version
+
+
+def test_a_text_that_looks_like_a_number_is_quoted(files: Path) -> None:
+    path = files / "shop.parquet"
+    table = pq.read_table(path)
+    seller = pa.array([str(i % 3) for i in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("seller"), "seller", seller), path)
+    score = ("--score", "dot if seller == s else -9", "--param")
+    assert "the column 'seller' is compared with a number" in refused(
+        *build(files, "--features", path, *score, "s=2")
+    )
+    assert run(*build(files, "--features", path, *score, 's="2"')).exit_code == 0
+    found = ranked(files, "--param", 's="1"')
+    assert found["score"]["params"] == {"s": "1"}
+    assert ranked(files, "--param", 's="x')["score"]["params"] == {"s": '"x'}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +158,12 @@ def test_columns_by_row(files: Path) -> None:
         (("--score", "w * dot", "--param", "w=inf"), "--param: must be finite"),
         (("--score", "2 * dot", "--index", "ivf"), "not with --score"),
         (("--feature-id-column", "id"), "--feature-id-column is of --features"),
+        (("--features-by-row",), "--features-by-row is of --features"),
+        (("--score-function", "os:path"), "--score-function is named by --score"),
+        (
+            ("--score", "1 / (dot - dot)"),
+            "--score: '1 / (dot - dot)' gives the item 'i0' more than 1e38",
+        ),
     ],
 )
 def test_what_is_no_score_is_refused(files: Path, options: tuple[str, ...], words: str) -> None:
@@ -141,7 +176,7 @@ def test_files_that_are_no_columns_of_these_items(files: Path) -> None:
     cases = [
         (rows.slice(1), "has no row of the item"),
         (pa.concat_tables([rows, rows.slice(2, 1)]), "has two rows of the item"),
-        (rows.drop_columns(["id"]), "expected 60 values, one an item, got 61"),
+        (rows.drop_columns(["id"]), "no column named id or ids; found age, new"),
         (rows.append_column("at", pa.array([None] * 61, pa.timestamp("us"))), "'at'"),
     ]
     for table, words in cases:
@@ -170,14 +205,19 @@ def test_functions_by_name_for_every_command_that_ranks(
     monkeypatch.syspath_prepend(str(files))
     import own_shop  # type: ignore[import-not-found]  # made above
 
-    assert run(*build(files, "--features", files / "shop.parquet")).exit_code == 0
-    model = fr.Model.open(files / "m").with_functions(own_shop.recent).with_score("recent")
-    model.save(files / "m")
+    named = ("--score-function", "own_shop:recent")
+    score = ("--features", files / "shop.parquet", "--score", "recent")
+    tables = ("--tables", "plackett_luce:temperature=0.5")
+    assert "nor a score function at hand" in refused(*build(files, *score))
+    assert run(*build(files, *score, "--param", "w=2", *named, *tables)).exit_code == 0
+    model = fr.Model.open(files / "m", functions=[own_shop.recent])
+    assert model.catalog.score is not None
+    assert (model.catalog.score.name, model.catalog.score.params) == ("recent", {"w": 2.0})
+    assert model.table_temperature == 0.5
     with LogWriter(files / "log") as log:
         for seed in range(150):
             ranking = model.recommend("ann", 3, policy=fr.PlackettLuce(0.5), seed=seed)
             log.append(ranking, user_id="ann", rewards=[1.0, 0.0, 0.0])
-    named = ("--score-function", "own_shop:recent")
     logs = (files / "log", "--model", files / "m")
     for command in (
         ("rank", files / "m", "--user", "ann", "--inference-type", "deterministic"),
@@ -195,3 +235,22 @@ def test_functions_by_name_for_every_command_that_ranks(
     assert ranked(files, *named, "--param", "w=3")["score"]["name"] == "recent"
     said = refused("audit", *logs, "--score-function", "own_shop:missing")
     assert "--score-function: 'own_shop:missing': expected module:name" in said
+
+
+def test_an_evaluation_says_which_scores_rows_were_logged_by(files: Path) -> None:
+    assert run(*build(files, "--features", files / "shop.parquet")).exit_code == 0
+    model = fr.Model.open(files / "m")
+    with LogWriter(files / "log") as log:
+        for seed in range(200):
+            score = "dot - age / 100" if seed % 2 else "dot"
+            ranking = model.recommend("ann", 3, policy=fr.PlackettLuce(1), seed=seed, score=score)
+            log.append(ranking, user_id="ann", rewards=[1.0, 0.0, 0.0])
+    result = run(
+        "evaluate", files / "log", "--model", files / "m", "--policy", "plackett_luce:temperature=2"
+    )
+    assert result.exit_code == 0, result.output
+    version = model.catalog.features_version
+    assert version is not None
+    said = " ".join(result.stdout.split())
+    assert "100 rows (50.0%) by plackett_luce temperature 1, score dot - age / 100 " in said
+    assert f", features {version[:12]}" in said

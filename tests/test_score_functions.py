@@ -347,15 +347,19 @@ def test_a_fault_names_the_item(how: int) -> None:
 
 REFUSED = [
     ("return", "it returns nothing, where a score is a number"),
-    ("return 'a'", "it returns Literal"),
-    ("return (dot, 1.0)", "it returns UniTuple"),
+    ("return 'a'", "it returns a text, where a score is a number"),
+    ("return (dot, 1.0)", "it returns several values, where a score is a number"),
     ("return dot * 1j", "it returns complex"),
-    ("if dot > 0.0: return dot", "it returns Optional"),
+    ("if dot > 0.0: return dot", "it returns a number or nothing"),
     ("print(dot); return dot", "neither draws them, nor keeps lists, nor prints"),
     ("x = [dot, 1.0]; return x[0]", "neither draws them, nor keeps lists, nor prints"),
     ("x = np.zeros(3); return x[0]", "neither draws them, nor keeps lists, nor prints"),
     ("return dot + np.random.random()", "neither draws them, nor keeps lists, nor prints"),
     ("a, *b = (dot, 1.0, 2.0); return a", "Numba cannot compile it: Use of unsupported opcode"),
+    (
+        "try: return dot / dot\n    except ZeroDivisionError: return 0.0",
+        "Numba cannot compile it: it catches one kind of exceptions; `except Exception` works",
+    ),
     ("return float(f'{dot}')", "Numba cannot compile it: "),
     ("return eval('1')", "Numba cannot compile it: Untyped global name 'eval'"),
     (

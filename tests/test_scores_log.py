@@ -116,6 +116,38 @@ def test_other_columns_are_not_judged(model: fr.Model, tmp_path: Path) -> None:
     assert found.message.endswith("120 not judged: features of another version")
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_rows_are_judged_by_the_model_that_has_their_columns(
+    model: fr.Model, tmp_path: Path, newest_first: bool
+) -> None:
+    """A new `age` every day, and the same vectors: the models have one version."""
+    days = [model, model.with_features(columns(seed=9))]
+    for day in days:
+        write(tmp_path, day)
+    models = days[::-1] if newest_first else days
+    assert check_of(LogReader(tmp_path), models).message.startswith("400 sampled rows have")
+
+
+def test_parameters_that_do_not_fit_are_not_judged(model: fr.Model, tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        of_others: list[Any] = [{"w": "much"}, {"w": 1.0, "v": 2.0}]
+        for seed, params in enumerate(of_others):
+            drawn = model.recommend("u1", 4, policy=fr.PlackettLuce(0.7), seed=seed)
+            assert drawn.score is not None
+            said = fr.ranking.Score(drawn.score.name, drawn.score.hash, params)
+            fields = {each: getattr(drawn, each) for each in drawn.__slots__}
+            log.append(fr.Ranking(**{**fields, "score": said}), user_id="u1", rewards=np.zeros(4))
+    found = check_of(LogReader(tmp_path), [model])
+    assert found.outcome == "failed"
+    assert found.message == (
+        "no sampled row could be judged; 2 not judged: params of another score"
+    )
+    evaluated = ope.evaluate(
+        LogReader(tmp_path), [ope.ByModel("new", fr.PlackettLuce(0.9), model)], logging=[model]
+    )
+    assert evaluated.set_aside == {"params_of_another_score": 2}
+
+
 def test_an_evaluation_ranks_by_the_models_own_score(model: fr.Model, tmp_path: Path) -> None:
     """With the row's parameters where it was the row's score, too: as by hand, row by row."""
     write(tmp_path, model)

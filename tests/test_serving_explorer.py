@@ -473,20 +473,21 @@ def test_a_score_and_its_parameters_are_sent_and_kept_in_the_address(
     visit.open(server, user="bob-3", seed=5, k=3, ids=1)
     best = visit.ids("deterministic")
     before = len(visit.asked)
-    visit.page.fill("#params", "w = -1, on = true")
-    visit.page.fill("#score", "dot * w if on else 0")
+    visit.page.fill("#params", 'w = -1, on = true, who = "4,2"')
+    visit.page.fill("#score", "dot * w if on and who == '4,2' else 0")
     visit.until("location.hash.includes('params=w+%3D+-1%2C+on+%3D+true')")
     shown = "best => !document.getElementById('ranking-deterministic').textContent.includes(best)"
     visit.until(shown, best[0])
     # A flat tail takes no score.
     visit.until("document.getElementById('status').textContent.startsWith('7 rankings')")
     sent = visit.asked[before:][-1]
-    assert (sent["score"], sent["params"]) == ("dot * w if on else 0", {"w": -1, "on": True})
+    assert sent["score"] == "dot * w if on and who == '4,2' else 0"
+    assert sent["params"] == {"w": -1, "on": True, "who": "4,2"}
     assert (
         "cannot draw by the score"
         in visit.page.locator("#ranking-stochastic_flat_tail .refused").inner_text()
     )
-    visit.page.fill("#score", "dot * w + v if on else 0")
+    visit.page.fill("#score", "dot * w + v if on and who == '4,2' else 0")
     visit.page.wait_for_selector("#alert:not([hidden])")
     assert "'v' is neither a column" in visit.page.locator("#alert").inner_text()
     assert visit.page.locator("#score").get_attribute("aria-invalid") == "true"

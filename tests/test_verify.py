@@ -24,6 +24,7 @@ from fastrank.verify import (
     FALSE_ALARM,
     PROPENSITY_LIMIT,
     Verdict,
+    _score,
     goodness_of_fit,
     verify,
     verify_catalog,
@@ -162,6 +163,26 @@ class TestRight:
         make_catalog().save(tmp_path / "catalog")
         assert verify(tmp_path / "catalog", draws=1000).passed
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "dot if price >= 19.99 else dot - 1",  # as float32, like the column
+            "dot + 1 / (1 + 1 / age)",  # of an age of 0, too
+            "dot if dot > 0.3 else 5",  # float32 and float64 are on two sides of it
+        ],
+    )
+    def test_scores_with_jumps_and_divisions_by_zero(self, text: str, tmp_path: Path) -> None:
+        _scored(text).save(tmp_path / "c")
+        verdict = verify(tmp_path / "c", draws=1000)
+        assert verdict.passed, verdict.failures
+
+
+def _scored(text: str) -> fr.Catalog:
+    catalog = make_catalog()
+    n = len(catalog)
+    columns = {"price": [19.99] * (n // 2) + [20.5] * (n - n // 2), "age": np.arange(n) % 7}
+    return catalog.with_features(columns).with_score(text)
+
 
 class TestWrong:
     """Each fault that a sampler, a log or a disk may have is found, by the check meant for it."""
@@ -269,6 +290,19 @@ class TestWrong:
             return catalog.rank(*args, **kwargs)
 
         assert "rankings" in failed_names(judged(rank=rank))
+
+    @pytest.mark.parametrize("wrong", ["columns", "slope"])
+    def test_scores_that_python_does_not_make(self, wrong: str) -> None:
+        catalog = _scored("dot - 0.5 * age")
+        other = catalog.with_features({"age": np.arange(len(catalog)) % 7 + 1})
+        if wrong == "slope":
+            other = catalog.with_score("dot - 0.51 * age")
+        made, dots, columns = catalog._scored_at(make_queries()[0], np.arange(len(catalog)))
+        given = other._scored_at(make_queries()[0], np.arange(len(catalog)))[0]
+        subject: Any = Wrong(catalog, _scored_at=lambda *_: (given, dots, columns))
+        assert not _score(subject, make_queries(1)).passed
+        subject = Wrong(catalog, _scored_at=lambda *_: (made, dots, columns))
+        assert _score(subject, make_queries(1)).passed
 
     def test_flipped_byte(self, saved: Path) -> None:
         for file in sorted(saved.glob("*.npy")):

@@ -16,6 +16,7 @@ from fastrank_serving.settings import MAX_M, Settings
 __all__ = ["document"]
 
 _ANNOTATIONS = ("default", "description")
+_MAX_SCORE, _MAX_PARAMS, _MAX_PARAM = 1000, 8, 64  # in a URL, which is short; a body takes more
 _ERRORS = {
     "400": "Not a request: not JSON, an unknown field, another type.",
     "404": "The model does not know the user.",
@@ -62,6 +63,8 @@ def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str,
     parameters: list[dict[str, Any]] = [
         {"name": "user_id", "in": "path", "required": True, "schema": fields.pop("user_id")}
     ]
+    fields["score"] |= {"maxLength": _MAX_SCORE}
+    fields["params"] = _params(_MAX_PARAMS, _MAX_PARAM)
     for name, schema in fields.items():
         if schema["type"] == "object":  # as JSON
             parameters.append(
@@ -139,19 +142,23 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
             "description": "What makes scores of dot products: an expression, or the name of one of"
             f" the server's score functions. {_default_score(catalog)}",
         },
-        "params": {
-            "type": "object",
-            "maxProperties": MAX_PARAMS,
-            "propertyNames": {"maxLength": MAX_TEXT},
-            "additionalProperties": {
-                "anyOf": [
-                    {"type": "number"},
-                    {"type": "boolean"},
-                    {"type": "string", "maxLength": MAX_TEXT},
-                ]
-            },
-            "description": "Parameters of the score by name.",
+        "params": _params(MAX_PARAMS, MAX_TEXT),
+    }
+
+
+def _params(most: int, longest: int) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "maxProperties": most,
+        "propertyNames": {"maxLength": longest},
+        "additionalProperties": {
+            "anyOf": [
+                {"type": "number"},
+                {"type": "boolean"},
+                {"type": "string", "maxLength": longest},
+            ]
         },
+        "description": "Parameters of the score by name.",
     }
 
 

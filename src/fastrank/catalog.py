@@ -420,8 +420,10 @@ class Catalog(Scorer):
         """What its own score depends on besides `version`; empty for dot products."""
         return "" if self._default is None else self._default.key.decode()
 
-    def score_of(self, logged: Score, features_version: str | None) -> dict[str, Any] | str:
-        if features_version not in (None, self.features_version):
+    def score_of(
+        self, logged: Score, features_version: str | None, any_version: bool = False
+    ) -> dict[str, Any] | str:
+        if not any_version and features_version not in (None, self.features_version):
             return "features_of_another_version"
         own = self._score
         if own is None or own.hash != logged.hash:
@@ -431,6 +433,12 @@ class Catalog(Scorer):
                 own = None
             if own is None or own.hash != logged.hash:
                 return "score_not_at_hand"
+        try:
+            bound = self._bind_one(own, as_params(logged.params))
+        except ValueError:
+            return "params_of_another_score"
+        if not any_version and bound.features_version != features_version:
+            return "features_of_another_version"
         return {"score": own, "params": logged.params}
 
     def with_features(self, features: Any) -> Catalog:
@@ -564,7 +572,8 @@ class Catalog(Scorer):
             try:
                 found.append(self._bind(score, each))
             except ValueError as error:
-                raise ValueError(f"params: row {i}: {error}") from None
+                text = str(error).removeprefix("params: ")
+                raise ValueError(f"params: row {i}: {text}") from None
         return found
 
     def _id_at(self, position: int) -> Any:

@@ -122,7 +122,8 @@ def _label(score: Source, passed: tuple[tuple[str, str], ...]) -> bytes | None:
         versions = [f"{each} {metadata.version(each)}" for each in ("numba", "llvmlite")]
     except (ImportError, metadata.PackageNotFoundError):
         return None
-    own = _digest(Path(__file__).read_bytes()).hex()
+    sources = Path(__file__), Path(__file__).with_name("scoring.py")
+    own = _digest(b"".join(each.read_bytes() for each in sources)).hex()
     cpu = f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
     told = ["fastrank code 1", own, score.hash, repr(passed), *versions, cpu]
     return "; ".join(told).encode() + b"\n"
@@ -278,7 +279,15 @@ def _keep(score: Source, passed: tuple[tuple[str, str], ...], loop: Any) -> None
 
 
 def _type_words(kind: Any) -> str:
-    return {"none": "nothing", "unicode_type": "a text"}.get(str(kind), str(kind))
+    from numba.core import types
+
+    if isinstance(kind, types.Optional):
+        return "a number or nothing"
+    if isinstance(kind, types.UnicodeType | types.StringLiteral):
+        return "a text"
+    if isinstance(kind, types.BaseTuple):
+        return "several values"
+    return "nothing" if kind == types.none else str(kind)
 
 
 def _words_of(error: Exception) -> str:
@@ -287,6 +296,10 @@ def _words_of(error: Exception) -> str:
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in lines]
     if len(lines) > 1 and lines[0].startswith("Failed in"):
         lines = lines[1:]
+    if "exception_match" in str(error):
+        return (
+            "Numba cannot compile it: it catches one kind of exceptions; `except Exception` works"
+        )
     for line in lines:
         if re.match(
             r"(Unknown attribute|No implementation|Cannot unify|Cannot determine|Untyped|"

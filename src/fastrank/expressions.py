@@ -149,10 +149,15 @@ def parsed(text: str, name: str = "score") -> Expression:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        at = f", column {error.offset}" if error.offset else ""
-        raise ValueError(f"{name}: {shown(text)}{at}: {error.msg}") from None
+        line = f", line {error.lineno}" if (error.lineno or 1) > 1 else ""
+        at = f"{line}, column {error.offset}" if error.offset else ", at its end"
+        words = str(error.msg)
+        if "digits" in words:  # Python's own, on how to have it read all the same
+            at, words = "", "a number of more than 4,300 digits"
+        raise ValueError(f"{name}: {shown(text)}{at}: {words}") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{name}: {shown(text)}: {error or 'nests too deep'}") from None
+        words = str(error) or "nests too deep"
+        raise ValueError(f"{name}: {shown(text)}: {words}") from None
     _check(tree, name, text.strip())
     return Expression(text.strip(), name, tree)
 
@@ -172,7 +177,7 @@ def as_params(given: Any) -> dict[str, Param]:
         name = normalize("NFKC", name)  # as Python reads names
         if name in found:
             raise ValueError(f"params: {name!r} is given twice")
-        if isinstance(value, np.generic):
+        if isinstance(value, np.bool_ | np.integer | np.floating | np.str_):
             value = value.item()
         if isinstance(value, bool | str):
             found[name] = value
@@ -386,6 +391,8 @@ def _compiled(
 ) -> _Program:
     expression = parsed(text, name)
     for param, _ in params:
+        if param in RESERVED:
+            raise ValueError(f"params: {param!r} means something else in the {name} {shown(text)}")
         if param not in expression.names:
             raise ValueError(f"params: {param!r} is not in the {name} {shown(text)}")
         if param in columns.kinds:
@@ -677,10 +684,11 @@ class _Compiler:
                 if name not in self._params:
                     have = ", ".join(sorted(self._kinds)) or "none"
                     given = ", ".join(sorted(self._params)) or "none"
+                    of_functions = ", nor a score function at hand" if name == self._text else ""
                     self._refuse(
                         node,
                         f"{name!r} is neither a column (there are {have}) nor among the params"
-                        f" (given are {given})",
+                        f" (given are {given}){of_functions}",
                     )
                 return self._params[name]
         parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]

@@ -552,6 +552,20 @@ class Ranker:
                 try:
                     scores, before = scores_of(queries[i], own_bias, *functions), key
                 except ValueError as error:
+                    if bound is not None and eligible is not None:
+                        # Of all items, one that the filter takes out may have no score.
+                        self._judge_row(
+                            result[:, i],
+                            queries[i],
+                            positions,
+                            [of_policy[i] for of_policy in specs],
+                            own_bias,
+                            eligible,
+                            n_eligible,
+                            bound,
+                            i,
+                        )
+                        continue
                     text = str(error).removeprefix("query: ")
                     raise ValueError(f"queries: row {i}: {text}") from None
             for j, of_policy in enumerate(specs):
@@ -561,6 +575,34 @@ class Ranker:
                     table, scores, positions, of_policy[i], None, eligible, n_eligible
                 )
         return result
+
+    def _judge_row(
+        self,
+        result: FloatArray,
+        query: Float32Array,
+        positions: Positions,
+        specs: list[Spec],
+        bias: Float32Array | None,
+        eligible: npt.NDArray[np.uint16],
+        n_eligible: int,
+        bound: Bound,
+        row: int,
+    ) -> None:
+        """One row of `_judge_batch`, a pass for each policy; they look at eligible items alone."""
+        for j, spec in enumerate(specs):
+            try:
+                result[j, : len(positions)] = self._log_propensities(
+                    self._packed,
+                    query,
+                    positions,
+                    spec,
+                    bias,
+                    eligible,
+                    n_eligible,
+                    bound.function,
+                )
+            except ValueError as error:
+                raise ValueError(f"queries: row {row}: {error}") from None
 
     def _log_propensities(
         self,

@@ -15,10 +15,11 @@ Two halves:
 
 from __future__ import annotations
 
+import ast
 import math
 import random
 from bisect import bisect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, repeat
 from typing import Any, TypeVar
 
@@ -88,7 +89,9 @@ def expression_scores(
     """What an expression makes of dot products, in float64.
 
     Python itself reads it, item by item, so that what it says is what Python says: hand in none
-    that `fastrank.expressions.parsed` does not take.
+    that `fastrank.expressions.parsed` does not take. Numbers that are written in it, columns and
+    parameters are rounded to float32 first, as the core has them: 19.99 is one number then. They
+    are NumPy's, whose division by 0 is an infinity.
 
     Parameters
     ----------
@@ -104,9 +107,22 @@ def expression_scores(
     >>> expression_scores(text, [1.0, 2.0], columns).round(3)
     array([2.   , 0.736])
     """
-    code = compile(parsed(text).text, "<expression>", "eval")
-    names = dict(columns or {})
+    tree = ast.Expression(_Rounded().visit(ast.parse(parsed(text).text, mode="eval").body))
+    code = compile(ast.fix_missing_locations(tree), "<expression>", "eval")
+    names = {name: list(map(_rounded, column)) for name, column in (columns or {}).items()}
+    given = {name: _rounded(value) for name, value in (params or {}).items()}
     rows = zip(*names.values(), strict=True) if names else repeat(())
+    with np.errstate(all="ignore"):
+        return _evaluated(code, np.asarray(dots, np.float64), names, rows, given)
+
+
+def _evaluated(
+    code: Any,
+    dots: FloatArray,
+    names: Mapping[str, Any],
+    rows: Iterable[tuple[Any, ...]],
+    params: Mapping[str, Any],
+) -> FloatArray:
     return np.array(
         [
             float(
@@ -115,37 +131,46 @@ def expression_scores(
                     {"__builtins__": {}},
                     {
                         **_FUNCTIONS,
-                        **(params or {}),
+                        **params,
                         "dot": dot,
                         **dict(zip(names, row, strict=True)),
                     },
                 )
             )
-            for dot, row in zip(np.asarray(dots, np.float64).tolist(), rows, strict=False)
+            for dot, row in zip(dots, rows, strict=False)
         ]
     )
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700.0 else math.inf
+class _Rounded(ast.NodeTransformer):
+    """Numbers, and what is true or false, as `_rounded` has them."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if isinstance(node.value, str):
+            return node
+        return ast.Call(ast.Name("_rounded", ast.Load()), [node], [])
 
 
-def _log(x: float) -> float:
-    return math.log(x) if x > 0.0 else -math.inf if x == 0.0 else math.nan
+def _rounded(value: Any) -> Any:
+    """Texts, and lists of them, as they are."""
+    if isinstance(value, bool | int | float | np.number | np.bool_):
+        return np.float64(np.float32(value))
+    return value
 
 
 _FUNCTIONS: dict[str, Any] = {
-    "exp": _exp,
-    "log": _log,
-    "log1p": lambda x: _log(1.0 + x),
-    "sqrt": lambda x: math.sqrt(x) if x >= 0.0 else math.nan,
+    "_rounded": _rounded,
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
     "abs": abs,
-    "sigmoid": lambda x: 1.0 / (1.0 + _exp(-x)),
+    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
     "min": min,
     "max": max,
     "clip": lambda x, low, high: min(max(x, low), high),
-    "pi": math.pi,
-    "e": math.e,
+    "pi": np.float64(math.pi),
+    "e": np.float64(math.e),
 }
 
 

@@ -43,8 +43,10 @@ def bind(
 
     def refuse(position: int, what: str) -> str:
         with_params = f", with params {dict(params)}" if params else ""
+        # Machine code can only hand back a number for an exception.
+        raised = " or an exception" if score.kind == "function" and what == "nan" else ""
         return (
-            f"score: {shown(score.text)} gives the item {shown(id_at(position))} {what}"
+            f"score: {shown(score.text)} gives the item {shown(id_at(position))} {what}{raised}"
             f"{with_params}; a score is finite, of at most 1e38"
         )
 

@@ -107,7 +107,14 @@ class Scorer(Ranker, ABC):
         """What makes its scores of dot products, where it says so itself, as `Catalog.score`."""
         return None
 
-    def score_of(self, logged: Score, features_version: str | None) -> dict[str, Any] | str:
+    @property
+    def features_version(self) -> str | None:
+        """Of the columns that its scores may have, as `Catalog.features_version`."""
+        return None
+
+    def score_of(
+        self, logged: Score, features_version: str | None, any_version: bool = False
+    ) -> dict[str, Any] | str:
         """Arguments of calls that rank by a logged score; or why there are none."""
         return "score_not_at_hand"
 

@@ -8,7 +8,7 @@ check.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -180,7 +180,7 @@ def read_vectors(
 
 
 def read_columns(
-    path: Path, id_column: str | None = None
+    path: Path, id_columns: Sequence[str]
 ) -> tuple[AnyArray | None, dict[str, AnyArray | list[Any]]]:
     """All columns of a file of items' attributes, by name, and the ids of its rows.
 
@@ -188,8 +188,8 @@ def read_columns(
     ----------
     path : Path
         Parquet, or an ``.npz`` of arrays.
-    id_column : str, optional
-        Usually ``id``, or ``ids`` in an .npz; where it is not named and not there the ids are None.
+    id_columns : sequence of str
+        What the column of ids may be called; the ids are None where there is none of these.
 
     Raises
     ------
@@ -198,12 +198,12 @@ def read_columns(
     """
     match file_format(path):
         case "npz":
-            columns, usual = _arrays_of(path), "ids"
+            columns = _arrays_of(path)
         case "parquet":
-            columns, usual = _all_columns(path), "id"
+            columns = _all_columns(path)
         case _:
             raise ValueError(f"{path}: expected .npz or .parquet")
-    name = _column(path, list(columns), id_column, usual)
+    name = next((name for name in id_columns if name in columns), None)
     ids = None if name is None else np.asarray(columns.pop(name))
     return ids, columns
 

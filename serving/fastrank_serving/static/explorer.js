@@ -172,16 +172,28 @@ async function sweep(outdated) {
   say(`${kinds} rankings for user ${chosen.user}, drawn with seed ${chosen.seed}.`);
 }
 
-// Numbers, true and false, or else text.
+// Numbers, true and false, or else text, which quotes make of anything.
 function paramsOf(text) {
-  const found = {};
-  for (const part of text.split(",")) {
-    const at = part.indexOf("="), name = part.slice(0, at).trim(), value = part.slice(at + 1).trim();
-    if (at < 0 || !name || name in found) return null;
-    const number = Number(value);
-    found[name] = value === "true" || value === "false" ? value === "true" : value && Number.isFinite(number) ? number : value;
+  const found = {}, pair = /\s*([^=,]*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^,]*?)\s*(,|$)/y;
+  for (let end = ","; end; ) {
+    const match = pair.exec(text);
+    if (!match || !match[1] || match[1] in found) return null;
+    found[match[1]] = paramOf(match[2]);
+    end = match[3];
   }
   return found;
+}
+
+function paramOf(text) {
+  if (/^".*"$/s.test(text)) {
+    try {
+      return JSON.parse(text);
+    } catch {
+      return text;
+    }
+  }
+  if (text === "true" || text === "false") return text === "true";
+  return text && Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
 function mistake({ user, k, temperature, epsilon, head, m, factor, seed, params }) {

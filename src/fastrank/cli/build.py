@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +14,14 @@ from rich.table import Table
 
 from fastrank.calibration import condense, temperatures_for_overlap
 from fastrank.catalog import Catalog
-from fastrank.cli.scores import features_of, param_option, params_of, said_of
+from fastrank.cli.scores import (
+    features_of,
+    functions_of,
+    param_option,
+    params_of,
+    said_of,
+    score_function_option,
+)
 from fastrank.cli.terminal import progress, standard_output
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
@@ -84,16 +91,26 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--features",
     type=_FILE,
-    help="Columns for scores, .parquet or .npz: numbers, booleans, texts, lists of texts. Rows are"
-    " matched by a column of ids (--feature-id-column), or else follow --items.",
+    help="Columns for scores, .parquet or .npz: numbers, booleans, texts, lists of texts. A column"
+    " of ids says whose a row is.",
 )
-@click.option("--feature-id-column", help="Column of ids of --features.  [default: id, if present]")
+@click.option(
+    "--feature-id-column",
+    help="Column of ids of --features.  [default: id, ids, or that of --id-column]",
+)
+@click.option(
+    "--features-by-row",
+    is_flag=True,
+    help="The rows of --features are in the order of --items, and no column of ids is looked for.",
+)
 @click.option(
     "--score",
     help="What makes scores of dot products where a request says nothing else: an expression of"
-    ' dot, columns and parameters, as "dot - 0.1 * log1p(sales)".',
+    ' dot, columns and parameters, as "dot - 0.1 * log1p(sales)", or the name of a'
+    " --score-function.",
 )
 @param_option
+@score_function_option
 @click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
 @click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
@@ -131,8 +148,10 @@ def build(
     index_policy: str | None,
     features: Path | None,
     feature_id_column: str | None,
+    features_by_row: bool,
     score: str | None,
     params: tuple[str, ...],
+    score_functions: tuple[str, ...],
     replace: bool,
     item_ids: Path | None,
     user_ids: Path | None,
@@ -181,9 +200,16 @@ def build(
             raise click.UsageError(f"{option} is of --index, which is not given")
     if features is None and feature_id_column is not None:
         raise click.UsageError("--feature-id-column is of --features, which is not given")
+    if features is None and features_by_row:
+        raise click.UsageError("--features-by-row is of --features, which is not given")
+    if features_by_row and feature_id_column is not None:
+        raise click.UsageError("--features-by-row: not with --feature-id-column")
     values = params_of(params)
     if score is None and values is not None:
         raise click.UsageError("--param is of --score, which is not given")
+    if score is None and score_functions:
+        raise click.UsageError("--score-function is named by --score, which is not given")
+    functions = functions_of(score_functions)
     if score is not None and index is not None:
         raise click.UsageError("--index finds items by dot products: not with --score")
     if (output / MANIFEST).exists() and not replace:
@@ -210,11 +236,15 @@ def build(
         step = bar.add_task("packing items", total=3)
         catalog = _catalog(item_side, storage)
         if features is not None:
-            catalog = _with_features(catalog, features, feature_id_column)
+            usual = [] if features_by_row else ["id", "ids", *([id_column] if id_column else [])]
+            id_columns = [feature_id_column] if feature_id_column else usual
+            catalog = _with_features(catalog, features, id_columns)
         if score is not None:
-            catalog = _with_score(catalog, score, values)
+            catalog = _with_score(catalog.with_functions(*functions), score, values)
         bar.update(step, description="adding users", advance=1)
         model = _model(catalog, user_side, item_side)
+        if score is not None:
+            _try_score(model)
         if table_policy is not None:
             most = 1 << 30 if tables_bytes is None else tables_bytes
             model = _with_tables(model, table_policy, most, bar)
@@ -261,9 +291,9 @@ def _policy_of(option: str, text: str) -> Policy:
     return policy
 
 
-def _with_features(catalog: Catalog, path: Path, id_column: str | None) -> Catalog:
+def _with_features(catalog: Catalog, path: Path, id_columns: Sequence[str]) -> Catalog:
     try:
-        return catalog.with_features(features_of(path, id_column, catalog))
+        return catalog.with_features(features_of(path, id_columns, catalog))
     except ValueError as error:
         raise ValueError(f"--features: {error}") from None
 
@@ -277,6 +307,15 @@ def _with_score(
         option, _, text = str(error).partition(": ")
         name = "--param" if option.startswith("params") else "--score"
         raise ValueError(f"{name}: {text}") from None
+
+
+def _try_score(model: Model) -> None:
+    """A score that is not finite would have requests refused, one by one."""
+    try:
+        if len(model.user_ids):
+            model.catalog.scores(model.user_vectors[0])
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Progress) -> Model:

@@ -644,6 +644,10 @@ def _print(console: Console, section: Section) -> None:
         for stratum in evaluation.strata:
             params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
             name = f"{stratum.stratum.law} {params}".strip()
+            if stratum.stratum.score is not None:
+                name += f", score {stratum.stratum.score}"
+            if stratum.stratum.features_version is not None:
+                name += f", features {stratum.stratum.features_version[:12]}"
             dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
             console.print(
                 for_terminal(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,7 +40,8 @@ param_option = click.option(
     "params",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A parameter of the score: a number, true, false, or else text. Repeatable.",
+    help="A parameter of the score: a number, true, false, or else text; '\"42\"' is text, too."
+    " Repeatable.",
 )
 
 
@@ -68,23 +71,34 @@ def params_of(texts: Sequence[str]) -> dict[str, float | bool | str] | None:
 def _value(text: str) -> float | bool | str:
     if text in ("true", "false"):
         return text == "true"
+    if len(text) > 1 and text.startswith('"') and text.endswith('"'):
+        with contextlib.suppress(ValueError):
+            return str(json.loads(text))
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def features_of(path: Path, id_column: str | None, catalog: Catalog) -> dict[str, Any]:
-    """Columns of a file in catalog order: by its ids if it has them, or else row by row.
+def features_of(path: Path, id_columns: Sequence[str], catalog: Catalog) -> dict[str, Any]:
+    """Columns of a file in catalog order: by the ids in one of its columns, the first that it has.
+
+    Of no `id_columns`, row by row.
 
     Raises
     ------
     ValueError
         Naming the file, and the item that it lacks or has twice.
     """
-    ids, columns = read_columns(path, id_column)
-    if ids is None:
+    ids, columns = read_columns(path, id_columns)
+    if not id_columns:
         return columns
+    if ids is None:
+        raise ValueError(
+            f"{path}: no column named {' or '.join(id_columns)}; found {', '.join(columns)}."
+            " --feature-id-column names the column of ids; --features-by-row says that rows are in"
+            " the order of --items"
+        )
     rows = catalog._rows_of(ids)
     place = np.full(len(catalog), -1, np.int64)
     known = np.flatnonzero(rows >= 0)

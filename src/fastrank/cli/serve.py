@@ -27,7 +27,8 @@ __all__ = ["serve"]
 @click.option(
     "--fallback",
     metavar=SYNTAX,
-    help="Ranks users that the model does not know by the catalog's bias alone.  [default: 404]",
+    help="Ranks users that the model does not know by the catalog's bias alone, or by what its"
+    " score makes of a dot product of 0.  [default: 404]",
 )
 @score_function_option
 @click.option(

@@ -35,19 +35,28 @@ class Writers:
 
     def __init__(self, models: Sequence[Model | Scorer]) -> None:
         self.models = list(models)
-        self._by_model = {
-            each.version: j for j, each in enumerate(models) if isinstance(each, Model)
-        }
-        self._by_catalog: dict[str, int] = {}
+        self._by_model: dict[str, list[int]] = {}
+        self._by_catalog: dict[str, list[int]] = {}
+        self._features: list[str | None] = []
         for j, each in enumerate(models):
-            self._by_catalog.setdefault(scorer_of(f"models[{j}]", each).version, j)
+            if isinstance(each, Model):
+                self._by_model.setdefault(each.version, []).append(j)
+            scorer = scorer_of(f"models[{j}]", each)
+            self._by_catalog.setdefault(scorer.version, []).append(j)
+            self._features.append(scorer.features_version)
 
     def of(self, batch: LogBatch, i: int) -> int | None:
-        """Number of the model of row i, by its users where it names them; None: not among them."""
+        """Number of the model of row i, by its users where it names them; None: not among them.
+
+        Of models that differ in their columns alone, the one that has those of the row.
+        """
         found = self._by_model.get(batch.value("model_version", i))
         if found is None:
             found = self._by_catalog.get(batch.value("catalog_version", i))
-        return found
+        if found is None or len(found) == 1:
+            return None if found is None else found[0]
+        version = batch.value("features_version", i)
+        return next((j for j in found if self._features[j] == version), found[0])
 
     def queries(self, batch: LogBatch) -> list[Queries]:
         """What each of them ranked by."""
@@ -132,7 +141,8 @@ class Queries:
             return {} if own is None else {"score": "dot"}
         if own is None or logged is None or own.hash != logged.hash:
             return {}
-        return {"params": logged.params}
+        found = self._catalog.score_of(logged, None, any_version=True)
+        return found if isinstance(found, str) else {"params": logged.params}
 
     def _logged_by_it(self, i: int) -> bool:
         version = self._batch.value("model_version", i)

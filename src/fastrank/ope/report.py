@@ -38,6 +38,7 @@ _SET_ASIDE: Mapping[str, str] = {
     "not_computable": "the query is too long for the evaluation policy's catalog, or the user's"
     " temperature makes one that is out of range",
     "bias_of_another_catalog": "the bias is one of another catalog's items",
+    "params_of_another_score": "the score's parameters do not fit it",
     "score_not_at_hand": "the score is a function that the model does not have",
     "features_of_another_version": "the score has columns that the model has otherwise",
 }

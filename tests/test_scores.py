@@ -500,6 +500,12 @@ def test_law_in_an_order_of_its_own(isa: str) -> None:
         ]
         orders = np.searchsorted(catalog.item_ids, [r.item_ids for r in drawn])
         assert_law(orders, reference.ranking_law(right, 2, policy))
+        # Scores without columns, and columns in the order in which items are stored.
+        stored = {name: [column[i] for i in (1, 3, 4, 2, 0)] for name, column in columns.items()}
+        for wrong in ("dot", text):
+            scores = reference.expression_scores(wrong, [0.1, 0.2, 0.3, 0.4, 0.5], stored)
+            with pytest.raises(AssertionError, match=r"^p = "):
+                assert_law(orders, reference.ranking_law(scores, 2, policy))
 
 
 # ---- Faults ------------------------------------------------------------------------------------

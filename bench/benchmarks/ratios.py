@@ -159,6 +159,7 @@ class Indexed(_Tracked):
         vectors, n = rest
         large = n == LARGEST or ("hnsw" in names and n > MIDDLE)
         if large and MAX_N < LARGEST:
+            # So asv is told to skip a case: ten minutes for an index, and 20 GB of memory.
             raise NotImplementedError(f"takes long: FASTRANK_BENCH_MAX_N={LARGEST} measures it")
         if vectors == "gowalla":
             real("gowalla")

@@ -94,7 +94,7 @@ def compiled() -> Callable[[Vectors, int, Vectors, int, float], Drawn]:
     @jit
     def exponential() -> float:
         """By Numba's own generator: to be handed a `Generator` takes it 5 us a call."""
-        return np.random.standard_exponential()  # noqa: NPY002
+        return np.random.standard_exponential()  # noqa: NPY002  # Numba's, never NumPy's global one
 
     @jit
     def sink(heap: Integers, keys: Doubles) -> None:

@@ -17,13 +17,14 @@ if _requested:
     except ValueError as _error:
         raise ImportError(f"FASTRANK_ISA: {_error}") from None
 
-from fastrank.catalog import RNG_VERSION, Catalog  # noqa: E402  # after the ISA is known to run
-from fastrank.given import (  # noqa: E402  # likewise, and so are all below
+# All below stands after the ISA is known to run.
+from fastrank.catalog import RNG_VERSION, Catalog  # noqa: E402
+from fastrank.given import (  # noqa: E402
     log_propensities_of_scores,
     rank_scores,
     rank_scores_batch,
 )
-from fastrank.ids import ItemIds  # noqa: E402  # likewise
+from fastrank.ids import ItemIds  # noqa: E402
 from fastrank.model import Model  # noqa: E402
 from fastrank.policies import (  # noqa: E402
     INFERENCE_TYPES,
@@ -38,7 +39,7 @@ from fastrank.policies import (  # noqa: E402
     policy,
 )
 from fastrank.ranking import Ranking, RankingBatch, Score  # noqa: E402
-from fastrank.scorer import Scorer  # noqa: E402  # after the ISA is known to run
+from fastrank.scorer import Scorer  # noqa: E402
 from fastrank.scoring import ScoreFunction, score_function  # noqa: E402
 
 __all__ = [

@@ -329,6 +329,10 @@ def _register() -> None:
 
     f = np.float32
 
+    def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+        made: Callable[..., Any] = extending.register_jitable(inline="always")(function)
+        return made
+
     def bits(kind: Any, native: Any, argument: Any) -> Any:
         def cast(_: Any, x: Any) -> Any:
             def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
@@ -351,8 +355,8 @@ def _register() -> None:
     magic = f(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
     infinity, not_a_number = f(np.inf), f(np.nan)
 
-    @extending.register_jitable(inline="always")
-    def exp32(x):  # type: ignore[no-untyped-def]
+    @inlined
+    def exp32(x: Any) -> Any:
         shifted = fma(x, f(1.442695), magic)
         k = shifted - magic
         r = fma(k, f(-0.6933594), x)
@@ -366,8 +370,8 @@ def _register() -> None:
         p = f(0.0) if x < f(-87.3) else p
         return infinity if x > f(88.3) else p
 
-    @extending.register_jitable(inline="always")
-    def log32(x):  # type: ignore[no-untyped-def]
+    @inlined
+    def log32(x: Any) -> Any:
         scaled = x * f(8388608.0) if x < f(1.1754944e-38) else x
         word = as_int(scaled)
         k = f(word >> shift) - (f(150.0) if x < f(1.1754944e-38) else f(127.0))
@@ -392,8 +396,8 @@ def _register() -> None:
         other = -infinity if x == f(0.0) else not_a_number
         return y if x > f(0.0) else other
 
-    @extending.register_jitable(inline="always")
-    def sigmoid32(x):  # type: ignore[no-untyped-def]
+    @inlined
+    def sigmoid32(x: Any) -> Any:
         return f(1.0) / (f(1.0) + exp32(-x))
 
     for function, body in (
@@ -403,24 +407,27 @@ def _register() -> None:
     ):
         _overload(extending, types, function, body)
 
-    @extending.overload(divisor)
-    def checked(x):  # type: ignore[no-untyped-def]
-        if not isinstance(x, types.Integer | types.Boolean):
-            return lambda x: x
+    def checked(x: Any) -> Any:
+        def itself(x: Any) -> Any:
+            return x
 
-        def nonzero(x):  # type: ignore[no-untyped-def]
+        def nonzero(x: Any) -> Any:
             if x == 0:
                 raise ZeroDivisionError
             return x
 
-        return nonzero
+        return nonzero if isinstance(x, types.Integer | types.Boolean) else itself
 
+    extending.overload(divisor)(checked)
     _registered = True
 
 
 def _overload(extending: Any, types: Any, function: Any, body: Any) -> None:
-    @extending.overload(function, inline="always")
-    def chosen(x):  # type: ignore[no-untyped-def]
-        if isinstance(x, types.Number | types.Boolean) and not isinstance(x, types.Complex):
-            return lambda x: body(types.float32(x))
-        return None
+    def narrowed(x: Any) -> Any:
+        return body(types.float32(x))
+
+    def chosen(x: Any) -> Any:
+        is_real = isinstance(x, types.Number | types.Boolean) and not isinstance(x, types.Complex)
+        return narrowed if is_real else None
+
+    extending.overload(function, inline="always")(chosen)

@@ -200,11 +200,13 @@ def as_params(given: Any) -> dict[str, Param]:
 
 
 def _refuse(name: str, text: str, node: ast.AST, reason: str) -> NoReturn:
-    at, line = "", getattr(node, "lineno", None)
-    if line is not None:  # as Python's parser counts lines: no others end one
+    at = ""
+    if isinstance(
+        node, ast.expr | ast.keyword
+    ):  # as Python's parser counts lines: no others end one
         lines = text.replace("\r\n", "\n").replace("\r", "\n").encode().split(b"\n")
-        before = lines[line - 1][: node.col_offset].decode()  # type: ignore[attr-defined]
-        at = f", line {line}" if len(lines) > 1 else ""
+        before = lines[node.lineno - 1][: node.col_offset].decode()
+        at = f", line {node.lineno}" if len(lines) > 1 else ""
         at += f", column {len(before) + 1}"
     raise ValueError(f"{name}: {shown(text)}{at}: {reason}")
 
@@ -408,7 +410,7 @@ class _Compiler:
         self._name = name
         self._kinds = columns
         self._params = params
-        self._steps: list[tuple[int, int, int, int, int]] = []
+        self._steps: list[tuple[int, ...]] = []
         self._constants: list[tuple[ast.expr, str | None]] = []
         self._columns: list[str] = []
         self._flags: list[tuple[str, ast.expr]] = []
@@ -481,7 +483,7 @@ class _Compiler:
                 " intermediate results at a time: it nests too deep to the right"
             )
         to = self._free.pop()
-        self._steps.append((_OP[op], to, *operands))  # type: ignore[arg-type]
+        self._steps.append((_OP[op], to, *operands))
         return to
 
     def _value(self, node: ast.expr) -> _Value:

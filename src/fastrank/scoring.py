@@ -466,15 +466,16 @@ class _Narrow(ast.NodeTransformer):
         self.divisor = f"{self._prefix}divisor"
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        return self._narrow(node) if type(node.value) is float else node
+        return self._narrow(node, node.value) if isinstance(node.value, float) else node
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         if isinstance(node.op, ast.BitAnd | ast.BitOr | ast.BitXor | ast.LShift | ast.RShift):
             return self.generic_visit(node)
         node.left = self._operand(node.left)
-        integer_power = isinstance(node.op, ast.Pow) and isinstance(node.right, ast.Constant)
-        if not (integer_power and type(node.right.value) is int):  # type: ignore[attr-defined]
-            node.right = self._operand(node.right)
+        exponent = node.right
+        is_integer = isinstance(exponent, ast.Constant) and type(exponent.value) is int
+        if not (isinstance(node.op, ast.Pow) and is_integer):  # such a power is multiplied out
+            node.right = self._operand(exponent)
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
@@ -488,13 +489,13 @@ class _Narrow(ast.NodeTransformer):
 
     def _operand(self, node: ast.expr) -> ast.expr:
         if isinstance(node, ast.Constant) and type(node.value) is int:
-            return self._narrow(node)
+            return self._narrow(node, node.value)
         narrowed: ast.expr = self.visit(node)
         return narrowed
 
-    def _narrow(self, node: ast.Constant) -> ast.expr:
+    def _narrow(self, node: ast.Constant, value: float) -> ast.expr:
         name = f"{self._prefix}{len(self.constants)}"
-        self.constants[name] = np.float32(node.value)  # type: ignore[arg-type]  # a number
+        self.constants[name] = np.float32(value)
         return ast.copy_location(ast.Name(name, ast.Load()), node)
 
 

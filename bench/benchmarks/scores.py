@@ -24,9 +24,19 @@ except ImportError:  # asv measures older commits, too, which have no scores
 
 __all__ = ["EXPRESSIONS", "FUNCTIONS", "Score", "first_call", "score"]
 
-EXPRESSIONS = ["cosine expression", "decay expression"]
 FUNCTIONS = ["numba identity", "numba decay"]
 _HALF_LIFE = {"half_life": 30.0}
+_DECAY = "dot + 0.3 * exp(-age / half_life)"
+_EXPRESSIONS: dict[str, tuple[str, dict[str, float]]] = {
+    "cosine expression": ("dot / norm", {}),
+    "decay expression": (_DECAY, _HALF_LIFE),
+    "two heads expression": ("v * sigmoid(dot) + w * price", {"v": 0.8, "w": 0.001}),
+    "eight weights expression": (
+        "dot + " + " + ".join(f"w{i} * x{i}" for i in range(8)),
+        {f"w{i}": 0.01 * (i + 1) for i in range(8)},
+    ),
+}
+EXPRESSIONS = list(_EXPRESSIONS)
 
 
 def identity(dot: float) -> float:
@@ -48,15 +58,13 @@ class Score(NamedTuple):
 @cache
 def score(name: str) -> Score:
     """The one of this name; see the lists above."""
-    cosine, decayed = "dot / norm", "dot + 0.3 * exp(-age / half_life)"
-    if name == "cosine expression":
-        return Score(cosine, {}, cosine)
-    if name == "decay expression":
-        return Score(decayed, _HALF_LIFE, decayed)
+    if name in _EXPRESSIONS:
+        text, params = _EXPRESSIONS[name]
+        return Score(text, params, text)
     if name == "numba identity":
         return Score(fr.score_function(identity), {}, "dot")
     if name == "numba decay":
-        return Score(fr.score_function(decay), _HALF_LIFE, decayed)
+        return Score(fr.score_function(decay), _HALF_LIFE, _DECAY)
     raise ValueError(f"name: there is no score {name!r}")
 
 

@@ -108,10 +108,15 @@ class Workload:
 
     @cached_property
     def featured_catalog(self) -> fr.Catalog:
-        """`catalog`, its panels shared, with columns for scores: age, exponential, and norm."""
-        ages = np.random.default_rng(3).exponential(60.0, len(self))
-        norms = np.linalg.norm(self.vectors, axis=1)
-        return self.catalog.with_features({"age": ages, "norm": norms})
+        """`catalog`, its panels shared, with columns for `scores`."""
+        rng, n = np.random.default_rng(3), len(self)
+        columns = {
+            "age": rng.exponential(60.0, n),
+            "norm": np.linalg.norm(self.vectors, axis=1),
+            "price": rng.lognormal(3.0, 1.0, n),
+            **{f"x{i}": rng.standard_normal(n) for i in range(8)},
+        }
+        return self.catalog.with_features(columns)
 
     @cached_property
     def indexed_catalog(self) -> fr.Catalog:

@@ -795,10 +795,13 @@ def test_tables_are_of_a_score_and_its_params() -> None:
     assert catalog.tables_made == len(scores)
 
 
+@pytest.mark.parametrize("storage", ["float32", "int8"])
 @pytest.mark.parametrize("length", FINISHED)
-def test_what_a_filter_takes_from_a_table_is_by_the_score(isa: str, length: str) -> None:
-    """Items are taken from the table's cells one by one, by their scores, or scored alone."""
-    catalog, scores = finished(20_011)
+def test_what_a_filter_takes_from_a_table_is_by_the_score(
+    isa: str, length: str, storage: str
+) -> None:
+    """What is taken from a cell is scored alone: of float32 by panels, beside codes by rows."""
+    catalog, scores = finished(300_007, storage=storage)
     ids, query, text = catalog.item_ids, [0.5, -1.0, 2.0], FINISHED[length]
     best = np.argsort(-scores)
     cases: list[dict[str, Any]] = [
@@ -809,7 +812,7 @@ def test_what_a_filter_takes_from_a_table_is_by_the_score(isa: str, length: str)
     for filters in cases:
         left = np.isin(ids, filters.get("allow", ids))
         left &= ~np.isin(ids, filters.get("exclude", []))
-        for seed in range(20):
+        for seed in range(4):
             made = catalog.rank(query, 7, policy=DRAWN["cached"], seed=seed, score=text, **filters)
             assert made.made_by == "table"
             rows = made.item_ids // 3

@@ -820,6 +820,36 @@ def test_what_a_filter_takes_from_a_table_is_by_the_score(
             np.testing.assert_allclose(made.log_propensities, right, atol=1e-5)
 
 
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize("length", FINISHED)
+def test_tables_of_many_users_are_made_together(isa: str, length: str, storage: str) -> None:
+    """Ahead, and by a batch whose users have scores of their own: every user's is by their own."""
+    n, users = 20_011, 11
+    catalog, scores = finished(n, storage=storage)
+    queries = RNG.standard_normal((users, 3)).astype(np.float32)
+    policy, text = DRAWN["cached"], f"({FINISHED[length]}) + w"
+    own = catalog.with_score(text, {"w": 0.5})
+    names = [f"u{i}" for i in range(users)]
+    model = fr.Model(own, names, queries).with_tables(fr.PlackettLuce(0.8), threads=2)
+    text = f"({FINISHED[length]}) * w"
+    factors = [0.5 + 0.1 * i for i in range(users)]
+    batch = catalog.rank_batch(
+        queries,
+        5,
+        policy=policy,
+        seeds=range(users),
+        score=text,
+        params=[{"w": w} for w in factors],
+    )
+    for i, (name, factor) in enumerate(zip(names, factors, strict=True)):
+        ahead = model.recommend(name, 5, policy=fr.PlackettLuce(0.8, sampler="auto"), seed=i)
+        for made, right in ((ahead, scores + 0.5), (batch[i], scores * factor)):
+            assert made.made_by == "table"
+            rows = made.item_ids // 3
+            lp = reference.log_propensities(right, rows, fr.PlackettLuce(0.8))
+            np.testing.assert_allclose(made.log_propensities, lp, atol=1e-5)
+
+
 def test_tables_made_ahead_are_of_the_models_own_score(tmp_path: Path) -> None:
     catalog = some_catalog(300)
     policy = fr.PlackettLuce(0.5, sampler="auto")

@@ -236,8 +236,13 @@ class TestColumns:
         assert [{name: one[name] for name in UNREAD} for one in rows] == [
             {name: one[name] for name in UNREAD} for one in wanted
         ]
-        (batch,) = LogReader(tmp_path, omit=UNREAD)
-        assert not set(UNREAD) & set(batch.table.schema.names)
+        unread = set(UNREAD) - {"row_weight"}  # without which estimates would be others
+        with pytest.raises(ValueError, match="omit: expected any of .* got 'row_weight'"):
+            LogReader(tmp_path, omit=UNREAD)
+        (batch,) = LogReader(tmp_path, omit=sorted(unread))
+        assert not unread & set(batch.table.schema.names)
+        assert batch.row_weights is not None
+        assert batch.row_weights.tolist() == [10.0, 1.0]
         assert batch.values("run") == [None, None]
 
     def test_types_of_other_tools(self, tmp_path: Path) -> None:

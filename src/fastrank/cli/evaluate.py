@@ -40,10 +40,10 @@ _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in e
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
-_OF_LAWS = ("score", "features_version")
+_READ = ("score", "features_version", "row_weight")
 _UNREAD = (
     *("latency_us", "n_candidates", "retrieval", "reward_ts"),
-    *(name for name in UNREAD if name not in _OF_LAWS),
+    *(name for name in UNREAD if name not in _READ),
 )
 _FOR_MODELS = ("scores", "query", "log_norm")
 _LONG = 10.0  # seconds, from which on a run is announced

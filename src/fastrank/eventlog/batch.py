@@ -55,6 +55,8 @@ class LogBatch:
         The file.
     rows : ndarray of int64, shape (n,)
         Rows of that file, from 0.
+    row_weights : ndarray of float64, shape (n,), or None
+        Rankings that each row stands for, 1 where it does not say; None where none does.
     """
 
     lengths: IntArray
@@ -75,6 +77,7 @@ class LogBatch:
     _coded: pa.RecordBatch = field(repr=False)
     _filters: FilterStore = field(repr=False)
     _folder: Path | None = field(repr=False)
+    row_weights: FloatArray | None = None
     _values: dict[str, list[Any]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

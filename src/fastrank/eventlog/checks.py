@@ -157,6 +157,10 @@ class Checks:
             weight = floats(column("tail_log_weight"))
             wrong = is_valid(column("tail_log_weight")) & ~np.isfinite(weight)
             flaws.mark(wrong, "tail_log_weight", weight)
+        if "row_weight" in batch.schema.names:
+            weight = floats(column("row_weight"))
+            wrong = is_valid(column("row_weight")) & ~(np.isfinite(weight) & (weight > 0.0))
+            flaws.mark(wrong, "row_weight", weight)
         k = integers(column("k"), 0)
         flaws.mark(k < 1, "no k", k)
         flaws.mark(lengths > k, "more items than k", lengths)
@@ -271,6 +275,8 @@ class Checks:
             "k": integers(batch.column("k")),
             "rows": rows,
         }
+        if "row_weight" in batch.schema.names and batch.column("row_weight").null_count < n:
+            made["row_weights"] = np.nan_to_num(floats(batch.column("row_weight")), nan=1.0)
         if flaws.any:
             keep = flaws.sound
             made = {name: values[keep] for name, values in made.items()}

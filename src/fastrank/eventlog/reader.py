@@ -47,7 +47,7 @@ _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
     *("retrieval", "n_probes", "tail_log_weight", "is_candidate"),
     *("reward_kind", "reward_ts", "item_kind", "sampler", "made_by"),
-    *UNREAD,
+    *(name for name in UNREAD if name != "row_weight"),
 )
 
 
@@ -150,7 +150,7 @@ class LogReader:
         if isinstance(columns, str) or isinstance(omit, str):
             raise ValueError("columns, omit: expected sequences of names")
         for name in columns:
-            if is_column(name) and name not in UNREAD:
+            if is_column(name) and (name not in UNREAD or name == "row_weight"):
                 raise ValueError(f"columns: {name} is a column of the schema itself")
         for name in omit:
             if name not in _OMITTABLE:

@@ -56,6 +56,9 @@ class Batch:
         The reward model's value of a ranking that the evaluation policy draws.
     slate_weights : ndarray of float64, shape (n,), optional
         Weights of the pseudo-inverse estimator.
+    row_weights : ndarray of float64, shape (n,), optional
+        Above 0: rankings that each row stands for, where some were kept less often than others
+        (1 / the probability of being kept). By default 1.
     """
 
     logged: FloatArray
@@ -73,6 +76,7 @@ class Batch:
     cascade_q_expected: FloatArray | None = None
     q_direct: FloatArray | None = None
     slate_weights: FloatArray | None = None
+    row_weights: FloatArray | None = None
 
     @classmethod
     def of(
@@ -161,6 +165,8 @@ class Batch:
                 array[absent] = 0.0
             if not np.isfinite(array).all():
                 _refuse(name, array, np.isfinite(array), "must be finite")
+            if name == "row_weights" and not (array > 0.0).all():
+                _refuse(name, array, array > 0.0, "must be above 0")
             extra[name] = array
         return cls(
             logged_array,
@@ -196,6 +202,11 @@ class Batch:
         return self.prefix_weights[:, -1]
 
     @cached_property
+    def weights_above(self) -> FloatArray:
+        """Importance weights of the places above each, shape (n, k): 1 for the first."""
+        return np.hstack([np.ones((len(self), 1)), self.prefix_weights[:, :-1]])
+
+    @cached_property
     def earned(self) -> FloatArray:
         """Rewards of the whole rankings, shape (n,)."""
         return _row_sums(self.rewards)
@@ -223,7 +234,7 @@ def _row_sums(array: FloatArray) -> FloatArray:
     return array @ np.ones(array.shape[1])  # several times as fast as sums along short rows
 
 
-# The optional arrays, besides n_eligible: those of a row, and those of its places.
+# The optional arrays that estimators want: those of a row, and those of its places.
 FLAT_ARRAYS = frozenset({"q_direct", "slate_weights"})
 PLACE_ARRAYS = frozenset(
     {
@@ -235,7 +246,7 @@ PLACE_ARRAYS = frozenset(
         "cascade_q_expected",
     }
 )
-_FLAT = FLAT_ARRAYS | {"n_eligible"}
+_FLAT = FLAT_ARRAYS | {"n_eligible", "row_weights"}
 
 
 def _matrix(name: str, values: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> FloatArray:

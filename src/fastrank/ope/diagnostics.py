@@ -136,6 +136,7 @@ class Weights:
     def _start(self, places: int) -> None:
         self.places = places
         self.counts = np.zeros(GROUPS, np.int64)
+        self.mass = np.zeros(GROUPS)
         self.sums = np.zeros((GROUPS, places))
         self.squares = np.zeros(places)
         self.largest = np.zeros(places)
@@ -146,16 +147,23 @@ class Weights:
         self.histogram_sums = np.zeros((_BINS, places))
 
     def update(
-        self, logs: FloatArray, weights: FloatArray, contributions: FloatArray, groups: IntArray
+        self,
+        logs: FloatArray,
+        weights: FloatArray,
+        contributions: FloatArray,
+        groups: IntArray,
+        row_weights: FloatArray | None = None,
     ) -> None:
         """Add rows: weights (n, j), logs of their absolute values, what they add, groups (n,).
 
-        What they add, (n,), is to the estimate.
+        What they add, (n,), is to the estimate. Both are times the `row_weights` (n,), if any.
         """
         if not self.places:
             self._start(logs.shape[1])
         self.rows += len(logs)
-        self.counts += np.bincount(groups, minlength=GROUPS)
+        counts = np.bincount(groups, minlength=GROUPS)
+        self.counts += counts
+        self.mass += counts if row_weights is None else np.bincount(groups, row_weights, GROUPS)
         if logs.max() > MAX_LOG_WEIGHT:
             self.overflows += int((logs > MAX_LOG_WEIGHT).any(axis=1).sum())
         self.contributions += float(np.abs(contributions).sum())
@@ -225,7 +233,8 @@ class Weights:
         with np.errstate(divide="ignore", invalid="ignore"):
             ess = np.where(self.squares > 0.0, totals**2 / self.squares, 0.0)
             largest = np.where(self.absolute > 0.0, self.largest / self.absolute, 0.0)
-        mean = totals / n
+        mean = totals / self.mass.sum()
+        z = [self._z(j, float(mean[j])) for j in range(self.places)]
         heaviest = self.heaviest_share()
         squared = self.squared_contributions
         farthest = int(np.argmax(np.abs(mean - 1.0)))
@@ -233,6 +242,7 @@ class Weights:
             {
                 "ess": float(ess[j]),
                 "mean_weight": float(mean[j]),
+                "mean_weight_z": z[j],
                 "max_weight_share": float(largest[j]),
                 "heaviest_share": float(heaviest[j]),
             }
@@ -245,7 +255,7 @@ class Weights:
             max_weight_share=float(largest.max()),
             heaviest_share=float(heaviest.max()),
             mean_weight=float(mean[farthest]),
-            mean_weight_z=self._z(farthest, float(mean[farthest])),
+            mean_weight_z=z[farthest],
             overflows=self.overflows,
             negative_share=float(self.negatives.max() / n),
             by_place=by_place,
@@ -255,13 +265,15 @@ class Weights:
         """Distance of the mean weight from 1 in standard errors, clustered by group."""
         if abs(mean - 1.0) < 1e-9:
             return 0.0  # a policy under another name differs from itself by rounding
-        error = cluster_error((self.sums[:, place] - self.counts * mean) / self.rows, self.counts)
+        residuals = self.sums[:, place] - self.mass * mean
+        error = cluster_error(residuals / self.mass.sum(), self.counts)
         return (mean - 1.0) / error if error else None
 
 
 _ADDED = (
     "rows",
     "counts",
+    "mass",
     "overflows",
     "contributions",
     "squared_contributions",

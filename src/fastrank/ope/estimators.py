@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.arraytypes import FloatArray
+from fastrank.arraytypes import FloatArray, IntArray
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
 from fastrank.ope.diagnostics import Weights, effective_clusters
 
@@ -66,6 +66,8 @@ class Estimator:
         Sums of the products of any two summands of a ranking; not kept where m is above 256.
     counts : ndarray of int64, shape (GROUPS,)
         Rankings of each group.
+    mass : ndarray of float64, shape (GROUPS,)
+        Their row weights' sums: `counts` where rows have none.
     """
 
     name: ClassVar[str]
@@ -87,6 +89,7 @@ class Estimator:
         self.sums = np.zeros((GROUPS, width))
         self.products = np.zeros((width, width)) if width <= _MOST_PRODUCTS else None
         self.counts = np.zeros(GROUPS, np.int64)
+        self.mass = np.zeros(GROUPS)
         self.weights = Weights()
         self._has_own_weights = True
         self.replicates: FloatArray | None = None  # of these sums, once somebody has asked for them
@@ -102,28 +105,38 @@ class Estimator:
         self._has_own_weights = False
 
     def update(self, batch: Batch) -> None:
-        """Add rankings. O(n m^2), m two for most estimators and 3 k + 1 at most."""
+        """Add rankings. O(n m^2), m two for most estimators and 4 k at most."""
         if batch.places != self.places:
             raise ValueError(f"batch: expected {self.places} places, got {batch.places}")
         if not len(batch):
             return
         self.replicates = None
-        summands = self._summands(batch)
+        summands, which = self._distinct(batch)
+        own, groups = batch.row_weights, batch.groups
+        if own is not None:
+            summands = summands * own[:, None]
+        counts = np.bincount(groups, minlength=GROUPS)
         self.rows += len(batch)
-        self.counts += np.bincount(batch.groups, minlength=GROUPS)
-        for j, column in enumerate(summands.T):
-            self.sums[:, j] += np.bincount(batch.groups, column, GROUPS)
+        self.counts += counts
+        self.mass += counts if own is None else np.bincount(groups, own, GROUPS)
+        sums = np.stack([np.bincount(groups, column, GROUPS) for column in summands.T], axis=1)
+        self.sums += sums if which is None else sums[:, which]
         if self.products is not None:
-            self.products += summands.T @ summands
+            products = summands.T @ summands
+            self.products += products if which is None else products[np.ix_(which, which)]
         if self._has_own_weights:
             logs = self._log_weights(batch)
             if logs is not None:
-                self._update_weights(batch, logs)
+                weights, added = self._weights(batch, logs), self._contributions(batch)
+                if own is not None:
+                    weights, added = weights * own[:, None], added * own
+                    logs = logs + np.log(own)[:, None]
+                self._update_weights(batch, logs, weights, added)
 
-    def _update_weights(self, batch: Batch, logs: FloatArray) -> None:
-        self.weights.update(
-            logs, self._weights(batch, logs), self._contributions(batch), batch.groups
-        )
+    def _update_weights(
+        self, batch: Batch, logs: FloatArray, weights: FloatArray, added: FloatArray
+    ) -> None:
+        self.weights.update(logs, weights, added, batch.groups, batch.row_weights)
 
     def merge(self, other: Self) -> None:
         """Add what another one of the same kind has seen."""
@@ -135,6 +148,7 @@ class Estimator:
         if self.products is not None and other.products is not None:
             self.products += other.products
         self.counts += other.counts
+        self.mass += other.mass
         if self._has_own_weights:
             self.weights.merge(other.weights)
 
@@ -154,7 +168,7 @@ class Estimator:
     @property
     def effective_clusters(self) -> float:
         """As many users with equally many rows, and equal shares of the sum, would say as much."""
-        return min(effective_clusters(self.counts), effective_clusters(self._added()))
+        return min(effective_clusters(self.mass), effective_clusters(self._added()))
 
     def _added(self) -> FloatArray:
         """What each group adds to the estimate's numerator, (GROUPS,)."""
@@ -184,6 +198,10 @@ class Estimator:
 
     def _summands(self, batch: Batch) -> FloatArray:
         raise NotImplementedError
+
+    def _distinct(self, batch: Batch) -> tuple[FloatArray, IntArray | None]:
+        """The summands that differ, (n, u), and which of them each one is, (m,); None: as given."""
+        return self._summands(batch), None
 
     def _log_weights(self, batch: Batch) -> FloatArray | None:
         """Log-weights (n, j) whose spread decides whether the estimate can be trusted."""
@@ -331,19 +349,31 @@ class Snips(_Ratio):
 
 
 class Snrips(Estimator):
-    """``sum_l (sum w_l r_l / sum w_l) n_l / n`` over the n_l rankings that have place l."""
+    """``sum_l (sum w_l r_l / sum w_l) (sum w_{l-1} / sum w_{l-1})``, self-normalised place by place.
+
+    All sums but the last are over the rankings that have place l; the last is over all of them.
+    Whether somebody gets to a place may depend on what stands above it (who scrolls until something
+    pleases), so that its presence is weighed by the places above, as its reward is by those to it.
+    """
 
     name = "snrips"
     kind_of_weights = "prefixes"
     assumes = Rips.assumes
 
     def _width(self) -> int:
-        return 3 * self.places + 1
+        return 4 * self.places
 
-    def _summands(self, batch: Batch) -> FloatArray:
-        there = np.arange(self.places) < batch.lengths[:, None]
-        weights = np.where(there, batch.prefix_weights, 0.0)
-        return np.hstack([batch.weighted_rewards, weights, there, np.ones((len(batch), 1))])
+    def _distinct(self, batch: Batch) -> tuple[FloatArray, IntArray | None]:
+        k, weights, above = self.places, batch.prefix_weights, batch.weights_above
+        there = np.arange(k) < batch.lengths[:, None]
+        if there.all():  # then a place's weight is that above the next one
+            one = np.ones((len(batch), 1))
+            prefixes = np.arange(k, 2 * k)
+            of_above = np.concatenate([[2 * k], prefixes[:-1]])
+            which = np.concatenate([np.arange(k), prefixes, of_above, of_above])
+            return np.hstack([batch.weighted_rewards, weights, one]), which
+        shown = (np.where(there, each, 0.0) for each in (weights, above))
+        return np.hstack([batch.weighted_rewards, *shown, above]), None
 
     def _log_weights(self, batch: Batch) -> FloatArray:
         return batch.log_weights
@@ -358,24 +388,27 @@ class Snrips(Estimator):
         return np.asarray(self.sums[:, : self.places].sum(axis=1))
 
     def value(self, totals: FloatArray) -> FloatArray:
-        earned, weight, there, rows = self._parts(totals)
+        earned, weight, shown, above = self._parts(totals)
         # A place that no ranking has earns nothing; one without any weight says nothing.
-        each = np.where(there > 0.0, _ratio(earned, weight) * there, 0.0)
-        return _ratio(each.sum(axis=-1), rows[..., 0])
+        each = np.where(shown > 0.0, _ratio(earned, weight) * _ratio(shown, above), 0.0)
+        return np.where(above[..., 0] > 0.0, each.sum(axis=-1), np.nan)
 
     def gradient(self, totals: FloatArray) -> FloatArray:
-        earned, weight, there, rows = self._parts(totals)
-        n = rows[0]
-        if not n or not (weight[there > 0.0] > 0.0).all():
+        earned, weight, shown, above = self._parts(totals)
+        there = shown > 0.0
+        if not above[0] > 0.0 or not (weight[there] > 0.0).all():
             return np.full(len(totals), np.nan)
-        inverse = np.where(there > 0.0, 1.0 / np.where(weight > 0.0, weight, 1.0), 0.0)
-        mean = earned * inverse
+        mean, share = np.zeros((2, self.places))
+        mean[there] = earned[there] / weight[there]
+        share[there] = shown[there] / above[there]
+        by_weight, by_above = np.zeros((2, self.places))
+        by_weight[there], by_above[there] = 1.0 / weight[there], 1.0 / above[there]
         return np.concatenate(
             [
-                inverse * there / n,
-                -mean * inverse * there / n,
-                mean / n,
-                [-(mean * there).sum() / n**2],
+                share * by_weight,
+                -mean * share * by_weight,
+                mean * by_above,
+                -mean * share * by_above,
             ]
         )
 
@@ -405,6 +438,8 @@ class ClippedIps(_Mean):
     def update(self, batch: Batch) -> None:
         super().update(batch)
         earned = np.abs(batch.earned)
+        if batch.row_weights is not None:
+            earned = earned * batch.row_weights
         kept = np.minimum(batch.weights, self.clip)
         self._kept += float(kept @ earned)
         self._cut += float((batch.weights - kept) @ earned)
@@ -426,7 +461,7 @@ class ClippedIps(_Mean):
 
     @property
     def bias(self) -> float:
-        return self._cut / self.rows if self.rows else 0.0
+        return self._cut / float(self.mass.sum()) if self.rows else 0.0
 
     def _values(self, batch: Batch) -> FloatArray:
         return np.minimum(batch.weights, self.clip) * batch.earned
@@ -473,13 +508,18 @@ class Replay(_Ratio):
         self._logged = _range(self._logged, np.array(other._logged))
         self._eligible = _range(self._eligible, np.array(other._eligible))
 
-    def _update_weights(self, batch: Batch, logs: FloatArray) -> None:
+    def _update_weights(
+        self, batch: Batch, logs: FloatArray, weights: FloatArray, added: FloatArray
+    ) -> None:
         # Of the rows that matched: the others are no part of the mean.
-        there = batch.matched
-        weights, contributions = self._weights(batch, logs), self._contributions(batch)
+        there, own = batch.matched, batch.row_weights
         if there.any():
             self.weights.update(
-                logs[there], weights[there], contributions[there], batch.groups[there]
+                logs[there],
+                weights[there],
+                added[there],
+                batch.groups[there],
+                None if own is None else own[there],
             )
 
     @property
@@ -556,10 +596,8 @@ class DrPosition(_Mean):
     ) -> FloatArray:
         assert q is not None
         assert expected is not None
-        above = np.hstack([np.ones((len(batch), 1)), batch.prefix_weights[:, :-1]])
-        return np.asarray(
-            (batch.prefix_weights * (batch.rewards - q) + above * expected).sum(axis=1)
-        )
+        corrected = batch.prefix_weights * (batch.rewards - q) + batch.weights_above * expected
+        return np.asarray(corrected.sum(axis=1))
 
     def _contributions(self, batch: Batch) -> FloatArray:
         # What is weighted, not what the reward model adds to all.

@@ -70,7 +70,7 @@ class Estimate:
     standard_error : float or None
         Clustered by user, or iid if that was asked for.
     standard_error_iid : float or None
-        As if rows were independent; ddof 1. Not known to snrips above 85 places.
+        As if rows were independent; ddof 1. Not known to snrips above 64 places.
     design_effect : float or None
         Square of their ratio: how many rows it takes to say what one independent row would.
     interval : (float, float) or None
@@ -80,7 +80,7 @@ class Estimate:
         Percentiles of the Poisson bootstrap of users.
     bernstein : (float, float) or None
         Empirical Bernstein bound on the mean of the clipped estimator, rows taken as independent;
-        only with a stated range of rewards.
+        only with a stated range of rewards, and without row weights.
     level : float
         Of the intervals.
     rows, clusters : int
@@ -204,7 +204,8 @@ def estimate(
     if error is not None:
         interval = _interval(value, error, level, effective if by_group else math.inf)
         resampled = _percentiles(_replicates(estimator), level) if bootstrap else None
-    if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1:
+    alike = np.array_equal(estimator.mass, estimator.counts)
+    if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1 and alike:
         bound = _bernstein(estimator, reward_range, level)
         bernstein = bound if all(map(math.isfinite, bound)) else None
     thresholds = thresholds or Thresholds()

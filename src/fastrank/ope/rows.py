@@ -69,6 +69,7 @@ class Part:
     rows : ndarray of int64
         Their numbers in the batch.
     logged, rewards : ndarray of float64, shape (len(rows), places)
+    row_weights : ndarray of float64, shape (len(rows),), or None
     """
 
     def __init__(self, batch: LogBatch, rows: IntArray, places: int, cluster: bool) -> None:
@@ -80,6 +81,7 @@ class Part:
         self._groups = (hashes % np.uint64(GROUPS)).astype(np.int64)
         self._lengths = np.minimum(self.of(batch.lengths), places)
         self._uniform, self._n_eligible = self.of(batch.uniform), self.of(batch.n_eligible)
+        self.row_weights = None if batch.row_weights is None else self.of(batch.row_weights)
         self.logged = self.matrix(batch.log_propensities)
         self.rewards = self.matrix(batch.rewards)
 
@@ -104,6 +106,7 @@ class Part:
             groups=self._groups,
             uniform=self._uniform,
             n_eligible=self._n_eligible,
+            row_weights=self.row_weights,
             **optional,
         )
 

@@ -206,7 +206,7 @@ class _Summary:
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
-        uncovered = float(beyond / total) if total else 0.0
+        uncovered = float(beyond / sum(each.mass for each in self.strata)) if total else 0.0
         leading = estimates[asked.lead]
         return PolicyResult(
             label=policy.label,
@@ -318,8 +318,8 @@ class _Summary:
                 and not (each.of_candidates or other.of_candidates)
             )
         ]
-        outside = sum(other.outside[p] for other in alike) / sum(other.rows for other in alike)
-        return float(each.certain[p] / each.rows + outside)
+        outside = sum(other.outside[p] for other in alike) / sum(other.mass for other in alike)
+        return float(each.certain[p] / each.mass + outside)
 
     @staticmethod
     def _merged(strata: Sequence[StratumSums], p: int, name: str) -> Estimator:

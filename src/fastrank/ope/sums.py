@@ -81,8 +81,10 @@ class StratumSums:
         Rows that asked for fewer places than are evaluated.
     of_candidates : bool
         Whether some row ranked candidates alone.
+    mass : float
+        Of the rows' own weights; as many as rows where they have none.
     certain, outside : ndarray of float64, shape (policies,)
-        Sums of what `Judged` has of each row.
+        Sums of what `Judged` has of each row, by its own weight.
     support_unknown : ndarray of int64, shape (policies,)
     estimators : list of dict of str to Estimator
         By policy and name.
@@ -91,6 +93,7 @@ class StratumSums:
     def __init__(self, stratum: Stratum, question: Question) -> None:
         self.stratum = stratum
         self.rows = self.fewer_places = 0
+        self.mass = 0.0
         self.of_candidates = False
         n = len(question.policies)
         self.certain, self.outside = np.zeros((2, n))
@@ -101,11 +104,13 @@ class StratumSums:
     def count(self, part: Part, judged: Sequence[Judged]) -> None:
         """Its rows of a batch, and what each policy could show in them."""
         self.rows += len(part)
+        own = np.ones(len(part)) if part.row_weights is None else part.row_weights
+        self.mass += float(own.sum())
         self.of_candidates |= bool(part.of(part.batch.is_given("candidate_set_id")).any())
         self.fewer_places += int(np.count_nonzero(part.of(part.batch.k) < self._asked_places))
         for p, each in enumerate(judged):
-            self.certain[p] += part.of(each.certain).sum()
-            self.outside[p] += part.of(each.outside).sum()
+            self.certain[p] += part.of(each.certain) @ own
+            self.outside[p] += part.of(each.outside) @ own
             self.support_unknown[p] += np.count_nonzero(part.of(each.support_unknown))
 
     def update(self, p: int, batch: Batch) -> None:

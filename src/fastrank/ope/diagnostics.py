@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT
 __all__ = [
     "BINS_PER_OCTAVE",
     "Diagnostics",
+    "PlaceDiagnostics",
     "Thresholds",
     "Weights",
     "cluster_error",
@@ -35,14 +36,16 @@ class Thresholds:
 
     Attributes
     ----------
-    reward_ess : float
-        Least effective number of rewarded rows.
+    reward_ess, difference_reward_ess : float
+        Least effective number of rewarded rows, of an estimate and of a difference.
     max_weight_share : float
         Largest share of the weight on one row.
     heaviest_share : float
         Largest share of the weight on the heaviest 1 % of rows.
     mean_weight : float
         Largest distance of the mean weight from 1.
+    mean_weight_z : float
+        The same in standard errors, where it is above .001 (propensities are not that exact).
     uncovered : float
         Largest probability of rankings that the logging policy could not show.
     malformed : float
@@ -52,28 +55,47 @@ class Thresholds:
     clipped : float
         Largest bias of clipped-ips, in standard errors, by what it cuts off.
     clusters : float
-        Least effective number of users (`effective_clusters`), by their rows and by what they add
-        to the estimate, that an interval is made from.
-    skewness : float
-        Largest skewness of the estimate, as the jackknife of users shows it.
+        Least effective number of users (`effective_clusters`), by their rows, that an interval is
+        made from.
+    behaviour : float
+        Largest distance, in standard errors, between estimates that assume less and more of how
+        people behave.
+
+    Notes
+    -----
+    But for the rewards themselves, of which an estimate wants one and a difference some, what
+    decides a status does not depend on them: a limit on rewarded rows would let those logs pass
+    that had luck, whose estimates are too high. Few or uneven rewards widen the interval instead.
     """
 
-    reward_ess: float = 200.0
+    reward_ess: float = 1.0
+    difference_reward_ess: float = 20.0
     max_weight_share: float = 0.01
     heaviest_share: float = 0.25
     mean_weight: float = 0.05
+    mean_weight_z: float = 5.0
     uncovered: float = 0.01
     malformed: float = 0.001
     set_aside: float = 0.05
     clipped: float = 0.4
-    clusters: float = 80.0
-    skewness: float = 0.3
+    clusters: float = 30.0
+    behaviour: float = 3.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0.0:
                 raise ValueError(f"{each.name}: expected a number of at least 0, got {value!r}")
+
+
+class PlaceDiagnostics(TypedDict):
+    """The figures of `Diagnostics` that each weighted place has."""
+
+    ess: float
+    mean_weight: float
+    mean_weight_z: float | None
+    max_weight_share: float
+    heaviest_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +116,15 @@ class Diagnostics:
     mean_weight : float
         1 in the mean where the logging policy could show all that the evaluation policy shows.
     mean_weight_z : float or None
-        Its distance from 1 in standard errors, clustered by user; None where that is not known.
+        Its distance from 1 in standard errors, clustered by user; None where that is not known. The
+        place of the worst one, and that of the worst mean, may differ: see `by_place`.
     overflows : int
         Rows whose weight is beyond exp(345): too much to sum.
     negative_share : float
         Share of the rows that weigh less than 0, as the pseudo-inverse has them. Shares of the
         weight are of its absolute value, `ess` and `mean_weight` of its sum.
-    by_place : tuple of dict
-        ess, mean_weight, max_weight_share and heaviest_share for each place that is weighted.
+    by_place : tuple of PlaceDiagnostics
+        For each place that is weighted.
     """
 
     ess: float
@@ -113,7 +136,7 @@ class Diagnostics:
     mean_weight_z: float | None
     overflows: int
     negative_share: float = 0.0
-    by_place: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    by_place: tuple[PlaceDiagnostics, ...] = field(default=(), repr=False)
 
 
 class Weights:
@@ -238,7 +261,7 @@ class Weights:
         heaviest = self.heaviest_share()
         squared = self.squared_contributions
         farthest = int(np.argmax(np.abs(mean - 1.0)))
-        by_place = tuple(
+        by_place: tuple[PlaceDiagnostics, ...] = tuple(
             {
                 "ess": float(ess[j]),
                 "mean_weight": float(mean[j]),

@@ -13,7 +13,7 @@ and ``w = w_k``; r_l is the reward at place l; n the number of rankings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
 from fastrank.ope.diagnostics import Weights, effective_clusters
 
 __all__ = [
+    "CONTRADICTED_BY",
     "ESTIMATORS",
     "Avg",
     "CascadeDr",
@@ -41,6 +42,10 @@ __all__ = [
     "Snrips",
 ]
 
+
+# What people may do: a reward depends on what stands at its place and above; on its own item and
+# place alone; or all of them together are a sum over places.
+CASCADE, INDEPENDENT, ADDITIVE = "cascade", "independent", "additive"
 
 _SAME = 1e-6  # of log-weights: policies no farther apart are one
 _MOST_PRODUCTS = 256  # summands, beyond which their products would cost more than all else
@@ -74,10 +79,14 @@ class Estimator:
     needs: ClassVar[tuple[str, ...]] = ()  # optional arrays of the batch
     # What it takes for granted, for people.
     assumes: ClassVar[str]
+    # The part of it that is about people, and that estimators which assume less can contradict.
+    behaviour: ClassVar[str | None] = None
     # Whether it is about the evaluation policy at all, which the logging policy must then cover.
     needs_support: ClassVar[bool] = True
     # Whether the weights have the mean 1 where there is common support.
     unit_mean: ClassVar[bool] = True
+    # Whether what is missing to 1 is what the logging policy could not show.
+    is_whole: ClassVar[bool] = True
     # Estimators of one kind of weights, and of one numerator, have the same `weights`.
     kind_of_weights: ClassVar[str | None] = None
 
@@ -167,12 +176,8 @@ class Estimator:
 
     @property
     def effective_clusters(self) -> float:
-        """As many users with equally many rows, and equal shares of the sum, would say as much."""
-        return min(effective_clusters(self.mass), effective_clusters(self._added()))
-
-    def _added(self) -> FloatArray:
-        """What each group adds to the estimate's numerator, (GROUPS,)."""
-        return self.sums[:, 0]
+        """As many users with equally many rows would say as much."""
+        return effective_clusters(self.mass)
 
     def doubts(self) -> list[str]:
         """Reasons not to take it for the policy's value that are of this estimator's own kind."""
@@ -300,6 +305,7 @@ class Rips(_Mean):
     """
 
     name = "rips"
+    behaviour = CASCADE
     kind_of_weights = "prefixes"
     assumes = "a reward depends on what stands at its place and above it, not below (cascade)"
 
@@ -314,6 +320,7 @@ class Iips(_Mean):
     """
 
     name = "iips"
+    behaviour = INDEPENDENT
     needs = ("marginals_logged", "marginals_evaluated")
     assumes = "a reward depends on its own item and place alone"
 
@@ -349,14 +356,15 @@ class Snips(_Ratio):
 
 
 class Snrips(Estimator):
-    """``sum_l (sum w_l r_l / sum w_l) (sum w_{l-1} / sum w_{l-1})``, self-normalised place by place.
+    """``sum_l (sum w_l r_l / sum w_l) (sum w_{l-1} / all w_{l-1})``: each place for itself.
 
-    All sums but the last are over the rankings that have place l; the last is over all of them.
+    All sums but the last are over the rankings that have place l, the last is over all of them.
     Whether somebody gets to a place may depend on what stands above it (who scrolls until something
     pleases), so that its presence is weighed by the places above, as its reward is by those to it.
     """
 
     name = "snrips"
+    behaviour = CASCADE
     kind_of_weights = "prefixes"
     assumes = Rips.assumes
 
@@ -383,9 +391,6 @@ class Snrips(Estimator):
 
     def _contributions(self, batch: Batch) -> FloatArray:
         return batch.weighted_earned
-
-    def _added(self) -> FloatArray:
-        return np.asarray(self.sums[:, : self.places].sum(axis=1))
 
     def value(self, totals: FloatArray) -> FloatArray:
         earned, weight, shown, above = self._parts(totals)
@@ -429,6 +434,7 @@ class ClippedIps(_Mean):
     """
 
     name = "clipped-ips"
+    is_whole = False
     assumes = "that what is cut off is small; its bias is not in the interval"
 
     def __init__(self, places: int, clip: float = 20.0) -> None:
@@ -584,6 +590,7 @@ class DrPosition(_Mean):
     """
 
     name = "dr-position"
+    behaviour = CASCADE
     kind_of_weights = "prefixes"
     needs: ClassVar[tuple[str, ...]] = ("q_logged", "q_expected")
     assumes = Rips.assumes
@@ -627,6 +634,7 @@ class PseudoInverse(_Mean):
     """
 
     name = "pi"
+    behaviour = ADDITIVE
     needs = ("slate_weights",)
     assumes = "the whole reward is a sum over places of item-at-place terms"
 
@@ -661,6 +669,14 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
         CascadeDr,
         PseudoInverse,
     )
+}
+
+
+# Of each kind of behaviour: an estimator that is right under it, and those that assume less.
+CONTRADICTED_BY: Mapping[str, Sequence[tuple[str, str]]] = {
+    CASCADE: (("snrips", "snips"),),
+    INDEPENDENT: (("iips", "snrips"), ("iips", "snips"), ("snrips", "snips")),
+    ADDITIVE: (("pi", "snips"),),
 }
 
 

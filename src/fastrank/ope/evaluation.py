@@ -66,10 +66,12 @@ def evaluate(
         Evaluate a policy that shows so many. By default each row's own number; if some rows asked
         for fewer than are given here, the log cannot say what the rest would have earned.
     estimators : sequence of str
-        Keys of `ESTIMATORS`; by default `DEFAULT_ESTIMATORS`. avg is always among them.
+        Keys of `ESTIMATORS`; by default `DEFAULT_ESTIMATORS`. avg is always among them, and snips
+        where others assume more of how people behave.
     lead : str, optional
         Which estimator the verdict rests on; by default snrips, or snips with one place, where
-        they are the same.
+        they are the same, and where the log contradicts what snrips assumes: from a paired
+        difference of two thirds of `Thresholds.behaviour` on.
     reference : str
         What differences are to: ``"logging"``, or a policy's label.
     cluster : bool

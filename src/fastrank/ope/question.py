@@ -42,8 +42,10 @@ class Question:
     longest : int
         Places of the log's longest ranking.
     names : list of str
-        Estimators; avg and the leading one are among them.
+        Estimators; avg and the leading one are among them, and snips where others assume more.
     lead : str
+    is_lead_asked : bool
+        Whether somebody asked for it. If not, snips leads where the log contradicts `lead`.
     """
 
     policies: Sequence[EvaluationPolicy]
@@ -53,6 +55,7 @@ class Question:
     longest: int
     names: Sequence[str]
     lead: str
+    is_lead_asked: bool
     reference: str
     cluster: bool
     level: float
@@ -110,7 +113,7 @@ def question(
             scorer_of(f"policies: {policy.label}: model", policy.model)
     if isinstance(clip, bool) or not isinstance(clip, Real) or not 0.0 < clip < np.inf:
         raise ValueError(f"clip: expected a finite number above 0, got {clip!r}")
-    longest, settled_places, names, lead = settled(log, places, estimators, lead)
+    longest, settled_places, names, leading = settled(log, places, estimators, lead)
     if reward_range is not None and not -np.inf < reward_range[0] < reward_range[1] < np.inf:
         raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
     _check_labels(labels)
@@ -124,7 +127,8 @@ def question(
         places=settled_places,
         longest=longest,
         names=names,
-        lead=lead,
+        lead=leading,
+        is_lead_asked=lead is not None,
         reference=reference,
         cluster=cluster,
         level=level,
@@ -149,7 +153,10 @@ def settled(
     for name in (*estimators, lead):
         if name not in ESTIMATORS:
             raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}; got {name!r}")
-    return longest, places, [*dict.fromkeys(["avg", *estimators, lead])], lead
+    names = [*dict.fromkeys(["avg", *estimators, lead])]
+    if places > 1 and any(ESTIMATORS[name].behaviour for name in names):
+        names = [*dict.fromkeys([*names, "snips"])]  # which can contradict them
+    return longest, places, names, lead
 
 
 def _check_labels(labels: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +15,17 @@ from fastrank.ope.batch import GROUPS
 from fastrank.ope.diagnostics import Diagnostics, Thresholds
 from fastrank.ope.estimators import Avg, ClippedIps, Estimator
 
-__all__ = ["REASONS", "Difference", "Estimate", "Status", "difference", "estimate", "worst"]
+__all__ = [
+    "REASONS",
+    "Difference",
+    "Estimate",
+    "Status",
+    "apart",
+    "difference",
+    "estimate",
+    "missing_weight",
+    "worst",
+]
 
 Interval: TypeAlias = tuple[float, float]
 Status = Literal["ok", "biased", "low_overlap", "malformed_log", "unsupported"]
@@ -35,13 +45,14 @@ REASONS: Mapping[str, str] = {
     "reward_ess": "too few rewarded rows carry the estimate",
     "max_weight_share": "one row carries too much of the weight",
     "heaviest_share": "the heaviest 1 % of rows carry too much of the weight",
-    "mean_weight": "the mean weight is too far from 1",
+    "mean_weight": "the mean weight is too far from 1: propensities of one side are not true",
     "match_not_constant": "a match is not equally likely for all rows, as replay wants",
-    "few_clusters": "too few users, or a few with most of the rows or the reward, for an interval",
+    "few_clusters": "too few users, or a few with most of the rows, for an interval",
+    "no_interval": "rows or users are too few for any interval",
     "logging_value": "it is what the logging policy earned, and no estimate of another one",
     "reward_model_alone": "it is the reward model's word, which no reward of the log has checked",
     "clipped": "what clipping cuts off is not small beside the error",
-    "skewed": "a few users pull the estimate to one side",
+    "behaviour": "the log refutes what it takes for granted of how people behave",
 }
 _UNSUPPORTED = {
     "no_rows",
@@ -51,9 +62,10 @@ _UNSUPPORTED = {
     "weight_overflow",
     "more_places",
 }
-_BIASED = {"logging_value", "reward_model_alone", "clipped"}
-_ABOUT_USERS = {"few_clusters", "skewed"}
+_BIASED = {"logging_value", "reward_model_alone", "clipped", "behaviour"}
+_ABOUT_USERS = {"few_clusters", "no_interval"}
 _ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}
+_EXACT = 1e-3  # of a mean weight: what is nearer to 1 may be the rounding of propensities
 _BOOTSTRAPS = 1000
 _BOOTSTRAP_KEY = 0x6661_7374_7261_6E6B
 
@@ -74,8 +86,7 @@ class Estimate:
     design_effect : float or None
         Square of their ratio: how many rows it takes to say what one independent row would.
     interval : (float, float) or None
-        By the standard error, and Student's t with as many degrees of freedom as there are
-        effective clusters, less one; normal where errors are iid.
+        By the standard error, Student's t and the skewness; see Notes.
     bootstrap : (float, float) or None
         Percentiles of the Poisson bootstrap of users.
     bernstein : (float, float) or None
@@ -86,8 +97,8 @@ class Estimate:
     rows, clusters : int
         Rankings used, and groups of users that they are of.
     effective_clusters : float
-        So many users with equally many rows, and an equal part in the estimate, would be worth as
-        much; at most 1,024, as users are told apart by so many groups.
+        So many users with equally many rows would be worth as much; at most 1,024, as users are
+        told apart by so many groups.
     skewness : float or None
         Of the estimate, as the jackknife of users shows it.
     diagnostics : Diagnostics or None
@@ -97,6 +108,15 @@ class Estimate:
     status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
     reasons : tuple of str
         Keys of `REASONS`.
+
+    Notes
+    -----
+    A few clicks make a skewed estimate: 5 of them may be chance where 2, or 12, are to be expected.
+    The interval is Student's, bent by the skewness as Hall (1992, "On the removal of skewness by
+    transformation") does. With rare clicks of equal weight it is about that of a Poisson count.
+    Who has many rows says little of the skewness, one user's luck being no tail, so that users'
+    shares of it are damped by their rows. Degrees of freedom are the effective clusters less one,
+    or as many as the users' influences bear by their kurtosis (Satterthwaite), if fewer.
     """
 
     estimator: str
@@ -190,19 +210,18 @@ def estimate(
     gradient = estimator.gradient(totals)
     diagnostics = estimator.weights.result()
     known = np.isfinite(value) and np.isfinite(gradient).all()
-    iid = clustered = skewness = None
-    if known and n > 1:
-        clustered, skewness = _jackknife(estimator.without_each)
-        if estimator.products is not None:
-            variance = float(gradient @ estimator.products @ gradient)
-            iid = math.sqrt(max(variance, 0.0) * n / (n - 1))
+    spread = _spread(estimator.without_each, estimator) if known and n > 1 else None
+    clustered = None if spread is None else spread.error
+    iid = None
+    if known and n > 1 and estimator.products is not None:
+        variance = float(gradient @ estimator.products @ gradient)
+        iid = math.sqrt(max(variance, 0.0) * n / (n - 1))
     # Without products, groups are of rows where rows are taken as independent: as good.
-    by_group = cluster or iid is None
-    error = clustered if by_group else iid
-    effective = estimator.effective_clusters
+    error = clustered if cluster or iid is None else iid
     interval = resampled = bernstein = None
-    if error is not None:
-        interval = _interval(value, error, level, effective if by_group else math.inf)
+    if error is not None and spread is not None:
+        by_rows = replace(spread, error=error, clusters=float(n))
+        interval = (spread if cluster else by_rows).interval(value, level)
         resampled = _percentiles(_replicates(estimator), level) if bootstrap else None
     alike = np.array_equal(estimator.mass, estimator.counts)
     if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1 and alike:
@@ -213,8 +232,11 @@ def estimate(
         reason for reason in reasons if estimator.needs_support or reason not in _ABOUT_SUPPORT
     ]
     found = given + _reasons(estimator, diagnostics, thresholds)
-    if cluster and n:
-        found += _about_users(effective, skewness, thresholds)
+    effective = estimator.effective_clusters
+    if cluster and n and effective < thresholds.clusters:
+        found.append("few_clusters")
+    if known and interval is None:
+        found.append("no_interval")
     found += _about_bias(estimator.bias, error, thresholds)
     if diagnostics is not None and diagnostics.overflows:
         known = False
@@ -232,7 +254,7 @@ def estimate(
         rows=n,
         clusters=int(np.count_nonzero(estimator.counts)),
         effective_clusters=effective if math.isfinite(effective) else 0.0,
-        skewness=skewness,
+        skewness=None if spread is None else spread.skewness,
         diagnostics=diagnostics,
         matched=estimator.matched,
         status=worst(found),
@@ -271,17 +293,22 @@ def difference(
         *(reason for reason in sides[0].reasons if reason not in _ABOUT_USERS),
         *(reason for reason in sides[1].reasons if reason not in theirs),
     ]
-    value = error = interval = bootstrap = None
+    value = error = interval = bootstrap = spread = None
     if all(side.value is not None for side in sides):
         value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
-        error, skewness = _jackknife(estimator.without_each - reference.without_each)
-    effective = estimator.effective_clusters
-    if value is not None and error is not None:
-        interval = _interval(value, error, level, effective)
-        if cluster:
-            found += _about_users(effective, skewness, thresholds)
+        spread = _spread(estimator.without_each - reference.without_each, estimator)
+        if spread is None:
+            found.append("no_interval")
+    if value is not None and spread is not None:
+        error = spread.error
+        interval = spread.interval(value, level)
+        if cluster and estimator.effective_clusters < thresholds.clusters:
+            found.append("few_clusters")
         found += _about_bias(estimator.bias + reference.bias, error, thresholds)
         bootstrap = _percentiles(_replicates(estimator) - _replicates(reference), level)
+        rewarded = [side.diagnostics.reward_ess for side in sides if side.diagnostics is not None]
+        if min(rewarded, default=math.inf) < thresholds.difference_reward_ess:
+            found.append("reward_ess")
     return Difference(
         estimator=estimator.name,
         reference_estimator=reference.name,
@@ -293,6 +320,19 @@ def difference(
         status=worst(found),
         reasons=tuple(dict.fromkeys(found)),
     )
+
+
+def apart(estimator: Estimator, other: Estimator, errors: float) -> bool:
+    """Whether two estimates from the same rows differ by more than so many paired errors."""
+    value = float(estimator.value(estimator.sums.sum(axis=0)))
+    between = value - float(other.value(other.sums.sum(axis=0)))
+    if not abs(between) > 1e-9 * abs(value):  # rounding, or unknown
+        return False
+    spread = _spread(estimator.without_each - other.without_each, estimator)
+    if spread is None:
+        return False
+    low, high = spread.interval(between, math.erf(errors / math.sqrt(2.0)))
+    return low > 0.0 or high < 0.0
 
 
 def worst(reasons: list[str] | tuple[str, ...]) -> Status:
@@ -326,9 +366,32 @@ def _reasons(
             found.append("max_weight_share")
         if diagnostics.heaviest_share > thresholds.heaviest_share:
             found.append("heaviest_share")
-        if estimator.unit_mean and abs(diagnostics.mean_weight - 1.0) > thresholds.mean_weight:
-            found.append("mean_weight")
+        if estimator.unit_mean:
+            strayed = _strayed(diagnostics, thresholds) if estimator.is_whole else []
+            if strayed or abs(diagnostics.mean_weight - 1.0) > thresholds.mean_weight:
+                found.append("mean_weight")
+            # Of heavy weights the mean is often too low, for want of the heaviest.
+            steady = not {"max_weight_share", "heaviest_share", "no_overlap"} & {*found}
+            if steady and 1.0 - min([1.0, *strayed]) > thresholds.uncovered:
+                found.append("uncovered")
     return found
+
+
+def missing_weight(diagnostics: Diagnostics | None, thresholds: Thresholds) -> float:
+    """How much the mean weight lacks to 1, at some place, by more than chance; 0 if nowhere."""
+    if diagnostics is None:
+        return 0.0
+    return 1.0 - min([1.0, *_strayed(diagnostics, thresholds)])
+
+
+def _strayed(diagnostics: Diagnostics, thresholds: Thresholds) -> list[float]:
+    """Mean weights that differ from 1 by more than chance and rounding."""
+    return [
+        mean
+        for place in diagnostics.by_place
+        if abs((mean := place["mean_weight"]) - 1.0) > _EXACT
+        and abs(place["mean_weight_z"] or 0.0) > thresholds.mean_weight_z
+    ]
 
 
 def check_level(level: float) -> None:
@@ -337,42 +400,59 @@ def check_level(level: float) -> None:
         raise ValueError(f"level: expected .001 to .999999, got {level!r}")
 
 
-def _about_users(effective: float, skewness: float | None, thresholds: Thresholds) -> list[str]:
-    found = ["few_clusters"] if effective < thresholds.clusters else []
-    if skewness is not None and abs(skewness) > thresholds.skewness:
-        found.append("skewed")
-    return found
-
-
 def _about_bias(bias: float, error: float | None, thresholds: Thresholds) -> list[str]:
     return ["clipped"] if bias > thresholds.clipped * (error or 0.0) else []
 
 
-def _jackknife(without_each: FloatArray) -> tuple[float | None, float | None]:
-    """Standard error, and skewness, from the estimates without one group each.
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """How an estimate would vary, by the estimates without one group of users each.
 
-    Efron and Stein (1981). None with fewer than two groups, or where one of them is all that there
-    is. A group with many rows pulls the estimate towards itself; leaving it out shows how far,
-    where the sum of squared residuals does not.
+    `error` is that of the jackknife (Efron and Stein 1981). A group with many rows pulls the
+    estimate towards itself; leaving it out shows how far, where its residual does not.
     """
-    clusters = len(without_each)
-    if clusters < 2 or not np.isfinite(without_each).all():
-        return None, None
-    apart = without_each - without_each.mean()
-    spread = float(np.square(apart).sum())
-    error = math.sqrt(spread * (clusters - 1) / clusters)
-    scale = math.sqrt(spread)
-    return error, float(-((apart / scale) ** 3).sum()) if scale > 0.0 else 0.0
+
+    error: float
+    skewness: float
+    clusters: float  # effective
+    bearing: float  # degrees of freedom that the groups' influences bear
+
+    def interval(self, value: float, level: float) -> Interval:
+        """Student's, bent by the skewness (Hall 1992)."""
+        from scipy.special import stdtrit
+
+        freedom = max(min(self.clusters - 1.0, self.bearing), 1.0)
+        quantile = float(stdtrit(freedom, 0.5 + level / 2))
+        return value - self.error * self._bent(quantile), value - self.error * self._bent(-quantile)
+
+    def _bent(self, quantile: float) -> float:
+        """What a studentised estimate of this skewness is at a quantile of a symmetric one."""
+        skewness = self.skewness
+        if abs(skewness) < 1e-6:
+            return quantile
+        root = math.cbrt(1.0 + skewness * (quantile - skewness / 6.0))
+        return 3.0 / skewness * (root - 1.0)
 
 
-def _interval(value: float, error: float, level: float, clusters: float) -> Interval:
-    """By Student's t; normal if `clusters` is inf."""
-    from scipy.special import ndtri, stdtrit
-
-    upper = 0.5 + level / 2
-    quantile = ndtri(upper) if math.isinf(clusters) else stdtrit(max(clusters - 1.0, 1.0), upper)
-    half = float(quantile) * error
-    return value - half, value + half
+def _spread(without_each: FloatArray, estimator: Estimator) -> _Spread | None:
+    """None with fewer than two groups, or where one of them is all that there is."""
+    groups = len(without_each)
+    if groups < 2 or not np.isfinite(without_each).all():
+        return None
+    influence = without_each.mean() - without_each
+    squares = np.square(influence)
+    total = float(squares.sum())
+    error = math.sqrt(total * (groups - 1) / groups)
+    effective = estimator.effective_clusters
+    if not total > 0.0:
+        return _Spread(error, 0.0, effective, math.inf)
+    mass = estimator.mass[estimator.counts > 0]
+    shares = mass / mass.sum()
+    damping = 1.0 / (1.0 + shares * effective)
+    cubes = float(damping @ (squares * influence) / (damping @ shares))
+    # 2 / the relative variance of the variance, beyond that of groups that are alike.
+    excess = float(np.square(squares / total).sum()) - 1.0 / groups
+    return _Spread(error, cubes / total**1.5, effective, 2.0 / excess if excess > 0.0 else math.inf)
 
 
 def _percentiles(replicates: FloatArray, level: float) -> Interval | None:

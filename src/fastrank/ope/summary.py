@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastrank.eventlog import LogReader, Stratum
 from fastrank.ope.diagnostics import Thresholds
-from fastrank.ope.estimators import ESTIMATORS, Estimator
+from fastrank.ope.estimators import CONTRADICTED_BY, ESTIMATORS, Estimator
 from fastrank.ope.propensities import describe
 from fastrank.ope.question import LOGGING, Question
-from fastrank.ope.results import Difference, Estimate, Status, difference, estimate, worst
+from fastrank.ope.results import Difference, Estimate, Status, apart, difference, estimate, worst
 from fastrank.ope.sums import LogSums, StratumSums
 from fastrank.ope.verdict import verdict
 
@@ -173,6 +173,16 @@ def summarise(
     )
 
 
+T = TypeVar("T", Estimate, Difference)
+
+
+def _contradict(found: T, refuted: Collection[str]) -> T:
+    if ESTIMATORS[found.estimator].behaviour not in refuted:
+        return found
+    reasons = (*found.reasons, "behaviour")
+    return replace(found, reasons=reasons, status=worst(reasons))
+
+
 def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[str]:
     found = []
     # Rows that nobody chose to leave out may differ from those that stay.
@@ -203,11 +213,19 @@ class _Summary:
         merged = {name: self._merged(strata, p, name) for name in asked.names}
         estimates = {name: self._estimate(each, reasons) for name, each in merged.items()}
         differences = self._differences(p, strata, merged, reasons)
+        limit = asked.thresholds.behaviour
+        refuted = self._contradicted(merged, estimates, limit)
+        estimates = {name: _contradict(each, refuted) for name, each in estimates.items()}
+        differences = {name: _contradict(each, refuted) for name, each in differences.items()}
+        lead = asked.lead
+        if not asked.is_lead_asked:
+            doubted = self._contradicted(merged, estimates, 2.0 / 3.0 * limit)
+            lead = "snips" if ESTIMATORS[lead].behaviour in doubted else lead
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
         uncovered = float(beyond / sum(each.mass for each in self.strata)) if total else 0.0
-        leading = estimates[asked.lead]
+        leading = estimates[lead]
         return PolicyResult(
             label=policy.label,
             description=describe(policy),
@@ -216,14 +234,14 @@ class _Summary:
             verdict=verdict(
                 policy.label,
                 leading,
-                differences.get(asked.lead),
+                differences.get(lead),
                 uncovered,
                 asked.reference_name,
                 asked.thresholds,
                 left_out=1.0 - rows / total if total else 0.0,
                 unit=asked.unit,
             ),
-            lead=asked.lead,
+            lead=lead,
             estimates=estimates,
             differences=differences,
             uncovered=uncovered,
@@ -253,6 +271,20 @@ class _Summary:
         found = self._estimate(self._merged(self.strata, 0, "avg"), self.reasons)
         reasons = tuple(reason for reason in found.reasons if reason != "logging_value")
         return replace(found, status=worst(reasons), reasons=reasons)
+
+    @staticmethod
+    def _contradicted(
+        merged: Mapping[str, Estimator], estimates: Mapping[str, Estimate], errors: float
+    ) -> set[str]:
+        """Kinds of behaviour that some estimator contradicts which assumes less, and is sound."""
+        return {
+            behaviour
+            for behaviour, pairs in CONTRADICTED_BY.items()
+            for name, other in pairs
+            if {name, other} <= merged.keys()
+            and estimates[other].status == "ok"
+            and apart(merged[name], merged[other], errors)
+        }
 
     def _differences(
         self,

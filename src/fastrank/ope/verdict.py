@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrank.ope.diagnostics import Thresholds
-from fastrank.ope.results import REASONS, Difference, Estimate
+from fastrank.ope.results import REASONS, Difference, Estimate, missing_weight
 
 __all__ = ["explain", "verdict"]
 
@@ -101,6 +101,7 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
     """One of an estimate's reasons, with its figure and what that should be."""
     words, found = REASONS[reason], estimate.diagnostics
     if reason == "uncovered":
+        uncovered = max(uncovered, missing_weight(found, thresholds))
         return (
             f"{words} in {_percent(uncovered)} of cases (at most {_percent(thresholds.uncovered)})"
         )
@@ -109,9 +110,6 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
         return f"{words}: as much as {users} equal ones (at least {thresholds.clusters:g})"
     if reason == "clipped" and "cut_off" in estimate.parameters:
         return f"{words}: {_percent(estimate.parameters['cut_off'])} of the reward"
-    if reason == "skewed":
-        skewness = abs(estimate.skewness or 0.0)
-        return f"{words}: a skewness of {skewness:.2g} (at most {thresholds.skewness:g})"
     if found is None:
         return words
     if reason == "reward_ess":
@@ -124,7 +122,12 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
         limit = thresholds.heaviest_share
         return f"{words}: {_percent(found.heaviest_share)} (at most {_percent(limit)})"
     if reason == "mean_weight":
-        return f"{words}: {found.mean_weight:.3g} (within {thresholds.mean_weight:g})"
+        worst = max(found.by_place, key=lambda place: abs(place["mean_weight_z"] or 0.0))
+        z = worst["mean_weight_z"] or 0.0
+        if abs(found.mean_weight - 1.0) > thresholds.mean_weight or not z:
+            return f"{words}: {found.mean_weight:.3g} (within {thresholds.mean_weight:g})"
+        most = f"at most {thresholds.mean_weight_z:g}"
+        return f"{words}: {worst['mean_weight']:.4g}, {abs(z):.3g} standard errors off ({most})"
     return words
 
 

@@ -237,7 +237,7 @@ class TestColumns:
             {name: one[name] for name in UNREAD} for one in wanted
         ]
         unread = set(UNREAD) - {"row_weight"}  # without which estimates would be others
-        with pytest.raises(ValueError, match="omit: expected any of .* got 'row_weight'"):
+        with pytest.raises(ValueError, match=r"omit: expected any of .* got 'row_weight'"):
             LogReader(tmp_path, omit=UNREAD)
         (batch,) = LogReader(tmp_path, omit=sorted(unread))
         assert not unread & set(batch.table.schema.names)

@@ -25,6 +25,7 @@ import pytest
 from fastrank import ope, reference
 from fastrank.arraytypes import AnyArray
 from fastrank.marginals import position_marginals
+from fastrank.ope.behaviour import contradicted, leading
 from fastrank.policies import PlackettLuce
 
 FILE = Path(__file__).with_name("data") / "obp_slates.npz"
@@ -88,7 +89,7 @@ def conditional(cascade: AnyArray) -> AnyArray:
 
 
 @cache
-def estimate(behaviour: str, name: str) -> ope.Estimate:
+def sums(behaviour: str, name: str) -> ope.Estimator:
     file = slates()
     batch = ope.Batch.of(
         conditional(file["pscore_cascade"]),
@@ -99,7 +100,12 @@ def estimate(behaviour: str, name: str) -> ope.Estimate:
     )
     estimator = ope.ESTIMATORS[name](batch.places)
     estimator.update(batch)
-    return ope.estimate(estimator, cluster=False)
+    return estimator
+
+
+@cache
+def estimate(behaviour: str, name: str) -> ope.Estimate:
+    return ope.estimate(sums(behaviour, name), cluster=False)
 
 
 def distance(behaviour: str, name: str, value: float) -> float:
@@ -128,6 +134,20 @@ def test_estimates_are_of_what_they_should_be(behaviour: str, name: str) -> None
 @pytest.mark.parametrize(("behaviour", "name"), OFF)
 def test_an_assumption_that_fails_shows(behaviour: str, name: str) -> None:
     assert abs(distance(behaviour, name, TRUTH[behaviour])) > LIMIT
+
+
+@pytest.mark.parametrize("behaviour", OBP)
+def test_the_log_tells_how_its_users_behave(behaviour: str) -> None:
+    """The three estimators differ by some 8 to 30 paired errors where an assumption fails."""
+    names = ("snips", "snrips", "iips")
+    estimators = {name: sums(behaviour, name) for name in names}
+    estimates = {name: estimate(behaviour, name) for name in names}
+    limits = ope.Thresholds()
+    kinds = {"cascade_additive": {"independent"}, "standard_additive": {"cascade", "independent"}}
+    wrong = kinds.get(behaviour, set())
+    assert contradicted(estimators, estimates, limits.behaviour) == wrong
+    lead = "snips" if "cascade" in wrong else "snrips"
+    assert leading("snrips", estimators, estimates, limits) == lead
 
 
 def test_propensities_are_obps() -> None:

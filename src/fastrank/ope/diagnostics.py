@@ -290,7 +290,7 @@ class Weights:
             return 0.0  # a policy under another name differs from itself by rounding
         residuals = self.sums[:, place] - self.mass * mean
         error = cluster_error(residuals / self.mass.sum(), self.counts)
-        return (mean - 1.0) / error if error else None
+        return None if error is None else (mean - 1.0) / max(error, 1e-12)
 
 
 _ADDED = (

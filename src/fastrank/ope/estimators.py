@@ -13,7 +13,7 @@ and ``w = w_k``; r_l is the reward at place l; n the number of rankings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,8 +24,10 @@ from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
 from fastrank.ope.diagnostics import Weights, effective_clusters
 
 __all__ = [
-    "CONTRADICTED_BY",
+    "ADDITIVE",
+    "CASCADE",
     "ESTIMATORS",
+    "INDEPENDENT",
     "Avg",
     "CascadeDr",
     "ClippedIps",
@@ -669,14 +671,6 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
         CascadeDr,
         PseudoInverse,
     )
-}
-
-
-# Of each kind of behaviour: an estimator that is right under it, and those that assume less.
-CONTRADICTED_BY: Mapping[str, Sequence[tuple[str, str]]] = {
-    CASCADE: (("snrips", "snips"),),
-    INDEPENDENT: (("iips", "snrips"), ("iips", "snips"), ("snrips", "snips")),
-    ADDITIVE: (("pi", "snips"),),
 }
 
 

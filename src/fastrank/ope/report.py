@@ -15,7 +15,8 @@ from fastrank.ope.audit import Audit
 from fastrank.ope.diagnostics import BINS_PER_OCTAVE
 from fastrank.ope.estimators import ESTIMATORS
 from fastrank.ope.question import LOGGING
-from fastrank.ope.results import REASONS, Difference, Estimate, Interval
+from fastrank.ope.results import REASONS, Difference, Estimate
+from fastrank.ope.spread import Interval
 from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.ope.verdict import explain
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,20 +14,19 @@ from fastrank.arraytypes import FloatArray
 from fastrank.ope.batch import GROUPS
 from fastrank.ope.diagnostics import Diagnostics, Thresholds
 from fastrank.ope.estimators import Avg, ClippedIps, Estimator
+from fastrank.ope.spread import Interval, spread_of
 
 __all__ = [
     "REASONS",
     "Difference",
     "Estimate",
     "Status",
-    "apart",
     "difference",
     "estimate",
     "missing_weight",
     "worst",
 ]
 
-Interval: TypeAlias = tuple[float, float]
 Status = Literal["ok", "biased", "low_overlap", "malformed_log", "unsupported"]
 
 # What a status rests on, in words for people.
@@ -210,7 +209,7 @@ def estimate(
     gradient = estimator.gradient(totals)
     diagnostics = estimator.weights.result()
     known = np.isfinite(value) and np.isfinite(gradient).all()
-    spread = _spread(estimator.without_each, estimator) if known and n > 1 else None
+    spread = spread_of(estimator.without_each, estimator) if known and n > 1 else None
     clustered = None if spread is None else spread.error
     iid = None
     if known and n > 1 and estimator.products is not None:
@@ -296,7 +295,7 @@ def difference(
     value = error = interval = bootstrap = spread = None
     if all(side.value is not None for side in sides):
         value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
-        spread = _spread(estimator.without_each - reference.without_each, estimator)
+        spread = spread_of(estimator.without_each - reference.without_each, estimator)
         if spread is None:
             found.append("no_interval")
     if value is not None and spread is not None:
@@ -320,19 +319,6 @@ def difference(
         status=worst(found),
         reasons=tuple(dict.fromkeys(found)),
     )
-
-
-def apart(estimator: Estimator, other: Estimator, errors: float) -> bool:
-    """Whether two estimates from the same rows differ by more than so many paired errors."""
-    value = float(estimator.value(estimator.sums.sum(axis=0)))
-    between = value - float(other.value(other.sums.sum(axis=0)))
-    if not abs(between) > 1e-9 * abs(value):  # rounding, or unknown
-        return False
-    spread = _spread(estimator.without_each - other.without_each, estimator)
-    if spread is None:
-        return False
-    low, high = spread.interval(between, math.erf(errors / math.sqrt(2.0)))
-    return low > 0.0 or high < 0.0
 
 
 def worst(reasons: list[str] | tuple[str, ...]) -> Status:
@@ -402,57 +388,6 @@ def check_level(level: float) -> None:
 
 def _about_bias(bias: float, error: float | None, thresholds: Thresholds) -> list[str]:
     return ["clipped"] if bias > thresholds.clipped * (error or 0.0) else []
-
-
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    """How an estimate would vary, by the estimates without one group of users each.
-
-    `error` is that of the jackknife (Efron and Stein 1981). A group with many rows pulls the
-    estimate towards itself; leaving it out shows how far, where its residual does not.
-    """
-
-    error: float
-    skewness: float
-    clusters: float  # effective
-    bearing: float  # degrees of freedom that the groups' influences bear
-
-    def interval(self, value: float, level: float) -> Interval:
-        """Student's, bent by the skewness (Hall 1992)."""
-        from scipy.special import stdtrit
-
-        freedom = max(min(self.clusters - 1.0, self.bearing), 1.0)
-        quantile = float(stdtrit(freedom, 0.5 + level / 2))
-        return value - self.error * self._bent(quantile), value - self.error * self._bent(-quantile)
-
-    def _bent(self, quantile: float) -> float:
-        """What a studentised estimate of this skewness is at a quantile of a symmetric one."""
-        skewness = self.skewness
-        if abs(skewness) < 1e-6:
-            return quantile
-        root = math.cbrt(1.0 + skewness * (quantile - skewness / 6.0))
-        return 3.0 / skewness * (root - 1.0)
-
-
-def _spread(without_each: FloatArray, estimator: Estimator) -> _Spread | None:
-    """None with fewer than two groups, or where one of them is all that there is."""
-    groups = len(without_each)
-    if groups < 2 or not np.isfinite(without_each).all():
-        return None
-    influence = without_each.mean() - without_each
-    squares = np.square(influence)
-    total = float(squares.sum())
-    error = math.sqrt(total * (groups - 1) / groups)
-    effective = estimator.effective_clusters
-    if not total > 0.0:
-        return _Spread(error, 0.0, effective, math.inf)
-    mass = estimator.mass[estimator.counts > 0]
-    shares = mass / mass.sum()
-    damping = 1.0 / (1.0 + shares * effective)
-    cubes = float(damping @ (squares * influence) / (damping @ shares))
-    # 2 / the relative variance of the variance, beyond that of groups that are alike.
-    excess = float(np.square(squares / total).sum()) - 1.0 / groups
-    return _Spread(error, cubes / total**1.5, effective, 2.0 / excess if excess > 0.0 else math.inf)
 
 
 def _percentiles(replicates: FloatArray, level: float) -> Interval | None:

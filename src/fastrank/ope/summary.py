@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from fastrank.eventlog import LogReader, Stratum
+from fastrank.ope.behaviour import contradicted, leading
 from fastrank.ope.diagnostics import Thresholds
-from fastrank.ope.estimators import CONTRADICTED_BY, ESTIMATORS, Estimator
+from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.propensities import describe
 from fastrank.ope.question import LOGGING, Question
-from fastrank.ope.results import Difference, Estimate, Status, apart, difference, estimate, worst
+from fastrank.ope.results import Difference, Estimate, Status, difference, estimate, worst
 from fastrank.ope.sums import LogSums, StratumSums
 from fastrank.ope.verdict import verdict
 
@@ -213,27 +214,25 @@ class _Summary:
         merged = {name: self._merged(strata, p, name) for name in asked.names}
         estimates = {name: self._estimate(each, reasons) for name, each in merged.items()}
         differences = self._differences(p, strata, merged, reasons)
-        limit = asked.thresholds.behaviour
-        refuted = self._contradicted(merged, estimates, limit)
-        estimates = {name: _contradict(each, refuted) for name, each in estimates.items()}
-        differences = {name: _contradict(each, refuted) for name, each in differences.items()}
+        refuted = contradicted(merged, estimates, asked.thresholds.behaviour)
         lead = asked.lead
         if not asked.is_lead_asked:
-            doubted = self._contradicted(merged, estimates, 2.0 / 3.0 * limit)
-            lead = "snips" if ESTIMATORS[lead].behaviour in doubted else lead
+            lead = leading(lead, merged, estimates, asked.thresholds)
+        estimates = {name: _contradict(each, refuted) for name, each in estimates.items()}
+        differences = {name: _contradict(each, refuted) for name, each in differences.items()}
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
         uncovered = float(beyond / sum(each.mass for each in self.strata)) if total else 0.0
-        leading = estimates[lead]
+        best = estimates[lead]
         return PolicyResult(
             label=policy.label,
             description=describe(policy),
-            status=leading.status,
-            reasons=leading.reasons,
+            status=best.status,
+            reasons=best.reasons,
             verdict=verdict(
                 policy.label,
-                leading,
+                best,
                 differences.get(lead),
                 uncovered,
                 asked.reference_name,
@@ -271,20 +270,6 @@ class _Summary:
         found = self._estimate(self._merged(self.strata, 0, "avg"), self.reasons)
         reasons = tuple(reason for reason in found.reasons if reason != "logging_value")
         return replace(found, status=worst(reasons), reasons=reasons)
-
-    @staticmethod
-    def _contradicted(
-        merged: Mapping[str, Estimator], estimates: Mapping[str, Estimate], errors: float
-    ) -> set[str]:
-        """Kinds of behaviour that some estimator contradicts which assumes less, and is sound."""
-        return {
-            behaviour
-            for behaviour, pairs in CONTRADICTED_BY.items()
-            for name, other in pairs
-            if {name, other} <= merged.keys()
-            and estimates[other].status == "ok"
-            and apart(merged[name], merged[other], errors)
-        }
 
     def _differences(
         self,

@@ -1,0 +1,261 @@
+"""What people do with a ranking, and which estimators are right then: populations, enumerated.
+
+A population has a row for every ranking and everything that may come of it, with the probability of
+both as its row weight: an estimator that is right gives the evaluation policy's value exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import permutations, product
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastrank import ope
+from fastrank.ope.behaviour import contradicted, leading
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Ranking: TypeAlias = tuple[int, ...]
+# Of a ranking: probabilities of what may come of it, the places displayed, and their rewards.
+Outcome: TypeAlias = tuple[float, int, list[float]]
+Behaviour: TypeAlias = Callable[[Ranking], Iterator[Outcome]]
+
+K = 3
+W0, W1 = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 3.0, 2.0, 0.5])
+CLICKS = np.array([0.5, 0.2, 0.3, 0.1])
+GOES_ON = np.array([0.4, 0.9, 0.7, 0.95])
+
+
+def clicks_on(ranking: Ranking, depth: int) -> Iterator[tuple[float, list[float]]]:
+    """Independent clicks on the first places."""
+    for clicked in product([0.0, 1.0], repeat=depth):
+        chances = [
+            CLICKS[item] if click else 1.0 - CLICKS[item]
+            for item, click in zip(ranking[:depth], clicked, strict=True)
+        ]
+        yield float(np.prod(chances)), list(clicked)
+
+
+def looks_at_all(ranking: Ranking) -> Iterator[Outcome]:
+    for chance, clicked in clicks_on(ranking, K):
+        yield chance, K, clicked
+
+
+def leaves_after_a_click(ranking: Ranking) -> Iterator[Outcome]:
+    """Displayed is what was looked at: a cascade."""
+    reached = 1.0
+    for above, item in enumerate(ranking):
+        yield reached * CLICKS[item], above + 1, [0.0] * above + [1.0]
+        reached *= 1.0 - CLICKS[item]
+    yield reached, K, [0.0] * K
+
+
+def scrolls_on_by_what_is_there(ranking: Ranking) -> Iterator[Outcome]:
+    """Whether the next place is displayed depends on the item above it, clicks on their own."""
+    reached = 1.0
+    for depth in range(1, K + 1):
+        stays = 1.0 if depth == K else 1.0 - GOES_ON[ranking[depth - 1]]
+        for chance, clicked in clicks_on(ranking, depth):
+            yield reached * stays * chance, depth, clicked
+        reached *= GOES_ON[ranking[depth - 1]]
+
+
+def gives_up_at_once(ranking: Ranking) -> Iterator[Outcome]:
+    """Nothing is displayed to every third; the others scroll by what is there."""
+    yield 1.0 / 3.0, 0, []
+    for chance, depth, clicked in scrolls_on_by_what_is_there(ranking):
+        yield 2.0 / 3.0 * chance, depth, clicked
+
+
+def has_a_small_screen(ranking: Ranking) -> Iterator[Outcome]:
+    """Depths are of the user, whatever is there."""
+    for depth, share in ((1, 0.5), (2, 0.2), (3, 0.3)):
+        for chance, clicked in clicks_on(ranking, depth):
+            yield share * chance, depth, clicked
+
+
+def buys_one_at_most(ranking: Ranking) -> Iterator[Outcome]:
+    """Multinomial choice, which looks at all of them before: no cascade."""
+    worth = np.exp(4.0 * CLICKS[list(ranking)])
+    chances = worth / (worth.sum() + 3.0)
+    for place in range(K):
+        yield float(chances[place]), K, [float(j == place) for j in range(K)]
+    yield 1.0 - float(chances.sum()), K, [0.0] * K
+
+
+def conditionals(weights: Array, ranking: Ranking) -> list[float]:
+    left, result = weights.sum(), []
+    for item in ranking:
+        result.append(float(np.log(weights[item] / left)))
+        left -= weights[item]
+    return result
+
+
+def marginals(weights: Array) -> Array:
+    """P(item at place), (4, K)."""
+    result = np.zeros((len(weights), K))
+    for ranking in permutations(range(len(weights)), K):
+        result[list(ranking), np.arange(K)] += np.exp(sum(conditionals(weights, ranking)))
+    return result
+
+
+def population(behaviour: Behaviour) -> tuple[ope.Batch, float]:
+    """Every row that there may be, weighted by its probability, and the truth."""
+    rows: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            *("logged", "evaluated", "rewards", "lengths", "row_weights"),
+            *("marginals_logged", "marginals_evaluated", "q_logged", "q_expected"),
+        )
+    }
+    value, of_items = 0.0, (marginals(W0), marginals(W1))
+    places = np.arange(K)
+    for ranking in permutations(range(4), K):
+        logged, evaluated = conditionals(W0, ranking), conditionals(W1, ranking)
+        q = np.sqrt(CLICKS)  # a reward model that is wrong
+        expected, left = [], W1.copy()
+        for item in ranking:
+            expected.append(float(left @ q / left.sum()))
+            left[item] = 0.0
+        for chance, depth, clicked in behaviour(ranking):
+            value += np.exp(sum(evaluated)) * chance * sum(clicked)
+            rows["logged"].append(logged)
+            rows["evaluated"].append(evaluated)
+            rows["rewards"].append(clicked + [0.0] * (K - depth))
+            rows["lengths"].append(depth)
+            rows["row_weights"].append(np.exp(sum(logged)) * chance)
+            for name, of_item in zip(
+                ("marginals_logged", "marginals_evaluated"), of_items, strict=True
+            ):
+                rows[name].append(of_item[list(ranking), places])
+            rows["q_logged"].append(q[list(ranking)])
+            rows["q_expected"].append(expected)
+    return ope.Batch.of(**rows), value
+
+
+def value_of(name: str, batch: ope.Batch) -> float:
+    estimator = ope.ESTIMATORS[name](batch.places)
+    estimator.update(batch)
+    found = ope.estimate(estimator, bootstrap=False).value
+    assert found is not None
+    return found
+
+
+BEHAVIOURS: dict[Behaviour, tuple[str, ...]] = {
+    # Those that are right: all take no more for granted than holds.
+    looks_at_all: ("ips", "snips", "rips", "snrips", "iips", "dr-position"),
+    leaves_after_a_click: ("ips", "snips", "rips", "snrips", "dr-position"),
+    scrolls_on_by_what_is_there: ("ips", "snips", "rips", "snrips", "dr-position"),
+    gives_up_at_once: ("ips", "snips", "rips", "snrips", "dr-position"),
+    has_a_small_screen: ("ips", "snips", "rips", "snrips", "iips", "dr-position"),
+    buys_one_at_most: ("ips", "snips"),
+}
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+def test_who_is_right_is_exact(behaviour: Behaviour) -> None:
+    batch, truth = population(behaviour)
+    assert batch.row_weights is not None
+    assert batch.row_weights.sum() == pytest.approx(1.0, abs=1e-12)
+    for name in ("ips", "snips", "rips", "snrips", "iips", "dr-position"):
+        off = abs(value_of(name, batch) - truth)
+        if name in BEHAVIOURS[behaviour]:
+            assert off < 1e-12, name
+        else:  # or nothing were shown
+            assert off > 0.01, name
+
+
+@pytest.mark.parametrize(
+    "behaviour", [leaves_after_a_click, scrolls_on_by_what_is_there], ids=lambda b: b.__name__
+)
+def test_counting_who_got_to_a_place_is_another_value(behaviour: Behaviour) -> None:
+    """As the logging policy's users got there; those of the evaluation policy do otherwise."""
+    batch, truth = population(behaviour)
+    own = batch.row_weights
+    assert own is not None
+    there = np.arange(K) < batch.lengths[:, None]
+    weights = batch.prefix_weights * there
+    counted = (own @ batch.weighted_rewards) / (own @ weights) * (own @ there)
+    assert abs(counted.sum() - truth) > 0.03
+
+
+def draws(behaviour: Behaviour, n: int, seed: int) -> ope.Batch:
+    """n rows of the population, each of a user."""
+    whole, _ = population(behaviour)
+    assert whole.row_weights is not None
+    rows = np.random.default_rng(seed).choice(len(whole), n, p=whole.row_weights)
+    names = ("logged", "evaluated", "rewards", "lengths", "marginals_logged", "marginals_evaluated")
+    return ope.Batch.of(**{name: getattr(whole, name)[rows] for name in names})
+
+
+def judged(batch: ope.Batch, lead: str = "snrips") -> tuple[set[str], str]:
+    """Kinds of behaviour that it contradicts, and what leads."""
+    estimators = {name: ope.ESTIMATORS[name](batch.places) for name in ("snips", "snrips", "iips")}
+    for estimator in estimators.values():
+        estimator.update(batch)
+    estimates = {name: ope.estimate(each, bootstrap=False) for name, each in estimators.items()}
+    limits = ope.Thresholds()
+    found = contradicted(estimators, estimates, limits.behaviour)
+    return found, leading(lead, estimators, estimates, limits)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kinds"),
+    [
+        (looks_at_all, set[str]()),
+        (has_a_small_screen, set[str]()),
+        (leaves_after_a_click, {"independent"}),
+        (scrolls_on_by_what_is_there, {"independent"}),
+        (buys_one_at_most, {"cascade", "independent"}),
+    ],
+    ids=lambda given: getattr(given, "__name__", None),
+)
+def test_a_long_log_contradicts_what_does_not_hold(behaviour: Behaviour, kinds: set[str]) -> None:
+    """Of 40,000 rows: a wrong kind lies some 10 paired errors off, a right one within 3.
+
+    A right kind is contradicted by 3 in 1,000 logs; none of these, whose seed is fixed, is.
+    """
+    found, lead = judged(draws(behaviour, 40_000, seed=1))
+    assert found == kinds
+    assert lead == ("snips" if "cascade" in kinds else "snrips")
+
+
+def test_doubt_comes_before_contradiction() -> None:
+    """Of 50 logs of 5,000 people who buy one at most, snips leads in more than contradict."""
+    found = [judged(draws(buys_one_at_most, 5000, seed)) for seed in range(50)]
+    contradicted_by = sum("cascade" in kinds for kinds, _ in found)
+    doubted = sum(lead == "snips" for _, lead in found)
+    assert 0 < contradicted_by < doubted < 50
+    assert all(lead == "snips" for kinds, lead in found if "cascade" in kinds)
+
+
+def test_a_right_assumption_is_seldom_doubted() -> None:
+    """2 errors: .046 of the logs. Of 400 binomial draws: a mean of 18, sd 4.2; 5 sd more are 39.
+
+    Contradicted, at 3 errors, .0027 of them: 8 or more of 400 has a probability of 2e-5.
+    """
+    found = [judged(draws(leaves_after_a_click, 500, seed)) for seed in range(400)]
+    assert sum(lead == "snips" for _, lead in found) < 39
+    assert sum("cascade" in kinds for kinds, _ in found) < 8
+
+
+def test_heavy_weights_contradict_nothing() -> None:
+    """What is sound alone can contradict: a mean of heavy weights is low more often than not."""
+    rng = np.random.default_rng(3)
+    n = 4000
+    logged = np.full((n, 2), -1.5)
+    evaluated = logged + rng.normal(-2.0, 2.0, (n, 2)) * [0.02, 1.0]
+    batch = ope.Batch.of(
+        logged,
+        np.minimum(evaluated, 0.0),
+        (rng.random((n, 2)) < 0.3).astype(float),
+        marginals_logged=np.exp(logged),
+        marginals_evaluated=np.exp(np.minimum(evaluated, 0.0)),
+    )
+    estimator = ope.ESTIMATORS["snips"](2)
+    estimator.update(batch)
+    assert ope.estimate(estimator).status != "ok"
+    assert judged(batch) == (set(), "snrips")

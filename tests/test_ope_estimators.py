@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import Any, TypeAlias
 
@@ -308,6 +309,8 @@ def figures(estimator: ope.Estimator) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", ["halves", "ones and rest", "tree", "empty ones"])
 def test_any_split_gives_the_same(name: str, shape: str) -> None:
     whole = some_batch(600, 4, seed=1)
+    if shape == "tree":
+        whole = replace(whole, row_weights=np.random.default_rng(3).uniform(0.1, 10.0, 600))
     order = np.random.default_rng(2).permutation(600)
     cuts = {
         "halves": [300],
@@ -333,6 +336,81 @@ def test_any_split_gives_the_same(name: str, shape: str) -> None:
     np.testing.assert_array_equal(parts[0].counts, one.counts)
     np.testing.assert_array_equal(parts[0].weights.largest, one.weights.largest)
     np.testing.assert_array_equal(parts[0].weights.histogram_counts, one.weights.histogram_counts)
+
+
+# Rows that stand for others.
+
+
+@pytest.mark.parametrize("name", ope.ESTIMATORS)
+def test_a_row_counts_as_often_as_it_says(name: str) -> None:
+    """As if it were there so many times, but for what counts rows, and errors of single rows."""
+    batch = some_batch(400, 3, seed=7)
+    times = np.random.default_rng(8).integers(1, 6, 400)
+    repeated = rows_of(batch, np.repeat(np.arange(400), times))
+    expected = ope.estimate(estimator_of(name, repeated))
+    weighted = replace(batch, row_weights=times.astype(float))
+    found = ope.estimate(estimator_of(name, weighted))
+    assert (expected.rows, found.rows) == (times.sum(), 400)
+    for what in ("value", "standard_error", "effective_clusters", "skewness"):
+        assert getattr(found, what) == pytest.approx(getattr(expected, what), rel=1e-9), what
+    for what in ("interval", "bootstrap"):
+        assert getattr(found, what) == pytest.approx(getattr(expected, what), rel=1e-9), what
+    if found.diagnostics is not None:
+        assert expected.diagnostics is not None
+        for what in ("mean_weight", "mean_weight_z"):
+            one, other = (getattr(each.diagnostics, what) for each in (found, expected))
+            assert one == pytest.approx(other, rel=1e-9), what
+        # What a row stands for is one row's word.
+        assert found.diagnostics.ess < expected.diagnostics.ess
+    if name == "clipped-ips":
+        assert found.parameters == pytest.approx(expected.parameters)
+
+
+@pytest.mark.parametrize("name", ope.ESTIMATORS)
+def test_the_unit_of_row_weights_does_not_matter(name: str) -> None:
+    batch = some_batch(400, 3, seed=7)
+    own = np.random.default_rng(8).uniform(0.5, 2.0, 400)
+    one, other = (
+        figures(estimator_of(name, replace(batch, row_weights=scale * own))) for scale in (1.0, 1e6)
+    )
+    for key, value in one.items():
+        if key.startswith("heaviest_share"):  # by bins of the weights
+            assert other[key] == pytest.approx(value, rel=0.05)
+        elif isinstance(value, float):
+            assert other[key] == pytest.approx(value, rel=1e-9, abs=1e-12), key
+
+
+def test_rows_that_were_kept_by_their_rewards_are_made_good() -> None:
+    """Of rows without a click a tenth was kept: each stands for ten, exactly in the population."""
+    arm, click = np.repeat([0, 1, 2], 2), np.tile([0.0, 1.0], 3)
+    share = P0[arm] * np.where(click > 0.0, RATES[arm], 1.0 - RATES[arm])
+    kept = np.where(click > 0.0, 1.0, 0.1)
+    rows = np.repeat(np.arange(6), np.round(10_000 * share * kept).astype(int))
+    batch = ope.Batch.of(
+        np.log(P0[arm])[rows],
+        np.log(P1[arm])[rows],
+        click[rows],
+        marginals_logged=P0[arm][rows],
+        marginals_evaluated=P1[arm][rows],
+        row_weights=(1.0 / kept)[rows],
+    )
+    for name in ("ips", "snips", "rips", "snrips", "iips"):
+        found = ope.estimate(estimator_of(name, batch))
+        assert found.value == pytest.approx(0.31, rel=1e-3), name
+        assert found.diagnostics is not None
+        assert found.diagnostics.mean_weight == pytest.approx(1.0, abs=1e-3)
+        without = ope.estimate(estimator_of(name, replace(batch, row_weights=None)))
+        assert without.value is not None
+        assert without.value > 0.8
+    assert iid("avg", batch).value == pytest.approx(0.19, rel=1e-3)
+
+
+def test_a_bernstein_bound_is_of_rows_that_are_alike() -> None:
+    batch = replace(three_arms(), row_weights=np.where(np.arange(1000) < 500, 1.0, 2.0))
+    estimator = estimator_of("clipped-ips", batch)
+    assert ope.estimate(estimator, reward_range=(0.0, 1.0)).bernstein is None
+    alike = estimator_of("clipped-ips", replace(batch, row_weights=np.ones(1000)))
+    assert ope.estimate(alike, reward_range=(0.0, 1.0)).bernstein is not None
 
 
 def weigh_alike(one: str, other: str) -> bool:
@@ -770,6 +848,10 @@ def test_bad_arrays_are_named(arrays: tuple[Any, Any, Any], message: str) -> Non
         ({"groups": {1}}, "groups: expected an array of numbers, got {1}"),
         ({"groups": np.ma.array([1], mask=[True])}, "groups: masked arrays are not taken"),
         ({"uniform": ["x"]}, "uniform: expected real numbers, got 'x' at index 0"),
+        ({"row_weights": [0.0]}, r"row_weights: row 0: must be above 0, got 0\.0"),
+        ({"row_weights": [-1]}, r"row_weights: row 0: must be above 0, got -1\.0"),
+        ({"row_weights": [np.nan]}, "row_weights: row 0: must be finite, got nan"),
+        ({"row_weights": [1.0, 1.0]}, r"row_weights: expected shape \(1,\), got \(2,\)"),
     ],
 )
 def test_bad_optional_arrays_are_named(optional: dict[str, Any], message: str) -> None:

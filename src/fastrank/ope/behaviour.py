@@ -23,7 +23,8 @@ _PAIRS = {
     INDEPENDENT: (("iips", "snrips"), ("iips", "snips"), ("snrips", "snips")),
     ADDITIVE: (("pi", "snips"),),
 }
-_DOUBT = 2.0 / 3.0  # of `Thresholds.behaviour`: enough to let another estimator lead
+_DOUBT = 2.0 / 3.0  # of `Thresholds.behaviour`: enough to let snips lead
+_AS_EXACT = 1.25  # times the error
 
 
 def contradicted(
@@ -55,13 +56,25 @@ def leading(
     estimates: Mapping[str, Estimate],
     thresholds: Thresholds,
 ) -> str:
-    """`lead`, or snips if the log casts doubt on what `lead` takes for granted.
+    """`lead`, or snips, which assumes nothing, where that costs little or is called for.
 
-    Doubt comes earlier than contradiction, at two thirds of `Thresholds.behaviour`: where there was
-    no reason for it, snips is as right, and hardly less exact.
+    It costs little where the error of the difference to avg is at most 1.25 times that of `lead`.
+    It is called for where the log casts doubt on what `lead` takes for granted, at two thirds of
+    `Thresholds.behaviour`: short of contradiction, but a bias of as much would spoil the interval.
     """
+    if ESTIMATORS[lead].behaviour is None or "snips" not in estimators:
+        return lead
+    if estimates["snips"].status != "ok":
+        return lead
+    error, of_lead = (_error(estimators[name], estimators["avg"]) for name in ("snips", lead))
+    as_exact = error is not None and of_lead is not None and error <= _AS_EXACT * of_lead
     doubted = contradicted(estimators, estimates, _DOUBT * thresholds.behaviour)
-    return "snips" if ESTIMATORS[lead].behaviour in doubted else lead
+    return "snips" if as_exact or ESTIMATORS[lead].behaviour in doubted else lead
+
+
+def _error(estimator: Estimator, reference: Estimator) -> float | None:
+    spread = spread_of(estimator.without_each - reference.without_each, estimator)
+    return None if spread is None else spread.error
 
 
 def _differ(estimator: Estimator, other: Estimator, errors: float) -> bool:

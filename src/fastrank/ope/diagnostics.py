@@ -69,7 +69,7 @@ class Thresholds:
     """
 
     reward_ess: float = 1.0
-    difference_reward_ess: float = 20.0
+    difference_reward_ess: float = 8.0
     max_weight_share: float = 0.01
     heaviest_share: float = 0.25
     mean_weight: float = 0.05

@@ -115,7 +115,7 @@ class Estimate:
     transformation") does. With rare clicks of equal weight it is about that of a Poisson count.
     Who has many rows says little of the skewness, one user's luck being no tail, so that users'
     shares of it are damped by their rows. Degrees of freedom are the effective clusters less one,
-    or as many as the users' influences bear by their kurtosis (Satterthwaite), if fewer.
+    or half as many as the users' influences bear by their kurtosis (Satterthwaite), if fewer.
     """
 
     estimator: str

@@ -60,6 +60,7 @@ def spread_of(without_each: FloatArray, estimator: Estimator) -> Spread | None:
     shares = estimator.mass[estimator.counts > 0] / estimator.mass.sum()
     damping = 1.0 / (1.0 + shares * effective)
     skewness = float(damping @ influence**3 / (damping @ shares))
-    # 2 / the relative variance of the variance, beyond that of groups that are alike.
-    excess = float((influence**4).sum()) - 1.0 / groups
-    return Spread(error, skewness, effective, 2.0 / excess if excess > 0.0 else math.inf)
+    # The relative variance of the variance, beyond that of groups that are alike. Satterthwaite has
+    # twice as many; but of heavy tails few logs show all.
+    excess = float(damping @ influence**4 / (damping @ shares)) - 1.0 / groups
+    return Spread(error, skewness, effective, 1.0 / excess if excess > 0.0 else math.inf)

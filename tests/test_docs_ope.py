@@ -74,7 +74,9 @@ def test_limits_are_the_defaults() -> None:
     assert f"over {limits.mean_weight:g}".replace("0.", ".") in said["mean_weight"]
     assert f"Fewer than {limits.clusters:g} " in said["few_clusters"]
     assert f"over {limits.clipped:g}".replace("0.", ".") in said["clipped"]
-    assert f"over {limits.skewness:g}".replace("0.", ".") in said["skewed"]
+    assert f"than {limits.difference_reward_ess:g} for a difference" in said["reward_ess"]
+    assert f"over {limits.mean_weight_z:g} standard errors" in said["mean_weight"]
+    assert f"Over {limits.behaviour:g} paired standard errors" in said["behaviour"]
     assert f"Over {100 * limits.set_aside:g} %" in said["set_aside"]
     assert f"{100 * limits.malformed:g} %" in PAGE
     assert f"{100 * limits.uncovered:g} % the status is `unsupported`" in PAGE.replace("\n", " ")

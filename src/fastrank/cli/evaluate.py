@@ -177,7 +177,8 @@ def audit(
     "--lead",
     type=click.Choice(list(ope.ESTIMATORS)),
     metavar="NAME",
-    help="The estimator that verdicts rest on.  [default: snrips; snips with one place]",
+    help="The estimator that verdicts rest on.  [default: snrips; snips where that is as exact, or"
+    " the log contradicts snrips]",
 )
 @click.option(
     "--reference",

@@ -200,7 +200,7 @@ class _Sample:
         self._writers = writers
         self._named, self._propensities, self._drawn = _Tally(), _Tally(), _Tally()
         self._not_judged: Counter[str] = Counter()
-        self._weights: list[float] = []
+        self._weights: list[tuple[float, float]] = []  # of the known policy, and of the row
         self._other_versions: Counter[int] = Counter()
         self._other_candidates = 0
 
@@ -316,7 +316,8 @@ class _Sample:
                 bias=query.bias,
                 **query.score,
             )
-            self._weights.append(float(np.exp(other[0] - logged[0])))
+            own = 1.0 if batch.row_weights is None else float(batch.row_weights[i])
+            self._weights.append((float(np.exp(other[0] - logged[0])), own))
 
     def checks(self) -> Iterator[Check]:
         yield self._named.check(
@@ -368,11 +369,13 @@ class _Sample:
             return Check(
                 name, "not done", n, 0, f"fewer than {_FEW} Plackett-Luce rows in the sample"
             )
-        weights = np.array(self._weights)
-        error = float(weights.std(ddof=1)) / np.sqrt(n)
-        z = (float(weights.mean()) - 1.0) / error if error else 0.0
+        weights, own = np.array(self._weights).T
+        mean = float(own @ weights / own.sum())
+        spread = float(np.square(own * (weights - mean)).sum()) * n / (n - 1)
+        error = math.sqrt(spread) / float(own.sum())
+        z = (mean - 1.0) / error if error else 0.0
         message = (
-            f"the mean weight of a known policy is {weights.mean():.4f} ± {error:.4f},"
+            f"the mean weight of a known policy is {mean:.4f} ± {error:.4f},"
             f" {'as it should be' if abs(z) <= _WORST_Z else 'and should be 1'}"
         )
         failed = abs(z) > _WORST_Z

@@ -77,13 +77,16 @@ _GLOSSARY: Mapping[str, str] = {
     "Effective sample size (ESS)": "So many rows of equal weight would say as much. 20,000 rows"
     " with an ESS of 50 are worth 50 rows.",
     "Reward ESS": "The same for rows that earned something: so many equally rewarded rows would"
-    " carry the estimate as well. Below 200, intervals cannot be relied on.",
+    " carry the estimate as well. Where they are few, intervals are wide and lopsided.",
     "Uncovered mass": "How often the evaluated policy would show a ranking that the logging policy"
     " could never have shown. The log is silent about these.",
     "Overlap": "How far both policies show the same rankings. Without it a few rows carry all of"
     " the weight; more rows of the same log hardly help, more exploration does.",
     "Self-normalised": "Divided by the sum of the weights in place of the number of rows (snips,"
     " snrips): much less noise for a bias that vanishes as the log grows.",
+    "Leading estimator": "The one that the verdict rests on. It is snips, which takes nothing for"
+    " granted, where that is nearly as exact or where the log casts doubt on what snrips takes for"
+    " granted: from the same rows, both should say nearly the same.",
     "Cascade assumption": "People look from the top down, so that what stands further down does not"
     " change what they do above. Then a reward needs only the weight of the places down to it.",
     "Standard error, clustered": "Rows of one user resemble each other; the error counts users"
@@ -167,6 +170,7 @@ def _view(section: Section) -> dict[str, Any]:
         "reference": reference,
         "compared": sum(bool(policy.differences) for policy in evaluation.policies),
         "logged_by": [_law(each) for each in strata[:3]],
+        "leads": list(dict.fromkeys(policy.lead for policy in evaluation.policies)),
         "short": _short(evaluation, reference),
         "forest": _forest(evaluation),
         "policies": [_policy(evaluation, each) for each in evaluation.policies],

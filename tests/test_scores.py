@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import dataclasses
 import functools
 import json
@@ -545,6 +546,20 @@ def test_a_score_that_is_none_names_the_item(isa: str, storage: str, threads: in
         )
 
 
+@pytest.mark.parametrize("sampler", ["gumbel", "cached"])
+def test_of_several_users_whose_scores_are_none_the_first_is_named(sampler: Any) -> None:
+    """With the item that is this user's own, whatever those after it met."""
+    catalog = fr.Catalog([1, 2, 3], np.eye(3), features={"a": [1.0, 2.0, 3.0]})
+    with pytest.raises(ValueError, match=r"^queries: row 1: .* gives the item 3 more .*'w': 3.0"):
+        catalog.rank_batch(
+            np.ones((4, 3)),
+            2,
+            policy=fr.PlackettLuce(sampler=sampler),
+            score="1 / (a - w)",
+            params=[{"w": w} for w in (0.0, 3.0, 1.0, 2.0)],
+        )
+
+
 def test_of_what_is_filtered_out_nothing_is_asked(isa: str, chunk_panels: int) -> None:
     n = 1000
     stock = np.ones(n)
@@ -575,6 +590,15 @@ def test_a_bias_is_added_behind() -> None:
     catalog = fr.Catalog([1, 2], [[1.0], [2.0]], bias=[0.5, 0.25], features={"a": [3.0, 4.0]})
     made = catalog.scores([1.0], bias=[10.0, 20.0], score="dot * a")
     assert made.tolist() == [13.5, 28.25]
+
+
+def test_a_dot_product_beyond_the_range_is_refused_whatever_a_score_makes_of_it() -> None:
+    """It could be an infinity, of which `1 / dot` makes a score like any other."""
+    catalog = fr.Catalog([1, 2], [[1.0], [2.0]])
+    made = catalog.scores([8e37], score="1 / dot")
+    assert made.tolist() == pytest.approx([1 / 8e37, 1 / 16e37])
+    with pytest.raises(ValueError, match="scores could pass the float32 range"):
+        catalog.scores([9e37], score="1 / dot")
 
 
 # ---- What is refused ---------------------------------------------------------------------------
@@ -821,6 +845,19 @@ def test_what_a_filter_takes_from_a_table_is_by_the_score(
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_filter_keeps_to_a_table_where_a_pass_by_the_score_costs_more(storage: str) -> None:
+    """Codes make the pass by dot products cheaper, and leave that by a score as it is."""
+    catalog, _ = finished(20_011, storage=storage)
+    ids = catalog.item_ids
+    places = np.arange(len(ids))
+    cut = ids[(places // 16 % 5 == 0) & (places % 16 < 4)]
+    call: dict[str, Any] = {"policy": DRAWN["cached"], "seed": 1, "exclude": cut}
+    assert catalog.rank([0.5, -1.0, 2.0], 5, score="s", **call).made_by == "table"
+    by_dot = catalog.rank([0.5, -1.0, 2.0], 5, **call)
+    assert by_dot.made_by == ("table" if storage == "float32" else "pass")
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
 @pytest.mark.parametrize("length", FINISHED)
 def test_tables_of_many_users_are_made_together(isa: str, length: str, storage: str) -> None:
     """Ahead, and by a batch whose users have scores of their own: every user's is by their own."""
@@ -899,3 +936,37 @@ def test_the_core_refuses_steps_that_point_nowhere() -> None:
     other = function(op["copy"], -1, 1 << 16, 0, 0)
     with pytest.raises(ValueError, match="function: of other items"):
         SOME._packed.scores(SOME._query(QUERY), None, other)
+
+
+def test_code_is_run_of_items_alone(isa: str) -> None:
+    """Past the last one columns hold zeros, with which a loop of its own need not end."""
+    asked: list[int] = []
+
+    def run(_context: int, first: int, count: int, _scores: int) -> None:
+        asked.extend(range(first, first + count))
+
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    code = ctypes.CFUNCTYPE(None, pointer, integer, integer, pointer)(run)
+    none, address = np.zeros(0, np.float32), ctypes.cast(code, pointer).value
+    assert address is not None
+    function = _native.Function(83, lambda position, what: "", none, [], [], code=address)
+    SOME._packed.scores(SOME._query(QUERY), None, function)
+    assert asked == list(range(83))
+
+
+def test_the_core_refuses_a_bias_that_leaves_a_score_no_room() -> None:
+    """However small dot products are: a function may make 1e38 of them. Who calls allows 1e37."""
+    copy = np.array([[_native.OPS.index("copy"), -1, 1 << 16, 0, 0]], np.int32)
+    none = np.zeros(0, np.float32)
+    function = _native.Function(83, lambda position, what: "", none, [], [], copy)
+    for of, bias, fits in (
+        (None, 7.1e37, True),
+        (function, 6.9e37, True),
+        (function, 7.1e37, False),
+    ):
+        call = SOME._query(QUERY), np.full(83, bias, np.float32), of
+        if fits:
+            assert SOME._packed.scores(*call)[0] == np.float32(bias)
+            continue
+        with pytest.raises(ValueError, match="scores could pass the float32 range"):
+            SOME._packed.scores(*call)

@@ -40,7 +40,7 @@ def make(path: Path, rows: int, places: int) -> None:
             n = min(ROW_GROUP, rows - first)
             logged = np.log(rng.uniform(0.02, 0.5, (n, places)))
             evaluated = np.minimum(logged + rng.normal(0.0, 0.1, logged.shape), 0.0)
-            rewards = (rng.random((n, places)) < 0.05).astype(np.float32)
+            rewards = (rng.random((n, places)) < 0.05).astype(np.float64)
             items = rng.permuted(np.tile(np.arange(50), (n, 1)), axis=1)[:, :places]
             given = {
                 "schema_version": np.ones(n),
@@ -62,7 +62,7 @@ def make(path: Path, rows: int, places: int) -> None:
                 "log_propensity": logged.sum(axis=1),
                 "propensity_kind": ["exact"] * n,
                 "log_norm_error": np.zeros(n),
-                "rewards": lists(rewards, pa.float32()),
+                "rewards": lists(rewards, pa.float64()),
                 "reward_kind": ["complete"] * n,
                 "evaluated": lists(evaluated, pa.float64()),
             }

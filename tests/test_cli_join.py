@@ -53,6 +53,80 @@ def test_json(log: Path, tmp_path: Path) -> None:
     assert record["rewards_unlogged"] == 1
 
 
+def test_rewards_that_are_missing_are_said_in_words(log: Path, tmp_path: Path) -> None:
+    clicks = write_rewards(
+        tmp_path / "early.csv",
+        *[reward(f"r{i}", 100, hours=-29.4 / 3600) for i in range(2)],
+        *[reward("r2", 100), reward("r3", 100), reward("R4", 100)],
+    )
+    result = run("join", log, clicks, *USUAL, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "before their ranking 2" in said
+    assert (
+        "2 of 5 rewards came before their ranking, 29.4 s in the median, up to 29.4 s: if clocks"
+        " differ, join with --skew 30s"
+    ) in said
+    assert "1 of 5 rewards name requests that the log does not hold: are ids written" in said
+    assert "60 % of the rewards are missing in the result." in said
+    mended = (*USUAL, "--skew", "30s", "--other-requests")
+    result = run("join", log, clicks, *mended, "-o", tmp_path / "mended")
+    assert result.exit_code == 0, result.output
+    assert "1 of 5 rewards name requests that the log does not hold" in result.stdout
+    assert "are missing" not in result.stdout
+    assert "--skew" not in result.stdout
+    assert "skew: expected a length" in refused(
+        "join", log, clicks, *USUAL, "--skew", "bit", "-o", tmp_path / "no"
+    )
+
+
+def test_no_reward_used_is_a_failed_check(log: Path, tmp_path: Path) -> None:
+    """The result is there, and its account says why."""
+    for name, rewards, why in (
+        ("upper", [reward("R0", 100)], "name requests that the log does not hold"),
+        ("east", [reward("r0", 100, hours=25)], "came after the window; a time that says no zone"),
+        ("west", [reward("r0", 100, hours=-5)], "up to 5 h: a time that says no zone is taken"),
+        ("items", [reward("r0", 999)], "1 of 1 rewards are of items that were not shown there"),
+        ("places", [reward("r0", 100, position=1)], "items that were shown in another position"),
+    ):
+        clicks = write_rewards(tmp_path / f"{name}.csv", *rewards)
+        result = run("join", log, clicks, *USUAL, "-o", tmp_path / name)
+        assert result.exit_code == 1
+        said = " ".join(result.stdout.split())
+        assert why in said
+        assert "Not one of the rewards was used: every ranking written earned 0." in said
+        assert sum(map(len, LogReader(tmp_path / name))) == 5
+        again = run("join", log, clicks, *USUAL, "-o", tmp_path / f"{name} too", "--json")
+        assert again.exit_code == 1
+        assert json.loads(again.stdout)["rewards_used"] == 0
+        assert why in again.stderr
+        assert "Not one of the rewards was used" in again.stderr
+
+
+def test_files_without_rewards_are_said(log: Path, tmp_path: Path) -> None:
+    clicks = write_rewards(tmp_path / "none.csv")
+    for kind, nothing in (("positives", "earned 0"), ("complete", "has no reward")):
+        usual = (*USUAL[:4], "--kind", kind)
+        result = run("join", log, clicks, *usual, "-o", tmp_path / kind)
+        assert result.exit_code == 0
+        assert f"no rewards in the files: every ranking written {nothing}." in result.stdout
+
+
+def test_open_windows_are_said(log: Path, tmp_path: Path) -> None:
+    early = ("--window", "24h", "--as-of", "2026-01-01T13:00:00Z", "--kind", "positives")
+    clicks = write_rewards(tmp_path / "one.csv", reward("r0", 100))
+    result = run("join", log, clicks, *early, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    said = " ".join(result.stdout.split())
+    until = "2026-01-02T12:00:00.000004+00:00"
+    assert f"5 rankings left out: their windows are open, the last until {until}" in said
+    assert "No ranking was written: all windows are open." in said
+    later = ("--window", "24h", "--as-of", "2999-01-01", "--kind", "positives")
+    message = refused("join", log, clicks, *later, "-o", tmp_path / "never")
+    assert "as_of: 2999-01-01T00:00:00+00:00 is beyond the clock" in message
+    assert not (tmp_path / "never").exists()
+
+
 def test_files_that_cannot_be_read_are_named(log: Path, tmp_path: Path) -> None:
     bad = log / "bad.parquet"
     bad.write_bytes(next(log.glob("*.parquet")).read_bytes()[:500])

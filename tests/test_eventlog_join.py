@@ -22,6 +22,7 @@ from logs import HOUR, NOON, catalog, drain, row, table
 
 import fastrank as fr
 from fastrank.eventlog import JoinSummary, LogReader, LogWriter, join
+from fastrank.eventlog.account import told, told_of
 from fastrank.eventlog.join import parse_time, parse_window
 from fastrank.eventlog.schema import IdKind
 
@@ -203,9 +204,14 @@ class TestRewards:
         assert drain(tmp_path / "out")[0][0]["rewards"] == [0, 1, 1]
         assert (summary.rewards_used, summary.rewards_misplaced) == (2, 1)
 
-    def test_batches_of_a_large_log_against_a_slow_twin(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("skew", [timedelta(0), timedelta(minutes=30)])
+    @pytest.mark.parametrize("other", [False, True])
+    def test_batches_of_a_large_log_against_a_slow_twin(
+        self, skew: timedelta, other: bool, tmp_path: Path
+    ) -> None:
         """Each reward by a plain loop over dicts; 60 rankings, 900 rewards of every fate."""
         rng = np.random.default_rng(8)
+        early: list[float] = []
         rows = []
         for i in range(60):
             m = int(rng.integers(0, 6))
@@ -223,7 +229,7 @@ class TestRewards:
         rewards = [
             reward(
                 f"r{rng.integers(0, 65)}", int(rng.integers(0, 9)),
-                float(rng.integers(0, 4)), hours=float(rng.integers(-2, 60)) / 2,
+                float(rng.integers(0, 4)), hours=float(rng.integers(-4, 120)) / 2,
                 position=int(rng.integers(1, 6)) if rng.random() < 0.3 else None,
             )
             for _ in range(900)
@@ -238,25 +244,39 @@ class TestRewards:
         for name, one in by_id.items():
             served = datetime.fromtimestamp(one["ts"] / 1e6, UTC)
             closed[name] = served + window <= as_of
-            count.rows_open += not closed[name]
+            if not closed[name]:
+                count.rows_open += 1
+                count.open_until = max(count.open_until or "", (served + window).isoformat())
+        times = [datetime.fromtimestamp(one["ts"] / 1e6, UTC) for one in rows]
         for each in rewards:
             if each["request_id"] not in by_id:
                 count.rewards_unlogged += 1
                 count.rewards_unlogged_requests += 1
+                in_span = min(times) - skew <= each["ts"] <= max(times) + window
+                count.rewards_unlogged_in_span += in_span
+                count.rewards_dropped += in_span and not other
                 continue
             one = by_id[each["request_id"]]
             m = len(one["item_ids"]) if one["displayed"] is None else one["displayed"]
             shown = one["item_ids"][:m]
             if each["item_id"] not in shown:
                 count.rewards_unlogged += 1
+                count.rewards_dropped += 1
                 continue
             place = shown.index(each["item_id"])
             if each["position"] not in (None, place + 1):
                 count.rewards_misplaced += 1
+                count.rewards_dropped += 1
                 continue
             delay = each["ts"] - datetime.fromtimestamp(one["ts"] / 1e6, UTC)
-            if not timedelta(0) <= delay <= window:
+            if delay < -skew:
                 count.rewards_outside_window += 1
+                count.rewards_before += 1
+                count.rewards_dropped += 1
+                early.append(-delay.total_seconds())
+            elif delay > window:
+                count.rewards_outside_window += 1
+                count.rewards_after += 1
             elif not closed[each["request_id"]]:
                 count.rewards_of_open_rows += 1
             else:
@@ -271,6 +291,8 @@ class TestRewards:
                     used.get((name, place), 0.0) if place < m else None
                     for place in range(len(one["item_ids"]))
                 ]
+        count.before_seconds_median = float(np.median(early))
+        count.before_seconds_most = max(early)
         count.rows_written = len(expected)
         count.rows_with_reward = len({name for name, _ in used})
         assert count.rows_set_aside == 0
@@ -283,16 +305,205 @@ class TestRewards:
         path = write_rewards(tmp_path / "r.parquet", *rewards)
         summary = join(
             log, path, tmp_path / "out", window=window, as_of=as_of, kind="positives",
-            repeats="sum",
+            repeats="sum", skew=skew, other_requests=other,
         )  # fmt: skip
         assert summary == count
+        assert summary.rewards_unlogged_in_span < summary.rewards_unlogged_requests
+        assert summary.rewards_read == (
+            summary.rewards_used + summary.rewards_of_open_rows + summary.rewards_before
+            + summary.rewards_after + summary.rewards_misplaced + summary.rewards_unlogged
+        )  # fmt: skip
+        among = summary.rewards_dropped + summary.rewards_used + summary.rewards_of_open_rows
+        assert 0.0 < summary.dropped_share == summary.rewards_dropped / among < 1.0
+        assert LogReader(tmp_path / "out").report.rewards_dropped_share == 0.0  # not read yet
+        assert drain(tmp_path / "out")[1].report.rewards_dropped_share == summary.dropped_share
         assert {one["request_id"]: one["rewards"] for one in drain(tmp_path / "out")[0]} == expected
 
-    def test_sums_beyond_float32_are_refused(self, tmp_path: Path) -> None:
-        rewards = [reward("r0", 100, 3e38), reward("r0", 100, 3e38)]
-        with pytest.raises(ValueError, match="passes the float32 range"):
-            joined(tmp_path, rewards, row(0), repeats="sum")
+    def test_rewards_are_float64(self, tmp_path: Path) -> None:
+        """To the last unit of revenue, and the smallest there are."""
+        for form, values in (("csv", [16_777_217, 1e-46, 5e-324]), ("parquet", [0.1, 1e39, 2.0])):
+            rewards = [
+                reward("r0", item, float(value))
+                for item, value in zip(row(0)["item_ids"], values, strict=True)
+            ]
+            log = write_log(tmp_path / form / "log", row(0))
+            path = write_rewards(tmp_path / form / f"r.{form}", *rewards)
+            out = tmp_path / form / "out"
+            join(log, path, out, window="24h", as_of=LATER, kind="positives")
+            assert drain(out)[0][0]["rewards"] == values
+            (batch,) = LogReader(out)
+            assert batch.rewards.tolist() == [values]
+        rewards = [reward("r0", 100, 20_000_001.0), *[reward("r0", 100, 1.0)] * 50]
+        assert joined(tmp_path, rewards, row(0), repeats="sum")[0]["r0"] == [0, 20_000_051, 0]
+
+    def test_whole_numbers_in_parquet_are_the_nearest(self, tmp_path: Path) -> None:
+        rewards = [{**reward("r0", 100), "reward": 2**53 + 1}]
+        log = write_log(tmp_path / "log", row(0))
+        path = write_rewards(tmp_path / "r.parquet", *rewards)
+        join(log, path, tmp_path / "out", window="24h", as_of=LATER, kind="positives")
+        assert drain(tmp_path / "out")[0][0]["rewards"] == [0, float(2**53), 0]
+
+    @pytest.mark.parametrize("kind", ["positives", "complete"])
+    def test_sums_beyond_float64_are_refused(self, kind: str, tmp_path: Path) -> None:
+        largest = 1.7e308
+        rewards = [reward("r1", 100, largest), reward("r1", 100, largest)]
+        if kind == "complete":  # infinity less infinity
+            rewards += [reward("r1", 100, -largest)] * 4
+        with pytest.raises(ValueError, match=r"a\.parquet: row 1: the sum of its rewards passes"):
+            joined(tmp_path, rewards, row(0), row(1), repeats="sum", kind=kind)
         assert not (tmp_path / "out").exists()
+
+
+class TestMissing:
+    """What should have been there: told apart, and kept for who evaluates the result."""
+
+    def test_clocks_that_differ(self, tmp_path: Path) -> None:
+        """Half a minute behind: as many as come before are counted, and `skew` takes them in."""
+        rows = [row(i, ts=NOON) for i in range(10)]
+        hours = [(i - 30) / 3600 for i in range(0, 50, 5)]  # -30 s to 15 s
+        rewards = [reward(f"r{i}", 100, hours=h) for i, h in enumerate(hours)]
+        found, summary = joined(tmp_path / "0", rewards, *rows)
+        assert (summary.rewards_used, summary.rewards_before, summary.rewards_after) == (4, 6, 0)
+        assert (summary.before_seconds_median, summary.before_seconds_most) == (17.5, 30.0)
+        assert summary.rewards_dropped == 6
+        assert summary.dropped_share == 0.6
+        (said,) = told(summary.to_dict())
+        assert said == ("6 of 10 rewards came before their ranking, 17.5 s in the median, up to"
+                        " 30 s: if clocks differ, join with --skew 30s")  # fmt: skip
+        found, summary = joined(tmp_path / "1", rewards, *rows, skew="29.9s")
+        assert (summary.rewards_used, summary.rewards_before) == (9, 1)
+        found, summary = joined(tmp_path / "2", rewards, *rows, skew=timedelta(seconds=30))
+        assert found == {f"r{i}": [0, 1, 0] for i in range(10)}
+        assert (summary.rewards_used, summary.rewards_before, summary.dropped_share) == (10, 0, 0)
+        assert told(summary.to_dict()) == []
+        # They count as at the ranking's time.
+        times = [one["reward_ts"] for one in drain(tmp_path / "2" / "out")[0]]
+        assert times[:7] == [START] * 7
+        assert times[8] == START + timedelta(seconds=10)
+        account = json.loads((tmp_path / "2" / "out" / "join.json").read_text())
+        assert (account["skew_seconds"], account["other_requests"]) == (30.0, False)
+
+    def test_both_ends_of_the_skew_are_in(self, tmp_path: Path) -> None:
+        micro = 1 / HOUR
+        rewards = [reward("r0", 0, hours=-1), reward("r0", 100, hours=-1 - micro)]
+        found, summary = joined(tmp_path, rewards, row(0), skew="1h")
+        assert found == {"r0": [1, 0, 0]}
+        assert (summary.rewards_before, summary.before_seconds_most) == (1, 3600.000001)
+
+    def test_the_first_by_its_own_time(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 100, 2.0, -0.1), reward("r0", 100, 3.0, -0.2)]
+        assert joined(tmp_path, rewards, row(0), skew="1h", repeats="first")[0]["r0"][1] == 3.0
+
+    def test_what_is_no_flaw(self, tmp_path: Path) -> None:
+        """A short window is a choice, and files may cover more time than the log."""
+        rewards = [
+            reward("r0", 100),
+            *[reward("r0", 0, hours=25)] * 5,
+            *[reward("elsewhere", 0, hours=h) for h in (-0.001, 24.001, 1000)],
+        ]
+        _, summary = joined(tmp_path, rewards, row(0))
+        assert (summary.rewards_after, summary.rewards_unlogged_requests) == (5, 3)
+        assert (summary.rewards_unlogged_in_span, summary.rewards_dropped) == (0, 0)
+        assert told(summary.to_dict()) == [
+            "3 of 9 rewards name requests that the log does not hold, at times that it does not"
+            " cover",
+            "5 of 9 rewards came after the window",
+        ]
+
+    def test_requests_that_were_not_logged(self, tmp_path: Path) -> None:
+        """A flaw, unless the caller knows better."""
+        rewards = [reward("r0", 100), reward("R0", 100, hours=0), reward("R0", 0, hours=24)]
+        for other, dropped in ((False, 2), (True, 0)):
+            _, summary = joined(tmp_path / str(other), rewards, row(0), other_requests=other)
+            assert (summary.rewards_unlogged_in_span, summary.rewards_dropped) == (2, dropped)
+            (said,) = told(summary.to_dict(), other_requests=other)
+            assert said.startswith("2 of 3 rewards name requests that the log does not hold")
+            assert ("--other-requests" in said) is not other
+
+    def test_another_zone(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 100, hours=-5), reward("r0", 0, hours=-4.5)]
+        _, summary = joined(tmp_path / "west", rewards, row(0))
+        assert told(summary.to_dict()) == [
+            "2 of 2 rewards came before their ranking, 4.75 h in the median, up to 5 h: a time"
+            " that says no zone is taken for UTC"
+        ]
+        _, summary = joined(tmp_path / "east", [reward("r0", 100, hours=2)], row(0), window="1h")
+        assert told(summary.to_dict()) == [
+            "1 of 1 rewards came after the window; a time that says no zone is taken for UTC"
+        ]
+
+    def test_rewards_of_open_rows_found_their_ranking(self, tmp_path: Path) -> None:
+        """Or an early join would look worse than a later one."""
+        rows = [row(i) for i in range(9)]
+        rows[0]["ts"] = NOON - 20 * HOUR
+        rewards = [reward(f"r{i}", 100, hours=-19 if i == 0 else 1) for i in range(9)]
+        rewards.append(reward("r5", 55))
+        _, summary = joined(tmp_path, rewards, *rows, as_of=START + timedelta(hours=5))
+        assert (summary.rewards_used, summary.rewards_of_open_rows) == (1, 8)
+        assert summary.dropped_share == 0.1
+        assert summary.open_until == (START + timedelta(hours=24, microseconds=8)).isoformat()
+
+    def test_the_last_open_window_of_all_batches(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        for i, hours in enumerate((30, 40, 10)):
+            write_log(log / str(i), row(i, ts=NOON + hours * HOUR))
+        path = write_rewards(tmp_path / "r.csv")
+        summary = join(log, path, tmp_path / "out", window="20h", as_of=LATER, kind="positives")
+        assert summary.rows_open == 2
+        assert summary.open_until == (START + timedelta(hours=60)).isoformat()
+
+    def test_several_joins_are_judged_as_one(self, tmp_path: Path) -> None:
+        joined(tmp_path / "a", [reward("r0", 100, hours=-1)], row(0))
+        joined(tmp_path / "b", [reward(f"r{i}", 100) for i in range(1, 10)], *map(row, range(10)))
+        outs = [tmp_path / name / "out" for name in "ab"]
+        assert drain(outs)[1].report.rewards_dropped_share == 0.1
+        # Of an account as it was before early and late were told apart, nothing is judged.
+        file = outs[0] / "join.json"
+        account = json.loads(file.read_text())
+        later = ("before", "after", "dropped", "in_span", "open_until")
+        fresh = [name for name in account["summary"] if any(part in name for part in later)]
+        for name in fresh:
+            del account["summary"][name]
+        file.write_text(json.dumps(account))
+        report = drain(outs)[1].report
+        assert report.rewards_dropped_share == 0.0
+        assert told_of(report.joins[0]) == ["1 of 1 rewards came before their ranking or too late"]
+        file.unlink()
+        report = drain(outs)[1].report
+        assert told_of(report.joins[0]) == [
+            "what joining its rewards left out is not known: join.json is lost or damaged"
+        ]
+
+    def test_a_moment_that_has_not_come(self, tmp_path: Path) -> None:
+        """Nothing is read or written: rewards that nobody has yet would become 0."""
+        soon = datetime.now(UTC) + timedelta(minutes=5)
+        for as_of in (soon, soon.isoformat(), "2999-01-01"):
+            with pytest.raises(ValueError, match=r"^as_of: .* is beyond the clock, which says 20"):
+                join("no log", "no rewards", tmp_path / "out", window="1h", as_of=as_of,
+                     kind="positives")  # fmt: skip
+        assert list(tmp_path.iterdir()) == []
+        found, _ = joined(tmp_path, [reward("r0", 100)], row(0), as_of=datetime.now(UTC))
+        assert found == {"r0": [0, 1, 0]}
+
+    def test_times_that_no_calendar_has(self, tmp_path: Path) -> None:
+        """Of rankings: far from everything. Of rewards: refused."""
+        rows = [row(0), row(1, ts=2**62), row(2, ts=-(2**62))]
+        rewards = [reward(f"r{i}", 100) for i in range(3)]
+        log = write_log(tmp_path / "log", *rows)
+        path = write_rewards(tmp_path / "r.csv", *rewards)
+        summary = join(log, path, tmp_path / "out", window="24h", as_of=LATER, kind="positives")
+        assert [b.rewards.tolist() for b in LogReader(tmp_path / "out")] == [[[0, 1, 0], [0, 0, 0]]]
+        assert (summary.rows_open, summary.open_until) == (1, None)
+        assert (summary.rewards_before, summary.rewards_after) == (1, 1)  # r1's and r2's
+        for unit, value in (("us", 2**62), ("us", -(2**62)), ("ms", 2**60)):
+            times = pa.array([value], pa.timestamp(unit))
+            spoiled = pa.table({"request_id": ["r0"], "item_id": [100], "reward": [1.0]})
+            pq.write_table(spoiled.append_column("ts", times), tmp_path / "r.parquet")
+            with pytest.raises(ValueError, match=r"r\.parquet: "):
+                join(
+                    tmp_path / "log", tmp_path / "r.parquet", tmp_path / "never",
+                    window="24h", as_of=LATER, kind="positives",
+                )  # fmt: skip
 
 
 class TestDataSets:
@@ -498,8 +709,11 @@ class TestRefusals:
             ("window: must be longer than 0", {"window": "0h"}),
             ("window: must be longer than 0", {"window": timedelta(hours=-1)}),
             ("window: too long", {"window": "999999999999d"}),
+            ("skew: expected a length such as 30m, 24h or 7d, got 'much'", {"skew": "much"}),
+            ("skew: must not be negative", {"skew": timedelta(seconds=-1)}),
             ("as_of: expected a time such as", {"as_of": "tomorrow"}),
             ("as_of: expected a datetime", {"as_of": 5}),
+            ("as_of: out of range in UTC, got 9999", {"as_of": "9999-12-31T23:00:00-02:00"}),
             ("kind: expected one of positives, complete; got 'clicks'", {"kind": "clicks"}),
             ("repeats: expected one of max, sum, first; got 'last'", {"repeats": "last"}),
         ],
@@ -514,7 +728,7 @@ class TestRefusals:
         [
             ("row 1: reward: must not be negative where rewards are positives", {"reward": -0.5}),
             ("row 1: reward: must be finite, got 'inf'", {"reward": "inf"}),
-            ("row 1: reward: must be finite, got '1e39'", {"reward": "1e39"}),
+            ("row 1: reward: must be finite, got '1e309'", {"reward": "1e309"}),
             ("row 1: reward: expected a number, got 'yes'", {"reward": "yes"}),
             ("row 1: reward: is missing", {"reward": None}),
             ("row 1: item_id: expected an integer, got 'a'", {"item_id": "a"}),
@@ -561,6 +775,11 @@ class TestRefusals:
         [
             ("r.csv", "a,b\n1,2\n", "no column named request_id; found a, b"),
             ("r.csv", "request_id,item_id,reward,ts\nr0,1\n", "r.csv"),
+            ("r.csv", "", "no column named request_id; found none"),
+            ("r.csv", "request_id;item_id;reward;ts\n", "reward;ts; commas separate columns"),
+            ("r.csv", "request_id, item_id\n", "no column named item_id; found .*, ' item_id'"),
+            ("r.json", '[{"request_id": "r"}]', "row 0: expected an object .*, got an array$"),
+            ("r.json", '[\n{"request_id": "r"}\n]', "row 0: not JSON in one line"),
             ("r.jsonl", "{\n", "row 0: not JSON"),
             ("r.jsonl", "[1]\n", "row 0: expected an object"),
             ("r.jsonl", '{"request_id": ["r"]}\n', r"row 0: request_id: got \['r'\]"),

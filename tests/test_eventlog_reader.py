@@ -207,7 +207,7 @@ class TestArrays:
         rows = table([row(i) for i in range(3)])
         lists = pa.ListArray.from_arrays(
             pa.array([0, 3, 6, 9], pa.int32()),
-            pa.array(np.arange(9), pa.float32()),
+            pa.array(np.arange(9), pa.float64()),
             mask=pa.array([False, True, False]),
         )
         index = rows.schema.get_field_index("rewards")
@@ -663,12 +663,26 @@ class TestFiles:
             whole.replace_schema_metadata({**(whole.schema.metadata or {}), JOIN_KEY: b"j"}),
             tmp_path / "a.parquet",
         )
-        for text in ('{"id": "j", "source": null}', '{"id": "j", "source": {"rows_lost": 5}}'):
-            (tmp_path / "join.json").write_text(text)
+        said = ['"source": null', '"source": {"rows_lost": 5}', '"summary": []',
+                '"source": {"rows_lost": {"w": -5}}', '"source": {"rows_set_aside": -1}',
+                '"source": {"rows_set_aside": true}', '"source": {"rows_set_aside": 1e400}',
+                f'"source": {{"rows_set_aside": 1{4000 * "0"}}}', f'"x": {5000 * "1"}',
+                '"source": {"files_set_aside": {"f": 5}}', '"source": {"files_set_aside": ["f"]}',
+                '"x": NaN', '"x": [{"y": -1e999}]', r'"x": "\ud800"', r'"\ud800": 1',
+                f'"x": {400 * "["}{400 * "]"}',
+                '"summary": {"rewards_dropped": -1}', '"summary": {"rewards_dropped": 1}',
+                '"summary": {"rewards_dropped": "all"}', '"summary": {"rewards_used": 0.5}',
+                '"summary": {"rewards_before": 1, "rewards_read": 0}',
+                '"summary": {"rewards_after": null}',
+                '"summary": {"before_seconds_most": "5"}',
+                '"summary": {"before_seconds_median": -1}']  # fmt: skip
+        for text in said:
+            (tmp_path / "join.json").write_text(f'{{"id": "j", {text}}}')
             report = drain(tmp_path)[1].report
-            assert report.joins == [{"id": "j"}]
-            assert report.malformed_share == 0.0
+            assert report.joins == [{"id": "j"}], text
+            assert report.malformed_share == report.rewards_dropped_share == 0.0
             assert report.total_rows_lost == 0
+            json.dumps(report.to_dict(), allow_nan=False)
         (tmp_path / "join.json").write_text("[" * 100_000)
         assert drain(tmp_path)[1].report.joins == [{"id": "j"}]
 

@@ -118,6 +118,22 @@ class TestMixed:
         assert {one["schema_version"] for one in rows} == {2}
         assert len(reader.strata) == 1
 
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_rewards_were_float32(self, version: int, tmp_path: Path) -> None:
+        """In version 1, and in version 2 before they were float64: such files are read as ever."""
+        old = table([row(0, rewards=[0.1, 16_777_217.0, None]), row(1)], version=version)
+        at = old.schema.get_field_index("rewards")
+        narrow = old.column(at).cast(pa.list_(pa.float32()))
+        pq.write_table(old.set_column(at, "rewards", narrow), tmp_path / "a.parquet")
+        pq.write_table(table([row(2, rewards=[0.1, 16_777_217.0, None])]), tmp_path / "b.parquet")
+        rows, reader = drain(tmp_path)
+        assert reader.report.files_set_aside == {}
+        assert rows[0]["rewards"] == [float(np.float32(0.1)), 16_777_216.0, None]
+        assert rows[2]["rewards"] == [0.1, 16_777_217.0, None]
+        with LogWriter(tmp_path / "kept") as log:
+            log.append_table(pq.read_table(tmp_path / "a.parquet"))
+        assert drain(tmp_path / "kept")[0][0]["rewards"] == rows[0]["rewards"]
+
     @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
     def test_one_table_of_both(self, order: tuple[int, int], tmp_path: Path) -> None:
         """As a tool makes it that takes columns by name: each row has one of two columns."""
@@ -127,7 +143,7 @@ class TestMixed:
             table([row(2, policy_params={"temperature": 0.5, "epsilon": 0.25})], version=order[1]),
         ]  # fmt: skip
         whole = pa.concat_tables(
-            [part.replace_schema_metadata(None) for part in parts], promote_options="default"
+            [part.replace_schema_metadata(None) for part in parts], promote_options="permissive"
         )
         assert {"policy_params", "law_params"} <= set(whole.column_names)
         pq.write_table(whole, tmp_path / "a.parquet")

@@ -48,6 +48,7 @@ def served(
 ) -> dict[str, Path]:
     """The log by its ways, and the clicks."""
     folder = tmp_path_factory.mktemp("served")
+    began = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
     rng = np.random.default_rng(3)
     users = rng.integers(0, len(world.user_ids), REQUESTS)
     bodies = [
@@ -77,13 +78,12 @@ def served(
     clicks = world.clicks(
         users, rows.reshape(REQUESTS, PLACES), np.full(REQUESTS, PLACES), seed=4, first_row=0
     )
-    now = datetime.now(UTC).isoformat()
     with (folder / "clicks.jsonl").open("w") as file:
         for answer, row in zip(found, clicks, strict=True):
             for item, click in zip(answer["item_ids"], row, strict=True):
                 if click:
                     reward = {"request_id": answer["request_id"], "item_id": item,
-                              "reward": 1.0, "ts": now}  # fmt: skip
+                              "reward": 1.0, "ts": began}  # fmt: skip
                     file.write(json.dumps(reward) + "\n")
     return {name: folder / name for name in ("own", "captured", "clicks.jsonl")}
 
@@ -122,9 +122,10 @@ def test_the_estimate_covers_the_truth(
         served[way],
         served["clicks.jsonl"],
         tmp_path / "joined",
-        window="1h",
-        as_of=datetime.now(UTC) + timedelta(days=1),
+        window=timedelta(microseconds=1),  # closed by now; the clicks' clock is behind
+        as_of=datetime.now(UTC),
         kind="positives",
+        skew="1h",
     )
     assert summary.rows_written == REQUESTS
     assert summary.rewards_unlogged == 0

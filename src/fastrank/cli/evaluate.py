@@ -21,6 +21,7 @@ from fastrank.catalog import Catalog
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
+from fastrank.eventlog.account import told_of
 from fastrank.eventlog.obdlog import items_of_obd
 from fastrank.eventlog.schema import UNREAD
 from fastrank.model import Model
@@ -46,6 +47,7 @@ _UNREAD = (
     *(name for name in UNREAD if name not in _READ),
 )
 _FOR_MODELS = ("scores", "query", "log_norm")
+_JOIN_LINES = 10  # of what joins dropped, so many are printed
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
@@ -638,6 +640,11 @@ def _print(console: Console, section: Section) -> None:
     unread += [f"{name} breaks off: {why}" for name, why in evaluation.log["files_cut"].items()]
     for line in unread:
         console.print(for_terminal(f"not read: {line}"))
+    missing = [line for join in evaluation.log["joins"] for line in told_of(join)]
+    for line in missing[:_JOIN_LINES]:
+        console.print(for_terminal(f"join: {line}"))
+    if len(missing) > _JOIN_LINES:
+        console.print(f"join: {len(missing) - _JOIN_LINES:,} more lines, which --report has")
     lost = sum(evaluation.log["rows_lost"].values())
     gaps = [f"{lost:,} lost before they were written"] if lost else []
     say(console, for_terminal("; ".join([used, *aside, *malformed, *gaps]) + "."))

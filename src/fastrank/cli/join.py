@@ -43,6 +43,17 @@ __all__ = ["join"]
     help="What several rewards for one item of one ranking make.",
 )
 @click.option(
+    "--skew",
+    default="0s",
+    show_default=True,
+    help="So long before its ranking a reward may come, where clocks differ: 30s.",
+)
+@click.option(
+    "--other-requests",
+    is_flag=True,
+    help="REWARDS holds rewards of requests that were not logged, too.",
+)
+@click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -53,9 +64,11 @@ def join(
     as_of: str,
     kind: str,
     repeats: str,
+    skew: str,
+    other_requests: bool,
     output: Path,
     as_json: bool,
-) -> None:
+) -> int:
     """Join REWARDS to LOGS and write a new data set.
 
     LOGS is a directory, file or glob of a log. REWARDS is one of Parquet, CSV or JSON Lines with
@@ -65,11 +78,15 @@ def join(
     whose window is still open at the given time are left out: run it again later. The result is
     written whole or not at all, and not among LOGS, where the next command would read it, too.
 
+    Rewards that found no ranking are told apart. Exit code 1 if rankings were written, and not one
+    of the rewards was used.
+
     \b
     Example:
       fastrank join logs/ clicks.csv --window 24h --as-of 2026-02-01T00:00:00Z \\
           --kind positives -o joined/
     """
+    from fastrank.eventlog.account import told
     from fastrank.eventlog.join import join as join_rewards
 
     with progress() as bar:
@@ -82,20 +99,42 @@ def join(
             as_of=as_of,
             kind=kind,  # type: ignore[arg-type]  # click has checked both
             repeats=repeats,  # type: ignore[arg-type]
+            skew=skew,
+            other_requests=other_requests,
             advance=lambda share: bar.update(task, completed=share),
         )
+    missing = told(summary.to_dict(), other_requests=other_requests)
+    verdict = _verdict(summary, kind)
     if as_json:
         click.echo(json.dumps({"output": str(output), **summary.to_dict()}))
+        for line in (*missing, *([verdict] if verdict else [])):
+            click.echo(f"fastrank join: {line}", err=True)
     else:
-        _print(output, summary)
+        _print(output, summary, missing, verdict)
+    unused = summary.rewards_read and summary.rows_written and not summary.rewards_used
+    return 1 if unused else 0
 
 
-def _print(output: Path, summary: JoinSummary) -> None:
+def _verdict(summary: JoinSummary, kind: str) -> str:
+    """What the result as a whole suffers from, where it does."""
+    nothing = "earned 0" if kind == "positives" else "has no reward"
+    if not summary.rows_written:
+        return "No ranking was written: all windows are open." if summary.rows_open else ""
+    if not summary.rewards_read:
+        return f"There are no rewards in the files: every ranking written {nothing}."
+    if not summary.rewards_used:
+        return f"Not one of the rewards was used: every ranking written {nothing}."
+    if summary.rewards_dropped:
+        return f"{100 * summary.dropped_share:.3g} % of the rewards are missing in the result."
+    return ""
+
+
+def _print(output: Path, summary: JoinSummary, missing: list[str], verdict: str) -> None:
     console = standard_output()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("count", justify="right")
-    unlogged_items = summary.rewards_unlogged - summary.rewards_unlogged_requests
+    unlogged = summary.rewards_unlogged_requests
     rows: list[tuple[str, int]] = [
         ("rankings read", summary.rows_read),
         ("  set aside as malformed", summary.rows_set_aside),
@@ -106,9 +145,11 @@ def _print(output: Path, summary: JoinSummary) -> None:
         ("  used", summary.rewards_used),
         ("    of these, repeats", summary.rewards_repeated),
         ("  of rankings left out", summary.rewards_of_open_rows),
-        ("  outside the window", summary.rewards_outside_window),
-        ("  request not in the log", summary.rewards_unlogged_requests),
-        ("  item not shown there", unlogged_items),
+        ("  before their ranking", summary.rewards_before),
+        ("  after the window", summary.rewards_after),
+        ("  request not in the log", unlogged),
+        ("    within its time", summary.rewards_unlogged_in_span),
+        ("  item not shown there", summary.rewards_unlogged - unlogged),
         ("  shown in another position", summary.rewards_misplaced),
     ]
     for name, count in rows:
@@ -118,4 +159,11 @@ def _print(output: Path, summary: JoinSummary) -> None:
         say(console, f"[bold yellow]not read:[/] {for_terminal(file)}: {for_terminal(why)}")
     for file, why in summary.files_cut.items():
         say(console, f"[bold yellow]breaks off:[/] {for_terminal(file)}: {for_terminal(why)}")
+    for line in missing:
+        console.print(for_terminal(line))
+    if summary.rows_open:
+        until = f", the last until {summary.open_until}" if summary.open_until else ""
+        console.print(f"{summary.rows_open:,} rankings left out: their windows are open{until}")
+    if verdict:
+        console.print(f"[bold yellow]{verdict}[/]")
     console.print(f"{for_terminal(output)}: {summary.rows_written:,} rankings with rewards")

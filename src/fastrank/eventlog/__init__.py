@@ -5,10 +5,11 @@ rewards, and `from_obd` and `from_data_capture` bring other logs into the schema
 extra ``ope``).
 """
 
+from fastrank.eventlog.account import JoinSummary
 from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.capture import DataCapture, from_data_capture
 from fastrank.eventlog.filters import bias_id, filter_id
-from fastrank.eventlog.join import JoinSummary, join
+from fastrank.eventlog.join import join
 from fastrank.eventlog.obdlog import from_obd
 from fastrank.eventlog.reader import LogReader
 from fastrank.eventlog.report import ReadReport

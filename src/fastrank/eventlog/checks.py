@@ -338,7 +338,7 @@ def _rewards(
             bad &= ~lists.is_null
         if bad.any():
             flaws.mark(lists.any_of(bad), "reward not finite")
-        rewards = lists.padded(width, np.float32(np.nan)).astype(np.float64)
+        rewards = lists.padded(width, np.nan)
         unobserved = np.isnan(rewards)
     if beyond is not None:
         rewards = np.where(beyond, 0.0, rewards)

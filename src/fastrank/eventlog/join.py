@@ -1,8 +1,9 @@
 """join: rewards into a log, as a new data set.
 
 A reward counts for a row if it names its request, an item that was shown, and a time within the
-window after the row was served. While a row's window is open its rewards are unfinished, so the row
-is left out; later another join takes it in.
+window after the row was served; those that do not are told apart, since they may be missing. While
+a row's window is open its rewards are unfinished, so the row is left out; later another join takes
+it in.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -25,19 +26,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastrank.arraytypes import IntArray
+from fastrank.arraytypes import IntArray, Mask
 from fastrank.atomic import leftovers, replacing
+from fastrank.eventlog.account import JoinSummary
 from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.filters import FOLDER
 from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.paths import JOIN_FILE, path_that_reads
 from fastrank.eventlog.reader import JOIN_KEY, LogReader
-from fastrank.eventlog.rewards import Rewards, read_rewards
+from fastrank.eventlog.rewards import DATED, Rewards, read_rewards
 from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, IdKind, schema
 from fastrank.eventlog.segments import parquet_options
 from fastrank.files import Paths, holds_data, listed_paths
 
-__all__ = ["JoinSummary", "Repeats", "RewardKind", "join", "parse_time", "parse_window"]
+__all__ = ["Repeats", "RewardKind", "join", "parse_time", "parse_window"]
 
 RewardKind: TypeAlias = Literal["positives", "complete"]
 Repeats: TypeAlias = Literal["max", "sum", "first"]
@@ -46,59 +48,10 @@ Advance: TypeAlias = Callable[[float], None]  # share of the log that is read
 _FILE = "part-{:06d}.parquet"
 _FILE_ROWS = 1_000_000
 _ROW_GROUP_ROWS = 65_536
-_WINDOW = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_MICRO = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-
-
-@dataclass(slots=True)
-class JoinSummary:
-    """What a join did.
-
-    Attributes
-    ----------
-    rows_read, rows_set_aside : int
-        Of the log; why rows were set aside is in the result's join.json, with the whole report.
-    rows_open : int
-        Left out: their window is still open at `as_of`.
-    rows_written, rows_with_reward : int
-        Of the result; the latter have at least one reward from the files.
-    rewards_read, rewards_used : int
-        Rewards of the files, and those that stand in the result (before repeats are merged).
-    rewards_repeated : int
-        Of those used, how many came on top of another one for the same item of the same row.
-    rewards_of_open_rows : int
-        Left out with their rows.
-    rewards_outside_window : int
-        Before the row was served, or after its window.
-    rewards_unlogged : int
-        Pairs of request and item that the log does not hold: no such request (or its row is set
-        aside), or the item was not shown there. `rewards_unlogged_requests` of them have no
-        such request.
-    rewards_misplaced : int
-        The item was shown, but not in the position that the reward states.
-    files_set_aside, files_cut : dict of str to str
-        Files of the log that could not be read, or not to their end, as in `ReadReport`.
-    """
-
-    rows_read: int = 0
-    rows_set_aside: int = 0
-    rows_open: int = 0
-    rows_written: int = 0
-    rows_with_reward: int = 0
-    rewards_read: int = 0
-    rewards_used: int = 0
-    rewards_repeated: int = 0
-    rewards_of_open_rows: int = 0
-    rewards_outside_window: int = 0
-    rewards_unlogged: int = 0
-    rewards_unlogged_requests: int = 0
-    rewards_misplaced: int = 0
-    files_set_aside: dict[str, str] = field(default_factory=dict)
-    files_cut: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def join(
@@ -110,6 +63,8 @@ def join(
     as_of: datetime | str,
     kind: RewardKind,
     repeats: Repeats = "max",
+    skew: timedelta | str = timedelta(0),
+    other_requests: bool = False,
     advance: Advance | None = None,
 ) -> JoinSummary:
     """Join rewards to a log and write the result as a new data set, whole or not at all.
@@ -128,13 +83,19 @@ def join(
         How long after a row was served its rewards count, both ends included; ``"24h"``, say.
     as_of : datetime or str
         The moment up to which the rewards are complete. A row's window is closed if it ended by
-        then; other rows are left out and counted. UTC where it says no zone.
+        then; other rows are left out and counted. UTC where it says no zone; not in the future.
     kind : {"positives", "complete"}
         positives: the files hold what happened, clicks say, and everything else in a closed
         window is 0. complete: they hold every observation, zeros too, and what is not there was
         not observed. Positives cannot be negative.
     repeats : {"max", "sum", "first"}
         What several rewards for one item of one row make; `first` by time.
+    skew : timedelta or str
+        So long before its row was served a reward may come, and counts as at that time: clocks of
+        browsers and servers differ.
+    other_requests : bool
+        Whether the files hold rewards of requests that were not logged, too: then those of unknown
+        requests are not counted as dropped.
     advance : callable, optional
         Called with the share of the log that is done.
 
@@ -145,17 +106,21 @@ def join(
     Raises
     ------
     ValueError
-        For bad arguments, an output among the logs, rewards that cannot be (naming file and row),
-        a log that holds rewards already, or nothing that can be read.
+        For bad arguments, `as_of` beyond this machine's clock, an output among the logs, rewards
+        that cannot be (naming file and row), sums of them beyond float64, a log that holds rewards
+        already, or nothing that can be read.
 
     Notes
     -----
-    The rewards are held in memory, about 60 bytes each; the log is streamed. Places beyond
+    The rewards are held in memory, about 70 bytes each; the log is streamed. Places beyond
     `displayed` stay null. The result carries its filters along, and in ``join.json`` what was
-    read and left out, which `LogReader` takes into its report. O(rows + m log m).
+    read and left out, which `LogReader` takes into its report: where more than 5 % of the rewards
+    were dropped, evaluations say so. O(rows + m log m).
     """
-    length = parse_window(window)
-    moment = parse_time("as_of", as_of)
+    early = _parse_length("skew", skew)
+    if early < timedelta(0):
+        raise ValueError(f"skew: must not be negative, got {skew!r}")
+    spans = _Spans.of(parse_window(window), early, _past("as_of", as_of))
     _one_of("kind", kind, RewardKind)
     _one_of("repeats", repeats, Repeats)
     target = Path(output)
@@ -189,7 +154,7 @@ def join(
                 )
                 found.start(len(given))
             _refuse_rewards(batch)
-            joined = _joined(batch, given, found, summary, length, moment, kind, repeats)
+            joined = _joined(batch, given, found, summary, spans, kind, repeats)
             if joined is not None:
                 result.add(joined, batch)
             if advance is not None:
@@ -201,13 +166,15 @@ def join(
         summary.rows_set_aside = reader.report.rows_set_aside
         summary.files_set_aside = reader.report.unreadable_files
         summary.files_cut = dict(reader.report.files_cut)
-        _count(summary, found)
+        _count(summary, found, given, spans, other_requests)
         about = {
             "id": identity,
-            "window_seconds": length.total_seconds(),
-            "as_of": moment.isoformat(),
+            "window_seconds": spans.window / 1e6,
+            "skew_seconds": spans.skew / 1e6,
+            "as_of": _written(spans.as_of),
             "kind": kind,
             "repeats": repeats,
+            "other_requests": bool(other_requests),
             "summary": summary.to_dict(),
             "source": reader.report.to_dict(),
         }
@@ -249,19 +216,22 @@ def parse_window(window: timedelta | str) -> timedelta:
     >>> parse_window("36h")
     datetime.timedelta(days=1, seconds=43200)
     """
-    if isinstance(window, timedelta):
-        length = window
-    else:
-        match = _WINDOW.fullmatch(window.strip()) if isinstance(window, str) else None
-        if match is None:
-            raise ValueError(f"window: expected a length such as 30m, 24h or 7d, got {window!r}")
-        try:
-            length = timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
-        except OverflowError:
-            raise ValueError(f"window: too long, got {window!r}") from None
+    length = _parse_length("window", window)
     if length <= timedelta(0):
         raise ValueError(f"window: must be longer than 0, got {window!r}")
     return length
+
+
+def _parse_length(name: str, value: timedelta | str) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    match = _LENGTH.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{name}: expected a length such as 30m, 24h or 7d, got {value!r}")
+    try:
+        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    except OverflowError:
+        raise ValueError(f"{name}: too long, got {value!r}") from None
 
 
 def parse_time(name: str, moment: datetime | str) -> datetime:
@@ -281,11 +251,53 @@ def parse_time(name: str, moment: datetime | str) -> datetime:
             ) from None
     if not isinstance(moment, datetime):
         raise ValueError(f"{name}: expected a datetime, got {moment!r}")
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{name}: out of range in UTC, got {moment.isoformat()}") from None
+
+
+def _past(name: str, moment: datetime | str) -> datetime:
+    """A moment that this machine's clock has reached."""
+    found, now = parse_time(name, moment), datetime.now(UTC)
+    if found > now:
+        raise ValueError(
+            f"{name}: {found.isoformat()} is beyond the clock, which says"
+            f" {now.isoformat(timespec='seconds')}: no rewards are complete up to a time that has"
+            " not come (a time without a zone is UTC)"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """Lengths and the moment up to which rewards are complete, in microseconds (since 1970)."""
+
+    window: int
+    skew: int
+    as_of: int
+
+    @classmethod
+    def of(cls, window: timedelta, skew: timedelta, as_of: datetime) -> _Spans:
+        return cls(window // _MICRO, skew // _MICRO, (as_of - _EPOCH) // _MICRO)
+
+
+def _written(micros: int) -> str | None:
+    """A moment in ISO 8601; None where no calendar has it."""
+    try:
+        return (_EPOCH + micros * _MICRO).isoformat()
+    except OverflowError:
+        return None
 
 
 class _Found:
-    """What became of each reward, in the order of `Rewards`."""
+    """What became of each reward, in the order of `Rewards`, and when the log's rows were served.
+
+    `delay` is from its row's time to its own, in microseconds, where it has a row.
+    """
+
+    first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min  # served: microseconds since 1970
+    last_open: int | None = None
 
     def start(self, count: int) -> None:
         self.request = np.zeros(count, np.bool_)
@@ -293,16 +305,39 @@ class _Found:
         self.placed = np.zeros(count, np.bool_)
         self.open = np.zeros(count, np.bool_)
         self.inside = np.zeros(count, np.bool_)
+        self.delay = np.zeros(count, np.int64)
 
 
-def _count(summary: JoinSummary, found: _Found) -> None:
-    summary.rewards_read = len(found.request)
-    summary.rewards_unlogged = int(np.count_nonzero(~found.shown))
-    summary.rewards_unlogged_requests = int(np.count_nonzero(~found.request))
-    summary.rewards_misplaced = int(np.count_nonzero(found.shown & ~found.placed))
-    summary.rewards_outside_window = int(np.count_nonzero(found.placed & ~found.inside))
-    summary.rewards_of_open_rows = int(np.count_nonzero(found.inside & found.open))
-    summary.rewards_used = int(np.count_nonzero(found.inside & ~found.open))
+def _count(
+    summary: JoinSummary, found: _Found, rewards: Rewards, spans: _Spans, other_requests: bool
+) -> None:
+    def number(rewards: Mask) -> int:
+        return int(np.count_nonzero(rewards))
+
+    before = found.placed & ~found.inside & (found.delay < 0)
+    covered = (rewards.ts >= found.first - spans.skew) & (rewards.ts <= found.last + spans.window)
+    summary.rewards_read = len(rewards)
+    summary.rewards_unlogged = number(~found.shown)
+    summary.rewards_unlogged_requests = number(~found.request)
+    summary.rewards_unlogged_in_span = number(~found.request & covered)
+    summary.rewards_misplaced = number(found.shown & ~found.placed)
+    summary.rewards_outside_window = number(found.placed & ~found.inside)
+    summary.rewards_before = number(before)
+    summary.rewards_after = summary.rewards_outside_window - summary.rewards_before
+    summary.rewards_of_open_rows = number(found.inside & found.open)
+    summary.rewards_used = number(found.inside & ~found.open)
+    summary.rewards_dropped = (
+        summary.rewards_before
+        + summary.rewards_misplaced
+        + (summary.rewards_unlogged - summary.rewards_unlogged_requests)
+        + (0 if other_requests else summary.rewards_unlogged_in_span)
+    )
+    if summary.rewards_before:
+        early = -found.delay[before]
+        summary.before_seconds_median = float(np.median(early)) / 1e6
+        summary.before_seconds_most = int(early.max()) / 1e6
+    if found.last_open is not None:
+        summary.open_until = _written(found.last_open + spans.window)
 
 
 def _refuse_rewards(batch: LogBatch) -> None:
@@ -319,17 +354,19 @@ def _joined(
     rewards: Rewards,
     found: _Found,
     summary: JoinSummary,
-    window: timedelta,
-    as_of: datetime,
+    spans: _Spans,
     kind: RewardKind,
     repeats: Repeats,
 ) -> pa.RecordBatch | None:
     """The rows of a batch whose window is closed, with their rewards; None if there are none."""
     n, width = batch.item_ids.shape
     served = batch.table.column("ts").cast(pa.int64()).to_numpy()
-    micros = window // timedelta(microseconds=1)
-    limit = (as_of - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    is_open = served > limit - micros
+    is_open = served > spans.as_of - spans.window
+    if n:
+        found.first = min(found.first, int(served.min()))
+        found.last = max(found.last, int(served.max()))
+    if is_open.any():
+        found.last_open = max(int(served[is_open].max()), found.last_open or -(2**63))
     rows, which = _pairs(batch, rewards)
     found.request[which] = True
     places = _places(batch, rewards, rows, which)
@@ -338,8 +375,9 @@ def _joined(
     stated = rewards.position[which]
     placed = shown & ((stated == 0) | (stated == places + 1))
     found.placed[which[placed]] = True
-    delay = rewards.ts[which] - served[rows]
-    inside = placed & (delay >= 0) & (delay <= micros)
+    delay = rewards.ts[which] - np.clip(served[rows], *DATED)
+    found.delay[which] = delay
+    inside = placed & (delay >= -spans.skew) & (delay <= spans.window)
     found.inside[which[inside]] = True
     found.open[which] |= is_open[rows]
 
@@ -351,11 +389,18 @@ def _joined(
     begins = np.ones(len(cells), np.bool_)
     begins[1:] = cells[1:] != cells[:-1]
     firsts = np.flatnonzero(begins)
-    values = rewards.reward[which].astype(np.float64)
+    values = rewards.reward[which]
     if repeats == "first" or not len(cells):
         merged = values[firsts]
     else:
-        merged = (np.maximum if repeats == "max" else np.add).reduceat(values, firsts)
+        with np.errstate(over="ignore", invalid="ignore"):
+            merged = (np.maximum if repeats == "max" else np.add).reduceat(values, firsts)
+    beyond = np.flatnonzero(~np.isfinite(merged))
+    if beyond.size:
+        row = batch.rows[rows[firsts[beyond[0]]]]
+        raise ValueError(
+            f"{batch.source}: row {row}: the sum of its rewards passes the float64 range"
+        )
     summary.rewards_repeated += len(cells) - len(firsts)
     closed = ~is_open
     summary.rows_open += int(np.count_nonzero(is_open))
@@ -365,11 +410,7 @@ def _joined(
     at_places = np.arange(width) < batch.lengths[:, None]
     filled = np.where(at_places, 0.0 if kind == "positives" else np.nan, np.nan)
     filled.reshape(-1)[cells[firsts]] = merged
-    with np.errstate(over="ignore"):
-        narrow = filled.astype(np.float32)
-    if not np.isfinite(narrow[np.isfinite(filled)]).all():
-        raise ValueError(f"{batch.source}: the sum of a row's rewards passes the float32 range")
-    latest = np.full(n, np.iinfo(np.int64).min)
+    latest = served.copy()  # nothing comes before its ranking, whatever a clock says
     np.maximum.at(latest, rows, rewards.ts[which])
     has_reward = np.zeros(n, np.bool_)
     has_reward[rows] = True
@@ -379,11 +420,11 @@ def _joined(
     table = batch.table
     lengths = np.diff(table.column("item_ids").offsets.to_numpy())
     own = np.arange(width) < lengths[:, None]
-    flat = narrow[own]
+    flat = filled[own]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     new = {
         "rewards": pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(flat, pa.float32(), mask=np.isnan(flat))
+            pa.array(offsets), pa.array(flat, pa.float64(), mask=np.isnan(flat))
         ),
         "reward_kind": pa.repeat(pa.scalar(kind), n),
         "reward_ts": pa.array(latest, pa.int64(), mask=~has_reward).cast(

@@ -31,7 +31,7 @@ _OBD_COLUMNS = {
     "timestamp": None,  # text or a timestamp
     "item_id": pa.int64(),
     "position": pa.int64(),
-    "click": pa.float32(),
+    "click": pa.float64(),
     "propensity_score": pa.float64(),
     **{f"user_feature_{j}": pa.string() for j in range(4)},
 }
@@ -150,7 +150,7 @@ def _bundled(campaign: obd.Campaign, policy: obd.LoggingPolicy) -> Iterator[pa.T
         "timestamp": pa.array(log.timestamp, pa.timestamp("us")),
         "item_id": pa.array(log.item_id),
         "position": pa.array(log.position),
-        "click": pa.array(log.click.astype(np.float32)),
+        "click": pa.array(log.click.astype(np.float64)),
         "propensity_score": pa.array(log.propensity),
     }
     for j in range(4):

@@ -7,16 +7,16 @@ is counted as lost.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastrank.eventlog.account import read_account
 from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.checks import Checks
 from fastrank.eventlog.columns import CODED, coded, codes_of, integers, is_valid
@@ -363,7 +363,7 @@ class LogReader:
         if joined is not None and joined not in self._joins:
             self._joins.add(joined)
             identity = joined.decode(errors="replace")
-            self.report.joins.append(_account(path.parent / JOIN_FILE, identity))
+            self.report.joins.append(read_account(path.parent / JOIN_FILE, identity))
         match = SEGMENT.fullmatch(path.name)
         if match is not None and int(match["number"]) == 0:
             # The writer's first segment is here, so its sequence must begin at 0.
@@ -533,23 +533,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0  # sealed since it was listed
-
-
-def _account(file: Path, identity: str) -> dict[str, Any]:
-    """What a join wrote about itself; only its name if that is lost."""
-    try:
-        account = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        account = None
-    if not isinstance(account, dict) or account.get("id") != identity:
-        return {"id": identity}
-    source = account.get("source", {})
-    kinds = {"rows_set_aside": int, "rows_lost": dict, "files_set_aside": dict}
-    if not isinstance(source, dict) or not all(
-        isinstance(source.get(name, kind()), kind) for name, kind in kinds.items()
-    ):
-        return {"id": identity}
-    return account
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastrank.arraytypes import IntArray, Mask
+from fastrank.eventlog.account import dropped_of
 
 __all__ = ["Flaws", "ReadReport", "SequenceGaps"]
 
@@ -38,7 +39,8 @@ class ReadReport:
     rows_lost : dict of str to int
         By writer id: numbers missing in its sequence.
     joins : list of dict
-        Of a log that `join` wrote: what it did, and the report of what it read.
+        Of a log that `join` wrote: what it did, and the report of what it read; only `id` where
+        join.json is lost or damaged.
     """
 
     rows_read: int = 0
@@ -67,9 +69,19 @@ class ReadReport:
         for join in self.joins:
             source = join.get("source", {})
             # What the join wrote was read here; what it left out is added.
-            aside += int(source.get("rows_set_aside", 0))
-            read += int(source.get("rows_set_aside", 0))
+            aside += source.get("rows_set_aside", 0)
+            read += source.get("rows_set_aside", 0)
         return aside / read if read else 0.0
+
+    @property
+    def rewards_dropped_share(self) -> float:
+        """Share of the rewards that joins dropped, of those that should be there; in [0, 1].
+
+        `JoinSummary.rewards_dropped` says which; 0 where no join tells.
+        """
+        counts = [dropped_of(join) for join in self.joins]
+        judged = sum(among for _, among in counts)
+        return sum(dropped for dropped, _ in counts) / judged if judged else 0.0
 
     @property
     def total_rows_lost(self) -> int:
@@ -112,6 +124,7 @@ class ReadReport:
             "files_cut": dict(self.files_cut),
             "unreadable_files": self.unreadable_files,
             "rows_lost": dict(self.rows_lost),
+            "rewards_dropped_share": self.rewards_dropped_share,
             "joins": list(self.joins),
         }
 

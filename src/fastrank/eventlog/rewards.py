@@ -6,6 +6,7 @@ ranking from 1. Whatever is wrong is named by file, row (from 0) and value.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from fastrank.arraytypes import AnyArray, Float32Array, IntArray
+from fastrank.arraytypes import AnyArray, FloatArray, IntArray
 from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.schema import IdKind
 from fastrank.files import Paths, file_format, files_at, naming
+from fastrank.inputs import shown
 
-__all__ = ["Rewards", "read_rewards"]
+__all__ = ["DATED", "Rewards", "read_rewards"]
 
 
 _FORMATS = ("parquet", "csv", "jsonl", "json")
+# Times that a calendar has, years 1 to 9999, in microseconds since 1970.
+DATED = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 _BATCH_ROWS = 1 << 16
 _WRITTEN = r"^(0|-?[1-9][0-9]*)$"  # as `fastrank.ids.integer` has it
 _COLUMNS = ("request_id", "item_id", "reward", "ts")
@@ -44,7 +48,7 @@ class Rewards:
         The id, or for text its two hashes.
     position : ndarray of int64, shape (m,)
         Place in the ranking, from 1; 0 where it is not stated.
-    reward : ndarray of float32, shape (m,)
+    reward : ndarray of float64, shape (m,)
     ts : ndarray of int64, shape (m,)
         Microseconds since 1970, UTC.
     files : list of str
@@ -53,7 +57,7 @@ class Rewards:
     request_hash: npt.NDArray[np.uint64]
     item: AnyArray
     position: IntArray
-    reward: Float32Array
+    reward: FloatArray
     ts: IntArray
     files: list[str]
 
@@ -92,7 +96,7 @@ def read_rewards(paths: Paths, kind: IdKind, *, allow_negative: bool) -> Rewards
         empty = np.empty((0, 2), np.uint64)
         item = empty if kind == "str" else np.empty(0, np.int64)
         integers = np.empty(0, np.int64)
-        none = np.empty(0, np.float32)
+        none = np.empty(0, np.float64)
         return Rewards(empty, item, integers, none, integers, [str(f) for f in files])
     request, item, position, reward, ts = (
         np.concatenate([part[i] for part in parts]) for i in range(5)
@@ -116,9 +120,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
                 names = _wanted(path, file.schema_arrow.names)
                 yield from file.iter_batches(_BATCH_ROWS, columns=names)
         case "csv":
-            with path.open("rb") as lines:
-                header = lines.readline().decode("utf-8-sig")
-            present = [name.strip().strip('"') for name in header.rstrip("\r\n").split(",")]
+            with path.open(encoding="utf-8-sig", newline="") as lines:
+                present = next(filter(None, csv.reader(lines)), [])
             names = _wanted(path, present)
             # Ids as text: 007 is not 7, and what is an integer is decided by the log.
             options = pa.csv.ConvertOptions(
@@ -142,7 +145,10 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _wanted(path: Path, present: list[str]) -> list[str]:
     missing = [name for name in _COLUMNS if name not in present]
     if missing:
-        raise ValueError(f"{path}: no column named {missing[0]}; found {', '.join(present)}")
+        shown = ", ".join(name if name == name.strip() else repr(name) for name in present)
+        apart = present[0] if len(present) == 1 else ""
+        why = "; commas separate columns" if ";" in apart or "\t" in apart else ""
+        raise ValueError(f"{path}: no column named {missing[0]}; found {shown or 'none'}{why}")
     for name in (*_COLUMNS, "position"):
         if present.count(name) > 1:
             raise ValueError(f"{path}: {present.count(name)} columns are called {name}")
@@ -165,14 +171,15 @@ def _json_lines(path: Path) -> Iterator[pa.RecordBatch]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: row {row}: not JSON: {error}") from None
+                raise ValueError(f"{path}: row {row}: not JSON in one line: {error}") from None
             if not isinstance(record, dict):
-                raise ValueError(f"{path}: row {row}: expected an object, got {record!r}")
+                got = "an array" if isinstance(record, list) else shown(record)
+                raise ValueError(f"{path}: row {row}: expected an object in each line, got {got}")
             values: list[str | None] = []
             for name in names:
                 value = record.get(name)
                 if isinstance(value, bool | list | dict):
-                    raise ValueError(f"{path}: row {row}: {name}: got {value!r}")
+                    raise ValueError(f"{path}: row {row}: {name}: got {shown(value)}")
                 values.append(value if value is None or isinstance(value, str) else repr(value))
             kept.append(values)
             row += 1
@@ -193,7 +200,7 @@ def _checked(
         if where.size:
             row = int(where[0])
             value = batch.column(name)[row].as_py()
-            raise ValueError(f"{path}: row {start + row}: {name}: {why}, got {value!r}")
+            raise ValueError(f"{path}: row {start + row}: {name}: {why}, got {shown(value)}")
 
     column = {name: batch.column(name) for name in batch.schema.names}
     for name, values in column.items():
@@ -208,6 +215,8 @@ def _checked(
             # Arrow would read 007 and 0x7 as 7, which is another id.
             written = pc.match_substring_regex(values, _WRITTEN).fill_null(True)
             refuse(name, ~written.to_numpy(zero_copy_only=False), "expected an integer")
+        if pa.types.is_integer(values.type) and pa.types.is_floating(wanted):
+            return values.cast(wanted, safe=False)  # the nearest, as of a number in text
         try:
             return values.cast(wanted)
         except pa.ArrowInvalid:
@@ -231,9 +240,7 @@ def _checked(
         item: AnyArray = text_hashes(column["item_id"].cast(pa.string()))
     else:
         item = number("item_id", pa.int64()).to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore"):
-        exact = number("reward", pa.float64()).to_numpy(zero_copy_only=False)
-        reward = exact.astype(np.float32)
+    reward = np.asarray(number("reward", pa.float64()).to_numpy(zero_copy_only=False), np.float64)
     refuse("reward", ~np.isfinite(reward), "must be finite")
     if not allow_negative:
         refuse("reward", reward < 0.0, "must not be negative where rewards are positives")
@@ -245,19 +252,21 @@ def _checked(
     request = column["request_id"]
     if not (pa.types.is_string(request.type) or pa.types.is_large_string(request.type)):
         raise ValueError(f"{path}: request_id: expected text, got {request.type}")
-    return (
-        text_hashes(request.cast(pa.string())),
-        item,
-        position,
-        reward,
-        _micros(path, start, column["ts"]),
-    )
+    ts = _micros(path, start, column["ts"])
+    undated = np.flatnonzero((ts < DATED[0]) | (ts > DATED[1]))
+    if undated.size:
+        raise ValueError(
+            f"{path}: row {start + undated[0]}: ts: must be of the years 1 to 9999, got"
+            f" {ts[undated[0]]} microseconds since 1970"
+        )
+    return text_hashes(request.cast(pa.string())), item, position, reward, ts
 
 
 def _micros(path: Path, start: int, column: pa.Array) -> IntArray:
     """Times as microseconds since 1970, UTC."""
     if pa.types.is_timestamp(column.type):
-        return _counted(column.cast(pa.timestamp("us", tz=column.type.tz), safe=False))
+        cuts = column.type.unit == "ns"  # nanoseconds; what is coarser must not pass the range
+        return _counted(column.cast(pa.timestamp("us", tz=column.type.tz), safe=not cuts))
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise ValueError(f"{path}: ts: expected timestamps or ISO 8601 text, got {column.type}")
     zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
@@ -274,7 +283,7 @@ def _micros(path: Path, start: int, column: pa.Array) -> IntArray:
             time = datetime.fromisoformat(text)
         except ValueError:
             raise ValueError(
-                f"{path}: row {start + row}: ts: expected ISO 8601, got {text!r}"
+                f"{path}: row {start + row}: ts: expected ISO 8601, got {shown(text)}"
             ) from None
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
         since = time - datetime(1970, 1, 1, tzinfo=UTC)

@@ -107,9 +107,6 @@ class Row(NamedTuple):
 
 # Rows to Arrow.
 
-# Above it, a number rounds to infinity in float32.
-_LARGEST = float(np.finfo(np.float32).max) * (1.0 + 2.0**-25)
-
 
 def as_batch(rows: list[tuple[int, Row]], kind: IdKind, writer_id: str) -> pa.RecordBatch:
     sequence, fields = zip(*rows, strict=True)
@@ -348,9 +345,12 @@ def as_rewards(values: Any, length: int) -> list[float | None]:
     for place, value in enumerate(given):
         if value is not None and (isinstance(value, str | bytes) or not isinstance(value, Real)):
             raise ValueError(f"rewards: place {place}: expected a number or None, got {value!r}")
-        number = math.nan if value is None else float(value)
-        if abs(number) > _LARGEST:
-            raise ValueError(f"rewards: place {place}: must be finite in float32, got {value}")
+        try:
+            number = math.nan if value is None else float(value)
+        except OverflowError:  # an integer, or a fraction, that no float64 holds
+            number = math.inf
+        if math.isinf(number):
+            raise ValueError(f"rewards: place {place}: must be finite, got {shown(value)}")
         rewards.append(None if math.isnan(number) else number)
     return rewards
 

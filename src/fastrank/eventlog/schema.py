@@ -152,7 +152,8 @@ def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
         ("shown_at", time, 2, 2),
         ("latency_us", real, 1, 2),
         # What came of it; joined later.
-        ("rewards", pa.list_(pa.float32()), 1, 2),
+        ("rewards", pa.list_(pa.float32()), 1, 1),
+        ("rewards", pa.list_(real), 2, 2),
         ("reward_kind", text, 1, 2),
         ("reward_ts", time, 1, 2),
     ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastrank.eventlog.account import told_of
 from fastrank.ope.audit import Audit
 from fastrank.ope.diagnostics import BINS_PER_OCTAVE
 from fastrank.ope.estimators import ESTIMATORS
@@ -61,7 +62,8 @@ _STATUSES: Mapping[str, tuple[str, str]] = {
     ),
     "malformed_log": (
         "malformed log",
-        "So many rows are broken that those left may not stand for the rest. Repair the log first.",
+        "So many rows are broken, or rewards missing, that those left may not stand for the rest."
+        " Repair the log first.",
     ),
     "unsupported": (
         "unsupported",
@@ -181,7 +183,10 @@ def _view(section: Section) -> dict[str, Any]:
         ],
         "strata_left": strata[_STRATA:],
         "joins": [
-            {name: value for name, value in join.items() if not isinstance(value, dict | list)}
+            {
+                "facts": {n: v for n, v in join.items() if not isinstance(v, dict | list)},
+                "told": told_of(join),
+            }
             for join in evaluation.log["joins"]
         ],
     }

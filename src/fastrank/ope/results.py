@@ -40,6 +40,7 @@ REASONS: Mapping[str, str] = {
     "more_places": "the evaluation policy shows more places than the log has",
     "malformed_rows": "too many rows of the log are malformed",
     "unreadable_files": "files of the log cannot be read",
+    "rewards_dropped": "many rewards could not be joined to their rankings, and are missing",
     "set_aside": "too many rows had to be left out, and may differ from those that stayed",
     "reward_ess": "too few rewarded rows carry the estimate",
     "max_weight_share": "one row carries too much of the weight",
@@ -61,6 +62,7 @@ _UNSUPPORTED = {
     "weight_overflow",
     "more_places",
 }
+_MALFORMED = {"malformed_rows", "unreadable_files", "rewards_dropped"}
 _BIASED = {"logging_value", "reward_model_alone", "clipped", "behaviour"}
 _ABOUT_USERS = {"few_clusters", "no_interval"}
 _ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}
@@ -328,7 +330,7 @@ def worst(reasons: list[str] | tuple[str, ...]) -> Status:
         raise ValueError(f"reasons: expected one of {', '.join(REASONS)}; got {unknown[0]!r}")
     if any(reason in _UNSUPPORTED for reason in reasons):
         return "unsupported"
-    if "malformed_rows" in reasons or "unreadable_files" in reasons:
+    if any(reason in _MALFORMED for reason in reasons):
         return "malformed_log"
     if any(reason not in _BIASED for reason in reasons):
         return "low_overlap"

@@ -196,6 +196,8 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
         found.append("malformed_rows")
     if log.report.unreadable_files:
         found.append("unreadable_files")
+    if log.report.rewards_dropped_share > thresholds.set_aside:
+        found.append("rewards_dropped")
     return found
 
 

@@ -1,0 +1,251 @@
+"""What a join did: its summary, the account of it that lies beside the result, and its words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = ["JoinSummary", "dropped_of", "read_account", "told", "told_of"]
+
+_LARGEST = 2**53  # of counts
+_DEEPEST = 20  # lists in lists of an account
+_CLOCKS = 900.0  # seconds: clocks that differ by more are wrong, or times are another zone's
+_ZONES = "a time that says no zone is taken for UTC"
+
+
+@dataclass(slots=True)
+class JoinSummary:
+    """What a join did.
+
+    A reward has one fate: it is used, of a row left out, before its ranking, after the window, of
+    another position, of an item that was not shown, or of a request that the log does not hold.
+
+    Attributes
+    ----------
+    rows_read, rows_set_aside : int
+        Of the log; why rows were set aside is in the result's join.json, with the whole report.
+    rows_open : int
+        Left out: their window is still open at `as_of`.
+    open_until : str or None
+        When the last open window closes, ISO 8601, UTC; None where none is open.
+    rows_written, rows_with_reward : int
+        Of the result; the latter have at least one reward from the files.
+    rewards_read, rewards_used : int
+        Rewards of the files, and those that stand in the result (before repeats are merged).
+    rewards_repeated : int
+        Of those used, how many came on top of another one for the same item of the same row.
+    rewards_of_open_rows : int
+        Left out with their rows.
+    rewards_outside_window : int
+        Before the row was served, or after its window: `rewards_before` and `rewards_after`.
+    rewards_before : int
+        Before the row was served, by more than `skew`.
+    before_seconds_median, before_seconds_most : float or None
+        By how much these were; None where there are none.
+    rewards_after : int
+        After the window.
+    rewards_unlogged : int
+        Pairs of request and item that the log does not hold: no such request (or its row is set
+        aside), or the item was not shown there. `rewards_unlogged_requests` of them have no
+        such request.
+    rewards_unlogged_in_span : int
+        Of those without such a request, how many lie within the log's time: from its first row to
+        the end of its last row's window.
+    rewards_misplaced : int
+        The item was shown, but not in the position that the reward states.
+    rewards_dropped : int
+        Rewards that should have found their ranking, and are missing: `rewards_before`,
+        `rewards_misplaced`, items not shown, and, unless the files hold `other_requests`,
+        `rewards_unlogged_in_span`.
+    files_set_aside, files_cut : dict of str to str
+        Files of the log that could not be read, or not to their end, as in `ReadReport`.
+    """
+
+    rows_read: int = 0
+    rows_set_aside: int = 0
+    rows_open: int = 0
+    open_until: str | None = None
+    rows_written: int = 0
+    rows_with_reward: int = 0
+    rewards_read: int = 0
+    rewards_used: int = 0
+    rewards_repeated: int = 0
+    rewards_of_open_rows: int = 0
+    rewards_outside_window: int = 0
+    rewards_before: int = 0
+    before_seconds_median: float | None = None
+    before_seconds_most: float | None = None
+    rewards_after: int = 0
+    rewards_unlogged: int = 0
+    rewards_unlogged_requests: int = 0
+    rewards_unlogged_in_span: int = 0
+    rewards_misplaced: int = 0
+    rewards_dropped: int = 0
+    files_set_aside: dict[str, str] = field(default_factory=dict)
+    files_cut: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dropped_share(self) -> float:
+        """Of `rewards_dropped` and the rewards that found their ranking; in [0, 1]."""
+        among = self.rewards_dropped + self.rewards_used + self.rewards_of_open_rows
+        return self.rewards_dropped / among if among else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+_COUNTS = [each.name for each in fields(JoinSummary) if each.default == 0]
+_FATES = ("used", "of_open_rows", "before", "after", "unlogged", "misplaced")
+
+
+def read_account(file: Path, identity: str) -> dict[str, Any]:
+    """The join.json of a join; only its `id` where that is lost, damaged or another's.
+
+    What is returned can be believed as far as its form goes: counts are counts, numbers are finite,
+    and everything can be written as JSON again.
+    """
+    unknown: dict[str, Any] = {"id": identity}
+    try:
+        account = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return unknown
+    if not isinstance(account, dict) or account.get("id") != identity or not _is_plain(account):
+        return unknown
+    source, summary = account.get("source", {}), account.get("summary", {})
+    if not (isinstance(source, dict) and isinstance(summary, dict)):
+        return unknown
+    is_sound = (
+        _is_count(source.get("rows_set_aside", 0))
+        and _is_table(source.get("rows_lost", {}), _is_count)
+        and _is_table(source.get("files_set_aside", {}), _is_text)
+        and all(_is_count(summary.get(name, 0)) for name in _COUNTS)
+        and all(_is_length(summary.get(f"before_seconds_{name}")) for name in ("median", "most"))
+        and sum(summary.get(f"rewards_{fate}", 0) for fate in _FATES)
+        <= summary.get("rewards_read", 0)
+        and summary.get("rewards_dropped", 0)
+        <= sum(summary.get(f"rewards_{fate}", 0) for fate in ("before", "unlogged", "misplaced"))
+    )
+    return account if is_sound else unknown
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Whether a value of JSON may go into any JSON, page or sum."""
+    if isinstance(value, str):
+        return _is_text(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if value is None:
+        return True
+    if depth >= _DEEPEST:
+        return False
+    if isinstance(value, dict):
+        parts: list[object] = [*value, *value.values()]
+    else:
+        parts = value if isinstance(value, list) else []
+    return all(_is_plain(part, depth + 1) for part in parts)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+
+
+def _is_length(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and 0.0 <= value < math.inf)
+
+
+def _is_table(value: object, kind: Any) -> bool:
+    return isinstance(value, dict) and all(map(kind, value.values()))
+
+
+def dropped_of(account: Mapping[str, Any]) -> tuple[int, int]:
+    """Rewards that a join dropped, and those that it judged, as its account has them.
+
+    (0, 0) where it does not say, as those written before they were told apart do not.
+    """
+    summary = account.get("summary", {})
+    if "rewards_dropped" not in summary:
+        return 0, 0
+    lost: int = summary["rewards_dropped"]
+    found = summary.get("rewards_used", 0) + summary.get("rewards_of_open_rows", 0)
+    return lost, lost + found
+
+
+def told_of(account: Mapping[str, Any]) -> list[str]:
+    """What an account, as `read_account` gives it, says of rewards that are missing."""
+    if "summary" not in account:
+        return ["what joining its rewards left out is not known: join.json is lost or damaged"]
+    return told(account["summary"], other_requests=account.get("other_requests") is True)
+
+
+def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[str]:
+    """What became of the rewards that were not used: a line each, and what may help.
+
+    Parameters
+    ----------
+    summary : mapping
+        As `JoinSummary.to_dict` has it; counts that are absent are 0.
+    other_requests : bool
+        Whether the files were said to hold rewards of requests that were not logged.
+    """
+    count: dict[str, int] = {name: summary.get(name, 0) for name in _COUNTS}
+    read, unlogged = count["rewards_read"], count["rewards_unlogged_requests"]
+    in_span = count["rewards_unlogged_in_span"]
+    found = [
+        (count["rewards_before"], f"came before their ranking{_early(summary)}"),
+        (
+            in_span,
+            "name requests that the log does not hold"
+            + (
+                ""
+                if other_requests
+                else ": are ids written alike, in case too? If these were never logged,"
+                " join with --other-requests"
+            ),
+        ),
+        (
+            unlogged - in_span,
+            "name requests that the log does not hold, at times that it does not cover"
+            if "rewards_unlogged_in_span" in summary
+            else "name requests that the log does not hold",
+        ),
+        (count["rewards_unlogged"] - unlogged, "are of items that were not shown there"),
+        (count["rewards_misplaced"], "are of items that were shown in another position"),
+        (
+            count["rewards_after"],
+            "came after the window"
+            + (f"; {_ZONES}" if count["rows_written"] and not count["rewards_used"] else ""),
+        ),
+    ]
+    if "rewards_before" not in summary:
+        found.append((count["rewards_outside_window"], "came before their ranking or too late"))
+    return [f"{number:,} of {read:,} rewards {what}" for number, what in found if number > 0]
+
+
+def _early(summary: Mapping[str, Any]) -> str:
+    median, most = summary.get("before_seconds_median"), summary.get("before_seconds_most")
+    if median is None or most is None:
+        return ""
+    amount = f", {_length(median)} in the median, up to {_length(most)}"
+    if most <= _CLOCKS:
+        return f"{amount}: if clocks differ, join with --skew {max(math.ceil(most), 1)}s"
+    if median <= _CLOCKS:
+        return f"{amount}: if clocks differ, --skew takes such in"
+    return f"{amount}: {_ZONES}"
+
+
+def _length(seconds: float) -> str:
+    for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"

@@ -474,6 +474,11 @@ class TestMissing:
             "what joining its rewards left out is not known: join.json is lost or damaged"
         ]
 
+    def test_files_without_rewards(self, tmp_path: Path) -> None:
+        joined(tmp_path, [], row(0))
+        (account,) = drain(tmp_path / "out")[1].report.joins
+        assert told_of(account) == ["there were no rewards in the files that were joined"]
+
     def test_a_moment_that_has_not_come(self, tmp_path: Path) -> None:
         """Nothing is read or written: rewards that nobody has yet would become 0."""
         soon = datetime.now(UTC) + timedelta(minutes=5)

@@ -680,11 +680,18 @@ class TestFiles:
             (tmp_path / "join.json").write_text(f'{{"id": "j", {text}}}')
             report = drain(tmp_path)[1].report
             assert report.joins == [{"id": "j"}], text
+            assert list(report.unreadable_files) == [str(tmp_path / "join.json")], text
             assert report.malformed_share == report.rewards_dropped_share == 0.0
             assert report.total_rows_lost == 0
             json.dumps(report.to_dict(), allow_nan=False)
         (tmp_path / "join.json").write_text("[" * 100_000)
-        assert drain(tmp_path)[1].report.joins == [{"id": "j"}]
+        assert list(drain(tmp_path)[1].report.files_set_aside) == [str(tmp_path / "join.json")]
+        for text in ('{"id": "another"}', ""):  # another's, or none
+            (tmp_path / "join.json").write_text(text)
+            if not text:
+                (tmp_path / "join.json").unlink()
+            report = drain(tmp_path)[1].report
+            assert (report.joins, report.files_set_aside) == ([{"id": "j"}], {})
 
     def test_an_empty_log_is_readable(self, tmp_path: Path) -> None:
         self.write(tmp_path / "a.parquet")

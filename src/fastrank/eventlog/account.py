@@ -104,33 +104,48 @@ _FATES = ("used", "of_open_rows", "before", "after", "unlogged", "misplaced")
 
 
 def read_account(file: Path, identity: str) -> dict[str, Any]:
-    """The join.json of a join; only its `id` where that is lost, damaged or another's.
+    """The join.json of a join; only its `id` where there is none, or another join's.
 
     What is returned can be believed as far as its form goes: counts are counts, numbers are finite,
     and everything can be written as JSON again.
+
+    Raises
+    ------
+    ValueError
+        Where it cannot be read, or says what cannot be.
     """
-    unknown: dict[str, Any] = {"id": identity}
     try:
         account = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return unknown
-    if not isinstance(account, dict) or account.get("id") != identity or not _is_plain(account):
-        return unknown
+    except FileNotFoundError:
+        return {"id": identity}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"no account of a join: {' '.join(str(error).split())}") from None
+    if not _is_sound(account):
+        raise ValueError("no account of a join: it says what cannot be")
+    return account if account["id"] == identity else {"id": identity}
+
+
+def _is_sound(account: Any) -> bool:
+    if not isinstance(account, dict) or not _is_plain(account) or not _is_text(account.get("id")):
+        return False
     source, summary = account.get("source", {}), account.get("summary", {})
-    if not (isinstance(source, dict) and isinstance(summary, dict)):
-        return unknown
-    is_sound = (
+    if not isinstance(source, dict) or not isinstance(summary, dict):
+        return False
+    lengths = (summary.get(f"before_seconds_{name}") for name in ("median", "most"))
+    if not (
         _is_count(source.get("rows_set_aside", 0))
         and _is_table(source.get("rows_lost", {}), _is_count)
         and _is_table(source.get("files_set_aside", {}), _is_text)
         and all(_is_count(summary.get(name, 0)) for name in _COUNTS)
-        and all(_is_length(summary.get(f"before_seconds_{name}")) for name in ("median", "most"))
-        and sum(summary.get(f"rewards_{fate}", 0) for fate in _FATES)
-        <= summary.get("rewards_read", 0)
-        and summary.get("rewards_dropped", 0)
-        <= sum(summary.get(f"rewards_{fate}", 0) for fate in ("before", "unlogged", "misplaced"))
+        and all(map(_is_length, lengths))
+    ):
+        return False
+    fates = {fate: summary.get(f"rewards_{fate}", 0) for fate in _FATES}
+    lost = fates["before"] + fates["unlogged"] + fates["misplaced"]
+    return bool(
+        sum(fates.values()) <= summary.get("rewards_read", 0)
+        and summary.get("rewards_dropped", 0) <= lost
     )
-    return account if is_sound else unknown
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:
@@ -185,7 +200,10 @@ def told_of(account: Mapping[str, Any]) -> list[str]:
     """What an account, as `read_account` gives it, says of rewards that are missing."""
     if "summary" not in account:
         return ["what joining its rewards left out is not known: join.json is lost or damaged"]
-    return told(account["summary"], other_requests=account.get("other_requests") is True)
+    summary = account["summary"]
+    if summary.get("rows_written", 0) and not summary.get("rewards_read", 0):
+        return ["there were no rewards in the files that were joined"]
+    return told(summary, other_requests=account.get("other_requests") is True)
 
 
 def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[str]:

@@ -363,7 +363,12 @@ class LogReader:
         if joined is not None and joined not in self._joins:
             self._joins.add(joined)
             identity = joined.decode(errors="replace")
-            self.report.joins.append(read_account(path.parent / JOIN_FILE, identity))
+            account = path.parent / JOIN_FILE
+            try:
+                self.report.joins.append(read_account(account, identity))
+            except ValueError as error:
+                self.report.joins.append({"id": identity})
+                self.report.files_set_aside[str(account)] = str(error)
         match = SEGMENT.fullmatch(path.name)
         if match is not None and int(match["number"]) == 0:
             # The writer's first segment is here, so its sequence must begin at 0.

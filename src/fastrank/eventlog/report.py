@@ -32,7 +32,7 @@ class ReadReport:
     files_read : list of str
     files_set_aside : dict of str to str
         Files that are no log, not of this one's kind, or damaged, with the reason. Rows of a
-        damaged file that stand before the damage were read.
+        damaged file that stand before the damage were read. A damaged join.json is one, too.
     files_cut : dict of str to str
         Growing files that break off at their end, as those of a killed writer do; what stands
         before was read. Sealed files never do: one that breaks off is damaged.

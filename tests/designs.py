@@ -54,7 +54,7 @@ def arms(rng: np.random.Generator, n: int) -> Ints:
     return np.minimum(np.searchsorted(np.cumsum(P0), rng.random(n)), ARMS - 1)
 
 
-def one_place(arm: Ints, rewards: Array, users: Ints, **others: Any) -> Log:
+def one_place(arm: Ints, rewards: npt.NDArray[Any], users: Ints, **others: Any) -> Log:
     logged, evaluated = np.log(P0[arm]), np.log(P1[arm])
     return dict(logged=logged, evaluated=evaluated, rewards=rewards, users=users, **others)
 
@@ -179,7 +179,9 @@ def truths(earned: Callable[[Ints, np.random.Generator], Array]) -> tuple[float,
     return found[0], found[1]
 
 
-def rankings(items: Ints, rewards: Array, users: Ints, scores: Array = SCORES, **more: Any) -> Log:
+def rankings(
+    items: Ints, rewards: npt.NDArray[Any], users: Ints, scores: Array = SCORES, **more: Any
+) -> Log:
     return dict(
         logged=plackett_luce(scores, items),
         evaluated=plackett_luce(OTHERS, items),
@@ -202,9 +204,9 @@ def scrolled(n: int) -> Design:
     def draw(rng: np.random.Generator) -> Log:
         items = drawn(rng, SCORES, n, PLACES)
         clicks = rng.random(items.shape) < chances(items)
-        before = np.cumsum(clicks, axis=1) - clicks
-        looked = (before == 0).sum(axis=1)
-        return rankings(items, clicks * (before == 0) * 1.0, np.arange(n), lengths=looked)
+        looks: npt.NDArray[np.bool_] = np.cumsum(clicks, axis=1) - clicks == 0
+        rewards = (clicks & looks).astype(float)
+        return rankings(items, rewards, np.arange(n), lengths=looks.sum(axis=1))
 
     return Design(draw, *truths(earned))
 

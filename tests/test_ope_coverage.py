@@ -181,7 +181,8 @@ def run_design(name: str, runs: int = RUNS // 2) -> Outcome:
         }
         lead = leading(names[-1], estimators, estimates, ope.Thresholds())
         leads += lead == "snips"
-        results = estimates[lead], ope.difference(estimators[lead], estimators["avg"])
+        difference = ope.difference(estimators[lead], estimators["avg"])
+        results: tuple[ope.Estimate | ope.Difference, ...] = estimates[lead], difference
         for j, (found, truth) in enumerate(zip(results, truths, strict=True)):
             low, high = found.interval or (np.nan, np.nan)
             covers[i, j] = low <= truth <= high

@@ -318,8 +318,8 @@ def test_reasons_stand_with_their_figures(section: Section) -> None:
     found = policy.estimates["snrips"].diagnostics
     assert found is not None
     text = " ".join(row.text for row in rows_of(checked([section]), "other"))
-    assert f"as much as {found.reward_ess:.3g} equal ones (at least 200)" in text
-    assert "one row carries too much of the weight" in text
+    share = f"{100 * found.max_weight_share:.3g} % (at most 1 %)"
+    assert f"one row carries too much of the weight: {share}" in text
 
 
 def test_forest(section: Section) -> None:

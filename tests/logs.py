@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 import fastrank as fr
+from fastrank import ope
 from fastrank.eventlog import SCHEMA_VERSION, LogBatch, LogReader, ReadReport, schema
 from fastrank.eventlog.schema import IdKind
 
@@ -66,6 +67,28 @@ def table(
             ]
             one["user_temperature"] = factor
     return pa.Table.from_pylist(made, schema(kind, version))
+
+
+def of_batch(batch: ope.Batch) -> pa.Table:
+    """The log of a batch; the evaluation policy's log-propensities are its column `evaluated`."""
+    n, k = batch.logged.shape
+    whole = np.arange(n + 1) * k
+    wide = {"log_propensities": batch.logged, "evaluated": batch.evaluated}
+    wide |= {"rewards": batch.rewards}
+    columns = {
+        "request_id": pa.array([f"r{i}" for i in range(n)]),
+        "ts": pa.array(NOON + np.arange(n), pa.timestamp("us", tz="UTC")),
+        "user_id": pa.array([f"u{group}" for group in batch.groups]),
+        "policy_name": pa.array(["somebody's"] * n),
+        "propensity_kind": pa.array(["exact"] * n),
+        "k": pa.array(np.full(n, k)),
+        "item_ids": pa.ListArray.from_arrays(whole, np.tile(np.arange(k), n)),
+        "log_propensity": pa.array(batch.logged.sum(axis=1)),
+        "displayed": pa.array(batch.lengths),
+        "row_weight": pa.array(np.ones(n) if batch.row_weights is None else batch.row_weights),
+        **{name: pa.ListArray.from_arrays(whole, of.ravel()) for name, of in wide.items()},
+    }
+    return pa.table(columns)
 
 
 def read(*rows: dict[str, Any], kind: IdKind = "int64", **options: Any) -> list[LogBatch]:

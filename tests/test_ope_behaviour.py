@@ -7,14 +7,18 @@ both as its row weight: an estimator that is right gives the evaluation policy's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import permutations, product
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
+from logs import of_batch
 
 from fastrank import ope
+from fastrank.eventlog import LogReader
 from fastrank.ope.behaviour import contradicted, leading
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -193,7 +197,9 @@ def draws(behaviour: Behaviour, n: int, seed: int) -> ope.Batch:
 
 def judged(batch: ope.Batch, lead: str = "snrips") -> tuple[set[str], str]:
     """Kinds of behaviour that it contradicts, and what leads."""
-    estimators = {name: ope.ESTIMATORS[name](batch.places) for name in ("snips", "snrips", "iips")}
+    estimators = {
+        name: ope.ESTIMATORS[name](batch.places) for name in ("avg", "snips", "snrips", "iips")
+    }
     for estimator in estimators.values():
         estimator.update(batch)
     estimates = {name: ope.estimate(each, bootstrap=False) for name, each in estimators.items()}
@@ -259,3 +265,74 @@ def test_heavy_weights_contradict_nothing() -> None:
     estimator.update(batch)
     assert ope.estimate(estimator).status != "ok"
     assert judged(batch) == (set(), "snrips")
+
+
+def evaluated(batch: ope.Batch, **options: Any) -> ope.PolicyResult:
+    log = LogReader.of_tables(of_batch(batch), columns=["evaluated"])
+    found = ope.evaluate(log, [ope.FromColumn("new", "evaluated")], **options)
+    assert found.rows_used == len(batch)
+    return found.policies[0]
+
+
+def test_an_evaluation_takes_the_lead_that_the_log_bears_out() -> None:
+    batch = draws(buys_one_at_most, 20_000, seed=1)
+    found = evaluated(batch, estimators=["rips", "snrips", "ips"])
+    assert list(found.estimates) == ["avg", "rips", "snrips", "ips", "snips"]
+    assert (found.lead, found.status) == ("snips", "ok")
+    for name in ("rips", "snrips"):
+        assert found.estimates[name].status == found.differences[name].status == "biased"
+        assert found.estimates[name].reasons == found.differences[name].reasons == ("behaviour",)
+    asked = evaluated(batch, lead="snrips")
+    assert (asked.lead, asked.status, asked.reasons) == ("snrips", "biased", ("behaviour",))
+    assert "the log refutes what it takes for granted of how people behave" in asked.verdict
+    lenient = ope.Thresholds(behaviour=1000.0)
+    assert evaluated(batch, lead="snrips", thresholds=lenient).status == "ok"
+
+
+def test_snips_leads_where_it_is_as_exact() -> None:
+    """Of policies that are alike, weights of whole rankings vary little more than of prefixes."""
+    batch = draws(leaves_after_a_click, 4000, seed=2)
+    mixed = 0.9 * batch.logged + 0.1 * batch.evaluated
+    near = replace(batch, evaluated=mixed)
+    assert evaluated(batch).lead == "snrips"
+    errors = {
+        name: evaluated(near).differences[name].standard_error for name in ("snips", "snrips")
+    }
+    assert errors["snips"] is not None
+    assert errors["snrips"] is not None
+    assert errors["snips"] < 1.25 * errors["snrips"]
+    assert evaluated(near).lead == "snips"
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+def test_an_evaluation_has_the_population_exactly(behaviour: Behaviour) -> None:
+    """Displayed places and row weights, from a log to its estimates."""
+    batch, truth = population(behaviour)
+    found = evaluated(batch)
+    for name, estimate in found.estimates.items():
+        if name in BEHAVIOURS[behaviour]:
+            assert estimate.value == pytest.approx(truth, abs=1e-12), name
+
+
+def test_uncovered_mass_counts_rows_as_often_as_they_say() -> None:
+    """Of two rows one was certain; it stands for three."""
+    certain, open_ = np.log([1.0, 1.0, 1.0]), np.log([0.5, 0.5, 0.5])
+    batch = ope.Batch.of(
+        [certain, open_], [np.log([0.4, 1.0, 1.0]), open_], np.ones((2, 3)), row_weights=[3.0, 1.0]
+    )
+    assert evaluated(batch).uncovered == pytest.approx(0.6 * 3.0 / 4.0)
+    assert evaluated(replace(batch, row_weights=None)).uncovered == pytest.approx(0.6 / 2.0)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_row_weights_that_cannot_be_are_malformed(weight: float) -> None:
+    table = of_batch(draws(looks_at_all, 3, seed=1))
+    spoiled = table.set_column(
+        table.schema.get_field_index("row_weight"), "row_weight", pa.array([1.0, weight, None])
+    )
+    log = LogReader.of_tables(spoiled)
+    (batch,) = log
+    assert log.report.set_aside == {"row_weight": 1}
+    assert log.report.places["row_weight"] == [("table 0", 1, repr(weight))]
+    assert batch.row_weights is not None
+    assert batch.row_weights.tolist() == [1.0, 1.0]

@@ -139,7 +139,7 @@ def test_an_assumption_that_fails_shows(behaviour: str, name: str) -> None:
 @pytest.mark.parametrize("behaviour", OBP)
 def test_the_log_tells_how_its_users_behave(behaviour: str) -> None:
     """The three estimators differ by some 8 to 30 paired errors where an assumption fails."""
-    names = ("snips", "snrips", "iips")
+    names = ("avg", "snips", "snrips", "iips")
     estimators = {name: sums(behaviour, name) for name in names}
     estimates = {name: estimate(behaviour, name) for name in names}
     limits = ope.Thresholds()

@@ -276,7 +276,7 @@ DESIGNS: dict[str, Callable[[], Design]] = {
     "lognormal revenue, sigma 1.2, 6,000 users": lambda: revenue(1.2, 6000),
     "lognormal revenue, sigma 1.8, 6,000 users": lambda: revenue(1.8, 6000),
     "lognormal revenue, sigma 1.8, 600 users": lambda: revenue(1.8, 600),
-    "lognormal revenue, sigma 1.8, 50 users": lambda: revenue(1.8, 50),
+    "lognormal revenue, sigma 1.8, 25 users": lambda: revenue(1.8, 25, 0.05),
     "temperature and clicks by weekday": lambda: weekdays(10_000, 2000),
     "clickless rows kept at .1": lambda: sampled(20_000, 0.1),
     "24 seeds for all": lambda: shared_seeds(24, 3000),

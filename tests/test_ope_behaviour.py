@@ -226,7 +226,9 @@ def test_a_long_log_contradicts_what_does_not_hold(behaviour: Behaviour, kinds: 
     """
     found, lead = judged(draws(behaviour, 40_000, seed=1))
     assert found == kinds
-    assert lead == ("snips" if "cascade" in kinds else "snrips")
+    # Who leaves after a click sees few places: snips is nearly as exact there.
+    as_exact = behaviour is leaves_after_a_click
+    assert lead == ("snips" if "cascade" in kinds or as_exact else "snrips")
 
 
 def test_doubt_comes_before_contradiction() -> None:
@@ -239,13 +241,13 @@ def test_doubt_comes_before_contradiction() -> None:
 
 
 def test_a_right_assumption_is_seldom_doubted() -> None:
-    """2 errors: .046 of the logs. Of 400 binomial draws: a mean of 18, sd 4.2; 5 sd more are 39.
+    """2 errors: .046 of the logs. Of 200 binomial draws: a mean of 9, sd 3; 5 sd more are 24.
 
-    Contradicted, at 3 errors, .0027 of them: 8 or more of 400 has a probability of 2e-5.
+    Contradicted, at 3 errors, .0027 of them: 6 or more of 200 has a probability of 3e-5.
     """
-    found = [judged(draws(leaves_after_a_click, 500, seed)) for seed in range(400)]
-    assert sum(lead == "snips" for _, lead in found) < 39
-    assert sum("cascade" in kinds for kinds, _ in found) < 8
+    found = [judged(draws(looks_at_all, 4000, seed)) for seed in range(200)]
+    assert sum(lead == "snips" for _, lead in found) < 24
+    assert sum("cascade" in kinds for kinds, _ in found) < 6
 
 
 def test_heavy_weights_contradict_nothing() -> None:

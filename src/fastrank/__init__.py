@@ -39,6 +39,7 @@ from fastrank.policies import (  # noqa: E402
     policy,
 )
 from fastrank.ranking import Ranking, RankingBatch, Score  # noqa: E402
+from fastrank.run import Run  # noqa: E402
 from fastrank.scorer import Scorer  # noqa: E402
 from fastrank.scoring import ScoreFunction, score_function  # noqa: E402
 
@@ -57,6 +58,7 @@ __all__ = [
     "Policy",
     "Ranking",
     "RankingBatch",
+    "Run",
     "Score",
     "ScoreFunction",
     "Scorer",

@@ -62,6 +62,7 @@ class Row(NamedTuple):
     request_id_source: str | None
     traceparent: str | None
     ts: int
+    run: str | None
     user_id: str | None
     policy_name: str
     law: str

@@ -49,6 +49,7 @@ from fastrank.files import directly_in
 from fastrank.ids import Ids, listed
 from fastrank.inputs import as_column, as_count, as_float32, as_real, new_request_id, shown
 from fastrank.ranking import Ranking, RankingBatch
+from fastrank.run import Run
 
 __all__ = ["LogWriter"]
 
@@ -228,6 +229,7 @@ class LogWriter:
         request_id: str | None = None,
         request_id_source: str | None = None,
         traceparent: str | None = None,
+        run: str | None = None,
         user_id: str | int | None = None,
         query: npt.ArrayLike | None = None,
         model_version: str | None = None,
@@ -266,6 +268,8 @@ class LogWriter:
             Where it came from: drawn by the server, a header, or the body of the request.
         traceparent : str, optional
             The trace that the request was part of, as W3C Trace Context writes it.
+        run : str, optional
+            Name of the run that ranked it, with many others.
         user_id : str or int, optional
             Kept as text.
         query : array_like of float, shape (d,), optional
@@ -347,6 +351,8 @@ class LogWriter:
             )
         if traceparent is not None:
             traceparent = as_text("traceparent", traceparent)
+        if run is not None:
+            run = as_text("run", run)
         if user_id is not None:
             user_id = as_user(user_id)
         if model_version is None:
@@ -426,6 +432,7 @@ class LogWriter:
             request_id_source,
             traceparent,
             time.time_ns() // 1000 if ts is None else as_time("ts", ts),
+            run,
             user_id,
             policy_name,
             law,
@@ -496,6 +503,7 @@ class LogWriter:
         exclude: Sequence[Ids | None] | None = None,
         allow: Sequence[Ids | None] | None = None,
         bias: npt.ArrayLike | None = None,
+        run: Run | None = None,
         **same: Any,
     ) -> list[str]:
         """Add the b rankings of a batch; arguments in the plural, and filters, have b entries.
@@ -510,6 +518,9 @@ class LogWriter:
         request_ids, user_ids, queries, exclude, allow : sequence of length b, optional
         bias : array_like of float, shape (n,), optional
             One for all, as `Catalog.rank_batch` takes it.
+        run : Run, optional
+            What `user_ids` were ranked in, with its seeds: request ids are those that it gives them
+            unless there are others, so that a task which is tried again writes no ranking twice.
         **same
             What `append` takes, the same for all.
 
@@ -519,6 +530,12 @@ class LogWriter:
         """
         if not isinstance(batch, RankingBatch | Sequence) or isinstance(batch, str | bytes):
             raise ValueError(f"batch: expected a RankingBatch, or Rankings, got {shown(batch)}")
+        if run is not None:
+            if not isinstance(run, Run):
+                raise ValueError(f"run: expected a fastrank.Run, got {shown(run)}")
+            same["run"] = run.name
+            if request_ids is None:
+                request_ids = self._of_run(run, batch, user_ids)
         given: dict[str, Any] = {}
         for name, argument, values in (
             ("request_id", "request_ids", request_ids),
@@ -538,6 +555,24 @@ class LogWriter:
             own = {name: values[i] for name, values in given.items()}
             ids.append(self.append(ranking, k=k, bias=bias, **own, **same))
         return ids
+
+    @staticmethod
+    def _of_run(run: Run, batch: RankingBatch, user_ids: Any) -> list[str]:
+        """Request ids; a ValueError where the batch was drawn by other seeds than the run's."""
+        if user_ids is None:
+            raise ValueError("user_ids: request ids of a run follow from them")
+        user_ids = as_column("user_ids", user_ids, f"{len(batch)} entries")
+        if len(user_ids) != len(batch):
+            raise ValueError(f"user_ids: expected {len(batch)} entries, got {len(user_ids)}")
+        found = run.request_ids(user_ids)
+        seeds = run.seeds(user_ids).tolist()
+        for i, (ranking, seed) in enumerate(zip(batch, seeds, strict=True)):
+            if ranking.seed != seed:
+                raise ValueError(
+                    f"run: ranking {i} was drawn by the seed {ranking.seed}, which is not the run's"
+                    f" for its user, {seed}: rank with seeds=run.seeds(user_ids)"
+                )
+        return found
 
     def append_table(self, table: pa.Table | pa.RecordBatch) -> int:
         """Add rows that are in the log's schema already, such as those of an adapter.

@@ -637,6 +637,23 @@ def test_malformed_rows_are_counted_and_reflected(shop: Path, tmp_path: Path) ->
     assert "20 malformed: positive log-propensity" in printed
 
 
+def test_rows_that_came_twice_are_said_and_change_nothing(shop: Path, tmp_path: Path) -> None:
+    good = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    policy = ["--model", shop / "model", "--policy", "a=plackett_luce:temperature=0.6"]
+    expected = loaded("evaluate", shop / "logs", *policy)
+    pq.write_table(pa.concat_tables([good, good.slice(0, 20)]), tmp_path / "log.parquet")
+    found = loaded("evaluate", tmp_path, *policy)
+    assert found["policies"] == expected["policies"]
+    assert found["log"]["set_aside"] == {}
+    assert found["log"]["equal_duplicates"] == 20
+    page = tmp_path / "page.html"
+    said = run("evaluate", tmp_path / "log.parquet", *policy, "--report", page).stdout
+    assert "20 came twice, say the same, and count once" in " ".join(said.split())
+    assert "came twice and say the same: counted once</th><td>20</td>" in page.read_text()
+    audited = run("audit", tmp_path / "log.parquet", "--model", shop / "model").stdout
+    assert "20 came twice" in " ".join(audited.split())
+
+
 def test_an_empty_log_is_no_number(shop: Path, tmp_path: Path) -> None:
     good = pq.read_table(next((shop / "logs").glob("*.parquet")))
     pq.write_table(good.slice(0, 0), tmp_path / "log.parquet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import LIMIT, chi_square_p_value
 
-from fastrank.eventlog.hashing import SeenHashes, text_hash, text_hashes, uniforms
+from fastrank.eventlog.hashing import SeenHashes, row_hashes, text_hash, text_hashes, uniforms
 
 # Written once: groups, bootstraps and replay draws of users' evaluations depend on them.
 KNOWN = {
@@ -81,29 +83,88 @@ def test_repeats_are_found_across_batches(step: int) -> None:
     rng = np.random.default_rng(2)
     keys = rng.integers(0, 3000, 5000)
     hashes = text_hashes(pa.array([f"k{key}" for key in keys]))
+    contents = rng.integers(0, 3, 5000).astype(np.uint64)
     seen = SeenHashes()
-    found = np.concatenate([seen.add(hashes[at : at + step]) for at in range(0, 5000, step)])
+    parts = [
+        seen.add(hashes[at : at + step], contents[at : at + step]) for at in range(0, 5000, step)
+    ]
+    found, otherwise = (np.concatenate(each) for each in zip(*parts, strict=True))
     first = np.zeros(5000, np.bool_)
     first[np.unique(keys, return_index=True)[1]] = True
     np.testing.assert_array_equal(found, ~first)
+    of_first = dict(zip(keys[first].tolist(), contents[first].tolist(), strict=True))
+    np.testing.assert_array_equal(otherwise, contents != [of_first[key] for key in keys.tolist()])
     assert len(seen) == len(np.unique(keys))
 
 
 def test_equal_first_halves_are_told_apart() -> None:
     """Collisions of the sorted half must not hide or invent a repeat."""
     seen = SeenHashes()
-    same = np.array([[5, 1], [5, 2], [5, 1], [5, 3]], np.uint64)
-    assert seen.add(same).tolist() == [False, False, True, False]
-    later = np.array([[5, 2], [5, 4], [5, 3]], np.uint64)
-    assert seen.add(later).tolist() == [True, False, True]
-    assert seen.add(np.array([[5, 4], [5, 5]], np.uint64)).tolist() == [True, False]
+
+    def add(*pairs: tuple[int, int, int]) -> tuple[list[bool], list[bool]]:
+        rows = np.array(pairs, np.uint64)
+        before, otherwise = seen.add(rows[:, :2], rows[:, 2])
+        return before.tolist(), otherwise.tolist()
+
+    assert add((5, 1, 0), (5, 2, 0), (5, 1, 9), (5, 3, 0)) == (
+        [False, False, True, False], [False, False, True, False],
+    )  # fmt: skip
+    assert add((5, 2, 9), (5, 4, 4), (5, 3, 0)) == ([True, False, True], [True, False, False])
+    assert add((5, 4, 4), (5, 5, 0), (4, 4, 0), (6, 1, 0)) == (
+        [True, False, False, False], [False] * 4,
+    )  # fmt: skip
 
 
-def test_runs_are_few_and_hold_sixteen_bytes_a_request() -> None:
+def test_many_rows_of_one_id_cost_as_any_others() -> None:
+    """Neither a Python step for each nor a look at all others: it took the square of the rows."""
+    rows = np.full((400_000, 2), 7, np.uint64)
+    spent = time.process_time()
+    before, otherwise = SeenHashes().add(rows, np.arange(400_000, dtype=np.uint64) % 2)
+    spent = time.process_time() - spent
+    assert before.tolist() == [False] + [True] * 399_999
+    assert int(otherwise.sum()) == 200_000
+    plain = time.process_time()
+    for _ in range(40):
+        np.sort(np.random.default_rng(0).integers(0, 2**63, 400_000))
+    assert spent < time.process_time() - plain
+
+
+@pytest.mark.parametrize("width", [1, 3, 10, 65])
+def test_hashes_of_rows_tell_contents_apart(width: int) -> None:
+    """Every change of a place, every exchange of two, for numbers whose bits are mostly zeros."""
+    rng = np.random.default_rng(width)
+    for base in (np.zeros(width), np.eye(1, width)[0], rng.integers(0, 2, width) * 0.5):
+        rows = [base]
+        for place in range(width):
+            values = (1.0, 2.0, -1.0, 0.5, float(np.float32(0.1)))
+            rows += [np.where(np.arange(width) == place, value, base) for value in values]
+            for other in range(place):
+                swapped = base.copy()
+                swapped[[place, other]] = base[[other, place]]
+                rows.append(swapped)
+        table = np.array(rows)
+        for dtype in (np.float64, np.float32):
+            found = row_hashes(len(table), [None, table.astype(dtype)])
+            distinct = len(np.unique(table.astype(dtype), axis=0))
+            assert len(np.unique(found)) == distinct
+
+
+def test_hashes_of_rows_do_not_depend_on_their_batch() -> None:
+    rng = np.random.default_rng(1)
+    table, flags = rng.normal(size=(50, 4)), rng.random(50) < 0.5
+    whole = row_hashes(50, [table, None, flags, np.arange(50)])
+    wider = np.pad(table, [(0, 0), (0, 5)])
+    for rows in (slice(0, 1), slice(7, 30), slice(30, 50)):
+        n = len(flags[rows])
+        part = row_hashes(n, [wider[rows], np.zeros(n), flags[rows], np.arange(50)[rows]])
+        np.testing.assert_array_equal(part, whole[rows])
+
+
+def test_runs_are_few_and_hold_24_bytes_a_request() -> None:
     seen = SeenHashes()
     rng = np.random.default_rng(3)
     for _ in range(200):
-        seen.add(rng.integers(0, 2**63, (100, 2)).astype(np.uint64))
+        seen.add(rng.integers(0, 2**63, (100, 2)).astype(np.uint64), np.zeros(100, np.uint64))
     assert len(seen) == 20_000
     assert len(seen._runs) <= 16
-    assert sum(a.nbytes + b.nbytes for a, b in seen._runs) == 16 * 20_000
+    assert sum(part.nbytes for run in seen._runs for part in run) == 24 * 20_000

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import pytest
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logs import NOON, drain, read, report_of, row, table
+from logs import HOUR, NOON, drain, read, report_of, row, table
 
 import fastrank as fr
 from fastrank.eventlog import LogReader, Stratum, bias_id, filter_id, schema
@@ -241,7 +243,6 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("list lengths differ", {"rewards": [1.0]}),
     ("list lengths differ", {"rewards": []}),
     ("list lengths differ", {"scores": [1.0, 2.0, 3.0, 4.0]}),
-    ("no k", {"k": None}),
     ("no k", {"k": 0}),
     ("more items than k", {"k": 2}),
     ("displayed", {"displayed": 4}),
@@ -324,6 +325,8 @@ class TestWrongRows:
             {"k": 10, "n_eligible": None},
             {"k": 10, "n_eligible": -1},
             {"k": 10, "n_eligible": 3},
+            {"k": None},
+            {"k": None, "n_eligible": None},
             {"n_eligible": 3},
             {"query": []},
             {"propensity_kind": "bounded", "log_norm_error": 1e-3},
@@ -371,13 +374,139 @@ class TestWrongRows:
 
     def test_duplicates_across_batches_and_files(self, tmp_path: Path) -> None:
         pq.write_table(table([row(i) for i in range(10)]), tmp_path / "a.parquet")
-        pq.write_table(table([row(i, writer_id="v") for i in range(5, 15)]), tmp_path / "b.parquet")
+        others = [row(i, writer_id="v", rewards=[1.0] * 3) for i in range(5, 15)]
+        pq.write_table(table(others), tmp_path / "b.parquet")
         rows, reader = drain(tmp_path, batch_rows=4)
         assert [r["request_id"] for r in rows] == [f"r{i}" for i in range(15)]
         assert reader.report.duplicates == 5
+        assert reader.report.equal_duplicates == 0
         assert reader.report.places["duplicate request id"][0][:2] == (
             str(tmp_path / "b.parquet"), 0,
         )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", ["int64", "str"])
+    @pytest.mark.parametrize("batch_rows", [1, 4, 1000])
+    def test_a_row_that_comes_again_changes_nothing(self, kind: IdKind, batch_rows: int) -> None:
+        """Whatever stands between, and whoever wrote it; one that says otherwise is malformed."""
+        long = {"item_ids": list(range(100, 105)), "log_propensities": [-1.0] * 5, "k": 5}
+        if kind == "str":
+            long["item_ids"] = [f"i{i}" for i in range(5)]
+        rows = [row(i, kind) for i in range(10)]
+        rows[3] = row(3, kind, **long, log_propensity=-5.0, rewards=None, scores=None)
+        again = [one | {"writer_seq": 50 + i, "writer_id": "v"} for i, one in enumerate(rows)]
+        later = again[5] | {"ts": NOON + HOUR, "latency_us": 7.0, "made_by": "pass"}
+        other = again[2] | {"rewards": [0.0, 0.0, 1.0]}
+        given = [*rows[:6], *again[:3], *rows[6:], *again[3:], later, other, again[2]]
+        reader = LogReader.of_tables([table(given, kind)], batch_rows=batch_rows)
+        found = [one for batch in reader for one in batch.table["request_id"].to_pylist()]
+        report = reader.report
+        assert found == [f"r{i}" for i in range(10)]
+        assert report.set_aside == {"duplicate request id": 1}
+        assert report.places["duplicate request id"] == [("table 0", 21, "'r2'")]
+        assert (report.rows_read, report.equal_duplicates, report.duplicates) == (23, 12, 13)
+        assert report.malformed_share == pytest.approx(1 / 23)
+        said = report.to_dict()
+        assert (said["duplicates"], said["equal_duplicates"]) == (13, 12)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"user_id": "u2"},
+            {"user_id": None},
+            {"item_ids": [100, 0, 7]},
+            {"log_propensities": [-1.0, -2.0, -3.0], "log_propensity": -6.0},
+            {"rewards": [1.0, 0.0, 0.0]},
+            {"rewards": None},
+            {"rewards": [0.0, None, 0.0]},
+            {"displayed": 2},
+            {"k": 4, "n_eligible": 3},
+            {"n_eligible": 40},
+            {"seed": 5},
+            {"seed_source": "caller"},
+            {"policy_name": "uniform", "policy_params": None},
+            {"policy_params": {"temperature": 0.6}},
+            {"policy_params": {"temperature": 0.5, "user_temperature": 2.0}},
+            {"model_version": "n"},
+            {"catalog_version": None},
+            {"is_fallback": True},
+            {"row_weight": 2.0},
+            {"query": [1.0, 2.0]},
+            {"exclude": [4]},
+            {"allow": [0, 100, 7]},
+            {"candidate_set_id": "s"},
+            {"log_norm": 6.0},
+            {"log_norm_error": 0.5, "propensity_kind": "bounded"},
+            {"tail_log_weight": 1.0},
+        ],
+    )
+    def test_what_an_evaluation_takes_must_be_the_same(self, changes: dict[str, Any]) -> None:
+        report = report_of(row(0), row(0, **changes))
+        assert (report.set_aside, report.equal_duplicates) == ({"duplicate request id": 1}, 0)
+        alike = report_of(row(0, **changes), row(0, **changes), row(1))
+        assert (alike.set_aside, alike.equal_duplicates) == ({}, 1)
+
+    def test_what_is_null_is_what_is_absent_or_said_otherwise(self) -> None:
+        """The same in any batch: of one where nobody has the column, and where somebody has."""
+        rows = [row(0), row(0), row(1, row_weight=2.0, query=[1.0], exclude=[1], tail_log_weight=1)]
+        again = [row(0, row_weight=1.0), row(0, exclude=None)]
+        for several in ([*rows, *again], [rows[0], *again, rows[2]]):
+            for batch_rows in (1, 2, 100):
+                report = report_of(*several, batch_rows=batch_rows)
+                assert report.set_aside == {}
+                assert report.equal_duplicates == len(several) - 2
+        report = report_of(row(0, exclude=[1, 2]), row(0, exclude=[2, 1]))  # a set
+        assert report.equal_duplicates == 1
+
+    def test_columns_that_were_asked_for_must_be_the_same(self) -> None:
+        whole = table([row(0), row(0), row(0)])
+        whole = whole.append_column("lp1", pa.array([[-1.0] * 3, [-1.0] * 3, [-1.0, -1.0, -2.0]]))
+        reader = LogReader.of_tables([whole], columns=["lp1"])
+        assert [len(batch) for batch in reader] == [1]
+        assert reader.report.equal_duplicates == 1
+        assert reader.report.set_aside == {"duplicate request id": 1}
+        reader = LogReader.of_tables([whole])
+        assert [len(batch) for batch in reader] == [1]
+        assert reader.report.equal_duplicates == 2
+
+    @pytest.mark.parametrize("wide", [False, True])
+    @pytest.mark.parametrize(
+        "names", [["log_propensities"], ["log_propensity"], ["log_propensities", "log_propensity"]]
+    )
+    def test_float32_rounds_as_float32_does(self, names: list[str], wide: bool) -> None:
+        """As DataFrames keep it: the list, the sum, or both; also once more in float64 columns."""
+        rng = np.random.default_rng(8)
+        rows = []
+        for i in range(300):
+            length = int(rng.integers(1, 40))
+            lp = np.log(rng.random(length)) * 10.0 ** rng.integers(-3, 3)
+            summed_as = np.float32 if "log_propensities" in names and i % 2 else np.float64
+            rows.append(row(
+                i, item_ids=list(range(length)), log_propensities=lp.tolist(), k=length,
+                log_propensity=float(lp.astype(summed_as).sum()), rewards=None, scores=None,
+            ))  # fmt: skip
+        whole = table(rows)
+        single = {"log_propensities": pa.list_(pa.float32()), "log_propensity": pa.float32()}
+        for name in names:
+            at = whole.schema.get_field_index(name)
+            values = whole[name].cast(single[name])
+            whole = whole.set_column(at, name, values.cast(whole[name].type) if wide else values)
+        reader = LogReader.of_tables([whole])
+        assert sum(map(len, reader)) == 300
+        assert reader.report.set_aside == {}
+        total = whole["log_propensity"]
+        off = pa.array([value * (1 + 1e-4) for value in total.to_pylist()], total.type)
+        at = whole.schema.get_field_index("log_propensity")
+        reader = LogReader.of_tables([whole.set_column(at, "log_propensity", off)])
+        assert sum(map(len, reader)) < 30  # sums near 0 apart
+        assert reader.report.set_aside.keys() == {"sum of log-propensities"}
+
+    def test_above_0_by_what_float32_rounds(self) -> None:
+        up = float(np.float32(1e-7))
+        rounded = row(0, log_propensities=[up, -1.0, -1.0], log_propensity=-2.0 + up)
+        assert report_of(rounded).set_aside == {}
+        for value in (1e-7, float(np.float32(1e-6))):  # no float32; more than it rounds
+            wrong = row(0, log_propensities=[value, -1.0, -1.0], log_propensity=-2.0 + value)
+            assert report_of(wrong).set_aside == {"positive log-propensity": 1}
 
     def test_a_wrong_row_does_not_hide_a_right_one_of_its_name(self) -> None:
         rows = [row(0, log_propensity=1.0), row(1, request_id="r0")]
@@ -551,6 +680,111 @@ class TestExtraColumns:
         assert LogReader(tmp_path).survey() == (3, places)
         assert LogReader.of_tables([whole, whole]).survey() == (6, places)
 
+    @pytest.mark.parametrize("form", ["parquet", "file", "stream", "table"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"n_eligible": None}, {"k": None}, {"k": None, "n_eligible": None},
+            {"n_eligible": pa.array([-1, 50, None])}, {"k": pa.array(["3", "3", "3"])},
+            {"k": pa.array([None, None, None], pa.int64())}, {"k": pa.array([3.0, None, 3.0])},
+            {"n_eligible": pa.array([50, 50, 50]).dictionary_encode()},
+        ],
+    )  # fmt: skip
+    def test_survey_of_what_does_not_say_its_places(
+        self, tmp_path: Path, form: str, change: dict[str, Any]
+    ) -> None:
+        """Not to know is not none at all: the places below the first would not be evaluated."""
+        whole = table([row(i) for i in range(3)])
+        for name, values in change.items():
+            at = whole.schema.get_field_index(name)
+            whole = whole.remove_column(at)
+            if values is not None:
+                whole = whole.append_column(name, values)
+        path = tmp_path / f"a.{'parquet' if form == 'parquet' else 'arrow'}"
+        if form == "parquet":
+            pq.write_table(whole, path)
+        elif form != "table":
+            new = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+            with new(path, whole.schema) as writer:
+                writer.write_table(whole)
+        reader = LogReader.of_tables([whole]) if form == "table" else LogReader(path)
+        assert reader.survey() == (3, 3)
+        (batch,) = reader
+        assert batch.item_ids.shape == (3, 3)
+        assert batch.k.tolist() == [3, 3, 3]
+        assert reader.report.set_aside == {}
+
+    def test_survey_of_what_is_damaged_at_its_end(self, tmp_path: Path) -> None:
+        """Rows before the damage are read, so they count; as of a killed writer's segment."""
+        whole = table([row(i) for i in range(3000)])
+        with pa.ipc.new_stream(tmp_path / "a.arrow", whole.schema) as writer:
+            writer.write_table(whole, max_chunksize=1000)
+        content = (tmp_path / "a.arrow").read_bytes()
+        (tmp_path / "a.arrow").write_bytes(content[: len(content) - len(content) // 4])
+        assert LogReader(tmp_path).survey() == (2000, 3)
+        assert len(drain(tmp_path)[0]) == 2000
+        (tmp_path / "a.arrow").unlink()
+        path = tmp_path / "a.parquet"
+        pq.write_table(whole, path, row_group_size=1000, compression=None)
+        last = pq.read_metadata(path).row_group(2)
+        content = path.read_bytes()
+        for part in map(last.column, range(last.num_columns)):
+            if part.path_in_schema.partition(".")[0] in ("k", "item_ids"):
+                at = part.data_page_offset
+                content = content[:at] + bytes(40) + content[at + 40 :]
+        path.write_bytes(content)
+        reader = LogReader(path, batch_rows=1000)
+        assert reader.survey() == (3000, 3)
+        assert sum(map(len, reader)) == 2000
+        assert "damaged after 2000 rows" in reader.report.files_set_aside[str(path)]
+
+    def test_tables_of_an_iterator_can_be_read_again(self) -> None:
+        made = []
+
+        def tables() -> Iterator[pa.Table]:
+            for i in range(3):
+                made.append(i)
+                yield table([row(i)])
+
+        reader = LogReader.of_tables(tables())
+        assert made == []
+        assert reader.survey() == (3, 3)
+        for _ in range(2):
+            assert [batch.values("request_id") for batch in reader] == [["r0"], ["r1"], ["r2"]]
+        assert made == [0, 1, 2]
+        assert reader.report.rows_read == 3
+
+    def test_an_iterator_that_fails_fails_each_time(self) -> None:
+        """After an error a generator says that it is at its end: the rest would be lost unsaid."""
+
+        def tables() -> Iterator[pa.Table]:
+            yield table([row(0)])
+            raise OSError("the disk is gone")
+
+        reader = LogReader.of_tables(tables())
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk is gone"):
+                list(reader)
+            with pytest.raises(OSError, match="the disk is gone"):
+                reader.survey()
+
+    @pytest.mark.parametrize("zone", ["UTC", None, "Europe/Berlin"])
+    @pytest.mark.parametrize("unit", ["ns", "us", "ms", "s"])
+    def test_times_of_any_unit(self, tmp_path: Path, unit: str, zone: str | None) -> None:
+        """Floored to microseconds, before 1970 too; a time without a zone is UTC's."""
+        per_second = {"ns": 10**9, "us": 10**6, "ms": 10**3, "s": 1}[unit]
+        counts = [NOON // 10**6 * per_second + (123 if unit == "ns" else 0), -1]
+        whole = table([row(0), row(1)])
+        values = pa.array(counts, pa.timestamp(unit, tz=zone))
+        for name in ("ts", "reward_ts", "shown_at"):
+            whole = whole.set_column(whole.schema.get_field_index(name), name, values)
+        pq.write_table(whole, tmp_path / "a.parquet", version="2.6")
+        for reader in (LogReader(tmp_path), LogReader.of_tables([whole])):
+            (batch,) = reader
+            for name in ("ts", "reward_ts", "shown_at"):
+                found = batch.table[name].cast(pa.int64()).to_pylist()
+                assert found == [NOON, -1 if unit in ("ns", "us") else -(10**6 // per_second)]
+
 
 class TestFiles:
     def write(self, path: Path, *rows: dict[str, Any], kind: IdKind = "int64") -> Path:
@@ -633,11 +867,149 @@ class TestFiles:
         }  # fmt: skip
         assert "str, those of the other files int64" in aside["text"]
         assert aside["empty"] == "the file is empty"
-        assert "no column named schema_version" in aside["other"]
+        assert "no column named request_id, ts, policy_name, item_ids" in aside["other"]
         assert "schema version '3'" in aside["newer"]
         assert "log_propensities: expected list<item: double>" in aside["wrong"]
         assert all("\n" not in why for why in aside.values())
         assert reader.report.files_read == [str(tmp_path / "good.parquet")]
+
+    def test_columns_that_may_be_null_may_be_absent(self, tmp_path: Path) -> None:
+        wanted = [
+            "request_id", "ts", "policy_name", "item_ids", "log_propensities", "log_propensity",
+            "propensity_kind",
+        ]  # fmt: skip
+        whole = table([row(0), row(1)])
+        pq.write_table(whole.select(wanted).replace_schema_metadata(None), tmp_path / "a.parquet")
+        (batch,) = reader = LogReader(tmp_path)
+        assert reader.survey() == (2, 3)
+        assert batch.table.schema.equals(schema("int64"))
+        assert batch.k.tolist() == [3, 3]
+        assert not batch.observed.any()
+        for name in wanted:
+            (tmp_path / "a.parquet").unlink()
+            pq.write_table(whole.drop_columns([name]), tmp_path / "a.parquet")
+            with pytest.raises(ValueError, match=f"no column named {name}"):
+                drain(tmp_path)
+
+    def split(self, root: Path, values: dict[str, Any], by: list[str]) -> None:
+        """A log as tools leave it that split a table by columns."""
+        whole = table([row(i, **values) for i in range(4)])
+        kinds = [(name, whole.schema.field(name).type) for name in by]
+        parts = ds.partitioning(pa.schema(kinds), flavor="hive")
+        ds.write_dataset(whole, root, format="parquet", partitioning=parts)
+
+    @pytest.mark.parametrize(
+        ("values", "by"),
+        [
+            ({}, ["policy_name"]),
+            ({}, ["model_version", "seed_source"]),
+            ({"user_id": "a/b =%20é"}, ["user_id"]),
+            ({"model_version": None}, ["model_version", "policy_name"]),
+            ({"is_fallback": True}, ["is_fallback"]),
+            ({"k": 7, "n_eligible": 3}, ["k"]),
+            ({"seed": 2**64 - 1}, ["seed"]),
+            ({"row_weight": 0.1}, ["row_weight"]),
+        ],
+    )
+    def test_what_directories_say_of_columns(
+        self, tmp_path: Path, values: dict[str, Any], by: list[str]
+    ) -> None:
+        self.split(tmp_path / "log", values, by)
+        (batch,) = LogReader.of_tables([table([row(i, **values) for i in range(4)])])
+        deepest = next((tmp_path / "log").rglob("*.parquet")).parent
+        below = sorted((tmp_path / "log").iterdir())[0].name
+        for paths in (tmp_path / "log", f"{tmp_path}/*/{below[0]}*/**", deepest):
+            rows, reader = drain(paths)
+            assert rows == batch.table.to_pylist()
+            assert reader.report.set_aside == {}
+            assert reader.report.files_set_aside == {}
+            assert reader.survey() == (4, 3)
+
+    def test_directories_that_say_what_no_column_holds(self, tmp_path: Path) -> None:
+        for name in ("k=many", "is_fallback=perhaps", "seed=-1", "item_ids=1", "ts=noon"):
+            whole = table([row(0)]).drop_columns([name.partition("=")[0]])
+            path = tmp_path / name / "a.parquet"
+            path.parent.mkdir()
+            pq.write_table(whole, path)
+        self.write(tmp_path / "b.parquet", row(1))
+        rows, reader = drain(tmp_path)
+        assert [r["request_id"] for r in rows] == ["r1"]
+        aside = {Path(f).parent.name: why for f, why in reader.report.files_set_aside.items()}
+        assert aside["k=many"] == "k: expected int64, got 'many' by its path"
+        assert "is_fallback: expected bool, got 'perhaps'" in aside["is_fallback=perhaps"]
+        assert "seed: expected uint64, got '-1'" in aside["seed=-1"]
+        assert "item_ids" in aside["item_ids=1"]
+        assert "ts: expected timestamp" in aside["ts=noon"]
+
+    @pytest.mark.parametrize("form", ["parquet", "file", "stream"])
+    def test_a_file_and_its_directory_that_disagree(self, tmp_path: Path, form: str) -> None:
+        for value in ("m", "n", "__HIVE_DEFAULT_PARTITION__"):
+            folder = tmp_path / f"model_version={value}"
+            folder.mkdir()
+            whole = table([row(i, request_id=f"{value}{i}") for i in range(3)])
+            if form == "parquet":
+                pq.write_table(whole, folder / "a.parquet", row_group_size=1)
+                continue
+            new = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+            with new(folder / "a.arrow", whole.schema) as writer:
+                writer.write_table(whole, max_chunksize=1)
+        rows, reader = drain(tmp_path)
+        assert [r["request_id"] for r in rows] == ["m0", "m1", "m2"]
+        why = {Path(f).parent.name: said for f, said in reader.report.files_set_aside.items()}
+        assert why == {
+            "model_version=n": "model_version: its path says 'n', a row 'm'",
+            "model_version=__HIVE_DEFAULT_PARTITION__":
+                "model_version: its path says None, a row 'm'",
+        }  # fmt: skip
+        # What is above the log is not said of its rows.
+        rows, reader = drain(tmp_path / "model_version=n")
+        assert [r["request_id"] for r in rows] == ["n0", "n1", "n2"]
+
+    def test_other_directories_may_be_asked_for(self, tmp_path: Path) -> None:
+        for i, name in enumerate(("hour=7", "hour=23", "hour=__HIVE_DEFAULT_PARTITION__")):
+            self.write(tmp_path / "dt=2026-01-01" / name / "a.parquet", row(i))
+        assert len(drain(tmp_path)[0]) == 3
+        reader = LogReader(tmp_path, columns=["hour"])
+        found = {batch.values("request_id")[0]: batch.columns["hour"][0] for batch in reader}
+        assert found.keys() == {"r0", "r1", "r2"}
+        assert (found["r0"], found["r1"]) == (7.0, 23.0)
+        assert np.isnan(found["r2"])
+        with pytest.raises(ValueError, match=r"dt: expected numbers.*got '2026-01-01' by its path"):
+            drain(tmp_path, columns=["dt"])
+
+    def test_filters_above_the_directories_that_split_a_log(self, tmp_path: Path) -> None:
+        (tmp_path / "filters").mkdir()
+        ids = pa.array([1, 2], pa.int64())
+        name = filter_id([1, 2])
+        pq.write_table(pa.table({"item_id": ids}), tmp_path / "filters" / f"{name}.parquet")
+        named = row(0, filter_id={"exclude": name, "allow": None})
+        self.write(tmp_path / "arm=a" / "hour=1" / "x.parquet", named)
+        (batch,) = reader = LogReader(tmp_path)
+        assert reader.report.set_aside == {}
+        assert np.asarray(batch.exclude(0)).tolist() == [1, 2]
+
+    def test_linked_directories_are_read_once(self, tmp_path: Path) -> None:
+        log, elsewhere = tmp_path / "log", tmp_path / "elsewhere"
+        self.write(log / "day1" / "a.parquet", row(0))
+        self.write(elsewhere / "deep" / "b.parquet", row(1))
+        self.write(log / "day1" / "c.pq", row(2))
+        for name, target in [
+            ("day2", elsewhere), ("latest", log / "day1"), ("again", elsewhere / "deep"),
+            ("loop", log),
+        ]:  # fmt: skip
+            (log / name).symlink_to(target)
+        (elsewhere / "back").symlink_to(log)
+        (elsewhere / "self").symlink_to(elsewhere)
+        (log / "broken").symlink_to(tmp_path / "nothing")
+        rows, reader = drain(log)
+        assert sorted(r["request_id"] for r in rows) == ["r0", "r1", "r2"]
+        assert reader.report.duplicates == 0
+        assert [path.relative_to(log) for path in reader.files] == [
+            Path("again/b.parquet"), Path("day1/a.parquet"), Path("day1/c.pq"),
+        ]  # fmt: skip
+        linked = tmp_path / "linked"
+        linked.symlink_to(log)
+        assert len(drain(linked)[0]) == 3
 
     def test_nothing_readable_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
@@ -962,7 +1334,7 @@ def test_any_rows_at_all(changes: list[dict[str, Any]], batch_rows: int) -> None
             source = rows[at]
             m = len(source["item_ids"])
             shown = m if source.get("displayed") is None else source["displayed"]
-            assert batch.lengths[i] == shown <= m <= source["k"]
+            assert batch.lengths[i] == shown <= m <= (source["k"] or m)
             assert batch.item_ids[i, :m].tolist() == source["item_ids"]
             assert len(set(source["item_ids"])) == m
             lp = source["log_propensities"]

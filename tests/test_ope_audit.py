@@ -12,8 +12,7 @@ import pytest
 
 import fastrank as fr
 from fastrank import ope
-from fastrank.eventlog import LogReader, LogWriter, Stratum, schema
-from fastrank.ope.audit import _RepeatedSeeds
+from fastrank.eventlog import LogReader, LogWriter, schema
 
 RNG = np.random.default_rng(1)
 CATALOG = fr.Catalog(np.arange(40), RNG.standard_normal((40, 4)))
@@ -256,35 +255,23 @@ def test_shared_noise_is_found(tmp_path: Path) -> None:
     assert found.passed
 
 
-def test_repeated_seeds_are_found_in_long_logs() -> None:
-    """Past a million, a fixed share of seeds is kept: equal ones together."""
+def test_a_user_may_have_one_seed(tmp_path: Path) -> None:
+    """Its rows are one cluster, whatever they share."""
+    log = write(tmp_path, fr.PlackettLuce(0.7), seed=lambda row: row % 30)
+    assert outcomes(ope.audit(log, [MODEL]))["repeated seeds"] == "passed"
 
-    name = "stochastic_gumbel_softmax_trick"
-    strata = [Stratum(each, (), None, None, False) for each in (name, "deterministic")]
 
-    class Rows:
-        def __init__(self, values: list[int]) -> None:
-            self.table = pa.record_batch({"seed": pa.array(values, pa.uint64())})
-            self.caller_seed = np.zeros(len(values), np.bool_)
-            self.stratum = np.zeros(len(values), np.int32)
-
-        def is_given(self, column: str) -> Any:
-            return self.table.column(column).is_valid().to_numpy(zero_copy_only=False)
-
-    def update(*values: int, stratum: int = 0) -> None:
-        rows = Rows(list(values))
-        rows.stratum[:] = stratum
-        seeds.update(rows, strata)  # type: ignore[arg-type]
-
-    seeds = _RepeatedSeeds()
-    for first in range(0, 1_200_000, 100_000):
-        update(*range(first, first + 100_000))
-    assert seeds.check().outcome == "passed"
-    assert seeds.check().rows < 1_200_000
-    update(*range(1000), stratum=1)  # which draw nothing
-    assert seeds.check().outcome == "passed"
-    update(*range(1000))
-    assert 300 < seeds.check().failures < 700
+def test_rows_that_came_twice_are_said(tmp_path: Path) -> None:
+    write(tmp_path, fr.PlackettLuce(0.7))
+    (file,) = tmp_path.glob("*.parquet")
+    (tmp_path / "again.parquet").write_bytes(file.read_bytes())
+    found = ope.audit(LogReader(tmp_path), [MODEL])
+    check = next(check for check in found.checks if check.name == "malformed rows")
+    assert check.outcome == "passed"
+    assert check.message == (
+        f"no malformed rows; {ROWS:,} came twice, say the same, and count once"
+    )
+    assert found.rows == ROWS
 
 
 def test_seeds_that_draw_something_else_are_named(tmp_path: Path) -> None:

@@ -776,6 +776,110 @@ def test_a_row_that_cannot_be_computed_keeps_no_other_back(tmp_path: Path) -> No
     assert [each.rows for each in found.policies] == [1000, 1000]
 
 
+class Counted(fr.Catalog):
+    """Counts the rows of each call that judges rankings."""
+
+    calls: list[int]
+
+    def log_propensities_batch(self, queries: Any, *args: Any, **options: Any) -> Any:
+        self.calls.append(len(queries))
+        return super().log_propensities_batch(queries, *args, **options)
+
+
+@pytest.mark.parametrize("bad", [[0], [2047], [1, 2, 700], list(range(0, 2048, 64))])
+def test_rows_that_are_refused_are_found_by_halves(tmp_path: Path, bad: list[int]) -> None:
+    """One by one, each with the whole batch's arrays, they took the square of the rows."""
+    with LogWriter(tmp_path) as log:
+        for i in range(2048):
+            ranking = CATALOG.rank([1.0], 1, policy=fr.PlackettLuce(1.0), seed=i)
+            query = [3e38] if i in bad else [1.0]
+            log.append(ranking, k=1, user_id=f"u{i}", query=query, rewards=[1.0])
+    catalog = Counted(np.arange(20), np.linspace(-1.0, 1.0, 20)[:, None])
+    catalog.calls = []
+    colder = ope.ByModel("colder", fr.PlackettLuce(0.9), catalog)
+    found = ope.evaluate(LogReader(tmp_path), [colder], estimators=["snips"])
+    assert found.set_aside == {"not_computable": len(bad)}
+    assert found.rows_used == 2048 - len(bad)
+    halvings = 11  # of 2,048
+    assert len(catalog.calls) <= 1 + 2 * halvings * len(bad)
+    assert sum(catalog.calls) <= 2048 * (halvings + 1)
+
+
+def test_what_a_model_refuses_as_a_whole_is_its_error(tmp_path: Path) -> None:
+    def write(folder: str, query: float, rows: int) -> None:
+        with LogWriter(tmp_path / folder) as log:
+            for i in range(rows):
+                ranking = CATALOG.rank([1.0], 1, policy=fr.PlackettLuce(1.0), seed=i)
+                log.append(ranking, k=1, user_id=f"u{i}", query=[query], rewards=[1.0])
+
+    write("bad", 3e38, 40)
+    colder = [ope.ByModel("colder", fr.PlackettLuce(0.9), CATALOG)]
+    with pytest.raises(ValueError, match=r"^queries: row 0: .*"):
+        ope.evaluate(LogReader(tmp_path / "bad"), colder)
+    # A file of such rows alone is no more than these rows.
+    write("good", 1.0, 200)
+    found = ope.evaluate(LogReader(tmp_path), colder)
+    assert (found.set_aside, found.rows_used) == ({"not_computable": 40}, 200)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_ids_of_another_kind_are_refused_at_once(tmp_path: Path, text: bool) -> None:
+    """Numbers in a log and the same numbers as text in a model have no item in common."""
+    ids: list[Any] = [np.arange(20), [str(i) for i in range(20)]]
+    vectors = np.linspace(-1.0, 1.0, 20)[:, None]
+    logged, judged = (Counted(each, vectors) for each in (ids if text else ids[::-1]))
+    with LogWriter(tmp_path) as log:
+        for i in range(50):
+            ranking = logged.rank([1.0], 1, policy=fr.PlackettLuce(1.0), seed=i)
+            log.append(ranking, k=1, user_id=f"u{i}", query=[1.0], rewards=[1.0])
+    judged.calls = []
+    new = ope.ByModel("new", fr.PlackettLuce(0.9), judged)
+    kinds = ("text", "numbers") if text else ("numbers", "text")
+    said = f"policies: new: the item ids of its model are {kinds[0]}, those of the log {kinds[1]}"
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        ope.evaluate(LogReader(tmp_path), [new], logging=[logged])
+    assert judged.calls == []
+
+
+@pytest.mark.parametrize("absent", [["n_eligible"], ["k"], ["k", "n_eligible"]])
+def test_all_places_count_of_a_table_that_does_not_say_how_many(
+    tmp_path: Path, absent: list[str]
+) -> None:
+    with LogWriter(tmp_path) as log:
+        serve(log, 400, fr.PlackettLuce(1.0), k=3)
+    whole = pa.Table.from_batches([batch.table for batch in LogReader(tmp_path)])
+    policies = [ope.ByModel("colder", fr.PlackettLuce(0.9), CATALOG)]
+    expected = ope.evaluate(LogReader.of_tables([whole]), policies)
+    assert expected.places == 3
+    found = ope.evaluate(LogReader.of_tables([whole.drop_columns(absent)]), policies)
+    assert found.places == 3
+    assert found.logged == expected.logged
+    assert found.policies[0].estimates == expected.policies[0].estimates
+
+
+def test_a_log_that_an_iterator_gives(tmp_path: Path) -> None:
+    """The first look at it must not use it up."""
+    policies = [ope.ByFunction("same", lambda batch: batch.log_propensities)]
+    log = LogReader.of_tables(iter(from_obd("all", "random")), columns=["position"])
+    found = ope.evaluate(log, policies)
+    listed = ope.evaluate(of_obd("all", "random"), policies)
+    assert (found.rows, found.rows_used) == (10_000, 10_000)
+    assert found.policies[0].estimates == listed.policies[0].estimates
+
+
+def test_log_propensities_above_0_by_what_float32_rounds(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        serve(log, 100, fr.PlackettLuce(1.0), k=1)
+
+    def of(value: float) -> ope.Evaluation:
+        policy = ope.ByFunction("own", lambda batch: np.full((len(batch), 1), value))
+        return ope.evaluate(LogReader(tmp_path), [policy])
+
+    assert of(float(np.float32(1e-7))).rows_used == 100
+    with pytest.raises(ValueError, match="a log-propensity must not be above 0"):
+        of(1e-7)
+
+
 def test_what_no_row_can_show_is_biased(tmp_path: Path) -> None:
     with LogWriter(tmp_path) as log:
         serve(log, 4000, fr.PlackettLuce(1.0), rewards=first_is(19))

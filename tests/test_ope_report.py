@@ -669,7 +669,7 @@ def test_every_reason_for_leaving_rows_out_has_words() -> None:
     named |= set(re.findall(r'else "(no_query)"', text)) | set(
         re.findall(r'return "(\w+_of_\w+)"', text)
     )
-    named |= set(re.findall(r'\*\*each.unknown, "(\w+)"', text))
+    named |= set(re.findall(r'unknown\["(\w+)"\]', text))
     of_scores = {"score_not_at_hand", "features_of_another_version", "params_of_another_score"}
     named |= of_scores  # by a catalog
     assert len(named) >= 8

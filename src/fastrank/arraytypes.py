@@ -11,6 +11,7 @@ __all__ = [
     "AnyArray",
     "Float32Array",
     "FloatArray",
+    "Hashes",
     "IdArray",
     "IntArray",
     "Mask",
@@ -23,6 +24,7 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 AnyArray: TypeAlias = npt.NDArray[Any]
+Hashes: TypeAlias = npt.NDArray[np.uint64]  # and seeds
 
 IdArray: TypeAlias = npt.NDArray[Any]  # int64 or fixed-width str
 Positions: TypeAlias = npt.NDArray[np.int64]  # of items, as their catalog stores them; -1 for none

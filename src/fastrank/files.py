@@ -18,6 +18,7 @@ __all__ = [
     "directly_in",
     "file_format",
     "files_at",
+    "folders_below",
     "holds_data",
     "in_directory",
     "is_data",
@@ -155,7 +156,7 @@ def in_directory(
     -------
     list of Path
         Each folder's files by name, before those of the folders in it; none that `is_data` says no
-        to.
+        to. Links are followed, as by `folders_below`.
 
     Notes
     -----
@@ -164,12 +165,11 @@ def in_directory(
     underscore, as the marks of programs that write data do (``_SUCCESS``), does not.
     """
     found, passed_over = [], []
-    for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(f for f in folders if f not in without and is_data(f))
-        for name in sorted(names):
+    for folder, names in folders_below(directory, without):
+        for name in names:
             if name in without or not is_data(name):
                 continue
-            file = Path(folder, name)
+            file = folder / name
             said = file_format(file)
             if said in formats:
                 found.append(file)
@@ -186,6 +186,47 @@ def in_directory(
             ", ".join(formats),
         )
     return found
+
+
+def folders_below(
+    directory: Path, without: Collection[str] = ()
+) -> Iterator[tuple[Path, list[str]]]:
+    """A directory and those below it that may hold data, each with the names of its files.
+
+    A folder comes before those in it, which come by name. Links to directories are followed, and
+    each directory is met once: under its own name where it has one here, and whatever links lead
+    back to it.
+
+    Parameters
+    ----------
+    directory : Path
+    without : collection of str
+        Names of folders that are left out, like those that `is_data` says no to.
+    """
+    own = {os.path.realpath(path) for path, _, _ in _walk(directory, without)}
+    waiting, met = [directory], set[str]()
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in met:
+            continue
+        met.add(real)
+        # Of a linked directory, what is below it has its own names under the link.
+        if real not in own:
+            own |= {os.path.realpath(path) for path, _, _ in _walk(folder, without)}
+        _, folders, names = next(_walk(folder, without), (folder, [], []))
+        below = [folder / name for name in folders]
+        waiting += reversed(
+            [each for each in below if not each.is_symlink() or os.path.realpath(each) not in own]
+        )
+        yield folder, sorted(names)
+
+
+def _walk(directory: Path, without: Collection[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """What `os.walk` gives, in order, of folders that may hold data."""
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(f for f in folders if f not in without and is_data(f))
+        yield folder, folders, names
 
 
 @contextmanager

@@ -647,7 +647,9 @@ def _print(console: Console, section: Section) -> None:
         console.print(f"join: {len(missing) - _JOIN_LINES:,} more lines, which --report has")
     lost = sum(evaluation.log["rows_lost"].values())
     gaps = [f"{lost:,} lost before they were written"] if lost else []
-    say(console, for_terminal("; ".join([used, *aside, *malformed, *gaps]) + "."))
+    equal = evaluation.log["equal_duplicates"]
+    again = [f"{equal:,} came twice, say the same, and count once"] if equal else []
+    say(console, for_terminal("; ".join([used, *aside, *malformed, *again, *gaps]) + "."))
     if len(evaluation.strata) > 1:
         for stratum in evaluation.strata:
             params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)

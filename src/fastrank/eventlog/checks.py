@@ -6,14 +6,14 @@ clipped into shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastrank.arraytypes import FloatArray, IntArray, Mask
+from fastrank.arraytypes import AnyArray, FloatArray, Hashes, IntArray, Mask
 from fastrank.eventlog.batch import LogBatch, taken
 from fastrank.eventlog.columns import (
     MAX_PARAMETERS,
@@ -30,9 +30,10 @@ from fastrank.eventlog.columns import (
     padded_numbers,
     repeats,
 )
+from fastrank.eventlog.contents import content_hashes
 from fastrank.eventlog.filters import FilterStore
 from fastrank.eventlog.hashing import SeenHashes, text_hashes
-from fastrank.eventlog.report import Flaws, ReadReport
+from fastrank.eventlog.report import DUPLICATE, Flaws, ReadReport
 from fastrank.eventlog.schema import (
     KNOWN_RNG_VERSIONS,
     OLD_PARAMETERS,
@@ -46,12 +47,13 @@ from fastrank.eventlog.strata import Strata
 from fastrank.ids import PADDING
 from fastrank.policies import PARAMETERS
 
-__all__ = ["Checks"]
+__all__ = ["Checks", "above_0"]
 
 
 # Above 0 by more than this, or off by more than this: not rounding.
 _TOLERANCE = 1e-9
 _EPSILON = float(np.finfo(np.float64).eps)
+_SINGLE = float(np.finfo(np.float32).eps)
 _MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is cut
 
 
@@ -214,20 +216,15 @@ class Checks:
         width = int(lengths.max(initial=0))
         if ids.is_null is not None:
             flaws.mark(ids.any_of(ids.is_null), "null item id")
-        item_ids, codes = ids.padded_ids(kind, width)
+        item_ids, codes, words = ids.padded_ids(kind, width)
         flaws.mark(repeats(codes, lengths, width), "repeated item")
 
         lists = Lists(batch.column("log_propensities"))
         propensities: FloatArray = lists.padded(width, 0.0)
         flaws.mark(_any(~np.isfinite(propensities)), "log-propensity not finite")
-        flaws.mark(_any(propensities > _TOLERANCE), "positive log-propensity")
+        flaws.mark(_any(above_0(propensities)), "positive log-propensity")
         stated = floats(batch.column("log_propensity"))
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = propensities @ np.ones(width)  # faster than sum() along short rows
-            # Long rankings under tiny temperatures: the order of summation alone moves the sum.
-            slack = _TOLERANCE + _EPSILON * np.maximum(lengths, 1) * np.abs(total)
-            off = ~(np.abs(total - stated) <= slack)
-        flaws.mark(off, "sum of log-propensities", stated)
+        flaws.mark(_off(propensities, stated, lengths), "sum of log-propensities", stated)
 
         displayed = integers(batch.column("displayed"), np.iinfo(np.int64).max)
         shown = np.minimum(lengths, displayed)
@@ -251,11 +248,6 @@ class Checks:
             name: padded_numbers(batch.column(name), width, beyond) for name in self._columns
         }
         requests = text_hashes(batch.column("request_id"))
-        sound = flaws.sound
-        fresh = np.ones(n, np.bool_)
-        fresh[sound] = ~self._seen.add(requests[sound])
-        flaws.mark(~fresh, "duplicate request id", batch.column("request_id"))
-
         users = batch.column("user_id")
         user_hash = text_hashes(users)[:, 0]
         nobody = is_empty(users)
@@ -279,13 +271,16 @@ class Checks:
             made["row_weights"] = np.nan_to_num(floats(batch.column("row_weight")), nan=1.0)
         if flaws.any:
             keep = flaws.sound
-            made = {name: values[keep] for name, values in made.items()}
-            columns = {name: values[keep] for name, values in columns.items()}
-            batch = taken(batch, keep)
+            batch, words = taken(batch, keep), words[keep]
+            made, columns = _rows_of(made, keep), _rows_of(columns, keep)
             flaws.settle()
+        made["stratum"] = self.strata.of(batch, made["is_fallback"])
+        again = self._repeated(source, batch, made, columns, words)
+        if again.any():
+            batch = taken(batch, ~again)
+            made, columns = _rows_of(made, ~again), _rows_of(columns, ~again)
         kept = [name for name in batch.schema.names if name not in self._columns]
         return LogBatch(
-            stratum=self.strata.of(batch, made["is_fallback"]),
             columns=columns,
             source=source,
             _coded=batch if self._keep_all else batch.select(kept),
@@ -293,6 +288,32 @@ class Checks:
             _folder=folder,
             **made,
         )
+
+    def _repeated(
+        self,
+        source: str,
+        batch: pa.RecordBatch,
+        made: Mapping[str, AnyArray],
+        columns: Mapping[str, FloatArray],
+        words: Hashes,
+    ) -> Mask:
+        """Rows whose request id came before.
+
+        One that says the same as the first is counted and no more; of two that contradict each
+        other, nobody knows which is true, and the later is set aside.
+        """
+        laws = np.array(self.strata.hashes, np.uint64)[made["stratum"]]
+        contents = content_hashes(batch, made, columns, words, laws)
+        again, otherwise = self._seen.add(made["request_hash"], contents)
+        flaws = Flaws(self._report, source, made["rows"])
+        flaws.mark(otherwise, DUPLICATE, batch.column("request_id"))
+        flaws.settle()
+        self._report.equal_duplicates += int(np.count_nonzero(again & ~otherwise))
+        return again
+
+
+def _rows_of(arrays: Mapping[str, AnyArray], rows: Mask) -> dict[str, AnyArray]:
+    return {name: values[rows] for name, values in arrays.items()}
 
 
 def _cell(kind: IdKind, batch: pa.RecordBatch) -> int:
@@ -344,6 +365,36 @@ def _rewards(
         rewards = np.where(beyond, 0.0, rewards)
         unobserved &= ~beyond
     return rewards, ~_any(unobserved)
+
+
+def above_0(log_propensities: FloatArray) -> Mask:
+    """Log-propensities that are positive, and not by rounding: in float32, if they are float32."""
+    above = np.asarray(log_propensities > _TOLERANCE)
+    if above.any():
+        above &= ~((log_propensities <= 8 * _SINGLE) & _are_single(log_propensities))
+    return above
+
+
+def _off(propensities: FloatArray, stated: FloatArray, lengths: IntArray) -> Mask:
+    """Rows whose stated sum is not that of their log-propensities, and not by rounding."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = propensities @ np.ones(propensities.shape[1])  # faster than sum() along short rows
+        # Long rankings under tiny temperatures: the order of summation alone moves the sum.
+        slack = _TOLERANCE + _EPSILON * np.maximum(lengths, 1) * np.abs(total)
+        off = np.asarray(~(np.abs(total - stated) <= slack))
+        rows = np.flatnonzero(off)
+        if len(rows):  # terms or sum may have been kept in float32, and be summed in it
+            terms, total, stated = propensities[rows], total[rows], stated[rows]
+            single = _are_single(terms).all(axis=1) | _are_single(stated)
+            slack = _TOLERANCE + _SINGLE * (lengths[rows] + 1) * np.abs(terms).sum(axis=1)
+            off[rows] = ~(single & (np.abs(total - stated) <= slack))
+    return off
+
+
+def _are_single(values: FloatArray) -> Mask:
+    """Whether each value is a float32: of others one in 500 million is, by chance."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values.astype(np.float32) == values)
 
 
 def _any(cells: Mask) -> Mask:

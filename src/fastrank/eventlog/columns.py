@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastrank.arraytypes import AnyArray, FloatArray, IntArray, Mask
+from fastrank.arraytypes import AnyArray, FloatArray, Hashes, IntArray, Mask
+from fastrank.eventlog.hashing import text_hashes
 from fastrank.eventlog.schema import IdKind, cast_column
 from fastrank.ids import is_compact, text_array
 
@@ -86,14 +87,17 @@ class Lists:
             out[inside] = flat[(self._starts[:, None] + np.arange(width))[inside]]
         return out
 
-    def padded_ids(self, kind: IdKind, width: int) -> tuple[AnyArray, AnyArray]:
-        """Ids as (n, width), and codes of them that are equal where they are.
+    def padded_ids(self, kind: IdKind, width: int) -> tuple[AnyArray, AnyArray, Hashes]:
+        """Ids as (n, width), codes of them that are equal where they are, and words.
+
+        A word is the same for an id in every batch, and 0 past the end of a list.
 
         Text is of fixed width unless one long id would make all others take many times their bytes.
         """
         if kind == "int64":
             ids = self.padded(width, -1)
-            return ids, ids
+            words = ids if (self.lengths == width).all() else self.padded(width, 0)
+            return ids, ids, words.view(np.uint64)
         encoded = self.values.fill_null("").dictionary_encode()
         names = text_array([*encoded.dictionary.to_pylist(), ""])
         codes = self.padded(width, len(names) - 1, encoded.indices.to_numpy())
@@ -104,7 +108,8 @@ class Lists:
                 codes.size, widest, int(lengths[codes].sum())
             ):
                 names = names.astype(object)
-        return names[codes], codes
+        words = np.append(text_hashes(encoded.dictionary)[:, 0], np.uint64(0))
+        return names[codes], codes, words[codes]
 
     def any_of(self, wrong: Mask | None) -> Mask:
         """Rows in whose list some value is marked; `wrong` is as long as `values`."""

@@ -8,17 +8,82 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from fastrank.eventlog.filters import FOLDER
-from fastrank.files import Paths, files_at, is_data, listed_paths
+from fastrank.files import Paths, files_at, folders_below, is_data, listed_paths
 
-__all__ = ["JOIN_FILE", "log_files", "path_that_reads"]
+__all__ = ["JOIN_FILE", "LogFile", "log_files", "path_that_reads"]
 
 JOIN_FILE = "join.json"  # beside a log that `join` wrote: what it did
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
-def log_files(paths: Paths) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A file of a log, and what the names of its directories say of all its rows.
+
+    Tools that split a table by a column make directories ``name=value``, in which values are
+    percent-encoded, and often leave the column out of the files.
+
+    Attributes
+    ----------
+    path : Path
+    top : Path
+        The part of it that was given, before any wildcard.
+
+    Examples
+    --------
+    >>> file = LogFile(Path("logs/arm=a%20b/hour=7/x.parquet"), Path("logs"))
+    >>> file.said
+    {'arm': 'a b', 'hour': '7'}
+    >>> LogFile(file.path, Path("logs/arm=a%20b")).said_above
+    {'arm': 'a b'}
+    """
+
+    path: Path
+    top: Path
+
+    @property
+    def said(self) -> dict[str, str | None]:
+        """Columns and their values, by the directories below `top`; None for null."""
+        return _said(self.path.relative_to(self.top).parts[:-1])
+
+    @property
+    def said_above(self) -> dict[str, str | None]:
+        """Likewise by `top` and those directly above it, as far as they are called so.
+
+        They need not be of this log: a directory ``seed=3`` of experiments may hold it.
+        """
+        parts = self.top.parts
+        first = len(parts)
+        while first and "=" in parts[first - 1]:
+            first -= 1
+        return _said(parts[first:])
+
+    @property
+    def folder(self) -> Path:
+        """Where its filters lie: beside it, or above the directories that split the log."""
+        for folder in self.path.parents:
+            if (folder / FOLDER).is_dir():
+                return folder
+            if folder == self.top or "=" not in folder.name:
+                break
+        return self.path.parent
+
+
+def _said(folders: tuple[str, ...]) -> dict[str, str | None]:
+    pairs = [folder.partition("=") for folder in folders]
+    return {
+        unquote(name): None if value == _NO_VALUE else unquote(value)
+        for name, equals, value in pairs
+        if name and equals
+    }
+
+
+def log_files(paths: Paths) -> list[LogFile]:
     """Files under paths, each once, in order; a ValueError for a path with none.
 
     Where a segment is there both growing and sealed, the sealed one counts.
@@ -26,17 +91,27 @@ def log_files(paths: Paths) -> list[Path]:
     given = [_as_sealed(path) for path in listed_paths(paths)]
     if not given:
         raise ValueError("paths: none given")
-    found = files_at(
-        given, ("parquet", "arrow"), "log files (.parquet, .arrow)", without=(FOLDER, JOIN_FILE)
-    )
+    what, without = "log files (.parquet, .arrow)", (FOLDER, JOIN_FILE)
+    found: dict[Path, Path] = {}
+    for text in given:
+        for path in files_at(text, ("parquet", "arrow"), what, without):
+            found.setdefault(path, _top(text))
     sealed = {path for path in found if path.suffix == ".parquet"}  # as writers call them
-    kept: dict[Path, None] = {}
-    for path in found:
+    kept: dict[Path, Path] = {}
+    for path, top in found.items():
         parquet = path.with_suffix(".parquet")
         if path.suffix == ".arrow" and (parquet in sealed or parquet.exists()):
             path = parquet
-        kept[path] = None
-    return list(kept)
+        kept.setdefault(path, top)
+    return [LogFile(path, top) for path, top in kept.items()]
+
+
+def _top(text: str) -> Path:
+    path = Path(text)
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    plain = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+    return Path(*path.parts[:plain])
 
 
 def _as_sealed(path: str) -> str:
@@ -74,9 +149,19 @@ def path_that_reads(paths: Paths, directory: Path, name: str) -> str | None:
 
 
 def _is_below(file: Path, directory: Path) -> bool:
-    """Whether a walk through a directory meets a file."""
+    """Whether a walk through a directory, and what is linked in it, meets a file."""
     top = directory.resolve()
-    return file.is_relative_to(top) and _is_met(file.relative_to(top).parts)
+    if file.is_relative_to(top) and _is_met(file.relative_to(top).parts):
+        return True
+    there = _nearest(file)
+    return _is_met(file.relative_to(there).parts) and any(
+        folder.resolve() == there for folder, _ in folders_below(directory, (FOLDER,))
+    )
+
+
+def _nearest(file: Path) -> Path:
+    """The directory above a file that is there already."""
+    return next(folder for folder in file.parents if folder.exists())
 
 
 def _is_met(parts: tuple[str, ...]) -> bool:
@@ -89,9 +174,7 @@ def _is_matched(file: Path, pattern: Path) -> bool:
     The pattern is cut in two everywhere: what is there already is found by the first part, which
     follows links, and what is not is compared with the second.
     """
-    there = file.parent
-    while not there.exists():
-        there = there.parent
+    there = _nearest(file)
     new = file.relative_to(there).parts
     for cut in range(1, len(pattern.parts) + 1):
         head, rest = Path(*pattern.parts[:cut]), pattern.parts[cut:]

@@ -7,7 +7,10 @@ is counted as lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +24,7 @@ from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.checks import Checks
 from fastrank.eventlog.columns import CODED, coded, codes_of, integers, is_valid
 from fastrank.eventlog.filters import FilterStore
-from fastrank.eventlog.paths import JOIN_FILE, log_files
+from fastrank.eventlog.paths import JOIN_FILE, LogFile, log_files
 from fastrank.eventlog.report import ReadReport, SequenceGaps
 from fastrank.eventlog.schema import (
     SCHEMA_VERSION,
@@ -31,6 +34,7 @@ from fastrank.eventlog.schema import (
     is_column,
     kind_of,
     schema,
+    value_of,
 )
 from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
 from fastrank.eventlog.upgrade import completed, foreign, refuse_foreign, upgraded
@@ -62,9 +66,10 @@ class LogReader:
     ----------
     paths : path or iterable of paths
         Files (Parquet, or Arrow streams of running or killed writers), directories (with what is
-        below them) and globs. Where a segment is there both growing and sealed, the sealed one is
-        read. Of directories what is Parquet or Arrow by its name; the log ``fastrank.files`` warns
-        of what else looks like data.
+        below them, links followed) and globs. Where a segment is there both growing and sealed, the
+        sealed one is read. Of directories what is Parquet or Arrow by its name; the log
+        ``fastrank.files`` warns of what else looks like data. What directories ``name=value`` say
+        fills columns that the files lack.
     columns : sequence of str
         Further columns to read, of numbers or of lists of numbers with one for each place: the
         log-propensities of an evaluation policy, say, or a column that `LogWriter.append` leaves
@@ -92,8 +97,8 @@ class LogReader:
 
     Notes
     -----
-    Memory is that of a batch, plus 16 bytes a request to find duplicates. Each iteration starts
-    anew.
+    Memory is that of a batch, plus 24 bytes a request to find duplicates: 16 of its id, 8 of what
+    it says. Each iteration starts anew.
 
     Examples
     --------
@@ -122,7 +127,7 @@ class LogReader:
         omit: Sequence[str] = (),
         batch_rows: int = 65_536,
     ) -> None:
-        self._files: list[Path] = log_files(paths)
+        self._files: list[LogFile] = log_files(paths)
         self._tables: Iterable[pa.Table | pa.RecordBatch] | None = None
         self._set(columns, omit, batch_rows)
 
@@ -137,12 +142,16 @@ class LogReader:
     ) -> LogReader:
         """Reads tables in the log's schema, as `from_obd` makes them; all else as for files.
 
-        An iterator can be read once. Where `tables` has a `read_report`, as
-        `DataCapture` has, what it set aside is part of this reader's report.
+        Tables of an iterator, which gives them once, are kept from the first reading on, and take
+        their memory; of a list they are there anyway, and what makes them anew each time, as
+        `DataCapture` does, costs nothing. Where `tables` has a `read_report`, as `DataCapture` has,
+        what it set aside is part of this reader's report.
         """
         reader = cls.__new__(cls)
         reader._files = []
-        reader._tables = [tables] if isinstance(tables, pa.Table | pa.RecordBatch) else tables
+        if isinstance(tables, pa.Table | pa.RecordBatch):
+            tables = [tables]
+        reader._tables = _Kept(tables) if isinstance(tables, Iterator) else tables
         reader._set(columns, omit, batch_rows)
         return reader
 
@@ -173,13 +182,14 @@ class LogReader:
         self._joins: set[bytes] = set()
         self._begun: Path | None = None  # the file that is being read
         self._is_joined = False  # whether it is one of `join`, which leaves rows out on purpose
-        self._bytes = sum(map(_size, self._files))
+        self._said: dict[str, pa.Scalar] = {}  # of all its rows, by its path
+        self._bytes = sum(_size(file.path) for file in self._files)
         self._bytes_done = 0.0
 
     @property
     def files(self) -> list[Path]:
         """The files to be read, in this order."""
-        return list(self._files)
+        return [file.path for file in self._files]
 
     @property
     def progress(self) -> float:
@@ -189,34 +199,19 @@ class LogReader:
     def survey(self) -> tuple[int, int]:
         """Rows, and places of the longest ranking at most, of what can be read; a quick look.
 
-        Nothing is checked; files that cannot be read count for nothing. Of item lists, no more are
-        read than it takes to meet one as long as `k` allows. Given tables must be such that they
-        can be read again.
+        Nothing is checked; files that cannot be read count for nothing, and damaged ones for what
+        stands before the damage. Of item lists, no more are read than it takes to meet one as long
+        as `k` and `n_eligible` allow; where they are not said, all.
         """
+        found = _Survey()
         if self._tables is not None:
-            found = [_surveyed(table, [table]) for table in self._tables]
-        else:
-            found = [self._survey_of(path) for path in self._files]
-        return sum(rows for rows, _ in found), max((places for _, places in found), default=0)
-
-    @staticmethod
-    def _survey_of(path: Path) -> tuple[int, int]:
-        try:
-            with path.open("rb") as file:
-                head = file.read(6)
-                file.seek(0)
-                if head[:4] == b"PAR1":
-                    with pq.ParquetFile(file, pre_buffer=False) as parquet:
-                        lists = parquet.iter_batches(columns=["item_ids"])
-                        return _surveyed(parquet.read(columns=["k", "n_eligible"]), lists)
-                if head == b"ARROW1":
-                    table = pa.ipc.open_file(file).read_all()
-                    return _surveyed(table, [table])
-                _, batches = open_stream(file)
-                parts = [batch.select(["k", "n_eligible", "item_ids"]) for batch in batches]
-                return _surveyed(pa.Table.from_batches(parts), parts) if parts else (0, 0)
-        except Exception:  # what parses a stranger's file raises what it likes
-            return 0, 0
+            for table in self._tables:
+                with suppress(Exception):  # it is read, and then set aside by name
+                    found.add([table], table.num_rows)
+        for file in self._files:
+            with suppress(Exception):  # what parses a stranger's file raises what it likes
+                _survey(file.path, found)
+        return found.rows, found.places
 
     def __iter__(self) -> Iterator[LogBatch]:
         self._reset()
@@ -271,13 +266,13 @@ class LogReader:
     def _of_files(self) -> Iterator[tuple[str, Path | None, int, pa.RecordBatch]]:
         done = 0.0
         for listed in self._files:
-            path, file = _opened(listed)
-            source, size = str(path), _size(path)
+            path, file = _opened(listed.path)
+            source, size, folder = str(path), _size(path), listed.folder
             start = 0
             try:
-                for share, batch in self._batches(path, file):
+                for share, batch in self._batches(LogFile(path, listed.top), file):
                     self._bytes_done = done + share * size
-                    yield source, path.parent, start, self._selected(batch)
+                    yield source, folder, start, self._selected(batch)
                     start += batch.num_rows
             except _UnreadableError as error:
                 is_log = self._begun == path  # by its columns
@@ -292,7 +287,7 @@ class LogReader:
                 self.report.files_read.append(source)
 
     def _batches(
-        self, path: Path, opened: BinaryIO | OSError
+        self, listed: LogFile, opened: BinaryIO | OSError
     ) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Batches of one file in the schema's types, each with the share of it read by then."""
         try:
@@ -304,14 +299,14 @@ class LogReader:
                 if not head:
                     raise _UnreadableError("the file is empty")
                 if head[:4] == b"PAR1":
-                    raw = self._of_parquet(path)
+                    raw = self._of_parquet(listed)
                 elif head == b"ARROW1":
                     reader = pa.ipc.open_file(file)
-                    self._accept(path, reader.schema)
+                    self._accept(listed, reader.schema)
                     raw = ((0.0, reader.get_batch(i)) for i in range(reader.num_record_batches))
                 else:
                     columns, batches = open_stream(file)
-                    self._accept(path, columns)
+                    self._accept(listed, columns)
                     raw = _gathered(batches, columns, self._batch_rows)
                 for share, batch in raw:
                     yield share, self._in_schema(batch)
@@ -322,10 +317,11 @@ class LogReader:
         except Exception as error:  # what parses a stranger's file raises what it likes
             raise _UnreadableError(_one_line(error)) from None
 
-    def _of_parquet(self, path: Path) -> Iterator[tuple[float, pa.RecordBatch]]:
+    def _of_parquet(self, listed: LogFile) -> Iterator[tuple[float, pa.RecordBatch]]:
+        path = listed.path
         metadata = pq.read_metadata(path)
         columns = metadata.schema.to_arrow_schema()
-        self._accept(path, columns)
+        self._accept(listed, columns)
         # Buffering ahead would hold the whole file; threads of pyarrow's cost more than they bring
         # where the batches are used on the same cores.
         coded_here = [name for name in CODED if name in columns.names]
@@ -341,21 +337,23 @@ class LogReader:
                 read += batch.num_rows
                 yield read / rows, batch
 
-    def _accept(self, path: Path, columns: pa.Schema) -> None:
+    def _accept(self, listed: LogFile, columns: pa.Schema) -> None:
         """Begin a file; a ValueError if its columns are not those of this log."""
-        kind = kind_of(columns)
+        path = listed.path
+        said = listed.said_above | listed.said
+        kind = kind_of(columns, said)
         if self._keep_all:
             refuse_foreign(columns, kind)
         its_own = foreign(columns, kind)
         for name in ("policy_params", *self._names):  # once for the file, not in the middle of it
             if name not in columns.names or name in its_own:
                 continue
-            of_schema = schema(kind, 1 if name == "policy_params" else SCHEMA_VERSION)
-            wanted, got = of_schema.field(name).type, columns.field(name).type
+            wanted, got = _type_of(name, kind), columns.field(name).type
             if pa.types.is_dictionary(got):
                 got = got.value_type
             cast_column(name, pa.nulls(0, got), wanted)
-        self._admit(columns)
+        self._said = self._values_said(listed, columns, kind)
+        self._admit(columns, said)
         self._require(str(path), columns)
         self._begun = path
         joined = (columns.metadata or {}).get(JOIN_KEY)
@@ -374,14 +372,41 @@ class LogReader:
             # The writer's first segment is here, so its sequence must begin at 0.
             self._sequences.setdefault(match["writer"], SequenceGaps()).add(np.array([-1]))
 
-    def _admit(self, columns: pa.Schema) -> None:
-        kind = kind_of(columns)
+    def _values_said(
+        self, listed: LogFile, columns: pa.Schema, kind: IdKind
+    ) -> dict[str, pa.Scalar]:
+        """What a file's path says of columns that it lacks, or has no value of.
+
+        A ValueError where it says something else than the file.
+        """
+        found = {}
+        said = listed.said_above | listed.said
+        texts = [pa.field(name, pa.string()) for name in said if name not in columns.names]
+        own = foreign(pa.schema([*columns, *texts], columns.metadata), kind)
+        for name, text in said.items():
+            if name in self._columns:
+                value = _number_said(str(listed.path), name, text)
+            elif name in self._names and name not in own:
+                value = value_of(name, text, _type_of(name, kind))
+            else:
+                continue
+            if name in columns.names:
+                if name not in listed.said:
+                    continue
+                _check_said(listed.path, name, text, value)
+            found[name] = value
+        return found
+
+    def _admit(self, columns: pa.Schema, said: Collection[str] = ()) -> None:
+        kind = kind_of(columns, said)
         if self.kind is not None and kind != self.kind:
             raise ValueError(f"its item ids are {kind}, those of the other files {self.kind}")
         self.kind = kind
 
     def _require(self, source: str, columns: pa.Schema) -> None:
         for name in self._columns:
+            if name in self._said:
+                continue
             if name not in columns.names:
                 others = [n for n in columns.names if not is_column(n)]
                 found = ", ".join(others) or "none besides those of the schema"
@@ -408,12 +433,15 @@ class LogReader:
             elif own.name in CODED:
                 column = coded(own.name, column)
             elif is_column(own.name):
-                old = own.name == "policy_params"
-                of_schema = schema(kind, 1) if old else schema(kind)
-                column = cast_column(own.name, column, of_schema.field(own.name).type)
+                column = cast_column(own.name, column, _type_of(own.name, kind))
                 if own.name in ("request_id", "user_id", "item_ids"):
                     column.validate(full=kind == "str" or own.name != "item_ids")
             columns[own.name] = column
+        for name, value in self._said.items():
+            filled = pa.repeat(value, batch.num_rows)
+            if name in columns:
+                filled = columns[name].cast(value.type).fill_null(value)
+            columns[name] = coded(name, filled) if name in CODED else filled
         upgraded(columns, batch.num_rows, kind)
         for name in self._names:
             if name not in columns:
@@ -476,21 +504,95 @@ def _without_values(metadata: pq.FileMetaData) -> set[str]:
     return {name for name, there in values.items() if not there}
 
 
-def _surveyed(
-    limits: pa.Table | pa.RecordBatch, parts: Iterable[pa.Table | pa.RecordBatch]
-) -> tuple[int, int]:
-    """Rows, and places at most, from columns k and n_eligible, and then item_ids in parts."""
-    if not {"k", "n_eligible"} <= set(limits.schema.names):
-        return 0, 0
-    most = pc.max(pc.min_element_wise(limits.column("k"), limits.column("n_eligible"))).as_py() or 0
-    longest = 0
-    for part in parts:  # as few as will do: lists are most of the bytes
-        if "item_ids" not in part.schema.names:
-            return 0, 0
-        longest = max(longest, pc.max(pc.list_value_length(part.column("item_ids"))).as_py() or 0)
-        if longest >= most:
-            break
-    return limits.num_rows, min(most, longest)
+class _Kept:
+    """The tables of an iterator, kept as they come, so that they can be read again."""
+
+    def __init__(self, tables: Iterator[pa.Table | pa.RecordBatch]) -> None:
+        self._tables = tables
+        self._kept: list[pa.Table | pa.RecordBatch] = []
+        self._error: Exception | None = None
+        self.read_report = getattr(tables, "read_report", None)
+
+    def __iter__(self) -> Iterator[pa.Table | pa.RecordBatch]:
+        for number in itertools.count():
+            while number == len(self._kept):
+                if self._error is not None:  # after one, a generator would only say that it ends
+                    raise self._error
+                try:
+                    self._kept.append(next(self._tables))
+                except StopIteration:
+                    return
+                except Exception as error:
+                    self._error = error
+            yield self._kept[number]
+
+
+class _Survey:
+    """Rows, and places of the longest ranking that its row does not contradict."""
+
+    def __init__(self) -> None:
+        self.rows = self.places = 0
+
+    def add(
+        self,
+        parts: Iterable[pa.Table | pa.RecordBatch],
+        rows: int | None = None,
+        most: float = math.inf,
+    ) -> None:
+        """Parts of a table, of which `rows` is known, and `most` that any of its lists can have."""
+        if rows is not None:
+            self.rows += rows
+        for part in parts:
+            lengths = pc.list_value_length(part.column("item_ids"))
+            longest = pc.max(pc.min_element_wise(lengths, *_limits(part))).as_py() or 0
+            self.places = max(self.places, longest)
+            self.rows += part.num_rows if rows is None else 0
+            if self.places >= most:
+                return
+
+
+_LIMITS = ("k", "n_eligible")
+
+
+def _survey(path: Path, found: _Survey) -> None:
+    with path.open("rb") as file:
+        head = file.read(6)
+        file.seek(0)
+        if head[:4] == b"PAR1":
+            with pq.ParquetFile(file, pre_buffer=False) as parquet:
+                rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+                if "item_ids" not in names:
+                    return
+                known = [name for name in _LIMITS if name in names]
+                most = math.inf
+                if known:  # they are few bytes, and lists are most of them
+                    with suppress(Exception):
+                        most = max(map(_most, parquet.iter_batches(columns=known)), default=0)
+                groups = range(parquet.num_row_groups)  # each by itself: one may be damaged
+                parts = (parquet.read_row_group(g, [*known, "item_ids"]) for g in groups)
+                found.add(parts, rows, most)
+        elif head == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            found.add(reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            _, batches = open_stream(file)
+            found.add(batches)
+
+
+def _limits(part: pa.Table | pa.RecordBatch) -> list[pa.Array]:
+    """Places that each row allows, by each of its columns that says so; null: it does not."""
+    found = []
+    for name in _LIMITS:
+        if name in part.schema.names:
+            values = cast_column(name, part.column(name), pa.int64())
+            found.append(pc.if_else(pc.less(values, 0), None, values))
+    return found
+
+
+def _most(part: pa.RecordBatch) -> float:
+    """Places that a ranking can have; infinite where a row does not say."""
+    least = pc.min_element_wise(*_limits(part))
+    return math.inf if least.null_count else pc.max(least).as_py() or 0
 
 
 def _gathered(
@@ -531,6 +633,42 @@ def _opened(path: Path) -> tuple[Path, BinaryIO | OSError]:
             return path, error
     except OSError as error:
         return path, error
+
+
+def _type_of(name: str, kind: IdKind) -> pa.DataType:
+    """Of a column of the schema; one that version 2 has not is of version 1."""
+    return schema(kind, 1 if name == "policy_params" else SCHEMA_VERSION).field(name).type
+
+
+def _number_said(source: str, name: str, text: str | None) -> pa.Scalar:
+    try:
+        return pa.scalar(None if text is None else float(text), pa.float64())
+    except ValueError:
+        raise _AskedForError(
+            f"{source}: {name}: expected numbers or lists of them, got {text!r} by its path"
+        ) from None
+
+
+def _check_said(path: Path, name: str, text: str | None, value: pa.Scalar) -> None:
+    """A ValueError if some row of a file says something else than its path."""
+    with path.open("rb") as file, suppress(TornStreamError):
+        head = file.read(6)
+        file.seek(0)
+        parts: Iterable[pa.RecordBatch]
+        if head[:4] == b"PAR1":
+            parts = pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=[name])
+        elif head == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            parts = map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            _, parts = open_stream(file)
+        for part in parts:
+            values = cast_column(name, part.column(name), value.type)
+            other = values.drop_null()
+            if text is not None:
+                other = other.filter(pc.not_equal(other, value))
+            if len(other):
+                raise ValueError(f"{name}: its path says {text!r}, a row {other[0].as_py()!r}")
 
 
 def _size(path: Path) -> int:

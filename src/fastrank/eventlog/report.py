@@ -11,9 +11,9 @@ import pyarrow as pa
 from fastrank.arraytypes import IntArray, Mask
 from fastrank.eventlog.account import dropped_of
 
-__all__ = ["Flaws", "ReadReport", "SequenceGaps"]
+__all__ = ["DUPLICATE", "Flaws", "ReadReport", "SequenceGaps"]
 
-
+DUPLICATE = "duplicate request id"  # of a row that says something else than the first of that id
 _PLACES = 5  # of each reason, so many are named
 
 
@@ -24,7 +24,7 @@ class ReadReport:
     Attributes
     ----------
     rows_read : int
-        Rows of readable files, those set aside included.
+        Rows of readable files, those set aside and equal duplicates included.
     set_aside : dict of str to int
         Rows set aside, by reason; a row counts once, under the first reason found.
     places : dict of str to list of (str, int, str)
@@ -41,6 +41,9 @@ class ReadReport:
     joins : list of dict
         Of a log that `join` wrote: what it did, and the report of what it read; only `id` where
         join.json is lost or damaged.
+    equal_duplicates : int
+        Rows that say once more what a row of the same request id said, as logs that are delivered
+        at least once have them. They are left out and change nothing; nothing is wrong with them.
     """
 
     rows_read: int = 0
@@ -51,6 +54,7 @@ class ReadReport:
     files_cut: dict[str, str] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
     joins: list[dict[str, Any]] = field(default_factory=list)
+    equal_duplicates: int = 0
 
     @property
     def rows_set_aside(self) -> int:
@@ -59,8 +63,8 @@ class ReadReport:
 
     @property
     def duplicates(self) -> int:
-        """Rows whose request id came before; the first one counts."""
-        return self.set_aside.get("duplicate request id", 0)
+        """Rows whose request id came before, equal or not; the first one counts."""
+        return self.equal_duplicates + self.set_aside.get(DUPLICATE, 0)
 
     @property
     def malformed_share(self) -> float:
@@ -119,6 +123,7 @@ class ReadReport:
             },
             "malformed_share": self.malformed_share,
             "duplicates": self.duplicates,
+            "equal_duplicates": self.equal_duplicates,
             "files_read": list(self.files_read),
             "files_set_aside": dict(self.files_set_aside),
             "files_cut": dict(self.files_cut),

@@ -8,6 +8,7 @@ metadata of each file and in each row. What is written is version 2; version 1 i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -35,6 +36,7 @@ __all__ = [
     "kind_of",
     "kind_of_ids",
     "schema",
+    "value_of",
 ]
 
 SCHEMA_VERSION = 2
@@ -53,6 +55,12 @@ UNREAD = (
     *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
     *("features_version", "score", "rules", "after", "n_scored"),
     *("evaluation_log_propensities", "shown_at"),
+)
+
+# What no row can do without, whoever wrote it; all else may be null, and so may be absent.
+_WANTED = (
+    *("request_id", "ts", "policy_name", "item_ids", "log_propensities", "log_propensity"),
+    "propensity_kind",
 )
 
 IdKind: TypeAlias = Literal["int64", "str"]
@@ -166,10 +174,11 @@ def is_column(name: str) -> bool:
     return any(name in schema("int64", version).names for version in KNOWN_VERSIONS)
 
 
-def kind_of(columns: pa.Schema) -> IdKind:
+def kind_of(columns: pa.Schema, besides: Collection[str] = ()) -> IdKind:
     """The kind of a log's item ids; a ValueError where its columns are not those of a log.
 
-    A log has all columns that both versions have; the others may be absent.
+    A log has what no row can do without, in its columns or `besides`, in the names of its
+    directories; every column that may be null may be absent.
 
     Examples
     --------
@@ -184,13 +193,11 @@ def kind_of(columns: pa.Schema) -> IdKind:
             f" {known}"
         )
     # Tools that add a column often lose the metadata; each row states its version, too.
-    names = set(columns.names)
-    for name in schema("int64", 1).names:
-        if name not in names and name != "policy_params":
-            raise ValueError(f"not an event log of fastrank's: no column named {name}")
-    if not names & {"policy_params", "law_params"}:
-        raise ValueError("not an event log of fastrank's: no column named law_params")
-    if len(names) < len(columns.names):
+    names = {*columns.names, *besides}
+    missing = [name for name in _WANTED if name not in names]
+    if missing:
+        raise ValueError(f"not an event log of fastrank's: no column named {', '.join(missing)}")
+    if len({*columns.names}) < len(columns.names):
         repeated = [name for name in columns.names if columns.names.count(name) > 1]
         raise ValueError(f"two columns are named {repeated[0]}")
     return kind_of_ids(columns.field("item_ids").type)
@@ -212,7 +219,10 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """A column in the type that the schema wants; a ValueError where a value would be lost."""
+    """A column in the type that the schema wants; a ValueError where a value would be lost.
+
+    But for times, of which what is below a microsecond is cut off.
+    """
     if values.type.equals(wanted):
         return values
     try:
@@ -229,9 +239,40 @@ def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
             return pa.StructArray.from_arrays(parts, fields=fields, mask=values.is_null())
         if pa.types.is_map(wanted) and _is_list(values.type):
             return _as_map(values, wanted)
+        if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
+            values = _in_microseconds(values)
         return values.cast(wanted)
     except pa.ArrowException as error:
         raise ValueError(f"{name}: expected {wanted}, got {values.type} ({error})") from None
+
+
+def value_of(name: str, text: str | None, wanted: pa.DataType) -> pa.Scalar:
+    """A column's value by its text, in the type that the schema wants; a ValueError if it is none.
+
+    Times without a zone are UTC's.
+
+    Examples
+    --------
+    >>> value_of("k", "10", pa.int64())
+    <pyarrow.Int64Scalar: 10>
+    """
+    given = pa.array([text], pa.string())
+    try:
+        if pa.types.is_timestamp(wanted):
+            try:
+                return given.cast(wanted)[0]
+            except pa.ArrowException:
+                return given.cast(pa.timestamp(wanted.unit)).cast(wanted)[0]
+        return given.cast(wanted)[0]
+    except pa.ArrowException:
+        raise ValueError(f"{name}: expected {wanted}, got {text!r} by its path") from None
+
+
+def _in_microseconds(values: pa.Array) -> pa.Array:
+    """Times in nanoseconds as the microseconds in which they fall."""
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    counts = values.cast(pa.int64()).fill_null(0).to_numpy() // 1000
+    return pa.array(counts, pa.timestamp("us", tz=values.type.tz), mask=missing)
 
 
 def _as_map(values: pa.Array, wanted: pa.DataType) -> pa.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from fastrank.arraytypes import AnyArray, Mask
 from fastrank.eventlog.columns import Parameters, codes_of, floats, rounded
+from fastrank.eventlog.hashing import text_hash
 from fastrank.policies import law_name
 
 __all__ = ["Strata", "Stratum"]
@@ -68,10 +69,13 @@ class Strata:
     Attributes
     ----------
     found : list of Stratum
+    hashes : list of int
+        Of each: the same in every process, however a log is cut into batches.
     """
 
     def __init__(self) -> None:
         self.found: list[Stratum] = []
+        self.hashes: list[int] = []
         self._index: dict[Stratum, int] = {}
 
     def of(self, batch: pa.RecordBatch, is_fallback: Mask) -> npt.NDArray[np.int32]:
@@ -137,6 +141,10 @@ class Strata:
             if stratum not in self._index:
                 self._index[stratum] = len(self.found)
                 self.found.append(stratum)
+                law = {
+                    name: text for name, text in asdict(stratum).items() if name != "policy_name"
+                }
+                self.hashes.append(text_hash(repr(law))[0])
             indices[group] = self._index[stratum]
         return indices[inverse]
 

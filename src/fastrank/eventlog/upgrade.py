@@ -18,6 +18,7 @@ from fastrank.eventlog.schema import (
     OLD_PARAMETERS,
     SCHEMA_VERSION,
     UNREAD,
+    VERSION_KEY,
     IdKind,
     cast_column,
     kind_of_ids,
@@ -33,7 +34,8 @@ def foreign(columns: pa.Schema, kind: IdKind) -> list[str]:
 
     A column that `LogWriter.append` leaves null is taken for version 2's where the types are alike.
     """
-    if "law_params" in columns.names:
+    stated = (columns.metadata or {}).get(VERSION_KEY)
+    if "law_params" in columns.names or stated == str(SCHEMA_VERSION).encode():
         return []
     old, wanted = schema(kind, 1).names, schema(kind)
     return [
@@ -68,8 +70,8 @@ def completed(table: pa.Table | pa.RecordBatch, apart: Sequence[str] = ()) -> pa
     """A table with every column of the schema, in its type, and then its own columns.
 
     Columns that are absent are null, but for those that follow from others: `schema_version`,
-    `law`, `sampler` and `item_kind`. Those to be kept `apart` are taken for its own, and those that
-    are `foreign` are left out.
+    `law`, `sampler`, `item_kind` and `k`. Those to be kept `apart` are taken for its own, and those
+    that are `foreign` are left out.
 
     Raises
     ------
@@ -130,6 +132,9 @@ def upgraded(columns: dict[str, pa.Array], rows: int, kind: IdKind) -> None:
     if "policy_name" in columns:
         for name, known in (("law", law_name), ("sampler", sampler_name)):
             _fill_text(columns, name, _mapped(columns["policy_name"], known))
+    if "item_ids" in columns:
+        places = pc.list_value_length(columns["item_ids"]).cast(pa.int64())
+        _fill(columns, "k", pc.max_element_wise(places, 1))  # of an empty ranking, one at least
     _fill_text(columns, "item_kind", _dictionary(np.zeros(rows, np.int64), [kind]))
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from fastrank.eventlog import LogBatch, LogReader, Stratum
+from fastrank.eventlog import LogBatch, LogReader
 from fastrank.inputs import as_column
 from fastrank.model import Model
 from fastrank.ope.queries import Query, Writers, catalog_of, displayed_items, logging_policy
+from fastrank.ope.seeds import SharedSeeds
 from fastrank.policies import MAX_TEMPERATURE, FlatTail, Policy, law_of
 from fastrank.ranker import RNG_VERSION, draws_as
 from fastrank.scorer import Scorer
@@ -27,7 +27,6 @@ TOLERANCE = 1e-5  # of a conditional log-propensity, beyond the bound that a row
 _FLATTER = 1.25  # the known policy's temperature, times the logging policy's
 _WORST_Z = 5.0
 _FEW = 100  # rows that a mean is judged from
-_SEEDS = 1 << 20
 _EXAMPLES = 5
 
 
@@ -128,13 +127,13 @@ def audit(
     On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce; of
     a flat tail every place's is what its own columns say. Its candidates, found again, may be
     others: by another index, version of FAISS or CPU. Such rows are reported, and are no forgery.
-    seeds do not repeat; no rows are missing from a writer's sequence. O(n d) a row of the sample.
-    Rows of `rank_scores` name no catalog that could give their scores again: they are counted as
-    not judged, and a log of which most rows cannot be judged fails.
+    No two users share a seed; no rows are missing from a writer's sequence. O(n d) a row of the
+    sample. Rows of `rank_scores` name no catalog that could give their scores again: they are
+    counted as not judged, and a log of which most rows cannot be judged fails.
     """
     models = list(as_column("models", models, "a sequence of models or catalogs"))
     share = min(1.0, sample / max(log.survey()[0], 1))
-    first_place, seeds, sampled = _FirstPlace(), _RepeatedSeeds(), _Sample(Writers(models))
+    first_place, seeds, sampled = _FirstPlace(), SharedSeeds(), _Sample(Writers(models))
     tails = _FlatTails()
     rows = 0
     spare: LogBatch | None = None  # a row for when the hash chooses none
@@ -144,7 +143,7 @@ def audit(
             spare = batch.where(np.arange(len(batch)) == batch.uniform.argmin())
         first_place.update(batch)
         tails.update(batch)
-        seeds.update(batch, log.strata)
+        seeds.update(batch, log.strata, np.ones(len(batch), np.bool_))
         chosen = batch.uniform < share
         if chosen.any():
             sampled.update(batch.where(chosen))
@@ -156,7 +155,7 @@ def audit(
         *sampled.checks(),
         first_place.check(),
         *tails.checks(),
-        seeds.check(),
+        _repeated_seeds(seeds),
         _gaps(log),
         _malformed(log),
         _unreadable(log),
@@ -465,57 +464,18 @@ class _FlatTails:
             )
 
 
-class _RepeatedSeeds:
-    """Repeated seeds: users who shared their noise. Of a log of any length, on a fixed share."""
-
-    def __init__(self) -> None:
-        self._kept: list[npt.NDArray[np.uint64]] = []
-        self._count = 0
-        self._limit = np.uint64(2**64 - 1)
-        self.rows = 0
-
-    def update(self, batch: LogBatch, strata: Sequence[Stratum]) -> None:
-        laws = np.array([each.law for each in strata])
-        drawn = batch.is_given("seed") & ~batch.caller_seed
-        drawn &= (laws != "deterministic")[batch.stratum]
-        column = batch.table.column("seed").fill_null(0)
-        seeds = column.to_numpy(zero_copy_only=False).astype(np.uint64)[drawn]
-        self.rows += len(seeds)
-        # Equal seeds are kept or left together.
-        kept = seeds[_mixed(seeds) <= self._limit]
-        self._kept.append(kept)
-        self._count += len(kept)
-        while self._count > _SEEDS and len(self._kept) > 1:
-            merged = np.concatenate(self._kept)
-            self._limit //= np.uint64(2)
-            self._kept = [merged[_mixed(merged) <= self._limit]]
-            self._count = len(self._kept[0])
-            if self._count == len(merged):  # one seed over and over
-                break
-
-    def check(self) -> Check:
-        seeds = np.concatenate(self._kept) if self._kept else np.empty(0, np.uint64)
-        name = "repeated seeds"
-        if not len(seeds):
-            return Check(name, "not done", 0, 0, "no rows with a seed of the server's")
-        values, counts = np.unique(seeds, return_counts=True)
-        repeated = int((counts - 1).sum())
-        if not repeated:
-            return Check(name, "passed", len(seeds), 0, f"{len(seeds):,} seeds, all different")
-        worst = int(counts.argmax())
-        message = f"{repeated:,} of {len(seeds):,} seeds were there before: users share their noise"
-        example = f"seed {values[worst]} stands in {counts[worst]:,} rows"
-        return Check(name, "warning", len(seeds), repeated, message, (example,))
-
-
-def _mixed(seeds: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A fixed scrambling (the finaliser of SplitMix64)."""
-    x = seeds.copy()
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _repeated_seeds(seeds: SharedSeeds) -> Check:
+    name = "repeated seeds"
+    if not seeds.rows:
+        return Check(name, "not done", 0, 0, "no rows with a seed of the server's")
+    commonest = seeds.commonest
+    if commonest is None:
+        message = f"{seeds.rows:,} rows, no seed in those of two users"
+        return Check(name, "passed", seeds.rows, 0, message)
+    shared = max(1, round(seeds.shared))
+    message = f"{shared:,} of {seeds.rows:,} rows share their seed with another user's: their noise"
+    example = f"seed {commonest[0]} stands in {commonest[1]:,} rows"
+    return Check(name, "warning", seeds.rows, shared, message, (example,))
 
 
 def _gaps(log: LogReader) -> Check:
@@ -529,8 +489,10 @@ def _gaps(log: LogReader) -> Check:
 
 
 def _malformed(log: LogReader) -> Check:
-    wrong = log.report.rows_set_aside
+    wrong, equal = log.report.rows_set_aside, log.report.equal_duplicates
     message = f"{wrong:,} rows are malformed" if wrong else "no malformed rows"
+    if equal:
+        message += f"; {equal:,} came twice, say the same, and count once"
     outcome: Outcome = "warning" if wrong else "passed"
     return Check("malformed rows", outcome, log.report.rows_read, wrong, message)
 

@@ -107,7 +107,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        Naming the argument and the value; before the log is read where it can be known.
+        Naming the argument and the value; before the log is read where it can be known. If a
+        model's item ids are numbers and the log's text, or the reverse; if it refuses every row.
 
     Notes
     -----
@@ -142,6 +143,7 @@ def evaluate(
     )
     catalogs = catalogs_of(asked.logging)
     sums, progress = LogSums(asked), Progress(advance)
+    refusal: ValueError | None = None
     for batch in log:
         used = Used(batch)
         if not include_fallback:
@@ -161,7 +163,8 @@ def evaluate(
         for each in judged:
             for reason, which in each.unknown.items():
                 used.leave(reason, which)
-        sums.count(used)
+            refusal = refusal or each.refusal
+        sums.count(used, log.strata)
         progress.begin(len(batch), used.count * len(asked.policies))
         for index, part in used.parts(asked.places, cluster):
             stratum = sums.stratum(index, log.strata[index])
@@ -173,4 +176,6 @@ def evaluate(
                 )
                 stratum.update(p, part.arrays(evaluated, arrays))
         progress.end()
+    if refusal is not None and sums.all_refused:
+        raise refusal
     return summarise(asked, sums, log, reasons)

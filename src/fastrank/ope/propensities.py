@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Rows
 from fastrank.eventlog import LogBatch
+from fastrank.eventlog.checks import above_0
 from fastrank.model import Model
 from fastrank.ope.queries import (
     Newer,
@@ -128,6 +129,8 @@ class Judged:
         one that its catalog lacked, or that was no candidate. 0 where `certain` is not.
     support_unknown : ndarray of bool, shape (n,)
         Rows for which it is not known what the logging policy could show.
+    refusal : ValueError or None
+        Why the model refused the first of those that are ``not_computable``.
     """
 
     log_propensities: FloatArray
@@ -135,6 +138,7 @@ class Judged:
     certain: FloatArray
     outside: FloatArray
     support_unknown: Mask
+    refusal: ValueError | None = None
 
 
 def judge(
@@ -165,6 +169,16 @@ def judge(
         what they show besides is uncovered.
     places : int, optional
         Of these first places alone it is asked what could not have been shown; by default of all.
+
+    Raises
+    ------
+    ValueError
+        If a model's item ids are numbers and the log's text, or the reverse; or it is damaged.
+
+    Notes
+    -----
+    A row that a model refuses is ``not_computable``, and keeps no other back. Such rows are found
+    by halves: with n rows, O(log n) calls for each, and 2 n where all are.
     """
     support = _Support(
         logging,
@@ -178,7 +192,9 @@ def judge(
         if isinstance(each, ByModel):
             by_model.setdefault(id(each.model), {})[j] = each
     for own in by_model.values():
-        model = next(iter(own.values())).model
+        first = next(iter(own.values()))
+        model = first.model
+        _check_ids(batch, first.label, catalog_of(model))
         judged = _by_model(batch, model, [each.policy for each in own.values()], rows, support)
         result.update(zip(own, judged, strict=True))
     for j, each in enumerate(policies):
@@ -199,6 +215,18 @@ class _Support:
     places: int
 
 
+def _check_ids(batch: LogBatch, label: str, catalog: Scorer) -> None:
+    """A ValueError where no item of a catalog can be one of the log: 42 is not "42"."""
+    kinds = [
+        "numbers" if ids.dtype.kind == "i" else "text" for ids in (batch.item_ids, catalog.item_ids)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"policies: {label}: the item ids of its model are {kinds[1]}, those of the log"
+            f" {kinds[0]}"
+        )
+
+
 def _by_model(
     batch: LogBatch,
     model: Model | Scorer,
@@ -206,62 +234,65 @@ def _by_model(
     wanted: Rows,
     support: _Support,
 ) -> list[Judged]:
-    """By what the model says; rows that it cannot rank for are unknown, and keep no other back."""
-    try:
-        return _by_ranking(batch, model, policies, wanted, support)
-    except ValueError as error:
-        if str(error).startswith("damaged: "):  # the model is, whatever the rows are
-            raise
-        refused = np.zeros(len(batch), np.bool_)
-        for i in wanted.tolist():
-            try:
-                _by_ranking(batch, model, policies, np.array([i]), support)
-            except ValueError:
-                refused[i] = True
-        if refused[wanted].all():
-            raise
-        judged = _by_ranking(batch, model, policies, wanted[~refused[wanted]], support)
-        return [
-            replace(each, unknown={**each.unknown, "not_computable": refused}) for each in judged
-        ]
-
-
-def _by_ranking(
-    batch: LogBatch,
-    model: Model | Scorer,
-    policies: Sequence[Policy],
-    wanted: Rows,
-    support: _Support,
-) -> list[Judged]:
-    asked = _ask(batch, model, wanted, support)
-    by_policy = [[query.policy(policy) for query in asked.queries] for policy in policies]
+    """By what the model says; rows that it cannot rank for are unknown."""
+    asked = _ask(batch, model, policies, wanted, support)
     result = []
-    for values, drawn_by in zip(_log_propensities(batch, asked, by_policy), by_policy, strict=True):
-        certain = _certain_mass(batch, values, support.places)
-        outside = _outside(batch, asked, drawn_by, certain, support.places)
-        result.append(Judged(values, asked.unknown, certain, outside, asked.support_unknown))
-    return result
+    values = _log_propensities(batch, asked, len(policies))
+    for p, of_policy in enumerate(values):
+        certain = _certain_mass(batch, of_policy, support.places)
+        outside = _outside(batch, asked, p, certain, support.places)
+        result.append((of_policy, certain, outside))
+    unknown = dict(asked.unknown)
+    if asked.refused.first is not None:
+        unknown["not_computable"] = asked.refused.rows
+    return [
+        Judged(of_policy, unknown, certain, outside, asked.support_unknown, asked.refused.first)
+        for of_policy, certain, outside in result
+    ]
+
+
+class _Refused:
+    """Rows (n,) that a model refused, and why the first of them."""
+
+    def __init__(self, n: int) -> None:
+        self.rows = np.zeros(n, np.bool_)
+        self.first: ValueError | None = None
+
+    def add(self, i: int, error: ValueError) -> None:
+        if str(error).startswith("damaged: "):  # the model is, whatever the rows are
+            raise error
+        self.rows[i] = True
+        self.first = self.first or error
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """The rows of a batch that a model can rank for, and what it would rank by.
 
-    `to_draw` are those, by their number among them, in which it could show what the logging policy
-    could not; `candidates` has what was ranked, by row, where that was not the whole catalog.
+    `drawn_by` are the policies, with the user's temperature, that it would rank by; `to_draw` are
+    those, by their number among them, in which it could show what the logging policy could not;
+    `candidates` has what was ranked, by row, where that was not the whole catalog.
     """
 
     catalog: Scorer
     newer: Newer
     support_unknown: Mask
+    refused: _Refused
     unknown: dict[str, Mask] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
+    drawn_by: list[list[Policy]] = field(default_factory=list)
     to_draw: list[int] = field(default_factory=list)
     candidates: dict[int, IdArray] = field(default_factory=dict)
 
 
-def _ask(batch: LogBatch, model: Model | Scorer, wanted: Rows, support: _Support) -> _Asked:
+def _ask(
+    batch: LogBatch,
+    model: Model | Scorer,
+    policies: Sequence[Policy],
+    wanted: Rows,
+    support: _Support,
+) -> _Asked:
     n, has_candidates = len(batch), ranked_candidates(batch)
     newer = Newer(catalog_of(model), support.logging)
     queries = Queries(
@@ -270,11 +301,16 @@ def _ask(batch: LogBatch, model: Model | Scorer, wanted: Rows, support: _Support
         barred=newer if support.restrict else None,
         keep_candidates=support.keep_candidates,
     )
-    asked = _Asked(catalog_of(model), newer, np.zeros(n, np.bool_))
+    asked = _Asked(catalog_of(model), newer, np.zeros(n, np.bool_), _Refused(n))
     for i in wanted.tolist():
-        query = queries.row(i)
-        if isinstance(query, str):
-            asked.unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
+        try:
+            query = queries.row(i)
+            if isinstance(query, str):
+                asked.unknown.setdefault(query, np.zeros(n, np.bool_))[i] = True
+                continue
+            drawn_by = [query.policy(policy) for policy in policies]
+        except ValueError as error:
+            asked.refused.add(i, error)
             continue
         new = newer.items(batch.value("catalog_version", i))
         if has_candidates[i]:
@@ -289,33 +325,42 @@ def _ask(batch: LogBatch, model: Model | Scorer, wanted: Rows, support: _Support
             asked.to_draw.append(len(asked.rows))
         asked.rows.append(i)
         asked.queries.append(query)
+        asked.drawn_by.append(drawn_by)
     return asked
 
 
-def _log_propensities(
-    batch: LogBatch, asked: _Asked, by_policy: Sequence[Sequence[Policy]]
-) -> FloatArray:
-    """Of the logged rankings, (policies, n, k); 0 in rows that are not asked about."""
-    rows, queries, n_items = np.array(asked.rows, np.int64), asked.queries, len(asked.catalog)
-    values = np.zeros((len(by_policy), *batch.log_propensities.shape))
+def _log_propensities(batch: LogBatch, asked: _Asked, n_policies: int) -> FloatArray:
+    """Of the logged rankings, (policies, n, k); 0 in rows that are not asked about, or refused."""
+    queries, n_items = asked.queries, len(asked.catalog)
+    values = np.zeros((n_policies, *batch.log_propensities.shape))
     by_query = sorted(
-        range(len(rows)),
+        range(len(queries)),
         key=lambda j: (queries[j].vector.tobytes(), str(queries[j].score.get("params"))),
     )
     biased = any(query.bias is not None for query in queries)
-    part = max(1, _BIASES // n_items if biased else len(rows))
-    for first in range(0, len(rows), part):
-        order = by_query[first : first + part]
-        found = asked.catalog.log_propensities_batch(
-            np.stack([queries[j].vector for j in order]),
-            [displayed_items(batch, asked.rows[j]) for j in order],
-            policies=[[of_row[j] for j in order] for of_row in by_policy],
-            exclude=[queries[j].exclude for j in order],
-            allow=[queries[j].allow for j in order],
-            bias=_stacked([queries[j].bias for j in order], n_items),
-            **_scores([queries[j] for j in order]),
-        )
-        values[:, rows[order], : found.shape[2]] = np.where(np.isnan(found), 0.0, found)
+    part = max(1, _BIASES // n_items if biased else len(queries))
+    waiting = [by_query[first : first + part] for first in range(0, len(queries), part)][::-1]
+    while waiting:
+        order = waiting.pop()
+        rows = [asked.rows[j] for j in order]
+        try:
+            found = asked.catalog.log_propensities_batch(
+                np.stack([queries[j].vector for j in order]),
+                [displayed_items(batch, i) for i in rows],
+                policies=[[asked.drawn_by[j][p] for j in order] for p in range(n_policies)],
+                exclude=[queries[j].exclude for j in order],
+                allow=[queries[j].allow for j in order],
+                bias=_stacked([queries[j].bias for j in order], n_items),
+                **_scores([queries[j] for j in order]),
+            )
+        except ValueError as error:
+            if len(order) == 1:
+                asked.refused.add(rows[0], error)
+            else:
+                half = len(order) // 2
+                waiting += [order[half:], order[:half]]
+            continue
+        values[:, rows, : found.shape[2]] = np.where(np.isnan(found), 0.0, found)
     return values
 
 
@@ -334,24 +379,28 @@ def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Arra
 
 
 def _outside(
-    batch: LogBatch, asked: _Asked, drawn_by: Sequence[Policy], certain: FloatArray, places: int
+    batch: LogBatch, asked: _Asked, p: int, certain: FloatArray, places: int
 ) -> FloatArray:
     """1 in rows whose drawn ranking has what the logging policy could not show."""
     result = np.zeros(len(batch))
     for j in asked.to_draw:
         i, query = asked.rows[j], asked.queries[j]
-        if certain[i] > 0.0:  # these items are in it
+        if certain[i] > 0.0 or asked.refused.rows[i]:  # these items are in it; nobody knows
             continue
-        ranking = asked.catalog.rank(
-            query.vector,
-            min(int(batch.k[i]), places),
-            policy=drawn_by[j],
-            seed=int(batch.request_hash[i, 0]),
-            exclude=query.exclude,
-            allow=query.allow,
-            bias=query.bias,
-            **query.score,
-        )
+        try:
+            ranking = asked.catalog.rank(
+                query.vector,
+                min(int(batch.k[i]), places),
+                policy=asked.drawn_by[j][p],
+                seed=int(batch.request_hash[i, 0]),
+                exclude=query.exclude,
+                allow=query.allow,
+                bias=query.bias,
+                **query.score,
+            )
+        except ValueError as error:
+            asked.refused.add(i, error)
+            continue
         items = ranking.item_ids
         beyond = asked.newer.shows(batch.value("catalog_version", i), items)
         if beyond or not np.isin(items, asked.candidates.get(i, items)).all():
@@ -366,8 +415,9 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
     if array.shape != shape:
         raise ValueError(f"{name}: expected log-propensities of shape {shape}, got {array.shape}")
     array[np.arange(shape[1]) >= batch.lengths[:, None]] = 0.0
-    if (array > 1e-9).any():
-        row, place = np.argwhere(array > 1e-9)[0].tolist()
+    above = above_0(array)
+    if above.any():
+        row, place = np.argwhere(above)[0].tolist()
         raise ValueError(
             f"{name}: request {batch.value('request_id', row)}, place {place + 1}: a log-propensity"
             f" must not be above 0, got {array[row, place]}; of probabilities give the logarithms"

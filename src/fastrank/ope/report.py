@@ -62,8 +62,8 @@ _STATUSES: Mapping[str, tuple[str, str]] = {
     ),
     "malformed_log": (
         "malformed log",
-        "So many rows are broken, or rewards missing, that those left may not stand for the rest."
-        " Repair the log first.",
+        "So many rows are broken, or rewards missing, that those left may not stand for the rest;"
+        " or users share their noise. Repair the log first.",
     ),
     "unsupported": (
         "unsupported",

@@ -198,6 +198,9 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
         found.append("unreadable_files")
     if log.report.rewards_dropped_share > thresholds.set_aside:
         found.append("rewards_dropped")
+    used = sum(each.rows for each in sums.strata)
+    if used and sums.seeds.shared > thresholds.malformed * used:
+        found.append("repeated_seeds")
     return found
 
 

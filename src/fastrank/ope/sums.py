@@ -13,6 +13,7 @@ from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.propensities import Judged
 from fastrank.ope.question import Question
 from fastrank.ope.rows import Part, Used
+from fastrank.ope.seeds import SharedSeeds
 
 __all__ = ["LogSums", "StratumSums"]
 
@@ -28,9 +29,12 @@ class LogSums:
         Rows used that name no user.
     set_aside : Counter of str
         Rows not used, by reason.
+    seeds : SharedSeeds
+        Of the rows used.
     """
 
     def __init__(self, question: Question) -> None:
+        self.seeds = SharedSeeds()
         self.rows = self.without_user = 0
         self.set_aside: Counter[str] = Counter()
         self._question = question
@@ -50,11 +54,18 @@ class LogSums:
         first, last = (f"{np.datetime_as_string(end, unit='s')}Z" for end in self._ends)
         return first, last
 
-    def count(self, used: Used) -> None:
-        """A batch, once it is known which of its rows are used."""
+    @property
+    def all_refused(self) -> bool:
+        """Whether models refused all rows that were put to them."""
+        besides = {"fallback", "caller_seed", "reward_not_observed", "not_computable"}
+        return not self._strata and {*+self.set_aside} <= besides
+
+    def count(self, used: Used, strata: Sequence[Stratum]) -> None:
+        """A batch, once it is known which of its rows are used, and the log's strata."""
         self.rows += len(used.batch)
         self.without_user += used.without_user
         self.set_aside.update(used.set_aside)
+        self.seeds.update(used.batch, strata, used.mask, by_user=self._question.cluster)
         self._extend_span(used.batch)
 
     def stratum(self, index: int, stratum: Stratum) -> StratumSums:

@@ -293,7 +293,7 @@ def test_an_evaluation_takes_the_lead_that_the_log_bears_out() -> None:
 
 def test_snips_leads_where_it_is_as_exact() -> None:
     """Of policies that are alike, weights of whole rankings vary little more than of prefixes."""
-    batch = draws(leaves_after_a_click, 4000, seed=2)
+    batch = draws(looks_at_all, 4000, seed=2)
     mixed = 0.9 * batch.logged + 0.1 * batch.evaluated
     near = replace(batch, evaluated=mixed)
     assert evaluated(batch).lead == "snrips"

@@ -1,16 +1,21 @@
 """The event log: one row for each ranking served, with all that evaluating it later needs.
 
 `LogWriter` appends rankings, `LogReader` streams them back as checked arrays, `join` brings in the
-rewards, and `from_obd` and `from_data_capture` bring other logs into the schema. Needs pyarrow (the
+rewards, and other logs are brought into the schema: anybody's table by `from_table`, and those of
+known makes by `from_obd`, `from_obp`, `from_dsjson` and `from_data_capture`. Needs pyarrow (the
 extra ``ope``).
 """
 
 from fastrank.eventlog.account import JoinSummary
 from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.capture import DataCapture, from_data_capture
+from fastrank.eventlog.dsjson import Dsjson, from_dsjson
 from fastrank.eventlog.filters import bias_id, filter_id
 from fastrank.eventlog.join import join
 from fastrank.eventlog.obdlog import from_obd
+from fastrank.eventlog.obplog import from_obp
+from fastrank.eventlog.owncolumns import ColumnsError
+from fastrank.eventlog.ownlog import OwnLog, TableLog, from_table
 from fastrank.eventlog.reader import LogReader
 from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.schema import SCHEMA_VERSION, schema
@@ -19,17 +24,24 @@ from fastrank.eventlog.writer import LogWriter
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ColumnsError",
     "DataCapture",
+    "Dsjson",
     "JoinSummary",
     "LogBatch",
     "LogReader",
     "LogWriter",
+    "OwnLog",
     "ReadReport",
     "Stratum",
+    "TableLog",
     "bias_id",
     "filter_id",
     "from_data_capture",
+    "from_dsjson",
     "from_obd",
+    "from_obp",
+    "from_table",
     "join",
     "schema",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "Lists",
     "Parameters",
     "among",
+    "as_utc",
     "booleans",
     "coded",
     "codes_of",
@@ -218,6 +219,25 @@ def lengths_of(column: pa.Array) -> IntArray:
     """Of each list; 0 for null."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     return np.asarray(lengths, np.int64)
+
+
+def as_utc(column: pa.Array) -> pa.Array:
+    """Times in microseconds, from timestamps or ISO 8601 text; without a zone where none is said.
+
+    Raises
+    ------
+    pyarrow.ArrowInvalid
+        Quoting a text that is no time.
+    """
+    if pa.types.is_string(column.type):
+        # Nanoseconds, as pyarrow writes those of a Parquet file to CSV; microseconds are kept.
+        column = pc.replace_substring_regex(column, r"(\.\d{6})\d{1,3}", r"\1")
+        zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
+        if pc.all(zoned).as_py():
+            column = column.cast(pa.timestamp("us", tz="UTC"))
+        else:
+            column = column.cast(pa.timestamp("us"))
+    return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
 
 
 def integers(column: pa.Array, null: int = -1) -> IntArray:

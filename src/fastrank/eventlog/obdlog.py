@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from fastrank import obd
+from fastrank.eventlog.columns import as_utc
 from fastrank.eventlog.schema import schema
 from fastrank.eventlog.upgrade import completed
 from fastrank.files import file_format, naming
@@ -166,7 +167,7 @@ def _published(path: Path, campaign: str, policy: str, extra: Sequence[str]) -> 
             for name, kind in _OBD_COLUMNS.items():
                 column = batch.column(name)
                 try:
-                    columns[name] = _as_utc(column) if kind is None else column.cast(kind)
+                    columns[name] = as_utc(column) if kind is None else column.cast(kind)
                 except pa.ArrowException as error:
                     raise ValueError(f"{path}: {name}: rows from {first}: {error}") from None
             _check_published(path, columns, first)
@@ -245,18 +246,6 @@ def _as_numbers(path: Path, name: str, column: pa.Array) -> pa.Array:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise ValueError(f"{path}: {name}: expected a number a row, got {kind}")
     return column.cast(pa.float64(), safe=False)
-
-
-def _as_utc(column: pa.Array) -> pa.Array:
-    if pa.types.is_string(column.type):
-        # Nanoseconds, as pyarrow writes those of a Parquet file to CSV; microseconds are kept.
-        column = pc.replace_substring_regex(column, r"(\.\d{6})\d{1,3}", r"\1")
-        zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
-        if pc.all(zoned).as_py():
-            column = column.cast(pa.timestamp("us", tz="UTC"))
-        else:
-            column = column.cast(pa.timestamp("us"))
-    return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
 
 
 def _as_log(

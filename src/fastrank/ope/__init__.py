@@ -5,6 +5,7 @@ from fastrank.ope.batch import Batch
 from fastrank.ope.diagnostics import Diagnostics, Thresholds, Weights
 from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.evaluation import Evaluation, PolicyResult, StratumResult, evaluate
+from fastrank.ope.owntable import evaluate_table, evaluation_policies
 from fastrank.ope.propensities import ByFunction, ByModel, EvaluationPolicy, FromColumn
 from fastrank.ope.results import REASONS, Difference, Estimate, Status, difference, estimate
 
@@ -32,4 +33,6 @@ __all__ = [
     "difference",
     "estimate",
     "evaluate",
+    "evaluate_table",
+    "evaluation_policies",
 ]

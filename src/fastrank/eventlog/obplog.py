@@ -1,0 +1,274 @@
+"""Logs of the Open Bandit Pipeline (obp), dictionaries of arrays, as tables in the log's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastrank.arraytypes import AnyArray, FloatArray, IntArray
+from fastrank.eventlog.owncolumns import Columns, ColumnsError
+from fastrank.eventlog.ownlog import TableLog
+from fastrank.inputs import as_real, shown
+from fastrank.policies import Policy
+
+__all__ = ["from_obp"]
+
+_OF_EVALUATION = "evaluation_policy_"
+_MARGINALS = "pscore_item_position"
+
+
+def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> TableLog:
+    """A log of the Open Bandit Pipeline as tables in this log's schema.
+
+    Parameters
+    ----------
+    feedback : mapping of str to array_like
+        What obp calls bandit feedback. Of single actions: `action` (n,), `reward`, `pscore`, and
+        `position` if the lists have several places: there each is a row of its own, and the
+        position context. Of slates, a row an item: `slate_id`, `position` from 0, `action`,
+        `reward`, and `pscore_cascade`, of all items down to the place, or `pscore`, of the whole
+        slate; and `pscore_item_position` for iips. Arrays of shape (slates, places) need neither
+        `slate_id` nor `position`. Other entries are not looked at.
+    evaluation : mapping of str to array_like, mapping or Policy, optional
+        By label, an evaluation policy. Of single actions its `action_dist`: (n, actions) or
+        (n, actions, places). Of slates a mapping of what obp calls
+        ``evaluation_policy_pscore_cascade`` and so on, of the same kinds as those of the log, with
+        or without that prefix. Or ``fr.Uniform()``.
+
+    Returns
+    -------
+    TableLog
+        Which `evaluate_table` takes as it is. Its `arrays` are the marginals that iips wants, where
+        log and policy have them.
+
+    Raises
+    ------
+    ColumnsError
+        A ValueError that names all that is missing at once.
+    ValueError
+        For arrays that do not fit each other.
+
+    Notes
+    -----
+    Where some slate shows an action twice (obp's factorizable policies), each place has items of
+    its own: ``position * n_unique_action + action``. With `pscore` alone rips and snrips are ips
+    and snips: of a whole slate's probability no place can be told.
+
+    Examples
+    --------
+    >>> log = from_obp(
+    ...     {"action": [1, 0], "reward": [1, 0], "pscore": [0.5, 0.5], "n_actions": 2},
+    ...     {"new": [[0.1, 0.9], [0.2, 0.8]]})
+    >>> [table["new"].to_pylist() for table in log]
+    [[[-0.10536051565782628], [-1.6094379124341003]]]
+    """
+    evaluation = {} if evaluation is None else evaluation
+    for name, given in (("feedback", feedback), ("evaluation", evaluation)):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{name}: expected a mapping, got {shown(given)}")
+    missing = [name for name in ("action", "reward") if feedback.get(name) is None]
+    is_matrix = np.ndim(feedback.get("action", 0)) == 2
+    of_slates = is_matrix or feedback.get("slate_id") is not None
+    kinds = ("pscore_cascade", "pscore") if of_slates else ("pscore",)
+    if all(feedback.get(name) is None for name in kinds):
+        missing.append(kinds[0])
+    if of_slates and not is_matrix and feedback.get("position") is None:
+        missing.append("position")
+    if missing:
+        raise ColumnsError([(f"feedback[{n!r}]", "is not there") for n in missing], [*feedback])
+    return _slates(feedback, evaluation) if of_slates else _actions(feedback, evaluation)
+
+
+def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> TableLog:
+    action = _integers("action", feedback["action"])
+    n = len(action)
+    columns: dict[str, AnyArray] = {
+        "action": action,
+        "reward": _flat("feedback['reward']", feedback["reward"], n),
+        "pscore": _flat("feedback['pscore']", feedback["pscore"], n),
+    }
+    place = np.zeros(n, np.int64)
+    if feedback.get("position") is not None:
+        place = columns["position"] = _integers("position", feedback["position"], n)
+    policies: dict[str, str | Policy] = {}
+    for label, given in evaluation.items():
+        if isinstance(given, Policy):
+            policies[label] = given
+            continue
+        name = _free(label, columns)
+        columns[name] = _chosen(label, given, action, place)
+        policies[label] = name
+    return TableLog(
+        columns,
+        Columns(
+            item="action",
+            propensity="pscore",
+            reward="reward",
+            n_eligible=_count(feedback, "n_actions"),
+            policies=policies,
+            columns=["position"] if "position" in columns else [],
+        ),
+    )
+
+
+def _chosen(label: str, given: Any, action: IntArray, place: IntArray) -> FloatArray:
+    """The policy's probability of each row's action, from its law over all."""
+    law = as_real(f"evaluation[{label!r}]", given)
+    law = law[:, :, None] if law.ndim == 2 else law
+    fits = law.ndim == 3 and len(law) == len(action)
+    if not fits or action.max(initial=0) >= law.shape[1] or place.max(initial=0) >= law.shape[2]:
+        raise ValueError(
+            f"evaluation[{label!r}]: expected the probabilities of all actions,"
+            f" ({len(action)}, over {action.max(initial=0)}) or with a third axis of over"
+            f" {place.max(initial=0)} positions; got shape {np.shape(given)}"
+        )
+    rows = np.arange(len(action))
+    sums = law[rows, :, place].sum(axis=1)
+    off = np.flatnonzero(~(np.abs(sums - 1.0) <= 1e-4))
+    if len(off):
+        raise ValueError(
+            f"evaluation[{label!r}]: row {off[0]}: the probabilities of all actions sum to"
+            f" {sums[off[0]]:g}, not to 1"
+        )
+    return np.asarray(law[rows, action, place], np.float64)
+
+
+def _slates(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> TableLog:
+    action = _integers("action", feedback["action"])
+    m = len(action)
+    if np.ndim(feedback["action"]) == 2:
+        slates, places = np.shape(feedback["action"])
+        slate, position = np.repeat(np.arange(slates), places), np.tile(np.arange(places), slates)
+    else:
+        slate = _integers("slate_id", feedback["slate_id"], m)
+        position = _integers("position", feedback["position"], m)
+    n_actions = _count(feedback, "n_unique_action")
+    pairs = np.lexsort((action, slate))
+    ordered_slate, ordered_action = slate[pairs], action[pairs]
+    same = (ordered_slate[1:] == ordered_slate[:-1]) & (ordered_action[1:] == ordered_action[:-1])
+    if same.any():
+        action = position * (n_actions or int(action.max()) + 1) + action
+        n_actions = None
+    columns: dict[str, AnyArray] = {
+        "slate_id": slate,
+        "position": position,
+        "action": action,
+        "reward": _flat("feedback['reward']", feedback["reward"], m),
+    }
+    logged = {
+        name: _flat(f"feedback[{name!r}]", feedback[name], m)
+        for name in ("pscore_cascade", "pscore", _MARGINALS)
+        if feedback.get(name) is not None
+    }
+    laws = {
+        label: _of_evaluation(label, given, m)
+        for label, given in evaluation.items()
+        if not isinstance(given, Policy)
+    }
+    kind = next(
+        (
+            name
+            for name in ("pscore_cascade", "pscore")
+            if name in logged and all(name in law for law in laws.values())
+        ),
+        None,
+    )
+    if kind is None:
+        has = " or ".join(name for name in logged if name != _MARGINALS)
+        raise ColumnsError(
+            [
+                (f"evaluation[{label!r}]", f"has no {_OF_EVALUATION}{has}, as the log has")
+                for label, law in laws.items()
+                if not (law.keys() & logged.keys() - {_MARGINALS})
+            ]
+            or [
+                ("evaluation", f"the policies have no kind of pscore in common with the log: {has}")
+            ]
+        )
+    columns["pscore"] = logged[kind]
+    marginals = _MARGINALS in logged
+    if marginals:
+        columns[_MARGINALS] = logged[_MARGINALS]
+    carried = [_MARGINALS] if marginals else []
+    policies: dict[str, str | Policy] = {
+        label: given for label, given in evaluation.items() if isinstance(given, Policy)
+    }
+    arrays = {}
+    for label, law in laws.items():
+        policies[label] = name = _free(label, columns)
+        columns[name] = law[kind]
+        if marginals and _MARGINALS in law:
+            of_law = _free(f"{label} {_MARGINALS}", columns)
+            columns[of_law] = law[_MARGINALS]
+            carried.append(of_law)
+            arrays[label] = {"marginals_logged": _MARGINALS, "marginals_evaluated": of_law}
+    log = TableLog(
+        columns,
+        Columns(
+            item="action",
+            propensity="pscore",
+            propensity_of="prefix" if kind == "pscore_cascade" else "ranking",
+            reward="reward",
+            request="slate_id",
+            position="position",
+            n_eligible=n_actions,
+            policies={label: policies[label] for label in evaluation},
+            columns=carried,
+        ),
+    )
+    log.arrays = {
+        label: {name: log.carried[column] for name, column in named.items()}
+        for label, named in arrays.items()
+    }
+    return log
+
+
+def _of_evaluation(label: str, given: Any, m: int) -> dict[str, FloatArray]:
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"evaluation[{label!r}]: of slates, expected a mapping of"
+            f" {_OF_EVALUATION}pscore_cascade, {_OF_EVALUATION}pscore and"
+            f" {_OF_EVALUATION}{_MARGINALS}, as far as they are there; got {shown(given)}"
+        )
+    found = {}
+    for name in ("pscore_cascade", "pscore", _MARGINALS):
+        for key in (name, _OF_EVALUATION + name):
+            if given.get(key) is not None:
+                found[name] = _flat(f"evaluation[{label!r}][{key!r}]", given[key], m)
+    return found
+
+
+def _free(name: str, columns: Mapping[str, Any]) -> str:
+    while name in columns:
+        name = f"{name} evaluated"
+    return name
+
+
+def _flat(name: str, values: Any, n: int) -> AnyArray:
+    """Numbers (n,); of (slates, places) one slate after the other."""
+    array = np.asarray(values)
+    if array.dtype.kind == "b":
+        array = array.astype(np.float64)
+    array = as_real(name, array).reshape(-1)
+    if len(array) != n:
+        raise ValueError(f"{name}: expected {n} numbers, as of actions, got {len(array)}")
+    return array
+
+
+def _integers(name: str, values: Any, n: int | None = None) -> IntArray:
+    array = as_real(f"feedback[{name!r}]", values).reshape(-1)
+    if n is not None and len(array) != n:
+        raise ValueError(f"feedback[{name!r}]: expected {n} integers, got {len(array)}")
+    wrong = np.flatnonzero(~((array >= 0) & (array % 1 == 0)))
+    if len(wrong):
+        raise ValueError(
+            f"feedback[{name!r}]: row {wrong[0]}: expected an integer from 0, got {array[wrong[0]]}"
+        )
+    return array.astype(np.int64)
+
+
+def _count(feedback: Mapping[str, Any], name: str) -> int | None:
+    given = feedback.get(name)
+    return None if given is None else int(given)

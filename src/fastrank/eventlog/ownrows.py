@@ -1,0 +1,688 @@
+"""Rows of somebody's table as rankings: flat arrays, checked, and put into the log's schema.
+
+A ranking that is wrong anywhere is set aside, once, under the first reason found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastrank.arraytypes import FloatArray, IntArray, Mask
+from fastrank.eventlog.columns import as_utc, floats, is_valid, lengths_of
+from fastrank.eventlog.owncolumns import Columns, Shape
+from fastrank.eventlog.report import ReadReport
+from fastrank.eventlog.sources import Piece, plain_array
+from fastrank.eventlog.upgrade import completed
+
+__all__ = ["Reading"]
+
+_TABLE_ROWS = 65_536
+_NAMED = 5  # places of each reason that are kept
+_LOGGED_BY = "logging"  # where the table does not say
+_EPOCH = pa.scalar(0, pa.timestamp("us", tz="UTC"))
+# Above 1, or a logarithm above 0, by no more than this is rounding.
+_TOLERANCE = 1e-9
+_TOLERANCE_OF_FLOAT32 = 1e-6
+
+
+@dataclass(slots=True)
+class _Flat:
+    """n rankings, and the m items that they show in a row.
+
+    Attributes
+    ----------
+    lengths : ndarray of int64, shape (n,)
+    rows : ndarray of int64, shape (m,)
+        Rows of the table that the items stand in.
+    first_rows : ndarray of int64, shape (n,)
+        Of each ranking.
+    of_items : dict of str to pyarrow.Array
+        Columns, m long.
+    of_rankings : dict of str to pyarrow.Array
+        Columns, n long.
+    request : pyarrow.Array or None
+    """
+
+    lengths: IntArray
+    rows: IntArray
+    first_rows: IntArray
+    of_items: dict[str, pa.Array] = field(default_factory=dict)
+    of_rankings: dict[str, pa.Array] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def starts(self) -> IntArray:
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def owners(self) -> IntArray:
+        """Which ranking each item is of, (m,)."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def places(self) -> IntArray:
+        """Where in its ranking each item stands, from 0, (m,)."""
+        return np.arange(len(self.rows)) - np.repeat(self.starts, self.lengths)
+
+
+class _Flaws:
+    """Which rankings are wrong, and why; the first reason counts."""
+
+    def __init__(self, flat: _Flat) -> None:
+        self._flat = flat
+        self._owners = flat.owners
+        self.sound: Mask = np.ones(len(flat), np.bool_)
+        self._found: list[tuple[str, IntArray, list[str]]] = []
+
+    def items(self, wrong: Mask, reason: str, name: str = "", values: Any = None) -> None:
+        """Set rankings aside for items (m,); `values` are what to quote, of the column `name`."""
+        at = np.flatnonzero(wrong)
+        if len(at):
+            owners, first = np.unique(self._owners[at], return_index=True)
+            self._mark(owners, self._flat.rows, at[first], reason, name, values)
+
+    def rankings(self, wrong: Mask, reason: str, name: str = "", values: Any = None) -> None:
+        """Set rankings (n,) aside."""
+        at = np.flatnonzero(wrong)
+        if len(at):
+            self._mark(at, self._flat.first_rows, at, reason, name, values)
+
+    def _mark(
+        self, owners: IntArray, rows: IntArray, at: IntArray, reason: str, name: str, values: Any
+    ) -> None:
+        fresh = self.sound[owners]
+        if not fresh.any():
+            return
+        self.sound[owners] = False
+        at = at[fresh]
+        details = [
+            name if values is None else f"{name}: {_quoted(values[i])}"
+            for i in at[:_NAMED].tolist()
+        ]
+        self._found.append((reason, rows[at], details))
+
+    def settle(self, report: ReadReport, places: _Places) -> None:
+        """Tell the report."""
+        for reason, rows, details in self._found:
+            report.aside(reason, len(rows))
+            for row, detail in zip(rows.tolist(), details, strict=False):
+                report.name(reason, *places.of(row), detail)
+
+
+def _quoted(value: Any) -> str:
+    return repr(value.as_py() if isinstance(value, pa.Scalar) else value.item())
+
+
+class _Places:
+    """Where rows stand that are numbered through all sources."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._first: list[int] = []  # row of its source
+        self._starts: list[int] = []  # the same row, as it is numbered here
+        self.rows = 0
+
+    def add(self, name: str, first: int, count: int) -> None:
+        """Rows that come next."""
+        self._names.append(name)
+        self._first.append(first)
+        self._starts.append(self.rows)
+        self.rows += count
+
+    def of(self, row: int) -> tuple[str, int]:
+        """The source of a row, and its number there."""
+        at = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._names[at], self._first[at] + row - self._starts[at]
+
+
+class Reading:
+    """How to make tables of the log of somebody's rows.
+
+    Parameters
+    ----------
+    named : Columns
+        Checked against the table.
+    shape : Shape
+    carried : mapping of str to str
+        Further columns, and what they are called in the tables.
+    outputs : mapping of str or None to str
+        Columns of evaluation policies' propensities, likewise; None is the uniform policy.
+    """
+
+    def __init__(
+        self,
+        named: Columns,
+        shape: Shape,
+        carried: Mapping[str, str],
+        outputs: Mapping[str | None, str],
+    ) -> None:
+        self.shape = shape
+        self._named = named
+        self._carried = carried
+        self._outputs = outputs
+        self._labels = {each: label for label, each in reversed([*named.policies.items()])}
+        self._is_log = named.propensity is None
+        self._of_ranking = named.propensity_of == "ranking"
+
+    @property
+    def numbers(self) -> set[str]:
+        """Columns that hold numbers; items, ids, names and times are no such."""
+        named = self._named
+        words = {named.item, named.request, named.user, named.time, named.logged_by}
+        return {column for _, column in named.named if column not in words}
+
+    def tables(self, pieces: Iterable[Piece], report: ReadReport) -> Iterator[pa.Table]:
+        """Tables of what is right in the pieces; what is not, the report is told."""
+        places = _Places()
+        gathered: list[dict[str, pa.Array]] = []
+        for name, first, batch in pieces:
+            start = places.rows
+            places.add(name, first, batch.num_rows)
+            if not batch.num_rows:
+                continue
+            with _naming(f"{name}: from row {first} on"):
+                columns = {n: plain_array(batch.column(n)) for n in batch.schema.names}
+                if self.shape.is_grouped:
+                    gathered.append(columns)
+                else:
+                    yield from self._made(
+                        self._listed(columns, start, report, places), report, places
+                    )
+        if gathered:
+            with _naming("the table"):
+                parts = [pa.table(columns) for columns in gathered]
+                gathered.clear()
+                whole = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+                columns = {n: plain_array(whole.column(n)) for n in whole.column_names}
+                del parts, whole
+                yield from self._made(self._grouped(columns, report, places), report, places)
+
+    # ---- Rows as rankings ----------------------------------------------------------------------
+
+    def _grouped(self, column: dict[str, pa.Array], report: ReadReport, places: _Places) -> _Flat:
+        """A row an item: rows of a request together, in the order of their positions."""
+        named = self._named
+        request = _texts(column[named.request or ""])
+        codes, names = _coded(request)
+        nobody = codes < 0
+        # Rows without a request are rankings of their own, and wrong.
+        codes = np.where(nobody, len(names) + np.cumsum(nobody) - 1, codes)
+        position = None
+        if named.position is None:
+            order = np.argsort(codes, kind="stable")
+        else:
+            position = floats(column[named.position])
+            order = np.lexsort((position, codes))
+        lengths = np.bincount(codes)
+        flat = _Flat(lengths, order, order[np.cumsum(lengths) - lengths])
+        indices = pa.array(order)
+        sorted_ = {name: values.take(indices) for name, values in column.items()}
+        firsts = pa.array(flat.starts)
+        flaws = _Flaws(flat)
+        flaws.rankings(nobody[flat.first_rows], "no request id")
+        if position is not None:
+            _check_positions(flaws, flat, position[order], sorted_[named.position or ""])
+        for argument, name in named.named:
+            values = sorted_[name]
+            whole = argument in _OF_RANKINGS or (self._of_ranking and _is_propensity(argument))
+            if argument == "request":
+                flat.of_rankings[name] = request.take(pa.array(flat.first_rows))
+            elif argument == "time":
+                flat.of_rankings[name] = _earliest(_times(name, values), flat)
+            elif whole:
+                differs = np.zeros(len(order), np.bool_)
+                if len(order):
+                    kinds = _distinct(values)
+                    differs = kinds != kinds[np.repeat(flat.starts, flat.lengths)]
+                flaws.items(differs, f"contradictory {_plain(argument)}", name, values)
+                flat.of_rankings[name] = values.take(firsts)
+            if not whole and argument not in ("request", "time"):
+                flat.of_items[name] = values
+        return self._sound(flat, flaws, report, places)
+
+    def _listed(
+        self, column: dict[str, pa.Array], start: int, report: ReadReport, places: _Places
+    ) -> _Flat:
+        """A row a ranking."""
+        named = self._named
+        n = len(column[named.item or ""])
+        rows = start + np.arange(n)
+        items = column[named.item or ""]
+        lengths = lengths_of(items) if self.shape.has_lists else np.ones(n, np.int64)
+        # Lists can be laid beside each other only where they are equally long.
+        rough = _Flat(np.zeros(n, np.int64), np.empty(0, np.int64), rows)
+        flaws = _Flaws(rough)
+        if self.shape.has_lists:
+            flaws.rankings(~is_valid(items), "no item list", named.item or "")
+        for name in sorted(self.shape.listed - {named.item}):
+            values = column[name]
+            there = is_valid(values)
+            if self._labels.get(name) is None and name != named.reward:
+                flaws.rankings(~there, "no list", name)
+            else:  # unknown, or not observed
+                column[name] = _filled(values, lengths)
+                there = np.ones(n, np.bool_)
+            differs = there & (lengths_of(column[name]) != lengths)
+            flaws.rankings(differs, "list lengths differ", name, lengths_of(column[name]))
+        if not flaws.sound.all():
+            flaws.settle(report, places)
+            mask = pa.array(flaws.sound)
+            column = {name: values.filter(mask) for name, values in column.items()}
+            lengths, rows = lengths[flaws.sound], rows[flaws.sound]
+        flat = _Flat(lengths, np.repeat(rows, lengths), rows)
+        for argument, name in named.named:
+            values = column[name]
+            if name in self.shape.listed:
+                flat.of_items[name] = values.flatten()
+            elif argument == "time":
+                flat.of_rankings[name] = _times(name, values)
+            elif argument == "request":
+                flat.of_rankings[name] = _texts(values)
+            elif self.shape.has_lists or argument in _OF_RANKINGS:
+                flat.of_rankings[name] = values
+            else:
+                flat.of_items[name] = values
+            if self._of_ranking and _is_propensity(argument) and not self.shape.has_lists:
+                flat.of_rankings[name] = values
+        return flat
+
+    def _sound(self, flat: _Flat, flaws: _Flaws, report: ReadReport, places: _Places) -> _Flat:
+        """Rankings without flaws so far."""
+        if flaws.sound.all():
+            return flat
+        flaws.settle(report, places)
+        keep = flaws.sound
+        inside = keep[flat.owners]
+        of_rankings, of_items = pa.array(keep), pa.array(inside)
+        return _Flat(
+            flat.lengths[keep],
+            flat.rows[inside],
+            flat.first_rows[keep],
+            {name: values.filter(of_items) for name, values in flat.of_items.items()},
+            {name: values.filter(of_rankings) for name, values in flat.of_rankings.items()},
+        )
+
+    # ---- Rankings as the log has them ----------------------------------------------------------
+
+    def _made(self, flat: _Flat, report: ReadReport, places: _Places) -> Iterator[pa.Table]:
+        """Tables of the rankings, without those whose values are wrong."""
+        named, n = self._named, len(flat)
+        flaws = _Flaws(flat)
+        kind, items = self._items(flaws, flat)
+        eligible = self._eligible(flaws, flat)
+        logged = self._logged(flaws, flat)
+        evaluated = {
+            output: self._evaluated(flaws, flat, column, eligible)
+            for column, output in self._outputs.items()
+        }
+        displayed = self._displayed(flaws, flat)
+        rewards = self._rewards(flaws, flat, displayed)
+        weight = np.full(n, np.nan)
+        if named.row_weight is not None:
+            given = flat.of_rankings[named.row_weight]
+            weight = floats(given)
+            wrong = is_valid(given) & ~(np.isfinite(weight) & (weight > 0.0))
+            flaws.rankings(wrong, "row_weight", named.row_weight, given)
+        times = pa.repeat(_EPOCH, n)
+        if named.time is not None:
+            times = flat.of_rankings[named.time]
+            flaws.rankings(~is_valid(times), "no time", named.time)
+        if named.request is None:
+            requests = pa.array(flat.first_rows).cast(pa.string())
+        else:
+            requests = flat.of_rankings[named.request]
+            empty = pc.fill_null(pc.equal(requests, ""), True).to_numpy(zero_copy_only=False)
+            flaws.rankings(empty, "no request id", named.request)
+        users = pa.nulls(n, pa.string())
+        if named.user is not None:
+            users = _texts(flat.of_rankings[named.user])
+        logged_by = pa.repeat(_LOGGED_BY, n)
+        if named.logged_by is not None:
+            logged_by = _texts(flat.of_rankings[named.logged_by])
+            empty = pc.fill_null(pc.equal(logged_by, ""), True).to_numpy(zero_copy_only=False)
+            flaws.rankings(empty, "no policy name", named.logged_by)
+        flaws.settle(report, places)
+
+        keep = flaws.sound
+        inside = keep[flat.owners]
+        lengths = flat.lengths[keep]
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        of_items = {"item_ids": items.filter(pa.array(inside)).cast(kind)}
+        numbers = {"log_propensities": logged, **evaluated}
+        if named.reward is not None:
+            numbers["rewards"] = rewards
+        own: dict[str, pa.Array] = {}
+        for name, output in self._carried.items():
+            if name in flat.of_items:
+                numbers[output] = floats(flat.of_items[name])
+            else:
+                own[output] = pa.array(floats(flat.of_rankings[name])[keep])
+        for output, values in numbers.items():
+            nan_is_null = output == "rewards"
+            of_items[output] = pa.array(values[inside], from_pandas=nan_is_null)
+        total = _sums(logged[inside], lengths)
+        mask = pa.array(keep)
+        of_rankings = {
+            "request_id": requests.filter(mask),
+            "ts": times.filter(mask),
+            "user_id": users.filter(mask),
+            "policy_name": logged_by.filter(mask),
+            "row_weight": pa.array(weight[keep], from_pandas=True),
+            "n_eligible": _nullable(eligible[keep]),
+            "is_fallback": pa.repeat(False, len(lengths)),
+            "k": pa.array(np.maximum(lengths, 1)),
+            "log_propensity": pa.array(total),
+            "propensity_kind": pa.repeat("exact", len(lengths)),
+            "log_norm_error": pa.repeat(0.0, len(lengths)),
+            "displayed": _nullable(displayed[keep]),
+            "reward_kind": pa.repeat("complete", len(lengths)),
+            **own,
+        }
+        for first in range(0, len(lengths), _TABLE_ROWS):
+            part = slice(first, min(first + _TABLE_ROWS, len(lengths)))
+            begin, end = int(bounds[part.start]), int(bounds[part.stop])
+            offsets = pa.array((bounds[part.start : part.stop + 1] - begin).astype(np.int32))
+            columns = {
+                name: values.slice(part.start, part.stop - part.start)
+                for name, values in of_rankings.items()
+            }
+            for name, values in of_items.items():
+                columns[name] = pa.ListArray.from_arrays(offsets, values.slice(begin, end - begin))
+            yield completed(pa.table(columns))
+
+    def _items(self, flaws: _Flaws, flat: _Flat) -> tuple[pa.DataType, pa.Array]:
+        name = self._named.item or ""
+        items = flat.of_items[name]
+        if pa.types.is_floating(items.type):  # of integers, where some are missing
+            numbers = floats(items)
+            flaws.items(np.isfinite(numbers) & (numbers % 1 != 0), "item id not whole", name, items)
+            missing = ~np.isfinite(numbers)
+            whole = np.where(missing | (numbers % 1 != 0), 0.0, numbers).astype(np.int64)
+            items = pa.array(whole, mask=missing)
+        elif pa.types.is_null(items.type):
+            items = items.cast(pa.string())
+        missing = ~is_valid(items)
+        if pa.types.is_string(items.type):
+            missing |= pc.fill_null(pc.equal(items, ""), True).to_numpy(zero_copy_only=False)
+        flaws.items(missing, "null item id", name)
+        if len(flat) < len(flat.rows):
+            codes = _distinct(items)
+            owners = flat.owners
+            order = np.lexsort((codes, owners))
+            again = np.zeros(len(order), np.bool_)
+            same = (codes[order][1:] == codes[order][:-1]) & (
+                owners[order][1:] == owners[order][:-1]
+            )
+            again[order[1:][same]] = True
+            flaws.items(again, "repeated item", name, items)
+        text = pa.types.is_string(items.type)
+        return (pa.string() if text else pa.int64()), items
+
+    def _eligible(self, flaws: _Flaws, flat: _Flat) -> FloatArray:
+        """Items that could be shown, (n,); NaN where it is not known."""
+        given = self._named.n_eligible
+        if given is None:
+            return np.full(len(flat), np.nan)
+        if not isinstance(given, str):
+            eligible = np.full(len(flat), float(given))
+        else:
+            eligible = floats(flat.of_rankings[given])
+            wrong = ~np.isnan(eligible) & ~((eligible >= 0) & (eligible % 1 == 0))
+            flaws.rankings(wrong, "n_eligible", given, flat.of_rankings[given])
+        name = given if isinstance(given, str) else "n_eligible"
+        flaws.rankings(eligible < flat.lengths, "more items than eligible", name, eligible)
+        flaws.rankings((eligible > 0) & (flat.lengths == 0), "fewer items than k", name, eligible)
+        return eligible
+
+    def _displayed(self, flaws: _Flaws, flat: _Flat) -> FloatArray:
+        """Places really shown, (n,); NaN for all."""
+        name = self._named.displayed
+        if name is None:
+            return np.full(len(flat), np.nan)
+        displayed = floats(flat.of_rankings[name])
+        right = (displayed >= 0) & (displayed <= flat.lengths) & (displayed % 1 == 0)
+        flaws.rankings(~np.isnan(displayed) & ~right, "displayed", name, flat.of_rankings[name])
+        return displayed
+
+    def _rewards(self, flaws: _Flaws, flat: _Flat, displayed: FloatArray) -> FloatArray:
+        """(m,); NaN where not observed."""
+        name = self._named.reward
+        if name is None:
+            return np.full(len(flat.rows), np.nan)
+        if name in flat.of_items:
+            rewards = floats(flat.of_items[name])
+            flaws.items(np.isinf(rewards), "reward not finite", name, rewards)
+            return rewards
+        whole = floats(flat.of_rankings[name])
+        flaws.rankings(np.isinf(whole), "reward not finite", name, whole)
+        shown = np.where(np.isnan(displayed), flat.lengths, np.minimum(displayed, flat.lengths))
+        shown = np.maximum(shown, 0).astype(np.int64)
+        flaws.rankings((shown == 0) & (whole != 0.0), "reward of no place", name, whole)
+        rewards = np.zeros(len(flat.rows))
+        there = shown > 0
+        rewards[(flat.starts + shown - 1)[there]] = whole[there]
+        return rewards
+
+    # ---- Propensities --------------------------------------------------------------------------
+
+    def _logged(self, flaws: _Flaws, flat: _Flat) -> FloatArray:
+        """Conditional log-propensities of what was shown, (m,)."""
+        name = self._named.log_propensity if self._is_log else self._named.propensity
+        assert name is not None
+        values, mark = self._given(flaws, flat, name)
+        numbers, tolerance = floats(values), _tolerance(values.type)
+        argument = "log_propensity" if self._is_log else "propensity"
+        self._check_scale(argument, name, numbers, tolerance)
+        mark(np.isnan(numbers), "no propensity", name)
+        if self._is_log:
+            mark(np.isinf(numbers), "log-propensity not finite", name, values)
+            mark(numbers > tolerance, "positive log-propensity", name, values)
+            logs = np.minimum(numbers, 0.0)
+        else:
+            wrong = (numbers <= 0.0) | (numbers > 1.0 + tolerance)
+            mark(wrong, "propensity not in (0, 1]", name, values)
+            logs = np.log(np.where(wrong | np.isnan(numbers), 1.0, np.minimum(numbers, 1.0)))
+        return self._conditional(flaws, flat, name, logs, tolerance)
+
+    def _evaluated(
+        self, flaws: _Flaws, flat: _Flat, column: str | None, eligible: FloatArray
+    ) -> FloatArray:
+        """The same under an evaluation policy; NaN where it is not known."""
+        if column is None:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                logs = -np.log(np.repeat(eligible, flat.lengths) - flat.places)
+            if self._of_ranking:
+                total = _sums(logs, flat.lengths)
+                logs = np.zeros(len(logs))
+                logs[flat.starts[flat.lengths > 0]] = total[flat.lengths > 0]
+            return np.asarray(logs)
+        values, mark = self._given(flaws, flat, column)
+        numbers, tolerance = floats(values), _tolerance(values.type)
+        self._check_scale(f"policies[{self._labels[column]!r}]", column, numbers, tolerance)
+        if self._is_log:
+            mark(numbers > tolerance, "positive evaluation log-propensity", column, values)
+            logs = np.minimum(numbers, 0.0)
+        else:
+            wrong = (numbers < 0.0) | (numbers > 1.0 + tolerance)
+            mark(wrong, "evaluation propensity not in [0, 1]", column, values)
+            with np.errstate(divide="ignore"):
+                logs = np.log(np.clip(numbers, 0.0, 1.0))
+        return self._conditional(flaws, flat, column, logs, tolerance)
+
+    def _given(self, flaws: _Flaws, flat: _Flat, name: str) -> tuple[pa.Array, Any]:
+        """A column of propensities, and what sets aside by it."""
+        if self._of_ranking:
+            flaws.rankings(flat.lengths == 0, "no item, though a propensity", name)
+            return flat.of_rankings[name], flaws.rankings
+        return flat.of_items[name], flaws.items
+
+    def _check_scale(self, argument: str, name: str, numbers: FloatArray, tolerance: float) -> None:
+        known = numbers[~np.isnan(numbers)]
+        if self._is_log and (known >= 0.0).all() and (known > tolerance).any():
+            raise ValueError(
+                f"{argument}: column {name!r} holds probabilities where logarithms are expected:"
+                f" {known[known > tolerance][0]:g}, say; name them all as probabilities"
+                " (propensity), or take the logarithms"
+            )
+        if not self._is_log and (known <= 0.0).all() and (known < 0.0).any():
+            raise ValueError(
+                f"{argument}: column {name!r} holds logarithms where probabilities are expected:"
+                f" {known[known < 0.0][0]:g}, say; name them all as logarithms (log_propensity)"
+            )
+
+    def _conditional(
+        self, flaws: _Flaws, flat: _Flat, name: str, logs: FloatArray, tolerance: float
+    ) -> FloatArray:
+        """Of each item given those above it, (m,), from what the table says."""
+        if self._of_ranking:
+            # All of it at the first place: then the weight of any prefix is that of the whole.
+            spread = np.zeros(len(flat.rows))
+            there = flat.lengths > 0
+            spread[flat.starts[there]] = logs[there]
+            return spread
+        if self._named.propensity_of == "item":
+            return logs
+        above = np.concatenate([[0.0], logs[:-1]]) if len(logs) else logs
+        above[flat.starts[flat.lengths > 0]] = 0.0
+        with np.errstate(invalid="ignore"):
+            steps = logs - above
+        steps[np.isneginf(logs) & np.isneginf(above)] = 0.0  # below what is never shown
+        flaws.items(steps > 2 * tolerance, "propensity rises down the ranking", name, steps)
+        return np.asarray(np.minimum(steps, 0.0))
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Where it was that Arrow could not take values."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+_OF_RANKINGS = ("request", "user", "time", "displayed", "row_weight", "n_eligible", "logged_by")
+
+
+def _is_propensity(argument: str) -> bool:
+    return argument in ("propensity", "log_propensity") or argument.startswith("policies[")
+
+
+def _plain(argument: str) -> str:
+    return "evaluation propensity" if argument.startswith("policies[") else argument
+
+
+def _tolerance(kind: pa.DataType) -> float:
+    double = pa.types.is_float64(kind) or not pa.types.is_floating(kind)
+    return _TOLERANCE if double else _TOLERANCE_OF_FLOAT32
+
+
+def _check_positions(flaws: _Flaws, flat: _Flat, position: FloatArray, values: pa.Array) -> None:
+    """Places are 0, 1, ... or 1, 2, ...: whichever more of the rankings begin with."""
+    missing = np.isnan(position)
+    flaws.items(missing, "no position")
+    whole = np.where(missing | np.isinf(position), 0.0, position)
+    flaws.items(np.isinf(position) | (whole % 1 != 0), "position not a whole number", "", values)
+    first = whole[flat.starts]
+    base = 0 if np.count_nonzero(first == 0) > np.count_nonzero(first == 1) else 1
+    again = np.zeros(len(whole), np.bool_)
+    again[1:] = whole[1:] == whole[:-1]
+    again[flat.starts] = False
+    flaws.items(again, "repeated position", "", values)
+    flaws.items(whole != base + flat.places, "gap in positions", "", values)
+
+
+def _distinct(values: pa.Array) -> npt.NDArray[Any]:
+    """Numbers that are equal where the values are; null is a value, too."""
+    if pa.types.is_floating(values.type):
+        values = values.cast(pa.float64())  # NaN equals NaN in a dictionary
+    encoded = values.dictionary_encode(null_encoding="encode")
+    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False))
+
+
+def _coded(texts: pa.Array) -> tuple[IntArray, Sequence[Any]]:
+    """A number for each distinct text, in the order of their coming; -1 for null and ''."""
+    encoded = texts.dictionary_encode()
+    codes = np.asarray(
+        pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    )
+    empty = pc.index(encoded.dictionary, "").as_py() if len(encoded.dictionary) else -1
+    if empty >= 0:
+        codes = np.where(codes == empty, -1, codes)
+        codes = np.where(codes > empty, codes - 1, codes)
+    return codes, range(len(encoded.dictionary) - (empty >= 0))
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    """Ids as texts; whole numbers, which integers become where some are missing, as integers."""
+    if pa.types.is_floating(values.type):
+        numbers = floats(values)
+        plain = np.isfinite(numbers) & (numbers % 1 == 0) & (np.abs(numbers) < 2.0**63)
+        whole = pa.array(np.where(plain, numbers, 0.0).astype(np.int64)).cast(pa.string())
+        text = pa.array(numbers, from_pandas=True).cast(pa.string())
+        return pc.if_else(pa.array(plain), whole, text)
+    return values.cast(pa.string())
+
+
+def _times(name: str, values: pa.Array) -> pa.Array:
+    if pa.types.is_null(values.type):
+        return values.cast(_EPOCH.type)
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("us"))
+    if pa.types.is_string(values.type):
+        values = pc.if_else(pc.equal(values, ""), None, values)
+    try:
+        return as_utc(values).cast(_EPOCH.type)
+    except pa.ArrowException as error:
+        raise ValueError(f"time: column {name!r}: {error}") from None
+
+
+def _earliest(times: pa.Array, flat: _Flat) -> pa.Array:
+    """Of each ranking; null where one of its times is."""
+    counted = np.asarray(
+        pc.fill_null(times.cast(pa.int64()), np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
+    )
+    first = np.minimum.reduceat(counted, flat.starts)
+    missing = first == np.iinfo(np.int64).min
+    return pa.array(first, mask=missing).cast(times.type)
+
+
+def _filled(lists: pa.Array, lengths: IntArray) -> pa.Array:
+    """Lists of nulls where there are none."""
+    if not lists.null_count:
+        return lists
+    there = is_valid(lists)
+    own = lengths_of(lists)
+    out = np.where(there, own, lengths)
+    offsets = np.concatenate([[0], np.cumsum(out)])
+    source = np.full(int(offsets[-1]), -1)
+    inside = np.repeat(there, out)
+    source[inside] = np.arange(int(own[there].sum()))
+    indices = pa.array(source, mask=source < 0)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)), lists.flatten().take(indices)
+    )
+
+
+def _nullable(numbers: FloatArray) -> pa.Array:
+    """Whole numbers as integers, null for NaN."""
+    missing = np.isnan(numbers)
+    return pa.array(np.where(missing, 0.0, numbers).astype(np.int64), mask=missing)
+
+
+def _sums(values: FloatArray, lengths: IntArray) -> FloatArray:
+    """Of the values of each ranking."""
+    result = np.zeros(len(lengths))
+    there = lengths > 0
+    if there.any():
+        result[there] = np.add.reduceat(values, (np.cumsum(lengths) - lengths)[there])
+    return result

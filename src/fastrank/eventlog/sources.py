@@ -1,0 +1,256 @@
+"""Anybody's table, in memory or in files, as record batches of the columns that are wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from fastrank.files import file_format, files_at, naming
+from fastrank.inputs import shown
+
+__all__ = ["Piece", "Source", "plain_array", "plain_type", "source_of"]
+
+_BATCH_ROWS = 65_536
+_CSV_BLOCK = 1 << 23  # bytes
+_EXPECTED = (
+    "a pandas or polars DataFrame, a pyarrow Table, RecordBatch or Dataset, a mapping of arrays, or"
+    " paths of CSV and Parquet files"
+)
+
+Piece: TypeAlias = tuple[str, int, pa.RecordBatch]  # of which source, from which of its rows on
+
+
+class Source(Protocol):
+    """A table of which some columns can be read, again and again.
+
+    Attributes
+    ----------
+    schema : pyarrow.Schema
+        All columns; those of CSV files are of type null, which is not to say what they hold.
+    in_memory : bool
+    """
+
+    schema: pa.Schema
+    in_memory: bool
+
+    def pieces(self, names: Sequence[str], numbers: Collection[str]) -> Iterator[Piece]:
+        """These columns, batch by batch; in CSV files those of `numbers` are read as float64."""
+
+
+def source_of(data: Any, wanted: Sequence[str]) -> Source:
+    """What a caller calls a table.
+
+    Parameters
+    ----------
+    data
+        As `from_table` takes it.
+    wanted : sequence of str
+        Columns that will be asked for: of a DataFrame no others are converted.
+
+    Raises
+    ------
+    ValueError
+        If it is no table; naming the file that cannot be read.
+    """
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        return _Table(pa.Table.from_batches([data]) if isinstance(data, pa.RecordBatch) else data)
+    if isinstance(data, str | os.PathLike) or (
+        isinstance(data, list | tuple) and all(isinstance(each, str | os.PathLike) for each in data)
+    ):
+        return _Files(files_at(data, ("parquet", "csv"), "tables (.parquet, .csv)"))
+    try:
+        if isinstance(data, Mapping):
+            return _Table(pa.table({name: _column(data[name]) for name in data}))
+        if hasattr(data, "scanner") and hasattr(data, "to_batches"):
+            return _Dataset(data)
+        if hasattr(data, "__arrow_c_stream__"):
+            return _Frame(data, wanted)
+        if hasattr(data, "__dataframe__"):
+            from pyarrow.interchange import from_dataframe
+
+            return _Table(from_dataframe(data))
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # its own library's, whatever that raises
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"data: Arrow cannot take this {type(data).__name__}: {why}") from error
+    lazy = "; collect() it first" if hasattr(data, "collect") else ""
+    raise ValueError(f"data: expected {_EXPECTED}; got {shown(data)}{lazy}")
+
+
+def _column(values: Any) -> Any:
+    """A column of a mapping; of a matrix each row is a list."""
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        offsets = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
+        return pa.LargeListArray.from_arrays(pa.array(offsets), flat)
+    return pa.array(values)
+
+
+class _Table:
+    """A table in memory."""
+
+    in_memory = True
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self.schema: pa.Schema = table.schema
+
+    def pieces(self, names: Sequence[str], numbers: Collection[str]) -> Iterator[Piece]:
+        yield from _counted("table", self._table.select(list(names)).to_batches(_BATCH_ROWS))
+
+
+class _Frame(_Table):
+    """Another library's table, by the Arrow stream that it gives."""
+
+    def __init__(self, data: Any, wanted: Sequence[str]) -> None:
+        own = getattr(data, "columns", None)
+        if own is None or not hasattr(data, "dtypes"):  # no DataFrame: a stream, say
+            super().__init__(pa.table(data))
+            return
+        # A column that nobody asked for may be of a kind that Arrow has not.
+        columns = list(own)
+        names = [name for name in dict.fromkeys(wanted) if name in columns]
+        repeated = [name for name in names if columns.count(name) > 1]
+        if repeated:
+            raise ValueError(f"two columns are named {repeated[0]}")
+        super().__init__(pa.table(data[names]).select(names))
+        of_wanted = {field.name: field for field in self.schema}
+        self.schema = pa.schema(
+            [of_wanted.get(str(name), pa.field(str(name), pa.null())) for name in columns]
+        )
+
+
+class _Dataset:
+    """A dataset of pyarrow's."""
+
+    in_memory = False
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self.schema: pa.Schema = dataset.schema
+
+    def pieces(self, names: Sequence[str], numbers: Collection[str]) -> Iterator[Piece]:
+        yield from _counted(
+            "dataset", self._dataset.to_batches(columns=list(names), batch_size=_BATCH_ROWS)
+        )
+
+
+class _Files:
+    """CSV and Parquet files, one after the other."""
+
+    in_memory = False
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._schemas = {file: _schema(file) for file in files}
+        first, *others = self._schemas.values()
+        self.schema: pa.Schema = first
+        for other in others:
+            # What one file does not say of a column, another may.
+            for at, field in enumerate(self.schema):
+                if pa.types.is_null(field.type) and field.name in other.names:
+                    self.schema = self.schema.set(at, other.field(field.name))
+
+    def pieces(self, names: Sequence[str], numbers: Collection[str]) -> Iterator[Piece]:
+        for file, columns in self._schemas.items():
+            for name in names:
+                if name not in columns.names:
+                    has = ", ".join(columns.names)
+                    raise ValueError(f"{file}: no column named {name}; found {has}")
+            with naming(file, _kind(file)):
+                yield from _counted(str(file), _batches(file, names, numbers))
+
+
+def _counted(name: str, batches: Any) -> Iterator[Piece]:
+    start = 0
+    for batch in batches:
+        yield name, start, batch
+        start += batch.num_rows
+
+
+def _kind(file: Path) -> str:
+    return "CSV file" if _is_csv(file) else "Parquet file"
+
+
+def _is_csv(file: Path) -> bool:
+    with file.open("rb") as content:
+        is_parquet = content.read(4) == b"PAR1"
+    if not is_parquet and file_format(file) != "csv":
+        raise ValueError(f"{file}: expected a CSV or a Parquet file, by its name")
+    return not is_parquet
+
+
+def _schema(file: Path) -> pa.Schema:
+    with naming(file, _kind(file)):
+        if not _is_csv(file):
+            schema = pq.read_schema(file)
+        else:
+            with pa.csv.open_csv(file) as reader:
+                schema = pa.schema([(name, pa.null()) for name in reader.schema.names])
+        repeated = [name for name in schema.names if schema.names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"two columns are named {repeated[0]}")
+        return schema
+
+
+def _batches(
+    file: Path, names: Sequence[str], numbers: Collection[str]
+) -> Iterator[pa.RecordBatch]:
+    if _is_csv(file):
+        # Ids stay as they are written: 0042 is not 42.
+        types = {name: pa.float64() if name in numbers else pa.string() for name in names}
+        with pa.csv.open_csv(
+            file,
+            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK),
+            convert_options=pa.csv.ConvertOptions(include_columns=list(names), column_types=types),
+        ) as reader:
+            yield from reader
+        return
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """A type without what only says how values are stored: dictionaries, views, large offsets.
+
+    Examples
+    --------
+    >>> plain_type(pa.large_list(pa.dictionary(pa.int8(), pa.large_string())))
+    ListType(list<item: string>)
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or str(kind) == "string_view":
+        return pa.string()
+    if _is_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    return kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    # pyarrow 14 has no views of lists.
+    return (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or str(kind).startswith(("list_view<", "large_list_view<"))
+    )
+
+
+def plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in its `plain_type`, in one piece."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    wanted = plain_type(column.type)
+    return column if column.type.equals(wanted) else column.cast(wanted)

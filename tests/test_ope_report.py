@@ -26,6 +26,7 @@ from fastrank.ope import report
 from fastrank.ope.evaluation import PolicyResult
 from fastrank.ope.report import Section, render
 from fastrank.ope.results import Estimate
+from fastrank.ope.verdict import explain
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = '<script>alert("1")</script>\'"&<b> {{ 7 * 7 }} {% endif %} -->'
@@ -131,7 +132,14 @@ def checked(sections: list[Section]) -> Node:
     assert not re.search(r"\b(nan|inf)\b", words)
     for section in sections:
         for policy in section.evaluation.policies:
-            assert " ".join(policy.verdict.split()) in words
+            lead = policy.estimates[policy.lead]
+            verdict = policy.verdict
+            if len(lead.reasons) > 2:  # the others stand below it
+                verdict = verdict.partition(": ")[0]
+            assert " ".join(verdict.split()) in words
+            for reason in lead.reasons:
+                limits = section.evaluation.thresholds
+                assert explain(reason, lead, policy.uncovered, limits) in words
             assert " ".join(policy.label.split()) in words
     return root
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fastrank import obd, ope
 from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
+from fastrank.cli import ownlog
+from fastrank.cli.evaluateprint import agreement, print_audit, print_section
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
 from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
-from fastrank.eventlog.account import told_of
 from fastrank.eventlog.obdlog import items_of_obd
 from fastrank.eventlog.schema import UNREAD
 from fastrank.model import Model
@@ -35,7 +33,7 @@ from fastrank.scoring import ScoreFunction
 
 __all__ = ["audit", "evaluate"]
 
-_FORMATS = ["log", "obd", "data-capture"]
+_FORMATS = ["log", "obd", "data-capture", *ownlog.FORMATS]
 # What estimators want besides propensities, by the names that columns are given for.
 _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in each.needs)]
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
@@ -47,7 +45,6 @@ _UNREAD = (
     *(name for name in UNREAD if name not in _READ),
 )
 _FOR_MODELS = ("scores", "query", "log_norm")
-_JOIN_LINES = 10  # of what joins dropped, so many are printed
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
@@ -113,12 +110,12 @@ def audit(
         click.echo(json_text(found.to_dict()))
     else:
         console = standard_output()
-        _print_audit(console, found)
+        print_audit(console, found)
         for name, why in found.log["unreadable_files"].items():
             console.print(for_terminal(f"not read: {name}: {why}"))
         say(
             console,
-            _agreement(found)
+            agreement(found)
             if found.passed or not found.failed
             else "[bold]This model did not write this log[/] as it stands: do not evaluate it.",
         )
@@ -140,7 +137,7 @@ def audit(
     multiple=True,
     metavar=_POLICY,
     help="A policy to evaluate, of the last --model, or @MODEL. May be given several times."
-    " Of a file of --format obd, uniform is possible without a model.",
+    " Of --format obd and table, uniform is possible without a model.",
 )
 @click.option(
     "--column",
@@ -148,7 +145,7 @@ def audit(
     multiple=True,
     metavar="[LABEL=]COLUMN",
     help="A policy whose conditional log-propensities stand in a column of the log: lists,"
-    " or of a file of --format obd numbers.",
+    " or of a file of --format obd numbers; of --format table on the scale of the propensities.",
 )
 @click.option(
     "--format",
@@ -156,8 +153,11 @@ def audit(
     type=click.Choice(_FORMATS),
     default="log",
     show_default=True,
-    help="obd: CSV or Parquet files of the Open Bandit Dataset; without LOGS, those bundled.",
+    help="table: CSV or Parquet files of anybody's, with the options below that say what their"
+    " columns hold; dsjson: of Vowpal Wabbit; obd: CSV or Parquet files of the Open Bandit Dataset;"
+    " without LOGS, those bundled.",
 )
+@ownlog.table_options
 @click.option(
     "--array",
     "arrays",
@@ -254,7 +254,11 @@ def evaluate(
           --report report.html
       fastrank evaluate --format obd --report report.html
       fastrank evaluate --format obd obd/bts/men/men.csv --policy uniform --column new=log_p
+      fastrank evaluate --format table log.csv --item shown --propensity p --reward clicked \\
+          --request visit --position place --user who --column new=p_new
     """
+    ownlog.refuse_options(kind, options)
+    table = {name: options.pop(name) for name in ownlog.OPTIONS}
     settings = _Settings(**options)
     if report is not None and not report.parent.is_dir():  # known now, not after the work
         raise click.UsageError(f"--report: {report.parent} is not a directory")
@@ -266,6 +270,8 @@ def evaluate(
                 "--format obd without LOGS evaluates what is bundled: no policies"
             )
         sections = [_bundled(settings, *each) for each in _BUNDLED]
+    elif kind in ownlog.FORMATS:
+        sections = [_of_own(settings, logs, kind, table)]
     else:
         if not logs:
             raise click.UsageError("LOGS: name a file, a directory or a glob")
@@ -281,7 +287,7 @@ def evaluate(
         return
     console = standard_output()
     for section in sections:
-        _print(console, section)
+        print_section(console, section)
     if report is not None:
         console.print(f"Report: {for_terminal(report)}")
 
@@ -401,6 +407,27 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     failed = found is not None and found.failed
     evaluation = settings.run(log, policies, models, rows, ["audit_failed"] if failed else [])
     return Section(", ".join(logs), evaluation, found)
+
+
+def _of_own(
+    settings: _Settings, logs: Sequence[str], kind: str, table: Mapping[str, Any]
+) -> Section:
+    """A log of another making: its policies are columns of it, and no model is asked."""
+    with ownlog.saying_options():
+        if kind == "dsjson":
+            log, arrays = ownlog.dsjson_log(logs), {}
+        else:
+            named = [_labelled(text) for text in settings.columns]
+            labels = [ope.FromColumn(label, column) for label, column in named]
+            arrays = {each.label: each.arrays for each in _with_arrays(labels, settings)}
+            columns = [column for each in arrays.values() for column in each.values()]
+            log = ownlog.table_log(logs, table, named, settings.policies, columns)
+        reader = log.reader(omit=(*_UNREAD, *_FOR_MODELS))
+        rows = reader.survey()[0]
+        evaluation = settings.run(reader, ope.evaluation_policies(log, arrays), [], rows)
+    if not log.has_times:
+        evaluation = replace(evaluation, span=None)
+    return Section(", ".join(logs), evaluation, None)
 
 
 def _by_model(
@@ -542,136 +569,3 @@ def _uniform_of(paths: Sequence[str]) -> Callable[[LogBatch], Any]:
         return uniform(batch)
 
     return function
-
-
-# ---- Printing -----------------------------------------------------------------------------------
-
-
-def _agreement(found: ope.Audit) -> str:
-    """What an audit says of which no check failed."""
-    if not found.judged:
-        return "Nothing could be checked: the log has no valid rows."
-    if found.log["unreadable_files"]:
-        return "What could be read of the log agrees with the model; some of its files could not."
-    return "The log agrees with the model."
-
-
-def _print_audit(console: Console, found: ope.Audit) -> None:
-    colours = {"passed": "green", "warning": "yellow", "failed": "bold red", "not done": "dim"}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("check", "outcome", ""):
-        table.add_column(column)
-    for check in found.checks:
-        table.add_row(
-            check.name, f"[{colours[check.outcome]}]{check.outcome}[/]", for_terminal(check.message)
-        )
-        for example in check.examples:
-            table.add_row("", "", f"[dim]{for_terminal(example)}[/]")
-    console.print(table)
-
-
-def _print(console: Console, section: Section) -> None:
-    evaluation = section.evaluation
-    console.rule(f"[bold]{for_terminal(section.title)}")
-    if section.audit is None:
-        say(console, "Not audited: that the log is what it says is taken on trust.")
-    else:
-        if not section.audit.failed:
-            warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
-            tail = f" Warnings: {'; '.join(warnings)}." if warnings else ""
-            agreement = _agreement(section.audit)
-            say(console, f"Audit: {agreement[0].lower()}{agreement[1:]}{for_terminal(tail)}")
-        else:
-            _print_audit(console, section.audit)
-    earned = evaluation.logged
-    if earned.value is not None:
-        good = earned.status == "ok"
-        amount = _doubted(_figure(earned.value), good)
-        between = _doubted(_interval(earned.interval), good)
-        tail = f" ({between})" if between else ""
-        say(console, f"The logging policy earned {amount} a ranking{tail}.")
-    for policy in evaluation.policies:
-        colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
-        say(console, f"[{colour}]{policy.status}[/] [bold]{for_terminal(policy.verdict)}[/]")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy", overflow="fold", min_width=8)
-    table.add_column("estimator", no_wrap=True)
-    for column in ("estimate", f"{100 * evaluation.level:g} % interval", "difference", "ESS"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    for policy in evaluation.policies:
-        listed = [
-            (name, estimate)
-            for name, estimate in policy.estimates.items()
-            if name != "avg" or name == policy.lead or estimate.status == "ok"
-        ]
-        for j, (name, estimate) in enumerate(listed):
-            good = estimate.status == "ok"
-            difference = policy.differences.get(name)
-            compared = difference is not None and difference.status == "ok"
-            found = estimate.diagnostics
-            table.add_row(
-                for_terminal(policy.label) if j == 0 else "",
-                f"[bold]{name}[/]" if name == policy.lead else name,
-                _doubted(_figure(estimate.value), good),
-                _doubted(_interval(estimate.interval), good),
-                ""
-                if difference is None or name == "avg"
-                else _doubted(_figure(difference.value, "+"), compared),
-                "" if found is None else f"{found.ess:,.0f}",
-                estimate.status,
-                style=None if good else "dim",
-                end_section=j + 1 == len(listed),
-            )
-    console.print(table)
-    if evaluation.clustered and evaluation.rows_without_user:
-        say(
-            console,
-            f"{evaluation.rows_without_user:,} rows name no user, and are taken as independent.",
-        )
-    used = f"{evaluation.rows_used:,} of {evaluation.rows:,} rows used"
-    aside = [
-        f"{count:,} {reason.replace('_', ' ')}" for reason, count in evaluation.set_aside.items()
-    ]
-    malformed = [
-        f"{count:,} malformed: {reason}" for reason, count in evaluation.log["set_aside"].items()
-    ]
-    unread = [f"{name}: {why}" for name, why in evaluation.log["unreadable_files"].items()]
-    unread += [f"{name} breaks off: {why}" for name, why in evaluation.log["files_cut"].items()]
-    for line in unread:
-        console.print(for_terminal(f"not read: {line}"))
-    missing = [line for join in evaluation.log["joins"] for line in told_of(join)]
-    for line in missing[:_JOIN_LINES]:
-        console.print(for_terminal(f"join: {line}"))
-    if len(missing) > _JOIN_LINES:
-        console.print(f"join: {len(missing) - _JOIN_LINES:,} more lines, which --report has")
-    lost = sum(evaluation.log["rows_lost"].values())
-    gaps = [f"{lost:,} lost before they were written"] if lost else []
-    equal = evaluation.log["equal_duplicates"]
-    again = [f"{equal:,} came twice, say the same, and count once"] if equal else []
-    say(console, for_terminal("; ".join([used, *aside, *malformed, *again, *gaps]) + "."))
-    if len(evaluation.strata) > 1:
-        for stratum in evaluation.strata:
-            params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
-            name = f"{stratum.stratum.law} {params}".strip()
-            if stratum.stratum.score is not None:
-                name += f", score {stratum.stratum.score}"
-            if stratum.stratum.features_version is not None:
-                name += f", features {stratum.stratum.features_version[:12]}"
-            dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
-            console.print(
-                for_terminal(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
-            )
-
-
-def _doubted(text: str, good: bool) -> str:
-    """In brackets, if it is no result."""
-    return text if good or not text else f"({text})"
-
-
-def _figure(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.4g}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"

@@ -13,7 +13,7 @@ from fastrank.eventlog.sources import plain_type
 from fastrank.inputs import shown
 from fastrank.policies import Policy
 
-__all__ = ["Columns", "ColumnsError", "PropensityOf", "Shape", "checked"]
+__all__ = ["Columns", "ColumnsError", "PropensityOf", "Shape", "checked", "missing"]
 
 PropensityOf: TypeAlias = Literal["item", "prefix", "ranking"]
 
@@ -124,27 +124,40 @@ class Shape:
     listed: frozenset[str]
 
 
-def checked(named: Columns, schema: pa.Schema, require: Collection[str]) -> Shape:
-    """The shape of a table; a ColumnsError says all that is wrong with a call and its columns."""
+def missing(named: Columns, require: Collection[str] = ()) -> list[tuple[str, str]]:
+    """What is wrong with a call, whatever the table is: arguments, and what to do about each.
+
+    Parameters
+    ----------
+    named : Columns
+    require : collection of str
+        Of ``reward`` and ``policies``, those that must be there besides items and propensities.
+    """
     problems: list[tuple[str, str]] = []
-    both = "the probability of what was shown under the logging policy, or its logarithm"
     if named.item is None:
         problems.append(("item", "name the column of what was shown"))
     if named.propensity is None and named.log_propensity is None:
-        problems.append(("propensity", f"name the column of {both} (log_propensity)"))
+        of = "the probability of what was shown under the logging policy"
+        problems.append(("propensity", f"name the column of {of}, or `log_propensity`"))
     if named.propensity is not None and named.log_propensity is not None:
-        problems.append(("log_propensity", "give this or propensity, not both"))
+        problems.append(("log_propensity", "give this or `propensity`, not both"))
     if "reward" in require and named.reward is None:
         problems.append(("reward", "name the column of what was earned"))
     if named.propensity_of not in get_args(PropensityOf):
         said = ", ".join(get_args(PropensityOf))
         problems.append(("propensity_of", f"expected {said}; got {shown(named.propensity_of)}"))
     if named.position is not None and named.request is None:
-        problems.append(("position", "means the place within a request: name request, too"))
+        problems.append(("position", "means the place within a request: name `request`, too"))
     problems += _of_policies(named, "policies" in require)
     n = named.n_eligible
     if n is not None and not isinstance(n, str) and (type(n) is not int or n < 1):
         problems.append(("n_eligible", f"expected a column or an integer from 1, got {shown(n)}"))
+    return problems
+
+
+def checked(named: Columns, schema: pa.Schema, require: Collection[str] = ()) -> Shape:
+    """The shape of a table; a ColumnsError says all that is wrong with a call and its columns."""
+    problems = missing(named, require)
     absent = False
     for argument, column in named.named:
         if not isinstance(column, str):
@@ -183,7 +196,7 @@ def _of_policies(named: Columns, required: bool) -> list[tuple[str, str]]:
                 what = "of policies only fr.Uniform() needs no scores; name a column"
                 found.append((argument, what))
             elif named.n_eligible is None:
-                found.append((argument, "wants n_eligible: how many items could be shown"))
+                found.append((argument, "wants `n_eligible`: how many items could be shown"))
     return found
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog.columns import as_utc, floats, is_valid, lengths_of
-from fastrank.eventlog.owncolumns import Columns, Shape
+from fastrank.eventlog.owncolumns import Columns, ColumnsError, Shape
 from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.sources import Piece, plain_array
 from fastrank.eventlog.upgrade import completed
@@ -106,7 +106,7 @@ class _Flaws:
         self.sound[owners] = False
         at = at[fresh]
         details = [
-            name if values is None else f"{name}: {_quoted(values[i])}"
+            name if values is None else f"{name}: {_quoted(values, i)}"
             for i in at[:_NAMED].tolist()
         ]
         self._found.append((reason, rows[at], details))
@@ -119,7 +119,10 @@ class _Flaws:
                 report.name(reason, *places.of(row), detail)
 
 
-def _quoted(value: Any) -> str:
+def _quoted(values: Any, i: int) -> str:
+    if callable(values):
+        return str(values(i))
+    value = values[i]
     return repr(value.as_py() if isinstance(value, pa.Scalar) else value.item())
 
 
@@ -231,7 +234,8 @@ class Reading:
         flaws = _Flaws(flat)
         flaws.rankings(nobody[flat.first_rows], "no request id")
         if position is not None:
-            _check_positions(flaws, flat, position[order], sorted_[named.position or ""])
+            name = named.position or ""
+            _check_positions(flaws, flat, name, position[order], sorted_[name])
         for argument, name in named.named:
             values = sorted_[name]
             whole = argument in _OF_RANKINGS or (self._of_ranking and _is_propensity(argument))
@@ -527,17 +531,24 @@ class Reading:
         return flat.of_items[name], flaws.items
 
     def _check_scale(self, argument: str, name: str, numbers: FloatArray, tolerance: float) -> None:
+        """A ColumnsError where a column is of the other scale from end to end."""
         known = numbers[~np.isnan(numbers)]
-        if self._is_log and (known >= 0.0).all() and (known > tolerance).any():
-            raise ValueError(
-                f"{argument}: column {name!r} holds probabilities where logarithms are expected:"
-                f" {known[known > tolerance][0]:g}, say; name them all as probabilities"
-                " (propensity), or take the logarithms"
-            )
-        if not self._is_log and (known <= 0.0).all() and (known < 0.0).any():
-            raise ValueError(
-                f"{argument}: column {name!r} holds logarithms where probabilities are expected:"
-                f" {known[known < 0.0][0]:g}, say; name them all as logarithms (log_propensity)"
+        if self._is_log:
+            other, low = known[known > tolerance], (known >= 0.0).all()
+            words = ("probabilities", "logarithms", "propensity")
+        else:
+            other, low = known[known < 0.0], (known <= 0.0).all()
+            words = ("logarithms", "probabilities", "log_propensity")
+        if low and len(other):
+            has, wanted, as_ = words
+            raise ColumnsError(
+                [
+                    (
+                        argument,
+                        f"column {name!r} holds {has} where {wanted} are expected, {other[0]:g} for"
+                        f" one: all of the propensities as {has} are taken with `{as_}`",
+                    )
+                ]
             )
 
     def _conditional(
@@ -586,19 +597,27 @@ def _tolerance(kind: pa.DataType) -> float:
     return _TOLERANCE if double else _TOLERANCE_OF_FLOAT32
 
 
-def _check_positions(flaws: _Flaws, flat: _Flat, position: FloatArray, values: pa.Array) -> None:
+def _check_positions(
+    flaws: _Flaws, flat: _Flat, name: str, position: FloatArray, values: pa.Array
+) -> None:
     """Places are 0, 1, ... or 1, 2, ...: whichever more of the rankings begin with."""
     missing = np.isnan(position)
-    flaws.items(missing, "no position")
+    flaws.items(missing, "no position", name)
     whole = np.where(missing | np.isinf(position), 0.0, position)
-    flaws.items(np.isinf(position) | (whole % 1 != 0), "position not a whole number", "", values)
+    flaws.items(np.isinf(position) | (whole % 1 != 0), "position not whole", name, values)
     first = whole[flat.starts]
     base = 0 if np.count_nonzero(first == 0) > np.count_nonzero(first == 1) else 1
     again = np.zeros(len(whole), np.bool_)
     again[1:] = whole[1:] == whole[:-1]
     again[flat.starts] = False
-    flaws.items(again, "repeated position", "", values)
-    flaws.items(whole != base + flat.places, "gap in positions", "", values)
+    flaws.items(again, "repeated position", name, values)
+    expected = base + flat.places
+    flaws.items(
+        whole != expected,
+        "gap in positions",
+        name,
+        lambda i: f"{whole[i]:.0f} where {expected[i]} is expected",
+    )
 
 
 def _distinct(values: pa.Array) -> npt.NDArray[Any]:

@@ -21,13 +21,14 @@ from fastrank.ope.spread import Interval
 from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.ope.verdict import explain
 
-__all__ = ["Section", "render"]
+__all__ = ["Section", "next_step", "render"]
 
 _STRATA = 20  # so many are shown, those with the most rows
 _OPEN = 4  # of so many policies, all figures are unfolded
 _BARS = 40
 _ROUNDING = 1e-6  # of the value: a difference below is none
 _DECADES = 6  # ESS shares below 1e-6 are drawn at the bottom
+_REASONS = 2  # so many stand in a verdict, the others below it
 _NOTHING = "–"
 
 _SET_ASIDE: Mapping[str, str] = {
@@ -158,6 +159,22 @@ def render(sections: Sequence[Section]) -> str:
     )
 
 
+def next_step(evaluation: Evaluation) -> str | None:
+    """What to do where nothing could be estimated for want of rewards; else None."""
+    if evaluation.rows_used or not evaluation.set_aside.get("reward_not_observed"):
+        return None
+    if evaluation.log["joins"]:
+        return (
+            "Rewards were joined, and no ranking has all of its own: their windows may have been"
+            " open (--as-of), or no window was given, or rows of 0 are missing (--kind complete)."
+        )
+    return (
+        "No ranking has its rewards yet. Bring them into a log of fastrank's by: fastrank join LOGS"
+        " REWARDS --window 24h --kind positives -o OUT, and evaluate OUT. In a table of another"
+        " making they are a column, where null is not observed."
+    )
+
+
 def _view(section: Section) -> dict[str, Any]:
     """What the template needs besides the evaluation itself."""
     evaluation = section.evaluation
@@ -174,6 +191,8 @@ def _view(section: Section) -> dict[str, Any]:
         "logged_by": [_law(each) for each in strata[:3]],
         "leads": list(dict.fromkeys(policy.lead for policy in evaluation.policies)),
         "short": _short(evaluation, reference),
+        "verdicts": [_verdict(evaluation, each) for each in evaluation.policies],
+        "next_step": next_step(evaluation),
         "forest": _forest(evaluation),
         "policies": [_policy(evaluation, each) for each in evaluation.policies],
         "unfolded": len(evaluation.policies) <= _OPEN,
@@ -280,6 +299,19 @@ def _why(evaluation: Evaluation, policy: PolicyResult, estimate: Estimate) -> li
         explain(reason, estimate, policy.uncovered, evaluation.thresholds)
         for reason in estimate.reasons
     ]
+
+
+def _verdict(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
+    """A verdict with its first reason alone where it has many, and the others."""
+    why = _why(evaluation, policy, policy.estimates[policy.lead])
+    said, listed = policy.verdict, "; ".join(why)
+    if len(why) <= _REASONS or listed not in said:
+        return {"status": policy.status, "said": said, "more": []}
+    return {
+        "status": policy.status,
+        "said": said.replace(listed, f"{why[0]}, and {len(why) - 1} more reasons"),
+        "more": why[1:],
+    }
 
 
 def _of_stratum(evaluation: Evaluation, stratum: StratumResult) -> list[dict[str, Any]]:

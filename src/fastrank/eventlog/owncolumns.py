@@ -219,7 +219,7 @@ def _of_type(
             return [("position", "lists of items are in the order of their places: leave it out")]
         return []
     item = named.item
-    if not isinstance(item, str) or item not in schema.names:
+    if not isinstance(item, str) or schema.names.count(item) != 1:
         return []  # said before
     of_item = pa.types.is_list(_kind(schema, item))
     if name in _OF_ITEMS:

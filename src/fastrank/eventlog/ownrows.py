@@ -409,10 +409,9 @@ class Reading:
         items = flat.of_items[name]
         if pa.types.is_floating(items.type):  # of integers, where some are missing
             numbers = floats(items)
-            flaws.items(np.isfinite(numbers) & (numbers % 1 != 0), "item id not whole", name, items)
-            missing = ~np.isfinite(numbers)
-            whole = np.where(missing | (numbers % 1 != 0), 0.0, numbers).astype(np.int64)
-            items = pa.array(whole, mask=missing)
+            missing, whole = np.isnan(numbers), _is_whole(numbers)
+            flaws.items(~missing & ~whole, "item id not whole", name, items)
+            items = pa.array(np.where(whole, numbers, 0.0).astype(np.int64), mask=missing)
         elif pa.types.is_null(items.type):
             items = items.cast(pa.string())
         missing = ~is_valid(items)
@@ -441,7 +440,7 @@ class Reading:
             eligible = np.full(len(flat), float(given))
         else:
             eligible = floats(flat.of_rankings[given])
-            wrong = ~np.isnan(eligible) & ~((eligible >= 0) & (eligible % 1 == 0))
+            wrong = ~np.isnan(eligible) & ~((eligible >= 0) & _is_whole(eligible))
             flaws.rankings(wrong, "n_eligible", given, flat.of_rankings[given])
         name = given if isinstance(given, str) else "n_eligible"
         flaws.rankings(eligible < flat.lengths, "more items than eligible", name, eligible)
@@ -454,7 +453,7 @@ class Reading:
         if name is None:
             return np.full(len(flat), np.nan)
         displayed = floats(flat.of_rankings[name])
-        right = (displayed >= 0) & (displayed <= flat.lengths) & (displayed % 1 == 0)
+        right = (displayed >= 0) & (displayed <= flat.lengths) & _is_whole(displayed)
         flaws.rankings(~np.isnan(displayed) & ~right, "displayed", name, flat.of_rankings[name])
         return displayed
 
@@ -603,8 +602,8 @@ def _check_positions(
     """Places are 0, 1, ... or 1, 2, ...: whichever more of the rankings begin with."""
     missing = np.isnan(position)
     flaws.items(missing, "no position", name)
-    whole = np.where(missing | np.isinf(position), 0.0, position)
-    flaws.items(np.isinf(position) | (whole % 1 != 0), "position not whole", name, values)
+    whole = np.where(_is_whole(position), position, 0.0)
+    flaws.items(~missing & ~_is_whole(position), "position not whole", name, values)
     first = whole[flat.starts]
     base = 0 if np.count_nonzero(first == 0) > np.count_nonzero(first == 1) else 1
     again = np.zeros(len(whole), np.bool_)
@@ -618,6 +617,12 @@ def _check_positions(
         name,
         lambda i: f"{whole[i]:.0f} where {expected[i]} is expected",
     )
+
+
+def _is_whole(numbers: FloatArray) -> Mask:
+    """Which are integers that float64 tells apart."""
+    inside = np.abs(numbers) < 2.0**53
+    return np.asarray(inside & (np.floor(np.where(inside, numbers, 0.0)) == numbers))
 
 
 def _distinct(values: pa.Array) -> npt.NDArray[Any]:
@@ -645,7 +650,7 @@ def _texts(values: pa.Array) -> pa.Array:
     """Ids as texts; whole numbers, which integers become where some are missing, as integers."""
     if pa.types.is_floating(values.type):
         numbers = floats(values)
-        plain = np.isfinite(numbers) & (numbers % 1 == 0) & (np.abs(numbers) < 2.0**63)
+        plain = _is_whole(numbers)
         whole = pa.array(np.where(plain, numbers, 0.0).astype(np.int64)).cast(pa.string())
         text = pa.array(numbers, from_pandas=True).cast(pa.string())
         return pc.if_else(pa.array(plain), whole, text)
@@ -693,8 +698,8 @@ def _filled(lists: pa.Array, lengths: IntArray) -> pa.Array:
 
 
 def _nullable(numbers: FloatArray) -> pa.Array:
-    """Whole numbers as integers, null for NaN."""
-    missing = np.isnan(numbers)
+    """Whole numbers as integers, null for others."""
+    missing = ~_is_whole(numbers)
     return pa.array(np.where(missing, 0.0, numbers).astype(np.int64), mask=missing)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -165,7 +167,17 @@ class _Files:
                     has = ", ".join(columns.names)
                     raise ValueError(f"{file}: no column named {name}; found {has}")
             with naming(file, _kind(file)):
-                yield from _counted(str(file), _batches(file, names, numbers))
+                try:
+                    yield from _counted(str(file), _batches(file, names, numbers))
+                except pa.ArrowInvalid as error:
+                    raise _with_name(error, columns.names) from None
+
+
+def _with_name(error: pa.ArrowInvalid, names: Sequence[str]) -> ValueError:
+    """What Arrow says of a CSV file's column by its number, by its name."""
+    return ValueError(
+        re.sub(r"In CSV column #(\d+)", lambda at: f"column {names[int(at[1])]!r}", str(error))
+    )
 
 
 def _counted(name: str, batches: Any) -> Iterator[Piece]:
@@ -250,7 +262,17 @@ def plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column in its `plain_type`, in one piece."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
     wanted = plain_type(column.type)
-    return column if column.type.equals(wanted) else column.cast(wanted)
+    if column.type.equals(wanted):
+        return column
+    if isinstance(column, pa.ExtensionArray):
+        return plain_array(column.storage)
+    if isinstance(column, pa.DictionaryArray):
+        return plain_array(column.dictionary).take(column.indices)
+    if not _is_list(column.type):
+        return column.cast(wanted)
+    # No cast has every kind of lists with every kind of values, and that of views is wrong.
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    missing = column.is_null() if column.null_count else None
+    return pa.ListArray.from_arrays(pa.array(offsets), plain_array(column.flatten()), mask=missing)

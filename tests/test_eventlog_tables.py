@@ -537,7 +537,7 @@ def test_times_that_are_none_are_named() -> None:
     ],
 )
 def test_the_other_scale_is_recognised(names: dict[str, Any], argument: str, what: str) -> None:
-    columns = {"i": [1, 2, 3], "p": [0.5, 1.0, 0.25], "logs": [-0.7, 0.0, -np.inf]}
+    columns: dict[str, Any] = {"i": [1, 2, 3], "p": [0.5, 1.0, 0.25], "logs": [-0.7, 0.0, -np.inf]}
     if names.get("log_propensity") == "logs":
         columns["logs"][2] = -1.4
     with pytest.raises(ColumnsError) as caught:
@@ -603,7 +603,7 @@ def test_flaws_of_items(changes: dict[str, Any], reason: str, row: int, detail: 
 def test_flaws_of_rankings(
     argument: str, values: list[Any], reason: str, row: int, detail: str
 ) -> None:
-    log = from_table(by_item(x=values), **NAMES, **{argument: "x"}, policies=POLICIES)
+    log = from_table(by_item(x=values), **(NAMES | {argument: "x"}), policies=POLICIES)
     assert set_aside(log) == {reason: (1, ("table", row, detail))}
 
 
@@ -666,7 +666,7 @@ def test_a_product_that_rises_is_a_flaw() -> None:
 
 
 def test_rounding_above_1_is_none() -> None:
-    columns = {"i": [1, 2], "p": np.array([1.0000001, 0.5], np.float32)}
+    columns: dict[str, Any] = {"i": [1, 2], "p": np.array([1.0000001, 0.5], np.float32)}
     rows, report = read(from_table(columns, item="i", propensity="p"))
     assert report.set_aside == {}
     assert rows[0]["logged"] == [1.0]
@@ -682,7 +682,8 @@ def test_flaws_are_named_by_the_row_of_their_file(tmp_path: Path) -> None:
     second = {"q": list(range(4, 14)), "item": [1] * 10, "p": [0.5] + [2.0] * 9}
     for j, columns in enumerate((first, second)):
         pq.write_table(pa.table(columns), tmp_path / f"{j}.parquet", row_group_size=3)
-    for names in ({}, {"request": "q"}):
+    shapes: list[dict[str, Any]] = [{}, {"request": "q"}]
+    for names in shapes:
         log = from_table(tmp_path, item="item", propensity="p", **names)
         _, report = read(log)
         assert report.set_aside == {"propensity not in (0, 1]": 9}

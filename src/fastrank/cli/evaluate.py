@@ -27,7 +27,7 @@ from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
 from fastrank.ope.forecast import forecast
 from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
-from fastrank.policies import law_of
+from fastrank.policies import Policy, law_of
 from fastrank.policies.spec import parse_policy
 from fastrank.scoring import ScoreFunction
 
@@ -417,11 +417,14 @@ def _of_own(
         if kind == "dsjson":
             log, arrays = ownlog.dsjson_log(logs), {}
         else:
-            named = [_labelled(text) for text in settings.columns]
-            labels = [ope.FromColumn(label, column) for label, column in named]
+            named: list[tuple[str, str | Policy]] = [
+                *ownlog.uniform_policies(settings.policies),
+                *map(_labelled, settings.columns),
+            ]
+            labels = [ope.FromColumn(label, str(each)) for label, each in named]
             arrays = {each.label: each.arrays for each in _with_arrays(labels, settings)}
             columns = [column for each in arrays.values() for column in each.values()]
-            log = ownlog.table_log(logs, table, named, settings.policies, columns)
+            log = ownlog.table_log(logs, table, named, columns)
         reader = log.reader(omit=(*_UNREAD, *_FOR_MODELS))
         rows = reader.survey()[0]
         evaluation = settings.run(reader, ope.evaluation_policies(log, arrays), [], rows)

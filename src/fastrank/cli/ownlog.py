@@ -96,8 +96,7 @@ def refuse_options(kind: str, options: Mapping[str, Any]) -> None:
 def table_log(
     logs: Sequence[str],
     options: Mapping[str, Any],
-    columns: Sequence[tuple[str, str]],
-    policies: Sequence[str],
+    policies: Sequence[tuple[str, str | Policy]],
     arrays: Sequence[str],
 ) -> TableLog:
     """The log that files of a table are; a UsageError names all that is missing at once.
@@ -107,10 +106,8 @@ def table_log(
     logs : sequence of str
     options : mapping of str to str
         Those of `table_options`.
-    columns : sequence of (str, str)
-        Evaluation policies, by label and column.
-    policies : sequence of str
-        Likewise, as ``--policy`` has them.
+    policies : sequence of (str, str or Policy)
+        By label: the column, or what `uniform_policies` made of ``--policy``.
     arrays : sequence of str
         Further columns.
     """
@@ -118,14 +115,13 @@ def table_log(
     count = named["n_eligible"]
     if count is not None and count.isascii() and count.isdecimal():
         named["n_eligible"] = int(count)
-    evaluated: list[tuple[str, str | Policy]] = [*map(_uniform, policies), *columns]
-    repeated = [label for label, n in Counter(label for label, _ in evaluated).items() if n > 1]
+    repeated = [label for label, n in Counter(label for label, _ in policies).items() if n > 1]
     if repeated:
         _refuse([("--column", f"two policies are called {repeated[0]!r}")])
     asked = Columns(
         **named,
         propensity_of=options["propensity_of"] or "item",
-        policies=dict(evaluated),
+        policies=dict(policies),
         columns=arrays,
     )
     require = ("reward", "policies")
@@ -145,20 +141,17 @@ def saying_options() -> Iterator[None]:
         _refuse(_as_options(error.problems), error.columns_said)
 
 
-def _uniform(text: str) -> tuple[str, Policy]:
-    spec, at, _ = text.partition("@")
-    label, policy = parse_policy(spec, "--policy")
-    if at or callable(policy) or not law_of(policy).is_uniform:
-        _refuse(
-            [
-                (
-                    "--policy",
-                    f"{text}: a table comes without a model; possible are uniform, with"
-                    " --n-eligible, and a --column",
-                )
-            ]
-        )
-    return label, policy
+def uniform_policies(texts: Sequence[str]) -> list[tuple[str, Policy]]:
+    """What ``--policy`` names for a table, by label; a UsageError for what wants a model."""
+    found = []
+    for text in texts:
+        spec, at, _ = text.partition("@")
+        label, policy = parse_policy(spec, "--policy")
+        if at or callable(policy) or not law_of(policy).is_uniform:
+            why = "a table comes without a model; possible are uniform, with --n-eligible,"
+            _refuse([("--policy", f"{text}: {why} and a --column")])
+        found.append((label, policy))
+    return found
 
 
 def dsjson_log(logs: Sequence[str]) -> OwnLog:

@@ -19,6 +19,7 @@ from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog.columns import as_utc, floats, is_valid, lengths_of
 from fastrank.eventlog.owncolumns import Columns, ColumnsError, Shape
 from fastrank.eventlog.report import ReadReport
+from fastrank.eventlog.schema import schema
 from fastrank.eventlog.sources import Piece, plain_array
 from fastrank.eventlog.upgrade import completed
 
@@ -464,10 +465,10 @@ class Reading:
             return np.full(len(flat.rows), np.nan)
         if name in flat.of_items:
             rewards = floats(flat.of_items[name])
-            flaws.items(np.isinf(rewards), "reward not finite", name, rewards)
+            flaws.items(_overflows(rewards), "reward not finite", name, rewards)
             return rewards
         whole = floats(flat.of_rankings[name])
-        flaws.rankings(np.isinf(whole), "reward not finite", name, whole)
+        flaws.rankings(_overflows(whole), "reward not finite", name, whole)
         shown = np.where(np.isnan(displayed), flat.lengths, np.minimum(displayed, flat.lengths))
         shown = np.maximum(shown, 0).astype(np.int64)
         flaws.rankings((shown == 0) & (whole != 0.0), "reward of no place", name, whole)
@@ -617,6 +618,13 @@ def _check_positions(
         name,
         lambda i: f"{whole[i]:.0f} where {expected[i]} is expected",
     )
+
+
+def _overflows(rewards: FloatArray) -> Mask:
+    """Which are infinite as the log keeps them."""
+    kept = schema("int64").field("rewards").type.value_type.to_pandas_dtype()
+    with np.errstate(over="ignore"):
+        return np.asarray(np.isinf(rewards.astype(kept)))
 
 
 def _is_whole(numbers: FloatArray) -> Mask:

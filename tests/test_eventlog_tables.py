@@ -143,6 +143,16 @@ def as_stream(columns: Mapping[str, Any], folder: Path) -> Any:
     return pa.table(dict(columns)).to_reader()
 
 
+def as_interchange(columns: Mapping[str, Any], folder: Path) -> Any:
+    """A frame that knows no Arrow, as pandas before 2.2."""
+
+    class Frame:
+        def __dataframe__(self, **options: Any) -> Any:
+            return pa.table(dict(columns)).__dataframe__(**options)
+
+    return Frame()
+
+
 def as_parquet(columns: Mapping[str, Any], folder: Path) -> Any:
     """Two files of one directory."""
     table = pa.table(dict(columns))
@@ -160,7 +170,7 @@ def as_csv(columns: Mapping[str, Any], folder: Path) -> Any:
 
 SOURCES: list[Callable[[Mapping[str, Any], Path], Any]] = [
     *(as_table, as_batch, as_pandas, as_polars, as_dataset, as_stream, as_parquet, as_csv),
-    lambda columns, folder: dict(columns),
+    *(as_interchange, lambda columns, folder: dict(columns)),
 ]
 
 
@@ -192,7 +202,9 @@ def lists() -> dict[str, Any]:
 IN_LISTS = {name: column for name, column in NAMES.items() if name != "position"}
 
 
-@pytest.mark.parametrize("source", [each for each in SOURCES if each is not as_csv])
+@pytest.mark.parametrize(
+    "source", [each for each in SOURCES if each not in (as_csv, as_interchange)]
+)
 def test_a_row_a_ranking_from_every_source(
     source: Callable[[Mapping[str, Any], Path], Any], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("scipy")
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fastrank as fr
 from fastrank import ope
@@ -253,6 +256,9 @@ def ccb(**changes: Any) -> dict[str, Any]:
     }
 
 
+ONE_EACH = list(enumerate(ccb()["_outcomes"]))
+
+
 def written(folder: Path, *lines: Any) -> Path:
     file = folder / "log.json"
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
@@ -316,7 +322,13 @@ def test_what_was_not_learnt_was_not_observed(tmp_path: Path) -> None:
         (cb(EventId=None), "no request id"),
         (cb(Timestamp="yesterday"), "no time"),
         (cb(Timestamp=None), "no time"),
+        (cb(EventId="\ud800"), "no request id"),
+        (cb(_label_Action=True, _labelIndex=None, a=[1, 2, 3]), "label contradicts actions"),
         (ccb(_outcomes=[]), "no slot"),
+        (
+            ccb(_outcomes=[each | {"_a": [j], "_p": [1.0]} for j, each in ONE_EACH]),
+            "more items than eligible",
+        ),
         (ccb(_outcomes=5), "neither cb nor ccb"),
         (ccb(_outcomes=[ccb()["_outcomes"][0]] * 2), "repeated item"),
         ("[" * 100_000, "not JSON"),
@@ -332,6 +344,36 @@ def test_broken_lines_are_named(line: Any, reason: str, tmp_path: Path) -> None:
     ((path, number, _),) = reader.report.places[reason]
     assert (path, number) == (str(file), 1)
     assert reader.report.rows_read == 3
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from([*cb(), *ccb(), "pdrop", "_skipLearn"]), VALUES),
+    of_slot=st.dictionaries(st.sampled_from([*ccb()["_outcomes"][0]]), VALUES),
+    conditional=st.booleans(),
+)
+def test_whatever_stands_in_a_line_is_read_or_named(
+    changes: dict[str, Any], of_slot: dict[str, Any], conditional: bool
+) -> None:
+    line = cb() | changes
+    if conditional:
+        line = ccb()
+        line["_outcomes"][1] |= of_slot
+        line |= changes
+    with tempfile.TemporaryDirectory() as folder:
+        log = from_dsjson(written(Path(folder), line))
+        reader = log.reader()
+        rows = sum(map(len, reader))
+    assert rows + reader.report.rows_set_aside == 1
+    assert reader.report.set_aside == log.read_report.set_aside
 
 
 def test_vws_baselines(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from fastrank.inputs import shown
 __all__ = ["Dsjson", "from_dsjson"]
 
 _TABLE_ROWS = 10_000
+_UNPAIRED = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which no encoding has
 # A probability may be written with so few digits; float32 has seven.
 _AGREE = 1e-3
 
@@ -124,7 +126,7 @@ def _event(line: bytes) -> dict[str, Any]:
 
 def _row(event: dict[str, Any]) -> dict[str, Any]:
     """One decision, as columns."""
-    dropped = _number("pdrop", event.get("pdrop") or 0.0)
+    dropped = 0.0 if event.get("pdrop") is None else _number("pdrop", event["pdrop"])
     if not 0.0 <= dropped < 1.0:
         raise _FlawError("pdrop not in [0, 1)", shown(dropped))
     if "_outcomes" in event:
@@ -136,7 +138,9 @@ def _row(event: dict[str, Any]) -> dict[str, Any]:
     items = [slot["item"] for slot in slots]
     if len(set(items)) < len(items):
         raise _FlawError("repeated item", shown(items))
-    if not isinstance(request, str) or not request:
+    if len(items) > slots[0]["left"]:
+        raise _FlawError("more items than eligible", f"{len(items)} of {slots[0]['left']}")
+    if not isinstance(request, str) or not request or _UNPAIRED.search(request):
         raise _FlawError("no request id", shown(request))
     logs = [math.log(slot["p"]) for slot in slots]
     learnt = event.get("_skipLearn") is not True
@@ -183,7 +187,11 @@ def _slot(
         lengths = f"{len(actions)} actions, {law_name}: {shown(law)}"
         raise _FlawError("list lengths differ", f"{where}{lengths}")
     item: Any = said.get("_label_Action", actions[0])
-    if item not in actions or said.get("_labelIndex", item - 1) != item - 1:
+    if (
+        type(item) is not int
+        or item not in actions
+        or said.get("_labelIndex", item - 1) != item - 1
+    ):
         label = f"_label_Action {shown(item)}, _labelIndex {shown(said.get('_labelIndex'))}"
         raise _FlawError("label contradicts actions", f"{where}{label}, actions {shown(actions)}")
     p = _number(f"{where}{law_name}", law[actions.index(item)])

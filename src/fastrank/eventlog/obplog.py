@@ -10,7 +10,7 @@ import numpy as np
 from fastrank.arraytypes import AnyArray, FloatArray, IntArray
 from fastrank.eventlog.owncolumns import Columns, ColumnsError
 from fastrank.eventlog.ownlog import TableLog
-from fastrank.inputs import as_real, shown
+from fastrank.inputs import as_count, as_real, shown
 from fastrank.policies import Policy
 
 __all__ = ["from_obp"]
@@ -271,4 +271,4 @@ def _integers(name: str, values: Any, n: int | None = None) -> IntArray:
 
 def _count(feedback: Mapping[str, Any], name: str) -> int | None:
     given = feedback.get(name)
-    return None if given is None else int(given)
+    return None if given is None else as_count(f"feedback[{name!r}]", given)

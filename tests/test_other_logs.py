@@ -15,6 +15,8 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("scipy")
 from hypothesis import given
 from hypothesis import strategies as st
+from test_ope_obp import FILE, OBP
+from test_ope_obp import NAMES as OBPS
 
 import fastrank as fr
 from fastrank import ope
@@ -143,6 +145,21 @@ def test_slates_of_obp(repeating: bool) -> None:
         from_obp(matrices | {"n_unique_action": 6}, {"new": evaluation}), estimators=names
     )
     assert again.policies[0].estimates["rips"] == estimates["rips"]
+
+
+@pytest.mark.parametrize("behaviour", OBP)
+def test_slates_that_obp_made_give_obps_figures(behaviour: str) -> None:
+    with np.load(FILE) as file:
+        arrays = dict(file)
+    prefix = "evaluation_policy_"
+    feedback = {"reward": arrays[f"reward_{behaviour}"]}
+    feedback |= {name: arrays[name] for name in arrays if name.startswith(("action", "pscore"))}
+    evaluation = {name: arrays[name] for name in arrays if name.startswith(prefix)}
+    log = from_obp(feedback, {"new": evaluation})
+    found = ope.evaluate_table(log, estimators=OBPS)
+    assert found.log["set_aside"] == {}
+    for name, wanted in zip(OBPS, OBP[behaviour], strict=True):
+        assert found.policies[0].estimates[name].value == pytest.approx(wanted, rel=1e-9), name
 
 
 def test_slates_of_which_the_whole_is_known_alone() -> None:

@@ -721,3 +721,42 @@ def test_what_pages_are_made_with_is_asked_for_first(
     result = testing.CliRunner().invoke(app, ["evaluate", "no-log", "--report", str(path)])
     assert result.exit_code == 2
     assert 'fastrank\'s extra "ope"' in result.output
+
+
+def test_many_reasons_fold_below_the_verdict() -> None:
+    """A verdict says the first, and the others are there to be unfolded."""
+    n = 400
+    table = {"i": np.arange(n) % 4, "p": np.full(n, 0.25), "r": np.arange(n) % 3 % 2}
+    table["new"] = np.where(table["i"] == 0, 0.9, 0.1 / 3)
+    strict = ope.Thresholds(max_weight_share=0.0, heaviest_share=0.0, clusters=1e9)
+    names: dict[str, Any] = {"item": "i", "propensity": "p", "reward": "r"}
+    found = ope.evaluate_table(table, {"new": "new"}, thresholds=strict, **names)
+    (policy,) = found.policies
+    assert len(policy.reasons) > 2
+    root = checked([Section("own", found, None)])
+    (verdicts,) = root.all("ul", of="verdicts")
+    (verdict,) = [each for each in verdicts.children if isinstance(each, Node)]
+    lead = policy.estimates[policy.lead]
+    first, *others = [
+        explain(reason, lead, policy.uncovered, found.thresholds) for reason in policy.reasons
+    ]
+    assert f"{first}, and {len(others)} more reasons" in verdict.text
+    (folded,) = verdict.all("details")
+    assert "open" not in folded.attributes
+    assert [each.text for each in folded.all("li")] == others
+
+
+def test_without_rewards_the_page_says_what_to_do() -> None:
+    table = {"i": [1, 2], "p": [0.5, 0.5], "r": np.array([np.nan, np.nan])}
+    names: dict[str, Any] = {"item": "i", "propensity": "p", "reward": "r"}
+    found = ope.evaluate_table(table, {"new": "p"}, **names)
+    step = report.next_step(found)
+    assert step is not None
+    assert "fastrank join LOGS REWARDS" in step
+    assert step in checked([Section("own", found, None)]).text
+    joined = replace(found, log={**found.log, "joins": [{"id": "j"}]})
+    said = report.next_step(joined)
+    assert said is not None
+    assert said.startswith("Rewards were joined")
+    table["r"] = np.array([1.0, 0.0])
+    assert report.next_step(ope.evaluate_table(table, {"new": "p"}, **names)) is None

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"inputs"},
     "ranking": {"policies"},
     "ids": {"inputs", "_native"},
+    "run": {"ids", "inputs"},
     "files": set(),
     "atomic": {"files"},
     "store": {"atomic", "files"},
@@ -71,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "atomic",
         "policies",
         "ranking",
+        "run",
         "ids",
         "inputs",
         "files",
@@ -290,7 +292,7 @@ def test_importing_fastrank_loads_the_core_alone() -> None:
             "store",
         ),
         *("_native", "files", "atomic", "lru", "ask", "ranker", "scorer", "catalog", "given"),
-        *("tables", "model", "faissindex"),
+        *("tables", "model", "faissindex", "run"),
         *("features", "expressions", "scoring", "compiled", "score"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}

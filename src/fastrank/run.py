@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +87,8 @@ class Run:
         return made
 
     def _hashes(self, user_ids: Any, what: bytes, size: int) -> Iterator[bytes]:
+        import hashlib  # `import fastrank` need not wait for it
+
         name = self.name.encode()
         start = hashlib.blake2b(key=self.key, digest_size=size, person=what)
         start.update(len(name).to_bytes(8, "little") + name)

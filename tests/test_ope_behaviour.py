@@ -293,7 +293,7 @@ def test_an_evaluation_takes_the_lead_that_the_log_bears_out() -> None:
 
 def test_snips_leads_where_it_is_as_exact() -> None:
     """Of policies that are alike, weights of whole rankings vary little more than of prefixes."""
-    batch = draws(looks_at_all, 4000, seed=2)
+    batch = draws(looks_at_all, 20_000, seed=1)
     mixed = 0.9 * batch.logged + 0.1 * batch.evaluated
     near = replace(batch, evaluated=mixed)
     assert evaluated(batch).lead == "snrips"
@@ -338,3 +338,20 @@ def test_row_weights_that_cannot_be_are_malformed(weight: float) -> None:
     assert log.report.places["row_weight"] == [("table 0", 1, repr(weight))]
     assert batch.row_weights is not None
     assert batch.row_weights.tolist() == [1.0, 1.0]
+
+
+def test_weights_that_stray_are_said_of_all_that_rest_on_propensities() -> None:
+    """Replay weighs by the logging policy alone, and clipped weights have no mean to judge."""
+    batch = draws(looks_at_all, 20_000, seed=1)
+    lacking = replace(batch, evaluated=0.9 * batch.logged + 0.1 * batch.evaluated)
+    found = evaluated(lacking)
+    assert found.status == "unsupported"
+    assert found.uncovered > 0.1
+    for name, estimate in found.estimates.items():
+        of_log = name == "avg"
+        assert ("uncovered" in estimate.reasons) == ("mean_weight" in estimate.reasons) != of_log
+        assert ("uncovered" in found.differences[name].reasons) != of_log
+    assert "%" in found.verdict
+    fine = evaluated(batch)
+    assert all("mean_weight" not in each.reasons for each in fine.estimates.values())
+    assert fine.uncovered == 0.0

@@ -89,6 +89,8 @@ class Estimator:
     unit_mean: ClassVar[bool] = True
     # Whether what is missing to 1 is what the logging policy could not show.
     is_whole: ClassVar[bool] = True
+    # Whether it rests on the log's propensities, and not on arrays of its own.
+    by_propensities: ClassVar[bool] = True
     # Estimators of one kind of weights, and of one numerator, have the same `weights`.
     kind_of_weights: ClassVar[str | None] = None
 
@@ -259,6 +261,7 @@ class Avg(_Mean):
     name = "avg"
     assumes = "nothing: it is the logging policy's own value"
     needs_support = False
+    by_propensities = False
 
     def __init__(self, places: int, clip: float = 20.0) -> None:
         super().__init__(places, clip)
@@ -324,6 +327,7 @@ class Iips(_Mean):
     name = "iips"
     behaviour = INDEPENDENT
     needs = ("marginals_logged", "marginals_evaluated")
+    by_propensities = False
     assumes = "a reward depends on its own item and place alone"
 
     def _values(self, batch: Batch) -> FloatArray:
@@ -571,6 +575,7 @@ class Dm(_Mean):
 
     name = "dm"
     needs = ("q_direct",)
+    by_propensities = False
     assumes = "that the reward model is right"
 
     def doubts(self) -> list[str]:
@@ -638,6 +643,7 @@ class PseudoInverse(_Mean):
     name = "pi"
     behaviour = ADDITIVE
     needs = ("slate_weights",)
+    by_propensities = False
     assumes = "the whole reward is a sum over places of item-at-place terms"
 
     def _values(self, batch: Batch) -> FloatArray:

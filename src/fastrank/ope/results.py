@@ -13,7 +13,7 @@ import numpy as np
 from fastrank.arraytypes import FloatArray
 from fastrank.ope.batch import GROUPS
 from fastrank.ope.diagnostics import Diagnostics, Thresholds
-from fastrank.ope.estimators import Avg, ClippedIps, Estimator
+from fastrank.ope.estimators import ESTIMATORS, Avg, ClippedIps, Estimator
 from fastrank.ope.spread import Interval, spread_of
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "Status",
+    "against_propensities",
     "difference",
     "estimate",
     "missing_weight",
@@ -364,6 +365,22 @@ def _reasons(
             if steady and 1.0 - min([1.0, *strayed]) > thresholds.uncovered:
                 found.append("uncovered")
     return found
+
+
+def against_propensities(estimates: Mapping[str, Estimate], thresholds: Thresholds) -> list[str]:
+    """Reasons that the weights of some estimates give against all that rest on propensities.
+
+    A mean weight that is off by more than chance says that propensities are not true, or that the
+    logging policy could not show everything, whatever an estimator makes of them.
+    """
+    found = []
+    for name, each in estimates.items():
+        cls = ESTIMATORS[name]
+        if cls.by_propensities and cls.unit_mean and cls.is_whole and each.diagnostics is not None:
+            strayed = _strayed(each.diagnostics, thresholds)
+            reasons = ("mean_weight", "uncovered") if strayed else ()
+            found += [reason for reason in reasons if reason in each.reasons]
+    return list(dict.fromkeys(found))
 
 
 def missing_weight(diagnostics: Diagnostics | None, thresholds: Thresholds) -> float:

@@ -12,7 +12,16 @@ from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.propensities import describe
 from fastrank.ope.question import LOGGING, Question
-from fastrank.ope.results import Difference, Estimate, Status, difference, estimate, worst
+from fastrank.ope.results import (
+    Difference,
+    Estimate,
+    Status,
+    against_propensities,
+    difference,
+    estimate,
+    missing_weight,
+    worst,
+)
 from fastrank.ope.sums import LogSums, StratumSums
 from fastrank.ope.verdict import verdict
 
@@ -63,7 +72,8 @@ class PolicyResult:
     estimates, differences : dict of str to Estimate, Difference
         By estimator; differences are to the reference.
     uncovered : float
-        Over all strata.
+        Over all strata: its probability of what could not be shown, as far as that is known, or as
+        the mean weight shows.
     rows : int
         That the estimates rest on.
     histogram : list of (float, int, float)
@@ -177,11 +187,18 @@ def summarise(
 T = TypeVar("T", Estimate, Difference)
 
 
-def _contradict(found: T, refuted: Collection[str]) -> T:
-    if ESTIMATORS[found.estimator].behaviour not in refuted:
-        return found
-    reasons = (*found.reasons, "behaviour")
-    return replace(found, reasons=reasons, status=worst(reasons))
+def _doubted(found: T, of_all: Sequence[str], refuted: Collection[str]) -> T:
+    """With what estimates say against each other."""
+    cls = ESTIMATORS[found.estimator]
+    more: list[str] = list(of_all) if cls.by_propensities else []
+    if cls.behaviour in refuted:
+        more.append("behaviour")
+    reasons = tuple(dict.fromkeys([*found.reasons, *more]))
+    return (
+        found
+        if reasons == found.reasons
+        else replace(found, reasons=reasons, status=worst(reasons))
+    )
 
 
 def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[str]:
@@ -223,12 +240,19 @@ class _Summary:
         lead = asked.lead
         if not asked.is_lead_asked:
             lead = leading(lead, merged, estimates, asked.thresholds)
-        estimates = {name: _contradict(each, refuted) for name, each in estimates.items()}
-        differences = {name: _contradict(each, refuted) for name, each in differences.items()}
+        of_all = against_propensities(estimates, asked.thresholds)
+        missing = [
+            missing_weight(each.diagnostics, asked.thresholds)
+            for each in estimates.values()
+            if "uncovered" in each.reasons
+        ]
+        estimates = {name: _doubted(each, of_all, refuted) for name, each in estimates.items()}
+        differences = {name: _doubted(each, of_all, refuted) for name, each in differences.items()}
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
         uncovered = float(beyond / sum(each.mass for each in self.strata)) if total else 0.0
+        uncovered = max([uncovered, *missing])
         best = estimates[lead]
         return PolicyResult(
             label=policy.label,

@@ -62,6 +62,11 @@ def _said(
             f"Nothing should be decided on {label} from this log as it is:"
             f" {_why(estimate, uncovered, thresholds)}."
         )
+    if estimate.reasons == ("mean_weight",):
+        return (
+            f"What this log says about {label} cannot be relied on:"
+            f" {_why(estimate, uncovered, thresholds)}."
+        )
     if estimate.status == "low_overlap":
         return (
             f"This log says too little about {label} to rely on:"

@@ -31,7 +31,7 @@ P0, P1 = (np.exp(s) / np.exp(s).sum() for s in (SCORES, OTHERS))
 class Design:
     """How logs are drawn, and what is true of them.
 
-    `draw(rng)` gives the arrays of a log; `value` is the evaluation policy's, `logged` the logging
+    `draw(rng)` gives the arrays of a log, and `seeds` where rows share them; `value` is the evaluation policy's, `logged` the logging
     policy's.
     """
 
@@ -144,9 +144,10 @@ def shared_seeds(seeds: int, n: int) -> Design:
     of_items = rates(0.1)
 
     def draw(rng: np.random.Generator) -> Log:
-        arm = arms(rng, seeds)[rng.integers(0, seeds, n)]
+        seed = rng.integers(0, seeds, n)
+        arm = arms(rng, seeds)[seed]
         clicks = (rng.random(n) < of_items[arm]).astype(float)
-        return one_place(arm, clicks, np.arange(n))
+        return one_place(arm, clicks, np.arange(n), seeds=seed)
 
     return Design(draw, *means(of_items))
 

@@ -21,6 +21,7 @@ from support import DRAWS
 
 from fastrank import ope
 from fastrank.ope.behaviour import leading
+from fastrank.ope.seeds import SharedSeeds
 from fastrank.ope.spread import Spread
 
 RUNS = int(2000 * max(DRAWS, 1.0))
@@ -170,18 +171,25 @@ def run_design(name: str, runs: int = RUNS // 2) -> Outcome:
     covers, flagged, leads = np.zeros((runs, 2)), np.zeros((runs, 2)), 0
     for i in range(runs):
         log = design.draw(rng)
-        users = log.pop("users")
+        users, seeds = log.pop("users"), log.pop("seeds", None)
+        reasons: tuple[str, ...] = ()
+        if seeds is not None:
+            shared = SharedSeeds()
+            shared.add(seeds.astype(np.uint64), users.astype(np.uint64))
+            if shared.shared > ope.Thresholds().malformed * shared.rows:
+                reasons = ("repeated_seeds",)
         batch = ope.Batch.of(**log, groups=rng.integers(0, 2**40, users.max() + 1)[users])
         names = ("avg", "snips", "snrips") if batch.places > 1 else ("avg", "snips")
         estimators = {each: ope.ESTIMATORS[each](batch.places) for each in names}
         for estimator in estimators.values():
             estimator.update(batch)
         estimates = {
-            each: ope.estimate(estimator, bootstrap=False) for each, estimator in estimators.items()
+            each: ope.estimate(estimator, bootstrap=False, reasons=reasons)
+            for each, estimator in estimators.items()
         }
         lead = leading(names[-1], estimators, estimates, ope.Thresholds())
         leads += lead == "snips"
-        difference = ope.difference(estimators[lead], estimators["avg"])
+        difference = ope.difference(estimators[lead], estimators["avg"], reasons=reasons)
         results: tuple[ope.Estimate | ope.Difference, ...] = estimates[lead], difference
         for j, (found, truth) in enumerate(zip(results, truths, strict=True)):
             low, high = found.interval or (np.nan, np.nan)

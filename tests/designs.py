@@ -31,8 +31,8 @@ P0, P1 = (np.exp(s) / np.exp(s).sum() for s in (SCORES, OTHERS))
 class Design:
     """How logs are drawn, and what is true of them.
 
-    `draw(rng)` gives the arrays of a log, and `seeds` where rows share them; `value` is the evaluation policy's, `logged` the logging
-    policy's.
+    `draw(rng)` gives the arrays of a log, and `seeds` where rows share them; `value` is the
+    evaluation policy's, `logged` the logging policy's.
     """
 
     draw: Callable[[np.random.Generator], Log]

@@ -27,6 +27,7 @@ OUTPUTS = [
     "logs/filters/a/b", "logs/lost+found/joined", "linked/joined", "outside/joined",
     "logs/to_outside/joined", "linked/to_outside/joined", "logs/../joined",
     "joined/../logs/x", "{root}/logs/joined", "{root}/logs-joined", "logsjoined", "to_empty",
+    "shelf/joined", "shelf/deep/a/b", "shelf/.hidden/joined", "shelf/filters/x",
 ]  # fmt: skip
 
 
@@ -41,6 +42,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "linked").symlink_to("logs")
     (tmp_path / "logs" / "to_outside").symlink_to(tmp_path / "outside")
     (tmp_path / "to_empty").symlink_to(tmp_path / "logs" / "empty")
+    (tmp_path / "shelf" / "deep").mkdir(parents=True)
+    (tmp_path / "logs" / "odd[1]" / "shelf").symlink_to(tmp_path / "shelf")
+    (tmp_path / "shelf" / "back").symlink_to(tmp_path / "logs")
+    (tmp_path / "logs" / "loop").symlink_to(tmp_path / "logs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -984,8 +984,13 @@ class TestFiles:
         pq.write_table(pa.table({"item_id": ids}), tmp_path / "filters" / f"{name}.parquet")
         named = row(0, filter_id={"exclude": name, "allow": None})
         self.write(tmp_path / "arm=a" / "hour=1" / "x.parquet", named)
-        (batch,) = reader = LogReader(tmp_path)
+        whole = table([row(1)])
+        whole = whole.replace_schema_metadata({**whole.schema.metadata, JOIN_KEY: b"j"})
+        pq.write_table(whole, tmp_path / "arm=a" / "hour=1" / "y.parquet")
+        (tmp_path / "join.json").write_text(json.dumps({"id": "j", "mine": 7}))
+        batch, _ = reader = LogReader(tmp_path)
         assert reader.report.set_aside == {}
+        assert reader.report.files_set_aside == {}
         assert np.asarray(batch.exclude(0)).tolist() == [1, 2]
 
     def test_linked_directories_are_read_once(self, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "in_directory",
     "is_data",
     "listed_paths",
+    "matched",
     "naming",
 ]
 
@@ -119,15 +120,14 @@ def files_at(
     ValueError
         Naming a path at which there is none.
     """
-    import glob  # `import fastrank` need not wait for it
+    import glob
 
     found: dict[Path, None] = {}
     for text in listed_paths(paths):
         if Path(text).exists():
             matches = [Path(text)]
         elif glob.has_magic(text):
-            matched = map(Path, sorted(glob.glob(text, recursive=True)))
-            matches = [each for each in matched if not {*each.parts[-2:]} & {*without}]
+            matches = [each for each in matched(text) if not {*each.parts[-2:]} & {*without}]
         else:
             raise ValueError(f"{text}: no such file or directory")
         files: list[Path] = []
@@ -137,6 +137,29 @@ def files_at(
             raise ValueError(f"{text}: no {what} there")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def matched(pattern: str) -> list[Path]:
+    """What a glob matches, in order.
+
+    ``**`` stands for a directory and all `folders_below` it, each once, and at the end of a glob
+    for the files in them, too: links may lead round in circles.
+    """
+    import glob  # `import fastrank` need not wait for it
+
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return sorted(map(Path, glob.glob(pattern)))
+    at = parts.index("**")
+    rest = Path(*parts[at + 1 :])
+    found: set[Path] = set()
+    for top in matched(str(Path(*parts[:at]))) if at else [Path()]:
+        for folder, names in folders_below(top) if top.is_dir() else ():
+            if rest.parts:
+                found.update(matched(str(Path(glob.escape(str(folder)), rest))))
+            else:
+                found.update([folder, *(folder / name for name in names if is_data(name))])
+    return sorted(found)
 
 
 def in_directory(

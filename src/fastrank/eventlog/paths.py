@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from fastrank.eventlog.filters import FOLDER
-from fastrank.files import Paths, files_at, folders_below, is_data, listed_paths
+from fastrank.files import Paths, files_at, folders_below, is_data, listed_paths, matched
 
 __all__ = ["JOIN_FILE", "LogFile", "log_files", "path_that_reads"]
 
@@ -63,11 +63,13 @@ class LogFile:
             first -= 1
         return _said(parts[first:])
 
-    @property
-    def folder(self) -> Path:
-        """Where its filters lie: beside it, or above the directories that split the log."""
+    def folder_with(self, name: str) -> Path:
+        """The folder in which the log keeps what is no row.
+
+        The one it is in, or one above the directories that split the log.
+        """
         for folder in self.path.parents:
-            if (folder / FOLDER).is_dir():
+            if (folder / name).exists():
                 return folder
             if folder == self.top or "=" not in folder.name:
                 break
@@ -180,8 +182,7 @@ def _is_matched(file: Path, pattern: Path) -> bool:
         head, rest = Path(*pattern.parts[:cut]), pattern.parts[cut:]
         if pattern.parts[cut - 1] == "**":
             rest = ("**", *rest)  # which goes on from where it is
-        for match in glob.iglob(str(head), recursive=True):
-            found = Path(match)
+        for found in matched(str(head)):
             if not found.is_dir():
                 continue
             of_filters = FOLDER in found.parts[-2:]
@@ -202,6 +203,6 @@ def _fits(pattern: tuple[str, ...], new: tuple[str, ...], matched: tuple[str, ..
         return False
     first = pattern[0]
     hidden = new[0].startswith(".") and not first.startswith(".")
-    if hidden or not (first == "**" or fnmatch.fnmatch(new[0], first)):
+    if not (is_data(new[0]) if first == "**" else fnmatch.fnmatch(new[0], first) and not hidden):
         return False
     return _fits(pattern if first == "**" else pattern[1:], new[1:], (*matched, new[0]))

@@ -23,7 +23,7 @@ from fastrank.eventlog.account import read_account
 from fastrank.eventlog.batch import LogBatch
 from fastrank.eventlog.checks import Checks
 from fastrank.eventlog.columns import CODED, coded, codes_of, integers, is_valid
-from fastrank.eventlog.filters import FilterStore
+from fastrank.eventlog.filters import FOLDER, FilterStore
 from fastrank.eventlog.paths import JOIN_FILE, LogFile, log_files
 from fastrank.eventlog.report import ReadReport, SequenceGaps
 from fastrank.eventlog.schema import (
@@ -267,7 +267,7 @@ class LogReader:
         done = 0.0
         for listed in self._files:
             path, file = _opened(listed.path)
-            source, size, folder = str(path), _size(path), listed.folder
+            source, size, folder = str(path), _size(path), listed.folder_with(FOLDER)
             start = 0
             try:
                 for share, batch in self._batches(LogFile(path, listed.top), file):
@@ -361,7 +361,7 @@ class LogReader:
         if joined is not None and joined not in self._joins:
             self._joins.add(joined)
             identity = joined.decode(errors="replace")
-            account = path.parent / JOIN_FILE
+            account = listed.folder_with(JOIN_FILE) / JOIN_FILE
             try:
                 self.report.joins.append(read_account(account, identity))
             except ValueError as error:

@@ -114,9 +114,9 @@ def evaluate(
     -----
     Memory is bounded by a batch and, for each stratum and policy, sums whose size depends on the
     places and estimators alone: with the default ones 0.3 MB for one place and 0.7 MB for ten; iips
-    and pi keep up to 128 MiB of laws besides. Each row costs one scan of the catalog for its scores
-    and one pass over them for each policy. iips computes two Plackett-Luce laws for every query,
-    set of filters and policy of a batch: a few milliseconds each.
+    and pi keep up to 128 MiB of laws besides, and seeds take 2 MB. Each row costs one scan of the
+    catalog for its scores and one pass over them for each policy. iips computes two Plackett-Luce
+    laws for every query, set of filters and policy of a batch: a few milliseconds each.
     """
     asked = question(
         log,

@@ -640,8 +640,8 @@ def spread_weights(mean: float, n: int) -> Array:
     ("weights", "rewards", "reasons"),
     [
         (np.ones(1000), None, ()),
-        (np.ones(1000), np.arange(1000) < 0, ("reward_ess",)),
-        (np.ones(1000), np.arange(1000) < 1, ()),
+        (np.ones(1000), np.arange(1000) < 2, ("reward_ess",)),
+        (np.ones(1000), np.arange(1000) < 3, ()),
         (np.r_[np.ones(999), 11.0], None, ("max_weight_share",)),
         (np.r_[np.full(9999, 1.0), 99.0], None, ()),
         (np.r_[np.full(99_000, 0.7), np.full(1000, 30.7)], None, ("heaviest_share",)),

@@ -63,12 +63,12 @@ class Thresholds:
 
     Notes
     -----
-    But for the rewards themselves, of which an estimate wants one and a difference some, what
-    decides a status does not depend on them: a limit on rewarded rows would let those logs pass
-    that had luck, whose estimates are too high. Few or uneven rewards widen the interval instead.
+    But for the few rewarded rows that are wanted at all, what decides a status does not depend on
+    rewards: a limit of 200 would let those logs pass that had luck, whose estimates are too high.
+    Few or uneven rewards widen the interval instead. That of 3 is so wide that luck does not show.
     """
 
-    reward_ess: float = 1.0
+    reward_ess: float = 3.0
     difference_reward_ess: float = 8.0
     max_weight_share: float = 0.01
     heaviest_share: float = 0.25

@@ -885,6 +885,30 @@ def test_clipped_weights_are_judged_as_they_are_used() -> None:
     )
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_weights_of_1_are_counted_as_any_others(sign: float) -> None:
+    """Batches of them alone are added the short way; not those of -1, or with a row of 2."""
+    ones, row = np.full(500, sign), np.array([2.0])
+    alone, beside = ope.Weights(), ope.Weights()
+    groups = np.arange(501) % 7
+    with np.errstate(divide="ignore"):
+        for sums, parts in ((alone, [ones, row]), (beside, [np.concatenate([ones, row])])):
+            start = 0
+            for weights in parts:
+                end = start + len(weights)
+                sums.update(
+                    np.log(np.abs(weights))[:, None],
+                    weights[:, None],
+                    np.ones(len(weights)),
+                    groups[start:end],
+                )
+                start = end
+    assert alone.result() == beside.result()
+    assert alone.histogram() == beside.histogram()
+    np.testing.assert_array_equal(alone.sums, beside.sums)
+    assert alone.negatives.tolist() == [500 if sign < 0.0 else 0]
+
+
 def test_weights_below_0_are_signed_and_disclosed() -> None:
     weights = np.r_[np.full(300, 3.0), np.full(600, -1.0), np.full(1100, 1.0)]
     batch = ope.Batch.of(

@@ -13,7 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, IntArray, Mask
-from fastrank.eventlog.columns import Lists, Parameters, floats, is_valid, lengths_of, plain
+from fastrank.eventlog.columns import (
+    Lists,
+    Parameters,
+    floats,
+    is_valid,
+    lengths_of,
+    plain,
+    undictionaried,
+)
 from fastrank.eventlog.filters import FilterStore
 from fastrank.eventlog.hashing import uniforms
 from fastrank.eventlog.schema import OLD_PARAMETERS, is_column
@@ -98,6 +106,12 @@ class LogBatch:
         """The n rows, with all columns of schema 2 but for those omitted."""
         return plain(self._coded)
 
+    def column(self, name: str) -> Any:
+        """One column of `table`, a pyarrow.Array; None where it was omitted."""
+        if name not in self._coded.schema.names:
+            return None
+        return undictionaried(self._coded.column(name))
+
     @cached_property
     def uniform(self) -> FloatArray:
         """A number in [0, 1) for each row, fixed by its request id; shape (n,)."""
@@ -136,8 +150,8 @@ class LogBatch:
             if name == "policy_params":
                 found = [self._old_params(i) for i in range(len(self))]
             else:
-                here = name in self.table.schema.names
-                found = self.table.column(name).to_pylist() if here else [None] * len(self)
+                column = self.column(name)
+                found = [None] * len(self) if column is None else column.to_pylist()
             self._values[name] = found
         return found
 
@@ -162,9 +176,9 @@ class LogBatch:
             name, part = part, ""
         if part and name in ("law_params", "policy_params"):
             return self._parameters.of(part)
-        if name not in self.table.schema.names:
+        column = self.column(name)
+        if column is None:
             return np.full(len(self), np.nan)
-        column = self.table.column(name)
         return floats(pc.struct_field(column, part) if part else column)
 
     @cached_property
@@ -173,9 +187,8 @@ class LogBatch:
 
     def is_given(self, name: str) -> Mask:
         """Rows (n,) whose value of a column is not null."""
-        if name not in self.table.schema.names:
-            return np.zeros(len(self), np.bool_)
-        return is_valid(self.table.column(name))
+        column = self.column(name)
+        return np.zeros(len(self), np.bool_) if column is None else is_valid(column)
 
     def value(self, name: str, i: int) -> Any:
         """Row i of `values`."""
@@ -184,9 +197,9 @@ class LogBatch:
     @cached_property
     def first_scores(self) -> FloatArray:
         """Raw score of each row's first place, (n,); NaN where there is none."""
-        if "scores" not in self.table.schema.names:
+        column = self.column("scores")
+        if column is None:
             return np.full(len(self), np.nan)
-        column = self.table.column("scores")
         there = np.flatnonzero(lengths_of(column) > 0)
         result = np.full(len(self), np.nan)
         result[there] = floats(column.values.take(column.offsets.take(there)))

@@ -34,6 +34,7 @@ __all__ = [
     "plain",
     "repeats",
     "rounded",
+    "undictionaried",
 ]
 
 
@@ -287,12 +288,15 @@ def coded(name: str, column: pa.Array) -> pa.DictionaryArray:
     return column
 
 
+def undictionaried(column: pa.Array) -> pa.Array:
+    """A column with its dictionary, if it has one, written out."""
+    is_coded = pa.types.is_dictionary(column.type)
+    return column.cast(column.type.value_type) if is_coded else column
+
+
 def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch with its dictionaries written out."""
-    columns = [
-        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        for column in batch.columns
-    ]
+    columns = [undictionaried(column) for column in batch.columns]
     fields = [
         pa.field(own.name, column.type) for own, column in zip(batch.schema, columns, strict=True)
     ]

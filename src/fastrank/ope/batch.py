@@ -187,6 +187,11 @@ class Batch:
         return int(self.logged.shape[1])
 
     @cached_property
+    def counts(self) -> IntArray:
+        """Rows of each group, shape (GROUPS,)."""
+        return np.bincount(self.groups, minlength=GROUPS)
+
+    @cached_property
     def log_weights(self) -> FloatArray:
         """Log importance weights of the prefixes, shape (n, k)."""
         return np.cumsum(self.evaluated - self.logged, axis=1)

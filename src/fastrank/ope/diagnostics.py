@@ -28,6 +28,7 @@ __all__ = [
 BINS_PER_OCTAVE = 4
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -40, 60
 _BINS = (_HIGHEST_OCTAVE - _LOWEST_OCTAVE) * BINS_PER_OCTAVE
+_ONE = -_LOWEST_OCTAVE * BINS_PER_OCTAVE  # the bin that begins at 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,9 @@ class Weights:
             self.overflows += int((logs > MAX_LOG_WEIGHT).any(axis=1).sum())
         self.contributions += float(np.abs(contributions).sum())
         self.squared_contributions += float(np.square(contributions).sum())
+        if row_weights is None and not logs.any() and (weights == 1.0).all():  # its own policy
+            self._add_ones(len(logs), counts)
+            return
         self.squares += np.einsum("ij,ij->j", weights, weights)
         sizes = weights
         below = np.count_nonzero(weights < 0.0, axis=0)
@@ -199,8 +203,9 @@ class Weights:
             self.negatives += below
         self.largest = np.maximum(self.largest, sizes.max(axis=0))
         self.absolute += np.ones(len(sizes)) @ sizes
-        scaled = logs * (BINS_PER_OCTAVE / np.log(2.0)) - _LOWEST_OCTAVE * BINS_PER_OCTAVE
-        bins = np.clip(scaled, 0.0, _BINS - 1.0).astype(np.int64)
+        scaled = logs * (BINS_PER_OCTAVE / np.log(2.0))
+        scaled += _ONE
+        bins = np.clip(scaled, 0.0, _BINS - 1.0, out=scaled).astype(np.int64)
         for j in range(self.places):
             column, where = weights[:, j], bins[:, j]
             self.sums[:, j] += np.bincount(groups, column, GROUPS)
@@ -210,6 +215,15 @@ class Weights:
             counts[0] -= nothing
             self.histogram_counts[:, j] += counts
             self.histogram_sums[:, j] += np.bincount(where, sizes[:, j], _BINS)
+
+    def _add_ones(self, rows: int, counts: IntArray) -> None:
+        """Rows that weigh 1 at every place."""
+        self.squares += rows
+        self.absolute += rows
+        self.largest = np.maximum(self.largest, 1.0)
+        self.sums += counts[:, None]
+        self.histogram_counts[_ONE] += rows
+        self.histogram_sums[_ONE] += rows
 
     def merge(self, other: Weights) -> None:
         """Add what another one has seen."""

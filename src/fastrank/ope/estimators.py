@@ -128,7 +128,7 @@ class Estimator:
         own, groups = batch.row_weights, batch.groups
         if own is not None:
             summands = summands * own[:, None]
-        counts = np.bincount(groups, minlength=GROUPS)
+        counts = batch.counts
         self.rows += len(batch)
         self.counts += counts
         self.mass += counts if own is None else np.bincount(groups, own, GROUPS)

@@ -62,7 +62,7 @@ class SharedSeeds:
         draws = np.array([each.law != "deterministic" for each in strata])
         rows = rows & ~batch.caller_seed & draws[batch.stratum] & batch.is_given("seed")
         if rows.any():
-            column = batch.table.column("seed").fill_null(0)
+            column = batch.column("seed").fill_null(0)
             seeds = column.to_numpy(zero_copy_only=False).astype(np.uint64)
             holders = batch.user_hash if by_user else batch.request_hash[:, 0]
             self.add(seeds[rows], holders[rows])

@@ -76,7 +76,7 @@ class LogSums:
 
     def _extend_span(self, batch: LogBatch) -> None:
         if len(batch):
-            times = batch.table.column("ts").to_numpy(zero_copy_only=False)
+            times = batch.column("ts").to_numpy(zero_copy_only=False)
             ends = [*self._ends, times.min(), times.max()]
             self._ends = [min(ends), max(ends)]
 

@@ -1389,3 +1389,11 @@ def test_memory_is_that_of_a_batch(tmp_path: Path) -> None:
 def test_times_are_microseconds_in_utc() -> None:
     (batch,) = read(row(0))
     assert batch.table["ts"][0].as_py() == datetime.fromtimestamp(NOON / 1e6, UTC)
+
+
+def test_all_columns_that_a_table_lacks_are_named_at_once() -> None:
+    """As of a file; and what reads logs of other makings."""
+    bare = table([row(0)]).select(["request_id", "item_ids", "log_propensities", "rewards"])
+    lacking = "no column named ts, policy_name, log_propensity, propensity_kind .*from_table"
+    with pytest.raises(ValueError, match=f"table 0: not an event log of fastrank's: {lacking}"):
+        list(LogReader.of_tables(bare))

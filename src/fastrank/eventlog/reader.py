@@ -251,6 +251,7 @@ class LogReader:
         for number, table in enumerate(self._tables or ()):
             source = f"table {number}"
             try:
+                kind_of(table.schema)
                 whole = completed(table, self._columns)
                 self._admit(whole.schema)
             except ValueError as error:

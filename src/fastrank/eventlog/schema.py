@@ -196,7 +196,10 @@ def kind_of(columns: pa.Schema, besides: Collection[str] = ()) -> IdKind:
     names = {*columns.names, *besides}
     missing = [name for name in _WANTED if name not in names]
     if missing:
-        raise ValueError(f"not an event log of fastrank's: no column named {', '.join(missing)}")
+        raise ValueError(
+            f"not an event log of fastrank's: no column named {', '.join(missing)} (one of another"
+            " making is read by `from_table`, or --format table)"
+        )
     if len({*columns.names}) < len(columns.names):
         repeated = [name for name in columns.names if columns.names.count(name) > 1]
         raise ValueError(f"two columns are named {repeated[0]}")

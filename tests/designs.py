@@ -105,6 +105,22 @@ def revenue(sigma: float, users: int, typical: float = 0.02) -> Design:
     return Design(draw, value * np.exp(sigma**2 / 2), logged * np.exp(sigma**2 / 2))
 
 
+def active_buyers(users: int, activity: float, own: float) -> Design:
+    """The active click more often, in proportion to their activity, and by their own liking."""
+    of_items = rates(0.05)
+
+    def draw(rng: np.random.Generator) -> Log:
+        user, bent = active_users(rng, users, 30.0, activity)
+        arm = arms(rng, len(user))
+        liking = np.exp(bent - activity**2 / 2) * rng.lognormal(-(own**2) / 2, own, users)
+        # A reward a row, in proportion to the chance of a click: a Poisson count of them.
+        return one_place(arm, rng.poisson(of_items[arm] * liking[user]).astype(float), user)
+
+    more = np.exp(activity**2)  # E a^2 over (E a)^2, of lognormal activity
+    value, logged = means(of_items)
+    return Design(draw, more * value, more * logged)
+
+
 def refunds(users: int) -> Design:
     """40 for a purchase, or, for a tenth of them, -60; the active buy more often."""
     of_items = rates(0.03)
@@ -273,6 +289,8 @@ DESIGNS: dict[str, Callable[[], Design]] = {
     "clicks of 1e-3, 140 expected": lambda: rare(1e-3, 112_000, 20_000),
     "clicks of 1e-4, 25 expected": lambda: rare(1e-4, 200_000, 40_000),
     "bots with 60 % of the rows": lambda: bots(1000),
+    "300 users who click as they are active": lambda: active_buyers(300, 0.8, 0.0),
+    "1,000 users, and as they like it": lambda: active_buyers(1000, 0.8, 0.5),
     "refunds": lambda: refunds(500),
     "lognormal revenue, sigma 1.2, 6,000 users": lambda: revenue(1.2, 6000),
     "lognormal revenue, sigma 1.8, 6,000 users": lambda: revenue(1.8, 6000),

@@ -205,7 +205,7 @@ def judged(batch: ope.Batch, lead: str = "snrips") -> tuple[set[str], str]:
     estimates = {name: ope.estimate(each, bootstrap=False) for name, each in estimators.items()}
     limits = ope.Thresholds()
     found = contradicted(estimators, estimates, limits.behaviour)
-    return found, leading(lead, estimators, estimates, limits)
+    return found, leading(lead, [(estimators, estimates)], limits)
 
 
 @pytest.mark.parametrize(

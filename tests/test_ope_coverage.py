@@ -191,7 +191,7 @@ def run_design(name: str, runs: int = RUNS // 2) -> Outcome:
             each: ope.estimate(estimator, bootstrap=False, reasons=reasons)
             for each, estimator in estimators.items()
         }
-        lead = leading(names[-1], estimators, estimates, ope.Thresholds())
+        lead = leading(names[-1], [(estimators, estimates)], ope.Thresholds())
         leads += lead == "snips"
         difference = ope.difference(estimators[lead], estimators["avg"], reasons=reasons)
         results: tuple[ope.Estimate | ope.Difference, ...] = estimates[lead], difference

@@ -148,7 +148,7 @@ def test_the_log_tells_how_its_users_behave(behaviour: str) -> None:
     assert contradicted(estimators, estimates, limits.behaviour) == wrong
     as_exact = behaviour == "click_cascade"  # few places are looked at
     lead = "snips" if "cascade" in wrong or as_exact else "snrips"
-    assert leading("snrips", estimators, estimates, limits) == lead
+    assert leading("snrips", [(estimators, estimates)], limits) == lead
 
 
 def test_propensities_are_obps() -> None:

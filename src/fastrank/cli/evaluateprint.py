@@ -56,10 +56,11 @@ def print_section(console: Console, section: Section) -> None:
     earned = evaluation.logged
     if earned.value is not None:
         good = earned.status == "ok"
-        amount = _doubted(_figure(earned.value), good)
-        between = _doubted(_interval(earned.interval), good)
+        between = _interval(earned.interval)
+        inner = f"{_figure(earned.value)}; {between}" if between else _figure(earned.value)
         tail = f" ({between})" if between else ""
-        say(console, f"The logging policy earned {amount} a ranking{tail}.")
+        amount = f"{_figure(earned.value)} a ranking{tail}" if good else f"({inner}) a ranking"
+        say(console, f"The logging policy earned {amount}.")
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
         say(console, f"[{colour}]{policy.status}[/] [bold]{for_terminal(policy.verdict)}[/]")

@@ -54,6 +54,9 @@ __all__ = ["Checks", "above_0"]
 _TOLERANCE = 1e-9
 _EPSILON = float(np.finfo(np.float64).eps)
 _SINGLE = float(np.finfo(np.float32).eps)
+# Of a reward, and of a row's weight, whose least is 1 over it. What is beyond is no amount of
+# anything, and the squares of sums of weights and rewards must stay within float64.
+LARGEST = 1e50
 _MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is cut
 
 
@@ -161,7 +164,9 @@ class Checks:
             flaws.mark(wrong, "tail_log_weight", weight)
         if "row_weight" in batch.schema.names:
             weight = floats(column("row_weight"))
-            wrong = is_valid(column("row_weight")) & ~(np.isfinite(weight) & (weight > 0.0))
+            wrong = is_valid(column("row_weight")) & ~(
+                (weight >= 1 / LARGEST) & (weight <= LARGEST)
+            )
             flaws.mark(wrong, "row_weight", weight)
         k = integers(column("k"), 0)
         flaws.mark(k < 1, "no k", k)
@@ -359,6 +364,10 @@ def _rewards(
             bad &= ~lists.is_null
         if bad.any():
             flaws.mark(lists.any_of(bad), "reward not finite")
+        with np.errstate(invalid="ignore"):
+            beyond_all = np.abs(lists.flat) > LARGEST
+        if beyond_all.any():
+            flaws.mark(lists.any_of(beyond_all), f"reward beyond {LARGEST:g}")
         rewards = lists.padded(width, np.nan)
         unobserved = np.isnan(rewards)
     if beyond is not None:

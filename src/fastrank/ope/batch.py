@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import FloatArray, IntArray, Mask
+from fastrank.eventlog.checks import LARGEST
+from fastrank.eventlog.hashing import mixed
 from fastrank.inputs import as_real
 
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
@@ -130,6 +132,9 @@ class Batch:
         rewards_array = _matrix("rewards", rewards, shape)
         if not np.isfinite(rewards_array).all():
             _refuse("rewards", rewards_array, np.isfinite(rewards_array), "must be finite")
+        within = np.abs(rewards_array) <= LARGEST
+        if not within.all():
+            _refuse("rewards", rewards_array, within, f"must be within {LARGEST:g}")
         n, k = shape
         length_array = np.full(n, k) if lengths is None else as_real("lengths", lengths)
         whole = n == 0 or length_array.dtype.kind in "iu"
@@ -142,6 +147,11 @@ class Batch:
             for array in (logged_array, evaluated_array, rewards_array):
                 array[absent] = 0.0
         group_array = np.arange(n) if groups is None else as_real("groups", groups)
+        if groups is not None and group_array.dtype.kind in "iu":
+            # Ids may be multiples of anything: by their hash they fall into all groups alike.
+            group_array = (mixed(group_array.astype(np.uint64)) % np.uint64(GROUPS)).astype(
+                np.int64
+            )
         if group_array.shape != (n,) or group_array.dtype.kind not in "iu":
             raise ValueError(f"groups: expected {n} integers")
         spread = (
@@ -165,8 +175,10 @@ class Batch:
                 array[absent] = 0.0
             if not np.isfinite(array).all():
                 _refuse(name, array, np.isfinite(array), "must be finite")
-            if name == "row_weights" and not (array > 0.0).all():
-                _refuse(name, array, array > 0.0, "must be above 0")
+            if name == "row_weights":
+                within = (array >= 1.0 / LARGEST) & (array <= LARGEST)
+                if not within.all():
+                    _refuse(name, array, within, f"must be above 0, within {LARGEST:g}")
             extra[name] = array
         return cls(
             logged_array,

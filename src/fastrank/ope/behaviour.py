@@ -8,7 +8,7 @@ is off by as much as its own error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ADDITIVE, CASCADE, ESTIMATORS, INDEPENDENT, Estimator
@@ -52,24 +52,39 @@ def contradicted(
 
 def leading(
     lead: str,
-    estimators: Mapping[str, Estimator],
-    estimates: Mapping[str, Estimate],
+    policies: Sequence[tuple[Mapping[str, Estimator], Mapping[str, Estimate]]],
     thresholds: Thresholds,
 ) -> str:
     """`lead`, or snips, which assumes nothing, where that costs little or is called for.
 
-    It costs little where the error of the difference to avg is at most 1.25 times that of `lead`.
-    It is called for where the log casts doubt on what `lead` takes for granted, at two thirds of
-    `Thresholds.behaviour`: short of contradiction, but a bias of as much would spoil the interval.
+    It costs little where the error of the difference to avg is at most 1.25 times that of `lead`,
+    for every policy. It is called for where, for one of them, the log casts doubt on what `lead`
+    takes for granted, at two thirds of `Thresholds.behaviour`: short of contradiction, but a bias
+    of as much would spoil the interval. What people do is no matter of the policy that is asked
+    about, and two policies are compared by one estimator.
+
+    Parameters
+    ----------
+    lead : str
+    policies : sequence of (mapping of str to Estimator, mapping of str to Estimate)
+        Of each policy, by name; avg among them.
+    thresholds : Thresholds
     """
-    if ESTIMATORS[lead].behaviour is None or "snips" not in estimators:
+    behaviour = ESTIMATORS[lead].behaviour
+    if behaviour is None:
         return lead
-    if estimates["snips"].status != "ok":
-        return lead
+    doubt = _DOUBT * thresholds.behaviour
+    doubted = any(behaviour in contradicted(*each, doubt) for each in policies)
+    return "snips" if doubted or all(_is_as_exact(lead, *each) for each in policies) else lead
+
+
+def _is_as_exact(
+    lead: str, estimators: Mapping[str, Estimator], estimates: Mapping[str, Estimate]
+) -> bool:
+    if "snips" not in estimators or estimates["snips"].status != "ok":
+        return False
     error, of_lead = (_error(estimators[name], estimators["avg"]) for name in ("snips", lead))
-    as_exact = error is not None and of_lead is not None and error <= _AS_EXACT * of_lead
-    doubted = contradicted(estimators, estimates, _DOUBT * thresholds.behaviour)
-    return "snips" if as_exact or ESTIMATORS[lead].behaviour in doubted else lead
+    return error is not None and of_lead is not None and error <= _AS_EXACT * of_lead
 
 
 def _error(estimator: Estimator, reference: Estimator) -> float | None:

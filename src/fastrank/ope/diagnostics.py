@@ -273,7 +273,7 @@ class Weights:
         mean = totals / self.mass.sum()
         z = [self._z(j, float(mean[j])) for j in range(self.places)]
         heaviest = self.heaviest_share()
-        squared = self.squared_contributions
+        added, squared = self.contributions, self.squared_contributions
         farthest = int(np.argmax(np.abs(mean - 1.0)))
         by_place: tuple[PlaceDiagnostics, ...] = tuple(
             {
@@ -288,7 +288,7 @@ class Weights:
         return Diagnostics(
             ess=float(ess.min()),
             ess_share=float(ess.min() / n),
-            reward_ess=self.contributions**2 / squared if squared > 0.0 else 0.0,
+            reward_ess=added * (added / squared) if squared > 0.0 else 0.0,  # within float64
             max_weight_share=float(largest.max()),
             heaviest_share=float(heaviest.max()),
             mean_weight=float(mean[farthest]),

@@ -24,6 +24,7 @@ DEFAULT_ESTIMATORS = (
     "avg", "ips", "snips", "rips", "snrips", "clipped-ips", "replay", "replay-weighted",
 )  # fmt: skip
 _BY_PREFIX = ("rips", "snrips")  # with one place, they are ips and snips
+_MOST_PLACES = 1000  # that are evaluated unasked
 LOGGING = "logging"  # the reference that is the log's own average
 
 
@@ -145,6 +146,11 @@ def settled(
     if places is not None and (type(places) is not int or places < 1):
         raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
     longest = max(1, log.survey()[1])
+    if places is None and longest > _MOST_PLACES:
+        raise ValueError(
+            f"places: the longest ranking has {longest:,} of them, and all rows would be taken to"
+            f" have as many; say how many are evaluated, at most {_MOST_PLACES:,} unless you know"
+        )
     places = longest if places is None else min(places, longest)
     if estimators is None:
         estimators = [name for name in DEFAULT_ESTIMATORS if places > 1 or name not in _BY_PREFIX]

@@ -117,8 +117,7 @@ class Estimate:
     A few clicks make a skewed estimate: 5 of them may be chance where 2, or 12, are to be expected.
     The interval is Student's, bent by the skewness as Hall (1992, "On the removal of skewness by
     transformation") does. With rare clicks of equal weight it is about that of a Poisson count.
-    Who has many rows says little of the skewness, one user's luck being no tail, so that users'
-    shares of it are damped by their rows. Degrees of freedom are the effective clusters less one,
+    Degrees of freedom are the effective clusters less one,
     or half as many as the users' influences bear by their kurtosis (Satterthwaite), if fewer.
     """
 
@@ -238,7 +237,7 @@ def estimate(
     effective = estimator.effective_clusters
     if cluster and n and effective < thresholds.clusters:
         found.append("few_clusters")
-    if known and interval is None:
+    if n and interval is None and (known or not found):
         found.append("no_interval")
     found += _about_bias(estimator.bias, error, thresholds)
     if diagnostics is not None and diagnostics.overflows:

@@ -57,10 +57,9 @@ def spread_of(without_each: FloatArray, estimator: Estimator) -> Spread | None:
     if not scale > 0.0:
         return Spread(error, 0.0, effective, math.inf)
     influence /= scale
-    shares = estimator.mass[estimator.counts > 0] / estimator.mass.sum()
-    damping = 1.0 / (1.0 + shares * effective)
-    skewness = float(damping @ influence**3 / (damping @ shares))
     # The relative variance of the variance, beyond that of groups that are alike. Satterthwaite has
     # twice as many; but of heavy tails few logs show all.
-    excess = float(damping @ influence**4 / (damping @ shares)) - 1.0 / groups
-    return Spread(error, skewness, effective, 1.0 / excess if excess > 0.0 else math.inf)
+    excess = float((influence**4).sum()) - 1.0 / groups
+    return Spread(
+        error, float((influence**3).sum()), effective, 1.0 / excess if excess > 0.0 else math.inf
+    )

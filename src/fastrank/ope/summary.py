@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
+from fastrank.arraytypes import FloatArray
 from fastrank.eventlog import LogReader, Stratum
 from fastrank.ope.behaviour import contradicted, leading
 from fastrank.ope.diagnostics import Thresholds
@@ -166,7 +169,7 @@ def summarise(
     summary = _Summary(question, strata, against)
     used = sum(each.rows for each in strata)
     return Evaluation(
-        policies=tuple(summary.policy(p) for p in range(len(question.policies))),
+        policies=summary.policies(),
         strata=tuple(summary.stratum(each, used) for each in strata),
         reference=question.reference,
         level=question.level,
@@ -222,32 +225,74 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """Of one policy, before policies are held against each other."""
+
+    strata: Sequence[StratumSums]
+    reasons: Sequence[str]
+    estimators: Mapping[str, Estimator]
+    estimates: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
 class _Summary:
     """Policies go by their numbers, p; `reasons` are against the log as a whole."""
 
     question: Question
     strata: Sequence[StratumSums]
     reasons: Sequence[str]
+    _by_catalog: dict[str | None, tuple[FloatArray, float]] = field(default_factory=dict)
 
-    def policy(self, p: int) -> PolicyResult:
-        asked = self.question
-        policy = asked.policies[p]
+    def policies(self) -> tuple[PolicyResult, ...]:
+        """Each of them; what one of them shows of people, or of propensities, holds for others."""
+        asked, limits = self.question, self.question.thresholds
+        found = [self._found(p) for p in range(len(asked.policies))]
+        sound = [(each.estimators, self._of_their_own(each.estimates)) for each in found]
+        refuted: set[str] = set()
+        for each in sound:
+            refuted |= contradicted(*each, limits.behaviour)
+        lead = asked.lead if asked.is_lead_asked else leading(asked.lead, sound, limits)
+        of_all = [against_propensities(each.estimates, limits) for each in found]
+        return tuple(self._policy(p, each, lead, refuted, of_all) for p, each in enumerate(found))
+
+    def _found(self, p: int) -> _Found:
         strata, reasons = self._supported(p)
-        merged = {name: self._merged(strata, p, name) for name in asked.names}
+        merged = {name: self._merged(strata, p, name) for name in self.question.names}
         estimates = {name: self._estimate(each, reasons) for name, each in merged.items()}
-        differences = self._differences(p, strata, merged, reasons)
-        refuted = contradicted(merged, estimates, asked.thresholds.behaviour)
-        lead = asked.lead
-        if not asked.is_lead_asked:
-            lead = leading(lead, merged, estimates, asked.thresholds)
-        of_all = against_propensities(estimates, asked.thresholds)
+        return _Found(strata, reasons, merged, estimates)
+
+    def _of_their_own(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        """With the statuses that they had if nothing were against the log as a whole."""
+        return {
+            name: replace(
+                each, status=worst([one for one in each.reasons if one not in self.reasons])
+            )
+            for name, each in estimates.items()
+        }
+
+    def _policy(
+        self,
+        p: int,
+        found: _Found,
+        lead: str,
+        refuted: Collection[str],
+        of_all: Sequence[Sequence[str]],
+    ) -> PolicyResult:
+        asked = self.question
+        policy, strata = asked.policies[p], found.strata
+        differences = self._differences(p, strata, found.estimators, found.reasons)
         missing = [
             missing_weight(each.diagnostics, asked.thresholds)
-            for each in estimates.values()
+            for each in found.estimates.values()
             if "uncovered" in each.reasons
         ]
-        estimates = {name: _doubted(each, of_all, refuted) for name, each in estimates.items()}
-        differences = {name: _doubted(each, of_all, refuted) for name, each in differences.items()}
+        of_both = [*of_all[p]]
+        if asked.reference != LOGGING:
+            of_both += of_all[asked.labels.index(asked.reference)]
+        estimates = {
+            name: _doubted(each, of_all[p], refuted) for name, each in found.estimates.items()
+        }
+        differences = {name: _doubted(each, of_both, refuted) for name, each in differences.items()}
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
@@ -274,7 +319,9 @@ class _Summary:
             differences=differences,
             uncovered=uncovered,
             rows=rows,
-            histogram=merged["ips"].weights.histogram() if "ips" in merged else [],
+            histogram=found.estimators["ips"].weights.histogram()
+            if "ips" in found.estimators
+            else [],
         )
 
     def stratum(self, each: StratumSums, used: int) -> StratumResult:
@@ -355,17 +402,23 @@ class _Summary:
         Lost for lack of items: equal in all strata of one catalog, so those are pooled. It is known
         by draws, of which a small stratum has too few.
         """
-        alike = [
-            other
-            for other in self.strata
-            if other is each
-            or (
-                other.stratum.catalog_version == each.stratum.catalog_version
-                and not (each.of_candidates or other.of_candidates)
-            )
-        ]
-        outside = sum(other.outside[p] for other in alike) / sum(other.mass for other in alike)
-        return float(each.certain[p] / each.mass + outside)
+        if each.of_candidates:
+            outside, mass = each.outside, each.mass
+        else:
+            outside, mass = self._of_catalogs()[each.stratum.catalog_version]
+        return float(each.certain[p] / each.mass + outside[p] / mass)
+
+    def _of_catalogs(self) -> Mapping[str | None, tuple[FloatArray, float]]:
+        """Sums of `outside` and of the mass, by catalog; without strata of candidates."""
+        if not self._by_catalog:
+            for each in self.strata:
+                if not each.of_candidates:
+                    version = each.stratum.catalog_version
+                    outside, mass = self._by_catalog.get(
+                        version, (np.zeros_like(each.outside), 0.0)
+                    )
+                    self._by_catalog[version] = outside + each.outside, mass + each.mass
+        return self._by_catalog
 
     @staticmethod
     def _merged(strata: Sequence[StratumSums], p: int, name: str) -> Estimator:

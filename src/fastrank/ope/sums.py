@@ -15,7 +15,9 @@ from fastrank.ope.question import Question
 from fastrank.ope.rows import Part, Used
 from fastrank.ope.seeds import SharedSeeds
 
-__all__ = ["LogSums", "StratumSums"]
+__all__ = ["MOST_STRATA", "LogSums", "StratumSums"]
+
+MOST_STRATA = 2000  # of each and every policy are kept sums of a third of a megabyte
 
 
 class LogSums:
@@ -71,6 +73,11 @@ class LogSums:
     def stratum(self, index: int, stratum: Stratum) -> StratumSums:
         """The sums of the stratum of this number."""
         if index not in self._strata:
+            if len(self._strata) == MOST_STRATA:
+                raise ValueError(
+                    f"strata: the log has more than {MOST_STRATA:,} logging policies, models or"
+                    f" catalogs: {stratum.law} is one more; is something else in such a column?"
+                )
             self._strata[index] = StratumSums(stratum, self._question)
         return self._strata[index]
 

@@ -317,8 +317,10 @@ def main() -> None:
     data = given.output / "retrieval.json"
     if given.quick:
         given.output = Path("build/retrieval-quick")
-        taken = measure(True, False, 0.1, 1)
-        write(taken, given.output)
+        try:
+            write(measure(True, False, 0.1, 1), given.output)
+        except NotImplementedError as error:  # data that not everybody has
+            print(f"skipped: {error}")
         return
     if given.measure:
         measure(False, given.largest, given.seconds, given.processes).write(data)

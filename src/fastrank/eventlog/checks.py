@@ -35,7 +35,9 @@ from fastrank.eventlog.filters import FilterStore
 from fastrank.eventlog.hashing import SeenHashes, text_hashes
 from fastrank.eventlog.report import DUPLICATE, Flaws, ReadReport
 from fastrank.eventlog.schema import (
+    BEYOND,
     KNOWN_RNG_VERSIONS,
+    LARGEST,
     OLD_PARAMETERS,
     PROPENSITY_KINDS,
     REWARD_KINDS,
@@ -54,9 +56,6 @@ __all__ = ["Checks", "above_0"]
 _TOLERANCE = 1e-9
 _EPSILON = float(np.finfo(np.float64).eps)
 _SINGLE = float(np.finfo(np.float32).eps)
-# Of a reward, and of a row's weight, whose least is 1 over it. What is beyond is no amount of
-# anything, and the squares of sums of weights and rewards must stay within float64.
-LARGEST = 1e50
 _MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is cut
 
 
@@ -367,7 +366,7 @@ def _rewards(
         with np.errstate(invalid="ignore"):
             beyond_all = np.abs(lists.flat) > LARGEST
         if beyond_all.any():
-            flaws.mark(lists.any_of(beyond_all), f"reward beyond {LARGEST:g}")
+            flaws.mark(lists.any_of(beyond_all), BEYOND)
         rewards = lists.padded(width, np.nan)
         unobserved = np.isnan(rewards)
     if beyond is not None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from fastrank.eventlog.ownlog import OwnLog
 from fastrank.eventlog.report import ReadReport
+from fastrank.eventlog.schema import BEYOND, LARGEST
 from fastrank.eventlog.upgrade import completed
 from fastrank.files import Paths, files_at
 from fastrank.inputs import shown
@@ -207,6 +208,8 @@ def _slot(
     reward = None if cost is None else 0.0 - _number(f"{where}_label_cost", cost)
     if reward is not None and not math.isfinite(reward):
         raise _FlawError("reward not finite", f"{where}_label_cost {cost!r}")
+    if reward is not None and abs(reward) > LARGEST:
+        raise _FlawError(BEYOND, f"{where}_label_cost {cost!r}")
     return {
         "item": item,
         "p": min(p, 1.0),

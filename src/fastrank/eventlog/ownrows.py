@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog.columns import as_utc, floats, is_valid, lengths_of
+from fastrank.eventlog.hashing import row_hashes
 from fastrank.eventlog.owncolumns import Columns, ColumnsError, Shape
 from fastrank.eventlog.report import ReadReport
-from fastrank.eventlog.schema import schema
+from fastrank.eventlog.schema import BEYOND, LARGEST
 from fastrank.eventlog.sources import Piece, plain_array
 from fastrank.eventlog.upgrade import completed
 
@@ -134,7 +135,17 @@ class _Places:
         self._names: list[str] = []
         self._first: list[int] = []  # row of its source
         self._starts: list[int] = []  # the same row, as it is numbered here
+        self._kept: IntArray | None = None
+        self._times: IntArray | None = None
         self.rows = 0
+
+    def keep(self, rows: IntArray, times: IntArray) -> None:
+        """From now on rows are numbered as these are, which stand for so many each."""
+        self._kept, self._times = rows, times
+
+    def standing_for(self, rows: IntArray) -> int:
+        """How many rows these are with those that say the same."""
+        return len(rows) if self._times is None else int(self._times[rows].sum())
 
     def add(self, name: str, first: int, count: int) -> None:
         """Rows that come next."""
@@ -145,6 +156,8 @@ class _Places:
 
     def of(self, row: int) -> tuple[str, int]:
         """The source of a row, and its number there."""
+        if self._kept is not None:
+            row = int(self._kept[row])
         at = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._names[at], self._first[at] + row - self._starts[at]
 
@@ -219,6 +232,12 @@ class Reading:
         request = _texts(column[named.request or ""])
         codes, names = _coded(request)
         nobody = codes < 0
+        if named.position is not None:
+            kept, times = _once(column, nobody)
+            if len(kept) < places.rows:  # delivered twice, as logs are; without places who knows
+                column = {name: values.take(pa.array(kept)) for name, values in column.items()}
+                request, codes, nobody = request.take(pa.array(kept)), codes[kept], nobody[kept]
+                places.keep(kept, times)
         # Rows without a request are rankings of their own, and wrong.
         codes = np.where(nobody, len(names) + np.cumsum(nobody) - 1, codes)
         position = None
@@ -253,7 +272,10 @@ class Reading:
                 flat.of_rankings[name] = values.take(firsts)
             if not whole and argument not in ("request", "time"):
                 flat.of_items[name] = values
-        return self._sound(flat, flaws, report, places)
+        report.items_read += places.rows
+        found = self._sound(flat, flaws, report, places)
+        report.equal_duplicates += places.standing_for(found.rows) - len(found.rows)
+        return found
 
     def _listed(
         self, column: dict[str, pa.Array], start: int, report: ReadReport, places: _Places
@@ -308,6 +330,7 @@ class Reading:
         flaws.settle(report, places)
         keep = flaws.sound
         inside = keep[flat.owners]
+        report.items_set_aside += places.standing_for(flat.rows[~inside])
         of_rankings, of_items = pa.array(keep), pa.array(inside)
         return _Flat(
             flat.lengths[keep],
@@ -336,7 +359,7 @@ class Reading:
         if named.row_weight is not None:
             given = flat.of_rankings[named.row_weight]
             weight = floats(given)
-            wrong = is_valid(given) & ~(np.isfinite(weight) & (weight > 0.0))
+            wrong = is_valid(given) & ~((weight >= 1.0 / LARGEST) & (weight <= LARGEST))
             flaws.rankings(wrong, "row_weight", named.row_weight, given)
         times = pa.repeat(_EPOCH, n)
         if named.time is not None:
@@ -465,10 +488,12 @@ class Reading:
             return np.full(len(flat.rows), np.nan)
         if name in flat.of_items:
             rewards = floats(flat.of_items[name])
-            flaws.items(_overflows(rewards), "reward not finite", name, rewards)
+            flaws.items(np.isinf(rewards), "reward not finite", name, rewards)
+            flaws.items(np.abs(rewards) > LARGEST, BEYOND, name, rewards)
             return rewards
         whole = floats(flat.of_rankings[name])
-        flaws.rankings(_overflows(whole), "reward not finite", name, whole)
+        flaws.rankings(np.isinf(whole), "reward not finite", name, whole)
+        flaws.rankings(np.abs(whole) > LARGEST, BEYOND, name, whole)
         shown = np.where(np.isnan(displayed), flat.lengths, np.minimum(displayed, flat.lengths))
         shown = np.maximum(shown, 0).astype(np.int64)
         flaws.rankings((shown == 0) & (whole != 0.0), "reward of no place", name, whole)
@@ -620,11 +645,17 @@ def _check_positions(
     )
 
 
-def _overflows(rewards: FloatArray) -> Mask:
-    """Which are infinite as the log keeps them."""
-    kept = schema("int64").field("rewards").type.value_type.to_pandas_dtype()
-    with np.errstate(over="ignore"):
-        return np.asarray(np.isinf(rewards.astype(kept)))
+def _once(column: Mapping[str, pa.Array], apart: Mask) -> tuple[IntArray, IntArray]:
+    """Rows that do not say what one before them says, to the last column; how many say the same.
+
+    Those `apart` are none of anybody.
+    """
+    n = len(apart)
+    hashes = row_hashes(n, [_distinct(values) for values in column.values()])
+    hashes[apart] = np.flatnonzero(apart)
+    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return first[order], counts[order]
 
 
 def _is_whole(numbers: FloatArray) -> Mask:

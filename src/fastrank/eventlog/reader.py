@@ -237,6 +237,9 @@ class LogReader:
 
     def _add(self, given: ReadReport) -> None:
         self.report.rows_read += given.rows_set_aside
+        self.report.items_read += given.items_read
+        self.report.items_set_aside += given.items_set_aside
+        self.report.equal_duplicates += given.equal_duplicates
         for reason, count in given.set_aside.items():
             self.report.aside(reason, count)
             for place in given.places.get(reason, []):

@@ -44,6 +44,9 @@ class ReadReport:
     equal_duplicates : int
         Rows that say once more what a row of the same request id said, as logs that are delivered
         at least once have them. They are left out and change nothing; nothing is wrong with them.
+    items_read, items_set_aside : int
+        Of a table with a row an item: its rows, and those of rankings that were set aside there. A
+        request id that stands for nobody makes one ranking of many rows.
     """
 
     rows_read: int = 0
@@ -55,6 +58,8 @@ class ReadReport:
     rows_lost: dict[str, int] = field(default_factory=dict)
     joins: list[dict[str, Any]] = field(default_factory=list)
     equal_duplicates: int = 0
+    items_read: int = 0
+    items_set_aside: int = 0
 
     @property
     def rows_set_aside(self) -> int:
@@ -68,14 +73,19 @@ class ReadReport:
 
     @property
     def malformed_share(self) -> float:
-        """Share of rows set aside, those that a `join` set aside before included; in [0, 1]."""
+        """Share of rows set aside, those that a `join` set aside before included; in [0, 1].
+
+        Of a table with a row an item, that of its rows if it is larger.
+        """
         aside, read = self.rows_set_aside, self.rows_read
         for join in self.joins:
             source = join.get("source", {})
             # What the join wrote was read here; what it left out is added.
             aside += source.get("rows_set_aside", 0)
             read += source.get("rows_set_aside", 0)
-        return aside / read if read else 0.0
+        share = aside / read if read else 0.0
+        of_items = self.items_set_aside / self.items_read if self.items_read else 0.0
+        return max(share, of_items)
 
     @property
     def rewards_dropped_share(self) -> float:
@@ -124,6 +134,8 @@ class ReadReport:
             "malformed_share": self.malformed_share,
             "duplicates": self.duplicates,
             "equal_duplicates": self.equal_duplicates,
+            "items_read": self.items_read,
+            "items_set_aside": self.items_set_aside,
             "files_read": list(self.files_read),
             "files_set_aside": dict(self.files_set_aside),
             "files_cut": dict(self.files_cut),

@@ -20,8 +20,10 @@ from fastrank.catalog import RNG_VERSION
 from fastrank.wire import RequestIdSource
 
 __all__ = [
+    "BEYOND",
     "KNOWN_RNG_VERSIONS",
     "KNOWN_VERSIONS",
+    "LARGEST",
     "OLD_PARAMETERS",
     "PROPENSITY_KINDS",
     "REQUEST_ID_SOURCES",
@@ -62,6 +64,11 @@ _WANTED = (
     *("request_id", "ts", "policy_name", "item_ids", "log_propensities", "log_propensity"),
     "propensity_kind",
 )
+
+# Of a reward, and of a row's weight, whose least is 1 over it. What is beyond is no amount of
+# anything, and the squares of sums of weights and rewards must stay within float64.
+LARGEST = 1e50
+BEYOND = f"reward beyond {LARGEST:g}"  # why a row is set aside
 
 IdKind: TypeAlias = Literal["int64", "str"]
 

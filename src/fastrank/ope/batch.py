@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import FloatArray, IntArray, Mask
-from fastrank.eventlog.checks import LARGEST
 from fastrank.eventlog.hashing import mixed
+from fastrank.eventlog.schema import LARGEST
 from fastrank.inputs import as_real
 
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]

@@ -351,3 +351,59 @@ def test_weights_that_stray_are_said_of_all_that_rest_on_propensities() -> None:
     fine = evaluated(batch)
     assert all("mean_weight" not in each.reasons for each in fine.estimates.values())
     assert fine.uncovered == 0.0
+
+
+def two_policies(behaviour: Behaviour, **options: Any) -> dict[str, ope.PolicyResult]:
+    """The evaluation policy, and the logging policy under another name."""
+    batch = draws(behaviour, 20_000, seed=1)
+    table = of_batch(batch)
+    same = table["log_propensities"]
+    log = LogReader.of_tables(table.append_column("same", same), columns=["evaluated", "same"])
+    asked = [ope.FromColumn("new", "evaluated"), ope.FromColumn("same", "same")]
+    found = ope.evaluate(log, asked, **options)
+    return {policy.label: policy for policy in found.policies}
+
+
+def test_what_one_policy_shows_of_people_holds_for_all() -> None:
+    """Of the logging policy itself both estimates are the same, whatever people do."""
+    found = two_policies(buys_one_at_most)
+    assert {policy.lead for policy in found.values()} == {"snips"}
+    for policy in found.values():
+        assert policy.status == "ok"
+        assert policy.estimates["snrips"].reasons == ("behaviour",)
+    fine = two_policies(looks_at_all)
+    assert {policy.lead for policy in fine.values()} == {"snrips"}
+    assert fine["same"].estimates["snips"].status == "ok"
+
+
+def test_a_reference_that_is_refuted_spoils_the_difference() -> None:
+    found = two_policies(buys_one_at_most, reference="new", lead="snrips")
+    assert found["same"].differences["snrips"].status == "biased"
+    assert "behaviour" in found["same"].differences["snrips"].reasons
+    assert found["same"].differences["snips"].status == "ok"
+
+
+def test_what_is_against_the_whole_log_does_not_move_the_lead() -> None:
+    found = two_policies(buys_one_at_most, reasons=["malformed_rows"])
+    for policy in found.values():
+        assert policy.lead == "snips"
+        assert policy.status == "malformed_log"
+        assert policy.estimates["snrips"].reasons == ("malformed_rows", "behaviour")
+
+
+def test_a_log_of_too_many_laws_or_places_is_refused() -> None:
+    """A request id in the place of a policy's name costs a stratum a row."""
+    table = of_batch(draws(looks_at_all, 2500, seed=1))
+    names = pa.array([f"policy {i}" for i in range(2500)])
+    laws = table.set_column(table.schema.get_field_index("policy_name"), "policy_name", names)
+    asked = [ope.FromColumn("new", "evaluated")]
+    with pytest.raises(ValueError, match=r"strata: the log has more than 2,000 logging policies"):
+        ope.evaluate(LogReader.of_tables(laws, columns=["evaluated"]), asked)
+    few = laws.slice(0, 300)
+    found = ope.evaluate(LogReader.of_tables(few, columns=["evaluated"]), asked)
+    assert len(found.strata) == 300
+    wide = ope.Batch.of(np.zeros((2, 1001)), np.zeros((2, 1001)), np.ones((2, 1001)))
+    log = LogReader.of_tables(of_batch(wide), columns=["evaluated"])
+    with pytest.raises(ValueError, match=r"places: the longest ranking has 1,001 of them"):
+        ope.evaluate(log, asked)
+    assert ope.evaluate(log, asked, places=3).places == 3

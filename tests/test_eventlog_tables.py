@@ -929,3 +929,11 @@ def test_a_request_that_stands_for_nobody_is_many_rows(lost: int, status: str) -
         assert sum(found.log["set_aside"].values()) == 1
         assert found.log["malformed_share"] == pytest.approx(lost / 4000)
     assert found.policies[0].status == status
+
+
+@pytest.mark.parametrize("ids", [np.arange, lambda n: [f"v{i}" for i in range(n)]])
+def test_a_request_may_be_its_own_user(ids: Callable[[int], Any]) -> None:
+    rows = visits(50) | {"visit": np.repeat(ids(50), 2)}
+    (table,) = from_table(rows, **NAMED, user="visit")
+    assert table["user_id"].to_pylist() == table["request_id"].to_pylist()
+    assert table.num_rows == 50

@@ -368,7 +368,7 @@ class Reading:
         if named.request is None:
             requests = pa.array(flat.first_rows).cast(pa.string())
         else:
-            requests = flat.of_rankings[named.request]
+            requests = _texts(flat.of_rankings[named.request])  # it may be the user's column, too
             empty = pc.fill_null(pc.equal(requests, ""), True).to_numpy(zero_copy_only=False)
             flaws.rankings(empty, "no request id", named.request)
         users = pa.nulls(n, pa.string())

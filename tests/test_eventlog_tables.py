@@ -937,3 +937,16 @@ def test_a_request_may_be_its_own_user(ids: Callable[[int], Any]) -> None:
     (table,) = from_table(rows, **NAMED, user="visit")
     assert table["user_id"].to_pylist() == table["request_id"].to_pylist()
     assert table.num_rows == 50
+
+
+def test_ids_that_are_hashes_are_read_as_far_as_the_log_can_hold_them() -> None:
+    """One of 64 bits sets its ranking aside, and says which; as texts all are taken."""
+    rows = visits(50)
+    rows["item"] = rows["item"].astype(np.uint64)
+    rows["item"][5] = np.uint64(2**63)
+    log = from_table(rows, **NAMED)
+    assert sum(table.num_rows for table in log) == 49
+    (place,) = log.read_report.places["item id beyond int64"]
+    assert place == ("table", 5, "item: 9223372036854775808")
+    rows["item"] = rows["item"].astype(str)
+    assert sum(table.num_rows for table in from_table(rows, **NAMED)) == 50

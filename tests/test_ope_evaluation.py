@@ -1026,6 +1026,7 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
         ({"policies": []}, "policies: expected at least one"),
         ({"estimators": ["best"]}, "estimators: expected some of avg, .* got 'best'"),
         ({"reference": "p9"}, "reference: expected logging or a policy's label, got 'p9'"),
+        ({"level": "a"}, "level: expected .001 to .999999, got 'a'"),
         ({"level": 1.0}, "level: expected .001 to .999999, got 1.0"),
         ({"level": np.nan}, "level: expected .001 to .999999, got nan"),
         *(

@@ -431,3 +431,19 @@ def test_no_files(tmp_path: Path) -> None:
         from_dsjson(tmp_path)
     with pytest.raises(ValueError, match="paths: none given"):
         from_dsjson([])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_rounds": 3}, r"feedback\['n_rounds'\]: 3, and there are 2 rounds"),
+        ({"n_actions": "two"}, r"feedback\['n_actions'\]: expected an integer from 1, got 'two'"),
+        ({"n_actions": 0}, r"feedback\['n_actions'\]: expected an integer from 1, got 0"),
+        ({"n_actions": 10**30}, r"feedback\['n_actions'\]: expected an integer from 1, got 1000"),
+    ],
+)
+def test_counts_that_contradict_the_log_are_refused(changes: dict[str, Any], message: str) -> None:
+    feedback = {"action": [1, 0], "reward": [1, 0], "pscore": [0.5, 0.5], "n_actions": 2}
+    with pytest.raises(ValueError, match=message):
+        from_obp(feedback | changes, {"new": [[0.1, 0.9], [0.2, 0.8]]})
+    assert list(from_obp(feedback | {"n_rounds": 2}, {}))

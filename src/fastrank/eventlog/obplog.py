@@ -10,7 +10,7 @@ import numpy as np
 from fastrank.arraytypes import AnyArray, FloatArray, IntArray
 from fastrank.eventlog.owncolumns import Columns, ColumnsError
 from fastrank.eventlog.ownlog import TableLog
-from fastrank.inputs import as_count, as_real, shown
+from fastrank.inputs import as_real, shown
 from fastrank.policies import Policy
 
 __all__ = ["from_obp"]
@@ -89,6 +89,7 @@ def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Tabl
         "reward": _flat("feedback['reward']", feedback["reward"], n),
         "pscore": _flat("feedback['pscore']", feedback["pscore"], n),
     }
+    _check_rounds(feedback, n)
     place = np.zeros(n, np.int64)
     if feedback.get("position") is not None:
         place = columns["position"] = _integers("position", feedback["position"], n)
@@ -144,6 +145,7 @@ def _slates(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table
     else:
         slate = _integers("slate_id", feedback["slate_id"], m)
         position = _integers("position", feedback["position"], m)
+    _check_rounds(feedback, len(np.unique(slate)))
     n_actions = _count(feedback, "n_unique_action")
     pairs = np.lexsort((action, slate))
     ordered_slate, ordered_action = slate[pairs], action[pairs]
@@ -270,5 +272,18 @@ def _integers(name: str, values: Any, n: int | None = None) -> IntArray:
 
 
 def _count(feedback: Mapping[str, Any], name: str) -> int | None:
-    given = feedback.get(name)
-    return None if given is None else as_count(f"feedback[{name!r}]", given)
+    """A count that the feedback may state."""
+    value = feedback.get(name)
+    if value is None:
+        return None
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 1 <= value < 2**63:
+        raise ValueError(f"feedback[{name!r}]: expected an integer from 1, got {shown(value)}")
+    return int(value)
+
+
+def _check_rounds(feedback: Mapping[str, Any], rounds: int) -> None:
+    """What says another number of rows than there are is of another log, or cut."""
+    stated = feedback.get("n_rounds")
+    if stated is not None and stated != rounds:
+        raise ValueError(f"feedback['n_rounds']: {shown(stated)}, and there are {rounds:,} rounds")

@@ -150,7 +150,7 @@ def missing(named: Columns, require: Collection[str] = ()) -> list[tuple[str, st
         problems.append(("position", "means the place within a request: name `request`, too"))
     problems += _of_policies(named, "policies" in require)
     n = named.n_eligible
-    if n is not None and not isinstance(n, str) and (type(n) is not int or n < 1):
+    if n is not None and not isinstance(n, str) and (type(n) is not int or not 1 <= n < 2**63):
         problems.append(("n_eligible", f"expected a column or an integer from 1, got {shown(n)}"))
     return problems
 

@@ -436,6 +436,10 @@ class Reading:
             missing, whole = np.isnan(numbers), _is_whole(numbers)
             flaws.items(~missing & ~whole, "item id not whole", name, items)
             items = pa.array(np.where(whole, numbers, 0.0).astype(np.int64), mask=missing)
+        elif pa.types.is_uint64(items.type):  # of hashes
+            beyond = pc.fill_null(pc.greater(items, pa.scalar(2**63 - 1, pa.uint64())), False)
+            flaws.items(beyond.to_numpy(zero_copy_only=False), "item id beyond int64", name, items)
+            items = pc.if_else(beyond, pa.scalar(0, pa.uint64()), items).cast(pa.int64())
         elif pa.types.is_null(items.type):
             items = items.cast(pa.string())
         missing = ~is_valid(items)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -401,7 +402,7 @@ def _strayed(diagnostics: Diagnostics, thresholds: Thresholds) -> list[float]:
 
 def check_level(level: float) -> None:
     """A ValueError unless intervals can have it."""
-    if not 0.001 <= level <= 0.999999:
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0.001 <= level <= 0.999999:
         raise ValueError(f"level: expected .001 to .999999, got {level!r}")
 
 

@@ -672,11 +672,11 @@ def spread_weights(mean: float, n: int) -> Array:
         # Up to .05 may be chance where rows are few. An error is .98 / sqrt(n): .031 and .0049.
         (spread_weights(1.051, 1000), None, ("mean_weight",)),
         (spread_weights(1.049, 1000), None, ()),
-        (spread_weights(1.022, 40_000), None, ()),
-        (spread_weights(1.027, 40_000), None, ("mean_weight",)),
+        (spread_weights(1.017, 40_000), None, ()),
+        (spread_weights(1.022, 40_000), None, ("mean_weight",)),
         # Below 1 it is what the logging policy could not show.
-        (spread_weights(1.0 - 0.022, 40_000), None, ()),
-        (spread_weights(1.0 - 0.027, 40_000), None, ("mean_weight", "uncovered")),
+        (spread_weights(1.0 - 0.017, 40_000), None, ()),
+        (spread_weights(1.0 - 0.022, 40_000), None, ("mean_weight", "uncovered")),
         (spread_weights(1.0 - 0.009, 1_000_000), None, ("mean_weight",)),
         # As exact as propensities are.
         (np.full(1000, 1.0009), None, ()),

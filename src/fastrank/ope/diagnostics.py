@@ -74,7 +74,7 @@ class Thresholds:
     max_weight_share: float = 0.01
     heaviest_share: float = 0.25
     mean_weight: float = 0.05
-    mean_weight_z: float = 5.0
+    mean_weight_z: float = 4.0
     uncovered: float = 0.01
     malformed: float = 0.001
     set_aside: float = 0.05

@@ -583,11 +583,13 @@ def test_rewards_that_a_join_dropped_reach_the_status(shop: Path, tmp_path: Path
     printed = run("evaluate", tmp_path / "on", *asked, "--report", page).stdout
     assert "join:" not in printed
     assert "rewards came" not in page.read_text()
-    # An account that is damaged is a file that cannot be read; one that is lost is said.
+    # An account that is damaged, or lost, is a file that cannot be read.
     (tmp_path / "on" / "join.json").write_text("{")
     found = loaded("evaluate", tmp_path / "on", *asked)
     assert found["policies"][0]["reasons"] == ["unreadable_files"]
     (tmp_path / "on" / "join.json").unlink()
+    found = loaded("evaluate", tmp_path / "on", *asked)
+    assert found["policies"][0]["reasons"] == ["unreadable_files"]
     printed = run("evaluate", tmp_path / "on", *asked).stdout
     assert "join: what joining its rewards left out is not known" in " ".join(printed.split())
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from fastrank import ope
 from fastrank.cli.terminal import for_terminal, say
 from fastrank.eventlog.account import told_of
-from fastrank.ope.report import Section, next_step
+from fastrank.ope.report import Section, is_rounding, next_step
 
 __all__ = ["agreement", "print_audit", "print_section"]
 
@@ -87,6 +87,8 @@ def print_section(console: Console, section: Section) -> None:
                 _doubted(_interval(estimate.interval), good),
                 ""
                 if difference is None or name == "avg"
+                else "0"
+                if is_rounding(difference, estimate)
                 else _doubted(_figure(difference.value, "+"), compared),
             ]
             bracketed |= any(text.startswith("(") for text in figures)

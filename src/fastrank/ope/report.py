@@ -21,7 +21,7 @@ from fastrank.ope.spread import Interval
 from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.ope.verdict import explain
 
-__all__ = ["Section", "next_step", "render"]
+__all__ = ["Section", "is_rounding", "next_step", "render"]
 
 _STRATA = 20  # so many are shown, those with the most rows
 _OPEN = 4  # of so many policies, all figures are unfolded
@@ -243,7 +243,7 @@ def _decision(policy: PolicyResult) -> str:
     difference = policy.differences[policy.lead]
     if difference.status != "ok" or difference.interval is None:
         return "apart"
-    if _equal(difference, policy.estimates[policy.lead]):
+    if is_rounding(difference, policy.estimates[policy.lead]):
         return "unseen"
     low, high = difference.interval
     return "more" if low > 0.0 else "less" if high < 0.0 else "unseen"
@@ -264,7 +264,7 @@ def _policy(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
                 "result": estimate,
                 "lead": name == policy.lead,
                 "difference": differences.get(name),
-                "equal": name in differences and _equal(differences[name], estimate),
+                "equal": name in differences and is_rounding(differences[name], estimate),
                 "why": [text for text in why[name] if text not in of_all],
             }
             for name, estimate in policy.estimates.items()
@@ -279,7 +279,7 @@ def _policy(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
     }
 
 
-def _equal(difference: Difference, estimate: Estimate) -> bool:
+def is_rounding(difference: Difference, estimate: Estimate) -> bool:
     """Whether a difference is no more than rounding: one policy under two names, for instance."""
     ends = difference.interval or (math.inf, math.inf)
     return max(map(abs, ends)) <= _ROUNDING * abs(estimate.value or 0.0)
@@ -367,7 +367,7 @@ def _percent(share: float | None, digits: int = 3) -> str:
 def _forest(evaluation: Evaluation) -> dict[str, Any]:
     """Where intervals, points and ticks of the forest plot go, in percent of its width."""
     pairs = [(p, p.differences[p.lead]) for p in evaluation.policies if p.differences]
-    known = [d for p, d in pairs if d.interval and not _equal(d, p.estimates[p.lead])]
+    known = [d for p, d in pairs if d.interval and not is_rounding(d, p.estimates[p.lead])]
     # What is no result does not set the scale, unless there is nothing else.
     scaled = [each for each in known if each.status == "ok"] or [
         each for each in known if each.status != "unsupported"
@@ -411,7 +411,7 @@ def _bar(
     return {
         "policy": policy,
         "difference": difference,
-        "equal": _equal(difference, lead),
+        "equal": is_rounding(difference, lead),
         "decision": _decision(policy),
         "line": line,
         "relative": relative,

@@ -214,7 +214,8 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
         found.append("set_aside")
     if log.report.malformed_share > thresholds.malformed:
         found.append("malformed_rows")
-    if log.report.unreadable_files:
+    unknown = any(set(join) == {"id"} for join in log.report.joins)  # their join.json is lost
+    if log.report.unreadable_files or unknown:
         found.append("unreadable_files")
     if log.report.rewards_dropped_share > thresholds.set_aside:
         found.append("rewards_dropped")

@@ -427,10 +427,11 @@ def test_time_is_that_of_sorting() -> None:
 
 def test_all_that_is_missing_is_said_at_once() -> None:
     table = pa.table({"shown": [1], "prob": [0.5], "clicks": ["a"], "new": [0.5], "place": [1]})
+    no_kind: Any = "place"
     with pytest.raises(ColumnsError) as caught:
         ope.evaluate_table(
             table, {"new": "nwe"}, propensity="probb", reward="clicks", position="place",
-            log_propensity="prob", n_eligible=0, propensity_of="place",  # type: ignore[arg-type]
+            log_propensity="prob", n_eligible=0, propensity_of=no_kind,
         )  # fmt: skip
     assert dict(caught.value.problems) == {
         "item": "name the column of what was shown",
@@ -869,7 +870,7 @@ def test_streams_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tables = iter(log)
     next(tables)
     assert sum(opened) <= 65_536
-    tables.close()  # type: ignore[attr-defined]
+    del tables  # and with it the open file
     before = len(opened)
     assert sum(each.num_rows for each in log) == len(table)
     assert len(opened) > before

@@ -215,8 +215,9 @@ def test_arrays_of_obp_that_do_not_fit(changes: dict[str, Any], law: Any, why: s
 
 
 def test_mappings_are_wanted() -> None:
+    number: Any = 5
     with pytest.raises(ValueError, match="feedback: expected a mapping, got 5"):
-        from_obp(5)  # type: ignore[arg-type]
+        from_obp(number)
     feedback, evaluation = slates()
     with pytest.raises(ValueError, match=r"evaluation\['new'\]: of slates, expected a mapping of"):
         from_obp(feedback, {"new": evaluation["evaluation_policy_pscore"]})

@@ -19,7 +19,7 @@ KEY = bytes(range(32))
 RUN = fr.Run("night", key=KEY)
 
 
-class Who(str, enum.Enum):  # noqa: UP042  # the older way, as many write it
+class Who(str, enum.Enum):  # noqa: UP042  # its str() is Who.ANN; a StrEnum's is ann
     ANN = "ann"
 
 
@@ -114,6 +114,8 @@ def test_a_task_that_is_tried_again_writes_the_same_rows(tmp_path: Path) -> None
 
 
 def test_rankings_of_other_seeds_are_none_of_the_run(tmp_path: Path) -> None:
+    name: Any = "night"  # of append_batch it wants a Run, of append its name
+    number: Any = 7
     with LogWriter(tmp_path) as log:
         batch = ranked(["a", "b"], RUN)
         with pytest.raises(ValueError, match=r"run: ranking 0 was drawn by the seed"):
@@ -121,9 +123,9 @@ def test_rankings_of_other_seeds_are_none_of_the_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="user_ids: request ids of a run follow from them"):
             log.append_batch(batch, run=RUN)
         with pytest.raises(ValueError, match=r"run: expected a fastrank\.Run, got 'night'"):
-            log.append_batch(batch, user_ids=["a", "b"], run="night")  # type: ignore[arg-type]
+            log.append_batch(batch, user_ids=["a", "b"], run=name)
         with pytest.raises(ValueError, match="run: expected a str, got 7"):
-            log.append(batch[0], run=7)  # type: ignore[arg-type]
+            log.append(batch[0], run=number)
         with pytest.raises(ValueError, match="user_ids: expected 2 entries, got 3"):
             log.append_batch(batch, user_ids=["a", "b", "c"], run=RUN)
     assert not list(tmp_path.glob("*.parquet"))

@@ -7,6 +7,7 @@ still be named by the number that it has in the caller's own table.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from fastrank.policies import Policy
 __all__ = ["OwnLog", "TableLog", "from_table"]
 
 
-class OwnLog:
+class OwnLog(ABC):
     """A log of another making, as tables in this log's schema; iterate over it once or more.
 
     Attributes
@@ -48,8 +49,9 @@ class OwnLog:
     has_times: bool
     read_report: ReadReport
 
+    @abstractmethod
     def __iter__(self) -> Iterator[pa.Table]:
-        raise NotImplementedError
+        """The tables; `read_report` is complete after the last."""
 
     def reader(self, *, omit: Sequence[str] = ()) -> LogReader:
         """A reader of the tables, with all of their columns."""

@@ -166,7 +166,7 @@ def summarise(
     """
     against = [*reasons, *_against_log(log, sums, question.thresholds)]
     strata = sums.strata
-    summary = _Summary(question, strata, against)
+    summary = _Summary(question, strata, against, _outside(strata))
     used = sum(each.rows for each in strata)
     return Evaluation(
         policies=summary.policies(),
@@ -225,6 +225,17 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
     return found
 
 
+def _outside(strata: Sequence[StratumSums]) -> dict[str | None, tuple[FloatArray, float]]:
+    """By catalog, of strata that ranked all of it: a small one has too few draws of its own."""
+    sums: dict[str | None, tuple[FloatArray, float]] = {}
+    for each in strata:
+        if not each.of_candidates:
+            version = each.stratum.catalog_version
+            outside, mass = sums.get(version, (np.zeros_like(each.outside), 0.0))
+            sums[version] = outside + each.outside, mass + each.mass
+    return sums
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """Of one policy, before policies are held against each other."""
@@ -237,12 +248,15 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """Policies go by their numbers, p; `reasons` are against the log as a whole."""
+    """Policies go by their numbers, p; `reasons` are against the log as a whole.
+
+    `outside` has sums of what `StratumSums` calls so, and of the mass, by catalog.
+    """
 
     question: Question
     strata: Sequence[StratumSums]
     reasons: Sequence[str]
-    _by_catalog: dict[str | None, tuple[FloatArray, float]] = field(default_factory=dict)
+    outside: Mapping[str | None, tuple[FloatArray, float]]
 
     def policies(self) -> tuple[PolicyResult, ...]:
         """Each of them; what one of them shows of people, or of propensities, holds for others."""
@@ -406,20 +420,8 @@ class _Summary:
         if each.of_candidates:
             outside, mass = each.outside, each.mass
         else:
-            outside, mass = self._of_catalogs()[each.stratum.catalog_version]
+            outside, mass = self.outside[each.stratum.catalog_version]
         return float(each.certain[p] / each.mass + outside[p] / mass)
-
-    def _of_catalogs(self) -> Mapping[str | None, tuple[FloatArray, float]]:
-        """Sums of `outside` and of the mass, by catalog; without strata of candidates."""
-        if not self._by_catalog:
-            for each in self.strata:
-                if not each.of_candidates:
-                    version = each.stratum.catalog_version
-                    outside, mass = self._by_catalog.get(
-                        version, (np.zeros_like(each.outside), 0.0)
-                    )
-                    self._by_catalog[version] = outside + each.outside, mass + each.mass
-        return self._by_catalog
 
     @staticmethod
     def _merged(strata: Sequence[StratumSums], p: int, name: str) -> Estimator:

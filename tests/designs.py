@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BEYOND", "DESIGNS", "Design", "Log"]
+__all__ = ["DESIGNS", "Design", "Log"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -296,11 +296,9 @@ DESIGNS: dict[str, Callable[[], Design]] = {
     "lognormal revenue, sigma 1.8, 6,000 users": lambda: revenue(1.8, 6000),
     "lognormal revenue, sigma 1.8, 600 users": lambda: revenue(1.8, 600),
     "lognormal revenue, sigma 1.8, 25 users": lambda: revenue(1.8, 25, 0.05),
+    "lognormal revenue, sigma 2.5, 600 users": lambda: revenue(2.5, 600),
+    "lognormal revenue, sigma 2.5, 2,000 users": lambda: revenue(2.5, 2000),
     "temperature and clicks by weekday": lambda: weekdays(10_000, 2000),
     "clickless rows kept at .1": lambda: sampled(20_000, 0.1),
     "24 seeds for all": lambda: shared_seeds(24, 3000),
-}
-# Tails that no log shows whole: no status can tell, and the documentation says so.
-BEYOND: dict[str, Callable[[], Design]] = {
-    "lognormal revenue, sigma 2.5, 280 purchases": lambda: revenue(2.5, 2000),
 }

@@ -13,6 +13,7 @@ from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog.hashing import mixed
 from fastrank.eventlog.schema import LARGEST
 from fastrank.inputs import as_real
+from fastrank.ope.tails import size_counts
 
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
 
@@ -227,6 +228,11 @@ class Batch:
     def earned(self) -> FloatArray:
         """Rewards of the whole rankings, shape (n,)."""
         return _row_sums(self.rewards)
+
+    @cached_property
+    def sizes(self) -> IntArray:
+        """Rankings by what they earned, as `tails` counts them."""
+        return size_counts(self.earned)
 
     @cached_property
     def weighted_rewards(self) -> FloatArray:

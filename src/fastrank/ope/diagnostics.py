@@ -38,7 +38,8 @@ class Thresholds:
     Attributes
     ----------
     reward_ess, difference_reward_ess : float
-        Least effective number of rewarded rows, of an estimate and of a difference.
+        Least effective number of rewarded rows, of an estimate and of a difference; of the latter
+        as counted, and as the spread of the rewards' sizes lets expect.
     max_weight_share : float
         Largest share of the weight on one row.
     heaviest_share : float

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fastrank.arraytypes import FloatArray, IntArray
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
 from fastrank.ope.diagnostics import Weights, effective_clusters
+from fastrank.ope.tails import BINS, expected_ess
 
 __all__ = [
     "ADDITIVE",
@@ -75,6 +76,8 @@ class Estimator:
         Rankings of each group.
     mass : ndarray of float64, shape (GROUPS,)
         Their row weights' sums: `counts` where rows have none.
+    sizes : ndarray of int64
+        Rankings by what they earned.
     """
 
     name: ClassVar[str]
@@ -103,6 +106,7 @@ class Estimator:
         self.products = np.zeros((width, width)) if width <= _MOST_PRODUCTS else None
         self.counts = np.zeros(GROUPS, np.int64)
         self.mass = np.zeros(GROUPS)
+        self.sizes = np.zeros(BINS, np.int64)
         self.weights = Weights()
         self._has_own_weights = True
         self.replicates: FloatArray | None = None  # of these sums, once somebody has asked for them
@@ -131,6 +135,7 @@ class Estimator:
         counts = batch.counts
         self.rows += len(batch)
         self.counts += counts
+        self.sizes += batch.sizes
         self.mass += counts if own is None else np.bincount(groups, own, GROUPS)
         sums = np.stack([np.bincount(groups, column, GROUPS) for column in summands.T], axis=1)
         self.sums += sums if which is None else sums[:, which]
@@ -162,6 +167,7 @@ class Estimator:
             self.products += other.products
         self.counts += other.counts
         self.mass += other.mass
+        self.sizes += other.sizes
         if self._has_own_weights:
             self.weights.merge(other.weights)
 
@@ -182,6 +188,11 @@ class Estimator:
     def effective_clusters(self) -> float:
         """As many users with equally many rows would say as much."""
         return effective_clusters(self.mass)
+
+    @property
+    def expected_reward_ess(self) -> float:
+        """Effective rewarded rows, by how the bulk of the rewards' sizes is spread."""
+        return expected_ess(self.sizes)
 
     def doubts(self) -> list[str]:
         """Reasons not to take it for the policy's value that are of this estimator's own kind."""

@@ -46,6 +46,7 @@ REASONS: Mapping[str, str] = {
     "repeated_seeds": "rows of different users share their seed, and with it their noise",
     "set_aside": "too many rows had to be left out, and may differ from those that stayed",
     "reward_ess": "too few rewarded rows carry the estimate",
+    "long_tail": "rewards vary so much in size that the log may lack the largest",
     "max_weight_share": "one row carries too much of the weight",
     "heaviest_share": "the heaviest 1 % of rows carry too much of the weight",
     "mean_weight": "the mean weight is too far from 1: propensities of one side are not true",
@@ -312,6 +313,8 @@ def difference(
         rewarded = [side.diagnostics.reward_ess for side in sides if side.diagnostics is not None]
         if min(rewarded, default=math.inf) < thresholds.difference_reward_ess:
             found.append("reward_ess")
+        elif estimator.expected_reward_ess < thresholds.difference_reward_ess:
+            found.append("long_tail")
     return Difference(
         estimator=estimator.name,
         reference_estimator=reference.name,

@@ -1,0 +1,50 @@
+"""How many rewarded rows their sizes let expect: a log that lacks the largest looks well.
+
+Few logs of long-tailed revenue show the purchases that make its mean. The effective number of
+rewarded rows, as counted, is then too high, and highest where the estimate is too low. The bulk of
+the sizes says what is to be expected, whether or not the largest are there.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+
+from fastrank.arraytypes import FloatArray, IntArray
+
+__all__ = ["BINS", "expected_ess", "size_counts"]
+
+# Sizes of rewards are counted in sixteenths of a doubling, over this range of log2; what lies
+# beyond is in the last bin on its side.
+_PER_OCTAVE, _LOWEST, _HIGHEST = 16, -20, 40
+BINS = (_HIGHEST - _LOWEST) * _PER_OCTAVE
+_FEW = 10  # rewarded rows, whose spread says nothing
+_HIGH = 5  # the so many largest size is still seen by most logs
+
+
+def size_counts(values: FloatArray) -> IntArray:
+    """Rewards that are not 0, by their absolute values, shape (BINS,). O(n)."""
+    sizes = np.abs(values[values != 0.0])
+    bins = (np.log2(sizes) - _LOWEST) * _PER_OCTAVE
+    return np.bincount(np.clip(bins, 0.0, BINS - 1.0).astype(np.int64), minlength=BINS)
+
+
+def expected_ess(counts: IntArray) -> float:
+    """``n exp(-s^2)``: effective rewarded rows of n lognormal sizes whose logs have the sd s.
+
+    s is of the upper half, since that bears the mean: the root mean square above the median, or
+    what the fifth largest says, if that is less, as it is for sizes that end somewhere. With fewer
+    than ten rewards it is n.
+    """
+    n = int(counts.sum())
+    if n < _FEW:
+        return float(n)
+    logs = np.arange(BINS) * (np.log(2.0) / _PER_OCTAVE)
+    up_to = np.cumsum(counts)
+    median = logs[np.searchsorted(up_to, (n + 1) // 2)]
+    above = np.clip(up_to - n / 2, 0.0, counts)  # of each bin, in the upper half
+    variance = float(above @ np.square(logs - median)) / (n / 2)
+    reach = logs[np.searchsorted(up_to, n - _HIGH + 1)] - median
+    deviates = NormalDist().inv_cdf(1.0 - (_HIGH - 0.5) / n)
+    return float(n * np.exp(-min(variance, (reach / deviates) ** 2)))

@@ -70,7 +70,8 @@ def test_a_request() -> None:
         ("{", 400, "malformed_json", None),
         (b'{"user_id": "\xff"}', 400, "malformed_json", None),
         ("[" * 100_000, 400, "invalid_type", None),
-        ('{"query": ' + "[" * 100_000, 400, "invalid_type", "query"),
+        ('{"query": ' + "[" * 100_000, 400, "malformed_json", None),
+        ('{"query": ' + "[" * 500 + "]" * 500 + "}", 400, "invalid_type", "query"),
         ({"gateway": {"user_id": "a"}, "k": 5}, 400, "unknown_field", "gateway"),
         (
             b'{"gateway": {"user_id": "a"}, "gateway": {"k": "5"}}',

@@ -6,10 +6,10 @@ kept requests and answers, as SageMaker's Data Capture has, reads them again by 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import unquote_plus
 
@@ -20,6 +20,7 @@ from fastrank.ids import MAX_LENGTH, integer, split_ids
 __all__ = [
     "LINES",
     "MAX_PARAMS",
+    "MAX_QUERY",
     "MAX_SCORE",
     "MAX_TEXT",
     "Answer",
@@ -41,6 +42,8 @@ __all__ = [
 MAX_TEXT = 256  # characters of a request_id or inference_type
 MAX_SCORE = 10_000  # characters of a score
 MAX_PARAMS = 100  # of a score, each a text of at most MAX_TEXT characters
+MAX_QUERY = 65_536  # numbers of a query
+MAX_GATEWAY = 65_536  # bytes of the parameters that came in a URL
 MAX_SHOWN = 100  # characters of a value that an error repeats
 # Content types whose every line is a body, and every line of the answer an answer.
 LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjson")
@@ -239,15 +242,17 @@ _FIELDS = tuple(Request.__struct_fields__)
 _INTEGERS = ("k", "head", "m", "seed")
 _FLOATS = ("temperature", "epsilon", "factor")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
+_LONGEST_NUMBER = 1024  # characters
 _TEXTS = {
     "user_id": MAX_LENGTH,
     "request_id": MAX_TEXT,
     "inference_type": MAX_TEXT,
     "score": MAX_SCORE,
 }
+_GATEWAY = "gateway"
 _PATH = re.compile(r" - at `\$\.?(\w*)")
-_UNKNOWN = re.compile(r"unknown field `(.*)`")
-_NAMED = re.compile(rf'"({"|".join(_FIELDS)}|gateway)"'.encode())
+_UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
+_NAMED = re.compile(rf'"({"|".join(_FIELDS)}|{_GATEWAY})"'.encode())
 
 
 def read(body: bytes) -> Request:
@@ -273,23 +278,23 @@ def read(body: bytes) -> Request:
     >>> read(b'{"gateway": {"user_id": "O%27Brien", "exclude": "17%2C4711", "k": ""}}').exclude
     ['17', '4711']
     """
+    try:
+        return _read(body)
+    except _NOT_JSON as error:
+        raise RequestError("malformed_json", f"the body is not JSON: {error}") from None
+
+
+def _read(body: bytes) -> Request:
+    try:
+        request = _REQUEST.decode(body)
+    except msgspec.ValidationError as error:
+        return _read_otherwise(body, str(error))
     names = _NAMED.findall(body)
     # msgspec takes the last of several members of one name; an escape may hide a name.
-    # So it does of the parameters of a score.
-    if len(names) > len(set(names)) or b"params" in names or (b"\\" in body and b"\\u" in body):
-        _refuse_repeated(body)
-    try:
-        return _REQUEST.decode(body)
-    except msgspec.ValidationError as error:
-        members = _members(body)
-        gateway = _gateway(members)
-        if gateway is not None:
-            return read_parameters(gateway)
-        if not _read_numbers(members):
-            raise _invalid(str(error), members) from None
-        return _converted(members)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError("malformed_json", f"the body is not JSON: {error}") from None
+    hidden = b"\\" in body and b"\\u" in body
+    if hidden or len(names) > len(set(names)) or request.params is not None:
+        _look_into_params(_members(body, _FIELDS))
+    return request
 
 
 def read_parameters(parameters: Mapping[str, str]) -> Request:
@@ -317,7 +322,10 @@ def read_parameters(parameters: Mapping[str, str]) -> Request:
         elif name == "params":
             given[name] = _object(text)
     _read_numbers(given)
-    return _converted(given)
+    try:
+        return msgspec.convert(given, Request)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), given) from None
 
 
 def checked(request: Request) -> Request:
@@ -341,6 +349,8 @@ def checked(request: Request) -> Request:
             allowed="user_id or query",
         )
     if request.query is not None:
+        if len(request.query) > MAX_QUERY:
+            raise _long_query(len(request.query))
         for j, value in enumerate(request.query):
             if not math.isfinite(value) or abs(value) > 3.4e38:
                 raise RequestError(
@@ -363,49 +373,42 @@ def checked(request: Request) -> Request:
     return request
 
 
-def _object(text: str) -> Any:
+def _object(text: str) -> dict[str, Any]:
     """The parameters of a score as URLs have them: a JSON object."""
+    body = text.encode(errors="surrogatepass")
     try:
-        found = json.loads(text, parse_constant=float)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise RequestError(
-            "invalid_type",
-            f"params: expected an object, as JSON, got {short(text)!r}",
-            field="params",
-            value=text,
-        )
-    return found
+        found = msgspec.json.decode(body)
+        if isinstance(found, dict):
+            _members(body, None, "params: ")
+            return found
+    except _NOT_JSON:
+        pass
+    raise RequestError(
+        "invalid_type",
+        f"params: expected an object, as JSON, got {short(text)!r}",
+        field="params",
+        value=text,
+    )
 
 
 def _check_params(params: Mapping[str, float | bool | str]) -> None:
-    allowed = f"at most {MAX_PARAMS}, of at most {MAX_TEXT} characters, and finite"
     for name, value in params.items():
         is_long = len(name) > MAX_TEXT or (isinstance(value, str) and len(value) > MAX_TEXT)
         if is_long or (isinstance(value, float) and not math.isfinite(value)):
-            raise RequestError(
-                "invalid_value",
-                f"params: {short(name)!r}: expected {allowed}, got {short(value)!r}",
-                field="params",
-                value=str(value),
-                allowed=allowed,
-            )
+            raise _bad_params(value, f"{short(name)!r}: ")
     if len(params) > MAX_PARAMS:
-        raise RequestError(
-            "invalid_value",
-            f"params: expected {allowed}, got {len(params)}",
-            field="params",
-            value=len(params),
-            allowed=allowed,
-        )
+        raise _bad_params(len(params))
 
 
-def _converted(given: Mapping[str, Any]) -> Request:
-    try:
-        return msgspec.convert(given, Request)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), given) from None
+def _bad_params(value: Any, which: str = "") -> RequestError:
+    allowed = f"at most {MAX_PARAMS}, of at most {MAX_TEXT} characters, and finite"
+    return RequestError(
+        "invalid_value",
+        f"params: {which}expected {allowed}, got {short(value)!r}",
+        field="params",
+        value=value if which == "" else str(value),
+        allowed=allowed,
+    )
 
 
 def _read_numbers(given: dict[str, Any]) -> bool:
@@ -429,6 +432,8 @@ def _read_numbers(given: dict[str, Any]) -> bool:
             given[name] = number
             found = True
     query = given.get("query")
+    if isinstance(query, list) and len(query) > MAX_QUERY:
+        raise _long_query(len(query))
     if isinstance(query, list) and any(isinstance(entry, str) for entry in query):
         numbers = [_float(entry) if isinstance(entry, str) else entry for entry in query]
         for j, (number, entry) in enumerate(zip(numbers, query, strict=True)):
@@ -445,52 +450,135 @@ def _read_numbers(given: dict[str, Any]) -> bool:
 
 
 def _float(text: str) -> float | None:
-    return float(text) if _NUMBER.fullmatch(text) else None
+    return float(text) if len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text) else None
 
 
-def _refuse_repeated(body: bytes) -> None:
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise RequestError(
-                    "duplicate_field", f"{name}: given more than once", field=name[:MAX_TEXT]
-                )
-            found[name] = value
-        return found
-
-    try:
-        json.loads(body, object_pairs_hook=members)
-    except RequestError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise RequestError("malformed_json", f"the body is not JSON: {error}") from None
+def _long_query(count: int) -> RequestError:
+    allowed = f"at most {MAX_QUERY} numbers"
+    return RequestError(
+        "out_of_range",
+        f"query: expected {allowed}, got {count}",
+        field="query",
+        value=f"{count} numbers",
+        allowed=allowed,
+    )
 
 
-def _members(body: bytes) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+# ---- What is not read at once ---------------------------------------------------------------
+
+# Members are told apart by their bytes, and no value is made that nobody wants: of six megabytes
+# of small lists that would take a second.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def _gateway(members: Mapping[str, Any]) -> dict[str, str] | None:
-    """The parameters of a body that API Gateway's template made; None for any other."""
-    inner = members.get("gateway")
-    if inner is None or len(members) > 1:
-        return None
-    if not isinstance(inner, dict):
-        raise RequestError(
-            "invalid_type", "gateway: expected an object", field="gateway", value=inner
-        )
-    found: dict[str, str] = {}
-    for name, value in inner.items():
-        if not isinstance(value, str):
+class _Name:
+    """Of a member; as a key, equal to no other, so that members of one name stay apart."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _members(
+    body: bytes | msgspec.Raw, names: Collection[str] | None, where: str = ""
+) -> dict[str, msgspec.Raw]:
+    """An object's members, by names that may be there; None: by any, as many as parameters may be.
+
+    A RequestError for one that may not, or comes again: it ends there.
+    """
+    seen: set[str] = set()
+
+    def name(_: type, text: str) -> _Name:
+        if names is not None and text not in names:
+            raise _unknown(text)
+        if text in seen:
+            shortened = text[:MAX_TEXT]
             raise RequestError(
-                "invalid_type", f"{name}: expected text in gateway", field=name, value=value
+                "duplicate_field",
+                f"{where}{shortened}: given more than once",
+                field="params" if where else shortened,
             )
-        found[name] = unquote_plus(value, errors="strict") if _decodable(value) else value
+        if names is None and len(seen) >= MAX_PARAMS:
+            raise _bad_params(f"more than {MAX_PARAMS}")
+        seen.add(text)
+        return _Name(text)
+
+    try:
+        found = msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=name)
+    except msgspec.ValidationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, RequestError) else error from None
+    return {key.text: value for key, value in found.items()}
+
+
+def _read_otherwise(body: bytes, why_not: str) -> Request:
+    """What is no request as it stands: a gateway's object, or one with numbers as text."""
+    try:
+        members = _members(body, (*_FIELDS, _GATEWAY))
+    except msgspec.ValidationError:  # no object
+        raise _invalid(why_not, {}) from None
+    if members.keys() == {_GATEWAY}:
+        return read_parameters(_gateway(members[_GATEWAY]))
+    given = {
+        name: msgspec.json.decode(members[name])
+        for name in (*_INTEGERS, *_FLOATS)
+        if name in members and bytes(members[name])[:1] == b'"'
+    }
+    if "query" in members:
+        given |= _query(bytes(members["query"]))
+    if not _read_numbers(given):
+        raise _invalid(why_not, members)
+    numbers = {name: msgspec.Raw(encoded(value)) for name, value in given.items()}
+    try:
+        request = _REQUEST.decode(encoded({**members, **numbers}))
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), members) from None
+    _look_into_params(members)
+    return request
+
+
+def _look_into_params(members: Mapping[str, msgspec.Raw]) -> None:
+    """Refuse a parameter of a score that is given twice."""
+    params = members.get("params")
+    if params is not None and bytes(params)[:1] == b"{":
+        _members(params, None, "params: ")
+
+
+def _query(value: bytes) -> dict[str, list[float | str]]:
+    """A query of numbers and texts; nothing if it is none."""
+    if (count := value.count(b",") + 1) > MAX_QUERY:
+        raise _long_query(count)
+    try:
+        return {"query": msgspec.json.decode(value, type=list[float | str])}
+    except msgspec.ValidationError:
+        return {}
+
+
+def _gateway(value: msgspec.Raw) -> dict[str, str]:
+    """The parameters of a body that API Gateway's template made."""
+    if (size := len(bytes(value))) > MAX_GATEWAY:
+        allowed = f"at most {MAX_GATEWAY} bytes"
+        raise RequestError(
+            "out_of_range",
+            f"gateway: expected {allowed}, got {size}",
+            field=_GATEWAY,
+            value=f"{size} bytes",
+            allowed=allowed,
+        )
+    try:
+        members = _members(value, _FIELDS)
+    except msgspec.ValidationError:
+        raise RequestError(
+            "invalid_type", "gateway: expected an object", field=_GATEWAY, value=_shown(value)
+        ) from None
+    found: dict[str, str] = {}
+    for name, inner in members.items():
+        if bytes(inner)[:1] != b'"':
+            raise RequestError(
+                "invalid_type", f"{name}: expected text in gateway", field=name, value=_shown(inner)
+            )
+        text = msgspec.json.decode(inner)
+        found[name] = unquote_plus(text, errors="strict") if _decodable(text) else text
     return found
 
 
@@ -512,7 +600,7 @@ def _invalid(message: str, members: Mapping[str, Any]) -> RequestError:
     what = message.split(" - at ")[0]
     if field is None:
         return RequestError("invalid_type", f"the body: {what}")
-    value = members.get(field)
+    value = _shown(members.get(field))
     got = f"; got {short(value)!r}" if field in members else ""
     text = f"{field}: {what[0].lower()}{what[1:]}{got}"
     if field in _TEXTS and isinstance(value, int) and not isinstance(value, bool):
@@ -523,6 +611,17 @@ def _invalid(message: str, members: Mapping[str, Any]) -> RequestError:
         field=field,
         value=value,
     )
+
+
+def _shown(value: Any) -> Any:
+    """A member's value, or how its text begins, as an error may show it."""
+    if not isinstance(value, msgspec.Raw):
+        return value
+    content = bytes(value)
+    if len(content) <= 4 * MAX_SHOWN:
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            return msgspec.json.decode(content)
+    return content[: 4 * MAX_SHOWN].decode(errors="replace")
 
 
 def _unknown(name: str) -> RequestError:

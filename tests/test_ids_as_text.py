@@ -162,17 +162,19 @@ class TestServed:
 
     @pytest.mark.parametrize("word", [word for word in OTHERS if word])
     def test_users_and_filters_of_a_service(self, messages: Any, word: str) -> None:
-        from fastrank_serving.service import Loaded, Service
-        from fastrank_serving.settings import Settings
+        from fastrank_serving.engine import Job
+        from fastrank_serving.service import Loaded
 
         catalog = fr.Catalog([42, 7], [[1.0], [0.0]])
         model = fr.Model(catalog, [42], [[1.0]])
         loaded = Loaded(catalog, model, "v", np.zeros(1, np.float32))
         assert loaded.of_user("42") is not None
         assert loaded.of_user(word) is None
-        service = Service.__new__(Service)
-        service.settings = Settings(model=Path("model"))
+        query = np.zeros(1, np.float32)
+        asked = Job(catalog, query, k=1, policy=fr.Uniform(), seed=1, exclude=[7, word])
         with pytest.raises(messages.ProblemError) as caught:
-            service._ids(loaded, "exclude", [7, word])
+            asked.prepare()
         assert (caught.value.status, caught.value.value) == (422, word)
-        assert service._ids(loaded, "exclude", [7, "42"]).tolist() == [7, 42]
+        asked.exclude = [7, "42"]
+        asked.prepare()
+        assert asked.exclude.tolist() == [7, 42]

@@ -122,14 +122,14 @@ def test_jobs_of_one_score_share_a_pass_each_with_its_params(held: Held) -> None
 
 def test_a_long_expression_is_not_ranked_in_the_loop() -> None:
     short, long = (job(1, score=" + ".join(["dot"] * many)) for many in (2, 1400))
-    assert short.work() <= engine.INLINE_WORK < long.work()
+    assert short.priced() <= engine.INLINE_WORK < long.priced()
 
 
 def test_who_gains_nothing_shares_nothing(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no pass is longer than about a second: 64 slow ones in one would all come too late."""
     slow = [job(i, policy=fr.PlackettLuce(sampler="sequential")) for i in range(4)]
     jobs = [*slow, job(4, policy=fr.Uniform()), *(job(i) for i in range(5, 15))]
-    monkeypatch.setattr(engine, "_PASS_WORK", 4 * jobs[-1].work())
+    monkeypatch.setattr(engine, "_PASS_WORK", 4 * jobs[-1].priced())
 
     async def work(own: Engine) -> list[Any]:
         tasks = [asyncio.create_task(own.rank(each)) for each in jobs]
@@ -182,7 +182,8 @@ def test_one_bad_job_does_not_spoil_a_pass(held: Held) -> None:
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     found = run(work)
-    assert isinstance(found[2], ValueError)
+    assert isinstance(found[2], ProblemError)
+    assert found[2].field == "exclude"
     for i in (0, 1, 3):
         assert same_ranking(found[i].ranking, job(i).rank())
 

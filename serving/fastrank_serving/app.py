@@ -31,10 +31,12 @@ from fastrank_serving.messages import (
     LATE,
     MAX_TEXT,
     ProblemError,
+    Request,
     error_body,
     origin_of,
     parse,
     parse_parameters,
+    refuse_repeated,
     traceparent_of,
 )
 from fastrank_serving.openapi import document
@@ -54,8 +56,12 @@ _TRACEPARENT = b"traceparent"
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 _EMF_SECONDS = 60.0
 _LINES_MOST = 100_000  # of a batch
+_LONG = 64  # lines; of shorter ones several are answered at a time
 _ANSWERS_BYTES = 64 << 20  # to one
 _TURN = 0.005  # seconds for which a batch may keep the loop
+_LARGE = 65_536  # bytes of a body, from which on they are read one at a time
+# Bytes that a request holds once it is read, for an id and a number; and a line of a batch.
+_ID_BYTES, _NUMBER_BYTES, _LINE_BYTES = 64, 32, 100
 
 
 def create_app(settings: Settings, load_first: bool = False) -> App:
@@ -79,6 +85,9 @@ class App:
         self._load_first = load_first
         self.on_failure: Any = None  # called when the model could not be loaded
         self._others = _others(self)
+        self._memory = _Memory(service.settings.max_held)
+        self._reading = asyncio.Lock()
+        self._long_batch = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -115,6 +124,7 @@ class App:
             extra[_CUSTOM] = custom
         kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
         request_id: str | None = inference_id
+        held = _Held(self._memory)
         try:
             if kind not in (_JSON, b"", *_LINES):
                 raise ProblemError(
@@ -125,6 +135,16 @@ class App:
                     value=kind.decode("latin-1"),
                     allowed=["application/json", "application/jsonlines"],
                 )
+            coding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if coding != b"identity":
+                raise ProblemError(
+                    415,
+                    "unsupported_media_type",
+                    "content-encoding: send the body as it is",
+                    field="content-encoding",
+                    value=coding.decode("latin-1"),
+                    allowed=["identity"],
+                )
             if inference_id is not None and len(inference_id) > MAX_TEXT:
                 request_id = None
                 raise ProblemError(
@@ -133,13 +153,14 @@ class App:
                     f"{_INFERENCE_ID.decode()}: at most {MAX_TEXT} characters",
                     field=_INFERENCE_ID.decode(),
                 )
-            body = await self._body(scope, headers, receive)
+            body = await self._body(scope, headers, receive, held)
             trace = traceparent_of(scope["headers"]) if _TRACEPARENT in headers else None
             if kind in _LINES:
-                answer = await self._lines(body, trace)
+                answer = await self._lines(body, trace, held)
                 await self._send(send, 200, answer, extra, kind)
                 return
-            request = parse(body)
+            request = await self._read(body, held) if len(body) > _LARGE else parse(body)
+            del body
             origin = origin_of(request, inference_id, trace)
             request_id = origin.request_id
             answer = await self.service.answer(request, origin)
@@ -157,9 +178,11 @@ class App:
             _LOG.exception("request %r", request_id)
             await self._refuse(send, _internal(), request_id, extra)
             return
+        finally:
+            held.give_back()
         await self._send(send, 200, answer, extra)
 
-    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive, held: _Held) -> bytes:
         limit = self.service.settings.max_body
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
@@ -174,6 +197,7 @@ class App:
             size += len(parts[-1])
             if size > limit:
                 raise _too_large(limit)
+            held.take(len(parts[-1]))
             if not message.get("more_body", False):
                 break
             message = await receive()
@@ -181,12 +205,31 @@ class App:
             raise ProblemError(408, "body_too_slow", "the body did not come in time")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _lines(self, body: bytes, trace: str | None) -> bytes:
-        """Batch transform: a line out for each line in, in order; a bad one gives an error."""
+    async def _read(self, body: bytes, held: _Held) -> Request:
+        """A large body: others get their turn between two of them."""
+        async with self._reading:
+            await asyncio.sleep(0)
+            request = parse(body)
+        ids = sum(len(ids) for ids in (request.exclude, request.allow) if ids is not None)
+        numbers = 0 if request.query is None else len(request.query)
+        held.take(ids * _ID_BYTES + numbers * _NUMBER_BYTES - len(body))
+        return request
+
+    async def _lines(self, body: bytes, trace: str | None, held: _Held) -> bytes:
+        """Batch transform: a line out for each line in, in order; a bad one gives an error.
+
+        Long ones are answered one after another, or the answers of several, each near its end,
+        would take all the memory that there is.
+        """
         if body.count(b"\n") > _LINES_MOST:
             allowed = f"at most {_LINES_MOST} lines"
             raise ProblemError(413, "too_many_lines", f"the body: {allowed}", allowed=allowed)
         lines = lines_of(body)
+        held.take(len(body) + len(lines) * _LINE_BYTES)
+        async with self._long_batch if len(lines) > _LONG else contextlib.nullcontext():
+            return await self._answers(lines, trace)
+
+    async def _answers(self, lines: list[bytes], trace: str | None) -> bytes:
         results: list[bytes] = [b""] * len(lines)
         waiting = iter(enumerate(lines))
         size = 0
@@ -286,6 +329,42 @@ class App:
             self.service.metrics.print_emf()
 
 
+class _Memory:
+    """Bytes that requests hold together, and may."""
+
+    __slots__ = ("most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+
+class _Held:
+    """What one request holds of it."""
+
+    __slots__ = ("_memory", "_taken")
+
+    def __init__(self, memory: _Memory) -> None:
+        self._memory = memory
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """So many more, or fewer if below 0; a ProblemError if there are none."""
+        if count > 0 and self._memory.taken + count > self._memory.most:
+            raise ProblemError(
+                503,
+                "busy",
+                f"requests hold {self._memory.taken} bytes, of at most {self._memory.most}",
+                retry_after=1,
+            )
+        self._memory.taken += count
+        self._taken += count
+
+    def give_back(self) -> None:
+        self._memory.taken -= self._taken
+        self._taken = 0
+
+
 class _Turns:
     """Of a batch's tasks together: what they do in one turn of the loop takes so long, not more."""
 
@@ -332,8 +411,7 @@ def _others(app: App) -> ASGIApp:
             if request.method == "HEAD":  # a ranking is made to be shown
                 raise ProblemError(405, "method_not_allowed", "not with this method")
             given = dict(request.query_params)
-            if len(given) < len(request.query_params.multi_items()):
-                raise ProblemError(400, "duplicate_field", "a parameter is given more than once")
+            refuse_repeated(request.query_params.multi_items())
             if "user_id" in given:
                 raise ProblemError(
                     400, "duplicate_field", "user_id: it stands in the path", field="user_id"

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.scorer import Scorer
-from fastrank_serving.messages import ProblemError
+from fastrank_serving.messages import ProblemError, invalid_value
 
 __all__ = ["Engine", "Job", "Ranked"]
 
@@ -36,11 +37,14 @@ INLINE_WORK = 1_500_000
 # What else a ranking does, in multiply-adds of the same time: for each place, a candidate that
 # enters the top k; for each item, a place of the sequential sampler; the table of the cached one.
 _ENTRY, _SEQUENTIAL, _TABLE = 3_500, 70, 15
+# Of an id of a filter: to read it, look it up, sort it and hash it for the log.
+_ID = 8_000
 # Items of a table's cell, and what a ranking from it does besides, in multiply-adds.
 _CELL, _CELLS = 512, 50_000
 # Of a pass: about a second, so that nobody waits long for those that it was joined with.
 _PASS_WORK = 25_000_000_000
 _PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
+_AT_BEST = _PASS_WORK * 8  # in a second, of requests that share their passes
 
 
 # What is no single scan, by sampler: of n items, d dimensions, k places.
@@ -58,8 +62,10 @@ class Job(msgspec.Struct, eq=False):
 
     Attributes
     ----------
-    catalog, query, k, policy, seed, exclude, allow, bias, score, params
+    catalog, query, k, policy, seed, bias, score, params
         As `fastrank.Catalog.rank` takes them, checked.
+    exclude, allow : list of int or str, optional
+        As a request has them; `prepare` makes them what the catalog takes.
     has_table : bool
         The policy's sampler is "cached", and the table need not be made.
     deadline : float
@@ -80,23 +86,35 @@ class Job(msgspec.Struct, eq=False):
     deadline: float = float("inf")
     result: asyncio.Future[Ranked] | None = None
     came: float = 0.0
+    work: int = 0  # as `priced` has it, once it is wanted
 
-    def work(self) -> int:
-        """About how much it is, in multiply-adds."""
+    @property
+    def ids(self) -> int:
+        """Of its filters."""
+        return sum(len(ids) for ids in (self.exclude, self.allow) if ids is not None)
+
+    def prepare(self) -> None:
+        """Make ids of what a request has as text; a ProblemError naming the word that is none."""
+        self.exclude = _as_ids("exclude", self.exclude, self.catalog)
+        self.allow = _as_ids("allow", self.allow, self.catalog)
+
+    def priced(self) -> int:
+        """About how much work it is, in multiply-adds."""
         n, d = len(self.catalog), self.catalog.dim
         k = min(self.k, n)
+        cut = self.ids
         if self.has_table:
-            cut = sum(len(ids) for ids in (self.exclude, self.allow) if ids is not None)
             work = min(_CELLS + (k * _CELL + cut * 16) * d, n * d)
         else:
             other = _PER_SAMPLER.get(self.policy.sampler)
             work = _ENTRY * k + (n * d if other is None else other(n, d, k))
+        work += _ID * cut
         # A step of an expression has some four characters, and takes two multiply-adds an item.
         work += n * len(self.score or "") // 2
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:
-        """By itself."""
+        """By itself, once it is prepared."""
         return self.catalog.rank(
             self.query,
             self.k,
@@ -178,6 +196,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running = 0  # passes
         self._inside = 0  # jobs that were taken in and have no answer yet
+        self._work = 0  # of these
         self._due: dict[int, float] = {}  # when a pass that is under way should be done
         self._passes = 0
 
@@ -208,25 +227,25 @@ class Engine:
         Raises
         ------
         ProblemError
-            429 if too many are inside, 503 past the deadline.
+            429 if too many are inside, or so much work that it would come too late; 422 if it is
+            too much work by itself; 503 past the deadline.
         ValueError
             As `fastrank.Catalog.rank`.
         """
         if self._inside >= self.queue:
-            raise ProblemError(
-                429,
-                "too_many_requests",
-                f"{self._inside} requests are being served or wait, which is the limit",
-                retry_after=1,
-            )
+            raise _too_many(f"{self._inside} requests are being served or wait, which is the limit")
         now = time.monotonic()
-        if not self._running and job.work() <= INLINE_WORK:
+        job.work = job.priced()
+        if not self._running and job.work <= INLINE_WORK:
+            job.prepare()
             ranking = job.rank()
             return Ranked(ranking, 0.0, time.monotonic() - now, 1)
+        self._admit(job, job.deadline - now)
         loop = asyncio.get_running_loop()
         job.came = now
         job.result = loop.create_future()
         self._inside += 1
+        self._work += job.work
         self._waiting.append(job)
         self._start(loop)
         late = loop.call_later(max(job.deadline - now, 0.0), _too_late, job)
@@ -235,6 +254,20 @@ class Engine:
         finally:
             late.cancel()
             self._inside -= 1
+            self._work -= job.work
+
+    def _admit(self, job: Job, seconds: float) -> None:
+        """Refuse what would only be late, and make others so."""
+        if job.work > _PASS_WORK * seconds:
+            raise ProblemError(
+                422,
+                "too_dear",
+                f"this ranking would take about {job.work / _PASS_WORK:.2g} s, and may take"
+                f" {seconds:.2g}: ask for fewer places or another inference_type",
+                value=job.policy.inference_type,
+            )
+        if self._work + job.work > _AT_BEST * self.threads * seconds:
+            raise _too_many("what is being ranked and waits takes all the time that there is")
 
     async def run(self, work: Callable[[], T]) -> T:
         """Other work in one of the threads: loading a model, say."""
@@ -251,7 +284,7 @@ class Engine:
                 return
             self._running += 1
             self._passes += 1
-            work = sum(job.work() for job in jobs)
+            work = sum(job.work for job in jobs)
             self._due[self._passes] = time.monotonic() + work / _PER_SECOND
             self._pool.submit(self._pass, loop, self._passes, jobs)
 
@@ -266,7 +299,7 @@ class Engine:
                 continue  # too late, or the client has left
             if not jobs or jobs[0].joins(job):
                 jobs.append(job)
-                work += job.work()
+                work += job.work
             else:
                 passed.append(job)
         self._waiting.extendleft(reversed(passed))
@@ -303,6 +336,22 @@ class Engine:
                 job.result.set_result(Ranked(result, began - job.came, took, len(jobs)))
 
 
+def _as_ids(name: str, ids: Any, catalog: Scorer) -> Any:
+    """A filter as the catalog's ids; text that says an integer is one, where ids are."""
+    if ids is None:
+        return None
+    like = catalog.item_ids
+    try:
+        return ids_from_text(name, ids, like)
+    except ValueError:
+        bad = next(each for each in ids if id_from_text(each, like) is None)
+        raise invalid_value(name, str(bad), as_written(like)) from None
+
+
+def _too_many(why: str) -> ProblemError:
+    return ProblemError(429, "too_many_requests", why, retry_after=1)
+
+
 def _too_late(job: Job) -> None:
     if job.result is not None and not job.result.done():
         job.result.set_exception(
@@ -324,24 +373,37 @@ def _scored(jobs: list[Job]) -> dict[str, Any]:
 
 def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
     """Each job's ranking, or what kept it from being made."""
-    if len(jobs) > 1:
+    found: dict[int, fr.Ranking | Exception] = {}
+    for j, job in enumerate(jobs):
         try:
-            batch = jobs[0].catalog.rank_batch(
-                np.stack([job.query for job in jobs]),
-                jobs[0].k,
-                policy=[job.policy for job in jobs],
-                seeds=[job.seed for job in jobs],
-                exclude=[job.exclude for job in jobs],
-                allow=[job.allow for job in jobs],
-                **_scored(jobs),
+            job.prepare()
+        except Exception as error:
+            found[j] = error
+    prepared = [(j, job) for j, job in enumerate(jobs) if j not in found]
+    if len(prepared) > 1:
+        try:
+            found |= zip(
+                [j for j, _ in prepared], _together([job for _, job in prepared]), strict=True
             )
-            return list(batch)
         except Exception:  # one of them; below each speaks for itself
             _LOG.debug("a shared pass failed", exc_info=True)
-    results: list[fr.Ranking | Exception] = []
-    for job in jobs:
-        try:
-            results.append(job.rank())
-        except Exception as error:
-            results.append(error)
-    return results
+    for j, job in prepared:
+        if j not in found:
+            try:
+                found[j] = job.rank()
+            except Exception as error:
+                found[j] = error
+    return [found[j] for j in range(len(jobs))]
+
+
+def _together(jobs: list[Job]) -> fr.RankingBatch:
+    """In one pass."""
+    return jobs[0].catalog.rank_batch(
+        np.stack([job.query for job in jobs]),
+        jobs[0].k,
+        policy=[job.policy for job in jobs],
+        seeds=[job.seed for job in jobs],
+        exclude=[job.exclude for job in jobs],
+        allow=[job.allow for job in jobs],
+        **_scored(jobs),
+    )

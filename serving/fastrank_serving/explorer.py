@@ -19,7 +19,12 @@ from starlette.routing import Route
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH, id_from_text, integer
 from fastrank.policies import parameters_of
-from fastrank_serving.messages import MAX_TEXT, ProblemError, out_of_range
+from fastrank_serving.messages import (
+    MAX_TEXT,
+    ProblemError,
+    out_of_range,
+    refuse_repeated,
+)
 from fastrank_serving.service import Loaded, Service
 
 __all__ = ["MAX_TITLES", "MAX_USERS", "routes"]
@@ -164,8 +169,8 @@ def _check_names(request: HttpRequest, names: tuple[str, ...], repeated: bool = 
                 field=name[:MAX_TEXT],
                 allowed=list(names),
             )
-    if not repeated and len(given) < len(given.multi_items()):
-        raise ProblemError(400, "duplicate_field", "a parameter is given more than once")
+    if not repeated:
+        refuse_repeated(given.multi_items())
 
 
 def _limit(text: str) -> int:

@@ -9,7 +9,7 @@ it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -52,6 +52,7 @@ __all__ = [
     "parse",
     "parse_parameters",
     "policy_of",
+    "refuse_repeated",
     "traceparent_of",
 ]
 
@@ -159,6 +160,17 @@ def parse_parameters(parameters: Mapping[str, str]) -> Request:
         return checked(read_parameters(parameters))
     except RequestError as error:
         raise _problem(error) from None
+
+
+def refuse_repeated(parameters: Sequence[tuple[str, str]]) -> None:
+    """A ProblemError for URL parameters of one name."""
+    seen: set[str] = set()
+    for name, _ in parameters:
+        if name in seen:
+            shortened = name[:MAX_TEXT]
+            words = f"{shortened}: given more than once; a list stands in one, with commas"
+            raise ProblemError(400, "duplicate_field", words, field=shortened)
+        seen.add(name)
 
 
 def _problem(error: RequestError) -> ProblemError:

@@ -37,6 +37,9 @@ _LOG = logging.getLogger("fastrank.serving")
 _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
 _BACKLOG = 2048
 _HEAD_BYTES = 65_536
+# Bytes of a body that are read and thrown away once its answer is there: who sends no more than
+# that reads the answer, and may go on with this connection.
+_SURPLUS = 16 << 20
 _UPGRADE = re.compile(rb"(\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _GREETING = 1.0  # seconds for the request of a connection that came last
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
@@ -106,7 +109,6 @@ def _serve(settings: Settings, listening: socket.socket) -> int:
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        date_header=False,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         backlog=_BACKLOG,
@@ -133,6 +135,7 @@ class _Protocol(HttpToolsProtocol):
     _head = 0  # bytes of the head that came by later reads than its first; -1: it is complete
     _begun = False  # a head, by the bytes that are being read
     _deaf = False  # what else comes is not read
+    _surplus = 0  # bytes of a body that came after its answer
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -159,6 +162,12 @@ class _Protocol(HttpToolsProtocol):
             # llhttp would take the body for the other protocol's.
             data = _UPGRADE.sub(rb"\1ignored", data)
         self._begun = False
+        if self._head < 0 and self._since is not None and self.cycle.response_complete:
+            self._surplus += len(data)
+            if self._surplus > _SURPLUS:
+                self._deaf = True
+                self.transport.close()
+                return
         super().data_received(data)
         if self._since is None:
             if self.cycle is None or self.cycle.response_complete:
@@ -184,6 +193,9 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._since = self.loop.time()
         self._head = -1
+        self._surplus = 0
+        if _is_ambiguous(self.headers):
+            raise ValueError  # the parser ends, and uvicorn answers by a 400
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -193,6 +205,17 @@ class _Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         cast("_Joining", self.transport).flush()
         super().on_response_complete()
+
+
+def _is_ambiguous(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a proxy may have read this head otherwise: two hosts, or a coding besides chunks."""
+    hosts = codings = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings += 1 if value.strip(b" \t").lower() == b"chunked" else 2
+    return hosts > 1 or codings > 1
 
 
 class _Joining:

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 import fastrank as fr
 from fastrank.extras import missing_extra
-from fastrank.ids import as_written, id_from_text, ids_from_text
+from fastrank.ids import id_from_text
 from fastrank.inputs import draw_seed
 from fastrank.lru import LRU
 from fastrank.opening import open_directory
@@ -36,7 +36,6 @@ from fastrank_serving.messages import (
     Served,
     answer_of,
     encoded,
-    invalid_value,
     out_of_range,
     policy_of,
 )
@@ -54,6 +53,8 @@ _STUCK = 10.0  # seconds after which a pass counts as hanging
 _KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
 _TOGETHER = 32  # rows that are handed to the log in one go
 _AGREE = 1e-5  # log-propensities of the self-test
+_FEW_IDS = 256  # of a filter, that are sorted and hashed for the log at once
+_MOST_ASIDE = 16  # rows with longer filters that wait for the log
 
 
 class User(NamedTuple):
@@ -134,6 +135,9 @@ class Loaded:
         return User(self.model.user_vector(known), own)
 
 
+_Unlogged: TypeAlias = tuple[Job, Ranked, Served, float, int]  # and the time of the answer
+
+
 class Service:
     """Answers requests; all methods belong to one event loop.
 
@@ -151,7 +155,8 @@ class Service:
         self.engine = Engine(settings.threads, settings.queue, settings.share)
         self.draining = False
         self.log: LogWriter | None = None
-        self._unlogged: list[tuple[Job, Ranked, Served, float, int]] = []
+        self._unlogged: list[_Unlogged] = []
+        self._aside: set[asyncio.Future[None]] = set()  # rows that are logged in threads
         self._loaded: Loaded | None = None
         self._answers = _Answers(settings.keep_answers)
         self._reloading = asyncio.Lock()
@@ -194,6 +199,8 @@ class Service:
     async def close(self) -> None:
         """Flush the log; nothing is served any more."""
         self.tick()
+        if self._aside:
+            await asyncio.wait(self._aside)
         if self.log is not None:
             await self.engine.run(self.log.close)
         self.engine.close()
@@ -284,8 +291,8 @@ class Service:
             policy=policy.with_sampler("cached") if has_table else policy,
             has_table=has_table,
             seed=seed,
-            exclude=self._ids(loaded, "exclude", request.exclude),
-            allow=self._ids(loaded, "allow", request.allow),
+            exclude=self._filter("exclude", request.exclude),
+            allow=self._filter("allow", request.allow),
             score=request.score,
             params=request.params,
             deadline=began + settings.deadline,
@@ -313,9 +320,13 @@ class Service:
         body = encoded(answer_of(ranked.ranking, served))
         latency = time.monotonic() - began
         if self.log is not None:
-            self._unlogged.append((job, ranked, served, latency, time.time_ns() // 1000))
-            if len(self._unlogged) >= _TOGETHER or job.exclude is not None or job.allow is not None:
-                self._log_rows()
+            row = job, ranked, served, latency, time.time_ns() // 1000
+            if job.ids > _FEW_IDS:
+                await self._log_aside(row)
+            else:
+                self._unlogged.append(row)
+                if len(self._unlogged) >= _TOGETHER or job.ids:
+                    self._log_rows()
         self.metrics.served(policy.inference_type, latency, ranked)
         return body
 
@@ -349,44 +360,48 @@ class Service:
             return loaded.nobody, None, True
         return found.query, found.temperature, False
 
-    def _ids(self, loaded: Loaded, name: str, ids: list[int | str] | None) -> Any:
-        """A filter as the catalog's ids; text that says an integer is one, where ids are."""
-        if ids is None:
-            return None
-        if len(ids) > self.settings.max_ids:
+    def _filter(self, name: str, ids: list[int | str] | None) -> list[int | str] | None:
+        if ids is not None and len(ids) > self.settings.max_ids:
             raise out_of_range(name, len(ids), f"at most {self.settings.max_ids} ids")
-        like = loaded.catalog.item_ids
-        try:
-            return ids_from_text(name, ids, like)
-        except ValueError:
-            bad = next(each for each in ids if id_from_text(each, like) is None)
-            raise invalid_value(name, str(bad), as_written(like)) from None
+        return ids
 
     def _log_rows(self) -> None:
         """Hand what was answered to the log: many at a time take half of what each takes alone."""
         unlogged, self._unlogged = self._unlogged, []
-        for job, ranked, served, latency, ts in unlogged:
-            assert self.log is not None
-            # The model knows a user's vector, and the log the model.
-            known = served.user_id is not None and not served.is_fallback
-            try:
-                self.log.append(
-                    ranked.ranking,
-                    request_id=served.origin.request_id,
-                    request_id_source=served.origin.request_id_source,
-                    traceparent=served.origin.traceparent,
-                    user_id=served.user_id,
-                    query=None if known else job.query,
-                    model_version=served.model_version,
-                    seed_source=served.seed_source,
-                    is_fallback=served.is_fallback,
-                    latency_us=1e6 * latency,
-                    user_temperature=served.user_temperature,
-                    ts=ts,
-                )
-            except Exception:  # one row must not take the others with it, nor end the server
-                self.metrics.not_logged.inc()
-                _LOG.exception("request %r: not logged", served.origin.request_id)
+        for row in unlogged:
+            self._log_row(row)
+
+    async def _log_aside(self, row: _Unlogged) -> None:
+        """In a thread, since others would wait while a long filter is sorted and hashed."""
+        if len(self._aside) >= _MOST_ASIDE:
+            await asyncio.wait(self._aside, return_when=asyncio.FIRST_COMPLETED)
+        logged = asyncio.ensure_future(self.engine.run(lambda: self._log_row(row)))
+        self._aside.add(logged)
+        logged.add_done_callback(self._aside.discard)
+
+    def _log_row(self, row: _Unlogged) -> None:
+        job, ranked, served, latency, ts = row
+        assert self.log is not None
+        # The model knows a user's vector, and the log the model.
+        known = served.user_id is not None and not served.is_fallback
+        try:
+            self.log.append(
+                ranked.ranking,
+                request_id=served.origin.request_id,
+                request_id_source=served.origin.request_id_source,
+                traceparent=served.origin.traceparent,
+                user_id=served.user_id,
+                query=None if known else job.query,
+                model_version=served.model_version,
+                seed_source=served.seed_source,
+                is_fallback=served.is_fallback,
+                latency_us=1e6 * latency,
+                user_temperature=served.user_temperature,
+                ts=ts,
+            )
+        except Exception:  # one row must not take the others with it, nor end the server
+            self.metrics.not_logged.inc()
+            _LOG.exception("request %r: not logged", served.origin.request_id)
 
 
 class _Answers:

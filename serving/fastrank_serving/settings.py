@@ -15,6 +15,7 @@ __all__ = ["Settings", "policy_named"]
 MAX_K = 1000
 MAX_M = 100_000  # candidates of a flat tail that a request may ask for
 MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
+MAX_HELD = 67_108_864
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 DEADLINE = 20.0  # seconds: below the 29 of API Gateway
 
@@ -43,6 +44,8 @@ class Settings:
         At most so many waiting requests are ranked in one pass; 1 turns sharing off.
     max_k, max_body, max_ids : int
         Largest k, bytes of a body, and ids of an exclude or allow list.
+    max_held : int
+        Bytes that bodies, and what was read from them, may take together.
     deadline, receive_timeout, drain_delay, drain_timeout : float
         Seconds that a request may take once it is here; that a client has to send its head, and
         again its body; for which a server goes on accepting after SIGTERM; and that it then gives
@@ -69,6 +72,7 @@ class Settings:
     max_k: int = MAX_K
     max_body: int = MAX_BODY
     max_ids: int = 100_000
+    max_held: int = MAX_HELD
     deadline: float = DEADLINE
     receive_timeout: float = 30.0
     drain_delay: float = 0.0
@@ -90,6 +94,7 @@ class Settings:
             ("max_k", 1, 1_000_000),
             ("max_body", 1, 1 << 30),
             ("max_ids", 0, 100_000_000),
+            ("max_held", 1, 1 << 40),
             ("keep_answers", 0, 10_000_000),
         ):
             value = getattr(self, name)

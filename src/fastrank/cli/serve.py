@@ -53,6 +53,28 @@ __all__ = ["serve"]
 )
 @click.option("--max-k", default=1000, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option(
+    "--max-ids",
+    default=100_000,
+    show_default=True,
+    type=click.IntRange(0, 100_000_000),
+    help="Ids of an exclude or allow list.",
+)
+@click.option(
+    "--max-body",
+    default=6_291_456,
+    show_default=True,
+    type=click.IntRange(1, 1 << 30),
+    help="Bytes of a body.",
+)
+@click.option(
+    "--max-held",
+    default=67_108_864,
+    show_default=True,
+    type=click.IntRange(1, 1 << 40),
+    help="Bytes that requests hold together, in each worker: bodies, and ids read from them. What"
+    " goes beyond gets a 503.",
+)
+@click.option(
     "--deadline",
     default=20.0,
     show_default=True,

@@ -49,9 +49,12 @@ def canonical(name: str, ids: Ids) -> Content:
     found = listed(name, ids)
     if len(found) == 0:
         return np.empty(0, np.int64)
-    if isinstance(found, np.ndarray) and found.dtype.kind == "i":
-        return np.unique(found)
-    return sorted(set(found))
+    if isinstance(found, list):
+        found = text_array(found)
+    if found.dtype == object:  # one of them is long
+        return sorted(set(found))
+    different = np.unique(found)  # lets other threads go on meanwhile, as sorting a list does not
+    return different if different.dtype.kind == "i" else different.tolist()
 
 
 def size_of(values: Content) -> int:

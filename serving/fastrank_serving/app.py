@@ -210,7 +210,9 @@ class App:
         async with self._reading:
             await asyncio.sleep(0)
             request = parse(body)
-        ids = sum(len(ids) for ids in (request.exclude, request.allow) if ids is not None)
+        most = self.service.settings.max_ids  # more of them are refused at once
+        lists = (request.exclude, request.allow)
+        ids = sum(min(len(ids), most) for ids in lists if ids is not None)
         numbers = 0 if request.query is None else len(request.query)
         held.take(ids * _ID_BYTES + numbers * _NUMBER_BYTES - len(body))
         return request

@@ -286,9 +286,11 @@ def read(body: bytes) -> Request:
 
 
 def _read(body: bytes) -> Request:
-    if len(body) > _LARGE:  # a query that is too long is not made numbers of first
+    if len(body) > _LARGE:  # nothing is made of what is too long
         with contextlib.suppress(msgspec.ValidationError):
-            _query_count(_members(body, (*_FIELDS, _GATEWAY)).get("query"))
+            members = _members(body, (*_FIELDS, _GATEWAY))
+            _query_count(members.get("query"))
+            _look_into_params(members)
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias, cast
 
 __all__ = [
     "Paths",
@@ -25,6 +25,8 @@ __all__ = [
     "listed_paths",
     "matched",
     "naming",
+    "not_text",
+    "opened",
 ]
 
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -42,6 +44,24 @@ _OTHERS = _CODECS | {
     *(".tsv", ".avro", ".orc", ".feather", ".ipc", ".arrows", ".jsonlines"),
 }
 
+# Text files that are read packed, too, where a reader says so.
+_PACKED = {"csv", "jsonl", "json"}
+_GZIP = b"\x1f\x8b"
+# What begins so, among files that are no text.
+_BEGINNINGS = {
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"PAR1": "a Parquet file",
+    _GZIP: "packed by gzip",
+    b"PK": "a zip archive, as .xlsx files are",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"ARROW1": "an Arrow file",
+    b"ORC": "an ORC file",
+}
+_UNTEXTUAL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+
 _LOG = logging.getLogger("fastrank.files")
 
 
@@ -51,21 +71,52 @@ def file_format(path: str | os.PathLike[str]) -> str | None:
     Returns
     -------
     {"parquet", "jsonl", "json", "csv", "arrow", "npy", "npz"} or None
-        None where the name says none of these.
+        None where the name says none of these; ``csv.gz`` and so on for text packed by gzip.
 
     Examples
     --------
     >>> file_format("ITEMS.PARQ"), file_format("part-0.snappy.parquet"), file_format("i.parquet.gz")
     ('parquet', 'parquet', 'parquet')
     >>> file_format("clicks.csv"), file_format("clicks.csv.gz")
-    ('csv', None)
+    ('csv', 'csv.gz')
     """
     suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
     found = _FORMATS.get(suffixes[-1]) if suffixes else None
     if found is None and suffixes and suffixes[-1] in _CODECS:
         inner = _FORMATS.get(suffixes[0])
+        if inner in _PACKED and suffixes[-1] == ".gz":
+            return f"{inner}.gz"
         return inner if inner == "parquet" else None
     return found
+
+
+def not_text(head: bytes) -> str | None:
+    """What a file is that is no text, by its first bytes; None for text.
+
+    Examples
+    --------
+    >>> not_text(b"item,p\\n1,0.5\\n"), not_text("item,p".encode("utf-16"))
+    (None, 'text in UTF-16')
+    """
+    in_utf_16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not in_utf_16 and head == head.translate(None, _UNTEXTUAL):
+        return None
+    return next((what for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "no text")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where it is packed by gzip, whatever it is called."""
+    import gzip
+
+    with path.open("rb") as file:
+        is_packed = file.read(2) == _GZIP
+        file.seek(0)
+        if not is_packed:
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            yield cast("BinaryIO", unpacked)
 
 
 def is_data(name: str) -> bool:

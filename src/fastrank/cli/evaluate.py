@@ -242,10 +242,11 @@ def audit(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     logs: tuple[str, ...], kind: str, report: Path | None, as_json: bool, **options: Any
-) -> None:
+) -> int:
     """Estimate what other policies would have earned, from a log of this one with its rewards.
 
-    LOGS are files, directories or quoted globs. The log is audited first, then read once.
+    LOGS are files, directories or quoted globs. The log is audited first, then read once. Exit
+    code 1 if not one row could be used.
 
     \b
     Examples:
@@ -278,18 +279,20 @@ def evaluate(
         sections = [_evaluated(settings, logs, kind)]
     if report is not None:
         write_text(report, render(sections))
+    code = 0 if all(section.evaluation.rows_used for section in sections) else 1
     if as_json:
         found = [
             {"title": s.title, "audit": s.audit and s.audit.to_dict(), **s.evaluation.to_dict()}
             for s in sections
         ]
         click.echo(json_text(found[0] if len(found) == 1 else found))
-        return
+        return code
     console = standard_output()
     for section in sections:
         print_section(console, section)
     if report is not None:
         console.print(f"Report: {for_terminal(report)}")
+    return code
 
 
 @dataclass(frozen=True, slots=True)

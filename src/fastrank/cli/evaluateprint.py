@@ -129,7 +129,10 @@ def print_section(console: Console, section: Section) -> None:
     gaps = [f"{lost:,} lost before they were written"] if lost else []
     equal = evaluation.log["equal_duplicates"]
     again = [f"{equal:,} came twice, say the same, and count once"] if equal else []
-    say(console, for_terminal("; ".join([used, *aside, *malformed, *again, *gaps]) + "."))
+    unzoned = evaluation.log["times_without_zone"]
+    zones = [f"{unzoned:,} times say no zone, and are taken as UTC"] if unzoned else []
+    counts = [used, *aside, *malformed, *again, *gaps, *zones]
+    say(console, for_terminal("; ".join(counts) + "."))
     for reason, places in evaluation.log["places"].items():
         for place in places[:_PLACES]:
             detail = f": {place['detail']}" if place["detail"] else ""

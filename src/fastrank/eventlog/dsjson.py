@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from fastrank.eventlog.ownlog import OwnLog
 from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.schema import BEYOND, LARGEST
 from fastrank.eventlog.upgrade import completed
-from fastrank.files import Paths, files_at
+from fastrank.files import Paths, files_at, not_text, opened
 from fastrank.inputs import shown
 
 __all__ = ["Dsjson", "from_dsjson"]
@@ -25,6 +26,7 @@ _TABLE_ROWS = 10_000
 _UNPAIRED = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which no encoding has
 # A probability may be written with so few digits; float32 has seven.
 _AGREE = 1e-3
+_HEAD = 4096  # bytes, by which a file is known
 
 
 def from_dsjson(paths: Paths) -> Dsjson:
@@ -43,7 +45,8 @@ class Dsjson(OwnLog):
     Parameters
     ----------
     paths : path or iterable of paths
-        Files, directories (every .jsonl, .ndjson and .json below) or globs.
+        Files, directories (every .jsonl, .ndjson and .json below) or globs. Files may be packed by
+        gzip.
 
     Attributes
     ----------
@@ -74,7 +77,8 @@ class Dsjson(OwnLog):
     """
 
     def __init__(self, paths: Paths) -> None:
-        self.files = files_at(paths, ("jsonl", "json"), "dsjson files (.jsonl, .json)")
+        formats = ("jsonl", "json", "jsonl.gz", "json.gz")
+        self.files = files_at(paths, formats, "dsjson files (.jsonl, .json, .gz of them)")
         if not self.files:
             raise ValueError("paths: none given")
         self.policies = {"uniform": "uniform", "first": "first"}
@@ -88,7 +92,13 @@ class Dsjson(OwnLog):
         rows: list[dict[str, Any]] = []
         for path in self.files:
             try:
-                with path.open("rb") as lines:
+                with opened(path) as head:
+                    other = not_text(head.read(_HEAD))
+                if other is not None:
+                    report.files_set_aside[str(path)] = f"expected lines of JSON, in UTF-8; {other}"
+                    continue
+                report.files_read.append(str(path))
+                with opened(path) as lines:
                     for number, line in enumerate(lines):
                         if not line.strip():
                             continue
@@ -100,7 +110,7 @@ class Dsjson(OwnLog):
                         if len(rows) == _TABLE_ROWS:
                             yield _table(rows)
                             rows = []
-            except OSError as error:
+            except (OSError, EOFError, zlib.error) as error:
                 report.files_set_aside[str(path)] = str(error)
         if rows:
             yield _table(rows)
@@ -141,6 +151,8 @@ def _row(event: dict[str, Any]) -> dict[str, Any]:
         raise _FlawError("repeated item", shown(items))
     if len(items) > slots[0]["left"]:
         raise _FlawError("more items than eligible", f"{len(items)} of {slots[0]['left']}")
+    if type(request) is int:
+        request = str(request)
     if not isinstance(request, str) or not request or _UNPAIRED.search(request):
         raise _FlawError("no request id", shown(request))
     logs = [math.log(slot["p"]) for slot in slots]
@@ -169,7 +181,8 @@ def _slots(event: dict[str, Any], dropped: float) -> tuple[list[dict[str, Any]],
     slots = [
         _slot(f"_outcomes[{j}]: ", each, "_a", "_p", dropped) for j, each in enumerate(outcomes)
     ]
-    return slots, event.get("EventId") or outcomes[0].get("_id")
+    own = event.get("EventId")
+    return slots, outcomes[0].get("_id") if own is None or own == "" else own
 
 
 def _slot(
@@ -198,6 +211,9 @@ def _slot(
     p = _number(f"{where}{law_name}", law[actions.index(item)])
     if not 0.0 < p <= 1.0 + 1e-6:
         raise _FlawError("propensity not in (0, 1]", f"{where}{p!r}")
+    total = math.fsum(_number(f"{where}{law_name}", each) for each in law)
+    if not abs(total - 1.0) <= _AGREE:
+        raise _FlawError("propensities do not sum to 1", f"{where}{law_name}: {total:.6g}")
     stated = said.get("_label_probability")
     if stated is not None:
         stated = _number(f"{where}_label_probability", stated)

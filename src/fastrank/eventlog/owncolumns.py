@@ -13,7 +13,7 @@ from fastrank.eventlog.sources import plain_type
 from fastrank.inputs import shown
 from fastrank.policies import Policy
 
-__all__ = ["Columns", "ColumnsError", "PropensityOf", "Shape", "checked", "missing"]
+__all__ = ["Columns", "ColumnsError", "PropensityOf", "Shape", "checked", "expected", "missing"]
 
 PropensityOf: TypeAlias = Literal["item", "prefix", "ranking"]
 
@@ -124,6 +124,11 @@ class Shape:
     listed: frozenset[str]
 
 
+def expected(argument: str) -> str:
+    """In words, what the column that an argument names holds."""
+    return _WANTED["propensity" if argument.startswith("policies[") else argument]
+
+
 def missing(named: Columns, require: Collection[str] = ()) -> list[tuple[str, str]]:
     """What is wrong with a call, whatever the table is: arguments, and what to do about each.
 
@@ -209,7 +214,7 @@ def _of_type(
 ) -> list[tuple[str, str]]:
     """What is wrong with the type of a column."""
     name = "propensity" if argument.startswith("policies[") else argument
-    kind, wanted = _kind(schema, column), _WANTED[name]
+    kind, wanted = _kind(schema, column), expected(argument)
     has = f"column {column!r} is of type {schema.field(column).type}"
     lists = pa.types.is_list(kind)
     if not _holds(kind.value_type if lists else kind, wanted):
@@ -223,15 +228,15 @@ def _of_type(
         return []  # said before
     of_item = pa.types.is_list(_kind(schema, item))
     if name in _OF_ITEMS:
-        expected = of_item and named.propensity_of != "ranking"
+        needs_lists = of_item and named.propensity_of != "ranking"
     elif name in _MAY_BE_EITHER:
-        expected = lists and of_item
+        needs_lists = lists and of_item
     else:
-        expected = False
-    if lists and not expected:
+        needs_lists = False
+    if lists and not needs_lists:
         why = " a ranking" if of_item else f", as {item!r} has"
         return [(argument, f"{has}; expected one value{why}")]
-    if expected and not lists:
+    if needs_lists and not lists:
         return [(argument, f"{has}; expected lists, as {item!r} has")]
     return []
 

@@ -16,23 +16,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.arraytypes import FloatArray, IntArray, Mask
-from fastrank.eventlog.columns import as_utc, floats, is_valid, lengths_of
+from fastrank.eventlog.columns import floats, is_valid, lengths_of
 from fastrank.eventlog.hashing import row_hashes
-from fastrank.eventlog.owncolumns import Columns, ColumnsError, Shape
+from fastrank.eventlog.owncells import TIME, as_numbers, as_texts, as_times, is_whole
+from fastrank.eventlog.owncolumns import Columns, ColumnsError, Shape, expected
 from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.schema import BEYOND, LARGEST
 from fastrank.eventlog.sources import Piece, plain_array
 from fastrank.eventlog.upgrade import completed
+from fastrank.inputs import shown
 
 __all__ = ["Reading"]
 
 _TABLE_ROWS = 65_536
 _NAMED = 5  # places of each reason that are kept
 _LOGGED_BY = "logging"  # where the table does not say
-_EPOCH = pa.scalar(0, pa.timestamp("us", tz="UTC"))
+_TIMES = "\0times"  # a column of what the column of times says
+_EPOCH = pa.scalar(0, TIME)
 # Above 1, or a logarithm above 0, by no more than this is rounding.
 _TOLERANCE = 1e-9
 _TOLERANCE_OF_FLOAT32 = 1e-6
+# What must be certain may be written with so few digits.
+_CERTAIN = 1e-3
 
 
 @dataclass(slots=True)
@@ -125,7 +130,7 @@ def _quoted(values: Any, i: int) -> str:
     if callable(values):
         return str(values(i))
     value = values[i]
-    return repr(value.as_py() if isinstance(value, pa.Scalar) else value.item())
+    return shown(value.as_py() if isinstance(value, pa.Scalar) else value.item())
 
 
 class _Places:
@@ -162,6 +167,31 @@ class _Places:
         return self._names[at], self._first[at] + row - self._starts[at]
 
 
+class _Whole:
+    """Columns that hold nothing of what they should from end to end, whatever part is looked at."""
+
+    def __init__(self) -> None:
+        self._right: set[tuple[str, str]] = set()
+        self._wrong: dict[tuple[str, str], str] = {}
+
+    def see(self, argument: str, kind: str, is_right: bool, wrong: str | None) -> None:
+        """A part that holds some of a kind of values, or, if it does not, what it has instead."""
+        if is_right:
+            self._right.add((argument, kind))
+        elif wrong is not None:
+            self._wrong.setdefault((argument, kind), wrong)
+
+    def settle(self) -> None:
+        """A ColumnsError where there are such columns."""
+        wrong = [
+            (argument, w)
+            for (argument, k), w in self._wrong.items()
+            if (argument, k) not in self._right
+        ]
+        if wrong:
+            raise ColumnsError(wrong)
+
+
 class Reading:
     """How to make tables of the log of somebody's rows.
 
@@ -192,15 +222,23 @@ class Reading:
         self._of_ranking = named.propensity_of == "ranking"
 
     @property
-    def numbers(self) -> set[str]:
-        """Columns that hold numbers; items, ids, names and times are no such."""
+    def words(self) -> set[str]:
+        """Columns of items, ids, names and times."""
         named = self._named
-        words = {named.item, named.request, named.user, named.time, named.logged_by}
-        return {column for _, column in named.named if column not in words}
+        found = (named.item, named.request, named.user, named.time, named.logged_by)
+        return {column for column in found if column is not None}
+
+    @property
+    def numbers(self) -> set[str]:
+        """Columns that hold numbers."""
+        return {column for _, column in self._named.named} - self.words
 
     def tables(self, pieces: Iterable[Piece], report: ReadReport) -> Iterator[pa.Table]:
-        """Tables of what is right in the pieces; what is not, the report is told."""
-        places = _Places()
+        """Tables of what is right in the pieces; what is not, the report is told.
+
+        A ColumnsError after the last says which columns held nothing of what they should.
+        """
+        places, whole = _Places(), _Whole()
         gathered: list[dict[str, pa.Array]] = []
         for name, first, batch in pieces:
             start = places.rows
@@ -209,27 +247,55 @@ class Reading:
                 continue
             with _naming(f"{name}: from row {first} on"):
                 columns = {n: plain_array(batch.column(n)) for n in batch.schema.names}
+                self._parse(columns, report, whole)
                 if self.shape.is_grouped:
                     gathered.append(columns)
                 else:
-                    yield from self._made(
-                        self._listed(columns, start, report, places), report, places
-                    )
+                    listed = self._listed(columns, start, report, places)
+                    yield from self._made(listed, report, places, whole)
         if gathered:
             with _naming("the table"):
                 parts = [pa.table(columns) for columns in gathered]
                 gathered.clear()
-                whole = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
-                columns = {n: plain_array(whole.column(n)) for n in whole.column_names}
-                del parts, whole
-                yield from self._made(self._grouped(columns, report, places), report, places)
+                table = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+                columns = {n: plain_array(table.column(n)) for n in table.column_names}
+                del parts, table
+                grouped = self._grouped(columns, report, places)
+                yield from self._made(grouped, report, places, whole)
+        whole.settle()
+
+    def _parse(self, columns: dict[str, pa.Array], report: ReadReport, whole: _Whole) -> None:
+        """Make numbers of texts, and `_TIMES`; what is none stands in a column of its own."""
+        words = self.words
+        for argument, name in self._named.named:
+            values = columns.get(name)
+            if argument == "time":
+                parsed, wrong, unzoned = as_times(values)
+                columns[_TIMES] = parsed
+                report.times_without_zone += unzoned
+                if [each for _, each in self._named.named].count(name) == 1:
+                    del columns[name]
+            elif name in words or not pa.types.is_string(values.type):
+                continue
+            else:
+                columns[name], wrong = as_numbers(values)
+                parsed = columns[name]
+            first = None
+            if wrong.any():
+                texts = columns[_unread(name)] = pc.if_else(
+                    pa.array(wrong), values.cast(pa.string()), None
+                )
+                kind = "times" if argument == "time" else "numbers"
+                said = shown(texts[int(np.argmax(wrong))].as_py())
+                first = f"column {name!r} holds no {kind}: {said}; expected {expected(argument)}"
+            whole.see(argument, "kind", parsed.null_count < len(parsed), first)
 
     # ---- Rows as rankings ----------------------------------------------------------------------
 
     def _grouped(self, column: dict[str, pa.Array], report: ReadReport, places: _Places) -> _Flat:
         """A row an item: rows of a request together, in the order of their positions."""
         named = self._named
-        request = _texts(column[named.request or ""])
+        request = as_texts(column[named.request or ""])
         codes, names = _coded(request)
         nobody = codes < 0
         if named.position is not None:
@@ -253,16 +319,18 @@ class Reading:
         firsts = pa.array(flat.starts)
         flaws = _Flaws(flat)
         flaws.rankings(nobody[flat.first_rows], "no request id")
+        self._unread(sorted_, flaws.items)
         if position is not None:
             name = named.position or ""
             _check_positions(flaws, flat, name, position[order], sorted_[name])
         for argument, name in named.named:
+            if argument == "time":
+                flat.of_rankings[_TIMES] = _earliest(sorted_[_TIMES], flat)
+                continue
             values = sorted_[name]
             whole = argument in _OF_RANKINGS or (self._of_ranking and _is_propensity(argument))
             if argument == "request":
                 flat.of_rankings[name] = request.take(pa.array(flat.first_rows))
-            elif argument == "time":
-                flat.of_rankings[name] = _earliest(_times(name, values), flat)
             elif whole:
                 differs = np.zeros(len(order), np.bool_)
                 if len(order):
@@ -270,7 +338,7 @@ class Reading:
                     differs = kinds != kinds[np.repeat(flat.starts, flat.lengths)]
                 flaws.items(differs, f"contradictory {_plain(argument)}", name, values)
                 flat.of_rankings[name] = values.take(firsts)
-            if not whole and argument not in ("request", "time"):
+            if not whole and argument != "request":
                 flat.of_items[name] = values
         report.items_read += places.rows
         found = self._sound(flat, flaws, report, places)
@@ -289,6 +357,7 @@ class Reading:
         # Lists can be laid beside each other only where they are equally long.
         rough = _Flat(np.zeros(n, np.int64), np.empty(0, np.int64), rows)
         flaws = _Flaws(rough)
+        self._unread(column, flaws.rankings)
         if self.shape.has_lists:
             flaws.rankings(~is_valid(items), "no item list", named.item or "")
         for name in sorted(self.shape.listed - {named.item}):
@@ -308,13 +377,14 @@ class Reading:
             lengths, rows = lengths[flaws.sound], rows[flaws.sound]
         flat = _Flat(lengths, np.repeat(rows, lengths), rows)
         for argument, name in named.named:
+            if argument == "time":
+                flat.of_rankings[_TIMES] = column[_TIMES]
+                continue
             values = column[name]
             if name in self.shape.listed:
                 flat.of_items[name] = values.flatten()
-            elif argument == "time":
-                flat.of_rankings[name] = _times(name, values)
             elif argument == "request":
-                flat.of_rankings[name] = _texts(values)
+                flat.of_rankings[name] = as_texts(values)
             elif self.shape.has_lists or argument in _OF_RANKINGS:
                 flat.of_rankings[name] = values
             else:
@@ -322,6 +392,14 @@ class Reading:
             if self._of_ranking and _is_propensity(argument) and not self.shape.has_lists:
                 flat.of_rankings[name] = values
         return flat
+
+    def _unread(self, column: Mapping[str, pa.Array], mark: Any) -> None:
+        """Set aside what stands in a column of numbers or times and is none."""
+        for argument, name in self._named.named:
+            texts = column.get(_unread(name))
+            if texts is not None:
+                kind = "time" if argument == "time" else "number"
+                mark(is_valid(texts), f"not a {kind}", name, texts)
 
     def _sound(self, flat: _Flat, flaws: _Flaws, report: ReadReport, places: _Places) -> _Flat:
         """Rankings without flaws so far."""
@@ -342,15 +420,17 @@ class Reading:
 
     # ---- Rankings as the log has them ----------------------------------------------------------
 
-    def _made(self, flat: _Flat, report: ReadReport, places: _Places) -> Iterator[pa.Table]:
+    def _made(
+        self, flat: _Flat, report: ReadReport, places: _Places, whole: _Whole
+    ) -> Iterator[pa.Table]:
         """Tables of the rankings, without those whose values are wrong."""
         named, n = self._named, len(flat)
         flaws = _Flaws(flat)
         kind, items = self._items(flaws, flat)
         eligible = self._eligible(flaws, flat)
-        logged = self._logged(flaws, flat)
+        logged = self._logged(flaws, flat, eligible, whole)
         evaluated = {
-            output: self._evaluated(flaws, flat, column, eligible)
+            output: self._evaluated(flaws, flat, column, eligible, whole)
             for column, output in self._outputs.items()
         }
         displayed = self._displayed(flaws, flat)
@@ -363,20 +443,20 @@ class Reading:
             flaws.rankings(wrong, "row_weight", named.row_weight, given)
         times = pa.repeat(_EPOCH, n)
         if named.time is not None:
-            times = flat.of_rankings[named.time]
+            times = flat.of_rankings[_TIMES]
             flaws.rankings(~is_valid(times), "no time", named.time)
         if named.request is None:
             requests = pa.array(flat.first_rows).cast(pa.string())
         else:
-            requests = _texts(flat.of_rankings[named.request])  # it may be the user's column, too
+            requests = as_texts(flat.of_rankings[named.request])  # it may be the user's column, too
             empty = pc.fill_null(pc.equal(requests, ""), True).to_numpy(zero_copy_only=False)
             flaws.rankings(empty, "no request id", named.request)
         users = pa.nulls(n, pa.string())
         if named.user is not None:
-            users = _texts(flat.of_rankings[named.user])
+            users = as_texts(flat.of_rankings[named.user])
         logged_by = pa.repeat(_LOGGED_BY, n)
         if named.logged_by is not None:
-            logged_by = _texts(flat.of_rankings[named.logged_by])
+            logged_by = as_texts(flat.of_rankings[named.logged_by])
             empty = pc.fill_null(pc.equal(logged_by, ""), True).to_numpy(zero_copy_only=False)
             flaws.rankings(empty, "no policy name", named.logged_by)
         flaws.settle(report, places)
@@ -433,7 +513,7 @@ class Reading:
         items = flat.of_items[name]
         if pa.types.is_floating(items.type):  # of integers, where some are missing
             numbers = floats(items)
-            missing, whole = np.isnan(numbers), _is_whole(numbers)
+            missing, whole = np.isnan(numbers), is_whole(numbers)
             flaws.items(~missing & ~whole, "item id not whole", name, items)
             items = pa.array(np.where(whole, numbers, 0.0).astype(np.int64), mask=missing)
         elif pa.types.is_uint64(items.type):  # of hashes
@@ -468,7 +548,7 @@ class Reading:
             eligible = np.full(len(flat), float(given))
         else:
             eligible = floats(flat.of_rankings[given])
-            wrong = ~np.isnan(eligible) & ~((eligible >= 0) & _is_whole(eligible))
+            wrong = ~np.isnan(eligible) & ~((eligible >= 0) & is_whole(eligible))
             flaws.rankings(wrong, "n_eligible", given, flat.of_rankings[given])
         name = given if isinstance(given, str) else "n_eligible"
         flaws.rankings(eligible < flat.lengths, "more items than eligible", name, eligible)
@@ -481,7 +561,7 @@ class Reading:
         if name is None:
             return np.full(len(flat), np.nan)
         displayed = floats(flat.of_rankings[name])
-        right = (displayed >= 0) & (displayed <= flat.lengths) & _is_whole(displayed)
+        right = (displayed >= 0) & (displayed <= flat.lengths) & is_whole(displayed)
         flaws.rankings(~np.isnan(displayed) & ~right, "displayed", name, flat.of_rankings[name])
         return displayed
 
@@ -498,24 +578,26 @@ class Reading:
         whole = floats(flat.of_rankings[name])
         flaws.rankings(np.isinf(whole), "reward not finite", name, whole)
         flaws.rankings(np.abs(whole) > LARGEST, BEYOND, name, whole)
-        shown = np.where(np.isnan(displayed), flat.lengths, np.minimum(displayed, flat.lengths))
-        shown = np.maximum(shown, 0).astype(np.int64)
-        flaws.rankings((shown == 0) & (whole != 0.0), "reward of no place", name, whole)
+        seen = np.where(np.isnan(displayed), flat.lengths, np.minimum(displayed, flat.lengths))
+        seen = np.maximum(seen, 0).astype(np.int64)
+        flaws.rankings((seen == 0) & (whole != 0.0), "reward of no place", name, whole)
         rewards = np.zeros(len(flat.rows))
-        there = shown > 0
-        rewards[(flat.starts + shown - 1)[there]] = whole[there]
+        there = seen > 0
+        rewards[(flat.starts + seen - 1)[there]] = whole[there]
         return rewards
 
     # ---- Propensities --------------------------------------------------------------------------
 
-    def _logged(self, flaws: _Flaws, flat: _Flat) -> FloatArray:
+    def _logged(
+        self, flaws: _Flaws, flat: _Flat, eligible: FloatArray, whole: _Whole
+    ) -> FloatArray:
         """Conditional log-propensities of what was shown, (m,)."""
         name = self._named.log_propensity if self._is_log else self._named.propensity
         assert name is not None
         values, mark = self._given(flaws, flat, name)
         numbers, tolerance = floats(values), _tolerance(values.type)
         argument = "log_propensity" if self._is_log else "propensity"
-        self._check_scale(argument, name, numbers, tolerance)
+        self._see_scale(whole, argument, name, numbers, tolerance)
         mark(np.isnan(numbers), "no propensity", name)
         if self._is_log:
             mark(np.isinf(numbers), "log-propensity not finite", name, values)
@@ -525,10 +607,23 @@ class Reading:
             wrong = (numbers <= 0.0) | (numbers > 1.0 + tolerance)
             mark(wrong, "propensity not in (0, 1]", name, values)
             logs = np.log(np.where(wrong | np.isnan(numbers), 1.0, np.minimum(numbers, 1.0)))
-        return self._conditional(flaws, flat, name, logs, tolerance)
+        logs = self._conditional(flaws, flat, name, logs, tolerance)
+        left = np.repeat(eligible, flat.lengths) - flat.places
+        flaws.items(
+            (left == 1.0) & (logs < -_CERTAIN),
+            "uncertain, though the only item left",
+            name,
+            lambda i: f"{np.exp(logs[i]):.6g} where 1 is expected",
+        )
+        return logs
 
     def _evaluated(
-        self, flaws: _Flaws, flat: _Flat, column: str | None, eligible: FloatArray
+        self,
+        flaws: _Flaws,
+        flat: _Flat,
+        column: str | None,
+        eligible: FloatArray,
+        whole: _Whole,
     ) -> FloatArray:
         """The same under an evaluation policy; NaN where it is not known."""
         if column is None:
@@ -541,7 +636,8 @@ class Reading:
             return np.asarray(logs)
         values, mark = self._given(flaws, flat, column)
         numbers, tolerance = floats(values), _tolerance(values.type)
-        self._check_scale(f"policies[{self._labels[column]!r}]", column, numbers, tolerance)
+        argument = f"policies[{self._labels[column]!r}]"
+        self._see_scale(whole, argument, column, numbers, tolerance)
         if self._is_log:
             mark(numbers > tolerance, "positive evaluation log-propensity", column, values)
             logs = np.minimum(numbers, 0.0)
@@ -559,26 +655,24 @@ class Reading:
             return flat.of_rankings[name], flaws.rankings
         return flat.of_items[name], flaws.items
 
-    def _check_scale(self, argument: str, name: str, numbers: FloatArray, tolerance: float) -> None:
-        """A ColumnsError where a column is of the other scale from end to end."""
-        known = numbers[~np.isnan(numbers)]
+    def _see_scale(
+        self, whole: _Whole, argument: str, name: str, numbers: FloatArray, tolerance: float
+    ) -> None:
+        """Whether a column is of the other scale from end to end."""
         if self._is_log:
-            other, low = known[known > tolerance], (known >= 0.0).all()
-            words = ("probabilities", "logarithms", "propensity")
+            right, other = numbers < 0.0, numbers > tolerance
+            has, wanted, as_ = "probabilities", "logarithms", "propensity"
         else:
-            other, low = known[known < 0.0], (known <= 0.0).all()
-            words = ("logarithms", "probabilities", "log_propensity")
-        if low and len(other):
-            has, wanted, as_ = words
-            raise ColumnsError(
-                [
-                    (
-                        argument,
-                        f"column {name!r} holds {has} where {wanted} are expected, {other[0]:g} for"
-                        f" one: all of the propensities as {has} are taken with `{as_}`",
-                    )
-                ]
+            right, other = numbers > 0.0, numbers < 0.0
+            has, wanted, as_ = "logarithms", "probabilities", "log_propensity"
+        wrong = None
+        if other.any():
+            wrong = (
+                f"column {name!r} holds {has} where {wanted} are expected,"
+                f" {numbers[np.argmax(other)]:g} for one: all of the propensities as {has} are"
+                f" taken with `{as_}`"
             )
+        whole.see(argument, "scale", bool(right.any()), wrong)
 
     def _conditional(
         self, flaws: _Flaws, flat: _Flat, name: str, logs: FloatArray, tolerance: float
@@ -617,6 +711,11 @@ def _is_propensity(argument: str) -> bool:
     return argument in ("propensity", "log_propensity") or argument.startswith("policies[")
 
 
+def _unread(name: str) -> str:
+    """Beside a column: its texts that are not what it holds."""
+    return f"\0no {name}"
+
+
 def _plain(argument: str) -> str:
     return "evaluation propensity" if argument.startswith("policies[") else argument
 
@@ -632,8 +731,8 @@ def _check_positions(
     """Places are 0, 1, ... or 1, 2, ...: whichever more of the rankings begin with."""
     missing = np.isnan(position)
     flaws.items(missing, "no position", name)
-    whole = np.where(_is_whole(position), position, 0.0)
-    flaws.items(~missing & ~_is_whole(position), "position not whole", name, values)
+    whole = np.where(is_whole(position), position, 0.0)
+    flaws.items(~missing & ~is_whole(position), "position not whole", name, values)
     first = whole[flat.starts]
     base = 0 if np.count_nonzero(first == 0) > np.count_nonzero(first == 1) else 1
     again = np.zeros(len(whole), np.bool_)
@@ -662,12 +761,6 @@ def _once(column: Mapping[str, pa.Array], apart: Mask) -> tuple[IntArray, IntArr
     return first[order], counts[order]
 
 
-def _is_whole(numbers: FloatArray) -> Mask:
-    """Which are integers that float64 tells apart."""
-    inside = np.abs(numbers) < 2.0**53
-    return np.asarray(inside & (np.floor(np.where(inside, numbers, 0.0)) == numbers))
-
-
 def _distinct(values: pa.Array) -> npt.NDArray[Any]:
     """Numbers that are equal where the values are; null is a value, too."""
     if pa.types.is_floating(values.type):
@@ -687,30 +780,6 @@ def _coded(texts: pa.Array) -> tuple[IntArray, Sequence[Any]]:
         codes = np.where(codes == empty, -1, codes)
         codes = np.where(codes > empty, codes - 1, codes)
     return codes, range(len(encoded.dictionary) - (empty >= 0))
-
-
-def _texts(values: pa.Array) -> pa.Array:
-    """Ids as texts; whole numbers, which integers become where some are missing, as integers."""
-    if pa.types.is_floating(values.type):
-        numbers = floats(values)
-        plain = _is_whole(numbers)
-        whole = pa.array(np.where(plain, numbers, 0.0).astype(np.int64)).cast(pa.string())
-        text = pa.array(numbers, from_pandas=True).cast(pa.string())
-        return pc.if_else(pa.array(plain), whole, text)
-    return values.cast(pa.string())
-
-
-def _times(name: str, values: pa.Array) -> pa.Array:
-    if pa.types.is_null(values.type):
-        return values.cast(_EPOCH.type)
-    if pa.types.is_date(values.type):
-        values = values.cast(pa.timestamp("us"))
-    if pa.types.is_string(values.type):
-        values = pc.if_else(pc.equal(values, ""), None, values)
-    try:
-        return as_utc(values).cast(_EPOCH.type)
-    except pa.ArrowException as error:
-        raise ValueError(f"time: column {name!r}: {error}") from None
 
 
 def _earliest(times: pa.Array, flat: _Flat) -> pa.Array:
@@ -742,7 +811,7 @@ def _filled(lists: pa.Array, lengths: IntArray) -> pa.Array:
 
 def _nullable(numbers: FloatArray) -> pa.Array:
     """Whole numbers as integers, null for others."""
-    missing = ~_is_whole(numbers)
+    missing = ~is_whole(numbers)
     return pa.array(np.where(missing, 0.0, numbers).astype(np.int64), mask=missing)
 
 

@@ -240,6 +240,7 @@ class LogReader:
         self.report.items_read += given.items_read
         self.report.items_set_aside += given.items_set_aside
         self.report.equal_duplicates += given.equal_duplicates
+        self.report.times_without_zone += given.times_without_zone
         for reason, count in given.set_aside.items():
             self.report.aside(reason, count)
             for place in given.places.get(reason, []):

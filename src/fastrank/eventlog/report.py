@@ -47,6 +47,8 @@ class ReadReport:
     items_read, items_set_aside : int
         Of a table with a row an item: its rows, and those of rankings that were set aside there. A
         request id that stands for nobody makes one ranking of many rows.
+    times_without_zone : int
+        Times of a table of another making that are UTC for want of a zone.
     """
 
     rows_read: int = 0
@@ -60,6 +62,7 @@ class ReadReport:
     equal_duplicates: int = 0
     items_read: int = 0
     items_set_aside: int = 0
+    times_without_zone: int = 0
 
     @property
     def rows_set_aside(self) -> int:
@@ -136,6 +139,7 @@ class ReadReport:
             "equal_duplicates": self.equal_duplicates,
             "items_read": self.items_read,
             "items_set_aside": self.items_set_aside,
+            "times_without_zone": self.times_without_zone,
             "files_read": list(self.files_read),
             "files_set_aside": dict(self.files_set_aside),
             "files_cut": dict(self.files_cut),

@@ -14,13 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from fastrank.files import file_format, files_at, naming
+from fastrank.eventlog.owncells import as_texts
+from fastrank.files import file_format, files_at, naming, not_text, opened
 from fastrank.inputs import shown
 
 __all__ = ["Piece", "Source", "plain_array", "plain_type", "source_of"]
 
 _BATCH_ROWS = 65_536
 _CSV_BLOCK = 1 << 23  # bytes
+_HEAD = 4096  # bytes, by which a file is known
+_CSV_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
+_FORMATS = ("parquet", "csv", "csv.gz")
 _EXPECTED = (
     "a pandas or polars DataFrame, a pyarrow Table, RecordBatch or Dataset, a mapping of arrays, or"
     " paths of CSV and Parquet files"
@@ -43,7 +47,11 @@ class Source(Protocol):
     in_memory: bool
 
     def pieces(self, names: Sequence[str], numbers: Collection[str]) -> Iterator[Piece]:
-        """These columns, batch by batch; in CSV files those of `numbers` are read as float64."""
+        """These columns, batch by batch.
+
+        In CSV files those of `numbers` are float64, but for batches in which one of them holds
+        something that is no number: they are texts.
+        """
 
 
 def source_of(data: Any, wanted: Sequence[str]) -> Source:
@@ -66,7 +74,7 @@ def source_of(data: Any, wanted: Sequence[str]) -> Source:
     if isinstance(data, str | os.PathLike) or (
         isinstance(data, list | tuple) and all(isinstance(each, str | os.PathLike) for each in data)
     ):
-        return _Files(files_at(data, ("parquet", "csv"), "tables (.parquet, .csv)"))
+        return _Files(files_at(data, _FORMATS, "tables (.parquet, .csv, .csv.gz)"))
     try:
         if isinstance(data, Mapping):
             return _Table(pa.table({name: _column(data[name]) for name in data}))
@@ -151,7 +159,8 @@ class _Files:
     in_memory = False
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._schemas = {file: _schema(file) for file in files}
+        self._is_csv = {file: _is_csv(file) for file in files}
+        self._schemas = {file: _schema(file, is_csv) for file, is_csv in self._is_csv.items()}
         first, *others = self._schemas.values()
         self.schema: pa.Schema = first
         for other in others:
@@ -166,11 +175,62 @@ class _Files:
                 if name not in columns.names:
                     has = ", ".join(columns.names)
                     raise ValueError(f"{file}: no column named {name}; found {has}")
-            with naming(file, _kind(file)):
+        differing = {name for name in names if self._differs(name, name in numbers)}
+        for file, columns in self._schemas.items():
+            is_csv = self._is_csv[file]
+            with naming(file, "CSV file" if is_csv else "Parquet file"):
                 try:
-                    yield from _counted(str(file), _batches(file, names, numbers))
+                    batches = _batches(file, is_csv, names, numbers)
+                    alike = (_alike(batch, differing, numbers) for batch in batches)
+                    yield from _counted(str(file), alike)
                 except pa.ArrowInvalid as error:
                     raise _with_name(error, columns.names) from None
+
+    def _differs(self, name: str, is_number: bool) -> bool:
+        """Whether a column is of several types, of which `_alike` makes one.
+
+        A ValueError names two files of which no column can be made.
+        """
+        found: dict[pa.DataType, Path] = {}
+        for file, columns in self._schemas.items():
+            kind = plain_type(columns.field(name).type)
+            if self._is_csv[file]:
+                kind = pa.float64() if is_number else pa.string()
+            if not pa.types.is_null(kind):
+                found.setdefault(kind, file)
+        shapes = {_shape(kind, is_number): kind for kind in reversed(found)}
+        if len(shapes) > 1:
+            said = " and ".join(f"of type {kind} in {found[kind]}" for kind in shapes.values())
+            raise ValueError(f"column {name!r} is {said}: give files of one kind")
+        kinds = {kind.value_type if pa.types.is_list(kind) else kind for kind in found}
+        return len(kinds) > 1 and not all(map(pa.types.is_temporal, kinds))
+
+
+def _shape(kind: pa.DataType, is_number: bool) -> tuple[bool, bool]:
+    """What a column must have in common with that of another file: lists, and texts as numbers."""
+    is_list = pa.types.is_list(kind)
+    is_text = pa.types.is_string(kind.value_type if is_list else kind)
+    return is_list, is_number and is_text
+
+
+def _alike(
+    batch: pa.RecordBatch, names: Collection[str], numbers: Collection[str]
+) -> pa.RecordBatch:
+    """A batch whose columns of these names are float64 if they are numbers, and texts if not."""
+
+    def cast(column: pa.Array, is_number: bool) -> pa.Array:
+        if not is_number:
+            return as_texts(column)
+        if pa.types.is_string(column.type):  # some are no numbers
+            return column
+        is_list = pa.types.is_list(column.type)
+        return column.cast(pa.list_(pa.float64()) if is_list else pa.float64())
+
+    columns = [
+        cast(plain_array(column), name in numbers) if name in names else column
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _with_name(error: pa.ArrowInvalid, names: Sequence[str]) -> ValueError:
@@ -187,24 +247,27 @@ def _counted(name: str, batches: Any) -> Iterator[Piece]:
         start += batch.num_rows
 
 
-def _kind(file: Path) -> str:
-    return "CSV file" if _is_csv(file) else "Parquet file"
-
-
 def _is_csv(file: Path) -> bool:
-    with file.open("rb") as content:
-        is_parquet = content.read(4) == b"PAR1"
-    if not is_parquet and file_format(file) != "csv":
+    with naming(file, "table"):
+        with file.open("rb") as content:
+            if content.read(4) == b"PAR1":
+                return False
+        with opened(file) as content:
+            head = content.read(_HEAD)
+    if file_format(file) not in _FORMATS[1:]:
         raise ValueError(f"{file}: expected a CSV or a Parquet file, by its name")
-    return not is_parquet
+    other = not_text(head)
+    if other is not None:
+        raise ValueError(f"{file}: expected a CSV file in UTF-8, by its name; it is {other}")
+    return True
 
 
-def _schema(file: Path) -> pa.Schema:
-    with naming(file, _kind(file)):
-        if not _is_csv(file):
+def _schema(file: Path, is_csv: bool) -> pa.Schema:
+    with naming(file, "CSV file" if is_csv else "Parquet file"):
+        if not is_csv:
             schema = pq.read_schema(file)
         else:
-            with pa.csv.open_csv(file) as reader:
+            with opened(file) as content, pa.csv.open_csv(content) as reader:
                 schema = pa.schema([(name, pa.null()) for name in reader.schema.names])
         repeated = [name for name in schema.names if schema.names.count(name) > 1]
         if repeated:
@@ -213,20 +276,39 @@ def _schema(file: Path) -> pa.Schema:
 
 
 def _batches(
-    file: Path, names: Sequence[str], numbers: Collection[str]
+    file: Path, is_csv: bool, names: Sequence[str], numbers: Collection[str]
 ) -> Iterator[pa.RecordBatch]:
-    if _is_csv(file):
-        # Ids stay as they are written: 0042 is not 42.
-        types = {name: pa.float64() if name in numbers else pa.string() for name in names}
-        with pa.csv.open_csv(
-            file,
-            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK),
-            convert_options=pa.csv.ConvertOptions(include_columns=list(names), column_types=types),
-        ) as reader:
-            yield from reader
+    if not is_csv:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
         return
-    with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
+    # Ids stay as they are written: 0042 is not 42.
+    options = pa.csv.ConvertOptions(
+        include_columns=list(names), column_types=dict.fromkeys(names, pa.string())
+    )
+    with (
+        opened(file) as content,
+        pa.csv.open_csv(
+            content,
+            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK),
+            convert_options=options,
+        ) as reader,
+    ):
+        for batch in reader:
+            columns = [
+                _numbers(column) if name in numbers else column
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _numbers(texts: pa.Array) -> pa.Array:
+    """A column of a CSV file as float64; texts, without those for null, if one is no number."""
+    texts = pc.if_else(pc.is_in(texts, _CSV_NULLS), None, texts)
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return texts
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

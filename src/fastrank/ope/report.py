@@ -160,8 +160,17 @@ def render(sections: Sequence[Section]) -> str:
 
 
 def next_step(evaluation: Evaluation) -> str | None:
-    """What to do where nothing could be estimated for want of rewards; else None."""
-    if evaluation.rows_used or not evaluation.set_aside.get("reward_not_observed"):
+    """What to do where nothing could be estimated for want of rows or rewards; else None."""
+    if evaluation.rows_used:
+        return None
+    if not evaluation.rows:
+        if not evaluation.log["set_aside"]:
+            return "There is no row in what was read: name files that hold some."
+        return (
+            "Not one row is valid: each was set aside, and the first of each reason are named."
+            " Repair what writes them, or say otherwise what their columns, or the files, are."
+        )
+    if not evaluation.set_aside.get("reward_not_observed"):
         return None
     if evaluation.log["joins"]:
         return (

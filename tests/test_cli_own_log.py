@@ -229,3 +229,51 @@ def test_a_log_without_rewards_says_what_to_do(tmp_path: Path) -> None:
     assert "No ranking has its rewards yet" in result.stdout
     assert "fastrank join" in result.stdout
     assert "fastrank join" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("banner,p,clicked\n", "There is no row in what was read"),
+        ("banner,p,clicked\n1,0,1\n2,2,0\n", "Not one row is valid"),
+        ("banner,p,clicked\n1,0.5,\n", "No ranking has its rewards yet"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_exit_code_1_where_no_row_is_of_use(
+    text: str, said: str, as_json: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    result = run(
+        *("evaluate", "--format", "table", tmp_path / "log.csv", "--item", "banner", "--column"),
+        *("p", "--propensity", "p", "--reward", "clicked", *(["--json"] if as_json else [])),
+    )
+    assert result.exit_code == 1, result.output
+    if as_json:
+        assert json.loads(result.stdout)["rows_used"] == 0
+    else:
+        assert said in " ".join(result.stdout.split())
+
+
+def test_a_file_without_json_in_it(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text("item,p\n1,0.5\n")
+    result = run("evaluate", "--format", "dsjson", tmp_path / "log.json")
+    assert result.exit_code == 1
+    said = " ".join(result.stdout.split())
+    assert "2 malformed: not JSON" in said
+    assert "Not one row is valid" in said
+    (tmp_path / "log.json").write_bytes("{}".encode("utf-16"))
+    said = refused("evaluate", "--format", "dsjson", tmp_path / "log.json")
+    assert "text in UTF-16" in said
+
+
+def test_times_without_a_zone_are_said(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(
+        "banner,p,clicked,t\n1,0.5,1,2026-01-01\n1,0.5,1,2026-01-02T00:00:00Z\n1,0.5,0,noon\n"
+    )
+    arguments = ("--item", "banner", "--propensity", "p", "--reward", "clicked", "--time", "t")
+    result = run("evaluate", "--format", "table", tmp_path / "log.csv", *arguments, "--column", "p")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "1 times say no zone, and are taken as UTC" in said
+    assert "1 malformed: not a time" in said

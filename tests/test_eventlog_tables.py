@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -496,7 +497,7 @@ def test_positions_of_lists_are_refused() -> None:
     [
         (5, "data: expected a pandas or polars DataFrame.*; got 5"),
         ([[1, 2]], "data: expected a pandas"),
-        ({"a": [1, "x"]}, "data: Arrow cannot take this dict"),
+        ({"a": [1, "x"]}, "data: Arrow cannot take this dict: column 'a': Could not convert 'x'"),
         ("nowhere.csv", "nowhere.csv: no such file"),
     ],
 )
@@ -540,6 +541,201 @@ def test_times_that_are_none_are_named() -> None:
         ColumnsError, match="time: column 't' holds no times: 'yesterday'; expected"
     ):
         list(from_table(columns, item="i", propensity="p", time="t"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("i,p\n1,0.5\n".encode("utf-16"), "expected a CSV file in UTF-8, .*; it is text in UTF-16"),
+        ("i,p\n1,0.5\n".encode("utf-16-be"), "expected a CSV file in UTF-8, .*; it is no text"),
+        (b"PK\x03\x04\x14\x00\x00\x00", "expected a CSV file .*; it is a zip archive"),
+        (gzip.compress(b"PAR1\x00\x00\x00\x00"), "expected a CSV file .*; it is a Parquet file"),
+        (gzip.compress(b"i,p\n1,0.5\n")[:-9], "not a readable table: Compressed file ended"),
+        ("i;p\n1;0,5\n", "expected commas between columns, not ';': 'i;p'"),
+        ("i\tp\n1\t0.5\n", r"expected commas between columns, not '\\t': 'i\\tp'"),
+        ("i,p\n1,0.5\n2\n", "row 1: Expected 2 columns, got 1: 2"),
+    ],
+)
+def test_what_is_no_csv_file_is_named(content: bytes | str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=why) as caught:
+        list(from_table(file, item="i", propensity="p"))
+    assert str(caught.value).startswith(f"{file}: ")
+    assert str(caught.value).isprintable()
+
+
+def test_csv_files_packed_by_gzip(tmp_path: Path) -> None:
+    text = b"i,p\n1,0.5\n2,0.25\n"
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "b.csv").write_bytes(gzip.compress(text))  # whatever it is called
+    rows, report = read(from_table(tmp_path, item="i", propensity="p"))
+    assert [row["items"] for row in rows] == [["1"], ["2"]] * 2
+    assert report.set_aside == {}
+
+
+def test_a_packed_file_that_breaks_off_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = "i,p\n" + "".join(f"{i},{p}\n" for i, p in enumerate(rng.random(20_000)))
+    packed = gzip.compress(text.encode())
+    (tmp_path / "a.csv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match=r"a.csv.gz: not a readable CSV file: .* ended before"):
+        list(from_table(tmp_path / "a.csv.gz", item="i", propensity="p"))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_files_of_several_kinds_are_one_table(grouped: bool, tmp_path: Path) -> None:
+    """Ids that are texts in one of them are texts, times are times, and numbers numbers."""
+    day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    columns = {"q": [1, 2], "i": [7, 8], "p": [0.5, 0.25], "who": [3, None], "t": [day, day]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text(
+        "t,who,p,i,q\n2026-01-02,3,0.5,007,3\n2026-01-02T01+01,4,1,8,4\n"
+    )
+    later = pa.array([0], pa.timestamp("ns"))
+    third = {"q": [5.0], "i": [8.0], "p": [True], "who": ["x"], "t": later}
+    pq.write_table(pa.table(third), tmp_path / "c.parquet")
+    names: dict[str, Any] = {"request": "q"} if grouped else {}
+    log = from_table(tmp_path, item="i", propensity="p", user="who", time="t", **names)
+    rows, report = read(log)
+    assert report.set_aside == {}
+    assert [row["items"] for row in rows] == [["7"], ["8"], ["007"], ["8"], ["8"]]
+    assert [row["user"] for row in rows] == ["3", None, "3", "4", "x"]
+    assert [row["logged"] for row in rows] == [[0.5], [0.25], [0.5], [1.0], [1.0]]
+    assert report.times_without_zone == 2
+    if grouped:
+        assert [row["request"] for row in rows] == ["1", "2", "3", "4", "5"]
+    times = [t for batch in log.reader() for t in batch.values("ts")]
+    assert times[1:] == [day, *[day + datetime.timedelta(1)], *[day + datetime.timedelta(1)],
+                         datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)]  # fmt: skip
+
+
+def test_columns_that_cannot_be_one_name_two_files(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"i": [1], "p": [0.5]}), tmp_path / "a.parquet")
+    for second in ({"i": [[1]], "p": [[0.5]]}, {"i": [1], "p": ["0.5"]}):
+        pq.write_table(pa.table(second), tmp_path / "b.parquet")
+        with pytest.raises(ValueError, match=r"column '[ip]' is of type") as caught:
+            list(from_table(tmp_path, item="i", propensity="p"))
+        assert all(str(tmp_path / name) in str(caught.value) for name in ("a.parquet", "b.parquet"))
+
+
+def test_text_that_is_not_utf_8_is_named() -> None:
+    broken = pa.array([b"\xff", b"a"]).view(pa.string())
+    for item, p in ((broken, [0.5, 0.5]), (pa.ListArray.from_arrays([0, 2], broken), [[0.5, 0.5]])):
+        table = pa.table({"i": item, "p": pa.array(p)})
+        with pytest.raises(ValueError, match="table: from row 0 on: column 'i': Invalid UTF8"):
+            list(from_table(table, item="i", propensity="p"))
+
+
+# ---- Times --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_rows_whose_time_is_none_are_set_aside(grouped: bool) -> None:
+    n = 70_000  # more than one piece, the last of which has no time that is one
+    times = ["2026-01-01T00:00:00Z"] * n
+    times[3], times[5], times[-1] = "yesterday", "2026-02-29", "01/02/2026"
+    columns = {"i": [1] * n, "p": [0.5] * n, "t": times, "q": np.arange(n)}
+    names: dict[str, Any] = {"request": "q"} if grouped else {}
+    log = from_table(columns, item="i", propensity="p", time="t", **names)
+    rows = sum(map(len, log))
+    assert rows == n - 3
+    assert log.read_report.set_aside == {"not a time": 3}
+    assert log.read_report.places["not a time"] == [
+        ("table", 3, "t: 'yesterday'"), ("table", 5, "t: '2026-02-29'"),
+        ("table", n - 1, "t: '01/02/2026'"),
+    ]  # fmt: skip
+
+
+def test_a_ranking_with_a_row_whose_time_is_none_is_set_aside() -> None:
+    times = ["2026-01-01", "2026-01-01", "2026-01-01", "noon", "2026-01-01"]
+    log = from_table(by_item(x=times), **NAMES, time="x", policies=POLICIES)
+    assert set_aside(log) == {"not a time": (1, ("table", 3, "x: 'noon'"))}
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([2**62, 0], pa.timestamp("s")),
+        pa.array([2**62, 0], pa.timestamp("us", tz="UTC")),
+        pa.array([2**30, 0], pa.date32()),
+    ],
+)
+def test_times_beyond_every_calendar_are_none(times: pa.Array) -> None:
+    log = from_table({"i": [1, 2], "p": [0.5, 0.5], "t": times}, item="i", propensity="p", time="t")
+    ((reason, (count, (_, row, _))),) = set_aside(log).items()
+    assert (reason, count, row) == ("not a time", 1, 0)
+
+
+def test_times_without_a_zone_are_utc_and_counted() -> None:
+    texts = ["2026-01-02 03:04:05", "2026-01-02T03:04:05Z", "2026-01-02T05:04:05+0200",
+             "2026-01-02 03:04:05 UTC", "2026-01-02T04:04:05+01"]  # fmt: skip
+    columns = {"i": [1] * 5, "p": [0.5] * 5, "t": texts}
+    reader = from_table(columns, item="i", propensity="p", time="t").reader()
+    (batch,) = reader
+    moment = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    assert batch.values("ts") == [moment] * 5
+    assert reader.report.times_without_zone == 1
+    assert reader.report.to_dict()["times_without_zone"] == 1
+
+
+@given(st.from_regex(r"\A\d{4}-[01]\d-[0-3]\d([T ][0-2]\d(:[0-6]\d){0,2})?\Z").map(str))
+def test_times_are_those_of_the_calendar(text: str) -> None:
+    text = "".join(str(int(c)) if c.isdigit() else c for c in text)
+    log = from_table(
+        {"i": [1, 1], "p": [0.5, 0.5], "t": ["2026-01-01", text]},
+        item="i", propensity="p", time="t",
+    )  # fmt: skip
+    times = [t for batch in log.reader() for t in batch.values("ts")][1:]
+    try:
+        wanted = [datetime.datetime.fromisoformat(text).replace(tzinfo=datetime.UTC)]
+    except ValueError:
+        wanted = []
+    assert times == wanted
+
+
+# ---- Numbers of CSV files -----------------------------------------------------------------------
+
+
+def test_cells_that_are_no_numbers_set_rows_aside(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text(
+        'q,at,i,p,r,new\n1,1,7,"0,5",1,0.5\n2,1,7, 0.5 ,TRUE,0.5\n3,1,7,0.5,false,NA\n'
+        "4,first,7,0.5,1,0.5\n5,1,7,0.5,none,0.5\n6,1,7,0.5,,+0.5\n"
+    )
+    shapes: list[dict[str, Any]] = [{"request": "q", "position": "at"}, {}]
+    for names in shapes:
+        log = from_table(
+            file, item="i", propensity="p", reward="r", policies={"new": "new"},
+            columns=["at"], **names,
+        )  # fmt: skip
+        rows, report = read(log)
+        assert report.set_aside == {"not a number": 3}
+        assert sorted(report.places["not a number"]) == [
+            (str(file), 0, "p: '0,5'"), (str(file), 3, "at: 'first'"), (str(file), 4, "r: 'none'"),
+        ]  # fmt: skip
+        assert [row["rewards"] for row in rows] == [[1.0], [0.0], [None]]
+        assert [row["logged"] for row in rows] == [[0.5]] * 3
+
+
+def test_a_column_without_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("i,p,r\n1,0.5,yes\n1,50%,no\n")
+    (tmp_path / "b.csv").write_text("i,p,r\n1,half,yes\n")
+    with pytest.raises(ColumnsError) as caught:
+        list(from_table(tmp_path, item="i", propensity="p", reward="r"))
+    assert caught.value.problems == (
+        ("reward", "column 'r' holds no numbers: 'yes'; expected numbers"),
+    )
+
+
+def test_one_value_of_the_other_scale_refuses_no_table() -> None:
+    """Not even where it is the only one of its part."""
+    n = 65_537
+    p = np.full(n, 0.5)
+    p[-1] = -0.7
+    log = from_table({"i": np.ones(n, int), "p": p}, item="i", propensity="p")
+    assert sum(map(len, log)) == n - 1
+    assert log.read_report.places == {"propensity not in (0, 1]": [("table", n - 1, "p: -0.7")]}
 
 
 @pytest.mark.parametrize(
@@ -673,6 +869,26 @@ def test_flaws_of_logarithms(p: Sequence[float], reason: str, detail: str) -> No
     assert set_aside(log) == {reason: (1, ("table", 1, "new: 0.5"))}
 
 
+@pytest.mark.parametrize("of", ["item", "prefix"])
+def test_the_only_item_left_is_certain(of: Any) -> None:
+    """Of two items that could be shown, the second is sure to come below the first."""
+    p = {"item": [1.0, 0.5, 0.25, 0.25, 0.5], "prefix": [0.5, 0.5, 0.25, 0.25, 0.5]}[of]
+    columns = by_item(p=p, n=[2, 2, 4, 2, 2])
+    log = from_table(columns, **NAMES, n_eligible="n", propensity_of=of)
+    detail = f"p: {'0.25' if of == 'item' else '0.5'} where 1 is expected"
+    wanted = {"uncertain, though the only item left": (1, ("table", 3, detail))}
+    assert set_aside(log) == wanted
+    single = {"i": [1, 2], "p": [1.0, 0.5], "n": [1, 1]}
+    log = from_table(single, item="i", propensity="p", n_eligible="n", propensity_of="ranking")
+    assert [row for _, (_, row, _) in set_aside(log).values()] == [1]
+
+
+def test_counts_of_numpy_are_counts() -> None:
+    count: Any = np.int64(4)
+    log = from_table(by_item(), **NAMES, policies={"u": fr.Uniform()}, n_eligible=count)
+    assert read(log)[0][0]["uniform"] == [0.25, 0.333333333333]
+
+
 def test_a_product_that_rises_is_a_flaw() -> None:
     columns = by_item(p=[0.6, 0.5, 0.1, 0.25, 0.5])
     log = from_table(columns, **NAMES, propensity_of="prefix")
@@ -804,6 +1020,30 @@ def test_a_minimal_table_gives_what_numpy_gives() -> None:
     assert found.log["set_aside"] == {}
     assert found.span is None, "nobody said when"
     assert found.rows_without_user == 0
+
+
+def test_propensities_of_another_meaning_show_in_the_weights_of_uniform() -> None:
+    """No row tells, but what is uniform must weigh 1 on average where `n_eligible` is true."""
+    rng, n, places = np.random.default_rng(0), 2000, 3
+    columns = {
+        "q": np.repeat(np.arange(n), places),
+        "at": np.tile(np.arange(places), n),
+        "i": np.array([rng.permutation(10)[:places] for _ in range(n)]).ravel(),
+        "r": rng.random(n * places),
+        "each": np.tile([1 / 10, 1 / 9, 1 / 8], n),
+        "all down to it": np.tile([1 / 10, 1 / 90, 1 / 720], n),
+        "of 20": np.tile([1 / 20, 1 / 19, 1 / 18], n),
+    }
+    statuses = {}
+    for p in ("each", "all down to it", "of 20"):
+        found = ope.evaluate_table(
+            columns, {"uniform": fr.Uniform()}, item="i", propensity=p, reward="r", request="q",
+            position="at", n_eligible=10,
+        )  # fmt: skip
+        assert found.log["set_aside"] == {}
+        statuses[p] = (found.policies[0].status, "mean_weight" in found.policies[0].reasons)
+    assert statuses["each"] == ("ok", False)
+    assert statuses["all down to it"] == statuses["of 20"] == ("low_overlap", True)
 
 
 def test_options_reach_the_evaluation() -> None:

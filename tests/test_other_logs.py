@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import tempfile
@@ -214,6 +215,35 @@ def test_arrays_of_obp_that_do_not_fit(changes: dict[str, Any], law: Any, why: s
         from_obp(feedback, {} if law is None else {"new": law})
 
 
+@pytest.mark.parametrize(
+    ("changes", "law", "why"),
+    [
+        ({"n_actions": 2}, None, r"\['action'\]: row 0: 2, where feedback\['n_actions'\] says"),
+        ({"n_actions": 4}, [[0.1, 0.1, 0.8]] * 2, r"evaluation\['new'\]: .* 4 actions; got 3"),
+        ({"action": [[1], [1, 2]]}, None, r"feedback\['action'\]: row 1: expected 1 numbers"),
+    ],
+)  # fmt: skip
+def test_what_obp_says_twice_agrees(changes: dict[str, Any], law: Any, why: str) -> None:
+    feedback = {"action": [2, 1], "reward": [1, 0], "pscore": [0.5, 0.5], **changes}
+    with pytest.raises(ValueError, match=why):
+        from_obp(feedback, {} if law is None else {"new": law})
+
+
+def test_slates_whose_pscores_contradict_each_other() -> None:
+    feedback, evaluation = slates()
+    feedback["pscore"][3:6] *= 0.5
+    with pytest.raises(ValueError, match=r"feedback: 1 of 2,000 slates, 1 for one, have a pscore"):
+        from_obp(feedback, {"new": evaluation})
+    feedback, evaluation = slates()
+    evaluation["evaluation_policy_pscore"] = evaluation["evaluation_policy_pscore"] * 0.5
+    with pytest.raises(ValueError, match=r"evaluation\['new'\]: 2,000 of 2,000 slates, 0 for one"):
+        from_obp(feedback, {"new": evaluation})
+    with pytest.raises(
+        ValueError, match=r"feedback\['action'\]: row .*feedback\['n_unique_action'\]"
+    ):
+        from_obp(feedback | {"n_unique_action": 5})
+
+
 def test_mappings_are_wanted() -> None:
     number: Any = 5
     with pytest.raises(ValueError, match="feedback: expected a mapping, got 5"):
@@ -338,6 +368,11 @@ def test_what_was_not_learnt_was_not_observed(tmp_path: Path) -> None:
         (cb(pdrop=1.0), "pdrop not in [0, 1)"),
         (cb(pdrop=-0.1), "pdrop not in [0, 1)"),
         (cb(EventId=None), "no request id"),
+        (cb(EventId=True), "no request id"),
+        (cb(EventId=1.5), "no request id"),
+        (cb(p=[0.8, 0.15, 0.15]), "propensities do not sum to 1"),
+        (cb(p=[0.8, 0.05, -0.05]), "propensities do not sum to 1"),
+        (cb(p=[0.8, "0.15", 0.05]), "not a number"),
         (cb(Timestamp="yesterday"), "no time"),
         (cb(Timestamp=None), "no time"),
         (cb(EventId="\ud800"), "no request id"),
@@ -362,6 +397,45 @@ def test_broken_lines_are_named(line: Any, reason: str, tmp_path: Path) -> None:
     ((path, number, _),) = reader.report.places[reason]
     assert (path, number) == (str(file), 1)
     assert reader.report.rows_read == 3
+
+
+def test_ids_that_are_integers_are_taken_as_text(tmp_path: Path) -> None:
+    slots = ccb()["_outcomes"]
+    slots[0]["_id"] = 12
+    file = written(tmp_path, cb(EventId=0), cb(EventId=-(10**30)), ccb(_outcomes=slots))
+    (batch,) = from_dsjson(file).reader()
+    assert batch.values("request_id") == ["0", str(-(10**30)), "12"]
+
+
+@pytest.mark.parametrize("name", ["log.json.gz", "log.jsonl.gz", "log.json"])
+def test_dsjson_packed_by_gzip(name: str, tmp_path: Path) -> None:
+    text = written(tmp_path, cb(0), cb(1)).read_bytes()
+    (tmp_path / "log.json").unlink()
+    (tmp_path / name).write_bytes(gzip.compress(text))
+    (batch,) = from_dsjson(tmp_path).reader()
+    assert batch.values("request_id") == ["e0", "e1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (json.dumps(cb()).encode("utf-16"), "expected lines of JSON, in UTF-8; text in UTF-16"),
+        (b"PAR1\x15\x04\x15\x00", "expected lines of JSON, in UTF-8; a Parquet file"),
+        (gzip.compress(json.dumps(cb()).encode() + b"\n")[:-8], "Compressed file ended before"),
+    ],
+)
+def test_files_that_are_no_dsjson_are_set_aside(content: bytes, why: str, tmp_path: Path) -> None:
+    """Beside others, and alone."""
+    sound, other = written(tmp_path, cb(1)), tmp_path / "other.json"
+    other.write_bytes(content)
+    found = ope.evaluate_table(from_dsjson([sound, other]))
+    assert found.rows == 1
+    ((file, said),) = found.log["unreadable_files"].items()
+    assert (file, said[: len(why)]) == (str(other), why)
+    assert said.isprintable()
+    assert "unreadable_files" in found.policies[0].reasons
+    with pytest.raises(ValueError, match=r"no file of the log can be read: .*other.json"):
+        ope.evaluate_table(from_dsjson(other))
 
 
 VALUES = st.recursive(

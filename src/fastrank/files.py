@@ -61,6 +61,7 @@ _BEGINNINGS = {
     b"ORC": "an ORC file",
 }
 _UNTEXTUAL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+_FEW = 50  # of so many bytes of a text one may be of these: a line that is broken
 
 _LOG = logging.getLogger("fastrank.files")
 
@@ -99,7 +100,8 @@ def not_text(head: bytes) -> str | None:
     (None, 'text in UTF-16')
     """
     in_utf_16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if not in_utf_16 and head == head.translate(None, _UNTEXTUAL):
+    odd = len(head) - len(head.translate(None, _UNTEXTUAL))
+    if not in_utf_16 and odd <= len(head) // _FEW:
         return None
     return next((what for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "no text")
 

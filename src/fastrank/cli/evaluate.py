@@ -153,8 +153,8 @@ def audit(
     type=click.Choice(_FORMATS),
     default="log",
     show_default=True,
-    help="table: CSV or Parquet files of anybody's, with the options below that say what their"
-    " columns hold; dsjson: of Vowpal Wabbit; obd: CSV or Parquet files of the Open Bandit Dataset;"
+    help="table: CSV (or .csv.gz) and Parquet files of anybody's, with the options below that say"
+    " what their columns hold; dsjson: of Vowpal Wabbit; obd: CSV or Parquet files of the Open Bandit Dataset;"
     " without LOGS, those bundled.",
 )
 @ownlog.table_options

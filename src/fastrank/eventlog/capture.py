@@ -131,7 +131,6 @@ class DataCapture:
     def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
         try:
             with path.open("rb") as lines:
-                self.read_report.files_read.append(str(path))
                 for number, line in enumerate(lines):
                     if line.strip():
                         yield number, line

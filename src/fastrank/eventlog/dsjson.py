@@ -97,7 +97,6 @@ class Dsjson(OwnLog):
                 if other is not None:
                     report.files_set_aside[str(path)] = f"expected lines of JSON, in UTF-8; {other}"
                     continue
-                report.files_read.append(str(path))
                 with opened(path) as lines:
                     for number, line in enumerate(lines):
                         if not line.strip():

@@ -17,6 +17,8 @@ __all__ = ["from_obp"]
 
 _OF_EVALUATION = "evaluation_policy_"
 _MARGINALS = "pscore_item_position"
+# Two statements of one probability may differ by so much of it.
+_AGREE = 1e-4
 
 
 def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> TableLog:
@@ -69,6 +71,8 @@ def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
         if not isinstance(given, Mapping):
             raise ValueError(f"{name}: expected a mapping, got {shown(given)}")
     missing = [name for name in ("action", "reward") if feedback.get(name) is None]
+    if "action" not in missing:
+        feedback = {**feedback, "action": as_real("feedback['action']", feedback["action"])}
     is_matrix = np.ndim(feedback.get("action", 0)) == 2
     of_slates = is_matrix or feedback.get("slate_id") is not None
     kinds = ("pscore_cascade", "pscore") if of_slates else ("pscore",)
@@ -93,13 +97,14 @@ def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Tabl
     place = np.zeros(n, np.int64)
     if feedback.get("position") is not None:
         place = columns["position"] = _integers("position", feedback["position"], n)
+    n_actions = _count(feedback, "n_actions", action)
     policies: dict[str, str | Policy] = {}
     for label, given in evaluation.items():
         if isinstance(given, Policy):
             policies[label] = given
             continue
         name = _free(label, columns)
-        columns[name] = _chosen(label, given, action, place)
+        columns[name] = _chosen(label, given, action, place, n_actions)
         policies[label] = name
     return TableLog(
         columns,
@@ -107,14 +112,16 @@ def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Tabl
             item="action",
             propensity="pscore",
             reward="reward",
-            n_eligible=_count(feedback, "n_actions"),
+            n_eligible=n_actions,
             policies=policies,
             columns=["position"] if "position" in columns else [],
         ),
     )
 
 
-def _chosen(label: str, given: Any, action: IntArray, place: IntArray) -> FloatArray:
+def _chosen(
+    label: str, given: Any, action: IntArray, place: IntArray, n_actions: int | None
+) -> FloatArray:
     """The policy's probability of each row's action, from its law over all."""
     law = as_real(f"evaluation[{label!r}]", given)
     law = law[:, :, None] if law.ndim == 2 else law
@@ -124,6 +131,11 @@ def _chosen(label: str, given: Any, action: IntArray, place: IntArray) -> FloatA
             f"evaluation[{label!r}]: expected the probabilities of all actions,"
             f" ({len(action)}, over {action.max(initial=0)}) or with a third axis of over"
             f" {place.max(initial=0)} positions; got shape {np.shape(given)}"
+        )
+    if n_actions is not None and law.shape[1] != n_actions:
+        raise ValueError(
+            f"evaluation[{label!r}]: expected the probabilities of feedback['n_actions'],"
+            f" {n_actions} actions; got {law.shape[1]}"
         )
     rows = np.arange(len(action))
     sums = law[rows, :, place].sum(axis=1)
@@ -146,7 +158,7 @@ def _slates(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table
         slate = _integers("slate_id", feedback["slate_id"], m)
         position = _integers("position", feedback["position"], m)
     _check_rounds(feedback, len(np.unique(slate)))
-    n_actions = _count(feedback, "n_unique_action")
+    n_actions = _count(feedback, "n_unique_action", action)
     pairs = np.lexsort((action, slate))
     ordered_slate, ordered_action = slate[pairs], action[pairs]
     same = (ordered_slate[1:] == ordered_slate[:-1]) & (ordered_action[1:] == ordered_action[:-1])
@@ -164,11 +176,14 @@ def _slates(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table
         for name in ("pscore_cascade", "pscore", _MARGINALS)
         if feedback.get(name) is not None
     }
+    _check_whole("feedback", logged, slate, position)
     laws = {
         label: _of_evaluation(label, given, m)
         for label, given in evaluation.items()
         if not isinstance(given, Policy)
     }
+    for label, law in laws.items():
+        _check_whole(f"evaluation[{label!r}]", law, slate, position)
     kind = next(
         (
             name
@@ -271,15 +286,39 @@ def _integers(name: str, values: Any, n: int | None = None) -> IntArray:
     return array.astype(np.int64)
 
 
-def _count(feedback: Mapping[str, Any], name: str) -> int | None:
-    """A count that the feedback may state."""
+def _count(feedback: Mapping[str, Any], name: str, action: IntArray) -> int | None:
+    """How many actions there are, as the feedback may state."""
     value = feedback.get(name)
     if value is None:
         return None
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not 1 <= value < 2**63:
         raise ValueError(f"feedback[{name!r}]: expected an integer from 1, got {shown(value)}")
+    beyond = np.flatnonzero(action >= value)
+    if len(beyond):
+        raise ValueError(
+            f"feedback['action']: row {beyond[0]}: {action[beyond[0]]}, where feedback[{name!r}]"
+            f" says that there are {value}, from 0"
+        )
     return int(value)
+
+
+def _check_whole(
+    of: str, law: Mapping[str, FloatArray], slate: IntArray, position: IntArray
+) -> None:
+    """The product down to a slate's last place is the whole slate's probability."""
+    if "pscore" not in law or "pscore_cascade" not in law or not len(slate):
+        return
+    order = np.lexsort((position, slate))
+    last = order[np.append(np.flatnonzero(np.diff(slate[order])), len(order) - 1)]
+    whole, product = law["pscore"][last], law["pscore_cascade"][last]
+    off = np.flatnonzero(np.abs(whole - product) > _AGREE * np.abs(whole))
+    if len(off):
+        at = off[0]
+        raise ValueError(
+            f"{of}: {len(off):,} of {len(last):,} slates, {slate[last[at]]} for one, have a pscore,"
+            f" {whole[at]:g}, that is not pscore_cascade in their last place, {product[at]:g}"
+        )
 
 
 def _check_rounds(feedback: Mapping[str, Any], rounds: int) -> None:

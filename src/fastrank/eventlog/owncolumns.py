@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import pyarrow as pa
 
 from fastrank.eventlog.sources import plain_type
@@ -72,7 +73,7 @@ class Columns:
                 if not isinstance(each, Policy)
             ]
         found += [("columns", each) for each in self.columns]
-        constant = isinstance(self.n_eligible, int) and not isinstance(self.n_eligible, bool)
+        constant = _is_integer(self.n_eligible)
         return [
             (name, column)
             for name, column in found
@@ -155,7 +156,7 @@ def missing(named: Columns, require: Collection[str] = ()) -> list[tuple[str, st
         problems.append(("position", "means the place within a request: name `request`, too"))
     problems += _of_policies(named, "policies" in require)
     n = named.n_eligible
-    if n is not None and not isinstance(n, str) and (type(n) is not int or not 1 <= n < 2**63):
+    if n is not None and not isinstance(n, str) and not (_is_integer(n) and 1 <= n < 2**63):
         problems.append(("n_eligible", f"expected a column or an integer from 1, got {shown(n)}"))
     return problems
 
@@ -203,6 +204,10 @@ def _of_policies(named: Columns, required: bool) -> list[tuple[str, str]]:
             elif named.n_eligible is None:
                 found.append((argument, "wants `n_eligible`: how many items could be shown"))
     return found
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _kind(schema: pa.Schema, column: str) -> pa.DataType:

@@ -85,8 +85,9 @@ def from_table(
     Parameters
     ----------
     data : DataFrame, Table, RecordBatch, Dataset, mapping of arrays, path or paths
-        What gives an Arrow stream (pandas from 2.2 on, polars, pyarrow), columns by name, or files
-        (CSV and Parquet), directories and globs.
+        What gives an Arrow stream (pandas from 2.2 on, polars, pyarrow), columns by name, or files,
+        directories and globs: Parquet, and CSV in UTF-8 with commas, also packed by gzip. Of files
+        that differ in how they say ids, all ids are texts.
     item : str
         Column of what was shown: integers or texts, or lists of them, the top place first.
     propensity, log_propensity : str
@@ -106,10 +107,10 @@ def from_table(
     user : str, optional
         Whose rows depend on each other. By default each ranking is a user of its own.
     time, displayed, row_weight, n_eligible, logged_by : str, optional
-        When it was served (without a zone UTC); how many places were really shown; how many
-        rankings it stands for, above 0; how many items could be shown, or one integer for all rows;
-        the name of the policy that logged it. With a row an item they are the same in all rows of
-        a request, but for times, of which the first counts.
+        When it was served: timestamps, dates or ISO 8601 texts, without a zone UTC; how many places
+        were really shown; how many rankings it stands for, above 0; how many items could be shown,
+        or one integer for all rows; the name of the policy that logged it. With a row an item they
+        are the same in all rows of a request, but for times, of which the first counts.
     policies : mapping of str to str or Policy, optional
         By label: the column of the propensity under an evaluation policy, on the scale of the
         logging policy's; null is unknown, 0 (or -inf) is never. Or ``fr.Uniform()``: each of the
@@ -126,15 +127,17 @@ def from_table(
     ColumnsError
         A ValueError that names all that is missing at once, and the columns that there are.
     ValueError
-        Naming the file that cannot be read; while iterating, the column whose values cannot be what
-        it is said to hold: logarithms where probabilities are expected, for one.
+        Naming the file that cannot be read, or two files whose columns do not fit each other.
+
+        While iterating, and after all is read, a ColumnsError names the columns of which not one
+        value is what it is said to be: logarithms where probabilities are expected, for one.
 
     Notes
     -----
     A ranking with a row that is wrong is set aside, counted under its reason, and named by the row,
     from 0, without a CSV file's header. Nothing is clipped into shape: probabilities of 0 or above
     1 of what was shown, positions that repeat or leave a gap, an item twice, users that differ
-    within a request.
+    within a request, a time or a number of a CSV file that is none.
 
     Files and datasets with a row a ranking are streamed, and read again by each iteration. Grouping
     wants all of the named columns in memory: some 200 bytes a row of ten columns. Time is that of

@@ -247,6 +247,7 @@ class Reading:
                 continue
             with _naming(f"{name}: from row {first} on"):
                 columns = {n: plain_array(batch.column(n)) for n in batch.schema.names}
+                _check_texts(columns)
                 self._parse(columns, report, whole)
                 if self.shape.is_grouped:
                     gathered.append(columns)
@@ -268,7 +269,7 @@ class Reading:
         """Make numbers of texts, and `_TIMES`; what is none stands in a column of its own."""
         words = self.words
         for argument, name in self._named.named:
-            values = columns.get(name)
+            values = columns[name]
             if argument == "time":
                 parsed, wrong, unzoned = as_times(values)
                 columns[_TIMES] = parsed
@@ -693,6 +694,17 @@ class Reading:
         steps[np.isneginf(logs) & np.isneginf(above)] = 0.0  # below what is never shown
         flaws.items(steps > 2 * tolerance, "propensity rises down the ranking", name, steps)
         return np.asarray(np.minimum(steps, 0.0))
+
+
+def _check_texts(columns: Mapping[str, pa.Array]) -> None:
+    """Texts are UTF-8, which other programs promise and do not check."""
+    for name, values in columns.items():
+        texts = values.flatten() if pa.types.is_list(values.type) else values
+        if pa.types.is_string(texts.type):
+            try:
+                texts.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise pa.ArrowInvalid(f"column {name!r}: {error}") from None
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def source_of(data: Any, wanted: Sequence[str]) -> Source:
         return _Files(files_at(data, _FORMATS, "tables (.parquet, .csv, .csv.gz)"))
     try:
         if isinstance(data, Mapping):
-            return _Table(pa.table({name: _column(data[name]) for name in data}))
+            return _Table(pa.table({name: _column(name, data[name]) for name in data}))
         if hasattr(data, "scanner") and hasattr(data, "to_batches"):
             return _Dataset(data)
         if hasattr(data, "__arrow_c_stream__"):
@@ -95,13 +95,16 @@ def source_of(data: Any, wanted: Sequence[str]) -> Source:
     raise ValueError(f"data: expected {_EXPECTED}; got {shown(data)}{lazy}")
 
 
-def _column(values: Any) -> Any:
+def _column(name: Any, values: Any) -> Any:
     """A column of a mapping; of a matrix each row is a list."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         offsets = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
         return pa.LargeListArray.from_arrays(pa.array(offsets), flat)
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except pa.ArrowException as error:
+        raise ValueError(f"column {name!r}: {error}") from None
 
 
 class _Table:
@@ -234,10 +237,10 @@ def _alike(
 
 
 def _with_name(error: pa.ArrowInvalid, names: Sequence[str]) -> ValueError:
-    """What Arrow says of a CSV file's column by its number, by its name."""
-    return ValueError(
-        re.sub(r"In CSV column #(\d+)", lambda at: f"column {names[int(at[1])]!r}", str(error))
-    )
+    """What Arrow says of a CSV file, by the names of columns and the rows from 0."""
+    said = re.sub(r"In CSV column #(\d+)", lambda at: f"column {names[int(at[1])]!r}", str(error))
+    # It counts lines from 1, with the header.
+    return ValueError(re.sub(r"Row #(\d+)", lambda at: f"row {int(at[1]) - 2}", said))
 
 
 def _counted(name: str, batches: Any) -> Iterator[Piece]:
@@ -267,8 +270,17 @@ def _schema(file: Path, is_csv: bool) -> pa.Schema:
         if not is_csv:
             schema = pq.read_schema(file)
         else:
-            with opened(file) as content, pa.csv.open_csv(content) as reader:
+            # Lines of another length are refused once they are read: the header goes first.
+            lenient = pa.csv.ParseOptions(invalid_row_handler=lambda line: "skip")
+            with (
+                opened(file) as content,
+                pa.csv.open_csv(content, parse_options=lenient) as reader,
+            ):
                 schema = pa.schema([(name, pa.null()) for name in reader.schema.names])
+            other = re.search(r"[;\t|]", schema.names[0]) if len(schema.names) == 1 else None
+            if other is not None:
+                names = shown(schema.names[0])
+                raise ValueError(f"expected commas between columns, not {other[0]!r}: {names}")
         repeated = [name for name in schema.names if schema.names.count(name) > 1]
         if repeated:
             raise ValueError(f"two columns are named {repeated[0]}")
@@ -290,7 +302,8 @@ def _batches(
         opened(file) as content,
         pa.csv.open_csv(
             content,
-            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK),
+            # Without threads, which spare nothing here, errors say in which row.
+            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK, use_threads=False),
             convert_options=options,
         ) as reader,
     ):

@@ -275,5 +275,5 @@ def test_times_without_a_zone_are_said(tmp_path: Path) -> None:
     result = run("evaluate", "--format", "table", tmp_path / "log.csv", *arguments, "--column", "p")
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
-    assert "1 times say no zone, and are taken as UTC" in said
+    assert "1 served at a time without a zone, taken as UTC" in said
     assert "1 malformed: not a time" in said

@@ -106,5 +106,5 @@ def app() -> None:
     Start with `fastrank demo`. With vectors of your own: build, then rank, and plan how much to
     explore. With a log of what was shown: join its rewards, audit it, and evaluate other policies.
 
-    Exit codes: 0 fine, 1 a check failed, 2 bad input.
+    Exit codes: 0 fine, 1 a check failed or nothing was of use, 2 bad input.
     """

@@ -154,8 +154,8 @@ def audit(
     default="log",
     show_default=True,
     help="table: CSV (or .csv.gz) and Parquet files of anybody's, with the options below that say"
-    " what their columns hold; dsjson: of Vowpal Wabbit; obd: CSV or Parquet files of the Open Bandit Dataset;"
-    " without LOGS, those bundled.",
+    " what their columns hold; dsjson: of Vowpal Wabbit; obd: CSV or Parquet files of the Open"
+    " Bandit Dataset; without LOGS, those bundled.",
 )
 @ownlog.table_options
 @click.option(

@@ -130,7 +130,7 @@ def print_section(console: Console, section: Section) -> None:
     equal = evaluation.log["equal_duplicates"]
     again = [f"{equal:,} came twice, say the same, and count once"] if equal else []
     unzoned = evaluation.log["times_without_zone"]
-    zones = [f"{unzoned:,} times say no zone, and are taken as UTC"] if unzoned else []
+    zones = [f"{unzoned:,} served at a time without a zone, taken as UTC"] if unzoned else []
     counts = [used, *aside, *malformed, *again, *gaps, *zones]
     say(console, for_terminal("; ".join(counts) + "."))
     for reason, places in evaluation.log["places"].items():

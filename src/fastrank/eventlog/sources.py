@@ -178,19 +178,19 @@ class _Files:
                 if name not in columns.names:
                     has = ", ".join(columns.names)
                     raise ValueError(f"{file}: no column named {name}; found {has}")
-        differing = {name for name in names if self._differs(name, name in numbers)}
+        wanted = {name: self._common(name, name in numbers) for name in names}
         for file, columns in self._schemas.items():
             is_csv = self._is_csv[file]
             with naming(file, "CSV file" if is_csv else "Parquet file"):
                 try:
                     batches = _batches(file, is_csv, names, numbers)
-                    alike = (_alike(batch, differing, numbers) for batch in batches)
+                    alike = (_alike(batch, wanted) for batch in batches)
                     yield from _counted(str(file), alike)
                 except pa.ArrowInvalid as error:
                     raise _with_name(error, columns.names) from None
 
-    def _differs(self, name: str, is_number: bool) -> bool:
-        """Whether a column is of several types, of which `_alike` makes one.
+    def _common(self, name: str, is_number: bool) -> pa.DataType | None:
+        """What files that say a column in several types make of it; None where they do not.
 
         A ValueError names two files of which no column can be made.
         """
@@ -206,7 +206,12 @@ class _Files:
             said = " and ".join(f"of type {kind} in {found[kind]}" for kind in shapes.values())
             raise ValueError(f"column {name!r} is {said}: give files of one kind")
         kinds = {kind.value_type if pa.types.is_list(kind) else kind for kind in found}
-        return len(kinds) > 1 and not all(map(pa.types.is_temporal, kinds))
+        if len(kinds) < 2 or all(map(pa.types.is_temporal, kinds)):
+            return None
+        if is_number:
+            return pa.float64()
+        is_integer = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
+        return pa.int64() if is_integer else pa.string()
 
 
 def _shape(kind: pa.DataType, is_number: bool) -> tuple[bool, bool]:
@@ -216,24 +221,22 @@ def _shape(kind: pa.DataType, is_number: bool) -> tuple[bool, bool]:
     return is_list, is_number and is_text
 
 
-def _alike(
-    batch: pa.RecordBatch, names: Collection[str], numbers: Collection[str]
-) -> pa.RecordBatch:
-    """A batch whose columns of these names are float64 if they are numbers, and texts if not."""
-
-    def cast(column: pa.Array, is_number: bool) -> pa.Array:
-        if not is_number:
-            return as_texts(column)
-        if pa.types.is_string(column.type):  # some are no numbers
-            return column
-        is_list = pa.types.is_list(column.type)
-        return column.cast(pa.list_(pa.float64()) if is_list else pa.float64())
-
+def _alike(batch: pa.RecordBatch, wanted: Mapping[str, pa.DataType | None]) -> pa.RecordBatch:
+    """A batch whose columns, or lists, are of the types wanted, where their values allow it."""
     columns = [
-        cast(plain_array(column), name in numbers) if name in names else column
+        column if wanted[name] is None else _cast(plain_array(column), wanted[name])
         for name, column in zip(batch.schema.names, batch.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _cast(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if pa.types.is_string(wanted):
+        return as_texts(column)
+    try:
+        return column.cast(pa.list_(wanted) if pa.types.is_list(column.type) else wanted)
+    except pa.ArrowInvalid:  # no integers, or no numbers: whoever reads them sets them aside
+        return column
 
 
 def _with_name(error: pa.ArrowInvalid, names: Sequence[str]) -> ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -997,6 +998,49 @@ def test_whatever_is_in_a_table_the_reader_finds_no_more(
     requests = {row[0] for row in rows} - {"", None}
     wanted = len(requests) + sum(not row[0] for row in rows) if grouped else len(rows)
     assert len(believed) + report.rows_set_aside == wanted
+
+
+CELLS = st.sampled_from(
+    [
+        *("", "1", "0.5", " 0.25 ", "0,5", "1e999", "-1", "NaN", "inf", "true", "NULL", "50%", "x"),
+        *("2026-01-01", "2026-01-01T00:00Z", "2026-02-30", "0001-01-01T00:00+23", "1700000000"),
+        *("007", "u\N{COMBINING ACUTE ACCENT}", "\x1b[0m", "\0", 'a"b', "a\nb", "9" * 400),
+    ]
+)
+
+
+@given(
+    rows=st.lists(st.tuples(*[CELLS] * 10), max_size=6),
+    grouped=st.booleans(),
+    packed=st.booleans(),
+)
+def test_whatever_is_in_a_csv_file_is_read_or_named(
+    rows: list[tuple[str, ...]], grouped: bool, packed: bool
+) -> None:
+    names = ["q", "at", "item", "p", "p1", "r", "who", "seen", "n", "t"]
+    lines = [names, *([f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row] for row in rows)]
+    text = "".join(",".join(line) + "\n" for line in lines).encode()
+    named: dict[str, Any] = {**NAMES, "displayed": "seen", "n_eligible": "n", "time": "t"}
+    if not grouped:
+        del named["request"], named["position"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "log.csv")
+        file.write_bytes(gzip.compress(text) if packed else text)
+        refusal = None
+        try:
+            believed, report = read(from_table(file, **named, policies={"new": "p1"}))
+        except ValueError as error:
+            refusal = error
+    if isinstance(refusal, ColumnsError):  # of columns in which nothing is right
+        assert {name for name, _ in refusal.problems} <= {*named, "policies['new']"}
+        return
+    if refusal is not None:  # of a file that is no text, or breaks lines within a cell
+        assert str(refusal).startswith(f"{file}: ")
+        return
+    requests = {row[0] for row in rows} - {""}
+    wanted = len(requests) + sum(not row[0] for row in rows) if grouped else len(rows)
+    assert len(believed) + report.rows_set_aside == wanted
+    assert all(detail.isprintable() for each in report.places.values() for _, _, detail in each)
 
 
 # ---- In one call --------------------------------------------------------------------------------

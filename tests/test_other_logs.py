@@ -471,6 +471,29 @@ def test_whatever_stands_in_a_line_is_read_or_named(
     assert reader.report.set_aside == log.read_report.set_aside
 
 
+@given(content=st.binary(max_size=200), packed=st.booleans())
+def test_whatever_is_in_a_file_is_named(content: bytes, packed: bool) -> None:
+    sound = json.dumps(cb()).encode() + b"\n"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "log.json")
+        file.write_bytes(gzip.compress(sound + content) if packed else sound + content)
+        refusal = None
+        reader = from_dsjson(file).reader()
+        try:
+            rows = sum(map(len, reader))
+        except ValueError as error:
+            refusal = error
+    if refusal is not None:  # it is no text
+        assert str(refusal).startswith("no file of the log can be read: ")
+        assert str(refusal).isprintable()
+        return
+    assert rows == 1
+    report = reader.report
+    lines = sum(bool(line.strip()) for line in content.split(b"\n"))
+    assert report.rows_set_aside == lines
+    assert all(detail.isprintable() for each in report.places.values() for _, _, detail in each)
+
+
 def test_vws_baselines(tmp_path: Path) -> None:
     """Figures of `uniform` and `first` are those of their definitions."""
     rng = np.random.default_rng(4)

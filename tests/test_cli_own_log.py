@@ -272,8 +272,12 @@ def test_times_without_a_zone_are_said(tmp_path: Path) -> None:
         "banner,p,clicked,t\n1,0.5,1,2026-01-01\n1,0.5,1,2026-01-02T00:00:00Z\n1,0.5,0,noon\n"
     )
     arguments = ("--item", "banner", "--propensity", "p", "--reward", "clicked", "--time", "t")
-    result = run("evaluate", "--format", "table", tmp_path / "log.csv", *arguments, "--column", "p")
+    result = run(
+        *("evaluate", "--format", "table", tmp_path / "log.csv", *arguments, "--column", "p"),
+        *("--report", tmp_path / "page.html"),
+    )
     assert result.exit_code == 0, result.output
+    assert "served at a time without a zone: taken as UTC" in (tmp_path / "page.html").read_text()
     said = " ".join(result.stdout.split())
     assert "1 served at a time without a zone, taken as UTC" in said
     assert "1 malformed: not a time" in said

@@ -382,6 +382,7 @@ def test_what_was_not_learnt_was_not_observed(tmp_path: Path) -> None:
             ccb(_outcomes=[each | {"_a": [j], "_p": [1.0]} for j, each in ONE_EACH]),
             "more items than eligible",
         ),
+        (ccb(_outcomes=[ONE_EACH[0][1], ONE_EACH[1][1] | {"_a": [0, 1, 2]}]), "actions"),
         (ccb(_outcomes=5), "neither cb nor ccb"),
         (ccb(_outcomes=[ccb()["_outcomes"][0]] * 2), "repeated item"),
         ("[" * 100_000, "not JSON"),

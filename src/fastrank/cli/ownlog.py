@@ -38,7 +38,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "--request": ("request", "Rows of one request are a ranking, an item a row."),
     "--position": ("position", "The item's place in it, from 0 or 1; by default as rows come."),
     "--user": ("user", "Whose rows depend on each other."),
-    "--time": ("time", "When it was served."),
+    "--time": ("time", "When it was served; without a zone UTC."),
     "--displayed": ("displayed", "How many places were really shown."),
     "--row-weight": ("row_weight", "How many rankings it stands for, above 0."),
     "--n-eligible": ("n_eligible", "How many items could be shown; or one number for all rows."),

@@ -148,6 +148,12 @@ def _row(event: dict[str, Any]) -> dict[str, Any]:
     items = [slot["item"] for slot in slots]
     if len(set(items)) < len(items):
         raise _FlawError("repeated item", shown(items))
+    above = set[int]()
+    for j, slot in enumerate(slots):
+        if not above.isdisjoint(slot["actions"]):
+            what = f"_outcomes[{j}]: _a: {shown(slot['actions'])}, of which some stand above"
+            raise _FlawError("actions", what)
+        above.add(slot["item"])
     if len(items) > slots[0]["left"]:
         raise _FlawError("more items than eligible", f"{len(items)} of {slots[0]['left']}")
     if type(request) is int:
@@ -229,6 +235,7 @@ def _slot(
         "item": item,
         "p": min(p, 1.0),
         "reward": reward,
+        "actions": actions,
         "left": len(actions),
         "is_first": item == min(actions),
     }

@@ -335,6 +335,11 @@ def test_content_types(model: Path) -> None:
             assert reply.status == status
         reply = await call(app, "POST", "/invocations", '{"user_id": "u1"}', {})
         assert reply.status == 200
+        for coding, status in (("gzip", 415), ("br, gzip", 415), ("identity", 200)):
+            headers = {"content-type": "application/json", "content-encoding": coding}
+            reply = await call(app, "POST", "/invocations", '{"user_id": "u1"}', headers)
+            assert reply.status == status
+            assert status == 200 or reply.error["field"] == "content-encoding"
 
     with_app(model, work)
 

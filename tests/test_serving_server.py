@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -649,6 +650,77 @@ def test_an_endless_head_is_cut_off(server: Process) -> None:
         client.sendall(b"x" * 50_000_000)
     client.close()
     assert server.get("/ping")[0] == 200
+
+
+HEAD = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+BODY = b'{"user_id":"u1","k":1}'
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"host: y\r\n", b"400"),
+        (b"transfer-encoding: gzip, chunked\r\n", b"400"),
+        (b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", b"400"),
+        (b"transfer-encoding: identity, chunked\r\n", b"400"),
+        (b"transfer-encoding:\tChunked \r\n", b"200"),
+        (b"te: gzip\r\n", b"200"),
+    ],
+)
+def test_heads_that_proxies_may_read_otherwise(server: Process, line: bytes, status: bytes) -> None:
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    is_chunked = line.lower().startswith(b"transfer")
+    length = b"" if is_chunked else b"content-length: %d\r\n" % len(BODY)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(HEAD + line + length + b"\r\n" + (chunks if is_chunked else BODY))
+        answer = client.recv(65536)
+    assert answer.split()[1] == status
+    assert status == b"400" or re.search(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} ", answer)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (HEAD, b"413"),
+        (HEAD.replace(b"/json", b"/csv"), b"415"),
+        (HEAD.replace(b"/invocations", b"/nothing"), b"404"),
+        (HEAD.replace(b"/invocations", b"/ping"), b"405"),
+    ],
+)
+def test_a_body_without_end_is_cut_off_after_its_answer(
+    server: Process, head: bytes, status: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
+        answer, sent = poured(client, b"100000\r\n" + b" " * 0x100000 + b"\r\n")
+    assert answer.split()[1] == status
+    assert 10 <= sent < 40  # MiB: 16, besides what is read before there is an answer and on its way
+
+
+def poured(client: socket.socket, chunk: bytes) -> tuple[bytes, int]:
+    """What was answered, and how many chunks were taken before the connection was closed."""
+    answer = b""
+    for sent in range(200):
+        if not answer:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                answer = client.recv(65536)
+            client.setblocking(True)
+        try:
+            client.sendall(chunk)
+        except (ConnectionResetError, BrokenPipeError):
+            return answer, sent
+    return answer, 200
+
+
+def test_a_client_that_sends_all_of_a_large_body_may_go_on(server: Process) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(HEAD + b"content-length: 7000000\r\n\r\n" + b"x" * 7_000_000)
+        client.sendall(b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+        found = b""
+        while b"HTTP/1.1 200" not in found:
+            found += client.recv(65536)
+    assert found.startswith(b"HTTP/1.1 413")
 
 
 def test_what_cannot_be_served_ends_at_once(model: Path, tmp_path: Path) -> None:

@@ -230,8 +230,8 @@ class TestMixed:
 
 
 GIVEN: dict[str, Any] = {
-    "request_id_source": "header", "traceparent": "00-a-b-01", "run": "2026-11-30",
-    "experiment": "e", "arm": "b", "revision": "3", "row_weight": 10.0,
+    "request_id_source": "header", "inference_id": "i", "traceparent": "00-a-b-01",
+    "run": "2026-11-30", "experiment": "e", "arm": "b", "revision": "3", "row_weight": 10.0,
     "features_version": "f", "score": {"name": "cosine", "hash": "h", "params": "{}"},
     "rules": {"id": "r", "params": '{"budget": 50}'}, "after": [1, 2],
     "n_scored": 2500, "shown_at": NOON,

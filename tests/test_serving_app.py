@@ -312,7 +312,7 @@ def test_headers_of_sagemaker(model: Path) -> None:
         reply = await post(X_Amzn_SageMaker_Custom_Attributes="a" * 1025)
         assert "x-amzn-sagemaker-custom-attributes" not in reply.headers
         reply = await post(X_Amzn_SageMaker_Inference_Id="inference")
-        assert reply.json()["request_id"] == "inference"
+        assert reply.json()["inference_id"] == "inference"
         reply = await post(X_Amzn_SageMaker_Inference_Id="i" * 257)
         assert (reply.status, reply.error["code"]) == (422, "invalid_value")
         reply = await post(X_Nobody_Knows="this")
@@ -461,7 +461,7 @@ def test_a_repeated_request_gets_the_first_answer(model: Path) -> None:
         assert (await ask(app, user_id="u1", request_id="b")).body != first
         by_header = {"content-type": "application/json", "x-amzn-sagemaker-inference-id": "a"}
         again = await call(app, "POST", "/invocations", '{"user_id": "u1"}', by_header)
-        assert again.body == first
+        assert again.body != first  # a label, which many may share
         other = await ask(app, user_id="u2", request_id="a")
         assert (other.status, other.error["code"]) == (409, "request_id_taken")
         both = await asyncio.gather(*(ask(app, user_id="u1", request_id="c") for _ in range(5)))

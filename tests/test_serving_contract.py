@@ -170,10 +170,17 @@ class TestRequestId:
         assert answer.json()["request_id"] == mine
         assert answer.json()["request_id_source"] == "body"
 
-    def test_of_the_header(self, client: Client) -> None:
+    def test_an_inference_id_is_a_label(self, client: Client) -> None:
+        """Requests of a session may share it, and are ranked each for itself."""
         mine = str(uuid.uuid4())
-        answer = client.invoke({"user_id": "ann"}, {INFERENCE_ID: mine}).json()
-        assert (answer["request_id"], answer["request_id_source"]) == (mine, "header")
+        first, second, other = (
+            client.invoke({"user_id": "ann", "k": k}, {INFERENCE_ID: mine}).json()
+            for k in (3, 3, 4)
+        )
+        assert {each["inference_id"] for each in (first, second, other)} == {mine}
+        assert len({each["request_id"] for each in (first, second, other)}) == 3
+        assert first["request_id_source"] == "server"
+        assert first["seed"] != second["seed"]
 
     def test_a_uuid_otherwise(self, client: Client) -> None:
         first, second = (client.invoke({"user_id": "ann"}).json() for _ in range(2))
@@ -186,8 +193,8 @@ class TestRequestId:
 
     def test_stands_in_errors(self, client: Client) -> None:
         mine = str(uuid.uuid4())
-        for asked in ({"user_id": "nobody", "request_id": mine}, {"user_id": "ann", "k": 0}):
-            answer = client.invoke(asked, {INFERENCE_ID: mine})
+        for asked in ({"user_id": "nobody"}, {"user_id": "ann", "k": 0}):
+            answer = client.invoke({**asked, "request_id": mine}, {INFERENCE_ID: "a label"})
             assert answer.error()["request_id"] == mine
 
 

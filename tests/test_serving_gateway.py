@@ -237,7 +237,8 @@ class TestEndToEnd:
         assert through.status == direct.status == 200
         assert through.headers["cache-control"] == "no-store"
         row, own = through.json(), direct.json()
-        assert row.pop("request_id") == through.headers["x-amzn-requestid"]
+        ids = [row.pop(name) for name in ("request_id", "inference_id")]
+        assert ids == [through.headers["x-amzn-requestid"]] * 2
         own.pop("request_id")
         sources = [each.pop("request_id_source") for each in (row, own)]
         assert sources == ["body", "server"]

@@ -162,7 +162,9 @@ def test_the_log_says_where_a_request_came_from(model: Path, tmp_path: Path) -> 
     inference_id = "X-Amzn-SageMaker-Inference-Id"
     cases: list[tuple[str, list[tuple[str, str]], str, str | None]] = [
         ('{"user_id": "u1"}', [], "server", None),
-        ('{"user_id": "u1"}', [(inference_id, "a")], "header", None),
+        # A session's requests may all have the same label; another question is no matter.
+        ('{"user_id": "u1"}', [(inference_id, "a")], "server", None),
+        ('{"user_id": "u2"}', [(inference_id, "a")], "server", None),
         ('{"user_id": "u1", "request_id": "b"}', [(inference_id, "c")], "body", None),
         ('{"user_id": "u1"}', [("Traceparent", trace)], "server", trace),
         ('{"user_id": "u1"}', [("traceparent", f"{trace}-")], "server", None),
@@ -189,6 +191,9 @@ def test_the_log_says_where_a_request_came_from(model: Path, tmp_path: Path) -> 
         row = rows[answer["request_id"]]
         assert row["request_id_source"] == answer["request_id_source"] == source
         assert row["traceparent"] == answer.get("traceparent") == traced
+    labels = [rows[answer["request_id"]]["inference_id"] for answer in answers]
+    assert labels == [answer.get("inference_id") for answer in answers]
+    assert labels == [None, "a", "a", "c", None, None, None, None, None]
 
 
 def test_what_is_not_done_when_the_time_is_up_is_told_so(model: Path) -> None:

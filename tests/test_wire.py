@@ -253,7 +253,7 @@ INFERENCE_ID = ("x-amzn-sagemaker-inference-id", "i")
     ("asked", "sources"),
     [
         (Call((b'{"user_id": "u0"}',)), ["server"]),
-        (Call((b'{"user_id": "u0"}',), headers=(INFERENCE_ID,)), ["header"]),
+        (Call((b'{"user_id": "u0"}',), headers=(INFERENCE_ID,)), ["server"]),
         (Call((b'{"user_id": "u0", "request_id": "a"}',), headers=(INFERENCE_ID,)), ["body"]),
         (Call((b'{"gateway": {"user_id": "u0", "request_id": "a"}}',)), ["body"]),
         (
@@ -269,6 +269,8 @@ def test_where_a_request_came_from(tmp_path: Path, asked: Call, sources: list[st
     assert capture == own
     assert [row["request_id_source"] for row in own.values()] == sources
     assert {row["traceparent"] for row in own.values()} == {TRACE}
+    label = dict(asked.headers).get(INFERENCE_ID[0])
+    assert {row["inference_id"] for row in own.values()} == {label}
 
 
 def test_a_batch_of_lines_is_a_row_a_line(tmp_path: Path) -> None:
@@ -318,7 +320,7 @@ def test_an_answer_states_the_kind_of_its_ids(tmp_path: Path, text: bool) -> Non
         answer = document["components"]["schemas"]["Answer"]
         assert set(answer["properties"]["item_kind"]["enum"]) == {"int64", "str"}
         assert set(answer["properties"]) - set(answer["required"]) == {
-            *("query", "traceparent", "n_candidates", "retrieval", "n_probes"),
+            *("query", "inference_id", "traceparent", "n_candidates", "retrieval", "n_probes"),
             *("tail_log_weight", "is_candidate", "score", "features_version"),
         }
 

@@ -123,7 +123,7 @@ class App:
         if custom is not None and _VISIBLE.fullmatch(custom):
             extra[_CUSTOM] = custom
         kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
-        request_id: str | None = inference_id
+        request_id: str | None = None
         held = _Held(self._memory)
         try:
             if kind not in (_JSON, b"", *_LINES):
@@ -146,7 +146,6 @@ class App:
                     allowed=["identity"],
                 )
             if inference_id is not None and len(inference_id) > MAX_TEXT:
-                request_id = None
                 raise ProblemError(
                     422,
                     "invalid_value",
@@ -156,7 +155,7 @@ class App:
             body = await self._body(scope, headers, receive, held)
             trace = traceparent_of(scope["headers"]) if _TRACEPARENT in headers else None
             if kind in _LINES:
-                answer = await self._lines(body, trace, held)
+                answer = await self._lines(body, inference_id, trace, held)
                 await self._send(send, 200, answer, extra, kind)
                 return
             request = await self._read(body, held) if len(body) > _LARGE else parse(body)
@@ -217,7 +216,9 @@ class App:
         held.take(ids * _ID_BYTES + numbers * _NUMBER_BYTES - len(body))
         return request
 
-    async def _lines(self, body: bytes, trace: str | None, held: _Held) -> bytes:
+    async def _lines(
+        self, body: bytes, inference_id: str | None, trace: str | None, held: _Held
+    ) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error.
 
         Long ones are answered one after another, or the answers of several, each near its end,
@@ -229,9 +230,11 @@ class App:
         lines = lines_of(body)
         held.take(len(body) + len(lines) * _LINE_BYTES)
         async with self._long_batch if len(lines) > _LONG else contextlib.nullcontext():
-            return await self._answers(lines, trace)
+            return await self._answers(lines, inference_id, trace)
 
-    async def _answers(self, lines: list[bytes], trace: str | None) -> bytes:
+    async def _answers(
+        self, lines: list[bytes], inference_id: str | None, trace: str | None
+    ) -> bytes:
         results: list[bytes] = [b""] * len(lines)
         waiting = iter(enumerate(lines))
         size = 0
@@ -244,7 +247,7 @@ class App:
                 request_id = None
                 try:
                     request = parse(line)
-                    origin = origin_of(request, traceparent=trace)
+                    origin = origin_of(request, inference_id, trace)
                     request_id = origin.request_id
                     results[j] = await self.service.answer(request, origin)
                 except ProblemError as problem:

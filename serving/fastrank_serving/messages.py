@@ -189,22 +189,24 @@ def _problem(error: RequestError) -> ProblemError:
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Which request it is, and of which trace."""
+    """Which request it is, what its caller calls it, and of which trace."""
 
     request_id: str
     request_id_source: RequestIdSource
+    inference_id: str | None
     traceparent: str | None
 
 
 def origin_of(
     request: Request, inference_id: str | None = None, traceparent: str | None = None
 ) -> Origin:
-    """By the request's own id, or else the header's, or else one that is drawn."""
+    """By the request's own id, or else one that is drawn.
+
+    An inference id is a label: callers may give one to all requests of a session.
+    """
     if request.request_id is not None:
-        return Origin(request.request_id, "body", traceparent)
-    if inference_id is not None:
-        return Origin(inference_id, "header", traceparent)
-    return Origin(new_request_id(), "server", traceparent)
+        return Origin(request.request_id, "body", inference_id, traceparent)
+    return Origin(new_request_id(), "server", inference_id, traceparent)
 
 
 # version-traceid-parentid-flags; ids of zeros and version ff are none.
@@ -319,6 +321,7 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
     answer = Answer(
         request_id=served.origin.request_id,
         request_id_source=served.origin.request_id_source,
+        inference_id=served.origin.inference_id or msgspec.UNSET,
         traceparent=served.origin.traceparent or msgspec.UNSET,
         user_id=served.user_id,
         item_kind="str" if ranking.item_ids.dtype.kind == "U" else "int64",

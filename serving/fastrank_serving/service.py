@@ -240,7 +240,7 @@ class Service:
         if origin.request_id_source == "server" or not self.settings.keep_answers:
             return await self._answer(request, origin)
         given = origin.request_id
-        request.request_id = None  # the same question by a header's id is the same
+        request.request_id = None
         content = hash(encoded(request))
         first = self._answers.get(given, content)
         if first is not None:
@@ -389,6 +389,7 @@ class Service:
                 ranked.ranking,
                 request_id=served.origin.request_id,
                 request_id_source=served.origin.request_id_source,
+                inference_id=served.origin.inference_id,
                 traceparent=served.origin.traceparent,
                 user_id=served.user_id,
                 query=None if known else job.query,

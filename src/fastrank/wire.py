@@ -109,10 +109,14 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     request_id_source: Annotated[
         RequestIdSource,
         msgspec.Meta(
-            description="Who said the id: the server, which drew it; the header"
-            " X-Amzn-SageMaker-Inference-Id; or the request's own `request_id`."
+            description="Who said the id: the server, which drew it, or the request's own"
+            " `request_id`."
         ),
     ]
+    inference_id: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="The header X-Amzn-SageMaker-Inference-Id, where it came."),
+    ] = msgspec.UNSET
     traceparent: Annotated[
         str | msgspec.UnsetType,
         msgspec.Meta(description="The header of that name, where it came and is valid."),

@@ -163,6 +163,7 @@ class DataCapture:
                 continue
             if not where:  # one id is not that of many
                 values["request_id"] = values["request_id"] or half.inference_id
+                values["inference_id"] = values["inference_id"] or half.inference_id
             values["ts"] = values["ts"] or half.time
             yield _Captured(file, number, where, values, kind)
 
@@ -344,6 +345,7 @@ def _values(
     values |= {
         "schema_version": SCHEMA_VERSION,
         "request_id_source": response.get("request_id_source"),
+        "inference_id": response.get("inference_id"),
         "traceparent": response.get("traceparent"),
         "n_scored": response.get("n_scored"),
         "features_version": response.get("features_version"),

@@ -60,6 +60,7 @@ class Row(NamedTuple):
 
     request_id: str
     request_id_source: str | None
+    inference_id: str | None
     traceparent: str | None
     ts: int
     run: str | None

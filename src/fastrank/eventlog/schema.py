@@ -54,7 +54,8 @@ OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
 # Columns that version 2 has room for, and that no row needs. `LogWriter.append` leaves them null,
 # but for those that a ranking says, or that it is given. A log of version 1 may have its own.
 UNREAD = (
-    *("request_id_source", "traceparent", "run", "experiment", "arm", "revision", "row_weight"),
+    *("request_id_source", "inference_id", "traceparent", "run", "experiment", "arm", "revision"),
+    "row_weight",
     *("features_version", "score", "rules", "after", "n_scored"),
     *("evaluation_log_propensities", "shown_at"),
 )
@@ -111,6 +112,7 @@ def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
         ("schema_version", pa.int16(), 1, 2),
         ("request_id", text, 1, 2),
         ("request_id_source", text, 2, 2),
+        ("inference_id", text, 2, 2),
         ("traceparent", text, 2, 2),
         ("ts", time, 1, 2),
         ("writer_id", text, 1, 2),

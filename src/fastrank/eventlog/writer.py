@@ -228,6 +228,7 @@ class LogWriter:
         k: int | None = None,
         request_id: str | None = None,
         request_id_source: str | None = None,
+        inference_id: str | None = None,
         traceparent: str | None = None,
         run: str | None = None,
         user_id: str | int | None = None,
@@ -266,6 +267,8 @@ class LogWriter:
             Unique; otherwise a random UUID.
         request_id_source : {"server", "header", "body"}, optional
             Where it came from: drawn by the server, a header, or the body of the request.
+        inference_id : str, optional
+            The caller's label of SageMaker's request, which need not be unique.
         traceparent : str, optional
             The trace that the request was part of, as W3C Trace Context writes it.
         run : str, optional
@@ -349,6 +352,8 @@ class LogWriter:
             raise ValueError(
                 f"request_id_source: expected one of {known}; got {request_id_source!r}"
             )
+        if inference_id is not None:
+            inference_id = as_text("inference_id", inference_id)
         if traceparent is not None:
             traceparent = as_text("traceparent", traceparent)
         if run is not None:
@@ -430,6 +435,7 @@ class LogWriter:
         row = Row(
             request_id,
             request_id_source,
+            inference_id,
             traceparent,
             time.time_ns() // 1000 if ts is None else as_time("ts", ts),
             run,

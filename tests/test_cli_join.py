@@ -74,7 +74,9 @@ def test_rewards_that_are_missing_are_said_in_words(log: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert "1 of 5 rewards name requests that the log does not hold" in result.stdout
     assert "are missing" not in result.stdout
-    assert "--skew" not in result.stdout
+    said = " ".join(result.stdout.split())
+    assert "before their ranking, within the skew 2" in said
+    assert "--skew" not in said
     assert "skew: expected a length" in refused(
         "join", log, clicks, *USUAL, "--skew", "bit", "-o", tmp_path / "no"
     )

@@ -212,6 +212,7 @@ class TestRewards:
         """Each reward by a plain loop over dicts; 60 rankings, 900 rewards of every fate."""
         rng = np.random.default_rng(8)
         early: list[float] = []
+        taken: list[float] = []
         rows = []
         for i in range(60):
             m = int(rng.integers(0, 6))
@@ -281,6 +282,9 @@ class TestRewards:
                 count.rewards_of_open_rows += 1
             else:
                 count.rewards_used += 1
+                if delay < timedelta(0):
+                    count.rewards_early += 1
+                    taken.append(-delay.total_seconds())
                 cell = each["request_id"], place
                 count.rewards_repeated += cell in used
                 used[cell] = used.get(cell, 0.0) + each["reward"]
@@ -293,10 +297,18 @@ class TestRewards:
                 ]
         count.before_seconds_median = float(np.median(early))
         count.before_seconds_most = max(early)
+        if taken:
+            count.early_seconds_median = float(np.median(taken))
+            count.early_seconds_most = max(taken)
+        assert bool(taken) == (skew > timedelta(0))
         count.rows_written = len(expected)
         count.rows_with_reward = len({name for name, _ in used})
         assert count.rows_set_aside == 0
-        fates = [number for number in count.to_dict().values() if isinstance(number, int)]
+        fates = [
+            number
+            for name, number in count.to_dict().items()
+            if isinstance(number, int) and name != "rewards_early"
+        ]
         assert sorted(fates)[1] > 0  # and every other fate occurs
 
         log = tmp_path / "log"
@@ -375,6 +387,8 @@ class TestMissing:
         found, summary = joined(tmp_path / "2", rewards, *rows, skew=timedelta(seconds=30))
         assert found == {f"r{i}": [0, 1, 0] for i in range(10)}
         assert (summary.rewards_used, summary.rewards_before, summary.dropped_share) == (10, 0, 0)
+        assert summary.rewards_early == 6
+        assert (summary.early_seconds_median, summary.early_seconds_most) == (17.5, 30.0)
         assert told(summary.to_dict()) == []
         # They count as at the ranking's time.
         times = [one["reward_ts"] for one in drain(tmp_path / "2" / "out")[0]]
@@ -382,6 +396,24 @@ class TestMissing:
         assert times[8] == START + timedelta(seconds=10)
         account = json.loads((tmp_path / "2" / "out" / "join.json").read_text())
         assert (account["skew_seconds"], account["other_requests"]) == (30.0, False)
+
+    def test_a_zone_taken_for_skew_is_said(self, tmp_path: Path) -> None:
+        """Five hours behind: all count, but then the window begins five hours early for all."""
+        rewards = [reward(f"r{i}", 100, hours=i / 60 - 5) for i in range(4)]
+        rows = [row(i, ts=NOON) for i in range(4)]
+        _, summary = joined(tmp_path, rewards, *rows, skew="5h")
+        assert (summary.rewards_used, summary.rewards_early) == (4, 4)
+        (said,) = told_of(json.loads((tmp_path / "out" / "join.json").read_text()))
+        assert said == (
+            "4 of 4 rewards came before their ranking, 4.97 h in the median, up to 5 h, and count by"
+            " --skew: no clocks differ so; a time that says no zone is taken for UTC"
+        )
+
+    def test_early_rewards_of_open_rows_are_not_used(self, tmp_path: Path) -> None:
+        rewards = [reward("r0", 100, hours=-0.001), reward("r1", 100, hours=-0.001)]
+        rows = [row(0), row(1, ts=datetime(2026, 3, 1, tzinfo=UTC))]
+        _, summary = joined(tmp_path, rewards, *rows, skew="1h", as_of="2026-02-01")
+        assert (summary.rows_open, summary.rewards_used, summary.rewards_early) == (1, 1, 1)
 
     def test_both_ends_of_the_skew_are_in(self, tmp_path: Path) -> None:
         micro = 1 / HOUR
@@ -716,6 +748,11 @@ class TestRefusals:
             ("window: too long", {"window": "999999999999d"}),
             ("skew: expected a length such as 30m, 24h or 7d, got 'much'", {"skew": "much"}),
             ("skew: must not be negative", {"skew": timedelta(seconds=-1)}),
+            ("skew: must not be longer than the window, '24h'; got '1441m'", {"skew": "1441m"}),
+            ("skew: expected a length", {"skew": "-30s"}),
+            ("skew: expected a length", {"skew": float("nan")}),
+            ("skew: expected a length", {"skew": 30}),
+            ("skew: too long", {"skew": "999999999999d"}),
             ("as_of: expected a time such as", {"as_of": "tomorrow"}),
             ("as_of: expected a datetime", {"as_of": 5}),
             ("as_of: out of range in UTC, got 9999", {"as_of": "9999-12-31T23:00:00-02:00"}),

@@ -144,6 +144,7 @@ def _print(output: Path, summary: JoinSummary, missing: list[str], verdict: str)
         ("rewards read", summary.rewards_read),
         ("  used", summary.rewards_used),
         ("    of these, repeats", summary.rewards_repeated),
+        ("    before their ranking, within the skew", summary.rewards_early),
         ("  of rankings left out", summary.rewards_of_open_rows),
         ("  before their ranking", summary.rewards_before),
         ("  after the window", summary.rewards_after),

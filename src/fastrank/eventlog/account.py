@@ -38,6 +38,10 @@ class JoinSummary:
         Rewards of the files, and those that stand in the result (before repeats are merged).
     rewards_repeated : int
         Of those used, how many came on top of another one for the same item of the same row.
+    rewards_early : int
+        Of those used, how many came before their row was served, by no more than `skew`.
+    early_seconds_median, early_seconds_most : float or None
+        By how much these were; None where there are none.
     rewards_of_open_rows : int
         Left out with their rows.
     rewards_outside_window : int
@@ -74,6 +78,9 @@ class JoinSummary:
     rewards_read: int = 0
     rewards_used: int = 0
     rewards_repeated: int = 0
+    rewards_early: int = 0
+    early_seconds_median: float | None = None
+    early_seconds_most: float | None = None
     rewards_of_open_rows: int = 0
     rewards_outside_window: int = 0
     rewards_before: int = 0
@@ -131,7 +138,11 @@ def _is_sound(account: Any) -> bool:
     source, summary = account.get("source", {}), account.get("summary", {})
     if not isinstance(source, dict) or not isinstance(summary, dict):
         return False
-    lengths = (summary.get(f"before_seconds_{name}") for name in ("median", "most"))
+    lengths = [
+        summary.get(f"{which}_seconds_{name}")
+        for which in ("before", "early")
+        for name in ("median", "most")
+    ]
     if not (
         _is_count(source.get("rows_set_aside", 0))
         and _is_table(source.get("rows_lost", {}), _is_count)
@@ -145,6 +156,7 @@ def _is_sound(account: Any) -> bool:
     return bool(
         sum(fates.values()) <= summary.get("rewards_read", 0)
         and summary.get("rewards_dropped", 0) <= lost
+        and summary.get("rewards_early", 0) <= fates["used"]
     )
 
 
@@ -207,7 +219,7 @@ def told_of(account: Mapping[str, Any]) -> list[str]:
 
 
 def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[str]:
-    """What became of the rewards that were not used: a line each, and what may help.
+    """What became of rewards that were not used, or by a long skew: a line each, and what may help.
 
     Parameters
     ----------
@@ -247,6 +259,11 @@ def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[st
     ]
     if "rewards_before" not in summary:
         found.append((count["rewards_outside_window"], "came before their ranking or too late"))
+    most = summary.get("early_seconds_most") or 0.0
+    if most > _CLOCKS:
+        median = summary.get("early_seconds_median") or 0.0
+        what = f"came before their ranking{_amount(median, most)}, and count by --skew"
+        found.append((count["rewards_early"], f"{what}: no clocks differ so; {_ZONES}"))
     return [f"{number:,} of {read:,} rewards {what}" for number, what in found if number > 0]
 
 
@@ -254,12 +271,16 @@ def _early(summary: Mapping[str, Any]) -> str:
     median, most = summary.get("before_seconds_median"), summary.get("before_seconds_most")
     if median is None or most is None:
         return ""
-    amount = f", {_length(median)} in the median, up to {_length(most)}"
+    amount = _amount(median, most)
     if most <= _CLOCKS:
         return f"{amount}: if clocks differ, join with --skew {max(math.ceil(most), 1)}s"
     if median <= _CLOCKS:
         return f"{amount}: if clocks differ, --skew takes such in"
     return f"{amount}: {_ZONES}"
+
+
+def _amount(median: float, most: float) -> str:
+    return f", {_length(median)} in the median, up to {_length(most)}"
 
 
 def _length(seconds: float) -> str:

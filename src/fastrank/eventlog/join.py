@@ -92,7 +92,7 @@ def join(
         What several rewards for one item of one row make; `first` by time.
     skew : timedelta or str
         So long before its row was served a reward may come, and counts as at that time: clocks of
-        browsers and servers differ.
+        browsers and servers differ. At most the window: what is longer is no matter of clocks.
     other_requests : bool
         Whether the files hold rewards of requests that were not logged, too: then those of unknown
         requests are not counted as dropped.
@@ -120,7 +120,13 @@ def join(
     early = _parse_length("skew", skew)
     if early < timedelta(0):
         raise ValueError(f"skew: must not be negative, got {skew!r}")
-    spans = _Spans.of(parse_window(window), early, _past("as_of", as_of))
+    length = parse_window(window)
+    if early > length:
+        raise ValueError(
+            f"skew: must not be longer than the window, {window!r}; got {skew!r} (a time without a"
+            " zone is UTC)"
+        )
+    spans = _Spans.of(length, early, _past("as_of", as_of))
     _one_of("kind", kind, RewardKind)
     _one_of("repeats", repeats, Repeats)
     target = Path(output)
@@ -325,7 +331,13 @@ def _count(
     summary.rewards_before = number(before)
     summary.rewards_after = summary.rewards_outside_window - summary.rewards_before
     summary.rewards_of_open_rows = number(found.inside & found.open)
-    summary.rewards_used = number(found.inside & ~found.open)
+    used = found.inside & ~found.open
+    summary.rewards_used = number(used)
+    taken = -found.delay[used & (found.delay < 0)]
+    summary.rewards_early = len(taken)
+    if len(taken):
+        summary.early_seconds_median = float(np.median(taken)) / 1e6
+        summary.early_seconds_most = int(taken.max()) / 1e6
     summary.rewards_dropped = (
         summary.rewards_before
         + summary.rewards_misplaced

@@ -165,6 +165,20 @@ class TestMixed:
             )
             assert batch.numbers("policy_params.user_temperature")[0] == 4.0
 
+    def test_a_parameter_of_another_name_is_no_parameter(self) -> None:
+        """Read without it, logs of all temperatures would be of one law."""
+        good = table([row(0)], version=1)
+        at = good.schema.get_field_index("policy_params")
+
+        def of(params: dict[str, Any]) -> pa.Table:
+            return good.set_column(at, "policy_params", pa.array([params]))
+
+        for fine in ({"temperature": 0.5}, {"temperature": 0.5, "note": None}):
+            (batch,) = LogReader.of_tables(of(fine))
+            assert batch.params(0) == {"temperature": 0.5}
+        with pytest.raises(ValueError, match=r"policy_params: expected the fields temp.*; got 'T'"):
+            list(LogReader.of_tables(of({"temperature": 0.5, "T": 0.5})))
+
     def test_join_writes_version_2_of_both(self, tmp_path: Path) -> None:
         bare: dict[str, Any] = {"rewards": None, "reward_kind": None}
         for version in (1, 2):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +58,41 @@ def test_a_directory_is_listed_by_names(tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / "c" / "\x1b.zip").touch()
     in_directory(tmp_path, ["csv"])
     assert f"{tmp_path}: 'c/\\x1b.zip': not read" in caplog.text
+
+
+def test_links_that_lead_nowhere_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A day of a log may lie on a disk that is away."""
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "day2").symlink_to(tmp_path / "away")
+    (tmp_path / ".old").symlink_to(tmp_path / "away")
+    assert in_directory(tmp_path, ["csv"]) == [tmp_path / "a.csv"]
+    assert f"{tmp_path}: 'day2': not read: these links lead nowhere" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_directory_that_may_not_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds would be missing without a word; one that is gone by then holds nothing."""
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "day2").mkdir()
+    scan = os.scandir
+
+    def refusing(error: OSError) -> Callable[[Any], Any]:
+        def scandir(path: Any) -> Any:
+            if Path(path).name == "day2":
+                raise error
+            return scan(path)
+
+        return scandir
+
+    monkeypatch.setattr(os, "scandir", refusing(PermissionError(13, "denied", "day2")))
+    with pytest.raises(PermissionError, match="day2"):
+        in_directory(tmp_path, ["csv"])
+    monkeypatch.setattr(os, "scandir", refusing(FileNotFoundError(2, "gone", "day2")))
+    assert in_directory(tmp_path, ["csv"]) == [tmp_path / "a.csv"]
 
 
 def test_paths_stand_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

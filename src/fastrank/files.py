@@ -238,9 +238,11 @@ def in_directory(
     -----
     The log ``fastrank.files`` warns of files that look like data by their names, and are of none
     of the formats: who has them there may believe that they are read. What begins with an
-    underscore, as the marks of programs that write data do (``_SUCCESS``), does not.
+    underscore, as the marks of programs that write data do (``_SUCCESS``), does not. It warns of
+    links that lead nowhere as well: what was there may be away. A directory that may not be listed
+    is an OSError.
     """
-    found, passed_over = [], []
+    found, passed_over, nowhere = [], [], []
     for folder, names in folders_below(directory, without):
         for name in names:
             if name in without or not is_data(name):
@@ -251,16 +253,14 @@ def in_directory(
                 found.append(file)
             elif not name.startswith("_") and (said or file.suffix.lower() in _OTHERS):
                 passed_over.append(file)
-    if passed_over:
-        shown = ", ".join(map(repr, (str(f.relative_to(directory)) for f in passed_over[:3])))
-        more = f" and {len(passed_over) - 3:,} more" if len(passed_over) > 3 else ""
-        _LOG.warning(
-            "%s: %s%s: not read: by their names they are not of the formats %s",
-            directory,
-            shown,
-            more,
-            ", ".join(formats),
-        )
+            elif file.is_symlink() and not file.exists():
+                nowhere.append(file)
+    of_formats = f"by their names they are not of the formats {', '.join(formats)}"
+    for files, why in ((passed_over, of_formats), (nowhere, "these links lead nowhere")):
+        if files:
+            shown = ", ".join(map(repr, (str(f.relative_to(directory)) for f in files[:3])))
+            more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
+            _LOG.warning("%s: %s%s: not read: %s", directory, shown, more, why)
     return found
 
 
@@ -300,9 +300,14 @@ def folders_below(
 
 def _walk(directory: Path, without: Collection[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """What `os.walk` gives, in order, of folders that may hold data."""
-    for folder, folders, names in os.walk(directory):
+    for folder, folders, names in os.walk(directory, onerror=_refuse):
         folders[:] = sorted(f for f in folders if f not in without and is_data(f))
         yield folder, folders, names
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # gone since it was seen
+        raise error
 
 
 @contextmanager

@@ -242,6 +242,11 @@ def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
             # Fields by name, in any order; those that are absent are null.
             have = {values.type.field(i).name for i in range(values.type.num_fields)}
             fields = [wanted.field(i) for i in range(wanted.num_fields)]
+            for other in sorted(have - {field.name for field in fields}):
+                lost = pc.struct_field(values, other)
+                if lost.null_count < len(lost):
+                    names = ", ".join(field.name for field in fields)
+                    raise ValueError(f"{name}: expected the fields {names}; got {other!r}")
             parts = [
                 cast_column(field.name, pc.struct_field(values, field.name), field.type)
                 if field.name in have

@@ -13,7 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DESIGNS", "Design", "Log"]
+from fastrank.marginals import position_marginals
+from fastrank.policies import PlackettLuce
+
+__all__ = ["DESIGNS", "Design", "Log", "on_a_page"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -275,6 +278,49 @@ def weekdays(n: int, users: int) -> Design:
         here = float((level * share)[heat == each].sum())
         logged += here * float((typical[items] * looks).sum(axis=1).mean())
     return Design(draw, value * float(share @ level), logged)
+
+
+def on_a_page(n: int, far: float, behaviour: str) -> Design:
+    """Five places of eight items; `far` is how much better the evaluation policy knows them.
+
+    With the marginals that iips wants. People "leave" after a click, "buy" one at most, or "look"
+    at each place for itself.
+    """
+    places, liking = 5, LIKING[:8]
+    of_items = np.minimum(0.2 * np.exp(0.7 * liking - 0.25), 0.9)
+    both = SCORES[:8], SCORES[:8] + far * liking
+    of_places = [position_marginals(scores, PlackettLuce(1.0), places) for scores in both]
+
+    def serve(items: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        x = rng.random(items.shape)
+        if behaviour == "buy":
+            worth = np.exp(1.2 * liking[items])
+            below = np.cumsum(worth / (worth.sum(axis=1, keepdims=True) + 10.0), axis=1)
+            bought = x[:, :1] < below
+            return np.asarray(bought & (np.cumsum(bought, axis=1) == 1))
+        clicks = x < of_items[items]
+        if behaviour == "leave":
+            return np.asarray(clicks & (np.cumsum(clicks, axis=1) == 1))
+        return clicks
+
+    def mean(scores: Array) -> float:
+        rng = np.random.default_rng(1)
+        parts = (serve(drawn(rng, scores, 100_000, places), rng) for _ in range(10))
+        return float(np.mean([part.sum(axis=1).mean() for part in parts]))
+
+    def draw(rng: np.random.Generator) -> Log:
+        items = drawn(rng, both[0], n, places)
+        logged, evaluated = (each[items, np.arange(places)] for each in of_places)
+        return {
+            "logged": plackett_luce(both[0], items),
+            "evaluated": plackett_luce(both[1], items),
+            "rewards": serve(items, rng).astype(float),
+            "users": np.arange(n),
+            "marginals_logged": logged,
+            "marginals_evaluated": evaluated,
+        }
+
+    return Design(draw, mean(both[1]), mean(both[0]))
 
 
 DESIGNS: dict[str, Callable[[], Design]] = {

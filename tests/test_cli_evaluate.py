@@ -576,6 +576,9 @@ def test_rewards_that_a_join_dropped_reach_the_status(shop: Path, tmp_path: Path
     assert re.search(f"<li>{early}</li>", page.read_text())
     lax = ["--threshold", "set_aside=0.5"]
     assert loaded("evaluate", tmp_path / "off", *asked, *lax)["policies"][0]["status"] == "ok"
+    none = loaded("evaluate", tmp_path / "off", *asked, "--threshold", "set_aside=inf")
+    assert none["policies"][0]["status"] == "ok"
+    assert none["thresholds"]["set_aside"] is None  # JSON has no infinity
     # Joined as it proposes, nothing is against it, and nothing is said.
     assert run("join", *usual, "--skew", "30s", "-o", tmp_path / "on").exit_code == 0
     found = loaded("evaluate", tmp_path / "on", *asked)

@@ -405,8 +405,8 @@ class TestMissing:
         assert (summary.rewards_used, summary.rewards_early) == (4, 4)
         (said,) = told_of(json.loads((tmp_path / "out" / "join.json").read_text()))
         assert said == (
-            "4 of 4 rewards came before their ranking, 4.97 h in the median, up to 5 h, and count by"
-            " --skew: no clocks differ so; a time that says no zone is taken for UTC"
+            "4 of 4 rewards came before their ranking, 4.97 h in the median, up to 5 h, and count"
+            " by --skew: no clocks differ so; a time that says no zone is taken for UTC"
         )
 
     def test_early_rewards_of_open_rows_are_not_used(self, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ both as its row weight: an estimator that is right gives the evaluation policy's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import permutations, product
 from typing import Any, TypeAlias
 
@@ -19,16 +21,19 @@ from logs import of_batch
 
 from fastrank import ope
 from fastrank.eventlog import LogReader
-from fastrank.ope.behaviour import contradicted, leading
+from fastrank.ope.behaviour import contradicted, leading, unchecked
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Ranking: TypeAlias = tuple[int, ...]
+Scores: TypeAlias = tuple[float, ...]
 # Of a ranking: probabilities of what may come of it, the places displayed, and their rewards.
 Outcome: TypeAlias = tuple[float, int, list[float]]
 Behaviour: TypeAlias = Callable[[Ranking], Iterator[Outcome]]
 
 K = 3
-W0, W1 = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 3.0, 2.0, 0.5])
+W0, W1 = np.array([1.0, 2.0, 3.0, 4.0]), (5.0, 3.0, 2.0, 0.5)
+# Other evaluation policies: one whose weights of rankings are uneven, one near to the log's.
+FAR, NEAR = (25.0, 6.0, 1.0, 0.1), (1.5, 2.0, 3.0, 3.0)
 CLICKS = np.array([0.5, 0.2, 0.3, 0.1])
 GOES_ON = np.array([0.4, 0.9, 0.7, 0.95])
 
@@ -106,8 +111,10 @@ def marginals(weights: Array) -> Array:
     return result
 
 
-def population(behaviour: Behaviour) -> tuple[ope.Batch, float]:
+@cache
+def population(behaviour: Behaviour, asked: Scores = W1) -> tuple[ope.Batch, float]:
     """Every row that there may be, weighted by its probability, and the truth."""
+    w1 = np.array(asked)
     rows: dict[str, list[Any]] = {
         name: []
         for name in (
@@ -115,12 +122,12 @@ def population(behaviour: Behaviour) -> tuple[ope.Batch, float]:
             *("marginals_logged", "marginals_evaluated", "q_logged", "q_expected"),
         )
     }
-    value, of_items = 0.0, (marginals(W0), marginals(W1))
+    value, of_items = 0.0, (marginals(W0), marginals(w1))
     places = np.arange(K)
     for ranking in permutations(range(4), K):
-        logged, evaluated = conditionals(W0, ranking), conditionals(W1, ranking)
+        logged, evaluated = conditionals(W0, ranking), conditionals(w1, ranking)
         q = np.sqrt(CLICKS)  # a reward model that is wrong
-        expected, left = [], W1.copy()
+        expected, left = [], w1.copy()
         for item in ranking:
             expected.append(float(left @ q / left.sum()))
             left[item] = 0.0
@@ -186,23 +193,32 @@ def test_counting_who_got_to_a_place_is_another_value(behaviour: Behaviour) -> N
     assert abs(counted.sum() - truth) > 0.03
 
 
-def draws(behaviour: Behaviour, n: int, seed: int) -> ope.Batch:
+def draws(behaviour: Behaviour, n: int, seed: int, asked: Scores = W1) -> ope.Batch:
     """n rows of the population, each of a user."""
-    whole, _ = population(behaviour)
+    whole, _ = population(behaviour, asked)
     assert whole.row_weights is not None
     rows = np.random.default_rng(seed).choice(len(whole), n, p=whole.row_weights)
     names = ("logged", "evaluated", "rewards", "lengths", "marginals_logged", "marginals_evaluated")
     return ope.Batch.of(**{name: getattr(whole, name)[rows] for name in names})
 
 
-def judged(batch: ope.Batch, lead: str = "snrips") -> tuple[set[str], str]:
-    """Kinds of behaviour that it contradicts, and what leads."""
+Sums: TypeAlias = tuple[dict[str, ope.Estimator], dict[str, ope.Estimate]]
+
+
+def estimated(batch: ope.Batch) -> Sums:
     estimators = {
         name: ope.ESTIMATORS[name](batch.places) for name in ("avg", "snips", "snrips", "iips")
     }
     for estimator in estimators.values():
         estimator.update(batch)
-    estimates = {name: ope.estimate(each, bootstrap=False) for name, each in estimators.items()}
+    return estimators, {
+        name: ope.estimate(each, bootstrap=False) for name, each in estimators.items()
+    }
+
+
+def judged(batch: ope.Batch, lead: str = "snrips") -> tuple[set[str], str]:
+    """Kinds of behaviour that it contradicts, and what leads."""
+    estimators, estimates = estimated(batch)
     limits = ope.Thresholds()
     found = contradicted(estimators, estimates, limits.behaviour)
     return found, leading(lead, [(estimators, estimates)], limits)
@@ -250,8 +266,70 @@ def test_a_right_assumption_is_seldom_doubted() -> None:
     assert sum("cascade" in kinds for kinds, _ in found) < 6
 
 
+@pytest.mark.parametrize("n", [4000, 20_000])
+def test_uneven_weights_refute_no_right_assumption(n: int) -> None:
+    """Of 100 logs a mean of .3 for each pair; 4 or more would have a probability of 3e-4."""
+    found = [judged(draws(looks_at_all, n, seed, FAR)) for seed in range(100)]
+    for kind in ("cascade", "independent"):
+        assert sum(kind in kinds for kinds, _ in found) < 4
+    assert {lead for _, lead in found} == {"snrips"}  # snips, which is not ok, cannot lead
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [leaves_after_a_click, scrolls_on_by_what_is_there, buys_one_at_most],
+    ids=lambda given: given.__name__,
+)
+def test_uneven_weights_do_not_hide_a_wrong_one(behaviour: Behaviour) -> None:
+    """Of 20,000 rows iips is many errors off, and no weight of its own says so.
+
+    In 30 logs of each the paired difference shows it in 18 to 25, though snrips and snips are
+    flagged; where it does not, the log could not have told.
+    """
+    _, truth = population(behaviour, FAR)
+    refuted = 0
+    for seed in range(30):
+        estimators, estimates = estimated(draws(behaviour, 20_000, seed, FAR))
+        found = estimates["iips"]
+        assert found.interval is not None
+        assert not found.interval[0] <= truth <= found.interval[1]
+        assert estimates["snips"].status != "ok"
+        limits = ope.Thresholds()
+        kinds = contradicted(estimators, estimates, limits.behaviour)
+        refuted += "independent" in kinds
+        assert kinds or unchecked(estimators, estimates, limits.behaviour_error) == {"iips"}
+    assert refuted >= 15
+
+
+def test_what_the_log_can_tell_is_checked() -> None:
+    """Of a policy near to the log's: the paired error is half of that of iips."""
+    near = draws(looks_at_all, 5000, 1, NEAR)
+    sums = estimated(near)
+    assert sums[1]["iips"].status == "ok"
+    assert unchecked(*sums, 0.5) == set()
+    assert unchecked(*sums, 0.2) == {"iips"}
+    one = ope.Batch.of(
+        near.logged[:, 0],
+        near.evaluated[:, 0],
+        near.rewards[:, 0],
+        marginals_logged=np.exp(near.logged[:, 0]),
+        marginals_evaluated=np.exp(near.evaluated[:, 0]),
+    )
+    assert unchecked(*estimated(one), 0.0) == set()  # of one place there is nothing to assume
+
+
+def test_what_is_held_against_iips_has_no_noise_of_weights() -> None:
+    """Of rewards that are all alike: 3 for three places, whatever the weights were."""
+    batch = replace(draws(looks_at_all, 500, 1, FAR), rewards=np.ones((500, K)))
+    estimator = ope.ESTIMATORS["iips"](K)
+    estimator.update(batch)
+    totals = estimator.sums.sum(axis=0)
+    assert estimator.compared(totals) == pytest.approx(3.0, abs=1e-12)
+    assert abs(estimator.value(totals) - 3.0) > 0.01
+
+
 def test_heavy_weights_contradict_nothing() -> None:
-    """What is sound alone can contradict: a mean of heavy weights is low more often than not."""
+    """Their mean strays as well, and then a paired difference says nothing."""
     rng = np.random.default_rng(3)
     n = 4000
     logged = np.full((n, 2), -1.5)
@@ -351,6 +429,32 @@ def test_weights_that_stray_are_said_of_all_that_rest_on_propensities() -> None:
     fine = evaluated(batch)
     assert all("mean_weight" not in each.reasons for each in fine.estimates.values())
     assert fine.uncovered == 0.0
+
+
+def test_an_evaluation_says_what_the_log_cannot_tell() -> None:
+    batch = draws(looks_at_all, 20_000, 1, FAR)
+    table, wide = of_batch(batch), np.arange(len(batch) + 1) * K
+    for name in ("marginals_logged", "marginals_evaluated"):
+        lists = pa.ListArray.from_arrays(wide, getattr(batch, name).ravel())
+        table = table.append_column(name, lists)
+    names = ["evaluated", "marginals_logged", "marginals_evaluated"]
+    policy = ope.FromColumn("new", "evaluated", {name: name for name in names[1:]})
+
+    def policies(**limits: float) -> ope.PolicyResult:
+        log = LogReader.of_tables(table, columns=names)
+        thresholds = ope.Thresholds(**limits)
+        return ope.evaluate(
+            log, [policy], estimators=["iips"], lead="iips", thresholds=thresholds
+        ).policies[0]
+
+    found = policies()
+    assert set(found.estimates) == {"avg", "iips", "snrips", "snips"}
+    assert (found.status, found.reasons) == ("low_overlap", ("unchecked",))
+    assert found.differences["iips"].reasons == ("unchecked",)
+    assert "the log cannot tell whether people behave as it takes for granted" in found.verdict
+    trusted = policies(behaviour_error=math.inf)
+    assert trusted.status == "ok"
+    assert trusted.estimates["iips"].value == found.estimates["iips"].value
 
 
 def two_policies(behaviour: Behaviour, **options: Any) -> dict[str, ope.PolicyResult]:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ADDITIVE, CASCADE, ESTIMATORS, INDEPENDENT, Estimator
 from fastrank.ope.results import Estimate
-from fastrank.ope.spread import spread_of
+from fastrank.ope.spread import Spread, spread_of
 
-__all__ = ["contradicted", "leading"]
+__all__ = ["contradicted", "leading", "unchecked"]
 
 # Of each kind of behaviour: estimators that are right under it, and such as assume less.
 _PAIRS = {
@@ -23,6 +23,9 @@ _PAIRS = {
     INDEPENDENT: (("iips", "snrips"), ("iips", "snips"), ("snrips", "snips")),
     ADDITIVE: (("pi", "snips"),),
 }
+_CHECKED = (INDEPENDENT, ADDITIVE)  # assumptions so strong that the log must bear them out
+# Uneven weights widen the paired interval as well; a mean weight that strays spoils it.
+_UNEVEN = {"max_weight_share", "heaviest_share"}
 _DOUBT = 2.0 / 3.0  # of `Thresholds.behaviour`: enough to let snips lead
 _AS_EXACT = 1.25  # times the error
 
@@ -38,16 +41,34 @@ def contradicted(
         By name, of one policy and the same rows.
     errors : float
         Paired standard errors, beyond which two estimates contradict each other. That counts where
-        the one that assumes less is ``ok``: of heavy weights a mean is low more often than not.
+        nothing is against the one that assumes less, or only that its weights are uneven.
     """
     return {
         behaviour
         for behaviour, pairs in _PAIRS.items()
         for name, other in pairs
-        if {name, other} <= estimators.keys()
-        and estimates[other].status == "ok"
+        if _can_tell(name, other, estimates)
         and _differ(estimators[name], estimators[other], errors)
     }
+
+
+def unchecked(
+    estimators: Mapping[str, Estimator], estimates: Mapping[str, Estimate], most: float
+) -> set[str]:
+    """Names of estimators that assume much, where the log could not contradict them.
+
+    Those whose paired error with snips, which assumes nothing, is above `most` times their own: a
+    bias that ruins the interval would not show. Of one place there is nothing to assume.
+    """
+    found = set()
+    for name, estimator in estimators.items():
+        if estimator.behaviour in _CHECKED and estimator.places > 1:
+            own, paired = estimates[name].standard_error, None
+            if _can_tell(name, "snips", estimates):
+                paired = _between(estimator, estimators["snips"])
+            if own is not None and (paired.error if paired else math.inf) > most * own:
+                found.add(name)
+    return found
 
 
 def leading(
@@ -74,7 +95,11 @@ def leading(
     if behaviour is None:
         return lead
     doubt = _DOUBT * thresholds.behaviour
-    doubted = any(behaviour in contradicted(*each, doubt) for each in policies)
+    doubted = any(
+        each[1]["snips"].status == "ok" and behaviour in contradicted(*each, doubt)
+        for each in policies
+        if "snips" in each[1]
+    )
     return "snips" if doubted or all(_is_as_exact(lead, *each) for each in policies) else lead
 
 
@@ -92,13 +117,27 @@ def _error(estimator: Estimator, reference: Estimator) -> float | None:
     return None if spread is None else spread.error
 
 
+def _can_tell(name: str, other: str, estimates: Mapping[str, Estimate]) -> bool:
+    """Whether both are there, and the second is fit to be held against the first."""
+    return {name, other} <= estimates.keys() and {*estimates[other].reasons} <= _UNEVEN
+
+
 def _differ(estimator: Estimator, other: Estimator, errors: float) -> bool:
-    value = float(estimator.value(estimator.sums.sum(axis=0)))
-    between = value - float(other.value(other.sums.sum(axis=0)))
+    value, less = (float(each.compared(each.sums.sum(axis=0))) for each in (estimator, other))
+    between = value - less
     if not abs(between) > 1e-9 * abs(value):  # rounding, or unknown
         return False
-    spread = spread_of(estimator.without_each - other.without_each, estimator)
+    spread = _between(estimator, other)
     if spread is None:
         return False
     low, high = spread.interval(between, math.erf(errors / math.sqrt(2.0)))
     return low > 0.0 or high < 0.0
+
+
+def _between(estimator: Estimator, other: Estimator) -> Spread | None:
+    """How the difference of two estimates varies."""
+    own, others = (
+        each.compared(each.sums.sum(axis=0) - each.sums[each.counts > 0])
+        for each in (estimator, other)
+    )
+    return spread_of(own - others, estimator)

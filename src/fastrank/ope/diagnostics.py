@@ -62,6 +62,9 @@ class Thresholds:
     behaviour : float
         Largest distance, in standard errors, between estimates that assume less and more of how
         people behave.
+    behaviour_error : float
+        Largest standard error of the distance to snips, in those of iips or pi, which assume the
+        most.
 
     Notes
     -----
@@ -82,6 +85,7 @@ class Thresholds:
     clipped: float = 0.4
     clusters: float = 30.0
     behaviour: float = 3.0
+    behaviour_error: float = 0.5
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -179,6 +179,10 @@ class Estimator:
         """Its derivatives by the sums, (m,)."""
         raise NotImplementedError
 
+    def compared(self, totals: FloatArray) -> FloatArray:
+        """What others are held against, from sums (..., m): the estimate, or a steadier one."""
+        return self.value(totals)
+
     @property
     def without_each(self) -> FloatArray:
         """The estimates without one of the groups, (groups that have rows,)."""
@@ -329,7 +333,7 @@ class Rips(_Mean):
         return batch.weighted_earned
 
 
-class Iips(_Mean):
+class Iips(Estimator):
     """``mean(sum_l pi_1(a_l at l) / pi_0(a_l at l) r_l)``: each place by its own marginal.
 
     Li et al. (2018), "Offline evaluation of ranking policies with click models".
@@ -341,9 +345,29 @@ class Iips(_Mean):
     by_propensities = False
     assumes = "a reward depends on its own item and place alone"
 
-    def _values(self, batch: Batch) -> FloatArray:
+    def _width(self) -> int:
+        return 2 * self.places + 1
+
+    def _summands(self, batch: Batch) -> FloatArray:
+        weights = self._weights(batch, self._log_weights(batch))
+        return np.hstack([weights * batch.rewards, weights, np.ones((len(batch), 1))])
+
+    def _contributions(self, batch: Batch) -> FloatArray:
         weights = self._weights(batch, self._log_weights(batch))
         return np.asarray((weights * batch.rewards).sum(axis=1))
+
+    def value(self, totals: FloatArray) -> FloatArray:
+        return _ratio(totals[..., : self.places].sum(axis=-1), totals[..., -1])
+
+    def gradient(self, totals: FloatArray) -> FloatArray:
+        k = self.places
+        by_earned, by_rows = _ratio_gradient(np.array([totals[:k].sum(), totals[-1]]))
+        return np.concatenate([np.full(k, by_earned), np.zeros(k), [by_rows]])
+
+    def compared(self, totals: FloatArray) -> FloatArray:
+        # Each place by its own weights: what rewards have in common is then no noise.
+        k = self.places
+        return np.asarray(_ratio(totals[..., :k], totals[..., k : 2 * k]).sum(axis=-1))
 
     def _log_weights(self, batch: Batch) -> FloatArray:
         logged, evaluated = batch.marginals_logged, batch.marginals_evaluated

@@ -43,7 +43,8 @@ class Question:
     longest : int
         Places of the log's longest ranking.
     names : list of str
-        Estimators; avg and the leading one are among them, and snips where others assume more.
+        Estimators; avg and the leading one are among them, and snips (snrips for iips, too) where
+        others assume more.
     lead : str
     is_lead_asked : bool
         Whether somebody asked for it. If not, snips leads where the log contradicts `lead`.
@@ -161,7 +162,8 @@ def settled(
             raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}; got {name!r}")
     names = [*dict.fromkeys(["avg", *estimators, lead])]
     if places > 1 and any(ESTIMATORS[name].behaviour for name in names):
-        names = [*dict.fromkeys([*names, "snips"])]  # which can contradict them
+        by_place = ["snrips"] if "iips" in names else []
+        names = [*dict.fromkeys([*names, *by_place, "snips"])]  # which can contradict them
     return longest, places, names, lead
 
 

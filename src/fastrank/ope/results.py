@@ -56,6 +56,7 @@ REASONS: Mapping[str, str] = {
     "logging_value": "it is what the logging policy earned, and no estimate of another one",
     "reward_model_alone": "it is the reward model's word, which no reward of the log has checked",
     "clipped": "what clipping cuts off is not small beside the error",
+    "unchecked": "the log cannot tell whether people behave as it takes for granted",
     "behaviour": "the log refutes what it takes for granted of how people behave",
 }
 _UNSUPPORTED = {
@@ -87,7 +88,8 @@ class Estimate:
     standard_error : float or None
         Clustered by user, or iid if that was asked for.
     standard_error_iid : float or None
-        As if rows were independent; ddof 1. Not known to snrips above 64 places.
+        As if rows were independent; ddof 1. Not known to snrips above 64 places,
+        nor to iips above 127.
     design_effect : float or None
         Square of their ratio: how many rows it takes to say what one independent row would.
     interval : (float, float) or None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import Any, TypeVar
 
 import numpy as np
 
 from fastrank.arraytypes import FloatArray
 from fastrank.eventlog import LogReader, Stratum
-from fastrank.ope.behaviour import contradicted, leading
+from fastrank.ope.behaviour import contradicted, leading, unchecked
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.propensities import describe
@@ -146,8 +147,10 @@ class Evaluation:
     log: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, where a threshold that is infinite is None."""
+        limits = asdict(self.thresholds)
+        finite = {name: limit if isfinite(limit) else None for name, limit in limits.items()}
+        return {**asdict(self), "thresholds": finite}
 
 
 def summarise(
@@ -190,12 +193,16 @@ def summarise(
 T = TypeVar("T", Estimate, Difference)
 
 
-def _doubted(found: T, of_all: Sequence[str], refuted: Collection[str]) -> T:
-    """With what estimates say against each other."""
+def _doubted(
+    found: T, of_all: Sequence[str], refuted: Collection[str], untold: Collection[str]
+) -> T:
+    """With what estimates say against each other, and what they cannot say of those `untold`."""
     cls = ESTIMATORS[found.estimator]
     more: list[str] = list(of_all) if cls.by_propensities else []
     if cls.behaviour in refuted:
         more.append("behaviour")
+    elif found.estimator in untold:
+        more.append("unchecked")
     reasons = tuple(dict.fromkeys([*found.reasons, *more]))
     return (
         found
@@ -268,7 +275,10 @@ class _Summary:
             refuted |= contradicted(*each, limits.behaviour)
         lead = asked.lead if asked.is_lead_asked else leading(asked.lead, sound, limits)
         of_all = [against_propensities(each.estimates, limits) for each in found]
-        return tuple(self._policy(p, each, lead, refuted, of_all) for p, each in enumerate(found))
+        untold = [unchecked(*each, limits.behaviour_error) for each in sound]
+        return tuple(
+            self._policy(p, each, lead, refuted, of_all, untold) for p, each in enumerate(found)
+        )
 
     def _found(self, p: int) -> _Found:
         strata, reasons = self._supported(p)
@@ -277,13 +287,12 @@ class _Summary:
         return _Found(strata, reasons, merged, estimates)
 
     def _of_their_own(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        """With the statuses that they had if nothing were against the log as a whole."""
-        return {
-            name: replace(
-                each, status=worst([one for one in each.reasons if one not in self.reasons])
-            )
-            for name, each in estimates.items()
-        }
+        """With what they would have if nothing were against the log as a whole."""
+        found = {}
+        for name, each in estimates.items():
+            reasons = tuple(one for one in each.reasons if one not in self.reasons)
+            found[name] = replace(each, reasons=reasons, status=worst(reasons))
+        return found
 
     def _policy(
         self,
@@ -292,6 +301,7 @@ class _Summary:
         lead: str,
         refuted: Collection[str],
         of_all: Sequence[Sequence[str]],
+        untold: Sequence[Collection[str]],
     ) -> PolicyResult:
         asked = self.question
         policy, strata = asked.policies[p], found.strata
@@ -301,13 +311,18 @@ class _Summary:
             for each in found.estimates.values()
             if "uncovered" in each.reasons
         ]
-        of_both = [*of_all[p]]
+        of_both, of_either = [*of_all[p]], {*untold[p]}
         if asked.reference != LOGGING:
-            of_both += of_all[asked.labels.index(asked.reference)]
+            other = asked.labels.index(asked.reference)
+            of_both += of_all[other]
+            of_either |= {*untold[other]}
         estimates = {
-            name: _doubted(each, of_all[p], refuted) for name, each in found.estimates.items()
+            name: _doubted(each, of_all[p], refuted, untold[p])
+            for name, each in found.estimates.items()
         }
-        differences = {name: _doubted(each, of_both, refuted) for name, each in differences.items()}
+        differences = {
+            name: _doubted(each, of_both, refuted, of_either) for name, each in differences.items()
+        }
         rows = sum(each.rows for each in strata)
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)

@@ -60,9 +60,7 @@ def test_a_directory_is_listed_by_names(tmp_path: Path, caplog: pytest.LogCaptur
     assert f"{tmp_path}: 'c/\\x1b.zip': not read" in caplog.text
 
 
-def test_links_that_lead_nowhere_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_links_that_lead_nowhere_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A day of a log may lie on a disk that is away."""
     (tmp_path / "a.csv").touch()
     (tmp_path / "day2").symlink_to(tmp_path / "away")

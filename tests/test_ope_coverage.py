@@ -225,9 +225,7 @@ def test_coverage_of_designs(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["leave", "buy", "look"])
 @pytest.mark.parametrize(("far", "n"), [(0.35, 20_000), (1.2, 20_000), (2.0, 20_000), (2.0, 4000)])
-def test_iips_is_ok_where_the_log_could_have_refuted_it(
-    behaviour: str, far: float, n: int
-) -> None:
+def test_iips_is_ok_where_the_log_could_have_refuted_it(behaviour: str, far: float, n: int) -> None:
     """Its weights are fine, and say nothing of a bias of several errors.
 
     Where it is right it is refuted in at most 1 % of the logs; 8 of 200 have a probability of .001.
@@ -244,8 +242,7 @@ def test_iips_is_ok_where_the_log_could_have_refuted_it(
         for estimator in estimators.values():
             estimator.update(batch)
         estimates = {
-            name: ope.estimate(estimator, bootstrap=False)
-            for name, estimator in estimators.items()
+            name: ope.estimate(estimator, bootstrap=False) for name, estimator in estimators.items()
         }
         found = estimates["iips"]
         assert found.interval is not None

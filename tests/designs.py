@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastrank.marginals import position_marginals
 from fastrank.policies import PlackettLuce
 
-__all__ = ["DESIGNS", "Design", "Log", "on_a_page"]
+__all__ = ["DESIGNS", "Design", "Log", "modelled", "on_a_page"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -280,13 +280,16 @@ def weekdays(n: int, users: int) -> Design:
     return Design(draw, value * float(share @ level), logged)
 
 
+PAGE = 5  # places
+
+
 def on_a_page(n: int, far: float, behaviour: str) -> Design:
     """Five places of eight items; `far` is how much better the evaluation policy knows them.
 
-    With the marginals that iips wants. People "leave" after a click, "buy" one at most, or "look"
+    With items, and the marginals that iips wants. People "leave" after a click, "buy" one at most, or "look"
     at each place for itself.
     """
-    places, liking = 5, LIKING[:8]
+    places, liking = PAGE, LIKING[:8]
     of_items = np.minimum(0.2 * np.exp(0.7 * liking - 0.25), 0.9)
     both = SCORES[:8], SCORES[:8] + far * liking
     of_places = [position_marginals(scores, PlackettLuce(1.0), places) for scores in both]
@@ -315,12 +318,37 @@ def on_a_page(n: int, far: float, behaviour: str) -> Design:
             "logged": plackett_luce(both[0], items),
             "evaluated": plackett_luce(both[1], items),
             "rewards": serve(items, rng).astype(float),
-            "users": np.arange(n),
+            "users": rng.integers(0, n // 4, n),
+            "items": items,
             "marginals_logged": logged,
             "marginals_evaluated": evaluated,
         }
 
     return Design(draw, mean(both[1]), mean(both[0]))
+
+
+def modelled(log: Log, other: Log, far: float, model: str) -> Log:
+    """Arrays of a reward model for a log `on_a_page`: means by item and place, of some rows.
+
+    Of "other" rows, the "same" or "few" of the same; "reversed", or "large" whatever was earned.
+    """
+    places, of = PAGE, log if model in ("same", "few") else other
+    rows = slice(0, 60) if model == "few" else slice(None)
+    q = np.zeros((8, places))
+    for place in range(places):
+        items, rewards = of["items"][rows, place], of["rewards"][rows, place]
+        counts = np.bincount(items, minlength=8)
+        q[:, place] = (np.bincount(items, rewards, 8) + rewards.mean()) / (counts + 1)
+    if model == "reversed":
+        q = q.max() - q
+    if model == "large":
+        q = np.linspace(0.5, 2.0, 8)[:, None] * np.ones(places)
+    weights = np.tile(np.exp(SCORES[:8] + far * LIKING[:8]), (len(log["items"]), 1))
+    expected = np.zeros(log["items"].shape)
+    for place in range(places):
+        expected[:, place] = weights @ q[:, place] / weights.sum(axis=1)
+        np.put_along_axis(weights, log["items"][:, [place]], 0.0, axis=1)
+    return {"q_logged": q[log["items"], np.arange(places)], "q_expected": expected}
 
 
 DESIGNS: dict[str, Callable[[], Design]] = {

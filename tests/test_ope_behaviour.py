@@ -179,6 +179,20 @@ def test_who_is_right_is_exact(behaviour: Behaviour) -> None:
             assert off > 0.01, name
 
 
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+def test_a_wrong_reward_model_does_not_contradict_itself(behaviour: Behaviour) -> None:
+    """Its weighted values have the mean of its means, whatever people do; another's means do not."""
+    batch, _ = population(behaviour)
+    estimator, other = (ope.ESTIMATORS["dr-position"](K) for _ in range(2))
+    estimator.update(batch)
+    assert estimator.model_z == 0.0
+    assert abs(estimator.sums[:, 1].sum()) < 1e-12
+    assert batch.q_expected is not None
+    other.update(replace(batch, q_expected=1.01 * batch.q_expected))
+    assert other.model_z > 0.0
+    assert abs(other.sums[:, 1].sum()) > 0.001
+
+
 @pytest.mark.parametrize(
     "behaviour", [leaves_after_a_click, scrolls_on_by_what_is_there], ids=lambda b: b.__name__
 )
@@ -429,6 +443,20 @@ def test_weights_that_stray_are_said_of_all_that_rest_on_propensities() -> None:
     fine = evaluated(batch)
     assert all("mean_weight" not in each.reasons for each in fine.estimates.values())
     assert fine.uncovered == 0.0
+
+
+def test_rewards_are_no_reward_model() -> None:
+    """They leave nothing that a reward could check, and an interval without a width."""
+    batch = draws(looks_at_all, 2000, seed=1)
+    expected = np.full((2000, K), batch.rewards.mean())
+    told = replace(batch, q_logged=batch.rewards, q_expected=expected)
+    halves = [ope.ESTIMATORS["dr-position"](K) for _ in range(2)]
+    halves[0].update(told)
+    assert "reward_model_alone" in ope.estimate(halves[0]).reasons
+    halves[1].update(replace(told, q_logged=0.5 * batch.rewards))
+    assert "reward_model_alone" not in ope.estimate(halves[1]).reasons
+    halves[0].merge(halves[1])
+    assert "reward_model_alone" not in ope.estimate(halves[0]).reasons
 
 
 def test_an_evaluation_says_what_the_log_cannot_tell() -> None:

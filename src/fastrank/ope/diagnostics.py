@@ -47,7 +47,8 @@ class Thresholds:
     mean_weight : float
         Largest distance of the mean weight from 1.
     mean_weight_z : float
-        The same in standard errors, where it is above .001 (propensities are not that exact).
+        The same in standard errors, where it is above .001 (propensities are not that exact); also
+        of a reward model's values of what was shown from its means.
     uncovered : float
         Largest probability of rankings that the logging policy could not show.
     malformed : float

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import FloatArray, IntArray
 from fastrank.ope.batch import GROUPS, MAX_LOG_WEIGHT, Batch
-from fastrank.ope.diagnostics import Weights, effective_clusters
+from fastrank.ope.diagnostics import Weights, cluster_error, effective_clusters
 from fastrank.ope.tails import BINS, expected_ess
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
 CASCADE, INDEPENDENT, ADDITIVE = "cascade", "independent", "additive"
 
 _SAME = 1e-6  # of log-weights: policies no farther apart are one
+_MODEL_EXACT = 1e-3  # of a reward model's values: what is nearer may be propensities' rounding
 _MOST_PRODUCTS = 256  # summands, beyond which their products would cost more than all else
 
 
@@ -201,6 +202,15 @@ class Estimator:
     def doubts(self) -> list[str]:
         """Reasons not to take it for the policy's value that are of this estimator's own kind."""
         return []
+
+    @property
+    def model_z(self) -> float:
+        """Standard errors by which a reward model contradicts itself, clustered; 0 without one.
+
+        Its weighted values of what was shown, and its means under the evaluation policy, are of one
+        mean, whatever people do and however wrong it is.
+        """
+        return 0.0
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -624,7 +634,7 @@ class Dm(_Mean):
         return None
 
 
-class DrPosition(_Mean):
+class DrPosition(Estimator):
     """``mean(sum_l [w_l (r_l - q(a_l)) + w_{l-1} sum_a pi_1(a | above) q(a)])``: doubly robust.
 
     Dudik et al. (2011), "Doubly robust policy evaluation and learning", at every place. Right
@@ -637,16 +647,59 @@ class DrPosition(_Mean):
     needs: ClassVar[tuple[str, ...]] = ("q_logged", "q_expected")
     assumes = Rips.assumes
 
-    def _values(self, batch: Batch) -> FloatArray:
-        return self._doubly_robust(batch, batch.q_logged, batch.q_expected)
+    def __init__(self, places: int, clip: float = 20.0) -> None:
+        super().__init__(places, clip)
+        self._is_told = True  # by the reward model: the rewards themselves
 
-    def _doubly_robust(
-        self, batch: Batch, q: FloatArray | None, expected: FloatArray | None
-    ) -> FloatArray:
-        assert q is not None
-        assert expected is not None
-        corrected = batch.prefix_weights * (batch.rewards - q) + batch.weights_above * expected
-        return np.asarray(corrected.sum(axis=1))
+    def update(self, batch: Batch) -> None:
+        super().update(batch)
+        self._is_told = self._is_told and np.array_equal(batch.rewards, self._model(batch)[0])
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self._is_told = self._is_told and other._is_told
+
+    def doubts(self) -> list[str]:
+        return ["reward_model_alone"] if self._is_told else []
+
+    @property
+    def model_z(self) -> float:
+        total, size, mass = self.sums.sum(axis=0)[1:]
+        if not abs(total) > _MODEL_EXACT * size:
+            return 0.0
+        mean = total / mass
+        residuals = self.sums[:, 1] - self.sums[:, 3] * mean
+        error = cluster_error(residuals / mass, self.counts)
+        return 0.0 if error is None else float(mean / max(error, 1e-300))
+
+    def value(self, totals: FloatArray) -> FloatArray:
+        return _ratio(totals[..., 0], totals[..., 3])
+
+    def gradient(self, totals: FloatArray) -> FloatArray:
+        by_value, by_rows = _ratio_gradient(totals[[0, 3]])
+        return np.array([by_value, 0.0, 0.0, by_rows])
+
+    def _width(self) -> int:
+        return 4
+
+    def _summands(self, batch: Batch) -> FloatArray:
+        # The values; what the model's add up to, which is 0 in the mean, and its size; rows.
+        q, expected = self._model(batch)
+        of_shown, of_all = batch.prefix_weights * q, batch.weights_above * expected
+        control = (of_all - of_shown).sum(axis=1)
+        values = batch.weighted_earned + control
+        return np.stack([values, control, np.abs(of_all).sum(axis=1), np.ones(len(batch))], axis=1)
+
+    def _model(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
+        assert batch.q_logged is not None
+        assert batch.q_expected is not None
+        return batch.q_logged, batch.q_expected
+
+    def _log_weights(self, batch: Batch) -> FloatArray | None:
+        return batch.log_weights
+
+    def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
+        return batch.prefix_weights
 
     def _contributions(self, batch: Batch) -> FloatArray:
         # What is weighted, not what the reward model adds to all.
@@ -664,8 +717,10 @@ class CascadeDr(DrPosition):
     needs = ("cascade_q_logged", "cascade_q_expected")
     assumes = Rips.assumes
 
-    def _values(self, batch: Batch) -> FloatArray:
-        return self._doubly_robust(batch, batch.cascade_q_logged, batch.cascade_q_expected)
+    def _model(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
+        assert batch.cascade_q_logged is not None
+        assert batch.cascade_q_expected is not None
+        return batch.cascade_q_logged, batch.cascade_q_expected
 
 
 class PseudoInverse(_Mean):

@@ -55,6 +55,7 @@ REASONS: Mapping[str, str] = {
     "no_interval": "rows or users are too few for any interval",
     "logging_value": "it is what the logging policy earned, and no estimate of another one",
     "reward_model_alone": "it is the reward model's word, which no reward of the log has checked",
+    "reward_model": "the reward model's values of what was shown contradict its means",
     "clipped": "what clipping cuts off is not small beside the error",
     "unchecked": "the log cannot tell whether people behave as it takes for granted",
     "behaviour": "the log refutes what it takes for granted of how people behave",
@@ -68,7 +69,7 @@ _UNSUPPORTED = {
     "more_places",
 }
 _MALFORMED = {"malformed_rows", "unreadable_files", "repeated_seeds", "rewards_dropped"}
-_BIASED = {"logging_value", "reward_model_alone", "clipped", "behaviour"}
+_BIASED = {"logging_value", "reward_model_alone", "reward_model", "clipped", "behaviour"}
 _ABOUT_USERS = {"few_clusters", "no_interval"}
 _ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}
 _EXACT = 1e-3  # of a mean weight: what is nearer to 1 may be the rounding of propensities
@@ -369,6 +370,9 @@ def _reasons(
             steady = not {"max_weight_share", "heaviest_share", "no_overlap"} & {*found}
             if steady and 1.0 - min([1.0, *strayed]) > thresholds.uncovered:
                 found.append("uncovered")
+        believed = not {"mean_weight", "uncovered"} & {*found}
+        if believed and abs(estimator.model_z) > thresholds.mean_weight_z:
+            found.append("reward_model")
     return found
 
 

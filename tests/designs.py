@@ -286,8 +286,8 @@ PAGE = 5  # places
 def on_a_page(n: int, far: float, behaviour: str) -> Design:
     """Five places of eight items; `far` is how much better the evaluation policy knows them.
 
-    With items, and the marginals that iips wants. People "leave" after a click, "buy" one at most, or "look"
-    at each place for itself.
+    With items, and the marginals that iips wants. People "leave" after a click, "buy" one at most,
+    or "look" at each place for itself.
     """
     places, liking = PAGE, LIKING[:8]
     of_items = np.minimum(0.2 * np.exp(0.7 * liking - 0.25), 0.9)

@@ -694,3 +694,43 @@ def test_weights_of_numpy_are_not_in_the_json(shop: Path) -> None:
     assert "NaN" not in text
     assert "Infinity" not in text
     assert np.isfinite(json.loads(text)["policies"][0]["uncovered"])
+
+
+def visits(path: Path, *, alike: bool) -> Path:
+    """4,000 rows of 400 people, who click as they like; or each as all do."""
+    rng = np.random.default_rng(5)
+    n, users = 4000, 400
+    user, arm = rng.integers(0, users, n), rng.integers(0, 10, n)
+    own = np.ones(users) if alike else rng.lognormal(-0.5, 1.0, users)
+    columns = {
+        "who": [f"u{each}" for each in user.tolist()],
+        "what": arm,
+        "p": np.full(n, 0.1),
+        "click": (rng.random(n) < 0.1 * own[user]).astype(float),
+        "p_new": (arm + 1.0) / 55.0,
+    }
+    path.parent.mkdir(exist_ok=True)
+    pacsv.write_csv(pa.table(columns), path)
+    return path
+
+
+def test_rows_that_are_not_independent_are_said_to_be_none(tmp_path: Path) -> None:
+    """Their errors by users are some 1.7 times as large, so that 95 % intervals hold in 75 %."""
+    usual = [
+        *("--item", "what", "--propensity", "p", "--reward", "click", "--user", "who"),
+        *("--column", "new=p_new"),
+    ]
+    for alike in (True, False):
+        log = visits(tmp_path / str(alike) / "log.csv", alike=alike)
+        asked = ["evaluate", "--format", "table", log, *usual, "--independent-rows"]
+        page = tmp_path / "page.html"
+        printed = " ".join(run(*asked, "--report", page).stdout.split())
+        effect = loaded(*asked)["user_effect"]
+        by_user = loaded(*asked[:-1])
+        assert by_user["user_effect"] is None
+        assert (effect is None) == alike
+        said = "intervals are too narrow, by a factor of about"
+        assert (said in printed) == (said in page.read_text()) == (not alike)
+        if effect is not None:
+            assert effect == pytest.approx(by_user["logged"]["design_effect"])
+            assert 1.3 < effect**0.5 < 2.2

@@ -181,7 +181,7 @@ def test_who_is_right_is_exact(behaviour: Behaviour) -> None:
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
 def test_a_wrong_reward_model_does_not_contradict_itself(behaviour: Behaviour) -> None:
-    """Its weighted values have the mean of its means, whatever people do; another's means do not."""
+    """Its weighted values have the mean of its means, whatever people do; other means do not."""
     batch, _ = population(behaviour)
     estimator, other = (ope.ESTIMATORS["dr-position"](K) for _ in range(2))
     estimator.update(batch)

@@ -197,7 +197,11 @@ def audit(
     callback=_finite,
     help="Of intervals.",
 )
-@click.option("--independent-rows", is_flag=True, help="Do not take rows of a user as one cluster.")
+@click.option(
+    "--independent-rows",
+    is_flag=True,
+    help="Take every row for somebody else: too narrow intervals where users come again.",
+)
 @click.option(
     "--clip",
     type=click.FloatRange(min=0, min_open=True),

@@ -109,6 +109,12 @@ def print_section(console: Console, section: Section) -> None:
             console,
             f"{evaluation.rows_without_user:,} rows name no user, and are taken as independent.",
         )
+    if evaluation.user_effect is not None:
+        say(
+            console,
+            "Rows were taken as independent, and those of one user are not: intervals are too"
+            f" narrow, by a factor of about {evaluation.user_effect**0.5:.2g}.",
+        )
     used = f"{evaluation.rows_used:,} of {evaluation.rows:,} rows used"
     aside = [
         f"{count:,} {reason.replace('_', ' ')}" for reason, count in evaluation.set_aside.items()

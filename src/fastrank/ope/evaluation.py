@@ -75,7 +75,8 @@ def evaluate(
     reference : str
         What differences are to: ``"logging"``, or a policy's label.
     cluster : bool
-        Whether errors allow for a user's rows depending on each other.
+        Whether errors allow for a user's rows depending on each other. If they do not, and the log
+        shows that they should, `Evaluation.user_effect` says so.
     level : float
         Of the intervals.
     thresholds : Thresholds, optional
@@ -169,6 +170,8 @@ def evaluate(
         for index, part in used.parts(asked.places, cluster):
             stratum = sums.stratum(index, log.strata[index])
             stratum.count(part, judged)
+            if not cluster:
+                sums.by_user.update(part.by_user())
             for p, policy in enumerate(asked.policies):
                 evaluated = part.matrix(judged[p].log_propensities)
                 arrays = optional.arrays(

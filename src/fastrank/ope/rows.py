@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrank.arraytypes import FloatArray, IntArray, Mask
+from fastrank.arraytypes import FloatArray, Hashes, IntArray, Mask
 from fastrank.eventlog import LogBatch
 from fastrank.ope.batch import GROUPS, Batch
 
@@ -77,8 +78,7 @@ class Part:
         self.rows = rows
         self._places = places
         self._whole = len(rows) == len(batch)
-        hashes = self.of(batch.user_hash if cluster else batch.request_hash[:, 0])
-        self._groups = (hashes % np.uint64(GROUPS)).astype(np.int64)
+        self._groups = self._groups_of(batch.user_hash if cluster else batch.request_hash[:, 0])
         self._lengths = np.minimum(self.of(batch.lengths), places)
         self._uniform, self._n_eligible = self.of(batch.uniform), self.of(batch.n_eligible)
         self.row_weights = None if batch.row_weights is None else self.of(batch.row_weights)
@@ -109,6 +109,14 @@ class Part:
             row_weights=self.row_weights,
             **optional,
         )
+
+    def by_user(self) -> Batch:
+        """The same of the logging policy, with users as groups, whatever rows are taken for."""
+        groups = self._groups_of(self.batch.user_hash)
+        return replace(self.arrays(self.logged, {}), groups=groups)
+
+    def _groups_of(self, hashes: Hashes) -> IntArray:
+        return (self.of(hashes) % np.uint64(GROUPS)).astype(np.int64)
 
 
 def cut(array: FloatArray, places: int) -> FloatArray:

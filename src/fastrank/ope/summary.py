@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastrank.arraytypes import FloatArray
 from fastrank.eventlog import LogReader, Stratum
 from fastrank.ope.behaviour import contradicted, leading, unchecked
 from fastrank.ope.diagnostics import Thresholds
-from fastrank.ope.estimators import ESTIMATORS, Estimator
+from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
 from fastrank.ope.propensities import describe
 from fastrank.ope.question import LOGGING, Question
 from fastrank.ope.results import (
@@ -26,6 +26,7 @@ from fastrank.ope.results import (
     missing_weight,
     worst,
 )
+from fastrank.ope.spread import spread_of
 from fastrank.ope.sums import LogSums, StratumSums
 from fastrank.ope.verdict import verdict
 
@@ -112,6 +113,10 @@ class Evaluation:
         Of intervals, and of those of differences, which are stricter (Bonferroni).
     clustered : bool
         Whether errors allow for a user's rows depending on each other.
+    user_effect : float or None
+        Where they do not, though rows of one user depend on each other: the design effect by user
+        of what was earned. Intervals should then be wider by about its root. None where rows may be
+        taken as independent, as far as the log shows.
     thresholds : Thresholds
         That statuses were judged by.
     places : int
@@ -136,6 +141,7 @@ class Evaluation:
     level: float
     difference_level: float
     clustered: bool
+    user_effect: float | None
     thresholds: Thresholds
     places: int
     rows: int
@@ -178,6 +184,7 @@ def summarise(
         level=question.level,
         difference_level=question.difference_level,
         clustered=question.cluster,
+        user_effect=_user_effect(sums.by_user),
         thresholds=question.thresholds,
         places=question.places,
         rows=sums.rows,
@@ -190,7 +197,19 @@ def summarise(
     )
 
 
+def _user_effect(by_user: Avg) -> float | None:
+    """The design effect of users, where it is beyond chance and large enough to matter."""
+    spread = spread_of(by_user.without_each, by_user) if by_user.rows > 1 else None
+    effect = estimate(by_user, bootstrap=False).design_effect
+    if spread is None or effect is None:
+        return None
+    # Of the variance between users, `bearing` is one over the relative variance.
+    chance = _EFFECT_ERRORS / sqrt(spread.bearing)
+    return effect if effect > 1.0 + max(chance, _EFFECT) else None
+
+
 T = TypeVar("T", Estimate, Difference)
+_EFFECT, _EFFECT_ERRORS = 0.2, 4.0  # beyond 1, and in standard errors
 
 
 def _doubted(

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastrank.eventlog import LogBatch, Stratum
 from fastrank.ope.batch import Batch
-from fastrank.ope.estimators import ESTIMATORS, Estimator
+from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
 from fastrank.ope.propensities import Judged
 from fastrank.ope.question import Question
 from fastrank.ope.rows import Part, Used
@@ -33,10 +33,13 @@ class LogSums:
         Rows not used, by reason.
     seeds : SharedSeeds
         Of the rows used.
+    by_user : Avg
+        What the rows used earned, with users as groups; of no rows where all groups are users.
     """
 
     def __init__(self, question: Question) -> None:
         self.seeds = SharedSeeds()
+        self.by_user = Avg(question.places)
         self.rows = self.without_user = 0
         self.set_aside: Counter[str] = Counter()
         self._question = question

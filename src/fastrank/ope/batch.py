@@ -101,7 +101,9 @@ class Batch:
         lengths : array_like of int, shape (n,), optional
             By default all rankings have k places.
         groups : array_like of int, shape (n,), optional
-            Users, as any integers. By default each row is a user of its own.
+            Users, as any integers. By default each row is a user of its own. Rows that share their
+            noise, as a seed for many requests makes them, depend on each other as well, which no
+            array here says: group by what they share.
         uniform : array_like of float, shape (n,), optional
             By default evenly spaced; only replay of a stochastic policy looks at it.
         **optional : array_like

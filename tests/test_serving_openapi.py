@@ -7,8 +7,11 @@ Answered: all, by what is documented; nothing that is forbidden is served, nothi
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +80,8 @@ def test_answers_are_documented(
         def send(case: schemathesis.Case[Any]) -> None:
             if method == "GET" and mode == "positive":
                 case.path_parameters = {"user_id": "ann"}  # somebody whom the model knows
+            elif mode == "positive" and isinstance(case.body, dict) and "user_id" in case.body:
+                case.body["user_id"] = "ann"
             reply = case.call(session=session)
             answered[reply.status_code] += 1
             case.validate_response(reply, checks=list(CHECKS))
@@ -88,3 +93,40 @@ def test_answers_are_documented(
     if mode == "positive":
         assert answered[200] >= count / 20  # not only errors
     assert server.get("/ping")[0] == 200
+
+
+def test_a_client_that_is_generated_ranks(server: Process, tmp_path: Path) -> None:
+    """By openapi-python-client, which leaves out what it does not understand."""
+    document = tmp_path / "openapi.json"
+    document.write_bytes(server.get("/openapi.json")[1])
+    client = tmp_path / "ranking"
+    command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
+    told = subprocess.run(
+        [*command, "--path", str(document), "--output-path", str(client)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "will not be generated" not in told.stdout, told.stdout
+    assert "omitted" not in told.stdout, told.stdout
+    names = {path.stem for path in (client / "api" / "default").glob("*.py")} - {"__init__"}
+    assert names == {
+        *("rank", "recommended_items", "ping", "live", "version", "metrics"),
+        "execution_parameters",
+    }
+    script = f"""
+from ranking import Client
+from ranking.api.default import rank, recommended_items, version
+from ranking.models import QueryRequest, UserRequest
+client = Client(base_url="http://127.0.0.1:{server.port}")
+known = rank.sync(client=client, body=UserRequest(user_id="ann", k=3, exclude=[1000]))
+dim = version.sync(client=client)["dim"]
+vector = rank.sync(client=client, body=QueryRequest(query=[0.5] * dim, temperature=0.5))
+nobody = rank.sync(client=client, body=UserRequest(user_id="nobody"))
+items = recommended_items.sync("ann", client=client, k=2, exclude=["1000,1001"])
+print(len(known.item_ids), 1000 in known.item_ids, vector.policy.params["temperature"],
+      nobody.error.code, len(items.log_propensities))
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert not told.stderr
+    assert told.stdout.split() == ["3", "False", "0.5", "unknown_user", "2"]

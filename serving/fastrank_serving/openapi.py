@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
 from fastrank.policies import PARAMETERS, parameters_of
-from fastrank.wire import MAX_PARAMS, MAX_SCORE
+from fastrank.wire import LINES, MAX_PARAMS, MAX_SCORE
 from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.settings import MAX_M, Settings
 
@@ -39,15 +40,14 @@ def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str,
     )
     fields = _fields(settings, catalog)
     components["Request"] = {
-        "type": "object",
-        "description": "Exactly one of user_id and query; null is the same as absent.",
-        "properties": {name: _as_json(schema) for name, schema in fields.items()},
-        "additionalProperties": False,
+        "description": "A ranking for a user that the model knows, or for a vector.",
         "oneOf": [
-            {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
-            {"required": ["query"], "properties": {"query": {"type": "array"}}},
+            {"$ref": "#/components/schemas/UserRequest"},
+            {"$ref": "#/components/schemas/QueryRequest"},
         ],
     }
+    components["UserRequest"] = _request(fields, "user_id", "query")
+    components["QueryRequest"] = _request(fields, "query", "user_id")
     components["Error"] = _error()
 
     def json_of(name: str) -> dict[str, Any]:
@@ -81,8 +81,10 @@ def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str,
             "/invocations": {
                 "post": {
                     "operationId": "rank",
-                    "requestBody": {"required": True, "content": json_of("Request")},
-                    "responses": answered,
+                    "description": "A ranking. Of JSON Lines, a line out for each line in, in"
+                    " order: an Answer or an Error.",
+                    "requestBody": {"required": True, "content": json_of("Request") | _lines()},
+                    "responses": answered | {"200": _with_lines(answered["200"])},
                 }
             },
             "/1/recommended-items/{user_id}": {
@@ -92,17 +94,60 @@ def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str,
                     "responses": answered,
                 }
             },
-            "/ping": {
-                "get": {
-                    "operationId": "ping",
-                    "responses": {
-                        "200": {"description": "Ready."},
-                        "503": {"description": "Not ready."},
-                    },
-                }
-            },
+            "/ping": _told("ping", "Ready.", {"503": "Not ready, or stopping."}),
+            "/livez": _told("live", "The process is there."),
+            "/version": _told("version", "What is served.", {"503": "Not ready."}, _JSON_OBJECT),
+            "/metrics": _told(
+                "metrics",
+                "Prometheus's text.",
+                content={"text/plain": {"schema": {"type": "string"}}},
+            ),
+            "/execution-parameters": _told(
+                "executionParameters", "For batch transform.", content=_JSON_OBJECT
+            ),
         },
         "components": {"schemas": components},
+    }
+
+
+_JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+
+
+def _told(
+    name: str,
+    words: str,
+    others: Mapping[str, str] | None = None,
+    content: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """An address without parameters."""
+    found = {"description": words} | ({"content": content} if content else {})
+    responses = {"200": found} | {
+        status: {"description": why} for status, why in (others or {}).items()
+    }
+    return {"get": {"operationId": name, "responses": responses}}
+
+
+def _lines() -> dict[str, Any]:
+    schema = {"type": "string", "description": "A Request as JSON in each line."}
+    return {LINES[0]: {"schema": schema}}
+
+
+def _with_lines(response: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "string", "description": "An Answer or an Error as JSON in each line."}
+    return response | {"content": response["content"] | {LINES[0]: {"schema": schema}}}
+
+
+def _request(fields: Mapping[str, dict[str, Any]], named: str, other: str) -> dict[str, Any]:
+    """A body's schema by one of the two ways to say whom it is for."""
+    properties = {name: _as_json(schema) for name, schema in fields.items()}
+    properties[named] = {key: value for key, value in fields[named].items() if key != "default"}
+    properties[other] = {"type": "null"}
+    return {
+        "type": "object",
+        "description": "null is the same as absent.",
+        "required": [named],
+        "properties": properties,
+        "additionalProperties": False,
     }
 
 

@@ -126,7 +126,7 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
         ItemKind,
         msgspec.Meta(description="Of all item ids here: integers of 64 bits, or text."),
     ]
-    item_ids: list[Any]
+    item_ids: list[ItemId]
     scores: list[float]
     log_propensities: list[float]
     log_propensity: float

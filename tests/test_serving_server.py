@@ -196,6 +196,39 @@ def test_the_log_says_where_a_request_came_from(model: Path, tmp_path: Path) -> 
     assert labels == [None, "a", "a", "c", None, None, None, None, None]
 
 
+def test_boto3_asks_it_as_an_endpoint(server: Process) -> None:
+    pytest.importorskip("botocore")
+    import botocore.exceptions
+    import botocore.session
+
+    client = botocore.session.get_session().create_client(
+        "sagemaker-runtime",
+        endpoint_url=f"http://127.0.0.1:{server.port}",
+        region_name="eu-west-1",
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+    )
+    reply = client.invoke_endpoint(
+        EndpointName="my-endpoint-1",
+        ContentType="application/json",
+        InferenceId="label",
+        Body=b'{"user_id": "u1", "k": 3}',
+    )
+    found = json.loads(reply["Body"].read())
+    assert (len(found["item_ids"]), found["inference_id"]) == (3, "label")
+    with pytest.raises(botocore.exceptions.ClientError):
+        client.invoke_endpoint(EndpointName="e", Body=b'{"user_id": "nobody"}')
+    for path in (
+        "/endpoints//invocations",
+        "/endpoints/a/b/invocations",
+        "/endpoints/a_/invocations",
+    ):
+        connection = server.connection()
+        connection.request("POST", path, b'{"user_id": "u1"}')
+        assert connection.getresponse().status == 404
+        connection.close()
+
+
 def test_what_is_not_done_when_the_time_is_up_is_told_so(model: Path) -> None:
     with Process(model, "--drain-timeout", "1") as server:
         client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)

@@ -54,6 +54,8 @@ _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _TRACEPARENT = b"traceparent"
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
+# As SageMaker's own clients ask, with an endpoint_url that is this server.
+_ENDPOINT = re.compile(r"/endpoints/[A-Za-z0-9-]{1,63}/invocations")
 _EMF_SECONDS = 60.0
 _LINES_MOST = 100_000  # of a batch
 _LONG = 64  # lines; of shorter ones several are answered at a time
@@ -92,6 +94,8 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
+            if path.startswith("/endpoints/") and _ENDPOINT.fullmatch(path):
+                path = "/invocations"
             if path == "/invocations" and scope["method"] == "POST":
                 await self._invocations(scope, receive, send)
                 return

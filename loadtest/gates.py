@@ -14,6 +14,9 @@ __all__ = ["BASE", "Gates", "Verdict", "pooled", "ratio", "stage_label"]
 BASE = "deterministic"  # what the other types are compared with
 
 
+_WIDE = 1.5  # the upper end of a ratio's interval over the lower one, beyond which it says nothing
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One requirement, and whether it was met."""
@@ -33,9 +36,10 @@ class Gates:
     error_share : float
         Of all requests of a stage.
     ratios : dict
-        By inference type: p50 over the deterministic one's, in a closed loop.
+        By inference type: p50 over the deterministic one's, in a closed loop. A gate is missed
+        where all of the ratio's 95 % interval is above it.
     drift : float, optional
-        p50 of the last stage over that of the first, for a soak.
+        p50 of the last stage over that of the first, for a soak; likewise.
     late_ms : float, optional
         p99 of how late an open loop sends. Latencies hold that, too; past this limit they say more
         about the client than about the server.
@@ -143,11 +147,7 @@ def _ratio_verdict(stage: Stage, kind: str, limit: float, where: str) -> Verdict
     found = ratio(of.latency, to.latency) if of is not None and to is not None else None
     if found is None:
         return Verdict(False, f"p50 of {kind} / {BASE}{where}: not both were answered")
-    return Verdict(
-        found[0] <= limit,
-        f"p50 of {kind} / {BASE}{where}: {found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f}),"
-        f" limit {limit:g}",
-    )
+    return _within(f"p50 of {kind} / {BASE}{where}", found, limit)
 
 
 def _drift_verdict(stages: list[Stage], limit: float) -> Verdict:
@@ -157,9 +157,16 @@ def _drift_verdict(stages: list[Stage], limit: float) -> Verdict:
     found = ratio(last, first)
     if found is None:
         return Verdict(False, "drift: the first or the last stage has no answers")
-    return Verdict(
-        found[0] <= limit, f"drift: p50 of the last stage / first: {found[0]:.3f}, limit {limit:g}"
-    )
+    return _within("drift: p50 of the last stage / first", found, limit)
+
+
+def _within(what: str, found: tuple[float, float, float], limit: float) -> Verdict:
+    """Missed where the whole interval is above the limit, or is too wide to say so."""
+    value, low, high = found
+    text = f"{what}: {value:.3f} ({low:.3f} to {high:.3f}), limit {limit:g}"
+    if high > _WIDE * low:
+        return Verdict(False, f"{text}: too few answers to tell")
+    return Verdict(low <= limit, text)
 
 
 def _reasons(series: Series) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -243,6 +244,20 @@ def test_ratio_to_deterministic() -> None:
     assert len(judged(Gates(ratios={GUMBEL: 1.03}), recorder)) == 1
     missing = judged(Gates(ratios={"uniform": 9.0}), recorder)
     assert missing == [f"p50 of uniform / {BASE} at 1 user: not both were answered"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "factor", "failed"),
+    [(4000, 1.1, "limit 1.05"), (300, 1.054, ""), (4000, 1.04, ""), (20, 1.0, "too few answers")],
+)
+def test_a_ratio_is_judged_by_its_interval(answers: int, factor: float, failed: str) -> None:
+    """1.054 (1.003 to 1.109) is no more than 1.05, as far as anybody can tell."""
+    deviates = [NormalDist().inv_cdf((i + 0.5) / answers) for i in range(answers)]
+    of, to = ([m * float(np.exp(0.4 * z)) for z in deviates] for m in (factor * 1e-3, 1e-3))
+    found = judged(Gates(ratios={GUMBEL: 1.05}), recorded({"1": {BASE: to, GUMBEL: of}}))
+    assert [failed in text for text in found] == [True] * bool(failed)
+    found = judged(Gates(drift=1.05), recorded({"a": {GUMBEL: to}, "b": {GUMBEL: of}}))
+    assert [failed in text for text in found] == [True] * bool(failed)
 
 
 def test_ratio_has_an_interval() -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 import fastrank as fr
 from fastrank.inputs import new_request_id
-from fastrank.policies import PARAMETERS, parameters_of
+from fastrank.policies import PARAMETERS, completed, parameters_of
 from fastrank.wire import (
     MAX_TEXT,
     Answer,
@@ -239,8 +239,17 @@ def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 # ---- Policies -------------------------------------------------------------------------------
 
 
-def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
+def policy_of(request: Request, default: fr.Policy, *usual: fr.Policy | None) -> fr.Policy:
     """The policy that a request names; the server's own, with other parameters, if it names none.
+
+    Parameters
+    ----------
+    request : Request
+    default : Policy
+        The server's own.
+    *usual : Policy or None
+        The model's, say: parameters that neither the request nor the server's policy has are those
+        of the first of these that has them.
 
     Raises
     ------
@@ -248,11 +257,16 @@ def policy_of(request: Request, default: fr.Policy) -> fr.Policy:
         For an unknown name, or parameters that it does not take.
     """
     asked = tuple([getattr(request, parameter) for parameter in PARAMETERS])
-    return _policy(request.inference_type, asked, default)
+    return _policy(request.inference_type, asked, default, *usual)
 
 
 @lru_cache(maxsize=1024)  # 2 us; errors are not kept
-def _policy(name: str | None, values: tuple[float | None, ...], default: fr.Policy) -> fr.Policy:
+def _policy(
+    name: str | None,
+    values: tuple[float | None, ...],
+    default: fr.Policy,
+    *usual: fr.Policy | None,
+) -> fr.Policy:
     asked = dict(zip(PARAMETERS, values, strict=True))
     if name is None and not any(value is not None for value in asked.values()):
         return default
@@ -268,7 +282,7 @@ def _policy(name: str | None, values: tuple[float | None, ...], default: fr.Poli
         )
     chosen = name or default.inference_type
     accepted = parameters_of(chosen)
-    params = {key: default.params[key] for key in accepted if key in default.params}
+    params = {}
     for key, value in asked.items():
         if value is None:
             continue
@@ -283,7 +297,7 @@ def _policy(name: str | None, values: tuple[float | None, ...], default: fr.Poli
             )
         params[key] = value
     try:
-        return fr.policy(chosen, **params)
+        return completed(chosen, params, default, *usual)
     except ValueError as error:
         text = str(error)
         field = text.split(":", 1)[0]

@@ -19,6 +19,7 @@ from fastrank.faissindex import FaissIndex
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
+from fastrank.policies import policy as policy_of
 from fastrank.ranking import Ranking, recommended
 from fastrank.score import ScoreLike
 from fastrank.scorer import Scorer
@@ -45,7 +46,10 @@ class Model:
     user_temperatures : array_like of real numbers, shape (u,), optional
         Each user's own factor, above 0, on the temperature of any Plackett-Luce policy: scores
         differ between users, so one temperature explores a lot for some and hardly for others.
-        `fastrank plan --apply` chooses them.
+        `fastrank build` and `fastrank plan --apply` choose them.
+    policy : Policy, optional
+        What `recommend` and servers rank by where a call names no other. It is saved with the
+        model, and part of its version. One of fastrank's own, whose name and parameters say all.
 
     Raises
     ------
@@ -69,6 +73,7 @@ class Model:
         *,
         item_titles: Sequence[str] | None = None,
         user_temperatures: npt.ArrayLike | None = None,
+        policy: Policy | None = None,
     ) -> None:
         if not isinstance(catalog, Catalog):  # which is saved with the model, and opened with it
             raise ValueError(f"catalog: expected a Catalog, got {shown(catalog)}")
@@ -93,7 +98,7 @@ class Model:
         if user_temperatures is not None:
             arrays["user_temperatures"] = _as_temperatures(user_temperatures, len(vectors))
         digests = {name: store.array_digest(array) for name, array in arrays.items()}
-        self._set(catalog, arrays, digests, index, None)
+        self._set(catalog, arrays, digests, index, None, _as_policy(policy))
 
     def _set(
         self,
@@ -102,18 +107,25 @@ class Model:
         digests: dict[str, str],
         index: IdIndex,
         user_tables: UserTables | None,
+        policy: Policy | None,
     ) -> None:
         self._catalog = catalog
         self._arrays = arrays
         self._digests = digests
         self._index = index
-        self._version = store.content_hash({"catalog": catalog.version, "arrays": digests})
+        self._policy = policy
+        content = {"catalog": catalog.version, "arrays": digests}
+        if policy is not None:
+            content["policy"] = _written(policy)
+        self._version = store.content_hash(content)
         self._tables = user_tables  # no part of the version: the law is the same without
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes model and catalog to one directory, as `Catalog.save` does."""
         meta, arrays, digests = self._catalog._files()
         meta["model_version"] = self._version
+        if self._policy is not None:
+            meta["policy"] = _written(self._policy)
         arrays |= self._arrays
         digests |= self._digests
         if self._tables is not None:
@@ -169,6 +181,7 @@ class Model:
                 raise ValueError(f"{directory}: not a model: {error}") from None
         digests = {name: manifest["arrays"][name]["sha256"] for name in own}
         try:
+            policy = _read_policy(manifest.get("policy"))
             user_tables = tables.from_arrays(
                 arrays, manifest.get("table_temperature"), len(catalog), users
             )
@@ -192,7 +205,7 @@ class Model:
                 raise ValueError(f"{directory}: {error}") from None
         model = cls.__new__(cls)
         index = IdIndex("user_ids", own["user_ids"], own["user_order"])
-        model._set(catalog, own, digests, index, user_tables)
+        model._set(catalog, own, digests, index, user_tables, policy)
         return model
 
     def __repr__(self) -> str:
@@ -210,8 +223,51 @@ class Model:
 
     @property
     def version(self) -> str:
-        """Content hash of catalog, users, titles and user temperatures."""
+        """Content hash of catalog, users, titles, user temperatures and policy."""
         return self._version
+
+    @property
+    def policy(self) -> Policy | None:
+        """What `recommend` and servers rank by where a call names no other; None: the model has
+        none."""
+        return self._policy
+
+    def with_policy(self, policy: Policy | None) -> Model:
+        """A model that differs in its own policy, and so in its version; it shares all arrays.
+
+        Parameters
+        ----------
+        policy : Policy or None
+            One of fastrank's own; None for a model without.
+
+        Raises
+        ------
+        ValueError
+            For what is no such policy.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> model = fr.Model(fr.Catalog([1, 2], [[1.0], [0.0]]), ["ann"], [[1.0]])
+        >>> model.with_policy(fr.PlackettLuce(0.25)).recommend("ann", k=1, seed=1).policy
+        PlackettLuce(temperature=0.25, sampler='gumbel')
+        """
+        model = type(self).__new__(type(self))
+        own = _as_policy(policy)
+        model._set(self._catalog, self._arrays, self._digests, self._index, self._tables, own)
+        return model
+
+    def _asked(self, policy: Policy | None) -> Policy:
+        """The policy of a call: by default the model's own."""
+        if policy is not None:
+            return policy
+        if self._policy is None:
+            raise ValueError(
+                "policy: this model has none of its own: give one, PlackettLuce(temperature) say,"
+                " or have the model keep one, by `fastrank plan --target-overlap 0.7 --apply` or"
+                " Model.with_policy"
+            )
+        return self._policy
 
     @property
     def has_titles(self) -> bool:
@@ -289,15 +345,16 @@ class Model:
         """The factor on a Plackett-Luce temperature for this user; 1.0 where users have none."""
         return self.temperature_at(self._position(user_id))
 
-    def user_policy(self, user_id: Any, policy: Policy) -> Policy:
-        """The policy that `recommend` draws with for this user.
+    def user_policy(self, user_id: Any, policy: Policy | None = None) -> Policy:
+        """The policy that `recommend` draws with for this user, by default of the model's own.
 
         Plackett-Luce with its temperature times `user_temperature`; any other policy as it is.
 
         Raises
         ------
         ValueError
-            If the product leaves the range of temperatures, or the user is unknown.
+            If the product leaves the range of temperatures, the user is unknown, or the model has
+            no policy and none is given.
 
         Examples
         --------
@@ -307,7 +364,7 @@ class Model:
         >>> model.user_policy("bob", fr.PlackettLuce(temperature=2.0)).temperature
         9.0
         """
-        return self._own_policy(self._position(user_id), policy)[0]
+        return self._own_policy(self._position(user_id), self._asked(policy))[0]
 
     def _own_policy(self, position: int, policy: Policy) -> tuple[Policy, float | None]:
         """The policy for a user, and the factor that it took of theirs."""
@@ -350,12 +407,12 @@ class Model:
             arrays[own] = _as_temperatures(user_temperatures, len(self._index.ids))
             digests[own] = store.array_digest(arrays[own])
         model = type(self).__new__(type(self))
-        model._set(self._catalog, arrays, digests, self._index, None)
+        model._set(self._catalog, arrays, digests, self._index, None, self._policy)
         return model
 
     def with_tables(
         self,
-        policy: Policy,
+        policy: Policy | None = None,
         user_ids: Ids | None = None,
         *,
         threads: int = 1,
@@ -370,9 +427,9 @@ class Model:
 
         Parameters
         ----------
-        policy : Policy
+        policy : Policy, optional
             `PlackettLuce`, or `BestFirst` with it, whose temperature the tables are for, times the
-            user's own factor if there is one.
+            user's own factor if there is one. By default the model's own.
         user_ids : array_like of ids, shape (m,), optional
             Whose tables to make; by default everybody's.
         threads : int
@@ -399,6 +456,7 @@ class Model:
         >>> model.with_tables(policy).recommend("bob", k=1, policy=policy, seed=1).made_by
         'table'
         """
+        policy = self._asked(policy)
         law = law_of(policy)
         if law.explore != 1.0 or law.temperature == math.inf:
             raise ValueError(f"policy: expected PlackettLuce, got {shown(policy)}")
@@ -419,14 +477,14 @@ class Model:
         )
         model = type(self).__new__(type(self))
         made = UserTables(law.temperature, depths, tops, users)
-        model._set(self._catalog, self._arrays, self._digests, self._index, made)
+        model._set(self._catalog, self._arrays, self._digests, self._index, made, self._policy)
         return model
 
     def with_index(self, index: FaissIndex | None) -> Model:
         """A model whose catalog has an index for `FlatTail`: see `Catalog.with_index`."""
         model = type(self).__new__(type(self))
         catalog = self._catalog.with_index(index)
-        model._set(catalog, self._arrays, self._digests, self._index, self._tables)
+        model._set(catalog, self._arrays, self._digests, self._index, self._tables, self._policy)
         return model
 
     def with_features(self, features: Any) -> Model:
@@ -447,8 +505,8 @@ class Model:
     def _with_scores(self, catalog: Catalog) -> Model:
         model = type(self).__new__(type(self))
         same = catalog.scores_key == self._catalog.scores_key
-        tables_of_users = self._tables if same else None
-        model._set(catalog, self._arrays, self._digests, self._index, tables_of_users)
+        kept = self._tables if same else None
+        model._set(catalog, self._arrays, self._digests, self._index, kept, self._policy)
         return model
 
     def _rows_of_users(self, user_ids: Ids) -> IntArray:
@@ -507,7 +565,7 @@ class Model:
         user_id: Any,
         k: int = 10,
         *,
-        policy: Policy,
+        policy: Policy | None = None,
         seed: int | None = None,
         exclude: Ids | None = None,
         allow: Ids | None = None,
@@ -518,11 +576,14 @@ class Model:
     ) -> Ranking:
         """`Catalog.rank` for the vector of a known user; parameters as there.
 
+        The policy is by default the model's own; a ValueError where it has none.
+
         Where users have temperatures of their own, that of a Plackett-Luce policy is multiplied by
         the user's: the ranking's `policy` has the product, the temperature that was really used,
         and its `user_temperature` the factor.
         """
         position = self._position(user_id)
+        policy = self._asked(policy)
         own, factor = self._own_policy(position, policy)
         # Tables that are made ahead are of the catalog's own score.
         has_table = score is None and not params and self._keep_table(position, policy, own)
@@ -562,6 +623,32 @@ def _tabled(catalog: Catalog, digests: Mapping[str, str], temperature: float) ->
     own = {name: digests[name] for name in names if name in digests}
     scores = {"scores": catalog.scores_key} if catalog.scores_key else {}
     return store.content_hash({**catalog._digests, **own, **scores, "temperature": temperature})
+
+
+def _as_policy(policy: object) -> Policy | None:
+    """A policy that its name and parameters say whole, as files keep it."""
+    if policy is None:
+        return None
+    if isinstance(policy, Policy):
+        try:
+            if policy_of(policy.inference_type, **policy.params) == policy:
+                return policy
+        except ValueError:  # a name or a parameter of one's own
+            pass
+    raise ValueError(f"policy: expected one of fastrank's policies, got {shown(policy)}")
+
+
+def _written(policy: Policy) -> dict[str, Any]:
+    return {"inference_type": policy.inference_type, "params": policy.params}
+
+
+def _read_policy(written: Any) -> Policy | None:
+    if written is None:
+        return None
+    try:
+        return policy_of(written["inference_type"], **written["params"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"policy: {shown(written)}: {error}") from None
 
 
 def _as_temperatures(values: npt.ArrayLike, users: int) -> FloatArray:

@@ -43,6 +43,7 @@ __all__ = [
     "Policy",
     "Sampler",
     "Uniform",
+    "completed",
     "is_frozen",
     "law_name",
     "law_of",
@@ -161,3 +162,34 @@ def policy(inference_type: str, **params: Any) -> Policy:
     head = params.pop("head", 0)
     drawn = cls(**fixed, **params)
     return drawn if real("head", head, 0, MAX_HEAD) == 0.0 else BestFirst(head, drawn)
+
+
+def completed(inference_type: str, stated: Mapping[str, Any], *usual: Policy | None) -> Policy:
+    """The policy of a name; what is not stated of it is taken from the first of others that has it.
+
+    Parameters
+    ----------
+    inference_type : str
+        A key of `INFERENCE_TYPES`.
+    stated : mapping of str to float
+        Parameters.
+    *usual : Policy or None
+        A server's policy, say, and the model's. What none of them has is the type's own default.
+
+    Raises
+    ------
+    ValueError
+        As `policy`.
+
+    Examples
+    --------
+    >>> usual = PlackettLuce(temperature=0.03)
+    >>> completed("stochastic_flat_tail", {"m": 500}, None, usual)
+    FlatTail(temperature=0.03, m=500, factor=0.1)
+    """
+    known = parameters_of(inference_type) if inference_type in INFERENCE_TYPES else ()
+    params = dict(stated)
+    for each in usual:
+        if each is not None:
+            params = {name: v for name, v in each.params.items() if name in known} | params
+    return policy(inference_type, **params)

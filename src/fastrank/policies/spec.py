@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from fastrank.policies import INFERENCE_TYPES, Policy, policy
+from fastrank.policies import INFERENCE_TYPES, Policy, completed, parameters_of, policy
 from fastrank.policies.relative import RelativeTemperature
 
-__all__ = ["ALIASES", "SYNTAX", "parse_policies", "parse_policy"]
+__all__ = ["ALIASES", "SYNTAX", "Stated", "parse_policies", "parse_policy", "parse_stated"]
 
 NamedPolicy: TypeAlias = Policy | RelativeTemperature
 
@@ -49,6 +50,73 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
     >>> parse_policy("plackett_luce:temperature=x0.8")
     ('plackett_luce:temperature=x0.8', RelativeTemperature(factor=0.8))
     """
+    label, name, params, relative = _parsed(text, option)
+    try:
+        if relative is None:
+            return label, policy(name, **params)
+        named = policy(name, **params, temperature=1.0)  # says whether it takes a temperature
+        law = named.law
+        if law is None or not law.is_plackett_luce:  # its law would be the logging policy's
+            raise ValueError("temperature: only of Plackett-Luce without a head may it be relative")
+        return label, RelativeTemperature(relative)
+    except ValueError as error:
+        raise ValueError(f"{option}: {text}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A policy as far as somebody stated it; a model may know the rest.
+
+    Attributes
+    ----------
+    inference_type : str
+    params : mapping of str to float
+        Those that were stated.
+
+    Examples
+    --------
+    >>> from fastrank import PlackettLuce
+    >>> parse_stated("epsilon_greedy:epsilon=0.2").completed(PlackettLuce(0.5))
+    EpsilonGreedy(epsilon=0.2)
+    >>> parse_stated("plackett_luce").completed(PlackettLuce(0.5))
+    PlackettLuce(temperature=0.5, sampler='gumbel')
+    """
+
+    inference_type: str
+    params: Mapping[str, float]
+
+    def completed(self, *usual: Policy | None) -> Policy:
+        """The policy; what was not stated is of the first of others that has it, or the default."""
+        return completed(self.inference_type, self.params, *usual)
+
+    @property
+    def wants_temperature(self) -> bool:
+        """Whether it takes a temperature, and none was stated."""
+        return "temperature" in parameters_of(self.inference_type) and (
+            "temperature" not in self.params
+        )
+
+
+def parse_stated(text: str, option: str = "--policy") -> Stated:
+    """A policy from ``inference_type[:param=value[,param=value]]``, for a model to complete.
+
+    Raises
+    ------
+    ValueError
+        As `parse_policy`; also for a relative temperature.
+    """
+    _, name, params, relative = _parsed(text, option)
+    if relative is not None:
+        raise ValueError(f"{option}: {text}: give the temperature itself")
+    try:
+        policy(name, **params)
+    except ValueError as error:
+        raise ValueError(f"{option}: {text}: {error}") from None
+    return Stated(name, params)
+
+
+def _parsed(text: str, option: str) -> tuple[str, str, dict[str, float], float | None]:
+    """Label, inference type, parameters, and the factor of a relative temperature."""
     head, colon, tail = text.partition(":")
     label, equals, name = head.rpartition("=")
     name = ALIASES.get(name.strip(), name.strip())
@@ -71,16 +139,7 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
             relative = number
         else:
             params[key] = number
-    try:
-        if relative is None:
-            return label, policy(name, **params)
-        named = policy(name, **params, temperature=1.0)  # says whether it takes a temperature
-        law = named.law
-        if law is None or not law.is_plackett_luce:  # its law would be the logging policy's
-            raise ValueError("temperature: only of Plackett-Luce without a head may it be relative")
-        return label, RelativeTemperature(relative)
-    except ValueError as error:
-        raise ValueError(f"{option}: {text}: {error}") from None
+    return label, name, params, relative
 
 
 def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, NamedPolicy]:

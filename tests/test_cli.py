@@ -45,10 +45,12 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a policy of its own."""
     path = tmp_path_factory.mktemp("model") / "m"
     result = run(
-        "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", path
-    )
+        "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy", "-o", path,
+        "--overlap", "none",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     return path
 
@@ -173,11 +175,12 @@ class TestBuild:
         assert "meta.parquet: tags: expected numbers, got list" in line
         assert not out.exists()
 
-    def test_existing_output_is_kept_unless_told(self, vectors: Path, model: Path) -> None:
+    def test_existing_output_is_kept_unless_told(self, vectors: Path, tmp_path: Path) -> None:
         arguments = [
             "build", "--items", vectors / "items.npz", "--users", vectors / "users.npy",
-            "-o", model,
+            "-o", tmp_path / "m",
         ]  # fmt: skip
+        assert run(*arguments).exit_code == 0
         assert "--replace" in refused(*arguments)
         assert run(*arguments, "--replace").exit_code == 0
 
@@ -558,7 +561,7 @@ class TestPlan:
             "plan", model, *self.QUICK, "--target-overlap", 0.7, "--apply", "-o", tmp_path / "own"
         )
         assert result.exit_code == 0, result.output
-        assert "a temperature for each of 7 users" in " ".join(result.stdout.split())
+        assert "a factor for each of 7 users" in " ".join(result.stdout.split())
         return tmp_path / "own"
 
     def test_text(self, model: Path) -> None:
@@ -630,12 +633,15 @@ class TestPlan:
 
     def test_apply_writes_temperatures_that_keep_the_overlap(self, model: Path, own: Path) -> None:
         plain, changed = fr.Model.open(model), fr.Model.open(own, verify=True)
+        assert plain.policy is None
+        assert isinstance(changed.policy, fr.PlackettLuce)
         assert not plain.has_user_temperatures
         assert changed.has_user_temperatures
         assert changed.titles([103]) == plain.titles([103])
         plan = json.loads(
-            run("plan", own, "-k", 3, "--temperatures", 1, "--draws", 64, "--json").stdout
-        )["plan"]
+            run("plan", own, "-k", 3, "--temperatures", changed.policy.temperature, "--draws", 64,
+                "--json").stdout
+        )["plan"]  # fmt: skip
         assert plan["has_user_temperatures"]
         served = plan["points"][0]
         assert served["kind"] == "temperature"
@@ -646,10 +652,15 @@ class TestPlan:
         self, vectors: Path, own: Path, tmp_path: Path
     ) -> None:
         arguments = ["plan", own, *self.QUICK, "--target-overlap", 0.5, "--apply"]
-        before = fr.Model.open(own).user_temperature(0)
+
+        def temperature() -> float:
+            policy = fr.Model.open(own, verify=True).user_policy(0)
+            return float(policy.params["temperature"])
+
+        before = temperature()
         assert "is taken" in refused(*arguments, "-o", own)
         assert run(*arguments, "--json").exit_code == 0
-        assert fr.Model.open(own, verify=True).user_temperature(0) > before
+        assert temperature() > before
         result = run(*arguments, "-o", own, "--replace", "--json")
         applied = json.loads(result.stdout)["applied"]
         assert applied["users"] == 7
@@ -668,11 +679,11 @@ class TestPlan:
         arguments = ["plan", model, *self.QUICK, "--target-overlap", 0.7, "--apply"]
         told = run(*arguments, "-o", tmp_path / "told")
         counted = run(*arguments, "-o", tmp_path / "counted", "--json")
-        solutions = json.loads(counted.stdout)["solutions"]
-        [point] = [s["point"] for s in solutions if s["kind"] == "user_temperature"]
+        applied = json.loads(counted.stdout)["applied"]
         words = (
-            f"now has an overlap of {point['overlap']:.1%} on average, and of"
-            f" {point['overlap_low']:.0%} to {point['overlap_high']:.0%} for the middle four"
+            f"it keeps {applied['overlap']:.1%} on average; of 7 users looked at, 10 % keep less"
+            f" than {applied['overlap_low']:.1%}, half less than {applied['overlap_median']:.1%},"
+            f" 10 % more than {applied['overlap_high']:.1%}"
         )
         assert words in " ".join(told.stdout.split())
 
@@ -686,15 +697,17 @@ class TestPlan:
         assert not fr.Model.open(model).has_user_temperatures
 
     def test_rank_multiplies_and_says_so(self, own: Path) -> None:
-        factor = fr.Model.open(own).user_temperature(2)
-        arguments = ["rank", own, "--user", 2, "--inference-type", GUMBEL, "--seed", 1]
-        for times in (None, 2.0):
-            given = [] if times is None else ["--temperature", times]
-            record = json.loads(run(*arguments, *given, "--json").stdout)
-            assert record["user_temperature"] == factor
-            assert record["policy"]["params"]["temperature"] == (times or 1.0) * factor
-            text = " ".join(run(*arguments, *given).stdout.split())
-            assert f"({times or 1:g} times the user's own {factor:.6g})" in text
+        opened = fr.Model.open(own)
+        factor, usual = opened.user_temperature(2), opened.policy.params["temperature"]
+        for name in (["--inference-type", GUMBEL], []):
+            arguments = ["rank", own, "--user", 2, *name, "--seed", 1]
+            for stated in (None, 2.0):
+                given = [] if stated is None else ["--temperature", stated]
+                record = json.loads(run(*arguments, *given, "--json").stdout)
+                assert record["user_temperature"] == factor
+                assert record["policy"]["params"]["temperature"] == (stated or usual) * factor
+                text = " ".join(run(*arguments, *given).stdout.split())
+                assert f"({stated or usual:g} times the user's own {factor:.6g})" in text
         uniform = ["rank", own, "--user", 2, "--inference-type", "uniform", "--json"]
         assert json.loads(run(*uniform).stdout)["user_temperature"] is None
 

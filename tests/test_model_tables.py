@@ -306,7 +306,7 @@ def test_build_makes_tables(tmp_path: Path) -> None:
     assert (record["made_by"], record["n_scored"]) == ("table", own.n_scored)
     assert record["policy"]["inference_type"] == AUTO.inference_type
     said = run(*rank).stdout
-    assert "temperature 0.5 (that of the model's tables)" in said
+    assert "temperature 0.5 (the model's own)" in said
     assert "made by          table, " in said
     for options, problem in (
         (["--tables", "uniform"], "--tables: expected PlackettLuce"),

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from rich import box
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from fastrank.calibration import condense, temperatures_for_overlap
 from fastrank.catalog import Catalog
+from fastrank.cli.planwords import choice_text, not_reached_text
 from fastrank.cli.scores import (
     features_of,
     functions_of,
@@ -22,11 +24,12 @@ from fastrank.cli.scores import (
     said_of,
     score_function_option,
 )
-from fastrank.cli.terminal import progress, standard_output
+from fastrank.cli.terminal import for_terminal, progress, standard_output
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
-from fastrank.policies import FlatTail, PlackettLuce, Policy
-from fastrank.policies.spec import parse_policy
+from fastrank.plan import Choice, choose, seconds_for
+from fastrank.policies import TABLED, FlatTail, PlackettLuce, Policy
+from fastrank.policies.spec import Stated, parse_stated
 from fastrank.retrieval import Trade, build_ivf, measure, propose
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
@@ -35,8 +38,23 @@ __all__ = ["build"]
 
 _OVERLAP = 0.7  # of the deterministic ranking: what a temperature is chosen by
 _PLACES = 10
-_USERS = 32  # by whom it is chosen, and an index is measured
+_USERS = 32  # by whom an index is measured, and its temperature chosen where nothing says one
+_MOST = 5_000_000_000  # users times items that are looked at for users' own temperatures: minutes
+_SLOW = 5.0  # seconds: what takes longer is announced
+_OF_THE_MODEL = ""
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _overlap(context: click.Context, option: click.Parameter, text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.0 < value < 1.0:
+        raise click.BadParameter(f"expected a share between 0 and 1, or none; got {text!r}")
+    return value
 
 
 @click.command()
@@ -58,10 +76,37 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     " come with a bound.",
 )
 @click.option(
+    "--overlap",
+    default=f"{_OVERLAP:g}",
+    show_default=True,
+    callback=_overlap,
+    metavar="SHARE|none",
+    help="Choose the model's own policy, by which requests are ranked that name none, so that"
+    " everyone keeps this share of their deterministic top k, as fastrank plan --apply does:"
+    " Plackett-Luce, with a factor on its temperature for each user. It takes some seconds, and"
+    " some milliseconds a user of 100,000 items (docs/plan.md). none: the model keeps no policy.",
+)
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    default=_PLACES,
+    show_default=True,
+    help="Places of the rankings that the policy is chosen, and an index measured, for.",
+)
+@click.option(
+    "--policy",
+    metavar="NAME[:PARAM=VALUE,...]",
+    help="The model's own policy, as stated: nothing is chosen.",
+)
+@click.option(
     "--tables",
-    metavar="POLICY",
-    help="Make the tables of all users for a policy, plackett_luce:temperature=0.5 say: rankings by"
-    " stochastic_plackett_luce_auto are made from them, in microseconds.",
+    metavar="[POLICY]",
+    is_flag=False,
+    flag_value=_OF_THE_MODEL,
+    help="Make the tables of all users for the model's own policy, which is then"
+    " stochastic_plackett_luce_auto: its rankings are made from them, in microseconds. Or for"
+    " another policy, plackett_luce:temperature=0.5 say; without --overlap and --policy that is"
+    " the model's own.",
 )
 @click.option(
     "--tables-bytes",
@@ -85,8 +130,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--index-policy",
     metavar="POLICY",
-    help="Plackett-Luce at the temperature to measure for, as for --tables; by default that of"
-    " --tables, or else one that keeps 70% of the deterministic ranking for a median user.",
+    help="Plackett-Luce at the temperature to measure for, plackett_luce:temperature=0.5 say; by"
+    " default that of --tables, or else the model's own, or else one that keeps 70% of the"
+    " deterministic ranking for a median user.",
 )
 @click.option(
     "--features",
@@ -135,11 +181,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--user-vector-column",
     help="Parquet column of user vectors.  [default: vector, or else v0, v1, ...]",
 )
+@click.pass_context
 def build(
+    context: click.Context,
     items: Path,
     users: Path,
     output: Path,
     storage: str,
+    overlap: float | None,
+    k: int,
+    policy: str | None,
     tables: str | None,
     tables_bytes: int | None,
     index: str | None,
@@ -179,18 +230,33 @@ def build(
           --id-column item_id --title-column name \\
           --users user_factors.npy --user-ids user_ids.npy -o model/
       fastrank build --items items.npz --users users.npz --storage int8 -o model/
+      fastrank build --items items.npz --users users.npz --overlap 0.8 -k 5 --tables -o model/
       fastrank build --items items.npz --users users.npz \\
-          --tables plackett_luce:temperature=0.5 -o model/
+          --policy epsilon_greedy:epsilon=0.1 -o model/
       fastrank build --items items.npz --users users.npz --index ivf -o model/
       fastrank build --items items.npz --users users.npz --features shop.parquet \\
           --score "dot + 0.3 * exp(-age / half_life)" --param half_life=30 -o model/
     """
-    table_policy = None if tables is None else _policy_of("--tables", tables)
+    is_asked = context.get_parameter_source("overlap") is not ParameterSource.DEFAULT
+    own = None if policy is None else _whole("--policy", policy)
+    if own is not None and is_asked and overlap is not None:
+        raise click.UsageError("--policy states the policy that --overlap would choose: give one")
+    tabled = None if not tables else parse_stated(tables, "--tables")
+    if tabled is not None and not tabled.wants_temperature and own is None and not is_asked:
+        own = _whole("--tables", tables or "")
+        own = own.with_sampler("auto") if isinstance(own, PlackettLuce) else own
+    if own is not None:
+        overlap = None
     if tables is None and tables_bytes is not None:
         raise click.UsageError("--tables-bytes is of --tables, which is not given")
-    measured_for = (
-        table_policy if index_policy is None else _policy_of("--index-policy", index_policy)
-    )
+    wants = tables is not None and (tabled is None or tabled.wants_temperature)
+    if wants and own is None and overlap is None:
+        raise click.UsageError("--tables: the model has no policy: give one, with its temperature")
+    measured_for = None if index_policy is None else _whole("--index-policy", index_policy)
+    if measured_for is not None and not isinstance(measured_for, PlackettLuce):
+        raise click.UsageError(
+            f"--index-policy: {index_policy}: expected plackett_luce:temperature=..."
+        )
     for option, value in (
         ("--index-lists", index_lists),
         ("--index-probes", index_probes),
@@ -245,17 +311,28 @@ def build(
         model = _model(catalog, user_side, item_side)
         if score is not None:
             _try_score(model)
-        if table_policy is not None:
+        choice: Choice | None = None
+        if own is not None:
+            model = model.with_policy(own)
+        elif overlap is not None:
+            choice, why_not = _choice(model, overlap, k, bar)
+            if choice is not None:
+                model = choice.of(model)
+            elif is_asked:
+                raise ValueError(f"--{why_not}")
+        if tables is not None:
+            if choice is not None:
+                model = model.with_policy(choice.policy.with_sampler("auto"))
             most = 1 << 30 if tables_bytes is None else tables_bytes
-            model = _with_tables(model, table_policy, most, bar)
+            model = _with_tables(model, tabled, most, bar)
         trades: list[Trade] = []
         if index is not None:
             model = _with_index(model, index_lists, index_probes, bar)
-            measured_for = measured_for or _usual_policy(model)
+            measured_for = measured_for or _usual_policy(model, k)
             trades = measure(
                 model,
-                PlackettLuce(measured_for.params["temperature"]),
-                k=_PLACES,
+                measured_for,
+                k=k,
                 users=_USERS,
                 advance=_rows(bar, "measuring the index"),
             )
@@ -271,10 +348,16 @@ def build(
         click.echo(f"Features: {columns}; version {catalog.features.version}")
     if catalog.score is not None:
         click.echo(f"Score: {said_of(catalog.score._asdict())}")
+    _print_policy(model, choice, output)
+    if overlap is not None and choice is None:
+        click.echo(
+            f"fastrank build: no policy was chosen: {why_not}; the model has none of its own",
+            err=True,
+        )
     if model.table_temperature is not None:
         click.echo(f"Tables of all users at temperature {model.table_temperature:g}.")
     if measured_for is not None and trades:
-        _print_trades(model, measured_for.params["temperature"], trades)
+        _print_trades(model, measured_for.temperature, k, trades)
     if catalog.storage != storage:
         click.echo(
             f"Kept as {catalog.storage}: {storage} is for {CODED_FROM:,} items and more.", err=True
@@ -282,13 +365,66 @@ def build(
     click.echo(f"Next: fastrank verify {output}", err=True)
 
 
-def _policy_of(option: str, text: str) -> Policy:
-    _, policy = parse_policy(text, option)
-    if not isinstance(policy, Policy):
-        raise ValueError(f"{option}: {text}: expected a temperature, not one relative to a log's")
-    if option == "--index-policy" and not isinstance(policy, PlackettLuce):
-        raise ValueError(f"{option}: {text}: expected plackett_luce:temperature=...")
-    return policy
+def _whole(option: str, text: str) -> Policy:
+    """A policy that is stated whole: a temperature that nobody said would be a guess."""
+    stated = parse_stated(text, option)
+    if stated.wants_temperature:
+        raise click.UsageError(
+            f"{option}: {text}: give its temperature, as plackett_luce:temperature=0.5"
+        )
+    return stated.completed()
+
+
+def _choice(model: Model, overlap: float, k: int, bar: Progress) -> tuple[Choice | None, str]:
+    """The policy that is chosen, or why none is."""
+    seconds = seconds_for(model, k, _MOST)
+    if seconds > _SLOW:
+        click.echo(
+            f"choosing the policy takes about {float(f'{seconds:.1g}'):,.0f} s; --overlap none does"
+            " without",
+            err=True,
+        )
+    task = bar.add_task("choosing the policy", total=None)
+
+    def advance(description: str, done: int, total: int) -> None:
+        bar.update(task, description=description, completed=done, total=total)
+
+    try:
+        threads = len(os.sched_getaffinity(0))
+        return choose(model, overlap, k=k, most=_MOST, threads=threads, advance=advance), ""
+    except ValueError as error:
+        if not str(error).startswith("overlap: "):
+            raise
+        return None, str(error)
+    finally:
+        bar.remove_task(task)
+
+
+def _print_policy(model: Model, choice: Choice | None, output: Path) -> None:
+    console = standard_output()
+    if choice is not None:
+        text = choice_text(choice)
+        console.print(f"[bold]Policy[/]: {for_terminal(text.removeprefix('policy '))}")
+        if choice.not_reached:
+            console.print(for_terminal(not_reached_text(choice)))
+        if choice.factors is None:
+            console.print(
+                "One temperature for all, because there are many users: fastrank plan"
+                f" {for_terminal(output)} -k {choice.k} --target-overlap {choice.asked:g} --apply"
+                " finds each user's own."
+            )
+    elif model.policy is not None:
+        params = ", ".join(f"{name} {value:g}" for name, value in model.policy.params.items())
+        name = model.policy.inference_type
+        console.print(f"[bold]Policy[/]: {name}{', ' if params else ''}{params}, as stated.")
+    if model.table_temperature is None or model.policy is None:
+        return
+    if model.policy.sampler not in TABLED:
+        click.echo(
+            "fastrank build: requests that name no policy are not made from the tables: they are by"
+            " stochastic_plackett_luce_auto",
+            err=True,
+        )
 
 
 def _with_features(catalog: Catalog, path: Path, id_columns: Sequence[str]) -> Catalog:
@@ -331,10 +467,15 @@ def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Pr
     return model.with_index(index)
 
 
-def _usual_policy(model: Model) -> PlackettLuce:
-    """The temperature that keeps `_OVERLAP` of the ranking of the median of some users."""
+def _usual_policy(model: Model, k: int) -> PlackettLuce:
+    """At the temperature of the tables, or of the model's policy, or else the one that keeps
+    `_OVERLAP` of the ranking of the median of some users."""
+    said = None if model.policy is None else model.policy.params.get("temperature")
+    said = said if model.table_temperature is None else model.table_temperature
+    if said is not None:
+        return PlackettLuce(said)
     catalog = model.catalog
-    places = max(1, min(_PLACES, len(catalog) // 2))
+    places = max(1, min(k, len(catalog) // 2))
     rows = np.random.default_rng(0).permutation(len(model.user_ids))[:_USERS]
     found = [condense(catalog.scores(model.user_vectors[row]), places) for row in np.sort(rows)]
     values, counts = (np.array(each) for each in zip(*found, strict=True))
@@ -347,13 +488,13 @@ def _share(ess: float) -> str:
     return f"{ess:.0%}" if ess >= 0.02 else "< 2%"
 
 
-def _print_trades(model: Model, temperature: float, trades: list[Trade]) -> None:
+def _print_trades(model: Model, temperature: float, k: int, trades: list[Trade]) -> None:
     index = model.catalog.index
     assert index is not None  # it was measured
     console = standard_output()
     console.print(
         f"Index: {index.index.nlist:,} lists, of which a search looks into {index.n_probes},"
-        f" version {index.version[:12]}. At temperature {temperature:g}, {_PLACES} places, beside"
+        f" version {index.version[:12]}. At temperature {temperature:g}, {k} places, beside"
         " Plackett-Luce by a pass:"
     )
     table = Table(box=box.SIMPLE_HEAD)
@@ -379,10 +520,10 @@ def _print_trades(model: Model, temperature: float, trades: list[Trade]) -> None
         click.echo(f"fastrank build: index: {warning}", err=True)
 
 
-def _with_tables(model: Model, policy: Policy, most: int, bar: Progress) -> Model:
+def _with_tables(model: Model, stated: Stated | None, most: int, bar: Progress) -> Model:
     try:
         return model.with_tables(
-            policy,
+            None if stated is None else stated.completed(model.policy),
             threads=len(os.sched_getaffinity(0)),
             max_bytes=most,
             advance=_rows(bar, "making tables"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,9 @@ from fastrank.atomic import write_text
 from fastrank.cli.planwords import (
     KINDS,
     WORDS,
+    choice_text,
     describe,
+    not_reached_text,
     parameter,
     question,
     share_text,
@@ -28,9 +30,8 @@ from fastrank.cli.planwords import (
 )
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, progress, say, standard_output
-from fastrank.model import Model
 from fastrank.opening import open_directory
-from fastrank.plan import Advance, Kind, OwnTemperatures, Plan, Point, Share, Solution
+from fastrank.plan import Advance, Kind, Plan, Point, Share, Solution
 from fastrank.policies.spec import SYNTAX, parse_policies
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import read_npy
@@ -81,7 +82,8 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "--apply",
     "applies",
     is_flag=True,
-    help="Write a temperature for each user into the model: everyone gets the --target-overlap.",
+    help="Write policy and factors into the model, so that everyone gets the --target-overlap where"
+    " a request names no policy: Plackett-Luce at each user's own temperature.",
 )
 @click.option(
     "-o",
@@ -204,12 +206,29 @@ def plan(
             planning.iips_shares(found, solution.point, advance) if by_position else ()
             for solution in solutions
         ]
-        own, asked, target = None, None, output or model
-        if applies and opened is not None:
-            [asked] = [
-                s for s in solutions if (s.kind, s.figure) == ("user_temperature", "overlap")
-            ]
-            own = _apply(opened, k, asked, target, advance)
+        choice, target = None, output or model
+        if applies and opened is not None and target_overlap is not None:
+            try:
+                choice = planning.choose(
+                    opened,
+                    target_overlap,
+                    k=k,
+                    users=users,
+                    draws=draws,
+                    seed=seed,
+                    threads=len(os.sched_getaffinity(0)),
+                    advance=advance,
+                )
+            except ValueError as error:
+                text = str(error).removeprefix("overlap: an ").removeprefix("overlap: ")
+                raise ValueError(f"--apply: an overlap of {text}; nothing was written") from None
+            choice.of(opened).save(target)
+            if opened.table_temperature is not None:
+                click.echo(
+                    "fastrank plan: the model's tables are of other temperatures, and are not in"
+                    f" {target}; Model.with_tables makes new ones",
+                    err=True,
+                )
     if report is not None:
         write_text(report, page(found, solutions, str(model)))
     if as_json:
@@ -219,7 +238,7 @@ def plan(
                 {**solution.to_dict(), "iips": [asdict(share) for share in shares]}
                 for solution, shares in zip(solutions, positions, strict=True)
             ],
-            "applied": None if own is None else _applied(own, target),
+            "applied": None if choice is None else {"directory": str(target), **choice.to_dict()},
         }
         click.echo(json.dumps(record, allow_nan=False))
         return
@@ -228,9 +247,13 @@ def plan(
     for solution, shares in zip(solutions, positions, strict=True):
         if shares:
             _print_positions(console, solution, shares)
-    if own is not None:
-        assert asked is not None
-        _print_applied(console, own, target, found, asked.point)
+    if choice is not None:
+        say(
+            console,
+            f"[bold green]Written[/]: {for_terminal(target)}: {for_terminal(choice_text(choice))}",
+        )
+        if choice.not_reached:
+            say(console, not_reached_text(choice))
     if report is not None:
         console.print(f"Report: {for_terminal(report)}")
 
@@ -272,36 +295,6 @@ def _solutions(
         defined = any(point.shares for point in found.of_kind(kind))
         if ess is not None and defined:
             yield planning.solve_ess(found, ess, kind, prefix)
-
-
-def _apply(
-    model: Model, k: int, solution: Solution, target: Path, advance: Advance
-) -> OwnTemperatures:
-    if not solution.reachable:
-        raise ValueError(
-            f"--apply: an overlap of {solution.asked:g} is not reachable: the nearest is"
-            f" {solution.value:.4g}; nothing was written"
-        )
-    own = planning.own_temperatures(model, k, solution.point.parameter, advance)
-    model.with_user_temperatures(own.temperatures).save(target)
-    if model.table_temperature is not None:
-        click.echo(
-            "fastrank plan: the model's tables are of other temperatures, and are not in"
-            f" {target}; Model.with_tables makes new ones",
-            err=True,
-        )
-    return own
-
-
-def _applied(own: OwnTemperatures, target: Path) -> dict[str, Any]:
-    return {
-        "directory": str(target),
-        "users": len(own.temperatures),
-        "lowest": float(own.temperatures.min()),
-        "median": float(np.median(own.temperatures)),
-        "highest": float(own.temperatures.max()),
-        "not_reached": int((~own.reached).sum()),
-    }
 
 
 # ---- Saying ---------------------------------------------------------------------------------
@@ -414,24 +407,3 @@ def _chart(points: Sequence[Point]) -> str:
     marks = ", ".join(f"{mark} {name}" for name, _, mark in KINDS.values())
     best = "low is cheap, to the right is more explored"
     return "\n".join([*lines, f"{'':8}{marks}, # several", f"{'':8}{best}", ""])
-
-
-def _print_applied(
-    console: Console, own: OwnTemperatures, target: Path, found: Plan, point: Point
-) -> None:
-    facts = _applied(own, target)
-    say(
-        console,
-        f"""[bold green]Written[/]: {for_terminal(target)}: a temperature for each of
-        {facts["users"]:,} users, from {facts["lowest"]:.3g} to {facts["highest"]:.3g} (median
-        {facts["median"]:.3g}). Plackett-Luce at temperature 1 now has an overlap of
-        {point.overlap:.1%} on average, and of {point.overlap_low:.0%} to {point.overlap_high:.0%}
-        for the middle four fifths of the {found.users:,} users looked at, in rankings that were
-        drawn; Model.recommend and fastrank rank --user multiply it by the user's own.""",
-    )
-    if facts["not_reached"]:
-        say(
-            console,
-            f"""{facts["not_reached"]:,} users cannot have that overlap, because their best items
-            have equal scores: they have the temperature that comes nearest.""",
-        )

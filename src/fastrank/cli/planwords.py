@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastrank.plan import Kind, Plan, Point, Share, Solution
+from fastrank.plan import Choice, Kind, Plan, Point, Share, Solution
 
 __all__ = [
     "KINDS",
     "WORDS",
+    "choice_text",
     "describe",
+    "not_reached_text",
     "parameter",
     "question",
     "share_text",
@@ -100,3 +102,39 @@ def question(solution: Solution) -> str:
         return f"To keep {solution.asked:.4g} of the deterministic ranking"
     places = "place" if solution.prefix == 1 else f"{solution.prefix} places"
     return f"To keep an ESS share of {solution.asked:.4g} at the first {places}, for every policy"
+
+
+def choice_text(choice: Choice) -> str:
+    """What a model's policy is, and what comes of it, in sentences."""
+    point, facts = choice.point, choice.to_dict()
+    [temperature] = choice.policy.params.values()
+    text = f"policy {choice.policy.inference_type}, temperature {temperature:g}"
+    if choice.factors is None:
+        text += " for all users"
+    else:
+        text += (
+            f", times a factor for each of {facts['users']:,} users (together {facts['lowest']:.3g}"
+            f" to {facts['highest']:.3g}, median {facts['median']:.3g})"
+        )
+    places = "place" if choice.k == 1 else f"{choice.k} places"
+    text += (
+        f". Of the deterministic ranking of {places} it keeps {point.overlap:.1%} on average; of"
+        f" {choice.users:,} users looked at, 10 % keep less than {point.overlap_low:.1%}, half less"
+        f" than {point.overlap_median:.1%}, 10 % more than {point.overlap_high:.1%}."
+    )
+    shares = []
+    for label in dict.fromkeys(share.target for share in point.shares):
+        first, whole = point.share(label, 1), point.share(label, choice.k)
+        words = f"{share_text(first)} at the first place"
+        if choice.k > 1:
+            words += f" and {share_text(whole)} for the whole ranking"
+        shares.append(f'"{label}": {words}')
+    return f"{text} ESS share of its log, to evaluate {'; '.join(shares)}."
+
+
+def not_reached_text(choice: Choice) -> str:
+    """Of users who do not have what was asked for."""
+    return (
+        f"{choice.not_reached:,} users cannot have that overlap, because their best items have"
+        " equal scores: they have the temperature that comes nearest."
+    )

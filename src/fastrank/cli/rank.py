@@ -28,7 +28,7 @@ from fastrank.cli.scores import (
 from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
 from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, TABLED, FlatTail, Policy, policy, sampler_name
+from fastrank.policies import INFERENCE_TYPES, TABLED, FlatTail, Policy, completed, sampler_name
 from fastrank.ranking import Ranking, relabelled
 from fastrank.vectorfiles import read_npy
 
@@ -51,29 +51,30 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Places.")
 @click.option(
     "--inference-type",
-    required=True,
     type=click.Choice(list(INFERENCE_TYPES)),
     metavar="NAME",
-    help=f"How to rank: {', '.join(INFERENCE_TYPES)}.",
+    help=f"How to rank: {', '.join(INFERENCE_TYPES)}.  [default: the model's own policy]",
 )
 @click.option(
     "--temperature",
     type=float,
-    help="For Plackett-Luce, in the unit of the scores. Without it, one is chosen for this user,"
-    f" to keep {_OVERLAP:.0%} of the deterministic ranking; what it keeps is counted and printed."
-    " Where users have temperatures of their own (fastrank plan --apply), it is a multiple of them,"
-    " and 1 by default.",
+    help="For Plackett-Luce, in the unit of the scores; times the user's own factor where the model"
+    " has them.  [default: that of the model's own policy, or of its tables; 1 where users have"
+    f" factors and the model no policy; else one is chosen for this user, to keep {_OVERLAP:.0%} of"
+    " the deterministic ranking, and what it keeps is counted and printed]",
 )
-@click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: 0.1]")
+@click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: the model's, or 0.1]")
 @click.option(
     "--head", type=int, help="So many first places show the best items; the rest is drawn."
 )
-@click.option("--m", type=int, help="For stochastic_flat_tail: candidates.  [default: 1000]")
+@click.option(
+    "--m", type=int, help="For stochastic_flat_tail: candidates.  [default: the model's, or 1000]"
+)
 @click.option(
     "--factor",
     type=float,
     help="For stochastic_flat_tail: what any other item weighs, in weights of the last candidate."
-    "  [default: 0.1]",
+    "  [default: the model's, or 0.1]",
 )
 @click.option(
     "--score",
@@ -93,7 +94,7 @@ def rank(
     user: str | None,
     query: Path | None,
     k: int,
-    inference_type: str,
+    inference_type: str | None,
     temperature: float | None,
     epsilon: float | None,
     head: int | None,
@@ -119,6 +120,7 @@ def rank(
 
     \b
     Examples:
+      fastrank rank model/ --user 42
       fastrank rank model/ --user 42 --inference-type deterministic
       fastrank rank model/ --user 42 --inference-type stochastic_gumbel_softmax_trick \\
           --temperature 0.1 --exclude 17,23 --seed 1
@@ -127,6 +129,14 @@ def rank(
     if (user is None) == (query is None):
         raise click.UsageError("give either --user or --query")
     catalog, opened = open_directory(model, functions=functions_of(score_functions))
+    usual = None if opened is None else opened.policy
+    if inference_type is None:
+        if usual is None:
+            raise click.UsageError(
+                f"give --inference-type: {model} has no policy of its own (fastrank plan --apply"
+                " chooses one)"
+            )
+        inference_type = usual.inference_type
     scored: dict[str, Any] = {"score": score, "params": params_of(params)}
     if user is not None:
         if opened is None:
@@ -149,18 +159,18 @@ def rank(
         click.echo(f"fastrank rank: {note}", err=True)
     own = chosen_for = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
-    of_tables = None
+    note = ""
+    if temperature is None and takes_temperature and usual is not None:
+        temperature = usual.params.get("temperature")
+        note = "" if temperature is None else " (the model's own)"
     if user is not None and opened and sampler_name(inference_type) in TABLED:
         of_tables = opened.table_temperature
-    if temperature is None and of_tables is not None:
-        temperature, note = of_tables, " (that of the model's tables)"
-    else:
-        note = ""
+        if temperature is None and of_tables is not None:
+            temperature, note = of_tables, " (that of the model's tables)"
     if user is not None and takes_temperature and opened and opened.has_user_temperatures:
         own = opened.user_temperature(user_id)
-        note = (
-            f" ({1.0 if temperature is None else temperature:.6g} times the user's own {own:.6g})"
-        )
+        temperature = 1.0 if temperature is None else temperature
+        note = f" ({temperature:.6g} times the user's own {own:.6g})"
     elif temperature is None and takes_temperature:
         scores = catalog.scores(vector, **scored)[eligible]
         places = max(1, min(k, len(scores) // 2))
@@ -168,7 +178,8 @@ def rank(
         chosen_for = scores
     given = {"temperature": temperature, "epsilon": epsilon, "head": head, "m": m}
     given["factor"] = factor
-    chosen = policy(inference_type, **{p: v for p, v in given.items() if v is not None})
+    stated = {name: value for name, value in given.items() if value is not None}
+    chosen = completed(inference_type, stated, usual)
     if chosen_for is not None and not as_json:
         note = _what_is_kept(chosen_for, chosen, k)
     drawn_by = chosen

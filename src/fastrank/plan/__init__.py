@@ -8,6 +8,7 @@ size, to evaluate given target policies.
 How the figures come about: see `fastrank.expectations`.
 """
 
+from fastrank.plan.choice import Choice, choose, seconds_for
 from fastrank.plan.grid import Plan, estimated_seconds, explore
 from fastrank.plan.points import Advance, Kind, Point, Share, Target
 from fastrank.plan.positions import iips_shares
@@ -17,6 +18,7 @@ from fastrank.policies.relative import RelativeTemperature
 
 __all__ = [
     "Advance",
+    "Choice",
     "Kind",
     "OwnTemperatures",
     "Plan",
@@ -25,10 +27,12 @@ __all__ = [
     "Share",
     "Solution",
     "Target",
+    "choose",
     "estimated_seconds",
     "explore",
     "iips_shares",
     "own_temperatures",
+    "seconds_for",
     "solve_ess",
     "solve_overlap",
 ]

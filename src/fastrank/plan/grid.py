@@ -19,9 +19,9 @@ from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
 from fastrank.scorer import Scorer
 
-__all__ = ["Plan", "estimated_seconds", "explore", "usual_temperatures"]
+__all__ = ["DRAWS", "Plan", "estimated_seconds", "explore", "usual_temperatures"]
 
-_DRAWS = 16
+DRAWS = 16
 # Share of what lies between the uniform and the deterministic overlap.
 _LEVELS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 _OVERLAPS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -94,7 +94,7 @@ def explore(
     overlaps: Sequence[float] | None = None,
     epsilons: Sequence[float] | None = None,
     users: int | None = None,
-    draws: int = _DRAWS,
+    draws: int = DRAWS,
     seed: int = 0,
     advance: Advance | None = None,
 ) -> Plan:
@@ -242,7 +242,7 @@ def estimated_seconds(
     *,
     k: int = 10,
     users: int | None = None,
-    draws: int = _DRAWS,
+    draws: int = DRAWS,
     points: int = 40,
 ) -> float:
     """About how long `explore` will take on this machine, from one user's scores and ranking."""

@@ -68,8 +68,8 @@ class Point:
     overlap, overlap_error : float
         Expected share of the deterministic top k that a ranking shows, mean over users, and its
         standard error from the draws.
-    overlap_low, overlap_high : float
-        The overlap that 10 % and 90 % of the users are below.
+    overlap_low, overlap_median, overlap_high : float
+        The overlap that 10 %, half and 90 % of the users are below.
     loss, loss_error : float
         Mean score of the deterministic top k less the expected mean score, and its error.
     relative_loss : float
@@ -86,6 +86,7 @@ class Point:
     overlap: float
     overlap_error: float
     overlap_low: float
+    overlap_median: float
     overlap_high: float
     loss: float
     loss_error: float

@@ -105,6 +105,7 @@ class Sample:
             overlap=float(per_user.mean()),
             overlap_error=_standard_error(overlaps),
             overlap_low=float(np.quantile(per_user, 0.1)),
+            overlap_median=float(np.median(per_user)),
             overlap_high=float(np.quantile(per_user, 0.9)),
             loss=loss,
             loss_error=_standard_error(gaps),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from typing import Any, Literal
 from fastrank.plan.arguments import check_kind, fraction
 from fastrank.plan.grid import Plan, usual_temperatures
 from fastrank.plan.points import Kind, Point
+from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 
-__all__ = ["Solution", "solve_ess", "solve_overlap"]
+__all__ = ["Solution", "overlap_in", "solve_ess", "solve_overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,17 @@ def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Sol
 
     Notes
     -----
-    Bisection, to 0.1 % of the parameter or 0.0002 of the overlap. The same seeds everywhere, so
-    that noise does not count twice.
+    Along straight lines between points, to 0.1 % of the parameter or 0.0002 of the overlap. The
+    same seeds everywhere, so that noise does not count twice.
     """
     check_kind(kind)
+    return overlap_in(plan._sample, plan.of_kind(kind), overlap, kind)
+
+
+def overlap_in(sample: Sample, points: Sequence[Point], overlap: float, kind: Kind) -> Solution:
+    """`solve_overlap` among some users; `points` are those that are known, in their order."""
     asked = fraction("overlap", overlap)
-    sample = plan._sample
-    curve = _curve(plan, kind)
+    curve = _curve(sample, points, kind)
     for earlier, later in pairwise(curve):
         slack = 5.0 * (earlier.overlap_error + later.overlap_error) + 1e-6
         if later.overlap > earlier.overlap + slack:
@@ -105,12 +111,19 @@ def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Sol
     if after is None or after == 0:
         return solution("none", nearest)
     low, high = curve[after - 1], curve[after]
+    above, below = low.overlap - asked, asked - high.overlap  # what lines are drawn by
+    steps = 0
     while not _close(kind, low.parameter, high.parameter):
-        middle = sample.point(kind, _between(kind, low.parameter, high.parameter), shares=False)
+        # A step may jump over what is asked; halving sees to it that it is found even so.
+        steps += 1
+        share = 0.5 if steps % 3 == 0 else min(max(above / (above + below), 0.01), 0.99)
+        middle = sample.point(
+            kind, _between(kind, low.parameter, high.parameter, share), shares=False
+        )
         if middle.overlap < asked:
-            high = middle
+            high, below, above = middle, asked - middle.overlap, above / 2.0
         else:
-            low = middle
+            low, above, below = middle, middle.overlap - asked, below / 2.0
         if abs(middle.overlap - asked) <= 2e-4:
             break
     return solution("equal", min(low, high, key=lambda point: abs(point.overlap - asked)))
@@ -151,7 +164,7 @@ def solve_ess(
         known = ", ".join(map(str, plan.prefixes))
         raise ValueError(f"prefix: expected one of the plan's {known}; got {prefix!r}")
     sample = plan._sample
-    curve = _curve(plan, kind, shares=True)
+    curve = _curve(sample, plan.of_kind(kind), kind, shares=True)
     names = tuple(name for name in plan.targets if curve[0].share(name, places) is not None)
     if not names:
         raise ValueError(f"targets: none of {', '.join(plan.targets)} is defined for {kind}")
@@ -190,10 +203,10 @@ def solve_ess(
     return solution("at least", first) if first else solution("any", curve[-1])
 
 
-def _curve(plan: Plan, kind: Kind, shares: bool = False) -> list[Point]:
-    """The plan's points of one kind, and the ends of what can be asked for."""
-    points = list(plan.of_kind(kind))
-    sample = plan._sample
+def _curve(
+    sample: Sample, points: Sequence[Point], kind: Kind, shares: bool = False
+) -> list[Point]:
+    """Points of one kind, and the ends of what can be asked for."""
     ends: tuple[float, float]
     if kind == "epsilon":
         ends = (0.0, 1.0)
@@ -213,8 +226,10 @@ def _curve(plan: Plan, kind: Kind, shares: bool = False) -> list[Point]:
     return [*first, *points, *last]
 
 
-def _between(kind: Kind, low: float, high: float) -> float:
-    return (low + high) / 2.0 if kind != "temperature" else math.sqrt(low * high)
+def _between(kind: Kind, low: float, high: float, share: float = 0.5) -> float:
+    if kind == "temperature":
+        return math.exp(math.log(low) + share * math.log(high / low))
+    return low + share * (high - low)
 
 
 def _close(kind: Kind, low: float, high: float) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastrank.arraytypes import FloatArray, Mask
 from fastrank.calibration import condense, expected_overlaps, temperatures_for_overlap
+from fastrank.inputs import as_count
 from fastrank.model import Model
 from fastrank.plan.arguments import check_k, fraction
 from fastrank.plan.points import Advance
 
-__all__ = ["OwnTemperatures", "own_temperatures"]
+__all__ = ["REACHED", "OwnTemperatures", "own_temperatures"]
 
+REACHED = 5e-3  # as near as that to what is asked counts as reached
 
 _BLOCK = 256  # users whose own temperatures are found together
 
@@ -30,14 +33,22 @@ class OwnTemperatures:
     reached : ndarray of bool, shape (u,)
         False where no temperature gives that overlap, because of equal scores: the nearest is
         taken then.
+    equal : ndarray of bool, shape (u,)
+        True where all scores are equal, so that every temperature gives the same law.
     """
 
     temperatures: FloatArray
     reached: Mask
+    equal: Mask
 
 
 def own_temperatures(
-    model: Model, k: int, overlap: float, advance: Advance | None = None
+    model: Model,
+    k: int,
+    overlap: float,
+    advance: Advance | None = None,
+    *,
+    threads: int = 1,
 ) -> OwnTemperatures:
     """Each user's own temperature, so that everyone keeps the same share of their top k.
 
@@ -51,6 +62,8 @@ def own_temperatures(
         ``solve_overlap(plan, ..., "user_temperature")``.
     advance : callable, optional
         Called with the progress, in users.
+    threads : int
+        The temperatures are the same for any number.
 
     Returns
     -------
@@ -75,21 +88,32 @@ def own_temperatures(
     """
     check_k(k, len(model.catalog))
     asked = fraction("overlap", overlap)
-    users = model.user_ids
-    found = np.empty(len(users))
-    reached = np.empty(len(users), np.bool_)
-    for start in range(0, len(users), _BLOCK):
-        if advance is not None:
-            advance("temperatures of users", start, len(users))
-        rows = slice(start, min(start + _BLOCK, len(users)))
-        vectors = [model.user_vector(user) for user in users[rows].tolist()]
-        values, counts = _stacked([condense(model.catalog.scores(v), k) for v in vectors])
-        found[rows] = temperatures_for_overlap(values, k, asked, counts)
-        achieved = expected_overlaps(values, found[rows], k, counts)
-        reached[rows] = np.abs(achieved - asked) < 5e-3
+    vectors = model.user_vectors
+    starts = range(0, len(vectors), _BLOCK)
+
+    def of_block(start: int) -> tuple[FloatArray, Mask, Mask]:
+        block = vectors[start : start + _BLOCK]
+        values, counts = _stacked([condense(model.catalog.scores(v), k) for v in block])
+        found = temperatures_for_overlap(values, k, asked, counts)
+        achieved = expected_overlaps(values, found, k, counts)
+        is_there = counts > 0.0
+        highest = np.where(is_there, values, -np.inf).max(axis=1)
+        lowest = np.where(is_there, values, np.inf).min(axis=1)
+        return found, np.abs(achieved - asked) < REACHED, highest == lowest
+
+    blocks = []
+    pool = ThreadPoolExecutor(as_count("threads", threads))
+    try:
+        for start, block in zip(starts, pool.map(of_block, starts), strict=True):
+            if advance is not None:
+                advance("temperatures of users", start, len(vectors))
+            blocks.append(block)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if advance is not None:
-        advance("temperatures of users", len(users), len(users))
-    return OwnTemperatures(found, reached)
+        advance("temperatures of users", len(vectors), len(vectors))
+    found, reached, equal = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    return OwnTemperatures(found, reached, equal)
 
 
 def _stacked(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:

@@ -107,7 +107,7 @@ def parse_stated(text: str, option: str = "--policy") -> Stated:
     """
     _, name, params, relative = _parsed(text, option)
     if relative is not None:
-        raise ValueError(f"{option}: {text}: give the temperature itself")
+        raise ValueError(f"{option}: {text}: expected a temperature, not one relative to a log's")
     try:
         policy(name, **params)
     except ValueError as error:

@@ -35,7 +35,8 @@ def make_model() -> fr.Model:
     rng = np.random.default_rng(20)
     vectors = rng.standard_normal((N_ITEMS, DIM)).astype(np.float32)
     users = rng.standard_normal((len(USERS), DIM)).astype(np.float32)
-    return fr.Model(fr.Catalog(np.arange(N_ITEMS) + 1000, vectors), USERS, users)
+    catalog = fr.Catalog(np.arange(N_ITEMS) + 1000, vectors)
+    return fr.Model(catalog, USERS, users, policy=fr.PlackettLuce(0.75))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from patience import PATIENCE
 from servers import DIM, N_ITEMS, USERS, Client, Container, make_model
 
 import fastrank as fr
+from fastrank.policies import completed
 
 MAX_BODY = 6_291_456
 FIELDS = {
@@ -87,7 +88,8 @@ class TestAnswer:
         )
         assert answer.status == 200
         row = answer.json()
-        expected = model.recommend("ann", 7, policy=fr.policy(inference_type), seed=2**64 - 1)
+        policy = completed(inference_type, {}, model.policy)
+        expected = model.recommend("ann", 7, policy=policy, seed=2**64 - 1)
         more = OF_CANDIDATES if expected.candidates else set()
         assert set(row) == FIELDS | more
         if expected.candidates:

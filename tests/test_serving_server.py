@@ -36,7 +36,7 @@ from fastrank_serving.settings import Settings
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20,000 items: a ranking is handed to a thread, and takes a while."""
     directory = tmp_path_factory.mktemp("server") / "model"
-    make_model(directory, n=20_000, dim=96, users=20)
+    make_model(directory, n=20_000, dim=96, users=20, policy=fr.PlackettLuce(1.0))
     return directory
 
 

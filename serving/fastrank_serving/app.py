@@ -470,15 +470,15 @@ def _others(app: App) -> ASGIApp:
                 if index is None
                 else {"version": index.version, "n_probes": index.n_probes},
                 "policy": {
-                    "name": service.settings.policy.inference_type,
-                    "params": service.settings.policy.params,
+                    "name": loaded.policy.inference_type,
+                    "params": loaded.policy.params,
                 },
             }
         )
 
     async def openapi(_: HttpRequest) -> Response:
         return Response(
-            msgspec.json.encode(document(service.settings, service.catalog)),
+            msgspec.json.encode(document(service.settings, service.catalog, service.policy)),
             media_type="application/json",
         )
 

@@ -95,7 +95,10 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             "max_k": settings.max_k,
             "max_titles": MAX_TITLES,
             "fallback": settings.fallback is not None,
-            "params": settings.policy.params,
+            "params": {
+                **({} if loaded.models_policy is None else loaded.models_policy.params),
+                **loaded.policy.params,
+            },
             "score": None if loaded.catalog.score is None else loaded.catalog.score._asdict(),
             "columns": {} if loaded.catalog.features is None else loaded.catalog.features.columns,
             "inference_types": [

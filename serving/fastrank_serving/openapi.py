@@ -33,12 +33,14 @@ _ERRORS = {
 }
 
 
-def document(settings: Settings, catalog: fr.Catalog | None = None) -> dict[str, Any]:
-    """For these settings, and the catalog that is served, once it is."""
+def document(
+    settings: Settings, catalog: fr.Catalog | None = None, policy: fr.Policy | None = None
+) -> dict[str, Any]:
+    """For these settings, and the catalog and policy that are served, once they are."""
     _, components = msgspec.json.schema_components(
         (Answer,), ref_template="#/components/schemas/{name}"
     )
-    fields = _fields(settings, catalog)
+    fields = _fields(settings, catalog, policy)
     components["Request"] = {
         "description": "A ranking for a user that the model knows, or for a vector.",
         "oneOf": [
@@ -151,7 +153,9 @@ def _request(fields: Mapping[str, dict[str, Any]], named: str, other: str) -> di
     }
 
 
-def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[str, Any]]:
+def _fields(
+    settings: Settings, catalog: fr.Catalog | None, policy: fr.Policy | None
+) -> dict[str, dict[str, Any]]:
     """Schemas of a request's fields."""
     item: dict[str, Any] = {"type": ["integer", "string"]}
     query: dict[str, Any] = {"type": "array", "items": _number(-3.4e38, 3.4e38)}
@@ -168,7 +172,7 @@ def _fields(settings: Settings, catalog: fr.Catalog | None) -> dict[str, dict[st
         "inference_type": {
             "type": "string",
             "enum": list(fr.INFERENCE_TYPES),
-            "description": f"By default {settings.policy.inference_type}.",
+            "description": _default_policy(policy),
         },
         **{name: _parameter(name) for name in PARAMETERS},
         "exclude": ids,
@@ -205,6 +209,13 @@ def _params(most: int, longest: int) -> dict[str, Any]:
         },
         "description": "Parameters of the score by name.",
     }
+
+
+def _default_policy(policy: fr.Policy | None) -> str:
+    if policy is None:
+        return "By default the model's own policy."
+    params = ", ".join(f"{name} {value:g}" for name, value in policy.params.items())
+    return f"By default {policy.inference_type}{', ' if params else ''}{params}."
 
 
 def _default_score(catalog: fr.Catalog | None) -> str:

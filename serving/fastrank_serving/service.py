@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.calibration import condense, expected_overlaps
 from fastrank.extras import missing_extra
 from fastrank.ids import id_from_text
 from fastrank.inputs import draw_seed
 from fastrank.lru import LRU
 from fastrank.opening import open_directory
-from fastrank.policies import TABLED
+from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, TABLED
+from fastrank.policies.spec import Stated
 from fastrank.ranking import relabelled
 from fastrank.scoring import imported
 from fastrank_serving.engine import Engine, Job, Ranked
@@ -55,6 +57,7 @@ _TOGETHER = 32  # rows that are handed to the log in one go
 _AGREE = 1e-5  # log-propensities of the self-test
 _FEW_IDS = 256  # of a filter, that are sorted and hashed for the log at once
 _MOST_ASIDE = 16  # rows with longer filters that wait for the log
+_LOOKED_AT, _SCORES = 8, 2_000_000  # users by whom it is said what a policy keeps, and their scores
 
 
 class User(NamedTuple):
@@ -66,26 +69,59 @@ class User(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A model that serves."""
+    """A model that serves.
+
+    Attributes
+    ----------
+    policy : Policy
+        For requests that name none.
+    """
 
     catalog: fr.Catalog
     model: fr.Model | None
     version: str
     nobody: npt.NDArray[np.float32]  # the query of users that are not known
+    policy: fr.Policy = field(default_factory=fr.PlackettLuce)
     seen: dict[str, User] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(
-        cls, directory: os.PathLike[str], functions: Sequence[fr.ScoreFunction] = ()
+        cls,
+        directory: os.PathLike[str],
+        functions: Sequence[fr.ScoreFunction] = (),
+        policy: fr.Policy | Stated | None = None,
     ) -> Loaded:
-        """Open and test; a ValueError, OSError or MemoryError if it cannot serve."""
+        """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
+
+        `policy` is for requests that name none: by default the model's own. Where neither says a
+        temperature, it is 1, and the log says what that keeps.
+        """
         catalog, model = open_directory(directory, functions=functions)
+        own = None if model is None else model.policy
+        if policy is None:
+            policy = Stated(fr.PlackettLuce().inference_type, {}) if own is None else own
+        served = policy.completed(own) if isinstance(policy, Stated) else policy
         loaded = cls(
             catalog,
             model,
             catalog.version if model is None else model.version,
             np.zeros(catalog.dim, np.float32),
+            served,
         )
+        if (
+            isinstance(policy, Stated)
+            and policy.wants_temperature
+            and (own is None or "temperature" not in own.params)
+        ):
+            _LOG.warning(
+                "%s: neither the model nor a setting says a temperature, so that requests that name"
+                " none are ranked by %s, %s. `fastrank plan %s --target-overlap 0.7 --apply` gives"
+                " the model a policy; --policy states one",
+                directory,
+                served.inference_type,
+                loaded.what_is_kept(),
+                directory,
+            )
         try:
             loaded.test()
         except ModuleNotFoundError as error:  # its index wants FAISS
@@ -96,17 +132,55 @@ class Loaded:
         """Rank for one user and check the propensities, which touches every page on the way."""
         query = self.nobody if self.model is None else self.model.user_vectors[0]
         k = min(10, len(self.catalog))
-        policies: list[fr.Policy] = [fr.Deterministic(), fr.PlackettLuce()]
+        temperature = self._temperature(0)
+        policies: list[fr.Policy] = [fr.Deterministic(), fr.PlackettLuce(temperature)]
         if (
             self.catalog.index is not None and self.catalog.score is None
         ):  # which is read, and looked at, when it is first used
-            policies.append(fr.FlatTail())
+            policies.append(fr.FlatTail(temperature))
         for policy in policies:
             ranking = self.catalog.rank(query, k, policy=policy, seed=1)
             again = self.catalog.log_propensities(query, ranking.item_ids, policy=policy)
             error = float(np.abs(np.asarray(again) - ranking.log_propensities).max())
             if not error <= _AGREE + ranking.log_norm_error:
                 raise ValueError(f"self-test: propensities differ by {error:g} ({policy})")
+
+    @property
+    def models_policy(self) -> fr.Policy | None:
+        """The model's own, which knows a temperature where the one that serves has none."""
+        return None if self.model is None else self.model.policy
+
+    def _temperature(self, row: int) -> float:
+        """Of the policy, for the user in a row of the model; 1 where it has none."""
+        usual = float(self.policy.params.get("temperature", 1.0))
+        own = 1.0 if self.model is None else self.model.temperature_at(row)
+        return min(max(usual * own, MIN_TEMPERATURE), MAX_TEMPERATURE)
+
+    def what_is_kept(self) -> str:
+        """What the policy's temperature keeps of the deterministic ranking, as words.
+
+        By the scores of a few users, spread over the model; nothing is drawn.
+        """
+        text = f"temperature {self.policy.params['temperature']:g}"
+        if self.model is None:
+            return f"{text}; what that keeps of the deterministic ranking, no user here says"
+        n, users = len(self.catalog), len(self.model.user_ids)
+        k = max(1, min(10, n // 2))
+        count = min(users, max(1, min(_LOOKED_AT, _SCORES // n)))
+        rows = np.linspace(0, users - 1, count).astype(np.int64).tolist()
+        values, counts = (
+            np.array(each)
+            for each in zip(
+                *(condense(self.catalog.scores(self.model.user_vectors[row]), k) for row in rows),
+                strict=True,
+            )
+        )
+        own = np.array([self._temperature(row) for row in rows])
+        kept = float(expected_overlaps(values, own, k, counts).mean())
+        return (
+            f"{text}, which keeps {kept:.2%} of their deterministic {k} for {count} of its users,"
+            f" where random items are {k / n:.2%}"
+        )
 
     def of_user(self, user_id: str) -> User | None:
         """A user's vector and factor of temperatures; None for an unknown one."""
@@ -174,7 +248,8 @@ class Service:
         _LOG.info("serving model %s", self.loaded.version[:12])
 
     def _open(self) -> Loaded:
-        return Loaded.open(self.settings.model, imported(self.settings.score_functions))
+        settings = self.settings
+        return Loaded.open(settings.model, imported(settings.score_functions), settings.policy)
 
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
@@ -223,6 +298,11 @@ class Service:
         return None if self._loaded is None else self._loaded.catalog
 
     @property
+    def policy(self) -> fr.Policy | None:
+        """For requests that name none; None until there is a model."""
+        return None if self._loaded is None else self._loaded.policy
+
+    @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
         return self._loaded is not None and not self.draining and self.engine.stuck_for() < _STUCK
@@ -262,7 +342,7 @@ class Service:
             raise out_of_range("k", request.k, f"1 to {settings.max_k}")
         if request.m is not None and not 1 <= request.m <= MAX_M:
             raise out_of_range("m", request.m, f"1 to {MAX_M}")
-        policy = policy_of(request, settings.policy)
+        policy = policy_of(request, loaded.policy, loaded.models_policy)
         query, user_temperature, is_fallback = self._query(loaded, request)
         if is_fallback and settings.fallback is not None:
             policy = settings.fallback

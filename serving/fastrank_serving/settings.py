@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastrank as fr
 
-__all__ = ["Settings", "policy_named"]
+if TYPE_CHECKING:
+    from fastrank.policies.spec import Stated
+
+__all__ = ["Settings", "policy_named", "policy_stated"]
 
 MAX_K = 1000
 MAX_M = 100_000  # candidates of a flat tail that a request may ask for
@@ -29,8 +32,9 @@ class Settings:
     model : Path
         A directory that `fastrank build` or `Model.save` made.
     host, port : str, int
-    policy : Policy
-        For requests that name none.
+    policy : Policy or Stated, optional
+        For requests that name none. By default the model's own, which also says what a `Stated` one
+        leaves out.
     fallback : Policy, optional
         For users that the model does not know: it ranks by the catalog's bias alone, and all
         items alike where there is none. Without it they get a 404.
@@ -62,7 +66,7 @@ class Settings:
     model: Path
     host: str = "127.0.0.1"
     port: int = 8080
-    policy: fr.Policy = field(default_factory=fr.PlackettLuce)
+    policy: fr.Policy | Stated | None = None
     fallback: fr.Policy | None = None
     score_functions: tuple[str, ...] = ()
     workers: int = 1
@@ -133,9 +137,10 @@ class Settings:
                     given[own] = kind(text)
                 except ValueError:
                     raise ValueError(f"{name}: not a number: {text!r}") from None
-        for name, own in (("FASTRANK_POLICY", "policy"), ("FASTRANK_FALLBACK", "fallback")):
-            if environ.get(name):
-                given[own] = policy_named(environ[name], name)
+        if environ.get("FASTRANK_POLICY"):
+            given["policy"] = policy_stated(environ["FASTRANK_POLICY"], "FASTRANK_POLICY")
+        if environ.get("FASTRANK_FALLBACK"):
+            given["fallback"] = policy_named(environ["FASTRANK_FALLBACK"], "FASTRANK_FALLBACK")
         functions = environ.get("FASTRANK_SCORE_FUNCTIONS", "")
         given["score_functions"] = tuple(each for each in functions.split(",") if each)
         if environ.get("FASTRANK_LOG_DIR"):
@@ -149,11 +154,13 @@ class Settings:
         return replace(made, **given, **changes)
 
 
-def policy_named(text: str, option: str) -> fr.Policy:
+def policy_stated(text: str, option: str) -> Stated:
     """A policy as ``name:param=value``, the command line's way; `option` is what errors name."""
-    from fastrank.policies.spec import parse_policy
+    from fastrank.policies.spec import parse_stated
 
-    _, found = parse_policy(text, option)
-    if callable(found):
-        raise ValueError(f"{option}: {text}: give the temperature itself")
-    return found
+    return parse_stated(text, option)
+
+
+def policy_named(text: str, option: str) -> fr.Policy:
+    """`policy_stated`, and what is not stated is the type's own default."""
+    return policy_stated(text, option).completed()

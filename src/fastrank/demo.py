@@ -370,14 +370,15 @@ def story(
         user_ids=factors.user_ids[known],
         item_ids=factors.item_ids,
     )
-    model = world.model(noise=_NOISE, seed=1)
+    best: Policy = Deterministic()
+    warm: Policy = PlackettLuce(_WARM)
+    model = world.model(noise=_NOISE, seed=1).with_policy(warm)
     smaller = Model(
         Catalog(world.item_ids, factors.item_vectors[:, :_SMALLER_DIM]),
         world.user_ids,
         tastes[:, :_SMALLER_DIM],
+        policy=warm,
     )
-    best: Policy = Deterministic()
-    warm: Policy = PlackettLuce(_WARM)
     if directory.exists():
         shutil.rmtree(directory)
     paths = [directory / name for name in ("model", "smaller-model", "deterministic-log", "log")]

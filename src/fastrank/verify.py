@@ -30,6 +30,8 @@ from fastrank.model import Model
 from fastrank.opening import open_directory
 from fastrank.policies import (
     INFERENCE_TYPES,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     BestFirst,
     FlatTail,
     PlackettLuce,
@@ -170,14 +172,23 @@ def verify(
     files = [Check("files", None, True, "every file has the hash that its manifest states")]
     if model is not None and model.table_temperature is not None:
         files.append(_tables(model))
-    queries = _queries(catalog, model)
+    if model is None:
+        rng = np.random.default_rng(0)
+        queries = [rng.standard_normal(catalog.dim, dtype=np.float32) for _ in range(3)]
+        temperature = None
+    else:
+        rows = _rows(model)
+        queries = [np.array(model.user_vectors[row]) for row in rows]
+        temperature = _temperature(model, rows[0])
     if catalog.index is not None:
         files.append(_index(catalog, queries))
         if not files[-1].passed:
             return Verdict(checks=tuple(files))
     if catalog.score is not None:
         files.append(_score(catalog, queries))
-    verdict = verify_catalog(catalog, queries, draws=draws, advance=advance)
+    verdict = verify_catalog(
+        catalog, queries, draws=draws, temperature=temperature, advance=advance
+    )
     return Verdict(
         checks=(*files, *verdict.checks),
         p_limit=verdict.p_limit,
@@ -193,6 +204,7 @@ def verify_catalog(
     queries: Sequence[Float32Array],
     *,
     draws: int = 20_000,
+    temperature: float | None = None,
     advance: Advance | None = None,
 ) -> Verdict:
     """Check the samplers and propensities of an open catalog under every inference type but "auto".
@@ -205,6 +217,8 @@ def verify_catalog(
     draws : int
         Rankings drawn for each chi-square test; fewer, but at least 1,000, where each costs a
         pass over a large catalog (first places, and all of the sequential sampler).
+    temperature : float, optional
+        On the full catalog. By default one that keeps 70 % of the first query's best items.
     advance : callable, optional
     """
     n = len(catalog)
@@ -212,7 +226,8 @@ def verify_catalog(
     subjects = [_Subject.of(catalog, query) for query in queries]
     subsets = [_subset(subject, i) for i, subject in enumerate(subjects)]
     k = max(1, min(_FULL_K, n // 2))
-    temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
+    if temperature is None:
+        temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
     policies = _policies(temperature, n)
     if catalog.score is not None:  # which a flat tail refuses
         policies = [each for each in policies if not isinstance(each, FlatTail)]
@@ -626,12 +641,16 @@ def _subset_temperature(scores: FloatArray) -> float:
     return float(np.clip(spread / 3.0, 1e-6, 1e6)) if spread > 0 else 1.0
 
 
-def _queries(catalog: Catalog, model: Model | None) -> list[Float32Array]:
-    """Three queries: users of the model, preferably ones whose scores differ."""
-    rng = np.random.default_rng(0)
-    if model is None:
-        return [rng.standard_normal(catalog.dim, dtype=np.float32) for _ in range(3)]
-    users = model.user_ids[rng.permutation(len(model.user_ids))[:50]]
-    vectors: list[Float32Array] = [np.array(model.user_vector(u)) for u in users.tolist()]
-    vectors.sort(key=lambda v: not v.any())  # stable: those that are 0 last
-    return (vectors * 3)[:3]
+def _temperature(model: Model, row: int) -> float | None:
+    """That of the model's own policy for the user in a row; None where it has none."""
+    usual = None if model.policy is None else model.policy.params.get("temperature")
+    if usual is None:
+        return None
+    return min(max(usual * model.temperature_at(row), MIN_TEMPERATURE), MAX_TEMPERATURE)
+
+
+def _rows(model: Model) -> list[int]:
+    """Three users, preferably ones whose scores differ."""
+    rows = np.random.default_rng(0).permutation(len(model.user_ids))[:50].tolist()
+    rows.sort(key=lambda row: not model.user_vectors[row].any())  # stable: those that are 0 last
+    return (rows * 3)[:3]

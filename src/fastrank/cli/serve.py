@@ -20,9 +20,8 @@ __all__ = ["serve"]
 @click.option(
     "--policy",
     metavar=SYNTAX,
-    default="plackett_luce",
-    show_default=True,
-    help="For requests that name none.",
+    help="For requests that name none. What it leaves out, the temperature say, is the model's."
+    "  [default: the model's own policy]",
 )
 @click.option(
     "--fallback",
@@ -117,7 +116,7 @@ __all__ = ["serve"]
     type=click.Choice(["debug", "info", "warning", "error"]),
 )
 def serve(
-    policy: str,
+    policy: str | None,
     fallback: str | None,
     score_functions: tuple[str, ...],
     threads: int | None,
@@ -134,14 +133,14 @@ def serve(
       curl "localhost:8080/1/recommended-items/ann?k=5&inference_type=deterministic"
     """
     from fastrank_serving.server import run
-    from fastrank_serving.settings import Settings, policy_named
+    from fastrank_serving.settings import Settings, policy_named, policy_stated
 
     functions_of(score_functions)  # each worker does it again
     if threads is not None:
         options["threads"] = threads
     return run(
         Settings(
-            policy=policy_named(policy, "--policy"),
+            policy=None if policy is None else policy_stated(policy, "--policy"),
             fallback=None if fallback is None else policy_named(fallback, "--fallback"),
             score_functions=score_functions,
             explorer=not no_explorer,

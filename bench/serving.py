@@ -154,7 +154,8 @@ def make_model(folder: Path, n: int, d: int) -> Path:
         items = rng.standard_normal((n, d), dtype=np.float32) / np.float32(d**0.5)
         users = rng.standard_normal((USERS, d), dtype=np.float32)
         names = [f"user-{i}" for i in range(USERS)]
-        fr.Model(fr.Catalog(np.arange(n), items), names, users).save(where)
+        catalog = fr.Catalog(np.arange(n), items)
+        fr.Model(catalog, names, users, policy=fr.PlackettLuce(1.0)).save(where)
     return where
 
 

@@ -63,7 +63,8 @@ def build_model(directory: Path, n_items: int, dim: int, n_users: int) -> list[s
         vectors = rng.standard_normal((n_items, dim), dtype=np.float32)
         users = rng.standard_normal((n_users, dim), dtype=np.float32) / np.float32(np.sqrt(dim))
         directory.parent.mkdir(parents=True, exist_ok=True)
-        fr.Model(fr.Catalog(np.arange(n_items), vectors), np.arange(n_users), users).save(directory)
+        catalog, policy = fr.Catalog(np.arange(n_items), vectors), fr.PlackettLuce(TEMPERATURE)
+        fr.Model(catalog, np.arange(n_users), users, policy=policy).save(directory)
     return users_of(directory)
 
 

@@ -698,6 +698,7 @@ class TestPlan:
 
     def test_rank_multiplies_and_says_so(self, own: Path) -> None:
         opened = fr.Model.open(own)
+        assert opened.policy is not None
         factor, usual = opened.user_temperature(2), opened.policy.params["temperature"]
         for name in (["--inference-type", GUMBEL], []):
             arguments = ["rank", own, "--user", 2, *name, "--seed", 1]

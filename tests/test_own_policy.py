@@ -257,7 +257,7 @@ class TestChoosing:
         base, vectors = plain(), np.random.default_rng(1).standard_normal((300, 8))
         right = plan.choose(base, k=5)
         for options in ({"storage": "int8"}, {"prior": np.arange(300.0)}):
-            catalog = fr.Catalog(range(300), vectors, **options)  # type: ignore[arg-type]  # of two kinds
+            catalog = fr.Catalog(range(300), vectors, **options)
             chosen = plan.choose(fr.Model(catalog, range(30), base.user_vectors), k=5)
             np.testing.assert_allclose(own_of(chosen), own_of(right), rtol=0.02)  # other draws
 
@@ -626,9 +626,12 @@ class TestServer:
         loaded = service.Loaded.open(tmp_path)
         scored: list[int] = []
         scores = fr.Catalog.scores
-        monkeypatch.setattr(
-            fr.Catalog, "scores", lambda *given: [scored.append(1), scores(*given)][1]
-        )
+
+        def counted(*given: Any) -> Any:
+            scored.append(1)
+            return scores(*given)
+
+        monkeypatch.setattr(fr.Catalog, "scores", counted)
         for most, users in ((10**9, 8), (4000, 2), (1, 1)):
             monkeypatch.setattr(service, "_SCORES", most)
             scored.clear()

@@ -651,6 +651,6 @@ def _temperature(model: Model, row: int) -> float | None:
 
 def _rows(model: Model) -> list[int]:
     """Three users, preferably ones whose scores differ."""
-    rows = np.random.default_rng(0).permutation(len(model.user_ids))[:50].tolist()
+    rows: list[int] = np.random.default_rng(0).permutation(len(model.user_ids))[:50].tolist()
     rows.sort(key=lambda row: not model.user_vectors[row].any())  # stable: those that are 0 last
     return (rows * 3)[:3]

@@ -12,7 +12,7 @@ const WORDS = {
   uniform: "Any item: scores play no part.",
 };
 const FIRST = "deterministic"; // what the others are compared with
-const DECADES = 3; // of the temperature slider, on either side of the server's own temperature
+const DECADES = 3; // of the temperature slider, on either side of the model's own temperature
 const PAUSE = 80; // ms without a change before anything is asked
 const PATIENCE = 30_000; // ms for an answer
 const KEPT_TIMES = 101;
@@ -547,7 +547,7 @@ async function begin() {
   $("alert").hidden = true;
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
   $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}`;
-  Object.assign(state, about.params); // the server's own temperature or epsilon
+  Object.assign(state, about.params); // those of the server's policy, and of the model's
   Object.assign(usual, { head: state.head, m: state.m, factor: state.factor, score: "", params: "" });
   if (about.score) $("score").placeholder = about.score.name;
   const columns = Object.keys(about.columns).join(", ");

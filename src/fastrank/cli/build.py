@@ -377,7 +377,8 @@ def _whole(option: str, text: str) -> Policy:
 
 def _choice(model: Model, overlap: float, k: int, bar: Progress) -> tuple[Choice | None, str]:
     """The policy that is chosen, or why none is."""
-    seconds = seconds_for(model, k, _MOST)
+    threads = len(os.sched_getaffinity(0))
+    seconds = seconds_for(model, k, _MOST, threads)
     if seconds > _SLOW:
         click.echo(
             f"choosing the policy takes about {float(f'{seconds:.1g}'):,.0f} s; --overlap none does"
@@ -390,7 +391,6 @@ def _choice(model: Model, overlap: float, k: int, bar: Progress) -> tuple[Choice
         bar.update(task, description=description, completed=done, total=total)
 
     try:
-        threads = len(os.sched_getaffinity(0))
         return choose(model, overlap, k=k, most=_MOST, threads=threads, advance=advance), ""
     except ValueError as error:
         if not str(error).startswith("overlap: "):

@@ -189,14 +189,18 @@ def choose(
     )
 
 
-def seconds_for(model: Model, k: int = 10, most: int | None = None) -> float:
-    """About how long `choose` will take on this machine with one thread."""
+def seconds_for(model: Model, k: int = 10, most: int | None = None, threads: int = 1) -> float:
+    """About how long `choose` will take on this machine."""
     n, users = len(model.catalog), len(model.user_ids)
-    seconds = estimated_seconds(model, k=max(1, min(k, n // 2)), points=8)
+    places = max(1, min(k, n // 2))
+    seconds = estimated_seconds(model, k=places, points=4)  # as dear as that
     if most is None or users * (n + _A_USER) <= most:
+        some = model.user_vectors[:5]
         start = time.perf_counter()
-        condense(model.catalog.scores(model.user_vectors[0]), max(1, min(k, n // 2)))
-        seconds += users * (time.perf_counter() - start + 3e-4)
+        for vector in some:
+            condense(model.catalog.scores(vector), places)
+        a_user = (time.perf_counter() - start) / len(some) + 3e-4
+        seconds += users * a_user / threads
     return seconds
 
 

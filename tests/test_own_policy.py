@@ -548,6 +548,15 @@ class TestServer:
             with_app(tmp_path, work, policy=setting)
         assert not caplog.records
 
+    def test_a_fallback_is_at_the_models_temperature(self, tmp_path: Path) -> None:
+        make_model(tmp_path, policy=fr.PlackettLuce(0.25), user_temperatures=np.full(20, 2.0))
+
+        async def work(app: Any) -> None:
+            _, params = policy_of(await ask(app, user_id="nobody"))
+            assert params == {"temperature": 0.25}
+
+        with_app(tmp_path, work, fallback=parse_stated("plackett_luce"))
+
     def test_other_parameters_of_the_models_policy(self, tmp_path: Path) -> None:
         make_model(tmp_path, policy=fr.FlatTail(0.25, m=30, factor=0.5))
 

@@ -75,6 +75,8 @@ class Loaded:
     ----------
     policy : Policy
         For requests that name none.
+    fallback : Policy or None
+        For users that it does not know.
     """
 
     catalog: fr.Catalog
@@ -82,6 +84,7 @@ class Loaded:
     version: str
     nobody: npt.NDArray[np.float32]  # the query of users that are not known
     policy: fr.Policy = field(default_factory=fr.PlackettLuce)
+    fallback: fr.Policy | None = None
     seen: dict[str, User] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -90,6 +93,7 @@ class Loaded:
         directory: os.PathLike[str],
         functions: Sequence[fr.ScoreFunction] = (),
         policy: fr.Policy | Stated | None = None,
+        fallback: fr.Policy | Stated | None = None,
     ) -> Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
 
@@ -107,6 +111,7 @@ class Loaded:
             catalog.version if model is None else model.version,
             np.zeros(catalog.dim, np.float32),
             served,
+            fallback.completed(own) if isinstance(fallback, Stated) else fallback,
         )
         if (
             isinstance(policy, Stated)
@@ -249,7 +254,8 @@ class Service:
 
     def _open(self) -> Loaded:
         settings = self.settings
-        return Loaded.open(settings.model, imported(settings.score_functions), settings.policy)
+        functions = imported(settings.score_functions)
+        return Loaded.open(settings.model, functions, settings.policy, settings.fallback)
 
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
@@ -344,8 +350,8 @@ class Service:
             raise out_of_range("m", request.m, f"1 to {MAX_M}")
         policy = policy_of(request, loaded.policy, loaded.models_policy)
         query, user_temperature, is_fallback = self._query(loaded, request)
-        if is_fallback and settings.fallback is not None:
-            policy = settings.fallback
+        if is_fallback and loaded.fallback is not None:
+            policy = loaded.fallback
         asked = policy
         if user_temperature is not None and "temperature" in policy.params:
             try:
@@ -429,7 +435,7 @@ class Service:
         assert request.user_id is not None
         found = loaded.of_user(request.user_id)
         if found is None:
-            if self.settings.fallback is None:
+            if loaded.fallback is None:
                 raise ProblemError(
                     404,
                     "unknown_user",

@@ -13,7 +13,7 @@ import fastrank as fr
 if TYPE_CHECKING:
     from fastrank.policies.spec import Stated
 
-__all__ = ["Settings", "policy_named", "policy_stated"]
+__all__ = ["Settings", "policy_named"]
 
 MAX_K = 1000
 MAX_M = 100_000  # candidates of a flat tail that a request may ask for
@@ -35,9 +35,10 @@ class Settings:
     policy : Policy or Stated, optional
         For requests that name none. By default the model's own, which also says what a `Stated` one
         leaves out.
-    fallback : Policy, optional
+    fallback : Policy or Stated, optional
         For users that the model does not know: it ranks by the catalog's bias alone, and all
-        items alike where there is none. Without it they get a 404.
+        items alike where there is none. Without it they get a 404. The model's policy says what a
+        `Stated` one leaves out.
     score_functions : tuple of str
         ``module:name`` of score functions that requests may name, and the model's own score.
     workers, threads : int
@@ -67,7 +68,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     policy: fr.Policy | Stated | None = None
-    fallback: fr.Policy | None = None
+    fallback: fr.Policy | Stated | None = None
     score_functions: tuple[str, ...] = ()
     workers: int = 1
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
@@ -137,10 +138,9 @@ class Settings:
                     given[own] = kind(text)
                 except ValueError:
                     raise ValueError(f"{name}: not a number: {text!r}") from None
-        if environ.get("FASTRANK_POLICY"):
-            given["policy"] = policy_stated(environ["FASTRANK_POLICY"], "FASTRANK_POLICY")
-        if environ.get("FASTRANK_FALLBACK"):
-            given["fallback"] = policy_named(environ["FASTRANK_FALLBACK"], "FASTRANK_FALLBACK")
+        for name, own in (("FASTRANK_POLICY", "policy"), ("FASTRANK_FALLBACK", "fallback")):
+            if environ.get(name):
+                given[own] = policy_named(environ[name], name)
         functions = environ.get("FASTRANK_SCORE_FUNCTIONS", "")
         given["score_functions"] = tuple(each for each in functions.split(",") if each)
         if environ.get("FASTRANK_LOG_DIR"):
@@ -154,13 +154,8 @@ class Settings:
         return replace(made, **given, **changes)
 
 
-def policy_stated(text: str, option: str) -> Stated:
+def policy_named(text: str, option: str) -> Stated:
     """A policy as ``name:param=value``, the command line's way; `option` is what errors name."""
     from fastrank.policies.spec import parse_stated
 
     return parse_stated(text, option)
-
-
-def policy_named(text: str, option: str) -> fr.Policy:
-    """`policy_stated`, and what is not stated is the type's own default."""
-    return policy_stated(text, option).completed()

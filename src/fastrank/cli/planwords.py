@@ -113,8 +113,8 @@ def choice_text(choice: Choice) -> str:
         text += " for all users"
     else:
         text += (
-            f", times a factor for each of {facts['users']:,} users (together {facts['lowest']:.3g}"
-            f" to {facts['highest']:.3g}, median {facts['median']:.3g})"
+            f", times a factor for each of {facts['users']:,} users (temperatures of"
+            f" {facts['lowest']:.3g} to {facts['highest']:.3g})"
         )
     places = "place" if choice.k == 1 else f"{choice.k} places"
     text += (

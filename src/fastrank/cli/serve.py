@@ -133,14 +133,14 @@ def serve(
       curl "localhost:8080/1/recommended-items/ann?k=5&inference_type=deterministic"
     """
     from fastrank_serving.server import run
-    from fastrank_serving.settings import Settings, policy_named, policy_stated
+    from fastrank_serving.settings import Settings, policy_named
 
     functions_of(score_functions)  # each worker does it again
     if threads is not None:
         options["threads"] = threads
     return run(
         Settings(
-            policy=None if policy is None else policy_stated(policy, "--policy"),
+            policy=None if policy is None else policy_named(policy, "--policy"),
             fallback=None if fallback is None else policy_named(fallback, "--fallback"),
             score_functions=score_functions,
             explorer=not no_explorer,

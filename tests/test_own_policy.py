@@ -195,6 +195,7 @@ class TestChoosing:
         before = plain(policy=fr.EpsilonGreedy(0.1), user_temperatures=factors)
         chosen = plan.choose(before, k=5)
         assert chosen.of(before).version == plan.choose(plain(), k=5).of(plain()).version
+        assert plan.choose(before, k=5, most=1).policy == plan.choose(plain(), k=5, most=1).policy
         auto = plain(policy=fr.PlackettLuce(9.0, sampler="auto"))
         assert plan.choose(auto, k=5).policy.inference_type == "stochastic_plackett_luce_auto"
 
@@ -275,6 +276,12 @@ class TestChoosing:
         with_policy = plan.choose(model, k=5).of(model)
         for user in range(30):
             with_policy.recommend(user, 3, seed=1)
+
+    def test_no_rounding_leads_out_of_the_range(self) -> None:
+        for temperature in np.geomspace(1e-6, 1e6, 400).tolist():
+            rounded = choice._rounded(temperature)
+            for factor in choice._factors(np.array([1e-6, 1e6]), rounded).tolist():
+                fr.PlackettLuce(rounded).scaled(factor)
 
     def test_many_users_share_one_temperature(self) -> None:
         model = plain()

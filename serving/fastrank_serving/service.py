@@ -57,7 +57,7 @@ _TOGETHER = 32  # rows that are handed to the log in one go
 _AGREE = 1e-5  # log-propensities of the self-test
 _FEW_IDS = 256  # of a filter, that are sorted and hashed for the log at once
 _MOST_ASIDE = 16  # rows with longer filters that wait for the log
-_LOOKED_AT, _SCORES = 8, 2_000_000  # users by whom it is said what a policy keeps, and their scores
+_LOOKED_AT, _SCORES = 8, 400_000  # users by whom it is said what a policy keeps, and their scores
 
 
 class User(NamedTuple):

@@ -524,7 +524,7 @@ class TestServer:
             about = (await call(app, "GET", "/explorer/about")).json()
             assert about["params"] == {"temperature": 0.25}
             document = (await call(app, "GET", "/openapi.json")).json()
-            field = document["components"]["schemas"]["Request"]["properties"]["inference_type"]
+            field = document["components"]["schemas"]["UserRequest"]["properties"]["inference_type"]
             assert field["description"] == f"By default {GUMBEL}, temperature 0.25."
 
         with_app(tmp_path, work)

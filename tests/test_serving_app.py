@@ -610,9 +610,17 @@ def test_version_and_openapi(model: Path) -> None:
         assert (found["n_items"], found["dim"], found["n_users"]) == (200, 8, 20)
         assert (found["table_temperature"], found["index"]) == (None, None)
         document = (await call(app, "GET", "/openapi.json")).json()
-        assert set(document["paths"]) == {
-            "/invocations", "/1/recommended-items/{user_id}", "/ping",
+        told = {path for path, methods in document["paths"].items() if "get" in methods}
+        assert told == {
+            "/1/recommended-items/{user_id}", "/ping", "/livez", "/version", "/metrics",
+            "/execution-parameters",
         }  # fmt: skip
+        for path in told:
+            reply = await call(app, "GET", path.format(user_id="u1"))
+            assert reply.status == 200
+            described = document["paths"][path]["get"]["responses"]["200"].get("content", {})
+            assert reply.headers.get("content-type", "").split(";")[0] in (*described, "")
+        assert document["paths"].keys() - told == {"/invocations"}
         assert set(document["components"]["schemas"]) >= {"Request", "Answer", "Error"}
 
     with_app(model, work)

@@ -619,7 +619,7 @@ def test_version_and_openapi(model: Path) -> None:
             reply = await call(app, "GET", path.format(user_id="u1"))
             assert reply.status == 200
             described = document["paths"][path]["get"]["responses"]["200"].get("content", {})
-            assert reply.headers.get("content-type", "").split(";")[0] in (*described, "")
+            assert not reply.body or reply.headers["content-type"].split(";")[0] in described
         assert document["paths"].keys() - told == {"/invocations"}
         assert set(document["components"]["schemas"]) >= {"Request", "Answer", "Error"}
 

@@ -11,6 +11,7 @@ import re
 import resource
 import signal
 import socket
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -679,6 +680,21 @@ def test_all_that_wait_are_accepted_in_one_turn(model: Path) -> None:
 
 async def no_app(_scope: Any, _receive: Any, _send: Any) -> None:
     raise AssertionError("nothing was asked")
+
+
+def test_a_client_that_leaves_amid_its_requests_is_no_error(model: Path) -> None:
+    """Those behind the one that is being answered have no connection any more."""
+    asked = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    with Process(model) as server:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(asked * 500)
+        assert server.get("/ping")[0] == 200
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0
+    assert "Traceback" not in said, said
 
 
 def test_an_endless_head_is_cut_off(server: Process) -> None:

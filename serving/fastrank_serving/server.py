@@ -232,6 +232,8 @@ class _Joining:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
+        if self.is_closing():  # the client has left, and with it who asked what came behind
+            return
         if self._head:
             data, self._head = self._head + data, b""
         elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
@@ -243,7 +245,8 @@ class _Joining:
         """What has no body goes now."""
         if self._head:
             head, self._head = self._head, b""
-            self._transport.write(head)
+            if not self.is_closing():
+                self._transport.write(head)
 
     def close(self) -> None:
         self.flush()

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +33,10 @@ from patience import PATIENCE
 
 import fastrank as fr
 from fastrank.eventlog import LogReader, LogWriter, filter_id, schema
+from fastrank.eventlog import segments as segments_module
 from fastrank.eventlog import writer as writer_module
 from fastrank.eventlog.schema import UNREAD
+from fastrank.eventlog.segments import Segment
 from fastrank.inputs import new_request_id
 from fastrank.ranking import Ranking
 
@@ -820,6 +823,285 @@ class TestFullDisk:
         log.close()
         assert log.rows_dropped == 0
         assert len(drain(tmp_path / "log")[0]) == 1
+
+
+class TestRemoved:
+    """Others remove, move or cut what grows: rows that are written are rows in a file."""
+
+    def log(self, directory: Path, **options: Any) -> LogWriter:
+        return LogWriter(directory, flush_seconds=3600, inline_ids=2, **options)
+
+    def counted(self, log: LogWriter) -> tuple[int, int]:
+        """Rows written and dropped, once the threads in the background have looked."""
+        for sealer in log._sealers:
+            sealer.join()
+        return log.rows_written, log.rows_dropped
+
+    def remove(self, directory: Path) -> None:
+        shutil.rmtree(directory)
+
+    def remove_segment(self, directory: Path) -> None:
+        (file,) = segments(directory, ".arrow")
+        file.unlink()
+
+    def replace(self, directory: Path) -> None:
+        shutil.rmtree(directory)
+        directory.mkdir()
+
+    def empty(self, directory: Path) -> None:
+        (file,) = segments(directory, ".arrow")
+        os.truncate(file, 0)
+
+    @pytest.mark.parametrize("what", ["remove", "remove_segment", "replace", "empty"])
+    @pytest.mark.parametrize("late", [0, 1])
+    def test_what_was_in_it_is_counted_as_lost_and_no_more(
+        self,
+        ranking: Ranking,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        what: str,
+        late: int,
+    ) -> None:
+        directory = tmp_path / "log"
+        log = self.log(directory)
+        for i in range(3):
+            log.append(ranking, request_id=f"gone {i}")
+        assert log.flush()
+        assert self.counted(log) == (3, 0)
+        getattr(self, what)(directory)
+        for i in range(5 * late):
+            log.append(ranking, request_id=f"late {i}")
+        log.flush()
+        if late:
+            assert self.counted(log) == (5, 3)
+        log.close()
+        assert (log.rows_written, log.rows_dropped) == (5 * late, 3)
+        if late:
+            rows, _ = drain(directory)
+            assert [r["request_id"] for r in rows] == [f"late {i}" for i in range(5)]
+        (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert "3 of its rows are lost" in said
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_what_is_moved_keeps_its_rows(
+        self, ranking: Ranking, tmp_path: Path, caplog: pytest.LogCaptureFixture, again: bool
+    ) -> None:
+        log = self.log(tmp_path / "log")
+        log.append(ranking, request_id="a")
+        log.flush()
+        (tmp_path / "log").rename(tmp_path / "old")
+        if again:
+            (tmp_path / "log").mkdir()
+        log.append(ranking, request_id="b")
+        log.flush()
+        assert self.counted(log) == (2, 0)
+        assert "was moved" in caplog.text
+        LogWriter(tmp_path / "old").close()  # nobody holds it any more
+        assert segments(tmp_path / "old", ".arrow") == []
+        log.close()
+        for name, expected in (("old", "a"), ("log", "b")):
+            rows, _ = drain(tmp_path / name)
+            assert [r["request_id"] for r in rows] == [expected]
+
+    def test_a_link_that_leads_elsewhere_now(self, ranking: Ranking, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "log").symlink_to("one")
+        log = self.log(tmp_path / "log")
+        for name in ("two", "one", "two"):
+            log.append(ranking)
+            log.flush()
+            (tmp_path / "log").unlink()
+            (tmp_path / "log").symlink_to(name)
+        log.close()
+        assert (log.rows_written, log.rows_dropped) == (3, 0)
+        assert [len(drain(tmp_path / name)[0]) for name in ("one", "two")] == [2, 1]
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_a_row_that_is_being_written_is_not_lost(
+        self, ranking: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        log = self.log(tmp_path)
+        log.append(ranking)
+        log.flush()
+        append = Segment._append
+        removals = [1]
+
+        def remove_once(segment: Segment, message: Any) -> None:
+            if when == "after":
+                append(segment, message)
+            if removals:
+                removals.pop()
+                segment.path.unlink()
+            if when == "before":
+                append(segment, message)
+
+        monkeypatch.setattr(Segment, "_append", remove_once)
+        log.append(ranking, request_id="late")
+        log.flush()
+        assert self.counted(log) == (1, 1)
+        log.close()
+        assert [r["request_id"] for r in drain(tmp_path)[0]] == ["late"]
+
+    @pytest.mark.parametrize("moment", ["waiting", "read", "sealed"])
+    def test_a_segment_that_is_removed_while_it_is_sealed(
+        self, ranking: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    ) -> None:
+        """Its rows are lost before its Parquet file is whole, and not after."""
+        open_stream, sync = segments_module.open_stream, segments_module.sync
+
+        def remove_before(*arguments: Any) -> Any:
+            self.remove_segment(tmp_path)
+            return open_stream(*arguments)
+
+        def remove_after(*arguments: Any) -> Any:
+            self.remove_segment(tmp_path)
+            return sync(*arguments)
+
+        log = self.log(tmp_path)
+        log.append(ranking)
+        log.flush()
+        if moment == "waiting":
+            self.remove_segment(tmp_path)
+        elif moment == "read":
+            monkeypatch.setattr(segments_module, "open_stream", remove_before)
+        else:
+            monkeypatch.setattr(segments_module, "sync", remove_after)
+        log.close()
+        kept = len(segments(tmp_path, ".parquet"))
+        assert kept == (moment != "waiting")
+        assert (log.rows_written, log.rows_dropped) == (kept, 1 - kept)
+
+    def test_a_directory_that_is_removed_while_it_is_sealed(
+        self, ranking: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sync = segments_module.sync
+
+        def remove_before(*arguments: Any) -> Any:
+            self.remove(tmp_path / "log")
+            return sync(*arguments)
+
+        monkeypatch.setattr(segments_module, "sync", remove_before)
+        log = self.log(tmp_path / "log")
+        log.append(ranking)
+        log.close()
+        assert (log.rows_written, log.rows_dropped) == (0, 1)
+
+    def test_a_sealed_file_is_its_owners(self, ranking: Ranking, tmp_path: Path) -> None:
+        log = self.log(tmp_path, segment_rows=1)
+        log.append(ranking)
+        log.flush()
+        assert self.counted(log) == (1, 0)
+        (file,) = segments(tmp_path, ".parquet")
+        file.unlink()
+        log.append(ranking)
+        log.close()
+        assert (log.rows_written, log.rows_dropped) == (2, 0)
+
+    def test_rows_wait_where_no_directory_can_be_made(
+        self, ranking: Ranking, tmp_path: Path
+    ) -> None:
+        log = self.log(tmp_path / "log")
+        log.append(ranking)
+        log.flush()
+        self.remove(tmp_path / "log")
+        (tmp_path / "log").write_text("a file")
+        for exclude in (None, [1, 2, 3]):
+            log.append(ranking, exclude=None if exclude is None else list(range(500, 600)))
+            assert not log.flush()
+        assert self.counted(log) == (0, 1)
+        (tmp_path / "log").unlink()
+        assert log.flush()
+        log.close()
+        assert (log.rows_written, log.rows_dropped) == (2, 1)
+        assert len(drain(tmp_path / "log")[0]) == 2
+
+    def test_a_filter_that_was_removed_is_written_again(
+        self, numbers: fr.Catalog, tmp_path: Path
+    ) -> None:
+        bias = np.linspace(0, 1, 30, dtype=np.float32)
+        made = numbers.rank(
+            QUERY, 5, policy=POLICY, exclude=[100, 101, 102], allow=numbers.item_ids, bias=bias
+        )
+        log = self.log(tmp_path / "log")
+        for each in ("filters", "", "filters"):
+            log.append(made)
+            log.flush()
+            self.remove(tmp_path / "log" / each)
+            log.append(made, request_id=each or "all")
+            log.append(made)
+            log.flush()
+            rows, reader = drain(tmp_path / "log")
+            assert (each or "all") in [row["request_id"] for row in rows]
+            assert reader.report.set_aside == {}
+        log.close()
+        assert drain(tmp_path / "log")[1].report.set_aside == {}
+
+    def test_a_filter_is_held_once_however_many_parts_wait_for_it(
+        self, ranking: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And for the last of them, too, which is written when the first one is gone again."""
+        log = self.log(tmp_path / "log")
+        monkeypatch.setattr(writer_module, "_MAX_WAITING_BYTES", 8 * 100)
+        for i in range(3):
+            log.append(ranking, request_id=str(i), exclude=list(range(500, 600)))
+            log._convert()
+        assert log.rows_dropped == 0
+        log.append(ranking, exclude=list(range(600, 700)))
+        assert log.rows_dropped == 1  # there is no room for another one
+        append = Segment.append
+
+        def remove_after(segment: Segment, *arguments: Any) -> bool:
+            found = append(segment, *arguments)
+            self.remove(tmp_path / "log" / "filters")
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Segment, "append", remove_after)
+            log.flush()
+        assert not (tmp_path / "log" / "filters").exists()
+        assert log._contents_bytes == 0
+        log.append(ranking, exclude=list(range(600, 700)))
+        log.append(ranking, exclude=list(range(600, 700)))
+        log.close()
+        assert (log.rows_written, log.rows_dropped) == (5, 1)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_rows_written_are_rows_in_a_file(
+        self, ranking: Ranking, tmp_path: Path, seed: int
+    ) -> None:
+        random_number = random.Random(seed)
+        directory, moved = tmp_path / "log", 0
+        log = self.log(directory, segment_rows=7)
+        appended = 0
+        for _ in range(40):
+            for _ in range(random_number.randrange(4)):
+                log.append(ranking)
+                appended += 1
+            log.flush()
+            written, dropped = self.counted(log)
+            assert written + dropped == appended
+            what = random_number.choice(["", "", "one", "move", "cut"])
+            growing = segments(directory, ".arrow") if directory.exists() else []
+            if what == "move" and directory.exists():
+                moved += 1
+                directory.rename(tmp_path / f"moved {moved}")
+            elif growing and what == "one":
+                growing[0].unlink()
+            elif growing and what == "cut":
+                size = growing[0].stat().st_size
+                os.truncate(growing[0], random_number.randrange(size))
+                log.append(ranking)  # or it is moved before it was looked at
+                appended += 1
+                log.flush()
+        log.append(ranking)
+        log.close()
+        assert log.rows_written + log.rows_dropped == appended + 1
+        assert log.rows_dropped > 0
+        assert moved
+        folders = [directory, *(tmp_path / f"moved {i + 1}" for i in range(moved))]
+        there = [len(drain(each)[0]) for each in folders if segments(each, "")]
+        assert sum(there) == log.rows_written
 
 
 # Other processes. Each prints what it did, a line at a time; the parent kills it.

@@ -116,7 +116,7 @@ def save(log_directory: Path, name: str, values: Content) -> None:
     else:
         kind = pa.string() if isinstance(values, list) else pa.int64()
         pq.write_table(pa.table({"item_id": pa.array(values, kind)}), content)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
         temporary.write_bytes(content.getbuffer())
 

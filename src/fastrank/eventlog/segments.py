@@ -18,7 +18,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 SEGMENT = re.compile(r"(?P<writer>.+)-(?P<number>\d{6,})\.(?:arrow|parquet)")
+
+# Of a growing file: where its name says; whole, and under another name or in a directory that has
+# another; with no name left, so that nobody will read it; or of a size that nobody here gave it.
+Place: TypeAlias = Literal["here", "moved", "removed", "changed"]
 
 _LOG = logging.getLogger("fastrank.eventlog")
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow IPC stream
@@ -100,10 +104,29 @@ class Segment:
             self.close()
             raise
 
-    def append(self, message: pa.Buffer, rows: int) -> None:
-        """Add a batch; an OSError leaves the segment as it was."""
+    def append(self, message: pa.Buffer, rows: int) -> bool:
+        """Add a batch; an OSError leaves the segment as it was. False: it went into no log."""
         self._append(message)
+        if self.place() in ("removed", "changed"):
+            return False
         self.rows += rows
+        return True
+
+    def place(self) -> Place:
+        """Where the file is; two system calls."""
+        try:
+            own = os.fstat(self._file.descriptor)
+        except OSError:  # another host removed it
+            return "removed"
+        try:
+            here = os.path.samestat(own, os.stat(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            here = False
+        except OSError:  # it cannot be looked at
+            here = own.st_nlink > 0
+        if here:
+            return "here" if own.st_size == self._size or self.broken else "changed"
+        return "moved" if own.st_nlink else "removed"
 
     def _append(self, message: pa.Buffer) -> None:
         rest = memoryview(message).cast("B")
@@ -123,10 +146,14 @@ class Segment:
         with contextlib.suppress(OSError):
             self._append(pa.py_buffer(_END))
 
-    def seal(self) -> bool:
-        """Turn it into Parquet; whether that worked. The lock is given up either way."""
+    def seal(self) -> int:
+        """Turn it into Parquet, and give up the lock; how many of its rows a file holds now."""
         try:
-            return seal(self.path)
+            place = self.place()
+            sealed = seal(self.path) if place in ("here", "changed") else None
+            if sealed is not None:
+                return sealed
+            return 0 if self.place() == "removed" else self.rows
         finally:
             self.close()
 
@@ -211,8 +238,8 @@ def _whole_batches(
         yield batch
 
 
-def seal(path: Path) -> bool:
-    """Turn a segment that nobody writes into Parquet; whether it is sealed now.
+def seal(path: Path) -> int | None:
+    """Turn a segment that nobody writes into Parquet; the rows of it, None if it is not sealed.
 
     The caller holds its lock. A segment without one whole batch held nothing, and goes. If the
     disk refuses, or the file is not a segment, it stays as it is, and the log says so. A fork
@@ -222,36 +249,43 @@ def seal(path: Path) -> bool:
         return _seal(path)
 
 
-def _seal(path: Path) -> bool:
+def _seal(path: Path) -> int | None:
     target = path.with_suffix(".parquet")
     try:
         for leftover, name in leftovers(path.parent):
             if name == target.name:
                 leftover.unlink(missing_ok=True)
-        if not target.exists() and not _holds_no_batch(path):
+        rows = 0
+        if target.exists():
+            rows = pq.read_metadata(target).num_rows
+        elif not _holds_no_batch(path):
             with path.open("rb") as file:
-                _write_parquet(target, *open_stream(file))
-        path.unlink()
+                rows = _write_parquet(target, *open_stream(file))
+        path.unlink(missing_ok=True)  # whoever removed it meanwhile has not removed its rows
     except (OSError, pa.ArrowException) as error:
-        _LOG.warning("%s: not sealed, and kept as it is: %s", path, error)
-        return False
-    return True
+        if path.exists():
+            _LOG.warning("%s: not sealed, and kept as it is: %s", path, error)
+        return None
+    return rows
 
 
-def _write_parquet(target: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    """The rows of a stream as a Parquet file; no file where there are none."""
+def _write_parquet(target: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+    """The rows of a stream as a Parquet file, and how many; no file where there are none."""
     groups = _row_groups(target, columns, batches)
     first = next(groups, None)
     if first is None:
-        return
+        return 0
+    rows = 0
     with replacing(target) as temporary:
         with pq.ParquetWriter(temporary, columns, **parquet_options(columns)) as writer:
             for group in itertools.chain([first], groups):
                 writer.write_table(group, row_group_size=_ROW_GROUP_ROWS)
+                rows += group.num_rows
                 with GATE.outside():  # a fork that waits goes first
                     pass
         with GATE.outside():
             sync(temporary)
+    return rows
 
 
 def _row_groups(
@@ -301,7 +335,7 @@ def seal_abandoned(directory: Path) -> int:
             continue  # sealed by another, just now
         try:
             if file.lock():
-                sealed += seal(path)
+                sealed += seal(path) is not None
         finally:
             file.close()
     for leftover, name in leftovers(directory):

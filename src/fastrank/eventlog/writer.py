@@ -56,7 +56,6 @@ __all__ = ["LogWriter"]
 _LOG = logging.getLogger("fastrank.eventlog")
 # Filters and biases that wait for the disk, in bytes; rows that bring more are dropped.
 _MAX_WAITING_BYTES = 256 << 20
-_MAX_KNOWN = 100_000  # names of filters that are remembered to be on disk
 _NOT_CONVERTED = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError)
 
 
@@ -101,6 +100,8 @@ class LogWriter:
     OSError
         If the directory cannot be made. Later on the disk's errors raise nothing: they are logged
         (logger ``fastrank.eventlog``), rows wait, and what is lost is counted in `rows_dropped`.
+        So are files of the log that others remove, move or cut while they grow: each flush looks
+        whether its file is still there, and goes on in a new one, in a new directory if need be.
 
     Notes
     -----
@@ -174,9 +175,9 @@ class LogWriter:
         self._number = 0
         self._rows: list[tuple[int, Row]] = []  # each with its place in the sequence
         self._first_at = 0.0  # when the oldest of them came
-        self._contents: dict[str, Content] = {}
+        self._contents: dict[str, Content] = {}  # filters and biases that `_rows` name
+        self._held: dict[str, tuple[Content, int]] = {}  # those in memory, and for how many parts
         self._contents_bytes = 0
-        self._known: set[str] = set()  # filters and biases that are on disk or wait for it
         self._waiting: list[_Waiting] = []
         self._waiting_rows = 0
         self._written = 0
@@ -199,12 +200,15 @@ class LogWriter:
 
     @property
     def rows_written(self) -> int:
-        """Rows handed to the file system by this process."""
+        """Rows of this process that are in a file of the log, or were when it was sealed.
+
+        Fewer than before, once it is noticed that a growing file was removed.
+        """
         return self._written
 
     @property
     def rows_dropped(self) -> int:
-        """Rows lost: the disk refused for too long."""
+        """Rows lost: the disk refused for too long, or their file was removed while it grew."""
         return self._dropped
 
     @property
@@ -415,7 +419,7 @@ class LogWriter:
             if own is not None and not np.array_equal(own, values):
                 _agreed("bias", own, values)
             bias_name = bias_id(values)
-            self._need(bias_name, values, contents)
+            contents[bias_name] = values
         policy_name, law, law_params, sampler = law_of_row(ranking.policy)
         log_norm = ranking.log_norm
         by_index = None if retrieval is None else as_retrieval(retrieval)
@@ -654,17 +658,18 @@ class LogWriter:
         """Whether there is room for one more row, and if so keep its contents."""
         if len(self._rows) + self._waiting_rows >= self._max_rows:
             return False
+        # Every part brings what its rows name: what was on the disk once may be gone by now.
+        contents = {name: v for name, v in contents.items() if name not in self._contents}
         if contents:
-            size = sum(map(size_of, contents.values()))
+            new = [values for name, values in contents.items() if name not in self._held]
+            size = sum(map(size_of, new))
             if self._contents_bytes + size > _MAX_WAITING_BYTES:
                 return False
-            if len(self._known) > _MAX_KNOWN:
-                self._known.clear()
+            self._contents_bytes += size
             for name, values in contents.items():
-                if name not in self._known:
-                    self._known.add(name)
-                    self._contents[name] = values
-                    self._contents_bytes += size_of(values)
+                kept, parts = self._held.get(name) or (values.copy(), 0)  # not the caller's
+                self._held[name] = kept, parts + 1
+                self._contents[name] = kept
         return True
 
     def _filters(
@@ -688,15 +693,10 @@ class LogWriter:
                 content = canonical(role, found)
                 name = filters._hash_of_ids(content)
                 names[role] = name
-                self._need(name, content, contents)
+                contents[name] = content
             else:
                 inline[role] = ids
         return names or None, inline
-
-    def _need(self, name: str, values: Content, contents: dict[str, Content]) -> None:
-        if name not in self._known:
-            values = values.copy()  # not the caller's
-            contents[name] = values
 
     # What goes out.
 
@@ -763,7 +763,8 @@ class LogWriter:
                 for name, values in first.contents.items():
                     filters.save(self._directory, name, values)
                 segment = self._open_segment(first.columns)
-                segment.append(first.message, first.rows)
+                if not segment.append(first.message, first.rows):
+                    continue
             except OSError as error:
                 if not self._failing:
                     _LOG.warning("%s: rows wait, the disk refuses: %s", self._directory, error)
@@ -775,7 +776,7 @@ class LogWriter:
                 self._waiting.pop(0)
                 self._waiting_rows -= first.rows
                 self._written += first.rows
-                self._contents_bytes -= sum(map(size_of, first.contents.values()))
+                self._release(first.contents)
             if self._failing:
                 _LOG.warning("%s: rows are written again", self._directory)
             self._failing = False
@@ -783,9 +784,20 @@ class LogWriter:
                 self._rotate()
         return True
 
+    def _release(self, contents: dict[str, Content]) -> None:
+        """Hold what a part named no longer for it; `_lock` is held."""
+        for name, values in contents.items():
+            _, parts = self._held.pop(name)
+            if parts > 1:
+                self._held[name] = values, parts - 1
+            else:
+                self._contents_bytes -= size_of(values)
+
     def _open_segment(self, columns: pa.Schema) -> Segment:
-        if self._segment is not None and not self._segment.columns.equals(columns):
-            self._rotate()
+        """The file that grows, of these columns; another one if it is not where it was."""
+        if self._segment is not None:
+            if self._segment.place() != "here" or not self._segment.columns.equals(columns):
+                self._rotate()
         while self._segment is None:
             path = self._directory / f"{self.writer_id}-{self._number:06d}.arrow"
             # Deleted under a running writer, say: rows are worth more than the reason.
@@ -800,9 +812,25 @@ class LogWriter:
         """Give the segment to a thread that seals it."""
         segment, self._segment = self._segment, None
         self._number += 1
-        if segment is not None:
+        if segment is None:
+            return
+        place = segment.place()
+        if place == "moved":
+            _LOG.warning(
+                "%s was moved: it keeps its %d rows, and is not sealed", segment.path, segment.rows
+            )
+        if place != "changed":  # what it ends with then may be half a message
             segment.finish()
-            self._in_background(segment.seal)
+        self._in_background(lambda: self._seal(segment))
+
+    def _seal(self, segment: Segment) -> None:
+        """In a thread of its own; rows that are in no file then are lost."""
+        lost = segment.rows - segment.seal()
+        if lost > 0:
+            with self._lock:
+                self._written -= lost
+                self._dropped += lost
+            _LOG.warning("%s was removed or cut: %d of its rows are lost", segment.path, lost)
 
     def _in_background(self, work: Callable[[], object]) -> None:
         self._sealers = [one for one in self._sealers if one.is_alive()]

@@ -67,12 +67,14 @@ _LARGE = 65_536  # bytes of a body, from which on they are read one at a time
 _ID_BYTES, _NUMBER_BYTES, _LINE_BYTES = 64, 32, 100
 
 
-def create_app(settings: Settings, load_first: bool = False) -> App:
+def create_app(
+    settings: Settings, load_first: bool = False, counted: metrics.Metrics | None = None
+) -> App:
     """The app for these settings; the model is loaded when the server starts.
 
     load_first: nothing is accepted before it is there. Otherwise /ping says that it is not yet.
     """
-    return App(Service(settings, metrics.Metrics()), load_first)
+    return App(Service(settings, counted or metrics.Metrics()), load_first)
 
 
 class App:

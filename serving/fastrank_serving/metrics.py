@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import Counter as Tally
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import msgspec
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -17,8 +18,9 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.core import Metric
 
+from fastrank_serving.board import Board, Note
 from fastrank_serving.engine import Ranked
 
 if TYPE_CHECKING:
@@ -34,14 +36,44 @@ _SECONDS = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
 _FOLD = 64  # requests
+# Gauges by what they are called: those that count what a worker did, which stays done when it has
+# ended, and those of which all workers together have the largest, and not the sum.
+_KEPT = {"fastrank_log_rows_written", "fastrank_log_rows_dropped"}
+_ALIKE = {"fastrank_model_info"}
+
+
+class _Family(NamedTuple):
+    """Of a worker's numbers those of one name; each sample has a name, labels, and a value."""
+
+    name: str
+    documentation: str
+    kind: str
+    samples: list[tuple[str, dict[str, str], float]]
+
+
+_Families: TypeAlias = list[_Family]
+_decode = msgspec.msgpack.Decoder(_Families).decode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Metrics:
-    """Of one worker; `page` adds up those of all, who may be a tenth of a second behind."""
+    """Of one worker; `page` adds up those of all, who may be a tenth of a second behind.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    board : Board, optional
+        That it shares with others; it goes on from what the worker counted that had its seat.
+    seat : int
+    """
+
+    def __init__(self, board: Board | None = None, seat: int = 0) -> None:
         registry = CollectorRegistry()
         self._registry = registry
+        self._board = board
+        self._seat = seat
+        self._before: _Families = []
+        if board is not None:
+            self._before = _families(board.read()[seat].kept)
         self._requests = Counter(
             "fastrank_requests",
             "Requests answered, by inference type and HTTP status.",
@@ -74,20 +106,18 @@ class Metrics:
             "Tables made for rankings that found none, of the model that serves: beside rankings"
             " made by tables, the misses.",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._table_bytes = Gauge(
             "fastrank_table_bytes",
             "Of the tables that are kept.",
             registry=registry,
-            multiprocess_mode="livesum",
         )
-        self.repeated = Counter(
+        self._repeated = Counter(
             "fastrank_repeated_requests",
             "Requests answered by the first answer to their id.",
             registry=registry,
         )
-        self.not_logged = Counter(
+        self._not_logged = Counter(
             "fastrank_log_rows_refused", "Rows that the log did not take.", registry=registry
         )
         self._reloads = Counter(
@@ -97,32 +127,30 @@ class Metrics:
             "fastrank_requests_in_flight",
             "Requests being served or waiting.",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._model = Gauge(
             "fastrank_model_info",
             "1 for the model that serves.",
             ["version"],
             registry=registry,
-            multiprocess_mode="livemax",
         )
         self._log_rows = Gauge(
             "fastrank_log_rows_written",
-            "Rows of the propensity log that the file system has.",
+            "Rows of the propensity log that are in a file, or were when it was sealed.",
             registry=registry,
-            multiprocess_mode="sum",
         )
         self._log_dropped = Gauge(
             "fastrank_log_rows_dropped",
-            "Rows that were lost because the disk refused them.",
+            "Rows that were lost: the disk refused them, or their file was removed as it grew.",
             registry=registry,
-            multiprocess_mode="sum",
         )
         self._ok: dict[str, Counter] = {}
         self._new: list[tuple[str, float, Ranked]] = []
         self._version = ""
         self._tally: Tally[str] = Tally()
         self._slowest = 0.0
+        self._looked: tuple[int, ...] = ()
+        self._has_news = True
 
     def served(self, inference_type: str, seconds: float, ranked: Ranked) -> None:
         """A request was answered; counted by the next `fold`, many at a time."""
@@ -147,40 +175,75 @@ class Metrics:
             self._made.labels(ranked.ranking.made_by or "pass").inc()
             self._slowest = max(self._slowest, seconds)
         if new:
+            self._has_news = True
             self._tally["Requests"] += len(new)
 
     def refused(self, status: int) -> None:
         """A request was answered by an error."""
+        self._has_news = True
         self._requests.labels("", str(status)).inc()
         self._tally["Errors"] += 1
 
+    def repeated(self) -> None:
+        """A request was answered by the first answer to its id."""
+        self._has_news = True
+        self._repeated.inc()
+
+    def not_logged(self) -> None:
+        """The log did not take a row."""
+        self._has_news = True
+        self._not_logged.inc()
+
     def loaded(self, version: str) -> None:
-        if self._version:
-            self._model.labels(self._version).set(0)
+        self._has_news = True
+        self._model.clear()
         self._version = version
         self._model.labels(version).set(1)
         self._reloads.labels("loaded").inc()
 
     def reload_failed(self) -> None:
+        self._has_news = True
         self._reloads.labels("failed").inc()
 
     def look(self, in_flight: int, catalog: Catalog | None, log: LogWriter | None) -> None:
         """Take the state that is known elsewhere."""
+        tables, size = (catalog.tables_made, catalog.table_bytes) if catalog is not None else (0, 0)
+        written, dropped = (log.rows_written, log.rows_dropped) if log is not None else (0, 0)
+        looked = in_flight, tables, size, written, dropped
+        if looked == self._looked:
+            return
+        self._looked = looked
+        self._has_news = True
         self._in_flight.set(in_flight)
-        if catalog is not None:
-            self._tables.set(catalog.tables_made)
-            self._table_bytes.set(catalog.table_bytes)
-        if log is not None:
-            self._log_rows.set(log.rows_written)
-            self._log_dropped.set(log.rows_dropped)
+        self._tables.set(tables)
+        self._table_bytes.set(size)
+        self._log_rows.set(written)
+        self._log_dropped.set(dropped)
+
+    def share(self) -> None:
+        """Let the other workers know what is new."""
+        if self._board is None or not self._has_news:
+            return
+        self._has_news = False
+        kept: _Families = []
+        live: _Families = []
+        for metric in self._registry.collect():
+            samples = [(each.name, each.labels, each.value) for each in metric.samples]
+            family = _Family(metric.name, metric.documentation, metric.type, samples)
+            (kept if metric.type != "gauge" or metric.name in _KEPT else live).append(family)
+        together = [*_added([*self._before, *kept])]
+        self._board.write(self._seat, Note(_encode(together), _encode(live)))
 
     def page(self) -> bytes:
         """In Prometheus's format."""
         self.fold()
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if self._board is None:
             return generate_latest(self._registry)
+        self.share()
+        notes = self._board.read()
+        parts = [part for note in notes for part in (*_families(note.kept), *_families(note.live))]
         together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # has no types
+        together.register(_Together(parts))
         return generate_latest(together)
 
     def print_emf(self) -> None:
@@ -208,3 +271,41 @@ class Metrics:
         }
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
+
+
+def _families(content: bytes) -> _Families:
+    return _decode(content) if content else []
+
+
+def _added(families: Iterable[_Family]) -> Iterator[_Family]:
+    """Each name once, with the sums of samples that have the same labels.
+
+    Prometheus's histograms are cumulative, as are their sums.
+    """
+    found: dict[str, tuple[_Family, dict[tuple[object, ...], float]]] = {}
+    for family in families:
+        _, values = found.setdefault(family.name, (family, {}))
+        for name, labels, value in family.samples:
+            if name.endswith("_created"):  # when a worker began; the counter is older
+                continue
+            key = (name, *sorted(labels.items()))
+            before = values.get(key, 0.0)
+            values[key] = max(before, value) if family.name in _ALIKE else before + value
+    for family, values in found.values():
+        yield family._replace(
+            samples=[(key[0], dict(key[1:]), value) for key, value in values.items()]
+        )
+
+
+class _Together:
+    """What prometheus_client calls a collector."""
+
+    def __init__(self, families: Iterable[_Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in _added(self._families):
+            metric = Metric(family.name, family.documentation, family.kind)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, labels, value)
+            yield metric

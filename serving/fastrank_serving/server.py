@@ -18,9 +18,9 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
@@ -28,6 +28,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fastrank_serving.board import Board, Note
 from fastrank_serving.messages import LATE
 from fastrank_serving.settings import Settings
 
@@ -43,6 +44,8 @@ _SURPLUS = 16 << 20
 _UPGRADE = re.compile(rb"(\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _GREETING = 1.0  # seconds for the request of a connection that came last
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
+_ENDS = 5  # of each worker, on average,
+_WITHIN = 60.0  # seconds: who replaces more than that only hides it
 
 
 def run(settings: Settings) -> int:
@@ -56,11 +59,12 @@ def run(settings: Settings) -> int:
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     _LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    # With one of these prometheus_client would keep its numbers in mapped files.
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(name, None)
     if settings.workers == 1:
         return _serve(settings, listening)
-    with tempfile.TemporaryDirectory(prefix="fastrank-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        return _Workers(settings, listening).run()
+    return _Workers(settings, listening).run()
 
 
 def end_by_signals() -> None:
@@ -94,11 +98,14 @@ def _listen(settings: Settings) -> socket.socket:
 # ---- One server -----------------------------------------------------------------------------
 
 
-def _serve(settings: Settings, listening: socket.socket) -> int:
+def _serve(
+    settings: Settings, listening: socket.socket, board: Board | None = None, seat: int = 0
+) -> int:
     from fastrank_serving.app import create_app
+    from fastrank_serving.metrics import Metrics
 
     # Of several workers, one that is ready must not answer /ping for one that is not.
-    app = create_app(settings, load_first=settings.workers > 1)
+    app = create_app(settings, settings.workers > 1, Metrics(board, seat))
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -349,7 +356,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         try:
             self._service.tick()
-        except Exception:  # the files of the metrics have no room, say: it serves on
+        except Exception:  # it serves on
             _LOG.exception("what was answered lately was not counted")
         if counter % 5 == 0:  # every half second
             before = asyncio.get_running_loop().time() - self._service.settings.receive_timeout
@@ -384,7 +391,7 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 # ---- Several workers ------------------------------------------------------------------------
 
 
-def _worker(settings: Settings, listening: socket.socket) -> None:
+def _worker(settings: Settings, listening: socket.socket, board: Board, seat: int) -> None:
     end_by_signals()
     # A worker ends with its parent, even if that is killed: Linux's PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -396,17 +403,22 @@ def _worker(settings: Settings, listening: socket.socket) -> None:
         format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}] %(message)s",
         stream=sys.stderr,
     )
-    sys.exit(_serve(settings, listening))
+    sys.exit(_serve(settings, listening, board, seat))
 
 
 class _Workers:
-    """Keeps workers running, and hands signals on to them."""
+    """Keeps workers running, and hands signals on to them.
+
+    If they end again and again it gives up: somebody else may know better what to do.
+    """
 
     def __init__(self, settings: Settings, listening: socket.socket) -> None:
         self._settings = settings
         self._listening = listening
         self._context = multiprocessing.get_context("spawn")
-        self._workers: dict[BaseProcess, float] = {}  # and since when
+        self._board = Board(settings.workers)
+        self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seats, and since when
+        self._ends: deque[float] = deque(maxlen=_ENDS * settings.workers)
         self._stopping = threading.Event()
         self._woken, self._wake = os.pipe()  # ends the wait for workers to end
 
@@ -414,8 +426,8 @@ class _Workers:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hand_on)
-        for _ in range(self._settings.workers):
-            self._start()
+        for seat in range(self._settings.workers):
+            self._start(seat)
         failed = False
         while self._workers:
             ends = [worker.sentinel for worker in self._workers]
@@ -425,11 +437,14 @@ class _Workers:
             if self._stopping.is_set():
                 # Workers hold the socket too: what they do not accept, nobody will.
                 self._listening.close()
-            for worker, since in list(self._workers.items()):
+            free: list[int] = []
+            at_once = True
+            for worker, (seat, since) in list(self._workers.items()):
                 if worker.exitcode is None:
                     continue
                 del self._workers[worker]
-                self._forget(worker)
+                # What it counted goes on with who takes its seat.
+                self._board.write(seat, Note(self._board.read()[seat].kept, b""))
                 if self._stopping.is_set():
                     # One that had not begun to listen to signals ends by them.
                     failed = failed or worker.exitcode not in (0, -signal.SIGTERM)
@@ -440,27 +455,36 @@ class _Workers:
                     self._stop(signal.SIGTERM, None)
                     continue
                 _LOG.error("worker %s ended with %s", worker.pid, worker.exitcode)
-                if early:
-                    self._stopping.wait(1.0)
-                if not self._stopping.is_set():
-                    self._start()
+                free.append(seat)
+                at_once = at_once and not early
+                if self._are_too_many(time.monotonic()):
+                    failed = True
+            if not at_once:
+                self._stopping.wait(1.0)
+            for seat in free:
+                self._start(seat)
         self._listening.close()
         return 1 if failed else 0
 
-    def _start(self) -> None:
+    def _start(self, seat: int) -> None:
         if self._stopping.is_set():
             return
-        worker = self._context.Process(target=_worker, args=(self._settings, self._listening))
+        arguments = (self._settings, self._listening, self._board, seat)
+        worker = self._context.Process(target=_worker, args=arguments)
         worker.start()
-        self._workers[worker] = time.monotonic()
+        self._workers[worker] = seat, time.monotonic()
         if self._stopping.is_set():  # while it was being started
             self._hand_on(signal.SIGTERM, None)
 
-    def _forget(self, worker: BaseProcess) -> None:
-        from prometheus_client.multiprocess import mark_process_dead
-
-        if worker.pid is not None:
-            mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # has no types
+    def _are_too_many(self, now: float) -> bool:
+        """Whether this end is one too many; then the others end, too."""
+        self._ends.append(now)
+        if len(self._ends) < self._ends.maxlen or now - self._ends[0] > _WITHIN:
+            return False
+        if not self._stopping.is_set():
+            _LOG.error("giving up: %d workers ended within %.0f s", len(self._ends), _WITHIN)
+            self._stop(signal.SIGTERM, None)
+        return True
 
     def _stop(self, number: int, _frame: Any) -> None:
         self._stopping.set()

@@ -291,6 +291,7 @@ class Service:
         self._log_rows()
         self.metrics.fold()
         self.metrics.look(self.engine.inside, self.catalog, self.log)
+        self.metrics.share()
 
     @property
     def loaded(self) -> Loaded:
@@ -330,7 +331,7 @@ class Service:
         content = hash(encoded(request))
         first = self._answers.get(given, content)
         if first is not None:
-            self.metrics.repeated.inc()
+            self.metrics.repeated()
             return await asyncio.shield(first)
         first = self._answers.begin(given, content)
         try:
@@ -487,7 +488,7 @@ class Service:
                 ts=ts,
             )
         except Exception:  # one row must not take the others with it, nor end the server
-            self.metrics.not_logged.inc()
+            self.metrics.not_logged()
             _LOG.exception("request %r: not logged", served.origin.request_id)
 
 

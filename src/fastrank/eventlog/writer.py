@@ -795,9 +795,11 @@ class LogWriter:
 
     def _open_segment(self, columns: pa.Schema) -> Segment:
         """The file that grows, of these columns; another one if it is not where it was."""
-        if self._segment is not None:
-            if self._segment.place() != "here" or not self._segment.columns.equals(columns):
-                self._rotate()
+        segment = self._segment
+        if segment is not None and not (
+            segment.place() == "here" and segment.columns.equals(columns)
+        ):
+            self._rotate()
         while self._segment is None:
             path = self._directory / f"{self.writer_id}-{self._number:06d}.arrow"
             # Deleted under a running writer, say: rows are worth more than the reason.

@@ -1,0 +1,126 @@
+"""Memory that several processes share without a file: each writes its seat, all read all.
+
+The kernel keeps it (memfd), its pages are there from the first and nobody can cut it, so that it can
+neither run out nor go away, and wants no directory. A process that is killed in the midst of writing leaves
+what it had written before: a seat has two halves, which are written in turns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from multiprocessing.reduction import DupFd
+from typing import Any, NamedTuple
+
+__all__ = ["Board", "Note"]
+
+_HALF = 65_536  # bytes
+_HEAD = struct.Struct("=QII")  # number, lengths of both parts
+_SUM = struct.Struct("=I")  # of the head and the parts
+_ROOM = _HALF - _HEAD.size - _SUM.size
+
+
+class Note(NamedTuple):
+    """What stands at a seat.
+
+    Attributes
+    ----------
+    kept, live : bytes
+        What outlives the process that wrote it, and what is true only while it runs.
+    """
+
+    kept: bytes
+    live: bytes
+
+
+class Board:
+    """Seats for so many processes; it can be handed to those that are being spawned.
+
+    Each seat has one writer at a time, and any number of readers, who wait for nobody.
+
+    Parameters
+    ----------
+    seats : int
+
+    Raises
+    ------
+    OSError
+        If there is no memory for it.
+
+    Examples
+    --------
+    >>> board = Board(2)
+    >>> board.write(0, Note(b"kept", b"live"))
+    >>> board.read()
+    [Note(kept=b'kept', live=b'live'), Note(kept=b'', live=b'')]
+    >>> board.close()
+    """
+
+    def __init__(self, seats: int) -> None:
+        descriptor = os.memfd_create("fastrank-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(descriptor, 0, 2 * seats * _HALF)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            self._open(descriptor, seats)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _open(self, descriptor: int, seats: int) -> None:
+        self._descriptor = descriptor
+        self._seats = seats
+        self._memory = mmap.mmap(descriptor, 2 * seats * _HALF)
+
+    def __reduce__(self) -> tuple[Callable[..., Board], tuple[Any, int]]:
+        return _opened, (DupFd(self._descriptor), self._seats)
+
+    def close(self) -> None:
+        """Give it up, in this process."""
+        self._memory.close()
+        os.close(self._descriptor)
+
+    def write(self, seat: int, note: Note) -> None:
+        """Take the place of what stands there; a ValueError if it is too long, 64 KiB."""
+        if len(note.kept) + len(note.live) > _ROOM:
+            raise ValueError(f"note: {len(note.kept)} and {len(note.live)} bytes do not fit")
+        latest = self._latest(seat)
+        content = _HEAD.pack(latest.number + 1, *map(len, note)) + b"".join(note)
+        at = (2 * seat + 1 - latest.half) * _HALF
+        content = _SUM.pack(zlib.crc32(content)) + content
+        self._memory[at : at + len(content)] = content
+
+    def read(self) -> list[Note]:
+        """What stands at each seat; empty where nothing does."""
+        return [self._latest(seat).note for seat in range(self._seats)]
+
+    def _latest(self, seat: int) -> _Written:
+        """Of the halves that are whole the one that was written last."""
+        return max(self._half(seat, half) for half in (0, 1))
+
+    def _half(self, seat: int, half: int) -> _Written:
+        """Number 0, if it is not whole: it is being written, or never was."""
+        at = (2 * seat + half) * _HALF
+        found = self._memory[at : at + _HALF]
+        number, kept, live = _HEAD.unpack_from(found, _SUM.size)
+        content = found[_SUM.size : _SUM.size + _HEAD.size + kept + live]
+        if zlib.crc32(content) != _SUM.unpack_from(found)[0]:
+            return _Written(0, half, Note(b"", b""))
+        parts = content[_HEAD.size :]
+        return _Written(number, half, Note(parts[:kept], parts[kept:]))
+
+
+class _Written(NamedTuple):
+    number: int
+    half: int
+    note: Note
+
+
+def _opened(memory: Any, seats: int) -> Board:
+    """In the process that was spawned."""
+    board = Board.__new__(Board)
+    board._open(memory.detach(), seats)
+    return board

@@ -681,7 +681,7 @@ def test_ten_thousand_malformed_bodies(model: Path) -> None:
 
 
 def test_a_damaged_model_is_no_fault_of_the_request(tmp_path: Path) -> None:
-    """Its order of items or users was changed on disk."""
+    """Its order of items or users was changed on disk, while it was served."""
     for name, place, request in (
         ("item_order", 6, {"user_id": "u3", "exclude": [6]}),
         ("user_order", 150, {"user_id": "u3"}),
@@ -689,11 +689,27 @@ def test_a_damaged_model_is_no_fault_of_the_request(tmp_path: Path) -> None:
         make_model(tmp_path / name, users=300)
         (file,) = (tmp_path / name).glob(f"{name}-*.npy")
         order = np.lib.format.open_memmap(file, mode="r+")
-        order[place] = 10**12
-        order.flush()
 
-        async def work(app: App, request: dict[str, Any] = request) -> None:
+        async def work(
+            app: App, order: Any = order, place: int = place, request: dict[str, Any] = request
+        ) -> None:
+            order[place] = 10**12
+            order.flush()
             reply = await ask(app, **request)
             assert (reply.status, reply.error["code"]) == (500, "internal")
 
         with_app(tmp_path / name, work)
+
+
+def test_a_model_whose_requests_fail_does_not_serve(tmp_path: Path) -> None:
+    make_model(tmp_path / "m", users=300)
+    (file,) = (tmp_path / "m").glob("user_order-*.npy")
+    order = np.lib.format.open_memmap(file, mode="r+")
+    order[150] = 10**12
+    order.flush()
+
+    async def work(app: App) -> None:
+        raise AssertionError("it serves")
+
+    with pytest.raises(ValueError, match="self-test: POST /invocations .*: 500 "):
+        with_app(tmp_path / "m", work)

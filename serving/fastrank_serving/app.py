@@ -15,6 +15,8 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -41,7 +43,8 @@ from fastrank_serving.messages import (
     traceparent_of,
 )
 from fastrank_serving.openapi import document
-from fastrank_serving.service import Service
+from fastrank_serving.rehearsal import rehearse
+from fastrank_serving.service import Loaded, Service
 from fastrank_serving.settings import Settings
 
 __all__ = ["App", "create_app"]
@@ -58,6 +61,7 @@ _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 # As SageMaker's own clients ask, with an endpoint_url that is this server.
 _ENDPOINT = re.compile(r"/endpoints/[A-Za-z0-9-]{1,63}/invocations")
 _EMF_SECONDS = 60.0
+_REHEARSAL_SECONDS = 600.0  # for a request: a model that is slow is not a bad one
 _LINES_MOST = 100_000  # of a batch
 _LONG = 64  # lines; of shorter ones several are answered at a time
 _ANSWERS_BYTES = 64 << 20  # to one
@@ -74,7 +78,19 @@ def create_app(
 
     load_first: nothing is accepted before it is there. Otherwise /ping says that it is not yet.
     """
-    return App(Service(settings, counted or metrics.Metrics()), load_first)
+    service = Service(settings, counted or metrics.Metrics())
+    service.on_loaded = partial(_rehearse, settings)
+    return App(service, load_first)
+
+
+async def _rehearse(settings: Settings, loaded: Loaded) -> None:
+    """In an app of its own, of which nothing is logged or counted."""
+    apart = replace(settings, log_directory=None, admin=False, deadline=_REHEARSAL_SECONDS)
+    service = Service(apart, metrics.Metrics(), loaded)
+    try:
+        await rehearse(App(service), loaded, settings)
+    finally:
+        service.engine.close()
 
 
 class App:

@@ -15,6 +15,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from fastrank_serving.board import Board, Note
 from fastrank_serving.messages import LATE
@@ -43,6 +45,11 @@ _HEAD_BYTES = 65_536
 _SURPLUS = 16 << 20
 _UPGRADE = re.compile(rb"(\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _GREETING = 1.0  # seconds for the request of a connection that came last
+_SPARE = 16  # files that connections leave to the log and others
+_BEFORE_READY = 32  # that they leave to the model while it is being loaded
+_LEAST_CONNECTIONS = 4  # that may be open, however few files there are
+_IDLE = 1.0  # seconds for which a connection may be idle while others wait for a place
+_NO_ROOM = 0.02  # seconds until it is looked for a place again
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
 _ENDS = 5  # of each worker, on average,
 _WITHIN = 60.0  # seconds: who replaces more than that only hides it
@@ -139,6 +146,7 @@ class _Protocol(HttpToolsProtocol):
     """
 
     _since: float | None = None  # when what is being waited for began: a head, or a body
+    _idle_since: float | None = None  # when the last answer was complete; None within a request
     _head = 0  # bytes of the head that came by later reads than its first; -1: it is complete
     _begun = False  # a head, by the bytes that are being read
     _deaf = False  # what else comes is not read
@@ -175,6 +183,7 @@ class _Protocol(HttpToolsProtocol):
                 self._deaf = True
                 self.transport.close()
                 return
+        self._idle_since = None
         super().data_received(data)
         if self._since is None:
             if self.cycle is None or self.cycle.response_complete:
@@ -204,6 +213,17 @@ class _Protocol(HttpToolsProtocol):
         if _is_ambiguous(self.headers):
             raise ValueError  # the parser ends, and uvicorn answers by a 400
         super().on_headers_complete()
+        if cast("_State", self.server_state).is_crowded:
+            self.cycle.keep_alive = False
+
+    def make_room(self, before: float) -> None:
+        """Others wait for a place: end with this answer, or now, if idle since `before`."""
+        if self.cycle is None:
+            return
+        if not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif self._idle_since is not None and self._idle_since < before:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         self._since = None
@@ -211,6 +231,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         cast("_Joining", self.transport).flush()
+        self._idle_since = self.loop.time()
         super().on_response_complete()
 
 
@@ -223,6 +244,12 @@ def _is_ambiguous(headers: list[tuple[bytes, bytes]]) -> bool:
         elif name == b"transfer-encoding":
             codings += 1 if value.strip(b" \t").lower() == b"chunked" else 2
     return hosts > 1 or codings > 1
+
+
+class _State(ServerState):
+    """What the connections of a server know of one another."""
+
+    is_crowded = False  # connections wait until others have ended
 
 
 class _Joining:
@@ -268,9 +295,11 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Any) -> None:
         super().__init__(config)
+        self.server_state: _State = _State()
         self._service = service
         # Of several workers, one must not take all that come at once.
         self._accepts = _BACKLOG if service.settings.workers == 1 else 4
+        self._own_files: int | None = None  # that were open when the model was ready
         self._connecting: set[asyncio.Task[None]] = set()
         self._reloading: set[asyncio.Task[None]] = set()
         self.failed = False
@@ -305,18 +334,45 @@ class _Server(uvicorn.Server):
         """Take connections that wait in the kernel's queue."""
         loop = asyncio.get_running_loop()
         for _ in range(most):
+            if not self._has_room(listening):
+                self._wait_for_room(listening, _NO_ROOM, "files are few, and some are kept back")
+                return
             try:
                 client, _address = listening.accept()
             except (BlockingIOError, InterruptedError):
+                self.server_state.is_crowded = False
                 return
             except ConnectionError:
                 continue  # it was given up before it was taken
-            except OSError as error:  # no more files, say
-                _LOG.error("connections wait: %s", error.strerror)
-                loop.remove_reader(listening)
-                loop.call_later(1.0, self._listen_again, listening)
+            except OSError as error:  # the whole machine has no more files, say
+                self._wait_for_room(listening, 1.0, str(error.strerror))
                 return
             _keep(self._connecting, loop.create_task(self._connect(client)))
+
+    def _has_room(self, listening: socket.socket) -> bool:
+        """Whether one more connection leaves the log and a reload the files that they may open."""
+        try:
+            lowest = os.dup(listening.fileno())  # that is free; so no connection has one kept back
+        except OSError:
+            return False
+        os.close(lowest)
+        own = self._own_files
+        kept = _BEFORE_READY if own is None else own + _SPARE
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return lowest < max(most - kept, (own or 0) + _LEAST_CONNECTIONS)
+
+    def _wait_for_room(self, listening: socket.socket, seconds: float, why: str) -> None:
+        """Make it, and look again."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        loop.call_later(seconds, self._listen_again, listening)
+        if not self.server_state.is_crowded:
+            _LOG.warning(
+                "connections wait beside %d others: %s", len(self.server_state.connections), why
+            )
+        self.server_state.is_crowded = True
+        for connection in list(self.server_state.connections):
+            cast("_Protocol", connection).make_room(loop.time() - _IDLE)
 
     def _listen_again(self, listening: socket.socket) -> None:
         if listening.fileno() >= 0:
@@ -358,6 +414,8 @@ class _Server(uvicorn.Server):
             self._service.tick()
         except Exception:  # it serves on
             _LOG.exception("what was answered lately was not counted")
+        if self._own_files is None and self._service.ready:
+            self._own_files = _open_files() - len(self.server_state.connections)
         if counter % 5 == 0:  # every half second
             before = asyncio.get_running_loop().time() - self._service.settings.receive_timeout
             for connection in list(self.server_state.connections):
@@ -380,6 +438,12 @@ class _Server(uvicorn.Server):
                 await self._service.reload()
 
         _keep(self._reloading, loop.create_task(reload()))
+
+
+def _open_files() -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir("/proc/self/fd"))
+    return _SPARE
 
 
 def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -228,7 +228,9 @@ class Service:
         SIGTERM came: it answers what was accepted, and then ends.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.engine = Engine(settings.threads, settings.queue, settings.share)
@@ -236,7 +238,9 @@ class Service:
         self.log: LogWriter | None = None
         self._unlogged: list[_Unlogged] = []
         self._aside: set[asyncio.Future[None]] = set()  # rows that are logged in threads
-        self._loaded: Loaded | None = None
+        self._loaded = loaded
+        # Awaited before a model serves; a ValueError keeps it from serving.
+        self.on_loaded: Callable[[Loaded], Awaitable[None]] | None = None
         self._answers = _Answers(settings.keep_answers)
         self._reloading = asyncio.Lock()
 
@@ -248,9 +252,15 @@ class Service:
             from fastrank.eventlog import LogWriter
 
             self.log = LogWriter(self.settings.log_directory)
-        self._loaded = await self.engine.run(self._open)
+        self._loaded = await self._load()
         self.metrics.loaded(self.loaded.version)
         _LOG.info("serving model %s", self.loaded.version[:12])
+
+    async def _load(self) -> Loaded:
+        loaded = await self.engine.run(self._open)
+        if self.on_loaded is not None:
+            await self.on_loaded(loaded)
+        return loaded
 
     def _open(self) -> Loaded:
         settings = self.settings
@@ -267,7 +277,7 @@ class Service:
         """
         async with self._reloading:
             try:
-                loaded = await self.engine.run(self._open)
+                loaded = await self._load()
             except (ValueError, OSError, MemoryError) as error:
                 self.metrics.reload_failed()
                 _LOG.error("the model was not reloaded, and the old one serves: %s", error)

@@ -32,6 +32,7 @@ from logs import NOON, catalog, drain, row, segments, table
 from patience import PATIENCE
 
 import fastrank as fr
+from fastrank.atomic import sync
 from fastrank.eventlog import LogReader, LogWriter, filter_id, schema
 from fastrank.eventlog import segments as segments_module
 from fastrank.eventlog import writer as writer_module
@@ -948,7 +949,7 @@ class TestRemoved:
         self, ranking: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
     ) -> None:
         """Its rows are lost before its Parquet file is whole, and not after."""
-        open_stream, sync = segments_module.open_stream, segments_module.sync
+        open_stream = segments_module.open_stream
 
         def remove_before(*arguments: Any) -> Any:
             self.remove_segment(tmp_path)
@@ -966,7 +967,7 @@ class TestRemoved:
         elif moment == "read":
             monkeypatch.setattr(segments_module, "open_stream", remove_before)
         else:
-            monkeypatch.setattr(segments_module, "sync", remove_after)
+            monkeypatch.setattr("fastrank.eventlog.segments.sync", remove_after)
         log.close()
         kept = len(segments(tmp_path, ".parquet"))
         assert kept == (moment != "waiting")
@@ -975,13 +976,11 @@ class TestRemoved:
     def test_a_directory_that_is_removed_while_it_is_sealed(
         self, ranking: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        sync = segments_module.sync
-
         def remove_before(*arguments: Any) -> Any:
             self.remove(tmp_path / "log")
             return sync(*arguments)
 
-        monkeypatch.setattr(segments_module, "sync", remove_before)
+        monkeypatch.setattr("fastrank.eventlog.segments.sync", remove_before)
         log = self.log(tmp_path / "log")
         log.append(ranking)
         log.close()

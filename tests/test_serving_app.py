@@ -711,5 +711,5 @@ def test_a_model_whose_requests_fail_does_not_serve(tmp_path: Path) -> None:
     async def work(app: App) -> None:
         raise AssertionError("it serves")
 
-    with pytest.raises(ValueError, match="self-test: POST /invocations .*: 500 "):
+    with pytest.raises(ValueError, match=r"self-test: POST /invocations .*: 500 "):
         with_app(tmp_path / "m", work)

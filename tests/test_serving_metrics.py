@@ -53,7 +53,11 @@ class TestBoard:
         assert board.read() == [Note(b"", b"")] * 3
         for i in range(10):
             board.write(1, Note(bytes([i]) * i, b"x" * (i % 2)))
-            assert board.read() == [Note(b"", b""), Note(bytes([i]) * i, b"x" * (i % 2)), Note(b"", b"")]
+            assert board.read() == [
+                Note(b"", b""),
+                Note(bytes([i]) * i, b"x" * (i % 2)),
+                Note(b"", b""),
+            ]
 
     def test_a_note_that_is_too_long_is_refused(self, board: Board) -> None:
         board.write(2, Note(b"a", b"b"))
@@ -164,7 +168,11 @@ class TestMetrics:
         one.share()
 
         def versions(metrics: Metrics) -> dict[str, str]:
-            return dict(re.findall(r'^fastrank_model_info{version="(.)"} (.*)$', metrics.page().decode(), re.M))
+            return dict(
+                re.findall(
+                    r'^fastrank_model_info{version="(.)"} (.*)$', metrics.page().decode(), re.M
+                )
+            )
 
         assert versions(alone) == {"c": "1.0"}
         assert versions(other) == {"c": "1.0", "d": "1.0"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import time
@@ -80,7 +81,15 @@ def everything(text: bool) -> list[tuple[str, str, bytes, dict[str, str]]]:
             {"gateway": {"user_id": user, "k": "3", "exclude": "", "request_id": "g"}},
         )
     ]
-    bodies += [b"", b"{", b"\xff", b"[]", b'{"user_id": "\\ud800"}', b'{"k": 1, "k": 2}', b"[" * 9999]
+    bodies += [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b'{"user_id": "\\ud800"}',
+        b'{"k": 1, "k": 2}',
+        b"[" * 9999,
+    ]
     json_kind = {"content-type": "application/json"}
     lines = b"\n".join([*bodies[:3], b"{", b""])
     found = [("POST", "/invocations", body, json_kind) for body in bodies]
@@ -93,13 +102,13 @@ def everything(text: bool) -> list[tuple[str, str, bytes, dict[str, str]]]:
         ("PUT", "/invocations", b"", {}),
         ("POST", "/-/reload", b"", {"origin": "http://elsewhere"}),
     ]
-    paths = ("/ping", "/livez", "/metrics", "/version", "/openapi.json", "/nothing", "/")
-    paths += ("/execution-parameters", "/explorer/about", "/explorer/users?prefix=a&limit=3")
-    paths += ("/explorer/users?limit=x", "/explorer/titles?id=item%201&id=1", "/explorer/explorer.js")
-    paths += tuple(
-        f"/1/recommended-items/{user}?{query}"
-        for query in ("", "k=3&exclude=1,%22a%22%22b%22", "k=1&k=2", "x=1", "score=dot&params=%7B%7D")
-    )
+    queries = ("", "k=3&exclude=1,%22a%22%22b%22", "k=1&k=2", "x=1", "score=dot&params=%7B%7D")
+    paths = [
+        *("/ping", "/livez", "/metrics", "/version", "/openapi.json", "/nothing", "/"),
+        *("/execution-parameters", "/explorer/about", "/explorer/users?prefix=a&limit=3"),
+        *("/explorer/users?limit=x", "/explorer/titles?id=item%201&id=1", "/explorer/explorer.js"),
+        *(f"/1/recommended-items/{user}?{query}" for query in queries),
+    ]
     return found + [(method, path, b"", {}) for path in paths for method in ("GET", "HEAD", "POST")]
 
 
@@ -111,7 +120,7 @@ def test_nothing_is_imported_once_it_is_ready(
     imported = tmp_path / "imported"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE.format(path=str(imported)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     with Process(tmp_path / "model", "--log", str(tmp_path / "log"), "--admin") as server:
         server.until_says("serving model")
         before = imported.read_text().split()
@@ -181,7 +190,7 @@ def test_a_model_that_fails_it_leaves_the_old_one(
 
         with monkeypatch.context() as patched:
             patched.setattr(Loaded, "of_user", fail)
-            with pytest.raises(ValueError, match='self-test: POST /invocations {"user_id":"1"'):
+            with pytest.raises(ValueError, match=r'self-test: POST /invocations {"user_id":"1"'):
                 await app.service.reload()
         assert app.service.loaded.version == first.version
         await app.service.reload()

@@ -12,10 +12,12 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from served import Process, free_port, make_model
 import fastrank as fr
 from fastrank.eventlog import LogReader
 from fastrank_serving.metrics import Metrics
-from fastrank_serving.server import _Protocol, _Server
+from fastrank_serving.server import _Protocol, _Server, _Workers
 from fastrank_serving.service import Service
 from fastrank_serving.settings import Settings
 
@@ -380,6 +382,111 @@ def test_metrics_are_of_all_workers(model: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         versions = re.findall(r'^fastrank_model_info{version="(\w+)"} 1.0$', page, re.M)
         assert versions == [fr.Model.open(model).version]
+        for number, expected in ((signal.SIGKILL, 40), (signal.SIGTERM, 42)):
+            for _ in range(expected - 40):
+                assert server.ask(user_id="u1", inference_type="uniform")[0] == 200
+            victims = workers_of(server)
+            for victim in victims:
+                os.kill(victim, number)
+            end = time.monotonic() + PATIENCE
+            while set(victims) & set(workers_of(server)):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            server.until_ready()
+            page = server.get("/metrics")[1].decode()
+            assert re.findall(counted, page, re.M) == [f"{expected}.0"]
+            assert metric(server, "fastrank_log_rows_written") == expected
+
+
+# Python runs these in each process, before anything else.
+READ_ONLY = """
+import os, sys
+
+def refuse(event, given):
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    if (
+        event in ("os.mkdir", "tempfile.mkdtemp", "tempfile.mkstemp")
+        or (event == "open" and isinstance(given[0], (str, bytes)) and given[2] & writes
+            and not os.fsdecode(given[0]).startswith("/dev/null"))
+    ):
+        raise OSError(30, "Read-only file system", str(given[0]))
+
+sys.addaudithook(refuse)
+"""
+DYING = """
+import os, signal, sys
+
+if "spawn_main" in " ".join(sys.orig_argv):
+    os.kill(os.getpid(), signal.SIGBUS)
+"""
+
+
+@pytest.fixture
+def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has Python run some lines at the start of each process."""
+
+    def write(lines: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(lines)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    return write
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_directory_needs_to_be_writable(
+    model: Path, sites: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    sites(READ_ONLY)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/proc/nothing")  # somebody else's
+    with Process(model, "--workers", str(workers)) as server:
+        for name in fr.INFERENCE_TYPES:
+            assert server.ask(user_id="u1", inference_type=name)[0] in (200, 422)
+        assert server.get("/metrics")[0] == 200
+        end = time.monotonic() + PATIENCE
+        for times in (1, 2):
+            while server.said().count("serving model") < times * workers:
+                assert time.monotonic() < end, server.said()
+                time.sleep(0.01)
+            if times == 1:
+                server.signal(signal.SIGHUP)
+        if workers > 1:
+            victim = workers_of(server)[0]
+            os.kill(victim, signal.SIGKILL)
+            while victim in workers_of(server) or len(workers_of(server)) < 2:
+                assert time.monotonic() < end, server.said()
+                time.sleep(0.01)
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0, said
+    assert "Traceback" not in said
+
+
+def test_workers_that_end_again_and_again_are_given_up(
+    model: Path, sites: Callable[[str], None]
+) -> None:
+    sites(DYING)
+    code = (
+        "import sys; from pathlib import Path; from fastrank_serving import server, settings;"
+        "server._LEAST_LIFE = 0;"
+        f"found = settings.Settings(model=Path({str(model)!r}), port={free_port()}, workers=2);"
+        "sys.exit(server.run(found))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+    )
+    assert found.returncode == 1, found.stderr
+    assert found.stderr.count(f"ended with -{signal.SIGBUS.value}\n") == 10
+    assert "giving up: 10 workers ended within 60 s" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_workers_that_end_now_and_then_are_replaced(model: Path) -> None:
+    with socket.socket() as listening:
+        workers = _Workers(Settings(model=model, workers=2), listening)
+        assert not any(workers._are_too_many(6.7 * i) for i in range(100))
+        many = [workers._are_too_many(1000 + i) for i in range(10)]
+        assert many == [False] * 9 + [True]
+        workers.close()
 
 
 def fill_disk(server: Process, size: int | None) -> None:
@@ -654,6 +761,57 @@ def test_more_connections_than_files(model: Path) -> None:
             client.close()
 
 
+def few_files(server: Process, files: int) -> None:
+    """Of a server that is ready, and has counted those that it has open itself."""
+    time.sleep(0.3)
+    _, most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (files, most))
+
+
+def test_many_clients_and_few_files(model: Path, tmp_path: Path) -> None:
+    """All are answered, in turns; the log, the metrics and a reload have the files they need."""
+    with Process(model, "--log", str(tmp_path)) as server:
+        few_files(server, 64)
+        load = Load(server, clients=60)
+        server.until_says("connections wait")
+        load.until(500)
+        server.signal(signal.SIGHUP)
+        end = time.monotonic() + PATIENCE
+        while server.said().count("serving model") < 2:
+            assert time.monotonic() < end, server.said()
+            time.sleep(0.01)
+        load.until(sum(load.answered.values()) + 500)
+        assert server.get("/metrics")[0] == 200
+        load.stop()
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0, said
+    assert set(load.answered) == {200}
+    assert (load.lost, load.broken) == (0, 0)
+    assert logged(tmp_path) == set(load.ids)
+    assert "Too many open files" not in said
+
+
+@pytest.mark.parametrize("files", [30, 64])
+def test_who_is_idle_makes_room(model: Path, files: int) -> None:
+    """However few files there are, some are served."""
+    with Process(model) as server:
+        few_files(server, files)
+        first = [server.connection() for _ in range(4)]
+        for each in first:
+            assert server.ask(each, user_id="u1")[0] == 200
+            assert server.ask(each, user_id="u1")[0] == 200  # it was kept
+        idle = [server.connection() for _ in range(60)]
+        for each in idle:
+            each.connect()
+            each.request("GET", "/ping")
+        for each in idle:  # each takes the place of another
+            assert each.getresponse().status == 200
+        for each in (*first, *idle):
+            each.close()
+        server.until_says("connections wait")
+
+
 def test_all_that_wait_are_accepted_in_one_turn(model: Path) -> None:
     """uvloop by itself takes one connection in each turn of the loop."""
     config = uvicorn.Config(no_app, http=_Protocol, ws="none", lifespan="off", log_config=None)
@@ -806,9 +964,6 @@ def test_the_container_heeds_its_environment(model: Path, tmp_path: Path) -> Non
         "SAGEMAKER_BIND_TO_PORT": str(port),
         "SAGEMAKER_CONTAINER_LOG_LEVEL": "30",
     }
-    import subprocess
-    import sys
-
     with subprocess.Popen(
         [sys.executable, "-m", "fastrank_serving", "serve"],
         env=environment, stderr=subprocess.PIPE, text=True,

@@ -282,18 +282,18 @@ def _added(families: Iterable[_Family]) -> Iterator[_Family]:
 
     Prometheus's histograms are cumulative, as are their sums.
     """
-    found: dict[str, tuple[_Family, dict[tuple[object, ...], float]]] = {}
+    found: dict[str, tuple[_Family, dict[tuple[str, tuple[tuple[str, str], ...]], float]]] = {}
     for family in families:
         _, values = found.setdefault(family.name, (family, {}))
         for name, labels, value in family.samples:
             if name.endswith("_created"):  # when a worker began; the counter is older
                 continue
-            key = (name, *sorted(labels.items()))
+            key = name, tuple(sorted(labels.items()))
             before = values.get(key, 0.0)
             values[key] = max(before, value) if family.name in _ALIKE else before + value
     for family, values in found.values():
         yield family._replace(
-            samples=[(key[0], dict(key[1:]), value) for key, value in values.items()]
+            samples=[(name, dict(labels), value) for (name, labels), value in values.items()]
         )
 
 

@@ -359,7 +359,9 @@ class _Server(uvicorn.Server):
         own = self._own_files
         kept = _BEFORE_READY if own is None else own + _SPARE
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return lowest < max(most - kept, (own or 0) + _LEAST_CONNECTIONS)
+        return most == resource.RLIM_INFINITY or lowest < max(
+            most - kept, (own or 0) + _LEAST_CONNECTIONS
+        )
 
     def _wait_for_room(self, listening: socket.socket, seconds: float, why: str) -> None:
         """Make it, and look again."""
@@ -482,7 +484,8 @@ class _Workers:
         self._context = multiprocessing.get_context("spawn")
         self._board = Board(settings.workers)
         self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seats, and since when
-        self._ends: deque[float] = deque(maxlen=_ENDS * settings.workers)
+        self._most = _ENDS * settings.workers
+        self._ends: deque[float] = deque(maxlen=self._most)  # when the latest came
         self._stopping = threading.Event()
         self._woken, self._wake = os.pipe()  # ends the wait for workers to end
 
@@ -527,8 +530,13 @@ class _Workers:
                 self._stopping.wait(1.0)
             for seat in free:
                 self._start(seat)
-        self._listening.close()
+        self.close()
         return 1 if failed else 0
+
+    def close(self) -> None:
+        """Give up what the workers shared."""
+        self._listening.close()
+        self._board.close()
 
     def _start(self, seat: int) -> None:
         if self._stopping.is_set():
@@ -543,10 +551,10 @@ class _Workers:
     def _are_too_many(self, now: float) -> bool:
         """Whether this end is one too many; then the others end, too."""
         self._ends.append(now)
-        if len(self._ends) < self._ends.maxlen or now - self._ends[0] > _WITHIN:
+        if len(self._ends) < self._most or now - self._ends[0] > _WITHIN:
             return False
         if not self._stopping.is_set():
-            _LOG.error("giving up: %d workers ended within %.0f s", len(self._ends), _WITHIN)
+            _LOG.error("giving up: %d workers ended within %.0f s", self._most, _WITHIN)
             self._stop(signal.SIGTERM, None)
         return True
 

@@ -228,9 +228,7 @@ class Service:
         SIGTERM came: it answers what was accepted, and then ends.
     """
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None) -> None:
         self.settings = settings
         self.metrics = metrics
         self.engine = Engine(settings.threads, settings.queue, settings.share)
@@ -294,6 +292,7 @@ class Service:
             await asyncio.wait(self._aside)
         if self.log is not None:
             await self.engine.run(self.log.close)
+            self.tick()  # its last rows count, too, for who replaces this worker
         self.engine.close()
 
     def tick(self) -> None:

@@ -55,18 +55,19 @@ def served(
         json.dumps({"user_id": str(world.user_ids[user].item()), "k": PLACES}) for user in users
     ]
 
+    seeds = iter(rng.integers(0, 2**53, REQUESTS).tolist())
+
     async def work(app: App) -> list[bytes]:
         answers = []
-        for body in bodies:
-            reply = await call(app, "POST", "/invocations", body)
-            assert reply.status == 200
-            answers.append(reply.body)
+        with pytest.MonkeyPatch.context() as patch:  # the same log on every run
+            patch.setattr("fastrank_serving.service.draw_seed", lambda: next(seeds))
+            for body in bodies:
+                reply = await call(app, "POST", "/invocations", body)
+                assert reply.status == 200
+                answers.append(reply.body)
         return answers
 
-    with pytest.MonkeyPatch.context() as patch:  # the same log on every run
-        seeds = iter(rng.integers(0, 2**53, REQUESTS).tolist())
-        patch.setattr("fastrank_serving.service.draw_seed", lambda: next(seeds))
-        answers = with_app(model, work, policy=SERVED, log_directory=folder / "own")
+    answers = with_app(model, work, policy=SERVED, log_directory=folder / "own")
     with (folder / "capture.jsonl").open("w") as file:
         for number, (body, answer) in enumerate(zip(bodies, answers, strict=True)):
             file.write(json.dumps(captured(number, body, answer)) + "\n")

@@ -99,6 +99,8 @@ def everything(text: bool) -> list[tuple[str, str, bytes, dict[str, str]]]:
         ("POST", "/invocations", bodies[0], json_kind | {"traceparent": TRACE}),
         ("POST", "/invocations", bodies[0], {"x-amzn-sagemaker-inference-id": "i" * 300}),
         ("POST", "/invocations", b"x" * 7_000_000, json_kind),
+        ("POST", "/endpoints/any/invocations", bodies[0], json_kind),
+        ("POST", "/invocations", bodies[0], json_kind | {"content-encoding": "gzip"}),
         ("PUT", "/invocations", b"", {}),
         ("POST", "/-/reload", b"", {"origin": "http://elsewhere"}),
     ]

@@ -103,6 +103,36 @@ class TestBoard:
         assert process.exitcode == 0
         assert board.read()[1].kept.split()[0] == b"3000"
 
+    @pytest.mark.parametrize("look", range(1, 9))
+    @pytest.mark.parametrize("last", [3, 4])
+    def test_a_reader_who_is_slow_sees_nothing_older_than_before(
+        self, board: Board, look: int, last: int
+    ) -> None:
+        """While it looks at one half after the other a note is written, and the next one begun."""
+        memory = board._memory
+        for number in range(1, last + 1):
+            board.write(1, Note(b"%d" % number, b""))
+
+        class Busy:
+            """Memory that another process writes to before one of the looks at it."""
+
+            looked = 0
+
+            def __getitem__(self, at: slice) -> bytes:
+                self.looked += 1
+                if self.looked == look:
+                    board._memory = memory
+                    board.write(1, Note(b"%d" % (last + 1), b""))
+                    next_half = 1 - board._latest(1).half
+                    memory[(2 + next_half) * board_module._HALF] ^= 0xFF
+                    board._memory = self  # type: ignore[assignment]
+                return memory[at]
+
+        board._memory = Busy()  # type: ignore[assignment]
+        found = int(board._latest(1).note.kept)
+        board._memory = memory
+        assert found in (last, last + 1)
+
     def test_its_memory_cannot_be_cut(self, board: Board) -> None:
         """Or those who have it mapped would end by SIGBUS."""
         with pytest.raises(PermissionError):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 __all__ = ["Board", "Note"]
 
 _HALF = 65_536  # bytes
+_LOOKS = 1000  # at a seat, until two agree: its writer is not so fast
 _HEAD = struct.Struct("=QII")  # number, lengths of both parts
 _SUM = struct.Struct("=I")  # of the head and the parts
 _ROOM = _HALF - _HEAD.size - _SUM.size
@@ -99,15 +100,21 @@ class Board:
 
     def _latest(self, seat: int) -> _Written:
         """Of the halves that are whole the one that was written last."""
-        return max(self._half(seat, half) for half in (0, 1))
+        latest = max(self._half(seat, half) for half in (0, 1))
+        for _ in range(_LOOKS):  # one may meet each half as it is being written, or before
+            before, latest = latest, max(self._half(seat, half) for half in (0, 1))
+            if latest.number == before.number:
+                break
+        return latest
 
     def _half(self, seat: int, half: int) -> _Written:
         """Number 0, if it is not whole: it is being written, or never was."""
         at = (2 * seat + half) * _HALF
-        found = self._memory[at : at + _HALF]
-        number, kept, live = _HEAD.unpack_from(found, _SUM.size)
-        content = found[_SUM.size : _SUM.size + _HEAD.size + kept + live]
-        if zlib.crc32(content) != _SUM.unpack_from(found)[0]:
+        head = self._memory[at : at + _SUM.size + _HEAD.size]
+        number, kept, live = _HEAD.unpack_from(head, _SUM.size)
+        end = at + min(_HALF, len(head) + kept + live)
+        content = head[_SUM.size :] + self._memory[at + len(head) : end]
+        if zlib.crc32(content) != _SUM.unpack_from(head)[0]:
             return _Written(0, half, Note(b"", b""))
         parts = content[_HEAD.size :]
         return _Written(number, half, Note(parts[:kept], parts[kept:]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,8 @@ def served(
 ) -> dict[str, Path]:
     """The log by its ways, and the clicks."""
     folder = tmp_path_factory.mktemp("served")
-    began = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
+    # An hour ago, so that the window of all clicks is closed.
+    began = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
     rng = np.random.default_rng(3)
     users = rng.integers(0, len(world.user_ids), REQUESTS)
     bodies = [
@@ -61,6 +61,7 @@ def served(
         answers = []
         with pytest.MonkeyPatch.context() as patch:  # the same log on every run
             patch.setattr("fastrank_serving.service.draw_seed", lambda: next(seeds))
+            patch.setattr("time.time_ns", lambda: int(began.timestamp()) * 10**9)
             for body in bodies:
                 reply = await call(app, "POST", "/invocations", body)
                 assert reply.status == 200
@@ -70,7 +71,7 @@ def served(
     answers = with_app(model, work, policy=SERVED, log_directory=folder / "own")
     with (folder / "capture.jsonl").open("w") as file:
         for number, (body, answer) in enumerate(zip(bodies, answers, strict=True)):
-            file.write(json.dumps(captured(number, body, answer)) + "\n")
+            file.write(json.dumps(captured(number, body, answer, began)) + "\n")
     with LogWriter(folder / "captured") as log:
         for table in from_data_capture(folder / "capture.jsonl"):
             log.append_table(table)
@@ -84,12 +85,12 @@ def served(
             for item, click in zip(answer["item_ids"], row, strict=True):
                 if click:
                     reward = {"request_id": answer["request_id"], "item_id": item,
-                              "reward": 1.0, "ts": began}  # fmt: skip
+                              "reward": 1.0, "ts": began.isoformat()}  # fmt: skip
                     file.write(json.dumps(reward) + "\n")
     return {name: folder / name for name in ("own", "captured", "clicks.jsonl")}
 
 
-def captured(number: int, request: str, answer: bytes) -> dict[str, Any]:
+def captured(number: int, request: str, answer: bytes, served_at: datetime) -> dict[str, Any]:
     """A line of Data Capture; every other one is base64."""
 
     def part(mode: str, data: str) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def captured(number: int, request: str, answer: bytes) -> dict[str, Any]:
         },
         "eventMetadata": {
             "eventId": f"event-{number}",
-            "inferenceTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "inferenceTime": served_at.isoformat(),
         },
         "eventVersion": "0",
     }
@@ -123,10 +124,9 @@ def test_the_estimate_covers_the_truth(
         served[way],
         served["clicks.jsonl"],
         tmp_path / "joined",
-        window=timedelta(microseconds=1),  # closed by now; the clicks' clock is behind
+        window=timedelta(minutes=30),
         as_of=datetime.now(UTC),
         kind="positives",
-        skew="1h",
     )
     assert summary.rows_written == REQUESTS
     assert summary.rewards_unlogged == 0

@@ -160,18 +160,18 @@ def test_what_would_take_too_long_by_itself_is_refused(monkeypatch: pytest.Monke
         assert (caught.value.status, caught.value.code) == (422, "too_dear")
         assert "about 10 s" in str(caught.value)
         assert own.inside == 0
-        await own.rank(job(1, policy=slow, k=100, deadline=time.monotonic() + 20.0))
+        await own.rank(job(1, policy=slow, k=100, deadline=time.monotonic() + 200.0))
 
     run(work)
 
 
 def test_work_that_waits_is_counted(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it is, and not by requests: what would come too late is refused at once."""
-    monkeypatch.setattr(engine, "_AT_BEST", 5 * job(1).priced())
+    monkeypatch.setattr(engine, "_AT_BEST", 5 * job(1).priced() / 1000)
 
     async def work(own: Engine) -> None:
-        deadline = time.monotonic() + 1.0
-        tasks = [asyncio.create_task(own.rank(job(i, deadline=deadline + 30))) for i in range(4)]
+        deadline = time.monotonic() + 1000.0
+        tasks = [asyncio.create_task(own.rank(job(i, deadline=deadline + 9000))) for i in range(4)]
         await until(lambda: own.inside == 4)
         with pytest.raises(ProblemError) as caught:
             await own.rank(job(5, deadline=deadline))
@@ -179,7 +179,7 @@ def test_work_that_waits_is_counted(held: Held, monkeypatch: pytest.MonkeyPatch)
         held.go.set()
         await asyncio.gather(*tasks)
         assert own._work == 0
-        await own.rank(job(6, deadline=time.monotonic() + 1.0))
+        await own.rank(job(6, deadline=time.monotonic() + 1000.0))
 
     run(work)
 

@@ -66,7 +66,7 @@ _LINES_MOST = 100_000  # of a batch
 _LONG = 64  # lines; of shorter ones several are answered at a time
 _ANSWERS_BYTES = 64 << 20  # to one
 _TURN = 0.005  # seconds for which a batch may keep the loop
-_LARGE = 65_536  # bytes of a body, from which on they are read one at a time
+_SMALL = 65_536  # bytes of a body, beyond which they are read one at a time
 # Bytes that a request holds once it is read, for an id and a number; and a line of a batch.
 _ID_BYTES, _NUMBER_BYTES, _LINE_BYTES = 64, 32, 100
 
@@ -106,6 +106,7 @@ class App:
         self._load_first = load_first
         self.on_failure: Any = None  # called when the model could not be loaded
         self._others = _others(self)
+        self._small = min(_SMALL, service.settings.max_body)
         self._memory = _Memory(service.settings.max_held)
         self._reading = asyncio.Lock()
         self._long_batch = asyncio.Lock()
@@ -147,7 +148,7 @@ class App:
             extra[_CUSTOM] = custom
         kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
         request_id: str | None = None
-        held = _Held(self._memory)
+        held: _Held | None = None
         try:
             if kind not in (_JSON, b"", *_LINES):
                 raise ProblemError(
@@ -158,8 +159,8 @@ class App:
                     value=kind.decode("latin-1"),
                     allowed=["application/json", "application/jsonlines"],
                 )
-            coding = headers.get(b"content-encoding", b"identity").strip().lower()
-            if coding != b"identity":
+            coding = headers.get(b"content-encoding")
+            if coding is not None and coding.strip().lower() != b"identity":
                 raise ProblemError(
                     415,
                     "unsupported_media_type",
@@ -175,14 +176,20 @@ class App:
                     f"{_INFERENCE_ID.decode()}: at most {MAX_TEXT} characters",
                     field=_INFERENCE_ID.decode(),
                 )
-            body = await self._body(scope, headers, receive, held)
+            message = await receive()
+            body: bytes = message.get("body", b"")
+            # Nearly all are whole and small, and nothing waits while they are read.
+            if len(body) > self._small or message.get("more_body", True) or LATE in scope:
+                held = _Held(self._memory)
+                body = await self._body(message, scope, headers, receive, held)
             trace = traceparent_of(scope["headers"]) if _TRACEPARENT in headers else None
             if kind in _LINES:
+                held = held or _Held(self._memory)
                 answer = await self._lines(body, inference_id, trace, held)
                 await self._send(send, 200, answer, extra, kind)
                 return
-            request = await self._read(body, held) if len(body) > _LARGE else parse(body)
-            del body
+            request = parse(body) if held is None else await self._read(body, held)
+            del body, message
             origin = origin_of(request, inference_id, trace)
             request_id = origin.request_id
             answer = await self.service.answer(request, origin)
@@ -201,15 +208,17 @@ class App:
             await self._refuse(send, _internal(), request_id, extra)
             return
         finally:
-            held.give_back()
+            if held is not None:
+                held.give_back()
         await self._send(send, 200, answer, extra)
 
-    async def _body(self, scope: Scope, headers: Headers, receive: Receive, held: _Held) -> bytes:
+    async def _body(
+        self, message: Message, scope: Scope, headers: Headers, receive: Receive, held: _Held
+    ) -> bytes:
         limit = self.service.settings.max_body
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise _too_large(limit)
-        message = await receive()
         parts: list[bytes] = []
         size = 0
         while True:
@@ -228,7 +237,9 @@ class App:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _read(self, body: bytes, held: _Held) -> Request:
-        """A large body: others get their turn between two of them."""
+        """A body that may be large: others get their turn between two of those."""
+        if len(body) <= _SMALL:
+            return parse(body)
         async with self._reading:
             await asyncio.sleep(0)
             request = parse(body)

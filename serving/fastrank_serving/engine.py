@@ -91,12 +91,15 @@ class Job(msgspec.Struct, eq=False):
     @property
     def ids(self) -> int:
         """Of its filters."""
-        return sum(len(ids) for ids in (self.exclude, self.allow) if ids is not None)
+        exclude, allow = self.exclude, self.allow
+        return (0 if exclude is None else len(exclude)) + (0 if allow is None else len(allow))
 
     def prepare(self) -> None:
         """Make ids of what a request has as text; a ProblemError naming the word that is none."""
-        self.exclude = _as_ids("exclude", self.exclude, self.catalog)
-        self.allow = _as_ids("allow", self.allow, self.catalog)
+        if self.exclude is not None:
+            self.exclude = _as_ids("exclude", self.exclude, self.catalog)
+        if self.allow is not None:
+            self.allow = _as_ids("allow", self.allow, self.catalog)
 
     def priced(self) -> int:
         """About how much work it is, in multiply-adds."""
@@ -109,8 +112,9 @@ class Job(msgspec.Struct, eq=False):
             other = _PER_SAMPLER.get(self.policy.sampler)
             work = _ENTRY * k + (n * d if other is None else other(n, d, k))
         work += _ID * cut
-        # A step of an expression has some four characters, and takes two multiply-adds an item.
-        work += n * len(self.score or "") // 2
+        if self.score is not None:
+            # A step of an expression has some four characters, and takes two multiply-adds an item.
+            work += n * len(self.score) // 2
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:
@@ -257,7 +261,9 @@ class Engine:
             self._work -= job.work
 
     def _admit(self, job: Job, seconds: float) -> None:
-        """Refuse what would only be late, and make others so."""
+        """Refuse what would only be late, and make others so; what is late already is told so."""
+        if seconds <= 0.0:
+            return
         if job.work > _PASS_WORK * seconds:
             raise ProblemError(
                 422,
@@ -338,8 +344,6 @@ class Engine:
 
 def _as_ids(name: str, ids: Any, catalog: Scorer) -> Any:
     """A filter as the catalog's ids; text that says an integer is one, where ids are."""
-    if ids is None:
-        return None
     like = catalog.item_ids
     try:
         return ids_from_text(name, ids, like)

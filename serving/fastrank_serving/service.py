@@ -358,6 +358,9 @@ class Service:
             raise out_of_range("k", request.k, f"1 to {settings.max_k}")
         if request.m is not None and not 1 <= request.m <= MAX_M:
             raise out_of_range("m", request.m, f"1 to {MAX_M}")
+        for name, ids in (("exclude", request.exclude), ("allow", request.allow)):
+            if ids is not None and len(ids) > settings.max_ids:
+                raise out_of_range(name, len(ids), f"at most {settings.max_ids} ids")
         policy = policy_of(request, loaded.policy, loaded.models_policy)
         query, user_temperature, is_fallback = self._query(loaded, request)
         if is_fallback and loaded.fallback is not None:
@@ -387,8 +390,8 @@ class Service:
             policy=policy.with_sampler("cached") if has_table else policy,
             has_table=has_table,
             seed=seed,
-            exclude=self._filter("exclude", request.exclude),
-            allow=self._filter("allow", request.allow),
+            exclude=request.exclude,
+            allow=request.allow,
             score=request.score,
             params=request.params,
             deadline=began + settings.deadline,
@@ -455,11 +458,6 @@ class Service:
                 )
             return loaded.nobody, None, True
         return found.query, found.temperature, False
-
-    def _filter(self, name: str, ids: list[int | str] | None) -> list[int | str] | None:
-        if ids is not None and len(ids) > self.settings.max_ids:
-            raise out_of_range(name, len(ids), f"at most {self.settings.max_ids} ids")
-        return ids
 
     def _log_rows(self) -> None:
         """Hand what was answered to the log: many at a time take half of what each takes alone."""

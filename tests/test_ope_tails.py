@@ -45,6 +45,22 @@ def test_sizes_that_end_somewhere_are_worth_more() -> None:
     assert 0.03 * 2000 < expected(values) < 0.217 * 2000
 
 
+@pytest.mark.parametrize(
+    ("prices", "bought"),
+    [((9, 49, 499), (60, 30, 10)), ((9, 99, 999), (180, 60, 10)), ((9, 11, 99), (90, 30, 10))],
+)
+def test_prices_end_at_the_highest(prices: tuple[int, ...], bought: tuple[int, ...]) -> None:
+    """Three prices of subscriptions; ten at the highest are worth that many by themselves."""
+    assert expected(np.repeat(np.array(prices, float), bought)) >= 10
+
+
+def test_long_tails_have_no_such_end() -> None:
+    """Where the largest of 120 is missing, few logs look as if sizes ended."""
+    rng = np.random.default_rng(6)
+    logs = [np.sort(rng.lognormal(0.0, 2.5, 120))[:-1] for _ in range(500)]
+    assert np.quantile([expected(sizes) for sizes in logs], 0.95) < 8.0
+
+
 def test_equal_rewards_are_worth_their_number() -> None:
     assert expected(np.repeat([0.0, 7.0], [50, 40])) == 40.0
     assert expected(np.zeros(3)) == 0.0

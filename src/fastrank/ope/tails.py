@@ -34,8 +34,9 @@ def expected_ess(counts: IntArray) -> float:
     """``n exp(-s^2)``: effective rewarded rows of n lognormal sizes whose logs have the sd s.
 
     s is of the upper half, since that bears the mean: the root mean square above the median, or
-    what the fifth largest says, if that is less, as it is for sizes that end somewhere. With fewer
-    than ten rewards it is n.
+    what the fifth largest says, if that is less, as it is for sizes that end somewhere. It is at
+    least the number within a doubling of the largest: prices have many there, long tails one or
+    two. With fewer than ten rewards it is n.
     """
     n = int(counts.sum())
     if n < _FEW:
@@ -47,4 +48,6 @@ def expected_ess(counts: IntArray) -> float:
     variance = float(above @ np.square(logs - median)) / (n / 2)
     reach = logs[np.searchsorted(up_to, n - _HIGH + 1)] - median
     deviates = NormalDist().inv_cdf(1.0 - (_HIGH - 0.5) / n)
-    return float(n * np.exp(-min(variance, (reach / deviates) ** 2)))
+    expected = float(n * np.exp(-min(variance, (reach / deviates) ** 2)))
+    largest = int(np.flatnonzero(counts)[-1])
+    return max(expected, float(counts[max(largest - _PER_OCTAVE, 0) + 1 : largest + 1].sum()))

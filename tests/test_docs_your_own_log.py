@@ -38,17 +38,17 @@ def test_blocks_run(
             result = run(*arguments)
             assert (program, result.exit_code) == ("fastrank", 0), result.output
             said.append(result.stdout)
-    first, missing, _, command, lists, broken, obp, _, vw, _, arrays = said
+    first, missing, _, command, lists, broken, obp, _, vw, _, _, _, joined, arrays = said
     assert first.startswith("ok new would earn")
     assert "more than the logging policy" in first
     assert "no column named 'banners'; did you mean 'banner'?" in missing
     # By one leading estimator or another, as the rows suggest.
     values = [
         float(found[1])
-        for each in (first, command, lists, obp)
+        for each in (first, command, lists, obp, joined)
         if (found := re.search(r"new\s+would\s+earn\s+(\S+)", each))
     ]
-    assert values == pytest.approx([values[0]] * 4, abs=0.005)
+    assert values == pytest.approx([values[0]] * 5, abs=0.005)
     assert "'propensity not in (0, 1]': 1" in broken
     assert "'row': 4, 'detail': 'p: 0.0'" in broken
     assert "first" in vw

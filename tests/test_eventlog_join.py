@@ -858,6 +858,16 @@ class TestRefusals:
         assert drain(tmp_path / "out")[0][0]["rewards"] == [1, 1, 0]
 
 
+
+def test_rows_without_a_time_have_no_window(tmp_path: Path) -> None:
+    """A table that named no time: every reward would be too late, and every ranking earn 0."""
+    log = write_log(tmp_path / "log", row(1, request_id="a"), row(2, ts=0))
+    rewards = write_rewards(tmp_path / "r.csv", reward("a", 1))
+    with pytest.raises(ValueError, match=r"a\.parquet: row 1: ts: 1970-01-01, .* \(`time`\)"):
+        join(log, rewards, tmp_path / "out", window=HOUR, as_of=LATER, kind="positives")
+    assert not (tmp_path / "out").exists()
+
+
 def test_lengths_and_moments() -> None:
     assert parse_window("90s") == timedelta(seconds=90)
     assert parse_window("1.5h") == timedelta(minutes=90)

@@ -160,6 +160,7 @@ def join(
                 )
                 found.start(len(given))
             _refuse_rewards(batch)
+            _refuse_timeless(batch)
             joined = _joined(batch, given, found, summary, spans, kind, repeats)
             if joined is not None:
                 result.add(joined, batch)
@@ -358,6 +359,16 @@ def _refuse_rewards(batch: LogBatch) -> None:
         row = int(np.flatnonzero(rewards.is_valid().to_numpy(zero_copy_only=False))[0])
         raise ValueError(
             f"{batch.source}: row {batch.rows[row]}: has rewards already; join the log as it was"
+        )
+
+
+def _refuse_timeless(batch: LogBatch) -> None:
+    served = batch.table.column("ts").cast(pa.int64()).to_numpy()
+    if (served == 0).any():
+        row = batch.rows[int(np.flatnonzero(served == 0)[0])]
+        raise ValueError(
+            f"{batch.source}: row {row}: ts: 1970-01-01, which stands for no time, so no window can"
+            " be told; name the column of times where the log is made (`time`)"
         )
 
 

@@ -864,7 +864,7 @@ def test_rows_without_a_time_have_no_window(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", row(1, request_id="a"), row(2, ts=0))
     rewards = write_rewards(tmp_path / "r.csv", reward("a", 1))
     with pytest.raises(ValueError, match=r"a\.parquet: row 1: ts: 1970-01-01, .* \(`time`\)"):
-        join(log, rewards, tmp_path / "out", window=HOUR, as_of=LATER, kind="positives")
+        join(log, rewards, tmp_path / "out", window="1h", as_of=LATER, kind="positives")
     assert not (tmp_path / "out").exists()
 
 

@@ -49,6 +49,23 @@ def actions(places: int | None = None) -> tuple[dict[str, Any], Any]:
 
 
 @pytest.mark.parametrize("places", [None, 3])
+def test_the_law_of_obp_agrees_with_its_propensities(places: int | None) -> None:
+    feedback, law = actions(places)
+    feedback["pi_b"] = np.full(law.shape, 1 / feedback["n_actions"])
+    right = ope.evaluate_table(from_obp(feedback, {"new": law}))
+    assert right.policies[0].status == "ok"
+    feedback["pscore"][7] = np.nan  # set aside, by its own reason
+    assert from_obp(feedback, {"new": law}).policies == {"new": "new"}
+    feedback["pi_b"][41, feedback["action"][41]] += 0.05
+    feedback["pi_b"][41, feedback["action"][41] - 1] -= 0.05
+    with pytest.raises(ValueError, match=r"feedback\['pscore'\]: row 41: 0.2, where .*pi_b.* 0.25 "):
+        from_obp(feedback, {"new": law})
+    feedback["pi_b"] = feedback["pi_b"][:5]
+    with pytest.raises(ValueError, match=r"feedback\['pi_b'\]: expected the probabilities of all"):
+        from_obp(feedback, {"new": law})
+
+
+@pytest.mark.parametrize("places", [None, 3])
 def test_single_actions_of_obp(places: int | None) -> None:
     feedback, law = actions(places)
     log = from_obp(feedback, {"new": law, "uniform": fr.Uniform()})

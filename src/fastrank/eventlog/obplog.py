@@ -29,8 +29,8 @@ def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
     feedback : mapping of str to array_like
         What obp calls bandit feedback. Of single actions: `action` (n,), `reward`, `pscore`, and
         `position` if the lists have several places: there each is a row of its own, and the
-        position context. Of slates, a row an item: `slate_id`, `position` from 0, `action`,
-        `reward`, and `pscore_cascade`, of all items down to the place, or `pscore`, of the whole
+        position context; `pscore` must agree with `pi_b`, the law over all actions, if that is
+        there. Of slates, a row an item: `slate_id`, `position` from 0, `action`, `reward`, and `pscore_cascade`, of all items down to the place, or `pscore`, of the whole
         slate; and `pscore_item_position` for iips. Arrays of shape (slates, places) need neither
         `slate_id` nor `position`. Other entries are not looked at.
     evaluation : mapping of str to array_like, mapping or Policy, optional
@@ -98,13 +98,22 @@ def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Tabl
     if feedback.get("position") is not None:
         place = columns["position"] = _integers("position", feedback["position"], n)
     n_actions = _count(feedback, "n_actions", action)
+    if feedback.get("pi_b") is not None:
+        pscore = columns["pscore"]
+        law = _chosen("feedback['pi_b']", feedback["pi_b"], action, place, n_actions)
+        off = np.flatnonzero(np.abs(pscore - law) > _AGREE * law)
+        if len(off):
+            raise ValueError(
+                f"feedback['pscore']: row {off[0]}: {pscore[off[0]]:g}, where feedback['pi_b'] has"
+                f" {law[off[0]]:g} for the action"
+            )
     policies: dict[str, str | Policy] = {}
     for label, given in evaluation.items():
         if isinstance(given, Policy):
             policies[label] = given
             continue
         name = _free(label, columns)
-        columns[name] = _chosen(label, given, action, place, n_actions)
+        columns[name] = _chosen(f"evaluation[{label!r}]", given, action, place, n_actions)
         policies[label] = name
     return TableLog(
         columns,
@@ -120,21 +129,21 @@ def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Tabl
 
 
 def _chosen(
-    label: str, given: Any, action: IntArray, place: IntArray, n_actions: int | None
+    what: str, given: Any, action: IntArray, place: IntArray, n_actions: int | None
 ) -> FloatArray:
-    """The policy's probability of each row's action, from its law over all."""
-    law = as_real(f"evaluation[{label!r}]", given)
+    """A policy's probability of each row's action, from its law over all."""
+    law = as_real(what, given)
     law = law[:, :, None] if law.ndim == 2 else law
     fits = law.ndim == 3 and len(law) == len(action)
     if not fits or action.max(initial=0) >= law.shape[1] or place.max(initial=0) >= law.shape[2]:
         raise ValueError(
-            f"evaluation[{label!r}]: expected the probabilities of all actions,"
+            f"{what}: expected the probabilities of all actions,"
             f" ({len(action)}, over {action.max(initial=0)}) or with a third axis of over"
             f" {place.max(initial=0)} positions; got shape {np.shape(given)}"
         )
     if n_actions is not None and law.shape[1] != n_actions:
         raise ValueError(
-            f"evaluation[{label!r}]: expected the probabilities of feedback['n_actions'],"
+            f"{what}: expected the probabilities of feedback['n_actions'],"
             f" {n_actions} actions; got {law.shape[1]}"
         )
     rows = np.arange(len(action))
@@ -142,7 +151,7 @@ def _chosen(
     off = np.flatnonzero(~(np.abs(sums - 1.0) <= 1e-4))
     if len(off):
         raise ValueError(
-            f"evaluation[{label!r}]: row {off[0]}: the probabilities of all actions sum to"
+            f"{what}: row {off[0]}: the probabilities of all actions sum to"
             f" {sums[off[0]]:g}, not to 1"
         )
     return np.asarray(law[rows, action, place], np.float64)

@@ -13,6 +13,7 @@ import pytest
 from fastrank import ope
 from fastrank.ope.batch import FLAT_ARRAYS, PLACE_ARRAYS
 from fastrank.ope.estimators import Ips, _Mean
+from fastrank.ope.verdict import explain
 
 Array: TypeAlias = npt.NDArray[np.float64]
 EXACT = 1e-9
@@ -703,6 +704,21 @@ def test_one_place_whose_mean_weight_strays_is_enough() -> None:
     assert found.diagnostics.mean_weight == pytest.approx(1.03)
     assert found.diagnostics.mean_weight_z == pytest.approx(3.06, abs=0.2)
     assert found.reasons == ("mean_weight",)
+
+
+def test_propensities_are_not_blamed_for_what_chance_explains() -> None:
+    """Both means are .06 off: of 500 rows by 1.4 standard errors, of 50,000 by 14."""
+    limits = ope.Thresholds()
+    said = []
+    for n in (500, 50_000):
+        found = iid("ips", weighted(spread_weights(1.06, n), np.ones(n)))
+        assert found.reasons == ("mean_weight",)
+        said.append(explain("mean_weight", found, 0.0, limits))
+    few, many = said
+    assert "too few rows are like the policy's, or" in few
+    assert "too far from 1: propensities of one side are not true" in many
+    assert few.endswith(": 1.06 (within 0.05)")
+    assert many.endswith(": 1.06 (within 0.05)")
 
 
 def test_thresholds_can_be_set() -> None:

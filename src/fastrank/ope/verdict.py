@@ -7,6 +7,11 @@ from fastrank.ope.results import REASONS, Difference, Estimate, missing_weight
 
 __all__ = ["explain", "verdict"]
 
+_UNTOLD = (
+    "the mean weight is too far from 1, as it is where too few rows are like the policy's, or where"
+    " propensities of one side are not true"
+)
+
 
 def verdict(
     label: str,
@@ -130,6 +135,8 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
         worst = max(found.by_place, key=lambda place: abs(place["mean_weight_z"] or 0.0))
         z = worst["mean_weight_z"] or 0.0
         if abs(found.mean_weight - 1.0) > thresholds.mean_weight or not z:
+            if abs(z) <= thresholds.mean_weight_z:
+                words = _UNTOLD
             return f"{words}: {found.mean_weight:.3g} (within {thresholds.mean_weight:g})"
         most = f"at most {thresholds.mean_weight_z:g}"
         return f"{words}: {worst['mean_weight']:.4g}, {abs(z):.3g} standard errors off ({most})"

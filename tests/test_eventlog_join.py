@@ -858,7 +858,6 @@ class TestRefusals:
         assert drain(tmp_path / "out")[0][0]["rewards"] == [1, 1, 0]
 
 
-
 def test_rows_without_a_time_have_no_window(tmp_path: Path) -> None:
     """A table that named no time: every reward would be too late, and every ranking earn 0."""
     log = write_log(tmp_path / "log", row(1, request_id="a"), row(2, ts=0))

@@ -58,7 +58,7 @@ def test_the_law_of_obp_agrees_with_its_propensities(places: int | None) -> None
     assert from_obp(feedback, {"new": law}).policies == {"new": "new"}
     feedback["pi_b"][41, feedback["action"][41]] += 0.05
     feedback["pi_b"][41, feedback["action"][41] - 1] -= 0.05
-    with pytest.raises(ValueError, match=r"feedback\['pscore'\]: row 41: 0.2, where .*pi_b.* 0.25 "):
+    with pytest.raises(ValueError, match=r"\['pscore'\]: row 41: 0.2, where .*pi_b.* 0.25 "):
         from_obp(feedback, {"new": law})
     feedback["pi_b"] = feedback["pi_b"][:5]
     with pytest.raises(ValueError, match=r"feedback\['pi_b'\]: expected the probabilities of all"):

@@ -30,8 +30,9 @@ def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
         What obp calls bandit feedback. Of single actions: `action` (n,), `reward`, `pscore`, and
         `position` if the lists have several places: there each is a row of its own, and the
         position context; `pscore` must agree with `pi_b`, the law over all actions, if that is
-        there. Of slates, a row an item: `slate_id`, `position` from 0, `action`, `reward`, and `pscore_cascade`, of all items down to the place, or `pscore`, of the whole
-        slate; and `pscore_item_position` for iips. Arrays of shape (slates, places) need neither
+        there. Of slates, a row an item: `slate_id`, `position` from 0, `action`, `reward`, and
+        `pscore_cascade`, of all items down to the place, or `pscore`, of the whole slate; and
+        `pscore_item_position` for iips. Arrays of shape (slates, places) need neither
         `slate_id` nor `position`. Other entries are not looked at.
     evaluation : mapping of str to array_like, mapping or Policy, optional
         By label, an evaluation policy. Of single actions its `action_dist`: (n, actions) or

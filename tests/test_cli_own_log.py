@@ -157,6 +157,13 @@ def test_options_of_other_formats_are_refused_by_name(arguments: list[str], word
     assert words in refused("evaluate", *arguments)
 
 
+def test_a_table_without_the_format_is_told_of_it(log: Path) -> None:
+    result = run("evaluate", log, "--column", "new=p_new")
+    assert result.exit_code == 2
+    assert "log.csv: neither Parquet nor an Arrow stream" in " ".join(result.output.split())
+    assert "--format table" in result.output
+
+
 def test_policies_that_want_a_model_are_refused(log: Path) -> None:
     arguments = ["evaluate", "--format", "table", log, *OPTIONS]
     said = refused(*arguments, "--policy", "deterministic")

@@ -218,7 +218,10 @@ def open_stream(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     try:
         reader = pa.ipc.open_stream(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise pa.ArrowInvalid(f"not an Arrow stream: {error}") from None
+        raise pa.ArrowInvalid(
+            "neither Parquet nor an Arrow stream, as logs of fastrank's are (a table of another"
+            f" making is read by `from_table`, or --format table): {error}"
+        ) from None
     return reader.schema, _whole_batches(reader, file)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastrank.marginals import position_marginals
 from fastrank.policies import PlackettLuce
 
-__all__ = ["DESIGNS", "Design", "Log", "modelled", "on_a_page"]
+__all__ = ["BEYOND", "DESIGNS", "Design", "Log", "modelled", "on_a_page"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -106,6 +106,21 @@ def revenue(sigma: float, users: int, typical: float = 0.02) -> Design:
 
     value, logged = means(of_items)
     return Design(draw, value * np.exp(sigma**2 / 2), logged * np.exp(sigma**2 / 2))
+
+
+def power_law(exponent: float, users: int) -> Design:
+    """Pareto, where something is bought: its variance is infinite up to an exponent of 2."""
+    of_items = rates(0.02)
+
+    def draw(rng: np.random.Generator) -> Log:
+        user, _ = active_users(rng, users, 7.0, 0.8)
+        arm = arms(rng, len(user))
+        buys = rng.random(len(user)) < np.minimum(of_items[arm], 1.0)
+        return one_place(arm, buys * (1.0 + rng.pareto(exponent, len(user))), user)
+
+    value, logged = means(of_items)
+    mean = exponent / (exponent - 1.0)
+    return Design(draw, value * mean, logged * mean)
 
 
 def active_buyers(users: int, activity: float, own: float) -> Design:
@@ -375,4 +390,9 @@ DESIGNS: dict[str, Callable[[], Design]] = {
     "temperature and clicks by weekday": lambda: weekdays(10_000, 2000),
     "clickless rows kept at .1": lambda: sampled(20_000, 0.1),
     "24 seeds for all": lambda: shared_seeds(24, 3000),
+}
+# Tails that no bulk tells: no status can, and the documentation says so.
+BEYOND: dict[str, Callable[[], Design]] = {
+    "Pareto revenue, exponent 1.5": lambda: power_law(1.5, 2000),
+    "Pareto revenue, exponent 1.2": lambda: power_law(1.2, 2000),
 }

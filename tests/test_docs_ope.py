@@ -77,6 +77,7 @@ def test_limits_are_the_defaults() -> None:
     assert f"than {limits.difference_reward_ess:g} for a difference" in said["reward_ess"]
     assert f"fewer than {limits.difference_reward_ess:g}." in said["long_tail"]
     assert f"over {limits.mean_weight_z:g} standard errors" in said["mean_weight"]
+    assert f"over {limits.reward_model:g} standard errors" in said["reward_model"]
     assert f"Over {limits.behaviour:g} paired standard errors" in said["behaviour"]
     assert f"Over {100 * limits.set_aside:g} %" in said["set_aside"]
     assert f"{100 * limits.malformed:g} %" in PAGE

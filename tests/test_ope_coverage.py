@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from designs import DESIGNS, modelled, on_a_page
+from designs import BEYOND, DESIGNS, modelled, on_a_page
 from scipy.special import ndtri
 from support import DRAWS
 
@@ -169,7 +169,7 @@ class Outcome:
 
 def run_design(name: str, runs: int = RUNS // 2) -> Outcome:
     """The leading estimate of each log, and its difference, as `ope.evaluate` has them."""
-    design = DESIGNS[name]()
+    design = (DESIGNS | BEYOND)[name]()
     truths = design.value, design.value - design.logged
     rng = np.random.default_rng(7)
     covers, flagged, leads = np.zeros((runs, 2)), np.zeros((runs, 2)), 0
@@ -316,6 +316,16 @@ def test_a_reward_model_that_contradicts_itself_is_flagged(spoiled: str) -> None
     found = run_modelled("other", spoiled, runs=60)
     assert found.flagged[0] > 0.8
     assert found.flagged[1] > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_no_log_shows_is_not_far_off(name: str) -> None:
+    """Known to fall short: docs/ope.md has the figures."""
+    found = run_design(name)
+    print(f"{name}: value covers {found.covers[0]:.3f}, difference {found.covers[1]:.3f}")
+    print(f"{name}: flagged {found.flagged[0]:.3f}, {found.flagged[1]:.3f}")
+    assert found.covers[0] > 0.75
 
 
 def few_clicks(runs: int = 1000) -> float:

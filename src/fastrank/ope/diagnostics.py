@@ -60,6 +60,9 @@ class Thresholds:
     clusters : float
         Least effective number of users (`effective_clusters`), by their rows, that an interval is
         made from.
+    reward_model : float
+        Largest distance, in standard errors, between what a reward model says of what was shown,
+        weighted, and its means.
     behaviour : float
         Largest distance, in standard errors, between estimates that assume less and more of how
         people behave.
@@ -85,6 +88,7 @@ class Thresholds:
     set_aside: float = 0.05
     clipped: float = 0.4
     clusters: float = 30.0
+    reward_model: float = 3.0
     behaviour: float = 3.0
     behaviour_error: float = 0.5
 

@@ -371,7 +371,7 @@ def _reasons(
             if steady and 1.0 - min([1.0, *strayed]) > thresholds.uncovered:
                 found.append("uncovered")
         believed = not {"mean_weight", "uncovered"} & {*found}
-        if believed and abs(estimator.model_z) > thresholds.mean_weight_z:
+        if believed and abs(estimator.model_z) > thresholds.reward_model:
             found.append("reward_model")
     return found
 

@@ -201,7 +201,7 @@ def test_a_models_own_score_and_its_tables(
         for other in ({"params": {"half_life": 3}}, {"score": "dot"}):
             assert (await ask(app, **asked, **other)).json()["made_by"] == "pass"
         document = (await call(app, "GET", "/openapi.json")).json()
-        score = document["components"]["schemas"]["Request"]["properties"]["score"]
+        score = document["components"]["schemas"]["UserRequest"]["properties"]["score"]
         assert "By default fresh." in score["description"]
 
     with_app(tmp_path / "own", work, score_functions=functions)

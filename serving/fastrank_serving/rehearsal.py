@@ -69,7 +69,7 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
     # A table would be made, and kept.
     types = [name for name in fr.INFERENCE_TYPES if fr.policy(name).sampler not in TABLED]
     functions = [path.rpartition(":")[2] for path in settings.score_functions]
-    one: dict[str, Any] = {"k": 1}
+    one: dict[str, Any] = {"k": 1, "seed": 1}  # nothing that is drawn decides whether it serves
     if _can_be_sent(item):
         one["allow"] = [item]  # the cheapest of all rankings
     bodies: list[dict[str, Any]] = [
@@ -96,7 +96,10 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
     for user in users:
         yield _Asked("GET", "/explorer/users", query=urlencode({"prefix": user[:1]}))
         path = f"/1/recommended-items/{quote(user)}"
-        for text in ("k=1&inference_type=uniform&params=%7B%7D&exclude=%22a%22,1", "k=1&k=1"):
+        for text in (
+            "k=1&seed=1&inference_type=uniform&params=%7B%7D&exclude=%22a%22,1",
+            "k=1&k=1",
+        ):
             yield _Asked("GET", path, query=text)
         yield _Asked("HEAD", path)
 

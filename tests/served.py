@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +87,9 @@ async def call(
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
+        if not messages:
+            await asyncio.Event().wait()  # the client stays
+        return messages.pop(0)
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -139,13 +141,24 @@ class Process:
     model : path
     arguments : str
         Of ``fastrank serve``.
+    command : sequence of str, optional
+        Instead of it.
     """
 
-    def __init__(self, model: Path, *arguments: str, wait: bool = True) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *arguments: str,
+        wait: bool = True,
+        command: Sequence[str] | None = None,
+    ) -> None:
         self.port = free_port()
-        command = [sys.executable, "-m", "fastrank", "serve", str(model), "--port", str(self.port)]
+        usual = [sys.executable, "-m", "fastrank", "serve", str(model), "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            [*(command or usual), *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         self._said: list[str] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)

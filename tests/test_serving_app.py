@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -548,6 +549,24 @@ def test_a_row_that_the_log_does_not_take_is_counted(
     rows = [row for batch in LogReader(tmp_path / "log") for row in batch.table.to_pylist()]
     assert [row["request_id"] for row in rows] == kept
     assert "fastrank_log_rows_refused_total 1.0" in page
+
+
+def test_who_asks_for_a_reload_meanwhile_shares_the_next_one(model: Path) -> None:
+    async def work(app: App) -> None:
+        before = await call(app, "GET", "/metrics")
+        first = asyncio.create_task(app.service.reload())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it has begun, and may have looked at the directory
+        assert len({*await asyncio.gather(first, *(app.service.reload() for _ in range(50)))}) == 1
+        after = await call(app, "GET", "/metrics")
+        name = 'fastrank_reloads_total{outcome="loaded"}'
+        counts = [
+            re.search(rf"^{re.escape(name)} (.*)$", each.body.decode(), re.M)
+            for each in (before, after)
+        ]
+        assert [float(each[1]) for each in counts if each] == [1.0, 3.0]
+
+    with_app(model, work)
 
 
 def test_reloading(tmp_path: Path) -> None:

@@ -142,6 +142,56 @@ def test_who_gains_nothing_shares_nothing(held: Held, monkeypatch: pytest.Monkey
     assert sorted(held.passes) == [1, 1, 1, 1, 1, 2, 4, 4]
 
 
+def test_batches_take_turns_with_all_others(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks one thing waits for a pass of a batch, and not for all that it has."""
+    order: list[int] = []
+    ranked = engine._ranked
+
+    def noted(jobs: list[Job]) -> Any:
+        order.extend(each.seed for each in jobs)
+        return ranked(jobs)
+
+    monkeypatch.setattr(engine, "_ranked", noted)
+    slow = fr.PlackettLuce(sampler="sequential")
+    lines = [job(i, policy=slow, is_batch=True) for i in range(10)]
+    others = [job(i, policy=slow) for i in range(20, 24)]
+
+    async def work(own: Engine) -> None:
+        tasks = [asyncio.create_task(own.rank(each)) for each in (*lines, *others)]
+        await until(lambda: own.waiting == 13)
+        held.go.set()
+        await asyncio.gather(*tasks)
+
+    run(work)
+    assert order == [0, 20, 1, 21, 2, 22, 3, 23, 4, 5, 6, 7, 8, 9]
+
+
+def test_all_threads_are_there_before_they_are_wanted(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that could not be started later, the jobs would be counted for ever."""
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def work(own: Engine) -> None:
+        own.begin()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            held.go.set()
+            await asyncio.gather(*(own.rank(job(i)) for i in range(20)))
+            assert await asyncio.gather(*(own.run(lambda: 7) for _ in range(20))) == [7] * 20
+        assert own.inside == own.running == 0
+
+    run(work, threads=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        own = Engine(2, 10)
+        with pytest.raises(OSError, match="6 threads are wanted: can't start new thread"):
+            own.begin()
+        own.close()
+
+
 def test_the_queue_is_bounded(held: Held) -> None:
     async def work(own: Engine) -> None:
         tasks = [asyncio.create_task(own.rank(job(i))) for i in range(4)]

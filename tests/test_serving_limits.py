@@ -141,6 +141,46 @@ def test_long_batches_are_answered_one_after_another(model: Path) -> None:
         with_app(model, work)
 
 
+def test_a_long_batch_ends_with_its_client(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on for hours, and other long ones would wait for it."""
+    asked = 0
+    left = asyncio.Event()
+    answer = service.Service.answer
+
+    async def counted(self: Any, *args: Any, **kwargs: Any) -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked == 100:
+            left.set()
+        await asyncio.sleep(0.001)
+        return await answer(self, *args, **kwargs)
+
+    async def work(app: App) -> None:
+        parts = [b'{"user_id": "u1", "k": 1}\n' * 50_000]
+
+        async def receive() -> Any:
+            if parts:
+                return {"type": "http.request", "body": parts.pop(), "more_body": False}
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/invocations", "query_string": b"",
+            "headers": [(b"content-type", b"application/jsonlines")],
+        }  # fmt: skip
+        await app(scope, receive, send)
+        assert asked < 50_000
+        assert app._memory.taken == 0
+        again = await call(app, "POST", "/invocations", b'{"user_id": "u1"}\n' * 100, LINES)
+        assert again.body.count(b"item_ids") == 100
+
+    monkeypatch.setattr(service.Service, "answer", counted)
+    with_app(model, work)
+
+
 # ---- Work -----------------------------------------------------------------------------------
 
 

@@ -480,6 +480,28 @@ def test_workers_that_end_again_and_again_are_given_up(
     assert "Traceback" not in found.stderr
 
 
+def test_a_worker_that_does_not_end_is_killed(model: Path) -> None:
+    """By SIGTERM alone a stopped one would end when it is let go on, and its parent not before."""
+    code = (
+        "import sys; from pathlib import Path; from fastrank_serving import server, settings;"
+        "server._LONGER = 0;"
+        f"found = settings.Settings(model=Path({str(model)!r}), port={free_port()}, workers=2,"
+        " drain_timeout=2.0);"
+        "sys.exit(server.run(found))"
+    )
+    with Process(model, command=[sys.executable, "-c", code], wait=False) as server:
+        end = time.monotonic() + PATIENCE
+        while server.said().count("serving model") < 2:
+            assert time.monotonic() < end, server.said()
+            time.sleep(0.01)
+        stopped = workers_of(server)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        server.signal(signal.SIGTERM)
+        status, said = server.end()
+    assert status == 1, said
+    assert f"worker {stopped} did not end in time" in said
+
+
 def test_workers_that_end_now_and_then_are_replaced(model: Path) -> None:
     with socket.socket() as listening:
         workers = _Workers(Settings(model=model, workers=2), listening)
@@ -866,6 +888,59 @@ def test_an_endless_head_is_cut_off(server: Process) -> None:
 
 HEAD = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 BODY = b'{"user_id":"u1","k":1}'
+CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("endless", [b"x" * 65_536, b"x: y\r\n" * 10_000])
+def test_trailers_without_end_are_cut_off(server: Process, endless: bytes) -> None:
+    """Seconds of processor time and gigabytes of memory, otherwise, for the time of one body."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + CHUNKS + b"x: ")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(endless * 400)
+    assert server.get("/ping")[0] == 200
+
+
+def test_trailers_are_no_headers(server: Process) -> None:
+    trailer = b"content-encoding: gzip\r\nx-amzn-sagemaker-inference-id: mine\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + CHUNKS + trailer + b"\r\n")
+        answer = client.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"inference_id" not in answer
+
+
+@pytest.mark.parametrize(("count", "status"), [(200, b"200"), (300, b"400")])
+def test_a_request_has_so_many_headers(server: Process, count: int, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(b"GET /ping HTTP/1.1\r\n" + b"a:\r\n" * count + b"\r\n")
+        assert client.recv(65536).split()[1] == status
+
+
+def test_a_head_that_waits_has_so_many_headers(server: Process) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"GET /ping HTTP/1.1\r\n")
+        time.sleep(0.1)
+        client.sendall(b"a:\r\n" * 10_000)
+        client.settimeout(5)  # less than the server's own patience
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(65536) == b""
+
+
+def test_so_many_requests_are_read_ahead(server: Process) -> None:
+    """The others are not answered, and the last answer says so by closing the connection."""
+    body = BODY[:-1] + b',"exclude":[' + b",".join([b"1"] * 20_000) + b"]}"
+    first = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(first + b"GET /ping HTTP/1.1\r\n\r\n" * 1000)
+        found = b""
+        while more := client.recv(65536):
+            found += more
+    answers = found.split(b"HTTP/1.1 ")[1:]
+    assert len(answers) == 17
+    assert all(each.startswith(b"200 ") for each in answers)
+    assert [b"connection: close" in each for each in answers] == [False] * 16 + [True]
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ class App:
             trace = traceparent_of(scope["headers"]) if _TRACEPARENT in headers else None
             if kind in _LINES:
                 held = held or _Held(self._memory)
-                answer = await self._lines(body, inference_id, trace, held)
+                answer = await self._lines(body, inference_id, trace, held, receive)
                 await self._send(send, 200, answer, extra, kind)
                 return
             request = parse(body) if held is None else await self._read(body, held)
@@ -251,19 +251,39 @@ class App:
         return request
 
     async def _lines(
-        self, body: bytes, inference_id: str | None, trace: str | None, held: _Held
+        self,
+        body: bytes,
+        inference_id: str | None,
+        trace: str | None,
+        held: _Held,
+        receive: Receive,
     ) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error.
 
         Long ones are answered one after another, or the answers of several, each near its end,
-        would take all the memory that there is.
+        would take all the memory that there is. One ends with its client, or would go on for hours
+        for nobody.
         """
         if body.count(b"\n") > _LINES_MOST:
             allowed = f"at most {_LINES_MOST} lines"
             raise ProblemError(413, "too_many_lines", f"the body: {allowed}", allowed=allowed)
         lines = lines_of(body)
         held.take(len(body) + len(lines) * _LINE_BYTES)
-        async with self._long_batch if len(lines) > _LONG else contextlib.nullcontext():
+        if len(lines) <= _LONG:
+            return await self._answers(lines, inference_id, trace)
+        leaving = asyncio.ensure_future(_left(receive))
+        answering = asyncio.ensure_future(self._long(lines, inference_id, trace))
+        try:
+            await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ConnectionError
+            return answering.result()
+        finally:
+            leaving.cancel()
+            answering.cancel()
+
+    async def _long(self, lines: list[bytes], inference_id: str | None, trace: str | None) -> bytes:
+        async with self._long_batch:
             return await self._answers(lines, inference_id, trace)
 
     async def _answers(
@@ -283,7 +303,7 @@ class App:
                     request = parse(line)
                     origin = origin_of(request, inference_id, trace)
                     request_id = origin.request_id
-                    results[j] = await self.service.answer(request, origin)
+                    results[j] = await self.service.answer(request, origin, is_batch=True)
                 except ProblemError as problem:
                     self.service.metrics.refused(problem.status)
                     results[j] = error_body(problem, request_id)
@@ -405,6 +425,12 @@ class _Held:
     def give_back(self) -> None:
         self._memory.taken -= self._taken
         self._taken = 0
+
+
+async def _left(receive: Receive) -> None:
+    """Return once the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class _Turns:

@@ -67,8 +67,11 @@ class Board:
             os.posix_fallocate(descriptor, 0, 2 * seats * _HALF)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             self._open(descriptor, seats)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError):  # a limit of files' sizes is one of this, too
+                words = f"{2 * seats * _HALF} bytes that the workers share: {error.strerror}"
+                raise OSError(error.errno, words) from None
             raise
 
     def _open(self, descriptor: int, seats: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ _CELL, _CELLS = 512, 50_000
 _PASS_WORK = 25_000_000_000
 _PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
 _AT_BEST = _PASS_WORK * 8  # in a second, of requests that share their passes
+_BESIDE = 4  # threads for what is no ranking
 
 
 # What is no single scan, by sampler: of n items, d dimensions, k places.
@@ -70,6 +72,8 @@ class Job(msgspec.Struct, eq=False):
         The policy's sampler is "cached", and the table need not be made.
     deadline : float
         Monotonic seconds.
+    is_batch : bool
+        A line of a batch.
     """
 
     catalog: Scorer
@@ -84,6 +88,7 @@ class Job(msgspec.Struct, eq=False):
     params: dict[str, float | bool | str] | None = None
     has_table: bool = False
     deadline: float = float("inf")
+    is_batch: bool = False
     result: asyncio.Future[Ranked] | None = None
     came: float = 0.0
     work: int = 0  # as `priced` has it, once it is wanted
@@ -197,17 +202,20 @@ class Engine:
         self.queue = queue
         self.share = share
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastrank-rank")
+        self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="fastrank-beside")
         self._waiting: deque[Job] = deque()
+        self._batches: deque[Job] = deque()  # what waits of them
         self._running = 0  # passes
         self._inside = 0  # jobs that were taken in and have no answer yet
         self._work = 0  # of these
         self._due: dict[int, float] = {}  # when a pass that is under way should be done
         self._passes = 0
+        self._batch_was_last = False  # of the passes that were begun
 
     @property
     def waiting(self) -> int:
         """Jobs that no thread has taken yet."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._batches)
 
     @property
     def running(self) -> int:
@@ -250,7 +258,7 @@ class Engine:
         job.result = loop.create_future()
         self._inside += 1
         self._work += job.work
-        self._waiting.append(job)
+        (self._batches if job.is_batch else self._waiting).append(job)
         self._start(loop)
         late = loop.call_later(max(job.deadline - now, 0.0), _too_late, job)
         try:
@@ -277,10 +285,29 @@ class Engine:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Other work in one of the threads: loading a model, say."""
-        return await asyncio.get_running_loop().run_in_executor(None, work)
+        return await asyncio.get_running_loop().run_in_executor(self._beside, work)
+
+    def begin(self) -> None:
+        """Start all threads: the machine may have none left when the first one is wanted.
+
+        Raises
+        ------
+        OSError
+            If it has none now.
+        """
+        for pool, count in ((self._pool, self.threads), (self._beside, _BESIDE)):
+            all_there = threading.Event()
+            try:
+                for _ in range(count):
+                    pool.submit(all_there.wait)  # or one thread would take them all
+            except RuntimeError as error:
+                raise OSError(f"{self.threads + _BESIDE} threads are wanted: {error}") from None
+            finally:
+                all_there.set()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._beside):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give what waits to threads that are free."""
@@ -295,12 +322,24 @@ class Engine:
             self._pool.submit(self._pass, loop, self._passes, jobs)
 
     def _next(self) -> list[Job]:
-        """The oldest job that still wants an answer, and those that can join it."""
+        """The oldest job that still wants an answer, and those that can join it.
+
+        A batch has many jobs here for as long as it lasts: those take turns with all others.
+        """
         jobs: list[Job] = []
+        first, second = self._waiting, self._batches
+        for queue in (first, second) if self._batch_was_last else (second, first):
+            self._take(jobs, queue)
+        if jobs:
+            self._batch_was_last = jobs[0].is_batch
+        return jobs
+
+    def _take(self, jobs: list[Job], queue: deque[Job]) -> None:
+        """Move from a queue what can join the first of the jobs."""
         passed: list[Job] = []
-        work = 0
-        while self._waiting and len(jobs) < self.share and work < _PASS_WORK:
-            job = self._waiting.popleft()
+        work = sum(job.work for job in jobs)
+        while queue and len(jobs) < self.share and work < _PASS_WORK:
+            job = queue.popleft()
             if job.result is None or job.result.done():
                 continue  # too late, or the client has left
             if not jobs or jobs[0].joins(job):
@@ -308,8 +347,7 @@ class Engine:
                 work += job.work
             else:
                 passed.append(job)
-        self._waiting.extendleft(reversed(passed))
-        return jobs
+        queue.extendleft(reversed(passed))
 
     def _pass(self, loop: asyncio.AbstractEventLoop, number: int, jobs: list[Job]) -> None:
         """In a thread: rank, and hand the results back."""

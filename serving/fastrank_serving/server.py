@@ -40,6 +40,8 @@ _LOG = logging.getLogger("fastrank.serving")
 _KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
 _BACKLOG = 2048
 _HEAD_BYTES = 65_536
+_HEADERS = 256  # of a request; each takes far more memory than its bytes
+_AHEAD = 16  # requests of a connection that are read before the one in hand is answered
 # Bytes of a body that are read and thrown away once its answer is there: who sends no more than
 # that reads the answer, and may go on with this connection.
 _SURPLUS = 16 << 20
@@ -51,6 +53,7 @@ _LEAST_CONNECTIONS = 4  # that may be open, however few files there are
 _IDLE = 1.0  # seconds for which a connection may be idle while others wait for a place
 _NO_ROOM = 0.02  # seconds until it is looked for a place again
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
+_LONGER = 30.0  # seconds after its drain; a worker that has not ended by then is stuck
 _ENDS = 5  # of each worker, on average,
 _WITHIN = 60.0  # seconds: who replaces more than that only hides it
 
@@ -149,6 +152,8 @@ class _Protocol(HttpToolsProtocol):
     _idle_since: float | None = None  # when the last answer was complete; None within a request
     _head = 0  # bytes of the head that came by later reads than its first; -1: it is complete
     _begun = False  # a head, by the bytes that are being read
+    _chunk_is_empty = False  # the one that began last; so is the last one, before its trailers
+    _trailing = 0  # bytes that came while it was
     _deaf = False  # what else comes is not read
     _surplus = 0  # bytes of a body that came after its answer
 
@@ -184,14 +189,19 @@ class _Protocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         self._idle_since = None
+        was_empty = self._chunk_is_empty
         super().data_received(data)
+        if was_empty and self._chunk_is_empty:
+            self._trailing += len(data)
+            if self._trailing > _HEAD_BYTES:
+                self.transport.close()
         if self._since is None:
             if self.cycle is None or self.cycle.response_complete:
                 self._since = self.loop.time()  # empty lines begin no head
                 self._head = 0
         elif self._head >= 0 and not self._begun:
             self._head += len(data)
-            if self._head > _HEAD_BYTES:
+            if self._head > _HEAD_BYTES or len(self.headers or ()) > _HEADERS:
                 self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -201,20 +211,39 @@ class _Protocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _AHEAD:
+            # What else was sent is not read; the last of these answers says that it was not.
+            self._deaf = True
+            self.cycle.keep_alive = False
+            raise ValueError
         self._since = self.loop.time()
         self._head = 0
         self._begun = True
+        self._chunk_is_empty = False
         super().on_message_begin()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._deaf:
+            super().send_400_response(msg)
 
     def on_headers_complete(self) -> None:
         self._since = self.loop.time()
         self._head = -1
         self._surplus = 0
-        if _is_ambiguous(self.headers):
+        if len(self.headers) > _HEADERS or _is_ambiguous(self.headers):
             raise ValueError  # the parser ends, and uvicorn answers by a 400
         super().on_headers_complete()
+        self.headers = []  # trailers come here, and are no headers of the request
         if cast("_State", self.server_state).is_crowded:
             self.cycle.keep_alive = False
+
+    def on_chunk_header(self) -> None:
+        self._chunk_is_empty = True
+        self._trailing = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._chunk_is_empty = False
+        super().on_body(body)
 
     def make_room(self, before: float) -> None:
         """Others wait for a place: end with this answer, or now, if idle since `before`."""
@@ -487,6 +516,7 @@ class _Workers:
         self._most = _ENDS * settings.workers
         self._ends: deque[float] = deque(maxlen=self._most)  # when the latest came
         self._stopping = threading.Event()
+        self._patience_ends = float("inf")  # monotonic seconds
         self._woken, self._wake = os.pipe()  # ends the wait for workers to end
 
     def run(self) -> int:
@@ -526,6 +556,8 @@ class _Workers:
                 at_once = at_once and not early
                 if self._are_too_many(time.monotonic()):
                     failed = True
+            if time.monotonic() > self._patience_ends:
+                self._kill()
             if not at_once:
                 self._stopping.wait(1.0)
             for seat in free:
@@ -537,6 +569,13 @@ class _Workers:
         """Give up what the workers shared."""
         self._listening.close()
         self._board.close()
+
+    def _kill(self) -> None:
+        """End workers that do not end by themselves: one that was stopped (SIGSTOP), say."""
+        for worker in self._workers:
+            _LOG.error("worker %s did not end in time", worker.pid)
+            worker.kill()
+        self._patience_ends = float("inf")
 
     def _start(self, seat: int) -> None:
         if self._stopping.is_set():
@@ -559,6 +598,9 @@ class _Workers:
         return True
 
     def _stop(self, number: int, _frame: Any) -> None:
+        if not self._stopping.is_set():
+            drain = self._settings.drain_delay + self._settings.drain_timeout
+            self._patience_ends = time.monotonic() + drain + _LONGER
         self._stopping.set()
         os.write(self._wake, b".")
         self._hand_on(signal.SIGTERM, None)

@@ -241,11 +241,13 @@ class Service:
         self.on_loaded: Callable[[Loaded], Awaitable[None]] | None = None
         self._answers = _Answers(settings.keep_answers)
         self._reloading = asyncio.Lock()
+        self._next_reload: asyncio.Future[str] | None = None  # that has not begun
 
     # ---- Life -------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Load the model; until this is done, /ping says 503."""
+        self.engine.begin()
         if self.settings.log_directory is not None:
             from fastrank.eventlog import LogWriter
 
@@ -268,12 +270,20 @@ class Service:
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
 
+        All who ask while one waits for another to end share it.
+
         Raises
         ------
         ValueError, OSError, MemoryError
             If it cannot serve: the old one goes on.
         """
+        if self._next_reload is None:
+            self._next_reload = asyncio.ensure_future(self._reload())
+        return await asyncio.shield(self._next_reload)
+
+    async def _reload(self) -> str:
         async with self._reloading:
+            self._next_reload = None  # the directory may change from now on
             try:
                 loaded = await self._load()
             except (ValueError, OSError, MemoryError) as error:
@@ -325,8 +335,8 @@ class Service:
 
     # ---- Requests ---------------------------------------------------------------------------
 
-    async def answer(self, request: Request, origin: Origin) -> bytes:
-        """The body of the answer.
+    async def answer(self, request: Request, origin: Origin, *, is_batch: bool = False) -> bytes:
+        """The body of the answer; `is_batch` for a line of a batch.
 
         Raises
         ------
@@ -334,7 +344,7 @@ class Service:
         """
         # Nobody can send a request again under an id that was drawn here.
         if origin.request_id_source == "server" or not self.settings.keep_answers:
-            return await self._answer(request, origin)
+            return await self._answer(request, origin, is_batch)
         given = origin.request_id
         request.request_id = None
         content = hash(encoded(request))
@@ -344,14 +354,14 @@ class Service:
             return await asyncio.shield(first)
         first = self._answers.begin(given, content)
         try:
-            body = await self._answer(request, origin)
+            body = await self._answer(request, origin, is_batch)
         except BaseException as error:
             self._answers.failed(given, error)  # and is tried anew when it is sent again
             raise
         self._answers.keep(given, body)
         return body
 
-    async def _answer(self, request: Request, origin: Origin) -> bytes:
+    async def _answer(self, request: Request, origin: Origin, is_batch: bool) -> bytes:
         began = time.monotonic()
         settings, loaded = self.settings, self.loaded
         if not 1 <= request.k <= settings.max_k:
@@ -395,6 +405,7 @@ class Service:
             score=request.score,
             params=request.params,
             deadline=began + settings.deadline,
+            is_batch=is_batch,
         )
         try:
             ranked = await self.engine.rank(job)

@@ -569,6 +569,31 @@ def test_who_asks_for_a_reload_meanwhile_shares_the_next_one(model: Path) -> Non
     with_app(model, work)
 
 
+@pytest.mark.parametrize("has_log", [True, False])
+def test_a_model_of_the_other_kind_of_ids_is_not_loaded_beside_a_log(
+    tmp_path: Path, has_log: bool
+) -> None:
+    """The log would take none of its rows."""
+    directory = tmp_path / "m"
+    make_model(directory)
+
+    async def work() -> None:
+        log = tmp_path / "log" if has_log else None
+        async with serving(directory, admin=True, log_directory=log) as app:
+            assert (await ask(app, user_id="u1")).json()["item_kind"] == "int64"
+            make_model(directory, text=True)
+            reply = await call(app, "POST", "/-/reload")
+            assert reply.status == (409 if has_log else 200)
+            if has_log:
+                assert "--log" in reply.error["message"]
+            kind = (await ask(app, user_id="u1")).json()["item_kind"]
+            assert kind == ("int64" if has_log else "str")
+        if log is not None:
+            assert sum(len(batch.table) for batch in LogReader(log)) == 2
+
+    asyncio.run(work())
+
+
 def test_reloading(tmp_path: Path) -> None:
     directory = tmp_path / "m"
     first = make_model(directory, seed=1)

@@ -917,12 +917,14 @@ def test_a_request_has_so_many_headers(server: Process, count: int, status: byte
         assert client.recv(65536).split()[1] == status
 
 
-def test_a_head_that_waits_has_so_many_headers(server: Process) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_head_that_waits_has_so_many_headers(server: Process, parts: int) -> None:
+    head = [b"GET /ping HTTP/1.1\r\n", b"a:\r\n" * 10_000]
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.sendall(b"GET /ping HTTP/1.1\r\n")
-        time.sleep(0.1)
-        client.sendall(b"a:\r\n" * 10_000)
+        for part in head if parts == 2 else [b"".join(head)]:
+            client.sendall(part)
+            time.sleep(0.1)
         client.settimeout(5)  # less than the server's own patience
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(65536) == b""

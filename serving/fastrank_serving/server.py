@@ -159,6 +159,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.headers = []
         self.transport = cast("asyncio.Transport", _Joining(transport))
         self._since = self.loop.time()
 
@@ -199,9 +200,11 @@ class _Protocol(HttpToolsProtocol):
             if self.cycle is None or self.cycle.response_complete:
                 self._since = self.loop.time()  # empty lines begin no head
                 self._head = 0
-        elif self._head >= 0 and not self._begun:
-            self._head += len(data)
-            if self._head > _HEAD_BYTES or len(self.headers or ()) > _HEADERS:
+        elif self._head >= 0:
+            if not self._begun:
+                self._head += len(data)
+            if self._head > _HEAD_BYTES or len(self.headers) > _HEADERS:
+                self.headers.clear()
                 self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -231,6 +234,7 @@ class _Protocol(HttpToolsProtocol):
         self._head = -1
         self._surplus = 0
         if len(self.headers) > _HEADERS or _is_ambiguous(self.headers):
+            self.headers.clear()  # before the connection has ended
             raise ValueError  # the parser ends, and uvicorn answers by a 400
         super().on_headers_complete()
         self.headers = []  # trailers come here, and are no headers of the request

@@ -258,6 +258,16 @@ class Service:
 
     async def _load(self) -> Loaded:
         loaded = await self.engine.run(self._open)
+        before = self._loaded
+        if (
+            self.log is not None
+            and before is not None
+            and loaded.catalog.item_ids.dtype.kind != before.catalog.item_ids.dtype.kind
+        ):  # it would take no row of the new one
+            raise ValueError(
+                "the log has item ids of one kind, integers or text, and this model's are of the"
+                " other: start a server of it, with a directory of its own for --log"
+            )
         if self.on_loaded is not None:
             await self.on_loaded(loaded)
         return loaded

@@ -919,15 +919,14 @@ def test_a_request_has_so_many_headers(server: Process, count: int, status: byte
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_head_that_waits_has_so_many_headers(server: Process, parts: int) -> None:
-    head = [b"GET /ping HTTP/1.1\r\n", b"a:\r\n" * 10_000]
+    head = [b"GET /ping HTTP/1.1\r\n", b"a:\r\n" * 1000]
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for part in head if parts == 2 else [b"".join(head)]:
             client.sendall(part)
             time.sleep(0.1)
         client.settimeout(5)  # less than the server's own patience
-        with contextlib.suppress(ConnectionResetError):
-            assert client.recv(65536) == b""
+        assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
 def test_so_many_requests_are_read_ahead(server: Process) -> None:

@@ -203,9 +203,11 @@ class _Protocol(HttpToolsProtocol):
         elif self._head >= 0:
             if not self._begun:
                 self._head += len(data)
-            if self._head > _HEAD_BYTES or len(self.headers) > _HEADERS:
-                self.headers.clear()
+            if self._head > _HEAD_BYTES:
                 self.transport.close()
+            elif len(self.headers) > _HEADERS:
+                self.headers.clear()
+                self.send_400_response(f"more than {_HEADERS} headers")
 
     def _unsupported_upgrade_warning(self) -> None:
         """CONNECT, or an Upgrade that came in two pieces: the body cannot be found any more."""

@@ -74,6 +74,7 @@ async def call(
     *,
     query: str = "",
     host: str = "127.0.0.1",
+    raw_path: bytes | None = None,
     parts: int = 1,
 ) -> Reply:
     """One request, its body in so many parts."""
@@ -101,7 +102,7 @@ async def call(
         "method": method,
         "scheme": "http",
         "path": path,
-        "raw_path": path.encode(),
+        "raw_path": path.encode() if raw_path is None else raw_path,
         "query_string": query.encode(),
         "root_path": "",
         "headers": [

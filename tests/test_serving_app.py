@@ -13,7 +13,7 @@ import pytest
 from served import ask, call, make_model, serving, with_app
 
 import fastrank as fr
-from fastrank.eventlog import LogReader
+from fastrank.eventlog import LogReader, LogWriter
 from fastrank_serving.app import App, create_app
 from fastrank_serving.service import _Answers
 from fastrank_serving.settings import Settings
@@ -594,6 +594,21 @@ def test_a_model_of_the_other_kind_of_ids_is_not_loaded_beside_a_log(
     asyncio.run(work())
 
 
+def test_a_log_of_the_other_kind_of_ids_is_refused_at_the_start(tmp_path: Path) -> None:
+    """It would take no row."""
+    make_model(tmp_path / "m", text=True)
+    with LogWriter(tmp_path / "log", kind="int64") as log:
+        log.append(fr.Catalog([1, 2], [[1.0], [0.0]]).rank([1.0], 1, policy=fr.Uniform()))
+
+    async def work() -> None:
+        app = create_app(Settings(model=tmp_path / "m", log_directory=tmp_path / "log"))
+        with pytest.raises(ValueError, match="the log has int64 item ids"):
+            await app.service.start()
+        await app.service.close()
+
+    asyncio.run(work())
+
+
 def test_reloading(tmp_path: Path) -> None:
     directory = tmp_path / "m"
     first = make_model(directory, seed=1)
@@ -603,6 +618,9 @@ def test_reloading(tmp_path: Path) -> None:
             assert (await call(app, "POST", "/-/reload", host="10.0.0.1")).status == 404
             page = {"origin": "http://elsewhere.example"}
             assert (await call(app, "POST", "/-/reload", headers=page)).status == 404
+            # A proxy that keeps the path to itself may not know it in this spelling.
+            hidden = await call(app, "POST", "/-/reload", raw_path=b"/-%2freload")
+            assert hidden.status == 404
             before = (await ask(app, user_id="u1")).json()
             assert before["model_version"] == first.version
             second = make_model(directory, seed=2)

@@ -1,10 +1,11 @@
 """What bytes of strangers cost: in proportion to how many there are, on every path, errors first.
 
 Processor time is measured at one, two and four times a size, twice: at a size where a mistake would
-still end soon, and up to the limits. Twice as much may cost 2.5 times as much, what lies below two
-milliseconds counting as that. Other processes take no part in it but for what they do to caches,
-which only adds: each size is judged by the least of its measurements, three of them and as many
-again, up to ten times, where it must be.
+still end soon, and up to the limits. Each doubling may cost 2.5 times as much, of two doublings
+together (between two sizes may lie the end of a cache); what lies below two milliseconds counts as
+that. Other processes take no part in it but for what they do to caches, which only adds: each size
+is judged by the least of its measurements, three of them, and as many again, up to ten times, where
+it must be.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import gc
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ async def is_linear(cost: Cost, sizes: tuple[int, ...]) -> bool:
             found[at] = min(found[at], await cost(size))
             if at and found[at] > 4.0 * RATIO * max(found[at - 1], FLOOR):
                 break  # the next one would take for ever
-        if all(b <= RATIO * max(a, FLOOR) for a, b in pairwise(found)):
+        if found[-1] <= RATIO ** (len(sizes) - 1) * max(found[0], FLOOR):
             return True
     print(found)
     return False

@@ -554,6 +554,8 @@ def _others(app: App) -> ASGIApp:
     async def reload(request: HttpRequest) -> Response:
         # A page from elsewhere, in a browser on this host, names its origin.
         foreign = "origin" in request.headers
+        # Nor does a proxy that keeps this path to itself let another spelling of it through.
+        foreign = foreign or request.scope.get("raw_path") != b"/-/reload"
         if not service.settings.admin or not _is_local(request) or foreign:
             return refused(ProblemError(404, "not_found", "there is nothing here"))
         try:

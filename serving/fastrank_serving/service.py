@@ -258,16 +258,14 @@ class Service:
 
     async def _load(self) -> Loaded:
         loaded = await self.engine.run(self._open)
-        before = self._loaded
-        if (
-            self.log is not None
-            and before is not None
-            and loaded.catalog.item_ids.dtype.kind != before.catalog.item_ids.dtype.kind
-        ):  # it would take no row of the new one
-            raise ValueError(
-                "the log has item ids of one kind, integers or text, and this model's are of the"
-                " other: start a server of it, with a directory of its own for --log"
-            )
+        if self.log is not None:
+            before = self._loaded
+            known = self.log.kind or (None if before is None else _kind_of(before.catalog))
+            if known not in (None, _kind_of(loaded.catalog)):  # it would take no row of this model
+                raise ValueError(
+                    f"the log has {known} item ids, and this model's are of the other kind: start a"
+                    " server of it, with a directory of its own for --log"
+                )
         if self.on_loaded is not None:
             await self.on_loaded(loaded)
         return loaded
@@ -518,6 +516,11 @@ class Service:
         except Exception:  # one row must not take the others with it, nor end the server
             self.metrics.not_logged()
             _LOG.exception("request %r: not logged", served.origin.request_id)
+
+
+def _kind_of(catalog: fr.Catalog) -> str:
+    """Of its item ids, as a log calls it."""
+    return "str" if catalog.item_ids.dtype.kind == "U" else "int64"
 
 
 class _Answers:

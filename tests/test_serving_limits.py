@@ -284,3 +284,21 @@ def test_rankings_of_long_filters_are_those_of_the_catalog() -> None:
         assert found.ranking.item_ids.tolist() == again.item_ids.tolist()
 
     run(work)
+
+
+@pytest.mark.parametrize("count", [100_001, 300_000])
+def test_filters_that_are_too_long_are_refused_alike(model: Path, count: int) -> None:
+    """A long one before it is read, and text, whose commas do not tell, after it."""
+
+    async def work(app: App) -> None:
+        for ids in ("7", '"7"', '"7,7"'):
+            body = '{"user_id":"u1","allow":[' + ",".join([ids] * count) + "]}"
+            reply = await call(app, "POST", "/invocations", body)
+            assert reply.status == 422
+            error = reply.error
+            assert (error["code"], error["field"], error["value"]) == (
+                "out_of_range", "allow", count,
+            )  # fmt: skip
+            assert error["message"] == f"allow: expected at most 100000 ids, got {count}"
+
+    with_app(model, work)

@@ -240,10 +240,10 @@ class App:
         """A body that may be large: others get their turn between two of those."""
         if len(body) <= _SMALL:
             return parse(body)
+        most = self.service.settings.max_ids
         async with self._reading:
             await asyncio.sleep(0)
-            request = parse(body)
-        most = self.service.settings.max_ids  # more of them are refused at once
+            request = parse(body, most)
         lists = (request.exclude, request.allow)
         ids = sum(min(len(ids), most) for ids in lists if ids is not None)
         numbers = 0 if request.query is None else len(request.query)

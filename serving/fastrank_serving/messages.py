@@ -140,7 +140,7 @@ def error_body(problem: ProblemError, request_id: str | None) -> bytes:
 # ---- Requests -------------------------------------------------------------------------------
 
 
-def parse(body: bytes) -> Request:
+def parse(body: bytes, max_ids: int | None = None) -> Request:
     """The request of a JSON body, as `fastrank.wire.read` reads it, checked.
 
     Raises
@@ -149,7 +149,7 @@ def parse(body: bytes) -> Request:
         400 or 422, naming the field.
     """
     try:
-        return checked(read(body))
+        return checked(read(body, max_ids))
     except RequestError as error:
         raise _problem(error) from None
 

@@ -260,8 +260,10 @@ _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _NAMED = re.compile(rf'"({"|".join(_FIELDS)}|{_GATEWAY})"'.encode())
 
 
-def read(body: bytes) -> Request:
+def read(body: bytes, max_ids: int | None = None) -> Request:
     """The request of a JSON body; O(length).
+
+    `max_ids` is the most that a filter may have: a longer one of integers is not read first.
 
     A body ``{"gateway": {...}}`` is what API Gateway's template makes: URL-encoded parameters, ''
     for those that are absent, lists as `fastrank.ids.split_ids` reads them.
@@ -284,21 +286,25 @@ def read(body: bytes) -> Request:
     ['17', '4711']
     """
     try:
-        return _read(body)
+        return _read(body, max_ids)
     except _NOT_JSON as error:
         raise RequestError("malformed_json", f"the body is not JSON: {error}") from None
 
 
-def _read(body: bytes) -> Request:
+def _read(body: bytes, max_ids: int | None) -> Request:
+    members = None
     if len(body) > _LARGE:  # nothing is made of what is too long
         with contextlib.suppress(msgspec.ValidationError):
             members = _members(body, (*_FIELDS, _GATEWAY))
             _query_count(members.get("query"))
+            _ids_count(members, max_ids)
             _look_into_params(members)
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:
-        return _read_otherwise(body, str(error))
+        return _read_otherwise(body, str(error), members)
+    if members is not None:
+        return request
     names = _NAMED.findall(body)
     # msgspec takes the last of several members of one name; an escape may hide a name.
     hidden = b"\\" in body and b"\\u" in body
@@ -521,10 +527,10 @@ def _members(
     return {key.text: value for key, value in found.items()}
 
 
-def _read_otherwise(body: bytes, why_not: str) -> Request:
+def _read_otherwise(body: bytes, why_not: str, members: dict[str, msgspec.Raw] | None) -> Request:
     """What is no request as it stands: a gateway's object, or one with numbers as text."""
     try:
-        members = _members(body, (*_FIELDS, _GATEWAY))
+        members = members or _members(body, (*_FIELDS, _GATEWAY))
     except msgspec.ValidationError:  # no object
         raise _invalid(why_not, {}) from None
     if members.keys() == {_GATEWAY}:
@@ -567,6 +573,21 @@ def _query_count(value: msgspec.Raw | None) -> None:
     """A RequestError for one of too many numbers."""
     if value is not None and (count := bytes(value).count(b",") + 1) > MAX_QUERY:
         raise _long_query(count)
+
+
+def _ids_count(members: Mapping[str, msgspec.Raw], most: int | None) -> None:
+    """A RequestError for a filter of more integers than that; of text, commas do not tell."""
+    for name in ("exclude", "allow"):
+        content = bytes(members.get(name, b""))
+        if most is None or b'"' in content or (count := content.count(b",") + 1) <= most:
+            continue
+        raise RequestError(
+            "out_of_range",
+            f"{name}: expected at most {most} ids, got {count}",
+            field=name,
+            value=count,
+            allowed=f"at most {most} ids",
+        )
 
 
 def _gateway(value: msgspec.Raw) -> dict[str, str]:

@@ -633,6 +633,26 @@ class TestServer:
         assert said == pytest.approx(exact, abs=0.01)
         assert (said > 0.6) == (kind == "factors")
 
+    def test_a_policy_without_a_temperature_says_what_others_get(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A request that names Plackett-Luce finds none, and is ranked at 1."""
+        model = make_model(tmp_path / "base")
+        model.with_policy(fr.EpsilonGreedy(0.1)).save(tmp_path / "m")
+
+        async def work(app: Any) -> None:
+            named = "stochastic_gumbel_softmax_trick"
+            _, params = policy_of(await ask(app, user_id="u1", inference_type=named))
+            assert params == {"temperature": 1.0}
+
+        with caplog.at_level(logging.WARNING, "fastrank.serving"):
+            with_app(tmp_path / "m", work)
+            with_app(tmp_path / "m", work, policy=parse_stated("epsilon_greedy:epsilon=0.2"))
+        [record] = caplog.records  # who stated a policy has chosen
+        text = record.getMessage()
+        assert "the model's policy, stochastic_epsilon_greedy, has no temperature" in text
+        assert "are ranked at temperature 1, which keeps" in text
+
     def test_what_is_looked_at_is_bounded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -60,6 +60,17 @@ _MOST_ASIDE = 16  # rows with longer filters that wait for the log
 _LOOKED_AT, _SCORES = 8, 400_000  # users by whom it is said what a policy keeps, and their scores
 
 
+# What is warned of, with the name of the policy and what a temperature of 1 keeps.
+_MODEL_HAS_NONE = (
+    "the model's policy, %s, has no temperature: requests that name a type with one are ranked"
+    " at %s"
+)
+_NOBODY_SAYS_ONE = (
+    "neither the model nor a setting says a temperature, so that requests that name none are ranked"
+    " by %s, %s"
+)
+
+
 class User(NamedTuple):
     """What a model knows of somebody; a vector is a view of the mapped file."""
 
@@ -102,6 +113,8 @@ class Loaded:
         """
         catalog, model = open_directory(directory, functions=functions)
         own = None if model is None else model.policy
+        has_temperature = own is not None and "temperature" in own.params
+        by_model = policy is None and own is not None
         if policy is None:
             policy = Stated(fr.PlackettLuce().inference_type, {}) if own is None else own
         served = policy.completed(own) if isinstance(policy, Stated) else policy
@@ -113,15 +126,15 @@ class Loaded:
             served,
             fallback.completed(own) if isinstance(fallback, Stated) else fallback,
         )
-        if (
-            isinstance(policy, Stated)
-            and policy.wants_temperature
-            and (own is None or "temperature" not in own.params)
-        ):
+        said = None
+        if not has_temperature and by_model:
+            said = _MODEL_HAS_NONE
+        elif not has_temperature and isinstance(policy, Stated) and policy.wants_temperature:
+            said = _NOBODY_SAYS_ONE
+        if said is not None:
             _LOG.warning(
-                "%s: neither the model nor a setting says a temperature, so that requests that name"
-                " none are ranked by %s, %s. `fastrank plan %s --target-overlap 0.7 --apply` gives"
-                " the model a policy; --policy states one",
+                f"%s: {said}. `fastrank plan %s --target-overlap 0.7 --apply` gives the model a"
+                " policy; --policy states one",
                 directory,
                 served.inference_type,
                 loaded.what_is_kept(),
@@ -166,7 +179,7 @@ class Loaded:
 
         By the scores of a few users, spread over the model; nothing is drawn.
         """
-        text = f"temperature {self.policy.params['temperature']:g}"
+        text = f"temperature {self.policy.params.get('temperature', 1.0):g}"
         if self.model is None:
             return f"{text}; what that keeps of the deterministic ranking, no user here says"
         n, users = len(self.catalog), len(self.model.user_ids)

@@ -385,7 +385,6 @@ DESIGNS: dict[str, Callable[[], Design]] = {
     "lognormal revenue, sigma 1.8, 6,000 users": lambda: revenue(1.8, 6000),
     "lognormal revenue, sigma 1.8, 600 users": lambda: revenue(1.8, 600),
     "lognormal revenue, sigma 1.8, 25 users": lambda: revenue(1.8, 25, 0.05),
-    "lognormal revenue, sigma 2.5, 600 users": lambda: revenue(2.5, 600),
     "lognormal revenue, sigma 2.5, 2,000 users": lambda: revenue(2.5, 2000),
     "temperature and clicks by weekday": lambda: weekdays(10_000, 2000),
     "clickless rows kept at .1": lambda: sampled(20_000, 0.1),

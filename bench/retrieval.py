@@ -319,7 +319,7 @@ def main() -> None:
         given.output = Path("build/retrieval-quick")
         try:
             write(measure(True, False, 0.1, 1), given.output)
-        except NotImplementedError as error:  # as asv has it: the data is not there, skip
+        except NotImplementedError as error:  # by which benchmarks tell asv what they lack: data
             print(f"skipped: {error}")
         return
     if given.measure:

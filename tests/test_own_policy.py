@@ -106,8 +106,9 @@ class TestModel:
         ):
             with pytest.raises(ValueError, match=r"policy: .*none.*--apply.*Model\.with_policy"):
                 call_()
+        rank: Any = model.catalog.rank  # which has no default
         with pytest.raises(TypeError, match="policy"):
-            model.catalog.rank(np.ones(8), 3)  # type: ignore[call-arg]  # it has no default
+            rank(np.ones(8), 3)
 
     def test_it_stays_where_something_else_changes(self) -> None:
         policy = fr.PlackettLuce(0.3, sampler="auto")
@@ -459,9 +460,10 @@ class TestRank:
         assert record["policy"]["params"] == expected.policy.params
         np.save(tmp_path / "query.npy", model.user_vector(3))
         query = ["rank", tmp_path / "m", "--query", tmp_path / "query.npy", "--json"]
+        assert model.policy is not None
         for name in ([], ["--inference-type", "stochastic_flat_tail"]):
             params = json.loads(run(*query, *name).stdout)["policy"]["params"]
-            assert params["temperature"] == model.policy.params["temperature"]  # type: ignore[union-attr]  # it has one
+            assert params["temperature"] == model.policy.params["temperature"]
 
     def test_parameters_that_are_not_given_are_the_models(
         self, files: list[object], tmp_path: Path

@@ -19,7 +19,7 @@ KEY = bytes(range(32))
 RUN = fr.Run("night", key=KEY)
 
 
-class Who(str, enum.Enum):  # noqa: UP042  # its str() is Who.ANN; a StrEnum's is ann
+class Who(str, enum.Enum):  # noqa: UP042  # an id whose str() is not its value; a StrEnum's is
     ANN = "ann"
 
 

@@ -70,7 +70,9 @@ class TestBoard:
         assert board.read() == [Note(b"", b""), Note(b"", b"b" * most), Note(b"a" * most, b"")]
 
     @pytest.mark.parametrize("size", [0, 1, 4, 12, 20, 21, 99, 119])
-    def test_who_dies_while_writing_leaves_what_was_there(self, board: Board, size: int) -> None:
+    def test_who_dies_while_writing_leaves_what_was_there(
+        self, board: Board, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         class Cut:
             """Memory that takes so many bytes; then the process is gone."""
 
@@ -83,9 +85,9 @@ class TestBoard:
         memory = board._memory
         for i in range(4):
             board.write(1, Note(b"%d" % i * 50, b"good" * 12))
-            board._memory = Cut()  # type: ignore[assignment]
-            board.write(1, Note(b"z" * 60, b"bad!" * 10))
-            board._memory = memory
+            with monkeypatch.context() as patch:
+                patch.setattr(board, "_memory", Cut())
+                board.write(1, Note(b"z" * 60, b"bad!" * 10))
             assert board.read()[1] == Note(b"%d" % i * 50, b"good" * 12)
 
     def test_readers_never_see_half_a_note(self, board: Board) -> None:
@@ -106,7 +108,7 @@ class TestBoard:
     @pytest.mark.parametrize("look", range(1, 9))
     @pytest.mark.parametrize("last", [3, 4])
     def test_a_reader_who_is_slow_sees_nothing_older_than_before(
-        self, board: Board, look: int, last: int
+        self, board: Board, look: int, last: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """While it looks at one half after the other a note is written, and the next one begun."""
         memory = board._memory
@@ -121,16 +123,16 @@ class TestBoard:
             def __getitem__(self, at: slice) -> bytes:
                 self.looked += 1
                 if self.looked == look:
-                    board._memory = memory
+                    monkeypatch.setattr(board, "_memory", memory)
                     board.write(1, Note(b"%d" % (last + 1), b""))
                     next_half = 1 - board._latest(1).half
                     memory[(2 + next_half) * board_module._HALF] ^= 0xFF
-                    board._memory = self  # type: ignore[assignment]
+                    monkeypatch.setattr(board, "_memory", self)
                 return memory[at]
 
-        board._memory = Busy()  # type: ignore[assignment]
+        monkeypatch.setattr(board, "_memory", Busy())
         found = int(board._latest(1).note.kept)
-        board._memory = memory
+        monkeypatch.undo()
         assert found in (last, last + 1)
 
     def test_its_memory_cannot_be_cut(self, board: Board) -> None:

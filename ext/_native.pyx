@@ -152,6 +152,20 @@ cdef class Function:
             raise ValueError("steps: no such operand")
         return 0
 
+    def values(self):
+        """float32 (n_items,), by position: what it makes of dot products of 0, without biases."""
+        cdef int64_t where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
+        cdef Code code
+        result = np.empty(self.n_items, np.float32)
+        cdef float[::1] out = result
+        with nogil:
+            code = c_values_of(self.function, self.n_items, poll, &out[0], &where)
+        if code != kOk:
+            _raise(code, where, None, None, raised, False, self)
+        return result
+
 
 cdef class PackedCatalog:
     """A catalog's arrays as the kernels want them.
@@ -499,6 +513,60 @@ cdef class PackedCatalog:
             _raise(code, where, query, bias, raised, self.is_given, function)
         return result
 
+    def scores_at(self, const float[::1] query, const int64_t[::1] positions,
+                  const float[::1] bias, Function function=None):
+        """float32 scores (m,) of the items at `positions`, in that order, as `scores` has them."""
+        cdef Request request = _request(self, query, bias, None, self.catalog.n_items, function)
+        cdef int64_t count = positions.shape[0], where = 0
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
+        cdef Code code
+        _check_positions("positions", positions, self.catalog.n_items)
+        result = np.empty(count, np.float32)
+        if count == 0:
+            return result
+        cdef float[::1] out = result
+        with nogil:
+            code = c_scores_at(
+                self.catalog, request, &positions[0], count, poll, &out[0], &where)
+        if code != kOk:
+            _raise(code, where, query, bias, raised, self.is_given, function)
+        return result
+
+    def label_masses(self, const float[::1] query, double temperature, const float[::1] bias,
+                     const uint16_t[::1] eligible, const int32_t[::1] labels, int64_t n_labels,
+                     Function function=None):
+        """(values float64, references float64, counts int64), (n_labels,) each: of every label the sum
+        of exp((score - reference) / temperature) over its eligible items, relative to the highest of
+        their scores, and how many there are; 0 of each where there are none.
+
+        labels: int32 (n_items,), by position; negative where an item has none. temperature: may be
+        infinite.
+        """
+        cdef Request request = _request(
+            self, query, bias, eligible, self.catalog.n_items, function)
+        cdef int64_t where = 0, i
+        cdef PyObject* raised
+        cdef Poll poll = _poll(&raised)
+        cdef Code code
+        cdef vector[LabelMass] masses
+        if n_labels < 0 or labels.shape[0] != self.catalog.n_items:
+            raise ValueError("labels: wrong length")
+        _check_labels(labels, n_labels)
+        masses.resize(n_labels)
+        with nogil:
+            code = c_label_masses(self.catalog, request, temperature, &labels[0], n_labels, poll,
+                                  masses.data(), &where)
+        if code != kOk:
+            _raise(code, where, query, bias, raised, self.is_given, function)
+        result = np.empty(n_labels), np.empty(n_labels), np.empty(n_labels, np.int64)
+        cdef double[::1] values = result[0], references = result[1]
+        cdef int64_t[::1] counts = result[2]
+        for i in range(n_labels):
+            values[i], references[i] = masses[i].value, masses[i].reference
+            counts[i] = masses[i].count
+        return result
+
 
 cdef class GivenScores(PackedCatalog):
     """Items without vectors, whose scores come with each call: its query is all of them, (n_items,).
@@ -576,6 +644,25 @@ cdef int _check_positions(str name, const int64_t[::1] values, int64_t n_items,
                 raise ValueError(
                     f"{name}: entry {i}: expected a position in [{lowest}, {n_items}), "
                     f"got {values[i]}")
+    return 0
+
+
+ctypedef fused label_t:
+    int32_t
+    uint16_t
+
+
+cdef int _check_labels(const label_t[::1] labels, int64_t n_labels) except -1:
+    """Refuses those past the last one: masses would be written past the end."""
+    cdef label_t largest = 0
+    cdef int64_t i
+    for i in range(labels.shape[0]):
+        largest = labels[i] if labels[i] > largest else largest
+    if largest >= n_labels:
+        for i in range(labels.shape[0]):
+            if labels[i] >= n_labels:
+                raise ValueError(
+                    f"labels: entry {i}: expected a label below {n_labels}, got {labels[i]}")
     return 0
 
 

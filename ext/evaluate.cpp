@@ -75,6 +75,59 @@ class Sum {
   Mass mass_ = {0.0, 0.0};
 };
 
+// Adds the items of one panel, each to the mass of its label. labels: those of the panel's items.
+void add_to_labels(const Kernels& kernels, const float* scores, uint32_t lanes,
+                   const int32_t* labels, double inv_t, LabelMass* masses) {
+  uint32_t labelled = 0;
+  for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    if (labels[lane] < 0) continue;
+    labelled |= 1u << lane;
+    LabelMass& mass = masses[labels[lane]];
+    const double score = double(scores[lane]);
+    if (++mass.count == 1) {
+      mass.reference = score;
+    } else if (score > mass.reference) {
+      mass.value *= exp((mass.reference - score) * inv_t);
+      mass.reference = score;
+    }
+  }
+  // Now none of the panel's is above its label's reference.
+  float logs[kLanes] = {}, weights[kLanes];
+  for (uint32_t rest = labelled; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    logs[lane] = float((double(scores[lane]) - masses[labels[lane]].reference) * inv_t);
+  }
+  kernels.weigh(logs, labelled, 0.0f, 1.0f, weights);
+  for (uint32_t rest = labelled; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    masses[labels[lane]].value += double(weights[lane]);
+  }
+}
+
+// In the order that is asked for.
+void score_each(const Kernels& kernels, const Source& source, const int64_t* positions,
+                int64_t count, Interrupt* interrupt, float* out) {
+  if (source.vectors) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+      interrupt->check(1);
+      const int size = int(std::min<int64_t>(kLanes, count - i));
+      kernels.score_rows(source, positions + i, size, out + i);
+    }
+    return;
+  }
+  int64_t panel = -1;
+  float scores[kLanes];
+  for (int64_t i = 0; i < count; ++i) {
+    if (positions[i] / kLanes != panel) {
+      interrupt->check(1);
+      panel = positions[i] / kLanes;
+      kernels.score_panel(source, panel, scores);
+    }
+    out[i] = scores[positions[i] % kLanes];
+  }
+}
+
 }  // namespace
 
 Mass rest_mass(const Kernels& kernels, const Source& source, double temperature,
@@ -185,6 +238,81 @@ Code score_all(const Catalog& catalog, const Request& request, const Poll& poll,
   }
   std::copy(last, last + (catalog.n_items - (source.n_panels - 1) * kLanes),
             out + (source.n_panels - 1) * kLanes);
+  return code_of_fault(fault, where);
+}
+
+Code scores_at(const Catalog& catalog, const Request& request, const int64_t* positions,
+               int64_t count, const Poll& poll, float* out, int64_t* where) {
+  Interrupt interrupt(poll);
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
+  if (code != kOk) return code;
+  try {
+    const Kernels& kernels = fastrank::kernels();
+    int64_t fault = kNoFault;
+    Source source = make_source(catalog, request, &fault);
+    score_each(kernels, source, positions, count, &interrupt, out);
+    if (fault != kNoFault && !source.vectors) {
+      // It may be of another item in one of their panels, which need not have a score.
+      std::vector<uint16_t> asked(size_t(source.n_panels));
+      make_filter(catalog.n_items, positions, count, nullptr, 0, asked.data());
+      source.eligible = asked.data();
+      fault = kNoFault;
+      score_each(kernels, source, positions, count, &interrupt, out);
+    }
+    return code_of_fault(fault, where);
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  } catch (const Interrupted&) {
+    return kInterrupted;
+  }
+}
+
+Code label_masses(const Catalog& catalog, const Request& request, double temperature,
+                  const int32_t* labels, int64_t n_labels, const Poll& poll, LabelMass* out,
+                  int64_t* where) {
+  Interrupt interrupt(poll);
+  Largest largest = {};
+  const Code code = check_request(catalog, request, where, &largest);
+  if (code != kOk) return code;
+  const Kernels& kernels = fastrank::kernels();
+  int64_t fault = kNoFault;
+  const Source source = make_source(catalog, request, &fault);
+  std::fill_n(out, n_labels, LabelMass{0.0, 0.0, 0});
+  alignas(64) float room[kTilePanels * kLanes], scores[kLanes];
+  for (int64_t first = 0; first < source.n_panels; first += kTilePanels) {
+    const int64_t panels = std::min(kTilePanels, source.n_panels - first);
+    if (interrupt.stop(panels)) return kInterrupted;
+    const Source piece =
+        wants_tile(source) ? filled(kernels, source, first, panels, room) : source;
+    for (int64_t panel = first; panel < first + panels; ++panel) {
+      const uint32_t lanes = lanes_of(source, panel);
+      if (!lanes) continue;
+      kernels.score_panel(piece, panel, scores);
+      add_to_labels(kernels, scores, lanes, labels + panel * kLanes, 1.0 / temperature, out);
+    }
+  }
+  return code_of_fault(fault, where);
+}
+
+Code values_of(const Function& function, int64_t n_items, const Poll& poll, float* out,
+               int64_t* where) {
+  Interrupt interrupt(poll);
+  int64_t fault = kNoFault;
+  Source source = {};
+  source.function = &function;
+  source.fault = &fault;
+  source.n_panels = panel_count(n_items);
+  source.last_lanes = uint16_t((1u << (n_items - (source.n_panels - 1) * kLanes)) - 1);
+  alignas(64) float room[kTilePanels * kLanes];
+  for (int64_t first = 0; first < source.n_panels; first += kTilePanels) {
+    const int64_t panels = std::min(kTilePanels, source.n_panels - first);
+    if (interrupt.stop(panels)) return kInterrupted;
+    std::fill_n(room, panels * kLanes, 0.0f);
+    kernels().apply(source, first, panels, room);
+    const int64_t items = std::min(panels * kLanes, n_items - first * kLanes);
+    std::copy_n(room, items, out + first * kLanes);
+  }
   return code_of_fault(fault, where);
 }
 

@@ -251,6 +251,13 @@ Code log_propensities(const Catalog&, const Request&, const Policy&, const int64
 
 // float32 scores of all items, in catalog order, as every other kernel computes them.
 Code score_all(const Catalog&, const Request&, const Poll&, float* out, int64_t* where);
+// Of the items at these positions alone, eligible or not, to the bit. O(count dim); positions of one
+// panel, where they come in a row, cost what one does.
+Code scores_at(const Catalog&, const Request&, const int64_t* positions, int64_t count, const Poll&,
+               float* out, int64_t* where);
+
+// What a function makes of dot products of 0: n_items numbers, without biases. O(n steps).
+Code values_of(const Function&, int64_t n_items, const Poll&, float* out, int64_t* where);
 
 // A sum of weights, exp((score - reference) / T) over some items: `value` times
 // exp(reference / T), which float64 could not hold. No items: value 0.
@@ -258,6 +265,19 @@ struct Mass {
   double value;
   double reference;
 };
+
+// Labels: a small whole number for each item. What a pass says of each of them.
+struct LabelMass {
+  double value;      // the sum of exp((score - reference) / T) over its eligible items
+  double reference;  // the highest of their scores; 0 where there are none
+  int64_t count;     // of them
+};
+
+// Each label relative to itself: what one sums to is right to some 1e-7 however far it is below the others.
+// labels: n_items of them, below n_labels, negative where an item has none. T may be infinite: all
+// weights are 1 then. One pass, O(n dim + n_labels).
+Code label_masses(const Catalog&, const Request&, double temperature, const int32_t* labels,
+                  int64_t n_labels, const Poll&, LabelMass* out, int64_t* where);
 
 // Tables. A catalog is cut into cells, runs of panels: 1, 2, 4, ..., at most 32, as few as make no more
 // than 4,096 cells. A user's table at one temperature T has, for each cell, the logarithm of its mass,

@@ -99,6 +99,17 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         double*, int64_t*)
     Code c_score_all "fastrank::score_all"(
         const Catalog&, const Request&, const Poll&, float*, int64_t*)
+    Code c_scores_at "fastrank::scores_at"(
+        const Catalog&, const Request&, const int64_t*, int64_t, const Poll&, float*, int64_t*)
+    cdef struct LabelMass:
+        double value
+        double reference
+        int64_t count
+    Code c_label_masses "fastrank::label_masses"(
+        const Catalog&, const Request&, double, const int32_t*, int64_t, const Poll&, LabelMass*,
+        int64_t*)
+    Code c_values_of "fastrank::values_of"(
+        const CFunction&, int64_t, const Poll&, float*, int64_t*)
     int64_t c_table_size "fastrank::table_size"(int64_t)
     Code c_make_tables "fastrank::make_tables"(
         const Catalog&, const Request*, const double*, int64_t, int64_t, const Poll&, uint32_t*,

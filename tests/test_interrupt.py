@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import fastrank as fr
@@ -65,6 +66,21 @@ def calls(catalog: fr.Catalog) -> dict[str, tuple[int, Call]]:
         positions = np.arange(k) % N_ITEMS
         return catalog.log_propensities(query, positions, policy=policy).tobytes()
 
+    def some(k: int) -> npt.NDArray[np.int64]:
+        return np.arange(k) * 16 % N_ITEMS  # a panel each
+
+    def label_masses(n: int) -> bytes:
+        scores, labels = np.zeros(n, np.float32), np.zeros(n, np.int32)
+        packed = _native.GivenScores(n)
+        return packed.label_masses(scores, 0.3, None, None, labels, 1)[0].tobytes()
+
+    def values(n: int) -> bytes:
+        steps = np.tile(
+            np.array([_native.OPS.index("sigmoid"), -1, 1 << 16, 0, 0], np.int32), (500, 1)
+        )
+        none = np.zeros(0, np.float32)
+        return _native.Function(n, lambda *_: "", none, [], [], steps).values().tobytes()
+
     def find(n: int) -> bytes:
         rows = np.arange(n).view(np.uint8).reshape(n, 8)
         return _native.find_rows(rows, rows, 1).tobytes()
@@ -84,6 +100,11 @@ def calls(catalog: fr.Catalog) -> dict[str, tuple[int, Call]]:
         ),
         "log_propensities": (1_600_000, lambda k: log_propensities(k, fr.PlackettLuce(0.3))),
         "log_propensities, greedy": (50_000, lambda k: log_propensities(k, fr.Deterministic())),
+        "scores of some": (
+            *(1_600_000, lambda k: catalog._packed.scores_at(query, some(k), None).tobytes()),
+        ),
+        "values of a function": (100_000, values),
+        "masses by label": (5_000_000, label_masses),
         "making tables": (
             200,
             lambda n: catalog._packed.make_tables(

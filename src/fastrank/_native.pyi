@@ -35,6 +35,7 @@ class Function:
         steps: npt.NDArray[np.int32] | None = None,
         code: int = 0,
     ) -> None: ...
+    def values(self) -> _Scores: ...
 
 class PackedCatalog:
     query_length: int
@@ -140,6 +141,23 @@ class PackedCatalog:
     def scores(
         self, query: _Scores, bias: _Scores | None, function: Function | None = None
     ) -> _Scores: ...
+    def scores_at(
+        self,
+        query: _Scores,
+        positions: _Positions,
+        bias: _Scores | None,
+        function: Function | None = None,
+    ) -> _Scores: ...
+    def label_masses(
+        self,
+        query: _Scores,
+        temperature: float,
+        bias: _Scores | None,
+        eligible: _Bits | None,
+        labels: npt.NDArray[np.int32],
+        n_labels: int,
+        function: Function | None = None,
+    ) -> tuple[_Floats, _Floats, _Positions]: ...
 
 class GivenScores(PackedCatalog):
     def __init__(

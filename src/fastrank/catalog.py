@@ -672,7 +672,8 @@ class Catalog(Scorer):
         assert self._score is not None
         vectors = np.concatenate([self._vectors(p, p + 1) for p in positions.tolist()])
         dots = vectors[:, : self._dim].astype(np.float64) @ query.astype(np.float64)
-        made = self._packed.scores(self._query(query), None, self._default.function)[positions]
+        function = self._default.function
+        made = self._packed.scores_at(self._query(query), positions, None, function)
         if "bias" in self._arrays:
             made = made - self._arrays["bias"][positions]
         features, columns = self._features, {}

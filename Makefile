@@ -56,7 +56,7 @@ asan: $(VENV)/.dev
 	  tests/test_laws.py tests/test_properties.py tests/test_catalog.py tests/test_golden.py \
 	  tests/test_threads.py tests/test_batch.py tests/test_int8.py tests/test_elementary.py \
 	  tests/test_philox.py tests/test_given.py tests/test_tables.py tests/test_model_tables.py tests/test_flat_tail.py \
-	  tests/test_scores.py tests/test_features.py
+	  tests/test_scores.py tests/test_features.py tests/test_masses.py
 
 # The tests of threads under ThreadSanitizer. NumPy and Python are not instrumented: what is seen is
 # our own code, with the locks of both.
@@ -74,7 +74,8 @@ tsan: $(VENV)/.dev
 	  tests/test_tables.py::test_threads_change_nothing \
 	  tests/test_tables.py::test_a_table_is_the_same_however_it_was_made \
 	  tests/test_scores.py::test_over_many_chunks_threads_and_storages \
-	  tests/test_scores.py::test_a_score_that_is_none_names_the_item
+	  tests/test_scores.py::test_a_score_that_is_none_names_the_item \
+	  tests/test_masses.py::test_masses_are_the_same_by_any_threads_and_in_any_batch
 
 # Wheel and sdist, installed and used in an empty directory without the repository.
 dist: $(VENV)/.dev

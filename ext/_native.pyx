@@ -28,6 +28,7 @@ DETERMINISTIC, GUMBEL, SEQUENTIAL, EPSILON_GREEDY, UNIFORM, TABLE = range(6)  # 
 
 
 cdef enum:
+    GUMBEL_KIND = 1
     TABLE_KIND = 5
 
 # Signals are handled on the main thread, and calls on no other have anything to ask.
@@ -254,11 +255,26 @@ cdef class PackedCatalog:
 
     def rank(self, const float[::1] query, int64_t k, int kind, double temperature,
              double epsilon, uint64_t seed, const float[::1] bias, const uint16_t[::1] eligible,
-             int64_t n_eligible, int64_t threads=1, table=None, Function function=None):
+             int64_t n_eligible, int64_t threads=1, table=None, Function function=None,
+             const uint16_t[::1] labels=None, int64_t n_labels=0):
         """(positions, scores, log_propensities, log_norm, log_norm_error, n_scored, from_table) of
-        one ranking. table: the user's depths, reference and largest, for the kind TABLE."""
+        one ranking. table: the user's depths, reference and largest, for the kind TABLE.
+
+        With labels, of the kind GUMBEL and without codes, two more: the masses of the eligible items that
+        are not ranked, by label, float64 (n_labels,), and the score that they are relative to (kernels.h,
+        "Labels"). labels: uint16 (16 * n_panels,), by position, each below n_labels.
+        """
         cdef User user
         user.request = _request(self, query, bias, eligible, n_eligible, function)
+        cdef double[::1] masses
+        by_label = ()
+        if labels is not None:
+            _check_pass_by_label(self, labels, n_labels, np.array([kind], np.int32))
+            user.request.labels = &labels[0]
+            user.request.n_labels = n_labels
+            by_label = np.zeros(n_labels), 0.0
+            masses = by_label[0]
+            user.out.label_masses = &masses[0]
         user.allowed = user.excluded = NULL  # `eligible` holds them
         user.n_allowed = user.n_excluded = 0
         user.policy = Policy(<PolicyKind>kind, temperature, epsilon, seed)
@@ -275,20 +291,24 @@ cdef class PackedCatalog:
             _raise(code, where, query, bias, raised, self.is_given, function)
         if user.out.count < min(k, n_eligible):  # a damaged catalog's numbers
             result = tuple(each[:user.out.count] for each in result)
+        if labels is not None:
+            by_label = by_label[0], user.out.label_reference
         return (*result, user.out.log_norm, user.out.log_norm_error, user.out.n_scored,
-                user.out.from_table)
+                user.out.from_table, *by_label)
 
     def rank_batch(self, const float[:, ::1] queries, int64_t k, const int32_t[::1] kinds,
                    const double[::1] temperatures, const double[::1] epsilons,
                    const uint64_t[::1] seeds, const float[:, ::1] bias, list excluded,
-                   list allowed, int64_t threads, list tables=None, list functions=None):
+                   list allowed, int64_t threads, list tables=None, list functions=None,
+                   const uint16_t[::1] labels=None, int64_t n_labels=0):
         """(positions, scores, log_propensities, log_norm, log_norm_error, counts, n_eligible,
         n_scored, from_table) of b rankings.
 
         bias: None, (1, n_items) for all users or (b, n_items). excluded, allowed: for each user
         the positions (int64) or None. tables: for each user its three parts, or None. functions: a
         Function or None for each, or None. The first three are (b, k), written
-        up to each row's count alone.
+        up to each row's count alone. With labels, those of all users, as `rank`: masses (b, n_labels) and
+        scores (b,) besides.
         """
         cdef int64_t b = queries.shape[0], i, row = 0, where = 0
         cdef PyObject* raised
@@ -324,12 +344,21 @@ cdef class PackedCatalog:
         cdef double[::1] log_norm = result[3], log_norm_error = result[4]
         cdef int64_t[::1] counts = result[5], n_eligible = result[6], n_scored = result[7]
         cdef uint8_t[::1] from_table = result[8].view(np.uint8)
+        if labels is not None:
+            _check_pass_by_label(self, labels, n_labels, kinds)
+            result = (*result, np.zeros((b, n_labels)), np.zeros(b))
+        cdef double[:, ::1] masses = result[9] if labels is not None else None
+        cdef double[::1] references = result[10] if labels is not None else None
         cdef vector[User] users
         cdef User user
         for i in range(b):
             user.request = _request(
                 self, queries[i], None if bias is None else bias[i if bias.shape[0] == b else 0],
                 None, self.catalog.n_items, None if functions is None else functions[i])
+            if labels is not None:
+                user.request.labels = &labels[0]
+                user.request.n_labels = n_labels
+                user.out.label_masses = &masses[i, 0]
             filter = excluded[i]
             _check_positions("excluded", filter, self.catalog.n_items)
             user.excluded = _positions(filter)
@@ -365,6 +394,8 @@ cdef class PackedCatalog:
             n_eligible[i] = users[i].request.n_eligible
             n_scored[i] = users[i].out.n_scored
             from_table[i] = users[i].out.from_table
+            if labels is not None:
+                references[i] = users[i].out.label_reference
         return result
 
     def check(self, const float[:, ::1] queries):
@@ -687,7 +718,22 @@ cdef Request _request(PackedCatalog self, const float[::1] query, const float[::
     request.function = NULL
     if function is not None:
         request.function = &function.function
+    request.labels = NULL
+    request.n_labels = 0
     return request
+
+
+cdef int _check_pass_by_label(PackedCatalog self, const uint16_t[::1] labels, int64_t n_labels,
+                              const int32_t[::1] kinds) except -1:
+    cdef int64_t i
+    if self.catalog.quantised.codes != NULL:
+        raise ValueError("labels: no masses are summed over codes")
+    for i in range(kinds.shape[0]):
+        if kinds[i] != GUMBEL_KIND:
+            raise ValueError("labels: no pass of this kind sums by them")
+    if labels.shape[0] != kLanes * self.n_panels:
+        raise ValueError("labels: wrong length")
+    return _check_labels(labels, n_labels)
 
 
 cdef tuple _allocate(int64_t room, Ranking* out):

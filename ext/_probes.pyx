@@ -143,7 +143,7 @@ cdef Request _request(packed, const float[::1] query, const float[::1] bias) exc
     cdef const float* biases = NULL
     if bias is not None:
         biases = &bias[0]
-    return Request(&query[0], biases, NULL, catalog.n_items, NULL)
+    return Request(&query[0], biases, NULL, catalog.n_items, NULL, NULL, 0)
 
 
 cdef int64_t _room(const Catalog* catalog) except -1:

@@ -209,6 +209,7 @@ class SharedPass {
       results_.emplace_back(member.capacity, order, slots_);
       if (member.source->codes && member.policy->kind == kGumbel)
         results_.back().make_room(law.noted_room(*member.source));
+      if (member.source->labels) results_.back().make_room(*member.source);
     }
   }
 
@@ -264,6 +265,12 @@ class SharedPass {
     void make_room(int64_t noted) {
       total.noted.reserve(size_t(noted));
       for (Partial& part : parts) part.noted.reserve(size_t(noted));
+    }
+
+    // For masses by label.
+    void make_room(const Source& source) {
+      total.labels.make_room(source);
+      for (Partial& part : parts) part.labels.make_room(source);
     }
 
     // Chunk 0 is the start of the total.

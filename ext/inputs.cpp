@@ -189,6 +189,8 @@ Source make_source(const Catalog& catalog, const Request& request, int64_t* faul
     source.query = request.query;
   }
   source.function = request.function;
+  source.labels = request.labels;
+  source.n_labels = request.n_labels;
   source.fault = fault;
   source.rows = catalog.rows;
   source.panel_rows = catalog.panel_rows;

@@ -60,6 +60,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const uint16_t* eligible
         int64_t n_eligible
         const CFunction* function
+        const uint16_t* labels
+        int64_t n_labels
     cdef struct Policy:
         PolicyKind kind
         double temperature
@@ -74,6 +76,8 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         int64_t count
         int64_t n_scored
         bool from_table
+        double* label_masses
+        double label_reference
     cdef struct Table:
         const uint32_t* depths
         double reference

@@ -32,7 +32,91 @@ int take_lane(Scan* walk) {
 }
 
 // ---- Plackett-Luce by exponential jumps -----------------------------------------------------
-//
+
+// The masses by label of what a chunk's pass does not keep, if they are wanted. Weights are relative to
+// the threshold of their time, sums to an earlier one, so that a new threshold changes a unit, and sums
+// only where it is far from that.
+class LabelSums {
+ public:
+  LabelSums(const Kernels& kernels, const Source& source, double inv_temperature)
+      : kernels_(kernels), source_(source), inv_temperature_(inv_temperature) {
+    if (!wanted()) return;
+    copies_ = source.n_labels <= kFewLabels ? kLabelCopies : 1;
+    sums_.resize(size_t(source.n_labels * copies_));
+    weighed_ = std::make_unique<Weighed>();
+    weighed_->sums = sums_.data();
+    weighed_->copies = copies_;
+  }
+
+  bool wanted() const { return source_.labels; }
+
+  void begin(const Candidate& threshold) {
+    if (!wanted()) return;
+    base_ = highest_ = double(threshold.score);
+    weighed_->unit = 1.0;
+    weighed_->count = 0;
+    std::fill(sums_.begin(), sums_.end(), 0.0);
+  }
+
+  // scan_mass, whose weights are added, too.
+  bool scan(Scan* scan) {
+    if (!wanted()) return kernels_.scan_mass(source_, scan);
+    scan->weighed = weighed_.get();
+    return kernels_.scan_labels(source_, scan);
+  }
+
+  // Some lanes of the panel that a scan is at.
+  void add(const Scan& scan, uint32_t lanes) {
+    if (!wanted()) return;
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      add(scan.panel * kLanes + lane, double(scan.weights[lane]));
+    }
+  }
+
+  // The threshold, of which `gone` leaves the heap, gives way to another.
+  void move(double gone, const Candidate& threshold, const Candidate& next) {
+    if (!wanted()) return;
+    kernels_.add_weighed(source_, weighed_.get());
+    add(threshold.position, gone);
+    const double score = double(next.score);
+    if ((score - base_) * inv_temperature_ > LabelMasses::kFar) {
+      const double factor = exp((base_ - score) * inv_temperature_);
+      for (double& sum : sums_) sum *= factor;
+      base_ = score;
+    }
+    weighed_->unit = exp((score - base_) * inv_temperature_);
+    highest_ = std::max(highest_, score);
+  }
+
+  void end(LabelMasses* out) {
+    if (!wanted()) return;
+    kernels_.add_weighed(source_, weighed_.get());
+    const double factor = exp((base_ - highest_) * inv_temperature_);
+    const double* sums = sums_.data();
+    for (double& value : out->values) {
+      value = factor * (copies_ == 1 ? sums[0] : (sums[0] + sums[1]) + (sums[2] + sums[3]));
+      sums += copies_;
+    }
+    out->reference = highest_;
+  }
+
+ private:
+  static constexpr int64_t kFewLabels = 4096;  // whose copies a core's second cache holds
+
+  void add(int64_t position, double weight) {
+    sums_[size_t(source_.labels[position] * copies_)] += weight * weighed_->unit;
+  }
+
+  const Kernels& kernels_;
+  const Source& source_;
+  const double inv_temperature_;
+  int64_t copies_ = 0;
+  std::vector<double> sums_;
+  std::unique_ptr<Weighed> weighed_;
+  double base_ = 0.0, highest_ = 0.0;  // scores of thresholds
+};
+
 // The order of the keys score / T + Gumbel is a Plackett-Luce ranking (Yellott 1977). With t the
 // k-th best key so far, item i passes it with probability 1 - exp(-lambda_i), lambda_i =
 // exp(score_i / T - t), so an Exp(1) budget E is spent on the lambdas: the item at which it runs
@@ -49,7 +133,8 @@ class Jumps : public Pass {
         kernels_(kernels),
         source_(source),
         inv_t_(float(1.0 / temperature)),
-        seed_(seed) {}
+        seed_(seed),
+        labels_(kernels, source, 1.0 / temperature) {}
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
     chunk_ = uint32_t(chunk);
@@ -59,6 +144,7 @@ class Jumps : public Pass {
     limited_ = outlook != nullptr;
     if (outlook) {
       threshold_ = outlook->floor;
+      labels_.begin(threshold_);
       draw_budget();
     }
   }
@@ -74,7 +160,7 @@ class Jumps : public Pass {
       scan.inv_temperature = inv_t_;
       scan.limit = limit_;
       scan.mass = mass_;
-      const bool stopped = limited_ && kernels_.scan_mass(source_, &scan);
+      const bool stopped = limited_ && labels_.scan(&scan);
       mass_ = scan.mass;
       if (!stopped) return;
       find_entrant(&scan);
@@ -85,6 +171,7 @@ class Jumps : public Pass {
   void end() override {
     settle_rest();
     if (limited_) out_->rest = {rest_ + mass_, threshold_.score};
+    if (limited_) labels_.end(&out_->labels);
   }
 
  protected:
@@ -97,6 +184,7 @@ class Jumps : public Pass {
       if (out_->full()) {
         limited_ = true;
         threshold_ = out_->worst();
+        labels_.begin(threshold_);
         draw_budget();
       }
     }
@@ -109,6 +197,7 @@ class Jumps : public Pass {
           kernels_.weigh(scan->scores, scan->lanes, threshold_.score, inv_t_, scan->weights);
       if (mass_ + double(sum) <= limit_) {
         mass_ += double(sum);
+        labels_.add(*scan, scan->lanes);
         scan->lanes = 0;
         return;
       }
@@ -127,6 +216,7 @@ class Jumps : public Pass {
         return;
       }
       mass_ = next;
+      labels_.add(*scan, 1u << lane);
     }
   }
 
@@ -152,6 +242,7 @@ class Jumps : public Pass {
     shift_[moves_] = (double(threshold_.score) - double(next.score)) * order.inv_temperature;
     ++moves_;
     mass_ = 0.0;
+    labels_.move(gone, threshold_, next);
     threshold_ = next;
   }
 
@@ -193,6 +284,7 @@ class Jumps : public Pass {
   int moves_ = 0;       // what these last moves of the threshold bring:
   double passed_[kAhead], gone_[kAhead];  // weights passed since the move before, and evicted
   double shift_[kAhead];                  // (score of the old threshold - of the new) / T
+  LabelSums labels_;
 };
 
 // ---- Deterministic: the same walk with key = score ------------------------------------------
@@ -416,6 +508,8 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
       queries.emplace_back(catalog, request, user.largest);
       if (queries.back().usable) use_codes(catalog, queries.back(), &sources.back());
     }
+    user.out.label_reference = 0.0;
+    if (request.labels) std::fill_n(user.out.label_masses, request.n_labels, 0.0);
     user.out.log_norm_error = 0.0;
     user.out.count = std::min(k, request.n_eligible);
     const bool plackett_luce = user.policy.kind == kGumbel ||
@@ -458,6 +552,10 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
         }
         out->log_norm = conditional(out->scores, out->count, rest, policy.temperature,
                                     out->log_propensities);
+        if (source.labels && top.labels.reference != -kInfinity) {
+          std::copy(top.labels.values.begin(), top.labels.values.end(), out->label_masses);
+          out->label_reference = top.labels.reference;
+        }
         break;
       }
       case kSequential:

@@ -153,6 +153,46 @@ inline void add(Doubt* sum, const Doubt& term, double inv_temperature) {
   sum->estimated |= term.estimated;
 }
 
+// The masses, label by label, of items that a partial does not keep, relative to one score.
+class LabelMasses {
+ public:
+  std::vector<double> values;
+  double reference = -kInfinity;  // until there is an item
+
+  void make_room(const Source& source) {
+    labels_ = source.labels;
+    values.resize(size_t(source.n_labels));
+  }
+
+  void clear() { reference = -kInfinity; }
+
+  void add(const Candidate& item, double inv_temperature) {
+    if (!labels_) return;
+    const double score = double(item.score);
+    if (!((score - reference) * inv_temperature < kFar)) refer_to(score, inv_temperature);
+    values[labels_[item.position]] += exp((score - reference) * inv_temperature);
+  }
+
+  void add(const LabelMasses& other, double inv_temperature) {
+    if (!labels_ || other.reference == -kInfinity) return;
+    if (other.reference > reference) refer_to(other.reference, inv_temperature);
+    const double factor = exp((other.reference - reference) * inv_temperature);
+    for (size_t i = 0; i < values.size(); ++i) values[i] += other.values[i] * factor;
+  }
+
+  static constexpr double kFar = 300.0;  // from where on e^-x is nothing, and e^x no overflow
+
+ private:
+  void refer_to(double score, double inv_temperature) {
+    const bool any = reference != -kInfinity;
+    const double factor = any ? exp((reference - score) * inv_temperature) : 0.0;
+    for (double& value : values) value = any ? value * factor : 0.0;
+    reference = score;
+  }
+
+  const uint16_t* labels_ = nullptr;  // null: no masses are wanted
+};
+
 // A chunk's mergeable result: its best items, at most `capacity`, and the mass of the others.
 class Partial {
  public:
@@ -162,6 +202,7 @@ class Partial {
 
   std::vector<Candidate> items;  // a heap, the worst first, until `sort`
   Mass rest = {0.0, 0.0};
+  LabelMasses labels;
   Doubt doubt = {};
   std::vector<Noted> noted;  // not in `rest`, nor in the sums of `doubt` but the last
 
@@ -171,6 +212,7 @@ class Partial {
   void clear() {
     items.clear();
     rest = {0.0, 0.0};
+    labels.clear();
     doubt = {};
     noted.clear();
   }
@@ -190,13 +232,14 @@ class Partial {
       if (!full()) {
         push(item);
       } else if (order_.better(item, worst())) {
-        add(&rest, {1.0, worst().score}, inv_t);
+        drop(worst());
         replace_worst(item);
       } else {
-        add(&rest, {1.0, item.score}, inv_t);
+        drop(item);
       }
     }
     add(&rest, other.rest, inv_t);
+    labels.add(other.labels, inv_t);
     add(&doubt, other.doubt, inv_t);
     noted.insert(noted.end(), other.noted.begin(), other.noted.end());
   }
@@ -213,6 +256,11 @@ class Partial {
   }
 
  private:
+  void drop(const Candidate& item) {
+    add(&rest, {1.0, item.score}, order_.inv_temperature);
+    labels.add(item, order_.inv_temperature);
+  }
+
   // Moves the hole at the root to a leaf, then the candidate up from there: most belong low.
   void sift(size_t size, const Candidate& candidate) {
     size_t i = 0;

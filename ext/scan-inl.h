@@ -373,7 +373,54 @@ inline Lanes scores_of(const Source& source, int64_t panel) {
   return biased(source, panel, load_lanes(scores));
 }
 
-enum class Stop { kMass, kAbove, kSum };
+enum class Stop { kMass, kLabels, kAbove, kSum };
+
+constexpr bool at_limit(Stop stop) { return stop == Stop::kMass || stop == Stop::kLabels; }
+
+// Whether a panel's labels are: then its sum is added, and nothing waits.
+inline bool all_equal(const uint16_t* labels) {
+#if defined(__AVX2__)
+  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(labels));
+  const __m256i first = _mm256_broadcastw_epi16(_mm256_castsi256_si128(all));
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi16(all, first)) == -1;
+#else
+  for (int i = 1; i < kLanes; ++i)
+    if (labels[i] != labels[0]) return false;
+  return true;
+#endif
+}
+
+template <int copies>
+void add_by_label(const Source& source, const Weighed& weighed) {
+  double* const sums = weighed.sums;
+  const double unit = weighed.unit;
+  for (int64_t p = 0; p < weighed.count; ++p) {
+    const float* weights = weighed.weights + p * kLanes;
+    const uint16_t* labels = source.labels + weighed.panels[p] * kLanes;
+    if (all_equal(labels)) {
+      sums[int64_t(labels[0]) * copies] += double(sum_of(load_lanes(weights))) * unit;
+      continue;
+    }
+    double terms[kLanes];
+    for (int i = 0; i < kLanes; ++i) terms[i] = double(weights[i]) * unit;
+    for (int i = 0; i < kLanes; ++i) sums[int64_t(labels[i]) * copies + i % copies] += terms[i];
+  }
+}
+
+// Not part of the scan's loop, which needs the registers.
+__attribute__((noinline)) void add_weighed(const Source& source, Weighed* weighed) {
+  weighed->copies == 1 ? add_by_label<1>(source, *weighed)
+                       : add_by_label<kLabelCopies>(source, *weighed);
+  weighed->count = 0;
+}
+
+// Into the next free place.
+inline void keep_for_labels(const Source& source, Weighed* weighed, int64_t panel,
+                            const Lanes& weights) {
+  store_lanes(weighed->weights + weighed->count * kLanes, weights);
+  weighed->panels[weighed->count++] = panel;
+  if (weighed->count == Weighed::kRoom) add_weighed(source, weighed);
+}
 
 // Passes `panel` and those after it, four at a time, until one of the four might stop the scan or
 // fewer than four are left; returns how many. `mass` is what one by one gives, but no sum waits for
@@ -391,7 +438,7 @@ int64_t pass_fours(const Source& source, const Scan& state, int64_t panel, int64
       scores[i] = scores_of<from>(source, next);
       lanes[i] = lanes_of(source, next);
     }
-    if (stop != Stop::kMass) {
+    if (!at_limit(stop)) {
       uint32_t hits = 0;
       for (int i = 0; i < 4; ++i)
         hits |= above(scores[i], state.reference, stop == Stop::kAbove) & lanes[i];
@@ -403,8 +450,11 @@ int64_t pass_fours(const Source& source, const Scan& state, int64_t panel, int64
     sums_of(weights, sums);
     double next = *mass;
     for (int i = 0; i < 4; ++i) next += double(sums[i]);
-    if (stop == Stop::kMass && !(next <= state.limit)) break;
+    if (at_limit(stop) && !(next <= state.limit)) break;
     *mass = next;
+    if (stop == Stop::kLabels)
+      for (int i = 0; i < 4; ++i)
+        keep_for_labels(source, state.weighed, panel + passed + i, weights[i]);
   }
   return passed;
 }
@@ -420,7 +470,7 @@ bool scan_panels(const Source& source, Scan* state) {
   bool stopped = false;
   // Scores that are there, and in order, as those of a tile always are.
   if (from == From::kCaller ? state->step == 1 && state->stride == 1
-                            : from == From::kTile && stop == Stop::kMass) {
+                            : from == From::kTile && at_limit(stop)) {
     const int64_t passed = pass_fours<stop, from>(source, *state, state->first + offset,
                                                   state->count - visit, &mass);
     visit += passed;
@@ -445,11 +495,12 @@ bool scan_panels(const Source& source, Scan* state) {
     if (!stopped && stop != Stop::kAbove) {
       const Lanes weights = weights_of(scores, lanes, reference, inv_t);
       const double next = mass + double(sum_of(weights));
-      stopped = stop == Stop::kMass && !(next <= limit);
+      stopped = at_limit(stop) && !(next <= limit);
       if (stopped) {
         store_lanes(state->weights, weights);
       } else {
         mass = next;
+        if (stop == Stop::kLabels) keep_for_labels(source, state->weighed, panel, weights);
       }
     }
     if (stopped) {
@@ -725,8 +776,8 @@ namespace fastrank {
 #define FASTRANK_STRING(a) FASTRANK_STRING_(a)
 extern const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA);
 const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
-    FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kAbove>, scan<Stop::kSum>,
-    weigh, score_panel, score_tile, kTileUsers, apply, exponentials, exps, score_row, score_rows,
+    FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kLabels>, scan<Stop::kAbove>,
+    scan<Stop::kSum>, add_weighed, weigh, score_panel, score_tile, kTileUsers, apply, exponentials, exps, score_row, score_rows,
     scan_codes, scan_codes_above, weigh_codes, add_estimates, weigh_cell, weigh_depths,
     largest_magnitude, each_above_last};
 

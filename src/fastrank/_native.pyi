@@ -1,7 +1,7 @@
 """Types of the native module; ext/_native.pyx documents it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ class PackedCatalog:
         rows: _Positions | None = None,
         panel_rows: _Positions | None = None,
     ) -> None: ...
+    @overload
     def rank(
         self,
         query: _Scores,
@@ -65,7 +66,29 @@ class PackedCatalog:
         threads: int = 1,
         table: tuple[_Depths, float, float] | None = None,
         function: Function | None = None,
+        labels: None = None,
+        n_labels: int = 0,
     ) -> tuple[_Positions, _Scores, _Floats, float, float, int, bool]: ...
+    @overload
+    def rank(
+        self,
+        query: _Scores,
+        k: int,
+        kind: int,
+        temperature: float,
+        epsilon: float,
+        seed: int,
+        bias: _Scores | None,
+        eligible: _Bits | None,
+        n_eligible: int,
+        threads: int = 1,
+        table: tuple[_Depths, float, float] | None = None,
+        function: Function | None = None,
+        *,
+        labels: _Bits,
+        n_labels: int,
+    ) -> tuple[_Positions, _Scores, _Floats, float, float, int, bool, _Floats, float]: ...
+    @overload
     def rank_batch(
         self,
         queries: _Scores,
@@ -80,6 +103,8 @@ class PackedCatalog:
         threads: int,
         tables: list[tuple[_Depths, float, float] | None] | None = None,
         functions: list[Function | None] | None = None,
+        labels: None = None,
+        n_labels: int = 0,
     ) -> tuple[
         _Positions,
         _Scores,
@@ -90,6 +115,37 @@ class PackedCatalog:
         _Positions,
         _Positions,
         npt.NDArray[np.bool_],
+    ]: ...
+    @overload
+    def rank_batch(
+        self,
+        queries: _Scores,
+        k: int,
+        kinds: npt.NDArray[np.int32],
+        temperatures: _Floats,
+        epsilons: _Floats,
+        seeds: npt.NDArray[np.uint64],
+        bias: _Scores | None,
+        excluded: list[_Positions | None],
+        allowed: list[_Positions | None],
+        threads: int,
+        tables: list[tuple[_Depths, float, float] | None] | None = None,
+        functions: list[Function | None] | None = None,
+        *,
+        labels: _Bits,
+        n_labels: int,
+    ) -> tuple[
+        _Positions,
+        _Scores,
+        _Floats,
+        _Floats,
+        _Floats,
+        _Positions,
+        _Positions,
+        _Positions,
+        npt.NDArray[np.bool_],
+        _Floats,
+        _Floats,
     ]: ...
     def check(self, queries: _Scores) -> None: ...
     def make_tables(

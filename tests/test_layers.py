@@ -61,7 +61,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": {"policies", "catalog"},
     "expectations": {"policies", "scorer", "calibration"},
     "marginals": {"policies", "inputs"},
-    "plan": {"policies", "inputs", "scorer", "model", "calibration", "expectations", "marginals"},
+    "plan": {
+        *("policies", "inputs", "ids", "scorer", "model", "calibration", "expectations"),
+        "marginals",
+    },
     "simulate": {
         *("policies", "ranking", "ids", "inputs", "scorer", "catalog", "model", "marginals"),
     },

@@ -432,7 +432,7 @@ class TestBuild:
     ) -> None:
         _, said = built(files, tmp_path / "m")
         assert "takes about" not in said
-        monkeypatch.setattr(sys.modules["fastrank.cli.build"], "seconds_for", lambda *_: 61.0)
+        monkeypatch.setattr(sys.modules["fastrank.cli.build"], "seconds_for", lambda *_, **__: 61.0)
         _, said = built(files, tmp_path / "slow")
         assert "choosing the policy takes about 60 s; --overlap none does without" in said
 

@@ -986,7 +986,7 @@ class Catalog(Scorer):
             None if bias is None else self._bias(bias),
             None if bound is None else bound.function,
         )
-        return result if self._rows is None else self._by_row(result)
+        return self._by_row(result)
 
     def _make_tables(
         self,
@@ -1066,7 +1066,8 @@ class Catalog(Scorer):
         return values if self._rows is None else np.take(values, self._as_indices(), axis=-1)
 
     def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Values by position, in the order of rows."""
+        if self._rows is None:
+            return values
         result = np.empty_like(values)
         result[self._as_indices()] = values
         return result

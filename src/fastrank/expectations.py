@@ -22,7 +22,7 @@ import numpy.typing as npt
 from fastrank.arraytypes import Float32Array, FloatArray, IntArray, Mask
 from fastrank.calibration import condense
 from fastrank.policies import Policy, law_of
-from fastrank.scorer import Scorer
+from fastrank.scorer import Eligible, Scorer
 
 __all__ = ["Audience", "Draws", "Laws"]
 
@@ -90,7 +90,7 @@ class Audience:
 
     Parameters
     ----------
-    catalog : Catalog
+    catalog : Catalog, or what filters leave of one
     queries : ndarray of float32, shape (u, d)
     k : int
         Places of a ranking, from 1 to n.
@@ -120,7 +120,7 @@ class Audience:
 
     def __init__(
         self,
-        catalog: Scorer,
+        catalog: Scorer | Eligible,
         queries: Float32Array,
         k: int,
         advance: Callable[[int], None] | None = None,

@@ -1,4 +1,7 @@
-"""What ranks its items for a query: what evaluation, plans and simulations ask for rankings."""
+"""What ranks its items for a query: what evaluation, plans and simulations ask for rankings.
+
+`eligible_of` is such a source under filters that are the same for all of its users.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Positions
+from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Positions
 from fastrank.ids import Ids
-from fastrank.policies import Policy
+from fastrank.policies import Deterministic, Policy
 from fastrank.ranker import Ranker
 from fastrank.ranking import Ranking, RankingBatch, Score
 
-__all__ = ["Scorer"]
+__all__ = ["Eligible", "Scorer", "eligible_of"]
 
 
 class Scorer(Ranker, ABC):
@@ -121,3 +125,100 @@ class Scorer(Ranker, ABC):
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 where there is no such id."""
         return self._index.find("item_ids", item_ids, ordered=True)
+
+    def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values by position, in the order of rows."""
+        return values
+
+    def _left(self, exclude: Ids | None, allow: Ids | None) -> Mask:
+        """Which rows (n,) filters leave; ids are taken as `rank` takes them."""
+        excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
+        left = np.full(self._n_items, allowed is None)
+        if allowed is not None:
+            left[allowed] = True
+        if excluded is not None:
+            left[excluded] = False
+        return self._by_row(left)
+
+
+class Eligible:
+    """The items of a source that filters leave, as if there were no others.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    left : ndarray of bool, shape (n,)
+        Which rows those are.
+    """
+
+    def __init__(self, scorer: Scorer, left: Mask) -> None:
+        self._scorer = scorer
+        self._rows = np.flatnonzero(left)
+        self.item_ids = scorer.item_ids[self._rows]
+        # The shorter list: every ranking reads it.
+        few = 2 * len(self._rows) <= len(left)
+        self._filter = ("allow", self.item_ids) if few else ("exclude", scorer.item_ids[~left])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def version(self) -> str:
+        """That of the source."""
+        return self._scorer.version
+
+    def scores(self, query: npt.ArrayLike) -> Float32Array:
+        """Raw scores (m,), to the bit as rankings have them."""
+        try:
+            return self._scorer.scores(query)[self._rows]
+        except ValueError:  # an item that is left out may have none
+            name, ids = self._filter
+            only: dict[str, Any] = {name: ids}
+            ranking = self._scorer.rank(query, len(self), policy=Deterministic(), **only)
+            scores = np.empty(len(self._scorer), np.float32)
+            scores[self._scorer._rows_of(ranking.item_ids)] = ranking.scores
+            return scores[self._rows]
+
+    def rank_batch(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        policy: Policy | Sequence[Policy],
+        seeds: Sequence[int] | npt.NDArray[Any] | None = None,
+    ) -> RankingBatch:
+        """Draws one ranking for each of b users."""
+        name, ids = self._filter
+        same: dict[str, Any] = {name: [ids] * np.shape(queries)[0]}
+        return self._scorer.rank_batch(queries, k, policy=policy, seeds=seeds, **same)
+
+
+def eligible_of(scorer: Scorer, exclude: Ids | None, allow: Ids | None) -> Scorer | Eligible:
+    """What filters leave of a source; the source itself where they leave everything.
+
+    Raises
+    ------
+    ValueError
+        For what is no filter; where no item is left.
+
+    Notes
+    -----
+    O(n), and what a look-up of the ids takes.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog(["a", "b", "c"], [[1.0], [2.0], [3.0]])
+    >>> eligible_of(catalog, ["b"], None).scores([1.0]).tolist()
+    [1.0, 3.0]
+    >>> eligible_of(catalog, ["d"], None) is catalog
+    True
+    """
+    if exclude is None and allow is None:
+        return scorer
+    left = scorer._left(exclude, allow)
+    if left.all():
+        return scorer
+    if not left.any():
+        raise ValueError("exclude, allow: no item is eligible")
+    return Eligible(scorer, left)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fastrank.calibration import condense, temperatures_for_overlap
 from fastrank.catalog import Catalog
+from fastrank.cli.filters import Filters, filter_options, filters_of
 from fastrank.cli.planwords import choice_text, not_reached_text
 from fastrank.cli.scores import (
     features_of,
@@ -92,6 +93,11 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     default=_PLACES,
     show_default=True,
     help="Places of the rankings that the policy is chosen, and an index measured, for.",
+)
+@filter_options(
+    "Items that rankings leave out: the policy is chosen so that everyone keeps the share of the"
+    " best of the others. Repeatable. The model does not keep the filter: requests send theirs.",
+    "The policy is chosen for rankings of these items only. Repeatable.",
 )
 @click.option(
     "--policy",
@@ -190,6 +196,10 @@ def build(
     storage: str,
     overlap: float | None,
     k: int,
+    exclude: tuple[str, ...],
+    exclude_file: Path | None,
+    allow: tuple[str, ...],
+    allow_file: Path | None,
     policy: str | None,
     tables: str | None,
     tables_bytes: int | None,
@@ -221,7 +231,7 @@ def build(
     arrays `vectors` and, if wanted, `ids`, `bias`, `titles`, `prior`. A Parquet file has a column
     of ids (integers, text, UUIDs, or bytes that are UTF-8) and either one column of lists or
     tensors or columns v0, v1, ...; other names can be given. The model is written whole or not at
-    all.
+    all. IDS and files of ids are as for fastrank rank.
 
     \b
     Examples:
@@ -231,6 +241,7 @@ def build(
           --users user_factors.npy --user-ids user_ids.npy -o model/
       fastrank build --items items.npz --users users.npz --storage int8 -o model/
       fastrank build --items items.npz --users users.npz --overlap 0.8 -k 5 --tables -o model/
+      fastrank build --items items.npz --users users.npz --exclude-file sold_out.txt -o model/
       fastrank build --items items.npz --users users.npz \\
           --policy epsilon_greedy:epsilon=0.1 -o model/
       fastrank build --items items.npz --users users.npz --index ivf -o model/
@@ -247,6 +258,14 @@ def build(
         own = own.with_sampler("auto") if isinstance(own, PlackettLuce) else own
     if own is not None:
         overlap = None
+    given = {"--exclude": exclude, "--exclude-file": exclude_file}
+    given |= {"--allow": allow, "--allow-file": allow_file}
+    for option, ids in given.items():
+        if ids and overlap is None:
+            raise click.UsageError(
+                f"{option} is of the rankings that --overlap chooses a policy for, and none is"
+                " chosen"
+            )
     if tables is None and tables_bytes is not None:
         raise click.UsageError("--tables-bytes is of --tables, which is not given")
     wants = tables is not None and (tabled is None or tabled.wants_temperature)
@@ -315,7 +334,8 @@ def build(
         if own is not None:
             model = model.with_policy(own)
         elif overlap is not None:
-            choice, why_not = _choice(model, overlap, k, bar)
+            filters, _ = filters_of(catalog, exclude, exclude_file, allow, allow_file)
+            choice, why_not = _choice(model, overlap, k, filters, bar)
             if choice is not None:
                 model = choice.of(model)
             elif is_asked:
@@ -375,10 +395,12 @@ def _whole(option: str, text: str) -> Policy:
     return stated.completed()
 
 
-def _choice(model: Model, overlap: float, k: int, bar: Progress) -> tuple[Choice | None, str]:
+def _choice(
+    model: Model, overlap: float, k: int, filters: Filters, bar: Progress
+) -> tuple[Choice | None, str]:
     """The policy that is chosen, or why none is."""
     threads = len(os.sched_getaffinity(0))
-    seconds = seconds_for(model, k, _MOST, threads)
+    seconds = seconds_for(model, k, _MOST, threads, **filters)
     if seconds > _SLOW:
         click.echo(
             f"choosing the policy takes about {float(f'{seconds:.1g}'):,.0f} s; --overlap none does"
@@ -391,7 +413,10 @@ def _choice(model: Model, overlap: float, k: int, bar: Progress) -> tuple[Choice
         bar.update(task, description=description, completed=done, total=total)
 
     try:
-        return choose(model, overlap, k=k, most=_MOST, threads=threads, advance=advance), ""
+        choice = choose(
+            model, overlap, k=k, most=_MOST, threads=threads, **filters, advance=advance
+        )
+        return choice, ""
     except ValueError as error:
         if not str(error).startswith("overlap: "):
             raise
@@ -411,7 +436,7 @@ def _print_policy(model: Model, choice: Choice | None, output: Path) -> None:
             console.print(
                 "One temperature for all, because there are many users: fastrank plan"
                 f" {for_terminal(output)} -k {choice.k} --target-overlap {choice.asked:g} --apply"
-                " finds each user's own."
+                f"{', with the same filters,' if choice.is_filtered else ''} finds each user's own."
             )
     elif model.policy is not None:
         params = ", ".join(f"{name} {value:g}" for name, value in model.policy.params.items())

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fastrank import plan as planning
 from fastrank.atomic import write_text
+from fastrank.cli.filters import filter_options, filters_of
 from fastrank.cli.planwords import (
     KINDS,
     WORDS,
@@ -56,6 +57,11 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--queries", type=_FILE, help="A .npy of users' vectors, instead of the model's.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Places.")
+@filter_options(
+    "Items that rankings leave out: everything is about the others. Repeatable. --apply does not"
+    " write the filter into the model: requests send theirs.",
+    "Everything is about rankings of these items only. Repeatable.",
+)
 @click.option(
     "--policy",
     "policies",
@@ -121,6 +127,10 @@ def plan(
     model: Path,
     queries: Path | None,
     k: int,
+    exclude: tuple[str, ...],
+    exclude_file: Path | None,
+    allow: tuple[str, ...],
+    allow_file: Path | None,
     policies: tuple[str, ...],
     target_overlap: float | None,
     target_ess: float | None,
@@ -142,7 +152,8 @@ def plan(
 
     For a sample of users and a grid of logging policies: how much of the deterministic ranking is
     kept, how much score that costs, how open the first place is, and which share of the log would
-    count when the policies of --policy are evaluated from it.
+    count when the policies of --policy are evaluated from it. IDS and files of ids are as for
+    fastrank rank.
 
     \b
     Examples:
@@ -150,6 +161,7 @@ def plan(
       fastrank plan model/ --policy deterministic --policy new=plackett_luce:temperature=x0.8 \\
           --target-overlap 0.8 --target-ess 0.1
       fastrank plan model/ --target-overlap 0.8 --apply
+      fastrank plan model/ --exclude-file sold_out.txt --target-overlap 0.8 --apply
     """
     if applies and target_overlap is None:
         raise click.UsageError("--apply needs --target-overlap: what everyone should get")
@@ -176,6 +188,7 @@ def plan(
     if prefix is not None and prefix > k:
         raise click.UsageError(f"--prefix: expected 1 to {k}, the number of places; got {prefix}")
     vectors = None if queries is None else _vectors(queries)
+    filters, _ = filters_of(catalog, exclude, exclude_file, allow, allow_file)
     looked_at = opened if opened is not None else catalog
     places = sorted({place for place in (1, 3, 5, k, prefix or 1) if place <= k})
     # Solving looks at a dozen policies of each kind.
@@ -183,7 +196,7 @@ def plan(
     points += 12 + (12 if epsilons is None else len(epsilons))
     points += 36 * sum(value is not None for value in (target_overlap, target_ess))
     seconds = planning.estimated_seconds(
-        looked_at, vectors, k=k, users=users, draws=draws, points=points
+        looked_at, vectors, k=k, users=users, draws=draws, points=points, **filters
     )
     if seconds > _SLOW:
         click.echo(f"this takes about {float(f'{seconds:.1g}'):,.0f} s", err=True)
@@ -199,6 +212,7 @@ def plan(
             users=users,
             draws=draws,
             seed=seed,
+            **filters,
             advance=advance,
         )
         solutions = list(_solutions(found, target_overlap, target_ess, prefix, advance))
@@ -217,6 +231,7 @@ def plan(
                     draws=draws,
                     seed=seed,
                     threads=len(os.sched_getaffinity(0)),
+                    **filters,
                     advance=advance,
                 )
             except ValueError as error:

@@ -36,8 +36,11 @@ WORDS = {
 
 def describe(found: Plan) -> str:
     """What was looked at, in a sentence."""
+    items = f"{found.n_items:,} items"
+    if found.n_eligible < found.n_items:
+        items = f"{found.n_eligible:,} of {items}, those that the filters leave"
     return (
-        f"{found.users:,} of {found.n_users:,} users, {found.n_items:,} items, rankings of"
+        f"{found.users:,} of {found.n_users:,} users, {items}, rankings of"
         f" {found.k}; {found.draws} drawn for each user and policy."
     )
 
@@ -117,6 +120,11 @@ def choice_text(choice: Choice) -> str:
             f" {facts['lowest']:.3g} to {facts['highest']:.3g})"
         )
     places = "place" if choice.k == 1 else f"{choice.k} places"
+    if choice.is_filtered:
+        places += (
+            f" among {choice.n_eligible:,} of {choice.n_items:,} items, those that the filters"
+            " leave,"
+        )
     text += (
         f". Of the deterministic ranking of {places} it keeps {point.overlap:.1%} on average; of"
         f" {choice.users:,} users looked at, 10 % keep less than {point.overlap_low:.1%}, half less"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,8 @@ import numpy.typing as npt
 from rich import box
 from rich.table import Table
 
-from fastrank.arraytypes import Mask
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
-from fastrank.catalog import Catalog
+from fastrank.cli.filters import filter_options, filters_of, id_of
 from fastrank.cli.scores import (
     functions_of,
     param_option,
@@ -26,7 +23,6 @@ from fastrank.cli.scores import (
     score_function_option,
 )
 from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
-from fastrank.ids import as_written, id_from_text, split_ids
 from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, TABLED, FlatTail, Policy, completed, sampler_name
 from fastrank.ranking import Ranking, relabelled
@@ -35,9 +31,6 @@ from fastrank.vectorfiles import read_npy
 __all__ = ["rank"]
 
 _OVERLAP = 0.7
-_NAMED = 5  # unknown ids that are named, by as many characters at most:
-_SHOWN = 60
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -84,10 +77,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @param_option
 @score_function_option
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
-@click.option("--exclude", multiple=True, metavar="IDS", help="Items to leave out. Repeatable.")
-@click.option("--exclude-file", type=_FILE, help="More of them, one a line.")
-@click.option("--allow", multiple=True, metavar="IDS", help="Rank only these items. Repeatable.")
-@click.option("--allow-file", type=_FILE, help="More of them, one a line.")
+@filter_options("Items to leave out. Repeatable.", "Rank only these items. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank(
     model: Path,
@@ -141,22 +131,12 @@ def rank(
     if user is not None:
         if opened is None:
             raise click.UsageError(f"{model} has no users; give --query")
-        user_id = _as_id("--user", user, opened.user_ids)
+        user_id = id_of("--user", user, opened.user_ids)
         vector = opened.user_vector(user_id)
     elif query is not None:
         user_id = None
         vector = _query_vector(query)
-    notes: list[str] = []
-    filters = {
-        "exclude": _filter(catalog, "--exclude", exclude, exclude_file, notes),
-        "allow": _filter(catalog, "--allow", allow, allow_file, notes),
-    }
-    eligible = _eligible(catalog, **filters)
-    if not eligible.any():
-        why = f" ({'; '.join(notes)})" if notes else ""
-        raise click.UsageError(f"--allow, --exclude: no item is eligible{why}")
-    for note in notes:
-        click.echo(f"fastrank rank: {note}", err=True)
+    filters, eligible = filters_of(catalog, exclude, exclude_file, allow, allow_file)
     own = chosen_for = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
     note = ""
@@ -201,74 +181,6 @@ def rank(
         click.echo(json_text(record))
     else:
         _print(ranking, titles, note, latency_us)
-
-
-def _as_id(source: str, word: str, like: npt.NDArray[Any]) -> int | str:
-    found = id_from_text(word, like)
-    if found is None:
-        got = _short(repr(word))
-        raise click.UsageError(f"{source}: the ids here are {as_written(like)}; got {got}")
-    return found
-
-
-def _filter(
-    catalog: Catalog, option: str, lists: Sequence[str], file: Path | None, notes: list[str]
-) -> Any:
-    """The ids of a filter that the catalog has; None: no filter. `notes` gets what is odd."""
-    if not lists and file is None:
-        return None
-    like = catalog.item_ids
-    ids: dict[int | str, None] = {}
-    for text in lists:
-        words = split_ids(option, text)
-        if like.dtype.kind != "U":  # a space after a comma can be no part of an integer
-            words = words[:1] + [word.removeprefix(" ") for word in words[1:]]
-        ids |= dict.fromkeys(_as_id(option, word, like) for word in words)
-    if file is not None:
-        option_and_file = f"{option}-file: {file}"
-        ids |= dict.fromkeys(
-            _as_id(f"{option_and_file}: line {number}", line, like)
-            for number, line in enumerate(_lines(option_and_file, file), 1)
-            if line
-        )
-    if not ids:
-        notes.append(f"{option}: no id is given")
-        return []
-    given = list(ids)
-    known = catalog._rows_of(given) >= 0  # type: ignore[arg-type]  # they are of one kind
-    unknown = [one for one, is_known in zip(given, known.tolist(), strict=True) if not is_known]
-    if unknown:  # a typing error must not pass for a filter
-        named = ", ".join(_short(repr(one)) for one in unknown[:_NAMED])
-        more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
-        what = "id is" if len(unknown) == 1 else "ids are"
-        notes.append(f"{option}: {len(unknown):,} {what} not in the catalog: {named}{more}")
-        for text in lists if like.dtype.kind == "U" else ():
-            if "," in text and catalog._rows_of([text])[0] >= 0:
-                quoted = '"' + text.replace('"', '""') + '"'
-                for_a_shell = shlex.quote(quoted)
-                notes.append(f"{option}: {_short(repr(text))} is one: {option} {for_a_shell}")
-    return [one for one, is_known in zip(given, known.tolist(), strict=True) if is_known]
-
-
-def _lines(source: str, path: Path) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{source} is not UTF-8: {error}") from None
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _eligible(catalog: Catalog, exclude: Any, allow: Any) -> Mask:
-    eligible = np.full(len(catalog), allow is None)
-    if allow:
-        eligible[catalog._rows_of(allow)] = True
-    if exclude:
-        eligible[catalog._rows_of(exclude)] = False
-    return eligible
 
 
 def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int) -> str:

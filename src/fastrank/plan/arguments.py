@@ -14,7 +14,7 @@ from fastrank.model import Model, scorer_of
 from fastrank.plan.points import Kind, Target
 from fastrank.policies import Deterministic, Policy, law_of
 from fastrank.policies.relative import RelativeTemperature
-from fastrank.scorer import Scorer
+from fastrank.scorer import Eligible, Scorer
 
 __all__ = [
     "check_k",
@@ -31,10 +31,11 @@ _USERS = 200
 _SCORES = 20_000_000  # of all users together: 80 MB
 
 
-def check_k(k: object, n_items: int) -> int:
+def check_k(k: object, items: Scorer | Eligible) -> int:
     places = as_count("k", k)
-    if places > n_items:
-        raise ValueError(f"k: expected 1 to {n_items}, the number of items; got {places}")
+    if places > len(items):
+        what = "items" if isinstance(items, Scorer) else "eligible items"
+        raise ValueError(f"k: expected 1 to {len(items)}, the number of {what}; got {places}")
     return places
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastrank.arraytypes import FloatArray, Mask
 from fastrank.calibration import condense, expected_overlaps, temperatures_for_overlap
+from fastrank.ids import Ids
 from fastrank.inputs import as_count, shown
 from fastrank.model import Model
 from fastrank.plan.arguments import checked_targets, fraction
@@ -19,6 +20,7 @@ from fastrank.plan.sample import Sample
 from fastrank.plan.solve import overlap_in
 from fastrank.plan.temperatures import REACHED, own_temperatures
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, PlackettLuce, Policy
+from fastrank.scorer import eligible_of
 
 __all__ = ["Choice", "choose", "seconds_for"]
 
@@ -38,7 +40,10 @@ class Choice:
         Each user's own, on that temperature; 1 where all scores are equal. None: one temperature
         for all.
     k : int
-        Places that it was chosen for: those that were asked for, but at most half of the items.
+        Places that it was chosen for: those that were asked for, but at most half of the eligible
+        items.
+    n_items, n_eligible : int
+        Items of the model, and those that the filters leave, which it was chosen for.
     asked : float
         The overlap.
     point : Point
@@ -53,10 +58,17 @@ class Choice:
     policy: Policy
     factors: FloatArray | None
     k: int
+    n_items: int
+    n_eligible: int
     asked: float
     point: Point
     users: int
     not_reached: int
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it was chosen for fewer than all items."""
+        return self.n_eligible < self.n_items
 
     def of(self, model: Model) -> Model:
         """The model with this policy and these factors; it has no tables."""
@@ -70,6 +82,8 @@ class Choice:
         return {
             "policy": {"inference_type": self.policy.inference_type, "params": self.policy.params},
             "k": self.k,
+            "n_items": self.n_items,
+            "n_eligible": self.n_eligible,
             "overlap": self.point.overlap,
             "overlap_low": self.point.overlap_low,
             "overlap_median": self.point.overlap_median,
@@ -92,6 +106,8 @@ def choose(
     seed: int = 0,
     most: int | None = None,
     threads: int = 1,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
     advance: Advance | None = None,
 ) -> Choice:
     """A policy by which users see this share of their deterministic top k, on average.
@@ -106,14 +122,18 @@ def choose(
     overlap : float
         Between 0 and 1.
     k : int
-        Places of a ranking. Where that is more than half of the items, half of them are taken: of
-        rankings that show most of a catalog every policy keeps most.
+        Places of a ranking. Where that is more than half of the eligible items, half of them are
+        taken: of rankings that show most of what there is every policy keeps most.
     users, draws, seed
         Of the sample by which the choice is set right and described, as in `explore`.
     most : int, optional
         Users times items, 20,000 items added for each user, beyond which all users have one
         temperature, by the sample alone. By default there is no such bound.
     threads : int
+    exclude, allow : array_like of ids, optional
+        The filters of the rankings that it is chosen for, as `Catalog.rank` takes them, the same
+        for all users: the share is that of the best k eligible items. The model does not keep them:
+        its rankings have the filters that their calls say.
     advance : callable, optional
         Called with the progress.
 
@@ -145,11 +165,12 @@ def choose(
         raise ValueError(f"model: expected a Model, got {shown(model)}")
     asked = fraction("overlap", overlap)
     base = model.with_user_temperatures(None)
-    n = len(base.catalog)
+    items = eligible_of(base.catalog, exclude, allow)
+    n, n_items = len(items), len(base.catalog)
     places = max(1, min(as_count("k", k), n // 2))
-    each = most is None or len(base.user_ids) * (n + _A_USER) <= most
+    each = most is None or len(base.user_ids) * (n_items + _A_USER) <= most
     targets = checked_targets(None)
-    sample = Sample(base, None, places, users, draws, seed, targets, None, advance)
+    sample = Sample(base, items, None, places, users, draws, seed, targets, None, advance)
     able = _able(sample, asked)
     if not able.any():
         near = sample.point("user_temperature", asked, shares=False).overlap
@@ -157,7 +178,8 @@ def choose(
     part = sample
     if not able.all():
         vectors = sample.vectors[able]
-        part = Sample(base.catalog, vectors, places, len(vectors), draws, seed, {}, None, None)
+        of_able = len(vectors), draws, seed
+        part = Sample(base.catalog, items, vectors, places, *of_able, {}, None, None)
     if advance is not None:
         advance("choosing the policy", 0, 1)
     kind: Kind = "user_temperature" if each else "temperature"
@@ -167,7 +189,9 @@ def choose(
         raise _unreachable(sample, asked, solution.value)
     solved = solution.point.parameter
     if each:
-        own = own_temperatures(base, places, solved, advance, threads=threads)
+        own = own_temperatures(
+            base, places, solved, advance, threads=threads, exclude=exclude, allow=allow
+        )
         counted = own.reached if own.reached.any() else ~own.equal
         temperature = _rounded(float(np.median(own.temperatures[counted])))
         factors = _factors(own.temperatures, temperature)
@@ -182,6 +206,8 @@ def choose(
         policy=_like(model.policy, temperature),
         factors=factors,
         k=places,
+        n_items=n_items,
+        n_eligible=n,
         asked=asked,
         point=point,
         users=len(able),
@@ -189,16 +215,26 @@ def choose(
     )
 
 
-def seconds_for(model: Model, k: int = 10, most: int | None = None, threads: int = 1) -> float:
+def seconds_for(
+    model: Model,
+    k: int = 10,
+    most: int | None = None,
+    threads: int = 1,
+    *,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
+) -> float:
     """About how long `choose` will take on this machine."""
-    n, users = len(model.catalog), len(model.user_ids)
-    places = max(1, min(k, n // 2))
-    seconds = estimated_seconds(model, k=places, points=4)  # as dear as that
-    if most is None or users * (n + _A_USER) <= most:
+    items, users = eligible_of(model.catalog, exclude, allow), len(model.user_ids)
+    places = max(1, min(k, len(items) // 2))
+    seconds = estimated_seconds(  # as dear as that
+        model, k=places, points=4, exclude=exclude, allow=allow
+    )
+    if most is None or users * (len(model.catalog) + _A_USER) <= most:
         some = model.user_vectors[:5]
         start = time.perf_counter()
         for vector in some:
-            condense(model.catalog.scores(vector), places)
+            condense(items.scores(vector), places)
         a_user = (time.perf_counter() - start) / len(some) + 3e-4
         seconds += users * a_user / threads
     return seconds
@@ -207,7 +243,7 @@ def seconds_for(model: Model, k: int = 10, most: int | None = None, threads: int
 def _unreachable(sample: Sample, asked: float, nearest: float) -> ValueError:
     return ValueError(
         f"overlap: {asked:g} is not reachable: the nearest is {nearest:.4g}, in {sample.k} of"
-        f" {sample.n_items:,} items, by the scores of {len(sample.factors):,} users"
+        f" {sample.n_eligible:,} items, by the scores of {len(sample.factors):,} users"
     )
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.calibration import expected_overlaps
-from fastrank.model import Model
+from fastrank.ids import Ids
+from fastrank.model import Model, scorer_of
 from fastrank.plan.arguments import checked_targets, fraction, user_count, users_of
 from fastrank.plan.points import Advance, Kind, Point, Target
 from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
-from fastrank.scorer import Scorer
+from fastrank.scorer import Scorer, eligible_of
 
 __all__ = ["DRAWS", "Plan", "estimated_seconds", "explore", "usual_temperatures"]
 
@@ -36,6 +37,8 @@ class Plan:
     ----------
     n_items, n_users : int
         Of the model; users of the queries given, if any were.
+    n_eligible : int
+        Items that the filters leave; all, where there are none.
     users : int
         How many of them were looked at.
     k, draws, seed : int
@@ -44,7 +47,7 @@ class Plan:
     deterministic_score, uniform_score : float
         Mean score of the ranking under either policy, mean over users.
     uniform_overlap : float
-        k / n: what a uniform draw keeps.
+        What a uniform draw keeps: k over `n_eligible`.
     catalog_version : str
     model_version : str or None
     has_user_temperatures : bool
@@ -54,6 +57,7 @@ class Plan:
     """
 
     n_items: int
+    n_eligible: int
     n_users: int
     users: int
     k: int
@@ -96,6 +100,8 @@ def explore(
     users: int | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
     advance: Advance | None = None,
 ) -> Plan:
     """What logging policies would cost, and what their logs would be worth.
@@ -107,7 +113,7 @@ def explore(
     queries : array_like of real numbers, shape (q, d), optional
         Users' vectors, instead of the model's users.
     k : int
-        Places of a ranking, from 1 to n.
+        Places of a ranking, from 1 to the number of eligible items.
     targets : mapping of str to Target, optional
         Policies to evaluate from the log, by label; a callable makes one of the logging policy
         (`RelativeTemperature`). Plackett-Luce targets are served like any: times the user's
@@ -125,6 +131,9 @@ def explore(
     draws : int
         Rankings for each user and policy, at least 2.
     seed : int
+    exclude, allow : array_like of ids, optional
+        Filters of all rankings, as `Catalog.rank` takes them: all figures are then about the
+        eligible items alone.
     advance : callable, optional
         Called with the progress.
 
@@ -154,7 +163,9 @@ def explore(
     [(0.1, 0.9), (0.5, 0.5)]
     """
     chosen = checked_targets(targets)
-    sample = Sample(model, queries, k, users, draws, seed, chosen, prefixes, advance)
+    catalog = scorer_of("model", model)
+    items = eligible_of(catalog, exclude, allow)
+    sample = Sample(model, items, queries, k, users, draws, seed, chosen, prefixes, advance)
     grid = _grid(sample, temperatures, overlaps, epsilons)
     points = []
     for done, (kind, parameter) in enumerate(grid):
@@ -165,7 +176,8 @@ def explore(
         advance("looking at policies", len(grid), len(grid))
     audience = sample.audience
     return Plan(
-        n_items=sample.n_items,
+        n_items=len(catalog),
+        n_eligible=sample.n_eligible,
         n_users=sample.n_users,
         users=len(sample.factors),
         k=sample.k,
@@ -175,8 +187,8 @@ def explore(
         prefixes=sample.prefixes,
         deterministic_score=float((audience.best - audience.top_gap).mean()),
         uniform_score=float((audience.best - audience.mean_gap).mean()),
-        uniform_overlap=sample.k / sample.n_items,
-        catalog_version=audience.catalog.version,
+        uniform_overlap=sample.k / sample.n_eligible,
+        catalog_version=catalog.version,
         model_version=model.version if isinstance(model, Model) else None,
         has_user_temperatures=sample.has_factors,
         points=tuple(points),
@@ -191,7 +203,7 @@ def _grid(
     epsilons: Sequence[float] | None,
 ) -> list[tuple[Kind, float]]:
     """Kinds and parameters, each kind from nearly deterministic to nearly uniform."""
-    lowest = sample.k / sample.n_items + 0.01
+    lowest = sample.k / sample.n_eligible + 0.01
     by_kind: dict[Kind, list[float]] = {
         "temperature": [  # the policies say what is wrong with their parameters
             PlackettLuce(each).temperature
@@ -226,7 +238,7 @@ def usual_temperatures(sample: Sample) -> list[float]:
     low, high = spread.min() * math.exp(-14.0), spread.max() * math.exp(5.0)
     tried = np.geomspace(max(low, MIN_TEMPERATURE), min(high, MAX_TEMPERATURE), 80)
     kept = [expected_overlaps(values, t * sample.factors, sample.k, counts).mean() for t in tried]
-    uniform = sample.k / sample.n_items
+    uniform = sample.k / sample.n_eligible
     levels = uniform + (max(kept) - uniform) * np.array(_LEVELS)
     if max(kept) - uniform < 1e-6:  # k = n: what changes is the order alone
         levels = np.geomspace(0.01, 10.0, len(_LEVELS)) * np.median(spread)
@@ -244,20 +256,23 @@ def estimated_seconds(
     users: int | None = None,
     draws: int = DRAWS,
     points: int = 40,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
 ) -> float:
     """About how long `explore` will take on this machine, from one user's scores and ranking."""
     catalog, vectors, _, n_users = users_of(model, queries, [0])
-    n = len(catalog)
+    items = eligible_of(catalog, exclude, allow)
+    n = len(items)
     count = user_count(users, n, n_users)
     query = vectors[0]
-    scores = catalog.scores(query)  # reads the vectors from disk, too
+    scores = items.scores(query)  # reads the vectors from disk, too
     start = time.perf_counter()
-    catalog.scores(query)
+    items.scores(query)
     scoring = time.perf_counter() - start
     rows = np.repeat(query[None], 32, axis=0)  # a batch shares what it loads
     usual = min(max(float(np.ptp(scores)) / 20.0, MIN_TEMPERATURE), MAX_TEMPERATURE)
     start = time.perf_counter()
-    catalog.rank_batch(rows, min(k, n), policy=PlackettLuce(usual), seeds=range(32))
+    items.rank_batch(rows, min(k, n), policy=PlackettLuce(usual), seeds=range(32))
     ranking = (time.perf_counter() - start) / 32
     # Two sets of draws (the second for a relative target), and a few passes over the scores.
     return count * (3 * scoring + points * (2 * draws * ranking + 5e-9 * n + 1e-6 * draws * k))

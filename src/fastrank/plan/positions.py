@@ -19,7 +19,7 @@ def iips_shares(plan: Plan, point: Point, advance: Advance | None = None) -> tup
     Parameters
     ----------
     plan : Plan
-        Of a catalog of at most `fastrank.marginals.MAX_ITEMS` items.
+        Of at most `fastrank.marginals.MAX_ITEMS` eligible items.
     point : Point
         One of the plan's, or a solution's.
     advance : callable, optional
@@ -34,7 +34,7 @@ def iips_shares(plan: Plan, point: Point, advance: Advance | None = None) -> tup
     Raises
     ------
     ValueError
-        For a larger catalog.
+        For more items.
 
     Notes
     -----
@@ -52,9 +52,9 @@ def iips_shares(plan: Plan, point: Point, advance: Advance | None = None) -> tup
     [(1, 0.505), (3, 0.134)]
     """
     sample = plan._sample
-    if sample.n_items > MAX_ITEMS:
+    if sample.n_eligible > MAX_ITEMS:
         raise ValueError(
-            f"plan: marginals of positions take at most {MAX_ITEMS} items, got {sample.n_items}"
+            f"plan: marginals of positions take at most {MAX_ITEMS} items, got {sample.n_eligible}"
         )
     logging = sample.policies(point.kind, point.parameter)
     targets: dict[str, list[Policy]] = {}

@@ -16,17 +16,21 @@ from fastrank.model import Model
 from fastrank.plan.arguments import check_k, checked_prefixes, user_count, users_of
 from fastrank.plan.points import Advance, Kind, Point, Share, Target
 from fastrank.policies import EpsilonGreedy, PlackettLuce, Policy
-from fastrank.scorer import Scorer
+from fastrank.scorer import Eligible, Scorer
 
 __all__ = ["Sample", "share_of"]
 
 
 class Sample:
-    """Users of a model, and the draws of the targets: what stays the same for all policies."""
+    """Users of a model, and the draws of the targets: what stays the same for all policies.
+
+    `items` are those that may be shown.
+    """
 
     def __init__(
         self,
         model: Model | Scorer,
+        items: Scorer | Eligible,
         queries: npt.ArrayLike | None,
         k: int,
         users: int | None,
@@ -36,15 +40,15 @@ class Sample:
         prefixes: Sequence[int] | None,
         advance: Advance | None,
     ) -> None:
-        catalog, _, _, self.n_users = users_of(model, queries, [0])
-        self.n_items = len(catalog)
-        self.k = check_k(k, self.n_items)
+        self.n_users = users_of(model, queries, [0])[3]
+        self.n_eligible = len(items)
+        self.k = check_k(k, items)
         self.seed = as_seed("seed", seed)
         self.draws = as_count("draws", draws, low=2)
         self.prefixes = checked_prefixes(prefixes, self.k)
         self.targets = targets
         self.fixed_draws: dict[Policy, tuple[Laws, Draws]] = {}  # of targets
-        count = user_count(users, self.n_items, self.n_users)
+        count = user_count(users, self.n_eligible, self.n_users)
         rng = np.random.default_rng(self.seed)
         rows = np.sort(rng.choice(self.n_users, count, replace=False)).tolist()
         _, vectors, factors, _ = users_of(model, queries, rows)
@@ -54,7 +58,7 @@ class Sample:
         seeds = rng.choice(2**53, (2, count, self.draws), replace=False).astype(np.uint64)
         self.logging_seeds, self.target_seeds = seeds[0], seeds[1]  # (u, r)
         tell = None if advance is None else lambda user: advance("scoring users", user, count)
-        self.audience = Audience(catalog, vectors, self.k, tell)
+        self.audience = Audience(items, vectors, self.k, tell)
         self.vectors = vectors
 
     def policies(self, kind: Kind, parameter: float) -> list[Policy]:

@@ -211,7 +211,7 @@ def _curve(
     if kind == "epsilon":
         ends = (0.0, 1.0)
     elif kind == "user_temperature":
-        lowest = sample.k / sample.n_items
+        lowest = sample.k / sample.n_eligible
         ends = (0.9999, lowest + 0.001 * (1.0 - lowest))
         if lowest == 1.0:
             ends = (0.9999, 0.9998)

@@ -10,10 +10,12 @@ import numpy as np
 
 from fastrank.arraytypes import FloatArray, Mask
 from fastrank.calibration import condense, expected_overlaps, temperatures_for_overlap
+from fastrank.ids import Ids
 from fastrank.inputs import as_count
 from fastrank.model import Model
 from fastrank.plan.arguments import check_k, fraction
 from fastrank.plan.points import Advance
+from fastrank.scorer import eligible_of
 
 __all__ = ["REACHED", "OwnTemperatures", "own_temperatures"]
 
@@ -49,6 +51,8 @@ def own_temperatures(
     advance: Advance | None = None,
     *,
     threads: int = 1,
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
 ) -> OwnTemperatures:
     """Each user's own temperature, so that everyone keeps the same share of their top k.
 
@@ -56,7 +60,7 @@ def own_temperatures(
     ----------
     model : Model
     k : int
-        From 1 to n.
+        From 1 to the number of eligible items.
     overlap : float
         Between 0 and 1; to be right on average after calibration, the parameter of
         ``solve_overlap(plan, ..., "user_temperature")``.
@@ -64,6 +68,8 @@ def own_temperatures(
         Called with the progress, in users.
     threads : int
         The temperatures are the same for any number.
+    exclude, allow : array_like of ids, optional
+        As in `explore`.
 
     Returns
     -------
@@ -86,14 +92,15 @@ def own_temperatures(
     >>> round(own[1] / own[0])
     6
     """
-    check_k(k, len(model.catalog))
+    items = eligible_of(model.catalog, exclude, allow)
+    check_k(k, items)
     asked = fraction("overlap", overlap)
     vectors = model.user_vectors
     starts = range(0, len(vectors), _BLOCK)
 
     def of_block(start: int) -> tuple[FloatArray, Mask, Mask]:
         block = vectors[start : start + _BLOCK]
-        values, counts = _stacked([condense(model.catalog.scores(v), k) for v in block])
+        values, counts = _stacked([condense(items.scores(v), k) for v in block])
         found = temperatures_for_overlap(values, k, asked, counts)
         achieved = expected_overlaps(values, found, k, counts)
         is_there = counts > 0.0

@@ -621,6 +621,9 @@ class TestPlan:
         assert "&lt;b&gt;" in html
         assert html.count("<svg") == 1 + 2  # the trade-off, and prefixes 1 and 3
         assert "To keep 0.7 of the deterministic ranking" in html
+        # What it says to do next: the model's own policy ranks, at no temperature of one's own.
+        assert f"<code>fastrank plan {model} --target-overlap 0.8 --apply" in html
+        assert f"fastrank rank {model} --user ID</code>" in html
 
     def test_report_says_what_to_install(
         self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

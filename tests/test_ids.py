@@ -17,6 +17,7 @@ import pytest
 import fastrank as fr
 from fastrank import _native
 from fastrank.ids import MAX_LENGTH, IdIndex, as_ids, text_array
+from fastrank.scorer import eligible_of
 from fastrank.simulate import Cascade, World, q_columns
 
 IdArray: TypeAlias = npt.NDArray[Any]
@@ -182,6 +183,7 @@ def filtered(catalog: fr.Catalog, directory: Path) -> dict[str, Callable[[Any], 
         ),
         "LogWriter": lambda v: logged(catalog, v, "exclude", directory),
         "filter_id": filter_id,
+        "allow of a plan": lambda v: sorted(eligible_of(catalog, None, v).item_ids.tolist()),
     }
 
 

@@ -39,6 +39,7 @@ from fastrank.policies import (  # noqa: E402
     policy,
 )
 from fastrank.ranking import Ranking, RankingBatch, Score  # noqa: E402
+from fastrank.rules import AppliedRules, Rules  # noqa: E402
 from fastrank.run import Run  # noqa: E402
 from fastrank.scorer import Scorer  # noqa: E402
 from fastrank.scoring import ScoreFunction, score_function  # noqa: E402
@@ -46,6 +47,7 @@ from fastrank.scoring import ScoreFunction, score_function  # noqa: E402
 __all__ = [
     "INFERENCE_TYPES",
     "RNG_VERSION",
+    "AppliedRules",
     "BestFirst",
     "Catalog",
     "Deterministic",
@@ -58,6 +60,7 @@ __all__ = [
     "Policy",
     "Ranking",
     "RankingBatch",
+    "Rules",
     "Run",
     "Score",
     "ScoreFunction",

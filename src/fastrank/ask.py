@@ -175,6 +175,27 @@ class AskBatch(NamedTuple):
             self.bound_of(i),
         )
 
+    @classmethod
+    def joined(cls, asks: list[Ask]) -> AskBatch:
+        """Calls of the same number of places, one a user."""
+        biases = None
+        if any(ask.bias is not None for ask in asks):
+            n_items = next(len(ask.bias) for ask in asks if ask.bias is not None)
+            none = np.zeros(n_items, np.float32)
+            biases = np.array([none if ask.bias is None else ask.bias for ask in asks])
+        bounds = [ask.bound for ask in asks]
+        return cls(
+            np.array([ask.query for ask in asks]),
+            asks[0].k,
+            [ask.spec for ask in asks],
+            [ask.seed for ask in asks],
+            [ask.excluded for ask in asks],
+            [ask.allowed for ask in asks],
+            biases,
+            asks[0].threads,
+            bounds if any(bounds) else None,
+        )
+
     def bound_of(self, i: int) -> Bound | None:
         """The score of one user."""
         return None if self.bounds is None else self.bounds[i]
@@ -240,6 +261,30 @@ class DrawnBatch(NamedTuple):
             from_table=np.zeros(b, np.bool_),
         )
 
+    def one(self, i: int) -> Drawn:
+        """What was drawn for one user."""
+        m = int(self.counts[i])
+        return (
+            self.positions[i, :m],
+            self.scores[i, :m],
+            self.log_propensities[i, :m],
+            float(self.log_norm[i]),
+            float(self.log_norm_error[i]),
+            int(self.n_scored[i]),
+            bool(self.from_table[i]),
+            int(self.n_eligible[i]),
+            None if self.candidates is None else self.candidates[i],
+        )
+
+    def put_one(self, i: int, drawn: Drawn) -> None:
+        """All of one user."""
+        m = len(drawn[0])
+        self.positions[i, :m], self.scores[i, :m], self.log_propensities[i, :m] = drawn[:3]
+        self.log_norm[i], self.log_norm_error[i], self.counts[i] = drawn[3], drawn[4], m
+        self.n_scored[i], self.from_table[i], self.n_eligible[i] = drawn[5:8]
+        if self.candidates is not None:
+            self.candidates[i] = drawn[8]
+
     def put(self, users: list[int], first: int, part: DrawnBatch) -> None:
         """The places from `first` on of some users; what is said of all of a ranking, once."""
         places = slice(first, first + part.positions.shape[1])
@@ -252,3 +297,6 @@ class DrawnBatch(NamedTuple):
         self.from_table[users] |= part.from_table
         if first == 0:
             self.log_norm[users], self.n_eligible[users] = part.log_norm, part.n_eligible
+        if self.candidates is not None and part.candidates is not None:
+            for i, each in zip(users, part.candidates, strict=True):
+                self.candidates[i] = each

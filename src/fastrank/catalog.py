@@ -24,8 +24,10 @@ from fastrank.ids import IdIndex, Ids, ItemIds, ids_of
 from fastrank.inputs import as_bias, as_count, as_finite, as_float32, as_real, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranker import RNG_VERSION, as_threads, each_of, key_of
+from fastrank.ranker import RNG_VERSION, Ruled, as_threads, each_of, key_of
 from fastrank.ranking import Ranking, RankingBatch, Score
+from fastrank.ruled import BoundRules
+from fastrank.rules import Rules
 from fastrank.score import ScoreLike, as_score, bind
 from fastrank.scorer import Scorer
 from fastrank.scoring import ScoreFunction
@@ -38,6 +40,7 @@ LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
 _READY = 4096  # tables that are a model's files: their keys and objects, some 2 KB each
 _INDEX = "faiss_index"  # the file of an index
+_RULES_BYTES = 128 << 20  # of rules with their parameters
 _BOUNDS = 256  # scores with their parameters, some KB each
 _LOOKS = 4  # searches that an index is tried by
 _TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
@@ -194,6 +197,7 @@ class Catalog(Scorer):
         self._default: Bound | None = None  # of both
         self._functions: dict[str, ScoreFunction] = {}  # that calls may name
         self._bounds = LRU[tuple[str, str], Bound](entries=_BOUNDS)
+        self._rules = LRU[tuple[str, str], BoundRules](_RULES_BYTES)
         self._tables = LRU[tuple[bytes, float], Table](as_count("cache_bytes", cache_bytes, low=0))
         self._ready = LRU[tuple[bytes, float], Table](entries=_READY)
 
@@ -466,6 +470,7 @@ class Catalog(Scorer):
             None if features is None else as_features(features, self._n_items, order)
         )
         catalog._bounds = LRU[tuple[str, str], Bound](entries=_BOUNDS)
+        catalog._rules = LRU[tuple[str, str], BoundRules](_RULES_BYTES)
         catalog._set_score(self._score, self._params)
         return catalog
 
@@ -575,6 +580,48 @@ class Catalog(Scorer):
                 text = str(error).removeprefix("params: ")
                 raise ValueError(f"params: row {i}: {text}") from None
         return found
+
+    def _bind_call(
+        self, score: ScoreLike | None, params: Any, rules: Any, after: Any
+    ) -> tuple[Bound | None, Ruled | None]:
+        """What makes the scores of a call, and its rules, which share its parameters."""
+        if rules is None and after is None:
+            return self._bind(score, params), None
+        given = as_params(params)
+        names = rules.names if isinstance(rules, Rules) else frozenset()
+        own = self._score if score is None else self._as_score(score)
+        of_score = frozenset() if own is None else own.names
+        mine = {name: value for name, value in given.items() if name in names}
+        others = {
+            name: value
+            for name, value in given.items()
+            if name not in names or name in of_score
+        }
+        bound = self._bind(score, others or None)
+        return bound, self._bind_rules(rules, after, mine, self._features)
+
+    def _bind_calls(
+        self, score: ScoreLike | None, params: Any, rules: Any, after: Any, b: int
+    ) -> tuple[list[Bound | None] | None, list[Ruled | None] | None]:
+        """Likewise of b users."""
+        if rules is None and after is None:
+            return self._bind_all(score, params, b), None
+        by_row = [rules] * b if rules is None or isinstance(rules, Rules) else None
+        all_rules = each_of("rules", rules, b) if by_row is None else by_row
+        pages = [None] * b if after is None else each_of("after", after, b)
+        one_params = params is None or isinstance(params, Mapping)
+        all_params = [params] * b if one_params else each_of("params", params, b)
+        bounds: list[Bound | None] = []
+        ruled: list[Ruled | None] = []
+        for i in range(b):
+            try:
+                bound, own = self._bind_call(score, all_params[i], all_rules[i], pages[i])
+            except ValueError as error:
+                raise ValueError(f"row {i}: {error}") from None
+            bounds.append(bound)
+            ruled.append(own)
+        has_rules = any(own is not None for own in ruled)
+        return bounds if any(bounds) else None, ruled if has_rules else None
 
     def _id_at(self, position: int) -> Any:
         return self._index.ids[position].item()
@@ -734,6 +781,8 @@ class Catalog(Scorer):
         threads: int = 1,
         score: ScoreLike | None = None,
         params: Params | None = None,
+        rules: Rules | None = None,
+        after: Ranking | Ids | None = None,
     ) -> Ranking:
         """Draws one ranking, with the exact probability of having drawn it.
 
@@ -767,7 +816,12 @@ class Catalog(Scorer):
             log1p(sales)"``, or what `score_function` made. A bias is added behind it. By default
             the catalog's own, `Catalog.score`, or else the dot product.
         params : mapping of str to (float, bool or str), optional
-            Values of the parameters that the score has.
+            Values of the parameters that the score and the rules have.
+        rules : Rules, optional
+            What may stand where in the list, by the catalog's features.
+        after : Ranking or array_like of ids, optional
+            The page before this one, or all that the pages before showed, in their order: it is
+            not shown again, and rules know of it.
 
         Returns
         -------
@@ -787,9 +841,13 @@ class Catalog(Scorer):
         sequential and cached samplers run on one.
         """
         added = None if bias is None else as_bias("bias", bias, (self._n_items,), copy=True)
-        bound = self._default if score is None and params is None else self._bind(score, params)
+        if rules is None and after is None:
+            bound = self._default if score is None and params is None else self._bind(score, params)
+            ruled = None
+        else:
+            bound, ruled = self._bind_call(score, params, rules, after)
         return self._rank(
-            self._query(query), k, policy, seed, exclude, allow, added, threads, bound
+            self._query(query), k, policy, seed, exclude, allow, added, threads, bound, ruled
         )
 
     def rank_batch(
@@ -805,6 +863,8 @@ class Catalog(Scorer):
         threads: int = 1,
         score: ScoreLike | None = None,
         params: Params | Sequence[Params | None] | None = None,
+        rules: Rules | Sequence[Rules | None] | None = None,
+        after: Sequence[Ranking | Ids | None] | None = None,
     ) -> RankingBatch:
         """Draws one ranking for each of b users; row i is what `rank` gives for seeds[i].
 
@@ -826,6 +886,8 @@ class Catalog(Scorer):
             As in `rank`, for all users.
         params : mapping, or sequence of b (mapping or None), optional
             One for all users, or one for each.
+        rules : Rules, or sequence of b (Rules or None), optional
+        after : sequence of b (Ranking, array_like of ids or None), optional
 
         Returns
         -------
@@ -857,8 +919,11 @@ class Catalog(Scorer):
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
-        added, bounds = self._biases(bias, b, copy=True), self._bind_all(score, params, b)
-        return self._rank_batch(rows, k, policy, seeds, exclude, allow, added, threads, bounds)
+        added = self._biases(bias, b, copy=True)
+        bounds, ruled = self._bind_calls(score, params, rules, after, b)
+        return self._rank_batch(
+            rows, k, policy, seeds, exclude, allow, added, threads, bounds, ruled
+        )
 
     def log_propensities(
         self,
@@ -871,6 +936,9 @@ class Catalog(Scorer):
         bias: npt.ArrayLike | None = None,
         score: ScoreLike | None = None,
         params: Params | None = None,
+        rules: Rules | None = None,
+        after: Ranking | Ids | None = None,
+        k: int | None = None,
     ) -> FloatArray:
         """How probable any ranking is under a policy, place by place.
 
@@ -878,14 +946,18 @@ class Catalog(Scorer):
         ----------
         item_ids : array_like of ids, shape (k,)
             The ranking, best place first.
-        query, policy, exclude, allow, bias, score, params
+        query, policy, exclude, allow, bias, score, params, rules, after
             As in `rank`.
+        k : int, optional
+            Places that were asked for, on which shares and pins of rules hang; by default as many
+            as the ranking has.
 
         Returns
         -------
-        ndarray of float64, shape (k,)
+        ndarray of float64, shape (m,)
             log P(item at place j | items at places before j). An unknown, ineligible or repeated
-            item gets -inf and removes nothing: later places are conditional on what is left.
+            item gets -inf and removes nothing: later places are conditional on what is left. An
+            item that rules do not allow at its place gets -inf, and is shown there.
 
         Notes
         -----
@@ -900,9 +972,9 @@ class Catalog(Scorer):
         [0.333, 0.5]
         """
         added = None if bias is None else as_bias("bias", bias, (self._n_items,))
-        bound = self._bind(score, params)
+        bound, ruled = self._bind_call(score, params, rules, after)
         return self._judge(
-            self._query(query), "item_ids", item_ids, policy, exclude, allow, added, bound
+            self._query(query), "item_ids", item_ids, policy, exclude, allow, added, bound, ruled, k
         )
 
     def log_propensities_batch(
@@ -916,6 +988,9 @@ class Catalog(Scorer):
         bias: npt.ArrayLike | None = None,
         score: ScoreLike | None = None,
         params: Params | Sequence[Params | None] | None = None,
+        rules: Rules | Sequence[Rules | None] | None = None,
+        after: Sequence[Ranking | Ids | None] | None = None,
+        k: int | Sequence[int | None] | None = None,
     ) -> FloatArray:
         """How probable b rankings are under each of p policies.
 
@@ -929,8 +1004,10 @@ class Catalog(Scorer):
         policies : sequence of p (Policy, or sequence of b Policy)
         exclude, allow : sequence of b (array_like of ids or None), optional
         bias : array_like of real numbers, shape (n,) or (b, n), optional
-        score, params
+        score, params, rules, after
             As in `rank_batch`.
+        k : int, or sequence of b (int or None), optional
+            As in `log_propensities`, of all rankings or of each.
 
         Returns
         -------
@@ -957,6 +1034,8 @@ class Catalog(Scorer):
             raise ValueError(f"queries: expected shape (b, {self._dim}), got {rows.shape}")
         b = len(rows)
         rows = self._padded(as_float32("queries", rows, (b, self._dim)))
+        bounds, ruled = self._bind_calls(score, params, rules, after, b)
+        ks = [k] * b if k is None or isinstance(k, int) else each_of("k", k, b)
         return self._judge_batch(
             self._scored,
             self._packed.scores,
@@ -966,7 +1045,9 @@ class Catalog(Scorer):
             exclude,
             allow,
             self._biases(bias, b),
-            self._bind_all(score, params, b),
+            bounds,
+            ruled,
+            ks,
         )
 
     def scores(

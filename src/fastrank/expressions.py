@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
-from fastrank.arraytypes import Float32Array
+from fastrank.arraytypes import Float32Array, Mask
 from fastrank.features import RESERVED, Features
 from fastrank.inputs import shown
 from fastrank.store import content_hash
@@ -131,6 +131,20 @@ class Expression:
         kinds = tuple((name, _kind_of(value)) for name, value in sorted(params.items()))
         program = _compiled(self.text, self._name, _Columns(features), kinds)
         return program.bind(features, params, n_items, refuse)
+
+    def holds(self, features: Features | None, params: Params, n_items: int) -> Mask:
+        """Where it holds: bool (n,), by position.
+
+        Raises
+        ------
+        ValueError
+            If it is neither true nor false, or has `dot`; and as `bind`.
+        """
+        kinds = tuple((name, _kind_of(value)) for name, value in sorted(params.items()))
+        program = _compiled(self.text, self._name, _Columns(features), kinds, True)
+        function = program.bind(features, params, n_items, _no_words)
+        found: Mask = function.values() != 0.0
+        return found
 
 
 @lru_cache(maxsize=1024)
@@ -387,9 +401,18 @@ _OP = {name: place for place, name in enumerate(_native.OPS)}
 _DOT = _KIND["dot"]
 
 
+def _no_words(position: int, what: str) -> str:
+    """Of true and false there is none that is not finite."""
+    raise AssertionError(position, what)
+
+
 @lru_cache(maxsize=1024)
 def _compiled(
-    text: str, name: str, columns: _Columns, params: tuple[tuple[str, str], ...]
+    text: str,
+    name: str,
+    columns: _Columns,
+    params: tuple[tuple[str, str], ...],
+    is_condition: bool = False,
 ) -> _Program:
     expression = parsed(text, name)
     for param, _ in params:
@@ -399,7 +422,8 @@ def _compiled(
             raise ValueError(f"params: {param!r} is not in the {name} {shown(text)}")
         if param in columns.kinds:
             raise ValueError(f"params: {param!r} is a column of the {name} {shown(text)}")
-    return _Compiler(expression.text, name, columns.kinds, dict(params)).program(expression.tree)
+    compiler = _Compiler(expression.text, name, columns.kinds, dict(params))
+    return compiler.program(expression.tree, is_condition)
 
 
 class _Compiler:
@@ -417,8 +441,12 @@ class _Compiler:
         self._free = list(range(_native.REGISTERS))
         self._scalars: dict[ast.expr, str | None] = {}
 
-    def program(self, tree: ast.expr) -> _Program:
-        found = self._number(tree, "a score is a number")
+    def program(self, tree: ast.expr, is_condition: bool = False) -> _Program:
+        if is_condition:
+            self._refuse_dot(tree)
+            found = self._truth(tree)
+        else:
+            found = self._number(tree, "a score is a number")
         last = self._steps[-1] if self._steps else None
         if last is not None and found == last[1]:
             self._steps[-1] = (last[0], -1, *last[2:])
@@ -435,6 +463,11 @@ class _Compiler:
 
     def _refuse(self, node: ast.AST, reason: str) -> NoReturn:
         _refuse(self._name, self._text, node, reason)
+
+    def _refuse_dot(self, tree: ast.expr) -> None:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id == "dot":
+                self._refuse(node, "a rule knows of columns and parameters alone, not of `dot`")
 
     # ---- Values -----------------------------------------------------------------------------
 

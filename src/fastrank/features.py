@@ -21,7 +21,7 @@ from fastrank.arraytypes import AnyArray, Float32Array, IntArray, Positions
 from fastrank.inputs import as_column, shown
 from fastrank.lru import LRU
 
-__all__ = ["RESERVED", "Column", "Features", "as_features"]
+__all__ = ["RESERVED", "Column", "Features", "Groups", "as_features"]
 
 # What names mean in expressions besides columns and parameters.
 RESERVED = frozenset(
@@ -61,6 +61,7 @@ class Features:
     ----------
     version : str
         Content hash: the same columns, whatever their order, have the same one.
+    n_items : int
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Features:
         self._arrays = dict(arrays)
         self._digests = dict(digests)
         self.version = version
-        self._n_items = n_items
+        self.n_items = self._n_items = n_items
         self._flags = LRU[tuple[str, int], npt.NDArray[np.uint16]](_FLAG_BYTES)
+        self._groups: dict[str, Groups] = {}
 
     def __repr__(self) -> str:
         names = ", ".join(f"{each.name}: {each.kind}" for each in self._columns.values())
@@ -159,6 +161,19 @@ class Features:
         words = np.packbits(bits, bitorder="little").view("<u2").astype(np.uint16, copy=False)
         self._flags.put(key, words, words.nbytes)
         return words
+
+    def groups(self, name: str) -> Groups:
+        """The items of each value of a column. O(n log n) the first time.
+
+        Raises
+        ------
+        ValueError
+            Naming the first value of a column of numbers that float32 may have merged with others.
+        """
+        kept = self._groups.get(name)
+        if kept is None:
+            kept = self._groups[name] = _groups(self, name, self._n_items)
+        return kept
 
     def _text(self, place: int) -> bytes:
         start, end = self._arrays["feature_text_offsets"][place : place + 2].tolist()
@@ -272,6 +287,124 @@ _ARRAYS = (
     "feature_text_offsets",
     "feature_text",
 )
+
+
+# ---- Groups ----------------------------------------------------------------------------------
+
+
+class Groups:
+    """Items by the values of one column: a number, from 0, for each value.
+
+    Attributes
+    ----------
+    codes : ndarray of int32, shape (n,), or None
+        Each item's group, -1 for none; None: items can be in several.
+    offsets, members : ndarray of int64, shape (n + 1,) and of int32
+        Of a column of lists: item i is in ``members[offsets[i] : offsets[i + 1]]``.
+    n_groups : int
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        codes: npt.NDArray[np.int32] | None,
+        offsets: IntArray | None,
+        members: npt.NDArray[np.int32] | None,
+        n_groups: int,
+    ) -> None:
+        self.codes = codes
+        self.offsets = offsets
+        self.members = members
+        self.n_groups = n_groups
+        self._n_items = n_items
+        self._by_group: tuple[npt.NDArray[np.int32], IntArray] | None = None
+
+    def of(self, position: int) -> tuple[int, ...]:
+        """The groups of one item."""
+        if self.codes is not None:
+            code = int(self.codes[position])
+            return () if code < 0 else (code,)
+        assert self.offsets is not None
+        assert self.members is not None
+        start, end = self.offsets[position : position + 2].tolist()
+        return tuple(self.members[start:end].tolist())
+
+    def items(self, group: int) -> npt.NDArray[np.int32]:
+        """Positions of the items of a group, in ascending order."""
+        items, starts = self._sorted()
+        return items[starts[group] : starts[group + 1]]
+
+    def size(self, group: int) -> int:
+        """How many those are."""
+        starts = self._sorted()[1]
+        return int(starts[group + 1] - starts[group])
+
+    def counts(self, weights: AnyArray, positions: Positions | None = None) -> AnyArray:
+        """Of some items, or all, the sums of their groups' weights (n_groups,)."""
+        if self.codes is not None:
+            codes = self.codes if positions is None else self.codes[positions]
+            return np.append(weights, weights.dtype.type(0))[codes]  # -1: the last
+        assert self.offsets is not None
+        assert self.members is not None
+        if positions is None:
+            first = int(self.offsets[0])
+            sums = np.zeros(len(self.members) - first + 1, np.int64)
+            np.cumsum(weights[self.members[first:]], out=sums[1:])
+            return sums[self.offsets[1:] - first] - sums[self.offsets[:-1] - first]
+        return np.array(
+            [sum(weights[group] for group in self.of(p)) for p in positions.tolist()],
+            np.int64,
+        )
+
+    def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
+        """Items by group, and where each group begins."""
+        if self._by_group is None:
+            if self.codes is not None:
+                codes, owners = self.codes, None
+            else:
+                assert self.offsets is not None
+                assert self.members is not None
+                first, last = int(self.offsets[0]), int(self.offsets[-1])
+                codes = self.members[first:last]
+                owners = np.repeat(
+                    np.arange(self._n_items, dtype=np.int32), np.diff(self.offsets)
+                )
+            order = np.argsort(codes, kind="stable").astype(np.int32, copy=False)
+            order = order[int((codes < 0).sum()) :]
+            sizes = np.bincount(codes[order], minlength=self.n_groups)
+            starts = np.zeros(self.n_groups + 1, np.int64)
+            np.cumsum(sizes, out=starts[1:])
+            self._by_group = order if owners is None else owners[order], starts
+        return self._by_group
+
+
+def _groups(features: Features, name: str, n_items: int) -> Groups:
+    kind = features.kind(name)
+    if kind == "categories":
+        offsets, members = features.lists(name)
+        n_groups = len(features.categories(name))
+        found = members[int(offsets[0]) : int(offsets[-1])]
+        if found.size and not (found.min() >= 0 and found.max() < n_groups):
+            raise ValueError(f"damaged: features: {name!r} has no text {found.max()}")
+        return Groups(n_items, None, offsets, members, n_groups)
+    values = features.values(name)[:n_items]
+    if kind == "boolean":
+        codes = np.where(values != 0.0, 0, -1).astype(np.int32)
+        return Groups(n_items, codes, None, None, 1)
+    if kind == "category":
+        codes = values.astype(np.int32)
+        n_groups = len(features.categories(name))
+        if not (codes.min() >= -1 and codes.max() < n_groups):
+            raise ValueError(f"damaged: features: {name!r} has no text {codes.max()}")
+        return Groups(n_items, codes, None, None, n_groups)
+    merged = np.flatnonzero(np.abs(values) >= _MOST)
+    if merged.size:
+        raise ValueError(
+            f"features[{name!r}]: {values[merged[0]]:g} may be several numbers, which float32 does not"
+            " tell apart, so it names no group; pass texts"
+        )
+    own, codes = np.unique(values, return_inverse=True)
+    return Groups(n_items, codes.astype(np.int32), None, None, len(own))
 
 
 # ---- From what callers have ------------------------------------------------------------------

@@ -14,11 +14,16 @@ import numpy.typing as npt
 
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray
+from fastrank.ask import Ask
+from fastrank.expressions import Params, as_params
+from fastrank.features import Features, as_features
 from fastrank.ids import Ids, ItemIds, UniqueIds, ids_of
 from fastrank.inputs import as_float32, as_real
+from fastrank.lru import LRU
 from fastrank.policies import Policy
-from fastrank.ranker import Ranker
+from fastrank.ranker import Ranker, Ruled, each_of
 from fastrank.ranking import Ranking, RankingBatch
+from fastrank.rules import Rules
 
 __all__ = ["log_propensities_of_scores", "rank_scores", "rank_scores_batch"]
 
@@ -33,6 +38,10 @@ def rank_scores(
     exclude: Ids | None = None,
     allow: Ids | None = None,
     threads: int = 1,
+    features: Any = None,
+    rules: Rules | None = None,
+    after: Ids | None = None,
+    params: Params | None = None,
 ) -> Ranking:
     """Draws one ranking from scores that are there, with the exact probability of having drawn it.
 
@@ -58,6 +67,15 @@ def rank_scores(
     threads : int
         How many threads may work on this call; they live as long as it does. The ranking is the
         same for any number.
+    features : Features, mapping of str to array_like, shape (n,), or a table, optional
+        Columns for rules, as of `Catalog`. They are read at every call, O(n log n); `as_features`
+        makes them once.
+    rules : Rules, optional
+        What may stand where in the list.
+    after : array_like of ids, optional
+        All that the pages before this one showed, in their order.
+    params : mapping of str to (float, bool or str), optional
+        Values of the parameters that the rules have.
 
     Returns
     -------
@@ -85,7 +103,8 @@ def rank_scores(
     """
     row = _row(scores)
     items = _Scored(item_ids, len(row))
-    return items._rank(row, k, policy, seed, exclude, allow, None, threads)
+    ruled = items._ruled(features, rules, after, params)
+    return items._rank(row, k, policy, seed, exclude, allow, None, threads, None, ruled)
 
 
 def rank_scores_batch(
@@ -98,6 +117,10 @@ def rank_scores_batch(
     exclude: Sequence[Ids | None] | None = None,
     allow: Sequence[Ids | None] | None = None,
     threads: int = 1,
+    features: Any = None,
+    rules: Rules | None = None,
+    after: Sequence[Ids | None] | None = None,
+    params: Params | None = None,
 ) -> RankingBatch:
     """Draws one ranking for each of b users; row i is what `rank_scores` gives for seeds[i].
 
@@ -116,6 +139,9 @@ def rank_scores_batch(
     threads : int
         How many threads may work on this call. With 8 users a thread or more, each ranks for users
         of its own; with fewer they share the scan.
+    features, rules, params
+        As for `rank_scores`, the same for all users.
+    after : sequence of b (array_like of ids or None), optional
 
     Returns
     -------
@@ -149,8 +175,14 @@ def rank_scores_batch(
         raise ValueError(f"scores: expected shape (b, n) with n >= 1, got {rows.shape}")
     if not _is_ready(rows):
         rows = as_float32("scores", rows, rows.shape)
+    b = len(rows)
     items = _Scored(item_ids, rows.shape[1])
-    return items._rank_batch(rows, k, policy, seeds, exclude, allow, None, threads)
+    pages = [None] * b if after is None else each_of("after", after, b)
+    ruled = [items._ruled(features, rules, page, params) for page in pages]
+    return items._rank_batch(
+        *(rows, k, policy, seeds, exclude, allow, None, threads, None),
+        ruled if any(ruled) else None,
+    )
 
 
 def log_propensities_of_scores(
@@ -161,13 +193,21 @@ def log_propensities_of_scores(
     policy: Policy,
     exclude: Ids | None = None,
     allow: Ids | None = None,
+    features: Any = None,
+    rules: Rules | None = None,
+    after: Ids | None = None,
+    params: Params | None = None,
+    k: int | None = None,
 ) -> FloatArray:
     """How probable any ranking of given scores is under a policy, place by place.
 
     Parameters
     ----------
-    item_ids, scores, exclude, allow
+    item_ids, scores, exclude, allow, features, rules, after, params
         As in `rank_scores`.
+    k : int, optional
+        Places that were asked for, on which shares and pins of rules hang; by default as many as
+        the ranking has.
     ranked_ids : array_like of ids, shape (m,)
         The ranking, best place first.
     policy : Policy
@@ -197,7 +237,10 @@ def log_propensities_of_scores(
     """
     row = _row(scores)
     items = _Scored(item_ids, len(row))
-    return items._judge(row, "ranked_ids", ranked_ids, policy, exclude, allow, None)
+    ruled = items._ruled(features, rules, after, params)
+    return items._judge(
+        row, "ranked_ids", ranked_ids, policy, exclude, allow, None, None, ruled, k
+    )
 
 
 class _Scored(Ranker):
@@ -211,6 +254,30 @@ class _Scored(Ranker):
         self._n_items = n_items
         self._packed = _native.GivenScores(n_items)
         self._version = ""
+        self._rules = LRU(entries=1)
+        self._features: tuple[Any, Features] | None = None
+
+    def _ruled(self, given: Any, rules: Any, after: Any, params: Any) -> Ruled | None:
+        """Rules of a call, by columns that come with it."""
+        own = as_params(params)
+        names = rules.names if isinstance(rules, Rules) else frozenset()
+        unknown = [name for name in own if name not in names]
+        if unknown:
+            raise ValueError(f"params: {unknown[0]!r} is no parameter of rules")
+        if given is not None and (self._features is None or self._features[0] is not given):
+            if isinstance(given, Features):
+                if given.n_items != self._n_items:
+                    raise ValueError(
+                        f"features: of {given.n_items} items, where there are {self._n_items}"
+                    )
+                self._features = given, given
+            else:
+                self._features = given, as_features(given, self._n_items, None)
+        features = None if given is None or self._features is None else self._features[1]
+        return self._bind_rules(rules, after, own, features)
+
+    def _boosted(self, ask: Ask, bias: Float32Array) -> Ask:
+        return ask._replace(query=ask.query + bias)
 
 
 def _row(scores: npt.ArrayLike) -> Float32Array:

@@ -21,6 +21,7 @@ from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real,
 from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
 from fastrank.policies import policy as policy_of
 from fastrank.ranking import Ranking, recommended
+from fastrank.rules import Rules
 from fastrank.score import ScoreLike
 from fastrank.scorer import Scorer
 from fastrank.scoring import ScoreFunction
@@ -573,6 +574,8 @@ class Model:
         threads: int = 1,
         score: ScoreLike | None = None,
         params: Params | None = None,
+        rules: Rules | None = None,
+        after: Ranking | Ids | None = None,
     ) -> Ranking:
         """`Catalog.rank` for the vector of a known user; parameters as there.
 
@@ -598,6 +601,8 @@ class Model:
             threads=threads,
             score=score,
             params=params,
+            rules=rules,
+            after=after,
         )
         return recommended(ranking, own, self._version, factor)
 

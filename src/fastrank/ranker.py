@@ -7,13 +7,14 @@ own. A law's head is drawn here, by one more pass; a sampler knows nothing of it
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrank import _native
+from fastrank import _native, walk
 from fastrank.arraytypes import Float32Array, FloatArray, Positions
 from fastrank.ask import (
     BEST,
@@ -28,11 +29,15 @@ from fastrank.ask import (
     Table,
     spec_of,
 )
+from fastrank.expressions import Params
+from fastrank.features import Features
 from fastrank.ids import PADDING, Ids, Listed, Lookup, is_compact, listed
-from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds
+from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds, shown
 from fastrank.lru import LRU
 from fastrank.policies import Policy
 from fastrank.ranking import Candidates, Filters, Ranking, RankingBatch, new_ranking
+from fastrank.ruled import BoundRules, bind_rules
+from fastrank.rules import Rules
 
 __all__ = [
     "RNG_VERSION",
@@ -48,6 +53,7 @@ RNG_VERSION = 2
 _NEW_IN_2 = frozenset({"cached", "uniform"})
 
 _MANY = 4096  # ids of a filter
+_NO_RULES = Rules()
 _new = tuple.__new__  # of a NamedTuple, in a third of the time of its own
 _MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
 
@@ -65,6 +71,7 @@ class Ranker:
     _version: str
     _tables: LRU[tuple[bytes, float], Table] | None = None  # by query and temperature
     _ready: LRU[tuple[bytes, float], Table]  # likewise, of a model's files; beside `_tables`
+    _rules: LRU[tuple[str, str], BoundRules]
     tables_made: int = 0  # by a pass, for rankings that wanted one
 
     @property
@@ -83,8 +90,9 @@ class Ranker:
         bias: Float32Array | None,
         threads: int,
         bound: Bound | None = None,
+        ruled: Ruled | None = None,
     ) -> Ranking:
-        """One ranking; all but query, bias and score are as the caller handed them in.
+        """One ranking; all but query, bias, score and rules are as the caller handed them in.
 
         The bias is a copy, by row: the ranking keeps it, and copies of the filters.
         """
@@ -109,7 +117,7 @@ class Ranker:
             from_table,
             n_eligible,
             candidates,
-        ) = self._draw(ask)
+        ) = self._draw(ask) if ruled is None else self._draw_ruled(ask, policy, k, ruled)
         return new_ranking(  # in the order of its fields: by name it takes 0.7 us more
             self._index.ids[positions],
             scores,
@@ -132,8 +140,98 @@ class Ranker:
             n_scored,
             candidates,
             None if bound is None else bound.score,
-            None if bound is None else bound.features_version,
+            _version_of(bound, ruled),
+            None if ruled is None else ruled.bound.applied,
+            None if ruled is None else ruled.ids,
         )
+
+    def _draw_ruled(self, ask: Ask, policy: Policy, k: int, ruled: Ruled) -> Drawn:
+        ask = self._under(ask, policy, k, ruled)
+        if not ruled.bound.is_walked:
+            return self._draw(ask)
+        return walk.draw(self, ask, ruled.bound, ruled.after)
+
+    def _under(self, ask: Ask, policy: Policy, k: int, ruled: Ruled) -> Ask:
+        """A call with what rules filter and boost, and without what pages before showed."""
+        bound = ruled.bound
+        bound.check(policy, k)
+        allowed, excluded = ask.allowed, ask.excluded
+        if bound.where is not None and allowed is not None:
+            allowed = allowed[bound.where[allowed]]
+        elif bound.allowed is not None:
+            allowed = bound.allowed
+        elif bound.excluded is not None:
+            excluded = _with(excluded, bound.excluded)
+        ask = ask._replace(allowed=allowed, excluded=excluded)
+        if bound.pins:
+            words, _ = self._eligible(excluded, allowed)
+
+            def is_eligible(position: int) -> bool:
+                lanes = 0xFFFF if words is None else int(words[position // _native.LANES])
+                return bool(lanes >> position % _native.LANES & 1)
+
+            bound.check_pins(is_eligible, ruled.after, self._index.ids)
+        if len(ruled.after):
+            after = np.array(ruled.after, np.int64)
+            ask = ask._replace(excluded=_with(excluded, after))
+        bias = bound.bias(ask.spec.temperature)
+        return ask if bias is None else self._boosted(ask, bias.astype(np.float32))
+
+    def _boosted(self, ask: Ask, bias: Float32Array) -> Ask:
+        """A call with more bias (n,), by position."""
+        return ask._replace(bias=bias if ask.bias is None else ask.bias + bias)
+
+    def _bind_rules(
+        self, rules: Any, after: Any, params: Params, features: Features | None
+    ) -> Ruled | None:
+        """Rules of a call, and the pages before it; None where there are neither."""
+        if rules is None and after is None:
+            return None
+        if rules is None:
+            rules = _NO_RULES
+        if not isinstance(rules, Rules):
+            raise ValueError(f"rules: expected Rules, got {shown(rules)}")
+        key = rules.id, json.dumps(sorted(params.items()))
+        bound = self._rules.get(key)
+        if bound is None:
+            bound = bind_rules(rules, params, features, self._n_items, self._index.find)
+            self._rules.put(key, bound, bound.nbytes)
+        ids, positions = self._pages_before(after, bound)
+        return Ruled(bound, positions, ids)
+
+    def _pages_before(self, after: Any, bound: BoundRules) -> tuple[Listed | None, list[int]]:
+        """Ids and positions of what they showed, the first place first."""
+        if after is None:
+            return None, []
+        if isinstance(after, Ranking):
+            after = self._shown_until(after, bound)
+        ids = listed("after", after)
+        ids = ids.copy()
+        positions = self._index.find("after", ids, ordered=True)
+        unknown = np.flatnonzero(positions < 0)
+        if unknown.size:
+            raise ValueError(f"after: {shown(ids[unknown[0]])} is not in the catalog")
+        found = positions.tolist()
+        if len(set(found)) < len(found):
+            twice = next(p for i, p in enumerate(found) if p in found[:i])
+            raise ValueError(f"after: {shown(self._index.ids[twice].item())} is there twice")
+        return ids, found
+
+    def _shown_until(self, page: Ranking, bound: BoundRules) -> list[Any]:
+        """What a page and those before it showed."""
+        if page.catalog_version != self._version:
+            raise ValueError(
+                f"after: the page is of the catalog {page.catalog_version[:12]!r}, this one is"
+                f" {self._version[:12]!r}"
+            )
+        own = _NO_RULES if page.rules is None else page.rules.rules
+        if own != bound.applied.rules:
+            raise ValueError(
+                f"after: the page was ranked by other rules: {shown(own)}, not"
+                f" {shown(bound.applied.rules)}"
+            )
+        before = [] if page.after is None else list(page.after)
+        return [*before, *page.item_ids.tolist()]
 
     def _draw(self, ask: Ask) -> Drawn:
         spec = ask.spec
@@ -284,6 +382,7 @@ class Ranker:
         biases: Float32Array | None,
         threads: int,
         bounds: list[Bound | None] | None = None,
+        ruled: list[Ruled | None] | None = None,
     ) -> RankingBatch:
         """One ranking for each query; the rest as for `_rank`."""
         b = len(queries)
@@ -294,19 +393,21 @@ class Ranker:
         left_out, excluded = self._filters("exclude", exclude, b)
         only, allowed = self._filters("allow", allow, b)
         own_biases = None if biases is None else self._stored(biases)
-        drawn = self._draw_batch(
-            AskBatch(
-                queries,
-                places,
-                specs,
-                drawn_by,
-                excluded,
-                allowed,
-                own_biases,
-                as_threads(threads),
-                bounds,
-            )
+        ask = AskBatch(
+            queries,
+            places,
+            specs,
+            drawn_by,
+            excluded,
+            allowed,
+            own_biases,
+            as_threads(threads),
+            bounds,
         )
+        if ruled is None:
+            drawn = self._draw_batch(ask)
+        else:
+            drawn = self._draw_batch_ruled(ask, policies, k, ruled)
         positions, scores, log_propensities = drawn[:3]
         log_norm, log_norm_error, counts, n_eligible = drawn[3:7]
         ids = self._index.ids[positions]
@@ -344,8 +445,49 @@ class Ranker:
             scores_by=None
             if bounds is None
             else tuple(None if bound is None else bound.score for bound in bounds),
-            features_version=_features_version(bounds),
+            features_version=_features_version(bounds, ruled),
+            rules=None
+            if ruled is None
+            else tuple(None if each is None else each.bound.applied for each in ruled),
+            after=None
+            if ruled is None
+            else tuple(None if each is None else each.ids for each in ruled),
         )
+
+    def _draw_batch_ruled(
+        self, ask: AskBatch, policies: Sequence[Policy], k: int, ruled: list[Ruled | None]
+    ) -> DrawnBatch:
+        """Rows under rules begin with orders that are drawn together."""
+        b = len(ask.specs)
+        asks = []
+        for i, each in enumerate(ruled):
+            try:
+                one = ask.one(i)
+                asks.append(one if each is None else self._under(one, policies[i], k, each))
+            except ValueError as error:
+                raise ValueError(f"row {i}: {error}") from None
+        drawn = DrawnBatch.empty(b, ask.k)._replace(candidates=[None] * b)
+        walked = [i for i, each in enumerate(ruled) if each is not None and each.bound.is_walked]
+        others = [i for i in range(b) if i not in set(walked)]
+        if others:
+            drawn.put(others, 0, self._draw_batch(AskBatch.joined([asks[i] for i in others])))
+        together = [i for i in walked if walk.draws_order(asks[i].spec)]
+        firsts: dict[int, Drawn] = {}
+        if together:
+            wanted = [walk.first_of(asks[i], self._n_items) for i in together]
+            found = self._draw_batch(AskBatch.joined(wanted))
+            firsts = {i: found.one(row) for row, i in enumerate(together)}
+        for i in walked:
+            own = ruled[i]
+            assert own is not None
+            try:
+                one_drawn = walk.draw(self, asks[i], own.bound, own.after, firsts.get(i))
+            except ValueError as error:
+                raise ValueError(f"queries: row {i}: {error}") from None
+            drawn.put_one(i, one_drawn)
+        if not any(drawn.candidates or ()):
+            return drawn._replace(candidates=None)
+        return drawn
 
     def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
         """A row a user: what `_draw` gives."""
@@ -423,10 +565,7 @@ class Ranker:
                 one = self._draw(ask.one(i))
             except ValueError as error:
                 raise ValueError(f"queries: row {i}: {error}") from None
-            m = len(one[0])
-            drawn.positions[i, :m], drawn.scores[i, :m], drawn.log_propensities[i, :m] = one[:3]
-            drawn.log_norm[i], drawn.counts[i] = one[3], m
-            drawn.n_scored[i], drawn.n_eligible[i], candidates[i] = one[5], one[7], one[8]
+            drawn.put_one(i, one)
         return drawn
 
     def _judge(
@@ -439,12 +578,18 @@ class Ranker:
         allow: Ids | None,
         bias: Float32Array | None,
         bound: Bound | None = None,
+        ruled: Ruled | None = None,
+        k: int | None = None,
     ) -> FloatArray:
         """Log-propensities of any ranking, which is called `name` in errors; the rest as above."""
         positions = self._index.find(name, ranking, ordered=True)
         excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
-        eligible, n_eligible = self._eligible(excluded, allowed)
         own_bias = None if bias is None else self._stored(bias)
+        if ruled is not None:
+            return self._judge_ruled(
+                query, positions, policy, excluded, allowed, own_bias, bound, ruled, k
+            )
+        eligible, n_eligible = self._eligible(excluded, allowed)
         spec = spec_of(policy)
         if spec.kind == FLAT_TAIL:
             _refuse_score(bound)
@@ -454,6 +599,36 @@ class Ranker:
         function = None if bound is None else bound.function
         return self._log_propensities(
             self._packed, query, positions, spec, own_bias, eligible, n_eligible, function
+        )
+
+    def _judge_ruled(
+        self,
+        query: Float32Array,
+        positions: Positions,
+        policy: Policy,
+        excluded: Positions | None,
+        allowed: Positions | None,
+        bias: Float32Array | None,
+        bound: Bound | None,
+        ruled: Ruled,
+        k: int | None,
+    ) -> FloatArray:
+        places = max(1, len(positions)) if k is None else as_count("k", k)
+        if len(positions) > places:
+            raise ValueError(f"k: a ranking of {len(positions)} places has more than {places}")
+        spec = spec_of(policy)
+        if spec.kind == FLAT_TAIL:
+            _refuse_score(bound)
+        k = min(places, self._n_items)
+        ask = Ask(query, k, spec, 0, excluded, allowed, bias, 1, bound)
+        ask = self._under(ask, policy, places, ruled)
+        return walk.judge(self, ask, positions.tolist(), ruled.bound, ruled.after)
+
+    def _found(self, ask: Ask) -> Found:
+        """Candidates of a flat tail."""
+        eligible, n_eligible = self._eligible(ask.excluded, ask.allowed)
+        return self._find_candidates(
+            ask.query, ask.spec.m, ask.bias, ask.excluded, ask.allowed, eligible, n_eligible
         )
 
     def _judge_flat_tail(
@@ -492,6 +667,8 @@ class Ranker:
         allow: Sequence[Ids | None] | None,
         biases: Float32Array | None,
         bounds: list[Bound | None] | None = None,
+        ruled: list[Ruled | None] | None = None,
+        ks: Sequence[int | None] | None = None,
     ) -> FloatArray:
         """Log-propensities (p, b, k) of a ranking for each query, under each of p policies.
 
@@ -501,15 +678,17 @@ class Ranker:
         """
         b = len(queries)
         rankings = self._find_rankings(each_of("item_ids", item_ids, b))
-        specs = [
-            [spec_of(each, f"policies[{j}]")] * b
-            if is_one(each)
-            else [
-                spec_of(one, f"policies[{j}]: row {i}")
-                for i, one in enumerate(each_of(f"policies[{j}]", each, b))
-            ]
-            for j, each in enumerate(as_column("policies", policies, "a sequence of policies"))
-        ]
+        by_row: list[list[Policy]] = []
+        specs: list[list[Spec]] = []
+        for j, each in enumerate(as_column("policies", policies, "a sequence of policies")):
+            if is_one(each):
+                by_row.append([each] * b)
+                specs.append([spec_of(each, f"policies[{j}]")] * b)
+                continue
+            by_row.append(list(each_of(f"policies[{j}]", each, b)))
+            specs.append(
+                [spec_of(one, f"policies[{j}]: row {i}") for i, one in enumerate(by_row[-1])]
+            )
         _, excluded = self._filters("exclude", exclude, b)
         _, allowed = self._filters("allow", allow, b)
         own_biases = None if biases is None else self._stored(biases)
@@ -527,6 +706,26 @@ class Ranker:
             eligible, n_eligible = self._eligible(excluded[i], allowed[i])
             own_bias = None if own_biases is None else own_biases[i % len(own_biases)]
             bound = None if bounds is None else bounds[i]
+            own_rules = None if ruled is None else ruled[i]
+            if own_rules is not None:
+                own_k = None if ks is None else ks[i]
+                own_policies = [of_policy[i] for of_policy in by_row]
+                try:
+                    for j, one in enumerate(own_policies):
+                        result[j, i, : len(positions)] = self._judge_ruled(
+                            queries[i],
+                            positions,
+                            one,
+                            excluded[i],
+                            allowed[i],
+                            own_bias,
+                            bound,
+                            own_rules,
+                            own_k,
+                        )
+                except ValueError as error:
+                    raise ValueError(f"queries: row {i}: {error}") from None
+                continue
             for j, of_policy in enumerate(specs):
                 if of_policy[i].kind == FLAT_TAIL:
                     _refuse_score(bound)
@@ -708,15 +907,33 @@ class Ranker:
         return bits, count
 
 
+class Ruled(NamedTuple):
+    """Rules of a call, and the pages before it."""
+
+    bound: BoundRules
+    after: list[int]  # positions
+    ids: Listed | None
+
+
+def _version_of(bound: Bound | None, ruled: Ruled | None) -> str | None:
+    """Of the columns that scores or rules have: they are those of one catalog."""
+    if ruled is not None and ruled.bound.features_version is not None:
+        return ruled.bound.features_version
+    return None if bound is None else bound.features_version
+
+
 def key_of(query: Float32Array, temperature: float, bound: Bound | None) -> tuple[bytes, float]:
     """Of a table: scores, and how steep."""
     scores = query.tobytes()
     return scores if bound is None else scores + bound.key, temperature
 
 
-def _features_version(bounds: list[Bound | None] | None) -> str | None:
+def _features_version(
+    bounds: list[Bound | None] | None, ruled: list[Ruled | None] | None
+) -> str | None:
     """All are bound to the columns of one catalog."""
-    versions = (bound.features_version for bound in bounds or () if bound is not None)
+    versions = [bound.features_version for bound in bounds or () if bound is not None]
+    versions += [each.bound.features_version for each in ruled or () if each is not None]
     return next((version for version in versions if version is not None), None)
 
 

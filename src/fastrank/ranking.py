@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, IntArray
 from fastrank.policies import Policy
+from fastrank.rules import AppliedRules
 
 __all__ = [
     "Candidates",
@@ -137,7 +138,11 @@ class Ranking:
     score : Score or None
         What made `scores` of dot products; None: they are dot products.
     features_version : str or None
-        Of the columns that the score has; None: it has none.
+        Of the columns that the score or the rules have; None: they have none.
+    rules : AppliedRules or None
+        The rules of the call; None: there were none.
+    after : sequence of ids or None
+        What the pages before showed; None: there were none.
     """
 
     item_ids: IdArray
@@ -162,6 +167,8 @@ class Ranking:
     candidates: Candidates | None = field(default=None, compare=False, repr=False)
     score: Score | None = field(default=None, compare=False)
     features_version: str | None = field(default=None, compare=False)
+    rules: AppliedRules | None = field(default=None, compare=False)
+    after: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -203,6 +210,8 @@ def new_ranking(
     candidates: Candidates | None = None,
     score: Score | None = None,
     features_version: str | None = None,
+    rules: AppliedRules | None = None,
+    after: IdArray | list[str] | None = None,
 ) -> Ranking:
     """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
     draft: Any = _Draft()
@@ -228,6 +237,8 @@ def new_ranking(
     draft.candidates = candidates
     draft.score = score
     draft.features_version = features_version
+    draft.rules = rules
+    draft.after = after
     draft.__class__ = Ranking  # which Python allows, since both have the same slots
     ranking: Ranking = draft
     return ranking
@@ -291,6 +302,8 @@ class RankingBatch(Sequence[Ranking]):
     scores_by : tuple of (Score or None), length b, or None
         What made scores of dot products; None: they are dot products in all rows.
     features_version : str or None
+    rules : tuple of (AppliedRules or None), length b, or None
+    after : tuple of (sequence of ids or None), length b, or None
     """
 
     item_ids: IdArray
@@ -316,6 +329,8 @@ class RankingBatch(Sequence[Ranking]):
     )
     scores_by: tuple[Score | None, ...] | None = field(default=None, compare=False)
     features_version: str | None = field(default=None, compare=False)
+    rules: tuple[AppliedRules | None, ...] | None = field(default=None, compare=False)
+    after: Filters | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -357,6 +372,8 @@ class RankingBatch(Sequence[Ranking]):
             candidates=None if self.candidates is None else self.candidates[i],
             score=None if self.scores_by is None else self.scores_by[i],
             features_version=self.features_version,
+            rules=None if self.rules is None else self.rules[i],
+            after=None if self.after is None else self.after[i],
         )
 
     def __iter__(self) -> Iterator[Ranking]:

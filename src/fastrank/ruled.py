@@ -1,0 +1,424 @@
+"""Rules joined with a catalog's columns, and what they allow at a place of a list.
+
+Items are positions, places count from 0. A `Regime` says by which factor the weight of any item is
+multiplied at one place: 0 where it is not allowed, 1, or, by decays, less.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastrank.arraytypes import FloatArray, Mask, Positions
+from fastrank.expressions import Params
+from fastrank.features import Features, Groups
+from fastrank.inputs import shown
+from fastrank.policies import Policy, law_of
+from fastrank.rules import AppliedRules, Rules
+
+__all__ = ["LEVELS", "BoundRules", "Regime", "State", "bind_rules"]
+
+# What "relax" leaves out, from one level to the next: nothing; shares and sets of pins; windows; caps.
+LEVELS = 4
+_NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
+
+
+class Rule(NamedTuple):
+    """What rules say of one column."""
+
+    name: str
+    groups: Groups
+    cap: int | None
+    window: tuple[int, int] | None
+    decay: float | None
+
+
+class BoundRules:
+    """Rules with a catalog's columns and a call's parameters.
+
+    Attributes
+    ----------
+    applied : AppliedRules
+    key : str
+        Of what they say, and of the columns.
+    features_version : str or None
+        None: they have no column.
+    allowed, excluded : ndarray of int64 or None
+        What `where` leaves, or what it takes out, whichever is shorter.
+    columns : list of Rule
+    shares : list of (mask, int)
+    pins, pin_sets : dict from a place to a position, and to a mask
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        params: Params,
+        features: Features | None,
+        n_items: int,
+        find: Callable[[str, list[Any]], Positions],
+    ) -> None:
+        self.applied = AppliedRules(rules, dict(params))
+        self.n_items = n_items
+        self._features = features
+        self._params = params
+        self.columns = list(self._columns(rules))
+        self._masks: dict[str, Mask] = {}
+        self.allowed: Positions | None = None
+        self.excluded: Positions | None = None
+        self.where: Mask | None = None
+        if rules.where is not None:
+            self.where = self._mask(rules, rules.where)
+            kept = int(self.where.sum())
+            if 2 * kept <= n_items:
+                self.allowed = np.flatnonzero(self.where)
+            else:
+                self.excluded = np.flatnonzero(~self.where)
+        self.shares = [(self._mask(rules, text), q) for text, q in rules.at_least.items()]
+        self._check_shares(list(rules.at_least))
+        self.pins = self._pins(rules, find)
+        self.pin_sets = {
+            place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()
+        }
+        self._odds = self._sum(rules, {text: math.log(b) for text, b in rules.boost.items()})
+        self._added = self._sum(rules, rules.boost_score)
+        used = {each.name for each in self.columns}
+        used |= {name for name in rules.names if features is not None and features.kind(name)}
+        self.features_version = features.version if features is not None and used else None
+        self.key = json.dumps([rules.id, sorted(params.items()), self.features_version])
+        # Whether the law of a place hangs on more than the items that are left.
+        self.is_walked = bool(self.columns or self.shares or self.pins or self.pin_sets)
+
+    def _columns(self, rules: Rules) -> Iterator[Rule]:
+        caps, windows, decays = rules.cap, rules.window, rules.decay
+        for kind, entries in (("cap", caps), ("window", windows), ("decay", decays)):
+            for name in entries:
+                if self._features is None or self._features.kind(name) is None:
+                    known = {} if self._features is None else self._features.columns
+                    have = ", ".join(sorted(known)) or "none"
+                    raise ValueError(f"{kind}: there is no column {name!r} (there are {have})")
+        for name in sorted({*caps, *windows, *decays}):
+            assert self._features is not None
+            groups = self._features.groups(name)
+            yield Rule(name, groups, caps.get(name), windows.get(name), decays.get(name))
+
+    def _mask(self, rules: Rules, text: str) -> Mask:
+        if text not in self._masks:
+            expression = rules.expression(text)
+            own = {name: value for name, value in self._params.items() if name in expression.names}
+            self._masks[text] = expression.holds(self._features, own, self.n_items)
+        return self._masks[text]
+
+    def _check_shares(self, texts: list[str]) -> None:
+        taken = np.zeros(self.n_items, np.int16)
+        for place, (mask, _) in enumerate(self.shares, 1):
+            both = np.flatnonzero(mask & (taken > 0))
+            if both.size:
+                other = texts[int(taken[both[0]]) - 1]
+                raise ValueError(
+                    f"at_least: an item is in {shown(other)} and in {shown(texts[place - 1])}: shares"
+                    " of sets that overlap are refused"
+                )
+            taken[mask] = place
+
+    def _pins(self, rules: Rules, find: Callable[[str, list[Any]], Positions]) -> dict[int, int]:
+        pins = rules.pin
+        if not pins:
+            return {}
+        positions = [
+            int(find(f"pin[{place}]", [item])[0]) for place, item in pins.items()
+        ]
+        for (place, item), position in zip(pins.items(), positions, strict=True):
+            if position < 0:
+                raise ValueError(f"pin[{place}]: {shown(item)} is not in the catalog")
+        if len(set(positions)) < len(positions):
+            raise ValueError(f"pin: an item is pinned to two places: {shown(pins)}")
+        return {place - 1: p for place, p in zip(pins, positions, strict=True)}
+
+    def _sum(self, rules: Rules, values: dict[str, float]) -> FloatArray | None:
+        """The values of the expressions that hold, added up."""
+        if not values:
+            return None
+        found = np.zeros(self.n_items)
+        for text, value in values.items():
+            found[self._mask(rules, text)] += value
+        return found
+
+    # ---- With a policy ----------------------------------------------------------------------
+
+    def check(self, policy: Policy, k: int) -> None:
+        """Refuses policies whose law these rules do not fit, and shares beyond k."""
+        rules = self.applied.rules
+        if policy.law_name == "flat_tail":
+            for name in ("boost", "boost_score", "at_least", "pin_where", "decay"):
+                if getattr(rules, name):
+                    raise ValueError(
+                        f"rules: FlatTail draws by candidates, which know nothing of {name}:"
+                        f" {shown(getattr(rules, name))}"
+                    )
+        else:
+            law = law_of(policy)
+            if not (law.explore == 1.0 and law.temperature < math.inf):
+                for name in ("boost", "decay"):
+                    if getattr(rules, name):
+                        raise ValueError(
+                            f"rules: {name}: {shown(getattr(rules, name))} speaks of weights, which"
+                            f" only a softmax has, not {shown(policy)}; boost_score adds to scores"
+                        )
+        owed = sum(q for _, q in self.shares)
+        if owed > k:
+            raise ValueError(f"rules: at_least: shares of {owed} places are more than k, {k}")
+
+    def bias(self, temperature: float) -> FloatArray | None:
+        """What boosts add to the scores (n,), by position; None: nothing."""
+        if self._odds is None:
+            return self._added
+        odds = temperature * self._odds
+        return odds if self._added is None else odds + self._added
+
+    def check_pins(
+        self, is_eligible: Callable[[int], bool], after: Sequence[int], ids: Any
+    ) -> None:
+        """Refuses pinned items that a filter takes out; those of pages before are left alone."""
+        for place, position in self.pins.items():
+            if not is_eligible(position) and position not in after:
+                raise ValueError(
+                    f"rules: pin[{place + 1}]: {shown(ids[position].item())} is not eligible: a"
+                    " filter takes it out"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """About, without what all rules of a catalog share."""
+        arrays = [self.allowed, self.excluded, self.where, self._odds, self._added]
+        masks = [*self._masks.values()]
+        return 4096 + sum(each.nbytes for each in [*arrays, *masks] if each is not None)
+
+
+def bind_rules(
+    rules: Rules,
+    params: Params,
+    features: Features | None,
+    n_items: int,
+    find: Callable[[str, list[Any]], Positions],
+) -> BoundRules:
+    """Rules joined with columns; `find` gives the positions of ids.
+
+    Raises
+    ------
+    ValueError
+        Naming the rule and the value.
+    """
+    try:
+        return BoundRules(rules, params, features, n_items, find)
+    except ValueError as error:
+        raise ValueError(f"rules: {error}") from None
+
+
+class Regime(NamedTuple):
+    """What is allowed at one place. It says nothing of what is shown, or pinned elsewhere."""
+
+    bound: BoundRules
+    blocked: tuple[frozenset[int], ...]  # groups, by column
+    decayed: tuple[tuple[tuple[int, int], ...], ...]  # by column: groups, and how many were shown
+    owed: tuple[int, ...]  # shares of which items are allowed alone; empty: all are
+    pin_set: int  # the place whose set it is; -1: none
+
+    def factor(self, position: int) -> float:
+        """Of one item."""
+        if self.pin_set >= 0:
+            return 1.0 if self.bound.pin_sets[self.pin_set][position] else 0.0
+        if self.owed and not any(self.bound.shares[s][0][position] for s in self.owed):
+            return 0.0
+        found = 1.0
+        for rule, blocked, decayed in zip(
+            self.bound.columns, self.blocked, self.decayed, strict=True
+        ):
+            if not blocked and not decayed:
+                continue
+            groups = rule.groups.of(position)
+            if any(group in blocked for group in groups):
+                return 0.0
+            for group, count in decayed:
+                if group in groups:
+                    assert rule.decay is not None
+                    found *= rule.decay**count
+        return found
+
+    def factors(self, positions: Positions | None = None) -> FloatArray:
+        """Of some items, or of all. O(n) at most, and O(groups)."""
+        if self.pin_set >= 0:
+            mask = self.bound.pin_sets[self.pin_set]
+            return (mask if positions is None else mask[positions]).astype(np.float64)
+        count = self.bound.n_items if positions is None else len(positions)
+        found = np.ones(count)
+        if self.owed:
+            masks = [self.bound.shares[s][0] for s in self.owed]
+            among = [mask if positions is None else mask[positions] for mask in masks]
+            found[~np.logical_or.reduce(among)] = 0.0
+        for rule, blocked, decayed in zip(
+            self.bound.columns, self.blocked, self.decayed, strict=True
+        ):
+            if blocked:
+                is_blocked = np.zeros(rule.groups.n_groups, np.int32)
+                is_blocked[list(blocked)] = 1
+                found[rule.groups.counts(is_blocked, positions) > 0] = 0.0
+            if decayed:
+                counts = np.zeros(rule.groups.n_groups, np.int32)
+                counts[[group for group, _ in decayed]] = [count for _, count in decayed]
+                exponents = rule.groups.counts(counts, positions)
+                assert rule.decay is not None
+                found *= rule.decay ** exponents.astype(np.float64)
+        return found
+
+    @property
+    def blocks(self) -> bool:
+        """Whether there is an item that might not be allowed."""
+        return self.pin_set >= 0 or bool(self.owed) or any(self.blocked)
+
+    def covers(self, other: Regime) -> bool:
+        """Whether all that the other one allows is allowed here, as far as they tell."""
+        if self.pin_set >= 0 or (self.owed and not (other.owed and set(other.owed) <= set(self.owed))):
+            return False
+        return all(one <= two for one, two in zip(self.blocked, other.blocked, strict=True))
+
+
+class State:
+    """A list while it grows: which items are shown, and what may come next.
+
+    Parameters
+    ----------
+    bound : BoundRules
+    places : int
+        How many it can have: min(k, n_eligible).
+    after : sequence of int
+        Positions of the items on the pages before, in their order.
+    """
+
+    def __init__(self, bound: BoundRules, places: int, after: Sequence[int]) -> None:
+        self.bound = bound
+        self.places = places
+        gone = set(after)
+        self.pins = {
+            place: p for place, p in bound.pins.items() if place < places and p not in gone
+        }
+        self.reserved = frozenset(self.pins.values())
+        self._coming = set(self.reserved)
+        self.pin_sets = {place for place in bound.pin_sets if place < places}
+        self.shown = gone
+        self.place = 0
+        self._list: list[int] = [*after]  # -1: a place without an item
+        self._n_before = len(self._list)
+        self._counts: list[dict[int, int]] = [{} for _ in bound.columns]
+        self._owed = [q for _, q in bound.shares]
+        # Named pins count from the start, for caps and for shares.
+        self._decays: list[dict[int, int]] = [{} for _ in bound.columns]
+        self._full: list[set[int]] = [set() for _ in bound.columns]
+        for position in after:
+            self._count(position)
+            self._decay(position)
+        for position in self.pins.values():
+            self._count(position)
+            self._pay(position)
+
+    def _count(self, position: int, by: int = 1) -> None:
+        for rule, counts, full in zip(self.bound.columns, self._counts, self._full, strict=True):
+            if rule.cap is None:
+                continue
+            for group in rule.groups.of(position):
+                counts[group] = counts.get(group, 0) + by
+                (full.add if counts[group] >= rule.cap else full.discard)(group)
+
+    def _decay(self, position: int) -> None:
+        for rule, decays in zip(self.bound.columns, self._decays, strict=True):
+            if rule.decay is not None:
+                for group in rule.groups.of(position):
+                    decays[group] = decays.get(group, 0) + 1
+
+    def _pay(self, position: int, by: int = 1) -> None:
+        for share, (mask, _) in enumerate(self.bound.shares):
+            if mask[position]:
+                self._owed[share] -= by
+
+    def show(self, position: int) -> None:
+        """The next place shows this item; -1: none."""
+        missed = self.pins.get(self.place)
+        self.place += 1
+        self._list.append(position)
+        if position >= 0:
+            self.shown.add(position)
+            self._decay(position)
+            if position in self._coming:
+                self._coming.discard(position)  # it has counted from the start
+            else:
+                self._count(position)
+                self._pay(position)
+        if missed in self._coming:  # of a ranking that is no list of these rules
+            self._coming.discard(missed)
+            self._count(missed, -1)
+            self._pay(missed, -1)
+
+    @property
+    def pinned(self) -> int | None:
+        """The item that the next place is for."""
+        position = self.pins.get(self.place)
+        return None if position in self.shown else position
+
+    @property
+    def levels(self) -> int:
+        """How many regimes a place may come to."""
+        return LEVELS if self.bound.applied.rules.on_empty == "relax" else 1
+
+    def regime(self, level: int = 0) -> Regime:
+        """What the next place allows; of a higher level what is left of the rules."""
+        pin_set = self.place if self.place in self.pin_sets and level < _NO_SHARES else -1
+        blocked = []
+        decayed = []
+        for at, rule in enumerate(self.bound.columns):
+            own: set[int] = set()
+            if rule.cap is not None and level < _NO_CAPS:
+                own |= self._full[at]
+            if rule.window is not None and level < _NO_WINDOWS:
+                own |= self._in_window(rule.groups, *rule.window)
+            blocked.append(frozenset(own))
+            decayed.append(tuple(sorted(self._decays[at].items())))
+        owed = self._forced() if level < _NO_SHARES else ()
+        return Regime(self.bound, tuple(blocked), tuple(decayed), owed, pin_set)
+
+    def _forced(self) -> tuple[int, ...]:
+        if not self.bound.shares:
+            return ()
+        held = sum(place >= self.place for place in self.pins) + sum(
+            place >= self.place for place in self.pin_sets
+        )
+        free = self.places - self.place - held
+        owed = [max(0, q) for q in self._owed]
+        if 0 < sum(owed) and sum(owed) >= free:
+            return tuple(share for share, q in enumerate(owed) if q > 0)
+        return ()
+
+    def _in_window(self, groups: Groups, most: int, row: int) -> set[int]:
+        """Groups of which some `row` places that hold this one have as many as may be."""
+        behind = self._list[max(0, len(self._list) - (row - 1)) :]
+        ahead = [
+            (place - self.place, self.pins[place])
+            for place in range(self.place + 1, self.place + row)
+            if self.pins.get(place) in self._coming
+        ]
+        found: set[int] = set()
+        # The window that ends here, and those that end at a pin, which have no more than it.
+        for end in (0, *(distance for distance, _ in ahead)):
+            reach = row - 1 - end
+            recent = behind[len(behind) - reach :] if 0 < reach <= len(behind) else behind
+            items = [p for p in (recent if reach > 0 else []) if p >= 0]
+            items += [p for distance, p in ahead if distance <= end]
+            counts: dict[int, int] = {}
+            for position in items:
+                for group in groups.of(position):
+                    counts[group] = counts.get(group, 0) + 1
+            found |= {group for group, count in counts.items() if count >= most}
+        return found

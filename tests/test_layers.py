@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
     "ruled": {"rules", "expressions", "features", "policies", "inputs"},
-    "walk": {"ask", "ruled", "ranking", "_native"},
+    "rulemass": {"ask", "ruled", "_native"},
+    "walk": {"ask", "ruled", "rulemass", "ranking", "_native"},
     "ranker": {
         *("ask", "policies", "ranking", "ids", "inputs", "lru", "_native"),
         *("walk", "ruled", "rules", "expressions", "features"),
@@ -306,7 +307,7 @@ def test_importing_fastrank_loads_the_core_alone() -> None:
         *("_native", "files", "atomic", "lru", "ask", "ranker", "scorer", "catalog", "given"),
         *("tables", "model", "faissindex", "run"),
         *("features", "expressions", "scoring", "compiled", "score"),
-        *("rules", "ruled", "walk"),
+        *("rules", "ruled", "rulemass", "walk"),
     }
     loaded = {name.split(".")[1] for name in loaded_by_import() if name.startswith("fastrank.")}
     assert loaded <= core, f"not of the core, or not in this list of it: {sorted(loaded - core)}"

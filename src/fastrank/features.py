@@ -351,10 +351,13 @@ class Groups:
             sums = np.zeros(len(self.members) - first + 1, np.int64)
             np.cumsum(weights[self.members[first:]], out=sums[1:])
             return sums[self.offsets[1:] - first] - sums[self.offsets[:-1] - first]
-        return np.array(
-            [sum(weights[group] for group in self.of(p)) for p in positions.tolist()],
-            np.int64,
-        )
+        starts = self.offsets[positions]
+        lengths = self.offsets[positions + 1] - starts
+        ends = np.cumsum(lengths)
+        places = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+        sums = np.zeros(len(places) + 1, np.int64)
+        np.cumsum(weights[self.members[places]], out=sums[1:])
+        return sums[ends] - sums[ends - lengths]
 
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
         """Items by group, and where each group begins."""

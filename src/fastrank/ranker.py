@@ -474,7 +474,7 @@ class Ranker:
         together = [i for i in walked if walk.draws_order(asks[i].spec)]
         firsts: dict[int, Drawn] = {}
         if together:
-            wanted = [walk.first_of(asks[i], self._n_items) for i in together]
+            wanted = [self._first_of(asks[i], own) for i in together if (own := ruled[i])]
             found = self._draw_batch(AskBatch.joined(wanted))
             firsts = {i: found.one(row) for row, i in enumerate(together)}
         for i in walked:
@@ -488,6 +488,11 @@ class Ranker:
         if not any(drawn.candidates or ()):
             return drawn._replace(candidates=None)
         return drawn
+
+    def _first_of(self, ask: Ask, ruled: Ruled) -> Ask:
+        n_eligible = self._eligible(ask.excluded, ask.allowed)[1]
+        first = walk.first_of(ask, ruled.bound, n_eligible, ruled.after)
+        return first._replace(k=min(first.k, self._n_items))
 
     def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
         """A row a user: what `_draw` gives."""

@@ -191,6 +191,15 @@ class BoundRules:
                     " filter takes it out"
                 )
 
+    def touched(self, regimes: Sequence[Regime]) -> list[tuple[Rule, list[int]]]:
+        """Of each column the groups of which some regime does not allow all items as they are."""
+        found = []
+        for at, rule in enumerate(self.columns):
+            groups = {group for each in regimes for group, _ in each.decayed[at]}
+            groups = groups.union(*(each.blocked[at] for each in regimes))
+            found.append((rule, sorted(groups)))
+        return found
+
     @property
     def nbytes(self) -> int:
         """About, without what all rules of a catalog share."""

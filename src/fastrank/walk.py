@@ -12,215 +12,22 @@ drawn again, among whatever items, whenever what is known says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrank import _native
-from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, Mask, Positions
-from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Found, Spec
+from fastrank.arraytypes import FloatArray
+from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Spec
 from fastrank.ranking import Candidates
 from fastrank.ruled import BoundRules, Regime, State
+from fastrank.rulemass import Best, Call, Masses, Source, Total, log_sum
 
 __all__ = ["draw", "draws_order", "first_of", "judge"]
 
 _AHEAD = 64  # items of an order that are drawn at a time, or four times the places
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
-_MOST_LABELS = 1 << 16
-
-
-class _Source(Protocol):
-    """What draws without rules: `fastrank.ranker.Ranker`."""
-
-    _n_items: int
-    _packed: _native.PackedCatalog
-
-    def _draw(self, ask: Ask) -> Drawn: ...
-
-    def _found(self, ask: Ask) -> Found: ...
-
-
-# ---- What is asked ---------------------------------------------------------------------------
-
-
-class _Call:
-    """A call under rules: what is eligible, which law, and what items weigh."""
-
-    def __init__(self, source: _Source, ask: Ask, bound: BoundRules, after: Sequence[int]) -> None:
-        self.source = source
-        self.ask = ask
-        self.bound = bound
-        self.after = after
-        self.n_items = source._n_items
-        self.eligible = _mask(self.n_items, ask.excluded, ask.allowed)
-        self.n_eligible = int(self.eligible.sum())
-        self.head = ask.spec.head
-        self.explore = _explore(ask.spec)
-        self.spec = _exploring(ask.spec)
-        flat = self.spec.kind == _native.UNIFORM
-        self.temperature = math.inf if flat else self.spec.temperature
-        # Of decays, where the best by score stands first.
-        self.steepness = 0.0 if flat else self.spec.temperature
-        self.found: Found | None = None
-        self.tail = 0.0
-        if self.spec.kind == FLAT_TAIL and self.n_eligible:
-            self._find_candidates()
-
-    def explore_at(self, place: int) -> float:
-        return 0.0 if place < self.head else self.explore
-
-    def _find_candidates(self) -> None:
-        found = self.source._found(self.ask)
-        if found.scores is None:
-            found = found._replace(scores=self.scores_of(found.positions))
-        self.found = found
-        self.is_candidate = np.zeros(self.n_items, np.bool_)
-        self.is_candidate[found.positions] = True
-        if len(found.positions):
-            assert found.scores is not None
-            lowest = float(found.scores.min()) / self.temperature
-            self.tail = lowest + math.log(self.spec.factor)
-
-    def scores_of(self, positions: Positions) -> Float32Array:
-        """As rankings have them."""
-        function = None if self.ask.bound is None else self.ask.bound.function
-        found: Float32Array = self.source._packed.scores_at(
-            self.ask.query, positions, self.ask.bias, function
-        )
-        return found
-
-    def log_weights(self, positions: Positions, scores: Float32Array) -> FloatArray:
-        """By which items are drawn, of their scores."""
-        if self.temperature == math.inf:
-            return np.zeros(len(positions))
-        found: FloatArray = scores.astype(np.float64) / self.temperature
-        if self.found is not None:
-            found = np.where(self.is_candidate[positions], found, self.tail)
-        return found
-
-    def rest(self, among: Mask, labels: npt.NDArray[np.int32], n_labels: int) -> _ByLabel:
-        """Masses of the items of a mask, by label; one pass."""
-        ask = self.ask
-        bits, _ = _native.make_filter(self.n_items, np.flatnonzero(among), None)
-        is_flat = self.temperature == math.inf or self.found is not None
-        values, references, counts = self.source._packed.label_masses(
-            ask.query,
-            math.inf if is_flat else self.temperature,
-            ask.bias,
-            bits,
-            labels,
-            n_labels,
-            None if ask.bound is None else ask.bound.function,
-        )
-        with np.errstate(divide="ignore"):
-            if is_flat:
-                return _ByLabel(np.log(counts) + self.tail, counts)
-            return _ByLabel(np.log(values) + references / self.temperature, counts)
-
-
-class _ByLabel(NamedTuple):
-    log_masses: FloatArray
-    counts: npt.NDArray[np.int64]
-
-
-def _mask(n_items: int, excluded: Positions | None, allowed: Positions | None) -> Mask:
-    found = np.full(n_items, allowed is None)
-    if allowed is not None:
-        found[allowed] = True
-    if excluded is not None:
-        found[excluded] = False
-    return found
-
-
-def _explore(spec: Spec) -> float:
-    if spec.kind == _native.DETERMINISTIC:
-        return 0.0
-    return spec.epsilon if spec.kind == _native.EPSILON_GREEDY else 1.0
-
-
-def _exploring(spec: Spec) -> Spec:
-    """What is drawn where nothing is best."""
-    if spec.kind in (_native.DETERMINISTIC, _native.EPSILON_GREEDY):
-        return spec._replace(kind=_native.UNIFORM, head=0)
-    return spec._replace(head=0)
-
-
-class _Best:
-    """The best items, as far as they were looked at."""
-
-    def __init__(self, call: _Call, ahead: int) -> None:
-        self.call = call
-        self.ahead = ahead
-        self.positions: list[int] = []
-        self.scores: list[float] = []
-        self.n_scored = 0
-
-    def of(self, regime: Regime, gone: Collection[int], reserved: Collection[int]) -> int | None:
-        """The best that is allowed and not gone; None: nothing is."""
-        looked_at = 0
-        best, highest = None, -math.inf
-        while True:
-            for position, score in zip(
-                self.positions[looked_at:], self.scores[looked_at:], strict=True
-            ):
-                if best is not None and score <= highest:
-                    return best
-                if position in gone or position in reserved:
-                    continue
-                factor = regime.factor(position)
-                if factor == 1.0:
-                    value = score
-                elif factor > 0.0:
-                    value = score + self.call.steepness * math.log(factor)
-                else:
-                    continue
-                if value > highest:
-                    best, highest = position, value
-            looked_at = len(self.positions)
-            if not self.more():
-                return best
-
-    def more(self) -> bool:
-        """Looks at more of them; whether there are any."""
-        call = self.call
-        if len(self.positions) >= call.n_eligible:
-            return False
-        k = min(max(self.ahead, 8 * len(self.positions)), call.n_eligible)
-        drawn = call.source._draw(call.ask._replace(k=k, spec=BEST))
-        self.positions, self.scores = drawn[0].tolist(), drawn[1].tolist()
-        self.n_scored += drawn[5]
-        return True
-
-
-# ---- Drawing ---------------------------------------------------------------------------------
-
-
-class _Place(NamedTuple):
-    """What was allowed at a place of a list; no regime: a pinned item."""
-
-    explore: float
-    regime: Regime | None
-
-
-class _Order:
-    """Items in the order in which they arrive, those of one draw."""
-
-    def __init__(self, drawn: Drawn, log_weights: list[float], asked: int, cover: Regime | None):
-        self.positions: list[int] = drawn[0].tolist()
-        self.log_weights = log_weights
-        # The mass of an item and all behind it.
-        self.log_masses = [w - lp for w, lp in zip(log_weights, drawn[2].tolist(), strict=True)]
-        self.log_masses.append(-math.inf)
-        self.has_more = asked <= len(self.positions) < drawn[7]
-        self.cover = cover
-        self.at = 0
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether there are items left of which none is known."""
-        return self.has_more and self.at == len(self.positions)
 
 
 def ahead(k: int) -> int:
@@ -230,11 +37,24 @@ def ahead(k: int) -> int:
 
 def draws_order(spec: Spec) -> bool:
     """Whether a list begins with the order of all eligible items."""
-    return _explore(spec) == 1.0 and spec.kind != FLAT_TAIL
+    has_coins = spec.kind in (_native.DETERMINISTIC, _native.EPSILON_GREEDY)
+    return not (has_coins or spec.head or spec.kind == FLAT_TAIL)
+
+
+def first_of(ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]) -> Ask:
+    """The order with which a list begins, of a policy that `draws_order`: pinned items stand apart."""
+    pins = State(bound, min(ask.k, n_eligible), after).reserved
+    ask = ask._replace(k=ahead(ask.k))
+    if not pins:
+        return ask
+    own = np.array(sorted(pins), np.int64)
+    return ask._replace(
+        excluded=own if ask.excluded is None else np.concatenate([ask.excluded, own])
+    )
 
 
 def draw(
-    source: _Source,
+    source: Source,
     ask: Ask,
     bound: BoundRules,
     after: Sequence[int],
@@ -242,55 +62,104 @@ def draw(
 ) -> Drawn:
     """A ranking under rules; `ask` has their filter, pages before and boosts already.
 
-    `first` is what the source draws by `first_of(ask)`, if somebody has asked for it.
+    `first` is what the source draws by `first_of`, if somebody has asked for it.
 
-    A pass for an order, and the masses of what was not allowed at some place: of groups with few
-    items those are scored, else it is a second pass. Where rules block most of what ranks high, up to
-    one more pass a place over what is left.
+    A pass for an order, and the masses of what was not allowed at some place: where those items are
+    few they are scored, else it is a second pass. Where rules block most of what ranks high, up to one
+    more pass a place over what is left.
     """
-    return _Draw(_Call(source, ask, bound, after), first).drawn()
+    return _Draw(Call(source, ask, bound, after), first).drawn()
 
 
-def first_of(ask: Ask, n_items: int) -> Ask:
-    """The order with which a list begins, of a policy that `draws_order`."""
-    return ask._replace(k=min(ahead(ask.k), n_items), spec=_exploring(ask.spec))
+# ---- Drawing ---------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """How an item came to its place.
+
+    Either what was allowed there, or, where that is known, its log-propensity.
+    """
+
+    position: int
+    explore: float
+    regime: Regime | None
+    log_propensity: float
+
+
+class _Order:
+    """Items in the order in which they arrive, those of one draw.
+
+    cover: the regime under which it was drawn; None: of all eligible items.
+    """
+
+    def __init__(self, drawn: Drawn, log_weights: list[float], cover: Regime | None) -> None:
+        self.positions: list[int] = drawn[0].tolist()
+        self.log_weights = log_weights
+        # The mass of an item and all behind it.
+        self.log_masses = [w - lp for w, lp in zip(log_weights, drawn[2].tolist(), strict=True)]
+        self.n_behind = drawn[7] - len(self.positions)  # the last
+        self.log_behind = -math.inf
+        if self.n_behind:
+            last = -float(drawn[2][-1])
+            self.log_behind = log_weights[-1] + (math.log(math.expm1(last)) if last else -math.inf)
+        self.cover = cover
+        self.at = 0
+        self.gone: dict[int, float] = {}  # log-weights of what was shown and has not arrived
+
+    @property
+    def log_ahead(self) -> float:
+        """The mass of all that has not arrived."""
+        return self.log_masses[self.at] if self.at < len(self.positions) else self.log_behind
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether items are left of which none is known."""
+        return self.n_behind > 0 and self.at == len(self.positions)
+
+    def covers(self, regime: Regime) -> bool:
+        """Whether all that is allowed has arrived or will."""
+        return self.cover is None or self.cover.covers(regime)
+
+    def is_of(self, regime: Regime) -> bool:
+        """Whether it holds what is allowed and nothing else."""
+        if any(regime.decayed):
+            return False
+        if self.cover is None:
+            return not regime.blocks
+        return self.cover.blocked == regime.blocked and self.cover.owed == regime.owed
 
 
 class _Draw:
-    def __init__(self, call: _Call, first: Drawn | None) -> None:
+    def __init__(self, call: Call, first: Drawn | None) -> None:
         self.call = call
         self.raw = np.random.Philox(key=[call.ask.seed, _STREAM])
         self.n_scored = 0
         self.ahead = ahead(call.ask.k)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
-        self.first = first  # of all eligible items
+        self.first = first  # of all eligible items that are not pinned
         self.order: _Order | None = None
         self.pool: dict[int, float] = {}
-        self.best = _Best(call, self.ahead)
+        self.best = Best(call, self.ahead)
 
     def drawn(self) -> Drawn:
         call, state = self.call, self.state
-        if call.explore == 1.0 and call.n_eligible:
+        if self.state.places and call.explore == 1.0 and call.head == 0:
             if self.first is None:
-                self.first = self.asked(self.call.spec, self.ahead, call.ask.seed, None)
+                ask = first_of(call.ask, call.bound, call.n_eligible, call.after)
+                self.first = self.asked(call.spec, call.ask.seed, ask)
             else:
                 self.meet(self.first)
             self.order = self.ordered(self.first, None)
-        shown: list[int] = []
         places: list[_Place] = []
         while state.place < state.places:
             pinned = state.pinned
-            if pinned is not None:
-                places.append(_Place(1.0, None))
-                position: int | None = pinned
-            else:
-                position = self.next(places)
-            if position is None:
+            place = self.next() if pinned is None else _Place(pinned, 1.0, None, 0.0)
+            if place is None:
                 break
-            shown.append(position)
-            state.show(position)
-        return self.result(shown, places)
+            places.append(place)
+            state.show(place.position)
+        return self.result(places)
 
     # ---- Random numbers ---------------------------------------------------------------------
 
@@ -303,16 +172,10 @@ class _Draw:
 
     # ---- Draws of the source ----------------------------------------------------------------
 
-    def asked(self, spec: Spec, k: int, seed: int, among: Mask | None) -> Drawn:
-        """Of all eligible items, or of those of a mask."""
+    def asked(self, spec: Spec, seed: int, ask: Ask) -> Drawn:
         call = self.call
-        ask = call.ask._replace(k=min(k, call.n_items), spec=spec, seed=seed)
-        if spec.kind == FLAT_TAIL:
-            drawn = self.flat_tail(ask, call.eligible if among is None else among)
-        else:
-            if among is not None:
-                ask = ask._replace(excluded=None, allowed=np.flatnonzero(among))
-            drawn = call.source._draw(ask)
+        ask = ask._replace(k=min(ask.k, call.n_items), spec=spec, seed=seed)
+        drawn = self.flat_tail(ask) if spec.kind == FLAT_TAIL else call.source._draw(ask)
         self.meet(drawn)
         return drawn
 
@@ -320,18 +183,20 @@ class _Draw:
         self.n_scored += drawn[5]
         self.scores.update(zip(drawn[0].tolist(), drawn[1].tolist(), strict=True))
 
-    def flat_tail(self, ask: Ask, among: Mask) -> Drawn:
+    def flat_tail(self, ask: Ask) -> Drawn:
         """By the candidates of all eligible items, and the weight of all others."""
         call, found = self.call, self.call.found
         assert found is not None
         assert found.scores is not None
-        kept = among[found.positions]
-        positions, scores = found.positions[kept], found.scores[kept]
+        words, count = call.source._eligible(ask.excluded, ask.allowed)
+        positions, scores = found.positions, found.scores
+        if words is not None:
+            lanes = words[positions // _native.LANES] >> (positions % _native.LANES)
+            kept = (lanes & 1).astype(np.bool_)
+            positions, scores = positions[kept], scores[kept]
         factor = ask.spec.factor
         if len(positions):  # of the lowest of these
-            lowest = float(scores.min()) / call.temperature
-            factor = min(1.0, math.exp(call.tail - lowest))
-        bits, count = _native.make_filter(call.n_items, np.flatnonzero(among), None)
+            factor = min(1.0, math.exp(call.tail - float(scores.min()) / call.temperature))
         drawn = call.source._packed.rank_flat_tail(
             ask.query,
             ask.k,
@@ -341,92 +206,134 @@ class _Draw:
             positions,
             scores,
             ask.bias,
-            bits,
+            words,
             count,
         )
         return (*drawn[:7], count, None)
 
     def ordered(self, drawn: Drawn, cover: Regime | None) -> _Order:
-        log_weights = self.call.log_weights(drawn[0], drawn[1]).tolist()
-        return _Order(drawn, log_weights, min(self.ahead, self.call.n_items), cover)
+        return _Order(drawn, self.call.log_weights(drawn[0], drawn[1]).tolist(), cover)
 
-    def draw_order(self, regime: Regime) -> None:
+    def draw_order(self, regime: Regime) -> _Order:
         """Anew, of what has not arrived and is allowed now."""
-        among = self.call.eligible.copy()
-        among[[*self.state.shown, *self.state.reserved, *self.pool]] = False
-        if regime.blocks:
-            among &= regime.factors() > 0.0
-        drawn = self.asked(_of_part(self.call.spec), self.ahead, self.seed(), among)
-        self.order = self.ordered(drawn, regime)
+        met = [*self.state.shown, *self.state.reserved, *self.pool]
+        if not regime.blocks:
+            own = np.array(met, np.int64)
+            old = self.call.ask.excluded
+            ask = self.call.ask._replace(
+                k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
+            )
+        else:
+            ask = self.among(regime, met)._replace(k=self.ahead)
+        return self.ordered(self.asked(_of_part(self.call.spec), self.seed(), ask), regime)
+
+    def among(self, regime: Regime, met: Sequence[int]) -> Ask:
+        """What a regime allows, without what was met."""
+        among = self.call.eligible & (regime.factors() > 0.0)
+        among[met] = False
+        return self.call.ask._replace(excluded=None, allowed=np.flatnonzero(among))
 
     # ---- Places -----------------------------------------------------------------------------
 
-    def next(self, places: list[_Place]) -> int | None:
-        """The next item; `places` gets what was allowed."""
+    def next(self) -> _Place | None:
         explore = self.call.explore_at(self.state.place)
         explores = explore == 1.0 or (explore > 0.0 and self.uniform() < explore)
         for level in range(self.state.levels):
             regime = self.state.regime(level)
             if regime.pin_set >= 0:
-                found = self.one_of_set(regime, explores)
+                place = self.one_of_set(regime, explore, explores)
             elif explores:
-                found = self.walked(regime)
+                place = self.walked(regime, explore)
             else:
-                found = self.best.of(regime, self.state.shown, self.state.reserved)
-            if found is not None:
-                places.append(_Place(explore, regime))
-                return found
+                place = self.best_of(regime, explore)
+            if place is not None:
+                return place
         return None
 
-    def one_of_set(self, regime: Regime, explores: bool) -> int | None:
-        """A draw of its own, which says nothing of the order."""
-        among = self.call.eligible & (regime.factors() > 0.0)
-        among[[*self.state.shown, *self.state.reserved]] = False
-        if not among.any():
+    def best_of(self, regime: Regime, explore: float) -> _Place | None:
+        found = self.best.of(regime, self.state.shown, self.state.reserved)
+        if found is None:
             return None
-        spec = _of_part(self.call.spec) if explores else BEST
-        return int(self.asked(spec, 1, self.seed(), among)[0][0])
+        position, self.scores[found[0]] = found
+        self.is_gone(position)
+        if explore == 0.0:
+            return _Place(position, explore, None, 0.0)
+        return _Place(position, explore, regime, math.nan)
 
-    def walked(self, regime: Regime) -> int | None:
+    def one_of_set(self, regime: Regime, explore: float, explores: bool) -> _Place | None:
+        """A draw of its own, which says nothing of the order."""
+        ask = self.among(regime, [*self.state.shown, *self.state.reserved])._replace(k=1)
+        if ask.allowed is None or not len(ask.allowed):
+            return None
+        drawn = self.asked(_of_part(self.call.spec) if explores else BEST, self.seed(), ask)
+        position = int(drawn[0][0])
+        self.is_gone(position)
+        if explore in (0.0, 1.0):
+            return _Place(position, explore, None, float(drawn[2][0]))
+        return _Place(position, explore, regime, math.nan)
+
+    def is_gone(self, position: int) -> None:
+        """An item is shown that the order did not bring."""
+        order = self.order
+        if self.pool.pop(position, None) is not None or order is None:
+            return
+        if order.cover is None or order.cover.factor(position) > 0.0:
+            score = np.array([self.scores[position]], np.float32)
+            weights = self.call.log_weights(np.array([position]), score)
+            order.gone[position] = float(weights[0])
+
+    def walked(self, regime: Regime, explore: float) -> _Place | None:
         """The next arrival that is accepted."""
-        state = self.state
-        if self.order is None or not (
-            self.order.cover is None or self.order.cover.covers(regime)
-        ):
-            self.draw_order(regime)
+        if self.order is None or not self.order.covers(regime):
+            self.order = self.draw_order(regime)
         waiting: dict[int, float] = {}  # log-weights, by now, of the pool
         for position, log_weight in self.pool.items():
             factor = regime.factor(position)
-            if factor > 0.0 and position not in state.shown:
-                waiting[position] = log_weight + math.log(factor)
-        while True:
-            order = self.order
-            assert order is not None
-            if order.is_used_up:
-                self.draw_order(regime)
-                continue
-            log_ahead = order.log_masses[order.at]
-            if waiting:
-                top = max(log_ahead, *waiting.values())
-                ahead = math.exp(log_ahead - top)
-                weights = {p: math.exp(w - top) for p, w in waiting.items()}
-                budget = self.uniform() * (ahead + sum(weights.values())) - ahead
-                if budget >= 0.0:
-                    return self.of_pool(weights, budget)
-            elif log_ahead == -math.inf:
-                return None
-            position, log_weight = order.positions[order.at], order.log_weights[order.at]
-            order.at += 1
-            if position in state.shown or position in state.reserved:
-                continue
-            factor = regime.factor(position)
-            if factor == 1.0 or (factor > 0.0 and self.uniform() < factor):
-                return position
-            self.pool[position] = log_weight
             if factor > 0.0:
                 waiting[position] = log_weight + math.log(factor)
+        log_all = self.log_all(regime, waiting)
+        while True:
+            if self.order.is_used_up:
+                self.order = self.draw_order(regime)
+                if math.isnan(log_all):
+                    log_all = self.log_all(regime, waiting)
+                continue
+            log_ahead = self.order.log_ahead
+            if not waiting and log_ahead == -math.inf:
+                return None
+            found = self.of_pool(waiting, log_ahead) if waiting else None
+            if found is None:
+                found = self.arrival(regime, waiting)
+            if found is None:
+                continue
+            if explore < 1.0 or math.isnan(log_all):
+                return _Place(found, explore, regime, math.nan)
+            score = np.array([self.scores[found]], np.float32)
+            log_weight = float(self.call.log_weights(np.array([found]), score)[0])
+            return _Place(found, explore, None, min(0.0, log_weight - log_all))
 
-    def of_pool(self, weights: dict[int, float], budget: float) -> int:
+    def log_all(self, regime: Regime, waiting: dict[int, float]) -> float:
+        """The mass of all that is allowed, where the order tells it; else NaN."""
+        order = self.order
+        assert order is not None
+        if order.is_used_up or not order.is_of(regime):
+            return math.nan
+        log_ahead = order.log_ahead
+        if order.gone:
+            log_gone = log_sum(np.array(list(order.gone.values())))
+            if log_gone > log_ahead - math.log(2.0):  # a difference would lose digits
+                return math.nan
+            log_ahead += math.log1p(-math.exp(log_gone - log_ahead))
+        return log_sum(np.array([log_ahead, *waiting.values()]))
+
+    def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:
+        """One of the pool, if it comes before the next of the order."""
+        top = max(log_ahead, *waiting.values())
+        ahead_of = math.exp(log_ahead - top)
+        weights = {p: math.exp(w - top) for p, w in waiting.items()}
+        budget = self.uniform() * (ahead_of + sum(weights.values())) - ahead_of
+        if budget < 0.0:
+            return None
         found = -1
         for position, weight in weights.items():
             if weight > 0.0:
@@ -437,34 +344,48 @@ class _Draw:
         del self.pool[found]
         return found
 
+    def arrival(self, regime: Regime, waiting: dict[int, float]) -> int | None:
+        """The next of the order, if it is accepted; else it waits."""
+        order = self.order
+        assert order is not None
+        position, log_weight = order.positions[order.at], order.log_weights[order.at]
+        order.at += 1
+        if order.gone.pop(position, None) is not None:
+            return None
+        factor = regime.factor(position)
+        if factor == 1.0 or (factor > 0.0 and self.uniform() < factor):
+            return position
+        self.pool[position] = log_weight
+        if factor > 0.0:
+            waiting[position] = log_weight + math.log(factor)
+        return None
+
     # ---- The ranking ------------------------------------------------------------------------
 
-    def result(self, shown: list[int], places: list[_Place]) -> Drawn:
-        call = self.call
-        missing = np.array(
-            [p for p in {*shown, *self.state.reserved} if p not in self.scores], np.int64
-        )
+    def result(self, places: list[_Place]) -> Drawn:
+        call, first = self.call, self.first
+        shown = [place.position for place in places]
+        reserved = self.state.reserved
+        missing = np.array([p for p in {*shown, *reserved} if p not in self.scores], np.int64)
         if len(missing):  # they are pinned
-            scores = call.scores_of(missing)
+            own = call.scores_of(missing)
             self.n_scored += len(missing)
-            self.scores.update(zip(missing.tolist(), scores.tolist(), strict=True))
-        known = np.array(list(self.scores), np.int64)
-        scores = np.array(list(self.scores.values()), np.float32)
-        masses = _Masses(call, known, call.log_weights(known, scores), self.state.reserved)
-        masses.add([place.regime for place in places if place.regime is not None])
-        found = np.zeros(len(shown))
-        for j, (position, place) in enumerate(zip(shown, places, strict=True)):
-            if place.regime is not None:
-                best = None
-                if place.explore < 1.0:
-                    best = self.best.of(place.regime, {*call.after, *shown[:j]}, self.state.reserved)
-                found[j] = masses.log_propensity(position, place.explore, place.regime, best)
-            masses.show(position)
-        first = self.first
+            self.scores.update(zip(missing.tolist(), own.tolist(), strict=True))
+        found = np.array([place.log_propensity for place in places])
+        loss = n_scored = 0.0
+        if np.isnan(found).any():
+            loss, n_scored = self.judge_places(places, found)
+        n_shown = len(shown)
+        log_norm, error = math.nan, 0.0
+        if first is not None:
+            log_norm, error = first[3], first[4] * max(1.0, 2.0 * loss)
+            if reserved and not math.isnan(log_norm):
+                pinned = self.log_weights_of(sorted(reserved))
+                log_norm = float(np.logaddexp(log_norm, log_sum(pinned)))
         candidates = None
         if call.found is not None:
             candidates = Candidates(
-                call.is_candidate[shown],
+                call.is_candidate[shown] if n_shown else np.empty(0, np.bool_),
                 call.tail,
                 len(call.found.positions),
                 call.found.index_version,
@@ -474,13 +395,42 @@ class _Draw:
             np.array(shown, np.int64),
             np.array([self.scores[p] for p in shown], np.float32),
             found,
-            math.nan if first is None else first[3],
-            0.0 if first is None else first[4],
-            self.n_scored + self.best.n_scored + masses.n_scored,
+            log_norm,
+            error,
+            self.n_scored + self.best.n_scored + int(n_scored),
             first is not None and first[6],
             call.n_eligible,
             candidates,
         )
+
+    def log_weights_of(self, positions: list[int]) -> FloatArray:
+        scores = np.array([self.scores[p] for p in positions], np.float32)
+        return self.call.log_weights(np.array(positions, np.int64), scores)
+
+    def judge_places(self, places: list[_Place], found: FloatArray) -> tuple[float, int]:
+        """Fills in what the draws did not tell; the loss of digits, and how many items it took."""
+        call, reserved = self.call, self.state.reserved
+        known = list(self.scores)
+        total = call.flat_total()
+        if total is None and self.first is not None:
+            order = self.ordered(self.first, None)
+            total = Total(order.log_behind, order.n_behind, {*order.positions, *reserved})
+        masses = Masses(
+            call, np.array(known, np.int64), self.log_weights_of(known), reserved, total
+        )
+        shown = [place.position for place in places]
+        masses.add([place.regime for place in places if place.regime is not None], shown)
+        for j, place in enumerate(places):
+            if place.regime is not None:
+                best = None
+                if place.explore < 1.0:
+                    gone = {*call.after, *shown[:j]}
+                    best = self.best.of(place.regime, gone, reserved)
+                found[j] = masses.log_propensity(
+                    place.position, place.explore, place.regime, None if best is None else best[0]
+                )
+            masses.show(place.position)
+        return masses.loss, masses.n_scored
 
 
 def _of_part(spec: Spec) -> Spec:
@@ -492,199 +442,42 @@ def _of_part(spec: Spec) -> Spec:
 
 
 def judge(
-    source: _Source,
-    ask: Ask,
-    positions: Sequence[int],
-    bound: BoundRules,
-    after: Sequence[int],
+    source: Source, ask: Ask, positions: Sequence[int], bound: BoundRules, after: Sequence[int]
 ) -> FloatArray:
     """Log-propensities of any ranking; `ask` as for `draw`, positions are -1 of unknown items."""
-    call = _Call(source, ask, bound, after)
+    call = Call(source, ask, bound, after)
     state = State(bound, min(ask.k, call.n_eligible), after)
-    best = _Best(call, max(_AHEAD, 2 * len(positions)))
+    best = Best(call, ahead(len(positions)))
     shown: list[int] = []
     pinned: list[int | None] = []
     regimes: list[list[Regime]] = []
     for position in positions:
         pinned.append(state.pinned)
         regimes.append([state.regime(level) for level in range(state.levels)])
-        is_shown = position >= 0 and bool(call.eligible[position]) and position not in state.shown
-        shown.append(position if is_shown else -1)
+        is_new = position >= 0 and position not in state.shown and call.is_eligible(position)
+        shown.append(position if is_new else -1)
         state.show(shown[-1])
-    known = np.array(sorted({*[p for p in shown if p >= 0], *state.reserved}), np.int64)
+    seen = [p for p in shown if p >= 0]
+    known = np.array(sorted({*seen, *state.reserved}), np.int64)
     scores = call.scores_of(known) if len(known) else np.empty(0, np.float32)
-    masses = _Masses(call, known, call.log_weights(known, scores), state.reserved)
-    masses.add([regime for each in regimes for regime in each])
+    log_weights = call.log_weights(known, scores)
+    masses = Masses(call, known, log_weights, state.reserved, call.flat_total())
+    masses.add([regime for each in regimes for regime in each], seen)
     found = np.full(len(positions), -math.inf)
     gone = set(after)
     for place, position in enumerate(shown):
-        if position >= 0 and place < state.places:
-            if pinned[place] is not None:
-                found[place] = 0.0 if position == pinned[place] else -math.inf
-            else:
-                found[place] = _judged(
-                    masses, best, position, call.explore_at(place), regimes[place], gone, state
+        if position < 0:
+            continue
+        if pinned[place] is not None:
+            found[place] = 0.0 if position == pinned[place] else -math.inf
+        elif place < state.places:
+            regime = next((each for each in regimes[place] if masses.is_any(each)), None)
+            if regime is not None:
+                explore = call.explore_at(place)
+                first = best.of(regime, gone, state.reserved) if explore < 1.0 else None
+                found[place] = masses.log_propensity(
+                    position, explore, regime, None if first is None else first[0]
                 )
-        if position >= 0:
-            gone.add(position)
-            masses.show(position)
+        gone.add(position)
+        masses.show(position)
     return found
-
-
-def _judged(
-    masses: _Masses,
-    best: _Best,
-    position: int,
-    explore: float,
-    regimes: list[Regime],
-    gone: set[int],
-    state: State,
-) -> float:
-    regime = next((each for each in regimes if masses.is_any(each)), None)
-    if regime is None:
-        return -math.inf
-    first = best.of(regime, gone, state.reserved) if explore < 1.0 else None
-    return masses.log_propensity(position, explore, regime, first)
-
-
-# ---- Masses ----------------------------------------------------------------------------------
-
-
-class _Masses:
-    """Of what is allowed at places of one list: known items one by one, all others by labels.
-
-    All sums are of positive terms: nothing cancels.
-    """
-
-    def __init__(
-        self,
-        call: _Call,
-        known: Positions,
-        log_weights: FloatArray,
-        reserved: Collection[int],
-    ) -> None:
-        self.call = call
-        self.n_scored = 0
-        if call.found is not None:
-            others = call.found.positions[~np.isin(call.found.positions, known)]
-            assert call.found.scores is not None
-            scores = call.found.scores[~np.isin(call.found.positions, known)]
-            known = np.concatenate([known, others])
-            log_weights = np.concatenate([log_weights, call.log_weights(others, scores)])
-        self.known = known
-        self.log_weights = log_weights
-        self.place_of = {p: i for i, p in enumerate(known.tolist())}
-        self.left = call.eligible[known]
-        self.left[[self.place_of[p] for p in reserved]] = False
-        self.rest: dict[Regime, tuple[float, int]] = {}
-        self.factors: dict[Regime, FloatArray] = {}
-
-    def show(self, position: int) -> None:
-        self.left[self.place_of[position]] = False
-
-    def add(self, regimes: Sequence[Regime]) -> None:
-        """What these allow of the items that are not known."""
-        wanted = list(dict.fromkeys(regimes))
-        among = self.call.eligible.copy()
-        among[self.known] = False
-        if not among.any():
-            self.rest.update(dict.fromkeys(wanted, (-math.inf, 0)))
-            return
-        labels, n_labels, one_of = _labelled(self.call.bound, wanted)
-        by_label = self.call.rest(among, labels, n_labels)
-        self.n_scored += int(by_label.counts.sum())
-        filled = np.flatnonzero(by_label.counts)
-        log_masses, counts = by_label.log_masses[filled], by_label.counts[filled]
-        for regime in wanted:
-            factors = regime.factors(one_of[filled])
-            allowed = factors > 0.0
-            self.rest[regime] = (
-                _log_sum(log_masses[allowed] + np.log(factors[allowed])),
-                int(counts[allowed].sum()),
-            )
-
-    def _factors(self, regime: Regime) -> FloatArray:
-        found = self.factors.get(regime)
-        if found is None:
-            found = self.factors[regime] = regime.factors(self.known)
-        return found
-
-    def is_any(self, regime: Regime) -> bool:
-        """Whether something is allowed."""
-        return self.rest[regime][1] > 0 or bool((self.left & (self._factors(regime) > 0.0)).any())
-
-    def log_propensity(
-        self, position: int, explore: float, regime: Regime, best: int | None
-    ) -> float:
-        """Of an item that is not shown yet; `best` is what stands first where nothing is drawn."""
-        at = self.place_of[position]
-        factors = self._factors(regime)
-        if not self.left[at] or factors[at] == 0.0:
-            return -math.inf
-        found = -math.inf
-        if explore > 0.0:
-            others = self.left & (factors > 0.0)
-            others[at] = False
-            log_rest, _ = self.rest[regime]
-            log_others = np.logaddexp(
-                log_rest, _log_sum(self.log_weights[others] + np.log(factors[others]))
-            )
-            own = self.log_weights[at] + math.log(factors[at])
-            found = math.log(explore) - float(np.logaddexp(0.0, log_others - own))
-        if explore < 1.0 and position == best:
-            found = float(np.logaddexp(found, math.log1p(-explore)))
-        return min(found, 0.0)
-
-
-def _log_sum(terms: FloatArray) -> float:
-    """The logarithm of a sum, of its terms'."""
-    if not len(terms):
-        return -math.inf
-    top = float(terms.max())
-    if top == -math.inf:
-        return top
-    return top + math.log(float(np.exp(terms - top).sum()))
-
-
-def _labelled(
-    bound: BoundRules, regimes: Sequence[Regime]
-) -> tuple[npt.NDArray[np.int32], int, Positions]:
-    """Labels (n,) of items that no regime tells apart, how many, and an item of each."""
-    labels = np.zeros(bound.n_items, np.int64)
-    n_labels = 1
-    for at, rule in enumerate(bound.columns):
-        touched = sorted(
-            set().union(*(each.blocked[at] for each in regimes))
-            | {group for each in regimes for group, _ in each.decayed[at]}
-        )
-        if not touched:
-            continue
-        if rule.groups.codes is not None:
-            labels, n_labels = _condensed(labels, n_labels, len(touched) + 1)
-            numbers = np.zeros(rule.groups.n_groups + 1, np.int64)
-            numbers[touched] = np.arange(1, len(touched) + 1)
-            labels = labels * (len(touched) + 1) + numbers[rule.groups.codes]
-            n_labels *= len(touched) + 1
-            continue
-        for group in touched:
-            labels, n_labels = _condensed(labels, n_labels, 2)
-            labels[rule.groups.items(group)] += n_labels
-            n_labels *= 2
-    masks = [bound.shares[s][0] for s in sorted({s for each in regimes for s in each.owed})]
-    masks += [bound.pin_sets[p] for p in sorted({r.pin_set for r in regimes if r.pin_set >= 0})]
-    for mask in masks:
-        labels, n_labels = _condensed(labels, n_labels, 2)
-        labels[mask] += n_labels
-        n_labels *= 2
-    labels, n_labels = _condensed(labels, n_labels, 1)
-    one_of = np.zeros(n_labels, np.int64)
-    one_of[labels] = np.arange(bound.n_items)
-    return labels.astype(np.int32), n_labels, one_of
-
-
-def _condensed(labels: AnyArray, n_labels: int, by: int) -> tuple[AnyArray, int]:
-    """Labels that can be told apart `by` times as often."""
-    if n_labels * by <= _MOST_LABELS:
-        return labels, n_labels
-    own, labels = np.unique(labels, return_inverse=True)
-    return labels, len(own)

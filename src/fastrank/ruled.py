@@ -374,8 +374,7 @@ class State:
     @property
     def pinned(self) -> int | None:
         """The item that the next place is for."""
-        position = self.pins.get(self.place)
-        return None if position in self.shown else position
+        return self.pins.get(self.place)
 
     @property
     def levels(self) -> int:
@@ -406,7 +405,7 @@ class State:
         )
         free = self.places - self.place - held
         owed = [max(0, q) for q in self._owed]
-        if 0 < sum(owed) and sum(owed) >= free:
+        if 0 < free <= sum(owed):
             return tuple(share for share, q in enumerate(owed) if q > 0)
         return ()
 

@@ -470,7 +470,7 @@ def judge(
             continue
         if pinned[place] is not None:
             found[place] = 0.0 if position == pinned[place] else -math.inf
-        elif place < state.places:
+        else:
             regime = next((each for each in regimes[place] if masses.is_any(each)), None)
             if regime is not None:
                 explore = call.explore_at(place)

@@ -159,6 +159,8 @@ def _exploring(spec: Spec) -> Spec:
     """What is drawn where nothing is best."""
     if spec.kind in (_native.DETERMINISTIC, _native.EPSILON_GREEDY):
         return spec._replace(kind=_native.UNIFORM, head=0)
+    if spec.kind == _native.SEQUENTIAL:  # an order of so many items takes a pass for each
+        return spec._replace(kind=_native.GUMBEL, head=0)
     return spec._replace(head=0)
 
 

@@ -134,6 +134,8 @@ class _Draw:
         self.call = call
         self.raw = np.random.Philox(key=[call.ask.seed, _STREAM])
         self.n_scored = 0
+        self.error = 0.0  # of the masses of orders
+        self.has_waited = False  # and coins with those masses
         self.ahead = ahead(call.ask.k)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
@@ -181,6 +183,7 @@ class _Draw:
 
     def meet(self, drawn: Drawn) -> None:
         self.n_scored += drawn[5]
+        self.error = max(self.error, drawn[4])
         self.scores.update(zip(drawn[0].tolist(), drawn[1].tolist(), strict=True))
 
     def flat_tail(self, ask: Ask) -> Drawn:
@@ -328,6 +331,7 @@ class _Draw:
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:
         """One of the pool, if it comes before the next of the order."""
+        self.has_waited = True
         top = max(log_ahead, *waiting.values())
         ahead_of = math.exp(log_ahead - top)
         weights = {p: math.exp(w - top) for p, w in waiting.items()}
@@ -376,12 +380,12 @@ class _Draw:
         if np.isnan(found).any():
             loss, n_scored = self.judge_places(places, found)
         n_shown = len(shown)
-        log_norm, error = math.nan, 0.0
-        if first is not None:
-            log_norm, error = first[3], first[4] * max(1.0, 2.0 * loss)
-            if reserved and not math.isnan(log_norm):
-                pinned = self.log_weights_of(sorted(reserved))
-                log_norm = float(np.logaddexp(log_norm, log_sum(pinned)))
+        # Coins with estimated masses change the law by as much as the estimates are wrong.
+        error = self.error * max(1.0, loss) * (2.0 if self.has_waited else 1.0)
+        log_norm = math.nan if first is None else first[3]
+        if reserved and not math.isnan(log_norm):
+            pinned = self.log_weights_of(sorted(reserved))
+            log_norm = float(np.logaddexp(log_norm, log_sum(pinned)))
         candidates = None
         if call.found is not None:
             candidates = Candidates(

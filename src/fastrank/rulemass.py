@@ -20,7 +20,7 @@ from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, Mask, Positi
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Found, Spec
 from fastrank.ruled import BoundRules, Regime
 
-__all__ = ["Best", "Call", "Masses", "Source", "Total", "log_sum"]
+__all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
 _MOST_LABELS = 1 << 16
 _FEW = 80  # one item in so many may be scored by itself: as many cost a fifth of a pass
@@ -57,7 +57,7 @@ class Call:
         self.words, self.n_eligible = source._eligible(ask.excluded, ask.allowed)
         self.head = ask.spec.head
         self.explore = _explore(ask.spec)
-        self.spec = _exploring(ask.spec)
+        self.spec = exploring(ask.spec)
         self.is_uniform = self.spec.kind == _native.UNIFORM
         self.temperature = math.inf if self.is_uniform else self.spec.temperature
         self.found: Found | None = None
@@ -155,7 +155,7 @@ def _explore(spec: Spec) -> float:
     return spec.epsilon if spec.kind == _native.EPSILON_GREEDY else 1.0
 
 
-def _exploring(spec: Spec) -> Spec:
+def exploring(spec: Spec) -> Spec:
     """What is drawn where nothing is best."""
     if spec.kind in (_native.DETERMINISTIC, _native.EPSILON_GREEDY):
         return spec._replace(kind=_native.UNIFORM, head=0)

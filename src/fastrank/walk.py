@@ -22,7 +22,7 @@ from fastrank.arraytypes import FloatArray
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Spec
 from fastrank.ranking import Candidates
 from fastrank.ruled import BoundRules, Regime, State
-from fastrank.rulemass import Best, Call, Masses, Source, Total, log_sum
+from fastrank.rulemass import Best, Call, Masses, Source, Total, exploring, log_sum
 
 __all__ = ["draw", "draws_order", "first_of", "judge"]
 
@@ -44,7 +44,7 @@ def draws_order(spec: Spec) -> bool:
 def first_of(ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]) -> Ask:
     """The order with which a list begins, of a policy that `draws_order`: pinned items stand apart."""
     pins = State(bound, min(ask.k, n_eligible), after).reserved
-    ask = ask._replace(k=ahead(ask.k))
+    ask = ask._replace(k=ahead(ask.k), spec=exploring(ask.spec))
     if not pins:
         return ask
     own = np.array(sorted(pins), np.int64)

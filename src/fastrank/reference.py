@@ -6,7 +6,7 @@ Two halves:
   `log_propensities`, `rank`, `ranking_law`. Plain NumPy over one score vector, every conditional
   law computed afresh at every place, O(kn) or worse, no tricks. The candidates of `FlatTail` are
   the m best. Items are positions 0..n-1 of the score vector; ``eligible`` is a mask of those that
-  the filters left.
+  the filters left, and ``rules``, the masks of `reference_rules`, say what may stand where.
 - The procedures that services run today: ``textbook_*`` over a dictionary
   {item: score}, and NumPy's best, ``numpy_*``, over a matrix. Each draws from the law
   that it names (its docstring says where it stops doing so) and returns the items alone,
@@ -29,8 +29,10 @@ import numpy.typing as npt
 from fastrank.arraytypes import FloatArray, Mask, Positions
 from fastrank.expressions import parsed
 from fastrank.policies import FlatTail, PlackettLuce, Policy, law_of
+from fastrank.reference_rules import RuleMasks
 
 __all__ = [
+    "RuleMasks",
     "expression_scores",
     "flat_tail_scores",
     "log_norm",
@@ -214,10 +216,44 @@ def flat_tail_scores(
     return changed
 
 
-def _as_softmax(values: FloatArray, left: Mask, policy: Policy) -> tuple[FloatArray, Policy]:
-    if not isinstance(policy, FlatTail):
-        return values, policy
-    return flat_tail_scores(values, policy, None, left), PlackettLuce(policy.temperature)
+class _Next:
+    """The law of the place behind any prefix, whose None are places that show no item."""
+
+    def __init__(
+        self,
+        scores: npt.ArrayLike,
+        k: int,
+        policy: Policy,
+        eligible: npt.ArrayLike | None,
+        rules: RuleMasks | None,
+    ) -> None:
+        self.values, self._filters = _start(scores, eligible)
+        self.eligible = self._filters if rules is None else rules.eligible(self._filters)
+        self.places = min(k, int(self.eligible.sum()))
+        self._k, self._rules = k, rules
+        if isinstance(policy, FlatTail):
+            self.values = flat_tail_scores(self.values, policy, None, self.eligible)
+            policy = PlackettLuce(policy.temperature)
+        self._policy = policy
+
+    def __call__(self, prefix: Sequence[int | None]) -> tuple[Mask, FloatArray]:
+        """What may be there, and log P(item i is there) for every i: -inf for what may not."""
+        left, values = self._left(prefix)
+        return left, _log_next(values, left, self._policy, len(prefix))
+
+    def _left(self, prefix: Sequence[int | None]) -> tuple[Mask, FloatArray]:
+        """What may be there, and the scores by which it is drawn."""
+        if self._rules is None:
+            left = self.eligible.copy()
+            left[[item for item in prefix if item is not None]] = False
+            return left, self.values
+        left, log_decay = self._rules.left(prefix, self._k, self._filters)
+        if not self._rules.decay:
+            return left, self.values
+        temperature = law_of(self._policy).temperature
+        if temperature == math.inf:
+            raise ValueError(f"rules: decay is known for Plackett-Luce alone, not {self._policy}")
+        return left, self.values + temperature * log_decay
 
 
 def _log_next(values: FloatArray, left: Mask, policy: Policy, place: int) -> FloatArray:
@@ -225,6 +261,8 @@ def _log_next(values: FloatArray, left: Mask, policy: Policy, place: int) -> Flo
     law = law_of(policy)
     explore = law.explore_at(place)
     log_p = np.full(len(values), -np.inf)
+    if not left.any():
+        return log_p
     candidates = values[left]
     best = np.flatnonzero(left)[candidates.argmax()]  # in catalog order: ties to the earlier item
     if explore > 0.0:
@@ -265,12 +303,15 @@ def log_propensities(
     order: npt.ArrayLike,
     policy: Policy,
     eligible: npt.ArrayLike | None = None,
+    rules: RuleMasks | None = None,
+    k: int | None = None,
 ) -> FloatArray:
     """Conditional log-propensity of every place of any ranking.
 
     A position that is unknown (outside 0..n-1), ineligible or repeated gets -inf at its
     place and removes nothing; later places are conditional on what is left. A known,
-    eligible item is removed even if the policy would never have shown it there.
+    eligible item is removed even if the policy would never have shown it there, or no rule
+    allows it there.
 
     Parameters
     ----------
@@ -279,11 +320,19 @@ def log_propensities(
         Positions, best place first.
     policy : Policy
     eligible : array_like of bool, shape (n,), optional
+    rules : RuleMasks, optional
+    k : int, optional
+        Places that were asked for, by which rules know what is still to come; by default m.
 
     Returns
     -------
     ndarray of float64, shape (m,)
         Natural logs, never above 0.
+
+    Raises
+    ------
+    ValueError
+        If the ranking has more than k places.
 
     Examples
     --------
@@ -291,14 +340,17 @@ def log_propensities(
     >>> np.exp(log_propensities([0.0, 0.0, 0.0, 0.0], [2, 2, 9, 0], Uniform())).round(3)
     array([0.25 , 0.   , 0.   , 0.333])
     """
-    values, left = _start(scores, eligible)
-    values, policy = _as_softmax(values, left, policy)
-    positions = np.asarray(order, np.int64)
+    positions = np.asarray(order, np.int64).tolist()
+    if k is not None and k < len(positions):
+        raise ValueError(f"k: expected at least {len(positions)}, one a place, got {k}")
+    law = _Next(scores, len(positions) if k is None else k, policy, eligible, rules)
     result = np.full(len(positions), -np.inf)
-    for place, position in enumerate(positions):
-        if 0 <= position < len(values) and left[position]:
-            result[place] = _log_next(values, left, policy, place)[position]
-            left[position] = False
+    prefix: list[int | None] = []
+    for place, item in enumerate(positions):
+        known = 0 <= item < len(law.values) and law.eligible[item] and item not in prefix
+        if known:
+            result[place] = law(prefix)[1][item]
+        prefix.append(item if known else None)
     return result
 
 
@@ -308,6 +360,7 @@ def rank(
     policy: Policy,
     rng: np.random.Generator,
     eligible: npt.ArrayLike | None = None,
+    rules: RuleMasks | None = None,
 ) -> Positions:
     """One ranking, drawn place by place from the conditional law.
 
@@ -319,33 +372,39 @@ def rank(
         The samplers of `PlackettLuce` have one law, so it does not matter which is named.
     rng : numpy.random.Generator
     eligible : array_like of bool, shape (n,), optional
+    rules : RuleMasks, optional
 
     Returns
     -------
     ndarray of int64, shape (min(k, eligible items),)
-        Positions, best place first.
+        Positions, best place first; fewer where rules end the list.
 
     Notes
     -----
     Each place inverts a running sum of float64 probabilities, so events rarer than about
     1e-16 at their place do not occur.
     """
-    values, left = _start(scores, eligible)
-    values, policy = _as_softmax(values, left, policy)
+    law = _Next(scores, k, policy, eligible, rules)
     chosen: list[int] = []
-    for place in range(min(k, int(left.sum()))):
-        p = np.exp(_log_next(values, left, policy, place))
+    while len(chosen) < law.places:
+        left, log_p = law(chosen)
+        if not left.any():
+            break
+        p = np.exp(log_p)
         chosen.append(int(rng.choice(len(p), p=p / p.sum())))
-        left[chosen[-1]] = False
     return np.array(chosen, np.int64)
 
 
 def ranking_law(
-    scores: npt.ArrayLike, k: int, policy: Policy, eligible: npt.ArrayLike | None = None
+    scores: npt.ArrayLike,
+    k: int,
+    policy: Policy,
+    eligible: npt.ArrayLike | None = None,
+    rules: RuleMasks | None = None,
 ) -> tuple[Positions, FloatArray]:
-    """Every ordered ranking of min(k, eligible) items, with its probability.
+    """Every ordered ranking of min(k, eligible) items that rules allow, with its probability.
 
-    There are n! / (n - k)! of them: for small n, or n up to some hundreds and k = 2.
+    There are up to n! / (n - k)! of them: for small n, or n up to some hundreds and k = 2.
 
     Parameters
     ----------
@@ -353,11 +412,13 @@ def ranking_law(
     k : int
     policy : Policy
     eligible : array_like of bool, shape (n,), optional
+    rules : RuleMasks, optional
 
     Returns
     -------
     rankings : ndarray of int64, shape (r, m)
-        In lexicographic order. Rankings that never occur are listed with probability 0.
+        In lexicographic order. Rankings that the policy never shows are listed with probability 0.
+        One that rules end early has -1 at the places that it does not reach.
     probabilities : ndarray of float64, shape (r,)
 
     Examples
@@ -367,22 +428,21 @@ def ranking_law(
     >>> rankings.tolist(), p.round(12).tolist()
     ([[0, 1], [1, 0]], [0.25, 0.75])
     """
-    values, everyone = _start(scores, eligible)
-    values, policy = _as_softmax(values, everyone, policy)
-    places = min(k, int(everyone.sum()))
+    law = _Next(scores, k, policy, eligible, rules)
 
     def extend(prefix: tuple[int, ...], log_p: float) -> Iterator[tuple[tuple[int, ...], float]]:
-        if len(prefix) == places:
+        if len(prefix) == law.places:
             yield prefix, log_p
             return
-        left = everyone.copy()
-        left[list(prefix)] = False
-        log_next = _log_next(values, left, policy, len(prefix))
+        left, log_next = law(prefix)
+        if not left.any():
+            yield (*prefix, *[-1] * (law.places - len(prefix))), log_p
+            return
         for position in np.flatnonzero(left):
             yield from extend((*prefix, int(position)), log_p + float(log_next[position]))
 
     rows = list(extend((), 0.0))
-    rankings = np.array([row for row, _ in rows], np.int64).reshape(len(rows), places)
+    rankings = np.array([row for row, _ in rows], np.int64).reshape(len(rows), law.places)
     return rankings, np.exp(np.array([log_p for _, log_p in rows]))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from ruleworlds import KINDS, PAIRS, SINGLES, Kinds, World, triples, worlds
 
 import fastrank as fr
 from fastrank import reference
@@ -300,6 +301,8 @@ def test_a_pinned_item_is_certain_and_stands_nowhere_else(policy: fr.Policy) -> 
 def test_pins_beyond_the_places_play_no_part() -> None:
     assert law(RuleMasks(pin={2: 0}), 2) == law(None, 2)
     assert law(RuleMasks(pin={2: 0}), 9, eligible=of(0, 3)) == law(None, 9, eligible=of(0, 3))
+    later = RuleMasks(pin={3: 1}, after=[0])  # three items are left for the page
+    assert law(later, 9) == close(law(None, 9, eligible=of(1, 2, 3)))
     capped = RuleMasks(groups=BRANDS, cap={"brand": 1}, pin={3: 0}, pin_where={3: of(0)})
     assert law(capped, 2) == law(RuleMasks(groups=BRANDS, cap={"brand": 1}), 2)
 
@@ -340,7 +343,7 @@ def test_a_set_pin_draws_among_its_set_by_weights_as_ever() -> None:
 
 def test_set_pins_overrule_caps_shares_and_decay() -> None:
     rules = RuleMasks(
-        groups={**BRANDS, "colour": [{"red"}, {"red"}, (), {"red"}]},
+        groups={**BRANDS, "colour": [{"red"}, {"red"}, (), ()]},
         cap={"brand": 1},
         decay={"colour": 0.5},
         at_least=[(of(2), 1)],
@@ -379,6 +382,15 @@ def test_shares_are_dropped_first() -> None:
             (3, 1): 4 / 9,
         }
     )
+
+
+def test_windows_hold_where_shares_alone_are_in_the_way() -> None:
+    rules = RuleMasks(
+        groups=BRANDS, window={"brand": (1, 2)}, at_least=[(of(1), 1)], on_empty="relax"
+    )
+    found = law(rules, 2, eligible=of(0, 2, 3))
+    assert found[0, 2] == pytest.approx(1 / 8 * 3 / 7, rel=1e-12)
+    assert found[2, 0] == pytest.approx(3 / 8, rel=1e-12)
 
 
 def test_then_windows_then_caps() -> None:
@@ -599,7 +611,11 @@ def test_the_places_asked_for_say_what_is_still_to_come() -> None:
 def test_behind_the_last_place_nothing_is_owed_and_nothing_pinned() -> None:
     """Two eligible items, so two places: the third entry is behind them."""
     rules = RuleMasks(
-        groups=BRANDS, window={"brand": (1, 2)}, at_least=[(of(0), 1)], pin={2: 0, 3: 1}
+        groups=BRANDS,
+        window={"brand": (1, 2)},
+        at_least=[(of(0), 1)],
+        pin={3: 1},
+        pin_where={2: of(0)},
     )
     found = p_of([NONE, NONE, 1], rules, eligible=of(0, 1))
     assert found == pytest.approx([0.0, 0.0, 2 / 3], abs=1e-12)
@@ -611,3 +627,59 @@ def test_a_draw_follows_its_law() -> None:
     rng = np.random.default_rng(0)
     drawn = {tuple(reference.rank(SCORES, 3, SOFTMAX, rng, rules=rules)) for _ in range(50)}
     assert drawn == {(0, 3), (1, 3)}
+
+
+# Random worlds
+
+
+@pytest.mark.parametrize("kinds", [*SINGLES, *PAIRS, *triples(60), KINDS[2:6]], ids="+".join)
+def test_laws_sum_to_one_and_propensities_are_of_them(kinds: Kinds) -> None:
+    for world in worlds(kinds, 2):
+        rankings, p = world.law()
+        assert p.sum() == pytest.approx(1.0, rel=1e-12)
+        places = min(world.k, world.n_eligible)
+        assert rankings.shape[1] == places
+        for prefix in {tuple(row[:end]) for row in rankings.tolist() for end in range(places + 1)}:
+            if -1 not in prefix:
+                starts = (rankings[:, : len(prefix)] == prefix).all(axis=1)
+                logs = world.log_propensities(prefix, world.k)
+                assert (logs <= 0.0).all()
+                assert np.exp(logs.sum()) == pytest.approx(p[starts].sum(), rel=1e-10, abs=1e-15)
+
+
+@pytest.mark.parametrize("kinds", [("cap",), ("cap", "after"), ("cap", "decay"), ("cap", "where")])
+def test_no_list_has_more_of_a_group_than_its_cap(kinds: Kinds) -> None:
+    for world in (each for each in worlds(kinds, 40) if each.masks.on_empty == "stop"):
+        for ranking in _lists(world):
+            for column, most in world.masks.cap.items():
+                groups = world.masks.groups[column]
+                for group in {group for item in ranking for group in groups[item]}:
+                    whole = [*world.masks.after, *ranking]
+                    assert sum(group in groups[item] for item in whole) <= most
+
+
+@pytest.mark.parametrize("kinds", [("window",), ("window", "after"), ("window", "cap")])
+def test_no_window_has_more_of_a_group_than_it_may(kinds: Kinds) -> None:
+    for world in (each for each in worlds(kinds, 40) if each.masks.on_empty == "stop"):
+        for ranking in _lists(world):
+            for column, (most, width) in world.masks.window.items():
+                groups = world.masks.groups[column]
+                whole = [*world.masks.after, *ranking]
+                for at, item in enumerate(ranking, len(world.masks.after)):
+                    row = whole[max(0, at - width + 1) : at + 1]
+                    for group in groups[item]:
+                        assert sum(group in groups[each] for each in row) <= most
+
+
+@pytest.mark.parametrize("kinds", [("at_least",), ("at_least", "cap"), ("at_least", "where")])
+def test_a_list_of_all_places_has_its_shares(kinds: Kinds) -> None:
+    for world in (each for each in worlds(kinds, 40) if each.masks.on_empty == "stop"):
+        places = min(world.k, world.n_eligible)
+        if sum(share for _, share in world.masks.at_least) <= places:
+            for ranking in _lists(world):
+                for mask, share in world.masks.at_least:
+                    assert len(ranking) < places or mask[ranking].sum() >= share
+
+
+def _lists(world: World) -> list[list[int]]:
+    return [[i for i in row if i >= 0] for row in world.law()[0].tolist()]

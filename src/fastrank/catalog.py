@@ -593,9 +593,7 @@ class Catalog(Scorer):
         of_score = frozenset() if own is None else own.names
         mine = {name: value for name, value in given.items() if name in names}
         others = {
-            name: value
-            for name, value in given.items()
-            if name not in names or name in of_score
+            name: value for name, value in given.items() if name not in names or name in of_score
         }
         bound = self._bind(score, others or None)
         return bound, self._bind_rules(rules, after, mine, self._features)

@@ -343,21 +343,20 @@ class Groups:
         """Of some items, or all, the sums of their groups' weights (n_groups,)."""
         if self.codes is not None:
             codes = self.codes if positions is None else self.codes[positions]
-            return np.append(weights, weights.dtype.type(0))[codes]  # -1: the last
+            own: AnyArray = np.append(weights, weights.dtype.type(0))[codes]  # -1: the last
+            return own
         assert self.offsets is not None
         assert self.members is not None
         if positions is None:
-            first = int(self.offsets[0])
-            sums = np.zeros(len(self.members) - first + 1, np.int64)
-            np.cumsum(weights[self.members[first:]], out=sums[1:])
-            return sums[self.offsets[1:] - first] - sums[self.offsets[:-1] - first]
+            first, last = int(self.offsets[0]), int(self.offsets[-1])
+            found: AnyArray = _summed(weights[self.members[first:last]], self.offsets - first)
+            return found
         starts = self.offsets[positions]
         lengths = self.offsets[positions + 1] - starts
-        ends = np.cumsum(lengths)
-        places = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-        sums = np.zeros(len(places) + 1, np.int64)
-        np.cumsum(weights[self.members[places]], out=sums[1:])
-        return sums[ends] - sums[ends - lengths]
+        ends = np.zeros(len(positions) + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        places = np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
+        return _summed(weights[self.members[places]], ends)
 
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
         """Items by group, and where each group begins."""
@@ -369,9 +368,7 @@ class Groups:
                 assert self.members is not None
                 first, last = int(self.offsets[0]), int(self.offsets[-1])
                 codes = self.members[first:last]
-                owners = np.repeat(
-                    np.arange(self._n_items, dtype=np.int32), np.diff(self.offsets)
-                )
+                owners = np.repeat(np.arange(self._n_items, dtype=np.int32), np.diff(self.offsets))
             order = np.argsort(codes, kind="stable").astype(np.int32, copy=False)
             order = order[int((codes < 0).sum()) :]
             sizes = np.bincount(codes[order], minlength=self.n_groups)
@@ -379,6 +376,14 @@ class Groups:
             np.cumsum(sizes, out=starts[1:])
             self._by_group = order if owners is None else owners[order], starts
         return self._by_group
+
+
+def _summed(values: AnyArray, offsets: IntArray) -> IntArray:
+    """Sums of the runs that begin and end at offsets."""
+    sums = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=sums[1:])
+    found: IntArray = sums[offsets[1:]] - sums[offsets[:-1]]
+    return found
 
 
 def _groups(features: Features, name: str, n_items: int) -> Groups:
@@ -403,11 +408,11 @@ def _groups(features: Features, name: str, n_items: int) -> Groups:
     merged = np.flatnonzero(np.abs(values) >= _MOST)
     if merged.size:
         raise ValueError(
-            f"features[{name!r}]: {values[merged[0]]:g} may be several numbers, which float32 does not"
-            " tell apart, so it names no group; pass texts"
+            f"features[{name!r}]: {values[merged[0]]:g} may be several numbers, which float32 does"
+            " not tell apart, so it names no group; pass texts"
         )
-    own, codes = np.unique(values, return_inverse=True)
-    return Groups(n_items, codes.astype(np.int32), None, None, len(own))
+    own, places = np.unique(values, return_inverse=True)
+    return Groups(n_items, places.astype(np.int32), None, None, len(own))
 
 
 # ---- From what callers have ------------------------------------------------------------------

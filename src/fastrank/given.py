@@ -238,9 +238,7 @@ def log_propensities_of_scores(
     row = _row(scores)
     items = _Scored(item_ids, len(row))
     ruled = items._ruled(features, rules, after, params)
-    return items._judge(
-        row, "ranked_ids", ranked_ids, policy, exclude, allow, None, None, ruled, k
-    )
+    return items._judge(row, "ranked_ids", ranked_ids, policy, exclude, allow, None, None, ruled, k)
 
 
 class _Scored(Ranker):

@@ -22,7 +22,7 @@ from fastrank.rules import AppliedRules, Rules
 
 __all__ = ["LEVELS", "BoundRules", "Regime", "State", "bind_rules"]
 
-# What "relax" leaves out, from one level to the next: nothing; shares and sets of pins; windows; caps.
+# What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
@@ -120,8 +120,8 @@ class BoundRules:
             if both.size:
                 other = texts[int(taken[both[0]]) - 1]
                 raise ValueError(
-                    f"at_least: an item is in {shown(other)} and in {shown(texts[place - 1])}: shares"
-                    " of sets that overlap are refused"
+                    f"at_least: an item is in {shown(other)} and in {shown(texts[place - 1])}:"
+                    " shares of sets that overlap are refused"
                 )
             taken[mask] = place
 
@@ -129,9 +129,7 @@ class BoundRules:
         pins = rules.pin
         if not pins:
             return {}
-        positions = [
-            int(find(f"pin[{place}]", [item])[0]) for place, item in pins.items()
-        ]
+        positions = [int(find(f"pin[{place}]", [item])[0]) for place, item in pins.items()]
         for (place, item), position in zip(pins.items(), positions, strict=True):
             if position < 0:
                 raise ValueError(f"pin[{place}]: {shown(item)} is not in the catalog")
@@ -291,7 +289,9 @@ class Regime(NamedTuple):
 
     def covers(self, other: Regime) -> bool:
         """Whether all that the other one allows is allowed here, as far as they tell."""
-        if self.pin_set >= 0 or (self.owed and not (other.owed and set(other.owed) <= set(self.owed))):
+        if self.pin_set >= 0 or (
+            self.owed and not (other.owed and set(other.owed) <= set(self.owed))
+        ):
             return False
         return all(one <= two for one, two in zip(self.blocked, other.blocked, strict=True))
 

@@ -1,8 +1,8 @@
 """What is allowed at the places of a list under rules, and what it weighs.
 
-Known items count one by one; of all others sums are enough. Those come from the order that was drawn,
-less what is not allowed there, as far as such a difference keeps its digits and its items are few; else
-from a pass that sums up by label, where items of one label are allowed at the same places.
+Known items count one by one; of all others sums are enough. Those come from the order that was
+drawn, less what is not allowed there, as far as such a difference keeps its digits and its items
+are few; else from a pass that sums up by label: items of one label are allowed at the same places.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Best:
     ) -> tuple[int, float] | None:
         """The best that is allowed and not gone, and its score; None: nothing is.
 
-        Where a factor of weights counts, it does by what it is worth in scores: T times its logarithm.
+        A factor of weights counts by what it is worth in scores: T times its logarithm.
         """
         looked_at = 0
         best: tuple[int, float] | None = None
@@ -218,7 +218,7 @@ class Total(NamedTuple):
     """Of all eligible items but those of an order that was drawn, and the items of that order."""
 
     log_mass: float
-    count: int
+    n_items: int
     without: Collection[int]
 
 
@@ -284,8 +284,8 @@ class Masses:
         total, call = self._total, self._call
         if total is None or any(each.owed or each.pin_set >= 0 for each in regimes):
             return False
-        if total.count == 0 or total.log_mass == -math.inf:
-            if total.count:  # so little that it is not told
+        if total.n_items == 0 or total.log_mass == -math.inf:
+            if total.n_items:  # so little that it is not told
                 return False
             self._rest.update(dict.fromkeys(regimes, (-math.inf, 0)))
             return True
@@ -301,7 +301,9 @@ class Masses:
         self.n_scored += 0 if call.is_flat else len(members)
         weights = np.exp(np.minimum(log_weights - total.log_mass, 1.0))
         others = [i for i, p in enumerate(self._known.tolist()) if p not in total.without]
-        taken = float(np.exp(self._log_weights[others] - total.log_mass)[self._was_left(others)].sum())
+        taken = float(
+            np.exp(self._log_weights[others] - total.log_mass)[self._was_left(others)].sum()
+        )
         n_others = int(self._was_left(others).sum())
         last = self._left.copy()
         last[[self._place_of[p] for p in shown]] = False
@@ -309,7 +311,7 @@ class Masses:
         for regime in regimes:
             factors = regime.factors(members)
             left = 1.0 - taken - float((weights * (1.0 - factors)).sum())
-            count = total.count - n_others - int((factors == 0.0).sum())
+            count = total.n_items - n_others - int((factors == 0.0).sum())
             own = self._factors_of(regime)
             allowed = last & (own > 0.0)
             known = log_sum(self._log_weights[allowed] + np.log(own[allowed])) - total.log_mass
@@ -318,7 +320,7 @@ class Masses:
                 return False
             self.loss = max(self.loss, 1.0 / kept if kept else 0.0)
             if call.is_flat:
-                left = count / total.count
+                left = count / total.n_items
             is_any = count > 0 and left > 0.0
             found[regime] = (math.log(left) + total.log_mass if is_any else -math.inf, count)
         self._rest.update(found)

@@ -1,8 +1,8 @@
 """Rules of a shop: what may stand where in a list, as the law and the propensities know it.
 
 A rule says which items may come next, given those that are shown, or, a decay, by how much less. It
-acts while a ranking is drawn, so that the propensities are those of what is shown; rules that act on
-a finished ranking make them wrong. `fastrank.ruled` joins rules with a catalog's columns.
+acts while a ranking is drawn, so that the propensities are those of what is shown; rules that act
+on a finished ranking make them wrong. `fastrank.ruled` joins rules with a catalog's columns.
 """
 
 from __future__ import annotations
@@ -261,7 +261,9 @@ class Rules:
             raise ValueError(f"rules: expected an object, got {shown(content)}")
         unknown = [key for key in content if key not in _KEYS]
         if unknown:
-            raise ValueError(f"rules: there is no {shown(unknown[0])}: there are {', '.join(_KEYS)}")
+            raise ValueError(
+                f"rules: there is no {shown(unknown[0])}: there are {', '.join(_KEYS)}"
+            )
         return cls(**content)
 
     def __eq__(self, other: object) -> bool:
@@ -273,7 +275,9 @@ class Rules:
         return hash(self.id)
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name}={self._content[name]!r}" for name in _KEYS if name in self._content)
+        said = ", ".join(
+            f"{name}={self._content[name]!r}" for name in _KEYS if name in self._content
+        )
         return f"Rules({said})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -343,7 +347,8 @@ def _window(name: str, value: Any) -> tuple[int, int]:
     most, row = (_count(name, each) for each in value)
     if most >= row:
         raise ValueError(
-            f"{name}: expected fewer than the {row} places in a row, got {most}: it would say nothing"
+            f"{name}: expected fewer than the {row} places in a row, got {most}, which would say"
+            " nothing"
         )
     return most, row
 
@@ -373,7 +378,8 @@ def _decay(name: str, value: Any) -> float:
     number = _number(name, value)
     if not 1e-6 <= number < 1.0:
         raise ValueError(
-            f"{name}: must lie in [1e-6, 1), got {shown(value)}: of at most so many items a cap says"
+            f"{name}: must lie in [1e-6, 1), got {shown(value)}; a cap says of how many items at"
+            " most"
         )
     return number
 

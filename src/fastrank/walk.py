@@ -1,12 +1,12 @@
 """Rankings under rules, and their propensities.
 
-Every rule multiplies an item's weight by a factor from 0 to 1 that hangs on what is shown. So a list
-is drawn as one Plackett-Luce order is walked down, best first. Its items are the arrivals of
-independent exponential clocks; an arrival is accepted with its factor's probability. One that is not
-goes on waiting, by memorylessness as if from then on, with its weight times the factor that it has at
-each later place: a pool. Which comes next, one of the pool or the next of the order, is a coin with
-their masses. That is exact for any factors, and what is left of an order that is not walked yet may be
-drawn again, among whatever items, whenever what is known says so.
+Every rule multiplies an item's weight by a factor from 0 to 1 that hangs on what is shown. So a
+list is drawn as one Plackett-Luce order is walked down, best first. Its items are the arrivals of
+independent exponential clocks; an arrival is accepted with its factor's probability. One that is
+not goes on waiting, by memorylessness as if from then on, with its weight times the factor that it
+has at each later place: a pool. Which comes next, one of the pool or the next of the order, is a
+coin with their masses. That is exact for any factors. What is left of an order that is not walked
+yet may be drawn again, among whatever items, whenever what is known by then says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def draws_order(spec: Spec) -> bool:
 
 
 def first_of(ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]) -> Ask:
-    """The order with which a list begins, of a policy that `draws_order`: pinned items stand apart."""
+    """The order with which a list begins, of a policy that `draws_order`, without pinned items."""
     pins = State(bound, min(ask.k, n_eligible), after).reserved
     ask = ask._replace(k=ahead(ask.k), spec=exploring(ask.spec))
     if not pins:
@@ -65,8 +65,8 @@ def draw(
     `first` is what the source draws by `first_of`, if somebody has asked for it.
 
     A pass for an order, and the masses of what was not allowed at some place: where those items are
-    few they are scored, else it is a second pass. Where rules block most of what ranks high, up to one
-    more pass a place over what is left.
+    few they are scored, else it is a second pass. Where rules block most of what ranks high, up to
+    one more pass a place over what is left.
     """
     return _Draw(Call(source, ask, bound, after), first).drawn()
 

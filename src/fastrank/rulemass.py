@@ -22,7 +22,8 @@ from fastrank.ruled import BoundRules, Regime
 
 __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
-_MOST_LABELS = 1 << 16
+_MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
+_BITS = 30  # groups of lists at a time
 _FEW = 80  # one item in so many may be scored by itself: as many cost a fifth of a pass
 _KEPT = 0.1  # of a total: where a difference leaves less, it is summed up instead
 
@@ -403,39 +404,45 @@ def _labelled(
     bound: BoundRules, regimes: Sequence[Regime]
 ) -> tuple[npt.NDArray[np.int32], int, Positions]:
     """Labels (n,) of items that no regime tells apart, how many, and an item of each."""
-    labels = np.zeros(bound.n_items, np.int64)
-    n_labels = 1
-    of_column = bound.touched(regimes)
-    for at, rule in enumerate(bound.columns):
-        touched = of_column[at][1]
-        if not touched:
-            continue
-        if rule.groups.codes is not None:
-            labels, n_labels = _condensed(labels, n_labels, len(touched) + 1)
+    labels, n_labels = np.zeros(bound.n_items, np.int64), 1
+    for rule, touched in bound.touched(regimes):
+        if rule.groups.codes is None:
+            for first in range(0, len(touched), _BITS):
+                bits = np.zeros(bound.n_items, np.int64)
+                part = touched[first : first + _BITS]
+                for place, group in enumerate(part):
+                    bits[rule.groups.items(group)] |= 1 << place
+                labels, n_labels = _told_apart(labels, n_labels, bits, 1 << len(part))
+        elif touched:
             numbers = np.zeros(rule.groups.n_groups + 1, np.int64)
             numbers[touched] = np.arange(1, len(touched) + 1)
-            labels = labels * (len(touched) + 1) + numbers[rule.groups.codes]
-            n_labels *= len(touched) + 1
-            continue
-        for group in touched:
-            labels, n_labels = _condensed(labels, n_labels, 2)
-            labels[rule.groups.items(group)] += n_labels
-            n_labels *= 2
+            own = numbers[rule.groups.codes]
+            labels, n_labels = _told_apart(labels, n_labels, own, len(touched) + 1)
     masks = [bound.shares[s][0] for s in sorted({s for each in regimes for s in each.owed})]
     masks += [bound.pin_sets[p] for p in sorted({r.pin_set for r in regimes if r.pin_set >= 0})]
     for mask in masks:
-        labels, n_labels = _condensed(labels, n_labels, 2)
-        labels[mask] += n_labels
-        n_labels *= 2
-    labels, n_labels = _condensed(labels, n_labels, 1)
+        labels, n_labels = _told_apart(labels, n_labels, mask.astype(np.int64), 2)
     one_of = np.zeros(n_labels, np.int64)
     one_of[labels] = np.arange(bound.n_items)
     return labels.astype(np.int32), n_labels, one_of
 
 
-def _condensed(labels: AnyArray, n_labels: int, by: int) -> tuple[AnyArray, int]:
-    """Labels that can be told apart `by` times as often."""
-    if n_labels * by <= _MOST_LABELS:
-        return labels, n_labels
-    own, labels = np.unique(labels, return_inverse=True)
-    return labels, len(own)
+def _told_apart(
+    labels: AnyArray, n_labels: int, own: AnyArray, n_own: int
+) -> tuple[AnyArray, int]:
+    """Labels of pairs of labels."""
+    if n_own > _MOST_LABELS:
+        own, n_own = _condensed(own)
+    if n_labels * n_own > _MOST_LABELS:
+        labels, n_labels = _condensed(labels)
+    labels, n_labels = labels * n_own + own, n_labels * n_own
+    return (labels, n_labels) if n_labels <= _MOST_LABELS else _condensed(labels)
+
+
+def _condensed(labels: AnyArray) -> tuple[AnyArray, int]:
+    """Labels from 0 on, without gaps; 0 stays."""
+    others = np.flatnonzero(labels)
+    own, places = np.unique(labels[others], return_inverse=True)
+    found = np.zeros(len(labels), np.int64)
+    found[others] = places + 1
+    return found, len(own) + 1

@@ -9,6 +9,7 @@ some 1,700.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -230,8 +231,15 @@ class _Draw:
             rules["on_empty"] = "relax"
         elif rng.random() < 0.5:
             rules["on_empty"] = "stop"
-        if items.params:
-            call["params"] = items.params
+        said = [
+            *([rules["where"]] if "where" in rules else []),
+            *(*at_least, *pin_where.values()),
+            *(*rules.get("boost", ()), *rules.get("boost_score", ())),
+        ]
+        names = {name for text in said for name in re.findall(r"\w+", text)}
+        params = {name: value for name, value in _PARAMS.items() if name in names}
+        if params:
+            call["params"] = params
         masks = RuleMasks(
             groups={column: items.groups(column) for column in {*capped, *window, *decay}},
             cap=capped,
@@ -245,7 +253,7 @@ class _Draw:
         )
         return World(
             *(kinds, seed, ids, scores, items.columns, rules, call, eligible, boosted, masks),
-            items.sets,
+            {text: items.sets[text] for text in said},
         )
 
     def _columns(self) -> list[str]:
@@ -275,7 +283,6 @@ class _Items:
     n: int
     columns: dict[str, list[Any]] = field(default_factory=dict)
     sets: dict[str, Mask] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rng, n = self.rng, self.n
@@ -315,29 +322,27 @@ class _Items:
         return text
 
     def _of(self, condition: _Condition) -> tuple[str, Mask]:
-        column, text, holds, param = condition
-        if param is not None:
-            self.params[param] = _PARAMS[param]
+        column, text, holds = condition
         values = self.columns[column]
         return text, np.array([holds(value) for value in values])
 
 
-_Condition: TypeAlias = tuple[str, str, Callable[[Any], bool], str | None]
+_Condition: TypeAlias = tuple[str, str, Callable[[Any], bool]]
 _PARAMS = {"wanted": "a", "budget": 1.5, "on": True}
 _CONDITIONS: list[_Condition] = [
-    ("brand", "brand == 'a'", lambda brand: brand == "a", None),
-    ("brand", "brand == wanted", lambda brand: brand == "a", "wanted"),
-    ("brand", "brand != 'b'", lambda brand: brand != "b", None),
-    ("brand", "brand in ('b', 'c')", lambda brand: brand in ("b", "c"), None),
-    ("brand", "brand == 'nobody'", lambda brand: False, None),
-    ("genres", "'x' in genres", lambda genres: "x" in genres, None),
-    ("genres", "'y' not in genres", lambda genres: "y" not in genres, None),
-    ("new", "new", lambda new: new, None),
-    ("new", "new and on", lambda new: new, "on"),
-    ("new", "not new", lambda new: not new, None),
-    ("price", "price == 1.5", lambda price: price == 1.5, None),
-    ("price", "price < budget", lambda price: price < 1.5, "budget"),
-    ("price", "0 < price <= 2", lambda price: 0 < price <= 2, None),
+    ("brand", "brand == 'a'", lambda brand: brand == "a"),
+    ("brand", "brand == wanted", lambda brand: brand == "a"),
+    ("brand", "brand != 'b'", lambda brand: brand != "b"),
+    ("brand", "brand in ('b', 'c')", lambda brand: brand in ("b", "c")),
+    ("brand", "brand == 'nobody'", lambda brand: False),
+    ("genres", "'x' in genres", lambda genres: "x" in genres),
+    ("genres", "'y' not in genres", lambda genres: "y" not in genres),
+    ("new", "new", lambda new: new),
+    ("new", "new and on", lambda new: new),
+    ("new", "not new", lambda new: not new),
+    ("price", "price == 1.5", lambda price: price == 1.5),
+    ("price", "price < budget", lambda price: price < 1.5),
+    ("price", "0 < price <= 2", lambda price: 0 < price <= 2),
 ]
 
 

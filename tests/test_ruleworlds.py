@@ -26,6 +26,8 @@ def test_a_world_has_the_rules_that_it_is_drawn_for_and_no_others() -> None:
             has = {*each.rules, *each.call} & set(KINDS)
             assert has == set(kinds)
             assert all({**each.rules, **each.call}[kind] for kind in kinds)
+            said = str(each.rules)
+            assert all(name in said for name in [*each.sets, *each.call.get("params", ())])
 
 
 @pytest.mark.parametrize("kinds", [*SINGLES, KINDS[:6], ("pin_where", "at_least", "boost")])

@@ -339,24 +339,26 @@ class Groups:
         starts = self._sorted()[1]
         return int(starts[group + 1] - starts[group])
 
-    def counts(self, weights: AnyArray, positions: Positions | None = None) -> AnyArray:
-        """Of some items, or all, the sums of their groups' weights (n_groups,)."""
+    def sums(self, groups: list[int], values: IntArray, positions: Positions) -> IntArray:
+        """Of some items, by row, the sums (r, m) of their groups' values; only some groups, which
+        ascend, have any (r, g)."""
+        wanted = np.array(groups, np.int64)
         if self.codes is not None:
-            codes = self.codes if positions is None else self.codes[positions]
-            own: AnyArray = np.append(weights, weights.dtype.type(0))[codes]  # -1: the last
-            return own
+            codes = self.codes[positions]
+            at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
+            found: IntArray = values[:, at] * (wanted[at] == codes)
+            return found
         assert self.offsets is not None
         assert self.members is not None
-        if positions is None:
-            first, last = int(self.offsets[0]), int(self.offsets[-1])
-            found: AnyArray = _summed(weights[self.members[first:last]], self.offsets - first)
-            return found
         starts = self.offsets[positions]
         lengths = self.offsets[positions + 1] - starts
         ends = np.zeros(len(positions) + 1, np.int64)
         np.cumsum(lengths, out=ends[1:])
-        places = np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
-        return _summed(weights[self.members[places]], ends)
+        codes = self.members[np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])]
+        at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
+        running = np.zeros((len(values), len(codes) + 1), np.int64)
+        np.cumsum(values[:, at] * (wanted[at] == codes), axis=1, out=running[:, 1:])
+        return running[:, ends[1:]] - running[:, ends[:-1]]
 
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
         """Items by group, and where each group begins."""
@@ -376,14 +378,6 @@ class Groups:
             np.cumsum(sizes, out=starts[1:])
             self._by_group = order if owners is None else owners[order], starts
         return self._by_group
-
-
-def _summed(values: AnyArray, offsets: IntArray) -> IntArray:
-    """Sums of the runs that begin and end at offsets."""
-    sums = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(values, out=sums[1:])
-    found: IntArray = sums[offsets[1:]] - sums[offsets[:-1]]
-    return found
 
 
 def _groups(features: Features, name: str, n_items: int) -> Groups:

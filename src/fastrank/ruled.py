@@ -20,7 +20,7 @@ from fastrank.inputs import shown
 from fastrank.policies import Policy, law_of
 from fastrank.rules import AppliedRules, Rules
 
-__all__ = ["LEVELS", "BoundRules", "Regime", "State", "bind_rules"]
+__all__ = ["LEVELS", "BoundRules", "Regime", "State", "bind_rules", "factor_rows"]
 
 # What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
@@ -256,30 +256,16 @@ class Regime(NamedTuple):
                     found *= rule.decay**count
         return found
 
-    def factors(self, positions: Positions | None = None) -> FloatArray:
-        """Of some items, or of all. O(n) at most, and O(groups)."""
+    def allowed(self) -> Mask:
+        """Which of all items are (n,). O(n)."""
         if self.pin_set >= 0:
-            mask = self.bound.pin_sets[self.pin_set]
-            return (mask if positions is None else mask[positions]).astype(np.float64)
-        count = self.bound.n_items if positions is None else len(positions)
-        found = np.ones(count)
+            return self.bound.pin_sets[self.pin_set].copy()
+        found = np.ones(self.bound.n_items, np.bool_)
         if self.owed:
-            masks = [self.bound.shares[s][0] for s in self.owed]
-            among = [mask if positions is None else mask[positions] for mask in masks]
-            found[~np.logical_or.reduce(among)] = 0.0
-        for rule, blocked, decayed in zip(
-            self.bound.columns, self.blocked, self.decayed, strict=True
-        ):
-            if blocked:
-                is_blocked = np.zeros(rule.groups.n_groups, np.int32)
-                is_blocked[list(blocked)] = 1
-                found[rule.groups.counts(is_blocked, positions) > 0] = 0.0
-            if decayed:
-                counts = np.zeros(rule.groups.n_groups, np.int32)
-                counts[[group for group, _ in decayed]] = [count for _, count in decayed]
-                exponents = rule.groups.counts(counts, positions)
-                assert rule.decay is not None
-                found *= rule.decay ** exponents.astype(np.float64)
+            found = np.logical_or.reduce([self.bound.shares[s][0] for s in self.owed])
+        for rule, blocked in zip(self.bound.columns, self.blocked, strict=True):
+            for group in blocked:
+                found[rule.groups.items(group)] = False
         return found
 
     @property
@@ -294,6 +280,34 @@ class Regime(NamedTuple):
         ):
             return False
         return all(one <= two for one, two in zip(self.blocked, other.blocked, strict=True))
+
+
+def factor_rows(regimes: Sequence[Regime], positions: Positions) -> FloatArray:
+    """By which factors (r, m) some regimes of the same rules multiply the weights of some items."""
+    found = np.ones((len(regimes), len(positions)))
+    if not len(regimes) or not len(positions):
+        return found
+    bound = regimes[0].bound
+    for at, (rule, touched) in enumerate(bound.touched(regimes)):
+        if not touched:
+            continue
+        place_of = {group: place for place, group in enumerate(touched)}
+        blocked = np.zeros((len(regimes), len(touched)), np.int64)
+        counts = np.zeros((len(regimes), len(touched)), np.int64)
+        for row, regime in enumerate(regimes):
+            blocked[row, [place_of[group] for group in regime.blocked[at]]] = 1
+            for group, count in regime.decayed[at]:
+                counts[row, place_of[group]] = count
+        found[rule.groups.sums(touched, blocked, positions) > 0] = 0.0
+        if rule.decay is not None:
+            found *= rule.decay ** rule.groups.sums(touched, counts, positions)
+    for row, regime in enumerate(regimes):
+        if regime.pin_set >= 0:
+            found[row] = bound.pin_sets[regime.pin_set][positions]
+        elif regime.owed:
+            masks = [bound.shares[s][0][positions] for s in regime.owed]
+            found[row] *= np.logical_or.reduce(masks)
+    return found
 
 
 class State:

@@ -8,7 +8,7 @@ are few; else from a pass that sums up by label: items of one label are allowed 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -18,13 +18,15 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, Mask, Positions
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Found, Spec
-from fastrank.ruled import BoundRules, Regime
+from fastrank.ruled import BoundRules, Regime, factor_rows
 
 __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
 _MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
 _BITS = 30  # groups of lists at a time
 _FEW = 80  # one item in so many may be scored by itself: as many cost a fifth of a pass
+_LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
+_CELLS = 1 << 20  # of a matrix
 _KEPT = 0.1  # of a total: where a difference leaves less, it is summed up instead
 
 
@@ -224,7 +226,7 @@ class Total(NamedTuple):
 
 
 class Masses:
-    """What regimes allow, while the list of a call grows.
+    """What regimes allow at the places of one list, and with it the propensities of its items.
 
     Parameters
     ----------
@@ -232,6 +234,8 @@ class Masses:
     known : ndarray of int64, shape (m,)
         Items that count one by one: at least all that are shown or reserved.
     log_weights : ndarray of float64, shape (m,)
+    shown : sequence of int
+        Positions, place by place; -1: a place without an item.
     reserved : collection of int
         Positions of pinned items.
     total : Total, optional
@@ -249,6 +253,7 @@ class Masses:
         call: Call,
         known: Positions,
         log_weights: FloatArray,
+        shown: Sequence[int],
         reserved: Collection[int],
         total: Total | None = None,
     ) -> None:
@@ -264,130 +269,145 @@ class Masses:
         self._total = total
         self._known = known
         self._log_weights = log_weights
-        self._place_of = {p: i for i, p in enumerate(known.tolist())}
-        self._left = call.are_eligible(known)
-        self._left[[self._place_of[p] for p in reserved]] = False
-        self._rest: dict[Regime, tuple[float, int]] = {}
-        self._factors: dict[Regime, FloatArray] = {}
+        self._at = {position: at for at, position in enumerate(known.tolist())}
+        self._is_eligible = call.are_eligible(known)
+        # Until which place each can be shown.
+        self._until = np.where(self._is_eligible, _NEVER, -1)
+        for place, position in enumerate(shown):
+            if position >= 0:
+                self._until[self._at[position]] = place
+        self._until[[self._at[position] for position in reserved]] = -1
+        self._regimes: dict[Regime, int] = {}
+        self._log_factors = np.empty((0, 0))
+        self._rest = np.empty(0)
 
-    def show(self, position: int) -> None:
-        """An item is shown."""
-        self._left[self._place_of[position]] = False
-
-    def add(self, regimes: Sequence[Regime], shown: Sequence[int]) -> None:
-        """Regimes of a list that will have shown these items when it ends."""
+    def add(self, regimes: Sequence[Regime]) -> None:
+        """All regimes that will be asked for."""
         wanted = list(dict.fromkeys(regimes))
-        if wanted and not self._by_difference(wanted, shown):
-            self._by_pass(wanted)
+        self._regimes = {regime: row for row, regime in enumerate(wanted)}
+        with np.errstate(divide="ignore"):
+            self._log_factors = np.log(factor_rows(wanted, self._known))
+        rest = self._by_difference(wanted)
+        self._rest = self._by_pass(wanted) if rest is None else rest
 
-    def _by_difference(self, regimes: list[Regime], shown: Sequence[int]) -> bool:
-        """From the total, what is not allowed is taken off; whether that does."""
+    # ---- Of the items that are not known ----------------------------------------------------
+
+    def _by_difference(self, regimes: list[Regime]) -> FloatArray | None:
+        """The total without what is not allowed; None where that does not do."""
         total, call = self._total, self._call
         if total is None or any(each.owed or each.pin_set >= 0 for each in regimes):
-            return False
-        if total.n_items == 0 or total.log_mass == -math.inf:
-            if total.n_items:  # so little that it is not told
-                return False
-            self._rest.update(dict.fromkeys(regimes, (-math.inf, 0)))
-            return True
+            return None
+        if total.n_items == 0:
+            return np.full(len(regimes), -math.inf)
         touched = call.bound.touched(regimes)
         size = sum(rule.groups.size(group) for rule, groups in touched for group in groups)
-        if size > self._call.n_items // (4 if call.is_flat else _FEW):
-            return False
+        if size > call.n_items // (4 if call.is_flat else _FEW) or total.log_mass == -math.inf:
+            return None
         parts = [rule.groups.items(group) for rule, groups in touched for group in groups]
-        members = np.unique(np.concatenate(parts)).astype(np.int64) if parts else _NOBODY
-        members = members[call.are_eligible(members)]
-        members = members[~np.isin(members, self._known)]
-        log_weights = call.log_weights(members, None if call.is_flat else call.scores_of(members))
-        self.n_scored += 0 if call.is_flat else len(members)
-        weights = np.exp(np.minimum(log_weights - total.log_mass, 1.0))
-        others = [i for i, p in enumerate(self._known.tolist()) if p not in total.without]
-        taken = float(
-            np.exp(self._log_weights[others] - total.log_mass)[self._was_left(others)].sum()
-        )
-        n_others = int(self._was_left(others).sum())
-        last = self._left.copy()
-        last[[self._place_of[p] for p in shown]] = False
-        found: dict[Regime, tuple[float, int]] = {}
-        for regime in regimes:
-            factors = regime.factors(members)
-            left = 1.0 - taken - float((weights * (1.0 - factors)).sum())
-            count = total.n_items - n_others - int((factors == 0.0).sum())
-            own = self._factors_of(regime)
-            allowed = last & (own > 0.0)
-            known = log_sum(self._log_weights[allowed] + np.log(own[allowed])) - total.log_mass
-            kept = max(left, 0.0) + math.exp(min(known, 50.0))
-            if not call.is_flat and not kept >= _KEPT:
-                return False
-            self.loss = max(self.loss, 1.0 / kept if kept else 0.0)
-            if call.is_flat:
-                left = count / total.n_items
-            is_any = count > 0 and left > 0.0
-            found[regime] = (math.log(left) + total.log_mass if is_any else -math.inf, count)
-        self._rest.update(found)
-        return True
+        members = np.unique(np.concatenate([_NOBODY, *parts]))
+        members = members[call.are_eligible(members) & ~np.isin(members, self._known)]
+        is_other = np.array([p not in total.without for p in self._known.tolist()], np.bool_)
+        is_other &= self._is_eligible
+        if call.is_flat:
+            blocked = np.zeros(len(regimes), np.int64)
+            for rows in _blocks(len(regimes), len(members)):
+                blocked[rows] = (factor_rows(regimes[rows], members) == 0.0).sum(axis=1)
+            left = total.n_items - int(is_other.sum()) - blocked
+            with np.errstate(divide="ignore"):
+                return np.log(left) + call.tail
+        self.n_scored += len(members)
+        log_weights = call.log_weights(members, call.scores_of(members)) - total.log_mass
+        weights = np.exp(np.minimum(log_weights, 1.0))
+        taken = np.full(len(regimes), float(self._weights(is_other).sum()))
+        for rows in _blocks(len(regimes), len(members)):
+            taken[rows] += (1.0 - factor_rows(regimes[rows], members)) @ weights
+        left = np.maximum(1.0 - taken, 0.0)
+        # Beside the known items that may come at any place the difference must keep its digits.
+        known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
+        if not (left + known >= _KEPT).all():
+            return None
+        self.loss = 1.0 / float((left + known).min())
+        with np.errstate(divide="ignore"):
+            return np.log(left) + total.log_mass
 
-    def _was_left(self, places: list[int]) -> Mask:
-        return self._call.are_eligible(self._known[places])
+    def _weights(self, among: Mask) -> FloatArray:
+        """Of known items, in units of the total; 0 of those that are not among them."""
+        assert self._total is not None
+        log_weights = np.where(among, self._log_weights - self._total.log_mass, -math.inf)
+        found: FloatArray = np.exp(np.minimum(log_weights, _LARGE))
+        return found
 
-    def _by_pass(self, regimes: list[Regime]) -> None:
+    def _by_pass(self, regimes: list[Regime]) -> FloatArray:
         among = self._call.eligible.copy()
         among[self._known] = False
+        rest = np.full(len(regimes), -math.inf)
         if not among.any():
-            self._rest.update(dict.fromkeys(regimes, (-math.inf, 0)))
-            return
+            return rest
         labels, n_labels, one_of = _labelled(self._call.bound, regimes)
         log_masses, counts = self._call.by_label(among, labels, n_labels)
         self.n_scored += int(counts.sum())
         filled = np.flatnonzero(counts)
-        log_masses, counts = log_masses[filled], counts[filled]
-        for regime in regimes:
-            factors = regime.factors(one_of[filled])
-            allowed = factors > 0.0
-            self._rest[regime] = (
-                log_sum(log_masses[allowed] + np.log(factors[allowed])),
-                int(counts[allowed].sum()),
-            )
+        for rows in _blocks(len(regimes), len(filled)):
+            with np.errstate(divide="ignore"):
+                log_factors = np.log(factor_rows(regimes[rows], one_of[filled]))
+            rest[rows] = log_sums(log_masses[filled] + log_factors)
+        return rest
 
-    def _factors_of(self, regime: Regime) -> FloatArray:
-        found = self._factors.get(regime)
-        if found is None:
-            found = self._factors[regime] = regime.factors(self._known)
+    # ---- Of places --------------------------------------------------------------------------
+
+    def log_masses(self, regimes: Sequence[Regime], places: Sequence[int]) -> FloatArray:
+        """Of all that a regime allows at a place, for each of some; -inf where nothing is."""
+        found = np.empty(len(regimes))
+        numbers = np.array([self._regimes[regime] for regime in regimes], np.int64)
+        at = np.array(places, np.int64)
+        for rows in _blocks(len(regimes), len(self._known)):
+            log_weights = self._log_weights + self._log_factors[numbers[rows]]
+            log_weights[self._until < at[rows, None]] = -math.inf
+            found[rows] = np.logaddexp(log_sums(log_weights), self._rest[numbers[rows]])
         return found
 
-    def is_any(self, regime: Regime) -> bool:
-        """Whether something is allowed now."""
-        if self._rest[regime][1] > 0:
-            return True
-        return bool((self._left & (self._factors_of(regime) > 0.0)).any())
-
     def log_propensity(
-        self, position: int, explore: float, regime: Regime, best: int | None
+        self,
+        position: int,
+        place: int,
+        explore: float,
+        regime: Regime,
+        log_mass: float,
+        best: int | None,
     ) -> float:
-        """Of a known item, now; `best` is what stands there where nothing is drawn."""
-        at = self._place_of[position]
-        factors = self._factors_of(regime)
-        if not self._left[at] or factors[at] == 0.0:
+        """Of a known item; `best` is what stands at the place where nothing is drawn."""
+        at = self._at[position]
+        log_factor = float(self._log_factors[self._regimes[regime], at])
+        if self._until[at] < place or log_factor == -math.inf:
             return -math.inf
         found = -math.inf
         if explore > 0.0:
-            others = self._left & (factors > 0.0)
-            others[at] = False
-            known = log_sum(self._log_weights[others] + np.log(factors[others]))
-            log_others = float(np.logaddexp(self._rest[regime][0], known))
-            own = float(self._log_weights[at]) + math.log(factors[at])
-            found = drawn_with(explore, own, log_others)
+            drawn = min(0.0, float(self._log_weights[at]) + log_factor - log_mass)
+            found = math.log(explore) + drawn
         if explore < 1.0 and position == best:
             found = float(np.logaddexp(found, math.log1p(-explore)))
         return min(found, 0.0)
 
 
-_NOBODY = np.empty(0, np.int64)
+_NEVER = 1 << 62  # a place that no list has
+_NOBODY = np.empty(0, np.int32)
 
 
-def drawn_with(explore: float, log_weight: float, log_others: float) -> float:
-    """The log-probability that a place is drawn and shows an item, beside all others."""
-    return math.log(explore) - float(np.logaddexp(0.0, log_others - log_weight))
+def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Rows, as many at a time as make no large matrix."""
+    step = max(1, _CELLS // max(1, n_columns))
+    return (slice(first, first + step) for first in range(0, n_rows, step))
+
+
+def log_sums(terms: FloatArray) -> FloatArray:
+    """The logarithms of sums, of each row's terms'."""
+    if not terms.shape[1]:
+        return np.full(len(terms), -math.inf)
+    top = terms.max(axis=1)
+    top[top == -math.inf] = 0.0
+    with np.errstate(divide="ignore"):
+        found: FloatArray = np.log(np.exp(terms - top[:, None]).sum(axis=1)) + top
+    return found
 
 
 def log_sum(terms: FloatArray) -> float:
@@ -427,9 +447,7 @@ def _labelled(
     return labels.astype(np.int32), n_labels, one_of
 
 
-def _told_apart(
-    labels: AnyArray, n_labels: int, own: AnyArray, n_own: int
-) -> tuple[AnyArray, int]:
+def _told_apart(labels: AnyArray, n_labels: int, own: AnyArray, n_own: int) -> tuple[AnyArray, int]:
     """Labels of pairs of labels."""
     if n_own > _MOST_LABELS:
         own, n_own = _condensed(own)

@@ -232,7 +232,7 @@ class _Draw:
 
     def among(self, regime: Regime, met: Sequence[int]) -> Ask:
         """What a regime allows, without what was met."""
-        among = self.call.eligible & (regime.factors() > 0.0)
+        among = self.call.eligible & regime.allowed()
         among[met] = False
         return self.call.ask._replace(excluded=None, allowed=np.flatnonzero(among))
 
@@ -414,26 +414,27 @@ class _Draw:
     def judge_places(self, places: list[_Place], found: FloatArray) -> tuple[float, int]:
         """Fills in what the draws did not tell; the loss of digits, and how many items it took."""
         call, reserved = self.call, self.state.reserved
-        known = list(self.scores)
         total = call.flat_total()
         if total is None and self.first is not None:
             order = self.ordered(self.first, None)
             total = Total(order.log_behind, order.n_behind, {*order.positions, *reserved})
-        masses = Masses(
-            call, np.array(known, np.int64), self.log_weights_of(known), reserved, total
-        )
+        known = list(self.scores)
         shown = [place.position for place in places]
-        masses.add([place.regime for place in places if place.regime is not None], shown)
-        for j, place in enumerate(places):
-            if place.regime is not None:
-                best = None
-                if place.explore < 1.0:
-                    gone = {*call.after, *shown[:j]}
-                    best = self.best.of(place.regime, gone, reserved)
-                found[j] = masses.log_propensity(
-                    place.position, place.explore, place.regime, None if best is None else best[0]
-                )
-            masses.show(place.position)
+        masses = Masses(
+            *(call, np.array(known, np.int64), self.log_weights_of(known), shown, reserved, total)
+        )
+        wanted = [(j, place.regime) for j, place in enumerate(places) if place.regime is not None]
+        regimes = [regime for _, regime in wanted]
+        masses.add(regimes)
+        log_masses = masses.log_masses(regimes, [j for j, _ in wanted]).tolist()
+        for (j, regime), log_mass in zip(wanted, log_masses, strict=True):
+            position, explore = places[j].position, places[j].explore
+            best = None
+            if explore < 1.0:
+                best = self.best.of(regime, {*call.after, *shown[:j]}, reserved)
+            found[j] = masses.log_propensity(
+                position, j, explore, regime, log_mass, None if best is None else best[0]
+            )
         return masses.loss, masses.n_scored
 
 
@@ -461,12 +462,14 @@ def judge(
         is_new = position >= 0 and position not in state.shown and call.is_eligible(position)
         shown.append(position if is_new else -1)
         state.show(shown[-1])
-    seen = [p for p in shown if p >= 0]
-    known = np.array(sorted({*seen, *state.reserved}), np.int64)
+    known = np.array(sorted({*[p for p in shown if p >= 0], *state.reserved}), np.int64)
     scores = call.scores_of(known) if len(known) else np.empty(0, np.float32)
     log_weights = call.log_weights(known, scores)
-    masses = Masses(call, known, log_weights, state.reserved, call.flat_total())
-    masses.add([regime for each in regimes for regime in each], seen)
+    masses = Masses(call, known, log_weights, shown, state.reserved, call.flat_total())
+    masses.add([regime for each in regimes for regime in each])
+    of_places = [place for place, each in enumerate(regimes) for _ in each]
+    log_masses = masses.log_masses([regime for each in regimes for regime in each], of_places)
+    by_place = log_masses.reshape(len(positions), state.levels).tolist()
     found = np.full(len(positions), -math.inf)
     gone = set(after)
     for place, position in enumerate(shown):
@@ -475,13 +478,29 @@ def judge(
         if pinned[place] is not None:
             found[place] = 0.0 if position == pinned[place] else -math.inf
         else:
-            regime = next((each for each in regimes[place] if masses.is_any(each)), None)
-            if regime is not None:
-                explore = call.explore_at(place)
-                first = best.of(regime, gone, state.reserved) if explore < 1.0 else None
-                found[place] = masses.log_propensity(
-                    position, explore, regime, None if first is None else first[0]
-                )
+            found[place] = _judged(
+                *(masses, best, position, place, call.explore_at(place), regimes[place]),
+                *(by_place[place], gone, state.reserved),
+            )
         gone.add(position)
-        masses.show(position)
     return found
+
+
+def _judged(
+    masses: Masses,
+    best: Best,
+    position: int,
+    place: int,
+    explore: float,
+    regimes: list[Regime],
+    log_masses: list[float],
+    gone: set[int],
+    reserved: frozenset[int],
+) -> float:
+    """Of the first regime that allows anything."""
+    for regime, log_mass in zip(regimes, log_masses, strict=True):
+        if log_mass > -math.inf:
+            first = best.of(regime, gone, reserved) if explore < 1.0 else None
+            own = None if first is None else first[0]
+            return masses.log_propensity(position, place, explore, regime, log_mass, own)
+    return -math.inf

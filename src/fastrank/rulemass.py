@@ -304,7 +304,7 @@ class Masses:
         if size > call.n_items // (4 if call.is_flat else _FEW) or total.log_mass == -math.inf:
             return None
         parts = [rule.groups.items(group) for rule, groups in touched for group in groups]
-        members = np.unique(np.concatenate([_NOBODY, *parts]))
+        members = np.unique(np.concatenate([_NOBODY, *parts])).astype(np.int64)
         members = members[call.are_eligible(members) & ~np.isin(members, self._known)]
         is_other = np.array([p not in total.without for p in self._known.tolist()], np.bool_)
         is_other &= self._is_eligible

@@ -43,11 +43,11 @@ def draws_order(spec: Spec) -> bool:
 
 def first_of(ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]) -> Ask:
     """The order with which a list begins, of a policy that `draws_order`, without pinned items."""
-    pins = State(bound, min(ask.k, n_eligible), after).reserved
+    places = min(ask.k, n_eligible)
     ask = ask._replace(k=ahead(ask.k), spec=exploring(ask.spec))
-    if not pins:
+    if not bound.pins:
         return ask
-    own = np.array(sorted(pins), np.int64)
+    own = np.array(sorted(State(bound, places, after).reserved), np.int64)
     return ask._replace(
         excluded=own if ask.excluded is None else np.concatenate([ask.excluded, own])
     )
@@ -132,13 +132,14 @@ class _Order:
 class _Draw:
     def __init__(self, call: Call, first: Drawn | None) -> None:
         self.call = call
-        self.raw = np.random.Philox(key=[call.ask.seed, _STREAM])
+        self.raw: np.random.Philox | None = None
         self.n_scored = 0
         self.error = 0.0  # of the masses of orders
         self.has_waited = False  # and coins with those masses
         self.ahead = ahead(call.ask.k)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
+        self.log_weights: dict[int, float] = {}  # of all that arrived, or may
         self.first = first  # of all eligible items that are not pinned
         self.order: _Order | None = None
         self.pool: dict[int, float] = {}
@@ -167,9 +168,11 @@ class _Draw:
 
     def uniform(self) -> float:
         """In (0, 1)."""
-        return ((int(self.raw.random_raw()) >> 11) + 0.5) * 2.0**-53
+        return ((self.seed() >> 11) + 0.5) * 2.0**-53
 
     def seed(self) -> int:
+        if self.raw is None:
+            self.raw = np.random.Philox(key=[self.call.ask.seed, _STREAM])
         return int(self.raw.random_raw())
 
     # ---- Draws of the source ----------------------------------------------------------------
@@ -215,7 +218,9 @@ class _Draw:
         return (*drawn[:7], count, None)
 
     def ordered(self, drawn: Drawn, cover: Regime | None) -> _Order:
-        return _Order(drawn, self.call.log_weights(drawn[0], drawn[1]).tolist(), cover)
+        log_weights = self.call.log_weights(drawn[0], drawn[1]).tolist()
+        self.log_weights.update(zip(drawn[0].tolist(), log_weights, strict=True))
+        return _Order(drawn, log_weights, cover)
 
     def draw_order(self, regime: Regime) -> _Order:
         """Anew, of what has not arrived and is allowed now."""
@@ -311,9 +316,7 @@ class _Draw:
                 continue
             if explore < 1.0 or math.isnan(log_all):
                 return _Place(found, explore, regime, math.nan)
-            score = np.array([self.scores[found]], np.float32)
-            log_weight = float(self.call.log_weights(np.array([found]), score)[0])
-            return _Place(found, explore, None, min(0.0, log_weight - log_all))
+            return _Place(found, explore, None, min(0.0, self.log_weights[found] - log_all))
 
     def log_all(self, regime: Regime, waiting: dict[int, float]) -> float:
         """The mass of all that is allowed, where the order tells it; else NaN."""
@@ -327,6 +330,8 @@ class _Draw:
             if log_gone > log_ahead - math.log(2.0):  # a difference would lose digits
                 return math.nan
             log_ahead += math.log1p(-math.exp(log_gone - log_ahead))
+        if not waiting:
+            return log_ahead
         return log_sum(np.array([log_ahead, *waiting.values()]))
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:

@@ -135,11 +135,15 @@ class Call:
         self, among: Mask, labels: npt.NDArray[np.int32], n_labels: int
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """Log-masses and numbers of the items of a mask, by label. One pass."""
+        if self.is_flat:
+            counts = np.bincount(labels[among], minlength=n_labels)
+            with np.errstate(divide="ignore"):
+                return np.log(counts) + self.tail, counts
         ask = self.ask
         bits, _ = _native.make_filter(self.n_items, np.flatnonzero(among), None)
         values, references, counts = self.source._packed.label_masses(
             ask.query,
-            math.inf if self.is_flat else self.temperature,
+            self.temperature,
             ask.bias,
             bits,
             labels,
@@ -147,8 +151,6 @@ class Call:
             None if ask.bound is None else ask.bound.function,
         )
         with np.errstate(divide="ignore"):
-            if self.is_flat:
-                return np.log(counts) + self.tail, counts
             return np.log(values) + references / self.temperature, counts
 
 
@@ -345,7 +347,7 @@ class Masses:
             return rest
         labels, n_labels, one_of = _labelled(self._call.bound, regimes)
         log_masses, counts = self._call.by_label(among, labels, n_labels)
-        self.n_scored += int(counts.sum())
+        self.n_scored += 0 if self._call.is_flat else int(counts.sum())
         filled = np.flatnonzero(counts)
         for rows in _blocks(len(regimes), len(filled)):
             with np.errstate(divide="ignore"):

@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
     "ruled": {"rules", "expressions", "features", "policies", "inputs"},
-    "rulemass": {"ask", "ruled", "_native"},
-    "walk": {"ask", "ruled", "rulemass", "ranking", "_native"},
+    "rulemass": {"ask", "features", "ruled", "_native"},
+    "walk": {"ask", "features", "ruled", "rulemass", "ranking", "_native"},
     "ranker": {
         *("ask", "policies", "ranking", "ids", "inputs", "lru", "_native"),
         *("walk", "ruled", "rules", "expressions", "features"),

@@ -21,7 +21,7 @@ from fastrank.arraytypes import AnyArray, Float32Array, IntArray, Positions
 from fastrank.inputs import as_column, shown
 from fastrank.lru import LRU
 
-__all__ = ["RESERVED", "Column", "Features", "Groups", "as_features"]
+__all__ = ["RESERVED", "Column", "Features", "Groups", "Joint", "as_features", "told_apart"]
 
 # What names mean in expressions besides columns and parameters.
 RESERVED = frozenset(
@@ -29,6 +29,9 @@ RESERVED = frozenset(
 )
 _MOST = 1 << 24  # categories: more are no float32
 _FLAG_BYTES = 64 << 20  # of memberships that are kept
+_MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
+_MOST_SUMMED = 1024
+_BITS = 30  # groups of lists at a time
 _NO_CATEGORY, _UNKNOWN = -1, -2
 
 _KINDS = ("number", "boolean", "category", "categories")
@@ -79,6 +82,7 @@ class Features:
         self.n_items = self._n_items = n_items
         self._flags = LRU[tuple[str, int], npt.NDArray[np.uint16]](_FLAG_BYTES)
         self._groups: dict[str, Groups] = {}
+        self._joints: dict[tuple[str, ...], Joint | None] = {}
 
     def __repr__(self) -> str:
         names = ", ".join(f"{each.name}: {each.kind}" for each in self._columns.values())
@@ -174,6 +178,15 @@ class Features:
         if kept is None:
             kept = self._groups[name] = _groups(self, name, self._n_items)
         return kept
+
+    def joint(self, names: tuple[str, ...]) -> Joint | None:
+        """Items by the groups that they are in, of several columns; None where those are many."""
+        if names not in self._joints:
+            labels, n_labels = np.zeros(self._n_items, np.int64), 1
+            for name in names:
+                labels, n_labels = self.groups(name).told_apart(labels, n_labels, None)
+            self._joints[names] = Joint.of(labels, n_labels)
+        return self._joints[names]
 
     def _text(self, place: int) -> bytes:
         start, end = self._arrays["feature_text_offsets"][place : place + 2].tolist()
@@ -360,6 +373,30 @@ class Groups:
         np.cumsum(values[:, at] * (wanted[at] == codes), axis=1, out=running[:, 1:])
         return running[:, ends[1:]] - running[:, ends[:-1]]
 
+    def told_apart(
+        self, labels: AnyArray, n_labels: int, groups: list[int] | None
+    ) -> tuple[AnyArray, int]:
+        """Labels (n,) of items that some groups, or all, tell apart, besides other labels."""
+        if self.codes is not None:
+            if groups is None:
+                return told_apart(labels, n_labels, self.codes + np.int64(1), self.n_groups + 1)
+            numbers = np.zeros(self.n_groups + 1, np.int64)
+            numbers[groups] = np.arange(1, len(groups) + 1)
+            return told_apart(labels, n_labels, numbers[self.codes], len(groups) + 1)
+        wanted = list(range(self.n_groups)) if groups is None else groups
+        for first in range(0, len(wanted), _BITS):
+            bits = np.zeros(self._n_items, np.int64)
+            part = wanted[first : first + _BITS]
+            for place, group in enumerate(part):
+                bits[self.items(group)] |= 1 << place
+            labels, n_labels = told_apart(labels, n_labels, bits, 1 << len(part))
+        return labels, n_labels
+
+    def largest(self, count: int) -> int:
+        """Items of the largest groups, so many, together."""
+        starts = self._sorted()[1]
+        return int(np.sort(np.diff(starts))[-count:].sum())
+
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
         """Items by group, and where each group begins."""
         if self._by_group is None:
@@ -378,6 +415,55 @@ class Groups:
             np.cumsum(sizes, out=starts[1:])
             self._by_group = order if owners is None else owners[order], starts
         return self._by_group
+
+
+class Joint(NamedTuple):
+    """Labels by which a pass sums up: few enough that it hardly takes longer.
+
+    Attributes
+    ----------
+    labels : ndarray of uint16, shape (16 * n_panels,)
+    n_labels : int
+    one_of : ndarray of int64, shape (n_labels,)
+        An item of each.
+    """
+
+    labels: npt.NDArray[np.uint16]
+    n_labels: int
+    one_of: Positions
+
+    @classmethod
+    def of(cls, labels: AnyArray, n_labels: int) -> Joint | None:
+        """Of labels (n,) of items; None where there are many."""
+        if n_labels > _MOST_SUMMED:
+            labels, n_labels = _condensed(labels)
+        if n_labels > _MOST_SUMMED:
+            return None
+        n_items = len(labels)
+        padded = np.zeros(-(-n_items // _native.LANES) * _native.LANES, np.uint16)
+        padded[:n_items] = labels
+        one_of = np.zeros(n_labels, np.int64)
+        one_of[labels] = np.arange(n_items)
+        return cls(padded, n_labels, one_of)
+
+
+def told_apart(labels: AnyArray, n_labels: int, own: AnyArray, n_own: int) -> tuple[AnyArray, int]:
+    """Labels of pairs of labels, and how many there may be; many are numbered anew."""
+    if n_own > _MOST_LABELS:
+        own, n_own = _condensed(own)
+    if n_labels * n_own > _MOST_LABELS:
+        labels, n_labels = _condensed(labels)
+    labels, n_labels = labels * n_own + own, n_labels * n_own
+    return (labels, n_labels) if n_labels <= _MOST_LABELS else _condensed(labels)
+
+
+def _condensed(labels: AnyArray) -> tuple[AnyArray, int]:
+    """Labels from 0 on, without gaps; 0 stays."""
+    others = np.flatnonzero(labels)
+    own, places = np.unique(labels[others], return_inverse=True)
+    found = np.zeros(len(labels), np.int64)
+    found[others] = places + 1
+    return found, len(own) + 1
 
 
 def _groups(features: Features, name: str, n_items: int) -> Groups:

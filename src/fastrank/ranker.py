@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from fastrank.ask import (
     spec_of,
 )
 from fastrank.expressions import Params
-from fastrank.features import Features
+from fastrank.features import Features, Joint
 from fastrank.ids import PADDING, Ids, Listed, Lookup, is_compact, listed
 from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds, shown
 from fastrank.lru import LRU
@@ -263,6 +263,18 @@ class Ranker:
         )
         return (*drawn, n_eligible, None)
 
+    def _draw_labelled(self, ask: Ask, joint: Joint) -> tuple[Drawn, FloatArray, float]:
+        """By one pass, which sums up by label what it does not draw; relative to a score."""
+        eligible, n_eligible = self._eligible(ask.excluded, ask.allowed)
+        drawn = self._packed.rank(
+            *(ask.query, ask.k, _native.GUMBEL, ask.spec.temperature, 0.0, ask.seed, ask.bias),
+            *(eligible, n_eligible, ask.threads, None),
+            None if ask.bound is None else ask.bound.function,
+            labels=joint.labels,
+            n_labels=joint.n_labels,
+        )
+        return (*drawn[:7], n_eligible, None), drawn[7], drawn[8]
+
     def _draw_flat_tail(
         self, ask: Ask, eligible: npt.NDArray[np.uint16] | None, n_eligible: int
     ) -> Drawn:
@@ -471,12 +483,7 @@ class Ranker:
         others = [i for i in range(b) if i not in set(walked)]
         if others:
             drawn.put(others, 0, self._draw_batch(AskBatch.joined([asks[i] for i in others])))
-        together = [i for i in walked if walk.draws_order(asks[i].spec)]
-        firsts: dict[int, Drawn] = {}
-        if together:
-            wanted = [self._first_of(asks[i], own) for i in together if (own := ruled[i])]
-            found = self._draw_batch(AskBatch.joined(wanted))
-            firsts = {i: found.one(row) for row, i in enumerate(together)}
+        firsts = self._draw_firsts(asks, ruled, walked)
         for i in walked:
             own = ruled[i]
             assert own is not None
@@ -489,10 +496,46 @@ class Ranker:
             return drawn._replace(candidates=None)
         return drawn
 
-    def _first_of(self, ask: Ask, ruled: Ruled) -> Ask:
-        n_eligible = self._eligible(ask.excluded, ask.allowed)[1]
-        first = walk.first_of(ask, ruled.bound, n_eligible, ruled.after)
-        return first._replace(k=min(first.k, self._n_items))
+    def _draw_firsts(
+        self, asks: list[Ask], ruled: list[Ruled | None], rows: list[int]
+    ) -> dict[int, walk.First]:
+        """The orders with which the lists of some rows begin, of policies that have one; rows whose
+        passes sum up by the same labels share them."""
+        together: dict[int, tuple[Joint | None, list[int]]] = {}
+        for i in rows:
+            own = ruled[i]
+            assert own is not None
+            if walk.draws_order(asks[i].spec):
+                joint = walk.joint_of(self, asks[i], own.bound)
+                together.setdefault(id(joint), (joint, []))[1].append(i)
+        firsts: dict[int, walk.First] = {}
+        for joint, users in together.values():
+            wanted = []
+            for i in users:
+                own = ruled[i]
+                assert own is not None
+                n_eligible = self._eligible(asks[i].excluded, asks[i].allowed)[1]
+                first = walk.first_of(asks[i], own.bound, n_eligible, own.after)
+                wanted.append(first._replace(k=min(first.k, self._n_items)))
+            ask = AskBatch.joined(wanted)
+            if joint is None:
+                drawn = self._draw_batch(ask)
+                firsts |= {i: walk.First(drawn.one(row)) for row, i in enumerate(users)}
+                continue
+            drawn, masses, references = self._draw_batch_labelled(ask, joint)
+            firsts |= {
+                i: walk.First(drawn.one(row), masses[row], float(references[row]))
+                for row, i in enumerate(users)
+            }
+        return firsts
+
+    def _draw_batch_labelled(
+        self, ask: AskBatch, joint: Joint
+    ) -> tuple[DrawnBatch, FloatArray, FloatArray]:
+        drawn = self._packed.rank_batch(
+            *_columns_of(ask), None, ask.functions, labels=joint.labels, n_labels=joint.n_labels
+        )
+        return DrawnBatch(*drawn[:9]), drawn[9], drawn[10]
 
     def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
         """A row a user: what `_draw` gives."""
@@ -514,22 +557,8 @@ class Ranker:
             wanted = [(ask.queries[i], specs[i].temperature, ask.bound_of(i)) for i in tabled]
             for i, table in zip(tabled, self._tables_of(wanted, ask.threads), strict=True):
                 tables[i] = table
-        return DrawnBatch(
-            *self._packed.rank_batch(
-                ask.queries,
-                ask.k,
-                np.array([s.kind for s in specs], np.int32),
-                np.array([s.temperature for s in specs], np.float64),
-                np.array([s.epsilon for s in specs], np.float64),
-                np.array(ask.seeds, np.uint64),
-                ask.biases,
-                ask.excluded,
-                ask.allowed,
-                ask.threads,
-                tables,
-                ask.functions,
-            )
-        )
+        own = ask._replace(specs=specs)
+        return DrawnBatch(*self._packed.rank_batch(*_columns_of(own), tables, ask.functions))
 
     def _draw_batch_below(self, ask: AskBatch) -> DrawnBatch:
         """Users by the length of their heads: those are passes with other numbers of places."""
@@ -910,6 +939,36 @@ class Ranker:
             return None, self._n_items
         bits, count = _native.make_filter(self._n_items, allowed, excluded)
         return bits, count
+
+
+def _columns_of(ask: AskBatch) -> _Columns:
+    """As the core takes them."""
+    return (
+        ask.queries,
+        ask.k,
+        np.array([spec.kind for spec in ask.specs], np.int32),
+        np.array([spec.temperature for spec in ask.specs], np.float64),
+        np.array([spec.epsilon for spec in ask.specs], np.float64),
+        np.array(ask.seeds, np.uint64),
+        ask.biases,
+        ask.excluded,
+        ask.allowed,
+        ask.threads,
+    )
+
+
+_Columns: TypeAlias = tuple[
+    Float32Array,
+    int,
+    npt.NDArray[np.int32],
+    FloatArray,
+    FloatArray,
+    npt.NDArray[np.uint64],
+    Float32Array | None,
+    list[Positions | None],
+    list[Positions | None],
+    int,
+]
 
 
 class Ruled(NamedTuple):

@@ -15,15 +15,17 @@ import numpy as np
 
 from fastrank.arraytypes import FloatArray, Mask, Positions
 from fastrank.expressions import Params
-from fastrank.features import Features, Groups
+from fastrank.features import Features, Groups, Joint
 from fastrank.inputs import shown
 from fastrank.policies import Policy, law_of
 from fastrank.rules import AppliedRules, Rules
 
-__all__ = ["LEVELS", "BoundRules", "Regime", "State", "bind_rules", "factor_rows"]
+__all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "factor_rows"]
 
 # What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
+FEW = 80  # one item in so many may be scored by itself: as many cost a fifth of a pass
+_MOST_KEPT = 100
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
 
@@ -68,6 +70,7 @@ class BoundRules:
         self._params = params
         self.columns = list(self._columns(rules))
         self._masks: dict[str, Mask] = {}
+        self._joints: dict[int, Joint | None] = {}
         self.allowed: Positions | None = None
         self.excluded: Positions | None = None
         self.where: Mask | None = None
@@ -188,6 +191,22 @@ class BoundRules:
                     f"rules: pin[{place + 1}]: {shown(ids[position].item())} is not eligible: a"
                     " filter takes it out"
                 )
+
+    def joint(self, k: int) -> Joint | None:
+        """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or
+        its groups are many."""
+        if k not in self._joints:
+            found = None
+            touched = sum(
+                rule.groups.largest(k if rule.cap is None or rule.window else -(-k // rule.cap))
+                for rule in self.columns
+            )
+            if self._features is not None and touched > self.n_items // FEW:
+                found = self._features.joint(tuple(rule.name for rule in self.columns))
+            if len(self._joints) >= _MOST_KEPT:
+                self._joints.clear()
+            self._joints[k] = found
+        return self._joints[k]
 
     def touched(self, regimes: Sequence[Regime]) -> list[tuple[Rule, list[int]]]:
         """Of each column the groups of which some regime does not allow all items as they are."""

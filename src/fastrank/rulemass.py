@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native
-from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, Mask, Positions
+from fastrank.arraytypes import Float32Array, FloatArray, Mask, Positions
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Found, Spec
-from fastrank.ruled import BoundRules, Regime, factor_rows
+from fastrank.features import Joint, told_apart
+from fastrank.ruled import FEW, BoundRules, Regime, factor_rows
 
 __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
-_MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
-_BITS = 30  # groups of lists at a time
-_FEW = 80  # one item in so many may be scored by itself: as many cost a fifth of a pass
 _LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
 _CELLS = 1 << 20  # of a matrix
+_TOLD = (
+    1e-3  # of a total: sums by label keep their digits, but of what is next to nothing beside it
+)
 _KEPT = 0.1  # of a total: where a difference leaves less, it is summed up instead
 
 
@@ -36,7 +37,12 @@ class Source(Protocol):
     _n_items: int
     _packed: _native.PackedCatalog
 
+    @property
+    def has_codes(self) -> bool: ...
+
     def _draw(self, ask: Ask) -> Drawn: ...
+
+    def _draw_labelled(self, ask: Ask, joint: Joint) -> tuple[Drawn, FloatArray, float]: ...
 
     def _found(self, ask: Ask) -> Found: ...
 
@@ -220,11 +226,24 @@ class Best:
 
 
 class Total(NamedTuple):
-    """Of all eligible items but those of an order that was drawn, and the items of that order."""
+    """Of all eligible items but some: of an order that was drawn, say.
+
+    Attributes
+    ----------
+    log_mass : float
+    n_items : int
+    without : collection of int
+        Those that are not in it.
+    joint : Joint or None
+        Labels by which it is known, too.
+    log_by_label : ndarray of float64, shape (n_labels,), or None
+    """
 
     log_mass: float
     n_items: int
     without: Collection[int]
+    joint: Joint | None = None
+    log_by_label: FloatArray | None = None
 
 
 class Masses:
@@ -289,7 +308,9 @@ class Masses:
         self._regimes = {regime: row for row, regime in enumerate(wanted)}
         with np.errstate(divide="ignore"):
             self._log_factors = np.log(factor_rows(wanted, self._known))
-        rest = self._by_difference(wanted)
+        rest = self._by_label(wanted)
+        if rest is None:
+            rest = self._by_difference(wanted)
         self._rest = self._by_pass(wanted) if rest is None else rest
 
     # ---- Of the items that are not known ----------------------------------------------------
@@ -303,13 +324,12 @@ class Masses:
             return np.full(len(regimes), -math.inf)
         touched = call.bound.touched(regimes)
         size = sum(rule.groups.size(group) for rule, groups in touched for group in groups)
-        if size > call.n_items // (4 if call.is_flat else _FEW) or total.log_mass == -math.inf:
+        if size > call.n_items // (4 if call.is_flat else FEW) or total.log_mass == -math.inf:
             return None
         parts = [rule.groups.items(group) for rule, groups in touched for group in groups]
         members = np.unique(np.concatenate([_NOBODY, *parts])).astype(np.int64)
         members = members[call.are_eligible(members) & ~np.isin(members, self._known)]
-        is_other = np.array([p not in total.without for p in self._known.tolist()], np.bool_)
-        is_other &= self._is_eligible
+        is_other = self._is_in(total)
         if call.is_flat:
             blocked = np.zeros(len(regimes), np.int64)
             for rows in _blocks(len(regimes), len(members)):
@@ -329,6 +349,37 @@ class Masses:
         if not (left + known >= _KEPT).all():
             return None
         self.loss = 1.0 / float((left + known).min())
+        with np.errstate(divide="ignore"):
+            return np.log(left) + total.log_mass
+
+    def _is_in(self, total: Total) -> Mask:
+        """Which known items are in a total."""
+        found = np.array([p not in total.without for p in self._known.tolist()], np.bool_)
+        return found & self._is_eligible
+
+    def _by_label(self, regimes: list[Regime]) -> FloatArray | None:
+        """From a total that is known by label; None where that does not do."""
+        total = self._total
+        if total is None or total.joint is None or total.log_by_label is None:
+            return None
+        if any(each.owed or each.pin_set >= 0 for each in regimes):
+            return None
+        if total.log_mass == -math.inf:
+            return None
+        weights = np.exp(total.log_by_label - total.log_mass)
+        is_other = np.flatnonzero(self._is_in(total))
+        if len(is_other):
+            of_label = total.joint.labels[self._known[is_other]]
+            taken = np.bincount(
+                of_label, self._weights(self._is_in(total))[is_other], total.joint.n_labels
+            )
+            if (taken > weights / 2.0).any():  # a difference would lose digits
+                return None
+            weights = weights - taken
+        left = factor_rows(regimes, total.joint.one_of) @ weights
+        known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
+        if not (left + known >= _TOLD).all():
+            return None
         with np.errstate(divide="ignore"):
             return np.log(left) + total.log_mass
 
@@ -428,41 +479,12 @@ def _labelled(
     """Labels (n,) of items that no regime tells apart, how many, and an item of each."""
     labels, n_labels = np.zeros(bound.n_items, np.int64), 1
     for rule, touched in bound.touched(regimes):
-        if rule.groups.codes is None:
-            for first in range(0, len(touched), _BITS):
-                bits = np.zeros(bound.n_items, np.int64)
-                part = touched[first : first + _BITS]
-                for place, group in enumerate(part):
-                    bits[rule.groups.items(group)] |= 1 << place
-                labels, n_labels = _told_apart(labels, n_labels, bits, 1 << len(part))
-        elif touched:
-            numbers = np.zeros(rule.groups.n_groups + 1, np.int64)
-            numbers[touched] = np.arange(1, len(touched) + 1)
-            own = numbers[rule.groups.codes]
-            labels, n_labels = _told_apart(labels, n_labels, own, len(touched) + 1)
+        if touched:
+            labels, n_labels = rule.groups.told_apart(labels, n_labels, touched)
     masks = [bound.shares[s][0] for s in sorted({s for each in regimes for s in each.owed})]
     masks += [bound.pin_sets[p] for p in sorted({r.pin_set for r in regimes if r.pin_set >= 0})]
     for mask in masks:
-        labels, n_labels = _told_apart(labels, n_labels, mask.astype(np.int64), 2)
+        labels, n_labels = told_apart(labels, n_labels, mask.astype(np.int64), 2)
     one_of = np.zeros(n_labels, np.int64)
     one_of[labels] = np.arange(bound.n_items)
     return labels.astype(np.int32), n_labels, one_of
-
-
-def _told_apart(labels: AnyArray, n_labels: int, own: AnyArray, n_own: int) -> tuple[AnyArray, int]:
-    """Labels of pairs of labels."""
-    if n_own > _MOST_LABELS:
-        own, n_own = _condensed(own)
-    if n_labels * n_own > _MOST_LABELS:
-        labels, n_labels = _condensed(labels)
-    labels, n_labels = labels * n_own + own, n_labels * n_own
-    return (labels, n_labels) if n_labels <= _MOST_LABELS else _condensed(labels)
-
-
-def _condensed(labels: AnyArray) -> tuple[AnyArray, int]:
-    """Labels from 0 on, without gaps; 0 stays."""
-    others = np.flatnonzero(labels)
-    own, places = np.unique(labels[others], return_inverse=True)
-    found = np.zeros(len(labels), np.int64)
-    found[others] = places + 1
-    return found, len(own) + 1

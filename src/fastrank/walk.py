@@ -20,11 +20,12 @@ import numpy as np
 from fastrank import _native
 from fastrank.arraytypes import FloatArray
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Spec
+from fastrank.features import Joint
 from fastrank.ranking import Candidates
 from fastrank.ruled import BoundRules, Regime, State
 from fastrank.rulemass import Best, Call, Masses, Source, Total, exploring, log_sum
 
-__all__ = ["draw", "draws_order", "first_of", "judge"]
+__all__ = ["First", "draw", "draws_order", "first_of", "joint_of", "judge"]
 
 _AHEAD = 64  # items of an order that are drawn at a time, or four times the places
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
@@ -53,12 +54,28 @@ def first_of(ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int])
     )
 
 
+class First(NamedTuple):
+    """The order with which a list begins, and the masses of all others by label, if they are known,
+    relative to a score."""
+
+    drawn: Drawn
+    masses: FloatArray | None = None
+    reference: float = 0.0
+
+
+def joint_of(source: Source, ask: Ask, bound: BoundRules) -> Joint | None:
+    """Labels by which a list's first pass sums up; None: it does not."""
+    if source.has_codes or exploring(ask.spec).kind != _native.GUMBEL:
+        return None
+    return bound.joint(ask.k)
+
+
 def draw(
     source: Source,
     ask: Ask,
     bound: BoundRules,
     after: Sequence[int],
-    first: Drawn | None = None,
+    first: First | None = None,
 ) -> Drawn:
     """A ranking under rules; `ask` has their filter, pages before and boosts already.
 
@@ -130,7 +147,7 @@ class _Order:
 
 
 class _Draw:
-    def __init__(self, call: Call, first: Drawn | None) -> None:
+    def __init__(self, call: Call, first: First | None) -> None:
         self.call = call
         self.raw: np.random.Philox | None = None
         self.n_scored = 0
@@ -149,11 +166,9 @@ class _Draw:
         call, state = self.call, self.state
         if self.state.places and call.explore == 1.0 and call.head == 0:
             if self.first is None:
-                ask = first_of(call.ask, call.bound, call.n_eligible, call.after)
-                self.first = self.asked(call.spec, call.ask.seed, ask)
-            else:
-                self.meet(self.first)
-            self.order = self.ordered(self.first, None)
+                self.first = self.draw_first()
+            self.meet(self.first.drawn)
+            self.order = self.ordered(self.first.drawn, None)
         places: list[_Place] = []
         while state.place < state.places:
             pinned = state.pinned
@@ -174,6 +189,17 @@ class _Draw:
         if self.raw is None:
             self.raw = np.random.Philox(key=[self.call.ask.seed, _STREAM])
         return int(self.raw.random_raw())
+
+    def draw_first(self) -> First:
+        call = self.call
+        ask = first_of(call.ask, call.bound, call.n_eligible, call.after)
+        ask = ask._replace(k=min(ask.k, call.n_items))
+        if call.spec.kind == FLAT_TAIL:
+            return First(self.flat_tail(ask))
+        joint = joint_of(call.source, ask, call.bound)
+        if joint is None:
+            return First(call.source._draw(ask))
+        return First(*call.source._draw_labelled(ask, joint))
 
     # ---- Draws of the source ----------------------------------------------------------------
 
@@ -387,7 +413,7 @@ class _Draw:
         n_shown = len(shown)
         # Coins with estimated masses change the law by as much as the estimates are wrong.
         error = self.error * max(1.0, loss) * (2.0 if self.has_waited else 1.0)
-        log_norm = math.nan if first is None else first[3]
+        log_norm = math.nan if first is None else first.drawn[3]
         if reserved and not math.isnan(log_norm):
             pinned = self.log_weights_of(sorted(reserved))
             log_norm = float(np.logaddexp(log_norm, log_sum(pinned)))
@@ -407,7 +433,7 @@ class _Draw:
             log_norm,
             error,
             self.n_scored + self.best.n_scored + int(n_scored),
-            first is not None and first[6],
+            first is not None and first.drawn[6],
             call.n_eligible,
             candidates,
         )
@@ -421,8 +447,7 @@ class _Draw:
         call, reserved = self.call, self.state.reserved
         total = call.flat_total()
         if total is None and self.first is not None:
-            order = self.ordered(self.first, None)
-            total = Total(order.log_behind, order.n_behind, {*order.positions, *reserved})
+            total = self.total_of(self.first)
         known = list(self.scores)
         shown = [place.position for place in places]
         masses = Masses(
@@ -441,6 +466,17 @@ class _Draw:
                 position, j, explore, regime, log_mass, None if best is None else best[0]
             )
         return masses.loss, masses.n_scored
+
+    def total_of(self, first: First) -> Total:
+        order = self.ordered(first.drawn, None)
+        without = {*order.positions, *self.state.reserved}
+        total = Total(order.log_behind, order.n_behind, without)
+        if first.masses is None:
+            return total
+        with np.errstate(divide="ignore"):
+            by_label = np.log(first.masses) + first.reference / self.call.temperature
+        joint = joint_of(self.call.source, self.call.ask, self.call.bound)
+        return total._replace(joint=joint, log_by_label=by_label)
 
 
 def _of_part(spec: Spec) -> Spec:

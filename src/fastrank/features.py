@@ -82,7 +82,7 @@ class Features:
         self.n_items = self._n_items = n_items
         self._flags = LRU[tuple[str, int], npt.NDArray[np.uint16]](_FLAG_BYTES)
         self._groups: dict[str, Groups] = {}
-        self._joints: dict[tuple[str, ...], Joint | None] = {}
+        self._joints: dict[tuple[str, ...], tuple[AnyArray, int]] = {}
 
     def __repr__(self) -> str:
         names = ", ".join(f"{each.name}: {each.kind}" for each in self._columns.values())
@@ -179,13 +179,13 @@ class Features:
             kept = self._groups[name] = _groups(self, name, self._n_items)
         return kept
 
-    def joint(self, names: tuple[str, ...]) -> Joint | None:
-        """Items by the groups that they are in, of several columns; None where those are many."""
+    def joint(self, names: tuple[str, ...]) -> tuple[AnyArray, int]:
+        """Labels (n,) of items by the groups that they are in, of several columns, and how many."""
         if names not in self._joints:
             labels, n_labels = np.zeros(self._n_items, np.int64), 1
             for name in names:
                 labels, n_labels = self.groups(name).told_apart(labels, n_labels, None)
-            self._joints[names] = Joint.of(labels, n_labels)
+            self._joints[names] = labels, n_labels
         return self._joints[names]
 
     def _text(self, place: int) -> bytes:
@@ -426,11 +426,14 @@ class Joint(NamedTuple):
     n_labels : int
     one_of : ndarray of int64, shape (n_labels,)
         An item of each.
+    columns : frozenset of int
+        Of the rules that they are for, those whose groups they tell apart; and all masks.
     """
 
     labels: npt.NDArray[np.uint16]
     n_labels: int
     one_of: Positions
+    columns: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, labels: AnyArray, n_labels: int) -> Joint | None:

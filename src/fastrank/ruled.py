@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastrank.arraytypes import FloatArray, Mask, Positions
 from fastrank.expressions import Params
-from fastrank.features import Features, Groups, Joint
+from fastrank.features import Features, Groups, Joint, told_apart
 from fastrank.inputs import shown
 from fastrank.policies import Policy, law_of
 from fastrank.rules import AppliedRules, Rules
@@ -24,7 +24,7 @@ __all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "fact
 
 # What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
-FEW = 80  # one item in so many may be scored by itself: as many cost a fifth of a pass
+FEW = 320  # one item in so many may be scored by itself: as many cost a fifth of a pass
 _MOST_KEPT = 100
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
@@ -54,6 +54,7 @@ class BoundRules:
     columns : list of Rule
     shares : list of (mask, int)
     pins, pin_sets : dict from a place to a position, and to a mask
+    rare_sets : set of the places of small sets
     """
 
     def __init__(
@@ -86,6 +87,10 @@ class BoundRules:
         self.pins = self._pins(rules, find)
         self.pin_sets = {
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()
+        }
+        # So rare that a draw of its own is cheaper than to wait for one of them.
+        self.rare_sets = {
+            place for place, mask in self.pin_sets.items() if 16 * int(mask.sum()) < n_items
         }
         self._odds = self._sum(rules, {text: math.log(b) for text, b in rules.boost.items()})
         self._added = self._sum(rules, rules.boost_score)
@@ -196,17 +201,27 @@ class BoundRules:
         """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or
         its groups are many."""
         if k not in self._joints:
-            found = None
-            touched = sum(
-                rule.groups.largest(k if rule.cap is None or rule.window else -(-k // rule.cap))
-                for rule in self.columns
-            )
-            if self._features is not None and touched > self.n_items // FEW:
-                found = self._features.joint(tuple(rule.name for rule in self.columns))
             if len(self._joints) >= _MOST_KEPT:
                 self._joints.clear()
-            self._joints[k] = found
+            self._joints[k] = self._joint(k)
         return self._joints[k]
+
+    def _joint(self, k: int) -> Joint | None:
+        many = []
+        for at, rule in enumerate(self.columns):
+            groups = k if rule.cap is None or rule.window or rule.decay else -(-k // rule.cap)
+            if rule.groups.largest(groups) > self.n_items // FEW:
+                many.append(at)
+        masks = [mask for mask, _ in self.shares]
+        masks += [mask for place, mask in self.pin_sets.items() if place not in self.rare_sets]
+        if self._features is None or not (many or masks):
+            return None
+        names = tuple(self.columns[at].name for at in many)
+        labels, n_labels = self._features.joint(names)
+        for mask in masks:
+            labels, n_labels = told_apart(labels, n_labels, mask.astype(np.int64), 2)
+        found = Joint.of(labels, n_labels)
+        return None if found is None else found._replace(columns=frozenset(many))
 
     def touched(self, regimes: Sequence[Regime]) -> list[tuple[Rule, list[int]]]:
         """Of each column the groups of which some regime does not allow all items as they are."""
@@ -292,23 +307,32 @@ class Regime(NamedTuple):
         """Whether there is an item that might not be allowed."""
         return self.pin_set >= 0 or bool(self.owed) or any(self.blocked)
 
+    def allows_as(self, other: Regime) -> bool:
+        """Whether what is allowed here is what the other one allows."""
+        if self.pin_set >= 0 or other.pin_set >= 0:
+            return self.pin_set == other.pin_set
+        return self.blocked == other.blocked and self.owed == other.owed
+
     def covers(self, other: Regime) -> bool:
         """Whether all that the other one allows is allowed here, as far as they tell."""
-        if self.pin_set >= 0 or (
-            self.owed and not (other.owed and set(other.owed) <= set(self.owed))
-        ):
+        if self.pin_set >= 0 or other.pin_set >= 0:
+            return self.pin_set == other.pin_set or not self.blocks
+        if self.owed and not (other.owed and set(other.owed) <= set(self.owed)):
             return False
         return all(one <= two for one, two in zip(self.blocked, other.blocked, strict=True))
 
 
-def factor_rows(regimes: Sequence[Regime], positions: Positions) -> FloatArray:
-    """By which factors (r, m) some regimes of the same rules multiply the weights of some items."""
+def factor_rows(
+    regimes: Sequence[Regime], positions: Positions, columns: Collection[int] | None = None
+) -> FloatArray:
+    """By which factors (r, m) some regimes of the same rules multiply the weights of some items;
+    as far as some columns say, or all."""
     found = np.ones((len(regimes), len(positions)))
     if not len(regimes) or not len(positions):
         return found
     bound = regimes[0].bound
     for at, (rule, touched) in enumerate(bound.touched(regimes)):
-        if not touched:
+        if not touched or (columns is not None and at not in columns):
             continue
         place_of = {group: place for place, group in enumerate(touched)}
         blocked = np.zeros((len(regimes), len(touched)), np.int64)

@@ -308,9 +308,7 @@ class Masses:
         self._regimes = {regime: row for row, regime in enumerate(wanted)}
         with np.errstate(divide="ignore"):
             self._log_factors = np.log(factor_rows(wanted, self._known))
-        rest = self._by_label(wanted)
-        if rest is None:
-            rest = self._by_difference(wanted)
+        rest = self._by_difference(wanted)
         self._rest = self._by_pass(wanted) if rest is None else rest
 
     # ---- Of the items that are not known ----------------------------------------------------
@@ -318,70 +316,80 @@ class Masses:
     def _by_difference(self, regimes: list[Regime]) -> FloatArray | None:
         """The total without what is not allowed; None where that does not do."""
         total, call = self._total, self._call
-        if total is None or any(each.owed or each.pin_set >= 0 for each in regimes):
+        if total is None:
             return None
         if total.n_items == 0:
             return np.full(len(regimes), -math.inf)
-        touched = call.bound.touched(regimes)
-        size = sum(rule.groups.size(group) for rule, groups in touched for group in groups)
+        joint = total.joint
+        if joint is None and any(each.owed or each.pin_set >= 0 for each in regimes):
+            return None
+        told = _NOTHING if joint is None else joint.columns
+        parts = []
+        size = 0
+        for at, (rule, touched) in enumerate(call.bound.touched(regimes)):
+            if at not in told:
+                size += sum(rule.groups.size(group) for group in touched)
+                parts += [(rule.groups, group) for group in touched]
         if size > call.n_items // (4 if call.is_flat else FEW) or total.log_mass == -math.inf:
             return None
-        parts = [rule.groups.items(group) for rule, groups in touched for group in groups]
-        members = np.unique(np.concatenate([_NOBODY, *parts])).astype(np.int64)
+        own = [groups.items(group) for groups, group in parts]
+        members = np.unique(np.concatenate([_NOBODY, *own])).astype(np.int64)
         members = members[call.are_eligible(members) & ~np.isin(members, self._known)]
-        is_other = self._is_in(total)
         if call.is_flat:
-            blocked = np.zeros(len(regimes), np.int64)
+            return self._by_number(regimes, members, total)
+        taken = np.zeros(len(regimes))
+        if len(members):
+            self.n_scored += len(members)
+            log_weights = call.log_weights(members, call.scores_of(members)) - total.log_mass
+            weights = np.exp(np.minimum(log_weights, 1.0))
             for rows in _blocks(len(regimes), len(members)):
-                blocked[rows] = (factor_rows(regimes[rows], members) == 0.0).sum(axis=1)
-            left = total.n_items - int(is_other.sum()) - blocked
-            with np.errstate(divide="ignore"):
-                return np.log(left) + call.tail
-        self.n_scored += len(members)
-        log_weights = call.log_weights(members, call.scores_of(members)) - total.log_mass
-        weights = np.exp(np.minimum(log_weights, 1.0))
-        taken = np.full(len(regimes), float(self._weights(is_other).sum()))
-        for rows in _blocks(len(regimes), len(members)):
-            taken[rows] += (1.0 - factor_rows(regimes[rows], members)) @ weights
-        left = np.maximum(1.0 - taken, 0.0)
+                factors = factor_rows(regimes[rows], members)
+                if joint is None:
+                    taken[rows] = (1.0 - factors) @ weights
+                else:
+                    taken[rows] = (factor_rows(regimes[rows], members, told) - factors) @ weights
+        base = self._by_label(regimes, total)
+        if base is None:
+            return None
+        left = np.maximum(base - taken, 0.0)
         # Beside the known items that may come at any place the difference must keep its digits.
         known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
-        if not (left + known >= _KEPT).all():
+        if not (left + known >= (_KEPT if len(members) else _TOLD)).all():
             return None
         self.loss = 1.0 / float((left + known).min())
         with np.errstate(divide="ignore"):
             return np.log(left) + total.log_mass
 
+    def _by_label(self, regimes: list[Regime], total: Total) -> FloatArray | None:
+        """Of the total, in its units, what is allowed as far as its labels tell; known items are
+        no part of it."""
+        is_other = np.flatnonzero(self._is_in(total))
+        own = self._weights(self._is_in(total))[is_other]
+        if total.joint is None or total.log_by_label is None:
+            return np.full(len(regimes), 1.0 - float(own.sum()))
+        weights = np.exp(total.log_by_label - total.log_mass)
+        if len(own):
+            of_label = total.joint.labels[self._known[is_other]]
+            taken = np.bincount(of_label, own, total.joint.n_labels)
+            if (taken > weights / 2.0).any():  # a difference would lose digits
+                return None
+            weights = weights - taken
+        return factor_rows(regimes, total.joint.one_of, total.joint.columns) @ weights
+
+    def _by_number(self, regimes: list[Regime], members: Positions, total: Total) -> FloatArray:
+        """Where items weigh the same."""
+        blocked = np.zeros(len(regimes), np.int64)
+        for rows in _blocks(len(regimes), len(members)):
+            blocked[rows] = (factor_rows(regimes[rows], members) == 0.0).sum(axis=1)
+        left = total.n_items - int(self._is_in(total).sum()) - blocked
+        with np.errstate(divide="ignore"):
+            found: FloatArray = np.log(left) + self._call.tail
+        return found
+
     def _is_in(self, total: Total) -> Mask:
         """Which known items are in a total."""
         found = np.array([p not in total.without for p in self._known.tolist()], np.bool_)
         return found & self._is_eligible
-
-    def _by_label(self, regimes: list[Regime]) -> FloatArray | None:
-        """From a total that is known by label; None where that does not do."""
-        total = self._total
-        if total is None or total.joint is None or total.log_by_label is None:
-            return None
-        if any(each.owed or each.pin_set >= 0 for each in regimes):
-            return None
-        if total.log_mass == -math.inf:
-            return None
-        weights = np.exp(total.log_by_label - total.log_mass)
-        is_other = np.flatnonzero(self._is_in(total))
-        if len(is_other):
-            of_label = total.joint.labels[self._known[is_other]]
-            taken = np.bincount(
-                of_label, self._weights(self._is_in(total))[is_other], total.joint.n_labels
-            )
-            if (taken > weights / 2.0).any():  # a difference would lose digits
-                return None
-            weights = weights - taken
-        left = factor_rows(regimes, total.joint.one_of) @ weights
-        known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
-        if not (left + known >= _TOLD).all():
-            return None
-        with np.errstate(divide="ignore"):
-            return np.log(left) + total.log_mass
 
     def _weights(self, among: Mask) -> FloatArray:
         """Of known items, in units of the total; 0 of those that are not among them."""
@@ -444,6 +452,7 @@ class Masses:
 
 _NEVER = 1 << 62  # a place that no list has
 _NOBODY = np.empty(0, np.int32)
+_NOTHING: frozenset[int] = frozenset()
 
 
 def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:

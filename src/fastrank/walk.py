@@ -141,9 +141,7 @@ class _Order:
         """Whether it holds what is allowed and nothing else."""
         if any(regime.decayed):
             return False
-        if self.cover is None:
-            return not regime.blocks
-        return self.cover.blocked == regime.blocked and self.cover.owed == regime.owed
+        return not regime.blocks if self.cover is None else self.cover.allows_as(regime)
 
 
 class _Draw:
@@ -152,6 +150,7 @@ class _Draw:
         self.raw: np.random.Philox | None = None
         self.n_scored = 0
         self.error = 0.0  # of the masses of orders
+        self.has_labels = False
         self.has_waited = False  # and coins with those masses
         self.ahead = ahead(call.ask.k)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
@@ -167,6 +166,7 @@ class _Draw:
         if self.state.places and call.explore == 1.0 and call.head == 0:
             if self.first is None:
                 self.first = self.draw_first()
+            self.has_labels = self.first.masses is not None
             self.meet(self.first.drawn)
             self.order = self.ordered(self.first.drawn, None)
         places: list[_Place] = []
@@ -274,7 +274,7 @@ class _Draw:
         explores = explore == 1.0 or (explore > 0.0 and self.uniform() < explore)
         for level in range(self.state.levels):
             regime = self.state.regime(level)
-            if regime.pin_set >= 0:
+            if regime.pin_set in self.call.bound.rare_sets:
                 place = self.one_of_set(regime, explore, explores)
             elif explores:
                 place = self.walked(regime, explore)
@@ -320,6 +320,8 @@ class _Draw:
         """The next arrival that is accepted."""
         if self.order is None or not self.order.covers(regime):
             self.order = self.draw_order(regime)
+        elif regime.owed and not self.has_labels and not self.order.is_of(regime):
+            self.order = self.draw_order(regime)  # whose masses need no pass
         waiting: dict[int, float] = {}  # log-weights, by now, of the pool
         for position, log_weight in self.pool.items():
             factor = regime.factor(position)

@@ -94,6 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "wire",
         "catalog",
         "obd",
+        *("rules", "expressions"),
     },
     "page": set(),
     "ope": {
@@ -107,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "marginals",
         "eventlog",
         "page",
-        *("ranking", "expressions"),
+        *("ranking", "expressions", "rules", "ruled"),
     },
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),

@@ -441,7 +441,8 @@ class Catalog(Scorer):
             bound = self._bind_one(own, as_params(logged.params))
         except ValueError:
             return "params_of_another_score"
-        if not any_version and bound.features_version != features_version:
+        # The version may be there for the row's rules alone.
+        if not any_version and bound.features_version not in (None, features_version):
             return "features_of_another_version"
         return {"score": own, "params": logged.params}
 

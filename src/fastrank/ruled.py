@@ -99,7 +99,7 @@ class BoundRules:
         self.features_version = features.version if features is not None and used else None
         self.key = json.dumps([rules.id, sorted(params.items()), self.features_version])
         # Whether the law of a place hangs on more than the items that are left.
-        self.is_walked = bool(self.columns or self.shares or self.pins or self.pin_sets)
+        self.is_walked = rules.is_sequential
 
     def _columns(self, rules: Rules) -> Iterator[Rule]:
         caps, windows, decays = rules.cap, rules.window, rules.decay

@@ -7,6 +7,7 @@ on a finished ranking make them wrong. `fastrank.ruled` joins rules with a catal
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -221,6 +222,16 @@ class Rules:
         return found
 
     @property
+    def is_sequential(self) -> bool:
+        """Whether what may come next hangs on what is shown, besides that it is shown."""
+        return not self._content.keys() <= _OF_ITEMS
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether a list may have fewer places than were asked for and items are eligible."""
+        return self.on_empty == "stop" and not self._content.keys().isdisjoint(_BLOCKING)
+
+    @property
     def id(self) -> str:
         if self._id is None:
             self._id = content_hash(self.to_dict())
@@ -288,6 +299,8 @@ _KEYS = (
     *("where", "cap", "window", "at_least", "decay", "pin", "pin_where", "boost", "boost_score"),
     "on_empty",
 )
+_OF_ITEMS = frozenset(("where", "boost", "boost_score", "on_empty"))  # alone, whatever is shown
+_BLOCKING = ("cap", "window", "at_least", "pin_where")  # what can leave a place without any item
 
 
 class AppliedRules(NamedTuple):
@@ -302,6 +315,11 @@ class AppliedRules(NamedTuple):
 
     rules: Rules
     params: dict[str, Param]
+
+    @property
+    def params_text(self) -> str:
+        """The parameters as JSON, sorted by name."""
+        return json.dumps(self.params, sort_keys=True)
 
 
 # ---- Entries ---------------------------------------------------------------------------------

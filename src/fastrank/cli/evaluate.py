@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from fastrank.ope.report import Section, render
 from fastrank.opening import open_directory
 from fastrank.policies import Policy, law_of
 from fastrank.policies.spec import parse_policy
+from fastrank.rules import Rules
 from fastrank.scoring import ScoreFunction
 
 __all__ = ["audit", "evaluate"]
@@ -39,7 +41,7 @@ _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in e
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
-_READ = ("score", "features_version", "row_weight")
+_READ = ("score", "features_version", "row_weight", "rules", "after")
 _UNREAD = (
     *("latency_us", "n_candidates", "retrieval", "reward_ts"),
     *(name for name in UNREAD if name not in _READ),
@@ -138,6 +140,14 @@ def audit(
     metavar=_POLICY,
     help="A policy to evaluate, of the last --model, or @MODEL. May be given several times."
     " Of --format obd and table, uniform is possible without a model.",
+)
+@click.option(
+    "--policy-rules",
+    "policy_rules",
+    multiple=True,
+    metavar="[LABEL=]FILE",
+    help="Rules as JSON, other than the rows' own, for the policy of that label, or for all of"
+    " --policy: {} for none. An object {rules, params} also has values of parameters.",
 )
 @click.option(
     "--column",
@@ -270,7 +280,8 @@ def evaluate(
     if report is not None:
         render([])  # likewise whether there is what pages are made with
     if kind == "obd" and not logs:
-        if settings.models or settings.policies or settings.columns or settings.arrays:
+        given = (settings.models, settings.policies, settings.policy_rules, settings.columns)
+        if any(given) or settings.arrays:
             raise click.UsageError(
                 "--format obd without LOGS evaluates what is bundled: no policies"
             )
@@ -303,6 +314,7 @@ def evaluate(
 class _Settings:
     models: tuple[Path, ...]
     policies: tuple[str, ...]
+    policy_rules: tuple[str, ...]
     columns: tuple[str, ...]
     arrays: tuple[str, ...]
     places: int | None
@@ -392,8 +404,9 @@ class _Settings:
 def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     functions = functions_of(settings.score_functions)
     models = [_open(path, functions) for path in settings.models]
+    by_model = _by_model(settings.policies, models, functions, logs if kind == "obd" else ())
     policies = [
-        *_by_model(settings.policies, models, functions, logs if kind == "obd" else ()),
+        *_with_rules([*by_model], settings.policy_rules),
         *(ope.FromColumn(*_labelled(text)) for text in settings.columns),
     ]
     if not policies:
@@ -468,6 +481,52 @@ def _by_model(
         yield ope.ByModel(
             label if label != spec else text, policy, others[directory] if at else models[-1]
         )
+
+
+def _with_rules(
+    policies: Sequence[ope.EvaluationPolicy], texts: Sequence[str]
+) -> list[ope.EvaluationPolicy]:
+    """The policies with the rules that --policy-rules names for them."""
+    labels = [each.label for each in policies]
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        # Labels and files may hold equals signs: the longest label that fits is meant.
+        fits = [label for label in labels if text.startswith(f"{label}=")]
+        label = max(fits, key=len, default=None)
+        file = Path(text if label is None else text[len(label) + 1 :])
+        if label is None and not file.is_file() and "=" in text:
+            raise click.UsageError(
+                f"--policy-rules: {text}: neither a file nor LABEL=FILE of a policy on a model:"
+                f" those are {', '.join(labels) or 'none'}"
+            )
+        said = _rules_of(file)
+        for each in labels if label is None else [label]:
+            if each in found:
+                raise click.UsageError(f"--policy-rules: those of {each} are given twice")
+            found[each] = said
+    if texts and not all(isinstance(each, ope.ByModel) for each in policies if each.label in found):
+        raise click.UsageError("--policy-rules: act where a model ranks: give --model, or @MODEL")
+    try:
+        return [replace(each, **found.get(each.label, {})) for each in policies]
+    except ValueError as error:
+        raise click.UsageError(f"--policy-rules: {error}") from None
+
+
+def _rules_of(file: Path) -> dict[str, Any]:
+    """Rules, and values of their parameters, of a file."""
+    try:
+        said = json.loads(file.read_bytes())
+        params = {}
+        if isinstance(said, dict) and "rules" in said:
+            unknown = sorted(said.keys() - {"rules", "params"})
+            if unknown:
+                raise ValueError(f"beside rules stand params alone, not {unknown[0]!r}")
+            said, params = said["rules"], said.get("params") or {}
+        return {"rules": Rules.from_dict(said), "params": params}
+    except OSError as error:
+        raise click.UsageError(f"--policy-rules: {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--policy-rules: {file}: {error}") from None
 
 
 def _labelled(text: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from fastrank.arraytypes import AnyArray, Float32Array, FloatArray, IntArray, Ma
 from fastrank.eventlog.columns import (
     Lists,
     Parameters,
+    codes_of,
     floats,
     is_valid,
     lengths_of,
@@ -25,9 +28,11 @@ from fastrank.eventlog.columns import (
 from fastrank.eventlog.filters import FilterStore
 from fastrank.eventlog.hashing import uniforms
 from fastrank.eventlog.schema import OLD_PARAMETERS, is_column
+from fastrank.expressions import Param, as_params
 from fastrank.ids import text_array
+from fastrank.rules import AppliedRules, Rules
 
-__all__ = ["LogBatch", "taken"]
+__all__ = ["LogBatch", "has_rules", "named_rules", "params_of_rules", "taken"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,15 +229,74 @@ class LogBatch:
         name = self._coded.column("bias_id")[i].as_py()
         return None if name is None else self._filters.bias(self._folder, name)
 
+    def rules(self, i: int) -> AppliedRules | None:
+        """The rules that acted while row i was drawn; None: none."""
+        said = self.value("rules", i)
+        if not isinstance(said, dict):  # a log of version 1 may have such a column of its own
+            return None
+        rules = self._filters.rules(self._folder, said["id"])
+        return AppliedRules(rules, params_of_rules(said["params"]))
+
+    @cached_property
+    def has_rules(self) -> Mask:
+        """Rows (n,) that were drawn under rules, or as a page after others."""
+        return self.is_given("after") | has_rules(self._coded)
+
+    @cached_property
+    def is_sequential(self) -> Mask:
+        """Rows (n,) whose rules make a place's law hang on what is shown above (caps, pins)."""
+        found = np.zeros(len(self), np.bool_)
+        for rows, rules in self._by_rules():
+            found |= rows & rules.is_sequential
+        return found
+
+    def _by_rules(self) -> Iterator[tuple[Mask, Rules]]:
+        """Rules, with the rows (n,) that are under them."""
+        for rows, name in named_rules(self._coded):
+            yield rows, self._filters.rules(self._folder, name)
+
+    def after(self, i: int) -> AnyArray | None:
+        """Ids that pages before row i showed, (m,), in their order; None: it is no next page."""
+        ids = self.value("after", i)
+        return self._as_ids(ids) if isinstance(ids, list) else None
+
+    def _as_ids(self, ids: list[Any]) -> AnyArray:
+        return np.array(ids, np.int64) if self.item_ids.dtype.kind == "i" else text_array(ids)
+
     def _filter(self, i: int, role: str) -> AnyArray | None:
         column = self._coded.column(role)
         ids = column[i].as_py()
         if ids is not None:
-            return np.array(ids, np.int64) if self.item_ids.dtype.kind == "i" else text_array(ids)
+            return self._as_ids(ids)
         names = self._coded.column("filter_id")[i].as_py()
         if names is None or names[role] is None:
             return None
         return self._filters.ids(self._folder, names[role])
+
+
+def named_rules(batch: pa.RecordBatch) -> Iterator[tuple[Mask, str]]:
+    """Ids of the rules that rows name, with those rows (n,)."""
+    if has_rules(batch).any():
+        codes, names = codes_of(pc.struct_field(batch.column("rules"), "id"))
+        for code, name in enumerate(names):
+            if name is not None:
+                yield codes == code, name
+
+
+def params_of_rules(text: str | None) -> dict[str, Param]:
+    """Parameters of JSON; a ValueError where it says something else."""
+    try:
+        return as_params(None if text is None else json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def has_rules(batch: pa.RecordBatch) -> Mask:
+    """Rows (n,) that were drawn under rules."""
+    # A log of version 1 may have a column of its own under this name.
+    if "rules" in batch.schema.names and pa.types.is_struct(batch.schema.field("rules").type):
+        return is_valid(batch.column("rules"))
+    return np.zeros(batch.num_rows, np.bool_)
 
 
 def taken(batch: pa.RecordBatch, rows: Mask) -> pa.RecordBatch:

@@ -14,7 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.arraytypes import AnyArray, FloatArray, Hashes, IntArray, Mask
-from fastrank.eventlog.batch import LogBatch, taken
+from fastrank.eventlog.batch import (
+    LogBatch,
+    has_rules,
+    named_rules,
+    params_of_rules,
+    taken,
+)
 from fastrank.eventlog.columns import (
     MAX_PARAMETERS,
     Lists,
@@ -177,10 +183,36 @@ class Checks:
         limit = integers(eligible)
         flaws.mark((limit >= 0) & (limit < lengths), "more items than eligible", eligible)
         # Cut on the way: its propensity would be that of another, shorter ranking.
-        flaws.mark((limit >= 0) & (lengths < np.minimum(k, limit)), "fewer items than k", lengths)
+        short = (limit >= 0) & (lengths < np.minimum(k, limit))
+        short &= ~self._check_rules(flaws, batch, folder)
+        flaws.mark(short, "fewer items than k", lengths)
         total = column("log_propensity")
         flaws.mark(~is_valid(total), "no log_propensity")
         self._check_filters(flaws, batch, folder)
+
+    def _check_rules(
+        self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None
+    ) -> Mask:
+        """Rules that a row names must be there, likewise; rows (n,) that they may make short."""
+        early = np.zeros(batch.num_rows, np.bool_)
+        there = has_rules(batch)
+        if not there.any():
+            return early
+        named = np.zeros(batch.num_rows, np.bool_)
+        for rows, name in named_rules(batch):
+            named |= rows
+            try:
+                early |= rows & self._filters.rules(folder, name).may_end_early
+            except ValueError as error:
+                flaws.mark(rows, "rules not at hand", str(error))
+        flaws.mark(there & ~named, "rules not at hand", "they have no id")
+        codes, texts = codes_of(pc.struct_field(batch.column("rules"), "params"))
+        for code, text in enumerate(texts):
+            try:
+                params_of_rules(text)
+            except ValueError as error:
+                flaws.mark(codes == code, "params of rules", str(error))
+        return early
 
     def _check_filters(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
         """Every filter and bias that a row names must be there and be what its name says."""
@@ -198,8 +230,12 @@ class Checks:
                     load(folder, name)
                 except ValueError as error:
                     flaws.mark(codes == code, "filter not at hand", str(error))
-        for role in ("exclude", "allow"):
+        for role in ("exclude", "allow", "after"):
+            if role not in batch.schema.names:
+                continue
             values = batch.column(role)
+            if not pa.types.is_list(values.type):  # of a log of version 1: a column of its own
+                continue
             if values.null_count < len(values) and values.values.null_count:
                 lists = Lists(values)
                 flaws.mark(lists.any_of(lists.is_null), f"{role}: null id")

@@ -21,6 +21,7 @@ __all__ = ["content_hashes"]
 _ARRAYS = ("log_propensities", "rewards", "lengths", "k", "n_eligible", "user_hash", "caller_seed")
 _NUMBERS = ("seed", "log_norm_error", "user_temperature", "log_norm", "tail_log_weight")
 _FILTERS = ("exclude", "allow")
+_RULES = ("id", "params")
 
 
 def content_hashes(
@@ -50,6 +51,10 @@ def content_hashes(
     weights, named = arrays.get("row_weights"), there.get("filter_id")
     texts = [there.get("candidate_set_id"), there.get("bias_id")]
     texts += [named if named is None else pc.struct_field(named, role) for role in _FILTERS]
+    rules = there.get("rules")
+    if rules is None or not pa.types.is_struct(rules.type):
+        rules = None
+    texts += [rules if rules is None else pc.struct_field(rules, part) for part in _RULES]
     # Each at a place of its own; what is null counts as what is absent.
     numbers = [
         *(items, lengths_of(batch.column("item_ids"))),
@@ -59,6 +64,7 @@ def content_hashes(
         _vectors(there.get("query")),
         *(_of_texts(column) for column in texts),
         *(_of_ids(there.get(role)) for role in _FILTERS),
+        _of_ids(there.get("after"), in_order=True),
         *columns.values(),
     ]
     return row_hashes(n, numbers)
@@ -87,13 +93,16 @@ def _of_texts(column: pa.Array | None) -> Hashes | None:
     return words[codes]
 
 
-def _of_ids(column: pa.ListArray | None) -> Hashes | None:
-    """A word for each list of ids, whatever their order; 0 for null."""
+def _of_ids(column: pa.ListArray | None, in_order: bool = False) -> Hashes | None:
+    """A word for each list of ids, whatever their order unless that counts; 0 for null."""
     if column is None:
         return None
     ids, lengths = column.flatten(), lengths_of(column)
     text = pa.types.is_string(ids.type)
     words = text_hashes(ids)[:, 0] if text else mixed(ids.to_numpy().view(np.uint64))
+    if in_order:
+        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        words = mixed(words + (np.arange(len(words)) - starts).astype(np.uint64))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words, dtype=np.uint64)])
     ends = np.cumsum(lengths)
     found: Hashes = sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64)

@@ -1,7 +1,8 @@
-"""Long exclude and allow lists and bias vectors: stored once beside the log, named by content.
+"""Long exclude and allow lists, bias vectors, rules: stored once beside the log, named by content.
 
 ``filters/<hash>.parquet`` holds one list of ids, sorted and without repeats, since a filter is a
-set; ``filters/<hash>.npy`` holds one float32 bias vector. A file is whole or absent.
+set; ``filters/<hash>.npy`` holds one float32 bias vector; ``filters/<id>.json`` what `Rules` say. A
+file is whole or absent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from fastrank.arraytypes import AnyArray, Float32Array
 from fastrank.atomic import leftovers, replacing
 from fastrank.ids import Ids, listed, text_array
 from fastrank.lru import LRU
+from fastrank.rules import Rules
 
 __all__ = [
     "FOLDER",
@@ -41,10 +43,11 @@ FOLDER = "filters"
 _CACHE_BYTES = 64 << 20
 _LEFTOVER_SECONDS = 3600.0
 
-Content: TypeAlias = AnyArray | list[str]  # ids, text as a list: one may be long; or a bias
+# Ids, text as a list: one may be long; a bias; or rules.
+Content: TypeAlias = AnyArray | list[str] | Rules
 
 
-def canonical(name: str, ids: Ids) -> Content:
+def canonical(name: str, ids: Ids) -> AnyArray | list[str]:
     """The ids of a list as the set they mean: sorted, each once."""
     found = listed(name, ids)
     if len(found) == 0:
@@ -61,6 +64,8 @@ def size_of(values: Content) -> int:
     """Bytes, about."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values.nbytes
+    if isinstance(values, Rules):
+        return len(_text_of(values))
     return sum(map(sys.getsizeof, values))
 
 
@@ -89,7 +94,7 @@ def bias_id(bias: npt.ArrayLike) -> str:
     return hashlib.sha256(b"bias\0" + values.tobytes()).hexdigest()[:32]
 
 
-def _hash_of_ids(ids: Content) -> str:
+def _hash_of_ids(ids: AnyArray | list[str]) -> str:
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
         content = b"int64\0" + ids.astype("<i8").tobytes()
     else:
@@ -97,8 +102,12 @@ def _hash_of_ids(ids: Content) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
+def _text_of(rules: Rules) -> str:
+    return json.dumps(rules.to_dict(), sort_keys=True)
+
+
 def save(log_directory: Path, name: str, values: Content) -> None:
-    """Write one list of ids or one bias (float32) under its hash; nothing if it is there.
+    """Write ids, a bias (float32) or rules under their hash; nothing if it is there.
 
     Raises
     ------
@@ -106,12 +115,15 @@ def save(log_directory: Path, name: str, values: Content) -> None:
         If the disk refuses; nothing is left under the name then.
     """
     is_bias = isinstance(values, np.ndarray) and values.dtype == np.float32
+    suffix = ".json" if isinstance(values, Rules) else ".npy" if is_bias else ".parquet"
     folder = log_directory / FOLDER
-    file = folder / f"{name}{'.npy' if is_bias else '.parquet'}"
+    file = folder / f"{name}{suffix}"
     if file.exists():
         return
     content = BytesIO()
-    if is_bias:
+    if isinstance(values, Rules):
+        content.write(_text_of(values).encode())
+    elif is_bias:
         np.save(content, values, allow_pickle=False)
     else:
         kind = pa.string() if isinstance(values, list) else pa.int64()
@@ -130,20 +142,27 @@ def remove_leftovers(log_directory: Path) -> None:
 
 
 class FilterStore:
-    """Reads lists and biases by hash and checks them against it; keeps the latest 64 MB."""
+    """Reads lists, biases and rules by hash and checks them against it; keeps the latest 64 MB."""
 
     def __init__(self) -> None:
-        self._cache = LRU[tuple[str, str], AnyArray](_CACHE_BYTES)
+        self._cache = LRU[tuple[str, str], Any](_CACHE_BYTES)
 
     def ids(self, folder: Path | None, name: str) -> AnyArray:
         """The sorted ids of a list; a ValueError if it is missing or not what its name says."""
-        return self._get(folder, name, ".parquet")
+        found: AnyArray = self._get(folder, name, ".parquet")
+        return found
 
     def bias(self, folder: Path | None, name: str) -> Float32Array:
         """A bias vector, float32 (n,); a ValueError likewise."""
-        return self._get(folder, name, ".npy")
+        found: Float32Array = self._get(folder, name, ".npy")
+        return found
 
-    def _get(self, folder: Path | None, name: str, suffix: str) -> AnyArray:
+    def rules(self, folder: Path | None, name: str) -> Rules:
+        """Rules by their id; a ValueError likewise."""
+        found: Rules = self._get(folder, name, ".json")
+        return found
+
+    def _get(self, folder: Path | None, name: str, suffix: str) -> Any:
         key = (str(folder), name + suffix)
         found = self._cache.get(key)
         if found is None:
@@ -162,25 +181,34 @@ def _ids_of(column: pa.ChunkedArray) -> AnyArray:
     return np.array(column.cast(pa.int64()).to_numpy()) if len(column) else np.empty(0, np.int64)
 
 
-def _read(folder: Path | None, name: str, suffix: str) -> AnyArray:
+def _read(folder: Path | None, name: str, suffix: str) -> Content:
     if folder is None:
         raise ValueError(f"{FOLDER}/{name}{suffix} is not at hand: this is a table, not a file")
     if os.path.basename(name) != name or not name:
         raise ValueError(f"{name!r} is not the name of a filter")
     file = folder / FOLDER / f"{name}{suffix}"
     try:
-        if suffix == ".npy":
-            values: AnyArray = np.load(file, allow_pickle=False)
-            stated = bias_id(values) if values.dtype == np.float32 and values.ndim == 1 else ""
-        else:
-            column = pq.read_table(file, columns=["item_id"])["item_id"]
-            values = _ids_of(column)
-            stated = _hash_of_ids(values)
+        values, stated = _loaded(file)
     except FileNotFoundError:
         raise ValueError(f"{FOLDER}/{file.name} is missing") from None
     except Exception as error:  # what parses a stranger's file raises what it likes
         raise ValueError(f"{FOLDER}/{file.name}: not readable: {error}") from None
     if stated != name:
         raise ValueError(f"{FOLDER}/{file.name} does not match its hash")
-    values.flags.writeable = False
     return values
+
+
+def _loaded(file: Path) -> tuple[Content, str]:
+    """What a file holds, and the hash of that."""
+    if file.suffix == ".json":
+        rules = Rules.from_dict(json.loads(file.read_bytes()))
+        return rules, rules.id
+    values: AnyArray
+    if file.suffix == ".npy":
+        values = np.load(file, allow_pickle=False)
+        stated = bias_id(values) if values.dtype == np.float32 and values.ndim == 1 else ""
+    else:
+        values = _ids_of(pq.read_table(file, columns=["item_id"])["item_id"])
+        stated = _hash_of_ids(values)
+    values.flags.writeable = False
+    return values, stated

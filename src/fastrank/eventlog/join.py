@@ -556,6 +556,7 @@ class _Result:
             (pc.struct_field(named, "exclude"), ".parquet"),
             (pc.struct_field(named, "allow"), ".parquet"),
             (rows.column("bias_id"), ".npy"),
+            (pc.struct_field(rows.column("rules"), "id"), ".json"),
         ):
             if column.null_count == len(column):
                 continue

@@ -51,7 +51,7 @@ _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
     *("retrieval", "n_probes", "tail_log_weight", "is_candidate"),
     *("reward_kind", "reward_ts", "item_kind", "sampler", "made_by"),
-    *(name for name in UNREAD if name != "row_weight"),
+    *(name for name in UNREAD if name not in ("row_weight", "rules")),
 )
 
 
@@ -77,8 +77,8 @@ class LogReader:
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
         candidate_set_id, n_candidates, retrieval, n_probes, tail_log_weight, is_candidate,
-        reward_kind, reward_ts, item_kind, sampler, made_by, and the columns that
-        `LogWriter.append` leaves null, `score` and `features_version` among them.
+        reward_kind, reward_ts, item_kind, sampler, made_by, and the columns that few rankings
+        fill or none, `score`, `features_version` and `after` among them.
     batch_rows : int
         Rows in a batch at most.
 

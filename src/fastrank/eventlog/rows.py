@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog.columns import MAX_PARAMETERS
 from fastrank.eventlog.schema import PROPENSITY_KINDS, SCHEMA_VERSION, IdKind, schema
+from fastrank.expressions import as_params
 from fastrank.ids import plain_id
 from fastrank.inputs import as_column, as_float32, as_real, shown
 from fastrank.policies import (
@@ -29,6 +30,7 @@ from fastrank.policies import (
     is_frozen,
 )
 from fastrank.ranking import Ranking, Score
+from fastrank.rules import AppliedRules, Rules
 
 __all__ = [
     "Row",
@@ -38,6 +40,7 @@ __all__ = [
     "as_query",
     "as_retrieval",
     "as_rewards",
+    "as_rules_columns",
     "as_score_columns",
     "as_text",
     "as_time",
@@ -49,6 +52,7 @@ __all__ = [
 Time: TypeAlias = datetime | np.datetime64 | int
 
 _EPOCH = np.datetime64(0, "us")
+_NO_RULES = Rules()
 # Compared with a dtype, a scalar type is made one each time.
 _INT64, _FLOAT32, _FLOAT64 = map(np.dtype, (np.int64, np.float32, np.float64))
 # Policies whose parameters are finite numbers from their making on.
@@ -81,6 +85,8 @@ class Row(NamedTuple):
     allow: list[Any] | None
     filter_id: dict[str, str] | None
     bias_id: str | None
+    rules: dict[str, str] | None
+    after: list[Any] | None
     n_eligible: int
     candidate_set_id: str | None
     n_candidates: int | None
@@ -335,6 +341,22 @@ def as_score_columns(score: Score) -> dict[str, str]:
         "hash": score.hash,
         "params": as_text("ranking: params of its score", score.params_text),
     }
+
+
+def as_rules_columns(applied: AppliedRules) -> dict[str, str] | None:
+    """What the column `rules` says: which, and with which parameters; None where they say nothing.
+
+    Such are those of a next page without any.
+    """
+    if not isinstance(applied, AppliedRules) or not isinstance(applied.rules, Rules):
+        raise ValueError(f"ranking: rules: expected AppliedRules, got {shown(applied)}")
+    if applied.rules == _NO_RULES:
+        return None
+    try:
+        params = AppliedRules(applied.rules, as_params(applied.params)).params_text
+    except ValueError as error:
+        raise ValueError(f"ranking: rules: {error}") from None
+    return {"id": applied.rules.id, "params": params}
 
 
 def as_rewards(values: Any, length: int) -> list[float | None]:

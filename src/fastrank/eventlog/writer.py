@@ -35,6 +35,7 @@ from fastrank.eventlog.rows import (
     as_query,
     as_retrieval,
     as_rewards,
+    as_rules_columns,
     as_score_columns,
     as_text,
     as_time,
@@ -46,9 +47,10 @@ from fastrank.eventlog.schema import REQUEST_ID_SOURCES, SEED_SOURCES, IdKind, k
 from fastrank.eventlog.segments import Segment, open_stream, seal_abandoned
 from fastrank.eventlog.upgrade import completed, refuse_foreign
 from fastrank.files import directly_in
-from fastrank.ids import Ids, listed
+from fastrank.ids import Ids, Listed, listed
 from fastrank.inputs import as_column, as_count, as_float32, as_real, new_request_id, shown
 from fastrank.ranking import Ranking, RankingBatch
+from fastrank.rules import Rules
 from fastrank.run import Run
 
 __all__ = ["LogWriter"]
@@ -83,7 +85,7 @@ class LogWriter:
         A segment is sealed to Parquet, in a thread of its own, when it holds so many rows.
     inline_ids : int
         Exclude and allow lists of up to so many ids stand in the row; longer ones are stored once
-        under ``filters/``, and the row carries their hash.
+        under ``filters/``, and the row carries their hash; so are rules, whatever their length.
     max_buffered_rows : int
         While the disk refuses, so many rows are kept for later; what comes then is dropped and
         counted.
@@ -259,7 +261,8 @@ class LogWriter:
         The ranking says itself what it was asked for: `k`, `exclude`, `allow`, `bias`,
         `model_version` and `user_temperature` need only be given where it does not, as one that was
         not made by fastrank, or whose candidates somebody chose before. What is given must agree
-        with what the ranking says.
+        with what the ranking says. Its rules, their parameters and the pages before it are always
+        its own.
 
         Parameters
         ----------
@@ -420,6 +423,13 @@ class LogWriter:
                 _agreed("bias", own, values)
             bias_name = bias_id(values)
             contents[bias_name] = values
+        rules = after = None
+        if ranking.rules is not None:
+            rules = as_rules_columns(ranking.rules)
+            if rules is not None:
+                contents[rules["id"]] = ranking.rules.rules
+        if ranking.after is not None:
+            after = _own_ids("after", kind, listed("after", ranking.after))
         policy_name, law, law_params, sampler = law_of_row(ranking.policy)
         log_norm = ranking.log_norm
         by_index = None if retrieval is None else as_retrieval(retrieval)
@@ -460,6 +470,8 @@ class LogWriter:
             inline["allow"],
             filter_id,
             bias_name,
+            rules,
+            after,
             ranking.n_eligible,
             candidate_set_id,
             n_candidates,
@@ -667,7 +679,8 @@ class LogWriter:
                 return False
             self._contents_bytes += size
             for name, values in contents.items():
-                kept, parts = self._held.get(name) or (values.copy(), 0)  # not the caller's
+                own = values if isinstance(values, Rules) else values.copy()  # not the caller's
+                kept, parts = self._held.get(name) or (own, 0)
                 self._held[name] = kept, parts + 1
                 self._contents[name] = kept
         return True
@@ -682,13 +695,7 @@ class LogWriter:
             if given is None:
                 continue
             found = listed(role, given)
-            # A list of its own: the caller's may change before it is written.
-            ids: list[Any] = list(found) if isinstance(found, list) else found.tolist()
-            if ids and isinstance(ids[0], str) != (kind == "str"):
-                raise ValueError(f"{role}: the item ids are {kind}, got {shown(ids[0])}")
-            if kind == "str":
-                for text in ids:
-                    as_text(role, text)
+            ids = _own_ids(role, kind, found)
             if len(ids) > self._inline_ids:
                 content = canonical(role, found)
                 name = filters._hash_of_ids(content)
@@ -889,6 +896,17 @@ def _agreed_ids(name: str, own: Ids, given: Ids) -> None:
         same = type(one) is type(other) and np.array_equal(one, other)
     if not same:
         _agreed(name, own, given)
+
+
+def _own_ids(name: str, kind: IdKind, found: Listed) -> list[Any]:
+    """A list of its own, since the caller's may change before it is written."""
+    ids: list[Any] = list(found) if isinstance(found, list) else found.tolist()
+    if ids and isinstance(ids[0], str) != (kind == "str"):
+        raise ValueError(f"{name}: the item ids are {kind}, got {shown(ids[0])}")
+    if kind == "str":
+        for text in ids:
+            as_text(name, text)
+    return ids
 
 
 def _as_int64(name: str, value: object, low: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, Mask, Rows
+from fastrank.catalog import Catalog
 from fastrank.eventlog import LogBatch
 from fastrank.inputs import shown
 from fastrank.lru import LRU
@@ -37,7 +38,9 @@ from fastrank.ope.queries import (
     displayed_items,
     logging_policy,
 )
-from fastrank.policies import Policy
+from fastrank.policies import Policy, law_of
+from fastrank.ruled import BoundRules, State
+from fastrank.rules import Rules
 from fastrank.scorer import Scorer
 
 __all__ = ["OptionalArrays", "RewardModel"]
@@ -130,6 +133,8 @@ class OptionalArrays:
             if isinstance(asked, Policy) and asked.law is None:
                 refuse(f"knows laws of the scores alone, not {shown(asked)}")
         if need in _OF_LAWS:
+            if isinstance(policy, ByModel):
+                _refuse_rules(f"{name} of {policy.label}", need, policy.rules)
             if not by_model or not self._writers.models:
                 refuse("wants a policy on a model, and the model that wrote the log")
             assert isinstance(policy, ByModel)
@@ -231,6 +236,9 @@ class OptionalArrays:
         def logged(i: int) -> _Law:
             return self._logged_law(batch, i, writers)
 
+        for need in wanted & _OF_LAWS:
+            self._check_rows(policy, batch, rows, need)
+
         def step(count: float) -> None:
             advance(count / kinds)
 
@@ -249,19 +257,35 @@ class OptionalArrays:
                 law = evaluated(i)
                 items = displayed_items(batch, i)[: self._places]
                 seed = int(batch.request_hash[i, 0])
-                self._rewards(result, j, seed, items, law.catalog, law.query, law.policy)
+                self._rewards(result, j, seed, items, law)
                 step(1)
         return result
+
+    def _check_rows(self, policy: ByModel, batch: LogBatch, rows: Rows, need: str) -> None:
+        """A ValueError for the first row whose rules leave marginals unknown."""
+        sequential = rows[batch.is_sequential[rows]]
+        if len(sequential):
+            i = int(sequential[0])
+            logged = batch.rules(i)
+            where = f"{self._want_laws} of {policy.label}: request {batch.value('request_id', i)}"
+            _refuse_rules(where, need, None if logged is None else logged.rules)
 
     def _evaluated_law(self, policy: ByModel, batch: LogBatch) -> LawOf:
         catalog = catalog_of(policy.model)
         barred = Newer(catalog, self._catalogs) if self._restrict else None
-        asked = Queries(policy.model, batch, barred=barred, keep_candidates=self._keep_candidates)
+        asked = Queries(
+            policy.model,
+            batch,
+            barred=barred,
+            keep_candidates=self._keep_candidates,
+            rules=policy.rules,
+            params=policy.params,
+        )
 
         def law(i: int) -> _Law:
             query = asked.row(i)
             assert isinstance(query, Query)  # rows that cannot be judged are left out before
-            return _Law(catalog, query, query.policy(policy.policy))
+            return _Law(catalog, query, query.policy(policy.policy), int(batch.k[i]))
 
         return law
 
@@ -284,7 +308,7 @@ class OptionalArrays:
                 f"logging: request {batch.value('request_id', i)}: {query};"
                 f" the logging policy's law is wanted for {self._want_laws}"
             )
-        return _Law(catalog_of(self._writers.models[writer]), query, policy)
+        return _Law(catalog_of(self._writers.models[writer]), query, policy, int(batch.k[i]))
 
     # ---- Marginals --------------------------------------------------------------------------
 
@@ -396,6 +420,11 @@ class OptionalArrays:
             law = evaluated(int(rows[members[ats[0]]]))
             if not np.array_equal(logged.catalog.item_ids, law.catalog.item_ids):
                 raise ValueError("estimators: pi wants both models to have the same items")
+            is_ruled = law.query.is_ruled or logged.query.is_ruled
+            if is_ruled and not np.array_equal(logged.eligible(), law.eligible()):
+                raise ValueError(
+                    f"estimators: pi of {label}: wants rules that leave the same items eligible"
+                )
             scores = law.scores()
 
             def weights(
@@ -434,11 +463,10 @@ class OptionalArrays:
         j: int,
         seed: int,
         items: npt.NDArray[Any],
-        catalog: Scorer,
-        query: Query,
-        policy: Policy,
+        law: _Law,
     ) -> None:
         assert self._reward_model is not None
+        catalog, query, policy = law.catalog, law.query, law.policy
         ids = catalog.item_ids
         q = np.asarray(self._reward_model(query.vector, ids), np.float64)
         if q.shape == (len(ids),):
@@ -455,27 +483,20 @@ class OptionalArrays:
             known = np.where(at >= 0, q[np.maximum(at, 0), np.arange(m)], 0.0)
             result["q_logged"][j, :m] = known
         if "q_expected" in result:
-            left = _eligible(catalog, query)
-            scores = _scores(catalog, query).astype(np.float64)
-            for place in range(m):
-                rows = np.flatnonzero(left)
-                order = rows[np.argsort(-scores[rows], kind="stable")]
-                law = next_law(scores[order][None], policy)[0]
-                result["q_expected"][j, place] = law @ q[order, place]
-                if at[place] >= 0:
-                    left[at[place]] = False
+            for place, (order, p) in enumerate(law.places(items)):
+                result["q_expected"][j, place] = p @ q[order, place]
         if "q_direct" in result:
             ranking = catalog.rank(
                 query.vector,
-                max(m, 1),
+                law.k if query.is_ruled else max(m, 1),
                 policy=policy,
                 seed=seed,
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
-                **query.score,
+                **query.call,
             )
-            drawn = catalog._rows_of(ranking.item_ids)
+            drawn = catalog._rows_of(ranking.item_ids[: max(m, 1)])
             result["q_direct"][j] = q[drawn, np.arange(len(drawn))].sum()
 
 
@@ -501,6 +522,7 @@ class _Law:
     catalog: Scorer
     query: Query
     policy: Policy
+    k: int
 
     @property
     def key(self) -> bytes:
@@ -508,7 +530,11 @@ class _Law:
         of_query = self.query
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self.catalog.version} {self.policy!r}".encode())
-        for part in (of_query.vector, of_query.exclude, of_query.allow, of_query.bias):
+        if of_query.is_ruled:
+            rules = "" if of_query.rules is None else of_query.rules.id
+            digest.update(f" {rules} {sorted(of_query.params.items())!r} ".encode())
+        parts = (of_query.vector, of_query.exclude, of_query.allow, of_query.bias, of_query.after)
+        for part in parts:
             # Lengths first, or the end of one list could pass for the beginning of the next.
             content = b"" if part is None else part.tobytes()
             digest.update(b"-" if part is None else f"{part.dtype} {len(content)} ".encode())
@@ -516,23 +542,92 @@ class _Law:
         return digest.digest()
 
     def scores(self) -> Float32Array:
-        return _scores(self.catalog, self.query)
+        """As rankings have them, (n,), by row."""
+        query, bound = self.query, self._bound()
+        scores = self.catalog.scores(query.vector, query.bias, **query.score)
+        boosts = None if bound is None else bound.bias(law_of(self.policy).temperature)
+        if boosts is None:
+            return scores
+        return scores + self.catalog._by_row(boosts).astype(np.float32)
 
     def eligible(self) -> Mask:
-        return _eligible(self.catalog, self.query)
+        """What filters and pages before leave, (n,), by row."""
+        query, bound = self.query, self._bound()
+        mask = np.full(len(self.catalog), query.allow is None)
+        for ids, value in ((query.allow, True), (query.exclude, False), (query.after, False)):
+            if ids is not None:
+                rows = self.catalog._rows_of(ids)
+                mask[rows[rows >= 0]] = value
+        if bound is not None and bound.where is not None:
+            mask &= self.catalog._by_row(bound.where)
+        return mask
+
+    def places(self, items: npt.NDArray[Any]) -> Iterator[tuple[Rows, FloatArray]]:
+        """Of each place of a ranking: rows that may stand there, given those above, and their law.
+
+        O(n log n) a place.
+        """
+        left, scores = self.eligible(), self.scores().astype(np.float64)
+        temperature, bound = law_of(self.policy).temperature, self._bound()
+        state = None
+        if bound is not None and bound.is_walked:
+            after = [] if self.query.after is None else self._positions(self.query.after).tolist()
+            state = State(bound, min(self.k, int(left.sum())), after)
+        of_items = self.catalog._rows_of(items), self._positions(items)
+        for place, (row, position) in enumerate(zip(*of_items, strict=True)):
+            factors = np.ones(len(left)) if state is None else self._factors(state, left)
+            rows = np.flatnonzero(left & (factors > 0.0))
+            values = scores[rows]
+            if (factors[rows] != 1.0).any():
+                values = values + temperature * np.log(factors[rows])
+            order = np.argsort(-values, kind="stable")
+            values = values[order][None]
+            yield rows[order], next_law(values, self.policy, place)[0] if len(rows) else values[0]
+            is_shown = row >= 0 and bool(left[row])
+            if is_shown:
+                left[row] = False
+            if state is not None:
+                state.show(int(position) if is_shown else -1)
+
+    def _factors(self, state: State, left: Mask) -> FloatArray:
+        """What rules multiply weights by at the next place, (n,), by row; 0 where nothing can."""
+        nothing = np.zeros(len(left))
+        if state.place >= state.places:
+            return nothing
+        if state.pinned is not None:
+            nothing[state.pinned] = 1.0
+            return np.asarray(self.catalog._by_row(nothing), np.float64)
+        for level in range(state.levels):
+            factors = state.regime(level).factors()
+            factors[[*state.reserved, *state.shown]] = 0.0
+            by_row = np.asarray(self.catalog._by_row(factors), np.float64)
+            if (left & (by_row > 0.0)).any():
+                return by_row
+        return nothing
+
+    def _positions(self, items: npt.NDArray[Any]) -> Rows:
+        return self.catalog._index.find("item_ids", items, ordered=True)
+
+    def _bound(self) -> BoundRules | None:
+        if self.query.rules is None:
+            return None
+        assert isinstance(self.catalog, Catalog)  # others take no rules
+        call = self.query.call
+        _, ruled = self.catalog._bind_call(
+            call.get("score"), call.get("params"), self.query.rules, None
+        )
+        return None if ruled is None else ruled.bound
 
 
 LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
 
 
-def _scores(catalog: Scorer, query: Query) -> Float32Array:
-    return catalog.scores(query.vector, query.bias, **query.score)
-
-
-def _eligible(catalog: Scorer, query: Query) -> Mask:
-    mask = np.full(len(catalog), query.allow is None)
-    for ids, value in ((query.allow, True), (query.exclude, False)):
-        if ids is not None:
-            rows = catalog._rows_of(ids)
-            mask[rows[rows >= 0]] = value
-    return mask
+def _refuse_rules(where: str, need: str, rules: Rules | None) -> None:
+    """A ValueError under rules by which a place's law hangs on what is shown above it."""
+    if rules is not None and rules.is_sequential:
+        what = "slate weights" if need == "slate_weights" else "marginals of places"
+        raise ValueError(
+            f"estimators: {where}: {what} are not known under {shown(rules)}, where what may stand"
+            f" at a place hangs on what stands above it; of filters and boosts they are, or give a"
+            f" column of {need}"
+        )

@@ -124,8 +124,9 @@ def audit(
     within 1e-5, or the bound that the row states; the same seed draws the same ranking again; the
     mean weight of a known policy (the same at a temperature 1.25 times as high, first place) is 1,
     over rows whose seed no caller chose.
-    On every row: the first place's log-propensity is ``s_1 / T - log_norm`` under Plackett-Luce; of
-    a flat tail every place's is what its own columns say. Its candidates, found again, may be
+    On every row whose rules are at most filters and boosts: the first place's log-propensity is
+    ``s_1 / T - log_norm`` under Plackett-Luce; of a flat tail every place's is what its own columns
+    say. Its candidates, found again, may be
     others: by another index, version of FAISS or CPU. Such rows are reported, and are no forgery.
     No two users share a seed; no rows are missing from a writer's sequence. O(n d) a row of the
     sample. Rows of `rank_scores` name no catalog that could give their scores again: they are
@@ -243,7 +244,13 @@ class _Sample:
                     else why
                 ] += 1
                 continue
-            self._judge(batch, i, catalog_of(model), policy, query)
+            try:
+                self._judge(batch, i, catalog_of(model), policy, query)
+            except ValueError as error:
+                if not query.is_ruled:
+                    raise
+                # Such a call is refused: nothing was drawn by it.
+                self._propensities.add(False, batch, i, f"its rules are refused: {error}")
 
     def _judge(
         self, batch: LogBatch, i: int, catalog: Scorer, policy: Policy, query: Query
@@ -252,7 +259,7 @@ class _Sample:
         if not len(items):
             self._propensities.add(True, batch, i, "")
             return
-        logged = batch.log_propensities[i, : len(items)]
+        logged, k = batch.log_propensities[i, : len(items)], int(batch.k[i])
         again = catalog.log_propensities(
             query.vector,
             items,
@@ -260,18 +267,20 @@ class _Sample:
             exclude=query.exclude,
             allow=query.allow,
             bias=query.bias,
-            **query.score,
+            **query.judged(k),
         )
         errors = np.abs(again - logged)
         worst = int(errors.argmax())
-        if (
-            isinstance(policy, FlatTail)
-            and errors[worst] > TOLERANCE
-            and tail_error(batch, i) <= TOLERANCE
-        ):
-            # What it says of its candidates makes its propensities, and others are found now.
-            self._other_candidates += 1
-            return
+        if isinstance(policy, FlatTail) and errors[worst] > TOLERANCE:
+            if batch.is_sequential[i]:
+                # Whether it was an index that found others then, nothing says.
+                if batch.is_given("retrieval")[i]:
+                    self._not_judged["flat tails under rules, with other candidates now"] += 1
+                    return
+            elif tail_error(batch, i) <= TOLERANCE:
+                # What it says of its candidates makes its propensities, and others are found now.
+                self._other_candidates += 1
+                return
         self._propensities.add(
             bool(errors[worst] <= TOLERANCE + (batch.value("log_norm_error", i) or 0.0)),
             batch,
@@ -287,16 +296,19 @@ class _Sample:
             from_table = policy.sampler == "auto" and batch.value("made_by", i) == "table"
             ranking = catalog.rank(
                 query.vector,
-                int(batch.k[i]),
+                k,
                 policy=policy.with_sampler("cached") if from_table else policy,
                 seed=batch.value("seed", i),
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
-                **query.score,
+                **query.call,
             )
+            same = np.array_equal(ranking.item_ids[: len(items)], items)
+            if batch.has_rules[i]:  # of which nothing else says how long their list is
+                same = same and len(ranking) == len(batch.value("item_ids", i))
             self._drawn.add(
-                np.array_equal(ranking.item_ids[: len(items)], items),
+                same,
                 batch,
                 i,
                 "its seed draws another ranking",
@@ -313,7 +325,7 @@ class _Sample:
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
-                **query.score,
+                **query.judged(k),
             )
             own = 1.0 if batch.row_weights is None else float(batch.row_weights[i])
             self._weights.append((float(np.exp(other[0] - logged[0])), own))
@@ -382,7 +394,7 @@ class _Sample:
 
 
 class _FirstPlace:
-    """On every Plackett-Luce row: lp_1 = s_1 / T - log_norm."""
+    """On every Plackett-Luce row without sequential rules: lp_1 = s_1 / T - log_norm."""
 
     def __init__(self) -> None:
         self._tally = _Tally()
@@ -399,6 +411,7 @@ class _FirstPlace:
             & np.isfinite(log_norm)
             & np.isfinite(score)
             & (batch.lengths > 0)
+            & ~batch.is_sequential
         )
         if not len(known):
             return
@@ -449,7 +462,8 @@ class _FlatTails:
         self._tally = _Tally()
 
     def update(self, batch: LogBatch) -> None:
-        for i in np.flatnonzero(batch.is_given("tail_log_weight")).tolist():
+        own = batch.is_given("tail_log_weight") & ~batch.is_sequential
+        for i in np.flatnonzero(own).tolist():
             error = tail_error(batch, i)
             what = "it says too little" if error == math.inf else f"a place is off by {error:.3g}"
             self._tally.add(error <= TOLERANCE, batch, i, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from fastrank.arraytypes import Float32Array, FloatArray, IdArray, Mask, Rows
 from fastrank.eventlog import LogBatch
 from fastrank.eventlog.checks import above_0
+from fastrank.expressions import Param, as_params
+from fastrank.inputs import shown
 from fastrank.model import Model
 from fastrank.ope.queries import (
     Newer,
@@ -21,7 +24,8 @@ from fastrank.ope.queries import (
     displayed_items,
     ranked_candidates,
 )
-from fastrank.policies import Policy
+from fastrank.policies import PlackettLuce, Policy
+from fastrank.rules import Rules
 from fastrank.scorer import Scorer
 
 __all__ = [
@@ -52,12 +56,45 @@ class ByModel:
         Whose users' vectors, and temperatures, are taken. A catalog alone wants logged queries.
     arrays : mapping of str to str
         Columns of the log, by the name that `Batch` knows them by: ``q_logged``, for one.
+    rules : Rules, optional
+        Others than each row was logged by: ``Rules()`` for none. By default a row's own.
+    params : mapping of str to (float, bool or str)
+        Of these rules, where a row's own parameters of that name are not meant.
+
+    Raises
+    ------
+    ValueError
+        If `rules` are none, or have no such parameters.
+
+    Notes
+    -----
+    The pages before a row, its filters and its number of places are always the row's. So the value
+    of a next page is that given the page before, as the logging policy showed it.
     """
 
     label: str
     policy: Policy
     model: Model | Scorer
     arrays: Mapping[str, str] = field(default_factory=dict)
+    rules: Rules | None = None
+    params: Mapping[str, Param] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rules is not None and not isinstance(self.rules, Rules):
+            raise ValueError(f"rules: {self.label}: expected Rules, got {shown(self.rules)}")
+        given = as_params(self.params)
+        names = frozenset() if self.rules is None else self.rules.names
+        unknown = sorted(given.keys() - names)
+        if unknown:
+            raise ValueError(
+                f"params: {self.label}: {unknown[0]!r} is no parameter of the policy's own rules"
+            )
+        object.__setattr__(self, "params", given)
+
+    @property
+    def ranks_by(self) -> tuple[int, Rules | None, str]:
+        """The same for policies that rank by the same queries."""
+        return id(self.model), self.rules, json.dumps(self.params, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +143,9 @@ def describe(policy: EvaluationPolicy) -> str:
     if isinstance(policy, ByFunction):
         return "log-propensities of a function"
     params = [f"{name} {value:.6g}" for name, value in policy.policy.params.items()]
+    if policy.rules is not None:
+        is_none = policy.rules == Rules()
+        params.append("without rules" if is_none else f"rules {policy.rules.id[:12]}")
     kind = "model" if isinstance(policy.model, Model) else "catalog"
     named = f"{kind} {policy.model.version[:12]}"
     return ", ".join([policy.policy.inference_type, *params, named])
@@ -126,7 +166,8 @@ class Judged:
         to show.
     outside : ndarray of float64, shape (n,)
         1 where a ranking drawn from the policy has an item that the logging policy could not show:
-        one that its catalog lacked, or that was no candidate. 0 where `certain` is not.
+        one that its catalog lacked, that was no candidate, or that its rules did not allow there. 0
+        where `certain` is not.
     support_unknown : ndarray of bool, shape (n,)
         Rows for which it is not known what the logging policy could show.
     refusal : ValueError or None
@@ -187,15 +228,15 @@ def judge(
         batch.log_propensities.shape[1] if places is None else places,
     )
     result: dict[int, Judged] = {}
-    by_model: dict[int, dict[int, ByModel]] = {}  # those of one model together
+    # Those of one model, and rules, together.
+    by_model: dict[tuple[int, Rules | None, str], dict[int, ByModel]] = {}
     for j, each in enumerate(policies):
         if isinstance(each, ByModel):
-            by_model.setdefault(id(each.model), {})[j] = each
+            by_model.setdefault(each.ranks_by, {})[j] = each
     for own in by_model.values():
         first = next(iter(own.values()))
-        model = first.model
-        _check_ids(batch, first.label, catalog_of(model))
-        judged = _by_model(batch, model, [each.policy for each in own.values()], rows, support)
+        _check_ids(batch, first.label, catalog_of(first.model))
+        judged = _by_model(batch, first, [each.policy for each in own.values()], rows, support)
         result.update(zip(own, judged, strict=True))
     for j, each in enumerate(policies):
         if isinstance(each, FromColumn):
@@ -229,18 +270,18 @@ def _check_ids(batch: LogBatch, label: str, catalog: Scorer) -> None:
 
 def _by_model(
     batch: LogBatch,
-    model: Model | Scorer,
+    first: ByModel,
     policies: Sequence[Policy],
     wanted: Rows,
     support: _Support,
 ) -> list[Judged]:
     """By what the model says; rows that it cannot rank for are unknown."""
-    asked = _ask(batch, model, policies, wanted, support)
+    asked = _ask(batch, first, policies, wanted, support)
     result = []
     values = _log_propensities(batch, asked, len(policies))
     for p, of_policy in enumerate(values):
         certain = _certain_mass(batch, of_policy, support.places)
-        outside = _outside(batch, asked, p, certain, support.places)
+        outside = _outside(batch, asked, p, certain, support)
         result.append((of_policy, certain, outside))
     unknown = dict(asked.unknown)
     if asked.refused.first is not None:
@@ -288,18 +329,20 @@ class _Asked:
 
 def _ask(
     batch: LogBatch,
-    model: Model | Scorer,
+    first: ByModel,
     policies: Sequence[Policy],
     wanted: Rows,
     support: _Support,
 ) -> _Asked:
-    n, has_candidates = len(batch), ranked_candidates(batch)
+    n, has_candidates, model = len(batch), ranked_candidates(batch), first.model
     newer = Newer(catalog_of(model), support.logging)
     queries = Queries(
         model,
         batch,
         barred=newer if support.restrict else None,
         keep_candidates=support.keep_candidates,
+        rules=first.rules,
+        params=first.params,
     )
     asked = _Asked(catalog_of(model), newer, np.zeros(n, np.bool_), _Refused(n))
     for i in wanted.tolist():
@@ -321,7 +364,7 @@ def _ask(
                 asked.candidates[i] = given
         if new is None:
             asked.support_unknown[i] = True
-        elif i in asked.candidates or (len(new) and not support.restrict):
+        elif i in asked.candidates or (len(new) and not support.restrict) or query.is_other:
             asked.to_draw.append(len(asked.rows))
         asked.rows.append(i)
         asked.queries.append(query)
@@ -335,7 +378,7 @@ def _log_propensities(batch: LogBatch, asked: _Asked, n_policies: int) -> FloatA
     values = np.zeros((n_policies, *batch.log_propensities.shape))
     by_query = sorted(
         range(len(queries)),
-        key=lambda j: (queries[j].vector.tobytes(), str(queries[j].score.get("params"))),
+        key=lambda j: (queries[j].vector.tobytes(), str(queries[j].call.get("params"))),
     )
     biased = any(query.bias is not None for query in queries)
     part = max(1, _BIASES // n_items if biased else len(queries))
@@ -351,7 +394,7 @@ def _log_propensities(batch: LogBatch, asked: _Asked, n_policies: int) -> FloatA
                 exclude=[queries[j].exclude for j in order],
                 allow=[queries[j].allow for j in order],
                 bias=_stacked([queries[j].bias for j in order], n_items),
-                **_scores([queries[j] for j in order]),
+                **_calls([queries[j] for j in order], batch.k[rows].tolist()),
             )
         except ValueError as error:
             if len(order) == 1:
@@ -364,11 +407,17 @@ def _log_propensities(batch: LogBatch, asked: _Asked, n_policies: int) -> FloatA
     return values
 
 
-def _scores(queries: Sequence[Query]) -> dict[str, Any]:
-    """What calls for some rows say of their scores, as one."""
-    if not any(query.score for query in queries):
-        return {}
-    return {"params": [query.score.get("params") for query in queries]}
+def _calls(queries: Sequence[Query], ks: Sequence[int]) -> dict[str, Any]:
+    """What calls for some rows say of their scores, rules and pages before, as one."""
+    calls = [query.call for query in queries]
+    found: dict[str, Any] = {}
+    if any(calls):
+        found["params"] = [call.get("params") for call in calls]
+    if any(query.is_ruled for query in queries):
+        found["rules"] = [query.rules for query in queries]
+        found["after"] = [query.after for query in queries]
+        found["k"] = ks
+    return found
 
 
 def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Array | None:
@@ -379,7 +428,7 @@ def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Arra
 
 
 def _outside(
-    batch: LogBatch, asked: _Asked, p: int, certain: FloatArray, places: int
+    batch: LogBatch, asked: _Asked, p: int, certain: FloatArray, support: _Support
 ) -> FloatArray:
     """1 in rows whose drawn ranking has what the logging policy could not show."""
     result = np.zeros(len(batch))
@@ -388,24 +437,60 @@ def _outside(
         if certain[i] > 0.0 or asked.refused.rows[i]:  # these items are in it; nobody knows
             continue
         try:
+            k = int(batch.k[i])  # on which rules may hang
             ranking = asked.catalog.rank(
                 query.vector,
-                min(int(batch.k[i]), places),
+                k if query.is_ruled else min(k, support.places),
                 policy=asked.drawn_by[j][p],
                 seed=int(batch.request_hash[i, 0]),
                 exclude=query.exclude,
                 allow=query.allow,
                 bias=query.bias,
-                **query.score,
+                **query.call,
             )
         except ValueError as error:
             asked.refused.add(i, error)
             continue
-        items = ranking.item_ids
+        items = ranking.item_ids[: support.places]
         beyond = asked.newer.shows(batch.value("catalog_version", i), items)
         if beyond or not np.isin(items, asked.candidates.get(i, items)).all():
             result[i] = 1.0
+        elif query.is_other:
+            try:
+                result[i] = _is_barred(batch, i, items, asked.catalog, support)
+            except ValueError:
+                asked.support_unknown[i] = True
     return result
+
+
+def _is_barred(
+    batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support: _Support
+) -> bool:
+    """Whether the rules of row i do not allow these items as a ranking.
+
+    False where the catalog that logged it is not at hand with the columns that it had then: there
+    the mean weight must tell.
+    """
+    version, columns = batch.value("catalog_version", i), batch.value("features_version", i)
+    logged = batch.rules(i)
+    for each in (catalog, support.logging.get(version)):
+        if (
+            logged is None
+            or each is None
+            or each.version != version
+            or columns not in (None, each.features_version)
+        ):
+            continue
+        found = each.log_propensities(
+            np.zeros(each.dim, np.float32),
+            items,
+            policy=PlackettLuce(),  # what rules allow does not hang on the law
+            exclude=batch.exclude(i),
+            allow=batch.allow(i),
+            **Query.of_rules(logged, batch.after(i), int(batch.k[i])),
+        )
+        return bool(np.isneginf(found).any())
+    return False
 
 
 def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support) -> Judged:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fastrank.arraytypes import Float32Array, IdArray, IntArray, Mask
 from fastrank.eventlog import LogBatch
-from fastrank.expressions import as_params
+from fastrank.expressions import Param, as_params
 from fastrank.model import Model, scorer_of
 from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
 from fastrank.ranking import Score
+from fastrank.rules import AppliedRules, Rules
 from fastrank.scorer import Scorer
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "logging_policy",
     "ranked_candidates",
 ]
+
+_NO_RULES = Rules()
 
 
 class Writers:
@@ -70,6 +73,9 @@ class Queries:
     looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
     the items that the model must not show where it is held to the logged catalog. Without
     `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
+
+    A row's own rules act, unless there are others: those take the row's parameters where `params`
+    says nothing else. The pages before are always the row's.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class Queries:
         as_logged: bool = False,
         barred: Newer | None = None,
         keep_candidates: bool = False,
+        rules: Rules | None = None,
+        params: Mapping[str, Param] | None = None,
     ) -> None:
         self._has_candidates = ranked_candidates(batch) & ~(as_logged or keep_candidates)
         self._model = model
@@ -88,6 +96,8 @@ class Queries:
         self._batch = batch
         self._catalog = catalog_of(model)
         self._has_scores = batch.is_given("score")
+        self._rules = rules
+        self._params = params or {}
         self._positions: IntArray | None = None
         if isinstance(model, Model):
             self._positions = model.find_users(batch.user_ids)
@@ -119,7 +129,39 @@ class Queries:
         if isinstance(score, str):
             return score
         allow = None if self._has_candidates[i] else batch.allow(i)
-        return Query(vector, exclude, allow, bias, temperature, score)
+        query = Query(vector, exclude, allow, bias, temperature, score)
+        if self._rules is None and not batch.has_rules[i]:
+            return query
+        return self._under_rules(query, i)
+
+    def _under_rules(self, query: Query, i: int) -> Query | str:
+        """With the rules and the pages before; or why that cannot be."""
+        catalog, logged, after = self._catalog, self._batch.rules(i), self._batch.after(i)
+        version = self._batch.value("features_version", i)
+        other_columns = logged is not None and version not in (None, catalog.features_version)
+        if self._as_logged and other_columns:
+            return "features_of_another_version"
+        rules, params = (None, {}) if logged is None else logged
+        is_other = other_columns
+        if self._rules is not None:
+            own = {name: value for name, value in params.items() if name in self._rules.names}
+            own |= self._params
+            is_other |= (self._rules, own) != (rules or _NO_RULES, params)
+            rules, params = self._rules, own
+        if after is not None:
+            known = catalog._rows_of(after) >= 0
+            if not known.all():
+                # To which groups those belong that it lacks, it cannot say.
+                if rules is not None and rules.is_sequential:
+                    return "after_of_another_catalog"
+                after = after[known]
+        return replace(
+            query,
+            rules=None if rules == _NO_RULES else rules,
+            params=params,
+            after=after,
+            is_other=is_other,
+        )
 
     def _score_of(self, i: int) -> dict[str, Any] | str:
         """What a call for row i says of its score; or why there is none.
@@ -164,6 +206,13 @@ class Query:
         The user's factor of temperatures.
     score : dict
         What a call says of its score, as arguments.
+    rules : Rules or None
+    params : dict
+        Of the rules.
+    after : ndarray of ids or None
+        What pages before showed.
+    is_other : bool
+        Whether the rules, or the columns that they have, are not those that the row was logged by.
     """
 
     vector: Float32Array
@@ -172,6 +221,40 @@ class Query:
     bias: Float32Array | None
     temperature: float = 1.0
     score: dict[str, Any] = field(default_factory=dict)
+    rules: Rules | None = None
+    params: dict[str, Param] = field(default_factory=dict)
+    after: IdArray | None = None
+    is_other: bool = False
+
+    @property
+    def is_ruled(self) -> bool:
+        """Whether a call says something of rules, or of pages before."""
+        return self.rules is not None or self.after is not None
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """What a call says of its score, its rules and the pages before, as arguments."""
+        if not self.is_ruled:
+            return self.score
+        found = {**self.score, "rules": self.rules, "after": self.after}
+        if self.params:
+            found["params"] = {**(self.score.get("params") or {}), **self.params}
+        return found
+
+    @staticmethod
+    def of_rules(applied: AppliedRules, after: IdArray | None, k: int) -> dict[str, Any]:
+        """What a call says where rules alone matter, as arguments."""
+        return {
+            "score": "dot",
+            "rules": applied.rules,
+            "params": applied.params,
+            "after": after,
+            "k": k,
+        }
+
+    def judged(self, k: int) -> dict[str, Any]:
+        """The same where a ranking of a call for k places is judged."""
+        return {**self.call, "k": k} if self.is_ruled else self.call
 
     def policy(self, policy: Policy) -> Policy:
         """The policy with the user's temperature."""

@@ -145,13 +145,13 @@ def test_laws_are_told_apart(model: fr.Model) -> None:
         Query(vector, None, None, bias + 1),
     ]
     keys = {
-        arrays._Law(catalog, query, policy).key
+        arrays._Law(catalog, query, policy, 3).key
         for catalog in (model.catalog, fr.Catalog(np.arange(N), np.ones((N, 4))))
         for query in queries
         for policy in (LOGGING, EVALUATED, fr.Uniform())
     }
     assert len(keys) == 2 * 3 * len(queries)
-    again = arrays._Law(model.catalog, Query(vector.copy(), None, None, None), fr.Uniform())
+    again = arrays._Law(model.catalog, Query(vector.copy(), None, None, None), fr.Uniform(), 3)
     assert again.key in keys
 
 

@@ -516,7 +516,7 @@ def _rules_of(file: Path) -> dict[str, Any]:
     """Rules, and values of their parameters, of a file."""
     try:
         said = json.loads(file.read_bytes())
-        params = {}
+        params: dict[str, Any] = {}
         if isinstance(said, dict) and "rules" in said:
             unknown = sorted(said.keys() - {"rules", "params"})
             if unknown:

@@ -55,6 +55,7 @@ _OF_MODELS = {
     "include_caller_seeds": "--include-caller-seeds",
     "no_audit": "--no-audit",
     "score_functions": "--score-function",
+    "policy_rules": "--policy-rules",
 }
 _OF_COLUMNS = {"columns": "--column", "arrays": "--array", "policies": "--policy"}
 

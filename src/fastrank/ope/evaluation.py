@@ -159,7 +159,7 @@ def evaluate(
             logging=catalogs,
             restrict=restrict_to_logged_catalog,
             keep_candidates=keep_candidates,
-            places=asked.places,
+            places=asked.asked_places or None,  # the log's longest may be shorter than a policy's
         )
         for each in judged:
             for reason, which in each.unknown.items():

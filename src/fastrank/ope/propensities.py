@@ -221,12 +221,7 @@ def judge(
     A row that a model refuses is ``not_computable``, and keeps no other back. Such rows are found
     by halves: with n rows, O(log n) calls for each, and 2 n where all are.
     """
-    support = _Support(
-        logging,
-        restrict,
-        keep_candidates,
-        batch.log_propensities.shape[1] if places is None else places,
-    )
+    support = _Support(logging, restrict, keep_candidates, places)
     result: dict[int, Judged] = {}
     # Those of one model, and rules, together.
     by_model: dict[tuple[int, Rules | None, str], dict[int, ByModel]] = {}
@@ -253,7 +248,7 @@ class _Support:
     logging: Mapping[str, Scorer]
     restrict: bool
     keep_candidates: bool
-    places: int
+    places: int | None
 
 
 def _check_ids(batch: LogBatch, label: str, catalog: Scorer) -> None:
@@ -440,7 +435,7 @@ def _outside(
             k = int(batch.k[i])  # on which rules may hang
             ranking = asked.catalog.rank(
                 query.vector,
-                k if query.is_ruled else min(k, support.places),
+                k if query.is_ruled or support.places is None else min(k, support.places),
                 policy=asked.drawn_by[j][p],
                 seed=int(batch.request_hash[i, 0]),
                 exclude=query.exclude,
@@ -519,7 +514,9 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
     )
 
 
-def _certain_mass(batch: LogBatch, log_propensities: FloatArray, places: int) -> FloatArray:
+def _certain_mass(
+    batch: LogBatch, log_propensities: FloatArray, places: int | None
+) -> FloatArray:
     """The evaluation policy's probability of leaving what the logging policy was certain to show.
 
     At a place that had but one possible item, all else is out of reach. The probability of getting

@@ -35,12 +35,21 @@ def rows(first_header: str) -> list[list[str]]:
 
 
 def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     exec(compile(code, "docs/ope.md", "exec"), {})
     status, verdict, truth = capsys.readouterr().out.splitlines()
     assert status.startswith("ok ")
     assert "more than the logging policy" in verdict
     assert truth.startswith("TrueValue(")
+
+
+def test_sessions_run(capsys: pytest.CaptureFixture[str]) -> None:
+    _, code = blocks("python")
+    exec(compile(code, "docs/ope.md", "exec"), {})
+    page, session = capsys.readouterr().out.splitlines()
+    found = [re.match(r"stricter would earn ([\d.]+) a ranking", said) for said in (page, session)]
+    values = [float(each[1]) for each in found if each is not None]
+    assert values == pytest.approx([0.6, 1.2], rel=0.1)  # a fifth of the places earn 1
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from logs import HOUR, NOON, catalog, drain, report_of, row, segments, table
 import fastrank as fr
 from fastrank import ope
 from fastrank.eventlog import LogBatch, LogReader, LogWriter, Stratum, join, schema
+from fastrank.eventlog.filters import save
 from fastrank.eventlog.schema import UNREAD, IdKind
 from fastrank.eventlog.segments import seal_abandoned
 from fastrank.ope.queries import logging_policy
@@ -243,11 +244,12 @@ class TestMixed:
         assert list(tmp_path.iterdir()) == []
 
 
+RULES = fr.Rules(where="price < budget")
 GIVEN: dict[str, Any] = {
     "request_id_source": "header", "inference_id": "i", "traceparent": "00-a-b-01",
     "run": "2026-11-30", "experiment": "e", "arm": "b", "revision": "3", "row_weight": 10.0,
     "features_version": "f", "score": {"name": "cosine", "hash": "h", "params": "{}"},
-    "rules": {"id": "r", "params": '{"budget": 50}'}, "after": [1, 2],
+    "rules": {"id": RULES.id, "params": '{"budget": 50}'}, "after": [1, 2],
     "n_scored": 2500, "shown_at": NOON,
     "evaluation_log_propensities": [("new", [-1.0, -2.0, -3.0])],
 }  # fmt: skip
@@ -258,6 +260,7 @@ class TestColumns:
         """What `append` leaves null is kept, and joined, if somebody else fills it."""
         assert set(GIVEN) == set(UNREAD)
         given = table([row(0, **GIVEN), row(1)])
+        save(tmp_path, RULES.id, RULES)
         with LogWriter(tmp_path) as log:
             log.append_table(given)
         rows, reader = drain(tmp_path)
@@ -266,9 +269,12 @@ class TestColumns:
         assert [{name: one[name] for name in UNREAD} for one in rows] == [
             {name: one[name] for name in UNREAD} for one in wanted
         ]
-        unread = set(UNREAD) - {"row_weight"}  # without which estimates would be others
-        with pytest.raises(ValueError, match=r"omit: expected any of .* got 'row_weight'"):
-            LogReader(tmp_path, omit=UNREAD)
+        # Estimates would be others without the one, and lists might be too short without the other.
+        wanted_anyway = {"row_weight", "rules"}
+        for name in wanted_anyway:
+            with pytest.raises(ValueError, match=f"omit: expected any of .* got '{name}'"):
+                LogReader(tmp_path, omit=[name])
+        unread = set(UNREAD) - wanted_anyway
         (batch,) = LogReader(tmp_path, omit=sorted(unread))
         assert not unread & set(batch.table.schema.names)
         assert batch.row_weights is not None
@@ -279,7 +285,8 @@ class TestColumns:
         """Polars has large texts and lists, no maps, and loses metadata; others reorder fields."""
         params = [[{"value": 0.5, "name": "temperature"}], []]
         text, pairs = pa.large_string(), [("key", pa.large_string())]
-        strange = table([row(0, **GIVEN), row(1, policy_name="uniform")])
+        given = GIVEN | {"rules": None}  # a table has no files beside it
+        strange = table([row(0, **given), row(1, policy_name="uniform")])
         strange = strange.replace_schema_metadata(None)
         for name, values in (
             ("law_params",

@@ -146,6 +146,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "vectorfiles",
         "verify",
         "demo",
+        "rules",
     },
     "__main__": {"cli"},
 }

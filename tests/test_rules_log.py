@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
-pa = pytest.importorskip("pyarrow")
-
+pytest.importorskip("pyarrow")
+pytest.importorskip("click")
+pytest.importorskip("rich")
+import pyarrow as pa
 import pyarrow.parquet as pq
+from commands import refused, run
 from logs import NOON, drain
 
 import fastrank as fr
@@ -25,6 +28,7 @@ from fastrank.eventlog import LogReader, LogWriter, join, schema
 from fastrank.rules import AppliedRules
 
 N, USERS, K = 40, 6, 5
+SOFT = fr.PlackettLuce(0.8)
 RNG = np.random.default_rng(4)
 VECTORS, QUERIES = RNG.standard_normal((N, 3)), RNG.standard_normal((USERS, 3))
 
@@ -40,8 +44,8 @@ def columns(n: int = N) -> dict[str, Any]:
 
 def some_model(text: bool = False, prior: bool = False) -> fr.Model:
     ids: Any = [f"item {i}" for i in range(N)] if text else np.arange(N)
-    more = {"prior": RNG.random(N)} if prior else {}
-    catalog = fr.Catalog(ids, VECTORS, features=columns(), **more)
+    likely = RNG.random(N) if prior else None
+    catalog = fr.Catalog(ids, VECTORS, features=columns(), prior=likely)
     return fr.Model(catalog, [f"u{i}" for i in range(USERS)], QUERIES)
 
 
@@ -73,7 +77,7 @@ def write(
     model: fr.Model,
     calls: Sequence[tuple[fr.Rules | None, dict[str, Any]]],
     rows: int = 120,
-    policy: fr.Policy = fr.PlackettLuce(0.8),
+    policy: fr.Policy = SOFT,
     has_rewards: bool = True,
 ) -> None:
     """Two pages a user in turn, under each of the rules in turn."""
@@ -199,9 +203,13 @@ def test_rules_stand_on_the_disk_before_their_rows(tmp_path: Path) -> None:
     assert LogReader(tmp_path).survey()[0] == 2
 
 
-@pytest.mark.parametrize("changes, named", [
+PARAMS_OF_NONE: Any = fr.Rules(where="price < x"), {"x": [1]}
+
+
+@pytest.mark.parametrize(("changes", "named"), [
     ({"rules": ("cap", {})}, "rules: expected AppliedRules"),
-    ({"rules": AppliedRules(fr.Rules(where="price < x"), {"x": [1]})}, r"rules: params\['x'\]"),
+    ({"rules": (fr.Rules(where="price < x"), {"x": 1.0})}, "rules: expected AppliedRules"),
+    ({"rules": AppliedRules(*PARAMS_OF_NONE)}, r"rules: params\['x'\]"),
     ({"after": ["a"]}, "after: the item ids are int64"),
 ])  # fmt: skip
 def test_what_is_none_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -219,7 +227,7 @@ def set_to(text: str | None) -> Callable[[Path], object]:
     return lambda file: file.unlink() if text is None else file.write_text(text)
 
 
-@pytest.mark.parametrize("spoil, why", [
+@pytest.mark.parametrize(("spoil", "why"), [
     (set_to(None), "is missing"),
     (set_to(""), "not readable"),
     (set_to("[" * 100_000), "not readable"),
@@ -239,7 +247,7 @@ def test_damaged_rules(spoil: Callable[[Path], object], why: str, tmp_path: Path
     assert why in log.report.places["rules not at hand"][0][2]
 
 
-@pytest.mark.parametrize("changes, reason", [
+@pytest.mark.parametrize(("changes", "reason"), [
     ({"rules": {"id": None, "params": "{}"}}, "rules not at hand"),
     ({"rules": {"id": "", "params": "{}"}}, "rules not at hand"),
     ({"rules": {"id": "../secret", "params": "{}"}}, "rules not at hand"),
@@ -250,9 +258,7 @@ def test_damaged_rules(spoil: Callable[[Path], object], why: str, tmp_path: Path
     ({"params": "[" * 100_000}, "params of rules"),
     ({"after": [1, None]}, "after: null id"),
 ])  # fmt: skip
-def test_rows_that_say_what_cannot_be(
-    changes: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_rows_that_say_what_cannot_be(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     rules, params = KINDS["where"]
     write(tmp_path, some_model(), [(rules, params)], rows=6)
     (file,) = tmp_path.glob("*.parquet")
@@ -420,9 +426,7 @@ def test_a_score_without_columns_beside_rules_with_some(tmp_path: Path) -> None:
     write(tmp_path, model, [(rules, {"w": 1.25})], rows=20)
     log = LogReader(tmp_path)
     assert check_of(log, [model]).message.startswith("20 sampled rows have")
-    found = ope.evaluate(
-        log, [ope.ByModel("same", fr.PlackettLuce(0.8), model)], logging=[model]
-    )
+    found = ope.evaluate(log, [ope.ByModel("same", fr.PlackettLuce(0.8), model)], logging=[model])
     assert found.policies[0].estimates["ips"].value == pytest.approx(found.logged.value)
 
 
@@ -475,6 +479,7 @@ def whole_log(folder: Path, catalog: fr.Catalog, policy: fr.Policy, **call: Any)
                     log_propensities=lp,
                     log_propensity=float(lp.sum()),
                 ),
+                request_id=f"r{i}",
                 user_id=f"u{i}",
                 query=QUERY,
                 rewards=RATES[order, range(PLACES)],
@@ -493,7 +498,7 @@ def whole_log(folder: Path, catalog: fr.Catalog, policy: fr.Policy, **call: Any)
 
 WARM, COLD = fr.PlackettLuce(0.9), fr.PlackettLuce(0.6)
 LAX = fr.Rules(cap={"seller": 2})
-# Each allows no ranking that the one before it does not.
+# A log without rules covers them all.
 STRICTER: dict[str, fr.Rules] = {
     "cap": fr.Rules(cap={"seller": 1}),
     "window": fr.Rules(window={"seller": (1, 2)}, cap={"seller": 2}),
@@ -558,24 +563,34 @@ LAXER = [
 ]
 
 
-@pytest.mark.parametrize("logged, asked", LAXER)
+@pytest.mark.parametrize(("logged", "asked"), LAXER)
 def test_laxer_rules_are_uncovered(logged: fr.Rules, asked: fr.Rules, tmp_path: Path) -> None:
     """What the log's own rules barred no row shows, and a mean weight may hide."""
     catalog = small_catalog()
-    log = whole_log(tmp_path, catalog, WARM, rules=logged)
+    with LogWriter(tmp_path) as log:
+        for seed in range(400):
+            drawn = catalog.rank(QUERY, PLACES, policy=WARM, seed=seed, rules=logged)
+            log.append(
+                drawn,
+                request_id=f"r{seed}",
+                user_id=f"u{seed}",
+                query=QUERY,
+                rewards=np.ones(len(drawn)),
+            )
     beyond = sum(
         np.exp(catalog.log_propensities(QUERY, order, policy=COLD, rules=asked).sum())
         for order in rankings()
-        if np.isneginf(
-            catalog.log_propensities(QUERY, order, policy=COLD, rules=logged)
-        ).any()
+        if np.isneginf(catalog.log_propensities(QUERY, order, policy=COLD, rules=logged)).any()
     )
     assert beyond > 0.02
-    found = ope.evaluate(log, [ope.ByModel("lax", COLD, catalog, rules=asked)])
-    (policy,) = found.policies
+    lax = ope.ByModel("lax", COLD, catalog, rules=asked)
+    (policy,) = ope.evaluate(LogReader(tmp_path), [lax]).policies
     assert policy.status == "unsupported"
     assert "uncovered" in policy.reasons
-    assert policy.uncovered == pytest.approx(beyond, abs=0.15)  # by a draw a row, few and uneven
+    assert policy.uncovered == pytest.approx(beyond, abs=0.1)  # by one draw a row, or exactly
+    (same,) = ope.evaluate(LogReader(tmp_path), [ope.ByModel("same", WARM, catalog)]).policies
+    assert same.uncovered == 0.0
+    assert same.estimates["ips"].value == pytest.approx(same.estimates["avg"].value)
 
 
 def test_places_that_the_logs_rules_never_filled_are_uncovered(tmp_path: Path) -> None:
@@ -663,7 +678,9 @@ def test_marginals_under_rules_are_refused_by_name(tmp_path: Path) -> None:
     for kind in sequential:
         log = whole_log(tmp_path / kind, catalog, WARM, rules=STRICTER[kind])
         for name, what in names.items():
-            with pytest.raises(ValueError, match=f"{name} of own: request .*: {what} are not known"):
+            with pytest.raises(
+                ValueError, match=f"{name} of own: request .*: {what} are not known"
+            ):
                 ope.evaluate(
                     log,
                     [ope.ByModel("own", COLD, catalog)],
@@ -694,7 +711,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("logged, asked", FILTERS)
+@pytest.mark.parametrize(("logged", "asked"), FILTERS)
 def test_marginals_under_filters_and_boosts(
     logged: fr.Rules, asked: fr.Rules | None, tmp_path: Path
 ) -> None:
@@ -739,3 +756,102 @@ def test_doubly_robust_means_are_those_of_the_rules(
     estimates = found.policies[0].estimates
     assert estimates["dr-position"].value == pytest.approx(right, rel=1e-6)
     assert "reward_model" not in estimates["dr-position"].reasons
+
+
+# ---- The command line --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    model = some_model()
+    model.save(folder / "model")
+    write(folder / "log", model, [KINDS["cap"], (fr.Rules(where="price < 38"), {})], rows=400)
+    return folder
+
+
+def found_by(served: Path, *options: object) -> dict[str, Any]:
+    result = run(
+        *("evaluate", served / "log", "--model", served / "model", "--json"),
+        *("--policy", "a=plackett_luce:temperature=0.7", "--policy", "a=b=uniform"),
+        *options,
+    )
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_commands(served: Path, tmp_path: Path) -> None:
+    result = run("audit", served / "log", "--model", served / "model")
+    assert result.exit_code == 0, result.output
+    own, strict, params = tmp_path / "own.json", tmp_path / "x=y.json", tmp_path / "params.json"
+    own.write_text("{}")
+    strict.write_text('{"cap": {"seller": 1}}')
+    params.write_text('{"rules": {"where": "price < limit"}, "params": {"limit": 30}}')
+    rules = fr.Rules(cap={"seller": 1})
+
+    def said(*options: object) -> list[str]:
+        return [each["description"] for each in found_by(served, *options)["policies"]]
+
+    assert not any("rules" in each for each in said())
+    assert all("without rules" in each for each in said("--policy-rules", own))
+    of_one = said("--policy-rules", f"a={strict}")
+    assert [rules.id[:12] in each for each in of_one] == [True, False]
+    of_other = said("--policy-rules", f"a=b={strict}", "--policy-rules", f"a={own}")
+    assert [rules.id[:12] in each for each in of_other] == [False, True]
+    asked = [
+        ope.ByModel(
+            "a", fr.PlackettLuce(0.7), some_model(), rules=fr.Rules(where="price < limit"),
+            params={"limit": 30.0},
+        )
+    ]  # fmt: skip
+    by_python = ope.evaluate(LogReader(served / "log"), asked, logging=[some_model()])
+    by_command = found_by(served, "--policy-rules", f"a={params}")["policies"][0]
+    ips = by_python.policies[0].estimates["ips"].value
+    assert by_command["estimates"]["ips"]["value"] == pytest.approx(ips)
+    page = tmp_path / "page.html"
+    result = run(
+        *("evaluate", served / "log", "--model", served / "model", "--policy", "uniform"),
+        *("--policy-rules", strict, "--report", page),
+    )
+    assert result.exit_code == 0, result.output
+    assert rules.id[:12] in page.read_text()
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("[", "Expecting value"),
+    ('{"caps": {}}', "there is no 'caps'"),
+    ('{"cap": {"seller": 0}}', "cap"),
+    ('{"rules": {}, "param": {}}', "not 'param'"),
+    ('{"rules": {}, "params": {"x": 1}}', "'x' is no parameter"),
+    ('{"cap": {"seller": 1}, "cap": {"seller": 2}}', "'cap' is there twice"),
+    ("[" * 100_000, "recursion"),
+    ("\udcff", "utf-8"),
+])  # fmt: skip
+def test_files_of_no_rules(served: Path, text: str, named: str, tmp_path: Path) -> None:
+    file = tmp_path / "rules.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    said = refused(
+        *("evaluate", served / "log", "--model", served / "model", "--policy", "uniform"),
+        *("--policy-rules", file),
+    )
+    assert "--policy-rules" in said
+    assert named in said
+
+
+def test_rules_of_nobody(served: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rules.json"
+    file.write_text("{}")
+    of_model = ("--model", served / "model", "--policy", "uniform")
+    for option in (f"other={file}", tmp_path / "missing.json"):
+        assert "--policy-rules" in refused(
+            "evaluate", served / "log", *of_model, "--policy-rules", option
+        )
+    assert "given twice" in refused(
+        *("evaluate", served / "log", *of_model),
+        *("--policy-rules", file, "--policy-rules", f"uniform={file}"),
+    )
+    assert "--policy-rules" in refused("evaluate", "--format", "obd", "--policy-rules", file)
+    assert "--policy-rules" in refused(
+        *("evaluate", served / "log", "--column", "log_propensities", "--policy-rules", file)
+    )

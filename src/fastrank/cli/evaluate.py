@@ -283,7 +283,8 @@ def evaluate(
         given = (settings.models, settings.policies, settings.policy_rules, settings.columns)
         if any(given) or settings.arrays:
             raise click.UsageError(
-                "--format obd without LOGS evaluates what is bundled: no policies"
+                "--format obd without LOGS evaluates what is bundled: no policies, no"
+                " --policy-rules"
             )
         sections = [_bundled(settings, *each) for each in _BUNDLED]
     elif kind in ownlog.FORMATS:
@@ -504,7 +505,9 @@ def _with_rules(
             if each in found:
                 raise click.UsageError(f"--policy-rules: those of {each} are given twice")
             found[each] = said
-    if texts and not all(isinstance(each, ope.ByModel) for each in policies if each.label in found):
+    if texts and not labels:
+        raise click.UsageError("--policy-rules: there is no --policy that they could be of")
+    if not all(isinstance(each, ope.ByModel) for each in policies if each.label in found):
         raise click.UsageError("--policy-rules: act where a model ranks: give --model, or @MODEL")
     try:
         return [replace(each, **found.get(each.label, {})) for each in policies]
@@ -515,7 +518,7 @@ def _with_rules(
 def _rules_of(file: Path) -> dict[str, Any]:
     """Rules, and values of their parameters, of a file."""
     try:
-        said = json.loads(file.read_bytes())
+        said = json.loads(file.read_bytes(), object_pairs_hook=_object)
         params: dict[str, Any] = {}
         if isinstance(said, dict) and "rules" in said:
             unknown = sorted(said.keys() - {"rules", "params"})
@@ -527,6 +530,16 @@ def _rules_of(file: Path) -> dict[str, Any]:
         raise click.UsageError(f"--policy-rules: {file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise click.UsageError(f"--policy-rules: {file}: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which a key that is there twice would make a part of."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
 
 
 def _labelled(text: str) -> tuple[str, str]:

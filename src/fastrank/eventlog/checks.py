@@ -190,9 +190,7 @@ class Checks:
         flaws.mark(~is_valid(total), "no log_propensity")
         self._check_filters(flaws, batch, folder)
 
-    def _check_rules(
-        self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None
-    ) -> Mask:
+    def _check_rules(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> Mask:
         """Rules that a row names must be there, likewise; rows (n,) that they may make short."""
         early = np.zeros(batch.num_rows, np.bool_)
         there = has_rules(batch)

@@ -39,7 +39,7 @@ from fastrank.ope.queries import (
     logging_policy,
 )
 from fastrank.policies import Policy, law_of
-from fastrank.ruled import BoundRules, State
+from fastrank.ruled import BoundRules, State, factor_rows
 from fastrank.rules import Rules
 from fastrank.scorer import Scorer
 
@@ -598,7 +598,7 @@ class _Law:
             nothing[state.pinned] = 1.0
             return np.asarray(self.catalog._by_row(nothing), np.float64)
         for level in range(state.levels):
-            factors = state.regime(level).factors()
+            (factors,) = factor_rows([state.regime(level)], np.arange(len(left)))
             factors[[*state.reserved, *state.shown]] = 0.0
             by_row = np.asarray(self.catalog._by_row(factors), np.float64)
             if (left & (by_row > 0.0)).any():

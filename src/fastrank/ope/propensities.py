@@ -458,9 +458,7 @@ def _outside(
     return result
 
 
-def _is_barred(
-    batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support: _Support
-) -> bool:
+def _is_barred(batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support: _Support) -> bool:
     """Whether the rules of row i do not allow these items as a ranking.
 
     False where the catalog that logged it is not at hand with the columns that it had then: there
@@ -514,9 +512,7 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
     )
 
 
-def _certain_mass(
-    batch: LogBatch, log_propensities: FloatArray, places: int | None
-) -> FloatArray:
+def _certain_mass(batch: LogBatch, log_propensities: FloatArray, places: int | None) -> FloatArray:
     """The evaluation policy's probability of leaving what the logging policy was certain to show.
 
     At a place that had but one possible item, all else is out of reach. The probability of getting

@@ -41,9 +41,12 @@ _SET_ASIDE: Mapping[str, str] = {
     "not_computable": "the query is too long for the evaluation policy's catalog, or the user's"
     " temperature makes one that is out of range",
     "bias_of_another_catalog": "the bias is one of another catalog's items",
+    "after_of_another_catalog": "a page before showed an item that the evaluation policy's catalog"
+    " lacks, so that nobody knows which groups it counts for",
     "params_of_another_score": "the score's parameters do not fit it",
     "score_not_at_hand": "the score is a function that the model does not have",
-    "features_of_another_version": "the score has columns that the model has otherwise",
+    "features_of_another_version": "the score or the rules have columns that the model has"
+    " otherwise",
 }
 _STATUSES: Mapping[str, tuple[str, str]] = {
     "ok": (

@@ -213,8 +213,9 @@ class Ranker:
             raise ValueError(f"after: {shown(ids[unknown[0]])} is not in the catalog")
         found = positions.tolist()
         if len(set(found)) < len(found):
-            twice = next(p for i, p in enumerate(found) if p in found[:i])
-            raise ValueError(f"after: {shown(self._index.ids[twice].item())} is there twice")
+            order = np.argsort(positions, kind="stable")
+            again = order[1:][np.diff(positions[order]) == 0].min()
+            raise ValueError(f"after: {shown(ids[again])} is there twice")
         return ids, found
 
     def _shown_until(self, page: Ranking, bound: BoundRules) -> list[Any]:

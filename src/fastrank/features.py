@@ -8,7 +8,7 @@ column's, sorted, -1 for none. Columns stand in the order in which their catalog
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrank import _native, store
-from fastrank.arraytypes import AnyArray, Float32Array, IntArray, Positions
+from fastrank.arraytypes import AnyArray, Float32Array, IntArray, Mask, Positions
 from fastrank.inputs import as_column, shown
 from fastrank.lru import LRU
 
@@ -31,6 +31,7 @@ _MOST = 1 << 24  # categories: more are no float32
 _FLAG_BYTES = 64 << 20  # of memberships that are kept
 _MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
 _MOST_SUMMED = 1024
+_COUNTED = 1 << 22
 _BITS = 30  # groups of lists at a time
 _NO_CATEGORY, _UNKNOWN = -1, -2
 
@@ -347,6 +348,16 @@ class Groups:
         items, starts = self._sorted()
         return items[starts[group] : starts[group + 1]]
 
+    def strike(self, groups: Collection[int], mask: Mask) -> None:
+        """Takes the items of some groups out of a mask (n,)."""
+        if self.codes is None:
+            for group in groups:
+                mask[self.items(group)] = False
+            return
+        kept = np.ones(self.n_groups + 1, np.bool_)  # the last: of items without a group
+        kept[list(groups)] = False
+        mask &= kept[self.codes]
+
     def size(self, group: int) -> int:
         """How many those are."""
         starts = self._sorted()[1]
@@ -439,7 +450,7 @@ class Joint(NamedTuple):
     def of(cls, labels: AnyArray, n_labels: int) -> Joint | None:
         """Of labels (n,) of items; None where there are many."""
         if n_labels > _MOST_SUMMED:
-            labels, n_labels = _condensed(labels)
+            labels, n_labels = _condensed(labels, n_labels)
         if n_labels > _MOST_SUMMED:
             return None
         n_items = len(labels)
@@ -453,15 +464,20 @@ class Joint(NamedTuple):
 def told_apart(labels: AnyArray, n_labels: int, own: AnyArray, n_own: int) -> tuple[AnyArray, int]:
     """Labels of pairs of labels, and how many there may be; many are numbered anew."""
     if n_own > _MOST_LABELS:
-        own, n_own = _condensed(own)
+        own, n_own = _condensed(own, n_own)
     if n_labels * n_own > _MOST_LABELS:
-        labels, n_labels = _condensed(labels)
+        labels, n_labels = _condensed(labels, n_labels)
     labels, n_labels = labels * n_own + own, n_labels * n_own
-    return (labels, n_labels) if n_labels <= _MOST_LABELS else _condensed(labels)
+    return (labels, n_labels) if n_labels <= _MOST_LABELS else _condensed(labels, n_labels)
 
 
-def _condensed(labels: AnyArray) -> tuple[AnyArray, int]:
+def _condensed(labels: AnyArray, n_labels: int) -> tuple[AnyArray, int]:
     """Labels from 0 on, without gaps; 0 stays."""
+    if n_labels <= _COUNTED:
+        is_there = np.bincount(labels, minlength=n_labels) > 0
+        is_there[0] = True
+        numbers = np.cumsum(is_there) - 1
+        return numbers[labels], int(numbers[-1]) + 1
     others = np.flatnonzero(labels)
     own, places = np.unique(labels[others], return_inverse=True)
     found = np.zeros(len(labels), np.int64)

@@ -298,8 +298,8 @@ class Regime(NamedTuple):
         if self.owed:
             found = np.logical_or.reduce([self.bound.shares[s][0] for s in self.owed])
         for rule, blocked in zip(self.bound.columns, self.blocked, strict=True):
-            for group in blocked:
-                found[rule.groups.items(group)] = False
+            if blocked:
+                rule.groups.strike(blocked, found)
         return found
 
     @property

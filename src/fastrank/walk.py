@@ -106,7 +106,8 @@ class _Place(NamedTuple):
 class _Order:
     """Items in the order in which they arrive, those of one draw.
 
-    cover: the regime under which it was drawn; None: of all eligible items.
+    cover: the regime that allows them; None: all eligible items, but for pinned ones. Where another
+    order is walked meanwhile, the clocks of this one stand still.
     """
 
     def __init__(self, drawn: Drawn, log_weights: list[float], cover: Regime | None) -> None:
@@ -121,7 +122,9 @@ class _Order:
             self.log_behind = log_weights[-1] + (math.log(math.expm1(last)) if last else -math.inf)
         self.cover = cover
         self.at = 0
-        self.gone: dict[int, float] = {}  # log-weights of what was shown and has not arrived
+        self.pool: dict[int, float] = {}  # log-weights of what arrived and was not accepted
+        self.gone: dict[int, float] = {}  # and of what was shown and has not arrived
+        self.arrived: set[int] = set()
 
     @property
     def log_ahead(self) -> float:
@@ -133,6 +136,10 @@ class _Order:
         """Whether items are left of which none is known."""
         return self.n_behind > 0 and self.at == len(self.positions)
 
+    def holds(self, position: int) -> bool:
+        """Whether an item that was not shown before it was drawn arrives by it."""
+        return self.cover is None or self.cover.factor(position) > 0.0
+
     def covers(self, regime: Regime) -> bool:
         """Whether all that is allowed has arrived or will."""
         return self.cover is None or self.cover.covers(regime)
@@ -142,6 +149,16 @@ class _Order:
         if any(regime.decayed):
             return False
         return not regime.blocks if self.cover is None else self.cover.allows_as(regime)
+
+    def log_total(self, waiting: dict[int, float]) -> float:
+        """The mass of all that has not been shown; NaN where a difference would lose its digits."""
+        log_ahead = self.log_ahead
+        if self.gone:
+            log_gone = log_sum(np.array(list(self.gone.values())))
+            if log_gone > log_ahead - math.log(2.0):
+                return math.nan
+            log_ahead += math.log1p(-math.exp(log_gone - log_ahead))
+        return log_sum(np.array([log_ahead, *waiting.values()])) if waiting else log_ahead
 
 
 class _Draw:
@@ -157,8 +174,10 @@ class _Draw:
         self.scores: dict[int, float] = {}  # of all items that are known
         self.log_weights: dict[int, float] = {}  # of all that arrived, or may
         self.first = first  # of all eligible items that are not pinned
-        self.order: _Order | None = None
-        self.pool: dict[int, float] = {}
+        self.base: _Order | None = None  # of all eligible items, as first, or a later one
+        self.part: _Order | None = None  # of what some regime allows
+        # After so many arrivals that are not accepted an order of what is allowed is drawn.
+        self.patience = self.ahead // 3
         self.best = Best(call, self.ahead)
 
     def drawn(self) -> Drawn:
@@ -168,7 +187,7 @@ class _Draw:
                 self.first = self.draw_first()
             self.has_labels = self.first.masses is not None
             self.meet(self.first.drawn)
-            self.order = self.ordered(self.first.drawn, None)
+            self.base = self.ordered(self.first.drawn, None)
         places: list[_Place] = []
         while state.place < state.places:
             pinned = state.pinned
@@ -249,22 +268,27 @@ class _Draw:
         return _Order(drawn, log_weights, cover)
 
     def draw_order(self, regime: Regime) -> _Order:
-        """Anew, of what has not arrived and is allowed now."""
-        met = [*self.state.shown, *self.state.reserved, *self.pool]
-        if not regime.blocks:
-            own = np.array(met, np.int64)
+        """Anew, of what is allowed now and not shown; of all eligible items where that is all."""
+        if regime.blocks:
+            ask = self.among(regime)._replace(k=self.ahead)
+        else:
+            own = np.array([*self.state.shown, *self.state.reserved], np.int64)
             old = self.call.ask.excluded
             ask = self.call.ask._replace(
                 k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
             )
+        drawn = self.asked(_of_part(self.call.spec), self.seed(), ask)
+        order = self.ordered(drawn, regime if regime.blocks else None)
+        if regime.blocks:
+            self.part = order
         else:
-            ask = self.among(regime, met)._replace(k=self.ahead)
-        return self.ordered(self.asked(_of_part(self.call.spec), self.seed(), ask), regime)
+            self.base, self.part = order, None
+        return order
 
-    def among(self, regime: Regime, met: Sequence[int]) -> Ask:
-        """What a regime allows, without what was met."""
+    def among(self, regime: Regime) -> Ask:
+        """What a regime allows, without what is shown or pinned."""
         among = self.call.eligible & regime.allowed()
-        among[met] = False
+        among[[*self.state.shown, *self.state.reserved]] = False
         return self.call.ask._replace(excluded=None, allowed=np.flatnonzero(among))
 
     # ---- Places -----------------------------------------------------------------------------
@@ -296,7 +320,7 @@ class _Draw:
 
     def one_of_set(self, regime: Regime, explore: float, explores: bool) -> _Place | None:
         """A draw of its own, which says nothing of the order."""
-        ask = self.among(regime, [*self.state.shown, *self.state.reserved])._replace(k=1)
+        ask = self.among(regime)._replace(k=1)
         if ask.allowed is None or not len(ask.allowed):
             return None
         drawn = self.asked(_of_part(self.call.spec) if explores else BEST, self.seed(), ask)
@@ -307,63 +331,63 @@ class _Draw:
         return _Place(position, explore, regime, math.nan)
 
     def is_gone(self, position: int) -> None:
-        """An item is shown that the order did not bring."""
-        order = self.order
-        if self.pool.pop(position, None) is not None or order is None:
-            return
-        if order.cover is None or order.cover.factor(position) > 0.0:
-            score = np.array([self.scores[position]], np.float32)
-            weights = self.call.log_weights(np.array([position]), score)
-            order.gone[position] = float(weights[0])
+        """An item is shown: orders that have not brought it will bring nothing instead."""
+        for order in (self.base, self.part):
+            if order is None or order.pool.pop(position, None) is not None:
+                continue
+            if position not in order.arrived and order.holds(position):
+                order.gone[position] = self.log_weights_of([position]).item()
 
     def walked(self, regime: Regime, explore: float) -> _Place | None:
         """The next arrival that is accepted."""
-        if self.order is None or not self.order.covers(regime):
-            self.order = self.draw_order(regime)
-        elif regime.owed and not self.has_labels and not self.order.is_of(regime):
-            self.order = self.draw_order(regime)  # whose masses need no pass
-        waiting: dict[int, float] = {}  # log-weights, by now, of the pool
-        for position, log_weight in self.pool.items():
-            factor = regime.factor(position)
-            if factor > 0.0:
-                waiting[position] = log_weight + math.log(factor)
-        log_all = self.log_all(regime, waiting)
+        order = self.order_for(regime)
+        waiting = self.waiting_for(order, regime)
+        log_all = order.log_total(waiting) if order.is_of(regime) else math.nan
+        refused = 0
         while True:
-            if self.order.is_used_up:
-                self.order = self.draw_order(regime)
-                if math.isnan(log_all):
-                    log_all = self.log_all(regime, waiting)
+            if order.is_used_up or (refused > self.patience and not order.is_of(regime)):
+                order, refused = self.draw_order(regime), 0
+                waiting = self.waiting_for(order, regime)
+                if math.isnan(log_all) and order.is_of(regime):
+                    log_all = order.log_total(waiting)
                 continue
-            log_ahead = self.order.log_ahead
+            log_ahead = order.log_ahead
             if not waiting and log_ahead == -math.inf:
                 return None
             found = self.of_pool(waiting, log_ahead) if waiting else None
             if found is None:
-                found = self.arrival(regime, waiting)
+                found = self.arrival(order, regime, waiting)
             if found is None:
+                refused += 1
                 continue
+            self.is_gone(found)
             if explore < 1.0 or math.isnan(log_all):
                 return _Place(found, explore, regime, math.nan)
             return _Place(found, explore, None, min(0.0, self.log_weights[found] - log_all))
 
-    def log_all(self, regime: Regime, waiting: dict[int, float]) -> float:
-        """The mass of all that is allowed, where the order tells it; else NaN."""
-        order = self.order
-        assert order is not None
-        if order.is_used_up or not order.is_of(regime):
-            return math.nan
-        log_ahead = order.log_ahead
-        if order.gone:
-            log_gone = log_sum(np.array(list(order.gone.values())))
-            if log_gone > log_ahead - math.log(2.0):  # a difference would lose digits
-                return math.nan
-            log_ahead += math.log1p(-math.exp(log_gone - log_ahead))
-        if not waiting:
-            return log_ahead
-        return log_sum(np.array([log_ahead, *waiting.values()]))
+    def order_for(self, regime: Regime) -> _Order:
+        """Which order to walk on; a new one where none will bring all that is allowed."""
+        if self.part is not None and self.part.covers(regime) and not self.part.is_used_up:
+            return self.part
+        order = self.base
+        if order is None or (order.is_used_up and not regime.blocks):
+            return self.draw_order(regime)
+        if regime.owed and not self.has_labels and not order.is_of(regime):
+            return self.draw_order(regime)  # whose masses need no pass
+        return order
+
+    def waiting_for(self, order: _Order, regime: Regime) -> dict[int, float]:
+        """Log-weights, by now, of what was met and the order will not bring."""
+        waiting = {}
+        for other in (self.base, self.part):
+            for position, log_weight in () if other is None else other.pool.items():
+                factor = regime.factor(position)
+                if factor > 0.0 and (other is order or not order.holds(position)):
+                    waiting[position] = log_weight + math.log(factor)
+        return waiting
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:
-        """One of the pool, if it comes before the next of the order."""
+        """One of those that wait, if it comes before the next of the order."""
         self.has_waited = True
         top = max(log_ahead, *waiting.values())
         ahead_of = math.exp(log_ahead - top)
@@ -378,21 +402,19 @@ class _Draw:
                 if budget < weight:
                     break
                 budget -= weight
-        del self.pool[found]
         return found
 
-    def arrival(self, regime: Regime, waiting: dict[int, float]) -> int | None:
+    def arrival(self, order: _Order, regime: Regime, waiting: dict[int, float]) -> int | None:
         """The next of the order, if it is accepted; else it waits."""
-        order = self.order
-        assert order is not None
         position, log_weight = order.positions[order.at], order.log_weights[order.at]
         order.at += 1
+        order.arrived.add(position)
         if order.gone.pop(position, None) is not None:
             return None
         factor = regime.factor(position)
         if factor == 1.0 or (factor > 0.0 and self.uniform() < factor):
             return position
-        self.pool[position] = log_weight
+        order.pool[position] = log_weight
         if factor > 0.0:
             waiting[position] = log_weight + math.log(factor)
         return None

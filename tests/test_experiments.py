@@ -20,10 +20,11 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 from click.testing import CliRunner
 
-from fastrank import Deterministic, PlackettLuce, Uniform, experiments
+from fastrank import Deterministic, PlackettLuce, Uniform, experiments, reference
 from fastrank.cli.app import app
 from fastrank.cli.experiment import _NAMES
 from fastrank.marginals import position_marginals, ranking_law
+from fastrank.reference import RuleMasks
 
 FAR = 6.2  # standard errors
 
@@ -212,6 +213,76 @@ def test_iips_ess_is_that_of_marginals() -> None:
     m0, m1 = (position_marginals(scores, PlackettLuce(t), 5) for t in (1.0, 0.8))
     (cell,) = [c for c in found("variance").cells if (c.n_items, c.k) == (10, 5)]
     assert cell.ess_shares[2] == pytest.approx(1.0 / (m1**2 / m0).sum(axis=0).max(), rel=1e-5)
+
+
+# Rules that act on finished rankings
+
+
+def test_rules_by_masses_are_those_of_the_product() -> None:
+    """And of the oracle: what the experiment holds the shops' propensities against."""
+    market = experiments._Market(3)
+    who = np.arange(20).repeat(3)
+    shown, _ = market.drawn(who, 10, rules=market.rules)
+    cold = [PlackettLuce(0.9 * each) for each in market.temperatures[who].tolist()]
+    for rules, cap in ((market.rules, 2), (None, 10)):
+        (right,) = market.catalog.log_propensities_batch(
+            market.users[who], shown, policies=[cold], rules=rules
+        )
+        own = market.log_propensities(who, shown, cap, 0.9)
+        np.testing.assert_allclose(own, right, atol=1e-5)
+    groups = {"seller": [{each} for each in market.sellers.tolist()]}
+    masks = RuleMasks(groups=groups, cap={"seller": 2})
+    own = market.log_propensities(who, shown, 2, 0.9)
+    for i in (0, 31, 59):
+        oracle = reference.log_propensities(
+            market.scores[who[i]], shown[i], cold[i], rules=masks
+        )
+        np.testing.assert_allclose(own[i], oracle, atol=1e-9)
+
+
+def test_what_a_cap_strikes_out_is_what_rules_do_not_draw() -> None:
+    """The same law of the last place's seller: so the first shop's truth is the third one's."""
+    market = experiments._Market(3)
+    who = np.zeros(4_000, np.int64)
+    struck, ruled = market.capped(who), market.drawn(who, 10, rules=market.rules)[0]
+    assert market.obeys(struck).all()
+    assert market.obeys(ruled).all()
+    assert not market.obeys(market.drawn(who, 10)[0]).all()
+    counts = [np.bincount(market.sellers[each[:, 9]], minlength=40) for each in (struck, ruled)]
+    both = counts[0] + counts[1]
+    large = both >= 20
+    # Two samples of as many: chi-square of at most 40 degrees, beyond 120 with 1e-9.
+    assert (((counts[0] - counts[1]) ** 2)[large] / both[large]).sum() < 120
+
+
+def test_propensities_without_the_cap_make_estimates_wrong() -> None:
+    result = found("rules")
+    struck, both, again, ruled = result.shops
+    assert [each.weighs_by_cap for each in result.shops] == [True, False, True, True]
+    for shop in (struck, again):
+        assert shop.ratio[1] < 0.5
+        assert shop.mean_weight > 1.5
+        assert shop.ips[0] > 1.3
+        assert shop.flagged == 1.0
+    # By the same mistake on both sides much of it cancels, and some is left.
+    assert both.ratio == struck.ratio
+    assert both.mean_weight < 0.97
+    # One over the share of rankings that obey, by visitors.
+    assert again.draws > 2
+    assert again.mean_weight == pytest.approx(again.draws, rel=0.5)
+
+
+def test_propensities_by_rules_make_estimates_right() -> None:
+    result = found("rules")
+    ruled = result.shops[-1]
+    assert ruled.ratio == pytest.approx((1.0, 1.0, 1.0), abs=1e-5)
+    n = result.logs * result.rows
+    # An ESS share of .6 and more: the mean weight's standard error is at most sqrt(.67 / n).
+    assert abs(ruled.mean_weight - 1.0) < FAR * math.sqrt(0.67 / n)
+    assert ruled.ips[0] < 1.0 < ruled.ips[2]
+    assert ruled.snips[0] < 1.0 < ruled.snips[2]
+    assert ruled.draws == 1.0
+    assert result.truth > result.logged + FAR * result.truth_error
 
 
 # The command

@@ -112,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
+        *("calibration", "rules"),
     },
     "vectorfiles": {"files"},
     "verify": {

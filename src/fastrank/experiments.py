@@ -16,13 +16,15 @@ import numpy as np
 
 from fastrank import ope
 from fastrank.arraytypes import FloatArray, Mask, Rows
+from fastrank.calibration import temperatures_for_overlap
 from fastrank.catalog import Catalog
 from fastrank.eventlog import LogReader, LogWriter
 from fastrank.inputs import as_seed
 from fastrank.marginals import position_marginals, ranking_law
 from fastrank.model import Model
-from fastrank.ope.estimators import Avg, Ips, Replay, Rips
+from fastrank.ope.estimators import Avg, Ips, Replay, Rips, Snips
 from fastrank.policies import Deterministic, PlackettLuce, Policy
+from fastrank.rules import Rules
 from fastrank.simulate import Cascade, PositionBased, World, true_value, write_log
 
 __all__ = [
@@ -34,12 +36,15 @@ __all__ = [
     "FourWays",
     "ReplayShrinks",
     "Replayed",
+    "RulesAfterwards",
+    "Shop",
     "Spread",
     "Variances",
     "avg_bias",
     "four_ways",
     "prefix_weights",
     "replay",
+    "rules",
     "variance",
 ]
 
@@ -759,9 +764,307 @@ def _normal_quantiles(levels: FloatArray) -> list[float]:
     return [NormalDist().inv_cdf(level) for level in levels.tolist()]
 
 
+# ---- Rules that act on finished rankings --------------------------------------------------------
+
+_SHOP_ITEMS, _SHOP_SELLERS, _SHOP_USERS = 1000, 40, 20
+_SHOP_PLACES, _SHOP_CAP = 10, 2
+_SHOP_DIM, _OF_SELLER = 16, 0.05  # how much of the variance of items is between sellers
+_SHOP_OVERLAP, _SHOP_FACTOR = 0.5, 0.9
+_CLOSE = 0.1  # an estimate this near the truth, relative to it
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """One way to keep a cap and to log, and what its logs say of another policy.
+
+    Attributes
+    ----------
+    logger : {"strikes out", "draws again", "has rules"}
+    weighs_by_cap : bool
+        Whether the propensities of the evaluated policy know of the cap.
+    draws : float
+        Rankings drawn for each that is shown.
+    ratio : (float, float, float)
+        Logged propensity of a ranking, over the true one: 5 % quantile, median, 95 % quantile.
+    mean_weight : float
+        Over all logs; 1 where propensities are true.
+    ips, snips : (float, float, float)
+        Estimate over truth: 5 % quantile, median and 95 % quantile over logs.
+    ips_close, snips_close : float
+        Share of the logs whose estimate is within 10 % of the truth.
+    flagged : float
+        Share of the logs of which `ope.estimate` says that the mean weight is off (ips).
+    """
+
+    logger: str
+    weighs_by_cap: bool
+    draws: float
+    ratio: tuple[float, float, float]
+    mean_weight: float
+    ips: tuple[float, float, float]
+    snips: tuple[float, float, float]
+    ips_close: float
+    snips_close: float
+    flagged: float
+
+
+@dataclass(frozen=True, slots=True)
+class RulesAfterwards(Experiment):
+    """What `rules` found.
+
+    Attributes
+    ----------
+    n_items, n_sellers, n_users, k, cap : int
+    logs, rows : int
+        How many logs, and the rows of each.
+    factor : float
+        Temperature of the evaluated policy over that of the logging policy.
+    largest : float
+        Share of the items that the largest seller has.
+    truth, truth_error : float
+        Clicks a ranking of the evaluated policy, and their standard error.
+    logged : float
+        Clicks a ranking in the logs of the third shop.
+    shops : tuple of Shop
+    """
+
+    title = "A cap on the finished ranking makes its logged propensity wrong"
+    words = (
+        "Three shops show at most 2 of a seller among 10: one strikes out of the finished ranking"
+        " what is too much, one draws again until a ranking obeys, and both log the propensity of"
+        " the ranking as if there were no cap; the third has rules, and logs the propensity of"
+        " that. Each is asked what the same cap at 0.9 times the temperature would earn. Propensities"
+        " that do not know of the cap are too small, so that weights are too large: self-normalised"
+        " estimates (snips) hide it, and are no better for it where weights are off by more for one"
+        " ranking than for another."
+    )
+    sources = (
+        "Horvitz and Thompson (1952), A generalization of sampling without replacement from a"
+        " finite universe, JASA",
+        "Swaminathan et al. (2017), Off-policy evaluation for slate recommendation, NeurIPS",
+    )
+
+    n_items: int
+    n_sellers: int
+    n_users: int
+    k: int
+    cap: int
+    logs: int
+    rows: int
+    factor: float
+    largest: float
+    truth: float
+    truth_error: float
+    logged: float
+    shops: tuple[Shop, ...]
+
+
+class _Market:
+    """Visitors, items of sellers, and a policy of their own for each visitor."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.Generator(np.random.Philox(seed))
+        shares = 1.0 / np.arange(1, _SHOP_SELLERS + 1)
+        self.sellers = rng.choice(_SHOP_SELLERS, _SHOP_ITEMS, p=shares / shares.sum())
+        kinds = rng.standard_normal((_SHOP_SELLERS, _SHOP_DIM))[self.sellers]
+        own = rng.standard_normal((_SHOP_ITEMS, _SHOP_DIM))
+        items = math.sqrt(_OF_SELLER) * kinds + math.sqrt(1.0 - _OF_SELLER) * own
+        self.users = rng.standard_normal((_SHOP_USERS, _SHOP_DIM))
+        looks = PositionBased([1.0 / place for place in range(1, _SHOP_PLACES + 1)])
+        self.world = World.from_vectors(self.users, items, looks)
+        self.catalog = Catalog(
+            np.arange(_SHOP_ITEMS),
+            items,
+            features={"seller": [f"s{each}" for each in self.sellers.tolist()]},
+        )
+        self.rules = Rules(cap={"seller": _SHOP_CAP})
+        self.scores = np.array([self.catalog.scores(each) for each in self.users], np.float64)
+        self.temperatures = temperatures_for_overlap(self.scores, _SHOP_PLACES, _SHOP_OVERLAP)
+        self._rng = rng
+
+    def drawn(
+        self, who: Rows, k: int, *, factor: float = 1.0, rules: Rules | None = None
+    ) -> tuple[Rows, FloatArray]:
+        """Rankings (b, k) of visitors (b,), and their conditional log-propensities."""
+        policies = [PlackettLuce(factor * t) for t in self.temperatures[who].tolist()]
+        seeds = self._rng.integers(2**53, size=len(who)).astype(np.uint64)
+        found = self.catalog.rank_batch(
+            self.users[who], k, policy=policies, seeds=seeds, rules=rules
+        )
+        return found.item_ids, found.log_propensities
+
+    def obeys(self, rankings: Rows) -> Mask:
+        """Which rankings (b, k) keep the cap."""
+        shown = np.sort(self.sellers[rankings], axis=1)
+        return np.asarray((shown[:, _SHOP_CAP:] != shown[:, :-_SHOP_CAP]).all(axis=1))
+
+    def capped(self, who: Rows) -> Rows:
+        """Rankings of all items, without what the cap strikes out, and the first places of them."""
+        result = np.empty((len(who), _SHOP_PLACES), np.int64)
+        for i, order in enumerate(self.drawn(who, _SHOP_ITEMS)[0]):
+            sellers = self.sellers[order]
+            by_seller = np.argsort(sellers, kind="stable")
+            first = np.searchsorted(sellers[by_seller], sellers)
+            above = np.empty(len(order), np.int64)  # of the same seller
+            above[by_seller] = np.arange(len(order))
+            result[i] = order[above - first < _SHOP_CAP][:_SHOP_PLACES]
+        return result
+
+    def redrawn(self, who: Rows) -> tuple[Rows, Rows]:
+        """Rankings that obey, drawn again until they do, and how often each was drawn."""
+        result = np.empty((len(who), _SHOP_PLACES), np.int64)
+        draws = np.zeros(len(who), np.int64)
+        left = np.arange(len(who))
+        while len(left):
+            drawn, _ = self.drawn(who[left], _SHOP_PLACES)
+            draws[left] += 1
+            obeys = self.obeys(drawn)
+            result[left[obeys]] = drawn[obeys]
+            left = left[~obeys]
+        return result, draws
+
+    def log_propensities(
+        self, who: Rows, rankings: Rows, cap: int, factor: float = 1.0
+    ) -> FloatArray:
+        """Of rankings (b, k) under a cap, by the masses of sellers; a cap of k says nothing."""
+        weights = np.exp(
+            (self.scores - self.scores.max(axis=1, keepdims=True))
+            / (factor * self.temperatures[:, None])
+        )
+        of_sellers = np.zeros((_SHOP_USERS, _SHOP_SELLERS))
+        for seller in range(_SHOP_SELLERS):
+            of_sellers[:, seller] = weights[:, self.sellers == seller].sum(axis=1)
+        left, counts = of_sellers[who], np.zeros((len(who), _SHOP_SELLERS), np.int64)
+        shown = np.take_along_axis(weights[who], rankings, axis=1)
+        result = np.empty(rankings.shape)
+        rows = np.arange(len(who))
+        for place, sellers in enumerate(self.sellers[rankings].T):
+            result[:, place] = np.log(shown[:, place] / np.where(counts < cap, left, 0.0).sum(1))
+            left[rows, sellers] -= shown[:, place]
+            counts[rows, sellers] += 1
+        return np.minimum(result, 0.0)
+
+
+def rules(*, seed: int = 0, quick: bool = False, advance: Advance | None = None) -> RulesAfterwards:
+    """Propensities and estimates of logs whose cap acts on finished rankings.
+
+    Parameters
+    ----------
+    seed : int
+    quick : bool
+        8 logs of 250 rows instead of 16 of 750.
+    advance : callable, optional
+        Called with the progress.
+
+    Notes
+    -----
+    1,000 items of 40 sellers, whose sizes fall as 1 / rank; a twentieth of the variance of items is
+    between sellers. 20 visitors, each with a temperature that keeps half of their ten best; a click
+    takes a look, with probability 1 / place, and a taste for the item.
+
+    What a cap strikes out of an order of all items leaves the law of `Rules(cap=...)`: so the first
+    shop shows what the third one does, and its true propensities are those of the third. The second
+    one's are the formula's, over the share of a visitor's rankings that obey, which is that of
+    those drawn. The truth is the mean over rankings drawn by rules, without the noise of clicks.
+
+    Examples
+    --------
+    >>> after, _, again, ruled = rules(quick=True).shops
+    >>> after.ratio[1] < 0.5, again.mean_weight > 1.5, [round(each, 5) for each in ruled.ratio]
+    (True, True, [1.0, 1.0, 1.0])
+    """
+    market = _Market(as_seed("seed", seed))
+    logs, rows = (8, 250) if quick else (16, 750)
+    who = np.repeat(np.arange(_SHOP_USERS), logs * rows // _SHOP_USERS)
+    turns = np.random.default_rng(seed).permutation(len(who))  # of visitors, among the logs
+    steps = ["the truth", "rankings by rules", "rankings, capped", "rankings, drawn again"]
+
+    def begin(step: int) -> None:
+        if advance:
+            advance(steps[step], step, len(steps))
+
+    def shop(
+        logger: str, shown: Rows, logged: FloatArray, log_true: FloatArray, weighs_by_cap: bool
+    ) -> Shop:
+        cap = _SHOP_CAP if weighs_by_cap else _SHOP_PLACES
+        evaluated = market.log_propensities(who, shown, cap, _SHOP_FACTOR)
+        clicks = market.world.clicks(who, shown, seed=seed)
+        found = []
+        for part in np.array_split(turns, logs):
+            batch = ope.Batch.of(logged[part], evaluated[part], clicks[part])
+            for cls in (Ips, Snips):
+                sums = cls(_SHOP_PLACES)
+                sums.update(batch)
+                found.append(ope.estimate(sums, cluster=False, bootstrap=False))
+        values = np.array([math.nan if each.value is None else each.value for each in found])
+        by_log = values.reshape(logs, 2) / truth
+        close = (np.abs(by_log - 1.0) < _CLOSE).mean(axis=0)
+        return Shop(
+            logger=logger,
+            weighs_by_cap=weighs_by_cap,
+            draws=float(draws.mean()) if logger == "draws again" else 1.0,
+            ratio=_quantiles(np.exp(logged.sum(axis=1) - log_true)),
+            mean_weight=float(np.exp(evaluated.sum(axis=1) - logged.sum(axis=1)).mean()),
+            ips=_quantiles(by_log[:, 0]),
+            snips=_quantiles(by_log[:, 1]),
+            ips_close=float(close[0]),
+            snips_close=float(close[1]),
+            flagged=float(np.mean(["mean_weight" in each.reasons for each in found[::2]])),
+        )
+
+    begin(0)
+    again = np.repeat(np.arange(_SHOP_USERS), 2 * logs * rows // (5 * _SHOP_USERS))
+    aims, _ = market.drawn(again, _SHOP_PLACES, factor=_SHOP_FACTOR, rules=market.rules)
+    values = market.world.expected(again, aims).sum(axis=1).reshape(_SHOP_USERS, -1)
+    truth = float(values.mean())
+    spread = values.var(axis=1, ddof=1).sum() / values.shape[1]
+    begin(1)
+    by_rules, logged = market.drawn(who, _SHOP_PLACES, rules=market.rules)
+    begin(2)
+    struck = market.capped(who)
+    begin(3)
+    obeying, draws = market.redrawn(who)
+
+    def by_formula(shown: Rows) -> FloatArray:
+        return market.log_propensities(who, shown, _SHOP_PLACES)
+
+    def by_cap(shown: Rows) -> FloatArray:
+        return np.asarray(market.log_propensities(who, shown, _SHOP_CAP).sum(axis=1))
+
+    obeys = 1.0 / draws.reshape(_SHOP_USERS, -1).mean(axis=1)
+    redrawn = by_formula(obeying)
+    of_struck, true = by_formula(struck), by_cap(struck)
+    return RulesAfterwards(
+        n_items=_SHOP_ITEMS,
+        n_sellers=_SHOP_SELLERS,
+        n_users=_SHOP_USERS,
+        k=_SHOP_PLACES,
+        cap=_SHOP_CAP,
+        logs=logs,
+        rows=rows,
+        factor=_SHOP_FACTOR,
+        largest=float(np.bincount(market.sellers).max() / _SHOP_ITEMS),
+        truth=truth,
+        truth_error=float(math.sqrt(spread) / _SHOP_USERS),
+        logged=float(market.world.expected(who, by_rules).sum(axis=1).mean()),
+        shops=(
+            shop("strikes out", struck, of_struck, true, True),
+            shop("strikes out", struck, of_struck, true, False),
+            shop("draws again", obeying, redrawn, redrawn.sum(axis=1) - np.log(obeys[who]), True),
+            shop("has rules", by_rules, logged, by_cap(by_rules), True),
+        ),
+    )
+
+
+def _quantiles(values: FloatArray) -> tuple[float, float, float]:
+    return _three(np.quantile(values, _QUANTILES).tolist())
+
+
 EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = {
     "replay": replay,
     "four-ways": four_ways,
     "avg-bias": avg_bias,
     "variance": variance,
+    "rules": rules,
 }

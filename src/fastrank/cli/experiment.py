@@ -17,11 +17,19 @@ from fastrank.cli.terminal import json_text, progress, say, standard_output
 if TYPE_CHECKING:  # pyarrow and matplotlib take a while to import: only when the command runs
     from matplotlib.figure import Figure
 
-    from fastrank.experiments import AvgBias, Combination, FourWays, ReplayShrinks, Variances
+    from fastrank.experiments import (
+        AvgBias,
+        Combination,
+        FourWays,
+        ReplayShrinks,
+        RulesAfterwards,
+        Shop,
+        Variances,
+    )
 
 __all__ = ["experiment"]
 
-_NAMES = ("replay", "four-ways", "avg-bias", "variance")
+_NAMES = ("replay", "four-ways", "avg-bias", "variance", "rules")
 _COLOURS = ("#1b6ca8", "#e08e2b", "#3a9d5d", "#a0a0a0")
 
 
@@ -46,6 +54,7 @@ def experiment(name: str, output: Path | None, seed: int, quick: bool, as_json: 
       four-ways  deterministic or stochastic: which logs can evaluate which policies
       avg-bias   the logged average as another policy's value
       variance   of ips, rips and iips, as items and places grow
+      rules      a cap that acts on finished rankings, and what its log says
 
     Each takes a minute at most, and needs no input.
 
@@ -358,9 +367,86 @@ def _draw_variance(found: Variances) -> Figure:
     return figure
 
 
+# ---- Rules that act on finished rankings --------------------------------------------------------
+
+
+def _print_rules(console: Console, found: RulesAfterwards) -> None:
+    columns = [
+        "\nshop", "\nweights", "logged / true\npropensity", "mean\nweight", "\nips / truth",
+        "\nsnips / truth", "\nflagged",
+    ]  # fmt: skip
+    rows = [
+        (
+            shop.logger,
+            _weights(shop),
+            _spread(shop.ratio),
+            f"{shop.mean_weight:.3g}",
+            _spread(shop.ips),
+            _spread(shop.snips),
+            f"{shop.flagged:.0%}",
+        )
+        for shop in found.shops
+    ]
+    console.print(_table(columns, rows, left=2))
+    again = next(shop.draws for shop in found.shops if shop.draws > 1.0)
+    say(
+        console,
+        f"""{found.logs} logs of {found.rows:,} rankings a shop; {found.n_items:,} items of
+        {found.n_sellers} sellers, of which the largest has {found.largest:.0%}; {found.n_users}
+        visitors. Evaluated: the same cap at {found.factor:g} times the temperature, which earns
+        {found.truth:.4f} ± {found.truth_error:.4f} clicks a ranking (the logs: {found.logged:.3f}),
+        with propensities that know of the cap or do not. To draw again took {again:.1f} rankings
+        for one that obeys. Ranges: of 90 % of the rankings, or of the logs, around the median.
+        flagged: logs of which fastrank says that the mean weight is off.""",
+    )
+
+
+def _weights(shop: Shop) -> str:
+    return "with cap" if shop.weighs_by_cap else "no cap"
+
+
+def _spread(values: tuple[float, float, float]) -> str:
+    low, middle, high = (f"{value:.2g}" if value < 10 else f"{value:,.0f}" for value in values)
+    return f"{middle} ({low}-{high})"
+
+
+def _draw_rules(found: RulesAfterwards) -> Figure:
+    figure = _figure(9.0, 3.8)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
+    names = []
+    for y, shop in enumerate(found.shops):
+        right_one = shop.logger == "has rules"
+        colour = _COLOURS[2] if right_one else "#c0392b"
+        low, middle, high = shop.ratio
+        left.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="round")
+        left.plot(middle, y, "o", color=colour, markersize=8)
+        for of, shift, tint in ((shop.ips, -0.14, _COLOURS[1]), (shop.snips, 0.14, _COLOURS[0])):
+            at = [y + shift] * 2
+            right.plot(of[::2], at, color=tint, linewidth=3, solid_capstyle="round")
+            name = ("ips" if shift < 0 else "snips") if y == 0 else None
+            right.plot(of[1], at[0], "o", color=tint, markersize=8, label=name)
+        names.append(f"{shop.logger},\nweights {_weights(shop)}")
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_title("Logged / true propensity")
+    left.set_xlabel("of a ranking: median, and 90 % of them")
+    right.set_title("Estimate / truth")
+    right.set_xlabel("median, and 90 % of the logs")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.axvline(1.0, color="black", linewidth=1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.tick_params(axis="y", length=0)
+        _plain(axes)
+    return figure
+
+
 _SHOWN: dict[str, tuple[Callable[[Console, Any], None], Callable[[Any], Figure]]] = {
     "replay": (_print_replay, _draw_replay),
     "four-ways": (_print_four_ways, _draw_four_ways),
     "avg-bias": (_print_avg_bias, _draw_avg_bias),
     "variance": (_print_variance, _draw_variance),
+    "rules": (_print_rules, _draw_rules),
 }

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "features": {"inputs", "store", "lru", "_native"},
     "expressions": {"features", "inputs", "store", "_native"},
     "rules": {"expressions", "inputs", "store"},
+    "rulesfile": {"rules", "inputs"},
     "ranking": {"policies", "rules"},
     "compiled": {"atomic"},
     "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
@@ -117,7 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vectorfiles": {"files"},
     "verify": {
         *("policies", "ranking", "catalog", "model", "opening", "calibration", "reference"),
-        "scoring",
+        *("scoring", "rules"),
     },
     "demo": {
         *("policies", "ranking", "catalog", "model", "calibration", "obd", "reference"),
@@ -125,6 +126,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "retrieval",
+        "rules",
+        "rulesfile",
         "scoring",
         "starting",
         "extras",

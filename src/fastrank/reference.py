@@ -2,7 +2,7 @@
 
 Two halves:
 
-- The float64 oracle: `scores`, `expression_scores`, `flat_tail_scores`, `log_norm`,
+- The float64 oracle: `scores`, `expression_scores`, `flat_tail_scores`, `log_norm`, `log_next`,
   `log_propensities`, `rank`, `ranking_law`. Plain NumPy over one score vector, every conditional
   law computed afresh at every place, O(kn) or worse, no tricks. The candidates of `FlatTail` are
   the m best. Items are positions 0..n-1 of the score vector; ``eligible`` is a mask of those that
@@ -35,6 +35,7 @@ __all__ = [
     "RuleMasks",
     "expression_scores",
     "flat_tail_scores",
+    "log_next",
     "log_norm",
     "log_propensities",
     "numpy_choice",
@@ -296,6 +297,36 @@ def log_norm(
         return -math.inf
     best = float(values[left].max())
     return best / temperature + math.log(float(np.exp((values[left] - best) / temperature).sum()))
+
+
+def log_next(
+    scores: npt.ArrayLike,
+    prefix: Sequence[int | None],
+    k: int,
+    policy: Policy,
+    eligible: npt.ArrayLike | None = None,
+    rules: RuleMasks | None = None,
+) -> FloatArray:
+    """log P(item i stands behind a prefix) for every i; -inf for what may not.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+    prefix : sequence of int or None
+        Positions, best place first; None at places that show no item.
+    k : int
+        Places that were asked for.
+    policy : Policy
+    eligible : array_like of bool, shape (n,), optional
+    rules : RuleMasks, optional
+
+    Examples
+    --------
+    >>> from fastrank.policies import Uniform
+    >>> np.exp(log_next([0.0, 0.0, 0.0], [1], 2, Uniform())).round(3)
+    array([0.5, 0. , 0.5])
+    """
+    return _Next(scores, k, policy, eligible, rules)(prefix)[1]
 
 
 def log_propensities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import click
 from rich import box
 from rich.table import Table
 
-from fastrank.cli.scores import functions_of, score_function_option
-from fastrank.cli.terminal import for_terminal, progress, say, standard_output
+from fastrank.cli.scores import functions_of, param_option, params_of, score_function_option
+from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
+from fastrank.rules import Rules
+from fastrank.rulesfile import read_rules
 from fastrank.store import MANIFEST
 
 if TYPE_CHECKING:  # scipy takes half a second to import: only when the command runs
@@ -25,6 +28,12 @@ _COLUMNS = {  # the checks that share a column
     "error": ("sum", "propensities", "filters"),
     "same seed": ("same seed",),
 }
+_RULED_COLUMNS = {
+    "rankings, p": ("rankings",),
+    "places, p": ("places",),
+    "error": ("sum", "propensities"),
+    "same seed": ("same seed",),
+}
 
 
 @click.command()
@@ -36,6 +45,16 @@ _COLUMNS = {  # the checks that share a column
     show_default=True,
     help="Rankings drawn for each chi-square test.",
 )
+@click.option(
+    "--rules",
+    "rules_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Check rankings under these rules, too: a JSON file with the keys of fastrank.Rules."
+    " Repeatable.",
+)
+@param_option
 @score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -43,6 +62,8 @@ def verify(
     context: click.Context,
     model: Path,
     draws: int,
+    rules_files: tuple[Path, ...],
+    params: tuple[str, ...],
     score_functions: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -53,16 +74,25 @@ def verify(
     probabilities of all rankings must sum to 1; what rank reports must equal log_propensities and
     a float64 computation; one seed must give one ranking; excluded items must not take part.
 
+    Under each of --rules: what expressions hold for, as Python reads them; what rankings show,
+    place by place, and their propensities, second pages too, against a slow float64 computation
+    that knows of no sampler.
+
     Exit code 0 if all hold, 1 if one does not.
 
     \b
     Example:
       fastrank verify model/
+      fastrank verify model/ --rules home.json --param budget=50
     """
     from fastrank.verify import verify as check_model
 
     if not (model / MANIFEST).exists():
         raise click.UsageError(f"{model}: not a fastrank directory: there is no {MANIFEST}")
+    rules = [_rules_of(path) for path in rules_files]
+    values = params_of(params)
+    if values and not rules:
+        raise click.UsageError("--param: of expressions in --rules, which are not given")
     with progress() as bar:
         task = bar.add_task("hashing files", total=None)
 
@@ -70,12 +100,33 @@ def verify(
             bar.update(task, description=description, completed=done, total=total)
 
         functions = functions_of(score_functions)
-        verdict = check_model(model, draws=draws, advance=advance, functions=functions)
+        try:
+            verdict = check_model(
+                model,
+                draws=draws,
+                advance=advance,
+                functions=functions,
+                rules=rules,
+                params=values,
+            )
+        except ValueError as error:
+            if not rules:
+                raise
+            raise click.UsageError(str(error)) from None
     if as_json:
         click.echo(json.dumps(_record(verdict), allow_nan=False))
     else:
-        _print(model, verdict)
+        _print(model, verdict, dict(zip(rules, map(str, rules_files), strict=True)))
     context.exit(0 if verdict.passed else 1)
+
+
+def _rules_of(path: Path) -> Rules:
+    try:
+        return read_rules(path)
+    except ValueError as error:
+        raise click.UsageError(f"--rules: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"--rules: {path}: {error.strerror or error}") from None
 
 
 def _record(verdict: Verdict) -> dict[str, object]:
@@ -95,29 +146,21 @@ def _record(verdict: Verdict) -> dict[str, object]:
                 "p_value": check.p_value,
                 "error": check.error,
                 "detail": check.detail,
+                "rules": check.rules.to_dict() if check.rules else None,
             }
             for check in verdict.checks
         ],
     }
 
 
-def _print(model: Path, verdict: Verdict) -> None:
+def _print(model: Path, verdict: Verdict, files: dict[Rules, str]) -> None:
     console = standard_output()
     for check in verdict.checks:
-        if check.policy is None:
+        if check.policy is None and check.rules is None:
             console.print(f"{_mark(check.passed)} {check.name}: {for_terminal(check.detail)}")
     if verdict.p_limit is not None:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("inference type", no_wrap=True)
-        for title in _COLUMNS:
-            table.add_column(title, justify="right")
-        for name in dict.fromkeys(filter(None, map(_type, verdict.checks))):
-            row = [
-                _cell([c for c in verdict.checks if c.name in names and _type(c) == name])
-                for names in _COLUMNS.values()
-            ]
-            table.add_row(name, *row)
-        console.print(table)
+        own = [check for check in verdict.checks if check.rules is None]
+        console.print(_by_policy(own, _COLUMNS))
         say(
             console,
             f"""p: the smallest p-value of the chi-square tests, on up to {verdict.draws:,} rankings
@@ -127,16 +170,49 @@ def _print(model: Path, verdict: Verdict) -> None:
             of any probability or log-propensity that was compared, filters included, beyond the
             error that a ranking itself states; at most 1e-05.""",
         )
+    for rules, file in files.items():
+        under = [check for check in verdict.checks if check.rules == rules]
+        if not under:
+            continue
+        console.print()
+        console.print(f"Under {for_terminal(file)}: {for_terminal(json_text(rules.to_dict()))}")
+        for check in under:
+            if check.policy is None:
+                console.print(f"{_mark(check.passed)} {check.name}: {for_terminal(check.detail)}")
+        console.print(_by_policy(under, _RULED_COLUMNS))
+        say(
+            console,
+            """rankings: of a few items of which the rules say something, where they are few enough
+            to enumerate. places: the law of each, given what stands above it. error: of the
+            probabilities of these, and of any propensity of rankings of many items. Inference types
+            that refuse such rules are left out.""",
+        )
     for check in verdict.failures:
         if check.policy is None:
             continue  # said above
-        console.print(f"{_mark(False)} {_type(check)} {check.name}: {for_terminal(check.detail)}")
+        where = f" under {for_terminal(files[check.rules])}" if check.rules else ""
+        said = f"{_type(check)}{where} {check.name}: {for_terminal(check.detail)}"
+        console.print(f"{_mark(False)} {said}")
     n = len(verdict.checks)
     if verdict.passed:
         console.print(f"[bold green]PASSED[/]: all {n} checks of {for_terminal(model)}")
     else:
         failed = len(verdict.failures)
         console.print(f"[bold red]FAILED[/]: {failed} of {n} checks of {for_terminal(model)}")
+
+
+def _by_policy(checks: list[Check], columns: Mapping[str, tuple[str, ...]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("inference type", no_wrap=True)
+    for title in columns:
+        table.add_column(title, justify="right")
+    for name in dict.fromkeys(filter(None, map(_type, checks))):
+        row = [
+            _cell([each for each in checks if each.name in names and _type(each) == name])
+            for names in columns.values()
+        ]
+        table.add_row(name, *row)
+    return table
 
 
 def _type(check: Check) -> str:
@@ -146,6 +222,8 @@ def _type(check: Check) -> str:
 
 
 def _cell(checks: list[Check]) -> str:
+    if not checks:
+        return ""
     passed = all(check.passed for check in checks)
     p_values = [check.p_value for check in checks if check.p_value is not None]
     errors = [check.error for check in checks if check.error is not None]

@@ -210,12 +210,15 @@ class Ranker:
         positions = self._index.find("after", ids, ordered=True)
         unknown = np.flatnonzero(positions < 0)
         if unknown.size:
-            raise ValueError(f"after: {shown(ids[unknown[0]])} is not in the catalog")
-        found = positions.tolist()
-        if len(set(found)) < len(found):
-            order = np.argsort(positions, kind="stable")
-            again = order[1:][np.diff(positions[order]) == 0].min()
-            raise ValueError(f"after: {shown(ids[again])} is there twice")
+            one = ids[unknown[0]]
+            own = one.item() if isinstance(one, np.generic) else one
+            raise ValueError(f"after: {shown(own)} is not in the catalog")
+        found: list[int] = positions.tolist()
+        seen: set[int] = set()
+        for position in found:
+            if position in seen:
+                raise ValueError(f"after: {shown(self._index.ids[position].item())} is there twice")
+            seen.add(position)
         return ids, found
 
     def _shown_until(self, page: Ranking, bound: BoundRules) -> list[Any]:

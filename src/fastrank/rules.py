@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -354,7 +355,7 @@ def _count(name: str, value: Any, low: int = 1) -> int:
 
 
 def _place(name: str, value: Any) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 7:
+    if isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,6}", value):
         value = int(value)  # JSON has texts for keys
     return _count(f"{name}: a place", value)
 

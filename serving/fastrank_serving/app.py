@@ -244,7 +244,7 @@ class App:
         async with self._reading:
             await asyncio.sleep(0)
             request = parse(body, most)
-        lists = (request.exclude, request.allow)
+        lists = (request.exclude, request.allow, request.after)
         ids = sum(min(len(ids), most) for ids in lists if ids is not None)
         numbers = 0 if request.query is None else len(request.query)
         held.take(ids * _ID_BYTES + numbers * _NUMBER_BYTES - len(body))
@@ -525,6 +525,11 @@ def _others(app: App) -> ASGIApp:
                     "columns": loaded.catalog.features.columns,
                 },
                 "score_functions": list(service.settings.score_functions),
+                "rules": {
+                    name: {"id": each.rules.id, "params": each.params}
+                    for name, each in loaded.rules.items()
+                },
+                "only_named_rules": service.settings.only_named_rules,
                 "index": None
                 if index is None
                 else {"version": index.version, "n_probes": index.n_probes},
@@ -536,10 +541,10 @@ def _others(app: App) -> ASGIApp:
         )
 
     async def openapi(_: HttpRequest) -> Response:
-        return Response(
-            msgspec.json.encode(document(service.settings, service.catalog, service.policy)),
-            media_type="application/json",
+        described = document(
+            service.settings, service.catalog, service.policy, service.rules
         )
+        return Response(msgspec.json.encode(described), media_type="application/json")
 
     async def execution_parameters(_: HttpRequest) -> Response:
         settings = service.settings

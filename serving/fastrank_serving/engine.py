@@ -25,6 +25,8 @@ import numpy.typing as npt
 import fastrank as fr
 from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.scorer import Scorer
+from fastrank.wire import RulesBody
+from fastrank_serving import rules
 from fastrank_serving.messages import ProblemError, invalid_value
 
 __all__ = ["Engine", "Job", "Ranked"]
@@ -66,7 +68,8 @@ class Job(msgspec.Struct, eq=False):
     ----------
     catalog, query, k, policy, seed, bias, score, params
         As `fastrank.Catalog.rank` takes them, checked.
-    exclude, allow : list of int or str, optional
+    exclude, allow, after : list of int or str, optional
+    rules : Rules or RulesBody, optional
         As a request has them; `prepare` makes them what the catalog takes.
     has_table : bool
         The policy's sampler is "cached", and the table need not be made.
@@ -86,6 +89,8 @@ class Job(msgspec.Struct, eq=False):
     bias: Any = None
     score: str | None = None
     params: dict[str, float | bool | str] | None = None
+    rules: fr.Rules | RulesBody | None = None
+    after: Any = None
     has_table: bool = False
     deadline: float = float("inf")
     is_batch: bool = False
@@ -95,16 +100,20 @@ class Job(msgspec.Struct, eq=False):
 
     @property
     def ids(self) -> int:
-        """Of its filters."""
-        exclude, allow = self.exclude, self.allow
-        return (0 if exclude is None else len(exclude)) + (0 if allow is None else len(allow))
+        """Of its filters, and of pages before."""
+        lists = (self.exclude, self.allow, self.after)
+        return sum([0 if ids is None else len(ids) for ids in lists])
 
     def prepare(self) -> None:
-        """Make ids of what a request has as text; a ProblemError naming the word that is none."""
+        """Make ids and rules of what a request has; a ProblemError naming what is none."""
         if self.exclude is not None:
             self.exclude = _as_ids("exclude", self.exclude, self.catalog)
         if self.allow is not None:
             self.allow = _as_ids("allow", self.allow, self.catalog)
+        if self.after is not None:
+            self.after = _as_ids("after", self.after, self.catalog)
+        if isinstance(self.rules, RulesBody):
+            self.rules = rules.made(self.rules, self.catalog)
 
     def priced(self) -> int:
         """About how much work it is, in multiply-adds."""
@@ -120,6 +129,9 @@ class Job(msgspec.Struct, eq=False):
         if self.score is not None:
             # A step of an expression has some four characters, and takes two multiply-adds an item.
             work += n * len(self.score) // 2
+        if self.rules is not None or self.after is not None:
+            shown = 0 if self.after is None else len(self.after)
+            work += rules.work_of(self.rules, shown, n, d, k)
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:
@@ -132,15 +144,18 @@ class Job(msgspec.Struct, eq=False):
             exclude=self.exclude,
             allow=self.allow,
             bias=self.bias,
-            **self.scored,
+            **self.said,
         )
 
     @property
-    def scored(self) -> dict[str, Any]:
-        """What the call says of the score."""
-        if self.score is None and self.params is None:
-            return {}
-        return {"score": self.score, "params": self.params}
+    def said(self) -> dict[str, Any]:
+        """What the call says of the score and of rules."""
+        found: dict[str, Any] = {}
+        if self.score is not None or self.params is not None:
+            found |= {"score": self.score, "params": self.params}
+        if self.rules is not None or self.after is not None:
+            found |= {"rules": self.rules, "after": self.after}
+        return found
 
     def joins(self, other: Job) -> bool:
         """Whether both can be made in one pass, and gain by it."""
@@ -406,11 +421,13 @@ def _too_late(job: Job) -> None:
         )
 
 
-def _scored(jobs: list[Job]) -> dict[str, Any]:
-    """What a call for all of them says of their score."""
-    if not any(job.scored for job in jobs):
-        return {}
-    return {"score": jobs[0].score, "params": [job.params for job in jobs]}
+def _said(jobs: list[Job]) -> dict[str, Any]:
+    """What a call for all of them says of their score, which is one, and of their rules."""
+    names = {name for job in jobs for name in job.said}
+    found: dict[str, Any] = {
+        name: [getattr(job, name) for job in jobs] for name in names - {"score"}
+    }
+    return found | ({"score": jobs[0].score} if "score" in names else {})
 
 
 def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
@@ -447,5 +464,5 @@ def _together(jobs: list[Job]) -> fr.RankingBatch:
         seeds=[job.seed for job in jobs],
         exclude=[job.exclude for job in jobs],
         allow=[job.allow for job in jobs],
-        **_scored(jobs),
+        **_said(jobs),
     )

@@ -26,6 +26,8 @@ from fastrank.wire import (
     RequestError,
     RequestIdSource,
     Retrieval,
+    RulesBody,
+    RulesName,
     ScoreName,
     checked,
     encoded,
@@ -46,6 +48,7 @@ __all__ = [
     "answer_of",
     "encoded",
     "error_body",
+    "field_of",
     "invalid_value",
     "origin_of",
     "out_of_range",
@@ -61,6 +64,7 @@ _RANGES = {
     name: f"{each.low} to {each.high}" if each.is_integer else f"{each.low:g} to {each.high:g}"
     for name, each in PARAMETERS.items()
 }
+_OF_RULES = re.compile(r"rules: (\w+)(?:\[(['\"]?)(.+?)\2\])?: ")
 # Codes of requests whose form is right.
 _UNPROCESSABLE = ("invalid_value", "out_of_range")
 
@@ -118,6 +122,23 @@ def _unprocessable(
 ) -> ProblemError:
     message = f"{name}: {words} {_short(value)}"
     return ProblemError(422, code, message, field=name, value=value, allowed=allowed)
+
+
+def field_of(text: str) -> str:
+    """The field that the words of a ValueError begin with.
+
+    Examples
+    --------
+    >>> field_of("k: must be above 0"), field_of("exclude[3]: expected an integer")
+    ('k', 'exclude')
+    >>> field_of("rules: cap['seller']: must be above 0"), field_of("rules: FlatTail draws by")
+    ('rules.cap.seller', 'rules')
+    """
+    of_rules = _OF_RULES.match(text)
+    if of_rules is not None and of_rules[1] in RulesBody.__struct_fields__:
+        key = "" if of_rules[3] is None else f".{of_rules[3][:MAX_TEXT]}"
+        return f"rules.{of_rules[1]}{key}"
+    return re.split(r"[:\[]", text, maxsplit=1)[0]
 
 
 def error_body(problem: ProblemError, request_id: str | None) -> bytes:
@@ -325,6 +346,8 @@ class Served(msgspec.Struct, frozen=True):
     is_fallback: bool
     user_temperature: float | None
     query: list[float] | msgspec.UnsetType = msgspec.UNSET
+    rules_name: str | None = None
+    has_rules: bool = False  # named or said
 
 
 def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
@@ -372,4 +395,10 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
         answer.score = ScoreName(*ranking.score)
     if ranking.features_version is not None:
         answer.features_version = ranking.features_version
+    if served.has_rules and ranking.rules is not None:
+        rules, params = ranking.rules
+        answer.rules = RulesName(rules.id, params)
+        if served.rules_name is not None:
+            answer.rules.name = served.rules_name
+            answer.rules.content = rules.to_dict()
     return answer

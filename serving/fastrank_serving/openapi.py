@@ -10,14 +10,16 @@ import msgspec
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
 from fastrank.policies import PARAMETERS, parameters_of
-from fastrank.wire import LINES, MAX_PARAMS, MAX_SCORE
+from fastrank.wire import LINES, MAX_PARAMS, MAX_RULES, MAX_RULES_ENTRIES, MAX_SCORE
 from fastrank_serving.messages import MAX_TEXT, Answer
+from fastrank_serving.rules import Named
 from fastrank_serving.settings import MAX_M, Settings
 
 __all__ = ["document"]
 
 _ANNOTATIONS = ("default", "description")
-_MAX_SCORE, _MAX_PARAMS, _MAX_PARAM = 1000, 8, 64  # in a URL, which is short; a body takes more
+# In a URL, which is short; a body takes more.
+_MAX_SCORE, _MAX_PARAMS, _MAX_PARAM, _MAX_RULES = 1000, 8, 64, 4000
 _ERRORS = {
     "400": "Not a request: not JSON, an unknown field, another type.",
     "404": "The model does not know the user.",
@@ -34,13 +36,16 @@ _ERRORS = {
 
 
 def document(
-    settings: Settings, catalog: fr.Catalog | None = None, policy: fr.Policy | None = None
+    settings: Settings,
+    catalog: fr.Catalog | None = None,
+    policy: fr.Policy | None = None,
+    rules: Mapping[str, Named] | None = None,
 ) -> dict[str, Any]:
-    """For these settings, and the catalog and policy that are served, once they are."""
+    """For these settings, and the catalog, policy and rules that are served, once they are."""
     _, components = msgspec.json.schema_components(
         (Answer,), ref_template="#/components/schemas/{name}"
     )
-    fields = _fields(settings, catalog, policy)
+    fields = _fields(settings, catalog, policy, rules or {})
     components["Request"] = {
         "description": "A ranking for a user that the model knows, or for a vector.",
         "oneOf": [
@@ -50,6 +55,7 @@ def document(
     }
     components["UserRequest"] = _request(fields, "user_id", "query")
     components["QueryRequest"] = _request(fields, "query", "user_id")
+    components["Rules"] = _rules(catalog)
     components["Error"] = _error()
 
     def json_of(name: str) -> dict[str, Any]:
@@ -67,6 +73,12 @@ def document(
     ]
     fields["score"] |= {"maxLength": _MAX_SCORE}
     fields["params"] = _params(_MAX_PARAMS, _MAX_PARAM)
+    fields["rules"] = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": _MAX_RULES,
+        "description": f"{fields['rules']['description']} Here an object is JSON, as text.",
+    }
     for name, schema in fields.items():
         if schema["type"] == "object":  # as JSON
             parameters.append(
@@ -154,16 +166,16 @@ def _request(fields: Mapping[str, dict[str, Any]], named: str, other: str) -> di
 
 
 def _fields(
-    settings: Settings, catalog: fr.Catalog | None, policy: fr.Policy | None
+    settings: Settings,
+    catalog: fr.Catalog | None,
+    policy: fr.Policy | None,
+    rules: Mapping[str, Named],
 ) -> dict[str, dict[str, Any]]:
     """Schemas of a request's fields."""
-    item: dict[str, Any] = {"type": ["integer", "string"]}
     query: dict[str, Any] = {"type": "array", "items": _number(-3.4e38, 3.4e38)}
     if catalog is not None:
         query |= {"minItems": catalog.dim, "maxItems": catalog.dim}
-        if catalog.item_ids.dtype.kind == "U":
-            item = {"type": "string"}
-    ids = {"type": "array", "items": item, "maxItems": settings.max_ids}
+    ids = {"type": "array", "items": _item(catalog), "maxItems": settings.max_ids}
     text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
     return {
         "user_id": text | {"maxLength": MAX_LENGTH},
@@ -192,6 +204,71 @@ def _fields(
             f" the server's score functions. {_default_score(catalog)}",
         },
         "params": _params(MAX_PARAMS, MAX_TEXT),
+        "rules": {
+            "anyOf": [
+                *([{"type": "string", "enum": list(rules)}] if rules else []),
+                *([] if settings.only_named_rules else [{"$ref": "#/components/schemas/Rules"}]),
+            ],
+            "description": _rules_words(settings, rules),
+        },
+        "after": ids
+        | {
+            "uniqueItems": True,
+            "description": "Items of the pages before, the first place first: they are not shown"
+            " again, and rules know of them.",
+        },
+    }
+
+
+def _item(catalog: fr.Catalog | None) -> dict[str, Any]:
+    is_text = catalog is not None and catalog.item_ids.dtype.kind == "U"
+    return {"type": "string" if is_text else ["integer", "string"]}
+
+
+def _rules_words(settings: Settings, rules: Mapping[str, Named]) -> str:
+    """What is said of the field."""
+    own = "" if settings.only_named_rules else " or an object"
+    named = [
+        name + (f" (with the params {', '.join(each.params)})" if each.params else "")
+        for name, each in rules.items()
+    ]
+    have = ", ".join(named) or "none"
+    return f"What may stand where: the name of rules of the server ({have}){own}."
+
+
+def _rules(catalog: fr.Catalog | None) -> dict[str, Any]:
+    """Of those that a request says itself."""
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_SCORE}
+    count = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
+    of_places = {"pattern": "^([1-9][0-9]{0,5}|1000000)$"}
+
+    def entries(names: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "type": ["object", "null"],
+            "propertyNames": names,
+            "additionalProperties": values,
+            "maxProperties": MAX_RULES_ENTRIES,
+        }
+
+    of_columns = {"minLength": 1}
+    row = {"type": "array", "items": count, "minItems": 2, "maxItems": 2}
+    decay = {"type": "number", "minimum": 1e-6, "exclusiveMaximum": 1.0}
+    return {
+        "type": "object",
+        "description": f"As `fastrank.Rules`, of at most {MAX_RULES} bytes.",
+        "properties": {
+            "where": text | {"type": ["string", "null"]},
+            "cap": entries(of_columns, count),
+            "window": entries(of_columns, row),
+            "at_least": entries(of_columns, count),
+            "decay": entries(of_columns, decay),
+            "pin": entries(of_places, _item(catalog)),
+            "pin_where": entries(of_places, text),
+            "boost": entries(of_columns, _number(1e-30, 1e30)),
+            "boost_score": entries(of_columns, _number(-1e37, 1e37)),
+            "on_empty": {"enum": ["stop", "relax", None]},
+        },
+        "additionalProperties": False,
     }
 
 
@@ -207,7 +284,7 @@ def _params(most: int, longest: int) -> dict[str, Any]:
                 {"type": "string", "maxLength": longest},
             ]
         },
-        "description": "Parameters of the score by name.",
+        "description": "Parameters of the score and of the rules, by name.",
     }
 
 
@@ -242,8 +319,9 @@ def _parameter(name: str) -> dict[str, Any]:
 
 def _as_json(schema: dict[str, Any]) -> dict[str, Any]:
     """Of a member of a body: a number may come as text, and what is not wanted as null."""
-    choices = [{key: value for key, value in schema.items() if key not in _ANNOTATIONS}]
-    if schema["type"] in ("integer", "number"):
+    own = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
+    choices = own.get("anyOf", [own])[:]
+    if schema.get("type") in ("integer", "number"):
         choices.append({"type": "string", "description": "The number as text."})
     if "default" not in schema:
         choices.append({"type": "null"})

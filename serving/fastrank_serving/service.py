@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -29,7 +28,9 @@ from fastrank.opening import open_directory
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, TABLED
 from fastrank.policies.spec import Stated
 from fastrank.ranking import relabelled
+from fastrank.rulesfile import named_rules
 from fastrank.scoring import imported
+from fastrank.wire import RulesBody, short
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
     Origin,
@@ -38,10 +39,12 @@ from fastrank_serving.messages import (
     Served,
     answer_of,
     encoded,
+    field_of,
     out_of_range,
     policy_of,
 )
 from fastrank_serving.metrics import Metrics
+from fastrank_serving.rules import MAX_BYTES, Named, bytes_of, fitted
 from fastrank_serving.settings import MAX_M, Settings
 
 if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
@@ -88,6 +91,8 @@ class Loaded:
         For requests that name none.
     fallback : Policy or None
         For users that it does not know.
+    rules : dict of str to Named
+        That requests may name.
     """
 
     catalog: fr.Catalog
@@ -96,6 +101,7 @@ class Loaded:
     nobody: npt.NDArray[np.float32]  # the query of users that are not known
     policy: fr.Policy = field(default_factory=fr.PlackettLuce)
     fallback: fr.Policy | None = None
+    rules: dict[str, Named] = field(default_factory=dict)
     seen: dict[str, User] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -105,6 +111,7 @@ class Loaded:
         functions: Sequence[fr.ScoreFunction] = (),
         policy: fr.Policy | Stated | None = None,
         fallback: fr.Policy | Stated | None = None,
+        rules: Mapping[str, fr.Rules] | None = None,
     ) -> Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
 
@@ -144,7 +151,18 @@ class Loaded:
             loaded.test()
         except ModuleNotFoundError as error:  # its index wants FAISS
             raise ValueError(f"the model has an index: {missing_extra(error) or error}") from None
+        loaded.take(rules or {})
         return loaded
+
+    def take(self, rules: Mapping[str, fr.Rules]) -> None:
+        """Have rules by name; a ValueError for those that do not fit the model."""
+        policy = fr.PlackettLuce(self._temperature(0))  # whose law any rules fit
+        for name, each in rules.items():
+            try:
+                self.rules[name] = fitted(each, self.catalog, policy)
+            except ValueError as error:
+                text = str(error).removeprefix("rules: ")
+                raise ValueError(f"the rules {name!r} do not fit the model: {text}") from None
 
     def test(self) -> None:
         """Rank for one user and check the propensities, which touches every page on the way."""
@@ -286,7 +304,8 @@ class Service:
     def _open(self) -> Loaded:
         settings = self.settings
         functions = imported(settings.score_functions)
-        return Loaded.open(settings.model, functions, settings.policy, settings.fallback)
+        rules = named_rules(settings.rules)
+        return Loaded.open(settings.model, functions, settings.policy, settings.fallback, rules)
 
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
@@ -350,6 +369,11 @@ class Service:
         return None if self._loaded is None else self._loaded.policy
 
     @property
+    def rules(self) -> dict[str, Named]:
+        """That requests may name; none until there is a model."""
+        return {} if self._loaded is None else self._loaded.rules
+
+    @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
         return self._loaded is not None and not self.draining and self.engine.stuck_for() < _STUCK
@@ -389,7 +413,8 @@ class Service:
             raise out_of_range("k", request.k, f"1 to {settings.max_k}")
         if request.m is not None and not 1 <= request.m <= MAX_M:
             raise out_of_range("m", request.m, f"1 to {MAX_M}")
-        for name, ids in (("exclude", request.exclude), ("allow", request.allow)):
+        for name in ("exclude", "allow", "after"):
+            ids = getattr(request, name)
             if ids is not None and len(ids) > settings.max_ids:
                 raise out_of_range(name, len(ids), f"at most {settings.max_ids} ids")
         policy = policy_of(request, loaded.policy, loaded.models_policy)
@@ -404,6 +429,7 @@ class Service:
                 raise ProblemError(422, "out_of_range", str(error), field="temperature") from None
         else:
             user_temperature = None
+        rules = self._rules(loaded, request)
         seed = draw_seed() if request.seed is None else request.seed
         has_table = (
             policy.sampler in TABLED
@@ -425,6 +451,8 @@ class Service:
             allow=request.allow,
             score=request.score,
             params=request.params,
+            rules=rules,
+            after=request.after,
             deadline=began + settings.deadline,
             is_batch=is_batch,
         )
@@ -434,8 +462,7 @@ class Service:
             text = str(error)
             if text.startswith("damaged: "):  # the model's files, and nothing of the request
                 raise
-            field = re.split(r"[:\[]", text, maxsplit=1)[0]
-            raise ProblemError(422, "invalid_value", text, field=field) from None
+            raise ProblemError(422, "invalid_value", text, field=field_of(text)) from None
         if has_table:
             relabelled(ranked.ranking, policy)
         served = Served(
@@ -447,6 +474,8 @@ class Service:
             is_fallback=is_fallback,
             user_temperature=user_temperature,
             query=query.tolist() if is_fallback else msgspec.UNSET,
+            rules_name=request.rules if isinstance(request.rules, str) else None,
+            has_rules=request.rules is not None,
         )
         body = encoded(answer_of(ranked.ranking, served))
         latency = time.monotonic() - began
@@ -490,6 +519,27 @@ class Service:
                 )
             return loaded.nobody, None, True
         return found.query, found.temperature, False
+
+    def _rules(self, loaded: Loaded, request: Request) -> fr.Rules | RulesBody | None:
+        """Those that it names, or says itself."""
+        rules, names = request.rules, list(loaded.rules)
+        if isinstance(rules, str) and rules in loaded.rules:
+            return loaded.rules[rules].rules
+        if isinstance(rules, str) or (rules is not None and self.settings.only_named_rules):
+            have = ", ".join(names) or "none"
+            got = f"got {short(rules)!r}" if isinstance(rules, str) else "this server takes no others"
+            raise ProblemError(
+                422,
+                "unknown_rules" if isinstance(rules, str) else "invalid_value",
+                f"rules: expected the name of some that the server has ({have}); {got}",
+                field="rules",
+                value=rules if isinstance(rules, str) else "an object",
+                allowed=names,
+            )
+        if rules is not None and (size := bytes_of(rules, len(loaded.catalog))) > MAX_BYTES:
+            allowed = f"expressions that take at most {MAX_BYTES} bytes with this catalog"
+            raise out_of_range("rules", f"{size} bytes", allowed)
+        return rules
 
     def _log_rows(self) -> None:
         """Hand what was answered to the log: many at a time take half of what each takes alone."""

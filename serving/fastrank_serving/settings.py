@@ -41,6 +41,10 @@ class Settings:
         `Stated` one leaves out.
     score_functions : tuple of str
         ``module:name`` of score functions that requests may name, and the model's own score.
+    rules : tuple of str
+        ``NAME=FILE``, or ``FILE`` with rules by their names: those that requests may name.
+    only_named_rules : bool
+        Requests may say no rules of their own.
     workers, threads : int
         Processes, and threads that rank in each.
     queue : int
@@ -48,7 +52,7 @@ class Settings:
     share : int
         At most so many waiting requests are ranked in one pass; 1 turns sharing off.
     max_k, max_body, max_ids : int
-        Largest k, bytes of a body, and ids of an exclude or allow list.
+        Largest k, bytes of a body, and ids of an exclude, allow or after list.
     max_held : int
         Bytes that bodies, and what was read from them, may take together.
     deadline, receive_timeout, drain_delay, drain_timeout : float
@@ -70,6 +74,8 @@ class Settings:
     policy: fr.Policy | Stated | None = None
     fallback: fr.Policy | Stated | None = None
     score_functions: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    only_named_rules: bool = False
     workers: int = 1
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     queue: int = 256
@@ -120,8 +126,8 @@ class Settings:
 
         SAGEMAKER_BASE_DIR moves /opt/ml, SAGEMAKER_BIND_TO_PORT the port;
         SAGEMAKER_MODEL_SERVER_WORKERS and _TIMEOUT, SAGEMAKER_CONTAINER_LOG_LEVEL, and
-        FASTRANK_LOG_DIR, _EMF, _EXPLORER, _POLICY, _FALLBACK and _SCORE_FUNCTIONS, which commas
-        divide, are heeded.
+        FASTRANK_LOG_DIR, _EMF, _EXPLORER, _POLICY, _FALLBACK, _ONLY_NAMED_RULES, and _RULES and
+        _SCORE_FUNCTIONS, which commas divide, are heeded.
         """
         base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
         made = cls(model=Path(base, "model"), host="0.0.0.0")  # the contract wants it
@@ -141,8 +147,13 @@ class Settings:
         for name, own in (("FASTRANK_POLICY", "policy"), ("FASTRANK_FALLBACK", "fallback")):
             if environ.get(name):
                 given[own] = policy_named(environ[name], name)
-        functions = environ.get("FASTRANK_SCORE_FUNCTIONS", "")
-        given["score_functions"] = tuple(each for each in functions.split(",") if each)
+        for name, own in (
+            ("FASTRANK_SCORE_FUNCTIONS", "score_functions"),
+            ("FASTRANK_RULES", "rules"),
+        ):
+            given[own] = tuple(each for each in environ.get(name, "").split(",") if each)
+        only_named = environ.get("FASTRANK_ONLY_NAMED_RULES", "")
+        given["only_named_rules"] = only_named not in ("", "0")
         if environ.get("FASTRANK_LOG_DIR"):
             given["log_directory"] = Path(environ["FASTRANK_LOG_DIR"])
         given["emf"] = environ.get("FASTRANK_EMF", "") not in ("", "0")

@@ -10,7 +10,7 @@ import contextlib
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -21,6 +21,8 @@ __all__ = [
     "LINES",
     "MAX_PARAMS",
     "MAX_QUERY",
+    "MAX_RULES",
+    "MAX_RULES_ENTRIES",
     "MAX_SCORE",
     "MAX_TEXT",
     "Answer",
@@ -30,6 +32,8 @@ __all__ = [
     "RequestError",
     "RequestIdSource",
     "Retrieval",
+    "RulesBody",
+    "RulesName",
     "ScoreName",
     "checked",
     "encoded",
@@ -42,6 +46,8 @@ __all__ = [
 MAX_TEXT = 256  # characters of a request_id or inference_type
 MAX_SCORE = 10_000  # characters of a score
 MAX_PARAMS = 100  # of a score, each a text of at most MAX_TEXT characters
+MAX_RULES = 65_536  # bytes of rules that a request says itself
+MAX_RULES_ENTRIES = 100  # of a kind
 MAX_QUERY = 65_536  # numbers of a query
 MAX_GATEWAY = 65_536  # bytes of the parameters that came in a URL
 MAX_SHOWN = 100  # characters of a value that an error repeats
@@ -51,6 +57,30 @@ LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjs
 ItemId: TypeAlias = int | str
 ItemKind: TypeAlias = Literal["int64", "str"]
 RequestIdSource: TypeAlias = Literal["server", "header", "body"]
+
+
+class RulesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Rules that a request says itself: the keys of `fastrank.Rules.to_dict`.
+
+    Places are text, as all keys of JSON are: ``{"pin": {"3": "sku-9"}}``.
+    """
+
+    where: str | None = None
+    cap: dict[str, int] | None = None
+    window: dict[str, tuple[int, int]] | None = None
+    at_least: dict[str, int] | None = None
+    decay: dict[str, float] | None = None
+    pin: dict[str, ItemId] | None = None
+    pin_where: dict[str, str] | None = None
+    boost: dict[str, float] | None = None
+    boost_score: dict[str, float] | None = None
+    on_empty: Literal["stop", "relax"] | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As `fastrank.Rules.from_dict` takes it."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +105,8 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     request_id: str | None = None
     score: str | None = None
     params: dict[str, float | bool | str] | None = None
+    rules: str | RulesBody | None = None  # a text: the name of some that the server has
+    after: list[ItemId] | None = None
 
 
 class PolicyName(msgspec.Struct, gc=False):
@@ -92,6 +124,18 @@ class ScoreName(msgspec.Struct, gc=False):
     params: dict[str, float | bool | str]
 
 
+class RulesName(msgspec.Struct, gc=False):
+    """Rules that a ranking stood under, and the parameters of their expressions."""
+
+    id: str
+    params: dict[str, float | bool | str]
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    content: Annotated[
+        dict[str, Any] | msgspec.UnsetType,
+        msgspec.Meta(description="What they say, where the request only named them."),
+    ] = msgspec.UNSET
+
+
 class Retrieval(msgspec.Struct, gc=False):
     """The index that found candidates."""
 
@@ -100,7 +144,8 @@ class Retrieval(msgspec.Struct, gc=False):
 
 
 class Answer(msgspec.Struct, kw_only=True, gc=False):
-    """A log row without its rewards, and without what the request says: filters and a query.
+    """A log row without its rewards, and without what the request says: filters, what pages before
+    showed, rules of its own, and a query.
 
     JSON has no infinity: `log_norm` is null where there was nothing to rank.
     """
@@ -180,7 +225,11 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     ] = msgspec.UNSET
     features_version: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="Of the columns that the score has."),
+        msgspec.Meta(description="Of the columns that the score or the rules have."),
+    ] = msgspec.UNSET
+    rules: Annotated[
+        RulesName | msgspec.UnsetType,
+        msgspec.Meta(description="Those that the request named or said."),
     ] = msgspec.UNSET
     is_fallback: bool
     query: Annotated[
@@ -252,6 +301,20 @@ _TEXTS = {
     "request_id": MAX_TEXT,
     "inference_type": MAX_TEXT,
     "score": MAX_SCORE,
+    "rules": MAX_TEXT,
+}
+_IDS = ("exclude", "allow", "after")
+_RULES = RulesBody.__struct_fields__
+# Of the entries of rules by kind, and how an error calls them.
+_ENTRIES: Final[dict[str, tuple[Any, str]]] = {
+    "cap": (int, "an integer"),
+    "window": (tuple[int, int], "two integers, [most, places in a row]"),
+    "at_least": (int, "an integer"),
+    "decay": (float, "a number"),
+    "pin": (ItemId, "an item id"),
+    "pin_where": (str, "an expression, as text"),
+    "boost": (float, "a number"),
+    "boost_score": (float, "a number"),
 }
 _GATEWAY = "gateway"
 _LARGE = 2 * MAX_QUERY  # bytes: no shorter body has more numbers
@@ -263,7 +326,7 @@ _NAMED = re.compile(rf'"({"|".join(_FIELDS)}|{_GATEWAY})"'.encode())
 def read(body: bytes, max_ids: int | None = None) -> Request:
     """The request of a JSON body; O(length).
 
-    `max_ids` is the most that a filter may have: a longer one of integers is not read first.
+    `max_ids` is the most that a list of ids may have: a longer one of integers is not read first.
 
     A body ``{"gateway": {...}}`` is what API Gateway's template makes: URL-encoded parameters, ''
     for those that are absent, lists as `fastrank.ids.split_ids` reads them.
@@ -298,7 +361,7 @@ def _read(body: bytes, max_ids: int | None) -> Request:
             members = _members(body, (*_FIELDS, _GATEWAY))
             _query_count(members.get("query"))
             _ids_count(members, max_ids)
-            _look_into_params(members)
+            _look_into(members)
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:
@@ -308,8 +371,9 @@ def _read(body: bytes, max_ids: int | None) -> Request:
     names = _NAMED.findall(body)
     # msgspec takes the last of several members of one name; an escape may hide a name.
     hidden = b"\\" in body and b"\\u" in body
-    if hidden or len(names) > len(set(names)) or request.params is not None:
-        _look_into_params(_members(body, _FIELDS))
+    has_objects = request.params is not None or isinstance(request.rules, RulesBody)
+    if hidden or len(names) > len(set(names)) or has_objects:
+        _look_into(_members(body, _FIELDS))
     return request
 
 
@@ -322,7 +386,7 @@ def read_parameters(parameters: Mapping[str, str]) -> Request:
         if text == "":
             continue
         given[name] = text
-        if name in ("exclude", "allow"):
+        if name in _IDS:
             try:
                 given[name] = split_ids(name, text)
             except ValueError as error:
@@ -337,6 +401,8 @@ def read_parameters(parameters: Mapping[str, str]) -> Request:
             given[name] = text.split(",")
         elif name == "params":
             given[name] = _object(text)
+        elif name == "rules" and text.startswith("{"):
+            given[name] = _rules(text)
     _read_numbers(given)
     try:
         return msgspec.convert(given, Request)
@@ -348,7 +414,7 @@ def checked(request: Request) -> Request:
     """The same request, if its values can be; a RequestError that names the field if not."""
     for name, most in _TEXTS.items():
         text = getattr(request, name)
-        if text is not None and not 0 < len(text) <= most:
+        if isinstance(text, str) and not 0 < len(text) <= most:
             raise RequestError(
                 "invalid_value",
                 f"{name}: expected 1 to {most} characters, got {len(text)}",
@@ -395,7 +461,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
         if isinstance(found, dict):
-            _members(body, None, "params: ")
+            _members(body, None, _OF_PARAMS)
             return found
     except _NOT_JSON:
         pass
@@ -405,6 +471,16 @@ def _object(text: str) -> dict[str, Any]:
         field="params",
         value=text,
     )
+
+
+def _rules(text: str) -> RulesBody:
+    """Rules as URLs have them: a JSON object."""
+    body = text.encode(errors="surrogatepass")
+    try:
+        _look_into_rules(msgspec.Raw(body))
+        return msgspec.json.decode(body, type=RulesBody)
+    except _NOT_JSON as error:
+        raise _bad_rules("", "an object, as JSON", text, f" ({error})") from None
 
 
 def _check_params(params: Mapping[str, float | bool | str]) -> None:
@@ -484,6 +560,7 @@ def _long_query(count: int) -> RequestError:
 
 # Members are told apart by their bytes, and no value is made that nobody wants: of six megabytes
 # of small lists that would take a second.
+_OF_PARAMS = "params: "
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -501,22 +578,23 @@ def _members(
 ) -> dict[str, msgspec.Raw]:
     """An object's members, by names that may be there; None: by any, as many as parameters may be.
 
-    A RequestError for one that may not, or comes again: it ends there.
+    A RequestError for one that may not, or comes again: it ends there. `where` is what stands before
+    the name in its words: "params: ", or "rules.", of which the field says all.
     """
     seen: set[str] = set()
 
     def name(_: type, text: str) -> _Name:
+        shortened = text[:MAX_TEXT]
         if names is not None and text not in names:
-            raise _unknown(text)
+            raise _unknown(text, names, where)
         if text in seen:
-            shortened = text[:MAX_TEXT]
             raise RequestError(
                 "duplicate_field",
                 f"{where}{shortened}: given more than once",
-                field="params" if where else shortened,
+                field="params" if where == _OF_PARAMS else f"{where}{shortened}",
             )
         if names is None and len(seen) >= MAX_PARAMS:
-            raise _bad_params(f"more than {MAX_PARAMS}")
+            raise _too_many(where)
         seen.add(text)
         return _Name(text)
 
@@ -549,15 +627,59 @@ def _read_otherwise(body: bytes, why_not: str, members: dict[str, msgspec.Raw] |
         request = _REQUEST.decode(encoded({**members, **numbers}))
     except msgspec.ValidationError as error:
         raise _invalid(str(error), members) from None
-    _look_into_params(members)
+    _look_into(members)
     return request
 
 
-def _look_into_params(members: Mapping[str, msgspec.Raw]) -> None:
-    """Refuse a parameter of a score that is given twice."""
-    params = members.get("params")
+def _look_into(members: Mapping[str, msgspec.Raw]) -> None:
+    """Refuse a parameter or a rule that is given twice, and rules that are none."""
+    params, rules = members.get("params"), members.get("rules")
     if params is not None and bytes(params)[:1] == b"{":
-        _members(params, None, "params: ")
+        _members(params, None, _OF_PARAMS)
+    if rules is not None and bytes(rules)[:1] == b"{":
+        _look_into_rules(rules)
+
+
+def _look_into_rules(value: msgspec.Raw) -> None:
+    """Refuse rules of which an entry is given twice or has another type, by its name."""
+    if (size := len(bytes(value))) > MAX_RULES:
+        allowed = f"at most {MAX_RULES} bytes"
+        raise RequestError(
+            "out_of_range",
+            f"rules: expected {allowed}, got {size}",
+            field="rules",
+            value=f"{size} bytes",
+            allowed=allowed,
+        )
+    for kind, inner in _members(value, _RULES, "rules.").items():
+        start = bytes(inner)[:1]
+        if start == b"n":  # null
+            continue
+        if kind == "where" and start != b'"':
+            raise _bad_rules(".where", "an expression, as text", inner)
+        if kind == "on_empty" and bytes(inner) not in (b'"stop"', b'"relax"'):
+            raise _bad_rules(".on_empty", "stop or relax", inner)
+        if kind not in _ENTRIES:
+            continue
+        if start != b"{":
+            raise _bad_rules(f".{kind}", "an object", inner)
+        own, words = _ENTRIES[kind]
+        for key, entry in _members(inner, None, f"rules.{kind}.").items():
+            try:
+                msgspec.json.decode(entry, type=own)
+            except msgspec.ValidationError:
+                raise _bad_rules(f".{kind}.{key[:MAX_TEXT]}", words, entry) from None
+
+
+def _bad_rules(where: str, allowed: str, value: Any, why: str = "") -> RequestError:
+    shown = _shown(value)
+    return RequestError(
+        "invalid_type",
+        f"rules{where}: expected {allowed}, got {short(shown)!r}{why}",
+        field=f"rules{where}",
+        value=shown,
+        allowed=allowed,
+    )
 
 
 def _query(value: msgspec.Raw) -> dict[str, list[float | str]]:
@@ -576,8 +698,8 @@ def _query_count(value: msgspec.Raw | None) -> None:
 
 
 def _ids_count(members: Mapping[str, msgspec.Raw], most: int | None) -> None:
-    """A RequestError for a filter of more integers than that; of text, commas do not tell."""
-    for name in ("exclude", "allow"):
+    """A RequestError for a list of more integers than that; of text, commas do not tell."""
+    for name in _IDS:
         content = bytes(members.get(name, b""))
         if most is None or b'"' in content or (count := content.count(b",") + 1) <= most:
             continue
@@ -628,18 +750,22 @@ def _decodable(text: str) -> bool:
 
 def _invalid(message: str, members: Mapping[str, Any]) -> RequestError:
     """What msgspec says, with the field and the value."""
+    path = _PATH.search(message)
+    field = path[1] if path is not None and path[1] else None
+    if field == "rules" and isinstance(members.get(field), msgspec.Raw):
+        _look_into(members)  # which knows more of it
     unknown = _UNKNOWN.search(message)
     if unknown is not None:
         return _unknown(unknown[1])
-    path = _PATH.search(message)
-    field = path[1] if path is not None and path[1] else None
     what = message.split(" - at ")[0]
     if field is None:
         return RequestError("invalid_type", f"the body: {what}")
     value = _shown(members.get(field))
     got = f"; got {short(value)!r}" if field in members else ""
     text = f"{field}: {what[0].lower()}{what[1:]}{got}"
-    if field in _TEXTS and isinstance(value, int) and not isinstance(value, bool):
+    if field == "rules":
+        text = f"rules: expected an object, or a name as text{got}"
+    elif field in _TEXTS and isinstance(value, int) and not isinstance(value, bool):
         text = f'{field}: expected text, got the number {short(value)}; send "{short(value)}"'
     return RequestError(
         "invalid_type",
@@ -660,12 +786,27 @@ def _shown(value: Any) -> Any:
     return content[: 4 * MAX_SHOWN].decode(errors="replace")
 
 
-def _unknown(name: str) -> RequestError:
-    allowed = list(_FIELDS)
+def _unknown(name: str, names: Collection[str] = _FIELDS, where: str = "") -> RequestError:
+    allowed = [each for each in names if each != _GATEWAY]
+    of = "rules" if where else "a request"
     return RequestError(
         "unknown_field",
-        f"{name[:MAX_TEXT]}: not a field of a request: {', '.join(allowed)}",
-        field=name[:MAX_TEXT],
+        f"{where}{name[:MAX_TEXT]}: not a field of {of}: {', '.join(allowed)}",
+        field=f"{where}{name[:MAX_TEXT]}",
+        allowed=allowed,
+    )
+
+
+def _too_many(where: str) -> RequestError:
+    """Parameters, or entries of a kind of rules."""
+    if where == _OF_PARAMS:
+        return _bad_params(f"more than {MAX_PARAMS}")
+    name, allowed = where.removesuffix("."), f"at most {MAX_RULES_ENTRIES} entries"
+    return RequestError(
+        "out_of_range",
+        f"{name}: expected {allowed}, got more",
+        field=name,
+        value=f"more than {MAX_RULES_ENTRIES}",
         allowed=allowed,
     )
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 import fastrank as fr
 from fastrank.policies import TABLED
+from fastrank_serving.rules import places_of
 from fastrank_serving.service import Loaded
 from fastrank_serving.settings import Settings
 
@@ -43,7 +44,7 @@ class _Asked(NamedTuple):
 async def rehearse(app: ASGIApp, loaded: Loaded, settings: Settings) -> None:
     """Ask an app, one that nobody else asks, for all that a server of this model is asked for.
 
-    A request costs some 0.5 ms, whatever the size of the catalog.
+    A request costs some 0.5 ms, whatever the size of the catalog; one under rules, a few passes.
 
     Raises
     ------
@@ -77,6 +78,9 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
         *({"query": query, "inference_type": name, **one} for name in types),
         *({"query": query, "score": name, **one} for name in functions),
         {"query": query, "score": "dot + 1", "seed": 1, "exclude": ["nothing"]},
+        {"query": query, "rules": {"pin": {"1": item}, "cap": {"nothing": 1}}, "seed": 1},
+        {"query": query, "after": [item], **one},
+        *({"query": query, "seed": 1, **_under(name, loaded, settings)} for name in loaded.rules),
         {"query": query, "inference_type": "nothing"},
         {"query": query, "k": 0},
         *({"query": query, "k": k, "request_id": "rehearsal", **one} for k in (1, 1, 2)),
@@ -102,6 +106,12 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
         ):
             yield _Asked("GET", path, query=text)
         yield _Asked("HEAD", path)
+
+
+def _under(name: str, loaded: Loaded, settings: Settings) -> dict[str, Any]:
+    """What a request says of the server's rules of a name, and for how many places."""
+    k = places_of(loaded.rules[name].rules, len(loaded.catalog))
+    return {"rules": name, "k": min(k, settings.max_k)}
 
 
 def _can_be_sent(text: str) -> bool:

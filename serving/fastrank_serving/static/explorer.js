@@ -23,7 +23,7 @@ const LONGEST_TITLE = 160;
 const SHARED_FIELDS = ["user_id", "k", "seed", "request_id", "score", "params"];
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, m: 1000, factor: 0.1, seed: "0", bars: "linear", ids: false, score: "", params: "" };
+const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, m: 1000, factor: 0.1, seed: "0", bars: "linear", ids: false, score: "", params: "", rules: "" };
 const usual = {}; // of what the address says where it is another
 const cards = new Map();
 const titles = new Map();
@@ -143,6 +143,7 @@ async function sweep(outdated) {
     for (const param of params) if (param in chosen) body[param] = chosen[param];
     if (chosen.score.trim()) body.score = chosen.score.trim();
     if (chosen.params.trim()) body.params = paramsOf(chosen.params);
+    if (chosen.rules) body.rules = chosen.rules;
     const card = cards.get(name);
     try {
       const { found, milliseconds } = await ask("invocations", body);
@@ -153,7 +154,7 @@ async function sweep(outdated) {
       if (name === FIRST) best = found.item_ids;
       card.times.push(milliseconds);
       if (card.times.length > KEPT_TIMES) card.times.shift();
-      showRanking(card, found, names, name === FIRST ? null : best, milliseconds);
+      showRanking(card, found, names, name === FIRST ? found.item_ids : best, milliseconds);
     } catch (problem) {
       if (outdated()) return;
       if (!(problem instanceof Problem)) throw problem;
@@ -267,13 +268,18 @@ function showRefusal(card, problem) {
 
 function showRanking(card, found, names, best, milliseconds) {
   card.refused.hidden = true;
+  // Rules may be such that there is no deterministic ranking to compare with.
   const places = new Map((best ?? []).map((id, j) => [id, j]));
+  const { pin = {}, pin_where: pinWhere = {} } = found.rules?.content ?? {};
   let same = 0, moved = 0;
   const rows = found.item_ids.map((id, j) => {
     const was = best === null ? j : places.get(id);
     if (was === j) same += 1;
     else if (was !== undefined) moved += 1;
-    return row(j, id, names[j], found.log_propensities[j], was, found.n_eligible);
+    const line = row(j, id, names[j], found.log_propensities[j], was, found.n_eligible);
+    const pinned = j + 1 in pin ? "rules pin it to this place" : pinWhere[j + 1];
+    if (pinned) line.children[1].prepend(mark("pinned", "pin", j + 1 in pin ? pinned : `rules want here: ${pinned}`));
+    return line;
   });
   const facts = [];
   const { user_temperature: own, ...params } = found.policy.params;
@@ -281,7 +287,8 @@ function showRanking(card, found, names, best, milliseconds) {
   for (const [param, value] of given.length ? given : [["parameter", null]])
     facts.push([param, value === null ? "none" : short(value)]);
   const differ = `${moved} at another place, ${rows.length - same - moved} new`;
-  facts.push(["unchanged", `${same} of ${rows.length}`, best === null ? "" : differ]);
+  if (best !== null) facts.push(["unchanged", `${same} of ${rows.length}`, best === found.item_ids ? "" : differ]);
+  if (found.rules) facts.push(["rules", found.rules.name, JSON.stringify(found.rules.content), "words"]);
   facts.push(["probability", chance(found.log_propensity), `of the whole ranking; its logarithm is ${short(found.log_propensity)}`, "whole"]);
   facts.push(["made by", found.made_by, `${found.n_scored.toLocaleString("en")} items scored`]);
   if (found.is_candidate) {
@@ -374,12 +381,13 @@ function readHash() {
   state.user = given.get("user") ?? state.user;
   for (const name of ["k", "temperature", "epsilon", "head", "m", "factor"]) if (given.has(name)) state[name] = numberOf(given.get(name));
   for (const name of ["seed", "score", "params"]) state[name] = given.get(name) ?? state[name];
+  state.rules = given.get("rules") ?? "";
   state.ids = given.get("ids") === "1";
   state.bars = given.get("bars") === "log" ? "log" : "linear";
 }
 
 function showState() {
-  for (const name of ["user", "k", "temperature", "epsilon", "head", "m", "factor", "seed", "bars", "score", "params"]) {
+  for (const name of ["user", "k", "temperature", "epsilon", "head", "m", "factor", "seed", "bars", "score", "params", "rules"]) {
     const field = $(name);
     // What somebody is typing is left alone.
     if (field !== document.activeElement) field.value = typeof state[name] === "number" && Number.isNaN(state[name]) ? "" : state[name];
@@ -431,6 +439,10 @@ function listen() {
   });
   $("bars").addEventListener("change", (event) => {
     state.bars = event.target.value;
+    changed(0);
+  });
+  $("rules").addEventListener("change", (event) => {
+    state.rules = event.target.value;
     changed(0);
   });
   $("ids").addEventListener("change", (event) => {
@@ -548,10 +560,16 @@ async function begin() {
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
   $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}`;
   Object.assign(state, about.params); // those of the server's policy, and of the model's
-  Object.assign(usual, { head: state.head, m: state.m, factor: state.factor, score: "", params: "" });
+  Object.assign(usual, { head: state.head, m: state.m, factor: state.factor, score: "", params: "", rules: "" });
   if (about.score) $("score").placeholder = about.score.name;
   const columns = Object.keys(about.columns).join(", ");
   if (columns) $("score-hint").textContent = `An expression of dot, of parameters, and of the columns ${columns}.`;
+  for (const { name, params } of about.rules) {
+    const option = made("option", "", params.length ? `${name} (${params.join(", ")})` : name);
+    option.value = name;
+    $("rules").append(option);
+  }
+  $("rules-control").hidden = !about.rules.length;
   state.k = Math.min(state.k, about.max_k);
   state.seed = newSeed();
   const middle = Math.log10(state.temperature);

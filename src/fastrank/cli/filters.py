@@ -14,7 +14,7 @@ from fastrank.arraytypes import Mask
 from fastrank.catalog import Catalog
 from fastrank.ids import as_written, id_from_text, split_ids
 
-__all__ = ["Filters", "filter_options", "filters_of", "id_of"]
+__all__ = ["Filters", "filter_options", "filters_of", "id_of", "ids_of_lists"]
 
 _NAMED = 5  # unknown ids that are named, by as many characters at most:
 _SHOWN = 60
@@ -82,6 +82,17 @@ def id_of(source: str, word: str, like: npt.NDArray[Any]) -> int | str:
     return found
 
 
+def ids_of_lists(option: str, lists: Sequence[str], like: npt.NDArray[Any]) -> list[int | str]:
+    """The ids of an option that is repeatable and takes several at a time, in their order."""
+    found: list[int | str] = []
+    for text in lists:
+        words = split_ids(option, text)
+        if like.dtype.kind != "U":  # a space after a comma can be no part of an integer
+            words = words[:1] + [word.removeprefix(" ") for word in words[1:]]
+        found += [id_of(option, word, like) for word in words]
+    return found
+
+
 def _filter(
     catalog: Catalog, option: str, lists: Sequence[str], file: Path | None, notes: list[str]
 ) -> list[Any] | None:
@@ -89,12 +100,7 @@ def _filter(
     if not lists and file is None:
         return None
     like = catalog.item_ids
-    ids: dict[int | str, None] = {}
-    for text in lists:
-        words = split_ids(option, text)
-        if like.dtype.kind != "U":  # a space after a comma can be no part of an integer
-            words = words[:1] + [word.removeprefix(" ") for word in words[1:]]
-        ids |= dict.fromkeys(id_of(option, word, like) for word in words)
+    ids: dict[int | str, None] = dict.fromkeys(ids_of_lists(option, lists, like))
     if file is not None:
         option_and_file = f"{option}-file: {file}"
         ids |= dict.fromkeys(

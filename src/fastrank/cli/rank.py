@@ -14,7 +14,8 @@ from rich import box
 from rich.table import Table
 
 from fastrank.calibration import drawn_overlap, temperature_for_overlap
-from fastrank.cli.filters import filter_options, filters_of, id_of
+from fastrank.catalog import Catalog
+from fastrank.cli.filters import filter_options, filters_of, id_of, ids_of_lists
 from fastrank.cli.scores import (
     functions_of,
     param_option,
@@ -26,6 +27,8 @@ from fastrank.cli.terminal import chance, for_terminal, json_text, percent, stan
 from fastrank.opening import open_directory
 from fastrank.policies import INFERENCE_TYPES, TABLED, FlatTail, Policy, completed, sampler_name
 from fastrank.ranking import Ranking, relabelled
+from fastrank.rules import Rules
+from fastrank.rulesfile import read_rules, rules_of_json
 from fastrank.vectorfiles import read_npy
 
 __all__ = ["rank"]
@@ -76,6 +79,19 @@ _OVERLAP = 0.7
 )
 @param_option
 @score_function_option
+@click.option(
+    "--rules",
+    "rules_text",
+    metavar="FILE|JSON",
+    help="What may stand where: a JSON file, or JSON itself, with the keys of fastrank.Rules.",
+)
+@click.option(
+    "--after",
+    multiple=True,
+    metavar="IDS",
+    help="Items of the pages before, the first place first: they are not shown again, and rules"
+    " know of them. Repeatable.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
 @filter_options("Items to leave out. Repeatable.", "Rank only these items. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -93,6 +109,8 @@ def rank(
     score: str | None,
     params: tuple[str, ...],
     score_functions: tuple[str, ...],
+    rules_text: str | None,
+    after: tuple[str, ...],
     seed: int | None,
     exclude: tuple[str, ...],
     exclude_file: Path | None,
@@ -115,6 +133,7 @@ def rank(
       fastrank rank model/ --user 42 --inference-type stochastic_gumbel_softmax_trick \\
           --temperature 0.1 --exclude 17,23 --seed 1
       fastrank rank model/ --user ann --inference-type uniform --exclude-file seen.txt
+      fastrank rank model/ --user ann --rules '{"cap": {"seller": 2}, "pin": {"3": "sku-9"}}'
     """
     if (user is None) == (query is None):
         raise click.UsageError("give either --user or --query")
@@ -127,6 +146,7 @@ def rank(
                 " chooses one)"
             )
         inference_type = usual.inference_type
+    rules = None if rules_text is None else _rules_of(rules_text)
     scored: dict[str, Any] = {"score": score, "params": params_of(params)}
     if user is not None:
         if opened is None:
@@ -152,7 +172,8 @@ def rank(
         temperature = 1.0 if temperature is None else temperature
         note = f" ({temperature:.6g} times the user's own {own:.6g})"
     elif temperature is None and takes_temperature:
-        scores = catalog.scores(vector, **scored)[eligible]
+        own_params = _params_of_score(catalog, scored, rules)
+        scores = catalog.scores(vector, score=score, params=own_params)[eligible]
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
         chosen_for = scores
@@ -161,7 +182,7 @@ def rank(
     stated = {name: value for name, value in given.items() if value is not None}
     chosen = completed(inference_type, stated, usual)
     if chosen_for is not None and not as_json:
-        note = _what_is_kept(chosen_for, chosen, k)
+        note = _what_is_kept(chosen_for, chosen, k, "" if rules is None else ", without the rules")
     drawn_by = chosen
     if user is not None and opened is not None:
         has_table = scored == {"score": None, "params": None} and opened.keep_table(user_id, chosen)
@@ -169,6 +190,9 @@ def rank(
         drawn_by = chosen.with_sampler("cached") if has_table else chosen
     # Twice: the first call also reads the model from disk, and is not what a service sees.
     scored |= filters
+    if rules is not None or after:
+        shown = ids_of_lists("--after", after, catalog.item_ids) if after else None
+        scored |= {"rules": rules, "after": shown}
     seed = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **scored, threads=1).seed
     start = time.perf_counter()
     ranking = catalog.rank(vector, k=k, policy=drawn_by, seed=seed, **scored, threads=1)
@@ -183,7 +207,28 @@ def rank(
         _print(ranking, titles, note, latency_us)
 
 
-def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int) -> str:
+def _rules_of(text: str) -> Rules:
+    """Of --rules."""
+    try:
+        return rules_of_json(text) if text.lstrip().startswith("{") else read_rules(Path(text))
+    except ValueError as error:
+        raise click.UsageError(f"--rules: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"--rules: {text}: {error.strerror or error}") from None
+
+
+def _params_of_score(
+    catalog: Catalog, scored: dict[str, Any], rules: Rules | None
+) -> dict[str, Any] | None:
+    """Those of --param that are not of rules alone."""
+    if rules is None or scored["params"] is None:
+        params: dict[str, Any] | None = scored["params"]
+        return params
+    bound, _ = catalog._bind_call(scored["score"], scored["params"], rules, None)
+    return None if bound is None else dict(bound.score.params)
+
+
+def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int, of_what: str = "") -> str:
     """What a chosen temperature does for these scores, as it is counted."""
     temperature = chosen.params["temperature"]
     if isinstance(chosen, FlatTail) and chosen.m < len(scores):  # as softmax of other scores
@@ -191,7 +236,8 @@ def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int) -> str:
         others = np.full(len(scores), scores[best[-1]] + temperature * math.log(chosen.factor))
         others[best] = scores[best]
         scores = others
-    kept = f"keeps {drawn_overlap(scores, temperature, k):.0%} of the deterministic ranking"
+    overlap = drawn_overlap(scores, temperature, k)
+    kept = f"keeps {overlap:.0%} of the deterministic ranking{of_what}"
     if len(scores) > 1 and scores.min() == scores.max():
         return f" (all scores are equal; {kept}, as any temperature does)"
     return f" (chosen: {kept})"
@@ -226,9 +272,20 @@ def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
         "catalog_version": ranking.catalog_version,
         "score": None if ranking.score is None else ranking.score._asdict(),
         "features_version": ranking.features_version,
+        "rules": _rules_record(ranking),
+        "after": ranking.after.tolist()
+        if isinstance(ranking.after, np.ndarray)
+        else ranking.after,
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
     }
+
+
+def _rules_record(ranking: Ranking) -> dict[str, Any] | None:
+    if ranking.rules is None:
+        return None
+    rules, params = ranking.rules
+    return {"id": rules.id, "params": params, "content": rules.to_dict()}
 
 
 def _candidates(ranking: Ranking) -> dict[str, Any] | None:
@@ -247,6 +304,16 @@ def _found(ranking: Ranking) -> dict[str, str]:
     shown = f"{found.is_candidate.sum()} of {len(ranking)} places show one"
     m = int(ranking.policy.params["m"])
     return {"candidates": f"{found.n_found:,} of {m:,}, found by {by}; {shown}"}
+
+
+def _ruled(ranking: Ranking) -> dict[str, str]:
+    """Lines on rules and the pages before."""
+    found = {}
+    if ranking.rules is not None and (content := ranking.rules.rules.to_dict()):
+        found["rules"] = said_of({"name": json_text(content), "params": ranking.rules.params})
+    if ranking.after is not None:
+        found["after"] = f"{len(ranking.after):,} items"
+    return found
 
 
 def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: float) -> None:
@@ -274,6 +341,7 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
         "made by": f"{ranking.made_by}, {ranking.n_scored:,} items scored",
         **_found(ranking),
         **({} if ranking.score is None else {"score": said_of(ranking.score._asdict())}),
+        **_ruled(ranking),
         "catalog version": ranking.catalog_version,
         "latency": f"{latency_us:,.0f} us",
     }

@@ -9,6 +9,7 @@ import click
 
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.policies.spec import SYNTAX
+from fastrank.rulesfile import named_rules
 
 __all__ = ["serve"]
 
@@ -30,6 +31,16 @@ __all__ = ["serve"]
     " score makes of a dot product of 0.  [default: 404]",
 )
 @score_function_option
+@click.option(
+    "--rules",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE, an"
+    " object that has several by their names. Read again at each reload. Repeatable.",
+)
+@click.option(
+    "--only-named-rules", is_flag=True, help="Requests may say no rules of their own."
+)
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."
 )
@@ -56,7 +67,7 @@ __all__ = ["serve"]
     default=100_000,
     show_default=True,
     type=click.IntRange(0, 100_000_000),
-    help="Ids of an exclude or allow list.",
+    help="Ids of an exclude, allow or after list.",
 )
 @click.option(
     "--max-body",
@@ -119,6 +130,7 @@ def serve(
     policy: str | None,
     fallback: str | None,
     score_functions: tuple[str, ...],
+    rules: tuple[str, ...],
     threads: int | None,
     no_explorer: bool,
     **options: Any,
@@ -136,6 +148,7 @@ def serve(
     from fastrank_serving.settings import Settings, policy_named
 
     functions_of(score_functions)  # each worker does it again
+    named_rules(rules)
     if threads is not None:
         options["threads"] = threads
     return run(
@@ -143,6 +156,7 @@ def serve(
             policy=None if policy is None else policy_named(policy, "--policy"),
             fallback=None if fallback is None else policy_named(fallback, "--fallback"),
             score_functions=score_functions,
+            rules=rules,
             explorer=not no_explorer,
             **options,
         )

@@ -266,7 +266,7 @@ def _check(tree: ast.expr, name: str, text: str) -> None:
             case ast.Call(func=ast.Name(id=called), args=args, keywords=keywords):
                 if called not in FUNCTIONS:
                     refuse(
-                        node, f"there is no function {called!r}: there are {', '.join(FUNCTIONS)}"
+                        node, f"there is no function {shown(called)}: there are {', '.join(FUNCTIONS)}"
                     )
                 least, most = FUNCTIONS[called]
                 if keywords or not least <= len(args) <= most:
@@ -417,11 +417,11 @@ def _compiled(
     expression = parsed(text, name)
     for param, _ in params:
         if param in RESERVED:
-            raise ValueError(f"params: {param!r} means something else in the {name} {shown(text)}")
+            raise ValueError(f"params: {shown(param)} means something else in the {name} {shown(text)}")
         if param not in expression.names:
-            raise ValueError(f"params: {param!r} is not in the {name} {shown(text)}")
+            raise ValueError(f"params: {shown(param)} is not in the {name} {shown(text)}")
         if param in columns.kinds:
-            raise ValueError(f"params: {param!r} is a column of the {name} {shown(text)}")
+            raise ValueError(f"params: {shown(param)} is a column of the {name} {shown(text)}")
     compiler = _Compiler(expression.text, name, columns.kinds, dict(params))
     return compiler.program(expression.tree, is_condition)
 
@@ -722,7 +722,7 @@ class _Compiler:
                     of_functions = ", nor a score function at hand" if name == self._text else ""
                     self._refuse(
                         node,
-                        f"{name!r} is neither a column (there are {have}) nor among the params"
+                        f"{shown(name)} is neither a column (there are {have}) nor among the params"
                         f" (given are {given}){of_functions}",
                     )
                 return self._params[name]

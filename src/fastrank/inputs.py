@@ -313,7 +313,7 @@ def as_count(name: str, value: object, low: int = 1) -> int:
         else:
             number = operator.index(value)  # type: ignore[arg-type]  # it refuses what it cannot take
     except TypeError:
-        raise ValueError(f"{name}: expected an integer, got {value!r}") from None
+        raise ValueError(f"{name}: expected an integer, got {shown(value)}") from None
     if number < low:
         raise ValueError(f"{name}: must be at least {low}, got {shown(number)}")
     return number

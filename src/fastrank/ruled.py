@@ -108,7 +108,7 @@ class BoundRules:
                 if self._features is None or self._features.kind(name) is None:
                     known = {} if self._features is None else self._features.columns
                     have = ", ".join(sorted(known)) or "none"
-                    raise ValueError(f"{kind}: there is no column {name!r} (there are {have})")
+                    raise ValueError(f"{kind}: there is no column {shown(name)} (there are {have})")
         for name in sorted({*caps, *windows, *decays}):
             assert self._features is not None
             groups = self._features.groups(name)

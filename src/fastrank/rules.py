@@ -164,7 +164,7 @@ class Rules:
             names = parsed(text, "at_least").names & capped
             if names:
                 raise ValueError(
-                    f"at_least: {shown(text)} is a share by the column {min(names)!r}, which has a"
+                    f"at_least: {shown(text)} is a share by the column {shown(min(names))}, which has a"
                     " cap: the two can contradict each other"
                 )
 
@@ -343,7 +343,7 @@ def _entries(
         own = key_of(name, key)
         if own in found:
             raise ValueError(f"{name}: {shown(own)} is given twice")
-        found[own] = value_of(f"{name}[{own!r}]", value)
+        found[own] = value_of(f"{name}[{shown(own)}]", value)
     return dict(sorted(found.items()))
 
 

@@ -189,3 +189,100 @@ def test_drawn_overlap_is_repeatable_and_near_the_expected() -> None:
     assert drawn_overlap(scores, temperature, 20) == drawn_overlap(scores, temperature, 20)
     assert abs(drawn_overlap(scores, temperature, 20) - 0.7) < 0.04
     assert drawn_overlap(scores, 1e-6, 20) > 0.99
+
+
+# ---- Rules -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shop") / "m"
+    rng = np.random.default_rng(1)
+    catalog = fr.Catalog(
+        [f"sku-{i}" for i in range(60)],
+        rng.standard_normal((60, 4)),
+        features={"seller": rng.choice(list("abc"), 60).tolist(), "price": np.arange(60.0)},
+    )
+    fr.Model(catalog, ["ann"], rng.standard_normal((1, 4))).save(path)
+    return path
+
+
+def ranked(model: Path, *options: object) -> dict[str, Any]:
+    asked = ("rank", model, "--user", "ann", "-k", 5, "--seed", 3, "--json")
+    result = run(*asked, "--inference-type", GUMBEL, "--temperature", 0.5, *options)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_rules_are_those_of_the_library(shop: Path, tmp_path: Path) -> None:
+    content = {"cap": {"seller": 2}, "pin": {"3": "sku-9"}, "where": "price < most"}
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps(content))
+    model = fr.Model.open(shop)
+    rules = fr.Rules.from_dict(content)
+    after = ["sku-4", "sku-2"]
+    for given in (file, json.dumps(content), f" {json.dumps(content)}"):
+        found = ranked(shop, "--rules", given, "--param", "most=40", "--after", "sku-4,sku-2")
+        expected = model.recommend(
+            "ann",
+            5,
+            policy=fr.PlackettLuce(0.5),
+            seed=3,
+            rules=rules,
+            params={"most": 40.0},
+            after=after,
+        )
+        assert found["item_ids"] == expected.item_ids.tolist()
+        assert found["item_ids"][2] == "sku-9"
+        assert found["log_propensities"] == expected.log_propensities.tolist()
+        assert found["rules"] == {"id": rules.id, "params": {"most": 40.0}, "content": content}
+        assert found["after"] == after
+    plain = ranked(shop)
+    assert (plain["rules"], plain["after"]) == (None, None)
+    score = ("--score", "dot * w", "--param", "w=2", "--param", "most=40")
+    both = ranked(shop, "--rules", file, *score)
+    assert both["score"]["params"] == {"w": 2.0}
+    assert both["rules"]["params"] == {"most": 40.0}
+
+
+def test_a_page_in_the_order_in_which_it_was_shown(numbers: Path) -> None:
+    result = run("rank", numbers, "--user", 42, "--inference-type", "uniform", "--json",
+                 "--after", "7, 3", "--after", "5", "--seed", 1)  # fmt: skip
+    found = json.loads(result.stdout)
+    assert found["after"] == [7, 3, 5]
+    assert not {7, 3, 5} & set(found["item_ids"])
+    assert found["n_eligible"] == 47
+
+
+def test_rules_are_printed(shop: Path) -> None:
+    options = ("--user", "ann", "--seed", 1, "--inference-type", GUMBEL)
+    rules = '{"where": "price < most"}'
+    result = run("rank", shop, *options, "--rules", rules, "--param", "most=9", "--after", "sku-1")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert 'rules {"where": "price < most"}, most = 9.0' in said
+    assert "after 1 items" in said
+    assert "of the deterministic ranking, without the rules)" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rules", "nothing.json"], "--rules: nothing.json: No such file"),
+        (["--rules", "{"], "--rules: rules: not JSON"),
+        (["--rules", '{"cap": {"a": 1, "a": 2}}'], "'a' is given more than once"),
+        (["--rules", '{"cap": {"seller": NaN}}'], "not JSON: NaN"),
+        (["--rules", '{"kap": {}}'], "--rules: rules: there is no 'kap'"),
+        (["--rules", '{"cap": {"seller": 0}}'], "cap['seller']: must be at least 1, got 0"),
+        (["--rules", '{"cap": {"colour": 1}}'], "rules: cap: there is no column 'colour'"),
+        (["--rules", '{"pin": {"1": "nothing"}}'], "pin[1]: 'nothing' is not in the catalog"),
+        (["--rules", '{"where": "price < most"}'], "'most' is neither a column"),
+        (["--after", "nothing"], "after: 'nothing' is not in the catalog"),
+        (["--after", "sku-1,sku-1"], "after: 'sku-1' is there twice"),
+        (["--rules", '{"pin": {"1": "sku-1"}}', "--exclude", "sku-1"], "is not eligible"),
+    ],
+)
+def test_rules_that_are_none_are_one_line(shop: Path, options: list[str], words: str) -> None:
+    said = refused("rank", shop, "--user", "ann", "--inference-type", GUMBEL, *options)
+    assert words in said

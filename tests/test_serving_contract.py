@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
@@ -148,6 +148,22 @@ class TestAnswer:
         only = client.invoke({**asked, "allow": top["item_ids"]}).json()
         assert only["item_ids"] == top["item_ids"]
         assert only["n_eligible"] == 10
+
+    def test_rules_and_pages(self, client: Client, model: fr.Model) -> None:
+        rules, after = {"pin": {"2": 1005}}, [1007, 1001]
+        asked = {"user_id": "ann", "k": 4, "seed": 8, "after": after, "rules": rules}
+        row = client.invoke(asked).json()
+        expected = model.recommend(
+            "ann", 4, seed=8, rules=fr.Rules(pin={2: 1005}), after=after
+        )
+        assert row["item_ids"] == expected.item_ids.tolist()
+        assert row["item_ids"][1] == 1005
+        np.testing.assert_allclose(row["log_propensities"], expected.log_propensities, rtol=1e-6)
+        assert row["rules"] == {"id": fr.Rules(pin={2: 1005}).id, "params": {}}
+        query = urlencode({"k": 4, "seed": 8, "after": "1007,1001", "rules": json.dumps(rules)})
+        got = client.ask("GET", f"/1/recommended-items/ann?{query}").json()
+        assert got["item_ids"] == row["item_ids"]
+        assert got["rules"] == row["rules"]
 
     def test_fewer_items_than_k(self, client: Client) -> None:
         row = client.invoke({"user_id": "ann", "allow": [1000, 1001]}).json()

@@ -37,7 +37,8 @@ Cost = Callable[[int], Awaitable[float]]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("costs") / "model"
-    make_model(directory)
+    features = {"a": [1.0, 2.0] * 100, "b": [True, False] * 100}
+    make_model(directory, features=features)
     return directory
 
 
@@ -141,6 +142,40 @@ BODIES: dict[str, Callable[[int], str]] = {
         '{"user_id":"u1","score":"' + many("dot", min(n, 9_000), between="+") + '"}'
     ),
     "a score of many letters": lambda n: '{"user_id":"u1","score":"' + "x" * n + '"}',
+    "rules of no kind": lambda n: '{"user_id":"u1","rules":{' + numbered('"r{}":1', n) + "}}",
+    "rules of many columns": lambda n: (
+        '{"user_id":"u1","rules":{"cap":{' + numbered('"c{}":1', n) + "}}}"
+    ),
+    "rules of small lists": lambda n: '{"user_id":"u1","rules":{"cap":[' + many("[]", n) + "]}}",
+    "rules of lists in lists": lambda n: '{"user_id":"u1","rules":{"where":' + "[" * n,
+    "a rule over and over": lambda n: '{"user_id":"u1","rules":{' + many('"cap":{}', n) + "}}",
+    "a column over and over": lambda n: (
+        '{"user_id":"u1","rules":{"cap":{' + many('"a":1', n) + "}}}"
+    ),
+    "a window of many numbers": lambda n: (
+        '{"user_id":"u1","rules":{"window":{"a":[' + many("1", n) + "]}}}"
+    ),
+    "a place of many digits": lambda n: '{"user_id":"u1","rules":{"pin":{"' + "9" * n + '":1}}}',
+    "a pin of many digits": lambda n: '{"user_id":"u1","rules":{"pin":{"1":' + "9" * n + "}}}",
+    "an expression of many letters": lambda n: (
+        '{"user_id":"u1","rules":{"where":"' + "x" * n + '"}}'
+    ),
+    "expressions of many terms": lambda n: (
+        '{"user_id":"u1","rules":{"boost":{"'
+        + '":2,"'.join(
+            many(f"a<{j}", min(n, 60_000) // 10 - 50, between=" or ") for j in range(10)
+        )
+        + '":2}}}'
+    ),
+    "a name of many letters": lambda n: '{"user_id":"u1","rules":"' + "x" * n + '"}',
+    "rules under escapes": lambda n: (
+        '{"user_id":"u1","rules":{"\\u0063ap":{"' + "\\u0041" * (n // 6) + '":1}}}'
+    ),
+    "pages before": lambda n: '{"user_id":"u1","after":[' + numbered("{}", min(n, 500_000)) + "]}",
+    "pages before, of one item": lambda n: '{"user_id":"u1","after":[' + many("7", n) + "]}",
+    "a gateway's rules": lambda n: (
+        '{"gateway":{"user_id":"u1","rules":"{%22cap%22:{' + many("%22a%22:1", n) + '}}"}}'
+    ),
     "a gateway's list": lambda n: '{"gateway":{"user_id":"u1","exclude":"' + many("7", n) + '"}}',
     "a gateway's escapes": lambda n: '{"gateway":{"user_id":"' + many("%41", n, between="") + '"}}',
     "a gateway's quotes": lambda n: (
@@ -227,6 +262,12 @@ URLS: dict[str, Callable[[int], tuple[str, str]]] = {
         "/1/recommended-items/u1",
         "score=dot&params={" + numbered('"p{}":1', n) + "}",
     ),
+    "rules": lambda n: (
+        "/1/recommended-items/u1",
+        'rules={"cap":{' + numbered('"c{}":1', n) + "}}",
+    ),
+    "lists in rules": lambda n: ("/1/recommended-items/u1", 'rules={"cap":' + "[" * n),
+    "pages before": lambda n: ("/1/recommended-items/u1", "after=" + numbered("{}", n)),
     "titles": lambda n: ("/explorer/titles", many("id=1", n, between="&")),
     "a prefix": lambda n: ("/explorer/users", "prefix=" + "u" * n),
 }

@@ -57,6 +57,11 @@ def everything(text: bool) -> list[tuple[str, str, bytes, dict[str, str]]]:
         {"k": 3, "seed": 5, "exclude": [item], "allow": [item, other]},
         {"exclude": many[:50] + many[60:]},  # stored beside the log
         {"score": "dot - price / 100 if seller == shop else -9", "params": {"shop": "bob"}},
+        {"rules": {"cap": {"seller": 2}, "at_least": {"price < most": 1}}, "params": {"most": 9}},
+        {"rules": {"pin": {"2": item}, "window": {"seller": [1, 2]}}, "after": [other], "k": 3},
+        {"rules": {"decay": {"seller": 0.5}, "boost": {"price < 9": 2}, "pin_where": {"1": "price < 9"}}},
+        {"rules": "nothing"},
+        {"rules": {"cap": {"nothing": 1}}},
         {"request_id": "a"},
         {"request_id": "a"},
         {"request_id": "a", "k": 2},

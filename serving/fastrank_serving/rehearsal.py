@@ -71,15 +71,17 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
     types = [name for name in fr.INFERENCE_TYPES if fr.policy(name).sampler not in TABLED]
     functions = [path.rpartition(":")[2] for path in settings.score_functions]
     one: dict[str, Any] = {"k": 1, "seed": 1}  # nothing that is drawn decides whether it serves
+    own: dict[str, Any] = {"query": query, "k": 2, "seed": 1}
     if _can_be_sent(item):
         one["allow"] = [item]  # the cheapest of all rankings
+        own |= {"rules": {"pin": {"2": item}, "on_empty": "relax"}}
     bodies: list[dict[str, Any]] = [
         *({"user_id": user, "inference_type": "uniform", **one} for user in users),
         *({"query": query, "inference_type": name, **one} for name in types),
         *({"query": query, "score": name, **one} for name in functions),
         {"query": query, "score": "dot + 1", "seed": 1, "exclude": ["nothing"]},
-        {"query": query, "rules": {"pin": {"1": item}, "cap": {"nothing": 1}}, "seed": 1},
-        {"query": query, "after": [item], **one},
+        own,
+        {**own, "rules": {"cap": {"nothing": 1}}, "after": []},
         *({"query": query, "seed": 1, **_under(name, loaded, settings)} for name in loaded.rules),
         {"query": query, "inference_type": "nothing"},
         {"query": query, "k": 0},

@@ -468,22 +468,31 @@ class State:
 
     def _in_window(self, groups: Groups, most: int, row: int) -> set[int]:
         """Groups of which some `row` places that hold this one have as many as may be."""
-        behind = self._list[max(0, len(self._list) - (row - 1)) :]
-        ahead = [
-            (place - self.place, self.pins[place])
-            for place in range(self.place + 1, self.place + row)
-            if self.pins.get(place) in self._coming
-        ]
+        ahead = sorted(
+            (place - self.place, position)
+            for place, position in self.pins.items()
+            if 0 < place - self.place < row and position in self._coming
+        )
+        counts: dict[int, int] = {}
         found: set[int] = set()
-        # The window that ends here, and those that end at a pin, which have no more than it.
-        for end in (0, *(distance for distance, _ in ahead)):
-            reach = row - 1 - end
-            recent = behind[len(behind) - reach :] if 0 < reach <= len(behind) else behind
-            items = [p for p in (recent if reach > 0 else []) if p >= 0]
-            items += [p for distance, p in ahead if distance <= end]
-            counts: dict[int, int] = {}
-            for position in items:
-                for group in groups.of(position):
-                    counts[group] = counts.get(group, 0) + 1
-            found |= {group for group, count in counts.items() if count >= most}
-        return found
+
+        def add(position: int) -> None:
+            for group in groups.of(position) if position >= 0 else ():
+                counts[group] = counts.get(group, 0) + 1
+                if counts[group] >= most:
+                    found.add(group)
+
+        for _, position in ahead:
+            add(position)
+        # Of the windows that end at a pin, which have no more than others, and of the one that ends
+        # here, the last one first: each has one pin less than the one before, and more behind it.
+        behind = 0
+        while True:
+            reach = min(row - 1 - (ahead[-1][0] if ahead else 0), len(self._list))
+            for position in self._list[len(self._list) - reach : len(self._list) - behind]:
+                add(position)
+            behind = reach
+            if not ahead:
+                return found
+            for group in groups.of(ahead.pop()[1]):
+                counts[group] -= 1

@@ -1,0 +1,51 @@
+"""What rules cost: no more for windows that are wide, or pages that are long, than they hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from support import same_ranking
+
+import fastrank as fr
+
+N = 40_000
+RNG = np.random.default_rng(0)
+CATALOG = fr.Catalog(
+    np.arange(N),
+    RNG.standard_normal((N, 4)),
+    features={"brand": [f"b{i % 40}" for i in range(N)]},
+)
+QUERY = RNG.standard_normal(4)
+
+
+def cost(work: Callable[[], object]) -> float:
+    """Processor time, the least of three."""
+    found = []
+    for _ in range(3):
+        began = time.process_time()
+        work()
+        found.append(time.process_time() - began)
+    return max(min(found), 0.002)
+
+
+@pytest.mark.parametrize("pins", [{}, {place: place for place in range(40, 90)}], ids=len)
+def test_a_window_costs_what_is_in_it(pins: dict[int, int]) -> None:
+    """Beyond the list there is nothing to look at."""
+
+    def ranked(row: int) -> fr.Ranking:
+        rules = fr.Rules(window={"brand": (3, row)}, pin=pins, on_empty="relax")
+        return CATALOG.rank(QUERY, 60, policy=fr.PlackettLuce(), rules=rules, seed=1)
+
+    assert same_ranking(ranked(1_000_000), ranked(200))
+    assert cost(lambda: ranked(1_000_000)) < 5 * cost(lambda: ranked(200))
+
+
+def test_a_repeated_item_of_pages_before_is_found_in_one_look() -> None:
+    def refused(n: int) -> None:
+        with pytest.raises(ValueError, match=f"after: {n - 1} is there twice"):
+            CATALOG.rank(QUERY, 1, policy=fr.PlackettLuce(), after=[*range(n), n - 1])
+
+    assert cost(lambda: refused(N)) < 16 * cost(lambda: refused(N // 8))

@@ -36,6 +36,7 @@ ITEMS, USERS, DIM = 500, 300, 8
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
 FIRST_ITEM = 2**53  # ids that a double does not hold
 SEED = "18446744073709551615"
+GUMBEL = "stochastic_gumbel_softmax_trick"
 
 
 FIRSTS = (
@@ -495,6 +496,86 @@ def test_a_score_and_its_parameters_are_sent_and_kept_in_the_address(
     visit.page.fill("#params", "w")
     visit.until("document.getElementById('alert').textContent.includes('name = value')")
     assert len(visit.asked) == asked
+
+
+RULES = {
+    "home": {
+        "pin": {"3": FIRST_ITEM + 9},
+        "pin_where": {"1": "seller == 'acme'"},
+        "cap": {"seller": 3},
+    },
+    "fade": {"decay": {"seller": 0.5}},
+    "shop": {"where": "seller == shop"},
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, fr.Model]]:
+    """A server that has rules."""
+    directory = tmp_path_factory.mktemp("shop")
+    made = model(hostile=False)
+    sellers = [["acme", "bob", "cat"][i % 3] for i in range(ITEMS)]
+    made = made.with_features({"seller": sellers})
+    made.save(directory / "model")
+    (directory / "rules.json").write_text(json.dumps(RULES))
+    settings = Settings(
+        model=directory / "model", threads=1, rules=(str(directory / "rules.json"),)
+    )
+    with served(settings) as found:
+        yield found, made
+
+
+def test_rules_are_chosen_and_what_they_pin_is_marked(
+    visit: Visit, shop: tuple[Server, fr.Model]
+) -> None:
+    server, made = shop
+    visit.open(server, user="bob-3", seed=5, k=6, ids=1)
+    page = visit.page
+    assert page.locator("#rules-control").is_visible()
+    options = page.locator("#rules option").all_text_contents()
+    assert options == ["none", "home", "fade", "shop (shop)"]
+    assert page.locator(".ranking .mark.pinned").count() == 0
+    plain = visit.ids(GUMBEL)
+    page.select_option("#rules", "home")
+    visit.until("location.hash.includes('rules=home')")
+    visit.until("document.querySelectorAll('.ranking .mark.pinned').length === 14")
+    visit.until("document.getElementById('status').textContent.startsWith('7 rankings')")
+    assert visit.asked[-1]["rules"] == "home"
+    assert visit.ids(GUMBEL) != plain
+    rules = fr.Rules.from_dict(RULES["home"])
+    for name, policy in ((GUMBEL, fr.PlackettLuce()), ("deterministic", fr.Deterministic())):
+        expected = made.recommend("bob-3", 6, policy=policy, seed=5, rules=rules)
+        assert visit.ids(name) == [str(item) for item in expected.item_ids.tolist()]
+        rows = page.locator(f"#ranking-{name} li")
+        pinned = [rows.nth(j).locator(".mark.pinned").count() for j in range(6)]
+        assert pinned == [1, 0, 1, 0, 0, 0]
+        mark = rows.nth(0).locator(".mark.pinned").get_attribute("title")
+        assert mark == "rules want here: seller == 'acme'"
+        for j, own in enumerate(np.exp(expected.log_propensities).tolist()):
+            bar = rows.nth(j).locator(".bar span").evaluate("e => e.style.width")
+            assert float(bar.removesuffix("%")) == pytest.approx(100 * own, rel=1e-3)
+    assert "know nothing of pin_where" in page.locator(
+        "#ranking-stochastic_flat_tail .refused"
+    ).inner_text()
+    # Where there is nothing deterministic to compare with, nothing is compared.
+    page.select_option("#rules", "fade")
+    visit.until("document.getElementById('status').textContent.startsWith('4 rankings')")
+    assert page.locator(".ranking .mark").count() == 0
+    assert "unchanged" not in page.locator(f"#ranking-{GUMBEL}").inner_text()
+    page.select_option("#rules", "shop")
+    visit.until("document.getElementById('status').textContent.startsWith('0 rankings')")
+    page.fill("#params", "shop = cat")
+    visit.until("document.getElementById('status').textContent.startsWith('8 rankings')")
+    visit.wait()
+    page.select_option("#rules", "")
+    visit.until("!location.hash.includes('rules')")
+    # Such refusals are 422s, which the browser notes.
+    assert all("422" in said for said in visit.complaints), visit.complaints
+
+
+def test_a_server_without_rules_has_none_to_choose(visit: Visit, server: Server) -> None:
+    visit.open(server, user="bob-3", seed=5)
+    assert not visit.page.locator("#rules-control").is_visible()
 
 
 def test_the_slider_changes_the_temperature_that_is_sent(visit: Visit, server: Server) -> None:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 from servers import USERS, Client, Container, make_model
 
+from fastrank.wire import RulesBody
 from fastrank_serving import gateway as module
 from fastrank_serving.gateway import TEMPLATE, Gateway, Integration, Parameters, Server
 from fastrank_serving.messages import ProblemError, error_body, parse
@@ -155,11 +156,18 @@ class TestRequest:
         assert (caught.value.code, caught.value.field) == ("duplicate_field", name)
 
     def test_is_read_as_it_was_meant(self, integration: Integration) -> None:
+        rules = '{"cap": {"a \\"b\\"": 2}, "pin": {"3": "O\'Brien,%22"}}'
         query = {"k": "5", "seed": "", "inference_type": GUMBEL, "exclude": "1,2"}
+        query |= {"rules": rules, "after": '7,"a,b"'}
         request = parse(integration.request(parameters("O'Brien", query), ID)[0])
         assert (request.user_id, request.k, request.seed) == ("O'Brien", 5, None)
         assert (request.inference_type, request.exclude) == (GUMBEL, ["1", "2"])
         assert request.request_id == ID
+        assert isinstance(request.rules, RulesBody)
+        assert request.rules.content == json.loads(rules)
+        assert request.after == ["7", "a,b"]
+        query["rules"] = "home-3"
+        assert parse(integration.request(parameters("a", query), ID)[0]).rules == "home-3"
 
 
 class TestResponse:
@@ -254,6 +262,10 @@ class TestEndToEnd:
             ("ann?inference_type=magic", 422, "unknown_inference_type", "inference_type"),
             ("ann?k=5%22,%22seed%22:%221", 400, "invalid_type", "k"),
             ("ann?seeds=1", 400, "unknown_field", "seeds"),
+            ("ann?rules=nowhere", 422, "unknown_rules", "rules"),
+            ("ann?rules=%7B%22cap%22:%7B%22a%22:0%7D%7D", 422, "invalid_value", "rules.cap.a"),
+            ("ann?rules=%7B%22kap%22:1%7D", 400, "unknown_field", "rules.kap"),
+            ("ann?after=1000,1000", 422, "invalid_value", "after"),
             ("ann?user_id=bob", 400, "duplicate_field", "user_id"),
         ],
     )

@@ -153,9 +153,7 @@ class TestAnswer:
         rules, after = {"pin": {"2": 1005}}, [1007, 1001]
         asked = {"user_id": "ann", "k": 4, "seed": 8, "after": after, "rules": rules}
         row = client.invoke(asked).json()
-        expected = model.recommend(
-            "ann", 4, seed=8, rules=fr.Rules(pin={2: 1005}), after=after
-        )
+        expected = model.recommend("ann", 4, seed=8, rules=fr.Rules(pin={2: 1005}), after=after)
         assert row["item_ids"] == expected.item_ids.tolist()
         assert row["item_ids"][1] == 1005
         np.testing.assert_allclose(row["log_propensities"], expected.log_propensities, rtol=1e-6)

@@ -162,9 +162,7 @@ BODIES: dict[str, Callable[[int], str]] = {
     ),
     "expressions of many terms": lambda n: (
         '{"user_id":"u1","rules":{"boost":{"'
-        + '":2,"'.join(
-            many(f"a<{j}", min(n, 60_000) // 10 - 50, between=" or ") for j in range(10)
-        )
+        + '":2,"'.join(many(f"a<{j}", min(n, 60_000) // 10 - 50, between=" or ") for j in range(10))
         + '":2}}}'
     ),
     "a name of many letters": lambda n: '{"user_id":"u1","rules":"' + "x" * n + '"}',

@@ -554,9 +554,10 @@ def test_rules_are_chosen_and_what_they_pin_is_marked(
         for j, own in enumerate(np.exp(expected.log_propensities).tolist()):
             bar = rows.nth(j).locator(".bar span").evaluate("e => e.style.width")
             assert float(bar.removesuffix("%")) == pytest.approx(100 * own, rel=1e-3)
-    assert "know nothing of pin_where" in page.locator(
-        "#ranking-stochastic_flat_tail .refused"
-    ).inner_text()
+    assert (
+        "know nothing of pin_where"
+        in page.locator("#ranking-stochastic_flat_tail .refused").inner_text()
+    )
     # Where there is nothing deterministic to compare with, nothing is compared.
     page.select_option("#rules", "fade")
     visit.until("document.getElementById('status').textContent.startsWith('4 rankings')")

@@ -541,9 +541,7 @@ def _others(app: App) -> ASGIApp:
         )
 
     async def openapi(_: HttpRequest) -> Response:
-        described = document(
-            service.settings, service.catalog, service.policy, service.rules
-        )
+        described = document(service.settings, service.catalog, service.policy, service.rules)
         return Response(msgspec.json.encode(described), media_type="application/json")
 
     async def execution_parameters(_: HttpRequest) -> Response:

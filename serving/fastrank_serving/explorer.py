@@ -101,9 +101,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             },
             "score": None if loaded.catalog.score is None else loaded.catalog.score._asdict(),
             "columns": {} if loaded.catalog.features is None else loaded.catalog.features.columns,
-            "rules": [
-                {"name": name, "params": each.params} for name, each in loaded.rules.items()
-            ],
+            "rules": [{"name": name, "params": each.params} for name, each in loaded.rules.items()],
             "inference_types": [
                 {"name": name, "params": list(parameters_of(name))} for name in fr.INFERENCE_TYPES
             ],

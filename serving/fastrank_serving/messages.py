@@ -396,8 +396,8 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
     if ranking.features_version is not None:
         answer.features_version = ranking.features_version
     if served.has_rules and ranking.rules is not None:
-        rules, params = ranking.rules
-        answer.rules = RulesName(rules.id, params)
+        rules = ranking.rules.rules
+        answer.rules = RulesName(rules.id, ranking.rules.params)
         if served.rules_name is not None:
             answer.rules.name = served.rules_name
             answer.rules.content = rules.to_dict()

@@ -9,6 +9,7 @@ import numpy as np
 
 import fastrank as fr
 from fastrank.ids import as_written, id_from_text
+from fastrank.scorer import Scorer
 from fastrank.wire import RulesBody
 from fastrank_serving.messages import ProblemError, field_of, invalid_value
 
@@ -19,9 +20,9 @@ _MOST_PLACES = 1000  # of the self-test
 # Of masks and sums that a request's own rules may take: as many as a catalog keeps.
 MAX_BYTES = 128 << 20
 
-# In multiply-adds (`fastrank_serving.engine`): a list that is walked, a place of it, and of what each
-# column or set adds; an item of such a place; a character to parse; an item of a page before; an
-# item of a window.
+# In multiply-adds (`fastrank_serving.engine`): a list that is walked; a place of it, and an item of
+# such a place, once more for each column or set; a character to parse; an item of a page before;
+# an item of a window.
 _WALK, _PLACE, _ITEM = 12_000_000, 2_000_000, 40
 _CHARACTER, _SHOWN, _WINDOW = 25_000, 25_000, 5_000
 
@@ -51,9 +52,7 @@ def fitted(rules: fr.Rules, catalog: fr.Catalog, policy: fr.Policy) -> Named:
         Naming the rule and the value.
     """
     features = catalog.features
-    wanted = sorted(
-        name for name in rules.names if features is None or features.kind(name) is None
-    )
+    wanted = sorted(name for name in rules.names if features is None or features.kind(name) is None)
     known = _without(rules, frozenset(wanted))
     query, k = np.zeros(catalog.dim, np.float32), places_of(rules, len(catalog))
     ranking = catalog.rank(query, k, policy=policy, seed=1, rules=known)
@@ -90,7 +89,7 @@ def _without(rules: fr.Rules, names: frozenset[str]) -> fr.Rules:
 # ---- Of requests ----------------------------------------------------------------------------
 
 
-def made(body: RulesBody, catalog: fr.Catalog) -> fr.Rules:
+def made(body: RulesBody, catalog: Scorer) -> fr.Rules:
     """The rules that a request says; pinned ids as the catalog has them.
 
     Raises
@@ -113,7 +112,7 @@ def made(body: RulesBody, catalog: fr.Catalog) -> fr.Rules:
 
 
 def work_of(rules: fr.Rules | RulesBody | None, after: int, n: int, d: int, k: int) -> int:
-    """About how much they add to a ranking's work, in multiply-adds; `after`: items shown before."""
+    """About what they add to a ranking's work, in multiply-adds; `after`: items shown before."""
     if rules is None:
         return _SHOWN * after
     said = _Said.of(rules)

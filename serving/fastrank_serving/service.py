@@ -525,15 +525,16 @@ class Service:
         rules, names = request.rules, list(loaded.rules)
         if isinstance(rules, str) and rules in loaded.rules:
             return loaded.rules[rules].rules
+        is_name = isinstance(rules, str)
         if isinstance(rules, str) or (rules is not None and self.settings.only_named_rules):
             have = ", ".join(names) or "none"
-            got = f"got {short(rules)!r}" if isinstance(rules, str) else "this server takes no others"
+            got = f"got {short(rules)!r}" if is_name else "this server takes no others"
             raise ProblemError(
                 422,
-                "unknown_rules" if isinstance(rules, str) else "invalid_value",
+                "unknown_rules" if is_name else "invalid_value",
                 f"rules: expected the name of some that the server has ({have}); {got}",
                 field="rules",
-                value=rules if isinstance(rules, str) else "an object",
+                value=rules if is_name else "an object",
                 allowed=names,
             )
         if rules is not None and (size := bytes_of(rules, len(loaded.catalog))) > MAX_BYTES:

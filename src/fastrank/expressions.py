@@ -266,7 +266,8 @@ def _check(tree: ast.expr, name: str, text: str) -> None:
             case ast.Call(func=ast.Name(id=called), args=args, keywords=keywords):
                 if called not in FUNCTIONS:
                     refuse(
-                        node, f"there is no function {shown(called)}: there are {', '.join(FUNCTIONS)}"
+                        node,
+                        f"there is no function {shown(called)}: there are {', '.join(FUNCTIONS)}",
                     )
                 least, most = FUNCTIONS[called]
                 if keywords or not least <= len(args) <= most:
@@ -417,7 +418,9 @@ def _compiled(
     expression = parsed(text, name)
     for param, _ in params:
         if param in RESERVED:
-            raise ValueError(f"params: {shown(param)} means something else in the {name} {shown(text)}")
+            raise ValueError(
+                f"params: {shown(param)} means something else in the {name} {shown(text)}"
+            )
         if param not in expression.names:
             raise ValueError(f"params: {shown(param)} is not in the {name} {shown(text)}")
         if param in columns.kinds:

@@ -164,8 +164,8 @@ class Rules:
             names = parsed(text, "at_least").names & capped
             if names:
                 raise ValueError(
-                    f"at_least: {shown(text)} is a share by the column {shown(min(names))}, which has a"
-                    " cap: the two can contradict each other"
+                    f"at_least: {shown(text)} is a share by the column {shown(min(names))}, which"
+                    " has a cap: the two can contradict each other"
                 )
 
     # ---- What they say ----------------------------------------------------------------------

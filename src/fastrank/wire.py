@@ -578,8 +578,8 @@ def _members(
 ) -> dict[str, msgspec.Raw]:
     """An object's members, by names that may be there; None: by any, as many as parameters may be.
 
-    A RequestError for one that may not, or comes again: it ends there. `where` is what stands before
-    the name in its words: "params: ", or "rules.", of which the field says all.
+    A RequestError for one that may not, or comes again: it ends there. `where` is what stands
+    before the name in its words: "params: ", or "rules.", of which the field says all.
     """
     seen: set[str] = set()
 

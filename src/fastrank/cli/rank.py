@@ -273,9 +273,7 @@ def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
         "score": None if ranking.score is None else ranking.score._asdict(),
         "features_version": ranking.features_version,
         "rules": _rules_record(ranking),
-        "after": ranking.after.tolist()
-        if isinstance(ranking.after, np.ndarray)
-        else ranking.after,
+        "after": ranking.after.tolist() if isinstance(ranking.after, np.ndarray) else ranking.after,
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
     }

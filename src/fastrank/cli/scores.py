@@ -40,8 +40,8 @@ param_option = click.option(
     "params",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A parameter of the score, or of --rules: a number, true, false, or else text; '\"42\"' is text, too."
-    " Repeatable.",
+    help="A parameter of the score, or of --rules: a number, true, false, or else text; '\"42\"' is"
+    " text, too. Repeatable.",
 )
 
 

@@ -38,9 +38,7 @@ __all__ = ["serve"]
     help="Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE, an"
     " object that has several by their names. Read again at each reload. Repeatable.",
 )
-@click.option(
-    "--only-named-rules", is_flag=True, help="Requests may say no rules of their own."
-)
+@click.option("--only-named-rules", is_flag=True, help="Requests may say no rules of their own.")
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
@@ -30,7 +31,7 @@ RESERVED = frozenset(
 _MOST = 1 << 24  # categories: more are no float32
 _FLAG_BYTES = 64 << 20  # of memberships that are kept
 _MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
-_MOST_SUMMED = 1024
+_FEW_SUMMED, _MOST_SUMMED = 1 << 10, 1 << 14
 _COUNTED = 1 << 22
 _BITS = 30  # groups of lists at a time
 _NO_CATEGORY, _UNKNOWN = -1, -2
@@ -83,7 +84,7 @@ class Features:
         self.n_items = self._n_items = n_items
         self._flags = LRU[tuple[str, int], npt.NDArray[np.uint16]](_FLAG_BYTES)
         self._groups: dict[str, Groups] = {}
-        self._joints: dict[tuple[str, ...], tuple[AnyArray, int]] = {}
+        self._joints: dict[tuple[tuple[str, ...], int], tuple[AnyArray, int]] = {}
 
     def __repr__(self) -> str:
         names = ", ".join(f"{each.name}: {each.kind}" for each in self._columns.values())
@@ -180,14 +181,17 @@ class Features:
             kept = self._groups[name] = _groups(self, name, self._n_items)
         return kept
 
-    def joint(self, names: tuple[str, ...]) -> tuple[AnyArray, int]:
-        """Labels (n,) of items by the groups that they are in, of several columns, and how many."""
-        if names not in self._joints:
+    def joint(self, names: tuple[str, ...], least: int) -> tuple[AnyArray, int]:
+        """Labels (n,) of items by the groups of so many items that they are in, of several columns,
+        and how many."""
+        key = names, least
+        if key not in self._joints:
             labels, n_labels = np.zeros(self._n_items, np.int64), 1
             for name in names:
-                labels, n_labels = self.groups(name).told_apart(labels, n_labels, None)
-            self._joints[names] = labels, n_labels
-        return self._joints[names]
+                groups = self.groups(name)
+                labels, n_labels = groups.told_apart(labels, n_labels, groups.of_size(least))
+            self._joints[key] = labels, n_labels
+        return self._joints[key]
 
     def _text(self, place: int) -> bytes:
         start, end = self._arrays["feature_text_offsets"][place : place + 2].tolist()
@@ -385,23 +389,25 @@ class Groups:
         return running[:, ends[1:]] - running[:, ends[:-1]]
 
     def told_apart(
-        self, labels: AnyArray, n_labels: int, groups: list[int] | None
+        self, labels: AnyArray, n_labels: int, groups: list[int]
     ) -> tuple[AnyArray, int]:
-        """Labels (n,) of items that some groups, or all, tell apart, besides other labels."""
+        """Labels (n,) of items that some groups tell apart, besides other labels."""
         if self.codes is not None:
-            if groups is None:
-                return told_apart(labels, n_labels, self.codes + np.int64(1), self.n_groups + 1)
             numbers = np.zeros(self.n_groups + 1, np.int64)
             numbers[groups] = np.arange(1, len(groups) + 1)
             return told_apart(labels, n_labels, numbers[self.codes], len(groups) + 1)
-        wanted = list(range(self.n_groups)) if groups is None else groups
-        for first in range(0, len(wanted), _BITS):
+        for first in range(0, len(groups), _BITS):
             bits = np.zeros(self._n_items, np.int64)
-            part = wanted[first : first + _BITS]
+            part = groups[first : first + _BITS]
             for place, group in enumerate(part):
                 bits[self.items(group)] |= 1 << place
             labels, n_labels = told_apart(labels, n_labels, bits, 1 << len(part))
         return labels, n_labels
+
+    def of_size(self, least: int) -> list[int]:
+        """Groups of at least so many items."""
+        found: list[int] = np.flatnonzero(np.diff(self._sorted()[1]) >= least).tolist()
+        return found
 
     def largest(self, count: int) -> int:
         """Items of the largest groups, so many, together."""
@@ -437,23 +443,24 @@ class Joint(NamedTuple):
     n_labels : int
     one_of : ndarray of int64, shape (n_labels,)
         An item of each.
-    columns : frozenset of int
-        Of the rules that they are for, those whose groups they tell apart; and all masks.
+    told : dict from a column of the rules to a set of groups, or None
+        Which groups they tell apart; None: all. And all sets of items that the rules have.
     """
 
     labels: npt.NDArray[np.uint16]
     n_labels: int
     one_of: Positions
-    columns: frozenset[int] = frozenset()
+    told: Mapping[int, Collection[int] | None] = MappingProxyType({})
 
     @classmethod
     def of(cls, labels: AnyArray, n_labels: int) -> Joint | None:
         """Of labels (n,) of items; None where there are many."""
-        if n_labels > _MOST_SUMMED:
-            labels, n_labels = _condensed(labels, n_labels)
-        if n_labels > _MOST_SUMMED:
-            return None
         n_items = len(labels)
+        most = min(_MOST_SUMMED, max(_FEW_SUMMED, n_items // 32))
+        if n_labels > most:
+            labels, n_labels = _condensed(labels, n_labels)
+        if n_labels > most:
+            return None
         padded = np.zeros(-(-n_items // _native.LANES) * _native.LANES, np.uint16)
         padded[:n_items] = labels
         one_of = np.zeros(n_labels, np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "fact
 # What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
 FEW = 320  # one item in so many may be scored by itself: as many cost a fifth of a pass
+_FEW_BESIDE = 2000  # sums by label cost as much as to score one item in so many
 _MOST_KEPT = 100
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
@@ -210,18 +211,26 @@ class BoundRules:
         many = []
         for at, rule in enumerate(self.columns):
             groups = k if rule.cap is None or rule.window or rule.decay else -(-k // rule.cap)
-            if rule.groups.largest(groups) > self.n_items // FEW:
+            if rule.groups.largest(groups) > self.n_items // _FEW_BESIDE:
                 many.append(at)
         masks = [mask for mask, _ in self.shares]
         masks += [mask for place, mask in self.pin_sets.items() if place not in self.rare_sets]
         if self._features is None or not (many or masks):
             return None
-        names = tuple(self.columns[at].name for at in many)
-        labels, n_labels = self._features.joint(names)
-        for mask in masks:
-            labels, n_labels = told_apart(labels, n_labels, mask.astype(np.int64), 2)
-        found = Joint.of(labels, n_labels)
-        return None if found is None else found._replace(columns=frozenset(many))
+        # Where groups are too many, the large ones: of others the items are few.
+        for least in (1, self.n_items // (10 * FEW)):
+            names = tuple(self.columns[at].name for at in many)
+            labels, n_labels = self._features.joint(names, least)
+            for mask in masks:
+                labels, n_labels = told_apart(labels, n_labels, mask.astype(np.int64), 2)
+            found = Joint.of(labels, n_labels)
+            if found is not None:
+                told = {
+                    at: None if least == 1 else frozenset(self.columns[at].groups.of_size(least))
+                    for at in many
+                }
+                return found._replace(told=told)
+        return None
 
     def touched(self, regimes: Sequence[Regime]) -> list[tuple[Rule, list[int]]]:
         """Of each column the groups of which some regime does not allow all items as they are."""
@@ -323,24 +332,30 @@ class Regime(NamedTuple):
 
 
 def factor_rows(
-    regimes: Sequence[Regime], positions: Positions, columns: Collection[int] | None = None
+    regimes: Sequence[Regime],
+    positions: Positions,
+    told: Mapping[int, Collection[int] | None] | None = None,
 ) -> FloatArray:
     """By which factors (r, m) some regimes of the same rules multiply the weights of some items;
-    as far as some columns say, or all."""
+    as far as some groups of columns say (`Joint.told`), or all."""
     found = np.ones((len(regimes), len(positions)))
     if not len(regimes) or not len(positions):
         return found
     bound = regimes[0].bound
     for at, (rule, touched) in enumerate(bound.touched(regimes)):
-        if not touched or (columns is not None and at not in columns):
+        if told is not None:
+            own = told.get(at, ())
+            touched = touched if own is None else [group for group in touched if group in own]
+        if not touched:
             continue
         place_of = {group: place for place, group in enumerate(touched)}
         blocked = np.zeros((len(regimes), len(touched)), np.int64)
         counts = np.zeros((len(regimes), len(touched)), np.int64)
         for row, regime in enumerate(regimes):
-            blocked[row, [place_of[group] for group in regime.blocked[at]]] = 1
+            blocked[row, [place_of[g] for g in regime.blocked[at] if g in place_of]] = 1
             for group, count in regime.decayed[at]:
-                counts[row, place_of[group]] = count
+                if group in place_of:
+                    counts[row, place_of[group]] = count
         found[rule.groups.sums(touched, blocked, positions) > 0] = 0.0
         if rule.decay is not None:
             found *= rule.decay ** rule.groups.sums(touched, counts, positions)

@@ -8,7 +8,7 @@ are few; else from a pass that sums up by label: items of one label are allowed 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -323,17 +323,18 @@ class Masses:
         joint = total.joint
         if joint is None and any(each.owed or each.pin_set >= 0 for each in regimes):
             return None
-        told = _NOTHING if joint is None else joint.columns
+        told = _NOTHING if joint is None else joint.told
         parts = []
         size = 0
         for at, (rule, touched) in enumerate(call.bound.touched(regimes)):
-            if at not in told:
-                size += sum(rule.groups.size(group) for group in touched)
-                parts += [(rule.groups, group) for group in touched]
+            own = told.get(at, ())
+            others = [] if own is None else [group for group in touched if group not in own]
+            size += sum(rule.groups.size(group) for group in others)
+            parts += [(rule.groups, group) for group in others]
         if size > call.n_items // (4 if call.is_flat else FEW) or total.log_mass == -math.inf:
             return None
-        own = [groups.items(group) for groups, group in parts]
-        members = np.unique(np.concatenate([_NOBODY, *own])).astype(np.int64)
+        items = [groups.items(group) for groups, group in parts]
+        members = np.unique(np.concatenate([_NOBODY, *items])).astype(np.int64)
         members = members[call.are_eligible(members) & ~np.isin(members, self._known)]
         if call.is_flat:
             return self._by_number(regimes, members, total)
@@ -371,10 +372,30 @@ class Masses:
         if len(own):
             of_label = total.joint.labels[self._known[is_other]]
             taken = np.bincount(of_label, own, total.joint.n_labels)
-            if (taken > weights / 2.0).any():  # a difference would lose digits
-                return None
+            # Where a difference would lose digits, what is left is summed up.
+            lost = np.flatnonzero(taken > weights / 2.0)
             weights = weights - taken
-        return factor_rows(regimes, total.joint.one_of, total.joint.columns) @ weights
+            if len(lost):
+                left = self._left_of(total.joint, lost)
+                if left is None:
+                    return None
+                weights[lost] = left
+        return factor_rows(regimes, total.joint.one_of, total.joint.told) @ weights
+
+    def _left_of(self, joint: Joint, labels: Positions) -> FloatArray | None:
+        """Of some labels, the items that are not known, one by one; None where they are many."""
+        call = self._call
+        own = joint.labels[: call.n_items]
+        positions = np.flatnonzero(np.isin(own, labels))
+        if len(positions) > call.n_items // FEW:
+            return None
+        positions = positions[call.are_eligible(positions) & ~np.isin(positions, self._known)]
+        assert self._total is not None
+        self.n_scored += len(positions)
+        log_weights = call.log_weights(positions, call.scores_of(positions))
+        weights = np.exp(np.minimum(log_weights - self._total.log_mass, 1.0))
+        found: FloatArray = np.bincount(own[positions], weights, joint.n_labels)[labels]
+        return found
 
     def _by_number(self, regimes: list[Regime], members: Positions, total: Total) -> FloatArray:
         """Where items weigh the same."""
@@ -452,7 +473,7 @@ class Masses:
 
 _NEVER = 1 << 62  # a place that no list has
 _NOBODY = np.empty(0, np.int32)
-_NOTHING: frozenset[int] = frozenset()
+_NOTHING: Mapping[int, Collection[int] | None] = {}
 
 
 def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:

@@ -25,9 +25,7 @@ __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
 _LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
 _CELLS = 1 << 20  # of a matrix
-_TOLD = (
-    1e-3  # of a total: sums by label keep their digits, but of what is next to nothing beside it
-)
+_TOLD = 1e-9  # of a total: what is less has weights that float32 holds with few digits, or none
 _KEPT = 0.1  # of a total: where a difference leaves less, it is summed up instead
 
 
@@ -357,7 +355,7 @@ class Masses:
         known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
         if not (left + known >= (_KEPT if len(members) else _TOLD)).all():
             return None
-        self.loss = 1.0 / float((left + known).min())
+        self.loss = 1.0 / float((left + known).min()) if joint is None else 1.0
         with np.errstate(divide="ignore"):
             return np.log(left) + total.log_mass
 

@@ -472,8 +472,9 @@ class _Draw:
         total = call.flat_total()
         if total is None and self.first is not None:
             total = self.total_of(self.first)
-        known = list(self.scores)
         shown = [place.position for place in places]
+        firsts = [] if self.first is None else self.first.drawn[0].tolist()
+        known = list(dict.fromkeys([*firsts, *shown, *sorted(reserved)]))
         masses = Masses(
             *(call, np.array(known, np.int64), self.log_weights_of(known), shown, reserved, total)
         )

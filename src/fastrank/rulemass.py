@@ -392,8 +392,9 @@ class Masses:
         self.n_scored += len(positions)
         log_weights = call.log_weights(positions, call.scores_of(positions))
         weights = np.exp(np.minimum(log_weights - self._total.log_mass, 1.0))
-        found: FloatArray = np.bincount(own[positions], weights, joint.n_labels)[labels]
-        return found
+        found = np.zeros(joint.n_labels)
+        np.add.at(found, own[positions], weights)
+        return found[labels]
 
     def _by_number(self, regimes: list[Regime], members: Positions, total: Total) -> FloatArray:
         """Where items weigh the same."""

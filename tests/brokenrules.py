@@ -19,7 +19,7 @@ from fastrank.rulemass import log_sum
 _Draw: Any = walk._Draw
 
 
-class _Again(Exception):
+class _AgainError(Exception):
     """This list is given up."""
 
 
@@ -32,7 +32,7 @@ def _from_the_start(patch: pytest.MonkeyPatch) -> None:
             own = self if attempt == 0 else _Draw(self.call._with_seed(attempt), None)
             try:
                 return drawn(own)
-            except _Again:
+            except _AgainError:
                 continue
         raise AssertionError("no list came about")
 
@@ -51,7 +51,7 @@ def redraws_until_a_prefix_fills(patch: pytest.MonkeyPatch) -> None:
     _from_the_start(patch)
 
     def draw_order(self: Any, regime: Any) -> Any:
-        raise _Again
+        raise _AgainError
 
     patch.setattr(_Draw, "draw_order", draw_order)
 
@@ -64,7 +64,7 @@ def gives_up_after_refusals(patch: pytest.MonkeyPatch) -> None:
     def refused(self: Any, regime: Any, waiting: dict[int, float]) -> int | None:
         found: int | None = arrival(self, regime, waiting)
         if found is None and len(self.pool) >= 2 and self.call.ask.seed < 10**8:
-            raise _Again
+            raise _AgainError
         return found
 
     patch.setattr(_Draw, "arrival", refused)
@@ -96,7 +96,7 @@ def takes_each_share_by_itself(patch: pytest.MonkeyPatch) -> None:
 
 
 def reuses_the_order_for_a_set(patch: pytest.MonkeyPatch) -> None:
-    """The place of a set shows its next arrival; the others go on as if they had not been passed."""
+    """The place of a set shows its next arrival, which says something of the others."""
     one_of_set = _Draw.one_of_set
 
     def next_of_set(self: Any, regime: Any, explore: float, explores: bool) -> Any:

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations, product
 from typing import Any, TypeAlias
 
@@ -114,6 +115,10 @@ class World:
 
     def law(self) -> Law:
         """The oracle's: all rankings, and their probabilities."""
+        return self._law
+
+    @cached_property
+    def _law(self) -> Law:
         return reference.ranking_law(self.boosted, self.k, self.policy, self.eligible, self.masks)
 
     def log_propensities(self, order: Sequence[int] | Positions, k: int | None = None) -> Array:

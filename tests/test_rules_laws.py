@@ -12,7 +12,7 @@ forced: lists then go through refusals, the pool, coins, and orders that are dra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from ruleworlds import KINDS, PAIRS, SINGLES, Kinds, World, triples, world, worlds
-from support import DRAWS, Law, Mask, Positions, assert_law, same_ranking
+from support import DRAWS, Law, Positions, assert_law, same_ranking
 
 import fastrank as fr
 from fastrank import _probes, packing, reference, ruled, rulemass, walk
@@ -31,7 +31,7 @@ from fastrank.reference import RuleMasks
 from fastrank.retrieval import FaissIndex
 
 N_DRAWS = 2_000  # rankings for each comparison, and for each mistake that must fail at this number
-MORE_DRAWS = {"window, most of it shut": 10_000}
+MORE_DRAWS = {"window, most of it shut": 6_000}
 TOLERANCE = 1e-6
 PL = fr.PlackettLuce(0.8)
 
@@ -261,8 +261,8 @@ def test_judging_by_some_triples_of_kinds() -> None:
 
 @pytest.mark.slow
 def test_judging_by_pairs_triples_and_all_kinds() -> None:
-    for kinds in [*PAIRS, *triples(60, seed=1), *[KINDS] * 2]:
-        for each in worlds(kinds, 3, seed=10):
+    for kinds in [*PAIRS, *triples(40, seed=1), KINDS]:
+        for each in worlds(kinds, 2, seed=10):
             check_judging(each)
 
 
@@ -281,7 +281,7 @@ def test_law(name: str, ahead: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 3, 64])
+@pytest.mark.parametrize("count", [1, 2, 64])
 @pytest.mark.parametrize("name", MADE)
 def test_law_however_many_are_drawn_at_a_time(name: str, count: int, ahead: Any) -> None:
     ahead(count)
@@ -298,7 +298,7 @@ def test_law_of_some_pairs(ahead: Any) -> None:
 def test_law_of_pairs_and_triples(ahead: Any) -> None:
     for i, kinds in enumerate([*PAIRS, *triples(25, seed=2)]):
         ahead(1 + i % 3)
-        check(world(kinds, 3), 2_000)
+        check(world(kinds, 3), 1_000)
 
 
 @pytest.mark.parametrize("count", [1, 3, 64])
@@ -406,7 +406,7 @@ def with_others(each: World, count: int, **options: Any) -> fr.Catalog:
     return fr.Catalog(ids, scores[:, None], features=columns, **options)
 
 
-def test_law_over_chunks_and_a_prior_order(isa: str, chunk_panels: int, ahead: Any) -> None:
+def test_law_over_chunks_and_a_prior_order(chunk_panels: int, ahead: Any) -> None:
     ahead(2)
     for prior in (None, np.random.default_rng(1).random(47)):
         check(_ENOUGH, 1_000, catalog=with_others(_ENOUGH, 40, prior=prior), others=40)
@@ -478,8 +478,9 @@ def test_law_of_a_flat_tail_with_an_index(ahead: Any) -> None:
 # ---- Scores far apart ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gap", [30.0, 100.0, 800.0, 1e6])
-@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(
+    ("gap", "temperature"), [(100.0, 1.0), (800.0, 1e-3), (30.0, 1e3), (1e6, 1.0)]
+)
 def test_propensities_beside_blocked_items_that_outweigh_the_others(
     gap: float, temperature: float, ahead: Any
 ) -> None:

@@ -404,15 +404,18 @@ class Groups:
             labels, n_labels = told_apart(labels, n_labels, bits, 1 << len(part))
         return labels, n_labels
 
+    def sizes(self) -> IntArray:
+        """Items of each group."""
+        return np.diff(self._sorted()[1])
+
     def of_size(self, least: int) -> list[int]:
         """Groups of at least so many items."""
-        found: list[int] = np.flatnonzero(np.diff(self._sorted()[1]) >= least).tolist()
+        found: list[int] = np.flatnonzero(self.sizes() >= least).tolist()
         return found
 
     def largest(self, count: int) -> int:
         """Items of the largest groups, so many, together."""
-        starts = self._sorted()[1]
-        return int(np.sort(np.diff(starts))[-count:].sum())
+        return int(np.sort(self.sizes())[-count:].sum())
 
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
         """Items by group, and where each group begins."""

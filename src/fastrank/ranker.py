@@ -505,32 +505,27 @@ class Ranker:
     ) -> dict[int, walk.First]:
         """The orders with which the lists of some rows begin, of policies that have one; rows whose
         passes sum up by the same labels share them."""
-        together: dict[int, tuple[Joint | None, list[int]]] = {}
+        together: dict[int, tuple[Joint | None, list[int], list[Ask]]] = {}
         for i in rows:
             own = ruled[i]
             assert own is not None
             if walk.draws_order(asks[i].spec):
-                joint = walk.joint_of(self, asks[i], own.bound)
-                together.setdefault(id(joint), (joint, []))[1].append(i)
-        firsts: dict[int, walk.First] = {}
-        for joint, users in together.values():
-            wanted = []
-            for i in users:
-                own = ruled[i]
-                assert own is not None
                 n_eligible = self._eligible(asks[i].excluded, asks[i].allowed)[1]
-                first = walk.first_of(asks[i], own.bound, n_eligible, own.after)
-                wanted.append(first._replace(k=min(first.k, self._n_items)))
-            ask = AskBatch.joined(wanted)
+                ask, joint = walk.first_of(self, asks[i], own.bound, n_eligible, own.after)
+                _, users, wanted = together.setdefault(id(joint), (joint, [], []))
+                users.append(i)
+                wanted.append(ask)
+        firsts: dict[int, walk.First] = {}
+        for joint, users, wanted in together.values():
+            joined = AskBatch.joined(wanted)
             if joint is None:
-                drawn = self._draw_batch(ask)
+                drawn = self._draw_batch(joined)
                 firsts |= {i: walk.First(drawn.one(row)) for row, i in enumerate(users)}
                 continue
-            drawn, masses, references = self._draw_batch_labelled(ask, joint)
-            firsts |= {
-                i: walk.First(drawn.one(row), masses[row], float(references[row]))
-                for row, i in enumerate(users)
-            }
+            drawn, masses, references = self._draw_batch_labelled(joined, joint)
+            for row, i in enumerate(users):
+                reference = float(references[row])
+                firsts[i] = walk.First(drawn.one(row), joint, masses[row], reference)
         return firsts
 
     def _draw_batch_labelled(

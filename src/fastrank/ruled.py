@@ -26,6 +26,7 @@ __all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "fact
 LEVELS = 4
 FEW = 320  # one item in so many may be scored by itself: as many cost a fifth of a pass
 _FEW_BESIDE = 2000  # sums by label cost as much as to score one item in so many
+_LIKELY = 0.4
 _MOST_KEPT = 100
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
@@ -206,6 +207,21 @@ class BoundRules:
                 self._joints.clear()
             self._joints[k] = self._joint(k)
         return self._joints[k]
+
+    def wants_masses(self, k: int) -> bool:
+        """Whether a list of k places will likely need the masses of groups that have many items:
+        then a pass that sums them up is cheaper than a table and a pass for the masses."""
+        if self.joint(k) is None:
+            return False
+        if self.shares or self.pin_sets:
+            return True
+        full = 0.0  # groups that are full before the last place, about
+        for rule in self.columns:
+            if rule.cap is None or rule.window or rule.decay:
+                return True
+            shares = rule.groups.sizes() / self.n_items
+            full += math.comb(max(k - 1, 0), rule.cap) * float((shares**rule.cap).sum())
+        return full > _LIKELY
 
     def _joint(self, k: int) -> Joint | None:
         many = []

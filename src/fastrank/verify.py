@@ -721,9 +721,7 @@ def _law_under_rules(
 
     def law_behind(prefix: tuple[int, ...]) -> FloatArray:
         if prefix not in known:
-            known[prefix] = np.exp(
-                reference.log_next(scores, prefix, k, small, eligible, masks)
-            )
+            known[prefix] = np.exp(reference.log_next(scores, prefix, k, small, eligible, masks))
         return known[prefix]
 
     places = min(k, int(masks.eligible(eligible).sum()))

@@ -25,7 +25,7 @@ from fastrank.ranking import Candidates
 from fastrank.ruled import BoundRules, Regime, State
 from fastrank.rulemass import Best, Call, Masses, Source, Total, exploring, log_sum
 
-__all__ = ["First", "draw", "draws_order", "first_of", "joint_of", "judge"]
+__all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
 _AHEAD = 64  # items of an order that are drawn at a time, or four times the places
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
@@ -42,32 +42,46 @@ def draws_order(spec: Spec) -> bool:
     return not (has_coins or spec.head or spec.kind == FLAT_TAIL)
 
 
-def first_of(ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]) -> Ask:
-    """The order with which a list begins, of a policy that `draws_order`, without pinned items."""
-    places = min(ask.k, n_eligible)
-    ask = ask._replace(k=ahead(ask.k), spec=exploring(ask.spec))
-    if not bound.pins:
-        return ask
-    own = np.array(sorted(State(bound, places, after).reserved), np.int64)
-    return ask._replace(
-        excluded=own if ask.excluded is None else np.concatenate([ask.excluded, own])
-    )
-
-
 class First(NamedTuple):
-    """The order with which a list begins, and the masses of all others by label, if they are known,
-    relative to a score."""
+    """The order with which a list begins.
+
+    Attributes
+    ----------
+    drawn : Drawn
+    joint : Joint or None
+        Labels by which the pass summed up what it did not draw.
+    masses : ndarray of float64, shape (n_labels,), or None
+        Of these, relative to a score:
+    reference : float
+    """
 
     drawn: Drawn
+    joint: Joint | None = None
     masses: FloatArray | None = None
     reference: float = 0.0
 
 
-def joint_of(source: Source, ask: Ask, bound: BoundRules) -> Joint | None:
-    """Labels by which a list's first pass sums up; None: it does not."""
-    if source.has_codes or exploring(ask.spec).kind != _native.GUMBEL:
-        return None
-    return bound.joint(ask.k)
+def first_of(
+    source: Source, ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]
+) -> tuple[Ask, Joint | None]:
+    """How the order is drawn with which a list begins, of a policy that `draws_order`.
+
+    It is without pinned items. From a table, unless masses will be needed that a pass gives
+    besides; a pass over vectors sums up by labels, where such masses may be needed.
+    """
+    spec, joint = exploring(ask.spec), None
+    if spec.kind in (_native.GUMBEL, _native.TABLE) and not source.has_codes:
+        if spec.kind == _native.TABLE and bound.wants_masses(ask.k):
+            spec = spec._replace(kind=_native.GUMBEL)
+        if spec.kind == _native.GUMBEL:
+            joint = bound.joint(ask.k)
+    reserved = State(bound, min(ask.k, n_eligible), after).reserved if bound.pins else ()
+    ask = ask._replace(k=min(ahead(ask.k), source._n_items), spec=spec)
+    if reserved:
+        own = np.array(sorted(reserved), np.int64)
+        excluded = own if ask.excluded is None else np.concatenate([ask.excluded, own])
+        ask = ask._replace(excluded=excluded)
+    return ask, joint
 
 
 def draw(
@@ -211,14 +225,13 @@ class _Draw:
 
     def draw_first(self) -> First:
         call = self.call
-        ask = first_of(call.ask, call.bound, call.n_eligible, call.after)
-        ask = ask._replace(k=min(ask.k, call.n_items))
+        ask, joint = first_of(call.source, call.ask, call.bound, call.n_eligible, call.after)
         if call.spec.kind == FLAT_TAIL:
             return First(self.flat_tail(ask))
-        joint = joint_of(call.source, ask, call.bound)
         if joint is None:
             return First(call.source._draw(ask))
-        return First(*call.source._draw_labelled(ask, joint))
+        drawn, masses, reference = call.source._draw_labelled(ask, joint)
+        return First(drawn, joint, masses, reference)
 
     # ---- Draws of the source ----------------------------------------------------------------
 
@@ -500,8 +513,7 @@ class _Draw:
             return total
         with np.errstate(divide="ignore"):
             by_label = np.log(first.masses) + first.reference / self.call.temperature
-        joint = joint_of(self.call.source, self.call.ask, self.call.bound)
-        return total._replace(joint=joint, log_by_label=by_label)
+        return total._replace(joint=first.joint, log_by_label=by_label)
 
 
 def _of_part(spec: Spec) -> Spec:

@@ -450,7 +450,9 @@ class _Draw:
         n_shown = len(shown)
         # Coins with estimated masses change the law by as much as the estimates are wrong.
         error = self.error * max(1.0, loss) * (2.0 if self.has_waited else 1.0)
-        log_norm = math.nan if first is None else first.drawn[3]
+        log_norm = -math.inf if call.ask.spec.has_norm else math.nan  # of nothing
+        if first is not None:
+            log_norm = first.drawn[3]
         if reserved and not math.isnan(log_norm):
             pinned = self.log_weights_of(sorted(reserved))
             log_norm = float(np.logaddexp(log_norm, log_sum(pinned)))

@@ -150,7 +150,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "vectorfiles",
         "verify",
         "demo",
-        "rules",
     },
     "__main__": {"cli"},
 }

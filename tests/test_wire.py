@@ -74,6 +74,16 @@ SCORES: st.SearchStrategy[dict[str, Any]] = st.one_of(
 )
 
 
+RULES: list[dict[str, Any]] = [
+    {},
+    {},
+    {"rules": "home", "params": {"most": 2}},
+    {"rules": {}},
+    {"rules": {"cap": {"kind": 1}, "where": "age < age_most"}, "params": {"age_most": 2.25}},
+    {"rules": {"window": {"kind": [1, 2]}, "on_empty": "relax", "decay": None}},
+]
+
+
 def items(text: bool) -> st.SearchStrategy[int | str]:
     """Ids that the catalog's could be, many of them its own."""
     if text:
@@ -98,6 +108,13 @@ def requests(draw: st.DrawFn, text: bool) -> dict[str, Any]:
         filters = draw(st.none() | st.lists(items(text), max_size=ITEMS))
         if filters is not None:
             asked[name] = filters
+    rules = draw(st.sampled_from(RULES))
+    if rules:
+        asked |= rules | {"params": {**asked.get("params", {}), **rules.get("params", {})}}
+    own = [f"item {i}" if text else i for i in range(ITEMS)]
+    after = draw(st.none() | st.lists(st.sampled_from(own), unique=True, max_size=4))
+    if after is not None:
+        asked["after"] = after
     seed = draw(st.none() | st.integers(0, 2**64 - 1))
     if seed is not None:
         asked["seed"] = seed
@@ -119,12 +136,13 @@ def body(asked: dict[str, Any], form: str) -> bytes:
         as_text[name] = value if isinstance(value, str | list | dict) else repr(value)
         if name == "query":
             as_text[name] = [repr(number) for number in value]
-        elif name in ("exclude", "allow") and form == "gateway":
+        elif name in ("exclude", "allow", "after") and form == "gateway":
             as_text[name] = ",".join(map(in_quotes, value)) or ","  # '' would be none at all
     if form == "text":
         return json.dumps(as_text, ensure_ascii=False).encode()
-    if "params" in as_text:
-        as_text["params"] = json.dumps(as_text["params"])
+    for name in ("params", "rules"):
+        if isinstance(as_text.get(name), dict):
+            as_text[name] = json.dumps(as_text[name])
     if "query" in as_text:
         as_text["query"] = ",".join(as_text["query"])
     gateway = {name: quote_plus(value) for name, value in as_text.items()}
@@ -193,12 +211,18 @@ def both_ways(model: Path, asked: Sequence[Call], folder: Path) -> list[LogReade
             lines += captured(number, each, reply.body)
         return lines
 
+    (folder / "rules.json").write_text('{"home": {"where": "1 < most"}}')
     lines = with_app(
-        model, work, log_directory=folder / "log", fallback=fr.PlackettLuce(2.0), threads=1
+        model,
+        work,
+        log_directory=folder / "log",
+        fallback=fr.PlackettLuce(2.0),
+        threads=1,
+        rules=(str(folder / "rules.json"),),
     )
     (folder / "capture.jsonl").write_text("\n".join(lines) + "\n")
     capture = from_data_capture(folder / "capture.jsonl")
-    return [LogReader(folder / "log"), LogReader.of_tables(list(capture))]
+    return [LogReader(folder / "log"), LogReader.of_tables(capture)]
 
 
 def rows_of(reader: LogReader) -> dict[str, dict[str, Any]]:
@@ -235,6 +259,12 @@ def test_a_capture_is_the_servers_own_log(model: Path, data: st.DataObject) -> N
         (b'{"user_id": "u0", "allow": []}', "log_norm", -math.inf),
         (b'{"user_id": "u0", "allow": [], "inference_type": "uniform"}', "log_norm", None),
         (b'{"user_id": "u0", "allow": [], "head": 2}', "log_norm", None),
+        (
+            b'{"user_id": "u0", "allow": [], "rules": {"pin": {"1": "item 1"}}, "after": ["item 1"'
+            b"]}",
+            "log_norm",
+            -math.inf,
+        ),
     ],
 )
 def test_rows_that_a_capture_lost(tmp_path: Path, asked: bytes, column: str, expected: Any) -> None:
@@ -243,6 +273,42 @@ def test_rows_that_a_capture_lost(tmp_path: Path, asked: bytes, column: str, exp
     assert capture == own
     (row,) = capture.values()
     assert row[column] == (["item 3", "4"] if column == "exclude" else expected)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_captured_rules_can_be_audited(tmp_path: Path, text: bool) -> None:
+    """Those that a request said stand in it, those that it named in the answer."""
+    features = {"kind": ["a", "b", None] * (ITEMS // 3)}
+    model = make_model(tmp_path / "model", n=ITEMS, dim=DIM, users=2, text=text, features=features)
+    item = "item 7" if text else "7"
+    rules = json.dumps({"pin": {"2": item}, "cap": {"kind": 2}})
+    after = json.dumps(["item 1", "item 4"] if text else ["1", 4])
+    asked = [
+        Call((f'{{"user_id": "u0", "k": 4, "rules": {rules}, "after": {after}}}'.encode(),)),
+        Call((b'{"user_id": "u1", "rules": "home", "params": {"most": 3}}',)),
+        Call((f'{{"user_id": "u1", "after": {after}}}'.encode(),)),
+    ]
+    readers = both_ways(tmp_path / "model", asked, tmp_path)
+    own, capture = map(rows_of, readers)
+    assert capture == own
+    for reader in readers:
+        audit = ope.audit(reader, [model])
+        (check,) = (each for each in audit.checks if each.name == "propensities")
+        assert check.outcome == "passed", check
+    ids = {row["rules"]["id"] for row in own.values() if row["rules"] is not None}
+    pinned = fr.Rules(pin={2: item if text else 7}, cap={"kind": 2})
+    assert ids == {pinned.id, fr.Rules(where="1 < most").id}
+
+
+def test_a_capture_whose_rules_are_others_is_set_aside(tmp_path: Path) -> None:
+    make_model(tmp_path / "model", n=ITEMS, dim=DIM, users=2)
+    both_ways(tmp_path / "model", [Call((b'{"user_id": "u0", "rules": {"pin": {"1": 3}}}',))],
+              tmp_path)  # fmt: skip
+    file = tmp_path / "capture.jsonl"
+    file.write_text(file.read_text().replace('\\"1\\": 3', '\\"1\\": 4'))
+    capture = from_data_capture(file)
+    assert list(capture) == []
+    assert capture.read_report.set_aside == {"capture not understood": 1}
 
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -22,8 +22,9 @@ from fastrank import wire
 from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.schema import SCHEMA_VERSION, UNREAD, IdKind, schema
 from fastrank.files import Paths, files_at
-from fastrank.ids import ids_from_text, integer, plain_id
+from fastrank.ids import id_from_text, ids_from_text, integer, plain_id
 from fastrank.inputs import shown
+from fastrank.rules import Rules
 
 __all__ = ["DataCapture", "from_data_capture"]
 
@@ -41,10 +42,10 @@ class DataCapture:
     """What Data Capture stored, as tables in the log's schema; iterate over it once or more.
 
     The endpoint's answer is the log row, and the capture its transport. The answer does not repeat
-    what was asked: exclude and allow lists and a query come from the captured input, without
-    which the row cannot be trusted, and is set aside. It is read by the server's own rules
-    (`fastrank.wire`): what the server takes in any form, as text or from API Gateway, is the same
-    row here.
+    what was asked: exclude and allow lists, the pages before, rules that a request said itself and
+    a query come from the captured input, without which the row cannot be trusted, and is set aside.
+    It is read by the server's own rules (`fastrank.wire`): what the server takes in any form, as
+    text or from API Gateway, is the same row here.
 
     Parameters
     ----------
@@ -58,6 +59,8 @@ class DataCapture:
         over into its own report.
     error_responses : int
         Captured answers that are errors: no ranking was served, so they are no rows.
+    rules : dict of str to Rules
+        By their ids, those that rows name; `LogReader.of_tables` takes them.
 
     Notes
     -----
@@ -88,6 +91,7 @@ class DataCapture:
         self.files = files_at(paths, ("jsonl",), "capture files (.jsonl)")
         if not self.files:
             raise ValueError("paths: none given")
+        self.rules: dict[str, Rules] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -157,7 +161,8 @@ class DataCapture:
                 if "error" in response and "item_ids" not in response:
                     self.error_responses += 1  # whatever was asked
                     continue
-                values, kind = _values(wire.read(asked), response)
+                request = wire.read(asked)
+                values, kind = _values(request, response)
             except ValueError as error:
                 self._aside("capture not understood", file, number, f"{where}{error}")
                 continue
@@ -165,7 +170,8 @@ class DataCapture:
                 values["request_id"] = values["request_id"] or half.inference_id
                 values["inference_id"] = values["inference_id"] or half.inference_id
             values["ts"] = values["ts"] or half.time
-            yield _Captured(file, number, where, values, kind)
+            said = response.get("rules"), request.rules
+            yield _Captured(file, number, where, values, kind, *said)
 
     def _all_fitted(self, rows: Iterable[_Captured]) -> Iterator[dict[str, Any]]:
         return (row for row in map(self._fitted, rows) if row is not None)
@@ -178,6 +184,9 @@ class DataCapture:
             row = _row(found.values, kind)
             if self._kind is not None and kind != self._kind:
                 raise ValueError(f"item_ids: those before are {self._kind}, got {kind}")
+            if found.answered is not None:
+                rules = _rules(found.answered, found.asked, kind)
+                self.rules[rules.id] = rules
         except ValueError as error:
             detail = f"{found.where}{error}"
             self._aside("capture not understood", found.file, found.number, detail)
@@ -245,6 +254,8 @@ class _Captured(NamedTuple):
     where: str  # in the line, for errors
     values: dict[str, Any]
     kind: IdKind | None
+    answered: Any  # rules that the answer says
+    asked: str | wire.RulesBody | None  # those of the request
 
 
 def _half(file: str, number: int, line: bytes) -> _Half:
@@ -360,7 +371,9 @@ def _values(
         "query": request.query if request.query is not None else response.get("query"),
         "exclude": request.exclude,
         "allow": request.allow,
+        "after": request.after,
         "score": _score(response.get("score")),
+        "rules": _named(response.get("rules")),
     }
     user = plain_id(values["user_id"])
     if isinstance(user, int):
@@ -377,6 +390,35 @@ def _score(answered: Any) -> dict[str, Any] | None:
     score = _mapping("score", answered)
     params = _mapping("score: params", score.get("params") or {})
     return {**score, "params": json.dumps(params, sort_keys=True)}
+
+
+def _named(answered: Any) -> dict[str, Any] | None:
+    """Which rules an answer says that it stands under, their parameters as text; None: none.
+
+    A log has no rules that say nothing.
+    """
+    if answered is None:
+        return None
+    rules = _mapping("rules", answered)
+    if rules.get("id") == Rules().id:
+        return None
+    params = _mapping("rules: params", rules.get("params") or {})
+    return {"id": rules.get("id"), "params": json.dumps(params, sort_keys=True)}
+
+
+def _rules(answered: Any, asked: str | wire.RulesBody | None, kind: IdKind) -> Rules:
+    """What an answer's rules say: itself where they were named, or else the request."""
+    rules = _mapping("rules", answered)
+    content = rules.get("content")
+    if isinstance(asked, wire.RulesBody):
+        content = asked.content
+        pins = content.get("pin", {})
+        for place, item in pins.items():  # as the server reads them
+            pins[place] = id_from_text(str(item), _LIKE[kind])
+    found = Rules.from_dict(content)
+    if found.id != rules.get("id"):
+        raise ValueError(f"rules: {shown(found)} are not those of the answer's id")
+    return found
 
 
 def _has_norm(params: Mapping[str, Any]) -> bool:
@@ -402,7 +444,7 @@ def _row(values: dict[str, Any], kind: IdKind) -> dict[str, Any]:
         value = values.get(field.name)
         if value is None:
             continue
-        if field.name in ("exclude", "allow"):
+        if field.name in ("exclude", "allow", "after"):
             found = ids_from_text(field.name, value, _LIKE[kind])
             value = found if isinstance(found, list) else found.tolist()
         elif field.name == "ts":
@@ -416,7 +458,7 @@ def _kind_of_filters(rows: Iterable[_Captured]) -> IdKind:
     words = (
         word
         for row in rows
-        for name in ("exclude", "allow")
+        for name in ("exclude", "allow", "after")
         for word in row.values[name] or ()
         if isinstance(word, str)
     )

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -142,9 +143,13 @@ def remove_leftovers(log_directory: Path) -> None:
 
 
 class FilterStore:
-    """Reads lists, biases and rules by hash and checks them against it; keeps the latest 64 MB."""
+    """Reads lists, biases and rules by hash and checks them against it; keeps the latest 64 MB.
 
-    def __init__(self) -> None:
+    `given` has rules of tables, which no file has.
+    """
+
+    def __init__(self, given: Mapping[str, Rules] | None = None) -> None:
+        self._given: Mapping[str, Rules] = {} if given is None else given
         self._cache = LRU[tuple[str, str], Any](_CACHE_BYTES)
 
     def ids(self, folder: Path | None, name: str) -> AnyArray:
@@ -159,6 +164,8 @@ class FilterStore:
 
     def rules(self, folder: Path | None, name: str) -> Rules:
         """Rules by their id; a ValueError likewise."""
+        if folder is None and name in self._given:
+            return self._given[name]
         found: Rules = self._get(folder, name, ".json")
         return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -40,6 +40,7 @@ from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
 from fastrank.eventlog.upgrade import completed, foreign, refuse_foreign, upgraded
 from fastrank.files import Paths
 from fastrank.inputs import as_count
+from fastrank.rules import Rules
 
 __all__ = ["JOIN_KEY", "LogReader"]
 
@@ -145,17 +146,24 @@ class LogReader:
         Tables of an iterator, which gives them once, are kept from the first reading on, and take
         their memory; of a list they are there anyway, and what makes them anew each time, as
         `DataCapture` does, costs nothing. Where `tables` has a `read_report`, as `DataCapture` has,
-        what it set aside is part of this reader's report.
+        what it set aside is part of this reader's report; where it has `rules`, by their ids, rows
+        may name those.
         """
         reader = cls.__new__(cls)
         reader._files = []
         if isinstance(tables, pa.Table | pa.RecordBatch):
             tables = [tables]
         reader._tables = _Kept(tables) if isinstance(tables, Iterator) else tables
-        reader._set(columns, omit, batch_rows)
+        reader._set(columns, omit, batch_rows, getattr(tables, "rules", None))
         return reader
 
-    def _set(self, columns: Sequence[str], omit: Sequence[str], batch_rows: int) -> None:
+    def _set(
+        self,
+        columns: Sequence[str],
+        omit: Sequence[str],
+        batch_rows: int,
+        rules: Mapping[str, Rules] | None = None,
+    ) -> None:
         if isinstance(columns, str) or isinstance(omit, str):
             raise ValueError("columns, omit: expected sequences of names")
         for name in columns:
@@ -170,7 +178,7 @@ class LogReader:
         ]
         self._keep_all = False
         self._batch_rows = as_count("batch_rows", batch_rows)
-        self._filters = FilterStore()
+        self._filters = FilterStore(rules)
         self._reset()
 
     def _reset(self) -> None:

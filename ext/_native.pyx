@@ -678,23 +678,19 @@ cdef int _check_positions(str name, const int64_t[::1] values, int64_t n_items,
     return 0
 
 
-ctypedef fused label_t:
-    int32_t
-    uint16_t
-
-
-cdef int _check_labels(const label_t[::1] labels, int64_t n_labels) except -1:
+cdef int _check_labels(const int32_t[::1] labels, int64_t n_labels) except -1:
     """Refuses those past the last one: masses would be written past the end."""
-    cdef label_t largest = 0
+    cdef int32_t largest = -1
     cdef int64_t i
     for i in range(labels.shape[0]):
         largest = labels[i] if labels[i] > largest else largest
-    if largest >= n_labels:
-        for i in range(labels.shape[0]):
-            if labels[i] >= n_labels:
-                raise ValueError(
-                    f"labels: entry {i}: expected a label below {n_labels}, got {labels[i]}")
-    return 0
+    return 0 if largest < n_labels else _refuse_labels(labels, n_labels)
+
+
+cdef int _refuse_labels(labels, int64_t n_labels) except -1:
+    entry = int(np.argmax(np.asarray(labels) >= n_labels))
+    raise ValueError(
+        f"labels: entry {entry}: expected a label below {n_labels}, got {labels[entry]}")
 
 
 cdef Request _request(PackedCatalog self, const float[::1] query, const float[::1] bias,
@@ -733,7 +729,9 @@ cdef int _check_pass_by_label(PackedCatalog self, const uint16_t[::1] labels, in
             raise ValueError("labels: no pass of this kind sums by them")
     if labels.shape[0] != kLanes * self.n_panels:
         raise ValueError("labels: wrong length")
-    return _check_labels(labels, n_labels)
+    if c_highest_label(&labels[0], labels.shape[0]) >= n_labels:
+        _refuse_labels(labels, n_labels)
+    return 0
 
 
 cdef tuple _allocate(int64_t room, Ranking* out):

@@ -157,6 +157,10 @@ bool ascends(const int64_t* values, int64_t count) {
   return kernels().each_above_last(values, count);
 }
 
+uint16_t highest_label(const uint16_t* labels, int64_t count) {
+  return kernels().largest_label(labels, count);
+}
+
 int64_t pack(const float* vectors, int64_t n_rows, int32_t dim, int64_t first, float* panels,
              double* max_square) {
   const int64_t last_panel = panel_count(first + n_rows) - 1;

@@ -367,6 +367,9 @@ Code find_rows(const unsigned char* rows, int64_t n_rows, const unsigned char* w
 // that is not.
 bool ascends(const int64_t* values, int64_t count);
 
+// The largest of so many, 0 of none.
+uint16_t highest_label(const uint16_t* labels, int64_t count);
+
 // Copies row-major vectors (n_rows, dim) into the panels from item `first` on, zeroing the last
 // panel's spare lanes. Returns the flat index of the first element that is not finite, or -1.
 // *max_square is raised to the largest squared norm.
@@ -548,9 +551,10 @@ struct Kernels {
   // weights[i] = exp((reference - depths[i]) 2^-21), of depths that are not below the reference.
   void (*weigh_depths)(const uint32_t* depths, int64_t count, uint32_t reference, float* weights);
   // Of arrays of the caller's. The bits of the largest magnitude: those of an infinity or more if one
-  // is not finite. And whether each integer is above the one before.
+  // is not finite. Whether each integer is above the one before. And the largest.
   uint32_t (*largest_magnitude)(const float* values, int64_t count);
   bool (*each_above_last)(const int64_t* values, int64_t count);
+  uint16_t (*largest_label)(const uint16_t* labels, int64_t count);
 };
 
 const Kernels& kernels();

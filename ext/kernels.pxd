@@ -146,6 +146,7 @@ cdef extern from "kernels.h" namespace "fastrank" nogil:
         const unsigned char*, int64_t, const unsigned char*, int64_t, int64_t, uint64_t,
         const Poll&, int64_t*)
     bool c_ascends "fastrank::ascends"(const int64_t*, int64_t)
+    uint16_t c_highest_label "fastrank::highest_label"(const uint16_t*, int64_t)
     int64_t c_pack "fastrank::pack"(
         const float*, int64_t, int32_t, int64_t, float*, double*)
     const char* c_isa_name "fastrank::isa_name"(int)

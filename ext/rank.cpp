@@ -40,7 +40,7 @@ class LabelSums {
  public:
   LabelSums(const Kernels& kernels, const Source& source, double inv_temperature)
       : kernels_(kernels), source_(source), inv_temperature_(inv_temperature) {
-    if (!wanted()) return;
+    if (!source.labels) return;
     copies_ = source.n_labels <= kFewLabels ? kLabelCopies : 1;
     sums_.resize(size_t(source.n_labels * copies_));
     weighed_ = std::make_unique<Weighed>();
@@ -48,7 +48,7 @@ class LabelSums {
     weighed_->copies = copies_;
   }
 
-  bool wanted() const { return source_.labels; }
+  bool wanted() const { return weighed_ != nullptr; }
 
   void begin(const Candidate& threshold) {
     if (!wanted()) return;
@@ -67,26 +67,12 @@ class LabelSums {
 
   // Some lanes of the panel that a scan is at.
   void add(const Scan& scan, uint32_t lanes) {
-    if (!wanted()) return;
-    for (; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      add(scan.panel * kLanes + lane, double(scan.weights[lane]));
-    }
+    if (wanted()) add_lanes(scan, lanes);
   }
 
   // The threshold, of which `gone` leaves the heap, gives way to another.
   void move(double gone, const Candidate& threshold, const Candidate& next) {
-    if (!wanted()) return;
-    kernels_.add_weighed(source_, weighed_.get());
-    add(threshold.position, gone);
-    const double score = double(next.score);
-    if ((score - base_) * inv_temperature_ > LabelMasses::kFar) {
-      const double factor = exp((base_ - score) * inv_temperature_);
-      for (double& sum : sums_) sum *= factor;
-      base_ = score;
-    }
-    weighed_->unit = exp((score - base_) * inv_temperature_);
-    highest_ = std::max(highest_, score);
+    if (wanted()) move_on(gone, threshold, next);
   }
 
   void end(LabelMasses* out) {
@@ -103,6 +89,28 @@ class LabelSums {
 
  private:
   static constexpr int64_t kFewLabels = 4096;  // whose copies a core's second cache holds
+
+  // Not part of the passes that do without.
+  __attribute__((noinline)) void add_lanes(const Scan& scan, uint32_t lanes) {
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      add(scan.panel * kLanes + lane, double(scan.weights[lane]));
+    }
+  }
+
+  __attribute__((noinline)) void move_on(double gone, const Candidate& threshold,
+                                         const Candidate& next) {
+    kernels_.add_weighed(source_, weighed_.get());
+    add(threshold.position, gone);
+    const double score = double(next.score);
+    if ((score - base_) * inv_temperature_ > LabelMasses::kFar) {
+      const double factor = exp((base_ - score) * inv_temperature_);
+      for (double& sum : sums_) sum *= factor;
+      base_ = score;
+    }
+    weighed_->unit = exp((score - base_) * inv_temperature_);
+    highest_ = std::max(highest_, score);
+  }
 
   void add(int64_t position, double weight) {
     sums_[size_t(source_.labels[position] * copies_)] += weight * weighed_->unit;

@@ -414,7 +414,6 @@ __attribute__((noinline)) void add_weighed(const Source& source, Weighed* weighe
   weighed->count = 0;
 }
 
-// Into the next free place.
 inline void keep_for_labels(const Source& source, Weighed* weighed, int64_t panel,
                             const Lanes& weights) {
   store_lanes(weighed->weights + weighed->count * kLanes, weights);
@@ -516,8 +515,9 @@ bool scan_panels(const Source& source, Scan* state) {
   return stopped;
 }
 
+// From the start of a cache line: where chance puts it, the same code is up to 3 % slower.
 template <Stop stop>
-bool scan(const Source& source, Scan* state) {
+__attribute__((aligned(64))) bool scan(const Source& source, Scan* state) {
   if (source.scores) return scan_panels<stop, From::kCaller>(source, state);
   if (has_dots(source)) return scan_panels<stop, From::kTile>(source, state);
   return source.function ? scan_panels<stop, From::kFunction>(source, state)
@@ -763,6 +763,12 @@ bool each_above_last(const int64_t* values, int64_t count) {
   return true;
 }
 
+uint16_t largest_label(const uint16_t* labels, int64_t count) {
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = labels[i] > largest ? labels[i] : largest;
+  return largest;
+}
+
 }  // namespace
 }  // namespace fastrank
 
@@ -779,6 +785,6 @@ const Kernels FASTRANK_JOIN(kernels_, FASTRANK_ISA) = {
     FASTRANK_STRING(FASTRANK_ISA), scan<Stop::kMass>, scan<Stop::kLabels>, scan<Stop::kAbove>,
     scan<Stop::kSum>, add_weighed, weigh, score_panel, score_tile, kTileUsers, apply, exponentials, exps, score_row, score_rows,
     scan_codes, scan_codes_above, weigh_codes, add_estimates, weigh_cell, weigh_depths,
-    largest_magnitude, each_above_last};
+    largest_magnitude, each_above_last, largest_label};
 
 }  // namespace fastrank

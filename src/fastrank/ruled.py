@@ -327,6 +327,20 @@ class Regime(NamedTuple):
                 rule.groups.strike(blocked, found)
         return found
 
+    def log_decays(self) -> FloatArray:
+        """By what decays change the logarithms of all items' weights (n,). O(n)."""
+        found = np.zeros(self.bound.n_items)
+        if self.pin_set >= 0:
+            return found
+        everyone = np.arange(self.bound.n_items)
+        for rule, decayed in zip(self.bound.columns, self.decayed, strict=True):
+            if decayed:
+                assert rule.decay is not None
+                groups = [group for group, _ in decayed]
+                counts = np.array([[count for _, count in decayed]], np.int64)
+                found += math.log(rule.decay) * rule.groups.sums(groups, counts, everyone)[0]
+        return found
+
     @property
     def blocks(self) -> bool:
         """Whether there is an item that might not be allowed."""

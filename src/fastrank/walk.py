@@ -120,8 +120,9 @@ class _Place(NamedTuple):
 class _Order:
     """Items in the order in which they arrive, those of one draw.
 
-    cover: the regime that allows them; None: all eligible items, but for pinned ones. Where another
-    order is walked meanwhile, the clocks of this one stand still.
+    cover: the regime by whose weights it was drawn; None: all eligible items, but for pinned ones,
+    weigh what they do without rules. Where another order is walked meanwhile, the clocks of this one
+    stand still.
     """
 
     def __init__(self, drawn: Drawn, log_weights: list[float], cover: Regime | None) -> None:
@@ -150,9 +151,9 @@ class _Order:
         """Whether items are left of which none is known."""
         return self.n_behind > 0 and self.at == len(self.positions)
 
-    def holds(self, position: int) -> bool:
-        """Whether an item that was not shown before it was drawn arrives by it."""
-        return self.cover is None or self.cover.factor(position) > 0.0
+    def factor(self, position: int) -> float:
+        """Of an item's weight here; 0: it was not shown before, and does not arrive."""
+        return 1.0 if self.cover is None else self.cover.factor(position)
 
     def covers(self, regime: Regime) -> bool:
         """Whether all that is allowed has arrived or will."""
@@ -160,9 +161,9 @@ class _Order:
 
     def is_of(self, regime: Regime) -> bool:
         """Whether it holds what is allowed and nothing else."""
-        if any(regime.decayed):
-            return False
-        return not regime.blocks if self.cover is None else self.cover.allows_as(regime)
+        if self.cover is None:
+            return not regime.blocks and not any(regime.decayed)
+        return self.cover.allows_as(regime) and self.cover.decayed == regime.decayed
 
     def log_total(self, waiting: dict[int, float]) -> float:
         """The mass of all that has not been shown; NaN where a difference would lose its digits."""
@@ -290,12 +291,26 @@ class _Draw:
             ask = self.call.ask._replace(
                 k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
             )
-        drawn = self.asked(_of_part(self.call.spec), self.seed(), ask)
-        order = self.ordered(drawn, regime if regime.blocks else None)
-        if regime.blocks:
-            self.part = order
+        spec = _of_part(self.call.spec)
+        if any(regime.decayed):
+            # By the weights that decays have left, or few would be accepted.
+            log_factors = self.call.temperature * regime.log_decays()
+            ask = self.call.source._boosted(ask, log_factors.astype(np.float32))
+            ask = ask._replace(k=min(ask.k, self.call.n_items), spec=spec, seed=self.seed())
+            drawn = self.call.source._draw(ask)
+            scores = self.call.scores_of(drawn[0])
+            self.meet((drawn[0], scores, *drawn[2:]))
+            self.log_weights.update(
+                zip(drawn[0].tolist(), self.call.log_weights(drawn[0], scores), strict=True)
+            )
+            order = _Order(drawn, self.call.log_weights(drawn[0], drawn[1]).tolist(), regime)
         else:
+            drawn = self.asked(spec, self.seed(), ask)
+            order = self.ordered(drawn, regime if regime.blocks else None)
+        if order.cover is None:
             self.base, self.part = order, None
+        else:
+            self.part = order
         return order
 
     def among(self, regime: Regime) -> Ask:
@@ -348,8 +363,9 @@ class _Draw:
         for order in (self.base, self.part):
             if order is None or order.pool.pop(position, None) is not None:
                 continue
-            if position not in order.arrived and order.holds(position):
-                order.gone[position] = self.log_weights_of([position]).item()
+            factor = order.factor(position)
+            if position not in order.arrived and factor > 0.0:
+                order.gone[position] = self.log_weights_of([position]).item() + math.log(factor)
 
     def walked(self, regime: Regime, explore: float) -> _Place | None:
         """The next arrival that is accepted."""
@@ -376,7 +392,8 @@ class _Draw:
             self.is_gone(found)
             if explore < 1.0 or math.isnan(log_all):
                 return _Place(found, explore, regime, math.nan)
-            return _Place(found, explore, None, min(0.0, self.log_weights[found] - log_all))
+            own = self.log_weights[found] + math.log(regime.factor(found))
+            return _Place(found, explore, None, min(0.0, own - log_all))
 
     def order_for(self, regime: Regime) -> _Order:
         """Which order to walk on; a new one where none will bring all that is allowed."""
@@ -395,7 +412,7 @@ class _Draw:
         for other in (self.base, self.part):
             for position, log_weight in () if other is None else other.pool.items():
                 factor = regime.factor(position)
-                if factor > 0.0 and (other is order or not order.holds(position)):
+                if factor > 0.0 and (other is order or order.factor(position) == 0.0):
                     waiting[position] = log_weight + math.log(factor)
         return waiting
 
@@ -419,15 +436,16 @@ class _Draw:
 
     def arrival(self, order: _Order, regime: Regime, waiting: dict[int, float]) -> int | None:
         """The next of the order, if it is accepted; else it waits."""
-        position, log_weight = order.positions[order.at], order.log_weights[order.at]
+        position = order.positions[order.at]
         order.at += 1
         order.arrived.add(position)
         if order.gone.pop(position, None) is not None:
             return None
         factor = regime.factor(position)
-        if factor == 1.0 or (factor > 0.0 and self.uniform() < factor):
+        share = factor / order.factor(position)  # decays go on, and are never taken back
+        if share == 1.0 or (share > 0.0 and self.uniform() < share):
             return position
-        order.pool[position] = log_weight
+        order.pool[position] = log_weight = self.log_weights[position]
         if factor > 0.0:
             waiting[position] = log_weight + math.log(factor)
         return None

@@ -6,6 +6,7 @@ multiplied at one place: 0 where it is not allowed, 1, or, by decays, less.
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from fastrank.inputs import shown
 from fastrank.policies import Policy, law_of
 from fastrank.rules import AppliedRules, Rules
 
-__all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "factor_rows"]
+__all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "log_factor_rows"]
 
 # What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
@@ -294,13 +295,13 @@ class Regime(NamedTuple):
     owed: tuple[int, ...]  # shares of which items are allowed alone; empty: all are
     pin_set: int  # the place whose set it is; -1: none
 
-    def factor(self, position: int) -> float:
-        """Of one item."""
+    def log_factor(self, position: int) -> float:
+        """Of one item; -inf: it is not allowed. What decays is, however little is left of it."""
         if self.pin_set >= 0:
-            return 1.0 if self.bound.pin_sets[self.pin_set][position] else 0.0
+            return 0.0 if self.bound.pin_sets[self.pin_set][position] else -math.inf
         if self.owed and not any(self.bound.shares[s][0][position] for s in self.owed):
-            return 0.0
-        found = 1.0
+            return -math.inf
+        found = 0.0
         for rule, blocked, decayed in zip(
             self.bound.columns, self.blocked, self.decayed, strict=True
         ):
@@ -308,11 +309,12 @@ class Regime(NamedTuple):
                 continue
             groups = rule.groups.of(position)
             if any(group in blocked for group in groups):
-                return 0.0
-            for group, count in decayed:
-                if group in groups:
+                return -math.inf
+            for group in groups if decayed else ():
+                at = bisect.bisect_left(decayed, (group, 0))
+                if at < len(decayed) and decayed[at][0] == group:
                     assert rule.decay is not None
-                    found *= rule.decay**count
+                    found += decayed[at][1] * math.log(rule.decay)
         return found
 
     def allowed(self) -> Mask:
@@ -327,20 +329,6 @@ class Regime(NamedTuple):
                 rule.groups.strike(blocked, found)
         return found
 
-    def log_decays(self) -> FloatArray:
-        """By what decays change the logarithms of all items' weights (n,). O(n)."""
-        found = np.zeros(self.bound.n_items)
-        if self.pin_set >= 0:
-            return found
-        everyone = np.arange(self.bound.n_items)
-        for rule, decayed in zip(self.bound.columns, self.decayed, strict=True):
-            if decayed:
-                assert rule.decay is not None
-                groups = [group for group, _ in decayed]
-                counts = np.array([[count for _, count in decayed]], np.int64)
-                found += math.log(rule.decay) * rule.groups.sums(groups, counts, everyone)[0]
-        return found
-
     @property
     def blocks(self) -> bool:
         """Whether there is an item that might not be allowed."""
@@ -352,23 +340,29 @@ class Regime(NamedTuple):
             return self.pin_set == other.pin_set
         return self.blocked == other.blocked and self.owed == other.owed
 
+    @property
+    def decays(self) -> bool:
+        """Whether there is an item that might weigh less."""
+        return any(self.decayed)
+
     def covers(self, other: Regime) -> bool:
-        """Whether all that the other one allows is allowed here, as far as they tell."""
+        """Whether all that the other one allows is allowed here, as far as they tell, and weighs no
+        less than there, if that is a later place."""
         if self.pin_set >= 0 or other.pin_set >= 0:
-            return self.pin_set == other.pin_set or not self.blocks
+            return self.pin_set == other.pin_set or not (self.blocks or self.decays)
         if self.owed and not (other.owed and set(other.owed) <= set(self.owed)):
             return False
         return all(one <= two for one, two in zip(self.blocked, other.blocked, strict=True))
 
 
-def factor_rows(
+def log_factor_rows(
     regimes: Sequence[Regime],
     positions: Positions,
     told: Mapping[int, Collection[int] | None] | None = None,
 ) -> FloatArray:
-    """By which factors (r, m) some regimes of the same rules multiply the weights of some items;
-    as far as some groups of columns say (`Joint.told`), or all."""
-    found = np.ones((len(regimes), len(positions)))
+    """The logarithms (r, m) of the factors by which some regimes of the same rules multiply the
+    weights of some items; as far as some groups of columns say (`Joint.told`), or all."""
+    found = np.zeros((len(regimes), len(positions)))
     if not len(regimes) or not len(positions):
         return found
     bound = regimes[0].bound
@@ -386,15 +380,16 @@ def factor_rows(
             for group, count in regime.decayed[at]:
                 if group in place_of:
                     counts[row, place_of[group]] = count
-        found[rule.groups.sums(touched, blocked, positions) > 0] = 0.0
+        found[rule.groups.sums(touched, blocked, positions) > 0] = -math.inf
         if rule.decay is not None:
-            found *= rule.decay ** rule.groups.sums(touched, counts, positions)
+            found += math.log(rule.decay) * rule.groups.sums(touched, counts, positions)
     for row, regime in enumerate(regimes):
         if regime.pin_set >= 0:
-            found[row] = bound.pin_sets[regime.pin_set][positions]
+            is_in = bound.pin_sets[regime.pin_set][positions]
+            found[row] = np.where(is_in, 0.0, -math.inf)
         elif regime.owed:
             masks = [bound.shares[s][0][positions] for s in regime.owed]
-            found[row] *= np.logical_or.reduce(masks)
+            found[row, ~np.logical_or.reduce(masks)] = -math.inf
     return found
 
 
@@ -495,7 +490,8 @@ class State:
             if rule.window is not None and level < _NO_WINDOWS:
                 own |= self._in_window(rule.groups, *rule.window)
             blocked.append(frozenset(own))
-            decayed.append(tuple(sorted(self._decays[at].items())))
+            decays = {} if pin_set >= 0 else self._decays[at]
+            decayed.append(tuple(sorted(decays.items())))
         owed = self._forced() if level < _NO_SHARES else ()
         return Regime(self.bound, tuple(blocked), tuple(decayed), owed, pin_set)
 

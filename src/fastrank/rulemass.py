@@ -19,7 +19,7 @@ from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Mask, Positions
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Found, Spec
 from fastrank.features import Joint, told_apart
-from fastrank.ruled import FEW, BoundRules, Regime, factor_rows
+from fastrank.ruled import FEW, BoundRules, Regime, log_factor_rows
 
 __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
@@ -39,8 +39,6 @@ class Source(Protocol):
     def has_codes(self) -> bool: ...
 
     def _draw(self, ask: Ask) -> Drawn: ...
-
-    def _boosted(self, ask: Ask, bias: Float32Array) -> Ask: ...
 
     def _draw_labelled(self, ask: Ask, joint: Joint) -> tuple[Drawn, FloatArray, float]: ...
 
@@ -202,12 +200,12 @@ class Best:
                     return best
                 if position in gone or position in reserved:
                     continue
-                factor = regime.factor(position)
-                if factor == 0.0:
+                log_factor = regime.log_factor(position)
+                if log_factor == -math.inf:
                     continue
                 value = score
-                if factor < 1.0:
-                    value += self._call.temperature * math.log(factor)
+                if log_factor < 0.0:
+                    value += self._call.temperature * log_factor
                 if value > highest:
                     best, highest = (position, score), value
             looked_at = len(self._positions)
@@ -306,8 +304,7 @@ class Masses:
         """All regimes that will be asked for."""
         wanted = list(dict.fromkeys(regimes))
         self._regimes = {regime: row for row, regime in enumerate(wanted)}
-        with np.errstate(divide="ignore"):
-            self._log_factors = np.log(factor_rows(wanted, self._known))
+        self._log_factors = log_factor_rows(wanted, self._known)
         rest = self._by_difference(wanted)
         self._rest = self._by_pass(wanted) if rest is None else rest
 
@@ -344,11 +341,12 @@ class Masses:
             log_weights = call.log_weights(members, call.scores_of(members)) - total.log_mass
             weights = np.exp(np.minimum(log_weights, 1.0))
             for rows in _blocks(len(regimes), len(members)):
-                factors = factor_rows(regimes[rows], members)
+                factors = np.exp(log_factor_rows(regimes[rows], members))
                 if joint is None:
                     taken[rows] = (1.0 - factors) @ weights
                 else:
-                    taken[rows] = (factor_rows(regimes[rows], members, told) - factors) @ weights
+                    as_told = np.exp(log_factor_rows(regimes[rows], members, told))
+                    taken[rows] = (as_told - factors) @ weights
         base = self._by_label(regimes, total)
         if base is None:
             return None
@@ -380,7 +378,9 @@ class Masses:
                 if left is None:
                     return None
                 weights[lost] = left
-        return factor_rows(regimes, total.joint.one_of, total.joint.told) @ weights
+        log_factors = log_factor_rows(regimes, total.joint.one_of, total.joint.told)
+        found: FloatArray = np.exp(log_factors) @ weights
+        return found
 
     def _left_of(self, joint: Joint, labels: Positions) -> FloatArray | None:
         """Of some labels, the items that are not known, one by one; None where they are many."""
@@ -402,7 +402,7 @@ class Masses:
         """Where items weigh the same."""
         blocked = np.zeros(len(regimes), np.int64)
         for rows in _blocks(len(regimes), len(members)):
-            blocked[rows] = (factor_rows(regimes[rows], members) == 0.0).sum(axis=1)
+            blocked[rows] = (log_factor_rows(regimes[rows], members) == -math.inf).sum(axis=1)
         left = total.n_items - int(self._is_in(total).sum()) - blocked
         with np.errstate(divide="ignore"):
             found: FloatArray = np.log(left) + self._call.tail
@@ -431,8 +431,7 @@ class Masses:
         self.n_scored += 0 if self._call.is_flat else int(counts.sum())
         filled = np.flatnonzero(counts)
         for rows in _blocks(len(regimes), len(filled)):
-            with np.errstate(divide="ignore"):
-                log_factors = np.log(factor_rows(regimes[rows], one_of[filled]))
+            log_factors = log_factor_rows(regimes[rows], one_of[filled])
             rest[rows] = log_sums(log_masses[filled] + log_factors)
         return rest
 

@@ -22,7 +22,7 @@ from fastrank.arraytypes import FloatArray
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Spec
 from fastrank.features import Joint
 from fastrank.ranking import Candidates
-from fastrank.ruled import BoundRules, Regime, State
+from fastrank.ruled import BoundRules, Regime, State, log_factor_rows
 from fastrank.rulemass import Best, Call, Masses, Source, Total, exploring, log_sum
 
 __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
@@ -120,22 +120,23 @@ class _Place(NamedTuple):
 class _Order:
     """Items in the order in which they arrive, those of one draw.
 
-    cover: the regime by whose weights it was drawn; None: all eligible items, but for pinned ones,
-    weigh what they do without rules. Where another order is walked meanwhile, the clocks of this one
+    cover: the regime that allows them, with the decays by which they were drawn; None: all eligible
+    items, but for pinned ones. Where another order is walked meanwhile, the clocks of this one
     stand still.
     """
 
     def __init__(self, drawn: Drawn, log_weights: list[float], cover: Regime | None) -> None:
         self.positions: list[int] = drawn[0].tolist()
-        self.log_weights = log_weights
+        self.log_weights = log_weights  # without decays
+        self.cover = cover
+        own = [w + self.log_factor(p) for p, w in zip(self.positions, log_weights, strict=True)]
         # The mass of an item and all behind it.
-        self.log_masses = [w - lp for w, lp in zip(log_weights, drawn[2].tolist(), strict=True)]
+        self.log_masses = [w - lp for w, lp in zip(own, drawn[2].tolist(), strict=True)]
         self.n_behind = drawn[7] - len(self.positions)  # the last
         self.log_behind = -math.inf
         if self.n_behind:
             last = -float(drawn[2][-1])
-            self.log_behind = log_weights[-1] + (math.log(math.expm1(last)) if last else -math.inf)
-        self.cover = cover
+            self.log_behind = own[-1] + (math.log(math.expm1(last)) if last else -math.inf)
         self.at = 0
         self.pool: dict[int, float] = {}  # log-weights of what arrived and was not accepted
         self.gone: dict[int, float] = {}  # and of what was shown and has not arrived
@@ -151,9 +152,13 @@ class _Order:
         """Whether items are left of which none is known."""
         return self.n_behind > 0 and self.at == len(self.positions)
 
-    def factor(self, position: int) -> float:
-        """Of an item's weight here; 0: it was not shown before, and does not arrive."""
-        return 1.0 if self.cover is None else self.cover.factor(position)
+    def holds(self, position: int) -> bool:
+        """Whether an item that was not shown before it was drawn arrives by it."""
+        return self.log_factor(position) > -math.inf
+
+    def log_factor(self, position: int) -> float:
+        """By which an item's weight was multiplied when it was drawn."""
+        return 0.0 if self.cover is None else self.cover.log_factor(position)
 
     def covers(self, regime: Regime) -> bool:
         """Whether all that is allowed has arrived or will."""
@@ -162,8 +167,8 @@ class _Order:
     def is_of(self, regime: Regime) -> bool:
         """Whether it holds what is allowed and nothing else."""
         if self.cover is None:
-            return not regime.blocks and not any(regime.decayed)
-        return self.cover.allows_as(regime) and self.cover.decayed == regime.decayed
+            return not (regime.blocks or regime.decays)
+        return self.cover.decayed == regime.decayed and self.cover.allows_as(regime)
 
     def log_total(self, waiting: dict[int, float]) -> float:
         """The mass of all that has not been shown; NaN where a difference would lose its digits."""
@@ -281,37 +286,52 @@ class _Draw:
         self.log_weights.update(zip(drawn[0].tolist(), log_weights, strict=True))
         return _Order(drawn, log_weights, cover)
 
-    def draw_order(self, regime: Regime) -> _Order:
-        """Anew, of what is allowed now and not shown; of all eligible items where that is all."""
-        if regime.blocks:
+    def draw_order(self, regime: Regime, *, decays: bool = False) -> _Order:
+        """Anew, of what is allowed now and not shown, with its decays if that is asked for; of all
+        eligible items where that is all."""
+        cover = regime if decays else regime._replace(decayed=((),) * len(regime.decayed))
+        if cover.decays:
+            order = self.ordered(self.draw_decayed(cover), cover)
+        elif cover.blocks:
             ask = self.among(regime)._replace(k=self.ahead)
+            order = self.ordered(self.asked(_of_part(self.call.spec), self.seed(), ask), cover)
         else:
             own = np.array([*self.state.shown, *self.state.reserved], np.int64)
             old = self.call.ask.excluded
             ask = self.call.ask._replace(
                 k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
             )
-        spec = _of_part(self.call.spec)
-        if any(regime.decayed):
-            # By the weights that decays have left, or few would be accepted.
-            log_factors = self.call.temperature * regime.log_decays()
-            ask = self.call.source._boosted(ask, log_factors.astype(np.float32))
-            ask = ask._replace(k=min(ask.k, self.call.n_items), spec=spec, seed=self.seed())
-            drawn = self.call.source._draw(ask)
-            scores = self.call.scores_of(drawn[0])
-            self.meet((drawn[0], scores, *drawn[2:]))
-            self.log_weights.update(
-                zip(drawn[0].tolist(), self.call.log_weights(drawn[0], scores), strict=True)
-            )
-            order = _Order(drawn, self.call.log_weights(drawn[0], drawn[1]).tolist(), regime)
-        else:
-            drawn = self.asked(spec, self.seed(), ask)
-            order = self.ordered(drawn, regime if regime.blocks else None)
-        if order.cover is None:
-            self.base, self.part = order, None
-        else:
-            self.part = order
+            drawn = self.asked(_of_part(self.call.spec), self.seed(), ask)
+            self.base, self.part = self.ordered(drawn, None), None
+            return self.base
+        self.part = order
         return order
+
+    def draw_decayed(self, regime: Regime) -> Drawn:
+        """An order by decayed weights, which no score in float32 has. O(n)."""
+        call = self.call
+        positions = self.among(regime).allowed
+        assert positions is not None
+        scores = call.scores_of(positions)
+        log_weights = call.log_weights(positions, scores) + log_factor_rows([regime], positions)[0]
+        noise = np.random.Generator(np.random.Philox(key=[self.seed(), _STREAM]))
+        gumbels = noise.gumbel(size=len(positions))
+        keys = log_weights + gumbels
+        places = min(self.ahead, len(positions))
+        least = np.partition(keys, len(keys) - places)[len(keys) - places] if places else 0.0
+        first = np.flatnonzero(keys >= least)
+        # Where weights are so large that they swallow the noise, it decides among equal ones.
+        order = first[np.lexsort((-gumbels[first], -keys[first]))][:places]
+        behind = np.ones(len(positions), np.bool_)
+        behind[order] = False
+        terms = np.append(log_sum(log_weights[behind]), log_weights[order][::-1])
+        log_masses = np.logaddexp.accumulate(terms)[1:][::-1]
+        drawn = (
+            *(positions[order], scores[order], np.minimum(0.0, log_weights[order] - log_masses)),
+            *(math.nan, 0.0, len(positions), False, len(positions), None),
+        )
+        self.meet(drawn)
+        return drawn
 
     def among(self, regime: Regime) -> Ask:
         """What a regime allows, without what is shown or pinned."""
@@ -363,9 +383,9 @@ class _Draw:
         for order in (self.base, self.part):
             if order is None or order.pool.pop(position, None) is not None:
                 continue
-            factor = order.factor(position)
-            if position not in order.arrived and factor > 0.0:
-                order.gone[position] = self.log_weights_of([position]).item() + math.log(factor)
+            if position not in order.arrived and order.holds(position):
+                log_weight: float = self.log_weights_of([position]).item()
+                order.gone[position] = log_weight + order.log_factor(position)
 
     def walked(self, regime: Regime, explore: float) -> _Place | None:
         """The next arrival that is accepted."""
@@ -374,8 +394,10 @@ class _Draw:
         log_all = order.log_total(waiting) if order.is_of(regime) else math.nan
         refused = 0
         while True:
-            if order.is_used_up or (refused > self.patience and not order.is_of(regime)):
-                order, refused = self.draw_order(regime), 0
+            is_refused = refused > self.patience and not order.is_of(regime)
+            if order.is_used_up or is_refused:
+                decays = is_refused or (order.cover is not None and order.cover.decays)
+                order, refused = self.draw_order(regime, decays=decays), 0
                 waiting = self.waiting_for(order, regime)
                 if math.isnan(log_all) and order.is_of(regime):
                     log_all = order.log_total(waiting)
@@ -392,8 +414,8 @@ class _Draw:
             self.is_gone(found)
             if explore < 1.0 or math.isnan(log_all):
                 return _Place(found, explore, regime, math.nan)
-            own = self.log_weights[found] + math.log(regime.factor(found))
-            return _Place(found, explore, None, min(0.0, own - log_all))
+            log_weight = self.log_weights[found] + regime.log_factor(found)
+            return _Place(found, explore, None, min(0.0, log_weight - log_all))
 
     def order_for(self, regime: Regime) -> _Order:
         """Which order to walk on; a new one where none will bring all that is allowed."""
@@ -411,9 +433,9 @@ class _Draw:
         waiting = {}
         for other in (self.base, self.part):
             for position, log_weight in () if other is None else other.pool.items():
-                factor = regime.factor(position)
-                if factor > 0.0 and (other is order or order.factor(position) == 0.0):
-                    waiting[position] = log_weight + math.log(factor)
+                log_factor = regime.log_factor(position)
+                if log_factor > -math.inf and (other is order or not order.holds(position)):
+                    waiting[position] = log_weight + log_factor
         return waiting
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:
@@ -436,18 +458,18 @@ class _Draw:
 
     def arrival(self, order: _Order, regime: Regime, waiting: dict[int, float]) -> int | None:
         """The next of the order, if it is accepted; else it waits."""
-        position = order.positions[order.at]
+        position, log_weight = order.positions[order.at], order.log_weights[order.at]
         order.at += 1
         order.arrived.add(position)
         if order.gone.pop(position, None) is not None:
             return None
-        factor = regime.factor(position)
-        share = factor / order.factor(position)  # decays go on, and are never taken back
-        if share == 1.0 or (share > 0.0 and self.uniform() < share):
+        log_factor = regime.log_factor(position)
+        odds = log_factor - order.log_factor(position)
+        if odds == 0.0 or (odds > -math.inf and self.uniform() < math.exp(odds)):
             return position
-        order.pool[position] = log_weight = self.log_weights[position]
-        if factor > 0.0:
-            waiting[position] = log_weight + math.log(factor)
+        order.pool[position] = log_weight
+        if log_factor > -math.inf:
+            waiting[position] = log_weight + log_factor
         return None
 
     # ---- The ranking ------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from fastrank.ope.queries import (
     logging_policy,
 )
 from fastrank.policies import Policy, law_of
-from fastrank.ruled import BoundRules, State, factor_rows
+from fastrank.ruled import BoundRules, State, log_factor_rows
 from fastrank.rules import Rules
 from fastrank.scorer import Scorer
 
@@ -575,11 +575,11 @@ class _Law:
             state = State(bound, min(self.k, int(left.sum())), after)
         of_items = self.catalog._rows_of(items), self._positions(items)
         for place, (row, position) in enumerate(zip(*of_items, strict=True)):
-            factors = np.ones(len(left)) if state is None else self._factors(state, left)
-            rows = np.flatnonzero(left & (factors > 0.0))
+            factors = np.zeros(len(left)) if state is None else self._log_factors(state, left)
+            rows = np.flatnonzero(left & (factors > -np.inf))
             values = scores[rows]
-            if (factors[rows] != 1.0).any():
-                values = values + temperature * np.log(factors[rows])
+            if factors[rows].any():
+                values = values + temperature * factors[rows]
             order = np.argsort(-values, kind="stable")
             values = values[order][None]
             yield rows[order], next_law(values, self.policy, place)[0] if len(rows) else values[0]
@@ -589,19 +589,19 @@ class _Law:
             if state is not None:
                 state.show(int(position) if is_shown else -1)
 
-    def _factors(self, state: State, left: Mask) -> FloatArray:
-        """What rules multiply weights by at the next place, (n,), by row; 0 where nothing can."""
-        nothing = np.zeros(len(left))
+    def _log_factors(self, state: State, left: Mask) -> FloatArray:
+        """The logarithms of what rules multiply weights by at the next place, (n,), by row."""
+        nothing = np.full(len(left), -np.inf)
         if state.place >= state.places:
             return nothing
         if state.pinned is not None:
-            nothing[state.pinned] = 1.0
+            nothing[state.pinned] = 0.0
             return np.asarray(self.catalog._by_row(nothing), np.float64)
         for level in range(state.levels):
-            (factors,) = factor_rows([state.regime(level)], np.arange(len(left)))
-            factors[[*state.reserved, *state.shown]] = 0.0
+            (factors,) = log_factor_rows([state.regime(level)], np.arange(len(left)))
+            factors[[*state.reserved, *state.shown]] = -np.inf
             by_row = np.asarray(self.catalog._by_row(factors), np.float64)
-            if (left & (by_row > 0.0)).any():
+            if (left & (by_row > -np.inf)).any():
                 return by_row
         return nothing
 

@@ -50,7 +50,7 @@ def redraws_until_a_prefix_fills(patch: pytest.MonkeyPatch) -> None:
     """Where an order is used up the list is given up, and drawn from another order."""
     _from_the_start(patch)
 
-    def draw_order(self: Any, regime: Any) -> Any:
+    def draw_order(self: Any, regime: Any, **_: Any) -> Any:
         raise _AgainError
 
     patch.setattr(_Draw, "draw_order", draw_order)
@@ -61,9 +61,9 @@ def gives_up_after_refusals(patch: pytest.MonkeyPatch) -> None:
     _from_the_start(patch)
     arrival = _Draw.arrival
 
-    def refused(self: Any, regime: Any, waiting: dict[int, float]) -> int | None:
-        found: int | None = arrival(self, regime, waiting)
-        if found is None and len(self.pool) >= 2 and self.call.ask.seed < 10**8:
+    def refused(self: Any, order: Any, regime: Any, waiting: dict[int, float]) -> int | None:
+        found: int | None = arrival(self, order, regime, waiting)
+        if found is None and len(order.pool) >= 2 and self.call.ask.seed < 10**8:
             raise _AgainError
         return found
 
@@ -75,9 +75,9 @@ def returns_at_the_old_place(patch: pytest.MonkeyPatch) -> None:
     walked = _Draw.walked
 
     def first_of_the_pool(self: Any, regime: Any, explore: float) -> Any:
-        for position in self.pool:
-            if regime.factor(position) > 0.0:
-                del self.pool[position]
+        for position in self.base.pool:
+            if regime.log_factor(position) > -math.inf:
+                self.is_gone(position)
                 return walk._Place(position, explore, regime, math.nan)
         return walked(self, regime, explore)
 
@@ -97,17 +97,20 @@ def takes_each_share_by_itself(patch: pytest.MonkeyPatch) -> None:
 
 def reuses_the_order_for_a_set(patch: pytest.MonkeyPatch) -> None:
     """The place of a set shows its next arrival, which says something of the others."""
-    one_of_set = _Draw.one_of_set
+    walked = _Draw.walked
 
-    def next_of_set(self: Any, regime: Any, explore: float, explores: bool) -> Any:
-        order = self.order
-        for position in order.positions[order.at :]:
-            if position not in order.gone and regime.factor(position) > 0.0:
+    def next_of_set(self: Any, regime: Any, explore: float) -> Any:
+        order = self.base
+        for position in order.positions[order.at :] if regime.pin_set >= 0 else ():
+            if position not in order.gone and regime.log_factor(position) > -math.inf:
                 self.is_gone(position)
                 return walk._Place(position, explore, regime, math.nan)
-        return one_of_set(self, regime, explore, explores)
+        return walked(self, regime, explore)
 
-    patch.setattr(_Draw, "one_of_set", next_of_set)
+    patch.setattr(_Draw, "walked", next_of_set)
+    patch.setattr(
+        _Draw, "one_of_set", lambda self, regime, explore, _: next_of_set(self, regime, explore)
+    )
 
 
 def forgets_the_pool(patch: pytest.MonkeyPatch) -> None:
@@ -126,9 +129,9 @@ def weighs_the_allowed_only(patch: pytest.MonkeyPatch) -> None:
     of_pool = _Draw.of_pool
 
     def beside_the_allowed(self: Any, waiting: dict[int, float], log_ahead: float) -> int | None:
-        order, regime = self.order, self.state.regime()
+        order, regime = self.base, self.state.regime()
         ahead = zip(order.positions[order.at :], order.log_weights[order.at :], strict=True)
-        own = [w for p, w in ahead if p not in order.gone and regime.factor(p) > 0.0]
+        own = [w for p, w in ahead if p not in order.gone and regime.log_factor(p) > -math.inf]
         found: int | None = of_pool(self, waiting, log_sum(np.array(own)))
         return found
 
@@ -139,10 +142,12 @@ def refused_by_decay_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
     """What a decay refused waits with its whole weight at this place."""
     arrival = _Draw.arrival
 
-    def with_its_whole_weight(self: Any, regime: Any, waiting: dict[int, float]) -> int | None:
-        found: int | None = arrival(self, regime, waiting)
+    def with_its_whole_weight(
+        self: Any, order: Any, regime: Any, waiting: dict[int, float]
+    ) -> int | None:
+        found: int | None = arrival(self, order, regime, waiting)
         for position in waiting:
-            waiting[position] = self.pool.get(position, -math.inf)
+            waiting[position] = order.pool.get(position, -math.inf)
         return found
 
     patch.setattr(_Draw, "arrival", with_its_whole_weight)

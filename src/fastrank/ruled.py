@@ -19,7 +19,7 @@ from fastrank.expressions import Params
 from fastrank.features import Features, Groups, Joint, told_apart
 from fastrank.inputs import shown
 from fastrank.policies import Policy, law_of
-from fastrank.rules import AppliedRules, Rules
+from fastrank.rules import MOST_ADDED, AppliedRules, Rules
 
 __all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "log_factor_rows"]
 
@@ -184,10 +184,16 @@ class BoundRules:
 
     def bias(self, temperature: float) -> FloatArray | None:
         """What boosts add to the scores (n,), by position; None: nothing."""
-        if self._odds is None:
-            return self._added
-        odds = temperature * self._odds
-        return odds if self._added is None else odds + self._added
+        found = self._added
+        if self._odds is not None:
+            odds = temperature * self._odds
+            found = odds if found is None else odds + found
+        if found is not None and not np.abs(found).max() <= MOST_ADDED:
+            worst = found[int(np.abs(found).argmax())]
+            raise ValueError(
+                f"rules: boost, boost_score: they add {worst:g} to a score, more than {MOST_ADDED:g}"
+            )
+        return found
 
     def check_pins(
         self, is_eligible: Callable[[int], bool], after: Sequence[int], ids: Any

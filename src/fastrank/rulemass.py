@@ -23,6 +23,7 @@ from fastrank.ruled import FEW, BoundRules, Regime, log_factor_rows
 
 __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
+_ONE_BY_ONE = 256
 _LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
 _CELLS = 1 << 20  # of a matrix
 _TOLD = 1e-9  # of a total: what is less has weights that float32 holds with few digits, or none
@@ -180,8 +181,8 @@ class Best:
         self.n_scored = 0
         self._call = call
         self._ahead = ahead
-        self._positions: list[int] = []
-        self._scores: list[float] = []
+        self._positions: Positions = np.empty(0, np.int64)
+        self._scores: Float32Array = np.empty(0, np.float32)
 
     def of(
         self, regime: Regime, gone: Collection[int], reserved: Collection[int]
@@ -190,27 +191,51 @@ class Best:
 
         A factor of weights counts by what it is worth in scores: T times its logarithm.
         """
-        looked_at = 0
         best: tuple[int, float] | None = None
         highest = -math.inf
-        while True:
-            new = zip(self._positions[looked_at:], self._scores[looked_at:], strict=True)
-            for position, score in new:
-                if best is not None and score <= highest:
-                    return best
-                if position in gone or position in reserved:
-                    continue
+        low = 0
+        while low < len(self._positions) or self._more():
+            if self._scores[low] <= highest:
+                break
+            high = min(len(self._positions), max(_ONE_BY_ONE, 8 * low))
+            among = self._one_by_one if high <= _ONE_BY_ONE else self._together
+            at, value = among(low, high, regime, gone, reserved)
+            if value > highest:
+                best, highest = (int(self._positions[at]), float(self._scores[at])), value
+            low = high
+        return best
+
+    def _one_by_one(
+        self, low: int, high: int, regime: Regime, *without: Collection[int]
+    ) -> tuple[int, float]:
+        """The first of the best between two places, and what it is worth; -inf: none is allowed."""
+        best, highest = low, -math.inf
+        positions, scores = self._positions[low:high].tolist(), self._scores[low:high].tolist()
+        for at, (position, score) in enumerate(zip(positions, scores, strict=True), low):
+            if score <= highest:
+                break
+            if not any(position in each for each in without):
                 log_factor = regime.log_factor(position)
-                if log_factor == -math.inf:
-                    continue
-                value = score
-                if log_factor < 0.0:
-                    value += self._call.temperature * log_factor
+                value = score + self._call.temperature * log_factor if log_factor else score
                 if value > highest:
-                    best, highest = (position, score), value
-            looked_at = len(self._positions)
-            if not self._more():
-                return best
+                    best, highest = at, value
+        return best, highest
+
+    def _together(
+        self, low: int, high: int, regime: Regime, *without: Collection[int]
+    ) -> tuple[int, float]:
+        """Likewise."""
+        positions = self._positions[low:high]
+        log_factors = log_factor_rows([regime], positions)[0]
+        is_gone = np.zeros(self._call.n_items, np.bool_)
+        for each in without:
+            is_gone[list(each)] = True
+        log_factors[is_gone[positions]] = -math.inf
+        values = self._scores[low:high].astype(np.float64)
+        changed = log_factors != 0.0
+        values[changed] += self._call.temperature * log_factors[changed]
+        at = int(values.argmax())
+        return low + at, float(values[at])
 
     def _more(self) -> bool:
         call = self._call
@@ -218,7 +243,7 @@ class Best:
             return False
         k = min(max(self._ahead, 8 * len(self._positions)), call.n_eligible)
         drawn = call.source._draw(call.ask._replace(k=k, spec=BEST))
-        self._positions, self._scores = drawn[0].tolist(), drawn[1].tolist()
+        self._positions, self._scores = drawn[0], drawn[1]
         self.n_scored += drawn[5]
         return True
 

@@ -19,12 +19,13 @@ from fastrank.expressions import Expression, Param, parsed
 from fastrank.inputs import as_count, shown
 from fastrank.store import content_hash
 
-__all__ = ["AppliedRules", "OnEmpty", "Rules"]
+__all__ = ["MOST_ADDED", "AppliedRules", "OnEmpty", "Rules"]
 
 OnEmpty = Literal["stop", "relax"]
 
 _MOST_ENTRIES = 100  # of a kind of rule
 _MOST_PLACES = 1_000_000
+MOST_ADDED = 1e37  # to a score
 
 
 class Rules:
@@ -381,7 +382,7 @@ def _number(name: str, value: Any) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not abs(number) <= 1e37:
+    if not abs(number) <= MOST_ADDED:
         raise ValueError(f"{name}: must be finite, of at most 1e37, got {shown(value)}")
     return number
 

@@ -28,6 +28,7 @@ from fastrank.rulemass import Best, Call, Masses, Source, Total, exploring, log_
 __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
 _AHEAD = 64  # items of an order that are drawn at a time, or four times the places
+_MOST_EMPTY = 8  # regimes that are known to allow nothing
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
 
 
@@ -199,6 +200,7 @@ class _Draw:
         # After so many arrivals that are not accepted an order of what is allowed is drawn.
         self.patience = self.ahead // 3
         self.best = Best(call, self.ahead)
+        self.empty: list[Regime] = []  # that allowed nothing that was left
 
     def drawn(self) -> Drawn:
         call, state = self.call, self.state
@@ -346,6 +348,9 @@ class _Draw:
         explores = explore == 1.0 or (explore > 0.0 and self.uniform() < explore)
         for level in range(self.state.levels):
             regime = self.state.regime(level)
+            # Where nothing was left once, there will not be more.
+            if any(each.covers(regime) for each in self.empty):
+                continue
             if regime.pin_set in self.call.bound.rare_sets:
                 place = self.one_of_set(regime, explore, explores)
             elif explores:
@@ -354,6 +359,8 @@ class _Draw:
                 place = self.best_of(regime, explore)
             if place is not None:
                 return place
+            self.empty = [each for each in self.empty if not regime.covers(each)][-_MOST_EMPTY:]
+            self.empty.append(regime)
         return None
 
     def best_of(self, regime: Regime, explore: float) -> _Place | None:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiled": {"atomic"},
     "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
-    "ruled": {"rules", "expressions", "features", "policies", "inputs"},
+    "ruled": {"rules", "expressions", "features", "policies", "inputs", "lru"},
     "rulemass": {"ask", "features", "ruled", "_native"},
     "walk": {"ask", "features", "ruled", "rulemass", "ranking", "_native"},
     "ranker": {

@@ -592,6 +592,11 @@ class Catalog(Scorer):
         names = rules.names if isinstance(rules, Rules) else frozenset()
         own = self._score if score is None else self._as_score(score)
         of_score = frozenset() if own is None else own.names
+        unknown = [name for name in given if name not in names and name not in of_score]
+        if unknown:
+            raise ValueError(
+                f"params: {unknown[0]!r} is no parameter of the score, nor of the rules"
+            )
         mine = {name: value for name, value in given.items() if name in names}
         others = {
             name: value for name, value in given.items() if name not in names or name in of_score

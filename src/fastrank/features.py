@@ -30,6 +30,7 @@ RESERVED = frozenset(
 )
 _MOST = 1 << 24  # categories: more are no float32
 _FLAG_BYTES = 64 << 20  # of memberships that are kept
+_LABEL_BYTES = 64 << 20  # of labels, likewise
 _MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
 _FEW_SUMMED, _MOST_SUMMED = 1 << 10, 1 << 14
 _COUNTED = 1 << 22
@@ -84,7 +85,7 @@ class Features:
         self.n_items = self._n_items = n_items
         self._flags = LRU[tuple[str, int], npt.NDArray[np.uint16]](_FLAG_BYTES)
         self._groups: dict[str, Groups] = {}
-        self._joints: dict[tuple[tuple[str, ...], int], tuple[AnyArray, int]] = {}
+        self._joints = LRU[tuple[tuple[str, ...], int], tuple[AnyArray, int]](_LABEL_BYTES)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{each.name}: {each.kind}" for each in self._columns.values())
@@ -184,14 +185,15 @@ class Features:
     def joint(self, names: tuple[str, ...], least: int) -> tuple[AnyArray, int]:
         """Labels (n,) of items by the groups of so many items that they are in, of several columns,
         and how many."""
-        key = names, least
-        if key not in self._joints:
+        kept = self._joints.get((names, least))
+        if kept is None:
             labels, n_labels = np.zeros(self._n_items, np.int64), 1
             for name in names:
                 groups = self.groups(name)
                 labels, n_labels = groups.told_apart(labels, n_labels, groups.of_size(least))
-            self._joints[key] = labels, n_labels
-        return self._joints[key]
+            kept = labels, n_labels
+            self._joints.put((names, least), kept, labels.nbytes)
+        return kept
 
     def _text(self, place: int) -> bytes:
         start, end = self._arrays["feature_text_offsets"][place : place + 2].tolist()
@@ -336,6 +338,7 @@ class Groups:
         self.n_groups = n_groups
         self._n_items = n_items
         self._by_group: tuple[npt.NDArray[np.int32], IntArray] | None = None
+        self._sums: IntArray | None = None  # of the sizes of the largest, one, two, and so on
 
     def of(self, position: int) -> tuple[int, ...]:
         """The groups of one item."""
@@ -372,9 +375,7 @@ class Groups:
         ascend, have any (r, g)."""
         wanted = np.array(groups, np.int64)
         if self.codes is not None:
-            codes = self.codes[positions]
-            at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
-            found: IntArray = values[:, at] * (wanted[at] == codes)
+            found: IntArray = self._of_groups(wanted, values, self.codes[positions])
             return found
         assert self.offsets is not None
         assert self.members is not None
@@ -383,10 +384,20 @@ class Groups:
         ends = np.zeros(len(positions) + 1, np.int64)
         np.cumsum(lengths, out=ends[1:])
         codes = self.members[np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])]
-        at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
         running = np.zeros((len(values), len(codes) + 1), np.int64)
-        np.cumsum(values[:, at] * (wanted[at] == codes), axis=1, out=running[:, 1:])
+        np.cumsum(self._of_groups(wanted, values, codes), axis=1, out=running[:, 1:])
         return running[:, ends[1:]] - running[:, ends[:-1]]
+
+    def _of_groups(self, wanted: IntArray, values: IntArray, codes: AnyArray) -> IntArray:
+        """Values (r, m) of the groups with some codes; 0 of those that have none, and of -1."""
+        if len(codes) < self.n_groups:
+            at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
+            found: IntArray = values[:, at] * (wanted[at] == codes)
+            return found
+        by_group = np.zeros((len(values), self.n_groups + 1), np.int64)
+        by_group[:, wanted] = values
+        found = np.take(by_group, codes, axis=1)
+        return found
 
     def told_apart(
         self, labels: AnyArray, n_labels: int, groups: list[int]
@@ -415,7 +426,9 @@ class Groups:
 
     def largest(self, count: int) -> int:
         """Items of the largest groups, so many, together."""
-        return int(np.sort(self.sizes())[-count:].sum())
+        if self._sums is None:
+            self._sums = np.cumsum(np.sort(self.sizes())[::-1])
+        return int(self._sums[min(count, len(self._sums)) - 1]) if len(self._sums) else 0
 
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
         """Items by group, and where each group begins."""

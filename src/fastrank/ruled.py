@@ -18,6 +18,7 @@ from fastrank.arraytypes import FloatArray, Mask, Positions
 from fastrank.expressions import Params
 from fastrank.features import Features, Groups, Joint, told_apart
 from fastrank.inputs import shown
+from fastrank.lru import LRU
 from fastrank.policies import Policy, law_of
 from fastrank.rules import MOST_ADDED, AppliedRules, Rules
 
@@ -28,7 +29,7 @@ LEVELS = 4
 FEW = 320  # one item in so many may be scored by itself: as many cost a fifth of a pass
 _FEW_BESIDE = 2000  # sums by label cost as much as to score one item in so many
 _LIKELY = 0.4
-_MOST_KEPT = 100
+_MOST_JOINTS = 2  # that rules keep, for lists of various lengths
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
 
@@ -74,7 +75,7 @@ class BoundRules:
         self._params = params
         self.columns = list(self._columns(rules))
         self._masks: dict[str, Mask] = {}
-        self._joints: dict[int, Joint | None] = {}
+        self._joints = LRU[tuple[int, ...], tuple[Joint | None]](entries=_MOST_JOINTS)
         self.allowed: Positions | None = None
         self.excluded: Positions | None = None
         self.where: Mask | None = None
@@ -191,7 +192,8 @@ class BoundRules:
         if found is not None and not np.abs(found).max() <= MOST_ADDED:
             worst = found[int(np.abs(found).argmax())]
             raise ValueError(
-                f"rules: boost, boost_score: they add {worst:g} to a score, more than {MOST_ADDED:g}"
+                f"rules: boost, boost_score: they add {worst:g} to a score, more than"
+                f" {MOST_ADDED:g}"
             )
         return found
 
@@ -209,11 +211,12 @@ class BoundRules:
     def joint(self, k: int) -> Joint | None:
         """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or
         its groups are many."""
-        if k not in self._joints:
-            if len(self._joints) >= _MOST_KEPT:
-                self._joints.clear()
-            self._joints[k] = self._joint(k)
-        return self._joints[k]
+        many = self._many(k)
+        kept = self._joints.get(many)
+        if kept is None:
+            kept = (self._joint(many),)
+            self._joints.put(many, kept)
+        return kept[0]
 
     def wants_masses(self, k: int) -> bool:
         """Whether a list of k places will likely need the masses of groups that have many items:
@@ -230,12 +233,16 @@ class BoundRules:
             full += math.comb(max(k - 1, 0), rule.cap) * float((shares**rule.cap).sum())
         return full > _LIKELY
 
-    def _joint(self, k: int) -> Joint | None:
-        many = []
+    def _many(self, k: int) -> tuple[int, ...]:
+        """Columns of which what is not allowed in a list of k places may have many items."""
+        found = []
         for at, rule in enumerate(self.columns):
             groups = k if rule.cap is None or rule.window or rule.decay else -(-k // rule.cap)
             if rule.groups.largest(groups) > self.n_items // _FEW_BESIDE:
-                many.append(at)
+                found.append(at)
+        return tuple(found)
+
+    def _joint(self, many: Sequence[int]) -> Joint | None:
         masks = [mask for mask, _ in self.shares]
         masks += [mask for place, mask in self.pin_sets.items() if place not in self.rare_sets]
         if self._features is None or not (many or masks):
@@ -269,7 +276,8 @@ class BoundRules:
         """About, without what all rules of a catalog share."""
         arrays = [self.allowed, self.excluded, self.where, self._odds, self._added]
         masks = [*self._masks.values()]
-        return 4096 + sum(each.nbytes for each in [*arrays, *masks] if each is not None)
+        joints = _MOST_JOINTS * 2 * self.n_items if self.is_walked else 0
+        return 4096 + joints + sum(each.nbytes for each in [*arrays, *masks] if each is not None)
 
 
 def bind_rules(
@@ -386,8 +394,9 @@ def log_factor_rows(
             for group, count in regime.decayed[at]:
                 if group in place_of:
                     counts[row, place_of[group]] = count
-        found[rule.groups.sums(touched, blocked, positions) > 0] = -math.inf
-        if rule.decay is not None:
+        if blocked.any():
+            found[rule.groups.sums(touched, blocked, positions) > 0] = -math.inf
+        if rule.decay is not None and counts.any():
             found += math.log(rule.decay) * rule.groups.sums(touched, counts, positions)
     for row, regime in enumerate(regimes):
         if regime.pin_set >= 0:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
+from unicodedata import normalize
 
 import numpy as np
 
@@ -91,9 +92,7 @@ class Rules:
     ['a', 'b']
     """
 
-    __slots__ = ("__weakref__", "_content", "_expressions", "_id", "names")
-
-    names: frozenset[str]
+    __slots__ = ("__weakref__", "_content", "_expressions", "_id", "_names")
 
     def __init__(
         self,
@@ -121,7 +120,7 @@ class Rules:
         def column(name: str, text: Any) -> str:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"{name}: expected names of columns, got {shown(text)}")
-            return text
+            return normalize("NFKC", text)  # as features have them
 
         def of_one(low: int) -> Callable[[str, Any], int]:
             return lambda name, value: _count(name, value, low)
@@ -145,7 +144,9 @@ class Rules:
         self._content = {name: part for name, part in parts.items() if part}
         self._check()
         self._expressions = expressions
-        self.names = frozenset().union(*(each.names for each in expressions.values()))
+        self._names: frozenset[str] = frozenset().union(
+            *(each.names for each in expressions.values())
+        )
         self._id: str | None = None
 
     def _check(self) -> None:
@@ -232,6 +233,11 @@ class Rules:
     def may_end_early(self) -> bool:
         """Whether a list may have fewer places than were asked for and items are eligible."""
         return self.on_empty == "stop" and not self._content.keys().isdisjoint(_BLOCKING)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Columns and parameters of the expressions."""
+        return self._names
 
     @property
     def id(self) -> str:
@@ -362,7 +368,7 @@ def _place(name: str, value: Any) -> int:
 
 
 def _window(name: str, value: Any) -> tuple[int, int]:
-    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+    if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueError(f"{name}: expected (most, places in a row), got {shown(value)}")
     most, row = (_count(name, each) for each in value)
     if most >= row:

@@ -616,11 +616,12 @@ class Ranker:
     ) -> FloatArray:
         """Log-propensities of any ranking, which is called `name` in errors; the rest as above."""
         positions = self._index.find(name, ranking, ordered=True)
+        places = _places(positions, k)
         excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
         own_bias = None if bias is None else self._stored(bias)
         if ruled is not None:
             return self._judge_ruled(
-                query, positions, policy, excluded, allowed, own_bias, bound, ruled, k
+                query, positions, policy, excluded, allowed, own_bias, bound, ruled, places
             )
         eligible, n_eligible = self._eligible(excluded, allowed)
         spec = spec_of(policy)
@@ -644,11 +645,8 @@ class Ranker:
         bias: Float32Array | None,
         bound: Bound | None,
         ruled: Ruled,
-        k: int | None,
+        places: int,
     ) -> FloatArray:
-        places = max(1, len(positions)) if k is None else as_count("k", k)
-        if len(positions) > places:
-            raise ValueError(f"k: a ranking of {len(positions)} places has more than {places}")
         spec = spec_of(policy)
         if spec.kind == FLAT_TAIL:
             _refuse_score(bound)
@@ -740,8 +738,11 @@ class Ranker:
             own_bias = None if own_biases is None else own_biases[i % len(own_biases)]
             bound = None if bounds is None else bounds[i]
             own_rules = None if ruled is None else ruled[i]
+            try:
+                own_places = _places(positions, None if ks is None else ks[i])
+            except ValueError as error:
+                raise ValueError(f"k: row {i}: {str(error).removeprefix('k: ')}") from None
             if own_rules is not None:
-                own_k = None if ks is None else ks[i]
                 own_policies = [of_policy[i] for of_policy in by_row]
                 try:
                     for j, one in enumerate(own_policies):
@@ -754,7 +755,7 @@ class Ranker:
                             own_bias,
                             bound,
                             own_rules,
-                            own_k,
+                            own_places,
                         )
                 except ValueError as error:
                     raise ValueError(f"queries: row {i}: {error}") from None
@@ -968,6 +969,16 @@ _Columns: TypeAlias = tuple[
     list[Positions | None],
     int,
 ]
+
+
+def _places(positions: Positions, k: int | None) -> int:
+    """How many a ranking was asked for."""
+    if k is None:
+        return max(1, len(positions))
+    places = as_count("k", k)
+    if len(positions) > places:
+        raise ValueError(f"k: a ranking of {len(positions)} places has more than {places}")
+    return places
 
 
 class Ruled(NamedTuple):

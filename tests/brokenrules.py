@@ -14,7 +14,7 @@ import pytest
 
 from fastrank import walk
 from fastrank.ruled import State
-from fastrank.rulemass import log_sum
+from fastrank.rulemass import Call, log_sum
 
 _Draw: Any = walk._Draw
 
@@ -42,7 +42,7 @@ def _from_the_start(patch: pytest.MonkeyPatch) -> None:
         other.ask = call.ask._replace(seed=call.ask.seed + 1_000_003 * attempt)
         return other
 
-    patch.setattr(walk.Call, "_with_seed", with_seed, raising=False)
+    patch.setattr(Call, "_with_seed", with_seed, raising=False)
     patch.setattr(_Draw, "drawn", until_done)
 
 

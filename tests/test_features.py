@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 import fastrank as fr
+from fastrank.features import as_features
 from fastrank.store import content_hash
 
 VECTORS = [[1.0], [2.0], [3.0]]
@@ -526,3 +527,26 @@ def test_a_manifest_that_does_not_fit_is_refused(
     edit(saved, change)
     with pytest.raises(ValueError, match="not a catalog: "):
         fr.Catalog.open(saved)
+
+
+@pytest.mark.parametrize("n_groups", [5, 30, 31, 200])
+def test_lists_are_told_apart_by_the_groups_that_matter(n_groups: int) -> None:
+    """However many those are, and besides labels that there are."""
+    n = 300
+    rng = np.random.default_rng(n_groups)
+    lists = [rng.choice(n_groups, rng.integers(0, 4), replace=False).tolist() for _ in range(n)]
+    features = as_features({"tags": [[f"{g:03}" for g in own] for own in lists]}, n, None)
+    groups = features.groups("tags")
+    names = features.categories("tags")
+    before = rng.integers(0, 3, n)
+    for wanted in (list(range(groups.n_groups)), list(range(0, groups.n_groups, 2))):
+        labels, n_labels = groups.told_apart(before, 3, wanted)
+        assert labels.min() >= 0
+        assert labels.max() < n_labels
+        known = {int(names[g]) for g in wanted}
+        is_in = [(int(b), *sorted(known & set(own))) for b, own in zip(before, lists, strict=True)]
+        pairs = set(zip(is_in, labels.tolist(), strict=True))
+        assert len(pairs) == len(set(is_in)) == len(set(labels.tolist()))
+    few, n_few = groups.told_apart(before, 3, list(range(groups.n_groups)), 2)
+    assert len(set(few.tolist())) > 2
+    assert n_few > 2

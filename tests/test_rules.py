@@ -119,7 +119,7 @@ def test_copies_are_the_same() -> None:
 
 
 def test_nothing_changes_them() -> None:
-    given = {"cap": {"brand": 1}, "window": {"brand": [1, 3]}}
+    given: dict[str, Any] = {"cap": {"brand": 1}, "window": {"brand": [1, 3]}}
     rules = fr.Rules(**given)
     said = rules.to_dict()
     given["cap"]["brand"] = 5
@@ -237,7 +237,8 @@ def test_objects_that_are_no_rules(given: Any, message: str) -> None:
 def test_a_hundred_entries_of_each_kind_are_taken() -> None:
     texts = [f"price == {i}" for i in range(100)]
     rules = fr.Rules(
-        **{kind: dict.fromkeys(texts, 1.0) for kind in ("boost", "boost_score")},
+        boost=dict.fromkeys(texts, 2.0),
+        boost_score=dict.fromkeys(texts, 1.0),
         at_least=dict.fromkeys(texts, 1),
         pin_where={i + 1: text for i, text in enumerate(texts)},
         pin={i + 101: i for i in range(100)},
@@ -351,7 +352,7 @@ def test_refused_by_a_call(rules: dict[str, Any], call: dict[str, Any], message:
         CATALOG.rank([1.0], 2, rules=given, **call)
     with pytest.raises(ValueError, match=f"^{message}"):
         CATALOG.log_propensities([1.0], ["a", "b"], rules=given, **call)
-    rows = {
+    rows: dict[str, Any] = {
         name: [value, value]
         for name, value in call.items()
         if name in ("exclude", "allow", "after")
@@ -474,7 +475,12 @@ def test_a_page_is_of_the_catalog_that_it_was_ranked_from() -> None:
 
 
 def test_rows_of_a_batch_have_rules_parameters_and_pages_of_their_own() -> None:
-    rules = [fr.Rules(where="price < b"), None, fr.Rules(cap={"brand": 1}), fr.Rules(pin={1: "a"})]
+    rules: list[Any] = [
+        fr.Rules(where="price < b"),
+        None,
+        fr.Rules(cap={"brand": 1}),
+        fr.Rules(pin={1: "a"}),
+    ]
     params = [{"b": 2.5}, {}, {}, None]
     after = [["a"], None, ["b"], None]
     batch = CATALOG.rank_batch(
@@ -490,7 +496,7 @@ def test_rows_of_a_batch_have_rules_parameters_and_pages_of_their_own() -> None:
     assert batch[0].rules == (rules[0], {"b": 2.5})
     assert batch[1].rules is None
     with pytest.raises(ValueError, match=r"^row 1: rules: expected Rules, got 'x'"):
-        CATALOG.rank_batch([[1.0]] * 2, 2, policy=PL, seeds=[1, 2], rules=[rules[3], "x"])
+        CATALOG.rank_batch([[1.0]] * 2, 2, policy=PL, seeds=[1, 2], rules=[rules[3], "x"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"^rules: expected one entry for each of 2 users, got 1"):
         CATALOG.rank_batch([[1.0]] * 2, 2, policy=PL, seeds=[1, 2], rules=[rules[3]])
     with pytest.raises(

@@ -75,6 +75,7 @@ def made(
     values = np.asarray(scores, np.float32).astype(np.float64)
     boosted = values.copy()
     for text, odds in rules.get("boost", {}).items():
+        assert policy.law is not None
         boosted += policy.law.temperature * np.log(odds) * _SETS[text]
     for text, added in rules.get("boost_score", {}).items():
         boosted += added * _SETS[text]
@@ -457,7 +458,8 @@ def test_law_of_given_scores(name: str, ahead: Any) -> None:
     each, n_draws = MADE[name], max(20, int(1_500 * DRAWS))
     rows = np.tile(each.scores.astype(np.float32), (n_draws, 1))
     features = as_features(each.features, 7, None)
-    call = {"policy": each.policy, "rules": fr.Rules(**each.rules), "features": features}
+    rules = fr.Rules(**each.rules)
+    call: dict[str, Any] = {"policy": each.policy, "rules": rules, "features": features}
     after = each.call.get("after")
     pages = None if after is None else [after] * n_draws
     batch = fr.rank_scores_batch(
@@ -573,7 +575,9 @@ def test_decays_that_refuse_nearly_all_cost_an_order_a_place() -> None:
         features={"brand": ["a"] * n},
     )
     rules = fr.Rules(decay={"brand": 1e-6})
-    assert catalog.rank([1.0], 10, policy=PL, rules=rules, seed=1).n_scored < 13 * n
+    n_scored = catalog.rank([1.0], 10, policy=PL, rules=rules, seed=1).n_scored
+    assert n_scored is not None
+    assert n_scored < 13 * n
 
 
 # ---- Pages ---------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ _MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
 _FEW_SUMMED, _MOST_SUMMED = 1 << 10, 1 << 14
 _COUNTED = 1 << 22
 _BITS = 30  # groups of lists at a time
+_MOST_AT_ONCE = 1 << 20  # numbers of a matrix, at least a row
 _NO_CATEGORY, _UNKNOWN = -1, -2
 
 _KINDS = ("number", "boolean", "category", "categories")
@@ -190,7 +191,9 @@ class Features:
             labels, n_labels = np.zeros(self._n_items, np.int64), 1
             for name in names:
                 groups = self.groups(name)
-                labels, n_labels = groups.told_apart(labels, n_labels, groups.of_size(least))
+                labels, n_labels = groups.told_apart(
+                    labels, n_labels, groups.of_size(least), _MOST_SUMMED
+                )
             kept = labels, n_labels
             self._joints.put((names, least), kept, labels.nbytes)
         return kept
@@ -384,9 +387,14 @@ class Groups:
         ends = np.zeros(len(positions) + 1, np.int64)
         np.cumsum(lengths, out=ends[1:])
         codes = self.members[np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])]
-        running = np.zeros((len(values), len(codes) + 1), np.int64)
-        np.cumsum(self._of_groups(wanted, values, codes), axis=1, out=running[:, 1:])
-        return running[:, ends[1:]] - running[:, ends[:-1]]
+        sums = np.empty((len(values), len(positions)), np.int64)
+        step = max(1, _MOST_AT_ONCE // max(1, len(codes)))
+        for first in range(0, len(values), step):
+            own = values[first : first + step]
+            running = np.zeros((len(own), len(codes) + 1), np.int64)
+            np.cumsum(self._of_groups(wanted, own, codes), axis=1, out=running[:, 1:])
+            sums[first : first + step] = running[:, ends[1:]] - running[:, ends[:-1]]
+        return sums
 
     def _of_groups(self, wanted: IntArray, values: IntArray, codes: AnyArray) -> IntArray:
         """Values (r, m) of the groups with some codes; 0 of those that have none, and of -1."""
@@ -396,24 +404,52 @@ class Groups:
             return found
         by_group = np.zeros((len(values), self.n_groups + 1), np.int64)
         by_group[:, wanted] = values
-        found = np.take(by_group, codes, axis=1)
-        return found
+        taken: IntArray = np.take(by_group, codes, axis=1)
+        return taken
 
     def told_apart(
-        self, labels: AnyArray, n_labels: int, groups: list[int]
+        self, labels: AnyArray, n_labels: int, groups: list[int], most: int = _MOST
     ) -> tuple[AnyArray, int]:
-        """Labels (n,) of items that some groups tell apart, besides other labels."""
+        """Labels (n,) of items that some groups tell apart, besides other labels; more than `most`
+        where that is so, though maybe not all."""
         if self.codes is not None:
             numbers = np.zeros(self.n_groups + 1, np.int64)
             numbers[groups] = np.arange(1, len(groups) + 1)
             return told_apart(labels, n_labels, numbers[self.codes], len(groups) + 1)
-        for first in range(0, len(groups), _BITS):
+        if len(groups) <= _BITS:
             bits = np.zeros(self._n_items, np.int64)
-            part = groups[first : first + _BITS]
-            for place, group in enumerate(part):
+            for place, group in enumerate(groups):
                 bits[self.items(group)] |= 1 << place
-            labels, n_labels = told_apart(labels, n_labels, bits, 1 << len(part))
-        return labels, n_labels
+            return told_apart(labels, n_labels, bits, 1 << len(groups))
+        return self._lists_told_apart(labels, n_labels, groups, most)
+
+    def _lists_told_apart(
+        self, labels: AnyArray, n_labels: int, groups: list[int], most: int
+    ) -> tuple[AnyArray, int]:
+        """By the first of the groups that each item is in, then by the second, and so on.
+        O(e log e) for e memberships; less where `most` labels are soon too few."""
+        assert self.offsets is not None
+        assert self.members is not None
+        numbers = np.full(self.n_groups, -1, np.int64)
+        numbers[groups] = np.arange(len(groups))
+        codes = numbers[self.members[int(self.offsets[0]) : int(self.offsets[-1])]]
+        among = np.flatnonzero(codes >= 0)
+        owners = np.repeat(np.arange(self._n_items, dtype=np.int32), np.diff(self.offsets))[among]
+        codes = codes[among]
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        lengths = np.diff(np.append(starts, len(owners)))
+        labels = labels.astype(np.int64)
+        for rank in range(int(lengths.max(initial=0))):
+            entries = starts[lengths > rank] + rank
+            own = owners[entries]
+            found, places = np.unique(
+                labels[own] * len(groups) + codes[entries], return_inverse=True
+            )
+            labels[own] = n_labels + places
+            n_labels += len(found)
+            if len(found) > most:
+                break
+        return _condensed(labels, n_labels)
 
     def sizes(self) -> IntArray:
         """Items of each group."""

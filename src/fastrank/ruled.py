@@ -29,6 +29,7 @@ LEVELS = 4
 FEW = 320  # one item in so many may be scored by itself: as many cost a fifth of a pass
 _FEW_BESIDE = 2000  # sums by label cost as much as to score one item in so many
 _LIKELY = 0.4
+_MANY = 64  # items: for so many arrays pay
 _MOST_JOINTS = 2  # that rules keep, for lists of various lengths
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
@@ -329,6 +330,13 @@ class Regime(NamedTuple):
                 if at < len(decayed) and decayed[at][0] == group:
                     assert rule.decay is not None
                     found += decayed[at][1] * math.log(rule.decay)
+        return found
+
+    def log_factors(self, positions: list[int]) -> list[float]:
+        """Of some items."""
+        if len(positions) < _MANY:
+            return [self.log_factor(position) for position in positions]
+        found: list[float] = log_factor_rows([self], np.array(positions, np.int64))[0].tolist()
         return found
 
     def allowed(self) -> Mask:

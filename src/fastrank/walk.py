@@ -439,10 +439,17 @@ class _Draw:
         """Log-weights, by now, of what was met and the order will not bring."""
         waiting = {}
         for other in (self.base, self.part):
-            for position, log_weight in () if other is None else other.pool.items():
-                log_factor = regime.log_factor(position)
-                if log_factor > -math.inf and (other is order or not order.holds(position)):
-                    waiting[position] = log_weight + log_factor
+            if other is None or not other.pool:
+                continue
+            met = [*other.pool]
+            if other is not order and order.cover is not None:
+                holds = order.cover.log_factors(met)
+                met = [p for p, own in zip(met, holds, strict=True) if own == -math.inf]
+            elif other is not order:
+                met = []
+            for position, log_factor in zip(met, regime.log_factors(met), strict=True):
+                if log_factor > -math.inf:
+                    waiting[position] = other.pool[position] + log_factor
         return waiting
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:

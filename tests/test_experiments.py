@@ -226,7 +226,7 @@ def test_rules_by_masses_are_those_of_the_product() -> None:
     cold = [PlackettLuce(0.9 * each) for each in market.temperatures[who].tolist()]
     for rules, cap in ((market.rules, 2), (None, 10)):
         (right,) = market.catalog.log_propensities_batch(
-            market.users[who], shown, policies=[cold], rules=rules
+            market.users[who], list(shown), policies=[cold], rules=rules
         )
         own = market.log_propensities(who, shown, cap, 0.9)
         np.testing.assert_allclose(own, right, atol=1e-5)
@@ -234,9 +234,7 @@ def test_rules_by_masses_are_those_of_the_product() -> None:
     masks = RuleMasks(groups=groups, cap={"seller": 2})
     own = market.log_propensities(who, shown, 2, 0.9)
     for i in (0, 31, 59):
-        oracle = reference.log_propensities(
-            market.scores[who[i]], shown[i], cold[i], rules=masks
-        )
+        oracle = reference.log_propensities(market.scores[who[i]], shown[i], cold[i], rules=masks)
         np.testing.assert_allclose(own[i], oracle, atol=1e-9)
 
 
@@ -257,7 +255,7 @@ def test_what_a_cap_strikes_out_is_what_rules_do_not_draw() -> None:
 
 def test_propensities_without_the_cap_make_estimates_wrong() -> None:
     result = found("rules")
-    struck, both, again, ruled = result.shops
+    struck, both, again, _ = result.shops
     assert [each.weighs_by_cap for each in result.shops] == [True, False, True, True]
     for shop in (struck, again):
         assert shop.ratio[1] < 0.5

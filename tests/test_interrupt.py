@@ -157,6 +157,7 @@ def test_handlers_run_during_a_call_and_may_end_it(catalog: fr.Catalog, name: st
     while long < LONG and size < MOST:
         size *= 2
         long, expected = seconds(call, size)
+    long = min(long, seconds(call, size)[0])  # the first of its size may have waited for memory
     threads = threads_of_this_process()
 
     ran: list[float] = []

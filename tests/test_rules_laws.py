@@ -425,8 +425,9 @@ def test_law_over_chunks_and_a_prior_order(chunk_panels: int, ahead: Any) -> Non
         check(_ENOUGH, 600, catalog=with_others(_ENOUGH, 40, prior=prior), others=40)
 
 
-def test_law_from_tables(ahead: Any) -> None:
+def test_law_from_tables(ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead(2)
+    monkeypatch.setattr(ruled.BoundRules, "wants_masses", lambda self, k: False)
     each = replace(_ENOUGH, call=_ENOUGH.call | {"policy": fr.PlackettLuce(0.8, sampler="cached")})
     for other in (each, replace(each, rules=each.rules | {"boost": {}}, boosted=each.scores)):
         catalog = with_others(other, 30_000)

@@ -208,7 +208,7 @@ def test_a_model_that_fails_it_leaves_the_old_one(
 
 
 def test_what_is_rehearsed_costs_no_pass_for_each_request(tmp_path: Path) -> None:
-    """Rankings of one item, or uniform ones; one of the whole catalog is enough."""
+    """Rankings of one item, or uniform ones; of the whole catalog one, and one by rules."""
     make(tmp_path / "model", text=False)
     loaded = Loaded.open(tmp_path / "model")
     whole = 0
@@ -218,7 +218,7 @@ def test_what_is_rehearsed_costs_no_pass_for_each_request(tmp_path: Path) -> Non
         for line in asked.body.split(b"\n"):
             body = json.loads(line) if line.startswith(b'{"q') else {}
             whole += "query" in body and body.get("k") != 0 and "allow" not in body
-    assert whole == 2  # and one of those is refused
+    assert whole == 4  # two of them under rules; one of each two is refused
 
 
 @pytest.mark.parametrize("deadline", [1e-9, 20.0])

@@ -833,7 +833,7 @@ def _propensities_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds
                 params=ruled.params,
                 k=k,
                 **call,
-                **after,
+                **after,  # type: ignore[arg-type]  # it has `after` alone, or nothing
             )
             for other in (given, exact):
                 off = float(np.abs(ranking.log_propensities - other).max(initial=0.0))

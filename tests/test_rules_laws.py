@@ -660,18 +660,23 @@ def test_pages_of_caps_and_windows_are_one_list(ahead: Any) -> None:
 # ---- Many items ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+_SUMMED: list[tuple[dict[str, Any], int]] = [
+    ({"cap": {"seller": 1}}, 40),
+    ({"cap": {"genres": 2}, "window": {"seller": (1, 5)}}, 40),
+    ({"decay": {"genres": 0.7, "brand": 0.5}}, 20),
+    ({"cap": {"new": 3}, "window": {"brand": (1, 2)}}, 20),
+    ({"decay": {"seller": 0.1}, "pin": {3: 5}, "on_empty": "relax"}, 20),
+    ({"at_least": {"new": 15}, "decay": {"price": 0.5}}, 20),
+]
+
+
 @pytest.mark.parametrize(
-    ("rules", "k"),
+    ("n", "rules", "k"),
     [
-        ({"cap": {"seller": 1}}, 40),
-        ({"cap": {"genres": 2}, "window": {"seller": (1, 5)}}, 40),
-        ({"decay": {"genres": 0.7, "brand": 0.5}}, 20),
-        ({"cap": {"new": 3}, "window": {"brand": (1, 2)}}, 20),
-        ({"decay": {"seller": 0.1}, "pin": {3: 5}, "on_empty": "relax"}, 20),
-        ({"at_least": {"new": 15}, "decay": {"price": 0.5}}, 20),
+        *[(2_000, *each) for each in _SUMMED],
+        *[pytest.param(100_000, *each, marks=pytest.mark.slow) for each in _SUMMED[:3]],
     ],
-    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else str(value),
 )
 def test_ways_to_sum_up_agree(
     n: int, rules: dict[str, Any], k: int, monkeypatch: pytest.MonkeyPatch

@@ -266,8 +266,8 @@ def test_judging_by_some_triples_of_kinds() -> None:
 
 @pytest.mark.slow
 def test_judging_by_pairs_triples_and_all_kinds() -> None:
-    for kinds in [*PAIRS, *triples(40, seed=1), KINDS]:
-        for each in worlds(kinds, 2, seed=10):
+    for kinds in [*PAIRS, *triples(20, seed=1), KINDS]:
+        for each in worlds(kinds, 1, seed=10):
             check_judging(each)
 
 
@@ -288,7 +288,7 @@ def test_law(name: str, ahead: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 64])
+@pytest.mark.parametrize("count", [1, 64])
 @pytest.mark.parametrize("name", MADE)
 def test_law_however_many_are_drawn_at_a_time(name: str, count: int, ahead: Any) -> None:
     ahead(count)

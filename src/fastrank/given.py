@@ -68,8 +68,8 @@ def rank_scores(
         How many threads may work on this call; they live as long as it does. The ranking is the
         same for any number.
     features : Features, mapping of str to array_like, shape (n,), or a table, optional
-        Columns for rules, as of `Catalog`. They are read at every call, O(n log n); `as_features`
-        makes them once.
+        Columns for rules, as of `Catalog`. They are read at every call, O(n log n); those of
+        `Catalog.features` are read already.
     rules : Rules, optional
         What may stand where in the list.
     after : array_like of ids, optional

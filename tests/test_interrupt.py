@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def calls(catalog: fr.Catalog) -> dict[str, tuple[int, Call]]:
         positions = np.arange(k) % N_ITEMS
         return catalog.log_propensities(query, positions, policy=policy).tobytes()
 
+    @cache  # they take as long as their scores
     def some(k: int) -> npt.NDArray[np.int64]:
         return np.arange(k) * 16 % N_ITEMS  # a panel each
 

@@ -495,8 +495,9 @@ def test_rows_of_a_batch_have_rules_parameters_and_pages_of_their_own() -> None:
     assert sorted(batch[0].item_ids.tolist()) == ["b", "d"]
     assert batch[0].rules == (rules[0], {"b": 2.5})
     assert batch[1].rules is None
+    wrong: Any = [rules[3], "x"]
     with pytest.raises(ValueError, match=r"^row 1: rules: expected Rules, got 'x'"):
-        CATALOG.rank_batch([[1.0]] * 2, 2, policy=PL, seeds=[1, 2], rules=[rules[3], "x"])  # type: ignore[list-item]
+        CATALOG.rank_batch([[1.0]] * 2, 2, policy=PL, seeds=[1, 2], rules=wrong)
     with pytest.raises(ValueError, match=r"^rules: expected one entry for each of 2 users, got 1"):
         CATALOG.rank_batch([[1.0]] * 2, 2, policy=PL, seeds=[1, 2], rules=[rules[3]])
     with pytest.raises(

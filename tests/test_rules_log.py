@@ -650,8 +650,9 @@ def test_parameters_are_the_rows_unless_they_are_given(tmp_path: Path) -> None:
         ope.evaluate(log, [missing])
     with pytest.raises(ValueError, match="params: a: 'limit' is no parameter of the policy's own"):
         ope.ByModel("a", COLD, catalog, params={"limit": 5.0})
+    wrong: Any = {"cap": {"seller": 1}}
     with pytest.raises(ValueError, match="rules: a: expected Rules"):
-        ope.ByModel("a", COLD, catalog, rules={"cap": {"seller": 1}})  # type: ignore[arg-type]
+        ope.ByModel("a", COLD, catalog, rules=wrong)
 
 
 def test_a_next_page_is_evaluated_given_the_one_before(tmp_path: Path) -> None:

@@ -806,7 +806,7 @@ def _propensities_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds
     for seed in seeds.take(3):
         shown: list[int] = []
         for page in (1, 2):
-            after = {"after": ids[shown]} if page > 1 else {}
+            after: dict[str, Any] = {"after": ids[shown]} if page > 1 else {}
             ranking = ruled.rank(k, full, seed, **call, **after)
             order = [at.get(each, -1) for each in ranking.item_ids.tolist()]
             where = f"seed {seed}, page {page}"
@@ -833,7 +833,7 @@ def _propensities_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds
                 params=ruled.params,
                 k=k,
                 **call,
-                **after,  # type: ignore[arg-type]  # it has `after` alone, or nothing
+                **after,
             )
             for other in (given, exact):
                 off = float(np.abs(ranking.log_propensities - other).max(initial=0.0))

@@ -111,8 +111,8 @@ def _filter(
     if not ids:
         notes.append(f"{option}: no id is given")
         return []
-    given = list(ids)
-    known = catalog._rows_of(given) >= 0  # type: ignore[arg-type]  # they are of one kind
+    given: list[Any] = list(ids)
+    known = catalog._rows_of(given) >= 0
     unknown = [one for one, is_known in zip(given, known.tolist(), strict=True) if not is_known]
     if unknown:
         named = ", ".join(_short(repr(one)) for one in unknown[:_NAMED])

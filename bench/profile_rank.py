@@ -59,7 +59,7 @@ def layers(
             *(None, eligible, n_eligible),
         )
 
-    positions, scores, log_propensities, log_norm, _ = native()
+    positions, scores, log_propensities, log_norm, *_ = native()
 
     def record() -> fr.Ranking:
         return fr.Ranking(

@@ -26,7 +26,7 @@ __all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 _ONE_BY_ONE = 256
 _LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
 _CELLS = 1 << 20  # of a matrix
-_TOLD = 1e-9  # of a total: what is less has weights that float32 holds with few digits, or none
+_TOLD = 1e-6  # of a total: sums by label of less may lack digits (kernels.h, "Labels")
 _KEPT = 0.1  # of a total: where a difference leaves less, it is summed up instead
 
 

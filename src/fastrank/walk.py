@@ -224,7 +224,7 @@ class _Draw:
 
     def uniform(self) -> float:
         """In (0, 1)."""
-        return ((self.seed() >> 11) + 0.5) * 2.0**-53
+        return ((self.seed() >> 12) + 0.5) * 2.0**-52
 
     def seed(self) -> int:
         if self.raw is None:
@@ -316,8 +316,9 @@ class _Draw:
         assert positions is not None
         scores = call.scores_of(positions)
         log_weights = call.log_weights(positions, scores) + log_factor_rows([regime], positions)[0]
-        noise = np.random.Generator(np.random.Philox(key=[self.seed(), _STREAM]))
-        gumbels = noise.gumbel(size=len(positions))
+        # Raw numbers, since what a Generator makes of them may change with NumPy.
+        raw = np.random.Philox(key=[self.seed(), _STREAM]).random_raw(len(positions))
+        gumbels = -np.log(-np.log(((raw >> np.uint64(12)) + 0.5) * 2.0**-52))
         keys = log_weights + gumbels
         places = min(self.ahead, len(positions))
         least = np.partition(keys, len(keys) - places)[len(keys) - places] if places else 0.0

@@ -126,7 +126,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "retrieval",
-        "rules",
         "rulesfile",
         "scoring",
         "starting",

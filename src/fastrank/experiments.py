@@ -831,13 +831,13 @@ class RulesAfterwards(Experiment):
 
     title = "A cap on the finished ranking makes its logged propensity wrong"
     words = (
-        "Three shops show at most 2 of a seller among 10: one strikes out of the finished"
-        " ranking what is too much, one draws again until a ranking obeys, and both log the"
-        " propensity of the ranking as if there were no cap; the third has rules, and logs the"
-        " propensity of that. Each is asked what the same cap at 0.9 times the temperature would"
-        " earn. Propensities that do not know of the cap are too small, so that weights are too"
-        " large: self-normalised estimates (snips) hide it, and are no better for it where"
-        " weights are off by more for one ranking than for another."
+        "Three shops show at most 2 of a seller among 10: one strikes out of the finished ranking"
+        " what is too much, one draws again until a ranking obeys, and both log the propensity of"
+        " the ranking as if there were no cap; the third has rules, and logs the propensity of"
+        " that. Each is asked what the same cap at 0.9 times the temperature would earn."
+        " Propensities that do not know of the cap are too small, and weights too large:"
+        " self-normalised estimates (snips) hide it, and are no better for it where weights are off"
+        " by more for one ranking than for another."
     )
     sources = (
         "Horvitz and Thompson (1952), A generalization of sampling without replacement from a"

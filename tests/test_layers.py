@@ -74,10 +74,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "marginals": {"policies", "inputs"},
     "plan": {
         *("policies", "inputs", "ids", "scorer", "model", "calibration", "expectations"),
-        "marginals",
+        *("marginals", "catalog", "expressions", "rules"),
     },
     "simulate": {
         *("policies", "ranking", "ids", "inputs", "scorer", "catalog", "model", "marginals"),
+        "rules",
     },
     "reference_rules": set(),
     "reference": {"policies", "expressions", "reference_rules"},

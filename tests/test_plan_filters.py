@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from commands import refused, run
 from support import Array
@@ -428,3 +429,67 @@ class TestCommands:
             said = " ".join(result.output.split())
             assert "--target-overlap 0.7 --apply" in said
             assert ("--apply, with the same filters, finds each user's own" in said) == is_there
+
+
+# Rules
+
+
+def priced(prior: bool = False) -> tuple[fr.Model, npt.NDArray[np.bool_]]:
+    rng = np.random.default_rng(8)
+    price = rng.exponential(50, 200).astype(np.float32)
+    catalog = fr.Catalog(
+        [f"i{each}" for each in rng.permutation(200)],
+        rng.standard_normal((200, 6)),
+        features={"price": price, "seller": [f"s{i % 9}" for i in range(200)]},
+        prior=rng.standard_normal(200) if prior else None,
+    )
+    return fr.Model(catalog, np.arange(20), rng.standard_normal((20, 6))), price < 60
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_where_is_a_filter(prior: bool) -> None:
+    model, cheap = priced(prior)
+    ids = model.catalog.item_ids
+    rules, params = fr.Rules(where="price < most"), {"most": 60.0}
+    call: dict[str, Any] = {"k": 5, "draws": 20, "temperatures": [0.5]}
+    by_rules = plan.explore(model, rules=rules, params=params, exclude=ids[:9], **call)
+    by_ids = plan.explore(model, allow=ids[cheap], exclude=ids[:9], **call)
+    assert by_rules.n_eligible == int(cheap[9:].sum())
+    assert by_rules.points == by_ids.points
+    chosen = plan.choose(model, 0.7, k=5, draws=20, rules=rules, params=params)
+    assert chosen.policy == plan.choose(model, 0.7, k=5, draws=20, allow=ids[cheap]).policy
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"cap": {"seller": 2}},
+        {"window": {"seller": (1, 3)}},
+        {"at_least": {"price < 60": 2}},
+        {"decay": {"seller": 0.5}},
+        {"pin": {1: "i3"}},
+        {"pin_where": {1: "price < 60"}},
+        {"boost": {"price < 60": 2.0}},
+        {"boost_score": {"price < 60": 0.1}},
+    ],
+    ids=lambda content: next(iter(content)),
+)
+def test_rules_that_say_more_are_refused_by_name(content: dict[str, Any]) -> None:
+    model, _ = priced()
+    rules = fr.Rules(where="price < 90", **content)
+    for call in (plan.explore, plan.choose):
+        with pytest.raises(ValueError, match=f"rules: {next(iter(content))}: .* where= alone"):
+            call(model, k=5, draws=20, rules=rules)
+
+
+def test_rules_of_no_such_columns_or_parameters() -> None:
+    model, _ = priced()
+    for rules, params, message in (
+        (fr.Rules(where="size < 3"), None, "rules: .*size"),
+        (fr.Rules(where="price < 3"), {"most": 1}, "params: 'most' is no parameter of the rules"),
+        (None, {"most": 1}, "params: 'most' is of rules, and there are none"),
+        (fr.Rules(where="price < 0"), None, "no item is eligible"),
+        ({"where": "price < 3"}, None, "rules: expected Rules"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan.explore(model, k=5, draws=20, rules=rules, params=params)  # type: ignore[arg-type]

@@ -479,6 +479,83 @@ def test_marginals_and_pseudo_inverse_estimate_additive_rewards(old: fr.Policy) 
     assert off["none", PositionBased] > SIX
 
 
+# Under rules
+
+
+def of_sellers() -> tuple[World, fr.Catalog, reference.RuleMasks]:
+    """Six items of three sellers, of which two are in front; at most one of each is shown."""
+    rates = np.random.default_rng(5).uniform(0.1, 0.9, (3, 6))
+    sellers = ["a", "a", "a", "b", "b", "c"]
+    catalog = fr.Catalog(
+        np.arange(6), np.log(rates).T * 2.0, features={"seller": sellers, "price": np.arange(6.0)}
+    )
+    groups = {"seller": [{each} for each in sellers]}
+    world = World.from_rates(rates, Cascade(0.9, 0.5))
+    return world, catalog, reference.RuleMasks(groups=groups, cap={"seller": 1})
+
+
+CAP = fr.Rules(where="price < most", cap={"seller": 1})
+
+
+@pytest.mark.parametrize("policy", [fr.PlackettLuce(0.7), fr.Deterministic()], ids=repr)
+def test_values_under_rules_are_those_of_the_enumerated_law(policy: fr.Policy) -> None:
+    """Within 6 standard errors: chance 2e-9. Lists are shorter than k, for want of sellers."""
+    world, catalog, masks = of_sellers()
+    eligible = np.arange(6) < 5
+    queries, expected = np.eye(3), []
+    for user in range(3):
+        scores = catalog.scores(queries[user])
+        rankings, p = reference.ranking_law(scores, 4, policy, eligible, masks)
+        lengths = (rankings >= 0).sum(axis=1)
+        users = np.full(len(p), user)
+        expected.append(float(p @ world.expected(users, rankings, lengths).sum(axis=1)))
+        assert set(lengths) == {2}
+    found = true_value(
+        world, catalog, policy, 4, queries=queries, n_draws=4000, rules=CAP, params={"most": 5.0}
+    )
+    truth = float(np.mean(expected))
+    assert abs(found.value - truth) <= SIX * found.standard_error + 1e-9
+    plain = true_value(world, catalog, policy, 4, queries=queries).value
+    assert abs(plain - truth) > 0.1
+
+
+def test_a_log_under_rules_says_so_and_is_worth_what_is_true(tmp_path: Path) -> None:
+    """Within 6 standard errors of the truth of another temperature under these rules."""
+    pytest.importorskip("pyarrow")
+    from fastrank.eventlog import LogReader, LogWriter
+
+    world, catalog, _ = of_sellers()
+    old, new, queries = fr.PlackettLuce(4.0), fr.PlackettLuce(0.5), np.eye(3)
+    call: dict[str, Any] = {"queries": queries, "rules": CAP, "params": {"most": 6.0}}
+    record = Record()
+    write_log(world, catalog, old, 3, 6000, record, seed=1, **call)
+    with LogWriter(tmp_path / "log") as log:
+        write_log(world, catalog, old, 3, 500, log, seed=1, **call)
+    rows = [row for batch in LogReader(tmp_path / "log") for row in batch.table.to_pylist()]
+    assert [row["item_ids"] for row in rows] == [
+        ranking.item_ids.tolist() for ranking in record.rankings[:500]
+    ]
+    assert {row["rules"]["id"] for row in rows} == {CAP.id}
+
+    users = np.array([row["user_id"] for row in record.rows])
+    weights = np.exp(
+        catalog.log_propensities_batch(
+            queries[users],
+            [ranking.item_ids for ranking in record.rankings],
+            policies=[new],
+            rules=CAP,
+            params={"most": 6.0},
+        )[0].sum(axis=1)
+        - [ranking.log_propensity for ranking in record.rankings]
+    )
+    values = weights * record.rewards()
+    truth = true_value(world, catalog, new, 3, n_draws=4000, **call)
+    error = math.hypot(values.std() / math.sqrt(len(values)), truth.standard_error)
+    assert abs(values.mean() - truth.value) < SIX * error
+    plain = record.rewards().std() / math.sqrt(len(values))
+    assert abs(record.rewards().mean() - truth.value) > SIX * plain
+
+
 # Worlds
 
 
@@ -614,6 +691,18 @@ NO_CHANCES: Any = ["high"]
         (
             lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, exclude=[None] * 2, **ONE),
             "exclude: expected 1 entries",
+        ),
+        (
+            lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, params={"most": 1.0}, **ONE),
+            "params: they are those of rules, and there are none",
+        ),
+        (
+            lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, rules=CAP, n_draws=0, **ONE),
+            "n_draws: rankings under rules are not summed up",
+        ),
+        (
+            lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, rules=CAP, **ONE),
+            "rules: cap: there is no column 'seller'",
         ),
         (
             lambda: write_log(WORLD, CATALOG, fr.Uniform(), 1, -1, NO_LOG, seed=1, **ONE),

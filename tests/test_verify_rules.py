@@ -123,6 +123,21 @@ def test_many_items_are_looked_at_in_part() -> None:
     assert any("of 10000 items" in c.detail or "of 10001" in c.detail for c in under)
 
 
+def test_catalogs_that_are_stored_by_a_prior() -> None:
+    """Their items stand elsewhere than their rows say."""
+    catalog = make_catalog()
+    columns = {
+        name: catalog.features.entries(name, np.arange(N_ITEMS))  # type: ignore[union-attr]
+        for name in ("seller", "brand", "genres", "new", "size", "price")
+    }
+    vectors = np.random.default_rng(3).standard_normal((N_ITEMS, 6))
+    prior = np.random.default_rng(5).standard_normal(N_ITEMS)
+    stored = fr.Catalog(catalog.item_ids, vectors, prior=prior, features=columns)
+    rules = fr.Rules(**ALL["pin"], at_least={"price > 60": 2}, where="size < 2")
+    verdict = verify_catalog(stored, [QUERY], draws=1000, rules=[rules])
+    assert verdict.passed, verdict.failures
+
+
 def test_the_few_items_are_such_that_rules_matter() -> None:
     for kind, content in ALL.items():
         rules = fr.Rules(**content)

@@ -9,7 +9,7 @@ many rows are worked on at once, nor on which rows came before.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from numbers import Real
@@ -26,6 +26,7 @@ from fastrank.marginals import MAX_ITEMS, next_law, position_marginals, prefix_t
 from fastrank.model import Model, scorer_of
 from fastrank.policies import Policy, law_of
 from fastrank.ranking import Ranking
+from fastrank.rules import Rules
 from fastrank.scorer import Scorer
 
 __all__ = [
@@ -476,6 +477,8 @@ def true_value(
     seed: int = 0,
     queries: npt.ArrayLike | None = None,
     exclude: Sequence[Ids | None] | None = None,
+    rules: Rules | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> TrueValue:
     """What a policy would earn in a world: the number that estimates from logs are after.
 
@@ -496,6 +499,10 @@ def true_value(
         true ones.
     exclude : sequence of u (array_like of ids or None), optional
         Not to be shown to each of the world's users.
+    rules : Rules, optional
+        Of a model or a catalog that has their columns. Places that they leave empty earn nothing.
+    params : mapping, optional
+        Values of the parameters that the rules have.
 
     Returns
     -------
@@ -505,7 +512,8 @@ def true_value(
     -----
     Exact for `Deterministic`, where all rankings of all users are a million cells at most, and,
     if clicks are position-based, where (items + 300) x users are 100,000 at most, by position
-    marginals. Otherwise expected clicks of drawn rankings, which vary less than clicks do.
+    marginals. Otherwise, and under rules, expected clicks of drawn rankings, which vary less than
+    clicks do.
 
     Examples
     --------
@@ -516,7 +524,7 @@ def true_value(
     ...  for p in (Uniform(), Deterministic())]
     [0.45, 0.7]
     """
-    source = _Source(world, ranker, queries, exclude)
+    source = _Source(world, ranker, queries, exclude, rules, params)
     places = min(as_count("k", k), source.n_items)
     chosen = source.users(users)
     as_count("n_draws", n_draws, low=0)
@@ -525,14 +533,21 @@ def true_value(
         ids, lengths = source.rank(chosen, places, policy, np.zeros(len(chosen), np.uint64))
         return TrueValue(_mean(world.expected(chosen, ids, lengths).sum(axis=1)), 0.0)
     cells = math.perm(source.n_items, places) * places * len(chosen)
-    if cells <= _CHEAP_RANKINGS:
+    if rules is None and cells <= _CHEAP_RANKINGS:
         return TrueValue(_mean([source.enumerated(u, places, policy) for u in chosen]), 0.0)
-    has_marginals = isinstance(world.click_model, PositionBased) and (
-        source.n_items <= MAX_ITEMS or law.temperature == math.inf
+    has_marginals = (
+        rules is None
+        and isinstance(world.click_model, PositionBased)
+        and (source.n_items <= MAX_ITEMS or law.temperature == math.inf)
     )
     cheap = (source.n_items + _PER_USER) * len(chosen) <= _CHEAP_MARGINALS
     if has_marginals and (cheap or n_draws == 0):
         return TrueValue(_mean([source.by_marginals(u, places, policy) for u in chosen]), 0.0)
+    if rules is not None and n_draws < 2:
+        raise ValueError(
+            "n_draws: rankings under rules are not summed up, so at least 2 must be drawn; "
+            f"got {n_draws}"
+        )
     if n_draws < 2:
         raise ValueError(
             f"n_draws: {source.n_items} items in {places} places for {len(chosen)} users are too "
@@ -585,13 +600,15 @@ def write_log(
     users: npt.ArrayLike | None = None,
     queries: npt.ArrayLike | None = None,
     exclude: Sequence[Ids | None] | None = None,
+    rules: Rules | None = None,
+    params: Mapping[str, Any] | None = None,
     start: datetime = datetime(2026, 1, 1, tzinfo=UTC),
 ) -> None:
     """Serves rankings to random users of a world, and logs them with their clicks.
 
     Parameters
     ----------
-    world, ranker, policy, k, queries, exclude
+    world, ranker, policy, k, queries, exclude, rules, params
         As for `true_value`. Users are written with their query unless a model knows it.
     n_rows : int
         Rankings to log.
@@ -607,7 +624,7 @@ def write_log(
     start : datetime
         When row 0 was served; a row a second.
     """
-    source = _Source(world, ranker, queries, exclude)
+    source = _Source(world, ranker, queries, exclude, rules, params)
     places = as_count("k", k)
     chosen = source.users(users)
     stop = as_count("first_row", first_row, low=0) + as_count("n_rows", n_rows, low=0)
@@ -658,7 +675,7 @@ def q_columns(
     world, ranker, queries, exclude
         As for `true_value`.
     policy : Policy
-        The evaluation policy.
+        The evaluation policy, without rules.
     users : array_like of int, shape (b,)
         Rows of the world.
     item_ids : ndarray of int64 or str, shape (b, k)
@@ -715,6 +732,8 @@ class _Source:
         ranker: Model | Scorer,
         queries: npt.ArrayLike | None,
         exclude: Sequence[Ids | None] | None,
+        rules: Rules | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         self.world = world
         self.catalog = scorer_of("ranker", ranker)
@@ -741,6 +760,13 @@ class _Source:
                 raise ValueError(
                     f"exclude: expected {n_users} entries, one a user, got {len(exclude)}"
                 )
+        if rules is not None and not isinstance(self.catalog, Catalog):
+            raise ValueError(
+                f"rules: a {type(ranker).__name__} takes none here: expected a Model or a Catalog"
+            )
+        if params is not None and rules is None:
+            raise ValueError("params: they are those of rules, and there are none")
+        self._ruled: dict[str, Any] = {} if rules is None else {"rules": rules, "params": params}
         self._model = ranker if isinstance(ranker, Model) and ranker.has_user_temperatures else None
 
     def policy(self, user: int, policy: Policy) -> Policy:
@@ -766,7 +792,7 @@ class _Source:
         exclude = None if self.exclude is None else [self.exclude[user] for user in users.tolist()]
         own = policy if self._model is None else [self.policy(u, policy) for u in users.tolist()]
         return self.catalog.rank_batch(
-            self.queries[users], k, policy=own, seeds=seeds, exclude=exclude
+            self.queries[users], k, policy=own, seeds=seeds, exclude=exclude, **self._ruled
         )
 
     def rank(

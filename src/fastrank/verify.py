@@ -555,7 +555,7 @@ def _filters(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
 class _Ruled:
     """Rules and what the oracle knows of them: groups, sets and pins of some items.
 
-    Of the oracle, items are numbers from 0, in ascending order of their positions.
+    Items are rows, in catalog order; of the oracle they are numbers from 0, in ascending order.
     """
 
     def __init__(
@@ -566,6 +566,12 @@ class _Ruled:
         bound = catalog._bind_rules(rules, None, self.params, catalog.features)
         assert bound is not None  # there are some
         self._bound = bound.bound
+        self._position = catalog._by_row(np.arange(len(catalog)))
+        pins = self._bound.pins
+        self._pins = {at: int(np.flatnonzero(self._position == p)[0]) for at, p in pins.items()}
+        self._where = np.ones(len(catalog), np.bool_)
+        if rules.where is not None:
+            self._where = self._holds(rules.where)
         self.owed = sum(rules.at_least.values())
 
     def takes(self, full: Policy) -> bool:
@@ -578,7 +584,7 @@ class _Ruled:
 
     def sets_are_right(self) -> Check:
         """What expressions hold for, as Python reads them."""
-        some = self.among(np.arange(len(self.catalog)), _RULED_CELLS // _FULL_K)
+        some = self.some(_RULED_CELLS // _FULL_K)
         texts = [self.rules.where] if self.rules.where else []
         texts += [*self.rules.at_least, *self.rules.pin_where.values()]
         texts += [*self.rules.boost, *self.rules.boost_score]
@@ -586,7 +592,7 @@ class _Ruled:
         for text in dict.fromkeys(texts):
             names = self.rules.expression(text).names
             columns = {
-                name: features.entries(name, some)
+                name: features.entries(name, self._position[some])
                 for name in names
                 if features is not None and features.kind(name) is not None
             }
@@ -597,19 +603,22 @@ class _Ruled:
         return Check("sets", None, worst <= _WRONG_SETS, detail, error=worst, rules=self.rules)
 
     def _holds(self, text: str) -> Mask:
-        return self._bound._mask(self.rules, text)
+        mask: Mask = self.catalog._by_row(self._bound._mask(self.rules, text))
+        return mask
 
-    def among(self, positions: IntArray, most: int) -> IntArray:
-        """Some of them, and what is pinned, ascending."""
-        if len(positions) > most:
-            positions = np.random.default_rng(0).choice(positions, most, replace=False)
-        return np.union1d(positions, np.array([*self._bound.pins.values()], np.int64))
+    def some(self, most: int) -> IntArray:
+        """So many items, or all, and what is pinned, ascending."""
+        n = len(self.catalog)
+        if n <= most:
+            return np.arange(n)
+        drawn = np.random.default_rng(0).choice(n, most, replace=False)
+        return np.union1d(drawn, np.array([*self._pins.values()], np.int64))
 
     def few(self, rng: np.random.Generator) -> tuple[IntArray, int]:
         """Items of which the rules say something, ascending, and a number of places."""
         n, bound = len(self.catalog), self._bound
-        eligible = np.ones(n, np.bool_) if bound.where is None else bound.where
-        chosen = set(bound.pins.values())
+        eligible = self._where
+        chosen = set(self._pins.values())
 
         def add(count: int, mask: Mask) -> None:
             taken = np.fromiter(chosen, np.int64, len(chosen))
@@ -622,11 +631,11 @@ class _Ruled:
             for group in np.argsort(sizes)[::-1][:2].tolist():
                 mask = np.zeros(n, np.bool_)
                 mask[rule.groups.items(group)] = True
-                add(most + 1, mask & eligible)
-        for mask, share in bound.shares:
-            add(share + 1, mask & eligible)
-        for mask in bound.pin_sets.values():
-            add(2, mask & eligible)
+                add(most + 1, self.catalog._by_row(mask) & eligible)
+        for text, share in self.rules.at_least.items():
+            add(share + 1, self._holds(text) & eligible)
+        for text in self.rules.pin_where.values():
+            add(2, self._holds(text) & eligible)
         add(1, ~eligible)
         add(_FEW_RULED - len(chosen), eligible)
         pinned = [*bound.pins, *bound.pin_sets]
@@ -636,27 +645,27 @@ class _Ruled:
     def oracle(self, items: IntArray, after: Sequence[int] = ()) -> tuple[Mask, RuleMasks]:
         """Which of some items filters leave, and the rules of these; `after` of the oracle."""
         bound, rules = self._bound, self.rules
-        at = {position: local for local, position in enumerate(items.tolist())}
+        at = {row: local for local, row in enumerate(items.tolist())}
         groups: dict[str, Sequence[Collection[Hashable]]] = {}
         for rule in bound.columns:
             features = self.catalog.features
             assert features is not None  # columns are theirs
-            groups[rule.name] = [_groups_of(e) for e in features.entries(rule.name, items)]
-        eligible = np.ones(len(items), np.bool_) if bound.where is None else bound.where[items]
+            entries = features.entries(rule.name, self._position[items])
+            groups[rule.name] = [_groups_of(entry) for entry in entries]
         masks = RuleMasks(
             groups=groups,
             cap=rules.cap,
             window=rules.window,
             at_least=[(self._holds(text)[items], q) for text, q in rules.at_least.items()],
             decay=rules.decay,
-            pin={place: at[position] for place, position in bound.pins.items()},
+            pin={place: at[row] for place, row in self._pins.items()},
             pin_where={
                 place - 1: self._holds(text)[items] for place, text in rules.pin_where.items()
             },
             on_empty=rules.on_empty,
             after=after,
         )
-        return eligible, masks
+        return self._where[items], masks
 
     def scores(self, full: Policy) -> FloatArray:
         """Of all items, with what boosts add to them."""
@@ -797,7 +806,7 @@ def _propensities_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds
     """Of rankings and of second pages: the oracle's, at places that rules allow."""
     catalog = ruled.catalog
     n = len(catalog)
-    items = ruled.among(np.arange(n), max(2 * k, _RULED_CELLS // k))
+    items = ruled.some(max(2 * k, _RULED_CELLS // k))
     ids = np.asarray(catalog.item_ids)[items]
     at = {each: local for local, each in enumerate(ids.tolist())}
     call: dict[str, Any] = {} if len(items) == n else {"allow": ids}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray
-from fastrank.inputs import as_count, as_float32, as_real
+from fastrank.catalog import Catalog
+from fastrank.expressions import as_params
+from fastrank.ids import Ids
+from fastrank.inputs import as_count, as_float32, as_real, shown
 from fastrank.model import Model, scorer_of
 from fastrank.plan.points import Kind, Target
 from fastrank.policies import Deterministic, Policy, law_of
 from fastrank.policies.relative import RelativeTemperature
+from fastrank.rules import Rules
 from fastrank.scorer import Eligible, Scorer
 
 __all__ = [
@@ -21,6 +25,7 @@ __all__ = [
     "check_kind",
     "checked_prefixes",
     "checked_targets",
+    "filters_under",
     "fraction",
     "user_count",
     "users_of",
@@ -42,6 +47,45 @@ def check_k(k: object, items: Scorer | Eligible) -> int:
 def check_kind(kind: object) -> None:
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
+
+
+def filters_under(
+    scorer: Scorer,
+    exclude: Ids | None,
+    allow: Ids | None,
+    rules: Rules | None,
+    params: Mapping[str, Any] | None,
+) -> tuple[Ids | None, Ids | None]:
+    """`exclude` and `allow`, with what the filter of rules leaves.
+
+    Raises
+    ------
+    ValueError
+        For rules that say more: places hang on each other then, and no figure of a plan is known.
+    """
+    given = as_params(params)
+    if rules is None:
+        if given:
+            raise ValueError(f"params: {shown(min(given))} is of rules, and there are none")
+        return exclude, allow
+    if not isinstance(rules, Rules):
+        raise ValueError(f"rules: expected Rules, got {shown(rules)}")
+    for name, value in rules.to_dict().items():
+        if name not in ("where", "on_empty"):
+            raise ValueError(
+                f"rules: {name}: {shown(value)} makes rankings for which a plan has no figures: it"
+                " takes where= alone"
+            )
+    if not isinstance(scorer, Catalog):
+        raise ValueError(f"rules: a {type(scorer).__name__} has no columns for them")
+    unknown = [name for name in given if name not in rules.names]
+    if unknown:
+        raise ValueError(f"params: {shown(unknown[0])} is no parameter of the rules")
+    ruled = scorer._bind_rules(rules, None, given, scorer.features)
+    if ruled is None or ruled.bound.where is None:
+        return exclude, allow
+    left = scorer._left(exclude, allow) & scorer._by_row(ruled.bound.where)
+    return None, scorer.item_ids[left]
 
 
 def fraction(name: str, value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,14 @@ from fastrank.calibration import condense, expected_overlaps, temperatures_for_o
 from fastrank.ids import Ids
 from fastrank.inputs import as_count, shown
 from fastrank.model import Model
-from fastrank.plan.arguments import checked_targets, fraction
+from fastrank.plan.arguments import checked_targets, filters_under, fraction
 from fastrank.plan.grid import DRAWS, estimated_seconds
 from fastrank.plan.points import Advance, Kind, Point
 from fastrank.plan.sample import Sample
 from fastrank.plan.solve import overlap_in
 from fastrank.plan.temperatures import REACHED, own_temperatures
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, PlackettLuce, Policy
+from fastrank.rules import Rules
 from fastrank.scorer import eligible_of
 
 __all__ = ["Choice", "choose", "seconds_for"]
@@ -108,6 +110,8 @@ def choose(
     threads: int = 1,
     exclude: Ids | None = None,
     allow: Ids | None = None,
+    rules: Rules | None = None,
+    params: Mapping[str, Any] | None = None,
     advance: Advance | None = None,
 ) -> Choice:
     """A policy by which users see this share of their deterministic top k, on average.
@@ -134,6 +138,11 @@ def choose(
         The filters of the rankings that it is chosen for, as `Catalog.rank` takes them, the same
         for all users: the share is that of the best k eligible items. The model does not keep them:
         its rankings have the filters that their calls say.
+    rules : Rules, optional
+        Whose filter, `where`, acts on all rankings, too. Rules that say more are refused: what such
+        rankings keep and cost, and what their weights are worth, is known of none but drawn ones.
+    params : mapping, optional
+        Values of the parameters that the filter has.
     advance : callable, optional
         Called with the progress.
 
@@ -165,6 +174,7 @@ def choose(
         raise ValueError(f"model: expected a Model, got {shown(model)}")
     asked = fraction("overlap", overlap)
     base = model.with_user_temperatures(None)
+    exclude, allow = filters_under(base.catalog, exclude, allow, rules, params)
     items = eligible_of(base.catalog, exclude, allow)
     n, n_items = len(items), len(base.catalog)
     places = max(1, min(as_count("k", k), n // 2))

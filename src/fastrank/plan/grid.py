@@ -14,10 +14,17 @@ import numpy.typing as npt
 from fastrank.calibration import expected_overlaps
 from fastrank.ids import Ids
 from fastrank.model import Model, scorer_of
-from fastrank.plan.arguments import checked_targets, fraction, user_count, users_of
+from fastrank.plan.arguments import (
+    checked_targets,
+    filters_under,
+    fraction,
+    user_count,
+    users_of,
+)
 from fastrank.plan.points import Advance, Kind, Point, Target
 from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
+from fastrank.rules import Rules
 from fastrank.scorer import Scorer, eligible_of
 
 __all__ = ["DRAWS", "Plan", "estimated_seconds", "explore", "usual_temperatures"]
@@ -102,6 +109,8 @@ def explore(
     seed: int = 0,
     exclude: Ids | None = None,
     allow: Ids | None = None,
+    rules: Rules | None = None,
+    params: Mapping[str, Any] | None = None,
     advance: Advance | None = None,
 ) -> Plan:
     """What logging policies would cost, and what their logs would be worth.
@@ -134,6 +143,11 @@ def explore(
     exclude, allow : array_like of ids, optional
         Filters of all rankings, as `Catalog.rank` takes them: all figures are then about the
         eligible items alone.
+    rules : Rules, optional
+        Whose filter, `where`, acts on all rankings, too. Rules that say more are refused: what such
+        rankings keep and cost, and what their weights are worth, is known of none but drawn ones.
+    params : mapping, optional
+        Values of the parameters that the filter has.
     advance : callable, optional
         Called with the progress.
 
@@ -164,6 +178,7 @@ def explore(
     """
     chosen = checked_targets(targets)
     catalog = scorer_of("model", model)
+    exclude, allow = filters_under(catalog, exclude, allow, rules, params)
     items = eligible_of(catalog, exclude, allow)
     sample = Sample(model, items, queries, k, users, draws, seed, chosen, prefixes, advance)
     grid = _grid(sample, temperatures, overlaps, epsilons)

@@ -37,6 +37,7 @@ from benchmarks.jobs import (
     storages,
     textbooks,
     two_threads,
+    under_rules,
     was_float32,
     worst_order,
 )
@@ -314,6 +315,7 @@ def measure(quick: bool, processes: int) -> Measurements:
             taken.take(at_size, n, process, longer, contenders_at(n, CONTENDERS))
             taken.take(at_size, n, process, longer / 2, SCORED)
             taken.take(at_size, n, process, longer / 2, INDEXED)
+            taken.take(under_rules, n, process, longer / 2)
         taken.take(by_k, middle, 1000, seconds, SCANNED)
         taken.take(by_users, largest, users, 2 * seconds, BATCHED)
         for dim in STORAGE_DIMS:

@@ -1,4 +1,4 @@
-"""Shows where a `rank` call spends its time, layer by layer, by n, by k, and with filters.
+"""Shows where a `rank` call spends its time, layer by layer, by n, by k, with filters and rules.
 
     python bench/profile_rank.py [--n 1000 100000 ...] [--k 10 1000 ...] [--seconds 0.5]
 
@@ -17,7 +17,7 @@ from itertools import cycle
 from typing import Any, TypeAlias
 
 # First of all: it pins the thread pools, which NumPy starts.
-from benchmarks import calls
+from benchmarks import calls, rules
 from benchmarks.timing import Call, Timings, interleaved
 from benchmarks.workloads import Workload, synthetic
 
@@ -29,6 +29,7 @@ import fastrank as fr
 from fastrank import _native
 from fastrank.ask import spec_of
 from fastrank.inputs import as_count, as_float32, draw_seed
+from fastrank.walk import ahead
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
@@ -87,6 +88,16 @@ def layers(
     if eligible is not None:
         parts["filter to bitset"] = partial(_native.make_filter, n, allowed, excluded)
     return parts | {"native pass": native, "ids and Ranking": record}
+
+
+def ruled(workload: Workload, k: int, name: str) -> Mapping[str, Call]:
+    """A call under rules, and one for as many items as it walks down: the rest is the walk, with
+    the masses of what was not allowed."""
+    policy = calls.own_policy("gumbel", workload.temperature)
+    return {
+        "whole call": calls.make(name, workload, k),
+        f"order of {ahead(k)}": calls.catalog_rank(workload, ahead(k), policy),
+    }
 
 
 def layer_table(columns: Mapping[str, Timings]) -> list[str]:
@@ -233,6 +244,12 @@ def main() -> int:
                 options.seconds,
             )
     print("\n".join(layer_table(columns)))
+
+    print(f"\n## Rules, n = {n:,}, k = 10: gumbel")
+    timings = {
+        name: interleaved(ruled(workload, 10, name), options.seconds) for name in rules.NAMES
+    }
+    print("\n".join(layer_table(timings)))
     return 0
 
 

@@ -127,6 +127,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "retrieval",
+        "rules",
         "rulesfile",
         "scoring",
         "starting",

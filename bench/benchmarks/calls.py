@@ -23,7 +23,7 @@ import numpy.typing as npt
 import fastrank as fr
 from fastrank import reference
 
-from . import scores, twin
+from . import rules, scores, twin
 from .timing import Call
 from .workloads import CODED_FROM, Vectors, Workload, require_storage
 
@@ -76,6 +76,7 @@ _EIGHT_BIT_ERROR = 2e-2
 _TWIN_ERROR = 1e-3
 # The oracle takes O(k n) in float64: up to this many scores it is asked.
 _ORACLE_SCORES = 20_000_000
+_RULED_CELLS = 400_000  # places times items, where it knows of rules, item by item
 _CHECKED_ROWS = 8  # of a batch
 _NOISE = 0.5  # that tells its users from the workload's, relative to these
 _FIRST_USERS = 16  # are ranked before anything is measured
@@ -157,6 +158,8 @@ def make(
         return _textbook(workload, k, name)
     if name in scores.EXPRESSIONS + scores.FUNCTIONS:
         return _by_score(workload, k, name)
+    if name in rules.NAMES:
+        return _under_rules(workload, k, name)
     if name in GIVEN:
         return _given(workload, k, name)
     if name in SCORED:
@@ -179,6 +182,8 @@ def require(name: str, threads: int = 1) -> None:
         raise NotImplementedError("this fastrank has no FlatTail")
     if name in scores.EXPRESSIONS + scores.FUNCTIONS:
         require_argument(fr.Catalog.rank, "score")
+    if name in rules.NAMES:
+        require_argument(fr.Catalog.rank, "rules")
     brought = [*FAISS, *INDEXED, "faiss blas", *JAX, TWIN, *SCORED, *scores.FUNCTIONS]
     if name in brought and find_spec(module) is None:
         raise NotImplementedError(f"{module} is missing: pip install '.[{module}]'")
@@ -283,6 +288,59 @@ def _by_score(workload: Workload, k: int, name: str) -> Call:
         oracle = reference.log_propensities(all_scores, items, policy)
         _check_close(ranking.log_propensities, oracle, "the oracle gives others")
     return for_users(rank, workload.queries)
+
+
+def _under_rules(workload: Workload, k: int, name: str) -> Call:
+    """Plackett-Luce under one of `rules`, which an older fastrank has not."""
+    catalog, policy = workload.ruled_catalog, own_policy("gumbel", workload.temperature)
+    ruled = rules.asked(name)
+
+    def rank(asked: tuple[Vectors, fr.Ranking | None]) -> fr.Ranking:
+        query, page = asked
+        return catalog.rank(query, k, policy=policy, rules=ruled.rules, after=page)
+
+    pages = [rank((q, None)) if ruled.has_page else None for q in workload.queries]
+    users = list(zip(workload.queries, pages, strict=True))
+    ranking, page = rank(users[0]), pages[0]
+    _check_items(ranking.item_ids, len(workload), min(k, len(workload)))
+    again = catalog.log_propensities(
+        workload.query, ranking.item_ids, policy=policy, rules=ruled.rules, after=page
+    )
+    _check_close(ranking.log_propensities, again, "log_propensities gives others")
+    if k * len(workload) <= _RULED_CELLS:
+        oracle = _oracle_under_rules(workload, ruled.rules, ranking, policy, page)
+        _check_close(ranking.log_propensities, oracle, "the oracle gives others")
+    return for_users(rank, users)
+
+
+def _oracle_under_rules(
+    workload: Workload,
+    asked: Any,
+    ranking: fr.Ranking,
+    policy: fr.Policy,
+    page: fr.Ranking | None,
+) -> npt.NDArray[np.float64]:
+    """Item i has id i, and stands at position i."""
+    columns = rules.columns(len(workload))
+    named = [*asked.cap, *asked.window, *asked.decay]
+    booleans = {name: np.asarray(columns[name]).dtype == bool for name in named}
+    masks = reference.RuleMasks(
+        groups={
+            name: [
+                {each} if each or not booleans[name] else set()
+                for each in np.asarray(columns[name]).tolist()
+            ]
+            for name in named
+        },
+        cap=asked.cap,
+        window=asked.window,
+        decay=asked.decay,
+        at_least=[(np.asarray(columns[text]), q) for text, q in asked.at_least.items()],
+        pin={place - 1: item for place, item in asked.pin.items()},
+        after=[] if page is None else page.item_ids.tolist(),
+    )
+    all_scores = workload.ruled_catalog.scores(workload.query)
+    return reference.log_propensities(all_scores, ranking.item_ids, policy, None, masks)
 
 
 def _in_threads(function: Callable[..., T], threads: int) -> Callable[..., T]:

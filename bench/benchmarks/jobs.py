@@ -31,7 +31,7 @@ import numpy as np
 import fastrank as fr
 from fastrank import _native
 
-from . import calls, comparisons, memory, opened
+from . import calls, comparisons, memory, opened, rules
 from .timing import Timings, interleaved
 from .workloads import DIM, synthetic, workload
 
@@ -56,6 +56,7 @@ __all__ = [
     "storages",
     "textbooks",
     "two_threads",
+    "under_rules",
     "was_float32",
     "worst_order",
 ]
@@ -99,6 +100,16 @@ def at_size(n: int, seed: int, seconds: float, names: Sequence[str]) -> Values:
         catalog = fr.Catalog.open(folder)
         contenders["mapped"] = calls.catalog_rank(normal, 10, policy, catalog=catalog)
         return _values(f"{n}", interleaved(contenders, seconds))
+
+
+def under_rules(n: int, seed: int, seconds: float) -> Values:
+    """One ranking under each of `rules`, and over one without."""
+    normal = synthetic(n, seed=seed)
+    names = calls.present(rules.NAMES)
+    made = {name: calls.make(name, normal) for name in ("gumbel", *names)}
+    timings = interleaved(made, seconds)
+    times = {f"{n}: {name}": MILLI * timings.median(name) for name in names}
+    return times | {f"{n}: {name} / gumbel": timings.ratio(name, "gumbel") for name in names}
 
 
 def by_k(n: int, k: int, seconds: float, names: Sequence[str]) -> Values:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import calls, comparisons
+from . import calls, comparisons, rules
 from .timing import Call
 from .workloads import MIDDLE, REAL, SIZES, synthetic, workload
 
@@ -24,6 +24,7 @@ __all__ = [
     "Order",
     "Rank",
     "Real",
+    "Ruled",
 ]
 
 _LARGE = [n for n in SIZES if n >= 100_000] or SIZES[-1:]
@@ -221,3 +222,16 @@ def _filtered(sampler: str, ids: str, n: int) -> Call:
     size = n // 2 if amount == "half" else int(amount)
     chosen = np.random.default_rng(1).choice(n, size, replace=False)
     return calls.filtered(synthetic(n), 10, sampler, kind, chosen)
+
+
+class Ruled(_Timed):
+    """Under rules, k = 10; `Rank` has the same without."""
+
+    params = (rules.NAMES, [n for n in SIZES if n >= 10_000] or SIZES[-1:])
+    param_names = ("rules", "n")
+
+    def setup(self, rules: str, n: int) -> None:
+        self.adopt(_call(rules, n, 10), n)
+
+    def time_rank(self, rules: str, n: int) -> None:
+        self.call()

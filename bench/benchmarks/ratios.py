@@ -11,7 +11,7 @@ from typing import Any
 
 import fastrank as fr
 
-from . import calls, comparisons, scores
+from . import calls, comparisons, rules, scores
 from .workloads import (
     DIM,
     LARGEST,
@@ -41,6 +41,7 @@ __all__ = [
     "Prior",
     "Ratio",
     "RealData",
+    "Rules",
     "Scores",
     "SingleCalls",
     "SmallCall",
@@ -131,6 +132,20 @@ class Scores(_Tracked):
 
     def track_ratio(self, score: str, n: int) -> float:
         return _ratio(synthetic(n), f"{score} / gumbel")
+
+
+class Rules(_Tracked):
+    """Plackett-Luce under rules, against the same without, k = 10.
+
+    Targets at n = 1,000,000: 1.2 for caps of up to 256 groups and from 4,000 on, 1.3 between, 1.2
+    for windows, pins and second pages, 2.3 where one group has nearly all items.
+    """
+
+    params = (rules.NAMES, [n for n in SIZES if n >= 10_000] or SIZES[-1:])
+    param_names = ("rules", "n")
+
+    def track_ratio(self, rules: str, n: int) -> float:
+        return _ratio(synthetic(n), f"{rules} / gumbel")
 
 
 class Indexed(_Tracked):

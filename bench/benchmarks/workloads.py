@@ -16,7 +16,7 @@ import numpy.typing as npt
 import fastrank as fr
 from fastrank import packing
 
-from . import require_one_thread
+from . import require_one_thread, rules
 
 __all__ = [
     "CODED_FROM",
@@ -117,6 +117,11 @@ class Workload:
             **{f"x{i}": rng.standard_normal(n) for i in range(8)},
         }
         return self.catalog.with_features(columns)
+
+    @cached_property
+    def ruled_catalog(self) -> fr.Catalog:
+        """`catalog`, its panels shared, with columns for `rules`."""
+        return self.catalog.with_features(rules.columns(len(self)))
 
     @cached_property
     def indexed_catalog(self) -> fr.Catalog:

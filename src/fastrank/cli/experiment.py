@@ -402,7 +402,7 @@ def _print_rules(console: Console, found: RulesAfterwards) -> None:
 
 
 def _weights(shop: Shop) -> str:
-    return "with cap" if shop.weighs_by_cap else "no cap"
+    return "with cap" if shop.weighs_by_cap else "without"
 
 
 def _spread(values: tuple[float, float, float]) -> str:
@@ -425,7 +425,8 @@ def _draw_rules(found: RulesAfterwards) -> Figure:
             right.plot(of[::2], at, color=tint, linewidth=3, solid_capstyle="round")
             name = ("ips" if shift < 0 else "snips") if y == 0 else None
             right.plot(of[1], at[0], "o", color=tint, markersize=8, label=name)
-        names.append(f"{shop.logger},\nweights {_weights(shop)}")
+        cap = "with" if shop.weighs_by_cap else "without"
+        names.append(f"{shop.logger},\nweights {cap} cap")
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_title("Logged / true propensity")

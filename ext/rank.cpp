@@ -33,25 +33,23 @@ int take_lane(Scan* walk) {
 
 // ---- Plackett-Luce by exponential jumps -----------------------------------------------------
 
-// The masses by label of what a chunk's pass does not keep, if they are wanted. Weights are relative to
-// the threshold of their time, sums to an earlier one, so that a new threshold changes a unit, and sums
-// only where it is far from that.
+// The masses by label of what a chunk's pass does not keep. Weights are relative to the threshold of
+// their time, sums to an earlier one, so that a new threshold changes a unit, and sums only where it is
+// far from that.
 class LabelSums {
  public:
   LabelSums(const Kernels& kernels, const Source& source, double inv_temperature)
-      : kernels_(kernels), source_(source), inv_temperature_(inv_temperature) {
-    if (!source.labels) return;
-    copies_ = source.n_labels <= kFewLabels ? kLabelCopies : 1;
-    sums_.resize(size_t(source.n_labels * copies_));
-    weighed_ = std::make_unique<Weighed>();
+      : kernels_(kernels),
+        source_(source),
+        inv_temperature_(inv_temperature),
+        copies_(source.n_labels <= kFewLabels ? kLabelCopies : 1),
+        sums_(size_t(source.n_labels * copies_)),
+        weighed_(std::make_unique<Weighed>()) {
     weighed_->sums = sums_.data();
     weighed_->copies = copies_;
   }
 
-  bool wanted() const { return weighed_ != nullptr; }
-
   void begin(const Candidate& threshold) {
-    if (!wanted()) return;
     base_ = highest_ = double(threshold.score);
     weighed_->unit = 1.0;
     weighed_->count = 0;
@@ -59,24 +57,34 @@ class LabelSums {
   }
 
   // scan_mass, whose weights are added, too.
-  bool scan(Scan* scan) {
-    if (!wanted()) return kernels_.scan_mass(source_, scan);
+  bool scan(const Kernels& kernels, const Source& source, Scan* scan) {
     scan->weighed = weighed_.get();
-    return kernels_.scan_labels(source_, scan);
+    return kernels.scan_labels(source, scan);
   }
 
   // Some lanes of the panel that a scan is at.
   void add(const Scan& scan, uint32_t lanes) {
-    if (wanted()) add_lanes(scan, lanes);
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      add(scan.panel * kLanes + lane, double(scan.weights[lane]));
+    }
   }
 
   // The threshold, of which `gone` leaves the heap, gives way to another.
   void move(double gone, const Candidate& threshold, const Candidate& next) {
-    if (wanted()) move_on(gone, threshold, next);
+    kernels_.add_weighed(source_, weighed_.get());
+    add(threshold.position, gone);
+    const double score = double(next.score);
+    if ((score - base_) * inv_temperature_ > LabelMasses::kFar) {
+      const double factor = exp((base_ - score) * inv_temperature_);
+      for (double& sum : sums_) sum *= factor;
+      base_ = score;
+    }
+    weighed_->unit = exp((score - base_) * inv_temperature_);
+    highest_ = std::max(highest_, score);
   }
 
   void end(LabelMasses* out) {
-    if (!wanted()) return;
     kernels_.add_weighed(source_, weighed_.get());
     const double factor = exp((base_ - highest_) * inv_temperature_);
     const double* sums = sums_.data();
@@ -90,28 +98,6 @@ class LabelSums {
  private:
   static constexpr int64_t kFewLabels = 4096;  // whose copies a core's second cache holds
 
-  // Not part of the passes that do without.
-  __attribute__((noinline)) void add_lanes(const Scan& scan, uint32_t lanes) {
-    for (; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      add(scan.panel * kLanes + lane, double(scan.weights[lane]));
-    }
-  }
-
-  __attribute__((noinline)) void move_on(double gone, const Candidate& threshold,
-                                         const Candidate& next) {
-    kernels_.add_weighed(source_, weighed_.get());
-    add(threshold.position, gone);
-    const double score = double(next.score);
-    if ((score - base_) * inv_temperature_ > LabelMasses::kFar) {
-      const double factor = exp((base_ - score) * inv_temperature_);
-      for (double& sum : sums_) sum *= factor;
-      base_ = score;
-    }
-    weighed_->unit = exp((score - base_) * inv_temperature_);
-    highest_ = std::max(highest_, score);
-  }
-
   void add(int64_t position, double weight) {
     sums_[size_t(source_.labels[position] * copies_)] += weight * weighed_->unit;
   }
@@ -119,10 +105,22 @@ class LabelSums {
   const Kernels& kernels_;
   const Source& source_;
   const double inv_temperature_;
-  int64_t copies_ = 0;
+  const int64_t copies_;
   std::vector<double> sums_;
   std::unique_ptr<Weighed> weighed_;
   double base_ = 0.0, highest_ = 0.0;  // scores of thresholds
+};
+
+// Where no masses by label are wanted.
+struct NoLabels {
+  NoLabels(const Kernels&, const Source&, double) {}
+  void begin(const Candidate&) {}
+  bool scan(const Kernels& kernels, const Source& source, Scan* scan) {
+    return kernels.scan_mass(source, scan);
+  }
+  void add(const Scan&, uint32_t) {}
+  void move(double, const Candidate&, const Candidate&) {}
+  void end(LabelMasses*) {}
 };
 
 // The order of the keys score / T + Gumbel is a Plackett-Luce ranking (Yellott 1977). With t the
@@ -134,9 +132,10 @@ class LabelSums {
 // it passes: so the remainder is that exponential, and an entry costs one number.
 // The threshold t is kept as an item: weights are relative to its score, lambda = weight *
 // exponential, and both are exact at any scale.
-class Jumps : public Pass {
+template <class Labels>
+class JumpsWith : public Pass {
  public:
-  Jumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
+  JumpsWith(const Kernels& kernels, const Source& source, double temperature, uint64_t seed)
       : Pass({1.0 / temperature, source.rows}),
         kernels_(kernels),
         source_(source),
@@ -168,7 +167,7 @@ class Jumps : public Pass {
       scan.inv_temperature = inv_t_;
       scan.limit = limit_;
       scan.mass = mass_;
-      const bool stopped = limited_ && labels_.scan(&scan);
+      const bool stopped = limited_ && labels_.scan(kernels_, source_, &scan);
       mass_ = scan.mass;
       if (!stopped) return;
       find_entrant(&scan);
@@ -292,8 +291,10 @@ class Jumps : public Pass {
   int moves_ = 0;       // what these last moves of the threshold bring:
   double passed_[kAhead], gone_[kAhead];  // weights passed since the move before, and evicted
   double shift_[kAhead];                  // (score of the old threshold - of the new) / T
-  LabelSums labels_;
+  Labels labels_;
 };
+
+using Jumps = JumpsWith<NoLabels>;
 
 // ---- Deterministic: the same walk with key = score ------------------------------------------
 
@@ -593,6 +594,8 @@ std::unique_ptr<Pass> make_pass(const Kernels& kernels, const Source& source,
   }
   if (source.codes)
     return std::make_unique<EstimatedJumps>(kernels, source, policy.temperature, policy.seed, law);
+  if (source.labels)
+    return std::make_unique<JumpsWith<LabelSums>>(kernels, source, policy.temperature, policy.seed);
   return std::make_unique<Jumps>(kernels, source, policy.temperature, policy.seed);
 }
 

@@ -544,6 +544,10 @@ cdef class PackedCatalog:
             _raise(code, where, query, bias, raised, self.is_given, function)
         return result
 
+    def over_scores(self):
+        """GivenScores of the same items: to rank by what `scores` gives."""
+        return GivenScores(self.catalog.n_items, self.rows, self.panel_rows, known=True)
+
     def scores_at(self, const float[::1] query, const int64_t[::1] positions,
                   const float[::1] bias, Function function=None):
         """float32 scores (m,) of the items at `positions`, in that order, as `scores` has them."""

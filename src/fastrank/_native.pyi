@@ -197,6 +197,7 @@ class PackedCatalog:
     def scores(
         self, query: _Scores, bias: _Scores | None, function: Function | None = None
     ) -> _Scores: ...
+    def over_scores(self) -> GivenScores: ...
     def scores_at(
         self,
         query: _Scores,

@@ -187,9 +187,7 @@ class Catalog(Scorer):
             arrays.get("panel_rows"),
         )
         # To judge by scores of a query: they come from `_packed`, and so are in range.
-        self._scored = _native.GivenScores(
-            self._n_items, self._rows, arrays.get("panel_rows"), known=True
-        )
+        self._scored = self._packed.over_scores()
         self._finder: Finder | None = None
         self._features = None
         self._score: Expression | ScoreFunction | None = None  # where a call says none

@@ -451,6 +451,15 @@ class Groups:
                 break
         return _condensed(labels, n_labels)
 
+    def labels_of(self, one_of: Positions) -> IntArray | None:
+        """The label (n_groups + 1,) of each group and of no group, where labels are groups and
+        `one_of` has an item of each; None where items have several groups."""
+        if self.codes is None:
+            return None
+        found = np.full(self.n_groups + 1, -1, np.int64)
+        found[self.codes[one_of]] = np.arange(len(one_of))
+        return found
+
     def sizes(self) -> IntArray:
         """Items of each group."""
         return np.diff(self._sorted()[1])
@@ -497,12 +506,16 @@ class Joint(NamedTuple):
         An item of each.
     told : dict from a column of the rules to a set of groups, or None
         Which groups they tell apart; None: all. And all sets of items that the rules have.
+    label_of : ndarray of int64, shape (n_groups + 1,), or None
+        Where they are the groups of one column of single values: the label of each, and of no
+        group; -1 where there is none.
     """
 
     labels: npt.NDArray[np.uint16]
     n_labels: int
     one_of: Positions
     told: Mapping[int, Collection[int] | None] = MappingProxyType({})
+    label_of: IntArray | None = None
 
     @classmethod
     def of(cls, labels: AnyArray, n_labels: int) -> Joint | None:

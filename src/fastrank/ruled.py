@@ -260,7 +260,10 @@ class BoundRules:
                     at: None if least == 1 else frozenset(self.columns[at].groups.of_size(least))
                     for at in many
                 }
-                return found._replace(told=told)
+                label_of = None
+                if least == 1 and len(self.columns) == 1 and not masks:
+                    label_of = self.columns[0].groups.labels_of(found.one_of)
+                return found._replace(told=told, label_of=label_of)
         return None
 
     def touched(self, regimes: Sequence[Regime]) -> list[tuple[Rule, list[int]]]:

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from fastrank import _native
 from fastrank.arraytypes import Float32Array, FloatArray, Mask, Positions
 from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Found, Spec
-from fastrank.features import Joint, told_apart
+from fastrank.features import Groups, Joint, told_apart
 from fastrank.ruled import FEW, BoundRules, Regime, log_factor_rows
 
-__all__ = ["Best", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
+__all__ = ["Best", "Blocked", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
 _ONE_BY_ONE = 256
 _LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
@@ -73,6 +73,9 @@ class Call:
         if self.spec.kind == FLAT_TAIL and self.n_eligible:
             self._find_candidates()
         self.is_flat = self.is_uniform or self.found is not None
+        self.n_scored = 0
+        self._n_passed = 0  # items that passes went over
+        self._kept: tuple[_native.GivenScores, Float32Array] | None = None
 
     def flat_total(self) -> Total | None:
         """Of all eligible items but candidates, where those weigh the same; else None."""
@@ -119,11 +122,49 @@ class Call:
             lowest = float(found.scores.min()) / self.temperature
             self.tail = lowest + math.log(self.spec.factor)
 
+    def draw(self, ask: Ask) -> Drawn:
+        """What the source draws, after a list's first order."""
+        words, n_eligible = self.source._eligible(ask.excluded, ask.allowed)
+        kept = None if ask.spec.kind == _native.UNIFORM else self._scores_for(n_eligible)
+        if kept is None:
+            drawn = self.source._draw(ask)
+            self.n_scored += drawn[5]
+            return drawn
+        packed, scores = kept
+        spec = ask.spec
+        order = packed.rank(
+            *(scores, ask.k, spec.kind, spec.temperature, spec.epsilon, ask.seed, None),
+            *(words, n_eligible, ask.threads),
+        )
+        return (*order, n_eligible, None)
+
+    def _scores_for(self, n_passed: int) -> tuple[_native.GivenScores, Float32Array] | None:
+        """Scores of all items for a pass over so many; None where it shall go over the vectors.
+
+        They are kept, O(n) memory, from the pass on with which half the items will have been gone
+        over again. So all passes of a list together cost about two over vectors, and what passes
+        over numbers cost.
+        """
+        self._n_passed += n_passed
+        is_given = isinstance(self.source._packed, _native.GivenScores)
+        if self._kept is None and not is_given and 2 * self._n_passed >= self.n_items:
+            packed, ask = self.source._packed, self.ask
+            scores = packed.scores(ask.query, ask.bias, self._function)
+            self.n_scored += self.n_items
+            self._kept = packed.over_scores(), scores
+        return self._kept
+
+    @property
+    def _function(self) -> _native.Function | None:
+        return None if self.ask.bound is None else self.ask.bound.function
+
     def scores_of(self, positions: Positions) -> Float32Array:
         """As rankings have them."""
-        function = None if self.ask.bound is None else self.ask.bound.function
+        if self._kept is not None:
+            return self._kept[1][positions]
+        self.n_scored += len(positions)
         found: Float32Array = self.source._packed.scores_at(
-            self.ask.query, positions, self.ask.bias, function
+            self.ask.query, positions, self.ask.bias, self._function
         )
         return found
 
@@ -137,24 +178,25 @@ class Call:
         return found
 
     def by_label(
-        self, among: Mask, labels: npt.NDArray[np.int32], n_labels: int
+        self, among: Positions, labels: npt.NDArray[np.int32], n_labels: int
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """Log-masses and numbers of the items of a mask, by label. One pass."""
+        """Log-masses and numbers of some items, by label. One pass."""
         if self.is_flat:
             counts = np.bincount(labels[among], minlength=n_labels)
             with np.errstate(divide="ignore"):
                 return np.log(counts) + self.tail, counts
-        ask = self.ask
-        bits, _ = _native.make_filter(self.n_items, np.flatnonzero(among), None)
-        values, references, counts = self.source._packed.label_masses(
-            ask.query,
-            self.temperature,
-            ask.bias,
-            bits,
-            labels,
-            n_labels,
-            None if ask.bound is None else ask.bound.function,
-        )
+        bits, count = _native.make_filter(self.n_items, among, None)
+        kept = self._scores_for(count)
+        if kept is None:
+            ask, packed = self.ask, self.source._packed
+            values, references, counts = packed.label_masses(
+                *(ask.query, self.temperature, ask.bias, bits, labels, n_labels, self._function)
+            )
+            self.n_scored += count
+        else:
+            values, references, counts = kept[0].label_masses(
+                kept[1], self.temperature, None, bits, labels, n_labels
+            )
         with np.errstate(divide="ignore"):
             return np.log(values) + references / self.temperature, counts
 
@@ -178,7 +220,6 @@ class Best:
     """The best items of a call, as far as they were looked at: `ahead` of them at first."""
 
     def __init__(self, call: Call, ahead: int) -> None:
-        self.n_scored = 0
         self._call = call
         self._ahead = ahead
         self._positions: Positions = np.empty(0, np.int64)
@@ -242,9 +283,7 @@ class Best:
         if len(self._positions) >= call.n_eligible:
             return False
         k = min(max(self._ahead, 8 * len(self._positions)), call.n_eligible)
-        drawn = call.source._draw(call.ask._replace(k=k, spec=BEST))
-        self._positions, self._scores = drawn[0], drawn[1]
-        self.n_scored += drawn[5]
+        self._positions, self._scores = call.draw(call.ask._replace(k=k, spec=BEST))[:2]
         return True
 
 
@@ -269,6 +308,55 @@ class Total(NamedTuple):
     log_by_label: FloatArray | None = None
 
 
+class Blocked:
+    """What a list may not show of its first order, where labels are the groups of one column.
+
+    Parameters
+    ----------
+    joint : Joint
+        With `label_of`.
+    masses : ndarray of float64, shape (n_labels,)
+        Of items that are not known, relative to `log_reference`.
+    log_reference : float
+    groups : Groups
+    log_weights : dict of int to float
+        Of those that are known, by position.
+    """
+
+    def __init__(
+        self,
+        joint: Joint,
+        masses: FloatArray,
+        log_reference: float,
+        groups: Groups,
+        log_weights: dict[int, float],
+    ) -> None:
+        assert joint.label_of is not None
+        self._label_of = joint.label_of
+        self._masses = masses
+        self._log_reference = log_reference
+        self._known: dict[int, list[tuple[int, float]]] = {}
+        for position, log_weight in log_weights.items():
+            for group in groups.of(position):
+                self._known.setdefault(group, []).append((position, log_weight))
+
+    def log_rest(
+        self, blocked: Collection[int], shown: Collection[int], log_left: float
+    ) -> float:
+        """The mass of all that is left, `log_left`, without some groups; NaN where a difference
+        would lose more than one bit. O(len(blocked) + known items of those)."""
+        share = 0.0
+        scale = math.exp(min(self._log_reference - log_left, _LARGE))
+        for group in blocked:
+            label = int(self._label_of[group])
+            if label >= 0:
+                share += float(self._masses[label]) * scale
+            for position, log_weight in self._known.get(group, ()):
+                if position not in shown:
+                    share += math.exp(log_weight - log_left)
+        return log_left + math.log1p(-share) if share <= 0.5 else math.nan
+
+
 class Masses:
     """What regimes allow at the places of one list, and with it the propensities of its items.
 
@@ -287,7 +375,6 @@ class Masses:
 
     Attributes
     ----------
-    n_scored : int
     loss : float
         By how much relative errors of the total are enlarged at most; 0: it plays no part.
     """
@@ -301,7 +388,6 @@ class Masses:
         reserved: Collection[int],
         total: Total | None = None,
     ) -> None:
-        self.n_scored = 0
         self.loss = 0.0
         self._call = call
         if call.found is not None:
@@ -330,21 +416,24 @@ class Masses:
         wanted = list(dict.fromkeys(regimes))
         self._regimes = {regime: row for row, regime in enumerate(wanted)}
         self._log_factors = log_factor_rows(wanted, self._known)
-        rest = self._by_difference(wanted)
-        self._rest = self._by_pass(wanted) if rest is None else rest
+        self._rest = self._by_difference(wanted)
+        others = np.flatnonzero(np.isnan(self._rest))
+        if len(others):
+            self._rest[others] = self._by_sums([wanted[at] for at in others])
 
     # ---- Of the items that are not known ----------------------------------------------------
 
-    def _by_difference(self, regimes: list[Regime]) -> FloatArray | None:
-        """The total without what is not allowed; None where that does not do."""
+    def _by_difference(self, regimes: list[Regime]) -> FloatArray:
+        """The total without what is not allowed; NaN where that does not do."""
         total, call = self._total, self._call
+        unknown = np.full(len(regimes), math.nan)
         if total is None:
-            return None
+            return unknown
         if total.n_items == 0:
             return np.full(len(regimes), -math.inf)
         joint = total.joint
         if joint is None and any(each.owed or each.pin_set >= 0 for each in regimes):
-            return None
+            return unknown
         told = _NOTHING if joint is None else joint.told
         parts = []
         size = 0
@@ -354,15 +443,12 @@ class Masses:
             size += sum(rule.groups.size(group) for group in others)
             parts += [(rule.groups, group) for group in others]
         if size > call.n_items // (4 if call.is_flat else FEW) or total.log_mass == -math.inf:
-            return None
-        items = [groups.items(group) for groups, group in parts]
-        members = np.unique(np.concatenate([_NOBODY, *items])).astype(np.int64)
-        members = members[call.are_eligible(members) & ~np.isin(members, self._known)]
+            return unknown
+        members = self._members(parts)
         if call.is_flat:
             return self._by_number(regimes, members, total)
         taken = np.zeros(len(regimes))
         if len(members):
-            self.n_scored += len(members)
             log_weights = call.log_weights(members, call.scores_of(members)) - total.log_mass
             weights = np.exp(np.minimum(log_weights, 1.0))
             for rows in _blocks(len(regimes), len(members)):
@@ -374,21 +460,30 @@ class Masses:
                     taken[rows] = (as_told - factors) @ weights
         base = self._by_label(regimes, total)
         if base is None:
-            return None
+            return unknown
         left = np.maximum(base - taken, 0.0)
         # Beside the known items that may come at any place the difference must keep its digits.
         known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
-        if not (left + known >= (_KEPT if len(members) else _TOLD)).all():
-            return None
-        self.loss = 1.0 / float((left + known).min()) if joint is None else 1.0
+        is_told = left + known >= (_KEPT if len(members) else _TOLD)
+        if is_told.any():
+            self.loss = 1.0 / float((left + known)[is_told].min()) if joint is None else 1.0
         with np.errstate(divide="ignore"):
-            return np.log(left) + total.log_mass
+            return np.where(is_told, np.log(left) + total.log_mass, math.nan)
+
+    def _members(self, parts: list[tuple[Groups, int]]) -> Positions:
+        """Of some groups the items that are eligible and not known."""
+        if not parts:
+            return _NOBODY
+        items = np.concatenate([groups.items(group) for groups, group in parts])
+        members = np.unique(items).astype(np.int64)
+        return members[self._call.are_eligible(members) & ~np.isin(members, self._known)]
 
     def _by_label(self, regimes: list[Regime], total: Total) -> FloatArray | None:
         """Of the total, in its units, what is allowed as far as its labels tell; known items are
         no part of it."""
-        is_other = np.flatnonzero(self._is_in(total))
-        own = self._weights(self._is_in(total))[is_other]
+        is_in = self._is_in(total)
+        is_other = np.flatnonzero(is_in)
+        own = self._weights(is_in)[is_other]
         if total.joint is None or total.log_by_label is None:
             return np.full(len(regimes), 1.0 - float(own.sum()))
         weights = np.exp(total.log_by_label - total.log_mass)
@@ -416,7 +511,6 @@ class Masses:
             return None
         positions = positions[call.are_eligible(positions) & ~np.isin(positions, self._known)]
         assert self._total is not None
-        self.n_scored += len(positions)
         log_weights = call.log_weights(positions, call.scores_of(positions))
         weights = np.exp(np.minimum(log_weights - self._total.log_mass, 1.0))
         found = np.zeros(joint.n_labels)
@@ -445,19 +539,26 @@ class Masses:
         found: FloatArray = np.exp(np.minimum(log_weights, _LARGE))
         return found
 
-    def _by_pass(self, regimes: list[Regime]) -> FloatArray:
-        among = self._call.eligible.copy()
+    def _by_sums(self, regimes: list[Regime]) -> FloatArray:
+        """Of what one of them allows: item by item where those are few, else label by label."""
+        call = self._call
+        among = call.eligible & _allowed_by(regimes)
         among[self._known] = False
+        positions = np.flatnonzero(among)
         rest = np.full(len(regimes), -math.inf)
-        if not among.any():
+        if not len(positions):
             return rest
-        labels, n_labels, one_of = _labelled(self._call.bound, regimes)
-        log_masses, counts = self._call.by_label(among, labels, n_labels)
-        self.n_scored += 0 if self._call.is_flat else int(counts.sum())
-        filled = np.flatnonzero(counts)
-        for rows in _blocks(len(regimes), len(filled)):
-            log_factors = log_factor_rows(regimes[rows], one_of[filled])
-            rest[rows] = log_sums(log_masses[filled] + log_factors)
+        if len(positions) <= call.n_items // FEW:
+            scores = None if call.is_flat else call.scores_of(positions)
+            log_masses = call.log_weights(positions, scores)
+        else:
+            labels, n_labels, one_of = _labelled(call.bound, regimes)
+            log_masses, counts = call.by_label(positions, labels, n_labels)
+            filled = np.flatnonzero(counts)
+            log_masses, positions = log_masses[filled], one_of[filled]
+        for rows in _blocks(len(regimes), len(positions)):
+            log_factors = log_factor_rows(regimes[rows], positions)
+            rest[rows] = log_sums(log_masses + log_factors)
         return rest
 
     # ---- Of places --------------------------------------------------------------------------
@@ -497,7 +598,7 @@ class Masses:
 
 
 _NEVER = 1 << 62  # a place that no list has
-_NOBODY = np.empty(0, np.int32)
+_NOBODY = np.empty(0, np.int64)
 _NOTHING: Mapping[int, Collection[int] | None] = {}
 
 
@@ -526,6 +627,23 @@ def log_sum(terms: FloatArray) -> float:
     if top == -math.inf:
         return top
     return top + math.log(float(np.exp(terms - top).sum()))
+
+
+def _allowed_by(regimes: Sequence[Regime]) -> Mask:
+    """What may be allowed by one of some regimes (n,). O(n)."""
+    bound = regimes[0].bound
+    found = [bound.pin_sets[each] for each in {each.pin_set for each in regimes} if each >= 0]
+    others = [each for each in regimes if each.pin_set < 0]
+    if others:
+        blocked = others[0].blocked
+        for other in others[1:]:
+            blocked = tuple(a & b for a, b in zip(blocked, other.blocked, strict=True))
+        owed = {share for each in others for share in each.owed}
+        if not all(each.owed for each in others):
+            owed = set()
+        found.append(others[0]._replace(blocked=blocked, owed=tuple(sorted(owed))).allowed())
+    allowed: Mask = np.logical_or.reduce(found)
+    return allowed
 
 
 def _labelled(

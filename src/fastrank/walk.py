@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from fastrank.ask import BEST, FLAT_TAIL, Ask, Drawn, Spec
 from fastrank.features import Joint
 from fastrank.ranking import Candidates
 from fastrank.ruled import BoundRules, Regime, State, log_factor_rows
-from fastrank.rulemass import Best, Call, Masses, Source, Total, exploring, log_sum
+from fastrank.rulemass import Best, Blocked, Call, Masses, Source, Total, exploring, log_sum
 
 __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
@@ -130,7 +131,9 @@ class _Order:
         self.positions: list[int] = drawn[0].tolist()
         self.log_weights = log_weights  # without decays
         self.cover = cover
-        own = [w + self.log_factor(p) for p, w in zip(self.positions, log_weights, strict=True)]
+        own = log_weights
+        if cover is not None and cover.decays:
+            own = [w + f for w, f in zip(own, cover.log_factors(self.positions), strict=True)]
         # The mass of an item and all behind it.
         self.log_masses = [w - lp for w, lp in zip(own, drawn[2].tolist(), strict=True)]
         self.n_behind = drawn[7] - len(self.positions)  # the last
@@ -186,7 +189,6 @@ class _Draw:
     def __init__(self, call: Call, first: First | None) -> None:
         self.call = call
         self.raw: np.random.Philox | None = None
-        self.n_scored = 0
         self.error = 0.0  # of the masses of orders
         self.has_labels = False
         self.has_waited = False  # and coins with those masses
@@ -195,6 +197,7 @@ class _Draw:
         self.scores: dict[int, float] = {}  # of all items that are known
         self.log_weights: dict[int, float] = {}  # of all that arrived, or may
         self.first = first  # of all eligible items that are not pinned
+        self.opening: _Order | None = None  # it
         self.base: _Order | None = None  # of all eligible items, as first, or a later one
         self.part: _Order | None = None  # of what some regime allows
         # After so many arrivals that are not accepted an order of what is allowed is drawn.
@@ -208,8 +211,9 @@ class _Draw:
             if self.first is None:
                 self.first = self.draw_first()
             self.has_labels = self.first.masses is not None
+            call.n_scored += self.first.drawn[5]
             self.meet(self.first.drawn)
-            self.base = self.ordered(self.first.drawn, None)
+            self.base = self.opening = self.ordered(self.first.drawn, None)
         places: list[_Place] = []
         while state.place < state.places:
             pinned = state.pinned
@@ -246,12 +250,15 @@ class _Draw:
     def asked(self, spec: Spec, seed: int, ask: Ask) -> Drawn:
         call = self.call
         ask = ask._replace(k=min(ask.k, call.n_items), spec=spec, seed=seed)
-        drawn = self.flat_tail(ask) if spec.kind == FLAT_TAIL else call.source._draw(ask)
+        if spec.kind == FLAT_TAIL:
+            drawn = self.flat_tail(ask)
+            call.n_scored += drawn[5]
+        else:
+            drawn = call.draw(ask)
         self.meet(drawn)
         return drawn
 
     def meet(self, drawn: Drawn) -> None:
-        self.n_scored += drawn[5]
         self.error = max(self.error, drawn[4])
         self.scores.update(zip(drawn[0].tolist(), drawn[1].tolist(), strict=True))
 
@@ -399,7 +406,7 @@ class _Draw:
         """The next arrival that is accepted."""
         order = self.order_for(regime)
         waiting = self.waiting_for(order, regime)
-        log_all = order.log_total(waiting) if order.is_of(regime) else math.nan
+        log_all = self.log_mass(order, regime, waiting)
         refused = 0
         while True:
             is_refused = refused > self.patience and not order.is_of(regime)
@@ -424,6 +431,30 @@ class _Draw:
                 return _Place(found, explore, regime, math.nan)
             log_weight = self.log_weights[found] + regime.log_factor(found)
             return _Place(found, explore, None, min(0.0, log_weight - log_all))
+
+    def log_mass(self, order: _Order, regime: Regime, waiting: dict[int, float]) -> float:
+        """Of what is allowed; NaN where the order does not tell."""
+        if order.is_of(regime):
+            return order.log_total(waiting)
+        if order is not self.opening or self.part is not None or order.gone:
+            return math.nan
+        if regime.decays or regime.owed or regime.pin_set >= 0 or self.blocked is None:
+            return math.nan
+        log_left = order.log_total(order.pool)
+        return self.blocked.log_rest(regime.blocked[0], self.state.shown, log_left)
+
+    @cached_property
+    def blocked(self) -> Blocked | None:
+        """Of the opening order, if its pass summed up by group."""
+        call, first, order = self.call, self.first, self.opening
+        if first is None or first.masses is None or first.joint is None or order is None:
+            return None
+        if first.joint.label_of is None:
+            return None
+        known = dict(zip(order.positions, order.log_weights, strict=True))
+        log_reference = first.reference / call.temperature
+        groups = call.bound.columns[0].groups
+        return Blocked(first.joint, first.masses, log_reference, groups, known)
 
     def order_for(self, regime: Regime) -> _Order:
         """Which order to walk on; a new one where none will bring all that is allowed."""
@@ -496,12 +527,9 @@ class _Draw:
         missing = np.array([p for p in {*shown, *reserved} if p not in self.scores], np.int64)
         if len(missing):  # they are pinned
             own = call.scores_of(missing)
-            self.n_scored += len(missing)
             self.scores.update(zip(missing.tolist(), own.tolist(), strict=True))
         found = np.array([place.log_propensity for place in places])
-        loss = n_scored = 0.0
-        if np.isnan(found).any():
-            loss, n_scored = self.judge_places(places, found)
+        loss = self.judge_places(places, found) if np.isnan(found).any() else 0.0
         n_shown = len(shown)
         # Coins with estimated masses change the law by as much as the estimates are wrong.
         error = self.error * max(1.0, loss) * (2.0 if self.has_waited else 1.0)
@@ -526,7 +554,7 @@ class _Draw:
             found,
             log_norm,
             error,
-            self.n_scored + self.best.n_scored + int(n_scored),
+            call.n_scored,
             first is not None and first.drawn[6],
             call.n_eligible,
             candidates,
@@ -536,12 +564,12 @@ class _Draw:
         scores = np.array([self.scores[p] for p in positions], np.float32)
         return self.call.log_weights(np.array(positions, np.int64), scores)
 
-    def judge_places(self, places: list[_Place], found: FloatArray) -> tuple[float, int]:
-        """Fills in what the draws did not tell; the loss of digits, and how many items it took."""
+    def judge_places(self, places: list[_Place], found: FloatArray) -> float:
+        """Fills in what the draws did not tell; the loss of digits."""
         call, reserved = self.call, self.state.reserved
         total = call.flat_total()
-        if total is None and self.first is not None:
-            total = self.total_of(self.first)
+        if total is None and self.first is not None and self.opening is not None:
+            total = self.total_of(self.first, self.opening)
         shown = [place.position for place in places]
         firsts = [] if self.first is None else self.first.drawn[0].tolist()
         known = list(dict.fromkeys([*firsts, *shown, *sorted(reserved)]))
@@ -560,10 +588,9 @@ class _Draw:
             found[j] = masses.log_propensity(
                 position, j, explore, regime, log_mass, None if best is None else best[0]
             )
-        return masses.loss, masses.n_scored
+        return masses.loss
 
-    def total_of(self, first: First) -> Total:
-        order = self.ordered(first.drawn, None)
+    def total_of(self, first: First, order: _Order) -> Total:
         without = {*order.positions, *self.state.reserved}
         total = Total(order.log_behind, order.n_behind, without)
         if first.masses is None:

@@ -340,9 +340,7 @@ class Blocked:
             for group in groups.of(position):
                 self._known.setdefault(group, []).append((position, log_weight))
 
-    def log_rest(
-        self, blocked: Collection[int], shown: Collection[int], log_left: float
-    ) -> float:
+    def log_rest(self, blocked: Collection[int], shown: Collection[int], log_left: float) -> float:
         """The mass of all that is left, `log_left`, without some groups; NaN where a difference
         would lose more than one bit. O(len(blocked) + known items of those)."""
         share = 0.0

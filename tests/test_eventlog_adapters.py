@@ -32,6 +32,7 @@ from fastrank.eventlog import (
 )
 from fastrank.eventlog.capture import DataCapture
 from fastrank.eventlog.obdlog import items_of_obd
+from fastrank.rules import AppliedRules
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "obd"
 needs_source = pytest.mark.skipif(
@@ -677,3 +678,16 @@ class TestDataCapture:
         assert rows[0]["exclude"] == [101]
         assert rows[0]["query"] == QUERY
         assert math.isclose(sum(rows[0]["log_propensities"]), rows[0]["log_propensity"])
+
+    def test_kept_with_its_rules(self, tmp_path: Path) -> None:
+        rules = fr.Rules(pin={2: 105})
+        answer = response(self.ranking(rules=rules), "r", rules={"id": rules.id, "params": {}})
+        line = capture({"query": QUERY, "rules": {"pin": {"2": 105}}}, answer, "e1")
+        source = from_data_capture(write(tmp_path / "a.jsonl", line))
+        with LogWriter(tmp_path / "log") as log:
+            for table in source:
+                with pytest.raises(ValueError, match=r"rules: .* not those of the id 'other'"):
+                    log.append_table(table, {"other": rules})
+                log.append_table(table, source.rules)
+        (batch,) = LogReader(tmp_path / "log")
+        assert batch.rules(0) == AppliedRules(rules, {})

@@ -849,6 +849,7 @@ class TestFiles:
         self.write(tmp_path / "text.parquet", row(0, "str"), kind="str")
         good = table([row(5)])
         (tmp_path / "empty.parquet").write_bytes(b"")
+        (tmp_path / "begun.arrow").write_bytes(b"")  # a writer has just made it
         (tmp_path / "json.parquet").write_text('{"a": 1}')
         (tmp_path / "noise.arrow").write_bytes(np.random.default_rng(0).bytes(4000))
         pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from fastrank.eventlog import filters
 from fastrank.eventlog.background import GATE, THREADS, Task
+from fastrank.eventlog.batch import named_rules
 from fastrank.eventlog.filters import Content, bias_id, canonical, remove_leftovers, size_of
 from fastrank.eventlog.rows import (
     Row,
@@ -596,7 +597,9 @@ class LogWriter:
                 )
         return found
 
-    def append_table(self, table: pa.Table | pa.RecordBatch) -> int:
+    def append_table(
+        self, table: pa.Table | pa.RecordBatch, rules: Mapping[str, Rules] | None = None
+    ) -> int:
         """Add rows that are in the log's schema already, such as those of an adapter.
 
         Parameters
@@ -606,6 +609,9 @@ class LogWriter:
             rows of schema 2. Other columns are kept.
             `writer_id` and `writer_seq` are set anew. What the rows say is not checked:
             `LogReader` does that.
+        rules : mapping of str to Rules, optional
+            By their ids, those that rows name, such as `DataCapture.rules`; they are stored beside
+            the rows, without which nobody can compute propensities under them again.
 
         Returns
         -------
@@ -615,11 +621,15 @@ class LogWriter:
         Raises
         ------
         ValueError
-            If a column cannot be taken in the schema's type, or a table of schema 1 has a column of
-            its own under a name that schema 2 has given to another.
+            If rules stand under an id that is not theirs, a column cannot be taken in the schema's
+            type, or a table of schema 1 has a column of its own under a name that schema 2 has
+            given to another.
         """
         if not isinstance(table, pa.Table | pa.RecordBatch):
             raise ValueError(f"table: expected a pyarrow Table or RecordBatch, got {table!r}")
+        for name, each in (rules or {}).items():
+            if not isinstance(each, Rules) or each.id != name:
+                raise ValueError(f"rules: {shown(each)} are not those of the id {shown(name)}")
         try:
             with GATE:
                 full = completed(table)
@@ -636,10 +646,10 @@ class LogWriter:
                 self._convert()  # what came before stands before
             for at in range(0, full.num_rows, self._flush_rows):
                 with GATE:
-                    self._append_part(full.slice(at, self._flush_rows), start + at)
+                    self._append_part(full.slice(at, self._flush_rows), start + at, rules or {})
         return int(full.num_rows)
 
-    def _append_part(self, part: pa.Table, start: int) -> None:
+    def _append_part(self, part: pa.Table, start: int, rules: Mapping[str, Rules]) -> None:
         """Write rows with their place in the sequence; `_disk` is held."""
         own: dict[str, Any] = {
             "writer_id": pa.array([self.writer_id] * part.num_rows, pa.string()),
@@ -648,12 +658,19 @@ class LogWriter:
         for name, values in own.items():
             index = part.schema.get_field_index(name)
             part = part.set_column(index, part.schema.field(index), values)
+        batch = part.combine_chunks().to_batches()[0]
+        named: dict[str, Content] = {
+            name: rules[name] for _, name in named_rules(batch) if name in rules
+        }
         with self._lock:
             self._waiting_rows += part.num_rows
-        batch = part.combine_chunks().to_batches()[0]
-        self._waiting.append(_Waiting(batch.schema, batch.serialize(), len(batch), {}))
+            self._hold(named)
+        self._waiting.append(_Waiting(batch.schema, batch.serialize(), len(batch), named))
         if not self._write() and self._waiting_rows > self._max_rows:
-            self._lose(self._waiting.pop().rows)
+            last = self._waiting.pop()
+            self._lose(last.rows)
+            with self._lock:
+                self._release(last.contents)
 
     def _admit(self, kind: IdKind) -> None:
         """Whether rows of this kind may come; `_lock` is held."""
@@ -677,13 +694,20 @@ class LogWriter:
             size = sum(map(size_of, new))
             if self._contents_bytes + size > _MAX_WAITING_BYTES:
                 return False
-            self._contents_bytes += size
-            for name, values in contents.items():
-                own = values if isinstance(values, Rules) else values.copy()  # not the caller's
-                kept, parts = self._held.get(name) or (own, 0)
-                self._held[name] = kept, parts + 1
-                self._contents[name] = kept
+            self._contents |= self._hold(contents)
         return True
+
+    def _hold(self, contents: Mapping[str, Content]) -> dict[str, Content]:
+        """Keep what one more part brings, not the caller's own; `_lock` is held."""
+        held = {}
+        for name, values in contents.items():
+            kept, parts = self._held.get(name) or (None, 0)
+            if kept is None:
+                kept = values if isinstance(values, Rules) else values.copy()
+                self._contents_bytes += size_of(kept)
+            self._held[name] = kept, parts + 1
+            held[name] = kept
+        return held
 
     def _filters(
         self, kind: IdKind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Content]

@@ -20,7 +20,7 @@ import time
 import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -951,13 +951,16 @@ class TestRemoved:
         """Its rows are lost before its Parquet file is whole, and not after."""
         open_stream = segments_module.open_stream
 
-        def remove_before(*arguments: Any) -> Any:
-            self.remove_segment(tmp_path)
-            return open_stream(*arguments)
+        # Logs of other tests may be sealed meanwhile.
+        def remove_before(file: BinaryIO) -> Any:
+            if tmp_path in Path(file.name).parents:
+                self.remove_segment(tmp_path)
+            return open_stream(file)
 
-        def remove_after(*arguments: Any) -> Any:
-            self.remove_segment(tmp_path)
-            return sync(*arguments)
+        def remove_after(path: Path) -> None:
+            if tmp_path in path.parents:
+                self.remove_segment(tmp_path)
+            sync(path)
 
         log = self.log(tmp_path)
         log.append(ranking)

@@ -24,6 +24,7 @@ from fastrank.ruled import FEW, BoundRules, Regime, log_factor_rows
 __all__ = ["Best", "Blocked", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
 _ONE_BY_ONE = 256
+_FEW_GROUPS = 32  # to look at one by one
 _LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
 _CELLS = 1 << 20  # of a matrix
 _TOLD = 1e-6  # of a total: sums by label of less may lack digits (kernels.h, "Labels")
@@ -341,8 +342,10 @@ class Blocked:
                 self._known.setdefault(group, []).append((position, log_weight))
 
     def log_rest(self, blocked: Collection[int], shown: Collection[int], log_left: float) -> float:
-        """The mass of all that is left, `log_left`, without some groups; NaN where a difference
-        would lose more than one bit. O(len(blocked) + known items of those)."""
+        """The mass of all that is left, `log_left`, without some groups; NaN where those are many,
+        or a difference would lose more than one bit."""
+        if len(blocked) > _FEW_GROUPS:
+            return math.nan
         share = 0.0
         scale = math.exp(min(self._log_reference - log_left, _LARGE))
         for group in blocked:

@@ -296,8 +296,7 @@ class _Draw:
         return _Order(drawn, log_weights, cover)
 
     def draw_order(self, regime: Regime, *, decays: bool = False) -> _Order:
-        """Anew, of what is allowed now and not shown, with its decays if that is asked for; of all
-        eligible items where that is all."""
+        """Anew, of what is allowed now and not shown, with its decays if that is asked for."""
         cover = regime if decays else regime._replace(decayed=((),) * len(regime.decayed))
         if cover.decays:
             order = self.ordered(self.draw_decayed(cover), cover)
@@ -305,16 +304,20 @@ class _Draw:
             ask = self.among(regime)._replace(k=self.ahead)
             order = self.ordered(self.asked(_of_part(self.call.spec), self.seed(), ask), cover)
         else:
-            own = np.array([*self.state.shown, *self.state.reserved], np.int64)
-            old = self.call.ask.excluded
-            ask = self.call.ask._replace(
-                k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
-            )
-            drawn = self.asked(_of_part(self.call.spec), self.seed(), ask)
-            self.base, self.part = self.ordered(drawn, None), None
-            return self.base
+            return self.draw_base()
         self.part = order
         return order
+
+    def draw_base(self) -> _Order:
+        """Anew, of all eligible items that are not shown."""
+        own = np.array([*self.state.shown, *self.state.reserved], np.int64)
+        old = self.call.ask.excluded
+        ask = self.call.ask._replace(
+            k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
+        )
+        drawn = self.asked(_of_part(self.call.spec), self.seed(), ask)
+        self.base, self.part = self.ordered(drawn, None), None
+        return self.base
 
     def draw_decayed(self, regime: Regime) -> Drawn:
         """An order by decayed weights, which no score in float32 has. O(n)."""
@@ -461,6 +464,8 @@ class _Draw:
         if self.part is not None and self.part.covers(regime) and not self.part.is_used_up:
             return self.part
         order = self.base
+        if order is None and self.part is not None:
+            return self.draw_base()  # regimes that take turns would have an order each time
         if order is None or (order.is_used_up and not regime.blocks):
             return self.draw_order(regime)
         if regime.owed and not self.has_labels and not order.is_of(regime):

@@ -151,7 +151,7 @@ MADE: dict[str, World] = {
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Any:
     def force(count: int) -> None:
-        monkeypatch.setattr(walk, "ahead", lambda k: count)
+        monkeypatch.setattr(walk, "ahead", lambda *_: count)
 
     return force
 

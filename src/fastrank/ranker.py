@@ -505,14 +505,14 @@ class Ranker:
     ) -> dict[int, walk.First]:
         """The orders with which the lists of some rows begin, of policies that have one; rows whose
         passes sum up by the same labels share them."""
-        together: dict[int, tuple[Joint | None, list[int], list[Ask]]] = {}
+        together: dict[tuple[int, int], tuple[Joint | None, list[int], list[Ask]]] = {}
         for i in rows:
             own = ruled[i]
             assert own is not None
             if walk.draws_order(asks[i].spec):
                 n_eligible = self._eligible(asks[i].excluded, asks[i].allowed)[1]
                 ask, joint = walk.first_of(self, asks[i], own.bound, n_eligible, own.after)
-                _, users, wanted = together.setdefault(id(joint), (joint, [], []))
+                _, users, wanted = together.setdefault((id(joint), ask.k), (joint, [], []))
                 users.append(i)
                 wanted.append(ask)
         firsts: dict[int, walk.First] = {}

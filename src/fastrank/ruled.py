@@ -60,6 +60,7 @@ class BoundRules:
     shares : list of (mask, int)
     pins, pin_sets : dict from a place to a position, and to a mask
     rare_sets : set of the places of small sets
+    arrivals : int
     """
 
     def __init__(
@@ -89,6 +90,10 @@ class BoundRules:
                 self.excluded = np.flatnonzero(~self.where)
         self.shares = [(self._mask(rules, text), q) for text, q in rules.at_least.items()]
         self._check_shares(list(rules.at_least))
+        # Items that must come, in no order, until those have that shares wait for; no more than pay
+        # beside a pass.
+        waited = sum(q * n_items // max(1, int(mask.sum())) for mask, q in self.shares)
+        self.arrivals = min(waited, n_items // _FEW_BESIDE)
         self.pins = self._pins(rules, find)
         self.pin_sets = {
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()

@@ -29,13 +29,15 @@ from fastrank.rulemass import Best, Blocked, Call, Masses, Source, Total, explor
 __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
 _AHEAD = 64  # items of an order that are drawn at a time, or four times the places
+_MOST_AHEAD = 640  # for these: as many cost a few hundredths of a pass over a million items
 _MOST_EMPTY = 8  # regimes that are known to allow nothing
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
 
 
-def ahead(k: int) -> int:
-    """How many items of an order are drawn at a time for k places."""
-    return max(_AHEAD, 4 * k)
+def ahead(k: int, arrivals: int = 0) -> int:
+    """How many items of an order are drawn at a time for k places, or twice the arrivals that are
+    to be expected until some that places wait for have come."""
+    return max(_AHEAD, 4 * k, min(2 * arrivals, _MOST_AHEAD))
 
 
 def draws_order(spec: Spec) -> bool:
@@ -78,7 +80,8 @@ def first_of(
         if spec.kind == _native.GUMBEL:
             joint = bound.joint(ask.k)
     reserved = State(bound, min(ask.k, n_eligible), after).reserved if bound.pins else ()
-    ask = ask._replace(k=min(ahead(ask.k), source._n_items), spec=spec)
+    wanted = ahead(ask.k, bound.arrivals)
+    ask = ask._replace(k=min(wanted, source._n_items), spec=spec)
     if reserved:
         own = np.array(sorted(reserved), np.int64)
         excluded = own if ask.excluded is None else np.concatenate([ask.excluded, own])
@@ -192,7 +195,7 @@ class _Draw:
         self.error = 0.0  # of the masses of orders
         self.has_labels = False
         self.has_waited = False  # and coins with those masses
-        self.ahead = ahead(call.ask.k)
+        self.ahead = ahead(call.ask.k, call.bound.arrivals)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
         self.log_weights: dict[int, float] = {}  # of all that arrived, or may
@@ -200,7 +203,7 @@ class _Draw:
         self.opening: _Order | None = None  # it
         self.base: _Order | None = None  # of all eligible items, as first, or a later one
         self.part: _Order | None = None  # of what some regime allows
-        # After so many arrivals that are not accepted an order of what is allowed is drawn.
+        # After so many arrivals that are not accepted an order by decayed weights is drawn.
         self.patience = self.ahead // 3
         self.best = Best(call, self.ahead)
         self.empty: list[Regime] = []  # that allowed nothing that was left
@@ -412,7 +415,7 @@ class _Draw:
         log_all = self.log_mass(order, regime, waiting)
         refused = 0
         while True:
-            is_refused = refused > self.patience and not order.is_of(regime)
+            is_refused = refused > self.patience and regime.decays and not order.is_of(regime)
             if order.is_used_up or is_refused:
                 decays = is_refused or (order.cover is not None and order.cover.decays)
                 order, refused = self.draw_order(regime, decays=decays), 0

@@ -476,21 +476,13 @@ class _Draw:
         return order
 
     def waiting_for(self, order: _Order, regime: Regime) -> dict[int, float]:
-        """Log-weights, by now, of what was met and the order will not bring."""
-        waiting = {}
-        for other in (self.base, self.part):
-            if other is None or not other.pool:
-                continue
-            met = [*other.pool]
-            if other is not order and order.cover is not None:
-                holds = order.cover.log_factors(met)
-                met = [p for p, own in zip(met, holds, strict=True) if own == -math.inf]
-            elif other is not order:
-                met = []
-            for position, log_factor in zip(met, regime.log_factors(met), strict=True):
-                if log_factor > -math.inf:
-                    waiting[position] = other.pool[position] + log_factor
-        return waiting
+        """Log-weights, by now, of what has come by an order that covers the regime, and waits."""
+        met = [*order.pool]
+        return {
+            position: order.pool[position] + log_factor
+            for position, log_factor in zip(met, regime.log_factors(met), strict=True)
+            if log_factor > -math.inf
+        }
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:
         """One of those that wait, if it comes before the next of the order."""

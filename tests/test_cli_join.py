@@ -88,8 +88,8 @@ def test_no_reward_used_is_a_failed_check(log: Path, tmp_path: Path) -> None:
         ("upper", [reward("R0", 100)], "name requests that the log does not hold"),
         ("east", [reward("r0", 100, hours=25)], "came after the window; a time that says no zone"),
         ("west", [reward("r0", 100, hours=-5)], "up to 5 h: a time that says no zone is taken"),
-        ("items", [reward("r0", 999)], "1 of 1 rewards are of items that were not shown there"),
-        ("places", [reward("r0", 100, position=1)], "items that were shown in another position"),
+        ("items", [reward("r0", 999)], "1 of 1 rewards are of items that were not ranked there"),
+        ("places", [reward("r0", 100, position=1)], "items that were ranked in another position"),
     ):
         clicks = write_rewards(tmp_path / f"{name}.csv", *rewards)
         result = run("join", log, clicks, *USUAL, "-o", tmp_path / name)

@@ -148,7 +148,8 @@ class TestRewards:
         rewards = [reward("r0", 0), reward("r0", 100)]
         found, summary = joined(tmp_path, rewards, row(0, displayed=1))
         assert found == {"r0": [1.0, None, None]}
-        assert (summary.rewards_used, summary.rewards_unlogged) == (1, 1)
+        assert (summary.rewards_used, summary.rewards_unlogged) == (1, 0)
+        assert (summary.rewards_not_displayed, summary.rewards_dropped) == (1, 1)
         (batch,) = LogReader(tmp_path / "out")
         assert batch.observed.all()
 
@@ -259,14 +260,22 @@ class TestRewards:
                 continue
             one = by_id[each["request_id"]]
             m = len(one["item_ids"]) if one["displayed"] is None else one["displayed"]
-            shown = one["item_ids"][:m]
-            if each["item_id"] not in shown:
+            if each["item_id"] not in one["item_ids"]:
                 count.rewards_unlogged += 1
                 count.rewards_dropped += 1
                 continue
-            place = shown.index(each["item_id"])
+            place = one["item_ids"].index(each["item_id"])
             if each["position"] not in (None, place + 1):
                 count.rewards_misplaced += 1
+                count.rewards_dropped += 1
+                continue
+            if one["displayed"] == 0:
+                if closed[each["request_id"]]:  # or it may be shown yet
+                    count.rewards_not_shown += 1
+                    count.rewards_dropped += 1
+                    continue
+            elif place >= m:
+                count.rewards_not_displayed += 1
                 count.rewards_dropped += 1
                 continue
             delay = each["ts"] - datetime.fromtimestamp(one["ts"] / 1e6, UTC)
@@ -302,12 +311,13 @@ class TestRewards:
             count.early_seconds_most = max(taken)
         assert bool(taken) == (skew > timedelta(0))
         count.rows_written = len(expected)
+        count.rows_not_shown = sum(by_id[name]["displayed"] == 0 for name in expected)
         count.rows_with_reward = len({name for name, _ in used})
         assert count.rows_set_aside == 0
         fates = [
             number
             for name, number in count.to_dict().items()
-            if isinstance(number, int) and name != "rewards_early"
+            if isinstance(number, int) and name != "rewards_early" and "impressions" not in name
         ]
         assert sorted(fates)[1] > 0  # and every other fate occurs
 
@@ -324,6 +334,7 @@ class TestRewards:
         assert summary.rewards_read == (
             summary.rewards_used + summary.rewards_of_open_rows + summary.rewards_before
             + summary.rewards_after + summary.rewards_misplaced + summary.rewards_unlogged
+            + summary.rewards_not_displayed + summary.rewards_not_shown
         )  # fmt: skip
         among = summary.rewards_dropped + summary.rewards_used + summary.rewards_of_open_rows
         assert 0.0 < summary.dropped_share == summary.rewards_dropped / among < 1.0

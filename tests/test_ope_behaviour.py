@@ -73,7 +73,7 @@ def scrolls_on_by_what_is_there(ranking: Ranking) -> Iterator[Outcome]:
 
 
 def gives_up_at_once(ranking: Ranking) -> Iterator[Outcome]:
-    """Nothing is displayed to every third; the others scroll by what is there."""
+    """A third never sees it; the others scroll by what is there."""
     yield 1.0 / 3.0, 0, []
     for chance, depth, clicked in scrolls_on_by_what_is_there(ranking):
         yield 2.0 / 3.0 * chance, depth, clicked
@@ -364,7 +364,8 @@ def test_heavy_weights_contradict_nothing() -> None:
 def evaluated(batch: ope.Batch, **options: Any) -> ope.PolicyResult:
     log = LogReader.of_tables(of_batch(batch), columns=["evaluated"])
     found = ope.evaluate(log, [ope.FromColumn("new", "evaluated")], **options)
-    assert found.rows_used == len(batch)
+    assert found.rows_used == np.count_nonzero(batch.lengths)
+    assert found.set_aside.get("not_shown", 0) == np.count_nonzero(batch.lengths == 0)
     return found.policies[0]
 
 
@@ -396,8 +397,10 @@ def test_snips_leads_where_it_is_as_exact() -> None:
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
 def test_an_evaluation_has_the_population_exactly(behaviour: Behaviour) -> None:
-    """Displayed places and row weights, from a log to its estimates."""
+    """Displayed places and row weights, from a log to its estimates: a ranking that was shown."""
     batch, truth = population(behaviour)
+    assert batch.row_weights is not None
+    truth /= batch.row_weights[batch.lengths > 0].sum()
     found = evaluated(batch)
     for name, estimate in found.estimates.items():
         if name in BEHAVIOURS[behaviour]:

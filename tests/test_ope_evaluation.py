@@ -293,11 +293,11 @@ FOUR = fr.Catalog(np.arange(4), np.log([[1.0], [2.0], [3.0], [4.0]]))
 
 
 def slates(directory: Path, logging: fr.Policy, rows: int = 400) -> LogReader:
-    """Rankings of 2 of four items, of 1 where no more are eligible, and less if displayed so."""
+    """Rankings of 2 of four items, of fewer where no more are eligible, or displayed."""
     query = np.array([1.0], np.float32)
     with LogWriter(directory) as log:
         for i in range(rows):
-            allow = [2] if i % 8 == 1 else None
+            allow = [2] if i % 8 == 1 else [] if i % 16 == 3 else None
             ranking = FOUR.rank(query, 2, policy=logging, seed=i, allow=allow)
             log.append(
                 ranking,
@@ -306,7 +306,7 @@ def slates(directory: Path, logging: fr.Policy, rows: int = 400) -> LogReader:
                 user_id=f"u{i}",
                 query=query,
                 allow=allow,
-                displayed=i // 8 % 2 if i % 4 == 2 else None,
+                displayed=1 if i % 4 == 2 else None,
                 rewards=[1.0] * len(ranking),
             )
     return LogReader(directory)
@@ -558,9 +558,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         serve(log, 20, fr.PlackettLuce(1.0), first=530, is_fallback=True)
         serve(log, 10, fr.PlackettLuce(1.0), first=550, rewards=lambda ranking: [1.0, None])
         serve(log, 5, fr.PlackettLuce(1.0), first=560, rewards=lambda ranking: None)
+        serve(log, 200, fr.PlackettLuce(1.0), first=565, displayed=0)
     found = evaluate(tmp_path, fr.PlackettLuce(0.9))
-    assert (found.rows, found.rows_used) == (565, 500)
-    assert found.set_aside == {"caller_seed": 30, "fallback": 20, "reward_not_observed": 15}
+    assert (found.rows, found.rows_used) == (765, 500)
+    assert found.set_aside == {
+        "caller_seed": 30, "fallback": 20, "not_shown": 200, "reward_not_observed": 15,
+    }  # fmt: skip
+    assert "set_aside" not in found.policies[0].reasons  # it is no flaw
     more = evaluate(
         tmp_path, fr.PlackettLuce(0.9), include_fallback=True, include_caller_seeds=True
     )

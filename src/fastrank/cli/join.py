@@ -22,7 +22,9 @@ __all__ = ["join"]
 @click.argument("logs")
 @click.argument("rewards")
 @click.option(
-    "--window", required=True, help="How long after a ranking rewards count: 30m, 24h, 7d."
+    "--window",
+    required=True,
+    help="How long after a ranking was shown rewards count: 30m, 24h, 7d.",
 )
 @click.option(
     "--as-of",
@@ -36,6 +38,11 @@ __all__ = ["join"]
     help="positives: what is not there is 0. complete: what is not there was not observed.",
 )
 @click.option(
+    "--shown",
+    metavar="IMPRESSIONS",
+    help="What was shown, and when: request_id, ts, displayed (how many places, from the first).",
+)
+@click.option(
     "--repeats",
     type=click.Choice(["max", "sum", "first"]),
     default="max",
@@ -46,12 +53,12 @@ __all__ = ["join"]
     "--skew",
     default="0s",
     show_default=True,
-    help="So long before its ranking a reward may come, where clocks differ: 30s.",
+    help="So long before its ranking a reward or impression may come, where clocks differ: 30s.",
 )
 @click.option(
     "--other-requests",
     is_flag=True,
-    help="REWARDS holds rewards of requests that were not logged, too.",
+    help="REWARDS and IMPRESSIONS hold those of requests that were not logged, too.",
 )
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make."
@@ -63,6 +70,7 @@ def join(
     window: str,
     as_of: str,
     kind: str,
+    shown: str | None,
     repeats: str,
     skew: str,
     other_requests: bool,
@@ -78,6 +86,10 @@ def join(
     whose window is still open at the given time are left out: run it again later. The result is
     written whole or not at all, and not among LOGS, where the next command would read it, too.
 
+    Ranked is not shown: with --shown, windows begin when a ranking was first shown, places beyond
+    those displayed earn nothing, and a ranking without an impression was never shown: it earns
+    nothing, and evaluate leaves it out.
+
     Rewards that found no ranking are told apart. Exit code 1 if rankings were written, and not one
     of the rewards was used.
 
@@ -85,6 +97,8 @@ def join(
     Example:
       fastrank join logs/ clicks.csv --window 24h --as-of 2026-02-01T00:00:00Z \\
           --kind positives -o joined/
+      fastrank join logs/ clicks.csv --shown impressions.csv --window 24h \\
+          --as-of 2026-02-01T00:00:00Z --kind positives -o joined/
     """
     from fastrank.eventlog.account import told
     from fastrank.eventlog.join import join as join_rewards
@@ -98,6 +112,7 @@ def join(
             window=window,
             as_of=as_of,
             kind=kind,  # type: ignore[arg-type]  # click has checked both
+            shown=shown,
             repeats=repeats,  # type: ignore[arg-type]
             skew=skew,
             other_requests=other_requests,
@@ -110,7 +125,7 @@ def join(
         for line in (*missing, *([verdict] if verdict else [])):
             click.echo(f"fastrank join: {line}", err=True)
     else:
-        _print(output, summary, missing, verdict)
+        _print(output, summary, missing, verdict, shown is not None)
     unused = summary.rewards_read and summary.rows_written and not summary.rewards_used
     return 1 if unused else 0
 
@@ -120,6 +135,8 @@ def _verdict(summary: JoinSummary, kind: str) -> str:
     nothing = "earned 0" if kind == "positives" else "has no reward"
     if not summary.rows_written:
         return "No ranking was written: all windows are open." if summary.rows_open else ""
+    if summary.rows_not_shown == summary.rows_written:
+        return "No ranking that was written was ever shown: there is nothing to evaluate."
     if not summary.rewards_read:
         return f"There are no rewards in the files: every ranking written {nothing}."
     if not summary.rewards_used:
@@ -129,7 +146,9 @@ def _verdict(summary: JoinSummary, kind: str) -> str:
     return ""
 
 
-def _print(output: Path, summary: JoinSummary, missing: list[str], verdict: str) -> None:
+def _print(
+    output: Path, summary: JoinSummary, missing: list[str], verdict: str, has_impressions: bool
+) -> None:
     console = standard_output()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -141,6 +160,7 @@ def _print(output: Path, summary: JoinSummary, missing: list[str], verdict: str)
         ("  left out, window still open", summary.rows_open),
         ("  written", summary.rows_written),
         ("    with a reward from the files", summary.rows_with_reward),
+        ("    never shown", summary.rows_not_shown),
         ("rewards read", summary.rewards_read),
         ("  used", summary.rewards_used),
         ("    of these, repeats", summary.rewards_repeated),
@@ -150,9 +170,25 @@ def _print(output: Path, summary: JoinSummary, missing: list[str], verdict: str)
         ("  after the window", summary.rewards_after),
         ("  request not in the log", unlogged),
         ("    within its time", summary.rewards_unlogged_in_span),
-        ("  item not shown there", summary.rewards_unlogged - unlogged),
-        ("  shown in another position", summary.rewards_misplaced),
+        ("  item not ranked there", summary.rewards_unlogged - unlogged),
+        ("  ranked in another position", summary.rewards_misplaced),
+        ("  beyond the places displayed", summary.rewards_not_displayed),
+        ("  of rankings never shown", summary.rewards_not_shown),
     ]
+    if has_impressions:
+        rows += [
+            ("impressions read", summary.impressions_read),
+            ("  used", summary.impressions_used),
+            ("    of these, repeats", summary.impressions_repeated),
+            ("    more places than were ranked", summary.impressions_beyond),
+            ("    before their ranking, within the skew", summary.impressions_early),
+            ("  of rankings left out", summary.impressions_of_open_rows),
+            ("  before their ranking", summary.impressions_before),
+            ("  after the window", summary.impressions_after),
+            ("  of no place", summary.impressions_empty),
+            ("  request not in the log", summary.impressions_unlogged),
+            ("    within its time", summary.impressions_unlogged_in_span),
+        ]
     for name, count in rows:
         table.add_row(name, f"{count:,}")
     console.print(table)

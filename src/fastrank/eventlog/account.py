@@ -22,7 +22,10 @@ class JoinSummary:
     """What a join did.
 
     A reward has one fate: it is used, of a row left out, before its ranking, after the window, of
-    another position, of an item that was not shown, or of a request that the log does not hold.
+    a ranking that was never shown, of a place that was not displayed, of another position, of an
+    item that was not ranked, or of a request that the log does not hold. An impression likewise: it
+    is used, of a row left out, before its ranking, after the window, of no place, or of a request
+    that the log does not hold.
 
     Attributes
     ----------
@@ -34,6 +37,9 @@ class JoinSummary:
         When the last open window closes, ISO 8601, UTC; None where none is open.
     rows_written, rows_with_reward : int
         Of the result; the latter have at least one reward from the files.
+    rows_not_shown : int
+        Of those written, how many were never shown (`displayed` is 0): they earn nothing, and
+        evaluations leave them out.
     rewards_read, rewards_used : int
         Rewards of the files, and those that stand in the result (before repeats are merged).
     rewards_repeated : int
@@ -54,17 +60,38 @@ class JoinSummary:
         After the window.
     rewards_unlogged : int
         Pairs of request and item that the log does not hold: no such request (or its row is set
-        aside), or the item was not shown there. `rewards_unlogged_requests` of them have no
+        aside), or the item was not ranked there. `rewards_unlogged_requests` of them have no
         such request.
     rewards_unlogged_in_span : int
         Of those without such a request, how many lie within the log's time: from its first row to
         the end of its last row's window.
     rewards_misplaced : int
-        The item was shown, but not in the position that the reward states.
+        The item was ranked, but not in the position that the reward states.
+    rewards_not_displayed : int
+        The item was ranked, at a place beyond those displayed.
+    rewards_not_shown : int
+        Of rankings that were never shown.
     rewards_dropped : int
         Rewards that should have found their ranking, and are missing: `rewards_before`,
-        `rewards_misplaced`, items not shown, and, unless the files hold `other_requests`,
-        `rewards_unlogged_in_span`.
+        `rewards_misplaced`, `rewards_not_displayed`, `rewards_not_shown`, items not ranked, and,
+        unless the files hold `other_requests`, `rewards_unlogged_in_span`.
+    impressions_read, impressions_used : int
+        Impressions of the files, and those that say what the result has.
+    impressions_repeated, impressions_beyond, impressions_early : int
+        Of those used: further ones of a row; those that say more places than the ranking has, of
+        which all were displayed then; those before the row was served, by no more than `skew`.
+    impressions_of_open_rows : int
+        Left out with their rows.
+    impressions_before, impressions_after : int
+        Before the row was served, by more than `skew`; after the window that the first one opened.
+    impressions_empty : int
+        They say that no place was displayed, of a ranking that has some: nothing was shown.
+    impressions_unlogged, impressions_unlogged_in_span : int
+        Of requests that the log does not hold, and of those how many lie within the log's time.
+    impressions_dropped : int
+        Impressions that should have found their ranking, which counts as not shown for want of
+        them: `impressions_before` and, unless the files hold `other_requests`,
+        `impressions_unlogged_in_span`.
     files_set_aside, files_cut : dict of str to str
         Files of the log that could not be read, or not to their end, as in `ReadReport`.
     """
@@ -75,6 +102,7 @@ class JoinSummary:
     open_until: str | None = None
     rows_written: int = 0
     rows_with_reward: int = 0
+    rows_not_shown: int = 0
     rewards_read: int = 0
     rewards_used: int = 0
     rewards_repeated: int = 0
@@ -91,7 +119,21 @@ class JoinSummary:
     rewards_unlogged_requests: int = 0
     rewards_unlogged_in_span: int = 0
     rewards_misplaced: int = 0
+    rewards_not_displayed: int = 0
+    rewards_not_shown: int = 0
     rewards_dropped: int = 0
+    impressions_read: int = 0
+    impressions_used: int = 0
+    impressions_repeated: int = 0
+    impressions_beyond: int = 0
+    impressions_early: int = 0
+    impressions_of_open_rows: int = 0
+    impressions_before: int = 0
+    impressions_after: int = 0
+    impressions_empty: int = 0
+    impressions_unlogged: int = 0
+    impressions_unlogged_in_span: int = 0
+    impressions_dropped: int = 0
     files_set_aside: dict[str, str] = field(default_factory=dict)
     files_cut: dict[str, str] = field(default_factory=dict)
 
@@ -107,7 +149,9 @@ class JoinSummary:
 
 
 _COUNTS = [each.name for each in fields(JoinSummary) if each.default == 0]
-_FATES = ("used", "of_open_rows", "before", "after", "unlogged", "misplaced")
+_LOST = ("before", "unlogged", "misplaced", "not_displayed", "not_shown")
+_FATES = ("used", "of_open_rows", "after", *_LOST)
+_SEEN = ("used", "of_open_rows", "before", "after", "empty", "unlogged")
 
 
 def read_account(file: Path, identity: str) -> dict[str, Any]:
@@ -152,11 +196,14 @@ def _is_sound(account: Any) -> bool:
     ):
         return False
     fates = {fate: summary.get(f"rewards_{fate}", 0) for fate in _FATES}
-    lost = fates["before"] + fates["unlogged"] + fates["misplaced"]
+    seen = {fate: summary.get(f"impressions_{fate}", 0) for fate in _SEEN}
     return bool(
         sum(fates.values()) <= summary.get("rewards_read", 0)
-        and summary.get("rewards_dropped", 0) <= lost
+        and summary.get("rewards_dropped", 0) <= sum(fates[fate] for fate in _LOST)
         and summary.get("rewards_early", 0) <= fates["used"]
+        and sum(seen.values()) <= summary.get("impressions_read", 0)
+        and summary.get("impressions_dropped", 0) <= seen["before"] + seen["unlogged"]
+        and summary.get("rows_not_shown", 0) <= summary.get("rows_written", 0)
     )
 
 
@@ -195,16 +242,16 @@ def _is_table(value: object, kind: Any) -> bool:
     return isinstance(value, dict) and all(map(kind, value.values()))
 
 
-def dropped_of(account: Mapping[str, Any]) -> tuple[int, int]:
-    """Rewards that a join dropped, and those that it judged, as its account has them.
+def dropped_of(account: Mapping[str, Any], what: str = "rewards") -> tuple[int, int]:
+    """Rewards, or impressions, that a join dropped, and those that it judged, by its account.
 
     (0, 0) where it does not say, as those written before they were told apart do not.
     """
     summary = account.get("summary", {})
-    if "rewards_dropped" not in summary:
+    if f"{what}_dropped" not in summary:
         return 0, 0
-    lost: int = summary["rewards_dropped"]
-    found = summary.get("rewards_used", 0) + summary.get("rewards_of_open_rows", 0)
+    lost: int = summary[f"{what}_dropped"]
+    found = summary.get(f"{what}_used", 0) + summary.get(f"{what}_of_open_rows", 0)
     return lost, lost + found
 
 
@@ -249,8 +296,16 @@ def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[st
             if "rewards_unlogged_in_span" in summary
             else "name requests that the log does not hold",
         ),
-        (count["rewards_unlogged"] - unlogged, "are of items that were not shown there"),
-        (count["rewards_misplaced"], "are of items that were shown in another position"),
+        (count["rewards_unlogged"] - unlogged, "are of items that were not ranked there"),
+        (count["rewards_misplaced"], "are of items that were ranked in another position"),
+        (
+            count["rewards_not_displayed"],
+            "are of items beyond the places that were displayed: do the impressions say how many?",
+        ),
+        (
+            count["rewards_not_shown"],
+            "are of rankings that were never shown: are impressions missing?",
+        ),
         (
             count["rewards_after"],
             "came after the window"
@@ -264,7 +319,37 @@ def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[st
         median = summary.get("early_seconds_median") or 0.0
         what = f"came before their ranking{_amount(median, most)}, and count by --skew"
         found.append((count["rewards_early"], f"{what}: no clocks differ so; {_ZONES}"))
-    return [f"{number:,} of {read:,} rewards {what}" for number, what in found if number > 0]
+    lines = [f"{number:,} of {read:,} rewards {what}" for number, what in found if number > 0]
+    return [*lines, *_told_impressions(count, other_requests)]
+
+
+def _told_impressions(count: Mapping[str, int], other_requests: bool) -> list[str]:
+    """The same of impressions, and of rankings for want of them."""
+    unlogged, in_span = count["impressions_unlogged"], count["impressions_unlogged_in_span"]
+    nowhere = "name requests that the log does not hold"
+    found = [
+        (
+            count["impressions_before"],
+            "came before their ranking, which is not shown by them: if clocks differ, join with"
+            " --skew",
+        ),
+        (
+            in_span,
+            nowhere
+            + (
+                "" if other_requests else "; if these were never logged, join with --other-requests"
+            ),
+        ),
+        (unlogged - in_span, f"{nowhere}, at times that it does not cover"),
+        (count["impressions_empty"], "say that no place was displayed, and count for none"),
+        (
+            count["impressions_beyond"],
+            "say more places than their ranking has: all of it was displayed",
+        ),
+        (count["impressions_after"], "came after the window that the first one opened"),
+    ]
+    read = count["impressions_read"]
+    return [f"{number:,} of {read:,} impressions {what}" for number, what in found if number > 0]
 
 
 def _early(summary: Mapping[str, Any]) -> str:

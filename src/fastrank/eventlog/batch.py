@@ -20,6 +20,7 @@ from fastrank.eventlog.columns import (
     Parameters,
     codes_of,
     floats,
+    integers,
     is_valid,
     lengths_of,
     plain,
@@ -123,6 +124,11 @@ class LogBatch:
         return uniforms(self.request_hash)
 
     @cached_property
+    def never_shown(self) -> Mask:
+        """Rows (n,) that nobody saw: `displayed` is 0."""
+        return np.asarray(integers(self._coded.column("displayed")) == 0)
+
+    @cached_property
     def user_ids(self) -> list[str | None]:
         """As logged; length n."""
         users: list[str | None] = self._coded.column("user_id").to_pylist()
@@ -209,6 +215,11 @@ class LogBatch:
         result = np.full(len(self), np.nan)
         result[there] = floats(column.values.take(column.offsets.take(there)))
         return result
+
+    def ranked(self, i: int) -> tuple[AnyArray, FloatArray]:
+        """Item ids and log-propensities of row i as it was drawn, displayed or not; (m,) each."""
+        drawn = np.array(self._coded.column("log_propensities")[i].as_py(), np.float64)
+        return self.item_ids[i, : len(drawn)], drawn
 
     def query(self, i: int) -> Float32Array | None:
         """The query of row i, (d,) float32; None where the user's vector in the model is meant."""

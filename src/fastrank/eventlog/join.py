@@ -1,9 +1,9 @@
 """join: rewards into a log, as a new data set.
 
-A reward counts for a row if it names its request, an item that was shown, and a time within the
-window after the row was served; those that do not are told apart, since they may be missing. While
+A reward counts for a row if it names its request, an item that was displayed, and a time within the
+window after the row was shown; those that do not are told apart, since they may be missing. While
 a row's window is open its rewards are unfinished, so the row is left out; later another join takes
-it in.
+it in. Impressions say when a row was shown, and how many of its places.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastrank.arraytypes import IntArray, Mask
+from fastrank.arraytypes import Hashes, IntArray, Mask
 from fastrank.atomic import leftovers, replacing
 from fastrank.eventlog.account import JoinSummary
 from fastrank.eventlog.batch import LogBatch
+from fastrank.eventlog.columns import integers, is_valid
+from fastrank.eventlog.events import DATED
 from fastrank.eventlog.filters import FOLDER
 from fastrank.eventlog.hashing import text_hashes
+from fastrank.eventlog.impressions import Impressions, read_impressions
 from fastrank.eventlog.paths import JOIN_FILE, path_that_reads
 from fastrank.eventlog.reader import JOIN_KEY, LogReader
-from fastrank.eventlog.rewards import DATED, Rewards, read_rewards
+from fastrank.eventlog.rewards import Rewards, read_rewards
 from fastrank.eventlog.schema import SCHEMA_VERSION, VERSION_KEY, IdKind, schema
 from fastrank.eventlog.segments import parquet_options
 from fastrank.files import Paths, holds_data, listed_paths
@@ -62,6 +65,7 @@ def join(
     window: timedelta | str,
     as_of: datetime | str,
     kind: RewardKind,
+    shown: Paths | None = None,
     repeats: Repeats = "max",
     skew: timedelta | str = timedelta(0),
     other_requests: bool = False,
@@ -80,22 +84,30 @@ def join(
         A directory that does not exist, or holds no data (what is hidden in it, such as .gitkeep,
         stays), and that `logs` would not read the next time.
     window : timedelta or str
-        How long after a row was served its rewards count, both ends included; ``"24h"``, say.
+        How long after a row was shown its rewards count, both ends included; ``"24h"``, say. It
+        was shown when its `shown_at` says, else when it was served.
     as_of : datetime or str
-        The moment up to which the rewards are complete. A row's window is closed if it ended by
-        then; other rows are left out and counted. UTC where it says no zone; not in the future.
+        The moment up to which rewards and impressions are complete. A row's window is closed if it
+        ended by then; other rows are left out and counted. UTC where it says no zone; not in the
+        future.
     kind : {"positives", "complete"}
         positives: the files hold what happened, clicks say, and everything else in a closed
         window is 0. complete: they hold every observation, zeros too, and what is not there was
         not observed. Positives cannot be negative.
+    shown : path or iterable of paths, optional
+        Impressions, in the same forms: columns request_id, displayed (how many places, from the
+        first) and ts. They set `displayed` and `shown_at` of every row, whatever the log said: the
+        first time, and the most places within the window from then. A row without is not shown:
+        `displayed` is 0.
     repeats : {"max", "sum", "first"}
         What several rewards for one item of one row make; `first` by time.
     skew : timedelta or str
-        So long before its row was served a reward may come, and counts as at that time: clocks of
-        browsers and servers differ. At most the window: what is longer is no matter of clocks.
+        So long before its row was shown a reward may come, or an impression before it was served,
+        and counts as at that time: clocks of browsers and servers differ. At most the window: what
+        is longer is no matter of clocks.
     other_requests : bool
-        Whether the files hold rewards of requests that were not logged, too: then those of unknown
-        requests are not counted as dropped.
+        Whether the files hold rewards and impressions of requests that were not logged, too: then
+        those of unknown requests are not counted as dropped.
     advance : callable, optional
         Called with the share of the log that is done.
 
@@ -107,15 +119,15 @@ def join(
     ------
     ValueError
         For bad arguments, `as_of` beyond this machine's clock, an output among the logs, rewards
-        that cannot be (naming file and row), sums of them beyond float64, a log that holds rewards
-        already, or nothing that can be read.
+        or impressions that cannot be (naming file and row), sums of them beyond float64, a log that
+        holds rewards already, or nothing that can be read.
 
     Notes
     -----
-    The rewards are held in memory, about 70 bytes each; the log is streamed. Places beyond
-    `displayed` stay null. The result carries its filters along, and in ``join.json`` what was
-    read and left out, which `LogReader` takes into its report: where more than 5 % of the rewards
-    were dropped, evaluations say so. O(rows + m log m).
+    The rewards are held in memory, about 70 bytes each, and impressions, about 40; the log is
+    streamed. Places beyond `displayed` stay null. The result carries its filters along, and in
+    ``join.json`` what was read and left out, which `LogReader` takes into its report: where more
+    than 5 % of the rewards or impressions were dropped, evaluations say so. O(rows + m log m).
     """
     early = _parse_length("skew", skew)
     if early < timedelta(0):
@@ -148,6 +160,8 @@ def join(
     given: Rewards | None = None
     found = _Found()
     summary = JoinSummary()
+    impressions = None if shown is None else read_impressions(shown)
+    seen = _Seen(0 if impressions is None else len(impressions))
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(place)
     with contextlib.ExitStack() as held, replacing(place) as temporary:
@@ -161,7 +175,8 @@ def join(
                 found.start(len(given))
             _refuse_rewards(batch)
             _refuse_timeless(batch)
-            joined = _joined(batch, given, found, summary, spans, kind, repeats)
+            shown_rows = _shown(batch, impressions, seen, spans)
+            joined = _joined(batch, shown_rows, given, found, summary, spans, kind, repeats)
             if joined is not None:
                 result.add(joined, batch)
             if advance is not None:
@@ -174,6 +189,8 @@ def join(
         summary.files_set_aside = reader.report.unreadable_files
         summary.files_cut = dict(reader.report.files_cut)
         _count(summary, found, given, spans, other_requests)
+        if impressions is not None:
+            _count_impressions(summary, seen, impressions, found, spans, other_requests)
         about = {
             "id": identity,
             "window_seconds": spans.window / 1e6,
@@ -182,6 +199,7 @@ def join(
             "kind": kind,
             "repeats": repeats,
             "other_requests": bool(other_requests),
+            "shown": impressions is not None,
             "summary": summary.to_dict(),
             "source": reader.report.to_dict(),
         }
@@ -298,37 +316,117 @@ def _written(micros: int) -> str | None:
 
 
 class _Found:
-    """What became of each reward, in the order of `Rewards`, and when the log's rows were served.
+    """What became of each reward, in the order of `Rewards`, and when the log's rows were shown.
 
     `delay` is from its row's time to its own, in microseconds, where it has a row.
     """
 
-    first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min  # served: microseconds since 1970
+    first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min  # microseconds since 1970
     last_open: int | None = None
 
     def start(self, count: int) -> None:
         self.request = np.zeros(count, np.bool_)
-        self.shown = np.zeros(count, np.bool_)
+        self.ranked = np.zeros(count, np.bool_)
         self.placed = np.zeros(count, np.bool_)
+        self.not_shown = np.zeros(count, np.bool_)  # the ranking
+        self.not_displayed = np.zeros(count, np.bool_)  # the place
         self.open = np.zeros(count, np.bool_)
         self.inside = np.zeros(count, np.bool_)
         self.delay = np.zeros(count, np.int64)
 
 
+class _Seen:
+    """What became of each impression, in the order of `Impressions`."""
+
+    def __init__(self, count: int) -> None:
+        self.request = np.zeros(count, np.bool_)
+        self.empty = np.zeros(count, np.bool_)
+        self.inside = np.zeros(count, np.bool_)
+        self.open = np.zeros(count, np.bool_)
+        self.beyond = np.zeros(count, np.bool_)
+        self.delay = np.zeros(count, np.int64)
+        self.rows = 0  # closed ones, that were shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """When each row of a batch was shown, and how much of it; all (n,).
+
+    `at` is when it was served where nothing else is said; `places` is 0 where it was not shown.
+    """
+
+    at: IntArray
+    places: IntArray
+    never: Mask
+    is_open: Mask
+    columns: dict[str, pa.Array]
+
+
+def _shown(batch: LogBatch, impressions: Impressions | None, seen: _Seen, spans: _Spans) -> _Shown:
+    """By the impressions; without any, as the log has it."""
+    served = _micros(batch, "ts")
+    if impressions is None:
+        stated = batch.column("shown_at")
+        at = served
+        if stated is not None:
+            at = np.where(is_valid(stated), _micros(batch, "shown_at"), served)
+        is_open = at > spans.as_of - spans.window
+        return _Shown(at, batch.lengths, batch.never_shown, is_open, {})
+    ranked = _ranked(batch)
+    rows, which = _pairs(batch, impressions.request_hash)
+    delay = impressions.ts[which] - np.clip(served[rows], *DATED)
+    displayed = impressions.displayed[which]
+    empty = (displayed == 0) & (ranked[rows] > 0)
+    counts = ~empty & (delay >= -spans.skew)
+    latest = np.iinfo(np.int64).max
+    first = np.full(len(batch), latest)
+    np.minimum.at(first, rows[counts], impressions.ts[which[counts]])
+    never = first == latest
+    at = np.where(never, served, np.maximum(first, served))
+    counts &= impressions.ts[which] - np.clip(at[rows], *DATED) <= spans.window
+    places = np.zeros(len(batch), np.int64)
+    np.maximum.at(places, rows[counts], displayed[counts])
+    is_open = at > spans.as_of - spans.window
+    seen.request[which] = True
+    seen.empty[which[empty]] = True
+    seen.inside[which[counts]] = True
+    seen.open[which] |= is_open[rows]
+    seen.beyond[which] |= displayed > ranked[rows]
+    seen.delay[which] = delay
+    seen.rows += int(np.count_nonzero(~never & ~is_open))
+    places = np.minimum(places, ranked)
+    # Of an empty ranking all places were displayed, though there is none: 0 says not shown.
+    said = pa.array(places, mask=~never & (ranked == 0))
+    times = pa.array(at, pa.int64(), mask=never)
+    columns = {"displayed": said, "shown_at": times.cast(batch.table.schema.field("ts").type)}
+    return _Shown(at, places, never, is_open, columns)
+
+
+def _micros(batch: LogBatch, name: str) -> IntArray:
+    return integers(batch.table.column(name).cast(pa.int64()), 0)
+
+
+def _ranked(batch: LogBatch) -> IntArray:
+    """Places of each ranking, (n,), displayed or not."""
+    offsets: IntArray = batch.table.column("item_ids").offsets.to_numpy().astype(np.int64)
+    return np.diff(offsets)
+
+
 def _count(
     summary: JoinSummary, found: _Found, rewards: Rewards, spans: _Spans, other_requests: bool
 ) -> None:
-    def number(rewards: Mask) -> int:
-        return int(np.count_nonzero(rewards))
-
-    before = found.placed & ~found.inside & (found.delay < 0)
+    number = _number
+    timed = found.placed & ~found.not_shown & ~found.not_displayed
+    before = timed & ~found.inside & (found.delay < 0)
     covered = (rewards.ts >= found.first - spans.skew) & (rewards.ts <= found.last + spans.window)
     summary.rewards_read = len(rewards)
-    summary.rewards_unlogged = number(~found.shown)
+    summary.rewards_unlogged = number(~found.ranked)
     summary.rewards_unlogged_requests = number(~found.request)
     summary.rewards_unlogged_in_span = number(~found.request & covered)
-    summary.rewards_misplaced = number(found.shown & ~found.placed)
-    summary.rewards_outside_window = number(found.placed & ~found.inside)
+    summary.rewards_misplaced = number(found.ranked & ~found.placed)
+    summary.rewards_not_displayed = number(found.not_displayed)
+    summary.rewards_not_shown = number(found.not_shown)
+    summary.rewards_outside_window = number(timed & ~found.inside)
     summary.rewards_before = number(before)
     summary.rewards_after = summary.rewards_outside_window - summary.rewards_before
     summary.rewards_of_open_rows = number(found.inside & found.open)
@@ -342,6 +440,8 @@ def _count(
     summary.rewards_dropped = (
         summary.rewards_before
         + summary.rewards_misplaced
+        + summary.rewards_not_displayed
+        + summary.rewards_not_shown
         + (summary.rewards_unlogged - summary.rewards_unlogged_requests)
         + (0 if other_requests else summary.rewards_unlogged_in_span)
     )
@@ -351,6 +451,39 @@ def _count(
         summary.before_seconds_most = int(early.max()) / 1e6
     if found.last_open is not None:
         summary.open_until = _written(found.last_open + spans.window)
+
+
+def _number(which: Mask) -> int:
+    return int(np.count_nonzero(which))
+
+
+def _count_impressions(
+    summary: JoinSummary,
+    seen: _Seen,
+    impressions: Impressions,
+    found: _Found,
+    spans: _Spans,
+    other_requests: bool,
+) -> None:
+    timed = seen.request & ~seen.empty & ~seen.inside
+    in_span = (impressions.ts >= found.first - spans.skew) & (
+        impressions.ts <= found.last + spans.window
+    )
+    used = seen.inside & ~seen.open
+    summary.impressions_read = len(impressions)
+    summary.impressions_used = _number(used)
+    summary.impressions_repeated = summary.impressions_used - seen.rows
+    summary.impressions_beyond = _number(used & seen.beyond)
+    summary.impressions_early = _number(used & (seen.delay < 0))
+    summary.impressions_of_open_rows = _number(seen.inside & seen.open)
+    summary.impressions_before = _number(timed & (seen.delay < -spans.skew))
+    summary.impressions_after = _number(timed & (seen.delay >= -spans.skew))
+    summary.impressions_empty = _number(seen.empty)
+    summary.impressions_unlogged = _number(~seen.request)
+    summary.impressions_unlogged_in_span = _number(~seen.request & in_span)
+    summary.impressions_dropped = summary.impressions_before + (
+        0 if other_requests else summary.impressions_unlogged_in_span
+    )
 
 
 def _refuse_rewards(batch: LogBatch) -> None:
@@ -374,6 +507,7 @@ def _refuse_timeless(batch: LogBatch) -> None:
 
 def _joined(
     batch: LogBatch,
+    shown: _Shown,
     rewards: Rewards,
     found: _Found,
     summary: JoinSummary,
@@ -383,24 +517,28 @@ def _joined(
 ) -> pa.RecordBatch | None:
     """The rows of a batch whose window is closed, with their rewards; None if there are none."""
     n, width = batch.item_ids.shape
-    served = batch.table.column("ts").cast(pa.int64()).to_numpy()
-    is_open = served > spans.as_of - spans.window
+    is_open = shown.is_open
     if n:
-        found.first = min(found.first, int(served.min()))
-        found.last = max(found.last, int(served.max()))
+        found.first = min(found.first, int(_micros(batch, "ts").min()))
+        found.last = max(found.last, int(shown.at.max()))
     if is_open.any():
-        found.last_open = max(int(served[is_open].max()), found.last_open or -(2**63))
-    rows, which = _pairs(batch, rewards)
+        found.last_open = max(int(shown.at[is_open].max()), found.last_open or -(2**63))
+    rows, which = _pairs(batch, rewards.request_hash)
     found.request[which] = True
     places = _places(batch, rewards, rows, which)
-    shown = places >= 0
-    found.shown[which[shown]] = True
+    ranked = places >= 0
+    found.ranked[which[ranked]] = True
     stated = rewards.position[which]
-    placed = shown & ((stated == 0) | (stated == places + 1))
+    placed = ranked & ((stated == 0) | (stated == places + 1))
     found.placed[which[placed]] = True
-    delay = rewards.ts[which] - np.clip(served[rows], *DATED)
+    # What is not shown as yet may be while its window is open.
+    never = placed & shown.never[rows] & ~is_open[rows]
+    hidden = placed & ~shown.never[rows] & (places >= shown.places[rows])
+    found.not_shown[which[never]] = True
+    found.not_displayed[which[hidden]] = True
+    delay = rewards.ts[which] - np.clip(shown.at[rows], *DATED)
     found.delay[which] = delay
-    inside = placed & (delay >= -spans.skew) & (delay <= spans.window)
+    inside = placed & ~never & ~hidden & (delay >= -spans.skew) & (delay <= spans.window)
     found.inside[which[inside]] = True
     found.open[which] |= is_open[rows]
 
@@ -430,18 +568,19 @@ def _joined(
     if not closed.any():
         return None
 
-    at_places = np.arange(width) < batch.lengths[:, None]
+    at_places = np.arange(width) < shown.places[:, None]
     filled = np.where(at_places, 0.0 if kind == "positives" else np.nan, np.nan)
     filled.reshape(-1)[cells[firsts]] = merged
-    latest = served.copy()  # nothing comes before its ranking, whatever a clock says
+    latest = shown.at.copy()  # nothing comes before it was shown, whatever a clock says
     np.maximum.at(latest, rows, rewards.ts[which])
     has_reward = np.zeros(n, np.bool_)
     has_reward[rows] = True
     summary.rows_with_reward += int(np.count_nonzero(has_reward & closed))
     summary.rows_written += int(np.count_nonzero(closed))
+    summary.rows_not_shown += int(np.count_nonzero(closed & shown.never))
 
     table = batch.table
-    lengths = np.diff(table.column("item_ids").offsets.to_numpy())
+    lengths = _ranked(batch)
     own = np.arange(width) < lengths[:, None]
     flat = filled[own]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -453,22 +592,26 @@ def _joined(
         "reward_ts": pa.array(latest, pa.int64(), mask=~has_reward).cast(
             table.schema.field("reward_ts").type
         ),
+        **shown.columns,
     }
     columns = [new.get(f.name, c) for f, c in zip(table.schema, table.columns, strict=True)]
     whole = pa.RecordBatch.from_arrays(columns, schema=table.schema)
     return whole if closed.all() else whole.filter(pa.array(closed))
 
 
-def _pairs(batch: LogBatch, rewards: Rewards) -> tuple[IntArray, IntArray]:
-    """Rows of the batch and rewards that name the same request: two arrays of one length."""
+def _pairs(batch: LogBatch, requests: Hashes) -> tuple[IntArray, IntArray]:
+    """Rows of the batch and events of the same request: two arrays of one length.
+
+    `requests` are the events', (m, 2), sorted by the first.
+    """
     first, second = batch.request_hash[:, 0], batch.request_hash[:, 1]
-    start = np.searchsorted(rewards.request_hash[:, 0], first, side="left")
-    end = np.searchsorted(rewards.request_hash[:, 0], first, side="right")
+    start = np.searchsorted(requests[:, 0], first, side="left")
+    end = np.searchsorted(requests[:, 0], first, side="right")
     counts = end - start
     rows = np.repeat(np.arange(len(batch)), counts)
     which = np.repeat(start - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
     which = which + np.arange(len(which))
-    same = rewards.request_hash[which, 1] == second[rows]
+    same = requests[which, 1] == second[rows]
     return rows[same], which[same]
 
 
@@ -478,7 +621,7 @@ def _places(
     rows: IntArray,
     which: IntArray,
 ) -> IntArray:
-    """Place of each reward's item in its row's ranking, from 0; -1 if it was not shown."""
+    """Place of each reward's item in its row's ranking, from 0; -1 if it is not there."""
     width = batch.item_ids.shape[1]
     if batch.item_ids.dtype.kind == "i":
         same = batch.item_ids[rows] == rewards.item[which, None]
@@ -488,7 +631,7 @@ def _places(
         texts = pa.array(batch.item_ids[asked].reshape(-1).tolist(), pa.string())
         hashes = text_hashes(texts).reshape(len(asked), width, 2)
         same = (hashes[at] == rewards.item[which][:, None, :]).all(axis=2)
-    same &= np.arange(width) < batch.lengths[rows][:, None]
+    same &= np.arange(width) < _ranked(batch)[rows][:, None]
     found: IntArray = np.where(same.any(axis=1), same.argmax(axis=1) if width else -1, -1)
     return found
 

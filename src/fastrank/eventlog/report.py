@@ -96,7 +96,15 @@ class ReadReport:
 
         `JoinSummary.rewards_dropped` says which; 0 where no join tells.
         """
-        counts = [dropped_of(join) for join in self.joins]
+        return self._dropped_share("rewards")
+
+    @property
+    def impressions_dropped_share(self) -> float:
+        """The same of impressions, by `JoinSummary.impressions_dropped`."""
+        return self._dropped_share("impressions")
+
+    def _dropped_share(self, what: str) -> float:
+        counts = [dropped_of(join, what) for join in self.joins]
         judged = sum(among for _, among in counts)
         return sum(dropped for dropped, _ in counts) / judged if judged else 0.0
 
@@ -146,6 +154,7 @@ class ReadReport:
             "unreadable_files": self.unreadable_files,
             "rows_lost": dict(self.rows_lost),
             "rewards_dropped_share": self.rewards_dropped_share,
+            "impressions_dropped_share": self.impressions_dropped_share,
             "joins": list(self.joins),
         }
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastrank.eventlog import LogBatch, LogReader
 from fastrank.inputs import as_column
 from fastrank.model import Model
-from fastrank.ope.queries import Query, Writers, catalog_of, displayed_items, logging_policy
+from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy
 from fastrank.ope.seeds import SharedSeeds
 from fastrank.policies import MAX_TEMPERATURE, FlatTail, Policy, law_of
 from fastrank.ranker import RNG_VERSION, draws_as
@@ -255,11 +255,11 @@ class _Sample:
     def _judge(
         self, batch: LogBatch, i: int, catalog: Scorer, policy: Policy, query: Query
     ) -> None:
-        items = displayed_items(batch, i)
+        items, logged = batch.ranked(i)
         if not len(items):
             self._propensities.add(True, batch, i, "")
             return
-        logged, k = batch.log_propensities[i, : len(items)], int(batch.k[i])
+        k = int(batch.k[i])
         again = catalog.log_propensities(
             query.vector,
             items,

@@ -151,6 +151,7 @@ def evaluate(
             used.leave("fallback", batch.is_fallback)
         if not include_caller_seeds:
             used.leave("caller_seed", batch.caller_seed)
+        used.leave("not_shown", batch.never_shown)
         used.leave("reward_not_observed", np.isnan(batch.rewards[:, : asked.places].sum(axis=1)))
         judged = judge(
             batch,

@@ -89,7 +89,8 @@ def _arrays_a_row(
     starts = np.flatnonzero(np.r_[True, np.diff(batch.user_hash[order]) != 0])
     ends = np.r_[starts[1:], len(order)]
     # Rows that are left out by default may lack what the others have.
-    likely = ~(batch.is_fallback | batch.caller_seed | np.isnan(batch.rewards).any(axis=1))
+    left_out = batch.is_fallback | batch.caller_seed | batch.never_shown
+    likely = ~(left_out | np.isnan(batch.rewards).any(axis=1))
     measured: list[tuple[int, float]] = []
     user, users = 0, 1
     while user < len(starts) and sum(seconds for _, seconds in measured) < _SECONDS:

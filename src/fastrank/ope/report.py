@@ -34,6 +34,7 @@ _NOTHING = "–"
 _SET_ASIDE: Mapping[str, str] = {
     "fallback": "served by the fallback, not by the logging policy",
     "caller_seed": "the caller chose the seed, so that the logged propensity is not the true one",
+    "not_shown": "never shown: no place of it was displayed",
     "reward_not_observed": "the reward was not observed, which is not the same as 0",
     "unknown_user": "the evaluation policy's model does not know the user",
     "no_query": "no query was logged, and a catalog alone does not know the user",

@@ -43,6 +43,8 @@ REASONS: Mapping[str, str] = {
     "malformed_rows": "too many rows of the log are malformed",
     "unreadable_files": "files of the log cannot be read",
     "rewards_dropped": "many rewards could not be joined to their rankings, and are missing",
+    "impressions_dropped": "many impressions could not be joined to their rankings, which count as"
+    " never shown",
     "repeated_seeds": "rows of different users share their seed, and with it their noise",
     "set_aside": "too many rows had to be left out, and may differ from those that stayed",
     "reward_ess": "too few rewarded rows carry the estimate",
@@ -68,7 +70,10 @@ _UNSUPPORTED = {
     "weight_overflow",
     "more_places",
 }
-_MALFORMED = {"malformed_rows", "unreadable_files", "repeated_seeds", "rewards_dropped"}
+_MALFORMED = {
+    *("malformed_rows", "unreadable_files", "repeated_seeds"),
+    *("rewards_dropped", "impressions_dropped"),
+}
 _BIASED = {"logging_value", "reward_model_alone", "reward_model", "clipped", "behaviour"}
 _ABOUT_USERS = {"few_clusters", "no_interval"}
 _ABOUT_SUPPORT = {"uncovered", "uncovered_unknown", "more_places"}

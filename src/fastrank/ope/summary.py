@@ -233,7 +233,7 @@ def _doubted(
 def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[str]:
     found = []
     # Rows that nobody chose to leave out may differ from those that stay.
-    chosen = ("fallback", "caller_seed")
+    chosen = ("fallback", "caller_seed", "not_shown")
     left = sum(count for reason, count in sums.set_aside.items() if reason not in chosen)
     wanted = sums.rows - sum(sums.set_aside[reason] for reason in chosen)
     if wanted and left > thresholds.set_aside * wanted:
@@ -245,6 +245,8 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
         found.append("unreadable_files")
     if log.report.rewards_dropped_share > thresholds.set_aside:
         found.append("rewards_dropped")
+    if log.report.impressions_dropped_share > thresholds.set_aside:
+        found.append("impressions_dropped")
     used = sum(each.rows for each in sums.strata)
     if used and sums.seeds.shared > thresholds.malformed * used:
         found.append("repeated_seeds")

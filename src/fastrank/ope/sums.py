@@ -62,7 +62,9 @@ class LogSums:
     @property
     def all_refused(self) -> bool:
         """Whether models refused all rows that were put to them."""
-        besides = {"fallback", "caller_seed", "reward_not_observed", "not_computable"}
+        besides = {
+            *("fallback", "caller_seed", "not_shown", "reward_not_observed", "not_computable")
+        }
         return not self._strata and {*+self.set_aside} <= besides
 
     def count(self, used: Used, strata: Sequence[Stratum]) -> None:

@@ -188,3 +188,34 @@ def test_as_a_process(log: Path, tmp_path: Path) -> None:
     done = process("join", log, tmp_path / "clicks.csv", *USUAL, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+def test_what_was_shown(log: Path, tmp_path: Path) -> None:
+    shown = write_rewards(
+        tmp_path / "shown.csv",
+        *[{**reward(f"r{i}", 0), "displayed": 2 - i} for i in range(3)],
+        {**reward("gone", 0), "displayed": 1},
+    )
+    clicks = write_rewards(tmp_path / "c.csv", reward("r0", 100, hours=2), reward("r4", 100))
+    options = (*USUAL, "--shown", shown, "-o")
+    result = run("join", log, clicks, *options, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    for words in (
+        "never shown 3", "of rankings never shown 1", "impressions read 4 used 2",
+        "1 of 2 rewards are of rankings that were never shown: are impressions missing?",
+        "1 of 4 impressions say that no place was displayed", "within its time 1",
+    ):  # fmt: skip
+        assert words in said
+    result = run("join", log, clicks, *options, tmp_path / "json", "--json")
+    assert json.loads(result.stdout)["rows_not_shown"] == 3
+    nothing = write_rewards(tmp_path / "none.csv", {**reward("r0", 0), "displayed": 0})
+    result = run("join", log, clicks, *USUAL, "--shown", nothing, "-o", tmp_path / "none")
+    assert "No ranking that was written was ever shown" in " ".join(result.stdout.split())
+    assert "no column named displayed" in refused(
+        "join", log, clicks, *USUAL, "--shown", clicks, "-o", tmp_path / "never"
+    )
+    assert (
+        "of rankings never shown" in run("join", log, clicks, *USUAL, "-o", tmp_path / "w").stdout
+    )
+    assert "impressions" not in run("join", log, clicks, *USUAL, "-o", tmp_path / "x").stdout

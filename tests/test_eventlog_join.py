@@ -269,13 +269,9 @@ class TestRewards:
                 count.rewards_misplaced += 1
                 count.rewards_dropped += 1
                 continue
-            if one["displayed"] == 0:
-                if closed[each["request_id"]]:  # or it may be shown yet
-                    count.rewards_not_shown += 1
-                    count.rewards_dropped += 1
-                    continue
-            elif place >= m:
-                count.rewards_not_displayed += 1
+            if closed[each["request_id"]] and place >= m:  # or it may be displayed yet
+                count.rewards_not_shown += m == 0
+                count.rewards_not_displayed += m > 0
                 count.rewards_dropped += 1
                 continue
             delay = each["ts"] - datetime.fromtimestamp(one["ts"] / 1e6, UTC)

@@ -45,7 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ruled": {"rules", "expressions", "features", "policies", "inputs", "lru"},
     "rulemass": {"ask", "features", "ruled", "_native"},
     "walk": {"ask", "features", "ruled", "rulemass", "ranking", "_native"},
+    "seen": {"store"},
     "ranker": {
+        "seen",
         *("ask", "policies", "ranking", "ids", "inputs", "lru", "_native"),
         *("walk", "ruled", "rules", "expressions", "features"),
     },
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "catalog": {
         *("policies", "ranking", "ids", "inputs", "packing", "contents", "store", "_native"),
         *("ask", "ranker", "scorer", "lru", "faissindex"),
-        *("features", "expressions", "scoring", "score", "ruled", "rules"),
+        *("features", "expressions", "scoring", "score", "ruled", "rules", "seen"),
     },
     "given": {
         *("policies", "ranking", "ids", "inputs", "ranker", "_native"),
@@ -64,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": {"ask", "policies", "_native"},
     "model": {
         *("policies", "ranking", "ids", "inputs", "contents", "store", "scorer", "catalog"),
-        *("tables", "faissindex", "expressions", "scoring", "score", "rules"),
+        *("tables", "faissindex", "expressions", "scoring", "score", "rules", "seen"),
     },
     # Around it.
     "opening": {"store", "catalog", "model", "scoring"},

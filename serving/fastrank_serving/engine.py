@@ -25,6 +25,7 @@ import numpy.typing as npt
 import fastrank as fr
 from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.scorer import Scorer
+from fastrank.seen import Seen
 from fastrank.wire import RulesBody
 from fastrank_serving import rules
 from fastrank_serving.messages import ProblemError, invalid_value
@@ -42,6 +43,7 @@ INLINE_WORK = 1_500_000
 _ENTRY, _SEQUENTIAL, _TABLE = 3_500, 70, 15
 # Of an id of a filter: to read it, look it up, sort it and hash it for the log.
 _ID = 8_000
+_SEEN = 50  # of one that the model has: a bit of a filter
 # Items of a table's cell, and what a ranking from it does besides, in multiply-adds.
 _CELL, _CELLS = 512, 50_000
 # Of a pass: about a second, so that nobody waits long for those that it was joined with.
@@ -69,6 +71,8 @@ class Job(msgspec.Struct, eq=False):
     catalog, query, k, policy, seed, bias, score, params
         As `fastrank.Catalog.rank` takes them, checked.
     exclude, allow, after : list of int or str, optional
+    seen : Seen, optional
+        What the user has seen, as the model keeps it.
     rules : Rules or RulesBody, optional
         As a request has them; `prepare` makes them what the catalog takes.
     has_table : bool
@@ -91,6 +95,7 @@ class Job(msgspec.Struct, eq=False):
     params: dict[str, float | bool | str] | None = None
     rules: fr.Rules | RulesBody | None = None
     after: Any = None
+    seen: Seen | None = None
     has_table: bool = False
     deadline: float = float("inf")
     is_batch: bool = False
@@ -120,12 +125,13 @@ class Job(msgspec.Struct, eq=False):
         n, d = len(self.catalog), self.catalog.dim
         k = min(self.k, n)
         cut = self.ids
+        seen = 0 if self.seen is None else len(self.seen.items)
         if self.has_table:
-            work = min(_CELLS + (k * _CELL + cut * 16) * d, n * d)
+            work = min(_CELLS + (k * _CELL + (cut + seen) * 16) * d, n * d)
         else:
             other = _PER_SAMPLER.get(self.policy.sampler)
             work = _ENTRY * k + (n * d if other is None else other(n, d, k))
-        work += _ID * cut
+        work += _ID * cut + _SEEN * seen
         if self.score is not None:
             # A step of an expression has some four characters, and takes two multiply-adds an item.
             work += n * len(self.score) // 2
@@ -155,6 +161,8 @@ class Job(msgspec.Struct, eq=False):
             found |= {"score": self.score, "params": self.params}
         if self.rules is not None or self.after is not None:
             found |= {"rules": self.rules, "after": self.after}
+        if self.seen is not None:
+            found["seen"] = self.seen
         return found
 
     def joins(self, other: Job) -> bool:

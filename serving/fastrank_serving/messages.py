@@ -395,6 +395,8 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
         answer.score = ScoreName(*ranking.score)
     if ranking.features_version is not None:
         answer.features_version = ranking.features_version
+    if ranking.seen_id is not None:
+        answer.seen_id = ranking.seen_id
     if served.has_rules and ranking.rules is not None:
         rules = ranking.rules.rules
         answer.rules = RulesName(rules.id, ranking.rules.params)

@@ -30,6 +30,7 @@ from fastrank.policies.spec import Stated
 from fastrank.ranking import relabelled
 from fastrank.rulesfile import named_rules
 from fastrank.scoring import imported
+from fastrank.seen import Seen
 from fastrank.wire import RulesBody, short
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
@@ -79,6 +80,7 @@ class User(NamedTuple):
 
     query: npt.NDArray[np.float32]
     temperature: float | None
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,7 +244,7 @@ class Loaded:
         if known is None or known not in self.model:
             return None
         own = self.model.user_temperature(known) if self.model.has_user_temperatures else None
-        return User(self.model.user_vector(known), own)
+        return User(self.model.user_vector(known), own, self.model.seen(known))
 
 
 _Unlogged: TypeAlias = tuple[Job, Ranked, Served, float, int]  # and the time of the answer
@@ -418,7 +420,7 @@ class Service:
             if ids is not None and len(ids) > settings.max_ids:
                 raise out_of_range(name, len(ids), f"at most {settings.max_ids} ids")
         policy = policy_of(request, loaded.policy, loaded.models_policy)
-        query, user_temperature, is_fallback = self._query(loaded, request)
+        (query, user_temperature, seen), is_fallback = self._query(loaded, request)
         if is_fallback and loaded.fallback is not None:
             policy = loaded.fallback
         asked = policy
@@ -453,6 +455,7 @@ class Service:
             params=request.params,
             rules=rules,
             after=request.after,
+            seen=seen,
             deadline=began + settings.deadline,
             is_batch=is_batch,
         )
@@ -490,10 +493,8 @@ class Service:
         self.metrics.served(policy.inference_type, latency, ranked)
         return body
 
-    def _query(
-        self, loaded: Loaded, request: Request
-    ) -> tuple[npt.NDArray[np.float32], float | None, bool]:
-        """The vector to rank for, the user's factor of temperatures, whether it is the fallback."""
+    def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:
+        """Whom to rank for, and whether it is the fallback."""
         if request.query is not None:
             query = np.array(request.query, np.float32)
             if query.shape != (loaded.catalog.dim,):
@@ -505,7 +506,7 @@ class Service:
                     value=f"{len(query)} numbers",
                     allowed=f"{loaded.catalog.dim} numbers",
                 )
-            return query, None, False
+            return User(query, None), False
         assert request.user_id is not None
         found = loaded.of_user(request.user_id)
         if found is None:
@@ -517,8 +518,8 @@ class Service:
                     field="user_id",
                     value=request.user_id,
                 )
-            return loaded.nobody, None, True
-        return found.query, found.temperature, False
+            return User(loaded.nobody, None), True
+        return found, False
 
     def _rules(self, loaded: Loaded, request: Request) -> fr.Rules | RulesBody | None:
         """Those that it names, or says itself."""

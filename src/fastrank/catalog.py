@@ -31,6 +31,7 @@ from fastrank.rules import Rules
 from fastrank.score import ScoreLike, as_score, bind
 from fastrank.scorer import Scorer
 from fastrank.scoring import ScoreFunction
+from fastrank.seen import Seen
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
@@ -167,6 +168,7 @@ class Catalog(Scorer):
         self._meta = meta
         self._arrays = arrays
         self._digests = digests
+        self._items_digest = digests["item_ids"]
         self._index = index
         self._n_items: int = meta["n_items"]
         self._dim: int = meta["dim"]
@@ -785,6 +787,7 @@ class Catalog(Scorer):
         params: Params | None = None,
         rules: Rules | None = None,
         after: Ranking | Ids | None = None,
+        seen: Seen | None = None,
     ) -> Ranking:
         """Draws one ranking, with the exact probability of having drawn it.
 
@@ -824,6 +827,9 @@ class Catalog(Scorer):
         after : Ranking or array_like of ids, optional
             The page before this one, or all that the pages before showed, in their order: it is
             not shown again, and rules know of it.
+        seen : Seen, optional
+            A user's own list, as `Model.seen` gives it: left out beside `exclude`.
+            `Model.recommend` takes it by itself.
 
         Returns
         -------
@@ -849,7 +855,7 @@ class Catalog(Scorer):
         else:
             bound, ruled = self._bind_call(score, params, rules, after)
         return self._rank(
-            self._query(query), k, policy, seed, exclude, allow, added, threads, bound, ruled
+            self._query(query), k, policy, seed, exclude, allow, added, threads, bound, ruled, seen
         )
 
     def rank_batch(
@@ -867,6 +873,7 @@ class Catalog(Scorer):
         params: Params | Sequence[Params | None] | None = None,
         rules: Rules | Sequence[Rules | None] | None = None,
         after: Sequence[Ranking | Ids | None] | None = None,
+        seen: Sequence[Seen | None] | None = None,
     ) -> RankingBatch:
         """Draws one ranking for each of b users; row i is what `rank` gives for seeds[i].
 
@@ -890,6 +897,7 @@ class Catalog(Scorer):
             One for all users, or one for each.
         rules : Rules, or sequence of b (Rules or None), optional
         after : sequence of b (Ranking, array_like of ids or None), optional
+        seen : sequence of b (Seen or None), optional
 
         Returns
         -------
@@ -924,7 +932,7 @@ class Catalog(Scorer):
         added = self._biases(bias, b, copy=True)
         bounds, ruled = self._bind_calls(score, params, rules, after, b)
         return self._rank_batch(
-            rows, k, policy, seeds, exclude, allow, added, threads, bounds, ruled
+            rows, k, policy, seeds, exclude, allow, added, threads, bounds, ruled, seen
         )
 
     def log_propensities(

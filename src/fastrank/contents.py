@@ -80,6 +80,10 @@ def _check_one(
             _check_offsets(array, arrays["title_text"])
         case "panels" | "vectors":
             _check_vectors(array, manifest["max_norm"])
+        case "seen_offsets":
+            _check_ascending(array, len(arrays["seen_items"]))
+        case "seen_items":
+            _check_seen(array, arrays["seen_offsets"], manifest["n_items"])
         case "user_vectors":
             _check_vectors(array, np.inf)
         case "bias":
@@ -125,14 +129,30 @@ def _check_text(text: AnyArray) -> None:
             raise ValueError(f"not UTF-8 text, after {first} bytes that are") from None
 
 
-def _check_offsets(offsets: Positions, text: AnyArray) -> None:
-    size = len(text)
+def _check_seen(items: AnyArray, offsets: Positions, n_items: int) -> None:
+    """Positions that ascend within each user's list."""
+    beyond = np.flatnonzero(items >= n_items)
+    if beyond.size:
+        raise ValueError(f"entry {beyond[0]} is {items[beyond[0]]}, not one of {n_items} items")
+    begins = np.zeros(len(items) + 1, np.bool_)
+    begins[np.clip(offsets, 0, len(items))] = True
+    wrong = np.flatnonzero((items[1:] <= items[:-1]) & ~begins[1:-1])
+    if wrong.size:
+        raise ValueError(f"entry {wrong[0] + 1} does not ascend within its list")
+
+
+def _check_ascending(offsets: Positions, size: int) -> None:
     steps = np.diff(offsets, prepend=0)
     wrong = np.flatnonzero((steps < 0) | (offsets < 0) | (offsets > size))
     if wrong.size:
         raise ValueError(
             f"does not ascend from 0 to {size}: entry {wrong[0]} is {offsets[wrong[0]]}"
         )
+
+
+def _check_offsets(offsets: Positions, text: AnyArray) -> None:
+    size = len(text)
+    _check_ascending(offsets, size)
     starts = text[np.minimum(offsets, size - 1)]
     wrong = np.flatnonzero((offsets < size) & (starts & 0xC0 == 0x80))
     if wrong.size:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
 from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
 from fastrank.policies import policy as policy_of
-from fastrank.ranking import Ranking, recommended
+from fastrank.ranking import Ranking, RankingBatch, recommended
 from fastrank.rules import Rules
 from fastrank.score import ScoreLike
 from fastrank.scorer import Scorer
 from fastrank.scoring import ScoreFunction
+from fastrank.seen import ARRAYS as SEEN_ARRAYS
+from fastrank.seen import Seen, SeenLists, arrays_of
 from fastrank.tables import Advance, UserTables
 
 __all__ = ["Model", "scorer_of"]
@@ -119,6 +122,10 @@ class Model:
         if policy is not None:
             content["policy"] = _written(policy)
         self._version = store.content_hash(content)
+        self._seen: SeenLists | None = None
+        if "seen_items" in arrays:
+            items = catalog._items_digest
+            self._seen = SeenLists(arrays, digests, digests["user_ids"], items)
         self._tables = user_tables  # no part of the version: the law is the same without
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -156,7 +163,7 @@ class Model:
             raise ValueError(f"{directory}: a catalog without users; Catalog.open opens it")
         names = (
             *("user_ids", "user_order", "user_vectors", "user_temperatures"),
-            *("title_text", "title_offsets"),
+            *("title_text", "title_offsets", *SEEN_ARRAYS),
         )
         own = {name: arrays[name] for name in names if name in arrays}
         users = len(own["user_ids"])
@@ -166,10 +173,13 @@ class Model:
             "user_temperatures": ((users,), "<f8"),
             "title_offsets": ((len(catalog) + 1,), "<i8"),
             "title_text": ((own["title_text"].size if "title_text" in own else 0,), "|u1"),
+            "seen_offsets": ((users + 1,), "<i8"),
+            "seen_items": ((own["seen_items"].size if "seen_items" in own else 0,), "<u4"),
         }
         optional = ["user_temperatures"]
-        if not {"title_text", "title_offsets"} & set(own):
-            optional += ["title_text", "title_offsets"]
+        for together in (("title_text", "title_offsets"), SEEN_ARRAYS):
+            if not {*together} & own.keys():
+                optional += together
         for name, (shape, dtype) in expected.items():
             if name not in own and name in optional:
                 continue
@@ -224,7 +234,7 @@ class Model:
 
     @property
     def version(self) -> str:
-        """Content hash of catalog, users, titles, user temperatures and policy."""
+        """Content hash of catalog, users, titles, user temperatures, seen items and policy."""
         return self._version
 
     @property
@@ -345,6 +355,98 @@ class Model:
     def user_temperature(self, user_id: Any) -> float:
         """The factor on a Plackett-Luce temperature for this user; 1.0 where users have none."""
         return self.temperature_at(self._position(user_id))
+
+    @property
+    def seen_id(self) -> str | None:
+        """Content hash of what all users have seen; None where nothing is kept of that."""
+        return None if self._seen is None else self._seen.id
+
+    @property
+    def seen_pairs(self) -> int:
+        """How many items all users have seen, together."""
+        return 0 if self._seen is None else len(self._seen)
+
+    def seen(self, user_id: Any) -> Seen | None:
+        """The list of items that rankings for this user leave out, as `Catalog.rank` takes it.
+
+        None where it is empty; a ValueError for an unknown user. O(1): a view of the mapped file.
+        """
+        position = self._position(user_id)
+        return None if self._seen is None else self._seen.of(position)
+
+    def seen_item_ids(self, user_id: Any) -> IdArray:
+        """The ids of that list, (m,), in no order that means anything.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> model = fr.Model(fr.Catalog([7, 8], [[1.0], [0.0]]), ["ann", "bob"], [[1.0], [2.0]])
+        >>> model = model.with_seen(["bob", "bob", "bob"], [8, 7, 8])
+        >>> model.seen_item_ids("bob").tolist(), model.seen_item_ids("ann").tolist()
+        ([7, 8], [])
+        """
+        found = self.seen(user_id)
+        own = np.empty(0, np.int64) if found is None else self._catalog._seen("seen", found)
+        ids: IdArray = self._catalog._index.ids[own]
+        return ids
+
+    def with_seen(self, user_ids: Ids | None, item_ids: Ids | None = None) -> Model:
+        """A model that differs in what its users have seen; it shares all other arrays.
+
+        Rankings for a user leave those items out, before sampling, as `exclude` does: `recommend`,
+        `recommend_batch`, servers and ``fastrank rank --user``. The log names the lists by
+        `seen_id`, and the user.
+
+        Parameters
+        ----------
+        user_ids, item_ids : array_like of ids, shape (m,), or None
+            Pairs, in any order. Repeats count once, and pairs of users or items that the model does
+            not have are passed over. None for a model without.
+
+        Raises
+        ------
+        ValueError
+            For ids of another kind, or columns of different lengths.
+
+        Notes
+        -----
+        4 bytes a pair and 8 a user; O(m log m) to make, and a ranking costs O(its user's list).
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> model = fr.Model(fr.Catalog([7, 8], [[1.0], [0.0]]), ["ann", "bob"], [[1.0], [2.0]])
+        >>> seen = model.with_seen(["ann"], [7])
+        >>> policy = fr.Deterministic()
+        >>> [seen.recommend(user, policy=policy).item_ids.tolist() for user in ("ann", "bob")]
+        [[8], [7, 8]]
+        """
+        if user_ids is None and item_ids is None:
+            return self._with_pairs(None)
+        if user_ids is None or item_ids is None:
+            raise ValueError("user_ids, item_ids: give both, or neither")
+        rows, items = self._find_pairs(user_ids, item_ids)
+        known = (rows >= 0) & (items >= 0)
+        return self._with_pairs((rows[known], items[known]))
+
+    def _find_pairs(self, user_ids: Ids, item_ids: Ids) -> tuple[IntArray, IntArray]:
+        """Rows and positions of pairs (m,), -1 where they are unknown."""
+        rows = self._index.find("user_ids", user_ids, ordered=True)
+        items = self._catalog._index.find("item_ids", item_ids, ordered=True)
+        if len(rows) != len(items):
+            raise ValueError(f"item_ids: expected {len(rows)}, one a user, got {len(items)}")
+        return rows, items
+
+    def _with_pairs(self, pairs: tuple[IntArray, IntArray] | None) -> Model:
+        arrays = {name: a for name, a in self._arrays.items() if name not in SEEN_ARRAYS}
+        digests = {name: d for name, d in self._digests.items() if name not in SEEN_ARRAYS}
+        if pairs is not None:
+            own = arrays_of(*pairs, len(self._index.ids), len(self._catalog))
+            arrays |= own
+            digests |= {name: store.array_digest(array) for name, array in own.items()}
+        model = type(self).__new__(type(self))
+        model._set(self._catalog, arrays, digests, self._index, self._tables, self._policy)
+        return model
 
     def user_policy(self, user_id: Any, policy: Policy | None = None) -> Policy:
         """The policy that `recommend` draws with for this user, by default of the model's own.
@@ -584,6 +686,8 @@ class Model:
         Where users have temperatures of their own, that of a Plackett-Luce policy is multiplied by
         the user's: the ranking's `policy` has the product, the temperature that was really used,
         and its `user_temperature` the factor.
+
+        What the user has seen (`with_seen`) is left out, beside `exclude`.
         """
         position = self._position(user_id)
         policy = self._asked(policy)
@@ -603,8 +707,85 @@ class Model:
             params=params,
             rules=rules,
             after=after,
+            seen=None if self._seen is None else self._seen.of(position),
         )
         return recommended(ranking, own, self._version, factor)
+
+    def recommend_batch(
+        self,
+        user_ids: Ids,
+        k: int = 10,
+        *,
+        policy: Policy | None = None,
+        seeds: Sequence[int] | npt.NDArray[Any] | None = None,
+        exclude: Sequence[Ids | None] | None = None,
+        allow: Sequence[Ids | None] | None = None,
+        bias: npt.ArrayLike | None = None,
+        threads: int = 1,
+        score: ScoreLike | None = None,
+        params: Params | Sequence[Params | None] | None = None,
+        rules: Rules | Sequence[Rules | None] | None = None,
+        after: Sequence[Ranking | Ids | None] | None = None,
+    ) -> RankingBatch:
+        """`Catalog.rank_batch` for b known users; row i is what `recommend` gives for seeds[i].
+
+        Parameters
+        ----------
+        user_ids : array_like of ids, shape (b,)
+        policy : Policy, optional
+            One for all, by default the model's own; users' own temperatures and lists of what they
+            have seen act as in `recommend`.
+        k, seeds, exclude, allow, bias, threads, score, params, rules, after
+            As `Catalog.rank_batch` takes them.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument, the row and the value; for an unknown user, too.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([10, 20], [[1.0, 0.0], [0.0, 1.0]])
+        >>> model = fr.Model(catalog, ["ann", "bob"], [[1.0, 0.0], [0.0, 1.0]])
+        >>> model.recommend_batch(["bob", "ann"], 1, policy=fr.Deterministic()).item_ids.tolist()
+        [[20], [10]]
+        """
+        rows = self._index.find("user_ids", user_ids, ordered=True)
+        missing = np.flatnonzero(rows < 0)
+        if missing.size:
+            wanted = as_ids("user_ids", user_ids)[missing[0]]
+            name = f"user_ids: row {missing[0]}"
+            raise ValueError(f"{name}: {shown(wanted.item())} is not in the model")
+        policy = self._asked(policy)
+        owns = [self._own_policy(row, policy) for row in rows.tolist()]
+        may_have = score is None and not params
+        drawn_by = [
+            own.with_sampler("cached") if may_have and self._keep_table(row, policy, own) else own
+            for row, (own, _) in zip(rows.tolist(), owns, strict=True)
+        ]
+        seen = self._seen
+        batch = self._catalog.rank_batch(
+            self._arrays["user_vectors"][rows],
+            k,
+            policy=drawn_by,
+            seeds=seeds,
+            exclude=exclude,
+            allow=allow,
+            bias=bias,
+            threads=threads,
+            score=score,
+            params=params,
+            rules=rules,
+            after=after,
+            seen=None if seen is None else [seen.of(row) for row in rows.tolist()],
+        )
+        return replace(
+            batch,
+            policies=tuple(own for own, _ in owns),
+            model_version=self._version,
+            user_temperatures=tuple(factor for _, factor in owns),
+        )
 
     def titles(self, item_ids: Ids) -> list[str]:
         """Titles of items, '' where the item or its title is unknown."""

@@ -38,6 +38,7 @@ from fastrank.policies import Policy
 from fastrank.ranking import Candidates, Filters, Ranking, RankingBatch, new_ranking
 from fastrank.ruled import BoundRules, bind_rules
 from fastrank.rules import Rules
+from fastrank.seen import Seen
 
 __all__ = [
     "RNG_VERSION",
@@ -69,6 +70,7 @@ class Ranker:
     _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
+    _items_digest: str = ""  # of the item ids, where lists of them are kept
     _tables: LRU[tuple[bytes, float], Table] | None = None  # by query and temperature
     _ready: LRU[tuple[bytes, float], Table]  # likewise, of a model's files; beside `_tables`
     _rules: LRU[tuple[str, str], BoundRules]
@@ -91,6 +93,7 @@ class Ranker:
         threads: int,
         bound: Bound | None = None,
         ruled: Ruled | None = None,
+        seen: Seen | None = None,
     ) -> Ranking:
         """One ranking; all but query, bias, score and rules are as the caller handed them in.
 
@@ -103,6 +106,8 @@ class Ranker:
             left_out, excluded = self._filter("exclude", exclude)
         if allow is not None:
             only, allowed = self._filter("allow", allow)
+        if seen is not None:
+            excluded = _with(excluded, self._seen("seen", seen))
         own_bias = None if bias is None else self._stored(bias)
         places = min(k, self._n_items)
         threads = as_threads(threads)
@@ -143,6 +148,7 @@ class Ranker:
             _version_of(bound, ruled),
             None if ruled is None else ruled.bound.applied,
             None if ruled is None else ruled.ids,
+            None if seen is None else seen.id,
         )
 
     def _draw_ruled(self, ask: Ask, policy: Policy, k: int, ruled: Ruled) -> Drawn:
@@ -399,6 +405,7 @@ class Ranker:
         threads: int,
         bounds: list[Bound | None] | None = None,
         ruled: list[Ruled | None] | None = None,
+        seen: Sequence[Seen | None] | None = None,
     ) -> RankingBatch:
         """One ranking for each query; the rest as for `_rank`."""
         b = len(queries)
@@ -408,6 +415,10 @@ class Ranker:
         drawn_by = as_seeds(seeds, b)
         left_out, excluded = self._filters("exclude", exclude, b)
         only, allowed = self._filters("allow", allow, b)
+        lists = None if seen is None else each_of("seen", seen, b)
+        for i, each in enumerate(lists or ()):
+            if each is not None:
+                excluded[i] = _with(excluded[i], self._seen(f"seen[{i}]", each))
         own_biases = None if biases is None else self._stored(biases)
         ask = AskBatch(
             queries,
@@ -468,6 +479,9 @@ class Ranker:
             after=None
             if ruled is None
             else tuple(None if each is None else each.ids for each in ruled),
+            seen_ids=None
+            if lists is None
+            else tuple(None if each is None else each.id for each in lists),
         )
 
     def _draw_batch_ruled(
@@ -902,6 +916,18 @@ class Ranker:
         if len(positions) > _MANY and positions.min() >= 0:
             return own, positions  # a copy of many costs more than this look
         return own, positions[positions >= 0]
+
+    def _seen(self, name: str, seen: Any) -> Positions:
+        """Positions of a user's list; they may be a damaged file's. O(m)."""
+        if not isinstance(seen, Seen):
+            raise ValueError(f"{name}: expected what Model.seen gives, got {shown(seen)}")
+        if seen.catalog != self._items_digest:
+            raise ValueError(f"{name}: it is of another catalog's items")
+        if seen.items.max(initial=0) >= self._n_items:
+            raise ValueError(
+                f"damaged: seen_items: {seen.items.max()} is none of {self._n_items} items"
+            )
+        return seen.items.astype(np.int64)
 
     def _find_rankings(self, rankings: Sequence[Any]) -> list[Positions]:
         dtypes = {

@@ -143,6 +143,9 @@ class Ranking:
         The rules of the call; None: there were none.
     after : sequence of ids or None
         What the pages before showed; None: there were none.
+    seen_id : str or None
+        Which lists the user's own is of, whose items were left out (`Model.seen_id`); None: the
+        user has none.
     """
 
     item_ids: IdArray
@@ -169,6 +172,7 @@ class Ranking:
     features_version: str | None = field(default=None, compare=False)
     rules: AppliedRules | None = field(default=None, compare=False)
     after: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
+    seen_id: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -212,6 +216,7 @@ def new_ranking(
     features_version: str | None = None,
     rules: AppliedRules | None = None,
     after: IdArray | list[str] | None = None,
+    seen_id: str | None = None,
 ) -> Ranking:
     """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
     draft: Any = _Draft()
@@ -239,6 +244,7 @@ def new_ranking(
     draft.features_version = features_version
     draft.rules = rules
     draft.after = after
+    draft.seen_id = seen_id
     draft.__class__ = Ranking  # which Python allows, since both have the same slots
     ranking: Ranking = draft
     return ranking
@@ -304,6 +310,9 @@ class RankingBatch(Sequence[Ranking]):
     features_version : str or None
     rules : tuple of (AppliedRules or None), length b, or None
     after : tuple of (sequence of ids or None), length b, or None
+    seen_ids : tuple of (str or None), length b, or None
+    model_version : str or None
+    user_temperatures : tuple of (float or None), length b, or None
     """
 
     item_ids: IdArray
@@ -331,6 +340,9 @@ class RankingBatch(Sequence[Ranking]):
     features_version: str | None = field(default=None, compare=False)
     rules: tuple[AppliedRules | None, ...] | None = field(default=None, compare=False)
     after: Filters | None = field(default=None, compare=False, repr=False)
+    seen_ids: tuple[str | None, ...] | None = field(default=None, compare=False)
+    model_version: str | None = field(default=None, compare=False)
+    user_temperatures: tuple[float | None, ...] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -374,6 +386,9 @@ class RankingBatch(Sequence[Ranking]):
             features_version=self.features_version,
             rules=None if self.rules is None else self.rules[i],
             after=None if self.after is None else self.after[i],
+            seen_id=None if self.seen_ids is None else self.seen_ids[i],
+            model_version=self.model_version,
+            user_temperature=None if self.user_temperatures is None else self.user_temperatures[i],
         )
 
     def __iter__(self) -> Iterator[Ranking]:

@@ -18,7 +18,7 @@ import numpy as np
 from fastrank.arraytypes import AnyArray
 from fastrank.files import file_format, naming
 
-__all__ = ["Columns", "VectorFile", "read_columns", "read_npy", "read_vectors"]
+__all__ = ["Columns", "VectorFile", "read_columns", "read_npy", "read_pairs", "read_vectors"]
 
 Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
 
@@ -206,6 +206,37 @@ def read_columns(
     name = next((name for name in id_columns if name in columns), None)
     ids = None if name is None else np.asarray(columns.pop(name))
     return ids, columns
+
+
+def read_pairs(
+    path: Path, first: str, second: str, *, advance: Advance | None = None
+) -> Iterator[tuple[AnyArray, AnyArray]]:
+    """Two columns of ids of a Parquet file, part by part, as `read_vectors` reads ids.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, and the column and row if it is one.
+    """
+    if file_format(path) != "parquet":
+        raise ValueError(f"{path}: expected .parquet, got {path.suffix.lower() or 'no suffix'}")
+    import pyarrow.parquet as pq
+
+    with naming(path, "Parquet file"):
+        file = pq.ParquetFile(path)
+    with file:
+        present = file.schema_arrow.names
+        names = [_column(path, present, name, name) or name for name in (first, second)]
+        start = 0
+        for batch in _batches(path, file, list(dict.fromkeys(names))):
+            found = []
+            for name in names:
+                with naming(f"{path}: {name}", f"column from row {start} on"):
+                    found.append(_ids(path, name, start, _decoded(batch[name])))
+            yield found[0], found[1]
+            start += len(batch)
+            if advance:
+                advance(start, file.metadata.num_rows)
 
 
 def _arrays_of(path: Path) -> dict[str, AnyArray | list[Any]]:

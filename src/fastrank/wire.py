@@ -231,6 +231,13 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
         RulesName | msgspec.UnsetType,
         msgspec.Meta(description="Those that the request named or said."),
     ] = msgspec.UNSET
+    seen_id: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(
+            description="Where the model keeps what this user has seen, which was left out: which"
+            " lists theirs is one of, by a hash of all."
+        ),
+    ] = msgspec.UNSET
     is_fallback: bool
     query: Annotated[
         list[float] | msgspec.UnsetType,

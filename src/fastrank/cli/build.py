@@ -33,7 +33,7 @@ from fastrank.policies import TABLED, FlatTail, PlackettLuce, Policy
 from fastrank.policies.spec import Stated, parse_stated
 from fastrank.retrieval import Trade, build_ivf, measure, propose
 from fastrank.store import MANIFEST
-from fastrank.vectorfiles import Advance, Columns, VectorFile, read_vectors
+from fastrank.vectorfiles import Advance, Columns, VectorFile, read_pairs, read_vectors
 
 __all__ = ["build"]
 
@@ -163,6 +163,16 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 )
 @param_option
 @score_function_option
+@click.option(
+    "--seen",
+    type=_FILE,
+    metavar="PARQUET",
+    help="What users have had: pairs of a user and an item, which rankings for that user leave out,"
+    " before sampling, beside what a request excludes. They are kept with the model. The policy is"
+    " chosen, and an index measured, without them.",
+)
+@click.option("--seen-user-column", help="Column of --seen.  [default: user]")
+@click.option("--seen-item-column", help="Column of --seen.  [default: item]")
 @click.option("--replace", is_flag=True, help="Replace a model that is there already.")
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
 @click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
@@ -213,6 +223,9 @@ def build(
     score: str | None,
     params: tuple[str, ...],
     score_functions: tuple[str, ...],
+    seen: Path | None,
+    seen_user_column: str | None,
+    seen_item_column: str | None,
     replace: bool,
     item_ids: Path | None,
     user_ids: Path | None,
@@ -244,6 +257,7 @@ def build(
       fastrank build --items items.npz --users users.npz --exclude-file sold_out.txt -o model/
       fastrank build --items items.npz --users users.npz \\
           --policy epsilon_greedy:epsilon=0.1 -o model/
+      fastrank build --items items.npz --users users.npz --seen bought.parquet -o model/
       fastrank build --items items.npz --users users.npz --index ivf -o model/
       fastrank build --items items.npz --users users.npz --features shop.parquet \\
           --score "dot + 0.3 * exp(-age / half_life)" --param half_life=30 -o model/
@@ -289,6 +303,12 @@ def build(
         raise click.UsageError("--features-by-row is of --features, which is not given")
     if features_by_row and feature_id_column is not None:
         raise click.UsageError("--features-by-row: not with --feature-id-column")
+    for option, name in (
+        ("--seen-user-column", seen_user_column),
+        ("--seen-item-column", seen_item_column),
+    ):
+        if seen is None and name is not None:
+            raise click.UsageError(f"{option} is of --seen, which is not given")
     values = params_of(params)
     if score is None and values is not None:
         raise click.UsageError("--param is of --score, which is not given")
@@ -330,6 +350,10 @@ def build(
         model = _model(catalog, user_side, item_side)
         if score is not None:
             _try_score(model)
+        notes: list[str] = []
+        if seen is not None:
+            sides = (seen_user_column or "user", seen_item_column or "item")
+            model = _with_seen(model, seen, sides, notes, bar)
         choice: Choice | None = None
         if own is not None:
             model = model.with_policy(own)
@@ -368,6 +392,10 @@ def build(
         click.echo(f"Features: {columns}; version {catalog.features.version}")
     if catalog.score is not None:
         click.echo(f"Score: {said_of(catalog.score._asdict())}")
+    if model.seen_id is not None:
+        click.echo(f"Seen: {model.seen_pairs:,} pairs of a user and an item, {model.seen_id[:12]}")
+    for note in notes:
+        click.echo(f"fastrank build: --seen: {note}", err=True)
     _print_policy(model, choice, output)
     if overlap is not None and choice is None:
         click.echo(
@@ -477,6 +505,36 @@ def _try_score(model: Model) -> None:
             model.catalog.scores(model.user_vectors[0])
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+
+
+def _with_seen(
+    model: Model, path: Path, columns: tuple[str, str], notes: list[str], bar: Progress
+) -> Model:
+    """A model that keeps the pairs it knows; `notes` says what it does not."""
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    read = unknown_users = unknown_items = 0
+    advance = _rows(bar, f"reading {path.name}")
+    for users, items in read_pairs(path, *columns, advance=advance):
+        try:
+            rows, positions = model._find_pairs(users, items)
+        except ValueError as error:
+            argument, _, text = str(error).partition(": ")
+            column = columns[argument == "item_ids"]
+            raise ValueError(f"--seen: {path}: {column}: {text}") from None
+        known = (rows >= 0) & (positions >= 0)
+        read += len(rows)
+        unknown_users += int(np.count_nonzero(rows < 0))
+        unknown_items += int(np.count_nonzero((rows >= 0) & (positions < 0)))
+        parts.append((rows[known], positions[known]))
+    if read and unknown_users + unknown_items == read:
+        raise ValueError(
+            f"--seen: {path}: not one of {read:,} pairs is of a user and an item of the model"
+        )
+    for count, what in ((unknown_users, "users"), (unknown_items, "items")):
+        if count:
+            notes.append(f"{count:,} of {read:,} pairs are of {what} that the model does not have")
+    rows, positions = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+    return model._with_pairs((rows, positions))
 
 
 def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Progress) -> Model:

@@ -41,7 +41,7 @@ _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in e
 _POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
-_READ = ("score", "features_version", "row_weight", "rules", "after")
+_READ = ("score", "features_version", "row_weight", "rules", "after", "seen_id")
 _UNREAD = (
     *("latency_us", "n_candidates", "retrieval", "reward_ts"),
     *(name for name in UNREAD if name not in _READ),

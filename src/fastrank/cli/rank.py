@@ -157,6 +157,9 @@ def rank(
         user_id = None
         vector = _query_vector(query)
     filters, eligible = filters_of(catalog, exclude, exclude_file, allow, allow_file)
+    seen = None if user is None or opened is None else opened.seen(user_id)
+    if seen is not None and opened is not None:
+        eligible = eligible & catalog._left(opened.seen_item_ids(user_id), None)
     own = chosen_for = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
     note = ""
@@ -175,8 +178,8 @@ def rank(
         own_params = _params_of_score(catalog, scored, rules)
         scores = catalog.scores(vector, score=score, params=own_params)[eligible]
         places = max(1, min(k, len(scores) // 2))
-        temperature = temperature_for_overlap(scores, places, _OVERLAP)
-        chosen_for = scores
+        temperature = temperature_for_overlap(scores, places, _OVERLAP) if len(scores) else 1.0
+        chosen_for = scores if len(scores) else None
     given = {"temperature": temperature, "epsilon": epsilon, "head": head, "m": m}
     given["factor"] = factor
     stated = {name: value for name, value in given.items() if value is not None}
@@ -190,6 +193,8 @@ def rank(
         drawn_by = chosen.with_sampler("cached") if has_table else chosen
     # Twice: the first call also reads the model from disk, and is not what a service sees.
     scored |= filters
+    if seen is not None:
+        scored["seen"] = seen
     if rules is not None or after:
         shown = ids_of_lists("--after", after, catalog.item_ids) if after else None
         scored |= {"rules": rules, "after": shown}
@@ -273,6 +278,7 @@ def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
         "score": None if ranking.score is None else ranking.score._asdict(),
         "features_version": ranking.features_version,
         "rules": _rules_record(ranking),
+        "seen_id": ranking.seen_id,
         "after": ranking.after.tolist() if isinstance(ranking.after, np.ndarray) else ranking.after,
         "propensity_kind": ranking.propensity_kind,
         "log_norm_error": ranking.log_norm_error,
@@ -335,7 +341,8 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
         "policy": ranking.policy.inference_type + (f", {params}{note}" if params else ""),
         "log-propensity": whole,
         "seed": str(ranking.seed),
-        "eligible items": f"{ranking.n_eligible:,}",
+        "eligible items": f"{ranking.n_eligible:,}"
+        + ("" if ranking.seen_id is None else ", without what the user has seen"),
         "made by": f"{ranking.made_by}, {ranking.n_scored:,} items scored",
         **_found(ranking),
         **({} if ranking.score is None else {"score": said_of(ranking.score._asdict())}),

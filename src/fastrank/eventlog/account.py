@@ -260,9 +260,10 @@ def told_of(account: Mapping[str, Any]) -> list[str]:
     if "summary" not in account:
         return ["what joining its rewards left out is not known: join.json is lost or damaged"]
     summary = account["summary"]
+    found = told(summary, other_requests=account.get("other_requests") is True)
     if summary.get("rows_written", 0) and not summary.get("rewards_read", 0):
-        return ["there were no rewards in the files that were joined"]
-    return told(summary, other_requests=account.get("other_requests") is True)
+        return ["there were no rewards in the files that were joined", *found]
+    return found
 
 
 def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[str]:

@@ -360,6 +360,7 @@ def _values(
         "traceparent": response.get("traceparent"),
         "n_scored": response.get("n_scored"),
         "features_version": response.get("features_version"),
+        "seen_id": response.get("seen_id"),
         "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
         "law_params": [

@@ -50,6 +50,7 @@ def content_hashes(
     }
     weights, named = arrays.get("row_weights"), there.get("filter_id")
     texts = [there.get("candidate_set_id"), there.get("bias_id")]
+    texts.append(seen if (seen := there.get("seen_id")) is not None and _is_text(seen) else None)
     texts += [named if named is None else pc.struct_field(named, role) for role in _FILTERS]
     rules = there.get("rules")
     if rules is None or not pa.types.is_struct(rules.type):
@@ -68,6 +69,11 @@ def content_hashes(
         *columns.values(),
     ]
     return row_hashes(n, numbers)
+
+
+def _is_text(column: pa.Array) -> bool:
+    # A log of version 1 may have a column of its own under this name.
+    return bool(pa.types.is_string(column.type) or pa.types.is_dictionary(column.type))
 
 
 def _numbers(column: pa.Array | None) -> AnyArray | None:

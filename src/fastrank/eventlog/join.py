@@ -531,9 +531,10 @@ def _joined(
     stated = rewards.position[which]
     placed = ranked & ((stated == 0) | (stated == places + 1))
     found.placed[which[placed]] = True
-    # What is not shown as yet may be while its window is open.
-    never = placed & shown.never[rows] & ~is_open[rows]
-    hidden = placed & ~shown.never[rows] & (places >= shown.places[rows])
+    # What is not displayed as yet may be while its window is open.
+    closed_rows = placed & ~is_open[rows]
+    never = closed_rows & shown.never[rows]
+    hidden = closed_rows & ~never & (places >= shown.places[rows])
     found.not_shown[which[never]] = True
     found.not_displayed[which[hidden]] = True
     delay = rewards.ts[which] - np.clip(shown.at[rows], *DATED)

@@ -52,7 +52,7 @@ _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
     *("retrieval", "n_probes", "tail_log_weight", "is_candidate"),
     *("reward_kind", "reward_ts", "item_kind", "sampler", "made_by"),
-    *(name for name in UNREAD if name not in ("row_weight", "rules")),
+    *(name for name in UNREAD if name not in ("row_weight", "rules", "seen_id")),
 )
 
 

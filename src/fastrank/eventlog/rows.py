@@ -85,6 +85,7 @@ class Row(NamedTuple):
     allow: list[Any] | None
     filter_id: dict[str, str] | None
     bias_id: str | None
+    seen_id: str | None
     rules: dict[str, str] | None
     after: list[Any] | None
     n_eligible: int

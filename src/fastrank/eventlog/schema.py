@@ -56,7 +56,7 @@ OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
 UNREAD = (
     *("request_id_source", "inference_id", "traceparent", "run", "experiment", "arm", "revision"),
     "row_weight",
-    *("features_version", "score", "rules", "after", "n_scored"),
+    *("features_version", "score", "rules", "after", "seen_id", "n_scored"),
     *("evaluation_log_propensities", "shown_at"),
 )
 
@@ -142,6 +142,7 @@ def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
         ("allow", pa.list_(item), 1, 2),
         ("filter_id", pa.struct([("exclude", text), ("allow", text)]), 1, 2),
         ("bias_id", text, 1, 2),
+        ("seen_id", text, 2, 2),
         ("rules", pa.struct([("id", text), ("params", text)]), 2, 2),
         ("after", pa.list_(item), 2, 2),
         ("n_eligible", pa.int64(), 1, 2),

@@ -50,7 +50,7 @@ _ROW_GROUP_ROWS = 65_536
 # Columns that repeat a few values; the others would only pay for a dictionary.
 _REPETITIVE = (
     *("writer_id", "user_id", "policy_name", "seed_source", "model_version", "catalog_version"),
-    *("candidate_set_id", "propensity_kind", "reward_kind", "bias_id"),
+    *("candidate_set_id", "propensity_kind", "reward_kind", "bias_id", "seen_id"),
     *("policy_params.temperature", "policy_params.epsilon", "policy_params.tail_mass"),
     *("policy_params.user_temperature", "law", "law_params.list.element.name"),
     *("law_params.list.element.value", "user_temperature", "sampler", "item_kind"),

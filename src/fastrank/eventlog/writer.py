@@ -282,7 +282,7 @@ class LogWriter:
         run : str, optional
             Name of the run that ranked it, with many others.
         user_id : str or int, optional
-            Kept as text.
+            Kept as text. Wanted where the ranking left out what its user has seen.
         query : array_like of float, shape (d,), optional
             The vector that was ranked for, needed unless `user_id` gives it in the model.
         model_version : str, optional
@@ -368,6 +368,11 @@ class LogWriter:
             run = as_text("run", run)
         if user_id is not None:
             user_id = as_user(user_id)
+        elif ranking.seen_id is not None:
+            raise ValueError(
+                "user_id: give it: the ranking left out what its user has seen, and the log names"
+                " that by the user"
+            )
         if model_version is None:
             model_version = ranking.model_version
         elif as_text("model_version", model_version) != ranking.model_version:
@@ -471,6 +476,7 @@ class LogWriter:
             inline["allow"],
             filter_id,
             bias_name,
+            ranking.seen_id,
             rules,
             after,
             ranking.n_eligible,

@@ -32,6 +32,7 @@ from fastrank.ope.queries import (
     Newer,
     Queries,
     Query,
+    SeenThen,
     Writers,
     catalog_of,
     catalogs_of,
@@ -276,6 +277,7 @@ class OptionalArrays:
         asked = Queries(
             policy.model,
             batch,
+            seen=SeenThen([policy.model, *self._writers.models], batch),
             barred=barred,
             keep_candidates=self._keep_candidates,
             rules=policy.rules,

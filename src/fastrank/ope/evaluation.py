@@ -161,6 +161,7 @@ def evaluate(
             restrict=restrict_to_logged_catalog,
             keep_candidates=keep_candidates,
             places=asked.asked_places or None,  # the log's longest may be shorter than a policy's
+            models=asked.logging,
         )
         for each in judged:
             for reason, which in each.unknown.items():

@@ -20,6 +20,7 @@ from fastrank.ope.queries import (
     Newer,
     Queries,
     Query,
+    SeenThen,
     catalog_of,
     displayed_items,
     ranked_candidates,
@@ -191,6 +192,7 @@ def judge(
     restrict: bool = False,
     keep_candidates: bool = False,
     places: int | None = None,
+    models: Sequence[Model | Scorer] = (),
 ) -> list[Judged]:
     """Each policy's conditional log-propensities of the logged rankings.
 
@@ -210,6 +212,8 @@ def judge(
         what they show besides is uncovered.
     places : int, optional
         Of these first places alone it is asked what could not have been shown; by default of all.
+    models : sequence of Model or Catalog
+        That keep what users had seen when a row was drawn, beside those of the policies.
 
     Raises
     ------
@@ -221,7 +225,9 @@ def judge(
     A row that a model refuses is ``not_computable``, and keeps no other back. Such rows are found
     by halves: with n rows, O(log n) calls for each, and 2 n where all are.
     """
-    support = _Support(logging, restrict, keep_candidates, places)
+    of_policies = [each.model for each in policies if isinstance(each, ByModel)]
+    seen = SeenThen([*of_policies, *models], batch)
+    support = _Support(logging, restrict, keep_candidates, places, seen)
     result: dict[int, Judged] = {}
     # Those of one model, and rules, together.
     by_model: dict[tuple[int, Rules | None, str], dict[int, ByModel]] = {}
@@ -249,6 +255,7 @@ class _Support:
     restrict: bool
     keep_candidates: bool
     places: int | None
+    seen: SeenThen
 
 
 def _check_ids(batch: LogBatch, label: str, catalog: Scorer) -> None:
@@ -334,6 +341,7 @@ def _ask(
     queries = Queries(
         model,
         batch,
+        seen=support.seen,
         barred=newer if support.restrict else None,
         keep_candidates=support.keep_candidates,
         rules=first.rules,

@@ -22,6 +22,7 @@ __all__ = [
     "Newer",
     "Queries",
     "Query",
+    "SeenThen",
     "Writers",
     "catalog_of",
     "catalogs_of",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _NO_RULES = Rules()
+_NOT_AT_HAND = "seen_not_at_hand"
 
 
 class Writers:
@@ -63,7 +65,41 @@ class Writers:
 
     def queries(self, batch: LogBatch) -> list[Queries]:
         """What each of them ranked by."""
-        return [Queries(model, batch, as_logged=True) for model in self.models]
+        seen = SeenThen(self.models, batch)
+        return [Queries(model, batch, seen=seen, as_logged=True) for model in self.models]
+
+
+class SeenThen:
+    """What users of a batch had seen when they were ranked for, by the models that keep it.
+
+    A row names the lists by their hash, and the user. What another model keeps is of another time:
+    it may hold what this very row showed.
+    """
+
+    def __init__(self, models: Sequence[Model | Scorer], batch: LogBatch) -> None:
+        self._batch = batch
+        self._given = batch.is_given("seen_id")
+        self._keepers = {
+            each.seen_id: each
+            for each in models
+            if isinstance(each, Model) and each.seen_id is not None
+        }
+        self._rows: dict[str, IntArray] = {}
+
+    def items(self, i: int) -> IdArray | None:
+        """Ids (m,) that row i left out by them; a ValueError where no model has them."""
+        name = self._batch.value("seen_id", i) if self._given[i] else None
+        if not isinstance(name, str):  # a log of version 1 may have a column of its own
+            return None
+        keeper = self._keepers.get(name)
+        if keeper is None:
+            raise ValueError(_NOT_AT_HAND)
+        if name not in self._rows:
+            self._rows[name] = keeper.find_users(self._batch.user_ids)
+        row = int(self._rows[name][i])
+        if row < 0:
+            raise ValueError(_NOT_AT_HAND)
+        return keeper.seen_item_ids(keeper.user_ids[row])
 
 
 class Queries:
@@ -75,7 +111,7 @@ class Queries:
     `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
 
     A row's own rules act, unless there are others: those take the row's parameters where `params`
-    says nothing else. The pages before are always the row's.
+    says nothing else. The pages before are always the row's, and so is what the user had seen.
     """
 
     def __init__(
@@ -83,6 +119,7 @@ class Queries:
         model: Model | Scorer,
         batch: LogBatch,
         *,
+        seen: SeenThen,
         as_logged: bool = False,
         barred: Newer | None = None,
         keep_candidates: bool = False,
@@ -91,6 +128,7 @@ class Queries:
     ) -> None:
         self._has_candidates = ranked_candidates(batch) & ~(as_logged or keep_candidates)
         self._model = model
+        self._seen = seen
         self._as_logged = as_logged
         self._barred = barred
         self._batch = batch
@@ -121,6 +159,14 @@ class Queries:
         if bias is not None and not own:
             return "bias_of_another_catalog"
         exclude = batch.exclude(i)
+        try:
+            before = self._seen.items(i)
+        except ValueError as error:
+            if str(error) != _NOT_AT_HAND:
+                raise
+            return _NOT_AT_HAND
+        if before is not None:
+            exclude = before if exclude is None else np.concatenate([exclude, before])
         if self._barred is not None:
             new = self._barred.items(batch.value("catalog_version", i))
             if new is not None and len(new):

@@ -46,6 +46,7 @@ _SET_ASIDE: Mapping[str, str] = {
     " lacks, so that nobody knows which groups it counts for",
     "params_of_another_score": "the score's parameters do not fit it",
     "score_not_at_hand": "the score is a function that the model does not have",
+    "seen_not_at_hand": "what the user had seen is kept with a model that was not given",
     "features_of_another_version": "the score or the rules have columns that the model has"
     " otherwise",
 }

@@ -314,7 +314,7 @@ def test_importing_fastrank_loads_the_core_alone() -> None:
             "store",
         ),
         *("_native", "files", "atomic", "lru", "ask", "ranker", "scorer", "catalog", "given"),
-        *("tables", "model", "faissindex", "run"),
+        *("tables", "model", "faissindex", "run", "seen"),
         *("features", "expressions", "scoring", "compiled", "score"),
         *("rules", "ruled", "rulemass", "walk"),
     }

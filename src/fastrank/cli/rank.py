@@ -160,6 +160,8 @@ def rank(
     seen = None if user is None or opened is None else opened.seen(user_id)
     if seen is not None and opened is not None:
         eligible = eligible & catalog._left(opened.seen_item_ids(user_id), None)
+        if not eligible.any():
+            raise click.UsageError(f"--user: {user} has seen every item that is left")
     own = chosen_for = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
     note = ""
@@ -178,8 +180,8 @@ def rank(
         own_params = _params_of_score(catalog, scored, rules)
         scores = catalog.scores(vector, score=score, params=own_params)[eligible]
         places = max(1, min(k, len(scores) // 2))
-        temperature = temperature_for_overlap(scores, places, _OVERLAP) if len(scores) else 1.0
-        chosen_for = scores if len(scores) else None
+        temperature = temperature_for_overlap(scores, places, _OVERLAP)
+        chosen_for = scores
     given = {"temperature": temperature, "epsilon": epsilon, "head": head, "m": m}
     given["factor"] = factor
     stated = {name: value for name, value in given.items() if value is not None}

@@ -71,14 +71,19 @@ def forecast(
             logging=catalogs,
             restrict=restrict_to_logged_catalog,
             keep_candidates=keep_candidates,
+            models=logging,
         )
         times.append(time.perf_counter() - start)
     a_row = max(times[1] - times[0], 0.0) / _ROWS
-    return rows * (a_row + _arrays_a_row(batch, policies, optional, places))
+    return rows * (a_row + _arrays_a_row(batch, policies, logging, optional, places))
 
 
 def _arrays_a_row(
-    batch: LogBatch, policies: Sequence[EvaluationPolicy], optional: OptionalArrays, places: int
+    batch: LogBatch,
+    policies: Sequence[EvaluationPolicy],
+    logging: Sequence[Model | Scorer],
+    optional: OptionalArrays,
+    places: int,
 ) -> float:
     """Seconds a row for the optional arrays.
 
@@ -96,7 +101,7 @@ def _arrays_a_row(
     while user < len(starts) and sum(seconds for _, seconds in measured) < _SECONDS:
         last = min(user + users, len(starts)) - 1
         part = order[starts[user] : min(ends[last], starts[user] + _ROWS)]
-        judged = judge(batch, policies, part, logging={})
+        judged = judge(batch, policies, part, logging={}, models=logging)
         known = likely.copy()
         for each in judged:
             for which in each.unknown.values():

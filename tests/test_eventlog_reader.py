@@ -1232,6 +1232,15 @@ class TestFiles:
                         assert (batch.log_propensities <= 1e-9).all()
                         assert all(batch.exclude(i) is None for i in range(len(batch)))
 
+    def test_texts_that_a_dictionary_does_not_have(self, tmp_path: Path) -> None:
+        whole = table([row(i) for i in range(3)])
+        codes = pa.array([0, 214, 0], pa.int32())
+        spoiled = pa.DictionaryArray.from_arrays(codes, pa.array(["complete"]), safe=False)
+        index = whole.schema.get_field_index("reward_kind")
+        reader = LogReader.of_tables([whole.set_column(index, "reward_kind", spoiled)])
+        with pytest.raises(ValueError, match="out of bounds"):
+            list(reader)
+
     @pytest.mark.parametrize("name", ["user_id", "policy_name"])
     def test_text_that_is_not_utf8(self, name: str, tmp_path: Path) -> None:
         """Parquet promises UTF-8 and does not check it."""

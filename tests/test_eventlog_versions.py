@@ -250,7 +250,7 @@ GIVEN: dict[str, Any] = {
     "run": "2026-11-30", "experiment": "e", "arm": "b", "revision": "3", "row_weight": 10.0,
     "features_version": "f", "score": {"name": "cosine", "hash": "h", "params": "{}"},
     "rules": {"id": RULES.id, "params": '{"budget": 50}'}, "after": [1, 2],
-    "n_scored": 2500, "shown_at": NOON,
+    "n_scored": 2500, "shown_at": NOON, "seen_id": "s",
     "evaluation_log_propensities": [("new", [-1.0, -2.0, -3.0])],
 }  # fmt: skip
 
@@ -269,8 +269,9 @@ class TestColumns:
         assert [{name: one[name] for name in UNREAD} for one in rows] == [
             {name: one[name] for name in UNREAD} for one in wanted
         ]
-        # Estimates would be others without the one, and lists might be too short without the other.
-        wanted_anyway = {"row_weight", "rules"}
+        # Estimates would be others without the first, lists too short without the second, and
+        # propensities others without the third.
+        wanted_anyway = {"row_weight", "rules", "seen_id"}
         for name in wanted_anyway:
             with pytest.raises(ValueError, match=f"omit: expected any of .* got '{name}'"):
                 LogReader(tmp_path, omit=[name])

@@ -388,6 +388,7 @@ def test_an_answer_states_the_kind_of_its_ids(tmp_path: Path, text: bool) -> Non
         assert set(answer["properties"]) - set(answer["required"]) == {
             *("query", "inference_id", "traceparent", "n_candidates", "retrieval", "n_probes"),
             *("tail_log_weight", "is_candidate", "score", "features_version", "rules"),
+            "seen_id",
         }
 
     with_app(tmp_path / "model", work)

@@ -609,7 +609,8 @@ def write_log(
     Parameters
     ----------
     world, ranker, policy, k, queries, exclude, rules, params
-        As for `true_value`. Users are written with their query unless a model knows it.
+        As for `true_value`. Users are written with their query unless a model knows it. What a
+        model keeps of items that users have seen has no part in simulations.
     n_rows : int
         Rankings to log.
     log : RankingLog

@@ -279,8 +279,8 @@ def coded(name: str, column: pa.Array) -> pa.DictionaryArray:
     """A column of repetitive texts as a dictionary; a ValueError if it is not of texts."""
     if not pa.types.is_dictionary(column.type):
         column = cast_column(name, column, pa.string()).dictionary_encode()
+    column.validate(full=True)  # UTF-8 and indices, which Parquet promises and does not check
     texts = column.dictionary
-    texts.validate(full=True)  # UTF-8, which Parquet promises and does not check
     if not pa.types.is_string(texts.type):
         column = pa.DictionaryArray.from_arrays(
             column.indices, cast_column(name, texts, pa.string())

@@ -296,7 +296,8 @@ class LogWriter:
         is_fallback : bool
             Whether another policy stood in, for an unknown user say.
         displayed : int, optional
-            How many places were really shown, from the first; None: all.
+            How many places were really shown, from the first; None: all. 0: none, or nobody knows
+            as yet whether any will be (`join` takes impressions); evaluations leave such rows out.
         latency_us : float, optional
             Microseconds.
         candidate_set_id, n_candidates, retrieval : str, int, mapping, optional

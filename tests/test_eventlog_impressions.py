@@ -137,7 +137,7 @@ def test_several_impressions_are_the_first_time_and_the_most_places(tmp_path: Pa
 
 def test_what_says_more_or_nothing(tmp_path: Path) -> None:
     """More places than there are: all. None: not shown. An empty ranking was shown as it is."""
-    empty = {
+    empty: dict[str, Any] = {
         "item_ids": [], "log_propensities": [], "log_propensity": 0.0, "scores": [],
         "n_eligible": 0, "displayed": 0,
     }  # fmt: skip
@@ -220,7 +220,8 @@ def test_batches_of_a_large_log_against_a_slow_twin(tmp_path: Path) -> None:
     count = JoinSummary(rows_read=60, rewards_read=900, impressions_read=120)
     by_id = {one["request_id"]: one for one in rows}
     served = {name: datetime.fromtimestamp(one["ts"] / 1e6, UTC) for name, one in by_id.items()}
-    at, places, mine = dict(served), dict.fromkeys(by_id, 0), {name: [] for name in by_id}
+    at, places = dict(served), dict.fromkeys(by_id, 0)
+    mine: dict[str, list[dict[str, Any]]] = {name: [] for name in by_id}
     for each in shown:
         if each["request_id"] not in by_id:
             count.impressions_unlogged += 1

@@ -323,6 +323,34 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
                 ("boost", fr.BestFirst(1, fr.Uniform())),
             ]
         ],
+        ({"where": "price > 9"}, {}, "rules: where: 'price > 9' holds for no item"),
+        (
+            {"where": "price == 1", "at_least": {"new": 2}},
+            {},
+            r"rules: at_least\['new'\]: 2 places, of 1 items that where leaves",
+        ),
+        (
+            {"pin_where": {1: "brand == 'z'"}},
+            {},
+            r"rules: pin_where\[1\]: \"brand == 'z'\" holds for no item",
+        ),
+        (
+            {"at_least": {"new": 2}, "window": {"new": (1, 2)}},
+            {},
+            r"rules: at_least\['new'\]: 2 places, where window leaves 1 of 2",
+        ),
+        *[
+            (
+                {"at_least": {"new": q}, **pins},
+                {},
+                f"rules: at_least: {q} places are owed besides .* leave {2 - len(pinned)} of 2",
+            )
+            for q, pins in (
+                (2, {"pin": {1: "b"}}),
+                (1, {"pin_where": {1: "not new", 2: "not new"}}),
+            )
+            for pinned in pins.values()
+        ],
         (
             {"decay": {"brand": 0.5}},
             {"policy": fr.BestFirst(1, fr.EpsilonGreedy(0.1))},
@@ -469,6 +497,19 @@ def test_a_page_is_of_the_catalog_that_it_was_ranked_from() -> None:
     other = fr.Catalog(["a", "b", "c", "d"], [[0.0]] * 4, features=FEATURES)
     with pytest.raises(ValueError, match=r"^after: the page is of the catalog"):
         other.rank([1.0], 1, policy=PL, rules=rules, after=PAGE)
+
+
+def test_a_page_is_of_the_parameters_and_columns_that_it_was_ranked_by() -> None:
+    rules = fr.Rules(where="price < most", cap={"brand": 1})
+    page = ranked(rules, 1, params={"most": 3})
+    assert len(ranked(rules, 1, params={"most": 3}, after=page)) == 1
+    with pytest.raises(
+        ValueError, match=r"^after: .* the parameters \{'most': 3.0\}, not \{'most': 9"
+    ):
+        ranked(rules, 1, params={"most": 9}, after=page)
+    other = CATALOG.with_features(FEATURES | {"brand": ["x", "y", "z", "w"]})
+    with pytest.raises(ValueError, match=r"^after: the page was ranked by other columns"):
+        other.rank([1.0], 1, policy=PL, rules=rules, params={"most": 3}, after=page)
 
 
 # ---- Parameters, columns, memory, threads --------------------------------------------------------

@@ -653,6 +653,8 @@ def test_parameters_are_the_rows_unless_they_are_given(tmp_path: Path) -> None:
     wrong: Any = {"cap": {"seller": 1}}
     with pytest.raises(ValueError, match="rules: a: expected Rules"):
         ope.ByModel("a", COLD, catalog, rules=wrong)
+    with pytest.raises(ValueError, match="rules: a: cap: there is no column 'seler'"):
+        ope.ByModel("a", COLD, catalog, rules=fr.Rules(cap={"seler": 1}))
 
 
 def test_a_next_page_is_evaluated_given_the_one_before(tmp_path: Path) -> None:

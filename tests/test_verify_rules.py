@@ -331,7 +331,7 @@ class TestCommand:
         [
             ("{", [], "not JSON"),
             ('{"caps": {}}', [], "there is no 'caps'"),
-            ('{"cap": {"shop": 1}}', [], "no column 'shop'"),
+            ('{"cap": {"shop": 1}}', [], "rules.json: cap: there is no column"),
             ('{"where": "price < budget"}', [], "budget"),
             ('{"cap": {"seller": 1}}', ["--param", "budget=3"], "budget"),
         ],

@@ -240,6 +240,14 @@ class Ranker:
                 f"after: the page was ranked by other rules: {shown(own)}, not"
                 f" {shown(bound.applied.rules)}"
             )
+        params = {} if page.rules is None else page.rules.params
+        if params != bound.applied.params:
+            raise ValueError(
+                f"after: the page was ranked with the parameters {shown(dict(params))}, not"
+                f" {shown(dict(bound.applied.params))}"
+            )
+        if page.features_version != bound.features_version and bound.features_version is not None:
+            raise ValueError("after: the page was ranked by other columns")
         before = [] if page.after is None else list(page.after)
         return [*before, *page.item_ids.tolist()]
 

@@ -22,7 +22,10 @@ from fastrank.lru import LRU
 from fastrank.policies import Policy, law_of
 from fastrank.rules import MOST_ADDED, AppliedRules, Rules
 
-__all__ = ["FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "log_factor_rows"]
+__all__ = [
+    *("FEW", "LEVELS", "BoundRules", "Regime", "State", "bind_rules", "check_columns"),
+    "log_factor_rows",
+]
 
 # What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
 LEVELS = 4
@@ -84,6 +87,8 @@ class BoundRules:
         if rules.where is not None:
             self.where = self._mask(rules, rules.where)
             kept = int(self.where.sum())
+            if not kept:
+                raise ValueError(f"where: {shown(rules.where)} holds for no item")
             if 2 * kept <= n_items:
                 self.allowed = np.flatnonzero(self.where)
             else:
@@ -98,6 +103,7 @@ class BoundRules:
         self.pin_sets = {
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()
         }
+        self._check_sets(rules)
         # So rare that a draw of its own is cheaper than to wait for one of them.
         self.rare_sets = {
             place for place, mask in self.pin_sets.items() if 16 * int(mask.sum()) < n_items
@@ -112,13 +118,8 @@ class BoundRules:
         self.is_walked = rules.is_sequential
 
     def _columns(self, rules: Rules) -> Iterator[Rule]:
+        check_columns(rules, self._features)
         caps, windows, decays = rules.cap, rules.window, rules.decay
-        for kind, entries in (("cap", caps), ("window", windows), ("decay", decays)):
-            for name in entries:
-                if self._features is None or self._features.kind(name) is None:
-                    known = {} if self._features is None else self._features.columns
-                    have = ", ".join(sorted(known)) or "none"
-                    raise ValueError(f"{kind}: there is no column {shown(name)} (there are {have})")
         for name in sorted({*caps, *windows, *decays}):
             assert self._features is not None
             groups = self._features.groups(name)
@@ -142,6 +143,18 @@ class BoundRules:
                     " shares of sets that overlap are refused"
                 )
             taken[mask] = place
+
+    def _check_sets(self, rules: Rules) -> None:
+        """Refuses sets of which no list can show what it is to show, whatever calls filter."""
+        filtered = "" if self.where is None else " that where leaves"
+        for (mask, q), text in zip(self.shares, rules.at_least, strict=True):
+            count = int((mask if self.where is None else mask & self.where).sum())
+            if count < q:
+                raise ValueError(f"at_least[{shown(text)}]: {q} places, of {count} items{filtered}")
+        for place, text in rules.pin_where.items():
+            mask = self.pin_sets[place - 1]
+            if not (mask if self.where is None else mask & self.where).any():
+                raise ValueError(f"pin_where[{place}]: {shown(text)} holds for no item{filtered}")
 
     def _pins(self, rules: Rules, find: Callable[[str, list[Any]], Positions]) -> dict[int, int]:
         pins = rules.pin
@@ -188,6 +201,28 @@ class BoundRules:
         owed = sum(q for _, q in self.shares)
         if owed > k:
             raise ValueError(f"rules: at_least: shares of {owed} places are more than k, {k}")
+        for text, (most, row) in rules.window.items():
+            room = most * (k // row) + min(most, k % row)
+            q = rules.at_least.get(text, 0)  # of the boolean that the window is for
+            if q > room:
+                raise ValueError(
+                    f"rules: at_least[{shown(text)}]: {q} places, where window leaves {room} of {k}"
+                )
+        if self.shares and (self.pins or self.pin_sets):
+            self._check_free(k)
+
+    def _check_free(self, k: int) -> None:
+        """Refuses shares for which the places that pins leave are too few."""
+        pinned = [p for place, p in self.pins.items() if place < k]
+        sets = [mask for place, mask in self.pin_sets.items() if place < k]
+        owed = sum(max(0, q - sum(map(bool, mask[pinned]))) for mask, q in self.shares)
+        of_shares = np.logical_or.reduce([mask for mask, _ in self.shares])
+        free = k - len(pinned) - sum(not (mask & of_shares).any() for mask in sets)
+        if owed > free:
+            raise ValueError(
+                f"rules: at_least: {owed} places are owed besides pinned items, and pins leave"
+                f" {free} of {k}"
+            )
 
     def bias(self, temperature: float) -> FloatArray | None:
         """What boosts add to the scores (n,), by position; None: nothing."""
@@ -287,6 +322,16 @@ class BoundRules:
         masks = [*self._masks.values()]
         joints = _MOST_JOINTS * 2 * self.n_items if self.is_walked else 0
         return 4096 + joints + sum(each.nbytes for each in [*arrays, *masks] if each is not None)
+
+
+def check_columns(rules: Rules, features: Features | None) -> None:
+    """Refuses caps, windows and decays of columns that there are not."""
+    for kind in ("cap", "window", "decay"):
+        for name in getattr(rules, kind):
+            if features is None or features.kind(name) is None:
+                known = {} if features is None else features.columns
+                have = ", ".join(sorted(known)) or "none"
+                raise ValueError(f"{kind}: there is no column {shown(name)} (there are {have})")
 
 
 def bind_rules(

@@ -699,7 +699,14 @@ def _all_ruled(
     unknown = [name for name in params if not any(name in each.names for each in rules)]
     if unknown:
         raise ValueError(f"params: {unknown[0]!r} is no parameter of the rules")
-    return [_Ruled(catalog, query, each, params) for each in rules]
+    found = []
+    for i, each in enumerate(rules):
+        try:
+            found.append(_Ruled(catalog, query, each, params))
+        except ValueError as error:
+            text = str(error).removeprefix("rules: ")
+            raise ValueError(f"rules[{i}]: {text}") from None
+    return found
 
 
 def _under_rules(ruled: _Ruled, full: Policy, k: int, draws: int, seeds: _Seeds) -> list[Check]:

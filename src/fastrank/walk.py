@@ -30,6 +30,7 @@ __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
 _AHEAD = 64  # items of an order that are drawn at a time, or four times the places
 _MOST_AHEAD = 640  # for these: as many cost a few hundredths of a pass over a million items
+_MOST_AGAIN = 256  # of one that is drawn anew: where each place takes one, they add up
 _MOST_EMPTY = 8  # regimes that are known to allow nothing
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
 
@@ -196,6 +197,7 @@ class _Draw:
         self.has_labels = False
         self.has_waited = False  # and coins with those masses
         self.ahead = ahead(call.ask.k, call.bound.arrivals)
+        self.again = min(self.ahead, _MOST_AGAIN)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
         self.log_weights: dict[int, float] = {}  # of all that arrived, or may
@@ -304,7 +306,7 @@ class _Draw:
         if cover.decays:
             order = self.ordered(self.draw_decayed(cover), cover)
         elif cover.blocks:
-            ask = self.among(regime)._replace(k=self.ahead)
+            ask = self.among(regime)._replace(k=self.again)
             order = self.ordered(self.asked(_of_part(self.call.spec), self.seed(), ask), cover)
         else:
             return self.draw_base()
@@ -316,7 +318,7 @@ class _Draw:
         own = np.array([*self.state.shown, *self.state.reserved], np.int64)
         old = self.call.ask.excluded
         ask = self.call.ask._replace(
-            k=self.ahead, excluded=own if old is None else np.concatenate([old, own])
+            k=self.again, excluded=own if old is None else np.concatenate([old, own])
         )
         drawn = self.asked(_of_part(self.call.spec), self.seed(), ask)
         self.base, self.part = self.ordered(drawn, None), None
@@ -333,7 +335,7 @@ class _Draw:
         raw = np.random.Philox(key=[self.seed(), _STREAM]).random_raw(len(positions))
         gumbels = -np.log(-np.log(((raw >> np.uint64(12)) + 0.5) * 2.0**-52))
         keys = log_weights + gumbels
-        places = min(self.ahead, len(positions))
+        places = min(self.again, len(positions))
         least = np.partition(keys, len(keys) - places)[len(keys) - places] if places else 0.0
         first = np.flatnonzero(keys >= least)
         # Where weights are so large that they swallow the noise, it decides among equal ones.

@@ -217,7 +217,8 @@ def rank(
 def _rules_of(text: str) -> Rules:
     """Of --rules."""
     try:
-        return rules_of_json(text) if text.lstrip().startswith("{") else read_rules(Path(text))
+        is_json = text.lstrip().startswith(("{", "[", '"'))
+        return rules_of_json(text) if is_json else read_rules(Path(text))
     except ValueError as error:
         raise click.UsageError(f"--rules: {error}") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +113,10 @@ def verify(
         except ValueError as error:
             if not rules:
                 raise
-            raise click.UsageError(str(error)) from None
+            named = re.sub(
+                r"^rules\[(\d+)\]", lambda m: f"--rules: {rules_files[int(m[1])]}", str(error)
+            )
+            raise click.UsageError(named) from None
     if as_json:
         click.echo(json.dumps(_record(verdict), allow_nan=False))
     else:

@@ -26,6 +26,7 @@ from fastrank.ope.queries import (
     ranked_candidates,
 )
 from fastrank.policies import PlackettLuce, Policy
+from fastrank.ruled import check_columns
 from fastrank.rules import Rules
 from fastrank.scorer import Scorer
 
@@ -83,6 +84,12 @@ class ByModel:
     def __post_init__(self) -> None:
         if self.rules is not None and not isinstance(self.rules, Rules):
             raise ValueError(f"rules: {self.label}: expected Rules, got {shown(self.rules)}")
+        if self.rules is not None:
+            catalog = self.model.catalog if isinstance(self.model, Model) else self.model
+            try:
+                check_columns(self.rules, getattr(catalog, "features", None))
+            except ValueError as error:
+                raise ValueError(f"rules: {self.label}: {error}") from None
         given = as_params(self.params)
         names = frozenset() if self.rules is None else self.rules.names
         unknown = sorted(given.keys() - names)

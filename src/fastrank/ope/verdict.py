@@ -131,6 +131,9 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
     if reason == "heaviest_share":
         limit = thresholds.heaviest_share
         return f"{words}: {_percent(found.heaviest_share)} (at most {_percent(limit)})"
+    is_missing = abs(found.mean_weight - (1.0 - uncovered)) <= thresholds.mean_weight
+    if reason == "mean_weight" and uncovered > thresholds.uncovered and is_missing:
+        return f"so the mean weight is {found.mean_weight:.3g}, as far below 1"
     if reason == "mean_weight":
         worst = max(found.by_place, key=lambda place: abs(place["mean_weight_z"] or 0.0))
         z = worst["mean_weight_z"] or 0.0

@@ -85,6 +85,8 @@ def filters_under(
     if ruled is None or ruled.bound.where is None:
         return exclude, allow
     left = scorer._left(exclude, allow) & scorer._by_row(ruled.bound.where)
+    if not left.any():
+        raise ValueError(f"rules: where: {shown(rules.where)} holds for no item that is eligible")
     return None, scorer.item_ids[left]
 
 

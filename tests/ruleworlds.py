@@ -236,6 +236,10 @@ class _Draw:
             rules["on_empty"] = "relax"
         elif rng.random() < 0.5:
             rules["on_empty"] = "stop"
+        left = items.sets[rules["where"]] if "where" in rules else np.ones(n, bool)
+        relaxes = rules.get("on_empty") == "relax"
+        if not (relaxes or _is_feasible(items, left, k, at_least, window, pin, pin_where)):
+            return None
         said = [
             *([rules["where"]] if "where" in rules else []),
             *(*at_least, *pin_where.values()),
@@ -349,6 +353,35 @@ _CONDITIONS: list[_Condition] = [
     ("price", "price < budget", lambda price: price < 1.5),
     ("price", "0 < price <= 2", lambda price: 0 < price <= 2),
 ]
+
+
+def _is_feasible(
+    items: _Items,
+    left: Mask,
+    k: int,
+    at_least: dict[str, int],
+    window: dict[str, tuple[int, int]],
+    pin: dict[int, int],
+    pin_where: dict[int, str],
+) -> bool:
+    """Whether some list of k places could hold what shares and sets of pins ask for."""
+    if not all((items.sets[text] & left).any() for text in pin_where.values()):
+        return False
+    owed = 0
+    for text, share in at_least.items():
+        if (items.sets[text] & left).sum() < share:
+            return False
+        most, row = window.get(text, (k, k))
+        if share > sum(min(most, k - first) for first in range(0, k, row)):
+            return False
+        paid = sum(items.sets[text][item] for place, item in pin.items() if place <= k)
+        owed += max(0, share - paid)
+    others = [
+        not any((items.sets[text] & items.sets[each]).any() for each in at_least)
+        for place, text in pin_where.items()
+        if place <= k
+    ]
+    return not at_least or owed <= k - sum(place <= k for place in pin) - sum(others)
 
 
 def _have_near_ties(scores: Array, temperature: float, decay: dict[str, float]) -> bool:

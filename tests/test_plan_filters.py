@@ -488,7 +488,7 @@ def test_rules_of_no_such_columns_or_parameters() -> None:
         (fr.Rules(where="size < 3"), None, "rules: .*size"),
         (fr.Rules(where="price < 3"), {"most": 1}, "params: 'most' is no parameter of the rules"),
         (None, {"most": 1}, "params: 'most' is of rules, and there are none"),
-        (fr.Rules(where="price < 0"), None, "no item is eligible"),
+        (fr.Rules(where="price < 0"), None, "rules: where: 'price < 0' holds for no item"),
         ({"where": "price < 3"}, None, "rules: expected Rules"),
     ):
         with pytest.raises(ValueError, match=message):

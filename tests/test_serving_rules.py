@@ -47,6 +47,9 @@ def columns(seed: int = 0) -> dict[str, Any]:
     }
 
 
+DEARER_THAN_5 = f"price > {columns()['price'][5] + 1}"
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> fr.Model:
     factors = np.linspace(0.5, 2.0, 20)
@@ -504,7 +507,8 @@ def test_what_a_server_has_is_told(tmp_path: Path, model: fr.Model, named: tuple
     [
         ({"a": {"cap": {"colour": 2}}}, "the rules 'a' do not fit the model: cap: there is no co"),
         ({"a": {"pin": {"3": 10_000}}}, "pin[3]: 10000 is not in the catalog"),
-        ({"a": {"pin": {"3": 5}, "where": "price < 0"}}, "pin[3]: 5 is not eligible"),
+        ({"a": {"pin": {"3": 5}, "where": DEARER_THAN_5}}, "pin[3]: 5 is not eligible"),
+        ({"a": {"where": "price < 0"}}, "where: 'price < 0' holds for no item"),
         ({"a": {"at_least": {"new": 1, "price < 50": 1}}}, "shares of sets that overlap"),
         ({"a": {"where": "price"}}, "true or false is needed"),
         ({"a": {"at_least": {"price": 1}, "where": "price < budget"}}, "true or false is needed"),

@@ -145,7 +145,10 @@ class BoundRules:
             taken[mask] = place
 
     def _check_sets(self, rules: Rules) -> None:
-        """Refuses sets of which no list can show what it is to show, whatever calls filter."""
+        """Refuses sets of which no list can show what it is to show, whatever calls filter; but
+        where that shall relax the rules."""
+        if rules.on_empty == "relax":
+            return
         filtered = "" if self.where is None else " that where leaves"
         for (mask, q), text in zip(self.shares, rules.at_least, strict=True):
             count = int((mask if self.where is None else mask & self.where).sum())
@@ -201,6 +204,8 @@ class BoundRules:
         owed = sum(q for _, q in self.shares)
         if owed > k:
             raise ValueError(f"rules: at_least: shares of {owed} places are more than k, {k}")
+        if rules.on_empty == "relax":
+            return
         for text, (most, row) in rules.window.items():
             room = most * (k // row) + min(most, k % row)
             q = rules.at_least.get(text, 0)  # of the boolean that the window is for

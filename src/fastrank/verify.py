@@ -639,7 +639,7 @@ class _Ruled:
         add(1, ~eligible)
         add(_FEW_RULED - len(chosen), eligible)
         pinned = [*bound.pins, *bound.pin_sets]
-        k = max(_PLACES, self.owed, min(_RULED_PLACES, max(pinned, default=0) + 1))
+        k = max(_PLACES, self.owed + len(pinned), min(_RULED_PLACES, max(pinned, default=0) + 1))
         return np.array(sorted(chosen), np.int64), k
 
     def oracle(self, items: IntArray, after: Sequence[int] = ()) -> tuple[Mask, RuleMasks]:

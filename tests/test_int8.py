@@ -544,7 +544,9 @@ def vectors_and_users(name: str) -> tuple[Rows, Rows]:
     return items, users[[10, 100, 1_000]]
 
 
-@pytest.mark.parametrize("name", ["gaussian", "anime", "gowalla"])
+@pytest.mark.parametrize(
+    "name", ["gaussian", "anime", pytest.param("gowalla", marks=pytest.mark.law)]
+)
 def test_log_norm_is_within_its_bound(name: str) -> None:
     items, users = vectors_and_users(name)
     n = len(items)

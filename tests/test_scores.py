@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import POLICIES, assert_law
+from support import DRAWS, POLICIES, assert_law
 
 import fastrank as fr
 from fastrank import _native, reference
@@ -493,7 +493,7 @@ def test_law_in_an_order_of_its_own(isa: str) -> None:
     text, policy = "dot - 0.3 * age + hot", fr.PlackettLuce(0.7)
     right = reference.expression_scores(text, [0.1, 0.2, 0.3, 0.4, 0.5], columns)
     np.testing.assert_allclose(catalog.scores([1.0], score=text), right, rtol=1e-6, atol=1e-7)
-    draws = 12_000
+    draws = max(200, int(12_000 * DRAWS))
     for sampler in ("gumbel", "sequential", "cached"):
         drawn = [
             catalog.rank([1.0], 2, policy=policy.with_sampler(sampler), seed=i, score=text)
@@ -503,7 +503,7 @@ def test_law_in_an_order_of_its_own(isa: str) -> None:
         assert_law(orders, reference.ranking_law(right, 2, policy))
         # Scores without columns, and columns in the order in which items are stored.
         stored = {name: [column[i] for i in (1, 3, 4, 2, 0)] for name, column in columns.items()}
-        for wrong in ("dot", text):
+        for wrong in ("dot", text) if DRAWS >= 1.0 else ():
             scores = reference.expression_scores(wrong, [0.1, 0.2, 0.3, 0.4, 0.5], stored)
             with pytest.raises(AssertionError, match=r"^p = "):
                 assert_law(orders, reference.ranking_law(scores, 2, policy))

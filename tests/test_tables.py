@@ -307,6 +307,7 @@ def test_the_oracle_of_tables_is_right() -> None:
         assert_ordered_law(orders, scores, 2, PL, eligible)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize(
     "mistake",
     [

@@ -17,11 +17,13 @@ pytest.importorskip("rich")
 from click.testing import CliRunner
 
 import fastrank as fr
+from fastrank import verify as verify_
 from fastrank import walk
 from fastrank.cli.app import app
 from fastrank.verify import FALSE_ALARM, Verdict, _all_ruled, verify, verify_catalog
 
 N_ITEMS = 120
+GUMBEL = "stochastic_gumbel_softmax_trick"
 QUERY = np.random.default_rng(4).standard_normal(6).astype(np.float32)
 
 
@@ -94,15 +96,34 @@ def failed_names(verdict: Verdict) -> set[str]:
     return {check.name for check in verdict.failures}
 
 
+@pytest.fixture
+def gumbel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test is about what is looked at, and not under which inference type."""
+    every = verify_._policies
+
+    def alone(*args: Any) -> list[fr.Policy]:
+        return [each for each in every(*args) if each.inference_type == GUMBEL]
+
+    monkeypatch.setattr(verify_, "_policies", alone)
+
+
 # Right
 
 
+@pytest.fixture(scope="module")
+def right() -> Verdict:
+    """Under every kind of rules, by every inference type that takes them."""
+    every = [fr.Rules(**content) for content in ALL.values()]
+    return verify_catalog(
+        make_catalog(), [QUERY], draws=1000, rules=every, params={"budget": 100.0}
+    )
+
+
 @pytest.mark.parametrize("kind", ALL)
-def test_right_rankings_pass(kind: str) -> None:
-    rules = fr.Rules(**ALL[kind])
-    verdict = judged(rules, draws=1000)
+def test_right_rankings_pass(right: Verdict, kind: str) -> None:
+    verdict, rules = right, fr.Rules(**ALL[kind])
     assert verdict.passed, verdict.failures
-    under = [check for check in verdict.checks if check.rules is not None]
+    under = [check for check in verdict.checks if check.rules == rules]
     names = {check.name for check in under}
     assert {"sets", "places", "propensities", "same seed"} <= names
     n_tests = sum(check.p_value is not None for check in verdict.checks)
@@ -112,6 +133,7 @@ def test_right_rankings_pass(kind: str) -> None:
     assert ("deterministic" in types) != bool(softmax)
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_many_items_are_looked_at_in_part() -> None:
     """And a list of a thousand pins and shares is not enumerated."""
     catalog = make_catalog(12_000, text_ids=False)
@@ -123,6 +145,7 @@ def test_many_items_are_looked_at_in_part() -> None:
     assert any("of 10000 items" in c.detail or "of 10001" in c.detail for c in under)
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_catalogs_that_are_stored_by_a_prior() -> None:
     """Their items stand elsewhere than their rows say."""
     catalog = make_catalog()
@@ -166,15 +189,15 @@ def test_without_policies_that_take_them() -> None:
 # Wrong
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_a_walk_that_forgets_what_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     """An item that a window kept back never comes again."""
     monkeypatch.setattr(walk._Draw, "waiting_for", lambda *_: {})
     verdict = judged(fr.Rules(**ALL["window"]), draws=6000)
     assert {"places", "rankings"} & failed_names(verdict)
-    broken = {c.policy.inference_type for c in verdict.failures if c.policy}
-    assert "stochastic_gumbel_softmax_trick" in broken
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_lists_drawn_again_until_they_obey() -> None:
     """With propensities that would be right for lists drawn by rules."""
     catalog = make_catalog()
@@ -185,7 +208,7 @@ def test_lists_drawn_again_until_they_obey() -> None:
         ruled = true.rank(*args, seed=seed, **kwargs)
         rules, _ = kwargs.pop("rules", None), kwargs.pop("params", None)
         law = kwargs["policy"].inference_type
-        if rules is None or "allow" not in kwargs or law != "stochastic_gumbel_softmax_trick":
+        if rules is None or "allow" not in kwargs or law != GUMBEL:
             return ruled
         for attempt in range(100):
             plain = true.rank(*args, seed=seed * 100 + attempt, **kwargs)
@@ -203,6 +226,7 @@ def test_lists_drawn_again_until_they_obey() -> None:
     assert {"places", "rankings"} & failed_names(verdict)
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_propensities_that_do_not_know_of_the_cap() -> None:
     """Everywhere the formula's, so that they agree with each other."""
 
@@ -234,6 +258,7 @@ def without_rules(call: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in call.items() if name not in ("rules", "params", "k")}
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 @pytest.mark.parametrize("forgotten", ["window", "where", "pin", "at_least"])
 def test_a_rule_that_is_forgotten(forgotten: str) -> None:
     def rank(true: fr.Catalog, *args: Any, **kwargs: Any) -> fr.Ranking:
@@ -251,6 +276,7 @@ def test_a_rule_that_is_forgotten(forgotten: str) -> None:
     assert any("rules do not allow" in c.detail or "not of" in c.detail for c in verdict.failures)
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_pages_that_are_forgotten() -> None:
     def rank(true: fr.Catalog, *args: Any, **kwargs: Any) -> fr.Ranking:
         kwargs.pop("after", None)
@@ -261,6 +287,7 @@ def test_pages_that_are_forgotten() -> None:
     assert any("page 2" in check.detail for check in verdict.failures)
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_lists_that_end_too_early() -> None:
     def rank(true: fr.Catalog, query: Any, k: int, **kwargs: Any) -> fr.Ranking:
         ranking = true.rank(query, k, **kwargs)
@@ -277,6 +304,7 @@ def test_lists_that_end_too_early() -> None:
     assert any("ends where items are allowed" in check.detail for check in verdict.failures)
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 def test_an_expression_that_is_read_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastrank.expressions import Expression
 
@@ -292,6 +320,7 @@ def test_an_expression_that_is_read_otherwise(monkeypatch: pytest.MonkeyPatch) -
 # The command
 
 
+@pytest.mark.usefixtures("gumbel_alone")
 class TestCommand:
     @pytest.fixture
     def model(self, tmp_path: Path) -> Path:

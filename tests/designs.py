@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -201,17 +202,17 @@ def sampled(n: int, kept: float) -> Design:
     return Design(draw, *means(of_items))
 
 
-# Rankings of three; truths are means over two million drawn ones, within .0005 of the value.
-PLACES, TRUTH_ROWS = 3, 2_000_000
+PLACES = 3
 
 
-def truths(earned: Callable[[Ints, np.random.Generator], Array]) -> tuple[float, float]:
-    rng = np.random.default_rng(1)
-    found = []
-    for scores in (OTHERS, SCORES):
-        parts = [earned(drawn(rng, scores, TRUTH_ROWS // 10, PLACES), rng) for _ in range(10)]
-        found.append(float(np.mean([part.mean() for part in parts])))
-    return found[0], found[1]
+def mean(scores: Array, places: int, earned: Callable[[Ints], Array]) -> float:
+    """Of what rankings earn, over the Plackett-Luce law of all that there are."""
+    items = np.array([*permutations(range(len(scores)), places)])
+    return float(np.exp(plackett_luce(scores, items).sum(axis=1)) @ earned(items))
+
+
+def truths(earned: Callable[[Ints], Array]) -> tuple[float, float]:
+    return mean(OTHERS, PLACES, earned), mean(SCORES, PLACES, earned)
 
 
 def rankings(
@@ -233,7 +234,7 @@ def scrolled(n: int) -> Design:
     def chances(items: Ints) -> Array:
         return np.minimum(of_items[items], 0.9)
 
-    def earned(items: Ints, _: np.random.Generator) -> Array:
+    def earned(items: Ints) -> Array:
         return np.asarray(1.0 - (1.0 - chances(items)).prod(axis=1))
 
     def draw(rng: np.random.Generator) -> Log:
@@ -260,7 +261,7 @@ def bought_once(n: int) -> Design:
         bought = (x < below) & (x >= below - chances(items))
         return rankings(items, bought.astype(float), np.arange(n))
 
-    return Design(draw, *truths(lambda items, _: np.asarray(chances(items).sum(axis=1))))
+    return Design(draw, *truths(lambda items: np.asarray(chances(items).sum(axis=1))))
 
 
 def weekdays(n: int, users: int) -> Design:
@@ -285,14 +286,13 @@ def weekdays(n: int, users: int) -> Design:
         return rankings(items, clicks, user) | {"logged": logged}
 
     typical = rates(1.0)
-    value, _ = truths(lambda items, _: np.asarray((typical[items] * looks).sum(axis=1)))
-    rng = np.random.default_rng(2)
-    logged = 0.0
-    for each in (1.0, 2.0):
-        items = np.concatenate([drawn(rng, SCORES / each, 200_000, PLACES) for _ in range(5)])
-        here = float((level * share)[heat == each].sum())
-        logged += here * float((typical[items] * looks).sum(axis=1).mean())
-    return Design(draw, value * float(share @ level), logged)
+
+    def earned(items: Ints) -> Array:
+        return np.asarray((typical[items] * looks).sum(axis=1))
+
+    days = share * level
+    logged = sum(days[heat == t].sum() * mean(SCORES / t, PLACES, earned) for t in (1.0, 2.0))
+    return Design(draw, days.sum() * mean(OTHERS, PLACES, earned), logged)
 
 
 PAGE = 5  # places
@@ -309,11 +309,15 @@ def on_a_page(n: int, far: float, behaviour: str) -> Design:
     both = SCORES[:8], SCORES[:8] + far * liking
     of_places = [position_marginals(scores, PlackettLuce(1.0), places) for scores in both]
 
+    def sales(items: Ints) -> Array:
+        """Chances that an item of the first places is bought."""
+        worth = np.exp(1.2 * liking[items])
+        return np.asarray(np.cumsum(worth / (worth.sum(axis=1, keepdims=True) + 10.0), axis=1))
+
     def serve(items: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         x = rng.random(items.shape)
         if behaviour == "buy":
-            worth = np.exp(1.2 * liking[items])
-            below = np.cumsum(worth / (worth.sum(axis=1, keepdims=True) + 10.0), axis=1)
+            below = sales(items)
             bought = x[:, :1] < below
             return np.asarray(bought & (np.cumsum(bought, axis=1) == 1))
         clicks = x < of_items[items]
@@ -321,10 +325,13 @@ def on_a_page(n: int, far: float, behaviour: str) -> Design:
             return np.asarray(clicks & (np.cumsum(clicks, axis=1) == 1))
         return clicks
 
-    def mean(scores: Array) -> float:
-        rng = np.random.default_rng(1)
-        parts = (serve(drawn(rng, scores, 100_000, places), rng) for _ in range(10))
-        return float(np.mean([part.sum(axis=1).mean() for part in parts]))
+    def earned(items: Ints) -> Array:
+        if behaviour == "buy":
+            return sales(items)[:, -1]
+        chances = of_items[items]
+        if behaviour == "leave":
+            return np.asarray(1.0 - (1.0 - chances).prod(axis=1))
+        return np.asarray(chances.sum(axis=1))
 
     def draw(rng: np.random.Generator) -> Log:
         items = drawn(rng, both[0], n, places)
@@ -339,7 +346,7 @@ def on_a_page(n: int, far: float, behaviour: str) -> Design:
             "marginals_evaluated": evaluated,
         }
 
-    return Design(draw, mean(both[1]), mean(both[0]))
+    return Design(draw, mean(both[1], places, earned), mean(both[0], places, earned))
 
 
 def modelled(log: Log, other: Log, far: float, model: str) -> Log:

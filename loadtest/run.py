@@ -40,6 +40,7 @@ from gates import pooled
 from loadreport import Run, markdown, page, summary, text
 
 import fastrank as fr
+from fastrank.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -256,7 +257,7 @@ def preface(arguments: argparse.Namespace) -> str:
     model = f"{arguments.items:,} items of {arguments.dim} numbers, float32"
     if arguments.url or arguments.model:
         model = f"the model of {arguments.url or arguments.model}"
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     load = os.getloadavg()[0]
     return (
         f"fastrank {fr.__version__} on {_cpu()}, {cores} cores, which client and server share;"

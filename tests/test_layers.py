@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Loaded first, and by the command alone.
     "starting": set(),
     "extras": set(),
+    "cores": set(),
     # The core.
     "arraytypes": set(),
     "inputs": set(),
@@ -134,6 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "scoring",
         "starting",
         "extras",
+        "cores",
         "atomic",
         "ids",
         "policies",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from fastrank.cli.scores import (
     score_function_option,
 )
 from fastrank.cli.terminal import for_terminal, progress, standard_output
+from fastrank.cores import usable_cores
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
 from fastrank.plan import Choice, choose, seconds_for
@@ -427,7 +427,7 @@ def _choice(
     model: Model, overlap: float, k: int, filters: Filters, bar: Progress
 ) -> tuple[Choice | None, str]:
     """The policy that is chosen, or why none is."""
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     seconds = seconds_for(model, k, _MOST, threads, **filters)
     if seconds > _SLOW:
         click.echo(
@@ -607,7 +607,7 @@ def _with_tables(model: Model, stated: Stated | None, most: int, bar: Progress) 
     try:
         return model.with_tables(
             None if stated is None else stated.completed(model.policy),
-            threads=len(os.sched_getaffinity(0)),
+            threads=usable_cores(),
             max_bytes=most,
             advance=_rows(bar, "making tables"),
         )

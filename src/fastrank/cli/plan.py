@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from fastrank.cli.planwords import (
 )
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, progress, say, standard_output
+from fastrank.cores import usable_cores
 from fastrank.opening import open_directory
 from fastrank.plan import Advance, Kind, Plan, Point, Share, Solution
 from fastrank.policies.spec import SYNTAX, parse_policies
@@ -230,7 +230,7 @@ def plan(
                     users=users,
                     draws=draws,
                     seed=seed,
-                    threads=len(os.sched_getaffinity(0)),
+                    threads=usable_cores(),
                     **filters,
                     advance=advance,
                 )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from click.testing import CliRunner, Result
+from environment import OWN, inherited
 from patience import PATIENCE
 
 from fastrank.cli.app import app
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fastrank")
+    words = [str(a) for a in arguments]
+    return CliRunner(env=dict.fromkeys(OWN)).invoke(app, words, prog_name="fastrank")
 
 
 def refused(*arguments: object) -> str:
@@ -35,6 +36,6 @@ def process(*arguments: object, env: Mapping[str, str] | None = None) -> Any:
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env={**os.environ, **(env or {})},
+        env={**inherited(), **(env or {})},
         check=False,
     )

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from environment import inherited
 from patience import PATIENCE
+from starlette.types import ASGIApp
 
 import fastrank as fr
 from fastrank_serving.app import App, create_app
@@ -66,7 +68,7 @@ class Reply:
 
 
 async def call(
-    app: App,
+    app: ASGIApp,
     method: str,
     path: str,
     body: bytes | str = b"",
@@ -142,24 +144,31 @@ class Process:
     model : path
     arguments : str
         Of ``fastrank serve``.
+    program : str
+        fastrank_serving is what the container starts.
     command : sequence of str, optional
         Instead of it.
+    environ : mapping, optional
+        Added to the environment.
     """
 
     def __init__(
         self,
         model: Path,
         *arguments: str,
+        program: str = "fastrank",
         wait: bool = True,
         command: Sequence[str] | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.port = free_port()
-        usual = [sys.executable, "-m", "fastrank", "serve", str(model), "--port", str(self.port)]
+        usual = [sys.executable, "-m", program, "serve", str(model), "--port", str(self.port)]
         self.process = subprocess.Popen(
             [*(command or usual), *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            env={**inherited(), **(environ or {})},
         )
         self._said: list[str] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -241,6 +250,30 @@ class Process:
         self.process.kill()
         self.process.wait()
         self._listener.join(PATIENCE)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket, as ``curl --unix-socket`` speaks it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def asked_over(path: Path, method: str, target: str) -> tuple[int, Any]:
+    """Status and JSON of a request over a Unix socket."""
+    connection = UnixConnection(path)
+    try:
+        connection.request(method, target)
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
+    finally:
+        connection.close()
 
 
 def free_port() -> int:

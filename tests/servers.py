@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
+from environment import inherited
 from patience import PATIENCE
 
 import fastrank as fr
@@ -145,15 +145,15 @@ class Container:
         self.client = Client(self.url)
         self.pings: list[int] = []
         self._errors = base / "stderr"
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SAGEMAKER_")}
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fastrank_serving", "serve"],
                 stderr=errors,
                 env={
-                    **inherited,
+                    **inherited(),
                     "SAGEMAKER_BASE_DIR": str(base),
                     "SAGEMAKER_BIND_TO_PORT": str(port),
+                    "FASTRANK_DRAIN_DELAY": "0",  # nobody is told to stay away
                     **(environ or {}),
                 },
             )

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from environment import inherited
 
 import fastrank
 from fastrank.extras import EXTRA_OF, missing_extra, requirements
@@ -165,13 +166,14 @@ def test_what_is_missing_is_one_line(module: str, arguments: list[str], tmp_path
     pytest.importorskip("click")
     pytest.importorskip(module)
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
+    (tmp_path / "model").mkdir()
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**inherited(), "PYTHONPATH": path, "SAGEMAKER_BASE_DIR": str(tmp_path)},
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")

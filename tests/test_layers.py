@@ -293,8 +293,9 @@ def test_importing_fastrank_loads_numpy_and_the_standard_library() -> None:
 
 def test_a_server_reads_a_policys_name_without_the_commands() -> None:
     code = (
-        "import json, sys; from fastrank_serving.settings import policy_named;"
-        " policy_named('plackett_luce:temperature=0.3', '--policy');"
+        "import json, sys; from fastrank_serving.settings import OPTIONS;"
+        " takes, = (each.takes for each in OPTIONS if each.field == 'policy');"
+        " takes.convert('plackett_luce:temperature=0.3', None, None);"
         " print(json.dumps(list(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import process
 from served import ask, call, make_model, with_app
 
 import fastrank as fr
@@ -113,13 +114,7 @@ def test_a_damaged_index_does_not_serve(tmp_path: Path, model: fr.Model) -> None
     content = bytearray(file.read_bytes())
     content[5000] ^= 1
     file.write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrank", "serve", str(tmp_path / "model"), "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = process("serve", tmp_path / "model", "--port", 0)
     assert done.returncode != 0
     assert "index: damaged: it does not match its SHA-256" in done.stderr
 

@@ -81,7 +81,7 @@ def test_bodies_that_do_not_end_have_a_limit_together(model: Path) -> None:
         assert (await call(app, "POST", "/invocations", body)).status == 200
         assert app._memory.taken == 0
 
-    with_app(model, work, max_held=100_000)
+    with_app(model, work, max_held=100_000, max_body=100_000)
 
 
 def test_what_is_read_from_a_body_counts(model: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_is_read_from_a_body_counts(model: Path) -> None:
         assert (reply.status, reply.error["code"]) == (503, "busy")
         assert app._memory.taken == 0
 
-    with_app(model, work, max_held=1_000_000)
+    with_app(model, work, max_held=1_000_000, max_body=1_000_000)
 
 
 def test_whatever_a_request_ends_by_it_holds_nothing_more(model: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patience import PATIENCE
-from served import Process, with_app
+from served import Process, asked_over, with_app
 
 pytest.importorskip("pyarrow")
 
@@ -108,7 +108,6 @@ def everything(text: bool) -> list[tuple[str, str, bytes, dict[str, str]]]:
         ("POST", "/endpoints/any/invocations", bodies[0], json_kind),
         ("POST", "/invocations", bodies[0], json_kind | {"content-encoding": "gzip"}),
         ("PUT", "/invocations", b"", {}),
-        ("POST", "/-/reload", b"", {"origin": "http://elsewhere"}),
     ]
     queries = ("", "k=3&exclude=1,%22a%22%22b%22", "k=1&k=2", "x=1", "score=dot&params=%7B%7D")
     paths = [
@@ -129,7 +128,9 @@ def test_nothing_is_imported_once_it_is_ready(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE.format(path=str(imported)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
-    with Process(tmp_path / "model", "--log", str(tmp_path / "log"), "--admin") as server:
+    admin = tmp_path / "admin.sock"
+    options = ("--log", str(tmp_path / "log"), "--admin-socket", str(admin))
+    with Process(tmp_path / "model", *options) as server:
         server.until_says("serving model")
         before = imported.read_text().split()
         assert "fastrank_serving.server" in before
@@ -153,17 +154,16 @@ def test_nothing_is_imported_once_it_is_ready(
         while not list((tmp_path / "log").glob("*.arrow")):
             assert time.monotonic() < end
             time.sleep(0.01)
-        make(tmp_path / "model", text, seed=1)
-        server.signal(signal.SIGHUP)
-        end = time.monotonic() + PATIENCE
-        while server.said().count("serving model") < 2:
-            assert time.monotonic() < end, server.said()
-            time.sleep(0.01)
+        second = make(tmp_path / "model", text, seed=1)
+        reloaded = asked_over(admin, "POST", "/-/reload")
+        assert reloaded == (200, {"model_version": second.version})
+        assert asked_over(admin, "GET", "/")[0] == 404
         assert server.get("/metrics")[0] == 200
         after = imported.read_text().split()
         server.signal(signal.SIGTERM)
         code, said = server.end()
     assert code == 0, said
+    assert not admin.exists()
     assert statuses == {200, 400, 404, 405, 409, 413, 415, 422}
     assert after[len(before) :] == []
     assert sum(1 for _ in LogReader(tmp_path / "log")) > 0
@@ -180,7 +180,7 @@ def test_a_rehearsal_is_neither_counted_nor_logged(tmp_path: Path) -> None:
         await app.service.reload()
         return app.service.metrics.page().decode()
 
-    page = with_app(tmp_path / "model", work, log_directory=tmp_path / "log", admin=True)
+    page = with_app(tmp_path / "model", work, log_directory=tmp_path / "log")
     assert "fastrank_requests_total{" not in page
     assert 'fastrank_reloads_total{outcome="loaded"} 2.0' in page
 

@@ -21,7 +21,6 @@ from fastrank_serving import engine, service
 from fastrank_serving.app import App
 from fastrank_serving.engine import Job
 from fastrank_serving.service import Loaded
-from fastrank_serving.settings import Settings
 
 N = 300
 LINES = {"content-type": "application/jsonlines"}
@@ -530,7 +529,7 @@ def test_a_reload_reads_rules_again_and_is_refused_where_they_do_not_fit(
 
     async def work(app: App) -> None:
         async def reload() -> Reply:
-            return await call(app, "POST", "/-/reload")
+            return await call(app.administer, "POST", "/-/reload")
 
         file.write_text(json.dumps({"home": {"pin": {"1": 9}}}))
         assert (await ask(app, user_id="u1", rules="late", k=20)).status == 200
@@ -564,7 +563,7 @@ def test_a_reload_reads_rules_again_and_is_refused_where_they_do_not_fit(
         found = await ask(app, user_id="u1", rules="home")
         assert found.json()["model_version"] == model.version
 
-    with_app(tmp_path / "model", work, rules=named, admin=True)
+    with_app(tmp_path / "model", work, rules=named)
 
 
 def test_a_name_is_given_once_and_files_may_hold_one_or_several(tmp_path: Path) -> None:
@@ -587,15 +586,6 @@ def test_a_name_is_given_once_and_files_may_hold_one_or_several(tmp_path: Path) 
         with pytest.raises(ValueError, match=r".") as error:
             named_rules(options)
         assert words in str(error.value), options
-
-
-def test_the_container_reads_them_from_the_environment() -> None:
-    environ = {"FASTRANK_RULES": "home=/a.json,/b.json", "FASTRANK_ONLY_NAMED_RULES": "1"}
-    settings = Settings.of_container(environ)
-    assert settings.rules == ("home=/a.json", "/b.json")
-    assert settings.only_named_rules
-    usual = Settings.of_container({})
-    assert (usual.rules, usual.only_named_rules) == ((), False)
 
 
 def test_every_named_rules_are_rehearsed(

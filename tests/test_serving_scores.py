@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from commands import process
 from served import ask, call, make_model, with_app
 
 pytest.importorskip("numba")
@@ -211,13 +212,7 @@ def test_a_server_without_its_models_function_does_not_start(
     tmp_path: Path, model: fr.Model
 ) -> None:
     model.with_score(fresh).save(tmp_path / "own")
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrank", "serve", str(tmp_path / "own"), "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = process("serve", tmp_path / "own", "--port", 0)
     assert done.returncode != 0
     assert f"its score is the function '{fresh.path}'" in done.stderr
 

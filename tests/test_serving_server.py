@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
+from environment import inherited
 from patience import PATIENCE
 from served import Process, free_port, make_model
 
@@ -432,13 +433,20 @@ def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     return write
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("program", "workers"), [("fastrank", 1), ("fastrank_serving", 2)])
 def test_no_directory_needs_to_be_writable(
-    model: Path, sites: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, workers: int
+    model: Path,
+    sites: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    workers: int,
 ) -> None:
     sites(READ_ONLY)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/proc/nothing")  # somebody else's
-    with Process(model, "--workers", str(workers)) as server:
+    for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "/proc/nothing")
+    options = ("--workers", str(workers), "--drain-delay", "0")
+    with Process(model, *options, program=program) as server:
         for name in fr.INFERENCE_TYPES:
             assert server.ask(user_id="u1", inference_type=name)[0] in (200, 422)
         assert server.get("/metrics")[0] == 200
@@ -504,7 +512,7 @@ def test_a_worker_that_does_not_end_is_killed(model: Path) -> None:
 
 def test_workers_that_end_now_and_then_are_replaced(model: Path) -> None:
     with socket.socket() as listening:
-        workers = _Workers(Settings(model=model, workers=2), listening)
+        workers = _Workers(Settings(model=model, workers=2), [listening])
         assert not any(workers._are_too_many(6.7 * i) for i in range(100))
         many = [workers._are_too_many(1000 + i) for i in range(10)]
         assert many == [False] * 9 + [True]
@@ -734,7 +742,9 @@ def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -
 
 def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) -> None:
     make_model(tmp_path / "m", n=1_000_000, dim=8, users=20)
-    with Process(tmp_path / "m", "--threads", "1", "--drain-timeout", "1") as server:
+    admin = tmp_path / "admin.sock"
+    options = ("--threads", "1", "--drain-timeout", "1", "--admin-socket", str(admin))
+    with Process(tmp_path / "m", *options) as server:
         slow = {"k": 1000, "inference_type": "stochastic_plackett_luce", "user_id": "u1"}
         body = json.dumps(slow).encode()
         clients = []
@@ -759,6 +769,7 @@ def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) 
         took = time.monotonic() - began
     assert code == 0, said
     assert took < 8.0, said  # the pass takes 17 s
+    assert not admin.exists()
     assert "Traceback" not in said
 
 
@@ -1032,7 +1043,8 @@ def test_the_container_heeds_its_environment(model: Path, tmp_path: Path) -> Non
     base.mkdir()
     (base / "model").symlink_to(model)
     port = free_port()
-    environment = os.environ | {
+    environment = inherited() | {
+        "FASTRANK_DRAIN_DELAY": "0",
         "SAGEMAKER_BASE_DIR": str(base),
         "SAGEMAKER_BIND_TO_PORT": str(port),
         "SAGEMAKER_CONTAINER_LOG_LEVEL": "30",

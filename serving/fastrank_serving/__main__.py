@@ -1,18 +1,19 @@
-"""``python -m fastrank_serving serve``: what the container starts."""
+"""``python -m fastrank_serving serve``: what the container starts; and ``ping``, which asks it."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+from typing import NoReturn
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     # Before the imports, which take a while: process 1 is not ended by a signal that it ignores.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        from fastrank_serving.server import run
-        from fastrank_serving.settings import Settings
+        import click
+
+        from fastrank.cli.app import Commands
     except ModuleNotFoundError as error:
         from fastrank.extras import missing_extra
 
@@ -20,17 +21,24 @@ def main(arguments: list[str]) -> int:
         if hint is None:
             raise
         sys.stderr.write(f"fastrank_serving: {hint}\n")
-        return 2
+        raise SystemExit(2) from None
 
-    if arguments not in ([], ["serve"]):
-        sys.stderr.write(f"expected serve, got {' '.join(arguments)!r}\n")
-        return 2
-    try:
-        return run(Settings.of_container(os.environ))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"fastrank_serving: {error}\n")
-        return 2
+    class Container(Commands):
+        """The commands of the image."""
+
+        table = {  # noqa: RUF012  # as that of the class above
+            "serve": "Serve the model in /opt/ml/model.",
+            "ping": "Ask the server of this container whether it is ready.",
+        }
+
+        def load(self, name: str) -> click.Command:
+            from fastrank.cli.serve import ping, serve_command
+
+            return ping if name == "ping" else serve_command(container=True)
+
+    Container("fastrank_serving").main(arguments or ["serve"], prog_name="fastrank_serving")
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

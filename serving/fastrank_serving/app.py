@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
 import multiprocessing
 import os
@@ -85,7 +84,7 @@ def create_app(
 
 async def _rehearse(settings: Settings, loaded: Loaded) -> None:
     """In an app of its own, of which nothing is logged or counted."""
-    apart = replace(settings, log_directory=None, admin=False, deadline=_REHEARSAL_SECONDS)
+    apart = replace(settings, log_directory=None, deadline=_REHEARSAL_SECONDS)
     service = Service(apart, metrics.Metrics(), loaded)
     try:
         await rehearse(App(service), loaded, settings)
@@ -105,7 +104,7 @@ class App:
         self.service = service
         self._load_first = load_first
         self.on_failure: Any = None  # called when the model could not be loaded
-        self._others = _others(self)
+        self._others, self._admin = _starlettes(self)
         self._small = min(_SMALL, service.settings.max_body)
         self._memory = _Memory(service.settings.max_held)
         self._reading = asyncio.Lock()
@@ -127,15 +126,21 @@ class App:
                 allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
                 await self._refuse(send, problem, None, {b"allow": allowed})
                 return
-            try:
-                sending = _closing(send) if self.service.draining else send
-                await self._others(scope, receive, sending)
-            except asyncio.CancelledError:  # the time for those in flight is up
-                await self._refuse(send, _stopped(), None, {})
+            await self._by(self._others, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+
+    async def administer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI app behind the Unix socket of who runs the server."""
+        await self._by(self._admin, scope, receive, send)
+
+    async def _by(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, _closing(send) if self.service.draining else send)
+        except asyncio.CancelledError:  # the time for those in flight is up
+            await self._refuse(send, _stopped(), None, {})
 
     # ---- SageMaker's contract ---------------------------------------------------------------
 
@@ -458,7 +463,8 @@ class _Turns:
 # ---- What SageMaker does not ask for --------------------------------------------------------
 
 
-def _others(app: App) -> ASGIApp:
+def _starlettes(app: App) -> tuple[ASGIApp, ASGIApp]:
+    """What everybody may ask, and what who runs the server may."""
     service = app.service
 
     def refused(problem: ProblemError, request_id: str | None = None) -> Response:
@@ -554,13 +560,7 @@ def _others(app: App) -> ASGIApp:
             }
         )
 
-    async def reload(request: HttpRequest) -> Response:
-        # A page from elsewhere, in a browser on this host, names its origin.
-        foreign = "origin" in request.headers
-        # Nor does a proxy that keeps this path to itself let another spelling of it through.
-        foreign = foreign or request.scope.get("raw_path") != b"/-/reload"
-        if not service.settings.admin or not _is_local(request) or foreign:
-            return refused(ProblemError(404, "not_found", "there is nothing here"))
+    async def reload(_: HttpRequest) -> Response:
         try:
             found = await service.reload()
         except (ValueError, OSError, MemoryError) as error:
@@ -580,21 +580,22 @@ def _others(app: App) -> ASGIApp:
         _LOG.error("a request failed", exc_info=error)
         return refused(_internal())
 
-    others = Starlette(
-        routes=[
-            Route("/1/recommended-items/{user_id:path}", recommended),
-            Route("/livez", live),
-            Route("/metrics", measured),
-            Route("/version", version),
-            Route("/openapi.json", openapi),
-            Route("/execution-parameters", execution_parameters),
-            Route("/-/reload", reload, methods=["POST"]),
-            *explorer.routes(service, refused),
-        ],
-        exception_handlers={404: not_found, 405: not_allowed, 500: failed},
+    def starlette(*routes: Route) -> Starlette:
+        handlers: Any = {404: not_found, 405: not_allowed, 500: failed}
+        made = Starlette(routes=routes, exception_handlers=handlers)
+        made.router.redirect_slashes = False  # to where the Host header says
+        return made
+
+    others = starlette(
+        Route("/1/recommended-items/{user_id:path}", recommended),
+        Route("/livez", live),
+        Route("/metrics", measured),
+        Route("/version", version),
+        Route("/openapi.json", openapi),
+        Route("/execution-parameters", execution_parameters),
+        *explorer.routes(service, refused),
     )
-    others.router.redirect_slashes = False  # to where the Host header says
-    return others
+    return others, starlette(Route("/-/reload", reload, methods=["POST"]))
 
 
 def _closing(send: Send) -> Send:
@@ -606,15 +607,6 @@ def _closing(send: Send) -> Send:
         await send(message)
 
     return sending
-
-
-def _is_local(request: HttpRequest) -> bool:
-    if request.client is None:
-        return False
-    try:
-        return ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 def _too_large(limit: int) -> ProblemError:

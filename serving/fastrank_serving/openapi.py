@@ -180,7 +180,7 @@ def _fields(
     return {
         "user_id": text | {"maxLength": MAX_LENGTH},
         "query": query,
-        "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": 10},
+        "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": settings.k},
         "inference_type": {
             "type": "string",
             "enum": list(fr.INFERENCE_TYPES),

@@ -97,7 +97,6 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
         for method in ("GET", "HEAD", "POST"):
             yield _Asked(method, path)
     yield _Asked("GET", "/invocations")
-    yield _Asked("POST", "/-/reload")
     yield _Asked("GET", "/explorer/titles", query=urlencode({"id": item}, errors="replace"))
     for user in users:
         yield _Asked("GET", "/explorer/users", query=urlencode({"prefix": user[:1]}))

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
@@ -31,14 +31,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fastrank_serving.board import Board, Note
+from fastrank_serving.listening import BACKLOG, admin_socket, tcp_socket
 from fastrank_serving.messages import LATE
 from fastrank_serving.settings import Settings
 
 __all__ = ["run"]
 
 _LOG = logging.getLogger("fastrank.serving")
-_KEEP_ALIVE = 75  # seconds: longer than what load balancers keep connections for
-_BACKLOG = 2048
 # Seconds for which a thread that reads a long filter may keep the loop waiting, each time that the
 # loop wants to go on: of Python's own 5 ms many add up before a /ping is answered.
 _SWITCH = 0.0005
@@ -61,23 +60,31 @@ _ENDS = 5  # of each worker, on average,
 _WITHIN = 60.0  # seconds: who replaces more than that only hides it
 
 
-def run(settings: Settings) -> int:
-    """Serve until a signal ends it; the exit code."""
+def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
+    """Serve until a signal ends it; the exit code. It warns of variables that were ignored."""
     end_by_signals()
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    listening = _listen(settings)
-    host, port = listening.getsockname()[:2]
-    _LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if ignored:
+        _LOG.warning(
+            "ignored, as Kubernetes' words on a Service: %s; `enableServiceLinks: false` ends them",
+            ", ".join(ignored),
+        )
     # With one of these prometheus_client would keep its numbers in mapped files.
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         os.environ.pop(name, None)
-    if settings.workers == 1:
-        return _serve(settings, listening)
-    return _Workers(settings, listening).run()
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(tcp_socket(settings.host, settings.port))]
+        host, port = sockets[0].getsockname()[:2]
+        if settings.admin_socket is not None:
+            sockets.append(opened.enter_context(admin_socket(settings.admin_socket)))
+        _LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if settings.workers == 1:
+            return _serve(settings, sockets, leave=opened.close)
+        return _Workers(settings, sockets).run()
 
 
 def end_by_signals() -> None:
@@ -94,26 +101,17 @@ def end_by_signals() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
-    except OSError as error:
-        listening.close()
-        where = f"{settings.host}:{settings.port}"
-        raise OSError(f"cannot listen on {where}: {error.strerror or error}") from None
-    listening.listen(_BACKLOG)
-    return listening
-
-
 # ---- One server -----------------------------------------------------------------------------
 
 
 def _serve(
-    settings: Settings, listening: socket.socket, board: Board | None = None, seat: int = 0
+    settings: Settings,
+    sockets: list[socket.socket],
+    board: Board | None = None,
+    seat: int = 0,
+    leave: Callable[[], None] | None = None,
 ) -> int:
+    """Until a signal ends it; `leave` is called if this process ends here and now."""
     from fastrank_serving.app import create_app
     from fastrank_serving.metrics import Metrics
 
@@ -130,18 +128,20 @@ def _serve(
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
     )
-    server = _Server(config, app.service)
+    server = _Server(config, app.service, app.administer)
     app.on_failure = server.fail
-    server.run(sockets=[listening])
+    server.run(sockets=sockets)
     code = 1 if server.failed else 0
     if app.service.engine.running:
         # Python would wait for the threads of rankings that nobody waits for any more.
         _LOG.warning("%d passes did not end in time", app.service.engine.running)
         logging.shutdown()
+        if leave is not None:
+            leave()
         os._exit(code)
     return code
 
@@ -332,12 +332,13 @@ class _Joining:
 class _Server(uvicorn.Server):
     """uvicorn's server with our signals."""
 
-    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+    def __init__(self, config: uvicorn.Config, service: Any, administer: Any = None) -> None:
         super().__init__(config)
         self.server_state: _State = _State()
         self._service = service
+        self._administer = administer  # the app behind a Unix socket
         # Of several workers, one must not take all that come at once.
-        self._accepts = _BACKLOG if service.settings.workers == 1 else 4
+        self._accepts = BACKLOG if service.settings.workers == 1 else 4
         self._own_files: int | None = None  # that were open when the model was ready
         self._connecting: set[asyncio.Task[None]] = set()
         self._reloading: set[asyncio.Task[None]] = set()
@@ -386,7 +387,8 @@ class _Server(uvicorn.Server):
             except OSError as error:  # the whole machine has no more files, say
                 self._wait_for_room(listening, 1.0, str(error.strerror))
                 return
-            _keep(self._connecting, loop.create_task(self._connect(client)))
+            is_admin = listening.family == socket.AF_UNIX
+            _keep(self._connecting, loop.create_task(self._connect(client, is_admin)))
 
     def _has_room(self, listening: socket.socket) -> bool:
         """Whether one more connection leaves the log and a reload the files that they may open."""
@@ -420,15 +422,17 @@ class _Server(uvicorn.Server):
             loop = asyncio.get_running_loop()
             loop.add_reader(listening, self._accept, listening, self._accepts)
 
-    async def _connect(self, client: socket.socket) -> None:
+    async def _connect(self, client: socket.socket, is_admin: bool) -> None:
+        protocol = self._admin_protocol if is_admin else self._protocol
         with contextlib.suppress(OSError):  # it has left
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
+            if not is_admin:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, client)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for each in sockets or []:
             asyncio.get_running_loop().remove_reader(each)
-            self._accept(each, _BACKLOG)
+            self._accept(each, BACKLOG)
             each.close()  # at once: who comes later is refused, and not taken and forgotten
         if self._connecting:
             await asyncio.wait(self._connecting)
@@ -448,6 +452,11 @@ class _Server(uvicorn.Server):
         protocol: asyncio.Protocol = _Protocol(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+        return protocol
+
+    def _admin_protocol(self) -> asyncio.Protocol:
+        protocol = cast("_Protocol", self._protocol())
+        protocol.app = self._administer
         return protocol
 
     async def on_tick(self, counter: int) -> bool:
@@ -496,7 +505,7 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 # ---- Several workers ------------------------------------------------------------------------
 
 
-def _worker(settings: Settings, listening: socket.socket, board: Board, seat: int) -> None:
+def _worker(settings: Settings, sockets: list[socket.socket], board: Board, seat: int) -> None:
     end_by_signals()
     # A worker ends with its parent, even if that is killed: Linux's PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -508,7 +517,7 @@ def _worker(settings: Settings, listening: socket.socket, board: Board, seat: in
         format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}] %(message)s",
         stream=sys.stderr,
     )
-    sys.exit(_serve(settings, listening, board, seat))
+    sys.exit(_serve(settings, sockets, board, seat))
 
 
 class _Workers:
@@ -517,9 +526,9 @@ class _Workers:
     If they end again and again it gives up: somebody else may know better what to do.
     """
 
-    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
         self._settings = settings
-        self._listening = listening
+        self._sockets = sockets
         self._context = multiprocessing.get_context("spawn")
         self._board = Board(settings.workers)
         self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seats, and since when
@@ -542,8 +551,8 @@ class _Workers:
                 ends.append(self._woken)
             multiprocessing.connection.wait(ends, 1.0)
             if self._stopping.is_set():
-                # Workers hold the socket too: what they do not accept, nobody will.
-                self._listening.close()
+                # Workers hold the sockets too: what they do not accept, nobody will.
+                self._close_sockets()
             free: list[int] = []
             at_once = True
             for worker, (seat, since) in list(self._workers.items()):
@@ -577,8 +586,12 @@ class _Workers:
 
     def close(self) -> None:
         """Give up what the workers shared."""
-        self._listening.close()
+        self._close_sockets()
         self._board.close()
+
+    def _close_sockets(self) -> None:
+        for each in self._sockets:
+            each.close()
 
     def _kill(self) -> None:
         """End workers that do not end by themselves: one that was stopped (SIGSTOP), say."""
@@ -590,7 +603,7 @@ class _Workers:
     def _start(self, seat: int) -> None:
         if self._stopping.is_set():
             return
-        arguments = (self._settings, self._listening, self._board, seat)
+        arguments = (self._settings, self._sockets, self._board, seat)
         worker = self._context.Process(target=_worker, args=arguments)
         worker.start()
         self._workers[worker] = seat, time.monotonic()

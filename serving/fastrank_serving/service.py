@@ -389,6 +389,7 @@ class Service:
         ------
         ProblemError
         """
+        request.k = self._places(request)
         # Nobody can send a request again under an id that was drawn here.
         if origin.request_id_source == "server" or not self.settings.keep_answers:
             return await self._answer(request, origin, is_batch)
@@ -408,11 +409,15 @@ class Service:
         self._answers.keep(given, body)
         return body
 
+    def _places(self, request: Request) -> int:
+        return self.settings.k if isinstance(request.k, msgspec.UnsetType) else request.k
+
     async def _answer(self, request: Request, origin: Origin, is_batch: bool) -> bytes:
         began = time.monotonic()
         settings, loaded = self.settings, self.loaded
-        if not 1 <= request.k <= settings.max_k:
-            raise out_of_range("k", request.k, f"1 to {settings.max_k}")
+        k = self._places(request)
+        if not 1 <= k <= settings.max_k:
+            raise out_of_range("k", k, f"1 to {settings.max_k}")
         if request.m is not None and not 1 <= request.m <= MAX_M:
             raise out_of_range("m", request.m, f"1 to {MAX_M}")
         for name in ("exclude", "allow", "after"):
@@ -445,7 +450,7 @@ class Service:
         job = Job(
             catalog=loaded.catalog,
             query=query,
-            k=request.k,
+            k=k,
             policy=policy.with_sampler("cached") if has_table else policy,
             has_table=has_table,
             seed=seed,
@@ -471,7 +476,7 @@ class Service:
         served = Served(
             origin=origin,
             user_id=request.user_id,
-            k=request.k,
+            k=k,
             model_version=loaded.version,
             seed_source="server" if request.seed is None else "caller",
             is_fallback=is_fallback,

@@ -1,172 +1,354 @@
-"""How a server is set up: by arguments, or by the environment of a SageMaker container."""
+"""How a server is set up: one table of options, with all that is said of each.
+
+A field of `Settings` is an option. The command line (`fastrank.cli.serve`), the environment, what
+is checked, and the table of serving/README.md are made of these fields and of nothing else.
+"""
+
+# ruff: noqa: RUF009  # a default that is a call makes the field
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 import fastrank as fr
+from fastrank.cores import usable_cores
+from fastrank.ids import split_ids
+from fastrank.policies.spec import SYNTAX, parse_stated
 
 if TYPE_CHECKING:
     from fastrank.policies.spec import Stated
 
-__all__ = ["Settings", "policy_named"]
+__all__ = ["MAX_BODY", "MAX_M", "OPTIONS", "OTHERS", "PREFIX", "Option", "Settings"]
 
-MAX_K = 1000
 MAX_M = 100_000  # candidates of a flat tail that a request may ask for
 MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
-MAX_HELD = 67_108_864
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-DEADLINE = 20.0  # seconds: below the 29 of API Gateway
+PREFIX = "FASTRANK_"  # of variables
+
+# Variables that are no options of a server: the package reads them, wherever it is used.
+OTHERS = {
+    "FASTRANK_CACHE_DIR": "Where compiled score functions are kept.",
+    "FASTRANK_ISA": "The build of the native core, instead of the best for this CPU.",
+    "FASTRANK_TRACEBACK": "If it is set, bad input to a command ends in a traceback.",
+}
+
+
+# ---- What options take ----------------------------------------------------------------------
+
+
+class _Seconds(click.FloatRange):
+    name = "seconds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        found: float = super().convert(value, param, ctx)
+        if math.isnan(found):  # which no range leaves out
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return found
+
+
+class _Policy(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.4
+    name = "policy"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        named = "policy" if param is None else param.get_error_hint(ctx).strip("'")
+        return parse_stated(value, named) if isinstance(value, str) else value
+
+
+class _Texts(click.ParamType):  # type: ignore[type-arg]
+    """One of several texts; in a variable they are divided by commas."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        return str(value)
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        try:
+            return split_ids("a list", rv)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+
+class _Level(click.Choice[str]):
+    """A level by its name, or by the number that Python's logging and SageMaker have for it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        numbers = {str(10 * j): name for j, name in enumerate(self.choices, 1)}
+        return super().convert(numbers.get(str(value), value), param, ctx)
+
+
+def _folder(exists: bool = False) -> click.Path:
+    return click.Path(exists=exists, file_okay=False, path_type=Path)
+
+
+# ---- The table ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option of a server.
+
+    Attributes
+    ----------
+    field : str
+        Of `Settings`.
+    name : str
+        On the command line; of an argument, in capitals.
+    variables : tuple of str
+        Of the environment: ``FASTRANK_<OPTION>``, and an older name that some have.
+    platform : str
+        A variable that SageMaker sets; heeded in a container alone.
+    takes : click.ParamType
+        An option that takes texts is repeatable.
+    words : str
+        For people.
+    default, in_container
+        Anywhere, and in a container; None for none, or where it is found out at the start.
+    shown, shown_in_container : str
+        What is said of a default that does not speak for itself.
+    metavar : str, optional
+    """
+
+    field: str = ""
+    name: str = ""
+    variables: tuple[str, ...] = ()
+    platform: str = ""
+    takes: Any
+    words: str
+    default: Any = None
+    in_container: Any = None
+    shown: str = ""
+    shown_in_container: str = ""
+    metavar: str | None = None
+
+    @property
+    def is_argument(self) -> bool:
+        return self.name.isupper()
+
+    @property
+    def is_flag(self) -> bool:
+        return self.takes is click.BOOL
+
+    @property
+    def is_repeatable(self) -> bool:
+        return isinstance(self.takes, _Texts)
+
+    def check(self, value: Any) -> None:
+        """A ValueError, naming the setting, for a value that the option would not take."""
+        takes = self.takes
+        try:
+            if isinstance(takes, click.Choice):
+                if value not in takes.choices:  # as it stands there
+                    takes.fail(takes.get_invalid_choice_message(value, None))
+            elif isinstance(takes, click.IntRange | _Seconds):
+                number = int if isinstance(takes, click.IntRange) else int | float
+                if isinstance(value, bool) or not isinstance(value, number):
+                    takes.fail(f"expected a number, got {value!r}")
+                takes.convert(value, None, None)
+        except click.BadParameter as error:
+            raise ValueError(f"{self.field}: {error.message}") from None
+
+
+def _option(takes: Any, words: str, default: Any = None, **more: Any) -> Any:
+    """A field, and what is said of it; a default that can be called is called."""
+    said = {"takes": takes, "words": words, **more}
+    if callable(default):
+        return field(default_factory=default, metadata=said)
+    return field(default=default, metadata=said)
+
+
+def _model_of_container() -> Path:
+    return Path(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml", "model")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of a server.
+    """All settings of a server. Each is an option, and its words say what it is.
 
-    Attributes
-    ----------
-    model : Path
-        A directory that `fastrank build` or `Model.save` made.
-    host, port : str, int
-    policy : Policy or Stated, optional
-        For requests that name none. By default the model's own, which also says what a `Stated` one
-        leaves out.
-    fallback : Policy or Stated, optional
-        For users that the model does not know: it ranks by the catalog's bias alone, and all
-        items alike where there is none. Without it they get a 404. The model's policy says what a
-        `Stated` one leaves out.
-    score_functions : tuple of str
-        ``module:name`` of score functions that requests may name, and the model's own score.
-    rules : tuple of str
-        ``NAME=FILE``, or ``FILE`` with rules by their names: those that requests may name.
-    only_named_rules : bool
-        Requests may say no rules of their own.
-    workers, threads : int
-        Processes, and threads that rank in each.
-    queue : int
-        So many requests are ranked or wait in a worker; the next one is refused at once.
-    share : int
-        At most so many waiting requests are ranked in one pass; 1 turns sharing off.
-    max_k, max_body, max_ids : int
-        Largest k, bytes of a body, and ids of an exclude, allow or after list.
-    max_held : int
-        Bytes that bodies, and what was read from them, may take together.
-    deadline, receive_timeout, drain_delay, drain_timeout : float
-        Seconds that a request may take once it is here; that a client has to send its head, and
-        again its body; for which a server goes on accepting after SIGTERM; and that it then gives
-        to requests in flight.
-    keep_answers : int
-        So many answers are held for requests that are sent again.
-    log_directory : Path, optional
-        Of the propensity log.
-    admin, explorer, emf : bool
-        POST /-/reload from this host; the page at /; CloudWatch metrics on standard output.
-    log_level : str
+    Raises
+    ------
+    ValueError
+        Naming the setting whose value its option would not take, or two that contradict each other.
+
+    Examples
+    --------
+    >>> Settings(Path("model"), workers=2).port
+    8080
+    >>> Settings(Path("model"), port=70_000)
+    Traceback (most recent call last):
+    ValueError: port: 70000 is not in the range 0<=x<=65535.
     """
 
-    model: Path
-    host: str = "127.0.0.1"
-    port: int = 8080
-    policy: fr.Policy | Stated | None = None
-    fallback: fr.Policy | Stated | None = None
-    score_functions: tuple[str, ...] = ()
-    rules: tuple[str, ...] = ()
-    only_named_rules: bool = False
-    workers: int = 1
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    queue: int = 256
-    share: int = 64
-    max_k: int = MAX_K
-    max_body: int = MAX_BODY
-    max_ids: int = 100_000
-    max_held: int = MAX_HELD
-    deadline: float = DEADLINE
-    receive_timeout: float = 30.0
-    drain_delay: float = 0.0
-    drain_timeout: float = 20.0
-    keep_answers: int = 10_000
-    log_directory: Path | None = None
-    admin: bool = False
-    explorer: bool = True
-    emf: bool = False
-    log_level: str = "info"
+    model: Path = _option(
+        _folder(exists=True),
+        "The directory that `fastrank build` or `Model.save` made.",
+        MISSING,
+        name="MODEL",
+        in_container=_model_of_container,
+        shown_in_container="`/opt/ml/model`; `SAGEMAKER_BASE_DIR` moves `/opt/ml`",
+    )
+    host: str = _option(
+        click.STRING,
+        "Address to listen on.",
+        "127.0.0.1",
+        in_container="0.0.0.0",  # the contract wants it
+    )
+    port: int = _option(
+        click.IntRange(0, 65_535),
+        "Port; 0: one that is free.",
+        8080,
+        platform="SAGEMAKER_BIND_TO_PORT",
+    )
+    policy: fr.Policy | Stated | None = _option(
+        _Policy(),
+        "For requests that name none. What it leaves out, the temperature say, is the model's.",
+        metavar=SYNTAX,
+        shown="the model's own",
+    )
+    fallback: fr.Policy | Stated | None = _option(
+        _Policy(),
+        "Ranks users that the model does not know by the catalog's bias alone, or by what its score"
+        " makes of a dot product of 0.",
+        metavar=SYNTAX,
+        shown="a 404",
+    )
+    k: int = _option(
+        click.IntRange(1, 1_000_000), "Places of a ranking, for requests that name no k.", 10
+    )
+    score_functions: tuple[str, ...] = _option(
+        _Texts(),
+        "A score function that requests may name, and the model's own score. Its module is"
+        " imported, also from the current directory.",
+        (),
+        shown="none",
+        name="score-function",
+        variables=("FASTRANK_SCORE_FUNCTIONS",),
+        metavar="MODULE:NAME",
+    )
+    rules: tuple[str, ...] = _option(
+        _Texts(),
+        "Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE, an"
+        " object that has several by their names. Read again at each reload.",
+        (),
+        shown="none",
+        metavar="NAME=FILE",
+    )
+    only_named_rules: bool = _option(click.BOOL, "Requests may say no rules of their own.", False)
+    workers: int = _option(
+        click.IntRange(1, 1024), "Processes.", 1, platform="SAGEMAKER_MODEL_SERVER_WORKERS"
+    )
+    threads: int = _option(
+        click.IntRange(1, 1024),
+        "Threads that rank, in each process.",
+        usable_cores,
+        shown="the cores, by affinity and by the cgroup's limit",
+    )
+    queue: int = _option(
+        click.IntRange(1, 1_000_000),
+        "So many requests are served or wait in a process; the next one gets a 429.",
+        256,
+    )
+    share: int = _option(
+        click.IntRange(1, 1024),
+        "So many waiting requests are ranked in one pass; 1: each by itself.",
+        64,
+    )
+    max_k: int = _option(click.IntRange(1, 1_000_000), "Largest k.", 1000)
+    max_ids: int = _option(
+        click.IntRange(0, 100_000_000), "Ids of an exclude, allow or after list.", 100_000
+    )
+    max_body: int = _option(click.IntRange(1, 1 << 30), "Bytes of a body.", MAX_BODY)
+    max_held: int = _option(
+        click.IntRange(1, 1 << 40),
+        "Bytes that requests hold together, in each process: bodies, and ids read from them. What"
+        " goes beyond gets a 503.",
+        67_108_864,
+    )
+    keep_answers: int = _option(
+        click.IntRange(0, 10_000_000),
+        "So many answers are kept for requests that are sent again.",
+        10_000,
+    )
+    deadline: float = _option(
+        _Seconds(0, 86_400, min_open=True),
+        "Seconds for a request, once it is here.",
+        20.0,  # below the 29 of API Gateway
+        platform="SAGEMAKER_MODEL_SERVER_TIMEOUT",
+    )
+    receive_timeout: float = _option(
+        _Seconds(0, 86_400, min_open=True),
+        "Seconds for a client to send a request's head, and again its body.",
+        30.0,
+    )
+    keep_alive: int = _option(
+        click.IntRange(1, 86_400),
+        "Seconds for which a connection may be idle: more than what stands in front keeps it.",
+        75,
+    )
+    drain_delay: float = _option(
+        _Seconds(0, 86_400),
+        "Seconds of accepting after SIGTERM, while /ping says 503.",
+        0.0,
+        in_container=5.0,  # with the drain, and a second for the log, below SageMaker's 30
+    )
+    drain_timeout: float = _option(
+        _Seconds(1, 86_400), "Seconds after that for what is in flight.", 20.0
+    )
+    log_directory: Path | None = _option(
+        _folder(),
+        "Directory of the propensity log.",
+        name="log",
+        variables=("FASTRANK_LOG_DIR",),
+        shown="no log",
+    )
+    admin_socket: Path | None = _option(
+        click.Path(dir_okay=False, path_type=Path),
+        "Unix socket for POST /-/reload. Who started the server may use it, and root.",
+        shown="none",
+    )
+    explorer: bool = _option(
+        click.BOOL,
+        "The page at /, which lists users to whoever reaches the port.",
+        True,
+        in_container=False,
+    )
+    emf: bool = _option(click.BOOL, "CloudWatch's metrics on standard output.", False)
+    log_level: str = _option(
+        _Level(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+        "The least that is logged: a name, or 10 to 50 for debug to critical.",
+        "info",
+        platform="SAGEMAKER_CONTAINER_LOG_LEVEL",
+    )
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("port", 0, 65_535),
-            ("workers", 1, 1024),
-            ("threads", 1, 1024),
-            ("queue", 1, 1_000_000),
-            ("share", 1, 1024),
-            ("max_k", 1, 1_000_000),
-            ("max_body", 1, 1 << 30),
-            ("max_ids", 0, 100_000_000),
-            ("max_held", 1, 1 << 40),
-            ("keep_answers", 0, 10_000_000),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name}: expected an integer of {low} to {high}, got {value!r}")
-        for name in ("deadline", "receive_timeout", "drain_delay", "drain_timeout"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0.0 <= value < 86_400.0:
-                raise ValueError(f"{name}: expected seconds, got {value!r}")
-        if self.log_level not in LOG_LEVELS:
+        for option in OPTIONS:
+            option.check(getattr(self, option.field))
+        if self.k > self.max_k:
+            raise ValueError(f"k: {self.k} is more than max_k, which is {self.max_k}")
+        if self.max_held < self.max_body:
             raise ValueError(
-                f"log_level: expected one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}"
+                f"max_held: {self.max_held} is less than max_body, which is {self.max_body}: no"
+                " body of that size would be read"
             )
 
-    @classmethod
-    def of_container(cls, environ: Mapping[str, str], **changes: Any) -> Settings:
-        """Those of a SageMaker container: the model in /opt/ml/model, port 8080 on every address.
 
-        SAGEMAKER_BASE_DIR moves /opt/ml, SAGEMAKER_BIND_TO_PORT the port;
-        SAGEMAKER_MODEL_SERVER_WORKERS and _TIMEOUT, SAGEMAKER_CONTAINER_LOG_LEVEL, and
-        FASTRANK_LOG_DIR, _EMF, _EXPLORER, _POLICY, _FALLBACK, _ONLY_NAMED_RULES, and _RULES and
-        _SCORE_FUNCTIONS, which commas divide, are heeded.
-        """
-        base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
-        made = cls(model=Path(base, "model"), host="0.0.0.0")  # the contract wants it
-        given: dict[str, Any] = {}
-        numbers = {
-            "SAGEMAKER_BIND_TO_PORT": ("port", int),
-            "SAGEMAKER_MODEL_SERVER_WORKERS": ("workers", int),
-            "SAGEMAKER_MODEL_SERVER_TIMEOUT": ("deadline", float),
-        }
-        for name, (own, kind) in numbers.items():
-            text = environ.get(name)
-            if text:
-                try:
-                    given[own] = kind(text)
-                except ValueError:
-                    raise ValueError(f"{name}: not a number: {text!r}") from None
-        for name, own in (("FASTRANK_POLICY", "policy"), ("FASTRANK_FALLBACK", "fallback")):
-            if environ.get(name):
-                given[own] = policy_named(environ[name], name)
-        for name, own in (
-            ("FASTRANK_SCORE_FUNCTIONS", "score_functions"),
-            ("FASTRANK_RULES", "rules"),
-        ):
-            given[own] = tuple(each for each in environ.get(name, "").split(",") if each)
-        only_named = environ.get("FASTRANK_ONLY_NAMED_RULES", "")
-        given["only_named_rules"] = only_named not in ("", "0")
-        if environ.get("FASTRANK_LOG_DIR"):
-            given["log_directory"] = Path(environ["FASTRANK_LOG_DIR"])
-        given["emf"] = environ.get("FASTRANK_EMF", "") not in ("", "0")
-        # Anyone who reaches the port could list users there.
-        given["explorer"] = environ.get("FASTRANK_EXPLORER", "") not in ("", "0")
-        levels = {"10": "debug", "20": "info", "30": "warning", "40": "error", "50": "critical"}
-        level = environ.get("SAGEMAKER_CONTAINER_LOG_LEVEL", "20")
-        given["log_level"] = levels.get(level, level.lower())
-        return replace(made, **given, **changes)
+def _table() -> tuple[Option, ...]:
+    found = []
+    for each in fields(Settings):
+        said = dict(each.metadata)
+        name = said.pop("name", each.name.replace("_", "-"))
+        own = PREFIX + name.upper().replace("-", "_")
+        default = None if each.default is MISSING else each.default
+        variables = (own, *said.pop("variables", ()))
+        found.append(
+            Option(field=each.name, name=name, variables=variables, default=default, **said)
+        )
+    return tuple(found)
 
 
-def policy_named(text: str, option: str) -> Stated:
-    """A policy as ``name:param=value``, the command line's way; `option` is what errors name."""
-    from fastrank.policies.spec import parse_stated
-
-    return parse_stated(text, option)
+OPTIONS = _table()

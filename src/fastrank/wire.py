@@ -92,7 +92,7 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     user_id: str | None = None
     query: list[float] | None = None
-    k: int = 10
+    k: int | msgspec.UnsetType = msgspec.UNSET  # a server has its own for who says none
     inference_type: str | None = None
     temperature: float | None = None
     epsilon: float | None = None

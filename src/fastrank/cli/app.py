@@ -15,7 +15,7 @@ from fastrank import starting
 from fastrank.cli.visible import visible
 from fastrank.extras import missing_extra
 
-__all__ = ["app"]
+__all__ = ["Commands", "app"]
 
 
 # In the order of use. A command is imported when it is called, since each wants other extras.
@@ -37,15 +37,21 @@ _MODULES = {"audit": "evaluate"}  # of commands that share one
 class Commands(click.Group):
     """A group whose commands never end in a traceback over bad input."""
 
+    table = _COMMANDS
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self.table:
             return None
-        module = importlib.import_module(f"fastrank.cli.{_MODULES.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name)
+        command = self.load(cmd_name)
         starting.end()
+        return command
+
+    def load(self, name: str) -> click.Command:
+        module = importlib.import_module(f"fastrank.cli.{_MODULES.get(name, name)}")
+        command: click.Command = getattr(module, name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -54,11 +60,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             if sys.stderr.isatty():
                 click.echo(err=True)  # the terminal has written ^C into the line
-            _fail("interrupted", code=130)
+            _fail("interrupted", self.name, code=130)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+            formatter.write_dl(list(self.table.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
@@ -69,33 +75,34 @@ class Commands(click.Group):
             sys.exit(2)
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
-            _fail(error.format_message(), context.command_path if context else "fastrank")
+            _fail(error.format_message(), context.command_path if context else self.name)
         except ModuleNotFoundError as error:
             hint = missing_extra(error)
             if hint is None:
                 raise
-            _fail(hint)
+            _fail(hint, self.name)
         except click.Abort:  # interrupted before it began
-            _fail("interrupted", code=130)
+            _fail("interrupted", self.name, code=130)
         except BrokenPipeError:
             # The reader has left (`fastrank ... | head`): not an error, and nobody to tell.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except MemoryError:
-            _fail("out of memory")
+            _fail("out of memory", self.name)
         except (ValueError, OSError) as error:
             if "FASTRANK_TRACEBACK" in os.environ:  # for who suspects the program, not the input
                 raise
-            _fail(str(error))
+            _fail(str(error), self.name)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, prefix: str = "fastrank", code: int = 2) -> NoReturn:
+def _fail(message: str, prefix: str | None, code: int = 2) -> NoReturn:
     click.echo(f"{prefix}: {visible(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
 @click.group(
+    "fastrank",
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

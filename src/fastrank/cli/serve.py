@@ -1,161 +1,166 @@
-"""`fastrank serve`: a model behind HTTP."""
+"""`fastrank serve`: a model behind HTTP, set up by options and by the environment."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import click
 
-from fastrank.cli.scores import functions_of, score_function_option
-from fastrank.policies.spec import SYNTAX
+from fastrank.cli.scores import functions_of
 from fastrank.rulesfile import named_rules
+from fastrank_serving.settings import OPTIONS, OTHERS, PREFIX, Option, Settings
 
-__all__ = ["serve"]
+__all__ = ["ping", "serve", "serve_command"]
+
+_PING_SECONDS = 2.0  # as SageMaker gives it
+
+# What Kubernetes tells every container of a Service whose name begins with fastrank:
+# FASTRANK_SERVICE_PORT_HTTP, FASTRANK_BLUE_PORT_8080_TCP_ADDR; and FASTRANK_PORT=tcp://10.0.0.7:8080,
+# which its value tells from an option.
+_SERVICE = re.compile(
+    r"FASTRANK(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)"
+    r"|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_PORT, _URL = re.compile(r"FASTRANK(_[A-Z0-9_]+)?_PORT"), re.compile(r"(tcp|udp|sctp)://.*")
 
 
-@click.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65_535))
-@click.option(
-    "--policy",
-    metavar=SYNTAX,
-    help="For requests that name none. What it leaves out, the temperature say, is the model's."
-    "  [default: the model's own policy]",
-)
-@click.option(
-    "--fallback",
-    metavar=SYNTAX,
-    help="Ranks users that the model does not know by the catalog's bias alone, or by what its"
-    " score makes of a dot product of 0.  [default: 404]",
-)
-@score_function_option
-@click.option(
-    "--rules",
-    multiple=True,
-    metavar="NAME=FILE",
-    help="Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE, an"
-    " object that has several by their names. Read again at each reload. Repeatable.",
-)
-@click.option("--only-named-rules", is_flag=True, help="Requests may say no rules of their own.")
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."
-)
-@click.option(
-    "--threads", type=click.IntRange(1, 1024), help="That rank, in each.  [default: the cores]"
-)
-@click.option(
-    "--queue",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1, 1_000_000),
-    help="So many requests are served or wait; the next one gets a 429.",
-)
-@click.option(
-    "--share",
-    default=64,
-    show_default=True,
-    type=click.IntRange(1, 1024),
-    help="So many waiting requests are ranked in one pass; 1: each by itself.",
-)
-@click.option("--max-k", default=1000, show_default=True, type=click.IntRange(1, 1_000_000))
-@click.option(
-    "--max-ids",
-    default=100_000,
-    show_default=True,
-    type=click.IntRange(0, 100_000_000),
-    help="Ids of an exclude, allow or after list.",
-)
-@click.option(
-    "--max-body",
-    default=6_291_456,
-    show_default=True,
-    type=click.IntRange(1, 1 << 30),
-    help="Bytes of a body.",
-)
-@click.option(
-    "--max-held",
-    default=67_108_864,
-    show_default=True,
-    type=click.IntRange(1, 1 << 40),
-    help="Bytes that requests hold together, in each worker: bodies, and ids read from them. What"
-    " goes beyond gets a 503.",
-)
-@click.option(
-    "--deadline",
-    default=20.0,
-    show_default=True,
-    type=click.FloatRange(min=0.001),
-    help="Seconds for a request.",
-)
-@click.option(
-    "--receive-timeout",
-    default=30.0,
-    show_default=True,
-    type=click.FloatRange(min=0.001),
-    help="Seconds for a client to send a request's head, and again its body.",
-)
-@click.option(
-    "--drain-delay",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds of accepting after SIGTERM.",
-)
-@click.option(
-    "--drain-timeout",
-    default=20.0,
-    show_default=True,
-    type=click.FloatRange(min=1),
-    help="Seconds after that for what is in flight.",
-)
-@click.option(
-    "--log",
-    "log_directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Directory of the propensity log.",
-)
-@click.option("--admin", is_flag=True, help="POST /-/reload, from this host.")
-@click.option("--no-explorer", is_flag=True, help="No page at /.")
-@click.option(
-    "--log-level",
-    default="info",
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"]),
-)
-def serve(
-    policy: str | None,
-    fallback: str | None,
-    score_functions: tuple[str, ...],
-    rules: tuple[str, ...],
-    threads: int | None,
-    no_explorer: bool,
-    **options: Any,
-) -> int:
+def _is_of_service(name: str, value: str) -> bool:
+    if _SERVICE.fullmatch(name):
+        return True
+    return bool(_SERVICE_PORT.fullmatch(name) and _URL.fullmatch(value))
+
+
+class _Heeds(click.Parameter):
+    """A parameter that names the variable which a bad value came from."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        for name in self.envvar or ():
+            value = os.environ.get(name)
+            if value and not _is_of_service(name, value):
+                ctx.meta[f"{__name__}.{self.name}"] = name
+                return value
+        return None
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        variable = None if ctx is None else ctx.meta.get(f"{__name__}.{self.name}")
+        return variable or click.Parameter.get_error_hint(self, ctx)
+
+
+class _Option(_Heeds, click.Option):
+    pass
+
+
+class _Argument(_Heeds, click.Argument):
+    pass
+
+
+def _parameter(option: Option, container: bool) -> click.Parameter:
+    """An option as click has it."""
+    default = option.default
+    if container and option.in_container is not None:
+        default = option.in_container
+    more: dict[str, Any] = {
+        "type": option.takes,
+        "envvar": [*option.variables, *filter(None, [option.platform if container else ""])],
+        "metavar": option.metavar,
+    }
+    if default is not None:
+        more["default"] = default
+    if option.is_argument:
+        return _Argument([option.field], **more | {"metavar": option.name})
+    flags = f"--{option.name}"
+    words = option.words
+    if option.is_repeatable:
+        words += " Repeatable; in the variable, divided by commas."
+    return _Option(
+        [f"{flags}/--no-{option.name}" if option.is_flag else flags, option.field],
+        help=words,
+        multiple=option.is_repeatable,
+        show_envvar=True,
+        show_default=_shown(option, default),
+        **more,
+    )
+
+
+def _shown(option: Option, default: Any) -> str | bool:
+    if option.is_flag:
+        return "on" if default else "off"
+    return option.shown or default not in (None, ())
+
+
+def serve_command(container: bool = False) -> click.Command:
+    """The command, or how a container starts it: with defaults and variables of SageMaker."""
+    return click.Command(
+        "serve",
+        params=[_parameter(option, container) for option in OPTIONS],
+        callback=_serve,
+        help=_serve.__doc__,
+    )
+
+
+def _serve(**given: Any) -> Any:
     """Serve MODEL over HTTP, as a SageMaker container would.
 
     SIGTERM ends it once what is in flight is answered; SIGHUP loads the model anew.
+
+    Each option may come from the environment too; the command line goes before it.
 
     \b
     Example:
       fastrank serve model/ --log log/ &
       curl "localhost:8080/1/recommended-items/ann?k=5&inference_type=deterministic"
     """
-    from fastrank_serving.server import run
-    from fastrank_serving.settings import Settings, policy_named
+    ignored = _checked(os.environ)
+    functions_of(given["score_functions"])  # each worker does it again
+    named_rules(given["rules"])
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
 
-    functions_of(score_functions)  # each worker does it again
-    named_rules(rules)
-    if threads is not None:
-        options["threads"] = threads
-    return run(
-        Settings(
-            policy=None if policy is None else policy_named(policy, "--policy"),
-            fallback=None if fallback is None else policy_named(fallback, "--fallback"),
-            score_functions=score_functions,
-            rules=rules,
-            explorer=not no_explorer,
-            **options,
-        )
-    )
+    from fastrank_serving.server import run
+
+    return run(settings, ignored)
+
+
+def _checked(environ: Mapping[str, str]) -> list[str]:
+    """The variables that are ignored; a ValueError for unknown ones, and for two that differ."""
+    ours = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+    ignored = sorted(name for name, value in ours.items() if _is_of_service(name, value))
+    known = [*OTHERS, *(name for option in OPTIONS for name in option.variables)]
+    unknown = sorted(ours.keys() - {*known, *ignored})
+    if unknown:
+        each = (f"{name} (nearest: {get_close_matches(name, known, 1, 0)[0]})" for name in unknown)
+        raise ValueError(f"the environment has unknown settings: {', '.join(each)}")
+    for option in OPTIONS:
+        given = {ours[name]: name for name in option.variables if ours.get(name)}
+        if len(given) > 1:
+            both = " and ".join(f"{name}={value}" for value, name in given.items())
+            raise ValueError(f"the environment contradicts itself: {both}")
+    return ignored
+
+
+serve = serve_command()
+
+
+def _ping(host: str, port: int) -> int:
+    """Exit code 0 if the server of this container says that it is ready, and 1 if not."""
+    every = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    asking = HTTPConnection(every.get(host, host), port, timeout=_PING_SECONDS)
+    try:
+        asking.request("GET", "/ping")
+        return 0 if asking.getresponse().status == 200 else 1
+    except (OSError, HTTPException):
+        return 1
+    finally:
+        asking.close()
+
+
+ping = click.Command(
+    "ping",
+    params=[_parameter(option, True) for option in OPTIONS if option.field in ("host", "port")],
+    callback=_ping,
+    help=_ping.__doc__,
+)

@@ -1,0 +1,101 @@
+"""Sockets that a server listens on: TCP for everybody, and a Unix socket for who runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["BACKLOG", "admin_socket", "tcp_socket"]
+
+BACKLOG = 2048
+_ANSWER = 2.0  # seconds for another server to say that it lives, or to end what it does
+
+
+def tcp_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens; an OSError that names the address where none can be had."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise _cannot(f"{host}:{port}", error) from None
+    listening.listen(BACKLOG)
+    return listening
+
+
+@contextlib.contextmanager
+def admin_socket(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket that only its owner may connect to, removed at the end.
+
+    What a dead server left at the path is replaced.
+
+    Raises
+    ------
+    OSError
+        Naming the path, where a server listens, something else stands, or nothing can be made.
+    """
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        with _locked(path.parent):  # two that start take turns
+            _remove_dead(path)
+            listening.bind(os.fspath(path))
+            path.chmod(0o600)  # nobody gets in before it listens
+            listening.listen(BACKLOG)
+            own = path.lstat()
+    except OSError as error:
+        listening.close()
+        raise _cannot(path, error) from None
+    try:
+        yield listening
+    finally:
+        listening.close()
+        with contextlib.suppress(OSError), _locked(path.parent):
+            if os.path.samestat(path.lstat(), own):
+                path.unlink()
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a socket on which nobody listens."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError("there is a file that is no socket")
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(_ANSWER)
+            try:
+                asking.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                path.unlink()
+                return
+            except (TimeoutError, BlockingIOError):  # too many ask it
+                pass
+        raise OSError("a server listens there")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among those who make or remove sockets in a folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    end = time.monotonic() + _ANSWER
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise OSError(f"{folder} is locked by another process") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _cannot(where: object, error: OSError) -> OSError:
+    return OSError(f"cannot listen on {where}: {error.strerror or error}")

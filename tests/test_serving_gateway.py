@@ -3,6 +3,7 @@ value, and errors come through as the container gave them."""
 
 from __future__ import annotations
 
+import copy
 import http.client
 import json
 import os
@@ -28,6 +29,7 @@ from fastrank.wire import RulesBody
 from fastrank_serving import gateway as module
 from fastrank_serving.gateway import TEMPLATE, Gateway, Integration, Parameters, Server
 from fastrank_serving.messages import ProblemError, error_body, parse
+from fastrank_serving.settings import OPTIONS
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
 ID = "00000000-0000-4000-8000-000000000000"
@@ -414,18 +416,30 @@ class TestBusyContainer:
 
 
 @pytest.fixture(scope="module")
-def resources() -> dict[str, Any]:
-    """What CloudFormation gets to see."""
+def document() -> dict[str, Any]:
     pytest.importorskip("samtranslator")
     from cfnlint.decode.cfn_yaml import load
+
+    found: dict[str, Any] = json.loads(json.dumps(load(str(TEMPLATE))))
+    return found
+
+
+@pytest.fixture(scope="module")
+def usual(document: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of the template's parameters."""
+    return {name: each.get("Default") for name, each in document["Parameters"].items()}
+
+
+@pytest.fixture(scope="module")
+def resources(document: dict[str, Any]) -> dict[str, Any]:
+    """What CloudFormation gets to see."""
     from samtranslator.parser.parser import Parser
     from samtranslator.translator.translator import Translator
 
-    document = json.loads(json.dumps(load(str(TEMPLATE))))
     values = {"Image": "i", "ModelData": "s3://b/m.tar.gz", "ModelBucket": "b"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")  # it asks boto3, which asks nobody
-        translated = Translator({}, Parser()).translate(document, values)
+        translated = Translator({}, Parser()).translate(copy.deepcopy(document), values)
     found: dict[str, Any] = translated["Resources"]
     return found
 
@@ -447,6 +461,41 @@ class TestTemplate:
         modes = {option["CaptureMode"] for option in capture["CaptureOptions"]}
         assert modes == {"Input", "Output"}
         assert capture["CaptureContentTypeHeader"] == {"JsonContentTypes": ["application/json"]}
+
+    def test_its_settings_are_the_containers(
+        self, resources: dict[str, Any], usual: dict[str, Any]
+    ) -> None:
+        container = self.only(resources, "AWS::SageMaker::Model")["PrimaryContainer"]
+        known = {name: each for each in OPTIONS for name in each.variables}
+        given = {
+            name: usual[value["Ref"]] if isinstance(value, dict) else value
+            for name, value in container["Environment"].items()
+        }
+        assert given == {
+            "FASTRANK_EMF": "1",
+            "FASTRANK_K": known["FASTRANK_K"].default,
+            "FASTRANK_POLICY": "",  # the model's own
+        }
+
+    def test_instances_follow_the_requests_in_flight(
+        self, resources: dict[str, Any], usual: dict[str, Any]
+    ) -> None:
+        target = self.only(resources, "AWS::ApplicationAutoScaling::ScalableTarget")
+        variant = self.only(resources, "AWS::SageMaker::EndpointConfig")["ProductionVariants"][0]
+        assert target["ResourceId"]["Fn::Sub"].endswith(f"/variant/{variant['VariantName']}")
+        assert target["MinCapacity"] == variant["InitialInstanceCount"]
+        least, most = (usual[target[name]["Ref"]] for name in ("MinCapacity", "MaxCapacity"))
+        assert least < most
+        assert (
+            self.only(resources, "AWS::SageMaker::Endpoint")["RetainAllVariantProperties"] is True
+        )
+        scaling = self.only(resources, "AWS::ApplicationAutoScaling::ScalingPolicy")
+        tracking = scaling["TargetTrackingScalingPolicyConfiguration"]
+        name = tracking["PredefinedMetricSpecification"]["PredefinedMetricType"]
+        assert name == "SageMakerVariantConcurrentRequestsPerModelHighResolution"
+        (queue,) = (each.default for each in OPTIONS if each.field == "queue")
+        # There are more instances before one refuses.
+        assert usual[tracking["TargetValue"]["Ref"]] < queue
 
     def test_the_method_invokes_the_endpoint(self, resources: dict[str, Any]) -> None:
         api = self.only(resources, "AWS::ApiGateway::RestApi")

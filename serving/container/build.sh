@@ -155,8 +155,11 @@ run_tests() {
   ! touch "/proc/$inside/root/opt/ml/model/x" 2> /dev/null || fail "the model can be written"
   FASTRANK_URL=http://127.0.0.1:8080 "$python" -m pytest -q -p no:cacheprovider \
     tests/test_serving_contract.py tests/test_serving_gateway.py -k "not TestTemplate"
+  chroot "$root" /opt/fastrank/bin/python -m fastrank_serving ping || fail "its health check fails"
   stop
   say "ended with 0 on SIGTERM"
+  ! chroot "$root" /opt/fastrank/bin/python -m fastrank_serving ping \
+    || fail "its health check finds a server that has ended"
 
   start SAGEMAKER_BIND_TO_PORT=8099 SAGEMAKER_MODEL_SERVER_WORKERS=2
   until_ready 8099

@@ -62,6 +62,7 @@ PROPENSITY_LIMIT = 1e-5
 """Largest accepted error of a log-propensity, beyond the ranking's own `log_norm_error`."""
 
 _SUBSET = 5  # items: 5 * 4 * 3 = 60 ordered rankings of 3
+_MOST_OWED = 200  # places beyond those of shares, until pins and windows leave room
 _PLACES = 3
 _GROUPS = 10
 _LANES = 16  # items are packed by 16: a fault of one lane shows in the position modulo 16
@@ -572,7 +573,16 @@ class _Ruled:
         self._where = np.ones(len(catalog), np.bool_)
         if rules.where is not None:
             self._where = self._holds(rules.where)
-        self.owed = sum(rules.at_least.values())
+        self.owed = self._owed()
+
+    def _owed(self) -> int:
+        """The fewest places of which shares, pins and windows are refused by no policy."""
+        owed = sum(self.rules.at_least.values())
+        for k in range(owed, owed + _MOST_OWED if owed else 1):
+            with contextlib.suppress(ValueError):
+                self._bound.check(PlackettLuce(1.0), k)
+                return k
+        return owed
 
     def takes(self, full: Policy) -> bool:
         if isinstance(full, FlatTail) and self.catalog.index is not None:
@@ -639,7 +649,7 @@ class _Ruled:
         add(1, ~eligible)
         add(_FEW_RULED - len(chosen), eligible)
         pinned = [*bound.pins, *bound.pin_sets]
-        k = max(_PLACES, self.owed + len(pinned), min(_RULED_PLACES, max(pinned, default=0) + 1))
+        k = max(_PLACES, self.owed, min(_RULED_PLACES, max(pinned, default=0) + 1))
         return np.array(sorted(chosen), np.int64), k
 
     def oracle(self, items: IntArray, after: Sequence[int] = ()) -> tuple[Mask, RuleMasks]:

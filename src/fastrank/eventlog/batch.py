@@ -261,6 +261,12 @@ class LogBatch:
             found |= rows & rules.is_sequential
         return found
 
+    @cached_property
+    def rules_named(self) -> set[str | None]:
+        """Ids of the rules that rows are under; None among them where some are under none."""
+        names: set[str | None] = {name for _, name in named_rules(self._coded)}
+        return names if has_rules(self._coded).all() else {*names, None}
+
     def _by_rules(self) -> Iterator[tuple[Mask, Rules]]:
         """Rules, with the rows (n,) that are under them."""
         for rows, name in named_rules(self._coded):

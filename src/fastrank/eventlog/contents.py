@@ -50,7 +50,10 @@ def content_hashes(
     }
     weights, named = arrays.get("row_weights"), there.get("filter_id")
     texts = [there.get("candidate_set_id"), there.get("bias_id")]
-    texts.append(seen if (seen := there.get("seen_id")) is not None and _is_text(seen) else None)
+    texts += [
+        text if (text := there.get(name)) is not None and _is_text(text) else None
+        for name in ("seen_id", "experiment", "arm", "revision")
+    ]
     texts += [named if named is None else pc.struct_field(named, role) for role in _FILTERS]
     rules = there.get("rules")
     if rules is None or not pa.types.is_struct(rules.type):

@@ -69,6 +69,9 @@ class Row(NamedTuple):
     ts: int
     run: str | None
     user_id: str | None
+    experiment: str | None
+    arm: str | None
+    revision: str | None
     policy_name: str
     law: str
     law_params: list[tuple[str, float]]

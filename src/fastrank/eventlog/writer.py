@@ -239,6 +239,9 @@ class LogWriter:
         traceparent: str | None = None,
         run: str | None = None,
         user_id: str | int | None = None,
+        experiment: str | None = None,
+        arm: str | None = None,
+        revision: str | None = None,
         query: npt.ArrayLike | None = None,
         model_version: str | None = None,
         exclude: Ids | None = None,
@@ -283,6 +286,10 @@ class LogWriter:
             Name of the run that ranked it, with many others.
         user_id : str or int, optional
             Kept as text. Wanted where the ranking left out what its user has seen.
+        experiment, arm, revision : str, optional
+            Which experiment the request was part of, in which of its arms, and under which revision
+            of its settings: while shares are constant, that is one. Neither of the others goes
+            without `experiment`, nor that without `arm`.
         query : array_like of float, shape (d,), optional
             The vector that was ranked for, needed unless `user_id` gives it in the model.
         model_version : str, optional
@@ -374,6 +381,8 @@ class LogWriter:
                 "user_id: give it: the ranking left out what its user has seen, and the log names"
                 " that by the user"
             )
+        if experiment is not None or arm is not None or revision is not None:
+            _check_experiment(experiment, arm, revision)
         if model_version is None:
             model_version = ranking.model_version
         elif as_text("model_version", model_version) != ranking.model_version:
@@ -461,6 +470,9 @@ class LogWriter:
             time.time_ns() // 1000 if ts is None else as_time("ts", ts),
             run,
             user_id,
+            experiment,
+            arm,
+            revision,
             policy_name,
             law,
             law_params,
@@ -938,6 +950,18 @@ def _own_ids(name: str, kind: IdKind, found: Listed) -> list[Any]:
         for text in ids:
             as_text(name, text)
     return ids
+
+
+def _check_experiment(experiment: object, arm: object, revision: object) -> None:
+    """A ValueError where an evaluation could not tell whose arm a row is of."""
+    given = {"experiment": experiment, "arm": arm, "revision": revision}
+    for name, value in given.items():
+        if value is not None and as_text(name, value) == "":
+            raise ValueError(f"{name}: must not be empty")
+    for name in ("experiment", "arm"):
+        if given[name] is None:
+            beside = next(other for other, value in given.items() if value is not None)
+            raise ValueError(f"{name}: give it: {beside} is {given[beside]!r}")
 
 
 def _as_int64(name: str, value: object, low: int) -> int:

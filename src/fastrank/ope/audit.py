@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastrank.eventlog import LogBatch, LogReader
+from fastrank.eventlog import LogBatch
 from fastrank.inputs import as_column
 from fastrank.model import Model
+from fastrank.ope.experimentlog import Log
 from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy
 from fastrank.ope.seeds import SharedSeeds
 from fastrank.policies import MAX_TEMPERATURE, FlatTail, Policy, law_of
@@ -95,7 +96,7 @@ class Audit:
 
 
 def audit(
-    log: LogReader,
+    log: Log,
     models: Sequence[Model | Scorer],
     *,
     sample: int = 1000,
@@ -492,7 +493,7 @@ def _repeated_seeds(seeds: SharedSeeds) -> Check:
     return Check(name, "warning", seeds.rows, shared, message, (example,))
 
 
-def _gaps(log: LogReader) -> Check:
+def _gaps(log: Log) -> Check:
     lost = log.report.total_rows_lost
     if lost:
         message = f"{lost:,} rows are missing from their writers' sequences"
@@ -502,7 +503,7 @@ def _gaps(log: LogReader) -> Check:
     )
 
 
-def _malformed(log: LogReader) -> Check:
+def _malformed(log: Log) -> Check:
     wrong, equal = log.report.rows_set_aside, log.report.equal_duplicates
     message = f"{wrong:,} rows are malformed" if wrong else "no malformed rows"
     if equal:
@@ -511,7 +512,7 @@ def _malformed(log: LogReader) -> Check:
     return Check("malformed rows", outcome, log.report.rows_read, wrong, message)
 
 
-def _unreadable(log: LogReader) -> Check:
+def _unreadable(log: Log) -> Check:
     found = log.report.unreadable_files
     n = len({*log.report.files_read, *found})
     if not found:

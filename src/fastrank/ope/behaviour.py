@@ -113,7 +113,9 @@ def _is_as_exact(
 
 
 def _error(estimator: Estimator, reference: Estimator) -> float | None:
-    spread = spread_of(estimator.without_each - reference.without_each, estimator)
+    spread = spread_of(
+        estimator.without_each - reference.without_each, estimator.effective_clusters
+    )
     return None if spread is None else spread.error
 
 
@@ -140,4 +142,4 @@ def _between(estimator: Estimator, other: Estimator) -> Spread | None:
         each.compared(each.sums.sum(axis=0) - each.sums[each.counts > 0])
         for each in (estimator, other)
     )
-    return spread_of(own - others, estimator)
+    return spread_of(own - others, estimator.effective_clusters)

@@ -48,7 +48,8 @@ class Thresholds:
         Largest distance of the mean weight from 1.
     mean_weight_z : float
         The same in standard errors, where it is above .001 (propensities are not that exact); also
-        of a reward model's values of what was shown from its means.
+        of a reward model's values of what was shown from its means, and of what an arm of an
+        experiment earned from what another arm's rows say of it.
     uncovered : float
         Largest probability of rankings that the logging policy could not show.
     malformed : float

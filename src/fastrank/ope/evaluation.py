@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import numpy.typing as npt
 
-from fastrank.eventlog import LogReader
 from fastrank.model import Model
-from fastrank.ope.arrays import OptionalArrays
 from fastrank.ope.diagnostics import Thresholds
+from fastrank.ope.experimentlog import Log
 from fastrank.ope.progress import Progress
-from fastrank.ope.propensities import EvaluationPolicy, judge
-from fastrank.ope.queries import catalogs_of
+from fastrank.ope.propensities import EvaluationPolicy
 from fastrank.ope.question import DEFAULT_ESTIMATORS, LOGGING, question
-from fastrank.ope.rows import Used
-from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult, summarise
-from fastrank.ope.sums import LogSums
+from fastrank.ope.reading import Choice, Reading
+from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.scorer import Scorer
 
 __all__ = [
@@ -31,7 +27,7 @@ __all__ = [
 
 
 def evaluate(
-    log: LogReader,
+    log: Log,
     policies: Sequence[EvaluationPolicy],
     *,
     logging: Sequence[Model | Scorer] = (),
@@ -56,7 +52,7 @@ def evaluate(
 
     Parameters
     ----------
-    log : LogReader
+    log : LogReader or ExperimentLog
     policies : sequence of EvaluationPolicy
         With labels of their own.
     logging : sequence of Model or Catalog
@@ -133,54 +129,12 @@ def evaluate(
         clip=clip,
         reward_range=reward_range,
     )
-    optional = OptionalArrays(
-        asked.names,
-        asked.policies,
-        asked.logging,
-        asked.places,
-        reward_model,
-        restrict_to_logged_catalog,
-        keep_candidates,
+    if not asked.policies:
+        raise ValueError("policies: expected at least one")
+    choice = Choice(
+        include_fallback, include_caller_seeds, restrict_to_logged_catalog, keep_candidates
     )
-    catalogs = catalogs_of(asked.logging)
-    sums, progress = LogSums(asked), Progress(advance)
-    refusal: ValueError | None = None
+    reading, progress = Reading(asked, choice, reward_model), Progress(advance)
     for batch in log:
-        used = Used(batch)
-        if not include_fallback:
-            used.leave("fallback", batch.is_fallback)
-        if not include_caller_seeds:
-            used.leave("caller_seed", batch.caller_seed)
-        used.leave("not_shown", batch.never_shown)
-        used.leave("reward_not_observed", np.isnan(batch.rewards[:, : asked.places].sum(axis=1)))
-        judged = judge(
-            batch,
-            asked.policies,
-            used.rows,
-            logging=catalogs,
-            restrict=restrict_to_logged_catalog,
-            keep_candidates=keep_candidates,
-            places=asked.asked_places or None,  # the log's longest may be shorter than a policy's
-            models=asked.logging,
-        )
-        for each in judged:
-            for reason, which in each.unknown.items():
-                used.leave(reason, which)
-            refusal = refusal or each.refusal
-        sums.count(used, log.strata)
-        progress.begin(len(batch), used.count * len(asked.policies))
-        for index, part in used.parts(asked.places, cluster):
-            stratum = sums.stratum(index, log.strata[index])
-            stratum.count(part, judged)
-            if not cluster:
-                sums.by_user.update(part.by_user())
-            for p, policy in enumerate(asked.policies):
-                evaluated = part.matrix(judged[p].log_propensities)
-                arrays = optional.arrays(
-                    policy, batch, part.rows, part.logged, evaluated, progress.step
-                )
-                stratum.update(p, part.arrays(evaluated, arrays))
-        progress.end()
-    if refusal is not None and sums.all_refused:
-        raise refusal
-    return summarise(asked, sums, log, reasons)
+        reading.take(choice.used(batch, asked.places), log.strata, progress=progress)
+    return reading.result(log, reasons)

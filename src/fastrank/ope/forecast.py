@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastrank.eventlog import LogBatch, LogReader
+from fastrank.eventlog import LogBatch
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays, RewardModel
+from fastrank.ope.experimentlog import Log
 from fastrank.ope.propensities import EvaluationPolicy, FromColumn, judge
 from fastrank.ope.queries import catalogs_of
 from fastrank.ope.question import settled
@@ -23,7 +24,7 @@ _SECONDS = 1.0  # spent on the latter; a part that was begun is finished
 
 
 def forecast(
-    log: LogReader,
+    log: Log,
     policies: Sequence[EvaluationPolicy],
     *,
     logging: Sequence[Model | Scorer] = (),

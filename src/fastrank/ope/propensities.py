@@ -189,6 +189,25 @@ class Judged:
     support_unknown: Mask
     refusal: ValueError | None = None
 
+    @property
+    def known(self) -> Mask:
+        """Rows (n,) that could be judged."""
+        found = np.ones(len(self.certain), np.bool_)
+        for which in self.unknown.values():
+            found &= ~which
+        return found
+
+    def where(self, rows: Mask) -> Judged:
+        """Those rows (n,) that are marked."""
+        return Judged(
+            self.log_propensities[rows],
+            {reason: which[rows] for reason, which in self.unknown.items()},
+            self.certain[rows],
+            self.outside[rows],
+            self.support_unknown[rows],
+            self.refusal,
+        )
+
 
 def judge(
     batch: LogBatch,

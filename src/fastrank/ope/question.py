@@ -9,11 +9,11 @@ from numbers import Real
 
 import numpy as np
 
-from fastrank.eventlog import LogReader
 from fastrank.inputs import as_column
 from fastrank.model import Model, scorer_of
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS
+from fastrank.ope.experimentlog import Log
 from fastrank.ope.propensities import ByModel, EvaluationPolicy
 from fastrank.ope.results import check_level
 from fastrank.scorer import Scorer
@@ -90,7 +90,7 @@ class Question:
 
 
 def question(
-    log: LogReader,
+    log: Log,
     policies: Sequence[EvaluationPolicy],
     *,
     logging: Sequence[Model | Scorer],
@@ -141,7 +141,7 @@ def question(
 
 
 def settled(
-    log: LogReader, places: int | None, estimators: Sequence[str] | None, lead: str | None
+    log: Log, places: int | None, estimators: Sequence[str] | None, lead: str | None
 ) -> tuple[int, int, list[str], str]:
     """The longest ranking's places, and the places, estimators and lead that are meant."""
     if places is not None and (type(places) is not int or places < 1):
@@ -168,8 +168,6 @@ def settled(
 
 
 def _check_labels(labels: Sequence[str]) -> None:
-    if not labels:
-        raise ValueError("policies: expected at least one")
     if LOGGING in labels:
         raise ValueError(
             f"policies: one is called {LOGGING!r}, which is the name of the reference that stands"

@@ -26,6 +26,8 @@ __all__ = [
     "difference",
     "estimate",
     "missing_weight",
+    "percentiles",
+    "resamples",
     "worst",
 ]
 
@@ -45,6 +47,11 @@ REASONS: Mapping[str, str] = {
     "rewards_dropped": "many rewards could not be joined to their rankings, and are missing",
     "impressions_dropped": "many impressions could not be joined to their rankings, which count as"
     " never shown",
+    "sample_ratio": "arms do not have the shares of users that they were to have: rows are lost, or"
+    " users are sent elsewhere, and that may go by what was shown",
+    "users_in_two_arms": "too many users are in several arms at once",
+    "arms_contradict": "what an arm earned contradicts what another arm's rows say of it:"
+    " propensities are not true",
     "repeated_seeds": "rows of different users share their seed, and with it their noise",
     "set_aside": "too many rows had to be left out, and may differ from those that stayed",
     "reward_ess": "too few rewarded rows carry the estimate",
@@ -72,6 +79,7 @@ _UNSUPPORTED = {
 }
 _MALFORMED = {
     *("malformed_rows", "unreadable_files", "repeated_seeds"),
+    *("sample_ratio", "users_in_two_arms", "arms_contradict"),
     *("rewards_dropped", "impressions_dropped"),
 }
 _BIASED = {"logging_value", "reward_model_alone", "reward_model", "clipped", "behaviour"}
@@ -222,7 +230,9 @@ def estimate(
     gradient = estimator.gradient(totals)
     diagnostics = estimator.weights.result()
     known = np.isfinite(value) and np.isfinite(gradient).all()
-    spread = spread_of(estimator.without_each, estimator) if known and n > 1 else None
+    spread = (
+        spread_of(estimator.without_each, estimator.effective_clusters) if known and n > 1 else None
+    )
     clustered = None if spread is None else spread.error
     iid = None
     if known and n > 1 and estimator.products is not None:
@@ -234,7 +244,7 @@ def estimate(
     if error is not None and spread is not None:
         by_rows = replace(spread, error=error, clusters=float(n))
         interval = (spread if cluster else by_rows).interval(value, level)
-        resampled = _percentiles(_replicates(estimator), level) if bootstrap else None
+        resampled = percentiles(_replicates(estimator), level) if bootstrap else None
     alike = np.array_equal(estimator.mass, estimator.counts)
     if isinstance(estimator, ClippedIps) and reward_range is not None and n > 1 and alike:
         bound = _bernstein(estimator, reward_range, level)
@@ -308,7 +318,9 @@ def difference(
     value = error = interval = bootstrap = spread = None
     if all(side.value is not None for side in sides):
         value = sides[0].value - sides[1].value  # type: ignore[operator]  # neither is None
-        spread = spread_of(estimator.without_each - reference.without_each, estimator)
+        spread = spread_of(
+            estimator.without_each - reference.without_each, estimator.effective_clusters
+        )
         if spread is None:
             found.append("no_interval")
     if value is not None and spread is not None:
@@ -317,7 +329,7 @@ def difference(
         if cluster and estimator.effective_clusters < thresholds.clusters:
             found.append("few_clusters")
         found += _about_bias(estimator.bias + reference.bias, error, thresholds)
-        bootstrap = _percentiles(_replicates(estimator) - _replicates(reference), level)
+        bootstrap = percentiles(_replicates(estimator) - _replicates(reference), level)
         rewarded = [side.diagnostics.reward_ess for side in sides if side.diagnostics is not None]
         if min(rewarded, default=math.inf) < thresholds.difference_reward_ess:
             found.append("reward_ess")
@@ -424,7 +436,8 @@ def _about_bias(bias: float, error: float | None, thresholds: Thresholds) -> lis
     return ["clipped"] if bias > thresholds.clipped * (error or 0.0) else []
 
 
-def _percentiles(replicates: FloatArray, level: float) -> Interval | None:
+def percentiles(replicates: FloatArray, level: float) -> Interval | None:
+    """The bootstrap's interval; None where many replicates say nothing."""
     fine = replicates[np.isfinite(replicates)]
     if len(fine) < 0.9 * len(replicates):
         return None  # replicates often hold no weight at all
@@ -435,12 +448,12 @@ def _percentiles(replicates: FloatArray, level: float) -> Interval | None:
 def _replicates(estimator: Estimator) -> FloatArray:
     """Estimates from groups drawn again, each a number of times that is Poisson(1)."""
     if estimator.replicates is None:
-        estimator.replicates = estimator.value(_resamples() @ estimator.sums)
+        estimator.replicates = estimator.value(resamples() @ estimator.sums)
     return estimator.replicates
 
 
 @cache
-def _resamples() -> FloatArray:
+def resamples() -> FloatArray:
     """How often each group is in each replicate, (B, GROUPS): the same for all logs and policies.
 
     A group is a fixed hash of users, so it does not matter how the log was split or ordered.

@@ -53,12 +53,15 @@ class Used:
         """How many of them name no user."""
         return int(np.count_nonzero(self.mask & ~self.batch.is_given("user_id")))
 
-    def parts(self, places: int, cluster: bool) -> Iterator[tuple[int, Part]]:
-        """Those of one stratum each, with its number."""
-        stratum = self.batch.stratum
+    def parts(
+        self, places: int, cluster: bool, drawn: LogBatch | None = None
+    ) -> Iterator[tuple[int, Part]]:
+        """Those of one stratum each, with its number; `drawn` may have them by other laws."""
+        batch = self.batch if drawn is None else drawn
+        stratum = batch.stratum
         for index in np.unique(stratum[self.mask]).tolist():
             rows = np.flatnonzero(self.mask & (stratum == index))
-            yield index, Part(self.batch, rows, places, cluster)
+            yield index, Part(batch, rows, places, cluster)
 
 
 class Part:

@@ -9,7 +9,6 @@ from typing import TypeAlias
 import numpy as np
 
 from fastrank.arraytypes import FloatArray
-from fastrank.ope.estimators import Estimator
 
 __all__ = ["Interval", "Spread", "spread_of"]
 
@@ -46,14 +45,14 @@ class Spread:
         return 3.0 / skewness * (root - 1.0)
 
 
-def spread_of(without_each: FloatArray, estimator: Estimator) -> Spread | None:
-    """None with fewer than two groups, or where one of them is all that there is."""
+def spread_of(without_each: FloatArray, clusters: float) -> Spread | None:
+    """Of so many effective groups; None with fewer than two, or where one is all that there is."""
     groups = len(without_each)
     if groups < 2 or not np.isfinite(without_each).all():
         return None
     influence = without_each.mean() - without_each
     scale = math.sqrt(float(np.square(influence).sum()))
-    error, effective = scale * math.sqrt((groups - 1) / groups), estimator.effective_clusters
+    error, effective = scale * math.sqrt((groups - 1) / groups), clusters
     if not scale > 0.0:
         return Spread(error, 0.0, effective, math.inf)
     influence /= scale

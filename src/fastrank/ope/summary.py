@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastrank.arraytypes import FloatArray
-from fastrank.eventlog import LogReader, Stratum
+from fastrank.eventlog import ReadReport, Stratum
 from fastrank.ope.behaviour import contradicted, leading, unchecked
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
+from fastrank.ope.experimentlog import Log
 from fastrank.ope.propensities import describe
 from fastrank.ope.question import LOGGING, Question
 from fastrank.ope.results import (
@@ -30,7 +31,7 @@ from fastrank.ope.spread import spread_of
 from fastrank.ope.sums import LogSums, StratumSums
 from fastrank.ope.verdict import verdict
 
-__all__ = ["Evaluation", "PolicyResult", "StratumResult", "summarise"]
+__all__ = ["Evaluation", "PolicyResult", "StratumResult", "against_report", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +160,7 @@ class Evaluation:
         return {**asdict(self), "thresholds": finite}
 
 
-def summarise(
-    question: Question, sums: LogSums, log: LogReader, reasons: Sequence[str]
-) -> Evaluation:
+def summarise(question: Question, sums: LogSums, log: Log, reasons: Sequence[str]) -> Evaluation:
     """The evaluation that sums amount to.
 
     Parameters
@@ -199,7 +198,9 @@ def summarise(
 
 def _user_effect(by_user: Avg) -> float | None:
     """The design effect of users, where it is beyond chance and large enough to matter."""
-    spread = spread_of(by_user.without_each, by_user) if by_user.rows > 1 else None
+    spread = (
+        spread_of(by_user.without_each, by_user.effective_clusters) if by_user.rows > 1 else None
+    )
     effect = estimate(by_user, bootstrap=False).design_effect
     if spread is None or effect is None:
         return None
@@ -230,7 +231,22 @@ def _doubted(
     )
 
 
-def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[str]:
+def against_report(report: ReadReport, thresholds: Thresholds) -> list[str]:
+    """What reading a log found against it."""
+    found = []
+    if report.malformed_share > thresholds.malformed:
+        found.append("malformed_rows")
+    unknown = any(set(join) == {"id"} for join in report.joins)  # their join.json is lost
+    if report.unreadable_files or unknown:
+        found.append("unreadable_files")
+    if report.rewards_dropped_share > thresholds.set_aside:
+        found.append("rewards_dropped")
+    if report.impressions_dropped_share > thresholds.set_aside:
+        found.append("impressions_dropped")
+    return found
+
+
+def _against_log(log: Log, sums: LogSums, thresholds: Thresholds) -> list[str]:
     found = []
     # Rows that nobody chose to leave out may differ from those that stay.
     chosen = ("fallback", "caller_seed", "not_shown")
@@ -238,15 +254,7 @@ def _against_log(log: LogReader, sums: LogSums, thresholds: Thresholds) -> list[
     wanted = sums.rows - sum(sums.set_aside[reason] for reason in chosen)
     if wanted and left > thresholds.set_aside * wanted:
         found.append("set_aside")
-    if log.report.malformed_share > thresholds.malformed:
-        found.append("malformed_rows")
-    unknown = any(set(join) == {"id"} for join in log.report.joins)  # their join.json is lost
-    if log.report.unreadable_files or unknown:
-        found.append("unreadable_files")
-    if log.report.rewards_dropped_share > thresholds.set_aside:
-        found.append("rewards_dropped")
-    if log.report.impressions_dropped_share > thresholds.set_aside:
-        found.append("impressions_dropped")
+    found += against_report(log.report, thresholds)
     used = sum(each.rows for each in sums.strata)
     if used and sums.seeds.shared > thresholds.malformed * used:
         found.append("repeated_seeds")

@@ -47,6 +47,11 @@ class LogSums:
         self._ends: list[np.datetime64] = []  # the first and the last time
 
     @property
+    def numbers(self) -> list[int]:
+        """Of the strata, in their order."""
+        return sorted(self._strata)
+
+    @property
     def strata(self) -> list[StratumSums]:
         """In the order of their numbers."""
         return [self._strata[index] for index in sorted(self._strata)]

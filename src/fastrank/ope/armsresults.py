@@ -1,0 +1,213 @@
+"""What a log says of an experiment's arms, and in plain language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fastrank.ope.ratio import LEAST_P, SampleRatio
+from fastrank.ope.results import REASONS, Difference, Estimate, Status
+from fastrank.ope.summary import Evaluation, PolicyResult
+
+__all__ = ["ArmResult", "ArmsEvaluation", "Compared", "Crossed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """One arm.
+
+    Attributes
+    ----------
+    arm : str
+    policy : str or None
+        What it ranks by, in a few words; None where that is not known.
+    why_not_known : str or None
+    rows, rows_used : int
+    set_aside : dict of str to int
+        Rows not used, by reason.
+    earned : Estimate
+        Its mean reward a ranking, over all rows used.
+    """
+
+    arm: str
+    policy: str | None
+    why_not_known: str | None
+    rows: int
+    rows_used: int
+    set_aside: Mapping[str, int]
+    earned: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An arm less the control, over the times at which both ran, within periods.
+
+    Attributes
+    ----------
+    arm, control : str
+    rows : dict of str to int
+        Used of each.
+    periods : int
+        Times of constant shares in which both have rows.
+    difference : Difference
+    """
+
+    arm: str
+    control: str
+    rows: Mapping[str, int]
+    periods: int
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """An arm as another arm's rows say it, off-policy, over the times at which both ran.
+
+    Attributes
+    ----------
+    arm, source : str
+    estimated : PolicyResult
+        From the source's rows.
+    difference : Difference
+        What is estimated less what the arm earned itself.
+    z : float or None
+        The difference in standard errors; None where the estimate is not `ok`.
+    """
+
+    arm: str
+    source: str
+    estimated: PolicyResult
+    difference: Difference
+    z: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmsEvaluation:
+    """What a log says of an experiment.
+
+    Attributes
+    ----------
+    experiment, control : str
+    status : {"ok", "low_overlap", "malformed_log", "unsupported"}
+        Of the experiment as a whole.
+    reasons : tuple of str
+        What is against it: keys of `REASONS`.
+    sample_ratio : SampleRatio
+    periods : tuple of dict
+        Times of constant shares: `name`, `shares` (or None), `first`, `last` and `rows` by arm.
+    arms : tuple of ArmResult
+    compared : tuple of Compared
+        Each other arm with the control.
+    crossed : tuple of Crossed
+        The control from each other arm's rows, and the reverse, where policies are known.
+    weighed_by : {"mixture", "arm"}
+        What the propensities of pooled rows are: those of all arms by their shares, or those of
+        the row's own arm.
+    why_no_mixture : str or None
+    pooled : Evaluation or None
+        Of the policies that were asked about, from all arms' rows.
+    rows_without_arm : int
+        Rows of the experiment that say no arm, and are left out.
+    level, difference_level : float
+        Of intervals, and of those of differences, which are stricter (Bonferroni).
+    log : dict
+        What the reader found.
+    """
+
+    experiment: str
+    control: str
+    status: Status
+    reasons: tuple[str, ...]
+    sample_ratio: SampleRatio
+    periods: tuple[Mapping[str, Any], ...]
+    arms: tuple[ArmResult, ...]
+    compared: tuple[Compared, ...]
+    crossed: tuple[Crossed, ...]
+    weighed_by: str
+    why_no_mixture: str | None
+    pooled: Evaluation | None
+    rows_without_arm: int
+    level: float
+    difference_level: float
+    log: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """In plain language, for somebody who has to decide."""
+        return (
+            _said_of_ratio(self.sample_ratio),
+            *(_said_of_difference(each, self) for each in self.compared),
+            *(_said_of_crossed(each) for each in self.crossed),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = asdict(replace(self, pooled=None))
+        pooled = None if self.pooled is None else self.pooled.to_dict()
+        return {**found, "pooled": pooled, "verdict": list(self.verdict)}
+
+
+def _said_of_ratio(ratio: SampleRatio) -> str:
+    unit = ratio.unit
+    several = (
+        f" {ratio.users_in_two_arms:,} users are in several arms at once, and count for none."
+        if ratio.users_in_two_arms
+        else ""
+    )
+    moved = (
+        f" {ratio.users_moved:,} users changed arms as shares changed." if ratio.users_moved else ""
+    )
+    if ratio.p_value is None:
+        said = f"Whether the shares of {unit} are right was not tested: {ratio.why_not}."
+        return f"{said}{several}{moved}"
+    if ratio.fits:
+        said = f"Shares of {unit} are as they were to be (p = {ratio.p_value:.3g})."
+        return f"{said}{several}{moved}"
+    worst = min(ratio.periods, key=lambda each: each.p_value)
+    counts = ", ".join(
+        f"{arm} {count:,} of {worst.expected.get(arm, 0.0):,.0f} expected"
+        for arm, count in worst.counts.items()
+    )
+    return (
+        f"The comparison of the arms is not to be trusted: shares of {unit} are not as they were to"
+        f" be, p = {ratio.p_value:.2g} (at least {LEAST_P:g}); {worst.period}: {counts}."
+        f"{several}{moved}"
+    )
+
+
+def _said_of_difference(each: Compared, found: ArmsEvaluation) -> str:
+    difference, pair = each.difference, f"{each.arm} and {each.control}"
+    if "no_rows" in difference.reasons:
+        return f"{pair} cannot be compared: there is no time at which both ran."
+    if difference.status != "ok":
+        why = "; ".join(REASONS[reason] for reason in difference.reasons)
+        return f"A comparison of {pair} cannot be relied on: {why}."
+    assert difference.value is not None
+    assert difference.interval is not None
+    low, high = difference.interval
+    between = f"{100 * difference.level:.4g} % interval: {low:+.3g} to {high:+.3g}"
+    when = f", over {each.periods} times of constant shares" if each.periods > 1 else ""
+    if low > 0.0 or high < 0.0:
+        which = "more" if low > 0.0 else "less"
+        amount = f"{abs(difference.value):.4g} {which} a ranking than {each.control}"
+        return f"{each.arm} earned {amount} ({between}{when})."
+    return f"No difference between {pair} can be seen ({between}{when})."
+
+
+def _said_of_crossed(each: Crossed) -> str:
+    if each.estimated.status != "ok":
+        why = "; ".join(REASONS[reason] for reason in each.estimated.reasons)
+        return f"{each.arm} cannot be told from {each.source}'s rows: {why}."
+    if each.z is None:
+        return f"{each.arm} can be told from {each.source}'s rows, but not held against its own."
+    value = each.estimated.estimates[each.estimated.lead].value
+    if "arms_contradict" in each.difference.reasons:
+        return (
+            f"{each.source}'s rows say {value:.4g} of {each.arm}, {each.z:+.1f} standard errors off"
+            f" what {each.arm} earned itself: {REASONS['arms_contradict']}."
+        )
+    return (
+        f"{each.source}'s rows say {value:.4g} of {each.arm}, as its own do"
+        f" ({each.z:+.1f} standard errors off)."
+    )

@@ -1,0 +1,123 @@
+"""The sample-ratio test: whether arms have as many users, or requests, as they were to have.
+
+Where they have not, something lost rows of one arm, or sent users to another one, and that may go
+by what the arm showed: then no comparison of the arms can be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["LEAST_P", "Ratio", "SampleRatio", "ratio_p_value", "sample_ratio"]
+
+LEAST_P = 1e-3  # below it, a comparison of arms is not to be trusted
+_FEW = 100.0  # expected of an arm, below which the tail of chi-square is not exact enough
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Arms' counts while shares were constant.
+
+    Attributes
+    ----------
+    period : str
+        When.
+    counts : dict of str to int
+    expected : dict of str to float
+        By the shares.
+    p_value : float
+    """
+
+    period: str
+    counts: Mapping[str, int]
+    expected: Mapping[str, float]
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRatio:
+    """Whether arms' counts fit their shares.
+
+    Attributes
+    ----------
+    unit : {"users", "requests"}
+        What is counted; rows that name no user, in a log where others do, count as users of their
+        own.
+    periods : tuple of Ratio
+    p_value : float or None
+        Least of the periods', by Bonferroni. None: not tested.
+    why_not : str or None
+        Why it was not tested.
+    users_in_two_arms : int
+        Users who were in several arms while shares were constant, and are left out of the counts.
+    counted : int
+        Users or requests in all, those in several arms among them; in each period anew.
+    users_moved : int
+        Users who were in another arm after shares had changed.
+    """
+
+    unit: str
+    periods: tuple[Ratio, ...]
+    p_value: float | None
+    why_not: str | None
+    users_in_two_arms: int
+    users_moved: int
+    counted: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is against it."""
+        return self.p_value is None or self.p_value >= LEAST_P
+
+
+def sample_ratio(
+    unit: str,
+    counts_of: Sequence[tuple[str, Mapping[str, int], Mapping[str, float]]],
+    users_in_two_arms: int = 0,
+    users_moved: int = 0,
+) -> SampleRatio:
+    """The test of periods, each with its name, arms' counts and arms' shares."""
+    periods = []
+    for name, counts, shares in counts_of:
+        total = sum(counts.values())
+        expected = {arm: total * share for arm, share in shares.items()}
+        periods.append(Ratio(name, counts, expected, ratio_p_value(counts, shares)))
+    least = min((each.p_value for each in periods), default=1.0)
+    p_value = min(1.0, least * max(len(periods), 1))
+    counted = sum(sum(each.counts.values()) for each in periods) + users_in_two_arms
+    return SampleRatio(unit, tuple(periods), p_value, None, users_in_two_arms, users_moved, counted)
+
+
+def ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> float:
+    """Probability of counts at least as far from their shares.
+
+    By chi-square; where an arm is to have fewer than a hundred, by the exact binomial law of each
+    arm against all others, times their number (Bonferroni).
+
+    Examples
+    --------
+    >>> even = {"control": 0.5, "new": 0.5}
+    >>> round(ratio_p_value({"control": 5000, "new": 5100}, even), 3)
+    0.32
+    >>> ratio_p_value({"control": 10, "new": 0}, even) == 2 / 2**10
+    True
+    """
+    from scipy.special import chdtrc
+    from scipy.stats import binomtest
+
+    if any(count for arm, count in counts.items() if not shares.get(arm)):
+        return 0.0
+    arms = [arm for arm, share in shares.items() if share]
+    total = sum(counts.values())
+    if len(arms) < 2 or not total:
+        return 1.0
+    found = np.array([counts.get(arm, 0) for arm in arms], np.float64)
+    expected = np.array([total * shares[arm] for arm in arms])
+    if expected.min() >= _FEW:
+        return float(chdtrc(len(arms) - 1, (np.square(found - expected) / expected).sum()))
+    tried = arms[:1] if len(arms) == 2 else arms  # of two, one says it all
+    exact = [float(binomtest(counts.get(arm, 0), total, shares[arm]).pvalue) for arm in tried]
+    return min(1.0, min(exact) * len(tried))

@@ -22,7 +22,7 @@ import fastrank as fr
 from fastrank import obd, simulate
 from fastrank.cli import evaluate as cli
 from fastrank.eventlog import LogBatch, LogReader, LogWriter
-from fastrank.ope import evaluation, propensities
+from fastrank.ope import propensities, reading
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
 
@@ -290,7 +290,7 @@ def test_what_a_column_needs_no_model_for_is_not_read(
         read.append(set(batch.table.schema.names))
         return judge(batch, *rest, **options)
 
-    monkeypatch.setattr(evaluation, "judge", seen)
+    monkeypatch.setattr(reading, "judge", seen)
     found = loaded(*arguments)
     assert not read[0] & {"scores", "query", "log_norm", "latency_us", "retrieval", "reward_ts"}
     assert read[0] >= {"candidate_set_id", "reward_kind", "seed"}
@@ -301,7 +301,7 @@ def test_what_a_column_needs_no_model_for_is_not_read(
     monkeypatch.undo()
     model = ["--model", shop / "model"]
     for more in ([*model], [*model, "--policy", "uniform", "--no-audit"]):
-        monkeypatch.setattr(evaluation, "judge", seen)
+        monkeypatch.setattr(reading, "judge", seen)
         loaded(*arguments, *more)
         assert {"scores", "query", "log_norm"} <= read[-1]
     j = table.schema.get_field_index("candidate_set_id")

@@ -670,7 +670,7 @@ def test_ticks(low: float, high: float) -> None:
 
 def test_every_reason_for_leaving_rows_out_has_words() -> None:
     source = Path(ope.__file__).parent
-    files = ("evaluation.py", "propensities.py", "queries.py")
+    files = ("reading.py", "propensities.py", "queries.py")
     text = "".join((source / name).read_text() for name in files)
     named = set(re.findall(r'leave\("(\w+)"', text))
     named |= set(re.findall(r'return "(\w+)" if', text))

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastrank import obd, ope
 from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
 from fastrank.cli import ownlog
+from fastrank.cli.armsprint import print_arms
 from fastrank.cli.evaluateprint import agreement, print_audit, print_section
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
@@ -233,6 +235,26 @@ def audit(
     metavar="NAME=VALUE",
     help=f"One of {', '.join(ope.Thresholds.__dataclass_fields__)}.",
 )
+@click.option(
+    "--experiment",
+    metavar="NAME",
+    help="Compare the arms of this experiment, by its rows alone, and estimate policies from all of"
+    " them. A policy with an arm's name for its label is that arm's policy; those of others are"
+    " what their rows say, of --model.",
+)
+@click.option(
+    "--shares",
+    multiple=True,
+    metavar="[FROM:]ARM=SHARE,...",
+    help="Shares of users that arms were to have, for the sample-ratio test: always, or FROM a"
+    " revision or a time (2026-03-01T00:00:00Z), one option each. With this or --control the log's"
+    " only experiment need not be named.",
+)
+@click.option(
+    "--control",
+    metavar="ARM",
+    help="The arm that others are compared with.  [default: control, or the first by name]",
+)
 @click.option("--include-fallback", is_flag=True, help="Use rows of the fallback.")
 @click.option("--include-caller-seeds", is_flag=True, help="Use rows whose seed a caller chose.")
 @click.option(
@@ -260,19 +282,26 @@ def evaluate(
     """Estimate what other policies would have earned, from a log of this one with its rewards.
 
     LOGS are files, directories or quoted globs. The log is audited first, then read once. Exit
-    code 1 if not one row could be used.
+    code 1 if not one row could be used. With --experiment arms are compared, too, and policies may
+    be none.
 
     \b
     Examples:
       fastrank evaluate logs/ --model model/ --policy colder=plackett_luce:temperature=0.2 \\
           --policy deterministic --policy new=plackett_luce:temperature=0.3@new-model/ \\
           --report report.html
+      fastrank evaluate logs/ --model model/ --experiment warmer \\
+          --shares control=0.5,explore=0.5 --policy colder=plackett_luce:temperature=0.2
       fastrank evaluate --format obd --report report.html
       fastrank evaluate --format obd obd/bts/men/men.csv --policy uniform --column new=log_p
       fastrank evaluate --format table log.csv --item shown --propensity p --reward clicked \\
           --request visit --position place --user who --column new=p_new
     """
     ownlog.refuse_options(kind, options)
+    arms = {name: options.pop(name) for name in ("experiment", "shares", "control")}
+    of_arms = [f"--{name}" for name, value in arms.items() if value]
+    if of_arms and kind != "log":
+        raise click.UsageError(f"{', '.join(of_arms)}: only with --format log, which says arms")
     table = {name: options.pop(name) for name in ownlog.OPTIONS}
     settings = _Settings(**options)
     if report is not None and not report.parent.is_dir():  # known now, not after the work
@@ -292,6 +321,8 @@ def evaluate(
     else:
         if not logs:
             raise click.UsageError("LOGS: name a file, a directory or a glob")
+        if of_arms:
+            return _of_arms(settings, logs, arms, report, as_json)
         sections = [_evaluated(settings, logs, kind)]
     if report is not None:
         write_text(report, render(sections))
@@ -384,25 +415,69 @@ class _Settings:
                 log,
                 policies,
                 logging=logging,
-                places=self.places,
-                estimators=self.estimators or None,
-                lead=self.lead,
-                reference=self.reference,
-                cluster=not self.independent_rows,
-                level=self.level,
-                thresholds=self.thresholds(),
-                clip=self.clip,
-                reward_range=self.reward_range,
-                include_fallback=self.include_fallback,
-                include_caller_seeds=self.include_caller_seeds,
-                restrict_to_logged_catalog=self.restrict_to_logged_catalog,
-                keep_candidates=self.keep_candidates,
                 reasons=reasons,
                 advance=lambda rows: bar.update(task, completed=rows),
+                **self.options(),
             )
+
+    def run_arms(
+        self,
+        log: ope.ExperimentLog,
+        policies: Sequence[ope.EvaluationPolicy],
+        logging: Sequence[Model | Catalog],
+        control: str | None,
+        reasons: Sequence[str],
+    ) -> ope.ArmsEvaluation:
+        with progress() as bar:
+            task = bar.add_task("evaluating", total=log.rows or None)
+            return ope.evaluate_arms(
+                log,
+                policies,
+                control=control,
+                logging=logging,
+                reasons=reasons,
+                advance=lambda rows: bar.update(task, completed=rows),
+                **self.options(),
+            )
+
+    def options(self) -> dict[str, Any]:
+        """What all evaluations take."""
+        return {
+            "places": self.places,
+            "estimators": self.estimators or None,
+            "lead": self.lead,
+            "reference": self.reference,
+            "cluster": not self.independent_rows,
+            "level": self.level,
+            "thresholds": self.thresholds(),
+            "clip": self.clip,
+            "reward_range": self.reward_range,
+            "include_fallback": self.include_fallback,
+            "include_caller_seeds": self.include_caller_seeds,
+            "restrict_to_logged_catalog": self.restrict_to_logged_catalog,
+            "keep_candidates": self.keep_candidates,
+        }
 
 
 def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
+    models, policies, columns = _asked(settings, logs, kind)
+    if not policies:
+        raise click.UsageError("name at least one --policy or --column")
+    audited = bool(models) and not settings.no_audit and kind != "obd"
+    asked = audited or any(isinstance(each, ope.ByModel) for each in policies)
+    log = _reader(logs, kind, columns, _UNREAD if asked else (*_UNREAD, *_FOR_MODELS))
+    rows = log.survey()[0]
+    found = _audited(log, models, rows) if audited else None
+    settings.announce(log, policies, models, rows)
+    failed = found is not None and found.failed
+    evaluation = settings.run(log, policies, models, rows, ["audit_failed"] if failed else [])
+    return Section(", ".join(logs), evaluation, found)
+
+
+def _asked(
+    settings: _Settings, logs: Sequence[str], kind: str
+) -> tuple[list[Model | Catalog], list[ope.EvaluationPolicy], list[str]]:
+    """Models, policies, and the columns of the log that these have."""
     functions = functions_of(settings.score_functions)
     models = [_open(path, functions) for path in settings.models]
     by_model = _by_model(settings.policies, models, functions, logs if kind == "obd" else ())
@@ -410,24 +485,96 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
         *_with_rules([*by_model], settings.policy_rules),
         *(ope.FromColumn(*_labelled(text)) for text in settings.columns),
     ]
-    if not policies:
-        raise click.UsageError("name at least one --policy or --column")
     policies = _with_arrays(policies, settings)
     columns = [each.column for each in policies if isinstance(each, ope.FromColumn)]
     columns += [column for each in policies for column in each.arrays.values()]
-    audited = bool(models) and not settings.no_audit and kind != "obd"
-    asked = audited or any(isinstance(each, ope.ByModel) for each in policies)
-    log = _reader(logs, kind, columns, _UNREAD if asked else (*_UNREAD, *_FOR_MODELS))
-    rows = log.survey()[0]
-    found = None
-    if audited:
-        with progress() as bar:
-            task = bar.add_task("auditing", total=rows or None)
-            found = ope.audit(log, models, advance=lambda rows: bar.update(task, completed=rows))
-    settings.announce(log, policies, models, rows)
-    failed = found is not None and found.failed
-    evaluation = settings.run(log, policies, models, rows, ["audit_failed"] if failed else [])
-    return Section(", ".join(logs), evaluation, found)
+    return models, policies, columns
+
+
+def _audited(
+    log: LogReader | ope.ExperimentLog, models: Sequence[Model | Catalog], rows: int
+) -> ope.Audit:
+    with progress() as bar:
+        task = bar.add_task("auditing", total=rows or None)
+        return ope.audit(log, models, advance=lambda rows: bar.update(task, completed=rows))
+
+
+def _of_arms(
+    settings: _Settings,
+    logs: Sequence[str],
+    arms: Mapping[str, Any],
+    report: Path | None,
+    as_json: bool,
+) -> int:
+    """The rows of one experiment; the exit code."""
+    models, policies, columns = _asked(settings, logs, "log")
+    if report is not None and not policies:
+        raise click.UsageError("--report: shows policies: name at least one --policy or --column")
+    omit = [name for name in _UNREAD if name not in ("experiment", "arm", "revision")]
+    log = ope.ExperimentLog(
+        _reader(logs, "log", columns, omit if models or policies else [*omit, *_FOR_MODELS]),
+        arms["experiment"],
+        shares=_shares(arms["shares"]),
+    )
+    audit = _audited(log, models, log.rows) if models and not settings.no_audit else None
+    failed = audit is not None and audit.failed
+    reasons = ["audit_failed"] if failed else []
+    found = settings.run_arms(log, policies, models, arms["control"], reasons)
+    title = f"{', '.join(logs)}: experiment {found.experiment}"
+    section = None if found.pooled is None else Section(title, found.pooled, audit, found)
+    if report is not None and section is not None:
+        write_text(report, render([section]))
+    code = 0 if any(each.rows_used for each in found.arms) else 1
+    if as_json:
+        told = {"title": title, "audit": audit and audit.to_dict(), **found.to_dict()}
+        click.echo(json_text(told))
+        return code
+    console = standard_output()
+    print_arms(console, title, found, audit)
+    if section is not None:
+        print_section(console, section)
+    if report is not None:
+        console.print(f"Report: {for_terminal(report)}")
+    return code
+
+
+_ARM = "[^:=,]+=[^:=,]+"
+_OF_ARMS = re.compile(rf"(?:(?P<since>.*):)?(?P<shares>{_ARM}(?:,{_ARM})*)", re.DOTALL)
+
+
+def _shares(texts: Sequence[str]) -> Any:
+    """Shares as `ExperimentLog` takes them."""
+    if not texts:
+        return None
+    found: dict[Any, dict[str, float]] = {}
+    for text in texts:
+        match = _OF_ARMS.fullmatch(text)
+        if match is None:
+            raise click.UsageError(f"--shares: expected [FROM:]ARM=SHARE,...; got {text!r}")
+        at = _since(match["since"])
+        if at in found:
+            raise click.UsageError(f"--shares: {text}: this is there twice")
+        shares = found.setdefault(at, {})
+        for part in match["shares"].split(","):
+            arm, _, share = part.partition("=")
+            if arm in shares:
+                raise click.UsageError(f"--shares: {text}: {arm} is there twice")
+            try:
+                shares[arm] = float(share)
+            except ValueError:
+                raise click.UsageError(f"--shares: {text}: not a number: {share!r}") from None
+    if None in found and len(found) > 1:
+        raise click.UsageError("--shares: some say from when on they hold, and some do not")
+    return found.get(None, found)
+
+
+def _since(text: str | None) -> str | datetime | None:
+    """A time, if it is one, with a time zone; otherwise a revision."""
+    try:
+        at = datetime.fromisoformat(text or "")
+    except ValueError:
+        return text
+    return text if at.tzinfo is None else at
 
 
 def _of_own(

@@ -57,8 +57,10 @@ class ArmPolicies:
         for period in log.periods:
             found = {}
             rules = {frozenset(cell.rules) for cell in period.arms.values()}
-            for arm, cell in period.arms.items():
-                policy = given.get(arm)
+            for arm in sorted(period.arms.keys() | (period.shares or {}).keys()):
+                policy, cell = given.get(arm), period.arms.get(arm)
+                if policy is None and cell is None:
+                    continue
                 if policy is None:
                     try:
                         policy = _policy_of(arm, cell, logging)
@@ -86,7 +88,7 @@ class ArmPolicies:
     @property
     def why_no_mixture(self) -> str | None:
         """Why rows cannot be weighed by the mixture; None: they can."""
-        for period in self._log.periods:
+        for period, found in zip(self._log.periods, self._policies, strict=True):
             if period.shares is None:
                 return "shares are not given"
             if len({_catalog(cell) for cell in period.arms.values()}) > 1:
@@ -94,6 +96,9 @@ class ArmPolicies:
             for arm in period.arms:
                 if arm in self.why_not:
                     return f"the policy of arm {arm} is not known: {self.why_not[arm]}"
+            for arm, share in period.shares.items():
+                if share and arm not in found:
+                    return f"arm {arm} has no rows that say its policy ({period.name})"
         return None
 
     def false(self, most: float) -> list[str]:
@@ -150,8 +155,6 @@ class ArmPolicies:
                 own = of_period & (arms == self._arms.index(arm))
                 others = of_period & ~own
                 prefixes[own] = np.logaddexp(prefixes[own], np.log(share) + logged[own])
-                if arm not in self._policies[j]:  # it has no rows, and what it drew by is not known
-                    continue
                 each = judged[arm]
                 theirs = np.cumsum(each.log_propensities[others], axis=1)
                 prefixes[others] = np.logaddexp(prefixes[others], np.log(share) + theirs)

@@ -141,6 +141,16 @@ class ArmsEvaluation:
             *(_said_of_crossed(each) for each in self.crossed),
         )
 
+    @property
+    def pooling(self) -> str:
+        """What policies are estimated by, in plain language."""
+        if self.why_no_mixture is None:
+            return "Rows of all arms are weighed by the mixture of their policies, by their shares."
+        return (
+            "Rows are weighed by the propensities of their own arm, and not by the mixture of all:"
+            f" {self.why_no_mixture}."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         found = asdict(replace(self, pooled=None))

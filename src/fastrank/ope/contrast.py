@@ -62,6 +62,7 @@ def contrast(
     level: float = 0.95,
     thresholds: Thresholds | None = None,
     reasons: Sequence[str] = (),
+    bootstrap: bool = True,
 ) -> Contrast:
     """First less second.
 
@@ -69,7 +70,7 @@ def contrast(
     ----------
     sides : sequence of (Estimator, Estimator)
         Of each period; those of one side are of one kind.
-    cluster, level, thresholds, reasons
+    cluster, level, thresholds, reasons, bootstrap
         As `estimate` takes them.
     """
     thresholds = thresholds or Thresholds()
@@ -96,10 +97,11 @@ def contrast(
         min(each.effective_clusters for each in whole),
     )
     known = bool(np.isfinite(value))
-    interval = bootstrap = None
+    interval = resampled = None
     if known and spread is not None:
         interval = spread.interval(float(value), level)
-        bootstrap = percentiles(_value(both, lambda sums: resamples() @ sums), level)
+        if bootstrap:
+            resampled = percentiles(_value(both, lambda sums: resamples() @ sums), level)
         rewarded = [each.weights.result() for each in whole]
         least = min(each.reward_ess for each in rewarded if each is not None)
         if least < thresholds.difference_reward_ess:
@@ -114,7 +116,7 @@ def contrast(
         value=float(value) if known else None,
         standard_error=spread.error if known and spread is not None else None,
         interval=interval,
-        bootstrap=bootstrap,
+        bootstrap=resampled,
         level=level,
         status=worst(found),
         reasons=tuple(dict.fromkeys(found)),

@@ -217,6 +217,11 @@ class ExperimentLog:
         """The reader's."""
         return self._log.strata
 
+    @property
+    def rows(self) -> int:
+        """Of all arms."""
+        return sum(cell.rows for each in self.periods for cell in each.arms.values())
+
     def survey(self) -> tuple[int, int]:
         """The reader's: rows of other experiments are counted."""
         return self._log.survey()

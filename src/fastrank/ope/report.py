@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastrank.eventlog.account import told_of
+from fastrank.ope.armsresults import ArmsEvaluation
 from fastrank.ope.audit import Audit
 from fastrank.ope.diagnostics import BINS_PER_OCTAVE
 from fastrank.ope.estimators import ESTIMATORS
@@ -117,11 +118,14 @@ class Section:
     evaluation : Evaluation
     audit : Audit or None
         None where the log was not audited.
+    arms : ArmsEvaluation, optional
+        Where its rows are those of an experiment.
     """
 
     title: str
     evaluation: Evaluation
     audit: Audit | None
+    arms: ArmsEvaluation | None = None
 
 
 def render(sections: Sequence[Section]) -> str:

@@ -1,0 +1,450 @@
+"""Arms of an experiment: by enumeration, against the truth, and broken."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import binom, multinomial
+
+import fastrank as fr
+from fastrank import ope, simulate
+from fastrank.eventlog import LogReader, LogWriter
+from fastrank.ope import ratio
+from fastrank.ope.armpolicies import ArmPolicies
+from fastrank.ope.contrast import Contrast, contrast
+from fastrank.ope.estimators import Avg
+from fastrank.ope.propensities import judge
+from fastrank.ope.ratio import LEAST_P, ratio_p_value
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+EVEN = {"control": 0.5, "explore": 0.5}
+
+
+def table(
+    arms: Sequence[str],
+    items: Any,
+    logged: Any,
+    rewards: Any,
+    *,
+    users: Sequence[Any] | None = None,
+    revisions: Sequence[str | None] | None = None,
+    times: Sequence[int] | None = None,
+    **columns: Any,
+) -> pa.Table:
+    """A log: item ids, conditional propensities and rewards (n,) or (n, k); columns likewise."""
+    n = len(arms)
+
+    def lists(values: Any, kind: Any) -> pa.Array:
+        return pa.array(np.asarray(values).reshape(n, -1).tolist(), pa.list_(kind))
+
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.asarray(logged, np.float64).reshape(n, -1))
+        more = {name: lists(np.log(values), pa.float64()) for name, values in columns.items()}
+    seconds = range(n) if times is None else times
+    return pa.table(
+        {
+            "request_id": [f"r{i}" for i in range(n)],
+            "ts": pa.array(
+                [NOON + timedelta(seconds=s) for s in seconds], pa.timestamp("us", "UTC")
+            ),
+            "user_id": [f"u{i}" for i in (range(n) if users is None else users)],
+            "experiment": ["e"] * n,
+            "arm": pa.array([*arms], pa.string()),
+            "revision": pa.array([None] * n if revisions is None else [*revisions], pa.string()),
+            "policy_name": ["uniform"] * n,
+            "propensity_kind": ["exact"] * n,
+            "item_ids": lists(items, pa.int64()),
+            "log_propensities": lists(logs, pa.float64()),
+            "log_propensity": logs.sum(axis=1),
+            "rewards": lists(rewards, pa.float64()),
+            **more,
+        }
+    )
+
+
+def reader(made: pa.Table) -> LogReader:
+    own = [name for name in made.column_names if name.startswith("p_")]
+    return LogReader.of_tables([made], columns=own)
+
+
+# ---- The sample-ratio test ------------------------------------------------------------------
+
+
+def size(n: int, share: float, level: float) -> float:
+    """How often the test rejects at a level where nothing is wrong, exactly."""
+    shares = {"a": share, "b": 1.0 - share}
+    counts = np.arange(n + 1)
+    p = [ratio_p_value({"a": int(k), "b": n - int(k)}, shares) for k in counts]
+    return float(binom.pmf(counts, n, share)[np.array(p) < level].sum())
+
+
+@pytest.mark.parametrize(("n", "share"), [(8, 0.5), (40, 0.3), (300, 0.02), (300, 0.5)])
+def test_sample_ratio_by_enumeration(n: int, share: float) -> None:
+    """Exact below a hundred expected; with chi-square within a fifth of its level."""
+    for level in (0.05, LEAST_P):
+        assert size(n, share, level) <= level * (1.0 if n * min(share, 1 - share) < 100 else 1.2)
+
+
+def test_chi_square_of_small_counts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ratio, "_FEW", 5.0)
+    assert size(300, 0.02, LEAST_P) > 3 * LEAST_P
+
+
+def test_sample_ratio_of_three_arms_by_enumeration() -> None:
+    shares, n = {"a": 0.2, "b": 0.3, "c": 0.5}, 12
+    law, found = multinomial(n, [*shares.values()]), 0.0
+    for a, b in product(range(n + 1), repeat=2):
+        if a + b <= n:
+            counts = {"a": a, "b": b, "c": n - a - b}
+            found += law.pmf([*counts.values()]) * (ratio_p_value(counts, shares) < 0.05)
+    assert 0.005 < found <= 0.05
+
+
+def test_sample_ratio_has_power_and_arms_of_no_share() -> None:
+    assert ratio_p_value({"a": 5000, "b": 5000}, {"a": 0.48, "b": 0.52}) < LEAST_P
+    assert ratio_p_value({"a": 100, "b": 1}, {"a": 1.0, "b": 0.0}) == 0.0
+    assert ratio_p_value({"a": 100, "b": 0}, {"a": 1.0, "b": 0.0}) == 1.0
+
+
+# ---- Differences ----------------------------------------------------------------------------
+
+TRUTH = -0.05
+
+
+def shares_that_change(
+    seed: int, *, periods: bool = True, clustered: bool = True, users: int = 400
+) -> Contrast:
+    """200 users a period, of whom each clicks as they are; explore is busier when all click less.
+
+    Explore costs .05; pooled over both times it looks better, since it has most of the good days.
+    """
+    rng = np.random.default_rng(seed)
+    tastes = rng.normal(0.0, 0.12, users)
+    sides = []
+    for explore, rate in ((0.2, 0.3), (0.8, 0.6)):
+        arm = rng.random(users) < explore  # a user has one arm at a time
+        who = np.repeat(np.arange(users), rng.integers(1, 40, users))
+        clicked = rng.random(len(who)) < rate + tastes[who] + np.where(arm[who], TRUTH, 0.0)
+        sides.append((who, arm[who], clicked.astype(np.float64)))
+    if not periods:
+        sides = [tuple(np.concatenate(each) for each in zip(*sides, strict=True))]  # type: ignore[misc]
+    pairs = []
+    for who, arm, clicked in sides:
+        pair = []
+        for rows in (arm, ~arm):
+            m = int(rows.sum())
+            groups = who[rows] if clustered else rng.integers(0, 2**40, m)
+            each = Avg(1)
+            each.update(ope.Batch.of(np.zeros(m), np.zeros(m), clicked[rows], groups=groups))
+            pair.append(each)
+        pairs.append((pair[0], pair[1]))
+    return contrast(pairs, bootstrap=False)
+
+
+def missed(logs: int, **how: Any) -> int:
+    found = 0
+    for seed in range(logs):
+        interval = shares_that_change(seed, **how).difference.interval
+        assert interval is not None
+        found += not interval[0] <= TRUTH <= interval[1]
+    return found
+
+
+def test_intervals_of_differences_hold() -> None:
+    """Of 200 intervals 10 should miss; 20 or more have the probability .002."""
+    assert binom.sf(19, 200, 0.05) < 0.003
+    assert 1 <= missed(200) < 20
+
+
+def test_ignoring_that_shares_changed_is_caught() -> None:
+    assert missed(20, periods=False) == 20
+
+
+def test_errors_that_are_not_clustered_are_caught() -> None:
+    assert missed(200, clustered=False) >= 20
+
+
+def simpson() -> pa.Table:
+    """Explore is worse by exactly .1 in either revision, and better in all."""
+    arms, revisions, rewards = [], [], []
+    for revision, arm, rows, clicks in (
+        ("r1", "control", 800, 240), ("r1", "explore", 200, 40),
+        ("r2", "control", 200, 160), ("r2", "explore", 800, 560),
+    ):  # fmt: skip
+        arms += [arm] * rows
+        revisions += [revision] * rows
+        rewards += [1.0] * clicks + [0.0] * (rows - clicks)
+    # Arms take turns; the second revision begins when the first has ended.
+    times = [(i % 200) + 1000 * (revision == "r2") for i, revision in enumerate(revisions)]
+    return table(
+        arms, np.ones(2000), np.ones(2000), rewards, revisions=revisions, times=times,
+        users=np.arange(2000) % 1000,
+    )  # fmt: skip
+
+
+SHARES = {"r1": {"control": 8, "explore": 2}, "r2": {"control": 2, "explore": 8}}
+
+
+def test_a_worked_example() -> None:
+    found = ope.evaluate_arms(reader(simpson()), shares=SHARES, cluster=False)
+    assert (found.status, found.experiment, found.control) == ("ok", "e", "control")
+    (compared,) = found.compared
+    assert compared.periods == 2
+    assert compared.difference.value == pytest.approx(-0.1, abs=1e-12)
+    assert compared.difference.interval is not None
+    assert compared.difference.interval[1] < 0.0
+    assert {each.arm: each.earned.value for each in found.arms} == {"control": 0.4, "explore": 0.6}
+    assert found.verdict[1].startswith("explore earned 0.1 less a ranking than control")
+    assert found.sample_ratio.p_value == 1.0
+    assert found.sample_ratio.unit == "requests"
+    json.dumps(found.to_dict())
+    # Without revisions all is one time, whose shares are not these.
+    pooled = simpson().drop_columns(["revision"])
+    found = ope.evaluate_arms(reader(pooled), shares=EVEN, cluster=False)
+    assert found.compared[0].difference.value == pytest.approx(0.2)
+    # Times do as well as revisions.
+    times = {NOON: SHARES["r1"], NOON + timedelta(seconds=900): SHARES["r2"]}
+    found = ope.evaluate_arms(reader(pooled), shares=times, cluster=False)
+    assert found.compared[0].difference.value == pytest.approx(-0.1, abs=1e-12)
+    assert [each["name"] for each in found.periods] == [
+        "from 2026-03-01T12:00:00Z", "from 2026-03-01T12:15:00Z"
+    ]  # fmt: skip
+
+
+def test_only_the_times_that_both_ran_count() -> None:
+    """Control earns more before explore begins, and after it ends."""
+    arms = ["control"] * 100 + ["control", "explore"] * 200 + ["control"] * 100
+    rewards = [1.0] * 100 + [1.0, 0.0, 0.0, 1.0] * 100 + [1.0] * 100
+    found = ope.evaluate_arms(reader(table(arms, np.ones(600), np.ones(600), rewards)))
+    (compared,) = found.compared
+    assert compared.rows == {"explore": 200, "control": 199}  # up to explore's last
+    assert compared.difference.value == pytest.approx(0.5 - 99 / 199)
+    assert found.sample_ratio.p_value is None
+    assert "was not tested: shares are not given" in found.verdict[0]
+    # Shares that are said to hold all the time do not fit.
+    found = ope.evaluate_arms(reader(table(arms, np.ones(600), np.ones(600), rewards)), shares=EVEN)
+    assert found.reasons == ("sample_ratio",)
+    assert found.compared[0].difference.status == "malformed_log"
+    assert "The comparison of the arms is not to be trusted: shares of users" in found.verdict[0]
+    assert "explore 200 of 300 expected" in found.verdict[0]
+    apart = table(["control"] * 50 + ["explore"] * 50, np.ones(100), np.ones(100), np.ones(100))
+    found = ope.evaluate_arms(reader(apart))
+    assert found.compared[0].difference.reasons == ("no_rows",)
+    assert "no time at which both ran" in found.verdict[1]
+
+
+def test_users_in_two_arms_are_counted() -> None:
+    arms = ["control", "explore"] * 500
+    users = [*range(1000)]
+    rewards = [1.0, 0.0, 0.0, 1.0] * 250
+    users[1], users[3] = 0, 2  # two of explore are of control, too
+    found = ope.evaluate_arms(
+        reader(table(arms, np.ones(1000), np.ones(1000), rewards, users=users)), shares=EVEN
+    )
+    ratio = found.sample_ratio
+    assert (ratio.users_in_two_arms, ratio.users_moved, ratio.counted) == (2, 0, 998)
+    assert ratio.periods[0].counts == {"control": 498, "explore": 498}
+    assert found.status == "ok"
+    assert "2 users are in several arms at once" in found.verdict[0]
+    # By requests, as if nobody were known.
+    users = [i // 2 for i in range(1000)]
+    made = table(arms, np.ones(1000), np.ones(1000), rewards, users=users)
+    assert ope.evaluate_arms(reader(made), shares=EVEN).reasons == ("users_in_two_arms",)
+    by_request = ope.evaluate_arms(reader(made), shares=EVEN, cluster=False)
+    assert (by_request.status, by_request.sample_ratio.unit) == ("ok", "requests")
+    nobody = made.set_column(2, "user_id", pa.nulls(1000, pa.string()))
+    assert ope.evaluate_arms(reader(nobody), shares=EVEN).sample_ratio.unit == "requests"
+    # Who changes arms with the shares is in one at a time.
+    moved = table(arms, np.ones(1000), np.ones(1000), rewards, users=users,
+                  revisions=["r1", "r2"] * 500)  # fmt: skip
+    found = ope.evaluate_arms(reader(moved))
+    assert (found.sample_ratio.users_in_two_arms, found.sample_ratio.users_moved) == (0, 500)
+
+
+def test_rows_that_one_arm_lacks_are_said() -> None:
+    """Rewards that are not observed go by what was shown, for all that is known."""
+    arms, rewards = ["control", "explore"] * 300, np.tile([1.0, 0.0, 0.0, 1.0], 150)
+    made = table(arms, np.ones(600), np.ones(600), rewards)
+    listed = made.column("rewards").to_pylist()
+    for i in range(1, 100, 2):
+        listed[i] = [None]
+    lacking = made.set_column(
+        made.column_names.index("rewards"), "rewards", pa.array(listed, pa.list_(pa.float64()))
+    )
+    found = ope.evaluate_arms(reader(lacking), shares=EVEN)
+    assert found.reasons == ("set_aside",)
+    assert {each.arm: dict(each.set_aside) for each in found.arms} == {
+        "control": {}, "explore": {"reward_not_observed": 50}
+    }  # fmt: skip
+
+
+# ---- Propensities ---------------------------------------------------------------------------
+
+LAWS = {"control": np.array([0.7, 0.2, 0.1]), "explore": np.array([0.2, 0.3, 0.5])}
+RATES = np.array([0.1, 0.2, 0.4])
+NEW = np.array([0.1, 0.4, 0.5])
+
+
+def population(
+    shares: Mapping[str, float],
+    laws: Mapping[str, np.ndarray[Any, Any]] = LAWS,
+    n: int = 2000,
+    logged: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> pa.Table:
+    """Each arm, item and reward exactly as often as they are likely."""
+    rows: list[tuple[str, int, float]] = []
+    for arm, item in product(laws, range(3)):
+        m = round(n * shares[arm] * laws[arm][item])
+        clicks = round(m * RATES[item])
+        rows += [(arm, item, 1.0)] * clicks + [(arm, item, 0.0)] * (m - clicks)
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    arms, items, rewards = (list(each) for each in zip(*rows, strict=True))
+    p = [(logged or laws)[arm][item] for arm, item in zip(arms, items, strict=True)]
+    columns = {f"p_{arm}": law[items] for arm, law in laws.items()}
+    return table(arms, items, p, rewards, times=[0] * len(arms), p_new=NEW[items], **columns)
+
+
+def columns(*labels: str) -> list[ope.FromColumn]:
+    return [ope.FromColumn(label, f"p_{label}") for label in labels]
+
+
+def test_each_arm_is_told_from_the_others_rows_exactly() -> None:
+    found = ope.evaluate_arms(reader(population(EVEN)), columns("control", "explore"), shares=EVEN)
+    assert [(each.arm, each.source) for each in found.crossed] == [
+        ("control", "explore"), ("explore", "control")
+    ]  # fmt: skip
+    for each in found.crossed:
+        estimated = each.estimated.estimates["ips"].value
+        assert estimated == pytest.approx(LAWS[each.arm] @ RATES, abs=1e-9)
+        assert each.estimated.status == "ok"
+        assert each.z is not None
+        assert abs(each.z) < 1e-6
+    assert found.status == "ok"
+    assert "rows say 0.15 of control, as its own do" in " ".join(found.verdict)
+
+
+def test_a_deterministic_arm_tells_nothing_of_others() -> None:
+    laws = LAWS | {"control": np.array([1.0, 0.0, 0.0])}
+    found = ope.evaluate_arms(
+        reader(population(EVEN, laws)), columns("control", "explore", "new"), shares=EVEN
+    )
+    of_control, of_explore = found.crossed
+    assert (of_control.estimated.status, of_control.z is not None) == ("ok", True)
+    assert of_explore.source == "control"
+    assert (of_explore.estimated.status, of_explore.z) == ("unsupported", None)
+    assert "uncovered" in of_explore.estimated.reasons
+    assert (
+        "explore cannot be told from control's rows: the evaluation policy shows"
+        in (found.verdict[-1])
+    )
+    # All arms together can tell of it.
+    assert found.pooled is not None
+    new = found.pooled.policies[2]
+    assert new.status == "ok"
+    assert new.estimates["ips"].value == pytest.approx(NEW @ RATES, abs=1e-9)
+    assert new.rows == 2000
+
+
+def test_propensities_that_are_not_true_are_caught() -> None:
+    """Explore logs propensities of another law, which its own mean cannot show."""
+    lies = LAWS | {"explore": np.array([0.32, 0.3, 0.38])}
+    made = population(EVEN, n=20_000, logged=lies)
+    for thresholds in (None, ope.Thresholds(mean_weight=9.0, mean_weight_z=4.0, uncovered=1.0)):
+        found = ope.evaluate_arms(
+            reader(made), columns("control"), shares=EVEN, thresholds=thresholds
+        )
+        assert found.crossed[0].estimated.status != "ok"
+    # Such as leave the mean weight at 1: 0.2 * 0.7 / 0.28 + 0.3 * 0.2 / 0.6 + 0.5 * 0.1 / 0.125.
+    lies = LAWS | {"explore": np.array([0.28, 0.6, 0.125])}
+    made = population(EVEN, n=20_000, logged=lies)
+    found = ope.evaluate_arms(reader(made), columns("control", "new"), shares=EVEN)
+    (crossed,) = found.crossed
+    assert crossed.estimated.status == "ok"
+    assert crossed.z is not None
+    assert crossed.z > 4.0
+    assert found.reasons == ("arms_contradict",)
+    assert found.pooled is not None
+    assert {each.status for each in found.pooled.policies} == {"malformed_log"}
+
+
+def test_another_arms_propensities_are_caught() -> None:
+    """A policy that did not draw its arm's rows is no part of a mixture."""
+    made = population(EVEN)
+    wrong = [ope.FromColumn("control", "p_explore"), ope.FromColumn("explore", "p_control")]
+    found = ope.evaluate_arms(reader(made), [*wrong, *columns("new")], shares=EVEN)
+    for each in found.crossed:
+        assert "audit_failed" in each.estimated.reasons
+        assert each.z is None
+    assert found.pooled is not None
+    assert found.pooled.policies[2].status == "unsupported"
+    assert "were not drawn by the policy" in (found.arms[0].why_not_known or "")
+
+
+def test_pooled_estimates_weigh_by_the_mixture() -> None:
+    """Exactly as by hand, and never above one over a share."""
+    shares = {"control": 0.75, "explore": 0.25}
+    made = population(shares, n=4000)
+    found = ope.evaluate_arms(
+        reader(made), columns("control", "explore", "new"), shares=shares, estimators=["ips"]
+    )
+    assert (found.weighed_by, found.why_no_mixture) == ("mixture", None)
+    assert found.pooled is not None
+    for policy, law in zip(found.pooled.policies, [*LAWS.values(), NEW], strict=True):
+        assert policy.estimates["ips"].value == pytest.approx(law @ RATES, abs=1e-9)
+    explore, new = found.pooled.policies[1:]
+    assert all(low < 4.0 for low, _, _ in explore.histogram)
+    (stratum,) = found.pooled.strata
+    assert stratum.stratum.law == "mixture of arms, all the time"
+    items = np.array(made.column("item_ids").to_pylist())[:, 0]
+    mixture = sum(shares[arm] * LAWS[arm][items] for arm in shares)
+    earned = np.array(made.column("rewards").to_pylist())[:, 0]
+    by_hand = (NEW[items] / mixture * earned).mean()
+    assert new.estimates["ips"].value == pytest.approx(by_hand, rel=1e-12)
+    # By the arms' own propensities it is the same in the mean, and varies more.
+    own = ope.evaluate_arms(reader(made), columns("new"), shares=shares, estimators=["ips"])
+    assert own.weighed_by == "arm"
+    assert own.pooled is not None
+    theirs = own.pooled.policies[0].estimates["ips"]
+    assert theirs.value == pytest.approx(NEW @ RATES, abs=1e-9)
+    assert new.estimates["ips"].standard_error is not None
+    assert theirs.standard_error is not None
+    assert new.estimates["ips"].standard_error < 0.85 * theirs.standard_error
+    assert "no model is given" in (own.why_no_mixture or "")
+    untold = ope.evaluate_arms(reader(made), columns("control", "explore", "new"))
+    assert untold.why_no_mixture == "shares are not given"
+
+
+def test_the_mixture_of_rankings_is_that_of_prefixes() -> None:
+    """Of two places and shares that change: log-propensities by hand."""
+    laws = {"control": [[0.6, 0.5], [0.3, 0.9]], "explore": [[0.2, 0.4], [0.5, 0.25]]}
+    arms, revisions = ["control", "explore"], ["r1", "r2"]
+    p = {arm: np.array(law) for arm, law in laws.items()}
+    logged = np.array([p[arm][i] for i, arm in enumerate(arms)])
+    made = table(arms, [[1, 2], [2, 1]], logged, [[0, 1], [1, 0]], revisions=revisions,
+                 p_control=p["control"], p_explore=p["explore"])  # fmt: skip
+    log = ope.ExperimentLog(reader(made), shares=SHARES)
+    (batch,) = log
+    given = {each.label: each for each in columns("control", "explore")}
+    policies = ArmPolicies(log, given, [])
+    rows = np.ones(2, np.bool_)
+    judged = policies.judged(
+        batch, rows, lambda batch, rows, asked: judge(batch, asked, rows, logging={})
+    )
+    drawn, unknown = policies.mixed(batch, rows, judged)
+    assert not any(which.any() for which in unknown.values())
+    for i, shares in enumerate(
+        ({"control": 0.8, "explore": 0.2}, {"control": 0.2, "explore": 0.8})
+    ):
+        first = sum(share * p[arm][i, 0] for arm, share in shares.items())
+        both = sum(share * p[arm][i].prod() for arm, share in shares.items())
+        assert np.exp(drawn.log_propensities[i]).tolist() == pytest.approx([first, both / first])
+    assert drawn.stratum.tolist() == [0, 1]

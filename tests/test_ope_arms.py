@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import run
 from scipy.stats import binom, multinomial
 
 import fastrank as fr
@@ -448,3 +449,291 @@ def test_the_mixture_of_rankings_is_that_of_prefixes() -> None:
         both = sum(share * p[arm][i].prod() for arm, share in shares.items())
         assert np.exp(drawn.log_propensities[i]).tolist() == pytest.approx([first, both / first])
     assert drawn.stratum.tolist() == [0, 1]
+
+
+# ---- With models ----------------------------------------------------------------------------
+
+K = 2
+POLICIES = {"control": fr.PlackettLuce(2.0), "explore": fr.PlackettLuce(2.5)}
+
+
+@pytest.fixture(scope="module")
+def world() -> simulate.World:
+    clicks = simulate.PositionBased([1.0, 0.6])
+    return simulate.World.synthetic(200, 30, clicks, dim=4, seed=1, typical_rate=0.2)
+
+
+@pytest.fixture(scope="module")
+def model(world: simulate.World) -> fr.Model:
+    return world.model(noise=0.3, seed=2)
+
+
+def serve(
+    folder: Path,
+    world: simulate.World,
+    model: fr.Model,
+    rows: int = 4000,
+    policies: Mapping[str, Mapping[str, fr.Policy]] | None = None,
+    rules: Mapping[str, fr.Rules] | None = None,
+) -> LogReader:
+    """Users by turns are of control, or of explore: three in ten at first, seven later."""
+    rng = np.random.default_rng(5)
+    with LogWriter(folder) as log:
+        for i, user in enumerate(rng.integers(0, 200, rows).tolist()):
+            revision, explored = ("r1", 3) if i < rows // 2 else ("r2", 7)
+            arm = "explore" if user % 10 < explored else "control"
+            drawn_by = (policies or {}).get(revision, POLICIES)[arm]
+            ranking = model.recommend(
+                world.user_ids[user].item(), K, policy=drawn_by, seed=i,
+                rules=(rules or {}).get(arm),
+            )  # fmt: skip
+            clicks = world.clicks([user], [ranking.item_ids], np.array([K]), seed=9, first_row=i)
+            log.append(
+                ranking, request_id=f"r{i}", user_id=world.user_ids[user].item(), experiment="warm",
+                arm=arm, revision=revision, rewards=clicks[0], ts=NOON + timedelta(seconds=i),
+            )  # fmt: skip
+    return LogReader(folder)
+
+
+USERS = {"r1": {"control": 7, "explore": 3}, "r2": {"control": 3, "explore": 7}}
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, world: simulate.World, model: fr.Model
+) -> Path:
+    folder = tmp_path_factory.mktemp("arms")
+    model.save(folder / "model")
+    serve(folder / "logs", world, model)
+    return folder
+
+
+def test_arms_policies_are_what_their_rows_say(
+    served: Path, world: simulate.World, model: fr.Model
+) -> None:
+    """True values lie within four standard errors: 1 in 16,000 for each of four."""
+    asked = [ope.ByModel("between", fr.PlackettLuce(2.2), model)]
+    found = ope.evaluate_arms(
+        LogReader(served / "logs"), asked, shares=USERS, logging=[model]
+    )
+    assert (found.experiment, found.status, found.weighed_by) == ("warm", "ok", "mixture")
+    assert [each.policy for each in found.arms] == [
+        f"stochastic_gumbel_softmax_trick, temperature {t}, model {model.version[:12]}"
+        for t in ("2", "2.5")
+    ]
+    truth = {
+        arm: simulate.true_value(world, model, policy, K).value for arm, policy in POLICIES.items()
+    }
+    (compared,) = found.compared
+    assert compared.periods == 2
+    error = compared.difference.standard_error
+    assert error is not None
+    assert compared.difference.value == pytest.approx(
+        truth["explore"] - truth["control"], abs=4 * error
+    )
+    for each in found.crossed:
+        best = each.estimated.estimates[each.estimated.lead]
+        assert best.standard_error is not None
+        assert best.value == pytest.approx(truth[each.arm], abs=4 * best.standard_error)
+        assert each.estimated.reasons == ()
+        assert each.z is not None
+        assert abs(each.z) < 4.0
+    assert found.pooled is not None
+    (pooled,) = found.pooled.policies
+    best = pooled.estimates[pooled.lead]
+    between = simulate.true_value(world, model, fr.PlackettLuce(2.2), K).value
+    assert (pooled.status, pooled.rows) == ("ok", 4000)
+    assert best.standard_error is not None
+    assert best.value == pytest.approx(between, abs=4 * best.standard_error)
+    # A policy of an arm in only one of its periods is not what drew its rows.
+    wrong = [ope.ByModel("explore", fr.PlackettLuce(2.4), model)]
+    found = ope.evaluate_arms(LogReader(served / "logs"), wrong, shares=USERS, logging=[model])
+    assert found.pooled is not None
+    assert "audit_failed" in found.pooled.policies[0].reasons
+    assert "audit_failed" not in found.crossed[0].estimated.reasons
+
+
+def test_what_no_mixture_is_known_of(
+    tmp_path: Path, served: Path, world: simulate.World, model: fr.Model
+) -> None:
+    asked = [ope.ByModel("colder", fr.PlackettLuce(1.8), model)]
+    found = ope.evaluate_arms(LogReader(served / "logs"), asked, shares=USERS)
+    assert found.why_no_mixture == (
+        "the policy of arm control is not known: no model is given that its rows could be of"
+    )
+    other = world.model(noise=0.6, seed=3)
+    found = ope.evaluate_arms(LogReader(served / "logs"), asked, shares=USERS, logging=[other])
+    assert "its model is not among those given" in (found.why_no_mixture or "")
+    assert found.crossed == ()
+    found = ope.evaluate_arms(
+        LogReader(served / "logs"), asked, shares=USERS, logging=[model], estimators=["iips"]
+    )
+    assert found.why_no_mixture == "iips wants marginals under one logging policy"
+    assert len(found.crossed) == 2
+    # Policies may change with shares; within one time each arm has one.
+    changing = {"r2": POLICIES | {"explore": fr.Uniform()}}
+    made = serve(tmp_path / "a", world, model, 400, changing)
+    found = ope.evaluate_arms(made, asked, shares=USERS, logging=[model])
+    assert found.weighed_by == "mixture"
+    assert "; then uniform" in (found.arms[1].policy or "")
+    always = {"control": 5, "explore": 5}
+    one_time = {NOON - timedelta(days=1): always}
+    found = ope.evaluate_arms(made, asked, shares=one_time, logging=[model])
+    assert [each["name"] for each in found.periods][0].startswith("revision r1, from 2026-02-28")
+    # Rows' own rules would be taken for the other arm's.
+    pinned = {"explore": fr.Rules(pin={1: world.item_ids[0].item()})}
+    made = serve(tmp_path / "b", world, model, 100, rules=pinned)
+    found = ope.evaluate_arms(made, asked, shares=USERS, logging=[model])
+    assert "arms are under different rules" in (found.why_no_mixture or "")
+
+
+# ---- What is refused, and the command -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"experiment": "f"}, "experiment: the log has none called 'f'; it has only 'e'"),
+        ({"experiment": ""}, "experiment: expected a name, got ''"),
+        ({"control": "c"}, "control: expected an arm, one of control, explore; got 'c'"),
+        ({"shares": {"control": 1.0}}, "shares: the log has an arm 'explore' (all the time), and"),
+        ({"shares": {"r1": EVEN}}, "shares: the log has rows without a revision, and they are of"),
+        ({"shares": {NOON + timedelta(days=1): EVEN}}, "shares: they say nothing of the time befor"),
+        ({"shares": {NOON.replace(tzinfo=None): EVEN}}, "shares: 2026-03-01T12:00:00 says no time"),
+        ({"shares": {"control": -1.0, "explore": 1.0}}, "shares: control: expected a number of at"),
+        ({"shares": {"control": math.nan}}, "shares: control: expected a number of at least 0, got"),
+        ({"shares": {"control": 0, "explore": 0}}, "shares: expected a sum above 0, got 0"),
+        ({"shares": {"control": 1, "r1": EVEN}}, "shares: some are of arms, and some of revisions"),
+        ({"shares": {NOON: EVEN, "r1": EVEN}}, "shares: expected either revisions or datetimes to"),
+        ({"shares": {}}, "shares: expected a mapping of arms to shares, got {}"),
+        ({"places": 0}, "places: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_what_is_refused(options: Any, said: str) -> None:
+    made = table(["control", "explore"] * 5, np.ones(10), np.ones(10), np.ones(10))
+    with pytest.raises(ValueError) as refused:
+        ope.evaluate_arms(reader(made), **options)
+    assert str(refused.value).startswith(said)
+
+
+def test_which_experiment() -> None:
+    made = table(["control", "explore"] * 5, np.ones(10), np.ones(10), np.ones(10))
+    at = made.column_names.index("experiment")
+    none = made.set_column(at, "experiment", pa.nulls(10, pa.string()))
+    with pytest.raises(ValueError, match=r"experiment: the log has none$"):
+        ope.ExperimentLog(reader(none))
+    two = made.set_column(at, "experiment", pa.array([*"eeeeeeeeff"]))
+    with pytest.raises(ValueError, match=r"experiment: the log has several, 'e', 'f': name one"):
+        ope.ExperimentLog(reader(two))
+    arms = made.column("arm").to_pylist()
+    lacking = two.set_column(
+        made.column_names.index("arm"), "arm", pa.array([None, *arms[1:]], pa.string())
+    )
+    log = ope.ExperimentLog(reader(lacking), "e")
+    assert (log.rows, log.rows_without_arm) == (7, 1)
+    assert sum(len(batch) for batch in log) == 7
+    nobody = made.set_column(made.column_names.index("arm"), "arm", pa.nulls(10, pa.string()))
+    with pytest.raises(ValueError, match="experiment: 'e': no row says which arm it is of"):
+        ope.ExperimentLog(reader(nobody))
+
+
+def test_rows_kept_with_different_probabilities_are_not_tested() -> None:
+    made = table(["control", "explore"] * 5, np.ones(10), np.ones(10), np.ones(10))
+    weighed = made.append_column("row_weight", pa.array([10.0, *np.ones(9)]))
+    found = ope.evaluate_arms(reader(weighed), shares=EVEN)
+    assert found.sample_ratio.p_value is None
+    assert "rows were kept with different probabilities" in found.verdict[0]
+
+
+class TestWriting:
+    @pytest.fixture
+    def ranking(self) -> fr.Ranking:
+        return fr.Catalog([1, 2], [[1.0], [2.0]]).rank([1.0], 1, policy=fr.Uniform(), seed=1)
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"arm": "a"}, "experiment: give it: arm is 'a'"),
+            ({"experiment": "e"}, "arm: give it: experiment is 'e'"),
+            ({"revision": "1"}, "experiment: give it: revision is '1'"),
+            ({"experiment": "e", "arm": ""}, "arm: must not be empty"),
+            ({"experiment": 1, "arm": "a"}, "experiment: expected a str, got 1"),
+        ],
+    )
+    def test_what_is_refused(
+        self, tmp_path: Path, ranking: fr.Ranking, given: Any, said: str
+    ) -> None:
+        with LogWriter(tmp_path) as log, pytest.raises(ValueError) as refused:
+            log.append(ranking, query=[1.0], **given)
+        assert str(refused.value) == said
+
+    def test_rows_that_came_twice_in_two_arms_contradict(
+        self, tmp_path: Path, ranking: fr.Ranking
+    ) -> None:
+        with LogWriter(tmp_path) as log:
+            for name, arm in (("a", "x"), ("a", "x"), ("b", "x"), ("b", "y")):
+                log.append(ranking, request_id=name, query=[1.0], experiment="e", arm=arm)
+        log_again = LogReader(tmp_path)
+        rows = [(i, a) for b in log_again for i, a in zip(b.values("request_id"), b.values("arm"))]
+        assert rows == [("a", "x"), ("b", "x")]
+        assert log_again.report.equal_duplicates == 1
+        assert log_again.report.rows_set_aside == 1
+
+
+def test_the_command(served: Path, tmp_path: Path) -> None:
+    arguments = [
+        "evaluate", served / "logs", "--model", served / "model", "--experiment", "warm",
+        "--shares", "r1:control=7,explore=3", "--shares", "r2:control=3,explore=7",
+    ]  # fmt: skip
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "Audit: The log agrees with the model." in said
+    assert "ok Shares of users are as they were to be (p = 1)." in said
+    assert "over 2 times of constant shares" in said
+    assert "explore's rows say" in said
+    policy = ["--policy", "between=plackett_luce:temperature=2.2", "--report", tmp_path / "a.html"]
+    result = run(*arguments, *policy)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "Rows of all arms are weighed by the mixture" in said
+    assert "between would earn" in said
+    page = " ".join((tmp_path / "a.html").read_text().split())
+    assert "Shares of users are as they were to be" in page
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert (found["experiment"], found["status"], found["pooled"]) == ("warm", "ok", None)
+    assert found["audit"]["passed"] is True
+    # The only experiment need not be named.
+    again = json.loads(run("evaluate", served / "logs", "--control", "explore", "--json").stdout)
+    assert again["compared"][0]["arm"] == "control"
+    assert again["why_no_mixture"] == "shares are not given"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shares", "control"], "--shares: expected [FROM:]ARM=SHARE,...; got 'control'"),
+        (["--shares", "a=1,a=2"], "--shares: a=1,a=2: a is there twice"),
+        (["--shares", "a=x"], "--shares: a=x: not a number: 'x'"),
+        (["--shares", "a=1", "--shares", "b=1"], "--shares: b=1: this is there twice"),
+        (["--shares", "a=1", "--shares", "r:b=1"], "--shares: some say from when on they hold"),
+        (["--experiment", "cold"], "experiment: the log has none called 'cold'"),
+        (["--experiment", "warm", "--report", "x.html"], "--report: shows policies: name at"),
+        (["--experiment", "warm", "--format", "obd"], "--experiment: only with --format log"),
+    ],
+)
+def test_what_the_command_refuses(served: Path, arguments: list[str], said: str) -> None:
+    result = run("evaluate", served / "logs", *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
+def test_times_on_the_command_line(served: Path) -> None:
+    shares = ["2026-03-01T12:00:00Z:control=7,explore=3", "2026-03-01T13:00:00+00:00:control=1,explore=1"]
+    given = [word for each in shares for word in ("--shares", each)]
+    found = json.loads(run("evaluate", served / "logs", *given, "--json").stdout)
+    assert [each["name"] for each in found["periods"]] == [
+        "revision r1, from 2026-03-01T12:00:00Z",
+        "revision r2, from 2026-03-01T12:00:00Z",
+        "revision r2, from 2026-03-01T13:00:00Z",
+    ]

@@ -35,7 +35,7 @@ def rows(first_header: str) -> list[list[str]]:
 
 
 def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = blocks("python")
+    code, _, _ = blocks("python")
     exec(compile(code, "docs/ope.md", "exec"), {})
     status, verdict, truth = capsys.readouterr().out.splitlines()
     assert status.startswith("ok ")
@@ -44,12 +44,21 @@ def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sessions_run(capsys: pytest.CaptureFixture[str]) -> None:
-    _, code = blocks("python")
+    _, code, _ = blocks("python")
     exec(compile(code, "docs/ope.md", "exec"), {})
     page, session = capsys.readouterr().out.splitlines()
     found = [re.match(r"stricter .*?([\d.]+) a ranking", said) for said in (page, session)]
     values = [float(each[1]) for each in found if each is not None]
     assert values == pytest.approx([0.6, 1.2], rel=0.1)  # a fifth of the places earn 1
+
+
+def test_arms_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it prints is what the page says it does."""
+    _, _, code = blocks("python")
+    exec(compile(code, "docs/ope.md", "exec"), {})
+    (told,) = blocks("text")
+    for said, line in zip(capsys.readouterr().out.splitlines(), told.splitlines(), strict=True):
+        assert re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), said), said
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

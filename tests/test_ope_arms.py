@@ -513,9 +513,7 @@ def test_arms_policies_are_what_their_rows_say(
 ) -> None:
     """True values lie within four standard errors: 1 in 16,000 for each of four."""
     asked = [ope.ByModel("between", fr.PlackettLuce(2.2), model)]
-    found = ope.evaluate_arms(
-        LogReader(served / "logs"), asked, shares=USERS, logging=[model]
-    )
+    found = ope.evaluate_arms(LogReader(served / "logs"), asked, shares=USERS, logging=[model])
     assert (found.experiment, found.status, found.weighed_by) == ("warm", "ok", "mixture")
     assert [each.policy for each in found.arms] == [
         f"stochastic_gumbel_softmax_trick, temperature {t}, model {model.version[:12]}"
@@ -598,10 +596,16 @@ def test_what_no_mixture_is_known_of(
         ({"control": "c"}, "control: expected an arm, one of control, explore; got 'c'"),
         ({"shares": {"control": 1.0}}, "shares: the log has an arm 'explore' (all the time), and"),
         ({"shares": {"r1": EVEN}}, "shares: the log has rows without a revision, and they are of"),
-        ({"shares": {NOON + timedelta(days=1): EVEN}}, "shares: they say nothing of the time befor"),
+        (
+            {"shares": {NOON + timedelta(days=1): EVEN}},
+            "shares: they say nothing of the time befor",
+        ),
         ({"shares": {NOON.replace(tzinfo=None): EVEN}}, "shares: 2026-03-01T12:00:00 says no time"),
         ({"shares": {"control": -1.0, "explore": 1.0}}, "shares: control: expected a number of at"),
-        ({"shares": {"control": math.nan}}, "shares: control: expected a number of at least 0, got"),
+        (
+            {"shares": {"control": math.nan}},
+            "shares: control: expected a number of at least 0, got",
+        ),
         ({"shares": {"control": 0, "explore": 0}}, "shares: expected a sum above 0, got 0"),
         ({"shares": {"control": 1, "r1": EVEN}}, "shares: some are of arms, and some of revisions"),
         ({"shares": {NOON: EVEN, "r1": EVEN}}, "shares: expected either revisions or datetimes to"),
@@ -729,7 +733,10 @@ def test_what_the_command_refuses(served: Path, arguments: list[str], said: str)
 
 
 def test_times_on_the_command_line(served: Path) -> None:
-    shares = ["2026-03-01T12:00:00Z:control=7,explore=3", "2026-03-01T13:00:00+00:00:control=1,explore=1"]
+    shares = [
+        "2026-03-01T12:00:00Z:control=7,explore=3",
+        "2026-03-01T13:00:00+00:00:control=1,explore=1",
+    ]
     given = [word for each in shares for word in ("--shares", each)]
     found = json.loads(run("evaluate", served / "logs", *given, "--json").stdout)
     assert [each["name"] for each in found["periods"]] == [

@@ -204,6 +204,7 @@ def _view(section: Section) -> dict[str, Any]:
         "logged_earned": logged if logged.value is not None else None,
         "evaluation": evaluation,
         "audit": section.audit,
+        "arms": section.arms,
         "reference": reference,
         "compared": sum(bool(policy.differences) for policy in evaluation.policies),
         "logged_by": [_law(each) for each in strata[:3]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -36,9 +37,9 @@ def table(
     logged: Any,
     rewards: Any,
     *,
-    users: Sequence[Any] | None = None,
-    revisions: Sequence[str | None] | None = None,
-    times: Sequence[int] | None = None,
+    users: Any = None,
+    revisions: Any = None,
+    times: Any = None,
     **columns: Any,
 ) -> pa.Table:
     """A log: item ids, conditional propensities and rewards (n,) or (n, k); columns likewise."""
@@ -130,18 +131,19 @@ def shares_that_change(
     """
     rng = np.random.default_rng(seed)
     tastes = rng.normal(0.0, 0.12, users)
-    sides = []
+    sides: list[tuple[Any, ...]] = []
     for explore, rate in ((0.2, 0.3), (0.8, 0.6)):
         arm = rng.random(users) < explore  # a user has one arm at a time
         who = np.repeat(np.arange(users), rng.integers(1, 40, users))
         clicked = rng.random(len(who)) < rate + tastes[who] + np.where(arm[who], TRUTH, 0.0)
         sides.append((who, arm[who], clicked.astype(np.float64)))
     if not periods:
-        sides = [tuple(np.concatenate(each) for each in zip(*sides, strict=True))]  # type: ignore[misc]
+        sides = [tuple(np.concatenate(each) for each in zip(*sides, strict=True))]
     pairs = []
     for who, arm, clicked in sides:
         pair = []
-        for rows in (arm, ~arm):
+        for of_arm in (True, False):
+            rows = arm == of_arm
             m = int(rows.sum())
             groups = who[rows] if clustered else rng.integers(0, 2**40, m)
             each = Avg(1)
@@ -375,6 +377,7 @@ def test_propensities_that_are_not_true_are_caught() -> None:
     assert found.reasons == ("arms_contradict",)
     assert found.pooled is not None
     assert {each.status for each in found.pooled.policies} == {"malformed_log"}
+    assert found.compared[0].difference.status == "ok"  # which rests on no propensity
 
 
 def test_another_arms_propensities_are_caught() -> None:
@@ -577,7 +580,7 @@ def test_what_no_mixture_is_known_of(
     always = {"control": 5, "explore": 5}
     one_time = {NOON - timedelta(days=1): always}
     found = ope.evaluate_arms(made, asked, shares=one_time, logging=[model])
-    assert [each["name"] for each in found.periods][0].startswith("revision r1, from 2026-02-28")
+    assert found.periods[0]["name"] == "revision r1, from 2026-02-28T12:00:00Z"
     # Rows' own rules would be taken for the other arm's.
     pinned = {"explore": fr.Rules(pin={1: world.item_ids[0].item()})}
     made = serve(tmp_path / "b", world, model, 100, rules=pinned)
@@ -615,9 +618,8 @@ def test_what_no_mixture_is_known_of(
 )
 def test_what_is_refused(options: Any, said: str) -> None:
     made = table(["control", "explore"] * 5, np.ones(10), np.ones(10), np.ones(10))
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         ope.evaluate_arms(reader(made), **options)
-    assert str(refused.value).startswith(said)
 
 
 def test_which_experiment() -> None:
@@ -667,9 +669,8 @@ class TestWriting:
     def test_what_is_refused(
         self, tmp_path: Path, ranking: fr.Ranking, given: Any, said: str
     ) -> None:
-        with LogWriter(tmp_path) as log, pytest.raises(ValueError) as refused:
+        with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
             log.append(ranking, query=[1.0], **given)
-        assert str(refused.value) == said
 
     def test_rows_that_came_twice_in_two_arms_contradict(
         self, tmp_path: Path, ranking: fr.Ranking
@@ -678,7 +679,8 @@ class TestWriting:
             for name, arm in (("a", "x"), ("a", "x"), ("b", "x"), ("b", "y")):
                 log.append(ranking, request_id=name, query=[1.0], experiment="e", arm=arm)
         log_again = LogReader(tmp_path)
-        rows = [(i, a) for b in log_again for i, a in zip(b.values("request_id"), b.values("arm"))]
+        (batch,) = log_again
+        rows = [*zip(batch.values("request_id"), batch.values("arm"), strict=True)]
         assert rows == [("a", "x"), ("b", "x")]
         assert log_again.report.equal_duplicates == 1
         assert log_again.report.rows_set_aside == 1

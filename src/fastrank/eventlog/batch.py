@@ -172,6 +172,15 @@ class LogBatch:
             return None
         return dict.fromkeys(OLD_PARAMETERS) | self.params(i) | {"user_temperature": factor}
 
+    def texts(self, name: str) -> tuple[IntArray, list[str]]:
+        """A column's different texts, and which of them each row has: (n,), -1 for null."""
+        column = self.column(name)
+        # A log of version 1 may have a column of its own under this name.
+        if column is None or not pa.types.is_string(column.type):
+            return np.full(len(self), -1, np.int64), []
+        codes, names = codes_of(column)
+        return codes.astype(np.int64), names
+
     def params(self, i: int) -> dict[str, float]:
         """Parameters of the law that drew row i, by name; the user's factor is in them."""
         listed = self.values("law_params")[i] or ()

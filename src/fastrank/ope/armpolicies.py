@@ -59,9 +59,9 @@ class ArmPolicies:
             rules = {frozenset(cell.rules) for cell in period.arms.values()}
             for arm in sorted(period.arms.keys() | (period.shares or {}).keys()):
                 policy, cell = given.get(arm), period.arms.get(arm)
-                if policy is None and cell is None:
-                    continue
                 if policy is None:
+                    if cell is None:
+                        continue
                     try:
                         policy = _policy_of(arm, cell, logging)
                         if len(rules) > 1:

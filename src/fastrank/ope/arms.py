@@ -32,6 +32,7 @@ from fastrank.scorer import Scorer
 
 __all__ = ["evaluate_arms"]
 
+_ABOUT_PROPENSITIES = ("audit_failed", "arms_contradict")
 _OF_LAWS = ("iips", "pi")  # want marginals under the logging law, which a mixture's are not
 
 
@@ -239,7 +240,9 @@ class _Arms:
         if any("arms_contradict" in each.difference.reasons for each in crossed):
             against.append("arms_contradict")
         level = 1.0 - (1.0 - asked.level) / max(len(self._others), 1)
-        compared = [self._compared(other, level, against) for other in self._others]
+        # Arms' own rewards are what they are, whatever propensities are.
+        of_rows = [each for each in against if each not in _ABOUT_PROPENSITIES]
+        compared = [self._compared(other, level, of_rows) for other in self._others]
         pooled = None
         if self._pooled is not None:
             mine = [*against, *(["audit_failed"] if false and self._mixes else [])]
@@ -260,7 +263,7 @@ class _Arms:
                 }
                 for each in log.periods
             ),
-            arms=tuple(self._arm(arm, against, false) for arm in log.arms),
+            arms=tuple(self._arm(arm, of_rows, false) for arm in log.arms),
             compared=tuple(compared),
             crossed=tuple(crossed),
             weighed_by="mixture" if self._mixes else "arm",

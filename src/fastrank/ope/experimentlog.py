@@ -9,12 +9,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from fastrank.arraytypes import Hashes, IntArray, Mask
-from fastrank.eventlog import LogBatch, LogReader, Stratum
-from fastrank.eventlog.columns import codes_of
-from fastrank.eventlog.report import ReadReport
+from fastrank.eventlog import LogBatch, LogReader, ReadReport, Stratum
 from fastrank.ope.queries import ranked_candidates
 from fastrank.ope.ratio import SampleRatio, sample_ratio
 from fastrank.ope.shares import Shares, SharesGiven
@@ -174,7 +171,7 @@ class ExperimentLog:
         names: Counter[str] = Counter()
         found: list[str] = [] if name is None else [name]
         for batch in log:
-            codes, texts = _texts(batch, "experiment")
+            codes, texts = batch.texts("experiment")
             for code, text in enumerate(texts):
                 if text is not None:
                     names[text] += int(np.count_nonzero(codes == code))
@@ -228,7 +225,7 @@ class ExperimentLog:
 
     def __iter__(self) -> Iterator[LogBatch]:
         for batch in self._log:
-            codes, texts = _texts(batch, "experiment")
+            codes, texts = batch.texts("experiment")
             if self.name in texts:
                 part = batch.where(codes == texts.index(self.name))
                 periods, arms = self.cells(part)
@@ -241,7 +238,7 @@ class ExperimentLog:
         -1 where a row has none, or was not there yet when the log was looked at.
         """
         at = {arm: j for j, arm in enumerate(self.arms)}
-        codes, texts = _texts(batch, "arm")
+        codes, texts = batch.texts("arm")
         arms = np.array([*(at.get(text, -1) for text in texts), -1], np.int64)
         periods = np.full(len(batch), -1, np.int64)
         for key, rows in self._keys(batch):
@@ -302,7 +299,7 @@ class ExperimentLog:
         )
 
     def _survey(self, batch: LogBatch) -> None:
-        codes, texts = _texts(batch, "arm")
+        codes, texts = batch.texts("arm")
         nobody = codes < 0
         if nobody.any():
             self.rows_without_arm += int(np.count_nonzero(nobody))
@@ -329,7 +326,7 @@ class ExperimentLog:
 
     def _keys(self, batch: LogBatch) -> Iterator[tuple[tuple[str | None, int], Mask]]:
         """What tells periods apart, with the rows (n,) that are of it."""
-        codes, texts = _texts(batch, "revision")
+        codes, texts = batch.texts("revision")
         since = np.searchsorted(self._shares.times, _times(batch), side="right") - 1
         for code, time in np.unique(np.stack([codes, since], axis=1), axis=0).tolist():
             yield (None if code < 0 else texts[code], time), (codes == code) & (since == time)
@@ -339,16 +336,6 @@ class ExperimentLog:
         if len(self._shares.times):
             parts.append(f"from {np.datetime_as_string(self._shares.times[time], unit='s')}Z")
         return ", ".join(parts) or "all the time"
-
-
-def _texts(batch: LogBatch, name: str) -> tuple[IntArray, list[str]]:
-    """Codes (n,) of a column's texts, -1 for null, and the texts."""
-    column = batch.column(name)
-    # A log of version 1 may have a column of its own under this name.
-    if column is None or not pa.types.is_string(column.type):
-        return np.full(len(batch), -1, np.int64), []
-    codes, texts = codes_of(column)
-    return codes.astype(np.int64), list(texts)
 
 
 def _times(batch: LogBatch) -> npt.NDArray[np.datetime64]:

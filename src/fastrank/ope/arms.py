@@ -270,6 +270,7 @@ class _Arms:
             why_no_mixture=self._why_no_mixture,
             pooled=pooled,
             rows_without_arm=log.rows_without_arm,
+            thresholds=limits,
             level=asked.level,
             difference_level=level,
             log=log.report.to_dict(),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.ratio import LEAST_P, SampleRatio
 from fastrank.ope.results import REASONS, Difference, Estimate, Status
 from fastrank.ope.summary import Evaluation, PolicyResult
+from fastrank.ope.verdict import explain
 
 __all__ = ["ArmResult", "ArmsEvaluation", "Compared", "Crossed"]
 
@@ -109,6 +111,8 @@ class ArmsEvaluation:
         Of the policies that were asked about, from all arms' rows.
     rows_without_arm : int
         Rows of the experiment that say no arm, and are left out.
+    thresholds : Thresholds
+        That statuses were judged by.
     level, difference_level : float
         Of intervals, and of those of differences, which are stricter (Bonferroni).
     log : dict
@@ -128,6 +132,7 @@ class ArmsEvaluation:
     why_no_mixture: str | None
     pooled: Evaluation | None
     rows_without_arm: int
+    thresholds: Thresholds
     level: float
     difference_level: float
     log: Mapping[str, Any]
@@ -138,7 +143,7 @@ class ArmsEvaluation:
         return (
             _said_of_ratio(self.sample_ratio),
             *(_said_of_difference(each, self) for each in self.compared),
-            *(_said_of_crossed(each) for each in self.crossed),
+            *(_said_of_crossed(each, self.thresholds) for each in self.crossed),
         )
 
     @property
@@ -155,7 +160,12 @@ class ArmsEvaluation:
         """For JSON."""
         found = asdict(replace(self, pooled=None))
         pooled = None if self.pooled is None else self.pooled.to_dict()
-        return {**found, "pooled": pooled, "verdict": list(self.verdict)}
+        return {
+            **found,
+            "thresholds": self.thresholds.to_dict(),
+            "pooled": pooled,
+            "verdict": list(self.verdict),
+        }
 
 
 def _said_of_ratio(ratio: SampleRatio) -> str:
@@ -205,13 +215,17 @@ def _said_of_difference(each: Compared, found: ArmsEvaluation) -> str:
     return f"No difference between {pair} can be seen ({between}{when})."
 
 
-def _said_of_crossed(each: Crossed) -> str:
+def _said_of_crossed(each: Crossed, thresholds: Thresholds) -> str:
+    estimate = each.estimated.estimates[each.estimated.lead]
     if each.estimated.status != "ok":
-        why = "; ".join(REASONS[reason] for reason in each.estimated.reasons)
+        why = "; ".join(
+            explain(reason, estimate, each.estimated.uncovered, thresholds)
+            for reason in estimate.reasons
+        )
         return f"{each.arm} cannot be told from {each.source}'s rows: {why}."
     if each.z is None:
         return f"{each.arm} can be told from {each.source}'s rows, but not held against its own."
-    value = each.estimated.estimates[each.estimated.lead].value
+    value = estimate.value
     if "arms_contradict" in each.difference.reasons:
         return (
             f"{each.source}'s rows say {value:.4g} of {each.arm}, {each.z:+.1f} standard errors off"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
 import numpy as np
@@ -98,6 +98,10 @@ class Thresholds:
             value = getattr(self, each.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0.0:
                 raise ValueError(f"{each.name}: expected a number of at least 0, got {value!r}")
+
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON, where a limit that is infinite is None."""
+        return {name: v if math.isfinite(v) else None for name, v in asdict(self).items()}
 
 
 class PlaceDiagnostics(TypedDict):

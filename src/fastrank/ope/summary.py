@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any, TypeVar
 
 import numpy as np
@@ -155,9 +155,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, where a threshold that is infinite is None."""
-        limits = asdict(self.thresholds)
-        finite = {name: limit if isfinite(limit) else None for name, limit in limits.items()}
-        return {**asdict(self), "thresholds": finite}
+        return {**asdict(self), "thresholds": self.thresholds.to_dict()}
 
 
 def summarise(question: Question, sums: LogSums, log: Log, reasons: Sequence[str]) -> Evaluation:

@@ -135,6 +135,12 @@ class TestPasses:
         assert ranking.n_scored is not None
         assert ranking.n_scored <= 2.5 * N
 
+    def test_long_lists_of_what_decays(self) -> None:
+        """Orders of decayed weights take over where others bring what is hardly ever accepted."""
+        rules = fr.Rules(decay={"large": 1e-6})
+        ranking = CATALOG.rank([1.0], 400, policy=FLAT, rules=rules, seed=3)
+        assert len(ranking) == 400
+
     def test_few_that_are_left_are_scored_by_themselves(self) -> None:
         rules = fr.Rules(cap={"large": 1})
         ranking = CATALOG.rank([1.0], K, policy=STEEP, rules=rules, seed=3)

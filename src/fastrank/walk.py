@@ -206,7 +206,7 @@ class _Draw:
         self.base: _Order | None = None  # of all eligible items, as first, or a later one
         self.part: _Order | None = None  # of what some regime allows
         # After so many arrivals that are not accepted an order by decayed weights is drawn.
-        self.patience = self.ahead // 3
+        self.patience = self.again // 3
         self.best = Best(call, self.ahead)
         self.empty: list[Regime] = []  # that allowed nothing that was left
 

@@ -484,12 +484,13 @@ def test_rules_that_say_more_are_refused_by_name(content: dict[str, Any]) -> Non
 
 def test_rules_of_no_such_columns_or_parameters() -> None:
     model, _ = priced()
-    for rules, params, message in (
+    cases: list[tuple[Any, Any, str]] = [
         (fr.Rules(where="size < 3"), None, "rules: .*size"),
         (fr.Rules(where="price < 3"), {"most": 1}, "params: 'most' is no parameter of the rules"),
         (None, {"most": 1}, "params: 'most' is of rules, and there are none"),
         (fr.Rules(where="price < 0"), None, "rules: where: 'price < 0' holds for no item"),
         ({"where": "price < 3"}, None, "rules: expected Rules"),
-    ):
+    ]
+    for rules, params, message in cases:
         with pytest.raises(ValueError, match=message):
-            plan.explore(model, k=5, draws=20, rules=rules, params=params)  # type: ignore[arg-type]
+            plan.explore(model, k=5, draws=20, rules=rules, params=params)

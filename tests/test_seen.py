@@ -172,9 +172,10 @@ def test_lists_are_of_their_own_catalog() -> None:
         other.rank([0, 0, 0, 1], policy=fr.Uniform(), seen=seen)
     with pytest.raises(ValueError, match=r"seen\[1\]: it is of another catalog's items"):
         other.rank_batch(np.ones((2, 4)), policy=fr.Uniform(), seen=[None, seen])
-    for wrong in ([3], "ann"):
+    others: list[Any] = [[3], "ann"]
+    for wrong in others:
         with pytest.raises(ValueError, match=r"seen: expected what Model\.seen gives"):
-            model.catalog.rank([0, 0, 0, 1], policy=fr.Uniform(), seen=wrong)  # type: ignore[arg-type]
+            model.catalog.rank([0, 0, 0, 1], policy=fr.Uniform(), seen=wrong)
 
 
 def test_it_is_kept_with_the_model(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Group(Commands):
-    table = {"serve": ""}  # noqa: RUF012
+    table: ClassVar[Mapping[str, str]] = {"serve": ""}
     container = False
 
     def load(self, name: str) -> click.Command:

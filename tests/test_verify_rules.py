@@ -149,8 +149,9 @@ def test_many_items_are_looked_at_in_part() -> None:
 def test_catalogs_that_are_stored_by_a_prior() -> None:
     """Their items stand elsewhere than their rows say."""
     catalog = make_catalog()
+    assert catalog.features is not None
     columns = {
-        name: catalog.features.entries(name, np.arange(N_ITEMS))  # type: ignore[union-attr]
+        name: catalog.features.entries(name, np.arange(N_ITEMS))
         for name in ("seller", "brand", "genres", "new", "size", "price")
     }
     vectors = np.random.default_rng(3).standard_normal((N_ITEMS, 6))
@@ -201,7 +202,8 @@ def test_a_walk_that_forgets_what_waited(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_lists_drawn_again_until_they_obey() -> None:
     """With propensities that would be right for lists drawn by rules."""
     catalog = make_catalog()
-    every = catalog.features.entries("brand", np.arange(N_ITEMS))  # type: ignore[union-attr]
+    assert catalog.features is not None
+    every = catalog.features.entries("brand", np.arange(N_ITEMS))
     brands = dict(zip(catalog.item_ids, every, strict=True))
 
     def rank(true: fr.Catalog, *args: Any, seed: int, **kwargs: Any) -> fr.Ranking:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import ClassVar, NoReturn
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> NoReturn:
     class Container(Commands):
         """The commands of the image."""
 
-        table = {  # noqa: RUF012  # as that of the class above
+        table: ClassVar[Mapping[str, str]] = {
             "serve": "Serve the model in /opt/ml/model.",
             "ping": "Ask the server of this container whether it is ready.",
         }

@@ -4,8 +4,6 @@ A field of `Settings` is an option. The command line (`fastrank.cli.serve`), the
 is checked, and the table of serving/README.md are made of these fields and of nothing else.
 """
 
-# ruff: noqa: RUF009  # a default that is a call makes the field
-
 from __future__ import annotations
 
 import math
@@ -51,7 +49,7 @@ class _Seconds(click.FloatRange):
         return found
 
 
-class _Policy(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.4
+class _Policy(click.types.StringParamType):
     name = "policy"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
@@ -59,13 +57,8 @@ class _Policy(click.ParamType):  # type: ignore[type-arg]  # it takes none befor
         return parse_stated(value, named) if isinstance(value, str) else value
 
 
-class _Texts(click.ParamType):  # type: ignore[type-arg]
+class _Texts(click.types.StringParamType):
     """One of several texts; in a variable they are divided by commas."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        return str(value)
 
     def split_envvar_value(self, rv: str) -> list[str]:
         try:
@@ -154,12 +147,9 @@ class Option:
             raise ValueError(f"{self.field}: {error.message}") from None
 
 
-def _option(takes: Any, words: str, default: Any = None, **more: Any) -> Any:
-    """A field, and what is said of it; a default that can be called is called."""
-    said = {"takes": takes, "words": words, **more}
-    if callable(default):
-        return field(default_factory=default, metadata=said)
-    return field(default=default, metadata=said)
+def _said(takes: Any, words: str, **more: Any) -> dict[str, Any]:
+    """What is said of an option, beside its default."""
+    return {"takes": takes, "words": words, **more}
 
 
 def _model_of_container() -> Path:
@@ -184,145 +174,198 @@ class Settings:
     ValueError: port: 70000 is not in the range 0<=x<=65535.
     """
 
-    model: Path = _option(
-        _folder(exists=True),
-        "The directory that `fastrank build` or `Model.save` made.",
-        MISSING,
-        name="MODEL",
-        in_container=_model_of_container,
-        shown_in_container="`/opt/ml/model`; `SAGEMAKER_BASE_DIR` moves `/opt/ml`",
+    model: Path = field(
+        metadata=_said(
+            _folder(exists=True),
+            "The directory that `fastrank build` or `Model.save` made.",
+            name="MODEL",
+            in_container=_model_of_container,
+            shown_in_container="`/opt/ml/model`; `SAGEMAKER_BASE_DIR` moves `/opt/ml`",
+        )
     )
-    host: str = _option(
-        click.STRING,
-        "Address to listen on.",
-        "127.0.0.1",
-        in_container="0.0.0.0",  # the contract wants it
+    host: str = field(
+        default="127.0.0.1",  # in a container the contract wants all
+        metadata=_said(click.STRING, "Address to listen on.", in_container="0.0.0.0"),
     )
-    port: int = _option(
-        click.IntRange(0, 65_535),
-        "Port; 0: one that is free.",
-        8080,
-        platform="SAGEMAKER_BIND_TO_PORT",
+    port: int = field(
+        default=8080,
+        metadata=_said(
+            click.IntRange(0, 65_535),
+            "Port; 0: one that is free.",
+            platform="SAGEMAKER_BIND_TO_PORT",
+        ),
     )
-    policy: fr.Policy | Stated | None = _option(
-        _Policy(),
-        "For requests that name none. What it leaves out, the temperature say, is the model's.",
-        metavar=SYNTAX,
-        shown="the model's own",
+    policy: fr.Policy | Stated | None = field(
+        default=None,
+        metadata=_said(
+            _Policy(),
+            "For requests that name none. What it leaves out, the temperature say, is the model's.",
+            metavar=SYNTAX,
+            shown="the model's own",
+        ),
     )
-    fallback: fr.Policy | Stated | None = _option(
-        _Policy(),
-        "Ranks users that the model does not know by the catalog's bias alone, or by what its score"
-        " makes of a dot product of 0.",
-        metavar=SYNTAX,
-        shown="a 404",
+    fallback: fr.Policy | Stated | None = field(
+        default=None,
+        metadata=_said(
+            _Policy(),
+            "Ranks users that the model does not know by the catalog's bias alone, or by what its"
+            " score makes of a dot product of 0.",
+            metavar=SYNTAX,
+            shown="a 404",
+        ),
     )
-    k: int = _option(
-        click.IntRange(1, 1_000_000), "Places of a ranking, for requests that name no k.", 10
+    k: int = field(
+        default=10,
+        metadata=_said(
+            click.IntRange(1, 1_000_000), "Places of a ranking, for requests that name no k."
+        ),
     )
-    score_functions: tuple[str, ...] = _option(
-        _Texts(),
-        "A score function that requests may name, and the model's own score. Its module is"
-        " imported, also from the current directory.",
-        (),
-        shown="none",
-        name="score-function",
-        variables=("FASTRANK_SCORE_FUNCTIONS",),
-        metavar="MODULE:NAME",
+    score_functions: tuple[str, ...] = field(
+        default=(),
+        metadata=_said(
+            _Texts(),
+            "A score function that requests may name, and the model's own score. Its module is"
+            " imported, also from the current directory.",
+            shown="none",
+            name="score-function",
+            variables=("FASTRANK_SCORE_FUNCTIONS",),
+            metavar="MODULE:NAME",
+        ),
     )
-    rules: tuple[str, ...] = _option(
-        _Texts(),
-        "Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE, an"
-        " object that has several by their names. Read again at each reload.",
-        (),
-        shown="none",
-        metavar="NAME=FILE",
+    rules: tuple[str, ...] = field(
+        default=(),
+        metadata=_said(
+            _Texts(),
+            "Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE,"
+            " an object that has several by their names. Read again at each reload.",
+            shown="none",
+            metavar="NAME=FILE",
+        ),
     )
-    only_named_rules: bool = _option(click.BOOL, "Requests may say no rules of their own.", False)
-    workers: int = _option(
-        click.IntRange(1, 1024), "Processes.", 1, platform="SAGEMAKER_MODEL_SERVER_WORKERS"
+    only_named_rules: bool = field(
+        default=False, metadata=_said(click.BOOL, "Requests may say no rules of their own.")
     )
-    threads: int = _option(
-        click.IntRange(1, 1024),
-        "Threads that rank, in each process.",
-        usable_cores,
-        shown="the cores, by affinity and by the cgroup's limit",
+    workers: int = field(
+        default=1,
+        metadata=_said(
+            click.IntRange(1, 1024), "Processes.", platform="SAGEMAKER_MODEL_SERVER_WORKERS"
+        ),
     )
-    queue: int = _option(
-        click.IntRange(1, 1_000_000),
-        "So many requests are served or wait in a process; the next one gets a 429.",
-        256,
+    threads: int = field(
+        default_factory=usable_cores,
+        metadata=_said(
+            click.IntRange(1, 1024),
+            "Threads that rank, in each process.",
+            shown="the cores, by affinity and by the cgroup's limit",
+        ),
     )
-    share: int = _option(
-        click.IntRange(1, 1024),
-        "So many waiting requests are ranked in one pass; 1: each by itself.",
-        64,
+    queue: int = field(
+        default=256,
+        metadata=_said(
+            click.IntRange(1, 1_000_000),
+            "So many requests are served or wait in a process; the next one gets a 429.",
+        ),
     )
-    max_k: int = _option(click.IntRange(1, 1_000_000), "Largest k.", 1000)
-    max_ids: int = _option(
-        click.IntRange(0, 100_000_000), "Ids of an exclude, allow or after list.", 100_000
+    share: int = field(
+        default=64,
+        metadata=_said(
+            click.IntRange(1, 1024),
+            "So many waiting requests are ranked in one pass; 1: each by itself.",
+        ),
     )
-    max_body: int = _option(click.IntRange(1, 1 << 30), "Bytes of a body.", MAX_BODY)
-    max_held: int = _option(
-        click.IntRange(1, 1 << 40),
-        "Bytes that requests hold together, in each process: bodies, and ids read from them. What"
-        " goes beyond gets a 503.",
-        67_108_864,
+    max_k: int = field(default=1000, metadata=_said(click.IntRange(1, 1_000_000), "Largest k."))
+    max_ids: int = field(
+        default=100_000,
+        metadata=_said(click.IntRange(0, 100_000_000), "Ids of an exclude, allow or after list."),
     )
-    keep_answers: int = _option(
-        click.IntRange(0, 10_000_000),
-        "So many answers are kept for requests that are sent again.",
-        10_000,
+    max_body: int = field(
+        default=MAX_BODY, metadata=_said(click.IntRange(1, 1 << 30), "Bytes of a body.")
     )
-    deadline: float = _option(
-        _Seconds(0, 86_400, min_open=True),
-        "Seconds for a request, once it is here.",
-        20.0,  # below the 29 of API Gateway
-        platform="SAGEMAKER_MODEL_SERVER_TIMEOUT",
+    max_held: int = field(
+        default=67_108_864,
+        metadata=_said(
+            click.IntRange(1, 1 << 40),
+            "Bytes that requests hold together, in each process: bodies, and ids read from them."
+            " What goes beyond gets a 503.",
+        ),
     )
-    receive_timeout: float = _option(
-        _Seconds(0, 86_400, min_open=True),
-        "Seconds for a client to send a request's head, and again its body.",
-        30.0,
+    keep_answers: int = field(
+        default=10_000,
+        metadata=_said(
+            click.IntRange(0, 10_000_000),
+            "So many answers are kept for requests that are sent again.",
+        ),
     )
-    keep_alive: int = _option(
-        click.IntRange(1, 86_400),
-        "Seconds for which a connection may be idle: more than what stands in front keeps it.",
-        75,
+    deadline: float = field(
+        default=20.0,  # below the 29 of API Gateway
+        metadata=_said(
+            _Seconds(0, 86_400, min_open=True),
+            "Seconds for a request, once it is here.",
+            platform="SAGEMAKER_MODEL_SERVER_TIMEOUT",
+        ),
     )
-    drain_delay: float = _option(
-        _Seconds(0, 86_400),
-        "Seconds of accepting after SIGTERM, while /ping says 503.",
-        0.0,
-        in_container=5.0,  # with the drain, and a second for the log, below SageMaker's 30
+    receive_timeout: float = field(
+        default=30.0,
+        metadata=_said(
+            _Seconds(0, 86_400, min_open=True),
+            "Seconds for a client to send a request's head, and again its body.",
+        ),
     )
-    drain_timeout: float = _option(
-        _Seconds(1, 86_400), "Seconds after that for what is in flight.", 20.0
+    keep_alive: int = field(
+        default=75,
+        metadata=_said(
+            click.IntRange(1, 86_400),
+            "Seconds for which a connection may be idle: more than what stands in front keeps it.",
+        ),
     )
-    log_directory: Path | None = _option(
-        _folder(),
-        "Directory of the propensity log.",
-        name="log",
-        variables=("FASTRANK_LOG_DIR",),
-        shown="no log",
+    drain_delay: float = field(
+        default=0.0,
+        metadata=_said(
+            _Seconds(0, 86_400),
+            "Seconds of accepting after SIGTERM, while /ping says 503.",
+            in_container=5.0,  # with the drain, and a second for the log, below SageMaker's 30
+        ),
     )
-    admin_socket: Path | None = _option(
-        click.Path(dir_okay=False, path_type=Path),
-        "Unix socket for POST /-/reload. Who started the server may use it, and root.",
-        shown="none",
+    drain_timeout: float = field(
+        default=20.0,
+        metadata=_said(_Seconds(1, 86_400), "Seconds after that for what is in flight."),
     )
-    explorer: bool = _option(
-        click.BOOL,
-        "The page at /, which lists users to whoever reaches the port.",
-        True,
-        in_container=False,
+    log_directory: Path | None = field(
+        default=None,
+        metadata=_said(
+            _folder(),
+            "Directory of the propensity log.",
+            name="log",
+            variables=("FASTRANK_LOG_DIR",),
+            shown="no log",
+        ),
     )
-    emf: bool = _option(click.BOOL, "CloudWatch's metrics on standard output.", False)
-    log_level: str = _option(
-        _Level(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
-        "The least that is logged: a name, or 10 to 50 for debug to critical.",
-        "info",
-        platform="SAGEMAKER_CONTAINER_LOG_LEVEL",
+    admin_socket: Path | None = field(
+        default=None,
+        metadata=_said(
+            click.Path(dir_okay=False, path_type=Path),
+            "Unix socket for POST /-/reload. Who started the server may use it, and root.",
+            shown="none",
+        ),
+    )
+    explorer: bool = field(
+        default=True,
+        metadata=_said(
+            click.BOOL,
+            "The page at /, which lists users to whoever reaches the port.",
+            in_container=False,
+        ),
+    )
+    emf: bool = field(
+        default=False, metadata=_said(click.BOOL, "CloudWatch's metrics on standard output.")
+    )
+    log_level: str = field(
+        default="info",
+        metadata=_said(
+            _Level(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+            "The least that is logged: a name, or 10 to 50 for debug to critical.",
+            platform="SAGEMAKER_CONTAINER_LOG_LEVEL",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import click
 
@@ -37,7 +37,7 @@ _MODULES = {"audit": "evaluate"}  # of commands that share one
 class Commands(click.Group):
     """A group whose commands never end in a traceback over bad input."""
 
-    table = _COMMANDS
+    table: ClassVar[Mapping[str, str]] = _COMMANDS
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table)

@@ -125,7 +125,7 @@ class Events:
             return values.cast(wanted, safe=False)  # the nearest, as of a number in text
         try:
             return values.cast(wanted)
-        except pa.ArrowNotImplementedError:
+        except pa.ArrowNotImplementedError:  # no numbers at all: lists, say
             raise ValueError(f"{self.path}: {name}: expected {kinds}, got {values.type}") from None
         except pa.ArrowInvalid:
             for row, value in enumerate(values):

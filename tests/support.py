@@ -15,7 +15,7 @@ fewer, the chi-square distribution is a poor stand-in for the multinomial that f
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -368,3 +368,18 @@ def same_ranking(a: fr.Ranking, b: fr.Ranking) -> bool:
         and (a.log_propensity, a.log_norm) == (b.log_propensity, b.log_norm)
         and (a.seed, a.policy, a.n_eligible) == (b.seed, b.policy, b.n_eligible)
     )
+
+
+class Wrong:
+    """A catalog of which one method does something else; the rest is the true one's."""
+
+    def __init__(self, true: fr.Catalog, **methods: Callable[..., Any]) -> None:
+        self._true, self._methods = true, methods
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._methods:
+            return lambda *args, **kwargs: self._methods[name](self._true, *args, **kwargs)
+        return getattr(self._true, name)
+
+    def __len__(self) -> int:
+        return len(self._true)

@@ -15,6 +15,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("click")
 pytest.importorskip("rich")
 from click.testing import CliRunner
+from support import Wrong
 
 import fastrank as fr
 from fastrank import packing
@@ -58,25 +59,9 @@ def make_quantised() -> fr.Catalog:
     return fr.Catalog(np.arange(30_000), vectors, storage="int8")
 
 
-class Wrong:
-    """A catalog of which one method does something else; the rest is the true one's."""
-
-    def __init__(self, true: fr.Catalog | None = None, **methods: Callable[..., Any]) -> None:
-        self._true = make_catalog() if true is None else true
-        self._methods = methods
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._methods:
-            return lambda *args, **kwargs: self._methods[name](self._true, *args, **kwargs)
-        return getattr(self._true, name)
-
-    def __len__(self) -> int:
-        return len(self._true)
-
-
 def judged(**methods: Callable[..., Any]) -> Verdict:
     """One user is enough to find it."""
-    return verify_catalog(Wrong(**methods), make_queries(1), draws=DRAWS)  # type: ignore[arg-type]
+    return verify_catalog(Wrong(make_catalog(), **methods), make_queries(1), draws=DRAWS)  # type: ignore[arg-type]
 
 
 def failed_names(verdict: Verdict) -> set[str]:

@@ -15,6 +15,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("click")
 pytest.importorskip("rich")
 from click.testing import CliRunner
+from support import Wrong
 
 import fastrank as fr
 from fastrank import verify as verify_
@@ -70,23 +71,8 @@ def test_the_pinned_item_is_there() -> None:
     assert "i661" in make_catalog().item_ids
 
 
-class Wrong:
-    """A catalog of which one method does something else; the rest is the true one's."""
-
-    def __init__(self, **methods: Callable[..., Any]) -> None:
-        self._true, self._methods = make_catalog(), methods
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._methods:
-            return lambda *args, **kwargs: self._methods[name](self._true, *args, **kwargs)
-        return getattr(self._true, name)
-
-    def __len__(self) -> int:
-        return len(self._true)
-
-
 def judged(rules: fr.Rules, draws: int = 2000, **methods: Callable[..., Any]) -> Verdict:
-    catalog: Any = Wrong(**methods)
+    catalog: Any = Wrong(make_catalog(), **methods)
     params = {"budget": 100.0} if "budget" in rules.names else None
     return verify_catalog(catalog, [QUERY], draws=draws, rules=[rules], params=params)
 

@@ -104,6 +104,13 @@ class BoundRules:
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()
         }
         self._check_sets(rules)
+        # Places of sets none of whose items is in a share.
+        of_shares = np.zeros(n_items, np.bool_)
+        for mask, _ in self.shares:
+            of_shares |= mask
+        self._useless = [
+            place for place, mask in self.pin_sets.items() if not (mask & of_shares).any()
+        ]
         # So rare that a draw of its own is cheaper than to wait for one of them.
         self.rare_sets = {
             place for place, mask in self.pin_sets.items() if 16 * int(mask.sum()) < n_items
@@ -219,10 +226,8 @@ class BoundRules:
     def _check_free(self, k: int) -> None:
         """Refuses shares for which the places that pins leave are too few."""
         pinned = [p for place, p in self.pins.items() if place < k]
-        sets = [mask for place, mask in self.pin_sets.items() if place < k]
-        owed = sum(max(0, q - sum(map(bool, mask[pinned]))) for mask, q in self.shares)
-        of_shares = np.logical_or.reduce([mask for mask, _ in self.shares])
-        free = k - len(pinned) - sum(not (mask & of_shares).any() for mask in sets)
+        owed = sum(max(0, q - int(mask[pinned].sum())) for mask, q in self.shares)
+        free = k - len(pinned) - sum(place < k for place in self._useless)
         if owed > free:
             raise ValueError(
                 f"rules: at_least: {owed} places are owed besides pinned items, and pins leave"

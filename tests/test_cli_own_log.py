@@ -151,6 +151,10 @@ def test_all_that_is_missing_is_said_at_once(log: Path) -> None:
             "--column, --policy: not with --format dsjson",
         ),
         (["--format", "dsjson"], "LOGS: name a file"),
+        (
+            ["--format", "dsjson", "x", "--control", "a", "--experiment", "b"],
+            "--experiment, --control: only with --format log",
+        ),
     ],
 )
 def test_options_of_other_formats_are_refused_by_name(arguments: list[str], words: str) -> None:
@@ -181,6 +185,7 @@ def test_every_option_is_refused_or_taken() -> None:
         *ownlog._OF_COLUMNS,
         *("logs", "kind", "places", "estimators", "lead", "reference", "level"),
         *("independent_rows", "clip", "reward_range", "limits", "report", "as_json"),
+        *("experiment", "shares", "control"),
     }
     assert {each.name for each in evaluate.params} == known
 

@@ -6,14 +6,16 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastrank.files import holds_data
 
-__all__ = ["leftovers", "replacing", "sync", "write_text"]
+__all__ = ["leftovers", "old_leftovers", "replacing", "sync", "write_text"]
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_OLD_SECONDS = 3600.0
 _MOST_LINKS = 40  # that a path is followed through, as by Linux
 
 
@@ -81,6 +83,14 @@ def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
             match = _TEMPORARY.fullmatch(name)
             if match is not None:
                 yield directory / name, match[1]
+
+
+def old_leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
+    """Those that nobody has written to for an hour: what is younger may be in use."""
+    for leftover, name in leftovers(directory):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _OLD_SECONDS:
+                yield leftover, name
 
 
 def sync(path: Path) -> None:

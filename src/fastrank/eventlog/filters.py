@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastrank.arraytypes import AnyArray, Float32Array
-from fastrank.atomic import leftovers, replacing
+from fastrank.atomic import old_leftovers, replacing
 from fastrank.ids import Ids, listed, text_array
 from fastrank.lru import LRU
 from fastrank.rules import Rules
@@ -42,7 +41,6 @@ __all__ = [
 
 FOLDER = "filters"
 _CACHE_BYTES = 64 << 20
-_LEFTOVER_SECONDS = 3600.0
 
 # Ids, text as a list: one may be long; a bias; or rules.
 Content: TypeAlias = AnyArray | list[str] | Rules
@@ -135,11 +133,10 @@ def save(log_directory: Path, name: str, values: Content) -> None:
 
 
 def remove_leftovers(log_directory: Path) -> None:
-    """Remove what killed writers left half written; what is young may be in use."""
-    for file, _ in leftovers(log_directory / FOLDER):
+    """Remove what killed writers left half written."""
+    for file, _ in old_leftovers(log_directory / FOLDER):
         with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
-                file.unlink()
+            file.unlink()
 
 
 class FilterStore:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastrank.atomic import leftovers, replacing, sync
+from fastrank.atomic import leftovers, old_leftovers, replacing, sync
 from fastrank.eventlog.background import GATE
 from fastrank.eventlog.schema import KNOWN_VERSIONS, IdKind, schema
 from fastrank.files import directly_in
@@ -341,9 +341,9 @@ def seal_abandoned(directory: Path) -> int:
                 sealed += seal(path) is not None
         finally:
             file.close()
-    for leftover, name in leftovers(directory):
+    for leftover, name in old_leftovers(directory):
         growing = (directory / name).with_suffix(".arrow")
-        # The kill came between the rename and here, or the disk was full.
+        # The segment was removed while it was sealed, or the disk was full.
         if SEGMENT.fullmatch(name) and not growing.exists():
             leftover.unlink(missing_ok=True)
     return sealed

@@ -63,7 +63,6 @@ class BoundRules:
     shares : list of (mask, int)
     pins, pin_sets : dict from a place to a position, and to a mask
     rare_sets : set of the places of small sets
-    arrivals : int
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class BoundRules:
         # Items that must come, in no order, until those have that shares wait for; no more than pay
         # beside a pass.
         waited = sum(q * n_items // max(1, int(mask.sum())) for mask, q in self.shares)
-        self.arrivals = min(waited, n_items // _FEW_BESIDE)
+        self._waited = min(waited, n_items // _FEW_BESIDE)
         self.pins = self._pins(rules, find)
         self.pin_sets = {
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()
@@ -258,6 +257,20 @@ class BoundRules:
                     f"rules: pin[{place + 1}]: {shown(ids[position].item())} is not eligible: a"
                     " filter takes it out"
                 )
+
+    def arrivals(self, k: int) -> int:
+        """How many items of an order must come, about, until k places are full, were weights alike
+        in all groups."""
+        share = 0.0  # of items, that may not be allowed at the last place
+        for rule in self.columns:
+            groups = 0 if rule.cap is None else max(k - 1, 0) // rule.cap
+            if rule.window is not None:
+                most, row = rule.window
+                groups = max(groups, (min(k, row) - 1) // most)
+            share += rule.groups.largest(groups) / self.n_items if groups else 0.0
+            share += 0.5 if rule.decay is not None else 0.0
+        accepted = max(1.0 - share, 0.05)
+        return max(math.ceil(k / accepted), self._waited)
 
     def joint(self, k: int) -> Joint | None:
         """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or

@@ -28,17 +28,16 @@ from fastrank.rulemass import Best, Blocked, Call, Masses, Source, Total, explor
 
 __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
-_AHEAD = 64  # items of an order that are drawn at a time, or four times the places
-_MOST_AHEAD = 640  # for these: as many cost a few hundredths of a pass over a million items
-_MOST_AGAIN = 256  # of one that is drawn anew: where each place takes one, they add up
+_MOST_AHEAD = 640  # items of an order: as many cost a few hundredths of a pass over a million
+_LEAST_AGAIN, _MOST_AGAIN = 64, 256  # of one that is drawn anew: if each place takes one, they add up
 _MOST_EMPTY = 8  # regimes that are known to allow nothing
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
 
 
-def ahead(k: int, arrivals: int = 0) -> int:
-    """How many items of an order are drawn at a time for k places, or twice the arrivals that are
-    to be expected until some that places wait for have come."""
-    return max(_AHEAD, 4 * k, min(2 * arrivals, _MOST_AHEAD))
+def ahead(k: int, arrivals: int) -> int:
+    """How many items of an order are drawn at first for k places: twice the arrivals that are to be
+    expected until they are full."""
+    return max(2 * k + 4, min(2 * arrivals, max(4 * k, _MOST_AHEAD)))
 
 
 def draws_order(spec: Spec) -> bool:
@@ -81,7 +80,7 @@ def first_of(
         if spec.kind == _native.GUMBEL:
             joint = bound.joint(ask.k)
     reserved = State(bound, min(ask.k, n_eligible), after).reserved if bound.pins else ()
-    wanted = ahead(ask.k, bound.arrivals)
+    wanted = ahead(ask.k, bound.arrivals(ask.k))
     ask = ask._replace(k=min(wanted, source._n_items), spec=spec)
     if reserved:
         own = np.array(sorted(reserved), np.int64)
@@ -196,8 +195,8 @@ class _Draw:
         self.error = 0.0  # of the masses of orders
         self.has_labels = False
         self.has_waited = False  # and coins with those masses
-        self.ahead = ahead(call.ask.k, call.bound.arrivals)
-        self.again = min(self.ahead, _MOST_AGAIN)
+        self.ahead = ahead(call.ask.k, call.bound.arrivals(call.ask.k))
+        self.again = min(max(self.ahead, _LEAST_AGAIN), _MOST_AGAIN)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
         self.log_weights: dict[int, float] = {}  # of all that arrived, or may
@@ -616,7 +615,7 @@ def judge(
     """Log-propensities of any ranking; `ask` as for `draw`, positions are -1 of unknown items."""
     call = Call(source, ask, bound, after)
     state = State(bound, min(ask.k, call.n_eligible), after)
-    best = Best(call, ahead(len(positions)))
+    best = Best(call, ahead(len(positions), bound.arrivals(len(positions))))
     shown: list[int] = []
     pinned: list[int | None] = []
     regimes: list[list[Regime]] = []

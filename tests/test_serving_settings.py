@@ -20,9 +20,11 @@ from fastrank.cli.app import Commands
 from fastrank.cli.serve import serve_command
 from fastrank.policies.spec import Stated
 from fastrank_serving import server
+from fastrank_serving.secret import Secret
 from fastrank_serving.settings import OPTIONS, OTHERS, Option, Settings
 
 README = Path(__file__).parents[1] / "serving" / "README.md"
+SECRET = "00112233445566778899aabbccddeeff"
 BY_FIELD = {option.field: option for option in OPTIONS}
 
 
@@ -88,6 +90,8 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
     """A value of each option as text, another one than its default, and what is made of it."""
     rules = folder / "one.json"
     rules.write_text("{}")
+    secret = folder / "secret"
+    secret.write_text(f"{SECRET}\n")
     return {
         "host": ("::1", "::1"),
         "port": ("0", 0),
@@ -116,6 +120,7 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
         "drain_timeout": ("3", 3.0),
         "log_directory": (str(folder / "log"), folder / "log"),
         "admin_socket": (str(folder / "a.sock"), folder / "a.sock"),
+        "secret": (str(secret), Secret(SECRET.encode())),
         "explorer": ("0", False),
         "emf": ("1", True),
         "log_level": ("DEBUG", "debug"),
@@ -195,6 +200,8 @@ def test_several_are_divided_by_commas(starter: Starter, tmp_path: Path) -> None
         ("FASTRANK_FALLBACK", "plackett_luce:temperature=-1"),
         ("FASTRANK_LOG_DIR", __file__),
         ("FASTRANK_ADMIN_SOCKET", "/dev"),
+        ("FASTRANK_SECRET_FILE", "/dev"),
+        ("FASTRANK_SECRET_FILE", "/dev/null"),
     ],
 )
 def test_a_bad_value_names_its_variable(starter: Starter, variable: str, value: str) -> None:
@@ -246,7 +253,8 @@ def test_what_the_package_reads_elsewhere_is_known(starter: Starter) -> None:
     read = {name for text in texts for name in re.findall(r'environ\S*["\'](FASTRANK_\w+)', text)}
     read |= {name for text in texts for name in re.findall(r'["\'](FASTRANK_\w+)["\'] in ', text)}
     assert read == set(OTHERS)
-    starter.settings(environ=dict.fromkeys(OTHERS, "1") | {"FASTRANK_TRACEBACK": ""})
+    values = {"FASTRANK_TRACEBACK": "", "FASTRANK_SECRET": SECRET}
+    starter.settings(environ=dict.fromkeys(OTHERS, "1") | values)
 
 
 SERVICE = {

@@ -39,7 +39,7 @@ _FOLD = 64  # requests
 # Gauges by what they are called: those that count what a worker did, which stays done when it has
 # ended, and those of which all workers together have the largest, and not the sum.
 _KEPT = {"fastrank_log_rows_written", "fastrank_log_rows_dropped"}
-_ALIKE = {"fastrank_model_info"}
+_ALIKE = {"fastrank_model_info", "fastrank_secret_info"}
 
 
 class _Family(NamedTuple):
@@ -134,6 +134,12 @@ class Metrics:
             ["version"],
             registry=registry,
         )
+        self._secret = Gauge(
+            "fastrank_secret_info",
+            "1 for the secret that seeds are derived from, by its fingerprint.",
+            ["fingerprint"],
+            registry=registry,
+        )
         self._log_rows = Gauge(
             "fastrank_log_rows_written",
             "Rows of the propensity log that are in a file, or were when it was sealed.",
@@ -200,6 +206,10 @@ class Metrics:
         self._version = version
         self._model.labels(version).set(1)
         self._reloads.labels("loaded").inc()
+
+    def has_secret(self, fingerprint: str) -> None:
+        self._has_news = True
+        self._secret.labels(fingerprint).set(1)
 
     def reload_failed(self) -> None:
         self._has_news = True

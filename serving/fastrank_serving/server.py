@@ -82,6 +82,8 @@ def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
         if settings.admin_socket is not None:
             sockets.append(opened.enter_context(admin_socket(settings.admin_socket)))
         _LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if settings.secret is not None:
+            _LOG.info("secret with the fingerprint %s", settings.secret.fingerprint)
         if settings.workers == 1:
             return _serve(settings, sockets, leave=opened.close)
         return _Workers(settings, sockets).run()

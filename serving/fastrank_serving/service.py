@@ -264,6 +264,8 @@ class Service:
     def __init__(self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None) -> None:
         self.settings = settings
         self.metrics = metrics
+        if settings.secret is not None:
+            metrics.has_secret(settings.secret.fingerprint)
         self.engine = Engine(settings.threads, settings.queue, settings.share)
         self.draining = False
         self.log: LogWriter | None = None

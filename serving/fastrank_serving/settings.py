@@ -18,6 +18,7 @@ import fastrank as fr
 from fastrank.cores import usable_cores
 from fastrank.ids import split_ids
 from fastrank.policies.spec import SYNTAX, parse_stated
+from fastrank_serving.secret import Secret
 
 if TYPE_CHECKING:
     from fastrank.policies.spec import Stated
@@ -28,10 +29,11 @@ MAX_M = 100_000  # candidates of a flat tail that a request may ask for
 MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
 PREFIX = "FASTRANK_"  # of variables
 
-# Variables that are no options of a server: the package reads them, wherever it is used.
+# Variables that are no options.
 OTHERS = {
     "FASTRANK_CACHE_DIR": "Where compiled score functions are kept.",
     "FASTRANK_ISA": "The build of the native core, instead of the best for this CPU.",
+    "FASTRANK_SECRET": "The secret itself, instead of `--secret-file`; never an argument.",
     "FASTRANK_TRACEBACK": "If it is set, bad input to a command ends in a traceback.",
 }
 
@@ -55,6 +57,18 @@ class _Policy(click.types.StringParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         named = "policy" if param is None else param.get_error_hint(ctx).strip("'")
         return parse_stated(value, named) if isinstance(value, str) else value
+
+
+class _SecretFile(click.Path):
+    """A path, of which what the file holds is kept: all workers have what was read once."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, Secret):
+            return value
+        try:
+            return Secret.read(super().convert(value, param, ctx))
+        except (OSError, ValueError) as error:
+            self.fail(str(error), param, ctx)
 
 
 class _Texts(click.types.StringParamType):
@@ -346,6 +360,16 @@ class Settings:
             click.Path(dir_okay=False, path_type=Path),
             "Unix socket for POST /-/reload. Who started the server may use it, and root.",
             shown="none",
+        ),
+    )
+    secret: Secret | None = field(
+        default=None,
+        metadata=_said(
+            _SecretFile(exists=True, dir_okay=False),
+            "File with a secret of at least 128 bits, the same for all replicas: seeds are derived"
+            " from it.",
+            name="secret-file",
+            shown="none: seeds are drawn",
         ),
     )
     explorer: bool = field(

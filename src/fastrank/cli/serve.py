@@ -13,6 +13,7 @@ import click
 
 from fastrank.cli.scores import functions_of
 from fastrank.rulesfile import named_rules
+from fastrank_serving.secret import Secret
 from fastrank_serving.settings import OPTIONS, OTHERS, PREFIX, Option, Settings
 
 __all__ = ["ping", "serve", "serve_command"]
@@ -118,11 +119,25 @@ def _serve(**given: Any) -> Any:
     ignored = _checked(os.environ)
     functions_of(given["score_functions"])  # each worker does it again
     named_rules(given["rules"])
+    given["secret"] = _secret(given["secret"])
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
 
     from fastrank_serving.server import run
 
     return run(settings, ignored)
+
+
+def _secret(of_file: Secret | None) -> Secret | None:
+    """The one that a file or the environment holds; no option takes it, for all see arguments."""
+    text = os.environ.get("FASTRANK_SECRET")
+    if not text:
+        return of_file
+    if of_file is not None:
+        raise ValueError("FASTRANK_SECRET and --secret-file: one secret is wanted, got both")
+    try:
+        return Secret.of_text(text)
+    except ValueError as error:
+        raise ValueError(f"FASTRANK_SECRET: {error}") from None
 
 
 def _checked(environ: Mapping[str, str]) -> list[str]:

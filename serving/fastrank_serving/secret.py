@@ -1,0 +1,115 @@
+"""A server's secret, and what is derived from it: who has the same one derives the same."""
+
+from __future__ import annotations
+
+import hmac
+import string
+from dataclasses import dataclass
+from os import PathLike
+from typing import Self
+
+__all__ = ["LEAST_BITS", "Secret"]
+
+LEAST_BITS = 128
+_NUMBER_BITS = 53  # as drawn seeds have
+_MOST_BYTES = 4096
+_FEW = 6  # different characters, which what was drawn has
+_DRAW = "`openssl rand -hex 32` draws one"
+# Bits of a character, by which a text is written.
+_WRITTEN = {
+    4: frozenset(string.hexdigits.encode()),
+    6: frozenset((string.ascii_letters + string.digits + "+/-_=").encode()),
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """What is derived from it nobody foresees who has it not, and all who have it agree on.
+
+    Parameters
+    ----------
+    key : bytes
+        `read` and `of_text` take none of less than 128 bits.
+
+    Examples
+    --------
+    >>> secret = Secret(bytes(range(32)))
+    >>> secret
+    Secret(fingerprint='b29e71d7')
+    >>> secret.number("arm", "shelf", "ann") == secret.number("arm", "shel", "fann")
+    False
+    """
+
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"Secret(fingerprint={self.fingerprint!r})"
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Self:
+        """The secret that a file holds; white space around a text is no part of it.
+
+        Raises
+        ------
+        OSError, ValueError
+            Naming the file, and nothing of what it holds.
+        """
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        try:
+            return cls._checked(content)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """The secret that a variable holds; a ValueError, which repeats nothing of it."""
+        return cls._checked(text.encode(errors="surrogateescape"))
+
+    @classmethod
+    def _checked(cls, content: bytes) -> Self:
+        text = content.strip()
+        key = text if all(0x20 <= byte < 0x7F for byte in text) else content
+        if len(key) > _MOST_BYTES:
+            raise ValueError(f"expected a secret of at most {_MOST_BYTES} bytes")
+        if (bits := _bits(key)) < LEAST_BITS:
+            raise ValueError(
+                f"expected a secret of at least {LEAST_BITS} bits, got {bits}: {_DRAW}"
+            )
+        if len(set(key)) < _FEW:
+            raise ValueError(
+                f"expected a secret that was drawn, got few different characters: {_DRAW}"
+            )
+        return cls(key)
+
+    def digest(self, label: str, *parts: str | bytes) -> bytes:
+        """32 bytes: HMAC-SHA256 of a label and parts, each behind its length; O(length).
+
+        By the lengths no two lists of parts are one message, and what is derived under one label
+        says nothing of what is derived under another.
+
+        Parameters
+        ----------
+        label : str
+            What it is for.
+        *parts : str or bytes
+            Text as UTF-8. A length is 8 bytes, the lowest first.
+        """
+        encoded = [each.encode() if isinstance(each, str) else each for each in (label, *parts)]
+        message = b"".join([len(each).to_bytes(8, "little") + each for each in encoded])
+        return hmac.digest(self.key, message, "sha256")
+
+    def number(self, label: str, *parts: str | bytes) -> int:
+        """The low 53 bits of `digest`, whose first byte is the highest."""
+        return int.from_bytes(self.digest(label, *parts), "big") & ((1 << _NUMBER_BITS) - 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits that tell secrets apart."""
+        return self.digest("fingerprint").hex()[:8]
+
+
+def _bits(key: bytes) -> int:
+    """That it can have at the most, as it is written: 32 hexadecimal digits have 128."""
+    used = set(key)
+    return len(key) * next((bits for bits, digits in _WRITTEN.items() if used <= digits), 8)

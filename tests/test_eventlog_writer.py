@@ -329,9 +329,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("exclude: expected an array of ids", {"exclude": 5}),
     (r"bias: expected shape \(n,\)", {"bias": [[1.0]]}),
     ("bias: index 0: must be finite", {"bias": [math.inf]}),
-    ("seed_source: expected one of server, caller; got 'me'", {"seed_source": "me"}),
+    ("seed_source: expected one of server, caller, derived; got 'me'", {"seed_source": "me"}),
     (
-        "request_id_source: expected one of server, header, body; got 'me'",
+        "request_id_source: expected one of server, gateway, header, body; got 'me'",
         {"request_id": "r", "request_id_source": "me"},
     ),
     ("request_id_source: 'body' goes with a request_id", {"request_id_source": "body"}),

@@ -12,7 +12,7 @@ import pytest
 
 import fastrank as fr
 from fastrank import ope
-from fastrank.eventlog import LogReader, LogWriter, schema
+from fastrank.eventlog import LogReader, LogWriter, ReadReport, schema
 
 RNG = np.random.default_rng(1)
 CATALOG = fr.Catalog(np.arange(40), RNG.standard_normal((40, 4)))
@@ -272,6 +272,40 @@ def test_rows_that_came_twice_are_said(tmp_path: Path) -> None:
         f"no malformed rows; {ROWS:,} came twice, say the same, and count once"
     )
     assert found.rows == ROWS
+
+
+def test_ids_that_clients_chose_and_that_came_again_are_counted(tmp_path: Path) -> None:
+    log = write(tmp_path / "log", fr.PlackettLuce(0.7))
+
+    def again(rows: dict[str, list[Any]]) -> None:
+        for values in rows.values():
+            values += [values[0], *values[:4]]
+        # The first came three times; of what came again nobody chose the ids of two.
+        rows["request_id_source"] = ["body", "header", "gateway", "server"] * (ROWS // 4)
+        rows["request_id_source"] += ["body", "body", "header", "gateway", "server"]
+
+    found = ope.audit(altered(log, again), [MODEL])
+    (check,) = (check for check in found.checks if check.name == "request ids")
+    assert (check.outcome, check.failures) == ("passed", 0)
+    assert check.message == (
+        "3 rows came again under a request id that a client chose, and say the same"
+    )
+
+    def otherwise(rows: dict[str, list[Any]]) -> None:
+        again(rows)
+        for at in (ROWS, ROWS + 4):
+            rows["seed"][at] += 1
+
+    changed = altered(log, otherwise)
+    found = ope.audit(changed, [MODEL])
+    (check,) = (check for check in found.checks if check.name == "request ids")
+    assert (check.outcome, check.failures) == ("warning", 1)
+    assert "3 rows came again" in check.message
+    assert "1 of them say something else" in check.message
+    said = changed.report.to_dict()
+    assert (said["client_ids_repeated"], said["client_ids_contradicted"]) == (3, 1)
+    joined = ReadReport(client_ids_repeated=1, joins=[{"source": said}, {}])
+    assert joined.repeats_by_clients == (4, 1)
 
 
 def test_seeds_that_draw_something_else_are_named(tmp_path: Path) -> None:

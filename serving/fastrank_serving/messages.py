@@ -29,6 +29,7 @@ from fastrank.wire import (
     RulesBody,
     RulesName,
     ScoreName,
+    SeedSource,
     checked,
     encoded,
     read,
@@ -342,7 +343,7 @@ class Served(msgspec.Struct, frozen=True):
     user_id: str | None
     k: int
     model_version: str
-    seed_source: str
+    seed_source: SeedSource
     is_fallback: bool
     user_temperature: float | None
     query: list[float] | msgspec.UnsetType = msgspec.UNSET

@@ -22,7 +22,6 @@ import fastrank as fr
 from fastrank.calibration import condense, expected_overlaps
 from fastrank.extras import missing_extra
 from fastrank.ids import id_from_text
-from fastrank.inputs import draw_seed
 from fastrank.lru import LRU
 from fastrank.opening import open_directory
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, TABLED
@@ -46,6 +45,7 @@ from fastrank_serving.messages import (
 )
 from fastrank_serving.metrics import Metrics
 from fastrank_serving.rules import MAX_BYTES, Named, bytes_of, fitted
+from fastrank_serving.seeds import seed_of
 from fastrank_serving.settings import MAX_M, Settings
 
 if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
@@ -439,7 +439,14 @@ class Service:
         else:
             user_temperature = None
         rules = self._rules(loaded, request)
-        seed = draw_seed() if request.seed is None else request.seed
+        seed, seed_source = seed_of(
+            settings.secret,
+            request,
+            query,
+            request_id=origin.request_id,
+            model_version=loaded.version,
+            policy=policy,
+        )
         has_table = (
             policy.sampler in TABLED
             and request.user_id is not None
@@ -480,7 +487,7 @@ class Service:
             user_id=request.user_id,
             k=k,
             model_version=loaded.version,
-            seed_source="server" if request.seed is None else "caller",
+            seed_source=seed_source,
             is_fallback=is_fallback,
             user_temperature=user_temperature,
             query=query.tolist() if is_fallback else msgspec.UNSET,

@@ -66,7 +66,7 @@ class _SecretFile(click.Path):
         if isinstance(value, Secret):
             return value
         try:
-            return Secret.read(super().convert(value, param, ctx))
+            return Secret.read(os.fsdecode(super().convert(value, param, ctx)))
         except (OSError, ValueError) as error:
             self.fail(str(error), param, ctx)
 

@@ -35,6 +35,7 @@ __all__ = [
     "RulesBody",
     "RulesName",
     "ScoreName",
+    "SeedSource",
     "checked",
     "encoded",
     "lines_of",
@@ -56,7 +57,8 @@ LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjs
 
 ItemId: TypeAlias = int | str
 ItemKind: TypeAlias = Literal["int64", "str"]
-RequestIdSource: TypeAlias = Literal["server", "header", "body"]
+RequestIdSource: TypeAlias = Literal["server", "gateway", "header", "body"]
+SeedSource: TypeAlias = Literal["server", "caller", "derived"]
 
 
 class RulesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -154,8 +156,8 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     request_id_source: Annotated[
         RequestIdSource,
         msgspec.Meta(
-            description="Who said the id: the server, which drew it, or the request's own"
-            " `request_id`."
+            description="Who said the id: the server, which drew it; the gateway in front of it; or"
+            " the request's own `request_id`."
         ),
     ]
     inference_id: Annotated[
@@ -181,7 +183,13 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     k: int
     policy: PolicyName
     seed: int
-    seed_source: str
+    seed_source: Annotated[
+        SeedSource,
+        msgspec.Meta(
+            description="Who chose the seed: the server, which drew it; the caller, who sent it; or"
+            " nobody: it is derived from the server's secret and the request."
+        ),
+    ]
     rng_version: int
     n_eligible: int
     made_by: Annotated[

@@ -42,6 +42,7 @@ from fastrank.eventlog.hashing import SeenHashes, text_hashes
 from fastrank.eventlog.report import DUPLICATE, Flaws, ReadReport
 from fastrank.eventlog.schema import (
     BEYOND,
+    CLIENT_SOURCES,
     KNOWN_RNG_VERSIONS,
     LARGEST,
     OLD_PARAMETERS,
@@ -347,6 +348,10 @@ class Checks:
         flaws.mark(otherwise, DUPLICATE, batch.column("request_id"))
         flaws.settle()
         self._report.equal_duplicates += int(np.count_nonzero(again & ~otherwise))
+        if again.any() and "request_id_source" in batch.schema.names:
+            chosen = among(batch.column("request_id_source"), CLIENT_SOURCES)
+            self._report.client_ids_repeated += int(np.count_nonzero(again & chosen))
+            self._report.client_ids_contradicted += int(np.count_nonzero(otherwise & chosen))
         return again
 
 

@@ -44,6 +44,9 @@ class ReadReport:
     equal_duplicates : int
         Rows that say once more what a row of the same request id said, as logs that are delivered
         at least once have them. They are left out and change nothing; nothing is wrong with them.
+    client_ids_repeated, client_ids_contradicted : int
+        Rows that came under a request id once more which a client had chosen, and those of them
+        that say something else than the first.
     items_read, items_set_aside : int
         Of a table with a row an item: its rows, and those of rankings that were set aside there. A
         request id that stands for nobody makes one ranking of many rows.
@@ -60,6 +63,8 @@ class ReadReport:
     rows_lost: dict[str, int] = field(default_factory=dict)
     joins: list[dict[str, Any]] = field(default_factory=list)
     equal_duplicates: int = 0
+    client_ids_repeated: int = 0
+    client_ids_contradicted: int = 0
     items_read: int = 0
     items_set_aside: int = 0
     times_without_zone: int = 0
@@ -73,6 +78,16 @@ class ReadReport:
     def duplicates(self) -> int:
         """Rows whose request id came before, equal or not; the first one counts."""
         return self.equal_duplicates + self.set_aside.get(DUPLICATE, 0)
+
+    @property
+    def repeats_by_clients(self) -> tuple[int, int]:
+        """`client_ids_repeated` and `client_ids_contradicted`, with what joins left out."""
+        repeated, contradicted = self.client_ids_repeated, self.client_ids_contradicted
+        for join in self.joins:
+            source = join.get("source", {})
+            repeated += source.get("client_ids_repeated", 0)
+            contradicted += source.get("client_ids_contradicted", 0)
+        return repeated, contradicted
 
     @property
     def malformed_share(self) -> float:
@@ -145,6 +160,8 @@ class ReadReport:
             "malformed_share": self.malformed_share,
             "duplicates": self.duplicates,
             "equal_duplicates": self.equal_duplicates,
+            "client_ids_repeated": self.client_ids_repeated,
+            "client_ids_contradicted": self.client_ids_contradicted,
             "items_read": self.items_read,
             "items_set_aside": self.items_set_aside,
             "times_without_zone": self.times_without_zone,

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastrank.catalog import RNG_VERSION
-from fastrank.wire import RequestIdSource
+from fastrank.wire import RequestIdSource, SeedSource
 
 __all__ = [
     "BEYOND",
+    "CLIENT_SOURCES",
     "KNOWN_RNG_VERSIONS",
     "KNOWN_VERSIONS",
     "LARGEST",
@@ -46,8 +47,9 @@ KNOWN_VERSIONS = range(1, SCHEMA_VERSION + 1)
 VERSION_KEY = b"fastrank.schema_version"
 KNOWN_RNG_VERSIONS = range(1, RNG_VERSION + 1)
 PROPENSITY_KINDS = ("exact", "bounded")
-SEED_SOURCES = ("server", "caller")
+SEED_SOURCES = get_args(SeedSource)
 REQUEST_ID_SOURCES = get_args(RequestIdSource)
+CLIENT_SOURCES = ("body", "header")  # where a client chose the id
 REWARD_KINDS = ("positives", "complete")
 # Fields of version 1's struct policy_params, sorted; the last is no parameter of the law.
 OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")

@@ -276,8 +276,9 @@ class LogWriter:
             Places that were asked for.
         request_id : str, optional
             Unique; otherwise a random UUID.
-        request_id_source : {"server", "header", "body"}, optional
-            Where it came from: drawn by the server, a header, or the body of the request.
+        request_id_source : {"server", "gateway", "header", "body"}, optional
+            Where it came from: drawn by the server or the gateway before it, a header, or the body
+            of the request.
         inference_id : str, optional
             The caller's label of SageMaker's request, which need not be unique.
         traceparent : str, optional
@@ -297,9 +298,10 @@ class LogWriter:
             What was left out, and what alone could be shown.
         bias : array_like of float, shape (n,), optional
             Stored once for each content.
-        seed_source : {"server", "caller"}
-            Who chose the seed. Whoever chooses the seed chooses the ranking, and its propensity is
-            no longer true: such rows are left out of evaluations.
+        seed_source : {"server", "caller", "derived"}
+            Who chose the seed; "derived": nobody, for it follows from a secret and the request. A
+            caller who chooses the seed chooses the ranking, and its propensity is no longer true:
+            such rows are left out of evaluations.
         is_fallback : bool
             Whether another policy stood in, for an unknown user say.
         displayed : int, optional

@@ -129,7 +129,8 @@ def audit(
     ``s_1 / T - log_norm`` under Plackett-Luce; of a flat tail every place's is what its own columns
     say. Its candidates, found again, may be
     others: by another index, version of FAISS or CPU. Such rows are reported, and are no forgery.
-    No two users share a seed; no rows are missing from a writer's sequence. O(n d) a row of the
+    No two users share a seed; no rows are missing from a writer's sequence; what came again under a
+    request id that a client chose says the same. O(n d) a row of the
     sample. Rows of `rank_scores` name no catalog that could give their scores again: they are
     counted as not judged, and a log of which most rows cannot be judged fails.
     """
@@ -160,6 +161,7 @@ def audit(
         _repeated_seeds(seeds),
         _gaps(log),
         _malformed(log),
+        _repeated_ids(log),
         _unreadable(log),
     )
     return Audit(checks, rows, sampled.rows, log.report.to_dict())
@@ -510,6 +512,19 @@ def _malformed(log: Log) -> Check:
         message += f"; {equal:,} came twice, say the same, and count once"
     outcome: Outcome = "warning" if wrong else "passed"
     return Check("malformed rows", outcome, log.report.rows_read, wrong, message)
+
+
+def _repeated_ids(log: Log) -> Check:
+    """Who may choose the id of a request, and so its seed, may ask until they like the answer."""
+    name, rows = "request ids", log.report.rows_read
+    repeated, contradicted = log.report.repeats_by_clients
+    if not repeated:
+        return Check(name, "passed", rows, 0, "no request id that a client chose came again")
+    message = f"{repeated:,} rows came again under a request id that a client chose"
+    if not contradicted:
+        return Check(name, "passed", rows, 0, f"{message}, and say the same")
+    message += f"; {contradicted:,} of them say something else, and are set aside"
+    return Check(name, "warning", rows, contradicted, message)
 
 
 def _unreadable(log: Log) -> Check:

@@ -9,7 +9,15 @@ from typing import TypeAlias
 from fastrank.policies import INFERENCE_TYPES, Policy, completed, parameters_of, policy
 from fastrank.policies.relative import RelativeTemperature
 
-__all__ = ["ALIASES", "SYNTAX", "Stated", "parse_policies", "parse_policy", "parse_stated"]
+__all__ = [
+    "ALIASES",
+    "SYNTAX",
+    "Stated",
+    "parse_policies",
+    "parse_policy",
+    "parse_stated",
+    "written",
+]
 
 NamedPolicy: TypeAlias = Policy | RelativeTemperature
 
@@ -113,6 +121,22 @@ def parse_stated(text: str, option: str = "--policy") -> Stated:
     except ValueError as error:
         raise ValueError(f"{option}: {text}: {error}") from None
     return Stated(name, params)
+
+
+def written(policy: Policy) -> str:
+    """A policy as `parse_stated` reads it, to the bit; parameters by their names.
+
+    Examples
+    --------
+    >>> from fastrank import BestFirst, PlackettLuce
+    >>> written(BestFirst(2, PlackettLuce(0.1)))
+    'stochastic_gumbel_softmax_trick:head=2,temperature=0.1'
+    """
+    params = ",".join(
+        f"{name}={value if isinstance(value, int) else float(value)!r}"
+        for name, value in sorted(policy.params.items())
+    )
+    return f"{policy.inference_type}:{params}" if params else policy.inference_type
 
 
 def _parsed(text: str, option: str) -> tuple[str, str, dict[str, float], float | None]:

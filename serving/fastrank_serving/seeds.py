@@ -1,0 +1,85 @@
+"""The seed of a request: the caller's, derived from a secret and the request, or drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+import fastrank as fr
+from fastrank.inputs import draw_seed
+from fastrank.policies.spec import written
+from fastrank.wire import SeedSource
+from fastrank_serving.messages import Request, encoded
+from fastrank_serving.secret import Secret
+
+__all__ = ["derived_seed", "seed_of"]
+
+
+def seed_of(
+    secret: Secret | None,
+    request: Request,
+    query: npt.NDArray[np.float32],
+    *,
+    request_id: str,
+    model_version: str,
+    policy: fr.Policy,
+) -> tuple[int, SeedSource]:
+    """A request's seed, and its source as the log has it; as `derived_seed`."""
+    if request.seed is not None:
+        return request.seed, "caller"
+    if secret is None:
+        return draw_seed(), "server"
+    seed = derived_seed(
+        secret, request, query, request_id=request_id, model_version=model_version, policy=policy
+    )
+    return seed, "derived"
+
+
+def derived_seed(
+    secret: Secret,
+    request: Request,
+    query: npt.NDArray[np.float32],
+    *,
+    request_id: str,
+    model_version: str,
+    policy: fr.Policy,
+) -> int:
+    """The seed that all have for a request who have the secret: `Secret.number` of "seed" and
+
+    1. ``user`` or ``query``,
+    2. the user's id, or the vector as float32, the lowest byte first,
+    3. the request's id,
+    4. the model's version,
+    5. the policy in force, as `fastrank.policies.spec.written` has it,
+    6. k, in digits,
+    7. what else decides the list: `exclude`, `allow`, `after`, `score`, `params` and `rules`, as
+       the request has them, an array of JSON.
+
+    Nothing that decides a list is left out, so that another question under one request id has noise
+    of its own. O(length of the request).
+
+    Parameters
+    ----------
+    secret : Secret
+    request : Request
+        Its `k` is stated.
+    query : ndarray of float32, shape (d,)
+        What is ranked for; it counts where the request names no user.
+    request_id, model_version : str
+    policy : Policy
+        With its user's own temperature.
+    """
+    is_user = request.user_id is not None
+    return secret.number(
+        "seed",
+        "user" if is_user else "query",
+        request.user_id or query.astype("<f4").tobytes(),
+        request_id,
+        model_version,
+        written(policy),
+        str(request.k),
+        encoded([getattr(request, name) for name in _REST]),
+    )
+
+
+_REST = ("exclude", "allow", "after", "score", "params", "rules")

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import run as loadtest_run
+from environment import inherited
 from gates import BASE, Gates, Verdict, pooled, ratio
 from histogram import Histogram, _above, _index
 from loadreport import Run, markdown, page, summary, text
@@ -859,6 +860,7 @@ def whole(folder: Path, *options: object) -> Any:
         capture_output=True,
         text=True,
         timeout=PATIENCE,
+        env=inherited(),
         check=False,
     )
 

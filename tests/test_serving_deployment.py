@@ -18,7 +18,7 @@ from environment import inherited
 from patience import PATIENCE
 from servers import Container, free_port, make_model
 
-from fastrank_serving.settings import OPTIONS
+from fastrank_serving.settings import OPTIONS, OTHERS
 
 SERVING = Path(__file__).parents[1] / "serving"
 CONTAINER = {
@@ -121,6 +121,6 @@ class TestDeployment:
     def test_its_settings_are_there(self, pod: dict[str, Any]) -> None:
         (container,) = pod["containers"]
         known = {name for option in OPTIONS for name in option.variables}
-        assert {each["name"] for each in container["env"]} <= known
+        assert {each["name"] for each in container["env"]} <= known | {*OTHERS}
         (mount,) = container["volumeMounts"]
         assert mount["mountPath"] == "/opt/ml/model"

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import string
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,16 +20,19 @@ import pytest
 
 pytest.importorskip("airspeed")
 pytest.importorskip("yaml")
-pytest.importorskip("msgspec")
+pytest.importorskip("starlette")
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE
+from served import ask, call, with_app
 from servers import USERS, Client, Container, make_model
 
 from fastrank.wire import RulesBody
 from fastrank_serving import gateway as module
+from fastrank_serving.clients import as_fields
 from fastrank_serving.gateway import TEMPLATE, Gateway, Integration, Parameters, Server
 from fastrank_serving.messages import ProblemError, error_body, parse
+from fastrank_serving.secret import Secret
 from fastrank_serving.settings import OPTIONS
 
 GUMBEL = "stochastic_gumbel_softmax_trick"
@@ -183,7 +187,7 @@ class TestResponse:
         reply = self.respond(integration, 200, b'{"request_id": "$x #end"}')
         assert (reply.status, reply.body) == (200, b'{"request_id": "$x #end"}')
 
-    @pytest.mark.parametrize("status", [400, 404, 413, 422, 429, 500, 503])
+    @pytest.mark.parametrize("status", [400, 403, 404, 413, 422, 429, 500, 503])
     def test_a_model_error_is_the_containers(self, integration: Integration, status: int) -> None:
         problem = ProblemError(status, "c", 'quotes " \\ $util #end\n東', value="'", retry_after=1)
         own = error_body(problem, ID)
@@ -468,14 +472,58 @@ class TestTemplate:
         container = self.only(resources, "AWS::SageMaker::Model")["PrimaryContainer"]
         known = {name: each for each in OPTIONS for name in each.variables}
         given = {
-            name: usual[value["Ref"]] if isinstance(value, dict) else value
+            name: usual[value["Ref"]]
+            if isinstance(value, dict) and "Ref" in value
+            else value["Fn::Sub"]
+            if isinstance(value, dict)
+            else value
             for name, value in container["Environment"].items()
         }
         assert given == {
+            "FASTRANK_ALLOW_POLICIES": "",
+            "FASTRANK_CLIENTS_MAY": "all",
             "FASTRANK_EMF": "1",
+            "FASTRANK_GATEWAY_MAY": "k",
             "FASTRANK_K": known["FASTRANK_K"].default,
             "FASTRANK_POLICY": "",  # the model's own
+            "FASTRANK_SECRET": "{{resolve:secretsmanager:${Secret}}}",
         }
+
+    def test_its_secret_is_one_that_a_container_takes(self, resources: dict[str, Any]) -> None:
+        drawn = self.only(resources, "AWS::SecretsManager::Secret")["GenerateSecretString"]
+        assert drawn == {"PasswordLength": 43, "ExcludePunctuation": True}
+        text = (string.ascii_letters + string.digits)[: drawn["PasswordLength"]]
+        assert Secret.of_text(text).key == text.encode()
+
+    def test_what_it_lets_through_falsifies_no_log(
+        self, integration: Integration, usual: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Of the defaults: a user and k."""
+        make_model().save(tmp_path / "model")
+        may = {name: as_fields(usual[name].split(",")) for name in ("GatewayMay", "ClientsMay")}
+
+        async def work(app: Any) -> None:
+            asked = [
+                ({"k": "3"}, 200),
+                ({}, 200),
+                ({"k": ""}, 200),
+                ({"seed": "1"}, 403),
+                ({"k": "3", "inference_type": "uniform"}, 403),
+                ({"rules": "home"}, 403),
+            ]
+            for j, (query, status) in enumerate(asked):
+                rendered, _ = integration.request(parameters("ann", query), f"{ID}-{j}")
+                reply = await call(app, "POST", "/invocations", rendered)
+                assert reply.status == status, (query, reply.body)
+                if status == 200:
+                    assert reply.json()["request_id_source"] == "gateway"
+                else:
+                    assert reply.error["field"] in query
+            direct = {"user_id": "ann", "inference_type": "uniform", "seed": 1}
+            assert (await ask(app, **direct)).status == 200
+
+        settings = {"gateway_may": may["GatewayMay"], "clients_may": may["ClientsMay"]}
+        with_app(tmp_path / "model", work, **settings)
 
     def test_instances_follow_the_requests_in_flight(
         self, resources: dict[str, Any], usual: dict[str, Any]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
+from fastrank.wire import GatewayRequest
 from fastrank_serving import messages
 from fastrank_serving.messages import (
     ProblemError,
@@ -121,7 +122,7 @@ def test_a_value_may_repeat_a_field_name() -> None:
 def test_gateway_parameters() -> None:
     body = {"gateway": {"user_id": "O%27Brien%22%2C%22seed%22%3A%221", "k": "", "seed": "7"}}
     found = parse(json.dumps(body).encode())
-    assert found == Request(user_id='O\'Brien","seed":"1', seed=7)
+    assert found == GatewayRequest(user_id='O\'Brien","seed":"1', seed=7)
     found = parse_parameters({"user_id": "a", "exclude": "1,2,,", "k": "3"})
     assert (found.exclude, found.k) == (["1", "2"], 3)
     found = parse_parameters({"user_id": " a", "allow": 'x, y,"a, ""b"""'})

@@ -377,9 +377,11 @@ def test_a_server_may_take_named_rules_alone(
         assert (await ask(app, user_id="u1", rules="home")).status == 200
         assert (await ask(app, user_id="u1", after=[3])).status == 200
         found = await ask(app, user_id="u1", rules=HOME)
-        assert (found.status, found.error["field"]) == (422, "rules")
+        assert (found.status, found.error["field"]) == (403, "rules")
         assert found.error["allowed"] == list(NAMED)
         assert "takes no others" in found.error["message"]
+        found = await ask(app, user_id="u1", rules="away")
+        assert (found.status, found.error["code"]) == (422, "unknown_rules")
         schemas = (await call(app, "GET", "/openapi.json")).json()["components"]["schemas"]
         assert "#/components/schemas/Rules" not in json.dumps(schemas["UserRequest"])
 
@@ -628,4 +630,4 @@ def test_the_command_serves_them(tmp_path: Path, model: fr.Model, named: tuple[s
                 break
         else:
             raise AssertionError("it did not read the file again")
-        assert process.ask(user_id="u1", rules={})[0] == 422
+        assert process.ask(user_id="u1", rules={})[0] == 403

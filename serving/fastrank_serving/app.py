@@ -32,6 +32,7 @@ from fastrank_serving import explorer, metrics
 from fastrank_serving.messages import (
     LATE,
     MAX_TEXT,
+    Origin,
     ProblemError,
     Request,
     error_body,
@@ -84,7 +85,16 @@ def create_app(
 
 async def _rehearse(settings: Settings, loaded: Loaded) -> None:
     """In an app of its own, of which nothing is logged or counted."""
-    apart = replace(settings, log_directory=None, deadline=_REHEARSAL_SECONDS)
+    apart = replace(
+        settings,
+        log_directory=None,
+        deadline=_REHEARSAL_SECONDS,
+        # What clients may not choose today they may tomorrow, by a setting alone.
+        only_named_rules=False,
+        clients_may=None,
+        gateway_may=None,
+        allow_policies=None,
+    )
     service = Service(apart, metrics.Metrics(), loaded)
     try:
         await rehearse(App(service), loaded, settings)
@@ -195,7 +205,7 @@ class App:
                 return
             request = parse(body) if held is None else await self._read(body, held)
             del body, message
-            origin = origin_of(request, inference_id, trace)
+            origin = self._origin(request, inference_id, trace)
             request_id = origin.request_id
             answer = await self.service.answer(request, origin)
         except ProblemError as problem:
@@ -216,6 +226,10 @@ class App:
             if held is not None:
                 held.give_back()
         await self._send(send, 200, answer, extra)
+
+    def _origin(self, request: Request, inference_id: str | None, trace: str | None) -> Origin:
+        has_gateway = self.service.clients.has_gateway
+        return origin_of(request, inference_id, trace, has_gateway=has_gateway)
 
     async def _body(
         self, message: Message, scope: Scope, headers: Headers, receive: Receive, held: _Held
@@ -306,7 +320,7 @@ class App:
                 request_id = None
                 try:
                     request = parse(line)
-                    origin = origin_of(request, inference_id, trace)
+                    origin = self._origin(request, inference_id, trace)
                     request_id = origin.request_id
                     results[j] = await self.service.answer(request, origin, is_batch=True)
                 except ProblemError as problem:
@@ -535,7 +549,10 @@ def _starlettes(app: App) -> tuple[ASGIApp, ASGIApp]:
                     name: {"id": each.rules.id, "params": each.params}
                     for name, each in loaded.rules.items()
                 },
-                "only_named_rules": service.settings.only_named_rules,
+                "only_named_rules": not service.clients.may_say("rules"),
+                "clients_may": service.clients.fields,
+                "gateway_may": service.clients.gateways,
+                "allow_policies": service.clients.policies,
                 "index": None
                 if index is None
                 else {"version": index.version, "n_probes": index.n_probes},

@@ -19,6 +19,7 @@ from starlette.routing import Route
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH, id_from_text, integer
 from fastrank.policies import parameters_of
+from fastrank_serving.clients import FIELDS
 from fastrank_serving.messages import (
     MAX_TEXT,
     ProblemError,
@@ -103,8 +104,10 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             "columns": {} if loaded.catalog.features is None else loaded.catalog.features.columns,
             "rules": [{"name": name, "params": each.params} for name, each in loaded.rules.items()],
             "inference_types": [
-                {"name": name, "params": list(parameters_of(name))} for name in fr.INFERENCE_TYPES
+                {"name": name, "params": list(parameters_of(name))}
+                for name in service.clients.inference_types
             ],
+            "may": [name for name in FIELDS if service.clients.may(name)],
         }
 
     def users(request: HttpRequest) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fastrank.policies import PARAMETERS, completed, parameters_of
 from fastrank.wire import (
     MAX_TEXT,
     Answer,
+    GatewayRequest,
     PolicyName,
     Request,
     RequestError,
@@ -220,14 +221,20 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def origin_of(
-    request: Request, inference_id: str | None = None, traceparent: str | None = None
+    request: Request,
+    inference_id: str | None = None,
+    traceparent: str | None = None,
+    *,
+    has_gateway: bool = False,
 ) -> Origin:
-    """By the request's own id, or else one that is drawn.
+    """By the request's own id, which a gateway may have drawn, or else one that is drawn.
 
     An inference id is a label: callers may give one to all requests of a session.
     """
     if request.request_id is not None:
-        return Origin(request.request_id, "body", inference_id, traceparent)
+        of_gateway = has_gateway and isinstance(request, GatewayRequest)
+        source: RequestIdSource = "gateway" if of_gateway else "body"
+        return Origin(request.request_id, source, inference_id, traceparent)
     return Origin(new_request_id(), "server", inference_id, traceparent)
 
 

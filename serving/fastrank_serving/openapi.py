@@ -11,6 +11,7 @@ import fastrank as fr
 from fastrank.ids import MAX_LENGTH
 from fastrank.policies import PARAMETERS, parameters_of
 from fastrank.wire import LINES, MAX_PARAMS, MAX_RULES, MAX_RULES_ENTRIES, MAX_SCORE
+from fastrank_serving.clients import Clients
 from fastrank_serving.messages import MAX_TEXT, Answer
 from fastrank_serving.rules import Named
 from fastrank_serving.settings import MAX_M, Settings
@@ -22,6 +23,7 @@ _ANNOTATIONS = ("default", "description")
 _MAX_SCORE, _MAX_PARAMS, _MAX_PARAM, _MAX_RULES = 1000, 8, 64, 4000
 _ERRORS = {
     "400": "Not a request: not JSON, an unknown field, another type.",
+    "403": "What clients of this server may not choose: a field, or a policy.",
     "404": "The model does not know the user.",
     "405": "Not with this method.",
     "408": "The body did not come in time.",
@@ -45,16 +47,21 @@ def document(
     _, components = msgspec.json.schema_components(
         (Answer,), ref_template="#/components/schemas/{name}"
     )
-    fields = _fields(settings, catalog, policy, rules or {})
-    components["Request"] = {
-        "description": "A ranking for a user that the model knows, or for a vector.",
-        "oneOf": [
-            {"$ref": "#/components/schemas/UserRequest"},
-            {"$ref": "#/components/schemas/QueryRequest"},
-        ],
+    clients = Clients(settings)
+    fields = {
+        name: schema
+        for name, schema in _fields(settings, clients, catalog, policy, rules or {}).items()
+        if name == "user_id" or clients.may(name)
     }
     components["UserRequest"] = _request(fields, "user_id", "query")
-    components["QueryRequest"] = _request(fields, "query", "user_id")
+    requests = [{"$ref": "#/components/schemas/UserRequest"}]
+    if "query" in fields:
+        components["QueryRequest"] = _request(fields, "query", "user_id")
+        requests.append({"$ref": "#/components/schemas/QueryRequest"})
+    components["Request"] = {
+        "description": "A ranking for a user that the model knows, or for a vector.",
+        "oneOf": requests,
+    }
     components["Rules"] = _rules(catalog)
     components["Error"] = _error()
 
@@ -71,14 +78,17 @@ def document(
     parameters: list[dict[str, Any]] = [
         {"name": "user_id", "in": "path", "required": True, "schema": fields.pop("user_id")}
     ]
-    fields["score"] |= {"maxLength": _MAX_SCORE}
-    fields["params"] = _params(_MAX_PARAMS, _MAX_PARAM)
-    fields["rules"] = {
-        "type": "string",
-        "minLength": 1,
-        "maxLength": _MAX_RULES,
-        "description": f"{fields['rules']['description']} Here an object is JSON, as text.",
+    in_url = {
+        "score": {**fields.get("score", {}), "maxLength": _MAX_SCORE},
+        "params": _params(_MAX_PARAMS, _MAX_PARAM),
+        "rules": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": _MAX_RULES,
+            "description": f"{_rules_words(clients, rules or {})} Here an object is JSON, as text.",
+        },
     }
+    fields |= {name: schema for name, schema in in_url.items() if name in fields}
     for name, schema in fields.items():
         if schema["type"] == "object":  # as JSON
             parameters.append(
@@ -167,6 +177,7 @@ def _request(fields: Mapping[str, dict[str, Any]], named: str, other: str) -> di
 
 def _fields(
     settings: Settings,
+    clients: Clients,
     catalog: fr.Catalog | None,
     policy: fr.Policy | None,
     rules: Mapping[str, Named],
@@ -183,7 +194,7 @@ def _fields(
         "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": settings.k},
         "inference_type": {
             "type": "string",
-            "enum": list(fr.INFERENCE_TYPES),
+            "enum": clients.inference_types,
             "description": _default_policy(policy),
         },
         **{name: _parameter(name) for name in PARAMETERS},
@@ -200,16 +211,15 @@ def _fields(
             "type": "string",
             "minLength": 1,
             "maxLength": MAX_SCORE,
-            "description": "What makes scores of dot products: an expression, or the name of one of"
-            f" the server's score functions. {_default_score(catalog)}",
+            "description": f"{_score_words(clients)} {_default_score(catalog)}",
         },
         "params": _params(MAX_PARAMS, MAX_TEXT),
         "rules": {
             "anyOf": [
                 *([{"type": "string", "enum": list(rules)}] if rules else []),
-                *([] if settings.only_named_rules else [{"$ref": "#/components/schemas/Rules"}]),
+                *([{"$ref": "#/components/schemas/Rules"}] if clients.may_say("rules") else []),
             ],
-            "description": _rules_words(settings, rules),
+            "description": _rules_words(clients, rules),
         },
         "after": ids
         | {
@@ -225,9 +235,16 @@ def _item(catalog: fr.Catalog | None) -> dict[str, Any]:
     return {"type": "string" if is_text else ["integer", "string"]}
 
 
-def _rules_words(settings: Settings, rules: Mapping[str, Named]) -> str:
+def _score_words(clients: Clients) -> str:
     """What is said of the field."""
-    own = "" if settings.only_named_rules else " or an object"
+    own = "an expression, or " if clients.may_say("score") else ""
+    name = "the name of one of the server's score functions"
+    return f"What makes scores of dot products: {own}{name}."
+
+
+def _rules_words(clients: Clients, rules: Mapping[str, Named]) -> str:
+    """What is said of the field."""
+    own = " or an object" if clients.may_say("rules") else ""
     named = [
         name + (f" (with the params {', '.join(each.params)})" if each.params else "")
         for name, each in rules.items()

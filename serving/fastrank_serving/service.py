@@ -31,6 +31,7 @@ from fastrank.rulesfile import named_rules
 from fastrank.scoring import imported
 from fastrank.seen import Seen
 from fastrank.wire import RulesBody, short
+from fastrank_serving.clients import Clients
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
     Origin,
@@ -263,6 +264,7 @@ class Service:
 
     def __init__(self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None) -> None:
         self.settings = settings
+        self.clients = Clients(settings)
         self.metrics = metrics
         if settings.secret is not None:
             metrics.has_secret(settings.secret.fingerprint)
@@ -391,6 +393,7 @@ class Service:
         ------
         ProblemError
         """
+        self.clients.check(request, self.rules)
         request.k = self._places(request)
         # Nobody can send a request again under an id that was drawn here.
         if origin.request_id_source == "server" or not self.settings.keep_answers:
@@ -427,6 +430,7 @@ class Service:
             if ids is not None and len(ids) > settings.max_ids:
                 raise out_of_range(name, len(ids), f"at most {settings.max_ids} ids")
         policy = policy_of(request, loaded.policy, loaded.models_policy)
+        self.clients.check_policy(request, policy, loaded.policy, loaded.models_policy)
         (query, user_temperature, seen), is_fallback = self._query(loaded, request)
         if is_fallback and loaded.fallback is not None:
             policy = loaded.fallback
@@ -540,16 +544,15 @@ class Service:
         rules, names = request.rules, list(loaded.rules)
         if isinstance(rules, str) and rules in loaded.rules:
             return loaded.rules[rules].rules
-        is_name = isinstance(rules, str)
-        if isinstance(rules, str) or (rules is not None and self.settings.only_named_rules):
+        if isinstance(rules, str):
             have = ", ".join(names) or "none"
-            got = f"got {short(rules)!r}" if is_name else "this server takes no others"
             raise ProblemError(
                 422,
-                "unknown_rules" if is_name else "invalid_value",
-                f"rules: expected the name of some that the server has ({have}); {got}",
+                "unknown_rules",
+                f"rules: expected the name of some that the server has ({have});"
+                f" got {short(rules)!r}",
                 field="rules",
-                value=rules if is_name else "an object",
+                value=rules,
                 allowed=names,
             )
         if rules is not None and (size := bytes_of(rules, len(loaded.catalog))) > MAX_BYTES:

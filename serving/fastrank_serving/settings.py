@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import fastrank as fr
 from fastrank.cores import usable_cores
 from fastrank.ids import split_ids
 from fastrank.policies.spec import SYNTAX, parse_stated
+from fastrank_serving.clients import FIELDS, OF_GATEWAY, OF_POLICIES, Fields, as_fields
 from fastrank_serving.secret import Secret
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ OTHERS = {
     "FASTRANK_SECRET": "The secret itself, instead of `--secret-file`; never an argument.",
     "FASTRANK_TRACEBACK": "If it is set, bad input to a command ends in a traceback.",
 }
+
+
+_NEXT_POLICY = re.compile(r",(?![^,:=]*=)")
 
 
 # ---- What options take ----------------------------------------------------------------------
@@ -57,6 +62,33 @@ class _Policy(click.types.StringParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         named = "policy" if param is None else param.get_error_hint(ctx).strip("'")
         return parse_stated(value, named) if isinstance(value, str) else value
+
+
+class _Fields(click.types.StringParamType):
+    """Fields of a request, with commas between them."""
+
+    name = "fields"
+
+    def __init__(self, known: Fields) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return as_fields(value.split(","), self.known) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class _Policies(click.types.StringParamType):
+    """Policies with commas between them: one before ``name=`` goes on with the policy before it."""
+
+    name = "policies"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        one = _Policy()
+        return tuple(one.convert(each, param, ctx) for each in _NEXT_POLICY.split(value))
 
 
 class _SecretFile(click.Path):
@@ -149,6 +181,8 @@ class Option:
         """A ValueError, naming the setting, for a value that the option would not take."""
         takes = self.takes
         try:
+            if isinstance(takes, _Fields) and value is not None and value != ():
+                takes.convert(",".join(value), None, None)
             if isinstance(takes, click.Choice):
                 if value not in takes.choices:  # as it stands there
                     takes.fail(takes.get_invalid_choice_message(value, None))
@@ -257,7 +291,41 @@ class Settings:
         ),
     )
     only_named_rules: bool = field(
-        default=False, metadata=_said(click.BOOL, "Requests may say no rules of their own.")
+        default=False,
+        metadata=_said(
+            click.BOOL, "Requests may say no rules of their own: rules:named, whoever asks."
+        ),
+    )
+    clients_may: Fields | None = field(
+        default=None,
+        metadata=_said(
+            _Fields(FIELDS),
+            "Fields of a request that clients may set besides user_id, with commas between them;"
+            " none; all. Of score and rules, with :named, what the server has a name for. Others"
+            " get a 403.",
+            shown="all",
+            metavar="FIELD,...",
+        ),
+    )
+    gateway_may: Fields | None = field(
+        default=None,
+        metadata=_said(
+            _Fields(OF_GATEWAY),
+            "There is a gateway, and these may be set through it. Its request_id is the gateway's"
+            " own.",
+            shown="no gateway: what has its form is a client's",
+            metavar="FIELD,...",
+        ),
+    )
+    allow_policies: tuple[Stated, ...] | None = field(
+        default=None,
+        metadata=_said(
+            _Policies(),
+            "Policies that requests may name, with commas between them: with the parameters that"
+            " are stated, or with any where none are.",
+            shown="any",
+            metavar="INFERENCE_TYPE[:PARAM=VALUE,...],...",
+        ),
     )
     workers: int = field(
         default=1,
@@ -395,6 +463,13 @@ class Settings:
     def __post_init__(self) -> None:
         for option in OPTIONS:
             option.check(getattr(self, option.field))
+        if self.allow_policies is not None and self.clients_may is not None:
+            may = {*self.clients_may, *(self.gateway_may or ())}
+            if may.isdisjoint(OF_POLICIES):
+                raise ValueError(
+                    "allow_policies: nobody may name a policy: clients_may and gateway_may have"
+                    f" none of {', '.join(OF_POLICIES)}"
+                )
         if self.k > self.max_k:
             raise ValueError(f"k: {self.k} is more than max_k, which is {self.max_k}")
         if self.max_held < self.max_body:

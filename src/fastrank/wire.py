@@ -26,6 +26,7 @@ __all__ = [
     "MAX_SCORE",
     "MAX_TEXT",
     "Answer",
+    "GatewayRequest",
     "ItemKind",
     "PolicyName",
     "Request",
@@ -109,6 +110,10 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     params: dict[str, float | bool | str] | None = None
     rules: str | RulesBody | None = None  # a text: the name of some that the server has
     after: list[ItemId] | None = None
+
+
+class GatewayRequest(Request, kw_only=True):
+    """A request that came in API Gateway's form."""
 
 
 class PolicyName(msgspec.Struct, gc=False):
@@ -392,7 +397,7 @@ def _read(body: bytes, max_ids: int | None) -> Request:
     return request
 
 
-def read_parameters(parameters: Mapping[str, str]) -> Request:
+def read_parameters(parameters: Mapping[str, str], kind: type[Request] = Request) -> Request:
     """The request of URL parameters, decoded already; '' counts as absent. Otherwise as `read`."""
     given: dict[str, Any] = {}
     for name, text in parameters.items():
@@ -420,7 +425,7 @@ def read_parameters(parameters: Mapping[str, str]) -> Request:
             given[name] = _rules(text)
     _read_numbers(given)
     try:
-        return msgspec.convert(given, Request)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), given) from None
 
@@ -627,7 +632,7 @@ def _read_otherwise(body: bytes, why_not: str, members: dict[str, msgspec.Raw] |
     except msgspec.ValidationError:  # no object
         raise _invalid(why_not, {}) from None
     if members.keys() == {_GATEWAY}:
-        return read_parameters(_gateway(members[_GATEWAY]))
+        return read_parameters(_gateway(members[_GATEWAY]), GatewayRequest)
     given = {
         name: msgspec.json.decode(members[name])
         for name in (*_INTEGERS, *_FLOATS)

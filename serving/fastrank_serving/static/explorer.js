@@ -20,6 +20,9 @@ const KEPT_TITLES = 20_000;
 const LONGEST = 4_000; // characters of an address
 const LONGEST_TITLE = 160;
 // What is wrong with these is wrong for every inference type.
+// Without them nothing can be compared, or what is asked here would count in evaluations.
+const WANTED = ["inference_type", "seed"];
+const OPTIONAL = ["k", "temperature", "epsilon", "head", "m", "factor", "score", "params"];
 const SHARED_FIELDS = ["user_id", "k", "seed", "request_id", "score", "params"];
 
 const $ = (id) => document.getElementById(id);
@@ -115,6 +118,10 @@ function changed(pause = PAUSE) {
   }, pause);
 }
 
+function may(field) {
+  return about.may.includes(field);
+}
+
 // One request after another, so that each time is that of one ranking alone.
 async function rankAll() {
   if (running) return; // it sees that something has changed
@@ -139,11 +146,12 @@ async function sweep(outdated) {
   for (const card of cards.values()) card.box.setAttribute("aria-busy", "true");
   let best = null, refused = 0;
   for (const { name, params } of about.inference_types) {
-    const body = { user_id: chosen.user, k: chosen.k, inference_type: name, seed: chosen.seed };
-    for (const param of params) if (param in chosen) body[param] = chosen[param];
-    if (chosen.score.trim()) body.score = chosen.score.trim();
-    if (chosen.params.trim()) body.params = paramsOf(chosen.params);
-    if (chosen.rules) body.rules = chosen.rules;
+    const body = { user_id: chosen.user, inference_type: name, seed: chosen.seed };
+    if (may("k")) body.k = chosen.k;
+    for (const param of params) if (param in chosen && may(param)) body[param] = chosen[param];
+    if (chosen.score.trim() && may("score")) body.score = chosen.score.trim();
+    if (chosen.params.trim() && may("params")) body.params = paramsOf(chosen.params);
+    if (chosen.rules && may("rules")) body.rules = chosen.rules;
     const card = cards.get(name);
     try {
       const { found, milliseconds } = await ask("invocations", body);
@@ -569,7 +577,13 @@ async function begin() {
     option.value = name;
     $("rules").append(option);
   }
-  $("rules-control").hidden = !about.rules.length;
+  for (const field of OPTIONAL) $(field).closest(".control").hidden = !may(field);
+  $("rules-control").hidden = !about.rules.length || !may("rules");
+  const missing = WANTED.filter((field) => !may(field));
+  if (missing.length) {
+    $("controls").hidden = true;
+    return stop(new Problem(`This server lets clients choose no ${missing.join(" and no ")} (--clients-may), and this page asks by both.`));
+  }
   state.k = Math.min(state.k, about.max_k);
   state.seed = newSeed();
   const middle = Math.log10(state.temperature);

@@ -1,0 +1,219 @@
+"""What clients may choose: the fields of a request that they may set, the policies they may name.
+
+What comes in API Gateway's form and what comes directly are set apart: behind the gateway is
+anybody, and what asks directly may be a service of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+import fastrank as fr
+from fastrank.policies import INFERENCE_TYPES, PARAMETERS
+from fastrank.policies.spec import Stated, written
+from fastrank.wire import GatewayRequest, Request, RulesBody
+from fastrank_serving.messages import ProblemError
+
+if TYPE_CHECKING:
+    from fastrank_serving.settings import Settings
+
+__all__ = ["FIELDS", "OF_GATEWAY", "OF_POLICIES", "Clients", "Fields", "as_fields"]
+
+Fields: TypeAlias = tuple[str, ...]
+
+FIELDS: Fields = tuple(name for name in Request.__struct_fields__ if name != "user_id")
+OF_GATEWAY: Fields = tuple(name for name in FIELDS if name != "request_id")  # which is its own
+OF_POLICIES: Fields = ("inference_type", *PARAMETERS)
+_NAMED = ":named"  # after a field: only what the server has a name for
+_BY_NAME = ("score", "rules")
+
+
+def as_fields(words: Iterable[str], known: Sequence[str] = FIELDS) -> Fields:
+    """Fields in the order of a request; "all" and "none" stand alone.
+
+    Raises
+    ------
+    ValueError
+        For a word that is no field.
+
+    Examples
+    --------
+    >>> as_fields(["rules:named", "k"])
+    ('k', 'rules:named')
+    >>> as_fields(["none"])
+    ()
+    """
+    given = dict.fromkeys(word.strip() for word in words)
+    if given.keys() == {"all"}:
+        return tuple(known)
+    if given.keys() == {"none"}:
+        return ()
+    order = [
+        word for name in known for word in (name, name + _NAMED) if word == name or name in _BY_NAME
+    ]
+    for word in given:
+        if word not in order:
+            near = get_close_matches(word, order, 1, 0)[0]
+            raise ValueError(
+                f"expected fields of a request, or all, or none; got {word!r} (nearest: {near})"
+            )
+        if word + _NAMED in given:
+            raise ValueError(f"{word} and {word}{_NAMED} contradict each other")
+    return tuple(word for word in order if word in given)
+
+
+@dataclass(frozen=True, slots=True)
+class _May:
+    """What those may set who come one way.
+
+    Attributes
+    ----------
+    fields : tuple of str
+        As `as_fields` gives them.
+    not_these, by_name : tuple of str
+        The fields that are refused, and those that take a name alone.
+    """
+
+    fields: Fields
+    not_these: Fields
+    by_name: Fields
+
+    @classmethod
+    def of(cls, fields: Fields, only_named_rules: bool, always: Fields = ()) -> _May:
+        if only_named_rules:
+            fields = tuple(f"{each}{_NAMED}" if each == "rules" else each for each in fields)
+        names = {each.removesuffix(_NAMED) for each in (*fields, *always)}
+        by_name = tuple(each.removesuffix(_NAMED) for each in fields if each.endswith(_NAMED))
+        return cls(fields, tuple(name for name in FIELDS if name not in names), by_name)
+
+
+class Clients:
+    """What the clients of a server may choose.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Attributes
+    ----------
+    fields : tuple of str
+        That those may set who ask directly, as `as_fields` gives them.
+    gateways : tuple of str or None
+        That those may set who ask through the gateway; None where no gateway is said to be there:
+        its form is one of a client's, then.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        named = settings.only_named_rules
+        self._may = _May.of(FIELDS if settings.clients_may is None else settings.clients_may, named)
+        self._gateways = self._may
+        if settings.gateway_may is not None:
+            self._gateways = _May.of(settings.gateway_may, named, ("request_id",))
+        self.has_gateway = settings.gateway_may is not None
+        self._policies = settings.allow_policies
+        self._functions = [path.rpartition(":")[2] for path in settings.score_functions]
+        self._asks = bool(
+            self._may.not_these
+            or self._may.by_name
+            or self._gateways.not_these
+            or self._gateways.by_name
+        )
+
+    @property
+    def fields(self) -> Fields:
+        return self._may.fields
+
+    @property
+    def gateways(self) -> Fields | None:
+        return self._gateways.fields if self.has_gateway else None
+
+    @property
+    def policies(self) -> list[str] | None:
+        """That may be named besides the server's own; None for all."""
+        return None if self._policies is None else [_stated(each) for each in self._policies]
+
+    def may(self, field: str) -> bool:
+        """Whether those who ask directly may set a field, if only to a name."""
+        return field not in self._may.not_these
+
+    def may_say(self, field: str) -> bool:
+        """Whether they may set it to what the server has no name for."""
+        return self.may(field) and field not in self._may.by_name
+
+    @property
+    def inference_types(self) -> list[str]:
+        """That they may name."""
+        if not self.may("inference_type"):
+            return []
+        if self._policies is None:
+            return list(INFERENCE_TYPES)
+        allowed = {each.inference_type for each in self._policies}
+        return [name for name in INFERENCE_TYPES if name in allowed]
+
+    def check(self, request: Request, rules: Mapping[str, Any]) -> None:
+        """A ProblemError, a 403, for a request that sets what it may not.
+
+        Parameters
+        ----------
+        request : Request
+        rules : mapping
+            By names that the server has.
+        """
+        if not self._asks:
+            return
+        may = self._gateways if isinstance(request, GatewayRequest) else self._may
+        for name in may.not_these:
+            value = getattr(request, name)
+            if value is not None and value is not msgspec.UNSET:
+                allowed = ["user_id", *may.fields]
+                words = f"clients of this server may set {', '.join(allowed)} alone"
+                raise _forbidden(name, value, allowed, words)
+        for name, has in (("score", self._functions), ("rules", list(rules))):
+            value = getattr(request, name)
+            is_own = isinstance(value, RulesBody) or (name == "score" and value not in has)
+            if name in may.by_name and value is not None and is_own:
+                have = ", ".join(has) or "none"
+                words = f"expected a name that the server has ({have}); it takes no others"
+                raise _forbidden(name, value, has, words)
+
+    def check_policy(self, request: Request, policy: fr.Policy, *own: fr.Policy | None) -> None:
+        """A ProblemError, a 403, for a request whose policy it may not name.
+
+        Parameters
+        ----------
+        request : Request
+        policy : Policy
+            What it makes of the server's, before a user's own temperature.
+        *own : Policy or None
+            The server's, which whoever names none has, and the model's.
+        """
+        if self._policies is None or policy == own[0]:
+            return
+        for each in self._policies:
+            if each.inference_type != policy.inference_type:
+                continue
+            if not each.params or policy == each.completed(*own):
+                return
+        field = next(name for name in OF_POLICIES if getattr(request, name) is not None)
+        words = f"this server allows {', '.join(self.policies or ())}, and not {written(policy)}"
+        raise _forbidden(field, getattr(request, field), self.policies or (), words)
+
+
+def _stated(policy: Stated) -> str:
+    """A policy as far as it was stated, as one writes it."""
+    params = ",".join(f"{name}={value:g}" for name, value in policy.params.items())
+    return f"{policy.inference_type}:{params}" if params else policy.inference_type
+
+
+def _forbidden(field: str, value: Any, allowed: Sequence[str], words: str) -> ProblemError:
+    shown = value if isinstance(value, str | int | float) else type(value).__name__
+    if isinstance(value, list):
+        shown = f"{len(value)} values"
+    return ProblemError(
+        403, "not_allowed", f"{field}: {words}", field=field, value=shown, allowed=list(allowed)
+    )

@@ -26,7 +26,9 @@ from patience import PATIENCE
 import fastrank as fr
 from fastrank.eventlog import LogReader
 from fastrank.policies import PARAMETERS, parameters_of
+from fastrank.policies.spec import parse_stated
 from fastrank_serving import app, explorer
+from fastrank_serving.clients import FIELDS
 from fastrank_serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -328,7 +330,7 @@ class Visit:
         self.page.goto(f"{server.url}/#{urlencode(state)}")  # cut a request that nobody noted
         self.wait()
 
-    def wait(self) -> None:
+    def wait(self, types: int = len(fr.INFERENCE_TYPES)) -> None:
         """Until every ranking is there and nothing is under way."""
         self.until(
             """types => {
@@ -337,7 +339,7 @@ class Visit:
                     && boxes.every(box => box.getAttribute('aria-busy') === 'false'
                                    && box.querySelector('li'));
             }""",
-            len(fr.INFERENCE_TYPES),
+            types,
         )
 
     def until(self, condition: str, given: object = None) -> None:
@@ -776,4 +778,39 @@ def test_the_picture(visit: Visit, tmp_path: Path) -> None:
     if "FASTRANK_PICTURE" in os.environ:
         image = pytest.importorskip("PIL.Image").open(io.BytesIO(picture))
         image.quantize(96).save(os.environ["FASTRANK_PICTURE"], optimize=True)
+    assert visit.complaints == []
+
+
+def test_what_clients_may_not_choose_is_not_there(visit: Visit, directory: Path) -> None:
+    may = ("inference_type", "seed", "temperature")
+    stated = tuple(map(parse_stated, ("deterministic", GUMBEL)))
+    settings = Settings(model=directory, threads=1, clients_may=may, allow_policies=stated)
+    with served(settings) as server:
+        page = visit.page
+        state = {"user": "bob-3", "seed": 5, "k": 3, "epsilon": 0.5, "score": "dot + 1"}
+        page.goto(f"{server.url}/#{urlencode(state)}")
+        visit.wait(2)
+        assert page.locator("section.ranking").count() == 2
+        hidden = {name: not page.locator(f"#{name}").is_visible() for name in PARAMETERS}
+        assert hidden == {name: name != "temperature" for name in PARAMETERS}
+        for name in ("k", "score", "params", "rules"):
+            assert not page.locator(f"#{name}").is_visible()
+        assert {name for row in visit.asked for name in row} == {"user_id", *may}
+        assert page.locator(f"#ranking-{GUMBEL} li").count() == 10
+        page.goto("about:blank")
+    assert visit.complaints == []
+
+
+@pytest.mark.parametrize("name", ["seed", "inference_type"])
+def test_a_page_that_may_not_choose_what_it_needs_asks_for_nothing(
+    visit: Visit, directory: Path, name: str
+) -> None:
+    may = tuple(each for each in FIELDS if each != name)
+    with served(Settings(model=directory, threads=1, clients_may=may)) as server:
+        visit.page.goto(server.url)
+        visit.page.wait_for_selector("#alert:not([hidden])")
+        assert f"lets clients choose no {name} (" in visit.page.locator("#alert").inner_text()
+        assert not visit.page.locator("#controls").is_visible()
+        assert visit.asked == []
+        visit.page.goto("about:blank")
     assert visit.complaints == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import hashlib
 import hmac
+import pickle
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,7 @@ def test_no_repr_shows_it() -> None:
     settings = Settings(Path("model"), secret=Secret(TEXT.encode()))
     assert TEXT not in repr(settings)
     assert Secret(TEXT.encode()).fingerprint in repr(settings)
+    assert pickle.loads(pickle.dumps(settings)) == settings  # as workers get them
 
 
 class TestStart:

@@ -238,7 +238,7 @@ class TestWhatIsTold:
             assert properties.keys() == {"user_id", "query", "k", "inference_type", "rules"}
             assert properties["query"] == {"type": "null"}
             types = [each.get("enum") for each in properties["inference_type"]["anyOf"]]
-            assert ["uniform"] in types
+            assert [GUMBEL, "uniform"] in types
             assert "an object" not in properties["rules"]["description"]
             for path in ("/invocations", "/1/recommended-items/{user_id}"):
                 (operation,) = found["paths"][path].values()
@@ -251,7 +251,7 @@ class TestWhatIsTold:
             assert version["allow_policies"] == ["uniform"]
             about = (await call(app, "GET", "/explorer/about")).json()
             assert about["may"] == ["k", "inference_type", "rules"]
-            assert [each["name"] for each in about["inference_types"]] == ["uniform"]
+            assert [each["name"] for each in about["inference_types"]] == [GUMBEL, "uniform"]
 
         with_app(
             model,

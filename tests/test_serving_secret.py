@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_examples_run() -> None:
-    assert doctest.testmod(module) == (0, 3)
+    assert doctest.testmod(module) == (0, 4)
 
 
 def test_a_digest_is_hmac_of_parts_behind_their_lengths() -> None:
@@ -122,11 +122,14 @@ class TestStart:
                 "FASTRANK_SECRET and --secret-file",
             ),
             (self.start(model, "--secret", TEXT), "No such option"),
+            (self.start(model, "--secret-file", TEXT), "not the secret itself"),
+            (self.start(model, FASTRANK_SECRET_FILE=TEXT), "not the secret itself"),
         ):
             said = f"{result.output}{result.exception}"
             assert result.exit_code != 0
             assert words in said
             assert "Hunter2" not in said
+            assert TEXT not in said
         assert not seen
 
     def test_its_fingerprint_is_said(

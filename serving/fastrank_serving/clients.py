@@ -145,14 +145,15 @@ class Clients:
         """Whether they may set it to what the server has no name for."""
         return self.may(field) and field not in self._may.by_name
 
-    @property
-    def inference_types(self) -> list[str]:
-        """That they may name."""
+    def inference_types(self, own: fr.Policy | None) -> list[str]:
+        """That they may name, where this is the server's own policy."""
         if not self.may("inference_type"):
             return []
         if self._policies is None:
             return list(INFERENCE_TYPES)
         allowed = {each.inference_type for each in self._policies}
+        if own is not None:
+            allowed.add(own.inference_type)
         return [name for name in INFERENCE_TYPES if name in allowed]
 
     def check(self, request: Request, rules: Mapping[str, Any]) -> None:
@@ -173,10 +174,12 @@ class Clients:
                 allowed = ["user_id", *may.fields]
                 words = f"clients of this server may set {', '.join(allowed)} alone"
                 raise _forbidden(name, value, allowed, words)
-        for name, has in (("score", self._functions), ("rules", list(rules))):
-            value = getattr(request, name)
-            is_own = isinstance(value, RulesBody) or (name == "score" and value not in has)
-            if name in may.by_name and value is not None and is_own:
+        for name in may.by_name:
+            value, has = getattr(request, name), self._functions
+            is_own = value is not None and value not in has
+            if name == "rules":
+                has, is_own = list(rules), isinstance(value, RulesBody)
+            if is_own:
                 have = ", ".join(has) or "none"
                 words = f"expected a name that the server has ({have}); it takes no others"
                 raise _forbidden(name, value, has, words)

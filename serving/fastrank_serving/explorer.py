@@ -105,7 +105,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             "rules": [{"name": name, "params": each.params} for name, each in loaded.rules.items()],
             "inference_types": [
                 {"name": name, "params": list(parameters_of(name))}
-                for name in service.clients.inference_types
+                for name in service.clients.inference_types(loaded.policy)
             ],
             "may": [name for name in FIELDS if service.clients.may(name)],
         }

@@ -194,7 +194,7 @@ def _fields(
         "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": settings.k},
         "inference_type": {
             "type": "string",
-            "enum": clients.inference_types,
+            "enum": clients.inference_types(policy),
             "description": _default_policy(policy),
         },
         **{name: _parameter(name) for name in PARAMETERS},

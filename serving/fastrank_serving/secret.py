@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import os
 import string
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
 
-__all__ = ["LEAST_BITS", "Secret"]
+__all__ = ["LEAST_BITS", "Secret", "is_secret"]
 
 LEAST_BITS = 128
 _NUMBER_BITS = 53  # as drawn seeds have
@@ -107,6 +108,24 @@ class Secret:
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that tell secrets apart."""
         return self.digest("fingerprint").hex()[:8]
+
+
+def is_secret(text: str) -> bool:
+    """Whether a text could be one, and is no path in a directory that is there.
+
+    Examples
+    --------
+    >>> is_secret("00112233445566778899aabbccddeeff"), is_secret("/etc/a-file-that-is-not-there")
+    (True, False)
+    """
+    directory = os.path.dirname(text)
+    if directory and os.path.isdir(directory):
+        return False
+    try:
+        Secret.of_text(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _bits(key: bytes) -> int:

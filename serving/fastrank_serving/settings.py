@@ -20,7 +20,7 @@ from fastrank.cores import usable_cores
 from fastrank.ids import split_ids
 from fastrank.policies.spec import SYNTAX, parse_stated
 from fastrank_serving.clients import FIELDS, OF_GATEWAY, OF_POLICIES, Fields, as_fields
-from fastrank_serving.secret import Secret
+from fastrank_serving.secret import Secret, is_secret
 
 if TYPE_CHECKING:
     from fastrank.policies.spec import Stated
@@ -97,6 +97,8 @@ class _SecretFile(click.Path):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if isinstance(value, Secret):
             return value
+        if not os.path.lexists(value) and is_secret(value):  # no line may repeat it
+            self.fail("expected the name of a file, and not the secret itself.", param, ctx)
         try:
             return Secret.read(os.fsdecode(super().convert(value, param, ctx)))
         except (OSError, ValueError) as error:

@@ -53,10 +53,9 @@ def derived_seed(
     5. the policy in force, as `fastrank.policies.spec.written` has it,
     6. k, in digits,
     7. what else decides the list: `exclude`, `allow`, `after`, `score`, `params` and `rules`, as
-       the request has them, an array of JSON.
+       the request has them, an array of JSON; named rules are their name.
 
-    Nothing that decides a list is left out, so that another question under one request id has noise
-    of its own. O(length of the request).
+    So another question under one request id has noise of its own. O(length of the request).
 
     Parameters
     ----------

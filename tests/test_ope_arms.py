@@ -661,7 +661,8 @@ class TestWriting:
         [
             ({"arm": "a"}, "experiment: give it: arm is 'a'"),
             ({"experiment": "e"}, "arm: give it: experiment is 'e'"),
-            ({"revision": "1"}, "experiment: give it: revision is '1'"),
+            ({"revision": "1", "arm": "a"}, "experiment: give it: arm is 'a'"),
+            ({"revision": ""}, "revision: must not be empty"),
             ({"experiment": "e", "arm": ""}, "arm: must not be empty"),
             ({"experiment": 1, "arm": "a"}, "experiment: expected a str, got 1"),
         ],
@@ -671,6 +672,16 @@ class TestWriting:
     ) -> None:
         with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
             log.append(ranking, query=[1.0], **given)
+
+    def test_a_revision_may_be_of_no_experiment(self, tmp_path: Path, ranking: fr.Ranking) -> None:
+        with LogWriter(tmp_path) as log:
+            log.append(ranking, query=[1.0], revision="r1")
+        (batch,) = LogReader(tmp_path)
+        assert [batch.value(name, 0) for name in ("experiment", "arm", "revision")] == [
+            None,
+            None,
+            "r1",
+        ]
 
     def test_rows_that_came_twice_in_two_arms_contradict(
         self, tmp_path: Path, ranking: fr.Ranking

@@ -475,6 +475,7 @@ class TestTemplate:
             "FASTRANK_EMF": "1",
             "FASTRANK_K": known["FASTRANK_K"].default,
             "FASTRANK_POLICY": "",  # the model's own
+            **{"FASTRANK_EXPERIMENT": "", "FASTRANK_ARM": ""},  # none
         }
 
     def test_instances_follow_the_requests_in_flight(

@@ -603,7 +603,7 @@ class TestServer:
             raise AssertionError("a seed was drawn")
 
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "fastrank.serving"):
-            patch.setattr("fastrank_serving.service.draw_seed", drawn)
+            patch.setattr("fastrank_serving.seeds.draw_seed", drawn)
             patch.setattr("fastrank.ranker.draw_seed", drawn)
 
             async def work(app: Any) -> None:

@@ -60,7 +60,7 @@ def served(
     async def work(app: App) -> list[bytes]:
         answers = []
         with pytest.MonkeyPatch.context() as patch:  # the same log on every run
-            patch.setattr("fastrank_serving.service.draw_seed", lambda: next(seeds))
+            patch.setattr("fastrank_serving.seeds.draw_seed", lambda: next(seeds))
             patch.setattr("time.time_ns", lambda: int(began.timestamp()) * 10**9)
             for body in bodies:
                 reply = await call(app, "POST", "/invocations", body)

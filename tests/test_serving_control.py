@@ -20,6 +20,7 @@ from served import Process, ask, call, make_model, with_app
 
 import fastrank as fr
 from fastrank.eventlog import LogReader
+from fastrank_serving import control
 from fastrank_serving.app import App
 from fastrank_serving.arms import Regime
 from fastrank_serving.control import regime_of
@@ -288,31 +289,33 @@ def test_what_is_not_installed_is_said_at_the_start(model: Path) -> None:
         following(model, work, "nowhere://arms/control.json")
 
 
-def test_a_store_that_does_not_answer_keeps_nothing_from_ending(
+def test_a_store_that_does_not_answer_holds_nothing_up(
     model: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread that waits for it is left behind."""
-    waiting, never = threading.Event(), threading.Event()
-    write(file, {"revision": 1})
+    """Neither the start nor the end; one thread waits for it, and is left behind."""
+    ends = threading.Event()
+
+    def hang(path: Path) -> bytes:
+        ends.wait(PATIENCE)
+        return b'{"revision": 1}'
+
+    monkeypatch.setattr(control, "_of_path", hang)
+    monkeypatch.setattr(control, "_ANSWERS", 0.02)
+
+    def waiting() -> list[bool]:
+        return [each.daemon for each in threading.enumerate() if each.name == "fastrank-control"]
 
     async def work(app: App) -> None:
-        def hang() -> bytes:
-            waiting.set()
-            never.wait(PATIENCE)
-            return b""
-
-        assert app.service._control is not None
-        monkeypatch.setattr(app.service._control, "_read", hang)
-        await until(waiting.is_set)
-        assert (await ask(app, user_id="u1")).status == 200
+        assert (await ask(app, user_id="u1")).json()["policy"]["name"] == "deterministic"
+        metrics = app.service.metrics
+        await until(lambda: looks(metrics.page().decode()).get("unreachable", 0.0) > 2)
+        assert waiting() == [True]
 
     try:
         following(model, work, file)
-        left = [each for each in threading.enumerate() if each.name == "fastrank-control"]
-        assert left
-        assert all(each.daemon for each in left)
+        assert waiting() == [True]
     finally:
-        never.set()
+        ends.set()
 
 
 def test_all_workers_follow_it(model: Path, file: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = ["MAX_BYTES", "ControlFile", "error_words", "regime_of"]
 
 MAX_BYTES = 65_536
 _KEYS = ("revision", "experiment", "arms", "deterministic_only")
+_ANSWERS = 5.0  # seconds for a file, or a store, to be read
 _JITTER = 0.2  # of an interval, either way: replicas do not ask all at once
 
 
@@ -54,6 +55,7 @@ class ControlFile:
         self.in_force: bytes | None = None
         self._seconds = seconds
         self._said: str | None = None
+        self._reading: asyncio.Future[bytes] | None = None  # that has not ended
         self._read: Callable[[], bytes] = partial(_of_path, Path(address))
         if "://" in address:
             import fsspec
@@ -68,36 +70,36 @@ class ControlFile:
     async def read(self) -> bytes:
         """What is there; what reading raises is raised, which of a store is anything.
 
-        In a thread that a process need not wait for as it ends: a store may not answer.
+        In a thread that nobody waits for as the process ends, nor for long: a store may not answer.
         """
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[bytes] = loop.create_future()
-
-        def settle(content: bytes | None, error: BaseException | None) -> None:
-            if result.done():
-                return
-            if error is None:
-                assert content is not None
-                result.set_result(content)
-            else:
-                result.set_exception(error)
-
-        def work() -> None:
-            found: tuple[bytes | None, BaseException | None]
-            try:
-                found = self._read(), None
-            except Exception as error:
-                found = None, error
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(settle, *found)
-
-        threading.Thread(target=work, name="fastrank-control", daemon=True).start()
-        return await result
+        if self._reading is None:
+            self._reading = _in_thread(self._read)
+        reading = self._reading
+        if not (await asyncio.wait([reading], timeout=_ANSWERS))[0]:
+            raise TimeoutError(f"no answer within {_ANSWERS:g} s")
+        self._reading = None
+        return reading.result()
 
     def is_news(self, said: str | None) -> bool:
         """Whether something else is to be said of it than the last time."""
         before, self._said = self._said, said
         return said != before
+
+
+def _in_thread(read: Callable[[], bytes]) -> asyncio.Future[bytes]:
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[bytes] = loop.create_future()
+
+    def work() -> None:
+        try:
+            settle = partial(result.set_result, read())
+        except Exception as error:
+            settle = partial(result.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle)
+
+    threading.Thread(target=work, name="fastrank-control", daemon=True).start()
+    return result
 
 
 def _of_path(path: Path) -> bytes:
@@ -110,7 +112,8 @@ def error_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = " ".join(str(error).split())
-    return words if isinstance(error, ValueError) else f"{type(error).__name__}: {words}"
+    is_said = isinstance(error, ValueError | TimeoutError)
+    return words if is_said else f"{type(error).__name__}: {words}"
 
 
 def regime_of(content: bytes, settings: Regime) -> Regime:

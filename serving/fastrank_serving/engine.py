@@ -46,8 +46,8 @@ INLINE_WORK = 1_500_000
 _ENTRY, _SEQUENTIAL, _TABLE = 3_500, 70, 15
 # Of an id of a filter: to read it, look it up, sort it and hash it for the log.
 _ID = 8_000
-# Of a ranking that is judged under further policies, and of each of those an item.
-_JUDGED, _ALSO = 1_000_000, 80
+# Of a ranking that is judged under further policies, beside one and a half passes; of an item.
+_JUDGED, _ALSO = 1_000_000, 15
 _SEEN = 50  # of one that the model has: a bit of a filter
 # Items of a table's cell, and what a ranking from it does besides, in multiply-adds.
 _CELL, _CELLS = 512, 50_000
@@ -147,7 +147,7 @@ class Job(msgspec.Struct, eq=False):
             shown = 0 if self.after is None else len(self.after)
             work += rules.work_of(self.rules, shown, n, d, k)
         if self.also:
-            work += _JUDGED + n * (d + _ALSO * len(self.also)) + _ID * (cut + seen) // 8
+            work += _JUDGED + n * (3 * d // 2 + _ALSO * len(self.also)) + _ID * (cut + seen) // 8
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:

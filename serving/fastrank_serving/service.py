@@ -576,11 +576,12 @@ class Service:
             ids = getattr(request, name)
             if ids is not None and len(ids) > settings.max_ids:
                 raise out_of_range(name, len(ids), f"at most {settings.max_ids} ids")
-        law = loaded.in_force
-        policy, arm = policy_of(request, loaded.policy, loaded.models_policy), None
+        law, arm = loaded.in_force, None
         if law.arms and not law.deterministic_only and not names_policy(request):
             arm = law.arm_of(request.user_id or origin.request_id)
             policy = arm.policy
+        else:
+            policy = policy_of(request, loaded.policy, loaded.models_policy)
         user, is_fallback = self._query(loaded, request)
         query, user_temperature, seen = user
         if is_fallback and loaded.fallback is not None:

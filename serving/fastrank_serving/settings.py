@@ -255,7 +255,7 @@ class Settings:
         metadata=_said(
             _Texts(),
             "A policy whose log-propensities of what is shown are answered and logged, too, so that"
-            " it can be evaluated without the model. It takes about one more pass.",
+            " it can be evaluated without the model. They take about one and a half passes more.",
             metavar=ALSO_SYNTAX,
             shown="none",
         ),

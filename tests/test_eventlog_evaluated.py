@@ -69,7 +69,7 @@ def test_what_is_refused(tmp_path: Path, said: Any, words: str) -> None:
         log.append(ranked(1), query=[1.0], evaluation_log_propensities=said)
 
 
-def test_rows_without_them_or_with_too_few_are_not_judged(tmp_path: Path) -> None:
+def test_rows_without_them_or_of_another_length_are_not_judged(tmp_path: Path) -> None:
     """The others give what the model gives."""
     rankings = [ranked(seed) for seed in range(400)]
     with LogWriter(tmp_path) as log:
@@ -97,8 +97,9 @@ def test_rows_without_them_or_with_too_few_are_not_judged(tmp_path: Path) -> Non
     assert one == pytest.approx(other, abs=1e-12)
     (table,) = (batch.table for batch in reader)
     at = table.schema.get_field_index(COLUMN)
-    short = pa.array([[("warm", [-1.0])]] * 400, table.schema.field(at).type)
-    cut = pa.Table.from_batches([table]).set_column(at, table.schema.field(at), short)
+    others = [[("warm", [-1.0])], [("warm", [-1.0] * 5)]] * 200
+    wrong = pa.array(others, table.schema.field(at).type)
+    cut = pa.Table.from_batches([table]).set_column(at, table.schema.field(at), wrong)
     assert ope.evaluate(LogReader.of_tables([cut]), [ope.FromRows("mine", "warm")]).set_aside == {
         "no_propensity": 400
     }

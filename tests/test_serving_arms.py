@@ -180,6 +180,26 @@ def test_answers_rows_and_metrics_say_the_arm(model: Path, tmp_path: Path) -> No
     )
 
 
+def test_what_is_in_force_can_be_looked_up(model: Path) -> None:
+    async def work(app: App) -> list[Any]:
+        paths = ("/version", "/openapi.json", "/explorer/about")
+        return [(await call(app, "GET", path)).json() for path in paths]
+
+    version, openapi, about = with_app(model, work, **HALVES, also=("flat=uniform",))
+    assert version["experiment"] == "warmer"
+    assert version["arms"]["explore"] == {
+        "share": 0.5,
+        "name": POLICIES["explore"],
+        "params": {"temperature": 0.5},
+    }
+    assert version["also"] == {"flat": {"name": "uniform", "params": {}}}
+    fields = openapi["components"]["schemas"]["UserRequest"]["properties"]
+    assert "that of the user's arm" in fields["inference_type"]["description"]
+    assert about["in_force"].startswith(f"revision {version['revision']}, experiment warmer: ")
+    plain = with_app(model, work, policy=fr.Uniform())
+    assert (plain[0]["arms"], plain[0]["revision"], plain[2]["in_force"]) == ({}, None, "")
+
+
 def test_who_names_a_policy_is_of_no_arm(model: Path, tmp_path: Path) -> None:
     """The row says the revision alone."""
     asked: list[dict[str, Any]] = [
@@ -260,7 +280,7 @@ def test_an_overlap_is_that_of_the_models_users(model: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"arms": ("a=plackett_luce:overlap=0.01@1",)}, "arm a: overlap: no temperature keeps"),
+        ({"arms": ("a=plackett_luce:overlap=0.045@1",)}, "arm a: overlap: no temperature keeps"),
         ({"arms": ARMS, "also": ("b=plackett_luce:overlap=0.02",)}, "also b: overlap: no temper"),
     ],
 )

@@ -30,7 +30,7 @@ __all__ = [
 _NEVER = 1e-200  # a rate at which nothing rings
 _AT_ONCE = 40.0  # log of a relative weight that rings long before the k-th item can
 _CELLS = 256
-_OFF = 0.01  # what an overlap may be off what is asked for by
+_OFF = 0.05  # of the overlap, or of what is left to 1: it may be off what is asked for by so much
 _PLACES_DRAWN = 4000  # of all rankings together, by which an overlap is counted
 
 
@@ -275,7 +275,7 @@ def common_temperature(
         middle = 0.5 * (low + high)
         low, high = (middle, high) if kept(middle) > overlap else (low, middle)
     found = 0.5 * (low + high)
-    if abs(kept(found) - overlap) > _OFF:
+    if abs(kept(found) - overlap) > _OFF * min(overlap, 1.0 - overlap):
         raise ValueError(
             f"overlap: no temperature keeps {overlap:g} of the deterministic ranking at k = {k}"
         )

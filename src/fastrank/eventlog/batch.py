@@ -240,10 +240,9 @@ class LogBatch:
         column = self._evaluated
         if column is not None:
             lists = Lists(pc.map_lookup(column, name, "first"))
-            drawn = lengths_of(self._coded.column("log_propensities"))
-            width = found.shape[1]
-            whole = lists.lengths == drawn
-            found[whole] = np.asarray(lists.padded(width, 0.0), np.float64)[whole]
+            whole = lists.lengths == lengths_of(self._coded.column("log_propensities"))
+            width = max(found.shape[1], int(lists.lengths.max(initial=0)))
+            found[whole] = lists.padded(width, 0.0)[whole, : found.shape[1]]
         found[np.arange(found.shape[1]) >= self.lengths[:, None]] = 0.0
         return found
 

@@ -27,7 +27,7 @@ from fastrank.eventlog import LogReader
 from fastrank.eventlog.join import join
 from fastrank_serving import engine
 from fastrank_serving.app import App
-from fastrank_serving.arms import Armed, InForce
+from fastrank_serving.arms import Armed, InForce, Regime
 from fastrank_serving.secret import Secret
 
 USERS = [f"user {i}" for i in range(20_000)]
@@ -87,6 +87,13 @@ class TestSplit:
 
         own = [times(user)[min(times(user))] for user in USERS[:300]]
         assert split(shares, key=secret.key)[:300] == own
+
+    def test_another_secret_is_another_revision(self) -> None:
+        """It divides users anew."""
+        secrets = (None, Secret(b"0123456789abcdef0123"), Secret(b"0123456789abcdef0124"))
+        found = [Regime.stated("warmer", ["a=uniform@1"], secret=each) for each in secrets]
+        assert len({each.revision for each in found}) == 3
+        assert [each.key for each in found[1:]] == [each.key for each in secrets[1:] if each]
 
     def test_parts_do_not_run_into_each_other(self) -> None:
         def arms(experiment: str, user: str) -> list[str]:
@@ -528,3 +535,12 @@ def test_rankings_of_one_pass_are_judged_together(
             exclude=[*([9, 11] if j in (3, 4, 5) else []), *([j] if j in seen else [])],
         )
         assert answer["evaluation_log_propensities"]["cold"] == again.tolist()
+
+
+def test_servers_of_one_secret_agree(model: Path) -> None:
+    async def work(app: App) -> list[str]:
+        return [(await ask(app, user_id=f"u{j}", k=1)).json()["arm"] for j in range(40)]
+
+    secret = Secret(b"0123456789abcdef0123")
+    first, second = (with_app(model, work, **HALVES, secret=secret) for _ in range(2))
+    assert first == second != with_app(model, work, **HALVES)

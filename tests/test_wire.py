@@ -28,7 +28,7 @@ from fastrank_serving.app import App
 
 DIM, ITEMS = 3, 12
 JSON, LINES = "application/json", "application/jsonlines"
-REVISION = "a7e407c73467"  # of the arms below
+REVISION = "c0129fe9063d"  # of the arms below
 # What only the way of a row says, not the row.
 OF_THE_WAY = {"ts", "latency_us", "writer_id", "writer_seq"}
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import fastrank as fr
 from fastrank.inputs import shown
 from fastrank.policies.spec import Stated, parse_stated
+from fastrank_serving.secret import Secret
 
 __all__ = [
     "ALSO_SYNTAX",
@@ -85,17 +86,21 @@ class Regime:
 
     @classmethod
     def stated(
-        cls, experiment: str | None, arms: Sequence[str] = (), also: Sequence[str] = ()
+        cls,
+        experiment: str | None,
+        arms: Sequence[str] = (),
+        also: Sequence[str] = (),
+        secret: Secret | None = None,
     ) -> Regime:
         """That of settings; a ValueError naming the one that is wrong.
 
-        Its revision is a hash of what is stated.
+        Its revision is a hash of what decides who is shown what.
 
         Examples
         --------
         >>> regime = Regime.stated("warmer", ["a=deterministic@0.5", "b=uniform@0.5"])
         >>> regime.revision, [arm.share for arm in regime.arms]
-        ('a97417fd23f7', [0.5, 0.5])
+        ('382c83f41d3c', [0.5, 0.5])
         """
         if experiment is not None:
             as_name("experiment", experiment)
@@ -106,9 +111,11 @@ class Regime:
                 [name, policy.inference_type, sorted(policy.params.items()), policy.overlap, share]
                 for name, policy, share in sorted(found)
             ]
-            content = json.dumps([experiment, said]).encode()
+            by = None if secret is None else secret.fingerprint
+            content = json.dumps([experiment, said, by]).encode()
             revision = hashlib.sha256(content).hexdigest()[:12]
-        return cls(revision, experiment, found, also=named_policies(also))
+        key = _KEY if secret is None else secret.key
+        return cls(revision, experiment, found, also=named_policies(also), key=key)
 
 
 def parse_arms(texts: Iterable[str], named: str = "arm") -> tuple[Arm, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -467,8 +467,7 @@ class Settings:
     @property
     def regime(self) -> Regime:
         """What rankings are drawn by, while no control file says otherwise."""
-        stated = Regime.stated(self.experiment, self.arms, self.also)
-        return stated if self.secret is None else replace(stated, key=self.secret.key)
+        return Regime.stated(self.experiment, self.arms, self.also, self.secret)
 
 
 def _table() -> tuple[Option, ...]:

@@ -390,7 +390,7 @@ def test_policies_of_a_model_on_files_of_the_dataset(shop: Path, tmp_path: Path)
         ("bts_all", ["--column", "p"], "got 0.25; of probabilities give the logarithms"),
         ("bts_all", ["--column", "propensity_score"], "of probabilities give the logarithms"),
         ("bts_all", ["--column", "item_ids"], "item_ids is a column of the schema itself"),
-        ("bts_all", [], "name at least one --policy or --column"),
+        ("bts_all", [], "name at least one --policy, --column or --also"),
         ("bts_men", ["--policy", "uniform"], "is none of the campaign's 34 items, 0 to 33"),
         ("bts_mine", ["--policy", "uniform"], "how many items its campaign has is not known"),
         ("nothing", ["--policy", "uniform"], "nothing.csv: neither a campaign (all, men) nor"),
@@ -416,7 +416,7 @@ def test_campaigns_are_not_mixed(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["evaluate"], "LOGS: name a file, a directory or a glob"),
-        (["evaluate", "{shop}/logs"], "name at least one --policy or --column"),
+        (["evaluate", "{shop}/logs"], "name at least one --policy, --column or --also"),
         (["evaluate", "{shop}/logs", "--policy", "uniform"], "give its model: --model, or @MODEL"),
         (["evaluate", "{shop}/nothing", "--column", "x"], "nothing"),
         (["evaluate", "{shop}/logs", "--column", "lp1"], "no column named lp1"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -661,7 +661,8 @@ class TestWriting:
         [
             ({"arm": "a"}, "experiment: give it: arm is 'a'"),
             ({"experiment": "e"}, "arm: give it: experiment is 'e'"),
-            ({"revision": "1"}, "experiment: give it: revision is '1'"),
+            ({"revision": "1", "arm": "a"}, "experiment: give it: arm is 'a'"),
+            ({"revision": ""}, "revision: must not be empty"),
             ({"experiment": "e", "arm": ""}, "arm: must not be empty"),
             ({"experiment": 1, "arm": "a"}, "experiment: expected a str, got 1"),
         ],
@@ -671,6 +672,16 @@ class TestWriting:
     ) -> None:
         with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
             log.append(ranking, query=[1.0], **given)
+
+    def test_a_revision_may_be_of_no_experiment(self, tmp_path: Path, ranking: fr.Ranking) -> None:
+        with LogWriter(tmp_path) as log:
+            log.append(ranking, query=[1.0], revision="r1")
+        (batch,) = LogReader(tmp_path)
+        assert [batch.value(name, 0) for name in ("experiment", "arm", "revision")] == [
+            None,
+            None,
+            "r1",
+        ]
 
     def test_rows_that_came_twice_in_two_arms_contradict(
         self, tmp_path: Path, ranking: fr.Ranking
@@ -746,3 +757,73 @@ def test_times_on_the_command_line(served: Path) -> None:
         "revision r2, from 2026-03-01T12:00:00Z",
         "revision r2, from 2026-03-01T13:00:00Z",
     ]
+
+
+@pytest.fixture(scope="module")
+def models() -> list[fr.Model]:
+    rng = np.random.default_rng(5)
+    users = [f"u{j}" for j in range(300)]
+    return [
+        fr.Model(
+            fr.Catalog(np.arange(12), rng.standard_normal((12, 3))),
+            users,
+            rng.standard_normal((300, 3)),
+        )
+        for _ in range(2)
+    ]
+
+
+class TestModelsThatWereExchanged:
+    """While shares, and the revision, stay: each row was drawn by the mixture of its own model."""
+
+    SHARES: ClassVar = {"control": 0.7, "explore": 0.3}
+    ARMS: ClassVar = {"control": fr.PlackettLuce(1.0), "explore": fr.PlackettLuce(1.6)}
+
+    def log(self, folder: Path, models: Sequence[fr.Model], revisions: Sequence[str],
+            only: Mapping[int, str] | None = None) -> LogReader:  # fmt: skip
+        rng = np.random.default_rng(6)
+        with LogWriter(folder) as log:
+            for i in range(2400):
+                user, m = int(rng.integers(300)), i // 1200
+                arm = "explore" if user % 10 < 3 else "control"
+                seed, clicks = int(rng.integers(2**50)), rng.random(2)
+                if (only or {}).get(m, arm) != arm:
+                    continue
+                ranking = models[m].recommend(f"u{user}", 2, policy=self.ARMS[arm], seed=seed)
+                log.append(
+                    ranking,
+                    user_id=f"u{user}",
+                    experiment="e",
+                    arm=arm,
+                    revision=revisions[m],
+                    request_id=f"r{i}",
+                    ts=NOON + timedelta(seconds=i),
+                    rewards=(clicks < 0.1 + 0.02 * ranking.item_ids).astype(float).tolist(),
+                )
+        return LogReader(folder)
+
+    def found(self, log: LogReader, models: Sequence[fr.Model], **options: Any) -> Any:
+        asked = [ope.ByModel("colder", fr.PlackettLuce(0.9), models[1])]
+        return ope.evaluate_arms(log, asked, shares=self.SHARES, logging=models, **options)
+
+    def test_they_are_weighed_as_if_each_had_a_revision(
+        self, models: list[fr.Model], tmp_path: Path
+    ) -> None:
+        one = self.found(self.log(tmp_path / "one", models, ["r", "r"]), models)
+        two = self.found(self.log(tmp_path / "two", models, ["r1", "r2"]), models)
+        assert (one.weighed_by, one.why_no_mixture) == ("mixture", None)
+        assert one.arms[0].why_not_known is None
+        assert {each.z is None for each in one.crossed} == {False}
+        estimates = [each.pooled.policies[0].estimates["snrips"] for each in (one, two)]
+        assert estimates[0].value == pytest.approx(estimates[1].value, rel=1e-12)
+        assert estimates[0].standard_error == pytest.approx(estimates[1].standard_error, rel=1e-9)
+        versions = [each.stratum.model_version for each in one.pooled.strata]
+        assert versions == sorted(each.version for each in models)
+
+    def test_an_arm_without_rows_of_one_is_not_known(
+        self, models: list[fr.Model], tmp_path: Path
+    ) -> None:
+        log = self.log(tmp_path, models, ["r", "r"], only={1: "control"})
+        found = self.found(log, models)
+        assert found.weighed_by == "arm"
+        assert "explore is not known: it has no rows of the model" in found.why_no_mixture

@@ -490,6 +490,7 @@ class TestTemplate:
             "FASTRANK_GATEWAY_MAY": "k",
             "FASTRANK_K": known["FASTRANK_K"].default,
             "FASTRANK_POLICY": "",  # the model's own
+            **{"FASTRANK_EXPERIMENT": "", "FASTRANK_ARM": ""},  # none
             "FASTRANK_SECRET": "{{resolve:secretsmanager:${Secret}}}",
         }
 

@@ -24,12 +24,15 @@ def board() -> Iterator[Board]:
         yield found
 
 
+SAID: Any = SimpleNamespace(experiment="warmer", arm="explore")
+
+
 def served(metrics: Metrics, times: int, seconds: float = 0.003) -> None:
     ranked: Any = SimpleNamespace(
         waited=0.0, ranked=0.001, shared=1, ranking=SimpleNamespace(made_by="pass")
     )
     for _ in range(times):
-        metrics.served("uniform", seconds, ranked)
+        metrics.served("uniform", seconds, ranked, SAID)
     metrics.fold()
     metrics.share()
 
@@ -218,7 +221,7 @@ class TestMetrics:
         for made_by in ("pass", "table", "index", "given"):
             ranked.ranking = SimpleNamespace(made_by=made_by)
             for name in fr.INFERENCE_TYPES:
-                metrics.served(name, 1e9, ranked)
+                metrics.served(name, 1e9, ranked, SAID)
         for status in range(400, 512):
             metrics.refused(status)
         metrics.loaded("f" * 64)

@@ -100,6 +100,11 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
             Stated("stochastic_gumbel_softmax_trick", {"temperature": 0.5}),
         ),
         "fallback": ("uniform", Stated("uniform", {})),
+        "experiment": ("warmer", "warmer"),
+        "arms": ("all=uniform@1", ("all=uniform@1",)),
+        "also": ("flat=uniform", ("flat=uniform",)),
+        "control": ("arms.json", "arms.json"),
+        "control_interval": ("5", 5.0),
         "k": ("7", 7),
         "score_functions": ("", ()),
         "rules": (f"home={rules}", (f"home={rules}",)),
@@ -136,20 +141,29 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
     }
 
 
+# What an option does not go without.
+BESIDE = {
+    "experiment": {"FASTRANK_CONTROL": "arms.json"},
+    "arms": {"FASTRANK_EXPERIMENT": "warmer"},
+}
+
+
 def test_every_option_comes_from_its_variables_and_the_command_line_goes_first(
     starter: Starter, tmp_path: Path
 ) -> None:
-    usual = starter.settings()
     given = examples(tmp_path)
     assert {"model", *given} == {each.name for each in fields(Settings)}
     for name, (text, value) in given.items():
         option = BY_FIELD[name]
+        beside = BESIDE.get(name, {})
+        usual = starter.settings(environ=beside if name != "arms" else {})
         own = f"FASTRANK_{option.name.upper().replace('-', '_')}"
         assert option.variables[0] == own
         for variable in option.variables:
-            found = starter.settings(environ={variable: text})
+            found = starter.settings(environ=beside | {variable: text})
             assert getattr(found, name) == value, variable
-            others = [each for each in given if each != name]
+            named = {"FASTRANK_EXPERIMENT": "experiment", "FASTRANK_CONTROL": "control"}
+            others = [e for e in given if e != name and e not in {named[b] for b in beside}]
             assert [getattr(found, each) for each in others] == [
                 getattr(usual, each) for each in others
             ]
@@ -339,6 +353,10 @@ def test_two_that_contradict_each_other_are_refused_in_one_line(
     assert "max_held: 67108864 is less than max_body, which is 100000000" in said
 
 
+def arms(*texts: str) -> dict[str, Any]:
+    return {"experiment": "e", "arms": texts}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -353,6 +371,24 @@ def test_two_that_contradict_each_other_are_refused_in_one_line(
         ({"clients_may": ("k", "sed")}, "clients_may: expected fields of a request"),
         ({"gateway_may": ("request_id",)}, "gateway_may: expected fields of a request"),
         ({"clients_may": ("k",), "allow_policies": ()}, "allow_policies: nobody may name"),
+        ({"arms": ("all=uniform@1",)}, "arm: it is of no experiment"),
+        ({"experiment": "e"}, "experiment: it has no arms: state them by --arm, or --control"),
+        ({"experiment": "e", "arms": ("all=uniform@1",), "policy": fr.Uniform()}, "policy: contr"),
+        ({"experiment": "a b", "control": "c"}, "experiment: expected a name, of letters"),
+        ({"control": ""}, "control: expected a path or a URL"),
+        ({"control": "c", "control_interval": 21.0}, "control_interval: 21.0 is not in the range"),
+        (arms("a=uniform@0.5"), "arm: shares must sum to 1, got 0.5"),
+        (arms("a=uniform@0.6", "b=uniform@0.6"), "arm: shares must sum to 1, got 0.6 + 0.6 = 1.2"),
+        (arms("a=uniform@0.5", "a=deterministic@0.5"), "arm: a is there twice"),
+        (arms("a=uniform"), "arm: expected NAME=INFERENCE_TYPE"),
+        (arms("a=uniform@half"), "arm: a: expected a share of 0 to 1, got 'half'"),
+        (arms("a=uniform@-0.5", "b=uniform@1.5"), "arm: a: expected a share of 0 to 1"),
+        (arms("a=b=uniform@1"), "arm: a: expected INFERENCE_TYPE"),
+        (arms("a=magic@1"), "arm: a: expected [LABEL=]INFERENCE_TYPE"),
+        (arms("=uniform@1"), "arm: expected a name"),
+        (arms("a=uniform:overlap=0.5@1"), "arm: a: uniform:overlap=0.5: overlap: "),
+        ({"also": ("uniform",)}, "also: expected NAME=INFERENCE_TYPE"),
+        ({"also": ("a=uniform", "a=deterministic")}, "also: a is there twice"),
     ],
 )
 def test_settings_are_checked_by_the_same_table(changes: dict[str, Any], words: str) -> None:

@@ -28,6 +28,7 @@ from fastrank_serving.app import App
 
 DIM, ITEMS = 3, 12
 JSON, LINES = "application/json", "application/jsonlines"
+REVISION = "c0129fe9063d"  # of the arms below
 # What only the way of a row says, not the row.
 OF_THE_WAY = {"ts", "latency_us", "writer_id", "writer_seq"}
 
@@ -219,6 +220,9 @@ def both_ways(model: Path, asked: Sequence[Call], folder: Path) -> list[LogReade
         fallback=fr.PlackettLuce(2.0),
         threads=1,
         rules=(str(folder / "rules.json"),),
+        experiment="e",
+        arms=("cold=plackett_luce:temperature=0.5@0.5", "warm=plackett_luce:temperature=2@0.5"),
+        also=("best=deterministic", "flat=uniform", "cold=plackett_luce:temperature=0.5"),
     )
     (folder / "capture.jsonl").write_text("\n".join(lines) + "\n")
     capture = from_data_capture(folder / "capture.jsonl")
@@ -245,6 +249,8 @@ def test_a_capture_is_the_servers_own_log(model: Path, data: st.DataObject) -> N
         own, capture = map(rows_of, both_ways(model, asked, Path(folder)))
     assert len(own) == sum(len(each.bodies) for each in asked)
     assert capture == own
+    assert {row["revision"] for row in own.values()} == {REVISION}
+    assert {row["arm"] for row in own.values()} <= {"cold", "warm", None}
 
 
 @pytest.mark.parametrize(
@@ -388,7 +394,7 @@ def test_an_answer_states_the_kind_of_its_ids(tmp_path: Path, text: bool) -> Non
         assert set(answer["properties"]) - set(answer["required"]) == {
             *("query", "inference_id", "traceparent", "n_candidates", "retrieval", "n_probes"),
             *("tail_log_weight", "is_candidate", "score", "features_version", "rules"),
-            "seen_id",
+            *("seen_id", "experiment", "arm", "revision", "evaluation_log_propensities"),
         }
 
     with_app(tmp_path / "model", work)

@@ -560,11 +560,18 @@ def _starlettes(app: App) -> tuple[ASGIApp, ASGIApp]:
                     "name": loaded.policy.inference_type,
                     "params": loaded.policy.params,
                 },
+                **loaded.in_force.to_dict(),
             }
         )
 
     async def openapi(_: HttpRequest) -> Response:
-        described = document(service.settings, service.catalog, service.policy, service.rules)
+        described = document(
+            service.settings,
+            service.catalog,
+            service.policy,
+            service.rules,
+            has_arms=bool(service.in_force.arms),
+        )
         return Response(msgspec.json.encode(described), media_type="application/json")
 
     async def execution_parameters(_: HttpRequest) -> Response:

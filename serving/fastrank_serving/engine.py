@@ -10,19 +10,21 @@ would have got alone, and nobody waits in order to be joined by others.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
+from fastrank.arraytypes import FloatArray
 from fastrank.ids import as_written, id_from_text, ids_from_text
 from fastrank.scorer import Scorer
 from fastrank.seen import Seen
@@ -33,6 +35,7 @@ from fastrank_serving.messages import ProblemError, invalid_value
 __all__ = ["Engine", "Job", "Ranked"]
 
 T = TypeVar("T")
+_Result: TypeAlias = tuple[fr.Ranking, dict[str, FloatArray] | None]
 
 _LOG = logging.getLogger("fastrank.serving")
 
@@ -43,6 +46,8 @@ INLINE_WORK = 1_500_000
 _ENTRY, _SEQUENTIAL, _TABLE = 3_500, 70, 15
 # Of an id of a filter: to read it, look it up, sort it and hash it for the log.
 _ID = 8_000
+# Of a ranking that is judged under further policies, beside one and a half passes; of an item.
+_JUDGED, _ALSO = 1_000_000, 15
 _SEEN = 50  # of one that the model has: a bit of a filter
 # Items of a table's cell, and what a ranking from it does besides, in multiply-adds.
 _CELL, _CELLS = 512, 50_000
@@ -77,6 +82,8 @@ class Job(msgspec.Struct, eq=False):
         As a request has them; `prepare` makes them what the catalog takes.
     has_table : bool
         The policy's sampler is "cached", and the table need not be made.
+    also : mapping of str to Policy, optional
+        Whose log-propensities of the ranking are wanted, too.
     deadline : float
         Monotonic seconds.
     is_batch : bool
@@ -97,6 +104,7 @@ class Job(msgspec.Struct, eq=False):
     after: Any = None
     seen: Seen | None = None
     has_table: bool = False
+    also: Mapping[str, fr.Policy] | None = None
     deadline: float = float("inf")
     is_batch: bool = False
     result: asyncio.Future[Ranked] | None = None
@@ -138,6 +146,8 @@ class Job(msgspec.Struct, eq=False):
         if self.rules is not None or self.after is not None:
             shown = 0 if self.after is None else len(self.after)
             work += rules.work_of(self.rules, shown, n, d, k)
+        if self.also:
+            work += _JUDGED + n * (3 * d // 2 + _ALSO * len(self.also)) + _ID * (cut + seen) // 8
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:
@@ -152,6 +162,16 @@ class Job(msgspec.Struct, eq=False):
             bias=self.bias,
             **self.said,
         )
+
+    @property
+    def left_out(self) -> Any:
+        """Ids of `exclude` and of what the user has seen."""
+        if self.seen is None:
+            return self.exclude
+        own = self.catalog.item_ids[self.seen.items]
+        if self.exclude is None or not len(self.exclude):
+            return own
+        return np.concatenate([own, np.asarray(self.exclude)])
 
     @property
     def said(self) -> dict[str, Any]:
@@ -200,12 +220,15 @@ class Ranked(msgspec.Struct, frozen=True, eq=False):
         Seconds in the queue, and in the kernel (of the whole pass, if it was shared).
     shared : int
         Requests that were ranked in this pass.
+    also : dict of str to ndarray of float64, optional
+        Log-propensities under the policies of `Job.also`, by name.
     """
 
     ranking: fr.Ranking
     waited: float
     ranked: float
     shared: int
+    also: dict[str, FloatArray] | None = None
 
 
 class Engine:
@@ -274,7 +297,8 @@ class Engine:
         if not self._running and job.work <= INLINE_WORK:
             job.prepare()
             ranking = job.rank()
-            return Ranked(ranking, 0.0, time.monotonic() - now, 1)
+            also = _judged([job], [ranking])[0] if job.also else None
+            return Ranked(ranking, 0.0, time.monotonic() - now, 1, also)
         self._admit(job, job.deadline - now)
         loop = asyncio.get_running_loop()
         job.came = now
@@ -387,7 +411,7 @@ class Engine:
         loop: asyncio.AbstractEventLoop,
         number: int,
         jobs: list[Job],
-        results: Sequence[fr.Ranking | Exception],
+        results: Sequence[_Result | Exception],
         began: float,
         took: float,
     ) -> None:
@@ -400,7 +424,8 @@ class Engine:
             if isinstance(result, Exception):
                 job.result.set_exception(result)
             else:
-                job.result.set_result(Ranked(result, began - job.came, took, len(jobs)))
+                ranking, also = result
+                job.result.set_result(Ranked(ranking, began - job.came, took, len(jobs), also))
 
 
 def _as_ids(name: str, ids: Any, catalog: Scorer) -> Any:
@@ -438,8 +463,8 @@ def _said(jobs: list[Job]) -> dict[str, Any]:
     return found | ({"score": jobs[0].score} if "score" in names else {})
 
 
-def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
-    """Each job's ranking, or what kept it from being made."""
+def _ranked(jobs: list[Job]) -> list[_Result | Exception]:
+    """Each job's ranking and what else is wanted of it, or what kept it from being made."""
     found: dict[int, fr.Ranking | Exception] = {}
     for j, job in enumerate(jobs):
         try:
@@ -460,7 +485,70 @@ def _ranked(jobs: list[Job]) -> list[fr.Ranking | Exception]:
                 found[j] = job.rank()
             except Exception as error:
                 found[j] = error
-    return [found[j] for j in range(len(jobs))]
+    made = {j: each for j, each in found.items() if isinstance(each, fr.Ranking)}
+    results: dict[int, _Result | Exception] = {
+        j: each for j, each in found.items() if isinstance(each, Exception)
+    }
+    try:
+        also = _judged([jobs[j] for j in made], [*made.values()])
+        results |= zip(made, zip(made.values(), also, strict=True), strict=True)
+    except Exception as error:
+        results |= dict.fromkeys(made, error)
+    return [results[j] for j in range(len(jobs))]
+
+
+def _judged(
+    jobs: Sequence[Job], rankings: Sequence[fr.Ranking]
+) -> Sequence[dict[str, FloatArray] | None]:
+    """Log-propensities of jobs' rankings under the policies of `also`, by name; None: none wanted.
+
+    In one pass, if they can be joined. Without those that a job's rules do not fit.
+    """
+    if not any(job.also for job in jobs):
+        return [None] * len(jobs)
+    names = {tuple(job.also or ()) for job in jobs}
+    try:
+        if len(names) == 1:
+            (wanted,) = names
+            return _judged_together(jobs, rankings, wanted)
+    except ValueError:  # of one of them
+        pass
+    if len(jobs) > 1:
+        return [_judged([job], [each])[0] for job, each in zip(jobs, rankings, strict=True)]
+    found: dict[str, FloatArray] = {}
+    for name in jobs[0].also or ():
+        with contextlib.suppress(ValueError):
+            found |= _judged_together(jobs, rankings, (name,))[0]
+    return [found]
+
+
+def _judged_together(
+    jobs: Sequence[Job], rankings: Sequence[fr.Ranking], names: Sequence[str]
+) -> list[dict[str, FloatArray]]:
+    first = jobs[0]
+    said: dict[str, Any] = {}
+    if first.score is not None or any(job.params is not None for job in jobs):
+        said |= {"score": first.score, "params": [job.params for job in jobs]}
+    if any(job.rules is not None or job.after is not None for job in jobs):
+        said |= {
+            "rules": [job.rules for job in jobs],
+            "after": [job.after for job in jobs],
+            "k": first.k,
+        }
+    found = first.catalog.log_propensities_batch(
+        np.stack([job.query for job in jobs]),
+        [ranking.item_ids for ranking in rankings],
+        policies=[[(job.also or {})[name] for job in jobs] for name in names],
+        exclude=[job.left_out for job in jobs],
+        allow=[job.allow for job in jobs],
+        bias=first.bias,
+        **said,
+    )
+    np.minimum(found, 0.0, out=found)  # a rounding above it
+    return [
+        {name: found[p, i, : len(ranking.item_ids)] for p, name in enumerate(names)}
+        for i, ranking in enumerate(rankings)
+    ]
 
 
 def _together(jobs: list[Job]) -> fr.RankingBatch:

@@ -90,6 +90,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
         return {
             "fastrank": fr.__version__,
             "model_version": loaded.version,
+            "in_force": loaded.in_force.described(),
             "n_items": len(loaded.catalog),
             "n_users": 0 if loaded.model is None else len(loaded.model.user_ids),
             "has_titles": loaded.model is not None and loaded.model.has_titles,

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 import fastrank as fr
+from fastrank.arraytypes import FloatArray
 from fastrank.inputs import new_request_id
 from fastrank.policies import PARAMETERS, completed, parameters_of
 from fastrank.wire import (
@@ -52,6 +53,7 @@ __all__ = [
     "error_body",
     "field_of",
     "invalid_value",
+    "names_policy",
     "origin_of",
     "out_of_range",
     "parse",
@@ -268,6 +270,13 @@ def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 # ---- Policies -------------------------------------------------------------------------------
 
 
+def names_policy(request: Request) -> bool:
+    """Whether a request says itself what it is to be ranked by, or a part of it."""
+    if request.inference_type is not None:
+        return True
+    return any(getattr(request, parameter) is not None for parameter in PARAMETERS)
+
+
 def policy_of(request: Request, default: fr.Policy, *usual: fr.Policy | None) -> fr.Policy:
     """The policy that a request names; the server's own, with other parameters, if it names none.
 
@@ -356,10 +365,15 @@ class Served(msgspec.Struct, frozen=True):
     query: list[float] | msgspec.UnsetType = msgspec.UNSET
     rules_name: str | None = None
     has_rules: bool = False  # named or said
+    experiment: str | None = None
+    arm: str | None = None
+    revision: str | None = None
 
 
-def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
-    """The answer that carries a ranking."""
+def answer_of(
+    ranking: fr.Ranking, served: Served, also: Mapping[str, FloatArray] | None = None
+) -> Answer:
+    """The answer that carries a ranking, and its log-propensities under further policies."""
     params = ranking.policy.params
     if served.user_temperature is not None:
         params = {**params, "user_temperature": served.user_temperature}
@@ -379,6 +393,9 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
         log_norm_error=ranking.log_norm_error,
         k=served.k,
         policy=PolicyName(ranking.policy.inference_type, params),
+        experiment=served.experiment or msgspec.UNSET,
+        arm=served.arm or msgspec.UNSET,
+        revision=served.revision or msgspec.UNSET,
         seed=ranking.seed,
         seed_source=served.seed_source,
         rng_version=fr.RNG_VERSION,
@@ -390,6 +407,8 @@ def answer_of(ranking: fr.Ranking, served: Served) -> Answer:
         is_fallback=served.is_fallback,
         query=served.query,
     )
+    if also is not None:  # JSON has no infinity, and msgspec writes null
+        answer.evaluation_log_propensities = {name: v.tolist() for name, v in also.items()}
     found = ranking.candidates
     if found is not None:
         answer.n_candidates = found.n_found

@@ -20,8 +20,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 
+from fastrank_serving.arms import InForce
 from fastrank_serving.board import Board, Note
 from fastrank_serving.engine import Ranked
+from fastrank_serving.messages import Served
 
 if TYPE_CHECKING:
     from fastrank import Catalog
@@ -39,7 +41,7 @@ _FOLD = 64  # requests
 # Gauges by what they are called: those that count what a worker did, which stays done when it has
 # ended, and those of which all workers together have the largest, and not the sum.
 _KEPT = {"fastrank_log_rows_written", "fastrank_log_rows_dropped"}
-_ALIKE = {"fastrank_model_info", "fastrank_secret_info"}
+_ALIKE = {"fastrank_model_info", "fastrank_revision_info", "fastrank_secret_info"}
 
 
 class _Family(NamedTuple):
@@ -123,6 +125,24 @@ class Metrics:
         self._reloads = Counter(
             "fastrank_reloads", "Models loaded, by outcome.", ["outcome"], registry=registry
         )
+        self._arms = Counter(
+            "fastrank_arm_requests",
+            "Rankings by the arm of an experiment.",
+            ["experiment", "arm"],
+            registry=registry,
+        )
+        self._revision = Gauge(
+            "fastrank_revision_info",
+            "1 for the revision of arms, policies and shares that is in force.",
+            ["experiment", "revision", "deterministic_only"],
+            registry=registry,
+        )
+        self._control = Counter(
+            "fastrank_control_looks",
+            "Looks at the control file: taken, same, refused (it is wrong) or unreachable.",
+            ["outcome"],
+            registry=registry,
+        )
         self._in_flight = Gauge(
             "fastrank_requests_in_flight",
             "Requests being served or waiting.",
@@ -151,23 +171,24 @@ class Metrics:
             registry=registry,
         )
         self._ok: dict[str, Counter] = {}
-        self._new: list[tuple[str, float, Ranked]] = []
+        self._by_arm: dict[tuple[str | None, str], Counter] = {}
+        self._new: list[tuple[str, float, Ranked, Served]] = []
         self._version = ""
         self._tally: Tally[str] = Tally()
         self._slowest = 0.0
         self._looked: tuple[int, ...] = ()
         self._has_news = True
 
-    def served(self, inference_type: str, seconds: float, ranked: Ranked) -> None:
+    def served(self, inference_type: str, seconds: float, ranked: Ranked, said: Served) -> None:
         """A request was answered; counted by the next `fold`, many at a time."""
-        self._new.append((inference_type, seconds, ranked))
+        self._new.append((inference_type, seconds, ranked, said))
         if len(self._new) >= _FOLD:
             self.fold()
 
     def fold(self) -> None:
         """Count what was answered since the last time."""
         new, self._new = self._new, []
-        for inference_type, seconds, ranked in new:
+        for inference_type, seconds, ranked, said in new:
             counter = self._ok.get(inference_type)
             if counter is None:
                 counter = self._ok[inference_type] = self._requests.labels(inference_type, "200")
@@ -179,6 +200,12 @@ class Metrics:
             if ranked.shared > 1:
                 self._shared.inc()
             self._made.labels(ranked.ranking.made_by or "pass").inc()
+            if said.arm is not None:
+                arm = said.experiment, said.arm
+                counter = self._by_arm.get(arm)
+                if counter is None:
+                    counter = self._by_arm[arm] = self._arms.labels(*arm)
+                counter.inc()
             self._slowest = max(self._slowest, seconds)
         if new:
             self._has_news = True
@@ -210,6 +237,17 @@ class Metrics:
     def has_secret(self, fingerprint: str) -> None:
         self._has_news = True
         self._secret.labels(fingerprint).set(1)
+
+    def in_force(self, law: InForce) -> None:
+        self._has_news = True
+        self._revision.clear()
+        if law.revision is not None or law.deterministic_only:
+            is_off = str(law.deterministic_only).lower()
+            self._revision.labels(law.experiment or "", law.revision or "", is_off).set(1)
+
+    def looked_at_control(self, outcome: str) -> None:
+        self._has_news = True
+        self._control.labels(outcome).inc()
 
     def reload_failed(self) -> None:
         self._has_news = True

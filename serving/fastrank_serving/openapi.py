@@ -42,8 +42,13 @@ def document(
     catalog: fr.Catalog | None = None,
     policy: fr.Policy | None = None,
     rules: Mapping[str, Named] | None = None,
+    *,
+    has_arms: bool = False,
 ) -> dict[str, Any]:
-    """For these settings, and the catalog, policy and rules that are served, once they are."""
+    """For these settings, and the catalog, policy and rules that are served, once they are.
+
+    `has_arms` is whether requests that name no policy are ranked by that of an arm.
+    """
     _, components = msgspec.json.schema_components(
         (Answer,), ref_template="#/components/schemas/{name}"
     )
@@ -53,6 +58,8 @@ def document(
         for name, schema in _fields(settings, clients, catalog, policy, rules or {}).items()
         if name == "user_id" or clients.may(name)
     }
+    if has_arms and "inference_type" in fields:
+        fields["inference_type"]["description"] = _BY_ARM
     components["UserRequest"] = _request(fields, "user_id", "query")
     requests = [{"$ref": "#/components/schemas/UserRequest"}]
     if "query" in fields:
@@ -303,6 +310,11 @@ def _params(most: int, longest: int) -> dict[str, Any]:
         },
         "description": "Parameters of the score and of the rules, by name.",
     }
+
+
+_BY_ARM = (
+    "By default that of the user's arm; requests that name one, or a parameter, are of no arm."
+)
 
 
 def _default_policy(policy: fr.Policy | None) -> str:

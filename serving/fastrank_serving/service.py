@@ -7,11 +7,12 @@ last request has been answered. A bad one leaves the old one serving.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
@@ -19,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
-from fastrank.calibration import condense, expected_overlaps
+from fastrank.arraytypes import FloatArray
+from fastrank.calibration import common_temperature, condense, expected_overlaps
 from fastrank.extras import missing_extra
 from fastrank.ids import id_from_text
 from fastrank.lru import LRU
@@ -31,7 +33,9 @@ from fastrank.rulesfile import named_rules
 from fastrank.scoring import imported
 from fastrank.seen import Seen
 from fastrank.wire import RulesBody, short
+from fastrank_serving.arms import Armed, InForce, Regime
 from fastrank_serving.clients import Clients
+from fastrank_serving.control import ControlFile, error_words, regime_of
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
     Origin,
@@ -41,6 +45,7 @@ from fastrank_serving.messages import (
     answer_of,
     encoded,
     field_of,
+    names_policy,
     out_of_range,
     policy_of,
 )
@@ -58,11 +63,14 @@ _LOG = logging.getLogger("fastrank.serving")
 _SEEN = 100_000  # users whose place in the model is remembered
 _STUCK = 10.0  # seconds after which a pass counts as hanging
 _KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
+_DETERMINISTIC = fr.Deterministic()
 _TOGETHER = 32  # rows that are handed to the log in one go
 _AGREE = 1e-5  # log-propensities of the self-test
 _FEW_IDS = 256  # of a filter, that are sorted and hashed for the log at once
 _MOST_ASIDE = 16  # rows with longer filters that wait for the log
 _LOOKED_AT, _SCORES = 8, 400_000  # users by whom it is said what a policy keeps, and their scores
+# The same where a temperature is found by what it is to keep.
+_ASKED, _ASKED_SCORES = 64, 8_000_000
 
 
 # What is warned of, with the name of the policy and what a temperature of 1 keeps.
@@ -96,6 +104,8 @@ class Loaded:
         For users that it does not know.
     rules : dict of str to Named
         That requests may name.
+    in_force : InForce
+        What else it ranks by, of all that settings and a control file state.
     """
 
     catalog: fr.Catalog
@@ -105,6 +115,7 @@ class Loaded:
     policy: fr.Policy = field(default_factory=fr.PlackettLuce)
     fallback: fr.Policy | None = None
     rules: dict[str, Named] = field(default_factory=dict)
+    in_force: InForce = field(default_factory=InForce)
     seen: dict[str, User] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -115,11 +126,13 @@ class Loaded:
         policy: fr.Policy | Stated | None = None,
         fallback: fr.Policy | Stated | None = None,
         rules: Mapping[str, fr.Rules] | None = None,
+        k: int = 10,
+        has_arms: bool = False,
     ) -> Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
 
         `policy` is for requests that name none: by default the model's own. Where neither says a
-        temperature, it is 1, and the log says what that keeps.
+        temperature, it is 1, and the log says what that keeps. An overlap is that of k places.
         """
         catalog, model = open_directory(directory, functions=functions)
         own = None if model is None else model.policy
@@ -127,19 +140,24 @@ class Loaded:
         by_model = policy is None and own is not None
         if policy is None:
             policy = Stated(fr.PlackettLuce().inference_type, {}) if own is None else own
-        served = policy.completed(own) if isinstance(policy, Stated) else policy
         loaded = cls(
             catalog,
             model,
             catalog.version if model is None else model.version,
             np.zeros(catalog.dim, np.float32),
-            served,
-            fallback.completed(own) if isinstance(fallback, Stated) else fallback,
         )
+        served = loaded.completed(policy, k) if isinstance(policy, Stated) else policy
+        if isinstance(fallback, Stated):
+            fallback = loaded.completed(fallback, k)
+        loaded = replace(loaded, policy=served, fallback=fallback)
         said = None
         if not has_temperature and by_model:
             said = _MODEL_HAS_NONE
-        elif not has_temperature and isinstance(policy, Stated) and policy.wants_temperature:
+        elif (
+            not (has_temperature or has_arms)
+            and isinstance(policy, Stated)
+            and policy.wants_temperature
+        ):
             said = _NOBODY_SAYS_ONE
         if said is not None:
             _LOG.warning(
@@ -178,16 +196,89 @@ class Loaded:
         ):  # which is read, and looked at, when it is first used
             policies.append(fr.FlatTail(temperature))
         for policy in policies:
-            ranking = self.catalog.rank(query, k, policy=policy, seed=1)
-            again = self.catalog.log_propensities(query, ranking.item_ids, policy=policy)
-            error = float(np.abs(np.asarray(again) - ranking.log_propensities).max())
-            if not error <= _AGREE + ranking.log_norm_error:
-                raise ValueError(f"self-test: propensities differ by {error:g} ({policy})")
+            self._try(policy, query, k)
+
+    def _try(self, policy: fr.Policy, query: npt.NDArray[np.float32], k: int) -> None:
+        if policy.sampler in TABLED:  # a table would be made, and kept
+            policy = policy.with_sampler("gumbel")
+        ranking = self.catalog.rank(query, k, policy=policy, seed=1)
+        again = self.catalog.log_propensities(query, ranking.item_ids, policy=policy)
+        error = float(np.abs(np.asarray(again) - ranking.log_propensities).max())
+        if not error <= _AGREE + ranking.log_norm_error:
+            raise ValueError(f"self-test: propensities differ by {error:g} ({policy})")
+
+    def under(self, regime: Regime, k: int = 10) -> Loaded:
+        """The same model under what is to be in force; an overlap is that of k places.
+
+        Raises
+        ------
+        ValueError
+            Naming the arm, or the further policy, that the model cannot rank by.
+        """
+        query = self.nobody if self.model is None else self.model.user_vectors[0]
+        policies = {f"arm {arm.name}": arm.policy for arm in regime.arms}
+        policies |= {f"also {name}": stated for name, stated in regime.also.items()}
+        found = {}
+        for name, stated in policies.items():
+            try:
+                found[name] = self.completed(stated, k)
+                self._try(found[name], query, min(k, len(self.catalog)))
+                if stated.wants_temperature and not self._has_temperature:
+                    kept = replace(self, policy=found[name]).what_is_kept()
+                    _LOG.warning("%s: %s, for neither it nor the model says another", name, kept)
+            except (ValueError, ModuleNotFoundError) as error:
+                hint = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
+                raise ValueError(f"{name}: {hint or error}") from None
+        law = InForce(
+            regime.revision,
+            regime.experiment,
+            tuple(Armed(a.name, found[f"arm {a.name}"], a.share) for a in regime.arms),
+            regime.deterministic_only,
+            {name: found[f"also {name}"] for name in regime.also},
+            regime.key,
+        )
+        return replace(self, in_force=law)
+
+    def completed(self, stated: Stated, k: int) -> fr.Policy:
+        """A policy as it was stated, and otherwise as the model's.
+
+        A temperature that is stated by an overlap is that which keeps it on average, at k places,
+        for up to 64 users spread over the model: the same on every server of this model.
+        """
+        drawn = stated.completed(self.models_policy)
+        if stated.overlap is None:
+            return drawn
+        if self.model is None:
+            raise ValueError("overlap: the model has no users to find it by: state a temperature")
+        rows, values, counts = self._condensed(k, _ASKED, _ASKED_SCORES)
+        own = np.array([self.model.temperature_at(row) for row in rows])
+        return drawn.at_temperature(common_temperature(values, k, stated.overlap, own, counts))
+
+    def _condensed(
+        self, k: int, most: int, scores: int
+    ) -> tuple[list[int], FloatArray, FloatArray]:
+        """Some users' rows, spread over the model, and their scores and counts (`condense`)."""
+        assert self.model is not None
+        n, users = len(self.catalog), len(self.model.user_ids)
+        count = min(users, max(1, min(most, scores // n)))
+        rows = np.linspace(0, users - 1, count).astype(np.int64).tolist()
+        values, counts = (
+            np.array(each)
+            for each in zip(
+                *(condense(self.catalog.scores(self.model.user_vectors[row]), k) for row in rows),
+                strict=True,
+            )
+        )
+        return rows, values, counts
 
     @property
     def models_policy(self) -> fr.Policy | None:
         """The model's own, which knows a temperature where the one that serves has none."""
         return None if self.model is None else self.model.policy
+
+    @property
+    def _has_temperature(self) -> bool:
+        return self.models_policy is not None and "temperature" in self.models_policy.params
 
     def _temperature(self, row: int) -> float:
         """Of the policy, for the user in a row of the model; 1 where it has none."""
@@ -203,22 +294,14 @@ class Loaded:
         text = f"temperature {self.policy.params.get('temperature', 1.0):g}"
         if self.model is None:
             return f"{text}; what that keeps of the deterministic ranking, no user here says"
-        n, users = len(self.catalog), len(self.model.user_ids)
+        n = len(self.catalog)
         k = max(1, min(10, n // 2))
-        count = min(users, max(1, min(_LOOKED_AT, _SCORES // n)))
-        rows = np.linspace(0, users - 1, count).astype(np.int64).tolist()
-        values, counts = (
-            np.array(each)
-            for each in zip(
-                *(condense(self.catalog.scores(self.model.user_vectors[row]), k) for row in rows),
-                strict=True,
-            )
-        )
+        rows, values, counts = self._condensed(k, _LOOKED_AT, _SCORES)
         own = np.array([self._temperature(row) for row in rows])
         kept = float(expected_overlaps(values, own, k, counts).mean())
         return (
-            f"{text}, which keeps {kept:.2%} of their deterministic {k} for {count} of its users,"
-            f" where random items are {k / n:.2%}"
+            f"{text}, which keeps {kept:.2%} of their deterministic {k} for {len(rows)} of its"
+            f" users, where random items are {k / n:.2%}"
         )
 
     def of_user(self, user_id: str) -> User | None:
@@ -277,6 +360,9 @@ class Service:
         # Awaited before a model serves; a ValueError keeps it from serving.
         self.on_loaded: Callable[[Loaded], Awaitable[None]] | None = None
         self._answers = _Answers(settings.keep_answers)
+        self._regime = settings.regime  # that is to be in force, whichever model serves
+        self._control: ControlFile | None = None
+        self._following: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
         self._next_reload: asyncio.Future[str] | None = None  # that has not begun
 
@@ -289,9 +375,58 @@ class Service:
             from fastrank.eventlog import LogWriter
 
             self.log = LogWriter(self.settings.log_directory)
-        self._loaded = await self._load()
-        self.metrics.loaded(self.loaded.version)
-        _LOG.info("serving model %s", self.loaded.version[:12])
+        if self.settings.control is not None:
+            self._control = ControlFile(self.settings.control, self.settings.control_interval)
+            self._regime = replace(self._regime, deterministic_only=True, revision=None)
+        loaded = await self._load()
+        if self._control is not None:
+            loaded = await self._looked(self._control, loaded)
+            self._following = asyncio.ensure_future(self._follow(self._control))
+        self._serve(loaded)
+        self.metrics.loaded(loaded.version)
+
+    def _serve(self, loaded: Loaded) -> None:
+        """By this from now on; requests in flight keep what they began with."""
+        self._loaded = loaded
+        self.metrics.in_force(loaded.in_force)
+        said = loaded.in_force.described()
+        _LOG.info("serving model %s%s", loaded.version[:12], f", {said}" if said else "")
+
+    async def _follow(self, control: ControlFile) -> None:
+        """Look at the control file for as long as this serves."""
+        while True:
+            await asyncio.sleep(control.pause())
+            await self._looked(control)
+
+    async def _looked(self, control: ControlFile, first: Loaded | None = None) -> Loaded:
+        """What serves, under what the control file says, if that is new and can be followed."""
+        outcome, why = "same", None
+        try:
+            content = await control.read()
+        except Exception as error:  # of a store, anything
+            outcome, why = "unreachable", error_words(error)
+        async with self._reloading:
+            loaded = first or self.loaded
+            if why is None and content != control.in_force:
+                try:
+                    regime = regime_of(content, self.settings.regime)
+                    k = self.settings.k
+                    changed = await self.engine.run(lambda: loaded.under(regime, k))
+                except Exception as error:
+                    outcome, why = "refused", error_words(error)
+                else:
+                    outcome, self._regime, loaded = "taken", regime, changed
+                    control.in_force = content
+            self.metrics.looked_at_control(outcome)
+            is_news = control.is_news(why)
+            if is_news and why is not None:
+                law = loaded.in_force.described() or "what settings say"
+                _LOG.error("control file %s: %s; in force stays: %s", control.address, why, law)
+            elif is_news and outcome == "same":
+                _LOG.info("control file %s: it says again what is in force", control.address)
+            elif outcome == "taken" and first is None:
+                self._serve(loaded)
+        return loaded
 
     async def _load(self) -> Loaded:
         loaded = await self.engine.run(self._open)
@@ -311,7 +446,16 @@ class Service:
         settings = self.settings
         functions = imported(settings.score_functions)
         rules = named_rules(settings.rules)
-        return Loaded.open(settings.model, functions, settings.policy, settings.fallback, rules)
+        loaded = Loaded.open(
+            settings.model,
+            functions,
+            settings.policy,
+            settings.fallback,
+            rules,
+            settings.k,
+            bool(self._regime.arms),
+        )
+        return loaded.under(self._regime, settings.k)
 
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
@@ -336,13 +480,14 @@ class Service:
                 self.metrics.reload_failed()
                 _LOG.error("the model was not reloaded, and the old one serves: %s", error)
                 raise
-            self._loaded = loaded
+            self._serve(loaded)
             self.metrics.loaded(loaded.version)
-            _LOG.info("serving model %s", loaded.version[:12])
             return loaded.version
 
     async def close(self) -> None:
         """Flush the log; nothing is served any more."""
+        if self._following is not None:
+            self._following.cancel()
         self.tick()
         if self._aside:
             await asyncio.wait(self._aside)
@@ -378,6 +523,11 @@ class Service:
     def rules(self) -> dict[str, Named]:
         """That requests may name; none until there is a model."""
         return {} if self._loaded is None else self._loaded.rules
+
+    @property
+    def in_force(self) -> InForce:
+        """What else is ranked by; nothing until there is a model."""
+        return InForce() if self._loaded is None else self._loaded.in_force
 
     @property
     def ready(self) -> bool:
@@ -429,11 +579,19 @@ class Service:
             ids = getattr(request, name)
             if ids is not None and len(ids) > settings.max_ids:
                 raise out_of_range(name, len(ids), f"at most {settings.max_ids} ids")
-        policy = policy_of(request, loaded.policy, loaded.models_policy)
-        self.clients.check_policy(request, policy, loaded.policy, loaded.models_policy)
-        (query, user_temperature, seen), is_fallback = self._query(loaded, request)
+        law, arm = loaded.in_force, None
+        if law.arms and not law.deterministic_only and not names_policy(request):
+            arm = law.arm_of(request.user_id or origin.request_id)
+            policy = arm.policy
+        else:
+            policy = policy_of(request, loaded.policy, loaded.models_policy)
+            self.clients.check_policy(request, policy, loaded.policy, loaded.models_policy)
+        user, is_fallback = self._query(loaded, request)
+        query, user_temperature, seen = user
         if is_fallback and loaded.fallback is not None:
             policy = loaded.fallback
+        if law.deterministic_only:
+            policy = _DETERMINISTIC
         asked = policy
         if user_temperature is not None and "temperature" in policy.params:
             try:
@@ -474,6 +632,7 @@ class Service:
             rules=rules,
             after=request.after,
             seen=seen,
+            also=_scaled(law.also, user.temperature) if law.also else None,
             deadline=began + settings.deadline,
             is_batch=is_batch,
         )
@@ -497,8 +656,11 @@ class Service:
             query=query.tolist() if is_fallback else msgspec.UNSET,
             rules_name=request.rules if isinstance(request.rules, str) else None,
             has_rules=request.rules is not None,
+            experiment=None if arm is None else law.experiment,
+            arm=None if arm is None else arm.name,
+            revision=law.revision,
         )
-        body = encoded(answer_of(ranked.ranking, served))
+        body = encoded(answer_of(ranked.ranking, served, ranked.also))
         latency = time.monotonic() - began
         if self.log is not None:
             row = job, ranked, served, latency, time.time_ns() // 1000
@@ -508,7 +670,7 @@ class Service:
                 self._unlogged.append(row)
                 if len(self._unlogged) >= _TOGETHER or job.ids:
                     self._log_rows()
-        self.metrics.served(policy.inference_type, latency, ranked)
+        self.metrics.served(policy.inference_type, latency, ranked, served)
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:
@@ -587,6 +749,10 @@ class Service:
                 inference_id=served.origin.inference_id,
                 traceparent=served.origin.traceparent,
                 user_id=served.user_id,
+                experiment=served.experiment,
+                arm=served.arm,
+                revision=served.revision,
+                evaluation_log_propensities=ranked.also,
                 query=None if known else job.query,
                 model_version=served.model_version,
                 seed_source=served.seed_source,
@@ -598,6 +764,17 @@ class Service:
         except Exception:  # one row must not take the others with it, nor end the server
             self.metrics.not_logged()
             _LOG.exception("request %r: not logged", served.origin.request_id)
+
+
+def _scaled(policies: Mapping[str, fr.Policy], factor: float | None) -> Mapping[str, fr.Policy]:
+    """Policies as they are for a user with such a factor in temperatures, as far as they can be."""
+    if factor is None:
+        return policies
+    found = {}
+    for name, policy in policies.items():
+        with contextlib.suppress(ValueError):  # beyond all temperatures
+            found[name] = policy.scaled(factor)
+    return found
 
 
 def _kind_of(catalog: fr.Catalog) -> str:

@@ -19,6 +19,7 @@ import fastrank as fr
 from fastrank.cores import usable_cores
 from fastrank.ids import split_ids
 from fastrank.policies.spec import SYNTAX, parse_stated
+from fastrank_serving.arms import ALSO_SYNTAX, ARM_SYNTAX, Regime
 from fastrank_serving.clients import FIELDS, OF_GATEWAY, OF_POLICIES, Fields, as_fields
 from fastrank_serving.secret import Secret, is_secret
 
@@ -61,7 +62,9 @@ class _Policy(click.types.StringParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         named = "policy" if param is None else param.get_error_hint(ctx).strip("'")
-        return parse_stated(value, named) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return parse_stated(value, named, takes_overlap=True)
 
 
 class _Fields(click.types.StringParamType):
@@ -87,8 +90,8 @@ class _Policies(click.types.StringParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not isinstance(value, str):
             return value
-        one = _Policy()
-        return tuple(one.convert(each, param, ctx) for each in _NEXT_POLICY.split(value))
+        named = "allow_policies" if param is None else param.get_error_hint(ctx).strip("'")
+        return tuple(parse_stated(each, named) for each in _NEXT_POLICY.split(value))
 
 
 class _SecretFile(click.Path):
@@ -262,6 +265,52 @@ class Settings:
             " score makes of a dot product of 0.",
             metavar=SYNTAX,
             shown="a 404",
+        ),
+    )
+    experiment: str | None = field(
+        default=None,
+        metadata=_said(
+            click.STRING,
+            "Its name. Users are divided among its arms; requests that name no type are theirs.",
+            metavar="NAME",
+            shown="none",
+        ),
+    )
+    arms: tuple[str, ...] = field(
+        default=(),
+        metadata=_said(
+            _Texts(),
+            "An arm of the experiment, by what it ranks, and its share; all shares sum to 1.",
+            name="arm",
+            metavar=ARM_SYNTAX,
+            shown="none",
+        ),
+    )
+    also: tuple[str, ...] = field(
+        default=(),
+        metadata=_said(
+            _Texts(),
+            "A policy whose log-propensities of what is shown are answered and logged, too, so that"
+            " it can be evaluated without the model. They take about one and a half passes more.",
+            metavar=ALSO_SYNTAX,
+            shown="none",
+        ),
+    )
+    control: str | None = field(
+        default=None,
+        metadata=_said(
+            click.STRING,
+            "The control file, a path or a URL that fsspec opens (s3://...): arms and their shares,"
+            " or that nothing is drawn. It is followed while the server runs.",
+            metavar="FILE",
+            shown="none",
+        ),
+    )
+    control_interval: float = field(
+        default=10.0,
+        metadata=_said(  # with jitter, the read and the change below 30
+            _Seconds(0, 20, min_open=True),
+            "Seconds from one look at the control file to the next, give or take a fifth.",
         ),
     )
     k: int = field(
@@ -465,6 +514,7 @@ class Settings:
     def __post_init__(self) -> None:
         for option in OPTIONS:
             option.check(getattr(self, option.field))
+        self._check_experiment()
         if self.allow_policies is not None and self.clients_may is not None:
             may = {*self.clients_may, *(self.gateway_may or ())}
             if may.isdisjoint(OF_POLICIES):
@@ -479,6 +529,22 @@ class Settings:
                 f"max_held: {self.max_held} is less than max_body, which is {self.max_body}: no"
                 " body of that size would be read"
             )
+
+    def _check_experiment(self) -> None:
+        if self.arms and self.experiment is None:
+            raise ValueError("arm: it is of no experiment: state one by --experiment")
+        if self.experiment is not None and not self.arms and self.control is None:
+            raise ValueError("experiment: it has no arms: state them by --arm, or --control")
+        if self.arms and self.policy is not None:
+            raise ValueError("policy: contradicts arm: requests that name none are an arm's")
+        if self.control == "":
+            raise ValueError("control: expected a path or a URL, got ''")
+        _ = self.regime
+
+    @property
+    def regime(self) -> Regime:
+        """What rankings are drawn by, while no control file says otherwise."""
+        return Regime.stated(self.experiment, self.arms, self.also, self.secret)
 
 
 def _table() -> tuple[Option, ...]:

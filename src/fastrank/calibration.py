@@ -7,6 +7,8 @@ does carry over is how much of the deterministic top k a sampled ranking keeps.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,7 @@ from fastrank.catalog import Catalog
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, Deterministic, PlackettLuce
 
 __all__ = [
+    "common_temperature",
     "condense",
     "drawn_overlap",
     "expected_overlap",
@@ -27,6 +30,7 @@ __all__ = [
 _NEVER = 1e-200  # a rate at which nothing rings
 _AT_ONCE = 40.0  # log of a relative weight that rings long before the k-th item can
 _CELLS = 256
+_OFF = 0.05  # of the overlap, or of what is left to 1: it may be off what is asked for by so much
 _PLACES_DRAWN = 4000  # of all rankings together, by which an overlap is counted
 
 
@@ -224,6 +228,58 @@ def temperatures_for_overlap(
         middle += np.where(above, half, -half)
     found = np.clip(np.exp(middle), MIN_TEMPERATURE, MAX_TEMPERATURE)
     return np.where(equal, 1.0, found)
+
+
+def common_temperature(
+    scores: FloatArray, k: int, overlap: float, factors: FloatArray, counts: FloatArray
+) -> float:
+    """The temperature at which the mean of `expected_overlaps` is `overlap`.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (u, m)
+        One row a user.
+    k : int
+    overlap : float
+        Between 0 and 1.
+    factors : ndarray of float64, shape (u,)
+        Each user's own, in that temperature.
+    counts : ndarray of float64, shape (u, m)
+        How many items have each score, as `condense` gives them.
+
+    Raises
+    ------
+    ValueError
+        If no temperature keeps that.
+
+    Notes
+    -----
+    Bisection of log T, 24 steps of a few passes over the scores.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.0, 1.0, 2.0], [0.0, 10.0, 20.0]])
+    >>> round(common_temperature(scores, 1, 0.7, np.ones(2), np.ones_like(scores)), 2)
+    2.41
+    """
+    _check_places(k, scores.shape[1])
+    own = temperatures_for_overlap(scores, k, overlap, counts) / factors
+
+    def kept(log_temperature: float) -> float:
+        temperatures = np.exp(log_temperature) * factors
+        temperatures = np.clip(temperatures, MIN_TEMPERATURE, MAX_TEMPERATURE)
+        return float(expected_overlaps(scores, temperatures, k, counts).mean())
+
+    low, high = math.log(own.min()), math.log(own.max())
+    for _ in range(24):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if kept(middle) > overlap else (low, middle)
+    found = 0.5 * (low + high)
+    if abs(kept(found) - overlap) > _OFF * min(overlap, 1.0 - overlap):
+        raise ValueError(
+            f"overlap: no temperature keeps {overlap:g} of the deterministic ranking at k = {k}"
+        )
+    return math.exp(found)
 
 
 def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:

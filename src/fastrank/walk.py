@@ -29,7 +29,7 @@ from fastrank.rulemass import Best, Blocked, Call, Masses, Source, Total, explor
 __all__ = ["First", "draw", "draws_order", "first_of", "judge"]
 
 _MOST_AHEAD = 640  # items of an order: as many cost a few hundredths of a pass over a million
-_LEAST_AGAIN, _MOST_AGAIN = 64, 256  # of one that is drawn anew: if each place takes one, they add up
+_LEAST_AGAIN, _MOST_AGAIN = 64, 256  # of one that is drawn anew: there may be one for each place
 _MOST_EMPTY = 8  # regimes that are known to allow nothing
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
 

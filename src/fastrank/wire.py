@@ -187,6 +187,25 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     log_norm_error: float
     k: int
     policy: PolicyName
+    experiment: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="Whose arm this ranking is; not of requests that name a type."),
+    ] = msgspec.UNSET
+    arm: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="By whose policy it was drawn: that of the user's arm."),
+    ] = msgspec.UNSET
+    revision: Annotated[
+        str | msgspec.UnsetType,
+        msgspec.Meta(description="Of what the server drew by: arms, policies, shares."),
+    ] = msgspec.UNSET
+    evaluation_log_propensities: Annotated[
+        dict[str, list[float | None]] | msgspec.UnsetType,
+        msgspec.Meta(
+            description="Of this ranking under further policies, by name, place by place; null for"
+            " what a policy never shows there."
+        ),
+    ] = msgspec.UNSET
     seed: int
     seed_source: Annotated[
         SeedSource,

@@ -566,7 +566,7 @@ async function begin() {
   }
   $("alert").hidden = true;
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
-  $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}`;
+  $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}${about.in_force ? ` · ${about.in_force}; rankings here are of no arm` : ""}`;
   Object.assign(state, about.params); // those of the server's policy, and of the model's
   Object.assign(usual, { head: state.head, m: state.m, factor: state.factor, score: "", params: "", rules: "" });
   if (about.score) $("score").placeholder = about.score.name;

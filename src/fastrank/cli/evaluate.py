@@ -49,6 +49,8 @@ _UNREAD = (
     *(name for name in UNREAD if name not in _READ),
 )
 _FOR_MODELS = ("scores", "query", "log_norm")
+_CARRIED = "evaluation_log_propensities"  # what --also reads
+_NAME_ONE = "name at least one --policy, --column or --also"
 _LONG = 10.0  # seconds, from which on a run is announced
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
@@ -158,6 +160,14 @@ def audit(
     metavar="[LABEL=]COLUMN",
     help="A policy whose conditional log-propensities stand in a column of the log: lists,"
     " or of a file of --format obd numbers; of --format table on the scale of the propensities.",
+)
+@click.option(
+    "--also",
+    "carried",
+    multiple=True,
+    metavar="[LABEL=]NAME",
+    help="A policy whose log-propensities the rows have themselves, as `serve --also NAME=...` logs"
+    " them. No model is needed.",
 )
 @click.option(
     "--format",
@@ -310,7 +320,7 @@ def evaluate(
         render([])  # likewise whether there is what pages are made with
     if kind == "obd" and not logs:
         given = (settings.models, settings.policies, settings.policy_rules, settings.columns)
-        if any(given) or settings.arrays:
+        if any((*given, settings.carried, settings.arrays)):
             raise click.UsageError(
                 "--format obd without LOGS evaluates what is bundled: no policies, no"
                 " --policy-rules"
@@ -348,6 +358,7 @@ class _Settings:
     policies: tuple[str, ...]
     policy_rules: tuple[str, ...]
     columns: tuple[str, ...]
+    carried: tuple[str, ...]
     arrays: tuple[str, ...]
     places: int | None
     estimators: tuple[str, ...]
@@ -462,10 +473,12 @@ class _Settings:
 def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     models, policies, columns = _asked(settings, logs, kind)
     if not policies:
-        raise click.UsageError("name at least one --policy or --column")
+        raise click.UsageError(_NAME_ONE)
     audited = bool(models) and not settings.no_audit and kind != "obd"
     asked = audited or any(isinstance(each, ope.ByModel) for each in policies)
-    log = _reader(logs, kind, columns, _UNREAD if asked else (*_UNREAD, *_FOR_MODELS))
+    omit = _unread(settings, () if asked else _FOR_MODELS)
+    log = _reader(logs, kind, columns, omit)
+    _check_carried(settings, log)
     rows = log.survey()[0]
     found = _audited(log, models, rows) if audited else None
     settings.announce(log, policies, models, rows)
@@ -484,6 +497,7 @@ def _asked(
     policies = [
         *_with_rules([*by_model], settings.policy_rules),
         *(ope.FromColumn(*_labelled(text)) for text in settings.columns),
+        *(ope.FromRows(*_labelled(text)) for text in settings.carried),
     ]
     policies = _with_arrays(policies, settings)
     columns = [each.column for each in policies if isinstance(each, ope.FromColumn)]
@@ -509,10 +523,13 @@ def _of_arms(
     """The rows of one experiment; the exit code."""
     models, policies, columns = _asked(settings, logs, "log")
     if report is not None and not policies:
-        raise click.UsageError("--report: shows policies: name at least one --policy or --column")
-    omit = [name for name in _UNREAD if name not in ("experiment", "arm", "revision")]
+        raise click.UsageError(f"--report: shows policies: {_NAME_ONE}")
+    omit = _unread(settings, () if models or policies else _FOR_MODELS)
+    omit = [name for name in omit if name not in ("experiment", "arm", "revision")]
+    reader = _reader(logs, "log", columns, omit)
+    _check_carried(settings, reader)
     log = ope.ExperimentLog(
-        _reader(logs, "log", columns, omit if models or policies else [*omit, *_FOR_MODELS]),
+        reader,
         arms["experiment"],
         shares=_shares(arms["shares"]),
     )
@@ -536,6 +553,25 @@ def _of_arms(
     if report is not None:
         console.print(f"Report: {for_terminal(report)}")
     return code
+
+
+def _unread(settings: _Settings, besides: Sequence[str]) -> list[str]:
+    """Columns that are not read."""
+    wanted = _CARRIED if settings.carried else ""
+    return [name for name in (*_UNREAD, *besides) if name != wanted]
+
+
+def _check_carried(settings: _Settings, log: LogReader) -> None:
+    """A UsageError where no row has a policy's log-propensities; that one has them is seen soon."""
+    wanted = {_labelled(text)[1] for text in settings.carried}
+    found: set[str] = set()
+    for batch in log if wanted else ():
+        found.update(batch.evaluated_names)
+        if wanted <= found:
+            return
+    for name in sorted(wanted - found):
+        have = ", ".join(sorted(found)) or "those of no further policy"
+        raise click.UsageError(f"--also: no row has log-propensities of {name!r}; they have {have}")
 
 
 _ARM = "[^:=,]+=[^:=,]+"

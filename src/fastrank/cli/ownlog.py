@@ -56,6 +56,7 @@ _OF_MODELS = {
     "no_audit": "--no-audit",
     "score_functions": "--score-function",
     "policy_rules": "--policy-rules",
+    "carried": "--also",
 }
 _OF_COLUMNS = {"columns": "--column", "arrays": "--array", "policies": "--policy"}
 

@@ -225,6 +225,33 @@ class LogBatch:
         result[there] = floats(column.values.take(column.offsets.take(there)))
         return result
 
+    @property
+    def evaluated_names(self) -> list[str]:
+        """Policies under which some row has the log-propensities of its ranking, too."""
+        column = self._evaluated
+        return [] if column is None else sorted(pc.unique(column.keys).to_pylist())
+
+    def evaluated(self, name: str) -> FloatArray:
+        """Log-propensities of the rankings under a policy of that name, (n, K).
+
+        -inf for what it never shows; 0 past `lengths`; NaN in rows that do not have them.
+        """
+        found: FloatArray = np.full(self.log_propensities.shape, np.nan)
+        column = self._evaluated
+        if column is not None:
+            lists = Lists(pc.map_lookup(column, name, "first"))
+            whole = lists.lengths == lengths_of(self._coded.column("log_propensities"))
+            width = max(found.shape[1], int(lists.lengths.max(initial=0)))
+            found[whole] = lists.padded(width, 0.0)[whole, : found.shape[1]]
+        found[np.arange(found.shape[1]) >= self.lengths[:, None]] = 0.0
+        return found
+
+    @cached_property
+    def _evaluated(self) -> Any:
+        """None where the column was omitted, or is one of version 1 of that name."""
+        column = self.column("evaluation_log_propensities")
+        return column if column is not None and pa.types.is_map(column.type) else None
+
     def ranked(self, i: int) -> tuple[AnyArray, FloatArray]:
         """Item ids and log-propensities of row i as it was drawn, displayed or not; (m,) each."""
         drawn = np.array(self._coded.column("log_propensities")[i].as_py(), np.float64)

@@ -361,6 +361,10 @@ def _values(
         "n_scored": response.get("n_scored"),
         "features_version": response.get("features_version"),
         "seen_id": response.get("seen_id"),
+        "experiment": response.get("experiment"),
+        "arm": response.get("arm"),
+        "revision": response.get("revision"),
+        "evaluation_log_propensities": response.get("evaluation_log_propensities"),
         "user_id": response.get("user_id", request.user_id),
         "policy_name": policy.get("name"),
         "law_params": [
@@ -474,6 +478,12 @@ def _fitting(name: str, value: Any, kind: pa.DataType) -> Any:
         return [_fitting(name, item, kind.value_type) for item in value]
     if pa.types.is_timestamp(kind) or value is None:
         return value
+    if pa.types.is_map(kind):  # of names to log-propensities; JSON has no infinity
+        return [
+            (key, [-math.inf if each is None else each for each in _fitting(name, part, wanted)])
+            for wanted in [kind.item_type]
+            for key, part in _mapping(name, value).items()
+        ]
     if pa.types.is_struct(kind):
         parts = _mapping(name, value)
         return {

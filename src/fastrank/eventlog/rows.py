@@ -36,6 +36,7 @@ __all__ = [
     "Row",
     "Time",
     "as_batch",
+    "as_evaluated",
     "as_positive",
     "as_query",
     "as_retrieval",
@@ -53,6 +54,7 @@ Time: TypeAlias = datetime | np.datetime64 | int
 
 _EPOCH = np.datetime64(0, "us")
 _NO_RULES = Rules()
+_ROUNDING = 1e-9  # by which a log-propensity may be above 0
 # Compared with a dtype, a scalar type is made one each time.
 _INT64, _FLOAT32, _FLOAT64 = map(np.dtype, (np.int64, np.float32, np.float64))
 # Policies whose parameters are finite numbers from their making on.
@@ -110,6 +112,7 @@ class Row(NamedTuple):
     log_norm: float | None
     propensity_kind: str
     log_norm_error: float
+    evaluation_log_propensities: list[tuple[str, list[float]]] | None
     displayed: int | None
     latency_us: float | None
     rewards: list[float | None] | None
@@ -381,6 +384,29 @@ def as_rewards(values: Any, length: int) -> list[float | None]:
             raise ValueError(f"rewards: place {place}: must be finite, got {shown(value)}")
         rewards.append(None if math.isnan(number) else number)
     return rewards
+
+
+def as_evaluated(values: Any, length: int) -> list[tuple[str, list[float]]]:
+    """Log-propensities under further policies, by name."""
+    name = "evaluation_log_propensities"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name}: expected a mapping of names to arrays, got {shown(values)}")
+    found = []
+    for key, given in values.items():
+        if as_text(name, key) == "":
+            raise ValueError(f"{name}: a name must not be empty")
+        array = np.asarray(as_real(f"{name}: {key}", given), np.float64)
+        if array.shape != (length,):
+            raise ValueError(
+                f"{name}: {key}: expected shape ({length},), one an item, got {array.shape}"
+            )
+        wrong = np.isnan(array) | (array > _ROUNDING)
+        if wrong.any():
+            raise ValueError(
+                f"{name}: {key}: expected logarithms of probabilities, got {array[wrong][0]}"
+            )
+        found.append((key, array.tolist()))
+    return found
 
 
 def as_time(name: str, value: object) -> int:

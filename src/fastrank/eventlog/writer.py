@@ -32,6 +32,7 @@ from fastrank.eventlog.rows import (
     Row,
     Time,
     as_batch,
+    as_evaluated,
     as_positive,
     as_query,
     as_retrieval,
@@ -242,6 +243,7 @@ class LogWriter:
         experiment: str | None = None,
         arm: str | None = None,
         revision: str | None = None,
+        evaluation_log_propensities: Mapping[str, npt.ArrayLike] | None = None,
         query: npt.ArrayLike | None = None,
         model_version: str | None = None,
         exclude: Ids | None = None,
@@ -289,8 +291,11 @@ class LogWriter:
             Kept as text. Wanted where the ranking left out what its user has seen.
         experiment, arm, revision : str, optional
             Which experiment the request was part of, in which of its arms, and under which revision
-            of its settings: while shares are constant, that is one. Neither of the others goes
-            without `experiment`, nor that without `arm`.
+            of what was drawn by: while shares are constant, that is one. Neither of the first two
+            goes without the other.
+        evaluation_log_propensities : mapping of str to array_like of float, optional
+            Log-propensities of the same ranking under further policies, by their names, as
+            `Catalog.log_propensities` gives them: of shape (k,), -inf for what one never shows.
         query : array_like of float, shape (d,), optional
             The vector that was ranked for, needed unless `user_id` gives it in the model.
         model_version : str, optional
@@ -385,6 +390,9 @@ class LogWriter:
             )
         if experiment is not None or arm is not None or revision is not None:
             _check_experiment(experiment, arm, revision)
+        evaluated = None
+        if evaluation_log_propensities is not None:
+            evaluated = as_evaluated(evaluation_log_propensities, length) or None
         if model_version is None:
             model_version = ranking.model_version
         elif as_text("model_version", model_version) != ranking.model_version:
@@ -513,6 +521,7 @@ class LogWriter:
             log_norm,
             ranking.propensity_kind,
             ranking.log_norm_error,
+            evaluated,
             displayed,
             latency_us,
             None if rewards is None else as_rewards(rewards, length),
@@ -960,9 +969,8 @@ def _check_experiment(experiment: object, arm: object, revision: object) -> None
     for name, value in given.items():
         if value is not None and as_text(name, value) == "":
             raise ValueError(f"{name}: must not be empty")
-    for name in ("experiment", "arm"):
-        if given[name] is None:
-            beside = next(other for other, value in given.items() if value is not None)
+    for name, beside in (("experiment", "arm"), ("arm", "experiment")):
+        if given[name] is None and given[beside] is not None:
             raise ValueError(f"{name}: give it: {beside} is {given[beside]!r}")
 
 

@@ -9,7 +9,7 @@ from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.evaluation import Evaluation, PolicyResult, StratumResult, evaluate
 from fastrank.ope.experimentlog import ExperimentLog
 from fastrank.ope.owntable import evaluate_table, evaluation_policies
-from fastrank.ope.propensities import ByFunction, ByModel, EvaluationPolicy, FromColumn
+from fastrank.ope.propensities import ByFunction, ByModel, EvaluationPolicy, FromColumn, FromRows
 from fastrank.ope.ratio import Ratio, SampleRatio
 from fastrank.ope.results import REASONS, Difference, Estimate, Status, difference, estimate
 
@@ -33,6 +33,7 @@ __all__ = [
     "EvaluationPolicy",
     "ExperimentLog",
     "FromColumn",
+    "FromRows",
     "PolicyResult",
     "Ratio",
     "SampleRatio",

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from fastrank.arraytypes import FloatArray, IntArray, Mask
 from fastrank.eventlog import LogBatch, Stratum
 from fastrank.model import Model, scorer_of
-from fastrank.ope.experimentlog import Cell, ExperimentLog
+from fastrank.ope.experimentlog import MOST_STRATA, Cell, ExperimentLog
 from fastrank.ope.propensities import ByModel, EvaluationPolicy, Judged, describe
 from fastrank.policies import INFERENCE_TYPES, policy
 from fastrank.scorer import Scorer
@@ -53,51 +54,60 @@ class ArmPolicies:
         self._checked = dict.fromkeys(log.arms, 0)
         self._off = dict.fromkeys(log.arms, 0)
         self.why_not: dict[str, str] = {}
-        self._policies: list[dict[str, EvaluationPolicy]] = []
-        for period in log.periods:
-            found = {}
+        self._groups: list[_Group] = []
+        for j, period in enumerate(log.periods):
             rules = {frozenset(cell.rules) for cell in period.arms.values()}
-            for arm in sorted(period.arms.keys() | (period.shares or {}).keys()):
-                policy, cell = given.get(arm), period.arms.get(arm)
-                if policy is None:
-                    if cell is None:
-                        continue
-                    try:
-                        policy = _policy_of(arm, cell, logging)
-                        if len(rules) > 1:
-                            raise ValueError("arms are under different rules")
-                    except ValueError as error:
-                        self.why_not.setdefault(arm, str(error))
-                        continue
-                found[arm] = replace(policy, label=arm)
-            self._policies.append(found)
+            versions = [{each.model_version for each in c.strata} for c in period.arms.values()]
+            # Models that were exchanged while shares were constant are those of all arms, each in
+            # its time. Where each arm has had one, it may be another one's or not.
+            has_several = max(map(len, versions)) > 1
+            for version in sorted(set().union(*versions), key=str) if has_several else [None]:
+                group = _Group(j, has_several, version, {})
+                for arm in sorted(period.arms.keys() | (period.shares or {}).keys()):
+                    policy, cell = given.get(arm), period.arms.get(arm)
+                    if policy is None:
+                        if cell is None:
+                            continue
+                        try:
+                            policy = _policy_of(arm, cell, group, logging)
+                            if len(rules) > 1:
+                                raise ValueError("arms are under different rules")
+                        except ValueError as error:
+                            self.why_not.setdefault(arm, str(error))
+                            continue
+                    group.policies[arm] = replace(policy, label=arm)
+                self._groups.append(group)
 
     def described(self, arm: str) -> str | None:
         """An arm's policies in a few words, in the order of the periods; None: not known."""
         if arm in self.why_not:
             return None
-        said = [describe(found[arm]) for found in self._policies if arm in found]
+        said = [describe(g.policies[arm]) for g in self._groups if arm in g.policies]
         return "; then ".join(dict.fromkeys(said)) or None
 
     def any_of(self, arm: str) -> EvaluationPolicy | None:
         """An arm's policy of the first period that has it; None where some is not known."""
         if arm in self.why_not:
             return None
-        return next((found[arm] for found in self._policies if arm in found), None)
+        return next((g.policies[arm] for g in self._groups if arm in g.policies), None)
 
     @property
     def why_no_mixture(self) -> str | None:
         """Why rows cannot be weighed by the mixture; None: they can."""
-        for period, found in zip(self._log.periods, self._policies, strict=True):
+        for group in self._groups:
+            period = self._log.periods[group.period]
             if period.shares is None:
                 return "shares are not given"
-            if len({_catalog(cell) for cell in period.arms.values()}) > 1:
+            catalogs = {
+                each.catalog_version for c in period.arms.values() for each in group.strata(c)
+            }
+            if len(catalogs) > 1:
                 return f"arms have different catalogs ({period.name})"
             for arm in period.arms:
                 if arm in self.why_not:
                     return f"the policy of arm {arm} is not known: {self.why_not[arm]}"
             for arm, share in period.shares.items():
-                if share and arm not in found:
+                if share and arm not in group.policies:
                     return f"arm {arm} has no rows that say its policy ({period.name})"
         return None
 
@@ -112,20 +122,27 @@ class ArmPolicies:
         judge: Callable[[LogBatch, IntArray, Sequence[EvaluationPolicy]], list[Judged]],
     ) -> dict[str, Judged]:
         """What each arm's policy, as of the row's period, says of `rows` (n,), by arm."""
-        periods, arms = self._log.cells(batch)
+        groups, arms = self._groups_of(batch)
         empty = np.zeros(len(batch), np.bool_)
         found: dict[str, Judged] = {}
-        for j in np.unique(periods[rows]).tolist():
-            of_period = rows & (periods == j)
+        for j in np.unique(groups[rows & (groups >= 0)]).tolist():
+            of_group = rows & (groups == j)
             policies = {
-                arm: each for arm, each in self._policies[j].items() if arm not in self.why_not
+                arm: each
+                for arm, each in self._groups[j].policies.items()
+                if arm not in self.why_not
             }
             if not policies:
                 continue
-            each_judged = judge(batch, np.flatnonzero(of_period), [*policies.values()])
+            each_judged = judge(batch, np.flatnonzero(of_group), [*policies.values()])
             for arm, each in zip(policies, each_judged, strict=True):
-                found[arm] = _joined(found.get(arm), each, of_period, empty)
+                found[arm] = _joined(found.get(arm), each, of_group, empty)
+        nowhere = rows & (groups < 0)
         for arm, each in found.items():
+            if nowhere.any():
+                given = each.unknown.get("no_propensity", empty)
+                unknown = {**each.unknown, "no_propensity": given | nowhere}
+                found[arm] = each = replace(each, unknown=unknown)
             own = rows & (arms == self._arms.index(arm)) & each.known
             error = np.nan_to_num(batch.numbers("log_norm_error")[own])
             between = np.abs(each.log_propensities[own] - batch.log_propensities[own])
@@ -140,62 +157,102 @@ class ArmPolicies:
     ) -> tuple[LogBatch, dict[str, Mask]]:
         """The batch as the mixture drew it, and rows (n,) that cannot be so, by the reason.
 
-        Its strata are the periods. A row's own arm counts with the propensity that was logged.
+        Its strata are `laws`. A row's own arm counts with the propensity that was logged.
         """
-        periods, arms = self._log.cells(batch)
+        groups, arms = self._groups_of(batch)
         nothing = np.zeros(len(batch), np.bool_)
         unknown: dict[str, Mask] = {}
         prefixes = np.full(batch.log_propensities.shape, -np.inf)
         logged = np.cumsum(batch.log_propensities, axis=1)
-        for j in np.unique(periods[rows]).tolist():
-            of_period = rows & (periods == j)
-            for arm, share in (self._log.periods[j].shares or {}).items():
+        unknown["no_propensity"] = rows & (groups < 0)
+        for j in np.unique(groups[rows & (groups >= 0)]).tolist():
+            of_group = rows & (groups == j)
+            for arm, share in (self._log.periods[self._groups[j].period].shares or {}).items():
                 if not share:
                     continue
-                own = of_period & (arms == self._arms.index(arm))
-                others = of_period & ~own
+                own = of_group & (arms == self._arms.index(arm))
+                others = of_group & ~own
                 prefixes[own] = np.logaddexp(prefixes[own], np.log(share) + logged[own])
                 each = judged[arm]
                 theirs = np.cumsum(each.log_propensities[others], axis=1)
                 prefixes[others] = np.logaddexp(prefixes[others], np.log(share) + theirs)
                 for reason, which in each.unknown.items():
-                    unknown[reason] = unknown.get(reason, nothing) | (which & of_period)
-        prefixes = np.where(rows[:, None], prefixes, logged)
+                    unknown[reason] = unknown.get(reason, nothing) | (which & of_group)
+        prefixes = np.where((rows & (groups >= 0))[:, None], prefixes, logged)
         # Rounding aside, a longer prefix is no likelier.
         mixture = np.minimum(np.diff(prefixes, axis=1, prepend=0.0), 0.0)
         return replace(
-            batch, log_propensities=mixture, stratum=periods.astype(np.int32), _values={}
+            batch, log_propensities=mixture, stratum=groups.astype(np.int32), _values={}
         ), unknown
 
     @property
     def laws(self) -> list[Stratum]:
-        """The mixtures, of the periods, as strata."""
-        return [
-            Stratum(
-                policy_name="mixture",
-                params=tuple((f"share {arm}", share) for arm, share in (each.shares or {}).items()),
-                model_version=None,
-                catalog_version=_catalog(next(iter(each.arms.values()))),
-                is_fallback=False,
-                law=f"mixture of arms, {each.name}",
+        """The mixtures, of periods and the models that were exchanged in one, as strata."""
+        found = []
+        for group in self._groups:
+            period = self._log.periods[group.period]
+            found.append(
+                Stratum(
+                    policy_name="mixture",
+                    params=tuple((f"share {arm}", s) for arm, s in (period.shares or {}).items()),
+                    model_version=group.version,
+                    catalog_version=_catalog(next(iter(period.arms.values())), group),
+                    is_fallback=False,
+                    law=f"mixture of arms, {period.name}",
+                )
             )
-            for each in self._log.periods
+        return found
+
+    def _groups_of(self, batch: LogBatch) -> tuple[IntArray, IntArray]:
+        """Of rows, the indices into `_groups` and into the log's arms; (n,) each.
+
+        -1 for a fallback's of a model that ranked nothing else.
+        """
+        periods, arms = self._log.cells(batch)
+        codes, versions = batch.texts("model_version")
+        found = np.full(len(batch), -1, np.int64)
+        for j, group in enumerate(self._groups):
+            of_group = periods == group.period
+            if group.has_several:
+                number = {None: -1} | {name: code for code, name in enumerate(versions)}
+                of_group &= codes == number.get(group.version, -2)
+            found[of_group] = j
+        return found, arms
+
+
+class _Group(NamedTuple):
+    """Rows of a period that were drawn by one policy an arm, and those policies."""
+
+    period: int
+    has_several: bool  # models, of which these rows are of one
+    version: str | None  # of that model
+    policies: dict[str, EvaluationPolicy]
+
+    def strata(self, cell: Cell) -> list[Stratum]:
+        """Those of an arm's that are of this group."""
+        return [
+            each
+            for each in cell.strata
+            if not self.has_several or each.model_version == self.version
         ]
 
 
-def _policy_of(arm: str, cell: Cell, logging: Sequence[Model | Scorer]) -> EvaluationPolicy:
-    """What drew the rows of an arm in a period; a ValueError says why that is not known."""
+def _policy_of(
+    arm: str, cell: Cell, group: _Group, logging: Sequence[Model | Scorer]
+) -> EvaluationPolicy:
+    """What drew the rows of an arm in a group; a ValueError says why that is not known."""
     if not logging:
         raise ValueError("no model is given that its rows could be of")
     if cell.has_candidates:
         raise ValueError("its rows ranked candidates alone")
-    if len(cell.strata) != 1:
-        raise ValueError(
-            "its rows are of several policies, models or catalogs while shares were constant"
-            if cell.strata
-            else "all of its rows are of the fallback"
-        )
-    (stratum,) = cell.strata
+    strata = group.strata(cell)
+    if not cell.strata:
+        raise ValueError("all of its rows are of the fallback")
+    if not strata:
+        raise ValueError(f"it has no rows of the model {str(group.version)[:12]}, as others have")
+    if len(strata) > 1 or len(cell.strata) > MOST_STRATA:
+        raise ValueError("its rows are of several policies or catalogs while shares were constant")
+    (stratum,) = strata
     if stratum.policy_name not in INFERENCE_TYPES:
         raise ValueError(f"fastrank has no policy {stratum.policy_name!r}")
     try:
@@ -214,8 +271,8 @@ def _policy_of(arm: str, cell: Cell, logging: Sequence[Model | Scorer]) -> Evalu
     raise ValueError("its model is not among those given")
 
 
-def _catalog(cell: Cell) -> str | None:
-    return next((each.catalog_version for each in cell.strata), None)
+def _catalog(cell: Cell, group: _Group) -> str | None:
+    return next((each.catalog_version for each in group.strata(cell)), None)
 
 
 def _joined(before: Judged | None, new: Judged, rows: Mask, nothing: Mask) -> Judged:

@@ -16,9 +16,10 @@ from fastrank.ope.queries import ranked_candidates
 from fastrank.ope.ratio import SampleRatio, sample_ratio
 from fastrank.ope.shares import Shares, SharesGiven
 
-__all__ = ["MOST_CELLS", "Cell", "ExperimentLog", "Log", "Period"]
+__all__ = ["MOST_CELLS", "MOST_STRATA", "Cell", "ExperimentLog", "Log", "Period"]
 
 MOST_CELLS = 1000  # arms in periods, of each of which users are kept, and sums
+MOST_STRATA = 1000  # of an arm in a period: models that were exchanged
 _NAMED = 10  # of many names, so many are said
 _WAITING = 1 << 16  # hashes of users
 
@@ -54,7 +55,7 @@ class Cell:
     without_user : int
         Rows that name no user.
     strata : dict of Stratum to None
-        What drew them, but for fallbacks; no more than two are kept.
+        What drew them, but for fallbacks; no more than `MOST_STRATA` are kept, and one.
     rules : set of str or None
         Ids of the rules that they are under, None among them where there are none.
     has_candidates : bool
@@ -79,7 +80,7 @@ class Cell:
         self.without_user += int(np.count_nonzero(~batch.is_given("user_id")))
         self.has_candidates |= bool(ranked_candidates(batch).any())
         for index in np.unique(batch.stratum).tolist():
-            if len(self.strata) < 2 and not strata[index].is_fallback:
+            if len(self.strata) <= MOST_STRATA and not strata[index].is_fallback:
                 self.strata[strata[index]] = None
         self.rules |= batch.rules_named
         self._users.append(np.unique(batch.user_hash))

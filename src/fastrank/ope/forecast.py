@@ -11,7 +11,7 @@ from fastrank.eventlog import LogBatch
 from fastrank.model import Model
 from fastrank.ope.arrays import OptionalArrays, RewardModel
 from fastrank.ope.experimentlog import Log
-from fastrank.ope.propensities import EvaluationPolicy, FromColumn, judge
+from fastrank.ope.propensities import EvaluationPolicy, FromColumn, FromRows, judge
 from fastrank.ope.queries import catalogs_of
 from fastrank.ope.question import settled
 from fastrank.ope.rows import cut
@@ -56,7 +56,7 @@ def forecast(
         keep_candidates,
     )
     rows = log.survey()[0]
-    if rows <= _ROWS or all(isinstance(p, FromColumn) for p in policies):
+    if rows <= _ROWS or all(isinstance(p, FromColumn | FromRows) for p in policies):
         return 0.0
     batch = next(iter(log), None)
     if batch is None:

@@ -35,6 +35,7 @@ __all__ = [
     "ByModel",
     "EvaluationPolicy",
     "FromColumn",
+    "FromRows",
     "Judged",
     "describe",
     "judge",
@@ -141,13 +142,33 @@ class ByFunction:
     arrays: Mapping[str, str] = field(default_factory=dict)
 
 
-EvaluationPolicy: TypeAlias = ByModel | FromColumn | ByFunction
+@dataclass(frozen=True, slots=True)
+class FromRows:
+    """Conditional log-propensities that rows have of their rankings, as ``serve --also`` logs them.
+
+    Attributes
+    ----------
+    label : str
+    name : str
+        Of the policy in ``evaluation_log_propensities``. Rows without it cannot be judged.
+    arrays : mapping of str to str
+        As of `ByModel`.
+    """
+
+    label: str
+    name: str
+    arrays: Mapping[str, str] = field(default_factory=dict)
+
+
+EvaluationPolicy: TypeAlias = ByModel | FromColumn | FromRows | ByFunction
 
 
 def describe(policy: EvaluationPolicy) -> str:
     """A policy in a few words."""
     if isinstance(policy, FromColumn):
         return f"log-propensities of column {policy.column}"
+    if isinstance(policy, FromRows):
+        return f"log-propensities that rows have, {policy.name}"
     if isinstance(policy, ByFunction):
         return "log-propensities of a function"
     params = [f"{name} {value:.6g}" for name, value in policy.policy.params.items()]
@@ -268,6 +289,8 @@ def judge(
     for j, each in enumerate(policies):
         if isinstance(each, FromColumn):
             result[j] = _given(batch, batch.columns[each.column], each.column, support)
+        elif isinstance(each, FromRows):
+            result[j] = _given(batch, batch.evaluated(each.name), each.label, support)
         elif isinstance(each, ByFunction):
             result[j] = _given(batch, each.function(batch), each.label, support)
     return [result[j] for j in range(len(policies))]

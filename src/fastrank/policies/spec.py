@@ -80,6 +80,9 @@ class Stated:
     inference_type : str
     params : mapping of str to float
         Those that were stated.
+    overlap : float, optional
+        Instead of a temperature: what it is to keep of the deterministic ranking, which a model
+        makes a temperature of.
 
     Examples
     --------
@@ -92,6 +95,7 @@ class Stated:
 
     inference_type: str
     params: Mapping[str, float]
+    overlap: float | None = None
 
     def completed(self, *usual: Policy | None) -> Policy:
         """The policy; what was not stated is of the first of others that has it, or the default."""
@@ -99,28 +103,45 @@ class Stated:
 
     @property
     def wants_temperature(self) -> bool:
-        """Whether it takes a temperature, and none was stated."""
-        return "temperature" in parameters_of(self.inference_type) and (
-            "temperature" not in self.params
+        """Whether it takes a temperature, and nothing was stated that gives one."""
+        return (
+            "temperature" in parameters_of(self.inference_type)
+            and "temperature" not in self.params
+            and self.overlap is None
         )
 
 
-def parse_stated(text: str, option: str = "--policy") -> Stated:
+def parse_stated(text: str, option: str = "--policy", *, takes_overlap: bool = False) -> Stated:
     """A policy from ``inference_type[:param=value[,param=value]]``, for a model to complete.
+
+    `takes_overlap` is whether ``overlap=0.7`` may stand for a temperature, of Plackett-Luce.
 
     Raises
     ------
     ValueError
         As `parse_policy`; also for a relative temperature.
+
+    Examples
+    --------
+    >>> parse_stated("plackett_luce:overlap=0.7", takes_overlap=True).overlap
+    0.7
     """
     _, name, params, relative = _parsed(text, option)
     if relative is not None:
         raise ValueError(f"{option}: {text}: expected a temperature, not one relative to a log's")
+    overlap = params.pop("overlap", None) if takes_overlap else None
     try:
-        policy(name, **params)
+        drawn = policy(name, **params)
+        if overlap is not None:
+            if drawn.law is None or not drawn.law.is_plackett_luce:
+                raise ValueError("overlap: only of Plackett-Luce without a head")
+            if "temperature" in params:
+                raise ValueError("overlap: it gives the temperature: state one of the two")
+            if not 0.0 < overlap < 1.0:
+                raise ValueError(f"overlap: must lie between 0 and 1, got {overlap:g}")
     except ValueError as error:
         raise ValueError(f"{option}: {text}: {error}") from None
-    return Stated(name, params)
+    return Stated(name, params, overlap)
 
 
 def written(policy: Policy) -> str:

@@ -265,6 +265,7 @@ class Service:
     def __init__(self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None) -> None:
         self.settings = settings
         self.metrics = metrics
+        metrics.queue_limit(settings.queue)
         if settings.secret is not None:
             metrics.has_secret(settings.secret.fingerprint)
         self.engine = Engine(settings.threads, settings.queue, settings.share)
@@ -385,7 +386,12 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self._loaded is not None and not self.draining and self.engine.stuck_for() < _STUCK
+        return self._loaded is not None and not self.draining and not self.hangs
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a ranking takes longer than any should."""
+        return self.engine.stuck_for() >= _STUCK
 
     # ---- Requests ---------------------------------------------------------------------------
 
@@ -524,7 +530,7 @@ class Service:
                 self._unlogged.append(row)
                 if len(self._unlogged) >= _TOGETHER or job.ids:
                     self._log_rows()
-        self.metrics.served(policy.inference_type, latency, ranked)
+        self.metrics.served(policy.inference_type, latency, ranked, served)
         if line is not None:
             line.policy, line.model_version = policy.inference_type, loaded.version[:12]
         return body

@@ -114,12 +114,12 @@ def test_long_batches_are_answered_one_after_another(model: Path) -> None:
     most = 0
     answers = App._answers
 
-    async def counted(self: App, lines: list[bytes], *origin: str | None) -> bytes:
+    async def counted(self: App, lines: list[bytes], *more: Any) -> bytes:
         nonlocal going, most
         is_long = len(lines) > apps._LONG
         going += is_long
         most = max(most, going)
-        found = await answers(self, lines, *origin)
+        found = await answers(self, lines, *more)
         going -= is_long
         return found
 

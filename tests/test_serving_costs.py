@@ -25,7 +25,7 @@ import uvicorn
 from served import call, make_model, with_app
 
 from fastrank_serving.app import App
-from fastrank_serving.server import _Protocol
+from fastrank_serving.server import _Protocol, _State
 from fastrank_serving.settings import MAX_BODY
 
 FLOOR = 0.002  # seconds
@@ -324,7 +324,7 @@ def test_heads(model: Path, name: str, step: int) -> None:
     async def work(app: App) -> bool:
         config = uvicorn.Config(app, http=_Protocol, ws="none", lifespan="off", log_config=None)
         config.load()
-        state = uvicorn.server.ServerState()
+        state = _State(lambda: None)
 
         async def cost(n: int) -> float:
             head = b"GET /ping HTTP/1.1\r\nhost: x\r\n" + HEADS[name](n) + b"\r\n"

@@ -133,6 +133,7 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
         "drain_delay": ("2.5", 2.5),
         "drain_timeout": ("3", 3.0),
         "log_directory": (str(folder / "log"), folder / "log"),
+        "access_log": ("JSON", "json"),
         "admin_socket": (str(folder / "a.sock"), folder / "a.sock"),
         "secret": (str(secret), Secret(SECRET.encode())),
         "explorer": ("0", False),

@@ -29,6 +29,7 @@ import fastrank as fr
 from fastrank.extras import missing_extra
 from fastrank.wire import LINES, lines_of
 from fastrank_serving import explorer, metrics
+from fastrank_serving.access import ENDPOINT, LINE, Line
 from fastrank_serving.messages import (
     LATE,
     MAX_TEXT,
@@ -57,9 +58,8 @@ _LINES = tuple(kind.encode() for kind in LINES)
 _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _TRACEPARENT = b"traceparent"
+_PATH = 200  # characters that the access log looks at
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
-# As SageMaker's own clients ask, with an endpoint_url that is this server.
-_ENDPOINT = re.compile(r"/endpoints/[A-Za-z0-9-]{1,63}/invocations")
 _EMF_SECONDS = 60.0
 _REHEARSAL_SECONDS = 600.0  # for a request: a model that is slow is not a bad one
 _LINES_MOST = 100_000  # of a batch
@@ -115,6 +115,10 @@ class App:
         self._load_first = load_first
         self.on_failure: Any = None  # called when the model could not be loaded
         self._others, self._admin = _starlettes(self)
+        routes = [*self._others.routes, *self._admin.routes]
+        self.access = service.access
+        paths = (each.path for each in routes if isinstance(each, Route))
+        self.access.paths = {"/ping", "/invocations", *paths}
         self._small = min(_SMALL, service.settings.max_body)
         self._memory = _Memory(service.settings.max_held)
         self._reading = asyncio.Lock()
@@ -122,21 +126,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = scope["path"]
-            if path.startswith("/endpoints/") and _ENDPOINT.fullmatch(path):
-                path = "/invocations"
-            if path == "/invocations" and scope["method"] == "POST":
-                await self._invocations(scope, receive, send)
-                return
-            if path == "/ping" and scope["method"] in ("GET", "HEAD"):
-                await self._send(send, 200 if self.service.ready else 503, b"", {})
-                return
-            if path in ("/invocations", "/ping"):
-                problem = ProblemError(405, "method_not_allowed", "not with this method")
-                allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
-                await self._refuse(send, problem, None, {b"allow": allowed})
-                return
-            await self._by(self._others, scope, receive, send)
+            await self._noted(self._http, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -144,7 +134,44 @@ class App:
 
     async def administer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI app behind the Unix socket of who runs the server."""
-        await self._by(self._admin, scope, receive, send)
+        await self._noted(partial(self._by, self._admin), scope, receive, send)
+
+    async def _noted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """For the access log."""
+        began = time.monotonic()
+        line = scope[LINE] = Line(0.0, scope["method"], scope["path"][:_PATH], 0, 0.0, 0)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                line.status = message["status"]
+            else:
+                line.bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await app(scope, receive, sending)
+        finally:
+            if line.status >= self.access.least:
+                if scope["method"] == "HEAD":
+                    line.bytes = 0
+                line.seconds = time.monotonic() - began
+                line.traceparent = traceparent_of(scope["headers"])
+                self.access.note(line)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith("/endpoints/") and ENDPOINT.fullmatch(path):
+            path = "/invocations"
+        if path == "/invocations" and scope["method"] == "POST":
+            await self._invocations(scope, receive, send)
+        elif path == "/ping" and scope["method"] in ("GET", "HEAD"):
+            await self._send(send, 200 if self.service.ready else 503, b"", {})
+        elif path in ("/invocations", "/ping"):
+            problem = ProblemError(405, "method_not_allowed", "not with this method")
+            allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
+            await self._refuse(send, problem, None, {b"allow": allowed})
+        else:
+            await self._by(self._others, scope, receive, send)
 
     async def _by(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -164,6 +191,7 @@ class App:
         kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
         request_id: str | None = None
         held: _Held | None = None
+        line: Line = scope[LINE]
         try:
             if kind not in (_JSON, b"", *_LINES):
                 raise ProblemError(
@@ -200,15 +228,17 @@ class App:
             trace = traceparent_of(scope["headers"]) if _TRACEPARENT in headers else None
             if kind in _LINES:
                 held = held or _Held(self._memory)
-                answer = await self._lines(body, inference_id, trace, held, receive)
+                answer = await self._lines(body, inference_id, trace, held, receive, line)
                 await self._send(send, 200, answer, extra, kind)
                 return
             request = parse(body) if held is None else await self._read(body, held)
             del body, message
             origin = self._origin(request, inference_id, trace)
-            request_id = origin.request_id
-            answer = await self.service.answer(request, origin)
+            line.request_id = request_id = origin.request_id
+            line.user = request.user_id
+            answer = await self.service.answer(request, origin, line=line)
         except ProblemError as problem:
+            line.code = problem.code
             if LATE in scope:
                 extra[b"connection"] = b"close"
             await self._refuse(send, problem, request_id, extra)
@@ -276,6 +306,7 @@ class App:
         trace: str | None,
         held: _Held,
         receive: Receive,
+        line: Line,
     ) -> bytes:
         """Batch transform: a line out for each line in, in order; a bad one gives an error.
 
@@ -289,9 +320,9 @@ class App:
         lines = lines_of(body)
         held.take(len(body) + len(lines) * _LINE_BYTES)
         if len(lines) <= _LONG:
-            return await self._answers(lines, inference_id, trace)
+            return await self._answers(lines, inference_id, trace, line)
         leaving = asyncio.ensure_future(_left(receive))
-        answering = asyncio.ensure_future(self._long(lines, inference_id, trace))
+        answering = asyncio.ensure_future(self._long(lines, inference_id, trace, line))
         try:
             await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
@@ -301,12 +332,14 @@ class App:
             leaving.cancel()
             answering.cancel()
 
-    async def _long(self, lines: list[bytes], inference_id: str | None, trace: str | None) -> bytes:
+    async def _long(
+        self, lines: list[bytes], inference_id: str | None, trace: str | None, said: Line
+    ) -> bytes:
         async with self._long_batch:
-            return await self._answers(lines, inference_id, trace)
+            return await self._answers(lines, inference_id, trace, said)
 
     async def _answers(
-        self, lines: list[bytes], inference_id: str | None, trace: str | None
+        self, lines: list[bytes], inference_id: str | None, trace: str | None, said: Line
     ) -> bytes:
         results: list[bytes] = [b""] * len(lines)
         waiting = iter(enumerate(lines))
@@ -317,19 +350,27 @@ class App:
             nonlocal size
             for j, line in waiting:
                 await turns.take()  # a line need not wait for anything
-                request_id = None
+                began = time.monotonic()
+                own = Line(0.0, said.method, said.path, 200, 0.0, 0, line=j + 1, traceparent=trace)
+                problem = None
                 try:
                     request = parse(line)
                     origin = self._origin(request, inference_id, trace)
-                    request_id = origin.request_id
+                    own.request_id, own.user = origin.request_id, request.user_id
                     results[j] = await self.service.answer(request, origin, is_batch=True)
-                except ProblemError as problem:
-                    self.service.metrics.refused(problem.status)
-                    results[j] = error_body(problem, request_id)
+                except ProblemError as error:
+                    problem = error
                 except Exception:
                     _LOG.exception("line %d", j)
-                    self.service.metrics.refused(500)
-                    results[j] = error_body(_internal(), request_id)
+                    problem = _internal()
+                if problem is not None:
+                    self.service.metrics.refused(problem.status)
+                    results[j] = error_body(problem, own.request_id)
+                    own.status, own.code = problem.status, problem.code
+                    own.bytes = len(results[j])
+                    own.seconds = time.monotonic() - began
+                    if own.status >= self.access.least:
+                        self.access.note(own)
                 size += len(results[j])
                 if size > _ANSWERS_BYTES:
                     return
@@ -477,7 +518,7 @@ class _Turns:
 # ---- What SageMaker does not ask for --------------------------------------------------------
 
 
-def _starlettes(app: App) -> tuple[ASGIApp, ASGIApp]:
+def _starlettes(app: App) -> tuple[Starlette, Starlette]:
     """What everybody may ask, and what who runs the server may."""
     service = app.service
 
@@ -495,6 +536,7 @@ def _starlettes(app: App) -> tuple[ASGIApp, ASGIApp]:
 
     async def recommended(request: HttpRequest) -> Response:
         request_id: str | None = None
+        line: Line = request.scope[LINE]
         try:
             if request.method == "HEAD":  # a ranking is made to be shown
                 raise ProblemError(405, "method_not_allowed", "not with this method")
@@ -506,9 +548,11 @@ def _starlettes(app: App) -> tuple[ASGIApp, ASGIApp]:
                 )
             asked = parse_parameters({**given, "user_id": request.path_params["user_id"]})
             origin = origin_of(asked, traceparent=traceparent_of(request.scope["headers"]))
-            request_id = origin.request_id
-            body = await service.answer(asked, origin)
+            line.request_id = request_id = origin.request_id
+            line.user = asked.user_id
+            body = await service.answer(asked, origin, line=line)
         except ProblemError as problem:
+            line.code = problem.code
             return refused(problem, request_id)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 

@@ -236,6 +236,7 @@ class _Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self._deaf:
             super().send_400_response(msg)
+            cast("_State", self.server_state).on_no_http()
 
     def on_headers_complete(self) -> None:
         self._since = self.loop.time()
@@ -292,6 +293,10 @@ class _State(ServerState):
 
     is_crowded = False  # connections wait until others have ended
 
+    def __init__(self, on_no_http: Callable[[], None]) -> None:
+        super().__init__()
+        self.on_no_http = on_no_http  # called when what came was answered by a 400
+
 
 class _Joining:
     """A transport that sends an answer's head with its body: one system call and packet, not two.
@@ -336,7 +341,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Any, administer: Any = None) -> None:
         super().__init__(config)
-        self.server_state: _State = _State()
+        self.server_state: _State = _State(service.no_http)
         self._service = service
         self._administer = administer  # the app behind a Unix socket
         # Of several workers, one must not take all that come at once.

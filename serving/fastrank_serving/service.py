@@ -33,6 +33,7 @@ from fastrank.rulesfile import named_rules
 from fastrank.scoring import imported
 from fastrank.seen import Seen
 from fastrank.wire import RulesBody, short
+from fastrank_serving.access import AccessLog, Line
 from fastrank_serving.arms import Armed, InForce, Regime
 from fastrank_serving.clients import Clients
 from fastrank_serving.control import ControlFile, error_words, regime_of
@@ -352,6 +353,7 @@ class Service:
         if settings.secret is not None:
             metrics.has_secret(settings.secret.fingerprint)
         self.engine = Engine(settings.threads, settings.queue, settings.share)
+        self.access = AccessLog(settings.access_log, settings.log_level)
         self.draining = False
         self.log: LogWriter | None = None
         self._unlogged: list[_Unlogged] = []
@@ -371,6 +373,7 @@ class Service:
     async def start(self) -> None:
         """Load the model; until this is done, /ping says 503."""
         self.engine.begin()
+        self.access.begin()
         if self.settings.log_directory is not None:
             from fastrank.eventlog import LogWriter
 
@@ -494,11 +497,13 @@ class Service:
         if self.log is not None:
             await self.engine.run(self.log.close)
             self.tick()  # its last rows count, too, for who replaces this worker
+        await self.engine.run(self.access.close)
         self.engine.close()
 
     def tick(self) -> None:
         """Log and count what was answered lately; a server calls it ten times a second."""
         self._log_rows()
+        self.access.flush()
         self.metrics.fold()
         self.metrics.look(self.engine.inside, self.catalog, self.log)
         self.metrics.share()
@@ -536,8 +541,15 @@ class Service:
 
     # ---- Requests ---------------------------------------------------------------------------
 
-    async def answer(self, request: Request, origin: Origin, *, is_batch: bool = False) -> bytes:
-        """The body of the answer; `is_batch` for a line of a batch.
+    async def answer(
+        self,
+        request: Request,
+        origin: Origin,
+        *,
+        is_batch: bool = False,
+        line: Line | None = None,
+    ) -> bytes:
+        """The body of the answer; `is_batch` for a line of a batch, `line` of the access log.
 
         Raises
         ------
@@ -547,7 +559,7 @@ class Service:
         request.k = self._places(request)
         # Nobody can send a request again under an id that was drawn here.
         if origin.request_id_source == "server" or not self.settings.keep_answers:
-            return await self._answer(request, origin, is_batch)
+            return await self._answer(request, origin, is_batch, line)
         given = origin.request_id
         request.request_id = None
         content = hash(encoded(request))
@@ -557,17 +569,25 @@ class Service:
             return await asyncio.shield(first)
         first = self._answers.begin(given, content)
         try:
-            body = await self._answer(request, origin, is_batch)
+            body = await self._answer(request, origin, is_batch, line)
         except BaseException as error:
             self._answers.failed(given, error)  # and is tried anew when it is sent again
             raise
         self._answers.keep(given, body)
         return body
 
+    def no_http(self) -> None:
+        """What came was no HTTP, and was answered by a 400."""
+        self.metrics.refused(400)
+        if self.access.least <= 400:
+            self.access.note(Line(0.0, "-", "-", 400, 0.0, 0, code="no_http"))
+
     def _places(self, request: Request) -> int:
         return self.settings.k if isinstance(request.k, msgspec.UnsetType) else request.k
 
-    async def _answer(self, request: Request, origin: Origin, is_batch: bool) -> bytes:
+    async def _answer(
+        self, request: Request, origin: Origin, is_batch: bool, line: Line | None
+    ) -> bytes:
         began = time.monotonic()
         settings, loaded = self.settings, self.loaded
         k = self._places(request)
@@ -671,6 +691,8 @@ class Service:
                 if len(self._unlogged) >= _TOGETHER or job.ids:
                     self._log_rows()
         self.metrics.served(policy.inference_type, latency, ranked, served)
+        if line is not None:
+            line.policy, line.model_version = policy.inference_type, loaded.version[:12]
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:

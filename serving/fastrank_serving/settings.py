@@ -473,6 +473,14 @@ class Settings:
             shown="no log",
         ),
     )
+    access_log: str = field(
+        default="off",
+        metadata=_said(
+            click.Choice(["off", "text", "json"], case_sensitive=False),
+            "A line on standard output for each answer: text or json. Off: 4xx and 5xx alone, 10 a"
+            " second and 100 at once in each process, on standard error.",
+        ),
+    )
     admin_socket: Path | None = field(
         default=None,
         metadata=_said(

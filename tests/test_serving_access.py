@@ -266,6 +266,13 @@ class TestForms:
 FORMS = ("json", "text")
 
 
+async def hang(app: App) -> None:
+    """As if a ranking took an hour."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.service.engine, "stuck_for", lambda: 3600.0)
+        assert (await call(app, "GET", "/ping")).status == 503
+
+
 class TestRefusalsAlone:
     def test_are_said_though_the_log_is_off(self, model: Path, lines: Lines) -> None:
         async def work() -> None:
@@ -273,14 +280,24 @@ class TestRefusalsAlone:
                 await ask(app, user_id=USER)
                 await call(app, "GET", "/ping")
                 await ask(app, user_id="nobody", request_id="r")
-                app.service.draining = True
-                await call(app, "GET", "/ping")
+                await hang(app)
 
         asyncio.run(work())
         first, second = lines.text.splitlines()
         assert of_line(first) == ("WARNING", "POST", "/invocations", "404")
         assert pairs(first)["request_id"] == "r"
         assert of_line(second) == ("ERROR", "GET", "/ping", "503")
+
+    def test_but_not_that_a_server_that_starts_or_stops_is_not_ready(
+        self, model: Path, lines: Lines
+    ) -> None:
+        async def work() -> None:
+            async with logged(model, lines) as app:
+                app.service.draining = True
+                assert (await call(app, "GET", "/ping")).status == 503
+
+        asyncio.run(work())
+        assert lines.text == ""
 
     @pytest.mark.parametrize(
         ("level", "expected"),
@@ -292,8 +309,7 @@ class TestRefusalsAlone:
         async def work() -> None:
             async with logged(model, lines, log_level=level) as app:
                 await ask(app, user_id="nobody")
-                app.service.draining = True
-                await call(app, "GET", "/ping")
+                await hang(app)
 
         asyncio.run(work())
         assert [int(of_line(line)[3]) for line in lines.text.splitlines()] == expected

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,9 @@ def board() -> Iterator[Board]:
         yield found
 
 
-SAID: Any = SimpleNamespace(experiment="warmer", arm="explore")
+SAID: Any = SimpleNamespace(
+    experiment="warmer", arm="explore", seed_source="server", is_fallback=False
+)
 
 
 def served(metrics: Metrics, times: int, seconds: float = 0.003) -> None:
@@ -151,6 +154,11 @@ def write_many(board: Board) -> None:
         board.write(1, Note(b"%d " % i * 5000, b""))
 
 
+def serve_in_turn(board: Board, to: Connection) -> None:
+    to.send(Metrics(board, 1).page().decode())
+    to.recv()
+
+
 class TestMetrics:
     def test_counters_of_all_are_added(self, board: Board) -> None:
         one, other = Metrics(board, 0), Metrics(board, 2)
@@ -214,6 +222,37 @@ class TestMetrics:
         died(board, 0)
         assert versions(other) == {"c": "1.0"}
         assert numbers(other)['fastrank_reloads_total{outcome="loaded"}'] == 7
+
+    def test_processes_are_told_apart_and_end(self, board: Board) -> None:
+        own = Metrics(board, 0)
+        own.share()
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=serve_in_turn, args=(board, there))
+        process.start()
+        pages = [here.recv(), own.page().decode()]
+        here.send(None)
+        process.join()
+        died(board, 1)
+        pages.append(own.page().decode())
+        for page, names in zip(pages, ({"0", "1", "parent"}, {"0", "1"}, {"0"}), strict=True):
+            for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds"):
+                found = re.findall(rf'^process_{name}{{process="(\w+)"}} (\S+)$', page, re.M)
+                assert {each for each, _ in found} == names
+                assert all(float(value) > 0 for _, value in found)
+            pids = dict(re.findall(r'fastrank_process_info{pid="(\d+)",process="(\d)"} 1', page))
+            assert pids.get(str(os.getpid())) == "0"
+            assert ("1" in names) == (pids.get(str(process.pid)) == "1")
+            assert page.count("python_info{") == 1
+
+    def test_alone_as_among_others(self) -> None:
+        metrics = Metrics()
+        metrics.queue_limit(7)
+        page = metrics.page().decode()
+        assert re.search(r'^process_start_time_seconds{process="0"} \S+$', page, re.M)
+        assert "fastrank_queue_limit 7.0" in page
+        assert 'fastrank_reloads_total{outcome="failed"} 0.0' in page
+        assert "_created" not in page
 
     def test_all_that_can_be_counted_has_room(self, board: Board) -> None:
         metrics = Metrics(board, 0)

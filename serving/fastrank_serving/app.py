@@ -151,12 +151,18 @@ class App:
         try:
             await app(scope, receive, sending)
         finally:
-            if line.status >= self.access.least:
+            if self._is_said(line):
                 if scope["method"] == "HEAD":
                     line.bytes = 0
                 line.seconds = time.monotonic() - began
                 line.traceparent = traceparent_of(scope["headers"])
                 self.access.note(line)
+
+    def _is_said(self, line: Line) -> bool:
+        least = self.access.least
+        if least and line.path == "/ping" and not self.service.hangs:
+            return False  # it says not yet, or no more, as it should
+        return line.status >= least
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

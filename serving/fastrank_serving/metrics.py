@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
@@ -16,6 +19,8 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    PlatformCollector,
+    ProcessCollector,
     generate_latest,
 )
 from prometheus_client.core import Metric
@@ -42,6 +47,7 @@ _FOLD = 64  # requests
 # ended, and those of which all workers together have the largest, and not the sum.
 _KEPT = {"fastrank_log_rows_written", "fastrank_log_rows_dropped"}
 _ALIKE = {"fastrank_model_info", "fastrank_revision_info", "fastrank_secret_info"}
+_PROCESSES = "fastrank_process_info"
 
 
 class _Family(NamedTuple):
@@ -114,6 +120,17 @@ class Metrics:
             "Of the tables that are kept.",
             registry=registry,
         )
+        self._seeds = Counter(
+            "fastrank_seeds",
+            "Rankings, by who chose the seed: no evaluation takes those of a caller.",
+            ["source"],
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "fastrank_fallbacks",
+            "Rankings for users that the model does not know.",
+            registry=registry,
+        )
         self._repeated = Counter(
             "fastrank_repeated_requests",
             "Requests answered by the first answer to their id.",
@@ -125,6 +142,8 @@ class Metrics:
         self._reloads = Counter(
             "fastrank_reloads", "Models loaded, by outcome.", ["outcome"], registry=registry
         )
+        for outcome in ("loaded", "failed"):
+            self._reloads.labels(outcome)  # of what begins at 1 no rate sees the first
         self._arms = Counter(
             "fastrank_arm_requests",
             "Rankings by the arm of an experiment.",
@@ -148,6 +167,18 @@ class Metrics:
             "Requests being served or waiting.",
             registry=registry,
         )
+        self._queue_limit = Gauge(
+            "fastrank_queue_limit",
+            "So many requests may be served or wait: the next one gets a 429.",
+            registry=registry,
+        )
+        self._process = Gauge(
+            _PROCESSES,
+            "1 for each process that serves: what process_... calls it, and its number.",
+            ["process", "pid"],
+            registry=registry,
+        )
+        self._process.labels(str(seat), str(os.getpid())).set(1)
         self._model = Gauge(
             "fastrank_model_info",
             "1 for the model that serves.",
@@ -179,6 +210,11 @@ class Metrics:
         self._looked: tuple[int, ...] = ()
         self._has_news = True
 
+    def queue_limit(self, most: int) -> None:
+        """So many requests may be served or wait here."""
+        self._has_news = True
+        self._queue_limit.set(most)
+
     def served(self, inference_type: str, seconds: float, ranked: Ranked, said: Served) -> None:
         """A request was answered; counted by the next `fold`, many at a time."""
         self._new.append((inference_type, seconds, ranked, said))
@@ -206,6 +242,9 @@ class Metrics:
                 if counter is None:
                     counter = self._by_arm[arm] = self._arms.labels(*arm)
                 counter.inc()
+            self._seeds.labels(said.seed_source).inc()
+            if said.is_fallback:
+                self._fallbacks.inc()
             self._slowest = max(self._slowest, seconds)
         if new:
             self._has_news = True
@@ -276,8 +315,7 @@ class Metrics:
         kept: _Families = []
         live: _Families = []
         for metric in self._registry.collect():
-            samples = [(each.name, each.labels, each.value) for each in metric.samples]
-            family = _Family(metric.name, metric.documentation, metric.type, samples)
+            family = _family(metric)
             (kept if metric.type != "gauge" or metric.name in _KEPT else live).append(family)
         together = [*_added([*self._before, *kept])]
         self._board.write(self._seat, Note(_encode(together), _encode(live)))
@@ -285,13 +323,17 @@ class Metrics:
     def page(self) -> bytes:
         """In Prometheus's format."""
         self.fold()
-        if self._board is None:
-            return generate_latest(self._registry)
-        self.share()
-        notes = self._board.read()
-        parts = [part for note in notes for part in (*_families(note.kept), *_families(note.live))]
         together = CollectorRegistry()
-        together.register(_Together(parts))
+        PlatformCollector(together)
+        if self._board is None:
+            parts = [_family(metric) for metric in self._registry.collect()]
+        else:
+            self.share()
+            notes = self._board.read()
+            parts = [
+                part for note in notes for part in (*_families(note.kept), *_families(note.live))
+            ]
+        together.register(_Together([*parts, *_of_processes(parts)]))
         return generate_latest(together)
 
     def print_emf(self) -> None:
@@ -319,6 +361,29 @@ class Metrics:
         }
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
+
+
+def _family(metric: Metric, labels: dict[str, str] | None = None) -> _Family:
+    samples = [
+        (each.name, {**each.labels, **(labels or {})}, each.value) for each in metric.samples
+    ]
+    return _Family(metric.name, metric.documentation, metric.type, samples)
+
+
+def _of_processes(families: Iterable[_Family]) -> Iterator[_Family]:
+    """What the system says of each process, as prometheus_client asks for it."""
+    names = {
+        labels["process"]: labels["pid"]
+        for family in families
+        if family.name == _PROCESSES
+        for _, labels, _ in family.samples
+    }
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        names["parent"] = str(parent.pid)
+    for name, pid in names.items():
+        for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+            yield _family(metric, {"process": name})
 
 
 def _families(content: bytes) -> _Families:

@@ -350,6 +350,7 @@ class Service:
         self.settings = settings
         self.clients = Clients(settings)
         self.metrics = metrics
+        metrics.queue_limit(settings.queue)
         if settings.secret is not None:
             metrics.has_secret(settings.secret.fingerprint)
         self.engine = Engine(settings.threads, settings.queue, settings.share)
@@ -537,7 +538,12 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self._loaded is not None and not self.draining and self.engine.stuck_for() < _STUCK
+        return self._loaded is not None and not self.draining and not self.hangs
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a ranking takes longer than any should."""
+        return self.engine.stuck_for() >= _STUCK
 
     # ---- Requests ---------------------------------------------------------------------------
 

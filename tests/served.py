@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -150,6 +151,8 @@ class Process:
         Instead of it.
     environ : mapping, optional
         Added to the environment.
+    stdout : path, optional
+        Takes its standard output, which is thrown away otherwise.
     """
 
     def __init__(
@@ -160,16 +163,18 @@ class Process:
         wait: bool = True,
         command: Sequence[str] | None = None,
         environ: Mapping[str, str] | None = None,
+        stdout: Path | None = None,
     ) -> None:
         self.port = free_port()
         usual = [sys.executable, "-m", program, "serve", str(model), "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            [*(command or usual), *arguments],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env={**inherited(), **(environ or {})},
-        )
+        with open(stdout or os.devnull, "a") as output:
+            self.process = subprocess.Popen(
+                [*(command or usual), *arguments],
+                stderr=subprocess.PIPE,
+                stdout=output,
+                text=True,
+                env={**inherited(), **(environ or {})},
+            )
         self._said: list[str] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()

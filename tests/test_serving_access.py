@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import re
+import signal
+import socket
 import threading
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
@@ -19,7 +21,7 @@ import pytest
 
 pytest.importorskip("starlette")
 from patience import PATIENCE
-from served import JSON, ask, call, make_model, serving
+from served import JSON, Process, ask, call, make_model, serving
 
 import fastrank as fr
 from fastrank_serving import access as access_module
@@ -339,6 +341,23 @@ class TestRefusalsAlone:
         ]
         said = "/nothing"
         assert found == [*[said] * 100, 53, *[said] * 1, *[said] * 100, 100]
+
+
+def test_of_several_workers_until_they_end(model: Path, lines: Lines) -> None:
+    options = ("--workers", "2", "--access-log", "json", "--no-explorer")
+    with Process(model, *options, stdout=lines.path) as server:
+        for j in range(40):
+            assert server.ask(user_id=USER, request_id=f"r{j}")[0] == 200
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as garbage:
+            garbage.sendall(b"what is this\r\n\r\n")
+            assert garbage.recv(100).startswith(b"HTTP/1.1 400")
+        server.signal(signal.SIGTERM)
+        assert server.end()[0] == 0
+    found = [each for each in lines.said if each["path"] == "/invocations"]
+    assert {each["request_id"] for each in found} == {f"r{j}" for j in range(40)}
+    assert len({each["user"] for each in found}) == 1
+    (bad,) = (each for each in lines.said if each["status"] == 400)
+    assert (bad["method"], bad["path"], bad["code"]) == ("-", "-", "no_http")
 
 
 def fill(pipe: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import multiprocessing
 import os
@@ -26,7 +27,9 @@ from served import JSON, Process, ask, call, make_model, serving
 import fastrank as fr
 from fastrank_serving import access as access_module
 from fastrank_serving.access import AccessLog, Line
-from fastrank_serving.app import App
+from fastrank_serving.app import App, create_app
+from fastrank_serving.secret import Secret
+from fastrank_serving.settings import Settings
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 USER = "u1"
@@ -209,27 +212,37 @@ class TestWhatLinesHide:
             assert json.dumps(word)[1:-1] not in lines.text
         assert not re.search(rf"\b{USER}\b", lines.text)
 
-    def test_a_hash_is_of_the_key(self) -> None:
-        def user(key: bytes | None) -> str:
+    def test_a_hash_is_of_the_secret(self) -> None:
+        def user(secret: Secret | None) -> str:
             line = Line(0.0, "GET", "/ping", 200, 0.0, 0, user="ann")
-            found: str = json.loads(AccessLog("json", key=key).made(line))["user"]
+            found: str = json.loads(AccessLog("json", secret=secret).made(line))["user"]
             return found
 
-        assert user(b"a" * 32) == user(b"a" * 32) != user(b"b" * 32)
-        assert user(None) == user(None) != user(b"a" * 32)
+        one, other = Secret(b"a" * 32), Secret(b"b" * 32)
+        # As the README says it: each part behind its length.
+        message = b"".join(
+            len(each).to_bytes(8, "little") + each for each in (b"access log", b"ann")
+        )
+        assert user(one) == hmac.digest(one.key, message, "sha256").hex()[:16] != user(other)
+        assert user(None) == user(None) != user(one)
 
-    def test_the_processes_of_a_server_have_one_key(self) -> None:
+    def test_the_secret_is_the_servers(self, model: Path) -> None:
+        secret = Secret(bytes(range(32)))
+        service = create_app(Settings(model=model, secret=secret)).service
+        assert service.access.secret == secret
+
+    def test_the_processes_of_a_server_hash_alike(self) -> None:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=tell_key, args=(there,))
         process.start()
         found = here.recv()
         process.join()
-        assert found == AccessLog()._key
+        assert found == AccessLog().secret.key
 
 
 def tell_key(to: Connection) -> None:
-    to.send(AccessLog()._key)
+    to.send(AccessLog().secret.key)
 
 
 class TestForms:

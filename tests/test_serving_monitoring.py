@@ -24,6 +24,7 @@ import fastrank as fr
 from fastrank_serving.app import create_app
 from fastrank_serving.board import Board
 from fastrank_serving.metrics import Metrics
+from fastrank_serving.secret import Secret
 from fastrank_serving.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "serving" / "monitoring"
@@ -64,7 +65,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("monitoring")
     make_model(folder / "model", policy=fr.PlackettLuce(1.0))
     settings = Settings(
-        model=folder / "model", threads=1, log_directory=folder / "log", fallback=fr.Uniform()
+        model=folder / "model",
+        threads=1,
+        log_directory=folder / "log",
+        fallback=fr.Uniform(),
+        secret=Secret(bytes(range(32))),
     )
 
     async def work() -> str:

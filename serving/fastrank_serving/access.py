@@ -7,7 +7,6 @@ nor a reader who is slow keeps a request waiting. What is left out is counted, a
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import logging
 import multiprocessing
@@ -21,6 +20,8 @@ from datetime import UTC, datetime
 from typing import TypeAlias
 
 import msgspec
+
+from fastrank_serving.secret import Secret
 
 __all__ = ["ENDPOINT", "LINE", "AccessLog", "LeftOut", "Line"]
 
@@ -102,7 +103,7 @@ class AccessLog:
     level : str
         Of the server's log. Where this one is off, no 4xx is said above "warning", and no 5xx above
         "error".
-    key : bytes, optional
+    secret : Secret, optional
         By which users are hashed; by default one that was drawn when the server started.
 
     Attributes
@@ -111,15 +112,18 @@ class AccessLog:
         Status of the answers that it wants to know of.
     paths : collection of str
         That are said whole.
+    secret : Secret
     """
 
-    def __init__(self, form: str = "off", level: str = "info", key: bytes | None = None) -> None:
+    def __init__(
+        self, form: str = "off", level: str = "info", secret: Secret | None = None
+    ) -> None:
         self.least = _REFUSED.get(level, 400) if form == "off" else 0
         self.paths: Collection[str] = ()
         self._form = form
         self._descriptor = 2 if form == "off" else 1
-        drawn = bytes(multiprocessing.current_process().authkey)  # that all workers have
-        self._key = key or hmac.digest(drawn, b"access log", "sha256")
+        # What multiprocessing draws at the start is the same in all workers.
+        self.secret = secret or Secret(bytes(multiprocessing.current_process().authkey))
         self._lines: list[_Said] = []
         self._left_out = 0
         self._tokens, self._since = _AT_ONCE, time.monotonic()
@@ -213,7 +217,7 @@ class AccessLog:
             line.seconds = round(line.seconds, 6)
             if line.user is not None:
                 user = line.user.encode(errors="surrogatepass")
-                line.user = hmac.digest(self._key, user, "sha256").hex()[:16]
+                line.user = self.secret.digest("access log", user).hex()[:16]
         said = msgspec.to_builtins(line)
         clock = said.pop("time")
         if self._form == "json":

@@ -354,7 +354,7 @@ class Service:
         if settings.secret is not None:
             metrics.has_secret(settings.secret.fingerprint)
         self.engine = Engine(settings.threads, settings.queue, settings.share)
-        self.access = AccessLog(settings.access_log, settings.log_level)
+        self.access = AccessLog(settings.access_log, settings.log_level, settings.secret)
         self.draining = False
         self.log: LogWriter | None = None
         self._unlogged: list[_Unlogged] = []

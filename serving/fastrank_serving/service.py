@@ -699,6 +699,7 @@ class Service:
         self.metrics.served(policy.inference_type, latency, ranked, served)
         if line is not None:
             line.policy, line.model_version = policy.inference_type, loaded.version[:12]
+            line.arm = served.arm
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:

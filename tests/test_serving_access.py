@@ -119,6 +119,20 @@ class TestWhatLinesSay:
         assert first["user"] == second["user"]
         assert re.fullmatch("[0-9a-f]{16}", first["user"])
 
+    def test_of_an_arm(self, model: Path, lines: Lines) -> None:
+        arms = ("one=deterministic@0.5", "two=uniform@0.5")
+
+        async def work() -> list[str]:
+            async with logged(
+                model, lines, access_log="json", experiment="warmer", arms=arms
+            ) as app:
+                answers = [(await ask(app, user_id=f"u{j}")).json() for j in range(10)]
+                return [answer["arm"] for answer in answers]
+
+        arms_of = asyncio.run(work())
+        assert [each["arm"] for each in lines.said] == arms_of
+        assert {*arms_of} == {"one", "two"}
+
     def test_of_a_refusal(self, model: Path, lines: Lines) -> None:
         async def work() -> None:
             async with logged(model, lines, access_log="json") as app:

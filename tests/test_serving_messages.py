@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -233,6 +234,39 @@ TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def test_a_trace_is_that_of_the_grammar(value: bytes, expected: bytes | None) -> None:
     found = traceparent_of([(b"host", b"x"), (b"traceparent", value)])
     assert found == (None if expected is None else expected.decode())
+
+
+def by_the_grammar(value: str) -> str | None:
+    """Field by field, as the recommendation (level 1, 3.2) has them, with what it forbids."""
+    version, *rest = value.split("-")
+    fields = [version, *rest[:3]]
+    if [len(each) for each in fields] != [2, 32, 16, 2]:
+        return None
+    if any(character not in "0123456789abcdef" for each in fields for character in each):
+        return None
+    if version == "ff" or not int(fields[1], 16) or not int(fields[2], 16):
+        return None
+    if version == "00" and len(rest) > 3:
+        return None
+    return "-".join(fields)
+
+
+def test_traces_of_all_fields() -> None:
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    fields = (
+        ("00", "01", "7f", "fe", "ff", "0", "000", "0A", "zz", ""),
+        (trace, "0" * 31 + "1", "0" * 32, trace.upper(), trace[1:], trace + "0", "g" + trace[1:]),
+        (parent, "f" * 16, "0" * 16, parent.upper(), parent[1:], parent + "0", "-" + parent[1:]),
+        ("00", "01", "ff", "0", "000", "0g", "FF", ""),
+        ("", "-", "-00", "-any=thing", "x", " x", "\n"),
+    )
+    found = 0
+    for *head, more in itertools.product(*fields):
+        value = "-".join(head) + more
+        expected = by_the_grammar(value)
+        assert traceparent_of([(b"traceparent", value.encode())]) == expected, value
+        found += expected is not None
+    assert found > 100
 
 
 def test_of_two_traces_there_is_none() -> None:

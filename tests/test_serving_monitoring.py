@@ -64,12 +64,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of one of two workers, which has answered and refused."""
     folder = tmp_path_factory.mktemp("monitoring")
     make_model(folder / "model", policy=fr.PlackettLuce(1.0))
+    (folder / "control.json").write_text('{"revision": 1}')
     settings = Settings(
         model=folder / "model",
         threads=1,
         log_directory=folder / "log",
         fallback=fr.Uniform(),
         secret=Secret(bytes(range(32))),
+        experiment="warmer",
+        arms=("control=deterministic@0.5", "explore=uniform@0.5"),
+        control=str(folder / "control.json"),
     )
 
     async def work() -> str:

@@ -15,7 +15,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TypeAlias
 
@@ -31,7 +31,6 @@ _LOG = logging.getLogger("fastrank.serving")
 _PER_SECOND, _AT_ONCE = 10.0, 100.0  # refusals that are said while the log is off
 _REFUSED = {"error": 500, "critical": 600}  # their least status, by the level of the server's log
 _WAITING = 10_000  # lines, for a reader who is slow
-_PIECE = 4096  # bytes that a pipe takes whole: workers who share it do not cut each other's lines
 _GOODBYE = 1.0  # seconds for the last lines
 _SHOWN = 64  # characters of a path that the server does not know
 _RECOMMENDED = "/1/recommended-items/"
@@ -189,8 +188,8 @@ class AccessLog:
         is_lost = False
         for lines in iter(self._batches.get, None):
             try:
-                for piece in self._pieces(lines):
-                    rest = piece
+                for line in lines:  # each by itself: a pipe that workers share takes it whole
+                    rest = self.made(line)
                     while rest:
                         rest = rest[os.write(self._descriptor, rest) :]
                 is_lost = False
@@ -198,17 +197,6 @@ class AccessLog:
                 if not is_lost:
                     _LOG.error("the access log cannot be written: %s", error.strerror)
                 is_lost = True
-
-    def _pieces(self, lines: Sequence[_Said]) -> Iterator[bytes]:
-        """Whole lines, as many as are written in one go."""
-        piece = b""
-        for line in lines:
-            made = self.made(line)
-            if len(piece) + len(made) > _PIECE:
-                yield piece
-                piece = b""
-            piece += made
-        yield piece
 
     def made(self, line: _Said) -> bytes:
         """A line as it is written: ASCII, and one line whatever was asked."""

@@ -58,6 +58,7 @@ _LINES = tuple(kind.encode() for kind in LINES)
 _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _TRACEPARENT = b"traceparent"
+_CLOSE = (b"connection", b"close")
 _PATH = 200  # characters that the access log looks at
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 _EMF_SECONDS = 60.0
@@ -137,13 +138,15 @@ class App:
         await self._noted(partial(self._by, self._admin), scope, receive, send)
 
     async def _noted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """For the access log."""
+        """What all answers have: a line of the access log; while draining, Connection: close."""
         began = time.monotonic()
         line = scope[LINE] = Line(0.0, scope["method"], scope["path"][:_PATH], 0, 0.0, 0)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 line.status = message["status"]
+                if self.service.draining and _CLOSE not in message["headers"]:
+                    message["headers"] = [*message["headers"], _CLOSE]
             else:
                 line.bytes += len(message.get("body", b""))
             await send(message)
@@ -181,7 +184,7 @@ class App:
 
     async def _by(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await app(scope, receive, _closing(send) if self.service.draining else send)
+            await app(scope, receive, send)
         except asyncio.CancelledError:  # the time for those in flight is up
             await self._refuse(send, _stopped(), None, {})
 
@@ -246,7 +249,7 @@ class App:
         except ProblemError as problem:
             line.code = problem.code
             if LATE in scope:
-                extra[b"connection"] = b"close"
+                extra |= [_CLOSE]
             await self._refuse(send, problem, request_id, extra)
             return
         except ConnectionError:
@@ -410,8 +413,6 @@ class App:
             (b"cache-control", b"no-store"),
             *extra.items(),
         ]
-        if self.service.draining and b"connection" not in extra:
-            headers.append((b"connection", b"close"))
         start: Message = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
         await send({"type": "http.response.body", "body": body})
@@ -670,17 +671,6 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         *explorer.routes(service, refused),
     )
     return others, starlette(Route("/-/reload", reload, methods=["POST"]))
-
-
-def _closing(send: Send) -> Send:
-    """Answers carry Connection: close."""
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"connection", b"close")]
-        await send(message)
-
-    return sending
 
 
 def _too_large(limit: int) -> ProblemError:

@@ -142,6 +142,8 @@ class Metrics:
         self._reloads = Counter(
             "fastrank_reloads", "Models loaded, by outcome.", ["outcome"], registry=registry
         )
+        for outcome in ("loaded", "failed"):
+            self._reloads.labels(outcome)  # of what begins at 1 no rate sees the first
         self._arms = Counter(
             "fastrank_arm_requests",
             "Rankings by the arm of an experiment.",

@@ -698,8 +698,8 @@ class Service:
                     self._log_rows()
         self.metrics.served(policy.inference_type, latency, ranked, served)
         if line is not None:
-            line.policy, line.arm = policy.inference_type, served.arm
-            line.model_version = loaded.version[:12]
+            line.policy, line.model_version = policy.inference_type, loaded.version[:12]
+            line.arm = served.arm
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:

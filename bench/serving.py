@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,12 +68,18 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", ws="non
 class Server:
     """A process that serves; `started` is how long it took until /ping said 200."""
 
-    def __init__(self, *arguments: str, port: int, ranks: bool = True) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        port: int,
+        ranks: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = port
         self.ranks = ranks
         self.warm = False
         began = time.perf_counter()
-        self.process = subprocess.Popen([*arguments], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*arguments], stderr=subprocess.DEVNULL, env=environ)
         while not self._answers():
             if self.process.poll() is not None:
                 raise RuntimeError(f"{arguments}: ended with {self.process.returncode}")
@@ -114,8 +120,10 @@ class Server:
         return 0.0
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        """Once it is enough."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """Shows what a request takes of the processor beside its ranking, part by part: one command.
 
-    python bench/profile_http.py [--n 1000] [--connections 8] [--seconds 2] [--rounds 5]
+    python bench/profile_http.py [--n 1000] [--connections 8] [--seconds 0.3] [--rounds 30]
         [--against CHECKOUT]
 
 A deterministic ranking, k = 10, is asked for over and over, metrics on and the log off, of servers
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -132,11 +133,12 @@ class Clocks:
 
 def serve_counted(output: str) -> None:
     """`fastrank serve`, which writes what its parts took as it ends."""
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from fastrank.cli import main
     from fastrank_serving import app, server, service
     from fastrank_serving.engine import Engine, Job
     from fastrank_serving.metrics import Metrics
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     clocks = Clocks()
     clocks.on("protocol", server._Protocol, "data_received")
@@ -165,13 +167,13 @@ def serve_counted(output: str) -> None:
 
 def main() -> None:
     # They import benchmarks, which pins thread pools: not what a server should find.
-    from serving import DETERMINISTIC, Load, Server, bare, free_port, make_model, put_under, shown
+    from serving import DETERMINISTIC, Load, Server, bare, free_port, make_model, put_under
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a round of each server")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a round of each server")
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--against", type=Path, help="another checkout, built")
     given = parser.parse_args()
     here = Path(__file__).resolve().parent
@@ -204,19 +206,29 @@ def main() -> None:
         servers["with clocks"].stop()
         parts: dict[str, float] = json.loads(output.read_text(encoding="utf-8"))
     print(f"us of processor time a request, n = {given.n:,}, {given.connections} connections")
-    for name, found in loads.items():
-        of_all = [load.cpu / load.requests for load in found]
-        beside = [(load.cpu - load.ranked) / load.requests for load in found]
-        print(f"{name:14s} {shown(of_all, 1e6, 1):22s} beside rank {shown(beside, 1e6, 1)}")
-    if "the other" in loads:
-        of_both = zip(loads["as it is"], loads["the other"], strict=True)
-        less = [b.cpu / b.requests - a.cpu / a.requests for a, b in of_both]
-        print(f"the other's, less this one's: {shown(less, 1e6, 1)}")
-    parts["rest"] = 1e6 * statistics.median(
-        load.cpu / load.requests for load in loads["as it is"]
-    ) - sum(parts.values())
-    for part, taken in parts.items():
-        print(f"{taken:7.1f}  {part:9s} {PARTS.get(part, 'event loop, sockets, tasks')}")
+    taken = {name: [1e6 * x.cpu / x.requests for x in found] for name, found in loads.items()}
+    for name, of_all in taken.items():
+        rank = (
+            ""
+            if name == "uvicorn alone"
+            else f"; beside rank {statistics.median(of_all) - parts['rank']:.1f}"
+        )
+        print(f"{name:14s} {within(of_all)}{rank}")
+    if "the other" in taken:
+        of_both = zip(taken["as it is"], taken["the other"], strict=True)
+        print(f"the other's, less this one's: {within([b - a for a, b in of_both])}")
+    parts["rest"] = statistics.median(taken["as it is"]) - sum(parts.values())
+    for part, of_it in parts.items():
+        print(f"{of_it:7.1f}  {part:9s} {PARTS.get(part, 'event loop, sockets, tasks')}")
+
+
+def within(values: list[float]) -> str:
+    """The median of rounds, and its 95 % interval by their order."""
+    found = sorted(values)
+    half = 0.98 * len(found) ** 0.5
+    low, high = math.floor(len(found) / 2 - half), math.ceil(len(found) / 2 + half)
+    middle = statistics.median(found)
+    return f"{middle:.1f} ({found[max(low, 0)]:.1f} to {found[min(high, len(found) - 1)]:.1f})"
 
 
 if __name__ == "__main__":

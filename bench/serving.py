@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
@@ -100,12 +99,12 @@ class Server:
         return [pid, *map(int, children)]
 
     def cpu(self) -> float:
-        """Seconds of processor time, of user and system, so far."""
-        ticks = 0
+        """Seconds of processor time that its threads have had so far."""
+        nanoseconds = 0
         for pid in self.processes():
-            numbers = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(numbers[11]) + int(numbers[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+            for each in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                nanoseconds += int(each.read_text().split()[0])
+        return nanoseconds / 1e9
 
     def ranked(self) -> float:
         """Seconds in `Catalog.rank`, so far."""

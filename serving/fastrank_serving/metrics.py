@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
@@ -21,7 +20,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.utils import floatToGoString
 
 from fastrank_serving.arms import InForce
 from fastrank_serving.board import Board, Note
@@ -327,7 +325,7 @@ class _Seconds:
             "Of ranked requests: total, in the kernel, and in the queue of those that waited.",
             labels=["part"],
         )
-        limits = [floatToGoString(each) for each in (*_SECONDS, inf)]
+        limits = [*map(str, _SECONDS), "+Inf"]
         for part, counts in self._counts.items():
             below = list(zip(limits, accumulate(counts), strict=True))
             found.add_metric([part], below, self._sums[part])

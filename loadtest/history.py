@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -60,6 +61,7 @@ _PANELS = {
     "known": "Known users, 1,000,000 items, over a pass of int8",
     "shop": "A shop's requests, 100,000 items, over Plackett-Luce",
 }
+_LABELS = 6  # commits that are named below
 _OFF = ("stochastic_plackett_luce", "ping")
 _COLOURS = ("#0072B2", "#C64A00", "#00795A", "#A8487F", "#5F5F5F", "#8A6D00", "#000000", "#56B4E9")
 
@@ -309,7 +311,9 @@ def draw(records: Sequence[Record], path: Path) -> None:
             on.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             on.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             on.minorticks_off()
-            on.set_xticks(range(len(records)), [(each["commit"] or "")[:7] for each in records])
+            every = math.ceil(len(records) / _LABELS)
+            labels = [(each["commit"] or "")[:7] for each in records[::every]]
+            on.set_xticks(range(0, len(records), every), labels)
             on.set_xlim(-0.5, len(records) - 0.5)
             on.set_title(_PANELS[experiment])
             on.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,27 +13,9 @@ from growth import BATCHED, FLAT, LINES, OURS, PEERS, SCANNED, STEEP, Growth
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from style import FONT, STYLE, canvas
 
-__all__ = ["STYLE", "canvas", "draw"]
-
-_WIDTH = 7.2  # inches
-_FONT = 11.0  # points
-
-STYLE: dict[Any, Any] = {
-    "font.size": _FONT,
-    "axes.labelsize": _FONT,
-    "xtick.labelsize": _FONT,
-    "ytick.labelsize": _FONT,
-    "axes.titlesize": _FONT + 1,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "svg.hashsalt": "fastrank",  # the same data draw the same file
-}
+__all__ = ["draw"]
 
 
 def draw(growth: Growth, folder: Path) -> None:
@@ -50,12 +31,6 @@ def draw(growth: Growth, folder: Path) -> None:
     with matplotlib.rc_context(STYLE):
         for name, picture in pictures.items():
             picture(growth).savefig(folder / f"{name}.svg", metadata={"Date": None})
-
-
-def canvas(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """Panels one above the other: pictures are to be read at half the width of a page, too."""
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
-    return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
 
 
 def plot(
@@ -101,7 +76,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
     places = np.array([(math.log(y) - low) / (high - low) for _, y, _, _ in ends])
     figure = axes.get_figure(root=True)
     assert figure is not None
-    line = 1.5 * _FONT / 72 / (figure.get_figheight() / len(figure.axes) - 0.9)
+    line = 1.5 * FONT / 72 / (figure.get_figheight() / len(figure.axes) - 0.9)
     lines = np.array([1 + text.count("\n") for _, _, text, _ in ends])
     gaps = line * (lines[1:] + lines[:-1]) / 2
     for _ in range(1000):

@@ -96,7 +96,7 @@ def ruled(workload: Workload, k: int, name: str) -> Mapping[str, Call]:
     policy = calls.own_policy("gumbel", workload.temperature)
     return {
         "whole call": calls.make(name, workload, k),
-        f"order of {ahead(k)}": calls.catalog_rank(workload, ahead(k), policy),
+        f"order of {ahead(k, k)}": calls.catalog_rank(workload, ahead(k, k), policy),
     }
 
 

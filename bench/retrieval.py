@@ -29,7 +29,7 @@ from benchmarks.timing import interleaved
 from benchmarks.workloads import LARGEST, Workload, kind_of
 from figures import number
 from matplotlib.figure import Figure
-from pictures import STYLE, canvas
+from style import STYLE, canvas
 
 import fastrank as fr
 from fastrank import retrieval

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,12 +67,18 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", ws="non
 class Server:
     """A process that serves; `started` is how long it took until /ping said 200."""
 
-    def __init__(self, *arguments: str, port: int, ranks: bool = True) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        port: int,
+        ranks: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = port
         self.ranks = ranks
         self.warm = False
         began = time.perf_counter()
-        self.process = subprocess.Popen([*arguments], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*arguments], stderr=subprocess.DEVNULL, env=environ)
         while not self._answers():
             if self.process.poll() is not None:
                 raise RuntimeError(f"{arguments}: ended with {self.process.returncode}")
@@ -94,12 +99,12 @@ class Server:
         return [pid, *map(int, children)]
 
     def cpu(self) -> float:
-        """Seconds of processor time, of user and system, so far."""
-        ticks = 0
+        """Seconds of processor time that its threads have had so far."""
+        nanoseconds = 0
         for pid in self.processes():
-            numbers = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(numbers[11]) + int(numbers[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+            for each in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                nanoseconds += int(each.read_text().split()[0])
+        return nanoseconds / 1e9
 
     def ranked(self) -> float:
         """Seconds in `Catalog.rank`, so far."""
@@ -114,8 +119,10 @@ class Server:
         return 0.0
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        """Once it is enough."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from recorder import Recorder, Series, Stage
 
 __all__ = ["BASE", "Gates", "Verdict", "pooled", "ratio", "stage_label"]
 
-BASE = "deterministic"  # what the other types are compared with
+BASE = "deterministic"  # what the other types are compared with, where nothing else is said
 
 
 _WIDE = 1.5  # the upper end of a ratio's interval over the lower one, beyond which it says nothing
@@ -36,8 +36,9 @@ class Gates:
     error_share : float
         Of all requests of a stage.
     ratios : dict
-        By inference type: p50 over the deterministic one's, in a closed loop. A gate is missed
-        where all of the ratio's 95 % interval is above it.
+        By inference type: p50 over that of `base`, in a closed loop. A gate is missed where all of
+        the ratio's 95 % interval is above it.
+    base : str
     drift : float, optional
         p50 of the last stage over that of the first, for a soak; likewise.
     late_ms : float, optional
@@ -50,6 +51,7 @@ class Gates:
     p99_ms: float | None = None
     error_share: float = 0.0
     ratios: Mapping[str, float] = field(default_factory=dict)
+    base: str = BASE
     drift: float | None = None
     late_ms: float | None = None
     requests: int = 1
@@ -81,7 +83,7 @@ class Gates:
             if self.p99_ms is not None:
                 verdicts.append(_p99_verdict(stage, self.p99_ms, where))
             for kind, limit in self.ratios.items():
-                verdicts.append(_ratio_verdict(stage, kind, limit, where))
+                verdicts.append(_ratio_verdict(stage, kind, self.base, limit, where))
             if rate is not None and self.late_ms is not None and everything.late.count:
                 late = 1e3 * everything.late.percentile(99)
                 verdicts.append(
@@ -142,12 +144,12 @@ def _p99_verdict(stage: Stage, limit: float, where: str) -> Verdict:
     )
 
 
-def _ratio_verdict(stage: Stage, kind: str, limit: float, where: str) -> Verdict:
-    of, to = stage.series.get(kind), stage.series.get(BASE)
+def _ratio_verdict(stage: Stage, kind: str, base: str, limit: float, where: str) -> Verdict:
+    of, to = stage.series.get(kind), stage.series.get(base)
     found = ratio(of.latency, to.latency) if of is not None and to is not None else None
     if found is None:
-        return Verdict(False, f"p50 of {kind} / {BASE}{where}: not both were answered")
-    return _within(f"p50 of {kind} / {BASE}{where}", found, limit)
+        return Verdict(False, f"p50 of {kind} / {base}{where}: not both were answered")
+    return _within(f"p50 of {kind} / {base}{where}", found, limit)
 
 
 def _drift_verdict(stages: list[Stage], limit: float) -> Verdict:

@@ -1,4 +1,8 @@
-"""Runs as text, Markdown and a page; closed and open loops never in one table."""
+"""Runs as text, Markdown and a page; closed and open loops never in one table.
+
+Tables are made of a run's figures, which are plain enough to be kept for years; curves of its
+histograms.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gates import BASE, Verdict, pooled, ratio, stage_label
-from histogram import Histogram
 from recorder import Series, Stage
 
-__all__ = ["Run", "markdown", "page", "summary", "text"]
+__all__ = [
+    "Figures",
+    "Run",
+    "markdown",
+    "markdown_table",
+    "page",
+    "ratio_text",
+    "shown",
+    "summary",
+    "text",
+]
 
-_PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+Figures = dict[str, Any]  # of a run: see `Run.figures`
+
+_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 _ENOUGH = 10  # answers above a percentile, or it is not shown
 _COLOURS = ("#0072B2", "#C64A00", "#00795A", "#A8487F", "#5F5F5F", "#8A6D00", "#000000")
 
@@ -34,13 +49,17 @@ class Run:
         Processes that sent.
     warm_up : float
         Seconds of each stage that do not count.
+    base : str
+        Over whose p50 ratios are.
     verdicts : list of Verdict
     stages : dict of Stage
         By name: the number of users, or for a soak when it began.
     left_out : int
         Requests that did not count.
     server_cpu_us : float or None
-        CPU microseconds of the server a request, of these too; where it could be seen.
+        CPU microseconds of the servers a request, of these too; where it could be seen.
+    others : float or None
+        Share of all cores' time that neither clients nor servers had; where it could be seen.
     """
 
     title: str
@@ -54,9 +73,11 @@ class Run:
     generators: int
     warm_up: float
     verdicts: list[Verdict]
+    base: str = BASE
     stages: Mapping[str, Stage] = field(default_factory=dict)
     left_out: int = 0
     server_cpu_us: float | None = None
+    others: float | None = None
 
     @property
     def sent(self) -> int:
@@ -82,30 +103,72 @@ class Run:
             stages={name: Stage.from_dict(stage) for name, stage in data["stages"].items()},
         )
 
+    def figures(self) -> Figures:
+        """What tables show of it, as JSON may have it: counts, milliseconds, ratios.
+
+        A percentile is null where fewer than ten answers lie above it.
+        """
+        return {
+            **{name: getattr(self, name) for name in _PLAIN},
+            "verdicts": [[verdict.passed, verdict.text] for verdict in self.verdicts],
+            "stages": {name: self._figures(stage) for name, stage in self.stages.items()},
+        }
+
+    def _figures(self, stage: Stage) -> dict[str, Any]:
+        base = stage.series.get(self.base)
+        types: dict[str, Any] = {}
+        for name in sorted(stage.series, key=lambda each: _place(stage.series[each])):
+            found = types[name] = _row(stage.series[name])
+            if self.loop == "closed" and base is not None and name != self.base:
+                against = ratio(stage.series[name].latency, base.latency)
+                if against is not None and all(map(math.isfinite, against)):
+                    found["ratio"] = [round(each, 4) for each in against]
+        return {
+            "seconds": round(stage.seconds, 3),
+            "together": _row(pooled(stage)),
+            "types": types,
+        }
+
 
 _PLAIN = (
     *("title", "loop", "target", "shape", "rate", "k", "temperature", "user_ids", "generators"),
-    *("warm_up", "left_out", "server_cpu_us"),
+    *("warm_up", "base", "left_out", "server_cpu_us", "others"),
 )
 
 
-def summary(runs: Iterable[Run]) -> str:
+def _row(series: Series) -> dict[str, Any]:
+    times = series.latency
+    found: dict[str, Any] = {"answers": times.count, "failed": series.failed}
+    for name, percent in _PERCENTILES.items():
+        enough = times.count * (1.0 - percent / 100.0) >= _ENOUGH
+        found[name] = _milliseconds(times.percentile(percent)) if enough else None
+    found["max"] = _milliseconds(times.most) if times.count else None
+    enough = series.late.count * 0.01 >= _ENOUGH
+    found["late"] = _milliseconds(series.late.percentile(99.0)) if enough else None
+    return found
+
+
+def _milliseconds(seconds: float) -> float:
+    return float(f"{1e3 * seconds:.4g}")
+
+
+def summary(runs: Iterable[Figures]) -> str:
     """The README's table: inference types one at a time, from the runs of one user."""
     found = {
-        run.target == "gateway": run
+        run["target"] == "gateway": run
         for run in runs
-        if run.loop == "closed" and list(run.stages) == ["1"]
+        if run["loop"] == "closed" and run["base"] == BASE and list(run["stages"]) == ["1"]
     }
     direct, through = found.get(False), found.get(True)
     if direct is None:
         return ""
-    head, rows = _by_type(direct, direct.stages["1"])
+    head, rows = _by_type(direct, direct["stages"]["1"])
     if through is not None:
         head.append("p50 ms, gateway")
-        series = through.stages["1"].series
+        types = through["stages"]["1"]["types"]
         for row in rows:
-            row.append(_shown(series[row[0]].latency, 50.0) if row[0] in series else "")
-    return "\n".join(_markdown_table((head, rows)))
+            row.append(shown(types[row[0]]["p50"]) if row[0] in types else "")
+    return "\n".join(markdown_table(head, rows))
 
 
 # ---- Tables ---------------------------------------------------------------------------------
@@ -113,90 +176,80 @@ def summary(runs: Iterable[Run]) -> str:
 _Table = tuple[list[str], list[list[str]]]
 
 
-def _tables(run: Run) -> list[tuple[str, _Table]]:
-    """A table by inference type for each stage, and one over the stages if there are several."""
+def _tables(run: Figures) -> list[tuple[str, _Table]]:
+    """A table by what is asked for each stage, and one over the stages if there are several."""
     found = []
-    if len(run.stages) > 1:
+    if len(run["stages"]) > 1:
         found.append(("All types together", _by_stage(run)))
-    for name, stage in run.stages.items():
+    for name, stage in run["stages"].items():
         found.append((_stage_title(run, name), _by_type(run, stage)))
     return found
 
 
-def _by_type(run: Run, stage: Stage) -> _Table:
-    closed = run.loop == "closed"
-    base = stage.series.get(BASE)
-    head = ["inference type", "answers", *_latency_head(), "failed"]
-    head += [f"p50 / {BASE}'s"] if closed else ["late p99 ms"]
+def _by_type(run: Figures, stage: Mapping[str, Any]) -> _Table:
+    closed = run["loop"] == "closed"
+    head = ["asked", "answers", *_latency_head(), "failed"]
+    head += [f"p50 / that of {run['base']}"] if closed else ["late p99 ms"]
     rows = []
-    for name in sorted(stage.series, key=lambda each: _place(stage.series[each])):
-        series = stage.series[name]
-        row = [name, f"{series.latency.count:,}", *_latency(series.latency), f"{series.failed:,}"]
-        if closed:
-            found = None if base is None else ratio(series.latency, base.latency)
-            row.append("" if found is None or name == BASE else _ratio_text(*found))
-        else:
-            row.append(_shown(series.late, 99.0))
+    for name, each in stage["types"].items():
+        row = [name, f"{each['answers']:,}", *_latency(each), f"{each['failed']:,}"]
+        row.append(ratio_text(each.get("ratio")) if closed else shown(each["late"]))
         rows.append(row)
     return head, rows
 
 
-def _by_stage(run: Run) -> _Table:
-    closed = run.loop == "closed"
-    first = "from" if run.shape == "soak" else "users" if closed else "requests/s asked for"
+def _by_stage(run: Figures) -> _Table:
+    closed = run["loop"] == "closed"
+    first = "from" if run["shape"] == "soak" else "users" if closed else "requests/s asked for"
     head = [first, "answers/s", *_latency_head(), "failed"]
     head += [] if closed else ["late p99 ms"]
     rows = []
-    for name, stage in run.stages.items():
-        together = pooled(stage)
-        rate = together.latency.count / stage.seconds if stage.seconds else 0.0
+    for name, stage in run["stages"].items():
+        together = stage["together"]
         asked = name
-        if run.rate is not None and name.isdigit():
-            asked = f"{run.rate * int(name):g}"
-        row = [asked, f"{rate:,.0f}", *_latency(together.latency), f"{together.failed:,}"]
-        rows.append(row + ([] if closed else [_shown(together.late, 99.0)]))
+        if run["rate"] is not None and name.isdigit():
+            asked = f"{run['rate'] * int(name):g}"
+        row = [asked, f"{_rate(stage):,.0f}", *_latency(together), f"{together['failed']:,}"]
+        rows.append(row + ([] if closed else [shown(together["late"])]))
     return head, rows
 
 
-def _stage_title(run: Run, name: str) -> str:
-    stage = run.stages[name]
-    rate = pooled(stage).latency.count / stage.seconds if stage.seconds else 0.0
-    where = stage_label(name, run.rate) or "All"
-    if run.shape == "soak":
+def _stage_title(run: Figures, name: str) -> str:
+    where = stage_label(name, run["rate"]) or "All"
+    if run["shape"] == "soak":
         where = f"From {name} on"
-    elif run.rate is not None and name.isdigit():
+    elif run["rate"] is not None and name.isdigit():
         where += " asked for"
-    return f"{where}: {rate:,.0f} answers a second"
+    return f"{where}: {_rate(run['stages'][name]):,.0f} answers a second"
+
+
+def _rate(stage: Mapping[str, Any]) -> float:
+    return float(stage["together"]["answers"] / stage["seconds"]) if stage["seconds"] else 0.0
 
 
 def _latency_head() -> list[str]:
-    return [f"p{percent:g} ms" for percent in _PERCENTILES] + ["max ms"]
+    return [f"{name} ms" for name in (*_PERCENTILES, "max")]
 
 
-def _latency(times: Histogram) -> list[str]:
-    return [_shown(times, percent) for percent in _PERCENTILES] + [
-        _ms(times.most) if times.count else ""
-    ]
+def _latency(row: Mapping[str, Any]) -> list[str]:
+    return [shown(row[name]) for name in (*_PERCENTILES, "max")]
 
 
-def _shown(times: Histogram, percent: float) -> str:
-    """A percentile in milliseconds, where enough lies above it."""
-    if times.count * (1.0 - percent / 100.0) < _ENOUGH:
+def shown(value: float | None) -> str:
+    """Milliseconds, where there are any."""
+    if value is None:
         return ""
-    return _ms(times.percentile(percent))
-
-
-def _ms(seconds: float) -> str:
-    value = 1e3 * seconds
     if value >= 100.0:
         return f"{value:.0f}"
     return f"{value:.3g}" if value >= 0.01 else f"{value:.2f}"
 
 
-def _ratio_text(value: float, low: float, high: float) -> str:
-    if low <= 0.0 or not math.isfinite(high):
-        return f"{value:.3f}"
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+def ratio_text(found: Sequence[float] | None) -> str:
+    """A ratio and its interval."""
+    if found is None:
+        return ""
+    value, low, high = found
+    return f"{value:.3f}" if low <= 0.0 else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _place(series: Series) -> float:
@@ -204,47 +257,50 @@ def _place(series: Series) -> float:
     return series.latency.percentile(50) if series.latency.count else math.inf
 
 
-def _conditions(run: Run) -> str:
-    asked = f"k = {run.k}, {run.user_ids} different user{'s' if run.user_ids != 1 else ''}"
-    if run.temperature is not None:
-        asked += f", temperature {run.temperature:g}"
+def _conditions(run: Figures) -> str:
+    users, temperature, cpu_us = run["user_ids"], run["temperature"], run["server_cpu_us"]
+    asked = f"k = {run['k']}, {users} different user{'s' if users != 1 else ''}"
+    if temperature is not None:
+        asked += f", temperature {temperature:g}"
     how = (
         "each user waits for an answer before it asks again"
-        if run.loop == "closed"
+        if run["loop"] == "closed"
         else "requests are sent at a constant rate, and a latency counts from when its request was"
         " due; late: by how much the generator missed that"
     )
     cpu = ""
-    if run.server_cpu_us is not None:
-        cpu = f" The server took {run.server_cpu_us:,.0f} us of CPU a request, ranking and all."
+    if cpu_us is not None:
+        cpu = f" The server took {cpu_us:,.0f} us of CPU a request, ranking and all."
+    others = ""
+    if run["others"] is not None:
+        others = f" Others had {run['others']:.1%} of the cores' time."
     return (
-        f"{run.loop.capitalize()} loop: {how}. Target: {run.target}; {asked}. Types take turns in"
-        f" an order drawn anew for each round; the first {run.warm_up:g} s of each stage do not"
-        f" count.{cpu}"
+        f"{run['loop'].capitalize()} loop: {how}. Target: {run['target']}; {asked}. What is asked"
+        f" takes turns in an order drawn anew for each round; the first {run['warm_up']:g} s of"
+        f" each stage do not count.{cpu}{others}"
     )
 
 
-def _markdown_table(table: _Table) -> list[str]:
-    head, rows = table
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def markdown(runs: Iterable[Run], level: int = 2) -> str:
+def markdown(runs: Iterable[Figures], level: int = 2) -> str:
     """Runs as Markdown: those of closed loops first, and apart from those of open ones."""
     lines: list[str] = []
-    for run in sorted(runs, key=lambda each: each.loop != "closed"):
-        lines += [f"{'#' * level} {run.title}", "", _conditions(run), ""]
+    for run in sorted(runs, key=lambda each: each["loop"] != "closed"):
+        lines += [f"{'#' * level} {run['title']}", "", _conditions(run), ""]
         for title, table in _tables(run):
-            lines += [f"**{title}**", "", *_markdown_table(table), ""]
-        lines += [f"- {_mark(verdict)}: {verdict.text}" for verdict in run.verdicts]
+            lines += [f"**{title}**", "", *markdown_table(*table), ""]
+        lines += [f"- {_mark(passed)}: {words}" for passed, words in run["verdicts"]]
         lines.append("")
     return "\n".join(lines)
 
 
-def text(run: Run) -> str:
+def text(run: Figures) -> str:
     """A run for a terminal."""
-    lines = [run.title, _conditions(run), ""]
+    lines = [run["title"], _conditions(run), ""]
     for title, (head, rows) in _tables(run):
         widths = [max(len(row[j]) for row in [head, *rows]) for j in range(len(head))]
         lines.append(title)
@@ -253,12 +309,12 @@ def text(run: Run) -> str:
             cells += [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
             lines.append("  " + "  ".join(cells).rstrip())
         lines.append("")
-    lines += [f"{_mark(verdict)}: {verdict.text}" for verdict in run.verdicts]
+    lines += [f"{_mark(passed)}: {words}" for passed, words in run["verdicts"]]
     return "\n".join(lines)
 
 
-def _mark(verdict: Verdict) -> str:
-    return "passed" if verdict.passed else "FAILED"
+def _mark(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
 
 
 # ---- The page -------------------------------------------------------------------------------
@@ -283,17 +339,19 @@ def page(runs: Sequence[Run], preface: str = "") -> str:
         f"<p>{html.escape(preface)}</p>" if preface else "",
     ]
     for run in sorted(runs, key=lambda each: each.loop != "closed"):
-        parts.append(f"<h2>{html.escape(run.title)}</h2><p>{html.escape(_conditions(run))}</p>")
+        figures = run.figures()
+        words = html.escape(_conditions(figures))
+        parts.append(f"<h2>{html.escape(run.title)}</h2><p>{words}</p>")
         if not run.stages:
             parts.append("<p>Nothing was measured yet.</p>")
-        for title, table in _tables(run):
+        for title, table in _tables(figures):
             parts.append(f"<h3>{html.escape(title)}</h3>{_html_table(table)}")
         for name, stage in run.stages.items():
-            parts.append(_curves(stage, _stage_title(run, name)))
+            parts.append(_curves(stage, _stage_title(figures, name)))
         parts.append("<ul>")
-        for verdict in run.verdicts:
-            kind = "" if verdict.passed else " class='failed'"
-            parts.append(f"<li{kind}>{_mark(verdict)}: {html.escape(verdict.text)}</li>")
+        for passed, words in figures["verdicts"]:
+            kind = "" if passed else " class='failed'"
+            parts.append(f"<li{kind}>{_mark(passed)}: {html.escape(words)}</li>")
         parts.append("</ul>")
     return "\n".join(part for part in parts if part) + "\n"
 

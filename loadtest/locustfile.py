@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from gates import Gates
+from gates import BASE, Gates
 from gevent.pool import Pool
 from loadreport import Run, page, text
 from locust import FastHttpUser, TaskSet, constant, events, tag
@@ -33,7 +33,7 @@ from locust.runners import WorkerRunner
 from pacer import Pacer
 from recorder import Recorder
 from shapes import SETTLED, Ramp, Shape, Soak
-from targets import TARGETS, Call, Container, Gateway, SageMaker, Target
+from targets import TARGETS, Ask, Call, Container, Gateway, SageMaker, Target
 
 from fastrank import INFERENCE_TYPES
 from fastrank.ids import split_ids
@@ -47,6 +47,7 @@ _PING = "ping"
 recorder = Recorder()
 target: Target = Container()
 user_ids: list[str] = ["0"]
+asks: dict[str, Ask] = {}  # by the names that they have in tables
 generators: set[str] = set()  # that have reported to this master
 
 
@@ -54,7 +55,7 @@ generators: set[str] = set()  # that have reported to this master
 
 
 def _task(name: str) -> Any:
-    """The task that asks for an inference type."""
+    """The task that asks for something by its name."""
 
     def ask(rounds: Rounds) -> None:
         rounds.user.ask(name)
@@ -64,7 +65,7 @@ def _task(name: str) -> Any:
 
 
 class Rounds(TaskSet):
-    """Every inference type once, in an order drawn anew, and again.
+    """Everything once, in an order drawn anew, and again: every inference type, or what --asks has.
 
     So they are asked equally often, at the same time, and none always follows the slow one.
     """
@@ -72,8 +73,9 @@ class Rounds(TaskSet):
     tasks = [_task(name) for name in (*INFERENCE_TYPES, _PING)]  # noqa: RUF012  # locust types it
 
     def on_start(self) -> None:
-        floor = self.user.environment.parsed_options.floor
-        self._all = [each for each in self.tasks if floor or each.__name__ != _PING]
+        options = self.user.environment.parsed_options
+        tasks = [_task(name) for name in (*asks, _PING)] if options.asks else self.tasks
+        self._all = [each for each in tasks if options.floor or each.__name__ != _PING]
         self._left: list[Any] = []
         self.user.names = [each.__name__ for each in self._all]
 
@@ -105,14 +107,6 @@ class Visitor(FastHttpUser):
         self._sending = Pool(_IN_FLIGHT)
         self._waiting: set[tuple[str, float]] = set()
         self.names: list[str] = []  # of the tasks in a round
-        self._parameters = {
-            name: {
-                "k": options.k,
-                "inference_type": name,
-                **{key: value for key in takes if (value := _number(options, key)) is not None},
-            }
-            for name, (_, _, takes) in INFERENCE_TYPES.items()
-        }
 
     def ask(self, name: str) -> None:
         """Send a request, in an open loop when it is due, and there without waiting for it."""
@@ -145,7 +139,9 @@ class Visitor(FastHttpUser):
         if name == _PING:
             call = Call("GET", "/ping", {}, None)
         else:
-            call = target.call(random.choice(user_ids), self._parameters[name])
+            ask = asks[name]
+            call = target.call(random.choice(user_ids), ask.parameters)
+            call = call._replace(path=ask.host + call.path)
         begun = time.perf_counter()
         if closed:
             due = begun  # making a request is the client's own business
@@ -181,8 +177,10 @@ def _wrong(response: Any, name: str) -> str | None:
         except (ValueError, KeyError, TypeError):
             code = ""
         return f"{response.status_code} {code}".strip()
-    if name != _PING and (b'"item_ids":[' not in content or f'"{name}"'.encode() not in content):
-        return "200, but not that ranking"
+    if name != _PING:
+        expected = ('"item_ids":[', *asks[name].expects)
+        if any(each.encode() not in content for each in expected):
+            return "200, but not that ranking"
     return None
 
 
@@ -204,6 +202,20 @@ def _options(parser: Any) -> None:
     add("--epsilon", type=float)
     add("--m", type=int)
     add("--factor", type=float)
+    add(
+        "--asks",
+        default="",
+        metavar="FILE",
+        help="What to ask instead of every inference type, as run.py writes it.",
+        include_in_web_ui=False,
+    )
+    add(
+        "--base",
+        default=BASE,
+        metavar="NAME",
+        help="Over whose p50 the others' ratios are.",
+        include_in_web_ui=False,
+    )
     add("--floor", action="store_true", help="GET /ping as well: what a request costs unranked.")
     add("--shape", choices=["none", "ramp", "soak"], default="none", include_in_web_ui=False)
     add("--stages", default="1,8,32,128", help="Users of each stage of a ramp.")
@@ -215,8 +227,8 @@ def _options(parser: Any) -> None:
         "--gate-ratio",
         action="append",
         default=[],
-        metavar="TYPE=LIMIT",
-        help="p50 of an inference type over that of deterministic.",
+        metavar="NAME=LIMIT",
+        help="p50 of an inference type, or of what else is asked, over that of --base.",
         include_in_web_ui=False,
     )
     add("--gate-drift", type=float, help="p50 of a soak's last stage over that of its first.")
@@ -230,8 +242,8 @@ def _options(parser: Any) -> None:
 def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
     options = environment.parsed_options
     try:
-        _gates(options)
         _choose_target(environment)
+        _gates(options)
         shape = _shape(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"loadtest: {error}")
@@ -291,7 +303,7 @@ def _quitting(environment: Any, **_: Any) -> None:
     if runner is None or isinstance(runner, WorkerRunner):
         return
     run = _run(options)
-    sys.stdout.write("\n" + text(run) + "\n")
+    sys.stdout.write("\n" + text(run.figures()) + "\n")
     sys.stdout.flush()
     if options.results:
         Path(options.results).write_text(json.dumps(run.to_dict()), encoding="utf-8")
@@ -302,8 +314,9 @@ def _quitting(environment: Any, **_: Any) -> None:
 
 
 def _choose_target(environment: Any) -> None:
-    global target, user_ids
+    global target, user_ids, asks
     options = environment.parsed_options
+    asks = _asks(options)
     given = options.user_ids
     if given.startswith("@"):
         lines = Path(given[1:]).read_text(encoding="utf-8").split("\n")
@@ -324,6 +337,27 @@ def _choose_target(environment: Any) -> None:
         target = Gateway(options.stage_path)
     else:
         target = Container()
+
+
+def _asks(options: Any) -> dict[str, Ask]:
+    """Every inference type, with the parameters of the options; or what --asks has."""
+    if options.asks:
+        words = Path(options.asks).read_text(encoding="utf-8")
+        try:
+            return {name: Ask.from_dict(each) for name, each in json.loads(words).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"--asks {options.asks}: not what run.py writes: {error!r}") from None
+    return {
+        name: Ask(
+            {
+                "k": options.k,
+                "inference_type": name,
+                **{key: value for key in takes if (value := _number(options, key)) is not None},
+            },
+            (f'"{name}"',),
+        )
+        for name, (_, _, takes) in INFERENCE_TYPES.items()
+    }
 
 
 def _shape(options: Any) -> Shape | None:
@@ -358,16 +392,19 @@ def _warm_up(options: Any) -> float:
 
 
 def _gates(options: Any) -> Gates:
+    if options.base not in asks:
+        raise ValueError(f"--base: {options.base}: expected one of {', '.join(asks)}")
     ratios = {}
     for each in options.gate_ratio:
         name, _, limit = each.partition("=")
-        if name not in INFERENCE_TYPES:
-            raise ValueError(f"--gate-ratio: {name}: expected one of {', '.join(INFERENCE_TYPES)}")
+        if name not in asks:
+            raise ValueError(f"--gate-ratio: {name}: expected one of {', '.join(asks)}")
         ratios[name] = float(limit)
     return Gates(
         p99_ms=_number(options, "gate_p99_ms"),
         error_share=options.gate_errors,
         ratios=ratios,
+        base=options.base,
         drift=_number(options, "gate_drift"),
         late_ms=options.gate_late_ms,
         requests=options.gate_requests,
@@ -388,6 +425,7 @@ def _run(options: Any) -> Run:
         user_ids=len(user_ids),
         generators=max(1, len(generators)),
         warm_up=_warm_up(options),
+        base=options.base,
         verdicts=_gates(options).judge(recorder, rate),
         stages=recorder.stages,
         left_out=recorder.left_out,

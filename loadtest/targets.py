@@ -1,16 +1,42 @@
-"""How one question is put to a container, to its gateway, or to a SageMaker endpoint."""
+"""What is asked, and how that is put to a container, to its gateway, or to a SageMaker endpoint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
 
-__all__ = ["TARGETS", "Call", "Container", "Gateway", "SageMaker", "Target"]
+__all__ = ["TARGETS", "Ask", "Call", "Container", "Gateway", "SageMaker", "Target"]
 
 TARGETS = ("container", "gateway", "sagemaker")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One kind of request.
+
+    Attributes
+    ----------
+    parameters : dict
+        Besides the user: `inference_type`, `rules` and so on.
+    expects : tuple of str
+        What an answer that is right has in its JSON, which is not parsed: that costs the client.
+    host : str
+        Of the server that is asked, if it is not everybody's.
+    """
+
+    parameters: Mapping[str, Any]
+    expects: tuple[str, ...] = ()
+    host: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ask:
+        return cls(data["parameters"], tuple(data["expects"]), data["host"])
 
 
 class Call(NamedTuple):

@@ -33,7 +33,7 @@ EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text
 # What extras bring that are made of others.
 PARTS = {
     "bench": ["cli", "data", "faiss", "numba", "serving"],
-    "loadtest": ["cli", "serving"],
+    "loadtest": ["cli", "faiss", "serving"],
     "dev": ["cli", "data", "gateway", "loadtest", "ope", "sagemaker", "serving"],
 }
 SUFFIXES = {".cfg", ".css", ".html", ".in", ".js", ".json", ".md", ".py", ".pyi", ".pyx", ".sh"}

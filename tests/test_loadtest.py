@@ -23,6 +23,7 @@ from statistics import NormalDist
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+import history
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -33,7 +34,7 @@ from histogram import Histogram, _above, _index
 from loadreport import Run, markdown, page, summary, text
 from patience import PATIENCE
 from recorder import Recorder, Series, Stage
-from targets import Container, Gateway, SageMaker
+from targets import Ask, Container, Gateway, SageMaker
 
 from fastrank import INFERENCE_TYPES
 
@@ -245,6 +246,8 @@ def test_ratio_to_deterministic() -> None:
     assert len(judged(Gates(ratios={GUMBEL: 1.03}), recorder)) == 1
     missing = judged(Gates(ratios={"uniform": 9.0}), recorder)
     assert missing == [f"p50 of uniform / {BASE} at 1 user: not both were answered"]
+    turned = Gates(ratios={BASE: 0.9}, base=GUMBEL)
+    assert judged(turned, recorder)[0].startswith(f"p50 of {BASE} / {GUMBEL} at 1 user: 0.96")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_markdown_keeps_loops_apart() -> None:
     kinds = {GUMBEL: values, BASE: values, "uniform": values[:50], "none": []}
     closed = run_of(recorded({"1": kinds, "8": kinds}))
     opened = run_of(recorded({"1": kinds, "2": kinds}), "open", 150.0)
-    words = markdown([opened, closed])
+    words = markdown([opened.figures(), closed.figures()])
     assert words.index("A <closed> loop") < words.index("A <open> loop")
     found = tables(words)
     assert len(found) == 6  # of each run: over its stages, and of either stage
@@ -335,12 +338,12 @@ def test_markdown_keeps_loops_apart() -> None:
     assert [row[0] for row in found[0]] == ["users", "---", "1", "8"]
     assert [row[0] for row in found[3]] == ["requests/s asked for", "---", "150", "300"]
     head, _, *rows = found[1]
-    assert head[-1] == "p50 / deterministic's"
+    assert head[-1] == "p50 / that of deterministic"
     assert {row[0] for row in rows} == {GUMBEL, BASE, "uniform", "none"}
     assert rows[-1][0] == "none"  # has no latency at all
     cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    assert cells[GUMBEL]["p50 / deterministic's"].startswith("1.000 (")
-    assert cells[BASE]["p50 / deterministic's"] == ""
+    assert cells[GUMBEL]["p50 / that of deterministic"].startswith("1.000 (")
+    assert cells[BASE]["p50 / that of deterministic"] == ""
     assert cells[GUMBEL]["p99 ms"] != ""
     assert cells[GUMBEL]["p99.9 ms"] == ""  # two of 2,000 lie above it
     assert cells["uniform"]["p90 ms"] == ""
@@ -369,52 +372,145 @@ def test_a_run_survives_json() -> None:
     run.server_cpu_us, run.left_out = 123.4, 7
     again = Run.from_dict(json.loads(json.dumps(run.to_dict())))
     assert again.to_dict() == run.to_dict()
-    assert text(again) == text(run)
+    assert text(again.figures()) == text(run.figures())
     assert again.sent == 7 + 30 + 2
     assert not again.passed
-    assert "123 us" in text(run)
+    assert "123 us" in text(run.figures())
+
+
+def test_ratios_are_over_the_base() -> None:
+    run = run_of(recorded({"1": {"a": [0.001] * 3000, "b": [0.002] * 3000}}))
+    run.base = "a"
+    [_, row], [_, other] = run.figures()["stages"]["1"]["types"].items()
+    assert "ratio" not in row
+    assert other["ratio"] == pytest.approx([2.0, 2.0, 2.0], rel=2e-3)
+    assert tables(markdown([run.figures()]))[0][0][-1] == "p50 / that of a"
 
 
 def test_readme_table_is_of_one_user() -> None:
-    one = run_of(recorded({"1": {BASE: [0.001] * 30}}))
-    many = run_of(recorded({"1": {BASE: [0.002] * 30}, "8": {BASE: [0.003] * 30}}))
-    assert summary([many]) == ""
-    assert tables(summary([many, one]) + "\n")[0][2][:3] == [BASE, "30", "1"]
-    through = run_of(recorded({"1": {BASE: [0.004] * 30}}))
-    through.target = "gateway"
+    one = run_of(recorded({"1": {BASE: [0.001] * 30}})).figures()
+    many = run_of(recorded({"1": {BASE: [0.002] * 30}, "8": {BASE: [0.003] * 30}})).figures()
+    other = {**one, "base": "gumbel"}
+    assert summary([many, other]) == ""
+    assert tables(summary([many, one, other]) + "\n")[0][2][:3] == [BASE, "30", "1"]
+    through = run_of(recorded({"1": {BASE: [0.004] * 30}})).figures()
+    through["target"] = "gateway"
     assert summary([through]) == ""
     head, _, row = tables(summary([through, one]) + "\n")[0]
     assert (row[2], head[-1], row[-1]) == ("1", "p50 ms, gateway", "4")
 
 
-def test_what_was_measured_goes_where_the_readme_has_a_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loadtest_run, "ROOT", tmp_path)
-    (tmp_path / "docs").mkdir()
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- loadtest: loadtest/run.py -->\n\n<!-- end -->\nafter\n")
-    for latency in (0.001, 0.002):  # the second one takes the first one's place
-        run = run_of(recorded({"1": {BASE: [latency] * 30}}))
-        loadtest_run.write([run], "where it was")
-    words = readme.read_text()
-    assert words.startswith("before\n<!-- loadtest: loadtest/run.py -->\n\n| inference type |")
-    assert words.endswith("|\n\n<!-- end -->\nafter\n")
-    assert len(tables(words)) == 1
-    assert tables(words)[0][2][:3] == [BASE, "30", "2"]
-    page_of_docs = (tmp_path / "docs" / "loadtest.md").read_text()
-    assert "where it was" in page_of_docs
-    assert tables(page_of_docs) == tables(words)
-    readme.write_text("no place\n")
-    loadtest_run.write([run], "")
-    assert readme.read_text() == "no place\n"
-
-
 def test_soak_is_told_apart_by_time() -> None:
     stages = {"0 s": {"a": [0.001] * 20}, "10 s": {"a": [0.001] * 20}}
-    words = markdown([run_of(recorded(stages), shape="soak")])
+    words = markdown([run_of(recorded(stages), shape="soak").figures()])
     assert tables(words)[0][0][0] == "from"
     assert "**From 10 s on: 2 answers a second**" in words
+
+
+# ---- Commit by commit -----------------------------------------------------------------------
+
+
+def kept(commit: str, gumbel: float = 1.02, others: float = 0.01) -> history.Record:
+    """A record of a commit whose gumbel takes so many times as long as deterministic."""
+    draws = np.random.default_rng(9).lognormal(-7.0, 0.1, 2000)
+    kinds = {BASE: draws.tolist(), GUMBEL: (gumbel * draws).tolist()}
+    runs = {}
+    for name, target in (("article", "gateway"), ("direct", "container")):
+        run = run_of(recorded({"1": kinds}), shape="none")
+        run.target, run.others = target, others
+        runs[name] = run.figures()
+    return history.record({**history.about(ROOT), "commit": commit, "changed": False}, runs)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `add` writes into."""
+    (tmp_path / "docs").mkdir()
+    for path in ("docs/loadtest.md", "README.md"):
+        places = "".join(
+            f"<!-- {name}: loadtest/history.py -->\n\nold\n\n<!-- end -->\nafter\n"
+            for name in (("article", "history", "runs") if "docs" in path else ("loadtest",))
+        )
+        (tmp_path / path).write_text("before\n" + places)
+    return tmp_path
+
+
+def test_a_commit_has_one_record_and_pages_show_the_latest(checkout: Path) -> None:
+    for commit, gumbel in (("a" * 40, 1.5), ("b" * 40, 1.25), ("a" * 40, 1.125)):
+        assert "Written" in history.add(checkout, kept(commit, gumbel))
+    records = history.read(checkout / "docs" / "loadtest.json")
+    assert [each["commit"][0] for each in records] == ["b", "a"]
+    words = (checkout / "docs" / "loadtest.md").read_text()
+    article, by_commit, *runs = tables(words)
+    assert [row[0] for row in article[2:]] == [BASE, GUMBEL]  # first of all, and of the article's
+    assert float(article[3][-1].split()[0]) == pytest.approx(1.125, rel=2e-3)
+    assert [row[0] for row in by_commit[2:]] == ["a" * 7, "b" * 7]
+    ratios = [float(row[3].split()[0]) for row in by_commit[2:]]
+    assert ratios == pytest.approx([1.125, 1.25], rel=2e-3)
+    assert len(runs) == 2
+    assert (words.count("old"), words.count("after\n")) == (0, 3)
+    readme = (checkout / "README.md").read_text()
+    assert tables(readme)[0][-1][-2] == article[3][-1]
+    assert "<svg" in (checkout / "docs" / "images" / "loadtest.svg").read_text()
+
+
+def test_a_noisy_run_is_marked_and_takes_no_quiet_ones_place(checkout: Path) -> None:
+    quiet, noisy = kept("a" * 40, 1.25), kept("a" * 40, 1.5, others=0.3)
+    assert not quiet["noisy"]
+    assert noisy["noisy"] == ["A <closed> loop: others had 30% of the cores' time"] * 2
+    assert "Written" in history.add(checkout, noisy)  # better than nothing
+    page_of_docs = checkout / "docs" / "loadtest.md"
+    assert "**Noisy**: A <closed> loop: others had 30%" in page_of_docs.read_text()
+    assert tables(page_of_docs.read_text())[1][2][2] == "noisy"
+    assert "Written" in history.add(checkout, quiet)
+    before = page_of_docs.read_text()
+    assert "Noisy" not in before
+    assert "quieter" in history.add(checkout, noisy)
+    assert history.read(checkout / "docs" / "loadtest.json") == [quiet]
+    assert page_of_docs.read_text() == before
+
+
+def test_an_interval_too_wide_to_tell_is_noise() -> None:
+    draws = np.random.default_rng(10).lognormal(-7.0, 1.5, 40).tolist()
+    run = run_of(recorded({"1": {BASE: draws, "uniform": draws}}), shape="none")
+    found = history.record(history.about(ROOT), {"direct": run.figures()})["noisy"]
+    assert found == ["A <closed> loop: too few answers of uniform to tell"]
+
+
+def test_a_record_says_of_what(tmp_path: Path) -> None:
+    found = history.about(tmp_path)
+    assert found["commit"] is None  # no checkout
+    assert "no checkout" in history.where(found)
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["machine"]["cores"] >= 1
+
+
+def test_pages_show_what_the_data_say(tmp_path: Path) -> None:
+    """docs/loadtest.md and the README's table are those of docs/loadtest.json."""
+    (tmp_path / "docs").mkdir()
+    for path in ("docs/loadtest.md", "README.md"):
+        (tmp_path / path).write_text((ROOT / path).read_text())
+    history.write_pages(tmp_path, history.read(ROOT / "docs" / "loadtest.json"))
+    for path in ("docs/loadtest.md", "README.md"):
+        assert (tmp_path / path).read_text() == (ROOT / path).read_text(), path
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--quick", "--write"], "--write: not of a quick run"),
+        (["--url", "http://localhost:1", "--write"], "nor of another server"),
+        (["--experiments", "direct", "--write"], "--write: --experiments has to have article,"),
+        (["--experiments", "direct,best"], "--experiments: best: not one"),
+    ],
+)
+def test_runs_that_cannot_be(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        loadtest_run.parse(options)
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 # ---- Targets --------------------------------------------------------------------------------
@@ -542,7 +638,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.seen.append((self.path, headers, given))
             self.server.asked += 1
             number = self.server.asked
-        status, body = self.server.answer(number, asked["inference_type"])
+        status, body = self.server.answer(number, asked.get("inference_type", ""))
         # In one piece: two would wait for each other's acknowledgement.
         self.wfile.write(
             b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
@@ -615,7 +711,34 @@ def test_a_closed_loop_asks_for_each_type_alike(tmp_path: Path) -> None:
     assert set(counts) == set(INFERENCE_TYPES)
     assert max(counts.values()) - min(counts.values()) <= 4  # a user's first and last rounds
     assert run.sent == server.asked
-    assert "p50 / deterministic's" in said
+    assert "p50 / that of deterministic" in said
+
+
+def test_what_else_is_asked_takes_turns_on_two_servers(tmp_path: Path) -> None:
+    """The second server answers by a pass where a table is expected, which is an error."""
+    body = b'{"item_ids":[1],"made_by":"%s"}'
+    asked = {"k": 3, "rules": {"cap": {"seller": 2}}}
+    with (
+        answering(lambda *_: (200, body % b"table")) as first,
+        answering(lambda *_: (200, body % b"pass")) as second,
+    ):
+        asks = {
+            "table": Ask(asked, ('"made_by":"table"',)),
+            "pass": Ask({"k": 3}, (), second.url),
+            "other": Ask({"k": 3}, ('"made_by":"table"',), second.url),
+        }
+        path = tmp_path / "asks.json"
+        path.write_text(json.dumps({name: ask.to_dict() for name, ask in asks.items()}))
+        options = ["--asks", str(path), "--base", "pass", "--gate-ratio", "table=1e9"]
+        code, run, said = locust(first.url, tmp_path, *options, "-t", "1s", "--warm-up", "0")
+    assert code == 1, said
+    series = run.stages["1"].series
+    assert set(series) == set(asks)
+    assert max(each.sent for each in series.values()) - min(e.sent for e in series.values()) <= 1
+    assert set(series["other"].errors) == {"200, but not that ranking"}
+    assert not series["table"].failed + series["pass"].failed
+    assert json.loads(first.seen[0][2]) == {"user_id": "0", **asked}
+    assert "p50 of table / pass at 1 user" in said
 
 
 def test_errors_are_counted_and_fail_the_run(tmp_path: Path) -> None:
@@ -767,6 +890,8 @@ def test_from_locusts_page(tmp_path: Path) -> None:
     [
         (["--shape", "ramp", "--stages", "1,x"], "--stages: expected different numbers"),
         (["--gate-ratio", "best=1"], "--gate-ratio: best: expected one of deterministic"),
+        (["--base", "best"], "--base: best: expected one of deterministic"),
+        (["--asks", __file__], "--asks"),
         (["--target", "sagemaker"], "--endpoint and --region are wanted"),
         (["--user-ids", "@nowhere"], "nowhere"),
     ],
@@ -871,7 +996,7 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     wide = ["--article-p99-ms", 20_000, "--p99-ms", 20_000, "--late-ms", 20_000, "--drift", 1000]
     wide += ["--rate", 150]
     small = ["--items", 300, "--dim", 8, "--users", 3, "--seconds", 2, "--soak-seconds", 3]
-    names = ("article", "direct", "ramp", "open", "soak")
+    names = ("article", "direct", "known", "shop", "ramp", "open", "soak")
     found = whole(tmp_path, "--experiments", ",".join(names), *wide, *small)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "All gates passed" in found.stdout
@@ -879,7 +1004,10 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
         name: Run.from_dict(json.loads((tmp_path / f"{name}.json").read_text())) for name in names
     }
     assert set(runs["article"].stages["1"].series) == set(INFERENCE_TYPES)
-    assert [run.target for run in runs.values()] == ["gateway", *["container"] * 4]
+    assert [run.target for run in runs.values()] == ["gateway", *["container"] * 6]
+    known = {"table, int8", "table, float32", "gumbel, int8", "ping"}
+    assert set(runs["known"].stages["1"].series) == known
+    assert {"flat tail, IVF", "rules by name", "cap"} <= set(runs["shop"].stages["1"].series)
     assert set(runs["direct"].stages["1"].series) == {*INFERENCE_TYPES, "ping"}
     assert list(runs["ramp"].stages) == ["1", "8"]
     assert list(runs["open"].stages) == ["1", "2", "4"]

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 import fastrank as fr
 from fastrank_serving import board as board_module
 from fastrank_serving.board import Board, Note
-from fastrank_serving.metrics import Metrics
+from fastrank_serving.metrics import _SECONDS, Metrics, _Seconds
 
 
 @pytest.fixture
@@ -157,6 +158,25 @@ def write_many(board: Board) -> None:
 def serve_in_turn(board: Board, to: Connection) -> None:
     to.send(Metrics(board, 1).page().decode())
     to.recv()
+
+
+def test_seconds_are_counted_as_prometheus_client_does() -> None:
+    """Limits themselves among them, which belong to what is below."""
+    limits = [float(each) for each in _SECONDS]
+    values = [0.0, *limits, *(1.001 * each for each in limits), 1e9]
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    own = _Seconds()
+    ours.register(own)
+    name, said = "fastrank_request_seconds", next(iter(own.collect())).documentation
+    histogram = Histogram(name, said, ["part"], buckets=limits, registry=theirs)
+    for part in ("total", "queue", "kernel"):
+        for value in values:
+            histogram.labels(part).observe(value)
+        own.observe(part, values[:7])
+        own.observe(part, values[7:])
+    lines = generate_latest(theirs).decode().splitlines()
+    expected = [line for line in lines if "_created" not in line]
+    assert generate_latest(ours).decode().splitlines() == expected
 
 
 class TestMetrics:

@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
@@ -18,12 +20,11 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
 
 from fastrank_serving.arms import InForce
 from fastrank_serving.board import Board, Note
@@ -88,16 +89,8 @@ class Metrics:
             ["inference_type", "status"],
             registry=registry,
         )
-        self._seconds = Histogram(
-            "fastrank_request_seconds",
-            "Of ranked requests: total, in the kernel, and in the queue of those that waited.",
-            ["part"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._total = self._seconds.labels("total")
-        self._queue = self._seconds.labels("queue")
-        self._kernel = self._seconds.labels("kernel")
+        self._seconds = _Seconds()
+        registry.register(self._seconds)
         self._shared = Counter(
             "fastrank_shared_requests",
             "Requests that were ranked in one pass with others.",
@@ -203,8 +196,6 @@ class Metrics:
             "Rows that were lost: the disk refused them, or their file was removed as it grew.",
             registry=registry,
         )
-        self._ok: dict[str, Counter] = {}
-        self._by_arm: dict[tuple[str | None, str], Counter] = {}
         self._new: list[tuple[str, float, Ranked, Served]] = []
         self._version = ""
         self._tally: Tally[str] = Tally()
@@ -226,31 +217,27 @@ class Metrics:
     def fold(self) -> None:
         """Count what was answered since the last time."""
         new, self._new = self._new, []
-        for inference_type, seconds, ranked, said in new:
-            counter = self._ok.get(inference_type)
-            if counter is None:
-                counter = self._ok[inference_type] = self._requests.labels(inference_type, "200")
-            counter.inc()
-            self._total.observe(seconds)
-            if ranked.waited:
-                self._queue.observe(ranked.waited)
-            self._kernel.observe(ranked.ranked)
-            if ranked.shared > 1:
-                self._shared.inc()
-            self._made.labels(ranked.ranking.made_by or "pass").inc()
-            if said.arm is not None:
-                arm = said.experiment, said.arm
-                counter = self._by_arm.get(arm)
-                if counter is None:
-                    counter = self._by_arm[arm] = self._arms.labels(*arm)
-                counter.inc()
-            self._seeds.labels(said.seed_source).inc()
-            if said.is_fallback:
-                self._fallbacks.inc()
-            self._slowest = max(self._slowest, seconds)
-        if new:
-            self._has_news = True
-            self._tally["Requests"] += len(new)
+        if not new:
+            return
+        types, seconds, ranked, said = zip(*new, strict=True)
+        for inference_type, count in Tally(types).items():
+            self._requests.labels(inference_type, "200").inc(count)
+        for made_by, count in Tally(each.ranking.made_by or "pass" for each in ranked).items():
+            self._made.labels(made_by).inc(count)
+        for arm, count in Tally(
+            (of.experiment, of.arm) for of in said if of.arm is not None
+        ).items():
+            self._arms.labels(*arm).inc(count)
+        for source, count in Tally(of.seed_source for of in said).items():
+            self._seeds.labels(source).inc(count)
+        self._fallbacks.inc(sum(of.is_fallback for of in said))
+        self._shared.inc(sum(each.shared > 1 for each in ranked))
+        self._seconds.observe("total", seconds)
+        self._seconds.observe("queue", [each.waited for each in ranked if each.waited])
+        self._seconds.observe("kernel", [each.ranked for each in ranked])
+        self._slowest = max(self._slowest, *seconds)
+        self._has_news = True
+        self._tally["Requests"] += len(new)
 
     def refused(self, status: int) -> None:
         """A request was answered by an error."""
@@ -386,6 +373,32 @@ def _of_processes(families: Iterable[_Family]) -> Iterator[_Family]:
     for name, pid in names.items():
         for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect():
             yield _family(metric, {"process": name})
+
+
+class _Seconds:
+    """A histogram, of which prometheus_client's own takes each value by itself, in 1 us."""
+
+    def __init__(self) -> None:
+        self._counts = {part: [0] * (len(_SECONDS) + 1) for part in ("total", "queue", "kernel")}
+        self._sums = dict.fromkeys(self._counts, 0.0)
+
+    def observe(self, part: str, values: Sequence[float]) -> None:
+        counts = self._counts[part]
+        for value in values:
+            counts[bisect_left(_SECONDS, value)] += 1
+        self._sums[part] += sum(values)
+
+    def collect(self) -> Iterator[Metric]:
+        found = HistogramMetricFamily(
+            "fastrank_request_seconds",
+            "Of ranked requests: total, in the kernel, and in the queue of those that waited.",
+            labels=["part"],
+        )
+        limits = [*map(str, _SECONDS), "+Inf"]
+        for part, counts in self._counts.items():
+            below = list(zip(limits, accumulate(counts), strict=True))
+            found.add_metric([part], below, self._sums[part])
+        yield found
 
 
 def _families(content: bytes) -> _Families:

@@ -155,8 +155,6 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        for outcome in ("loaded", "failed"):
-            self._reloads.labels(outcome)  # of what begins at 1 no rate sees the first
         self._in_flight = Gauge(
             "fastrank_requests_in_flight",
             "Requests being served or waiting.",

@@ -77,7 +77,7 @@ class Far:
 @pytest.fixture
 def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
     found = Far(tmp_path / "far")
-    monkeypatch.setattr(upload.places, "place", lambda _where: found)
+    monkeypatch.setattr(places, "place", lambda _where: found)
     monkeypatch.setattr(upload, "_SOONEST", 0.01)
     return found
 
@@ -107,13 +107,13 @@ def test_rows_arrive_after_what_they_name_and_leave_the_spool(
 
 def test_what_grows_is_let_be(items: fr.Catalog, tmp_path: Path, far: Far) -> None:
     far.is_there.set()
-    with LogUploader(tmp_path / "spool", tmp_path / "far", every=0.01) as uploader:
-        with LogWriter(tmp_path / "spool", inline_ids=5) as log:
-            log.append(items.rank(QUERY, k=2, policy=POLICY), query=QUERY)
-            log.flush()
-            (tmp_path / "spool" / "of somebody else.parquet").write_bytes(b"")
-            time.sleep(0.05)
-            assert uploader.files_sent == 0
+    spool = tmp_path / "spool"
+    with LogUploader(spool, tmp_path / "far", every=0.01) as uploader, LogWriter(spool) as log:
+        log.append(items.rank(QUERY, k=2, policy=POLICY), query=QUERY)
+        log.flush()
+        (spool / "of somebody else.parquet").write_bytes(b"")
+        time.sleep(0.05)
+        assert uploader.files_sent == 0
     assert len(far.order) == 1
 
 
@@ -204,9 +204,7 @@ def test_what_cannot_be_uploaded_at_the_end_is_by_the_next_one(
     assert read(tmp_path / "far")[0] == set(sent)
 
 
-def test_rows_of_a_writer_that_was_killed_are_uploaded_at_the_end(
-    tmp_path: Path, far: Far
-) -> None:
+def test_rows_of_a_writer_that_was_killed_are_uploaded_at_the_end(tmp_path: Path, far: Far) -> None:
     far.is_there.set()
     script = """
         import os, sys, fastrank as fr
@@ -242,13 +240,14 @@ def test_uploaders_of_one_spool_take_turns(items: fr.Catalog, tmp_path: Path, fa
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for arguments, options, words in (
+    cases: tuple[tuple[Any, dict[str, Any], str], ...] = (
         ((tmp_path / "file", "memory://far"), {}, "directory: .*/file is a file"),
         ((tmp_path / "spool", "s3://"), {}, "s3://: it names no place"),
         ((tmp_path / "spool", "memory://x"), {"max_bytes": 0}, "max_bytes: must be at least 1"),
         ((tmp_path / "spool", "memory://x"), {"every": 0}, "every: must be finite and above 0"),
         ((tmp_path / "spool", tmp_path / "spool"), {}, "url: .* is the directory that is uploaded"),
-    ):
+    )
+    for arguments, options, words in cases:
         with pytest.raises(ValueError, match=words):
             LogUploader(*arguments, **options)
 

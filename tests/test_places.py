@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +23,7 @@ def s3() -> Iterator[None]:
 
 
 @pytest.fixture(params=["folder", "file", "memory", "s3", "other"])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A place of each kind, in which nothing is yet."""
     if request.param == "s3":
         request.getfixturevalue("s3")
@@ -77,7 +77,7 @@ def test_a_folder_keeps_the_old_content_where_the_disk_refuses(
         target.write_bytes(b"ne")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(places.shutil, "copyfile", half)
+    monkeypatch.setattr(shutil, "copyfile", half)
     with pytest.raises(OSError, match="full"):
         place.put(tmp_path / "one", "one")
     assert {f.name: f.read_bytes() for f in (tmp_path / "far").iterdir()} == {"one": b"old"}
@@ -96,7 +96,7 @@ def test_urls_that_name_no_place(where: str, words: str) -> None:
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ModuleNotFoundError) as caught:
         places.check("s3://bucket/prefix")
     assert caught.value.name == "s3fs"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +21,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("s3fs")
+pytest.importorskip("pyarrow")
+from patience import PATIENCE
 from prometheus_client import CollectorRegistry
-from served import make_model
+from served import Process, free_port, make_model
 from stores import BUCKET, s3_server
 
 import fastrank as fr
 from fastrank import places
+from fastrank.eventlog import LogReader
 from fastrank_serving import watching
 from fastrank_serving.beside import claimed
 from fastrank_serving.settings import Settings
@@ -384,13 +392,120 @@ def test_a_damaged_copy_of_a_server_before_is_given_up(world: World) -> None:
     assert world.look() == "a"
 
 
+# ---- Servers --------------------------------------------------------------------------------
+
+
+class Asking:
+    """A client that asks one question after another, and keeps what came back."""
+
+    def __init__(self, server: Process) -> None:
+        self.server = server
+        self.statuses: Counter[int] = Counter()
+        self.versions: list[str] = []
+        self.ids: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        with closing(self.server.connection()) as connection:
+            while not self._stop.is_set():
+                status, body = self.server.ask(connection, user_id="u1", k=2)
+                self.statuses[status] += 1
+                if status == 200:
+                    self.versions.append(body["model_version"])
+                    self.ids.add(body["request_id"])
+                time.sleep(0.002)
+
+    def until(self, version: str) -> None:
+        """Until nothing else comes any more."""
+        end = time.monotonic() + PATIENCE
+        while {*self.versions[-20:]} != {version}:
+            assert time.monotonic() < end, (self.statuses, self.versions[-20:], self.server.said())
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def metrics_of(server: Process) -> str:
+    return server.get("/metrics")[1].decode()
+
+
+def until_metric(server: Process, line: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while line not in metrics_of(server):
+        assert time.monotonic() < end, metrics_of(server)
+        time.sleep(0.02)
+
+
+def version_of(directory: Path) -> str:
+    return fr.Model.open(directory).version
+
+
+def arrive(made: Path, watched: Path, name: str) -> None:
+    """As a whole."""
+    shutil.copytree(made, watched / ".arriving")
+    (watched / ".arriving").rename(watched / name)
+
+
+def rows(directory: Path) -> set[str]:
+    return {name for b in LogReader(directory) for name in b.table["request_id"].to_pylist()}
+
+
+def test_workers_serve_what_arrives_and_upload_what_they_answered(
+    tmp_path: Path, made: Path
+) -> None:
+    watched, far = tmp_path / "watched", tmp_path / "far"
+    watched.mkdir()
+    (tmp_path / "tmp").mkdir()
+    port = str(free_port())
+    command = [sys.executable, "-m", "fastrank", "serve", "--watch", str(watched), "--workers=2"]
+    command += ["--watch-every=0.2", "--log", f"file://{far}", "--log-every=0.3", "--port", port]
+    environ = {"TMPDIR": str(tmp_path / "tmp")}
+    with Process(tmp_path, command=command, environ=environ, wait=False) as server:
+        server.port = int(port)
+        server.until_says("waiting for a model from")
+        server.until_says("Application startup complete")
+        assert server.get("/ping")[0] == 503
+        assert server.get("/livez")[0] == 200
+        arrive(made / "a", watched, "v1")
+        server.until_ready()
+        asking = Asking(server)
+        asking.until(version_of(made / "a"))
+        while server.said().count("serving model") < 2:  # the other worker
+            time.sleep(0.01)
+        arrive(made / "b", watched, "v2")
+        asking.until(version_of(made / "b"))
+        shutil.copytree(made / "c", watched / ".broken")
+        flip(largest(watched / ".broken"))
+        (watched / ".broken").rename(watched / "v3")
+        server.until_says("the version 'v3' is not served: v3: damaged")
+        until_metric(server, 'fastrank_watch_failures_total{what="version"} 1.0')
+        beside = re.findall(r"\[(\d+), beside\]", server.said())[-1]
+        os.kill(int(beside), signal.SIGKILL)  # nobody who is asked
+        server.until_says("is started anew")
+        arrive(made / "c", watched, "v4")
+        asking.until(version_of(made / "c"))
+        until_metric(server, 'fastrank_watch_version_info{version="v4"} 1.0')
+        assert 'fastrank_watch_failures_total{what="version"} 0.0' not in metrics_of(server)
+        asking.stop()
+        assert {*asking.statuses} == {200}
+        server.signal(signal.SIGTERM)
+        assert server.end()[0] == 0
+    assert rows(far) == asking.ids
+    assert [*(tmp_path / "tmp").iterdir()] == []
+
+
 # ---- S3 -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[None]:
-    with s3_server():
-        yield
+def s3() -> Iterator[dict[str, str]]:
+    with s3_server() as environ:
+        yield environ
 
 
 @pytest.mark.usefixtures("s3")
@@ -419,3 +534,48 @@ def test_versions_in_s3(tmp_path: Path, made: Path, caplog: pytest.LogCaptureFix
         fr.Model.open(world.settings.copy or "").catalog.item_ids,
         fr.Model.open(made / "a").catalog.item_ids,
     )
+
+
+def test_a_server_between_two_places_in_s3(s3: dict[str, str], tmp_path: Path, made: Path) -> None:
+    models, logs = places.place(f"s3://{BUCKET}/live"), places.place(f"s3://{BUCKET}/log")
+    for file in (made / "b").iterdir():
+        models.put(file, f"2026-12-02/{file.name}")
+    arguments = ["--watch", f"s3://{BUCKET}/live", "--log", f"s3://{BUCKET}/log", "--threads=1"]
+    arguments += [
+        "--watch-copies",
+        str(tmp_path / "copies"),
+        "--log-spool",
+        str(tmp_path / "spool"),
+    ]
+    with Process(made / "a", *arguments, environ=s3, wait=False) as server:
+        server.until_ready()
+        first = server.ask(user_id="u1", k=2)[1]  # before anything has arrived, most likely
+        server.until_says("the version '2026-12-02' was copied")
+        asking = Asking(server)
+        asking.until(version_of(made / "b"))
+        asking.stop()
+        assert {*asking.statuses} == {200}
+        server.signal(signal.SIGTERM)
+        assert server.end()[0] == 0
+    (tmp_path / "back").mkdir()
+    for name in logs.entries():
+        logs.fetch(name, tmp_path / "back" / name)
+    assert rows(tmp_path / "back") == {first["request_id"], *asking.ids}
+    assert (tmp_path / "copies" / "current").exists()  # was given, and stays
+
+
+def test_rows_that_cannot_be_uploaded_wait_for_the_next_server(tmp_path: Path, made: Path) -> None:
+    far = tmp_path / "far"
+    far.write_text("in the way")
+    arguments = ["--log", f"file://{far}", "--log-spool", str(tmp_path / "spool")]
+    asked = []
+    for code in range(2):
+        with Process(made / "a", *arguments, "--drain-timeout=4", "--threads=1") as server:
+            asked.append(server.ask(user_id="u1", k=2)[1]["request_id"])
+            server.signal(signal.SIGTERM)
+            assert server.end()[0] == 0
+            if code == 0:
+                assert "rows wait to be uploaded" in server.said(), server.said()
+                assert "are not uploaded, and stay for the next start there" in server.said()
+                far.unlink()
+    assert rows(far) == {*asked}

@@ -23,6 +23,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +40,9 @@ __all__ = ["Beside", "claimed", "is_wanted"]
 
 _LOG = logging.getLogger("fastrank.serving")
 _SOONEST = 5.0  # seconds from one start of the process to the next
-_SHARE = 1.0  # seconds from one note of its metrics to the next
-_LEAST = 1.0  # seconds at the end, however late it is
+_SHARE = 0.2  # seconds from one note of its metrics to the next
+_LEAST = 1.0  # seconds at the end, however late it is,
+_WORD = 0.5  # and of them those in which it is said what stays
 _NICE = 5
 _TRIES = 100  # directories that other servers may have
 
@@ -177,6 +180,7 @@ class Beside:
         self._closing = threading.Event()
         self._end = float("inf")  # monotonic seconds
         self._process: Any = None
+        self._told: Any = None  # it is, when it should have ended
         # Its death ends the process as the parent's would, so it lives as long as that.
         self._keeper = threading.Thread(target=self._keep, name="fastrank-beside", daemon=True)
 
@@ -200,21 +204,26 @@ class Beside:
             self._keeper.join(_LEAST)
 
     def _terminate(self) -> None:
-        process = self._process
-        if process is not None and process.pid is not None:
-            process.terminate()
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._told.send(self._end)
+            self._process.terminate()
 
     def _keep(self) -> None:
         """In a thread: until the end."""
         again = False
         while True:
             began = time.monotonic()
-            process = self._context.Process(target=_run, args=(*self._arguments, again))
-            # It is ended once it listens, and not before.
+            hears, told = self._context.Pipe(duplex=False)
+            process = self._context.Process(target=_run, args=(*self._arguments, hears, again))
+            # It is ended once it listens, and not before. What starts with the first process of all
+            # would lift the block.
+            resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             process.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            self._process = process
+            hears.close()
+            self._process, self._told = process, told
             if self._closing.is_set():
                 self._terminate()
             process.join()
@@ -231,7 +240,7 @@ class Beside:
             again = True
 
 
-def _run(settings: Settings, board: Board, seat: int, again: bool) -> NoReturn:
+def _run(settings: Settings, board: Board, seat: int, hears: Connection, again: bool) -> NoReturn:
     def end(_number: int, _frame: Any) -> NoReturn:
         sys.exit(0)
 
@@ -245,13 +254,13 @@ def _run(settings: Settings, board: Board, seat: int, again: bool) -> NoReturn:
     os.nice(_NICE)
     logging.basicConfig(
         level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s [beside] %(message)s",
+        format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}, beside] %(message)s",
         stream=sys.stderr,
     )
     registry = CollectorRegistry()
     with contextlib.ExitStack() as stack:
         if settings.is_log_uploaded:
-            _upload(settings, registry, stack)
+            _upload(settings, registry, hears, stack)
         threading.Thread(target=_share, args=(registry, board, seat), daemon=True).start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if settings.watch is None:
@@ -279,7 +288,9 @@ def _watch(settings: Settings, registry: CollectorRegistry, parent: int, again: 
         time.sleep(settings.watch_every * random.uniform(0.5, 1.0))
 
 
-def _upload(settings: Settings, registry: CollectorRegistry, stack: contextlib.ExitStack) -> None:
+def _upload(
+    settings: Settings, registry: CollectorRegistry, hears: Connection, stack: contextlib.ExitStack
+) -> None:
     from fastrank.eventlog import LogUploader
 
     assert settings.log_spool is not None
@@ -289,7 +300,10 @@ def _upload(settings: Settings, registry: CollectorRegistry, stack: contextlib.E
 
     def finish() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        uploader.close(settings.drain_delay + settings.drain_timeout)
+        end = time.monotonic() + settings.drain_timeout
+        if hears.poll():
+            end = min(end, hears.recv())
+        uploader.close(max(_LEAST, end - time.monotonic()) - _WORD)
 
     stack.callback(finish)
     for name, attribute, words in (

@@ -151,8 +151,8 @@ class _Store:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        # Or what was listed once would be all that is ever there.
-        found: tuple[Any, str] = url_to_fs(url, use_listings_cache=False)
+        # Or what was listed once would be all that is ever there, by the settings of then.
+        found: tuple[Any, str] = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         self._files, self._root = found
         self._is_whole = url.partition("://")[0] in _WHOLE
 

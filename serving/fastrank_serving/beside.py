@@ -39,7 +39,7 @@ from fastrank_serving.settings import Settings
 __all__ = ["Beside", "claimed", "is_wanted"]
 
 _LOG = logging.getLogger("fastrank.serving")
-_SOONEST = 5.0  # seconds from one start of the process to the next
+_SOONEST = 2.0  # seconds from one start of the process to the next
 _SHARE = 0.2  # seconds from one note of its metrics to the next
 _LEAST = 1.0  # seconds at the end, however late it is,
 _WORD = 0.5  # and of them those in which it is said what stays

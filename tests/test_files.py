@@ -119,6 +119,7 @@ def test_paths_stand_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert files_at([], ["csv"], "tables") == []
     for given, why in {
         "nowhere": "nowhere: no such file or directory",
+        "s3://b/log": "s3://b/log: files are read, not URLs: copy it to a directory first",
         "d/c/*.txt": r"d/c/\*.txt: no tables there",
         "t": "t: no tables there",
     }.items():

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"ids", "inputs"},
     "files": set(),
     "atomic": {"files"},
+    "places": {"atomic"},
     "store": {"atomic", "files"},
     "wire": {"ids"},
     "packing": {"inputs", "_native"},
@@ -89,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "obd": {"data"},
     "eventlog": {
         "atomic",
+        "places",
         "policies",
         "ranking",
         "run",
@@ -168,6 +170,7 @@ EXTRAS: dict[str, set[str]] = {
     "wire": {"msgspec"},
     "data": {"pyarrow"},
     "eventlog": {"pyarrow"},
+    "places": {"fsspec"},
     "page": {"jinja2"},
     "ope": {"scipy"},
     "vectorfiles": {"pyarrow"},

@@ -18,7 +18,7 @@ from environment import inherited
 from patience import PATIENCE
 from servers import Container, free_port, make_model
 
-from fastrank_serving.settings import OPTIONS, OTHERS
+from fastrank_serving.settings import OPTIONS, OTHERS, Settings
 
 SERVING = Path(__file__).parents[1] / "serving"
 CONTAINER = {
@@ -124,3 +124,28 @@ class TestDeployment:
         assert {each["name"] for each in container["env"]} <= known | {*OTHERS}
         (mount,) = container["volumeMounts"]
         assert mount["mountPath"] == "/opt/ml/model"
+
+    def test_models_that_arrive_and_a_log_in_s3_have_their_place(
+        self, documents: list[dict[str, Any]]
+    ) -> None:
+        """What the file says of them, as if it were not commented out."""
+        validator = pytest.importorskip("kubernetes_validate")
+        text = (SERVING / "kubernetes.yaml").read_text().rpartition("# ----")[2]
+        lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#    ")]
+        more = yaml.safe_load("\n".join(lines))
+        whole = copy.deepcopy(documents[0])
+        spec = whole["spec"]["template"]["spec"]
+        for name, value in more["containers"][0].items():
+            spec["containers"][0][name] = value
+        spec["volumes"] = more["volumes"]
+        spec["securityContext"] |= more["securityContext"]
+        validator.validate(whole, "1.34", strict=True)
+        env = {each["name"]: each["value"] for each in spec["containers"][0]["env"]}
+        known = {name: option for option in OPTIONS for name in option.variables}
+        settings = Settings(
+            **{known[n].field: known[n].takes.convert(v, None, None) for n, v in env.items()}
+        )
+        assert settings.is_log_uploaded
+        mounts = {each["mountPath"]: each["name"] for each in spec["containers"][0]["volumeMounts"]}
+        assert {*mounts} == {str(settings.watch_copies), str(settings.log_spool)}
+        assert {*mounts.values()} == {each["name"] for each in spec["volumes"]}

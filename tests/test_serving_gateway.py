@@ -452,6 +452,17 @@ def resources(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def said(value: Any, parameters: dict[str, Any]) -> Any:
+    """What a value is under parameters; the one condition says that a bucket is watched."""
+    if isinstance(value, dict) and "Fn::If" in value:
+        condition, then, other = value["Fn::If"]
+        assert condition == "Watches"
+        return said(then if parameters["WatchBucket"] else other, parameters)
+    if isinstance(value, dict) and value.keys() == {"Ref"}:
+        return parameters.get(value["Ref"], value)
+    return value["Fn::Sub"] if isinstance(value, dict) and "Fn::Sub" in value else value
+
+
 class TestTemplate:
     def test_cfn_lint_has_nothing_to_say(self) -> None:
         api = pytest.importorskip("cfnlint.api")
@@ -475,14 +486,7 @@ class TestTemplate:
     ) -> None:
         container = self.only(resources, "AWS::SageMaker::Model")["PrimaryContainer"]
         known = {name: each for each in OPTIONS for name in each.variables}
-        given = {
-            name: usual[value["Ref"]]
-            if isinstance(value, dict) and "Ref" in value
-            else value["Fn::Sub"]
-            if isinstance(value, dict)
-            else value
-            for name, value in container["Environment"].items()
-        }
+        given = {name: said(value, usual) for name, value in container["Environment"].items()}
         assert given == {
             "FASTRANK_ALLOW_POLICIES": "",
             "FASTRANK_CLIENTS_MAY": "all",
@@ -492,7 +496,33 @@ class TestTemplate:
             "FASTRANK_POLICY": "",  # the model's own
             **{"FASTRANK_EXPERIMENT": "", "FASTRANK_ARM": ""},  # none
             "FASTRANK_SECRET": "{{resolve:secretsmanager:${Secret}}}",
+            "FASTRANK_WATCH": "",  # nothing is
         }
+
+    def test_a_bucket_is_watched_by_instances_that_may_read_it(
+        self, document: dict[str, Any], resources: dict[str, Any], usual: dict[str, Any]
+    ) -> None:
+        model = self.only(resources, "AWS::SageMaker::Model")
+        assert said(model["EnableNetworkIsolation"], usual) is True
+        (condition,) = document["Conditions"].values()
+        assert condition == {"Fn::Not": [{"Fn::Equals": [{"Ref": "WatchBucket"}, ""]}]}
+        watching = usual | {"WatchBucket": "models"}
+        assert said(model["EnableNetworkIsolation"], watching) is False
+        url = said(model["PrimaryContainer"]["Environment"]["FASTRANK_WATCH"], watching)
+        assert url == "s3://${WatchBucket}/${WatchPrefix}"
+        roles = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::IAM::Role"]
+        (statements,) = (
+            each["PolicyDocument"]["Statement"]
+            for role in roles
+            for each in role["Policies"]
+            if each["PolicyName"] == "endpoint"
+        )
+        of_watch = [each for each in statements if "Fn::If" in each]
+        assert [said(each, usual) for each in of_watch] == [{"Ref": "AWS::NoValue"}] * 2
+        assert [said(each, watching)["Action"] for each in of_watch] == [
+            "s3:GetObject",
+            "s3:ListBucket",
+        ]
 
     def test_its_secret_is_one_that_a_container_takes(self, resources: dict[str, Any]) -> None:
         drawn = self.only(resources, "AWS::SecretsManager::Secret")["GenerateSecretString"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -132,8 +133,16 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
         "keep_alive": ("6", 6),
         "drain_delay": ("2.5", 2.5),
         "drain_timeout": ("3", 3.0),
+        "watch": ("s3://bucket/models", "s3://bucket/models"),
+        "pin": ("v1", "v1"),
+        "watch_every": ("5", 5.0),
+        "watch_copies": (str(folder / "copies"), folder / "copies"),
+        "watch_bytes": ("1000", 1000),
         "log_directory": (str(folder / "log"), folder / "log"),
         "access_log": ("JSON", "json"),
+        "log_spool": (str(folder / "spool"), folder / "spool"),
+        "log_every": ("5", 5.0),
+        "log_backlog": ("1000", 1000),
         "admin_socket": (str(folder / "a.sock"), folder / "a.sock"),
         "secret": (str(secret), Secret(SECRET.encode())),
         "explorer": ("0", False),
@@ -146,6 +155,9 @@ def examples(folder: Path) -> dict[str, tuple[str, Any]]:
 BESIDE = {
     "experiment": {"FASTRANK_CONTROL": "arms.json"},
     "arms": {"FASTRANK_EXPERIMENT": "warmer"},
+    "pin": {"FASTRANK_WATCH": "models"},
+    "watch_copies": {"FASTRANK_WATCH": "models"},
+    "log_spool": {"FASTRANK_LOG": "s3://bucket/log"},
 }
 
 
@@ -164,6 +176,7 @@ def test_every_option_comes_from_its_variables_and_the_command_line_goes_first(
             found = starter.settings(environ=beside | {variable: text})
             assert getattr(found, name) == value, variable
             named = {"FASTRANK_EXPERIMENT": "experiment", "FASTRANK_CONTROL": "control"}
+            named |= {"FASTRANK_WATCH": "watch", "FASTRANK_LOG": "log_directory"}
             others = [e for e in given if e != name and e not in {named[b] for b in beside}]
             assert [getattr(found, each) for each in others] == [
                 getattr(usual, each) for each in others
@@ -177,7 +190,7 @@ def test_every_option_comes_from_its_variables_and_the_command_line_goes_first(
                 continue
             else:
                 back = [f"--{option.name}", default]
-            assert starter.settings(*back, environ={variable: text}) == usual
+            assert starter.settings(*back, environ=beside | {variable: text}) == usual
 
 
 def test_the_model_may_come_from_the_environment(starter: Starter) -> None:
@@ -187,6 +200,31 @@ def test_the_model_may_come_from_the_environment(starter: Starter) -> None:
     result = starter.run(environ={"FASTRANK_MODEL": "/nowhere"})
     assert result.exit_code == 2
     assert "Invalid value for FASTRANK_MODEL: " in result.stderr
+
+
+def test_a_model_need_not_be_there_where_one_is_watched(
+    starter: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
+    for container in (False, True):
+        for given in ({"FASTRANK_WATCH": "s3://bucket/models"}, {"FASTRANK_WATCH": str(tmp_path)}):
+            result = starter.run(container=container, environ=given)
+            assert result.exit_code == 0, result.output
+            settings, _ = starter.started[-1]
+            assert (settings.model, str(settings.watch)) == (None, given["FASTRANK_WATCH"])
+        result = starter.run("--watch", "models", container=container)
+        assert result.exit_code == 0, result.output
+        assert starter.started[-1][0].model is None
+        result = starter.run(tmp_path / "nowhere", "--watch", "models", container=container)
+        assert result.exit_code == 2, result.output
+    assert "model: give MODEL, or --watch" in starter.run().stderr
+    result = starter.run(container=True)
+    assert result.exit_code == 0, result.output
+    assert starter.started[-1][0].model == tmp_path / "model"
+    shutil.copytree(starter.model, tmp_path / "model", dirs_exist_ok=True)
+    result = starter.run("--watch", "models", container=True)  # until one has arrived
+    assert starter.started[-1][0].model == tmp_path / "model"
 
 
 def test_several_are_divided_by_commas(starter: Starter, tmp_path: Path) -> None:
@@ -236,6 +274,12 @@ def test_several_are_divided_by_commas(starter: Starter, tmp_path: Path) -> None
         ("FASTRANK_ALLOW_POLICIES", "plackett_luce:temperature=0"),
         ("FASTRANK_SECRET_FILE", "/dev"),
         ("FASTRANK_SECRET_FILE", "/dev/null"),
+        ("FASTRANK_WATCH", __file__),
+        ("FASTRANK_PIN", "models/v1"),
+        ("FASTRANK_PIN", ".v1"),
+        ("FASTRANK_WATCH_EVERY", "0"),
+        ("FASTRANK_WATCH_BYTES", "0"),
+        ("FASTRANK_LOG_BACKLOG", "-1"),
     ],
 )
 def test_a_bad_value_names_its_variable(starter: Starter, variable: str, value: str) -> None:
@@ -350,6 +394,9 @@ def test_two_that_contradict_each_other_are_refused_in_one_line(
     both["FASTRANK_LOG"] = both["FASTRANK_LOG_DIR"]
     assert starter.settings(environ=both).log_directory == tmp_path / "b"
     assert "k: 10 is more than max_k, which is 5" in starter.refused("--max-k", 5)
+    assert "pin: v1 goes with watch, which is not given" in starter.refused("--pin", "v1")
+    said = starter.refused("--log-spool", tmp_path)
+    assert f"log_spool: {tmp_path} goes with a log that is uploaded, and log is not given" in said
     said = starter.refused("--max-body", 100_000_000)
     assert "max_held: 67108864 is less than max_body, which is 100000000" in said
 

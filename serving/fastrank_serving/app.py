@@ -48,7 +48,7 @@ from fastrank_serving.rehearsal import rehearse
 from fastrank_serving.service import Loaded, Service
 from fastrank_serving.settings import Settings
 
-__all__ = ["App", "create_app"]
+__all__ = ["App", "create_app", "rehearse_apart"]
 
 Headers: TypeAlias = dict[bytes, bytes]
 
@@ -80,15 +80,16 @@ def create_app(
     load_first: nothing is accepted before it is there. Otherwise /ping says that it is not yet.
     """
     service = Service(settings, counted or metrics.Metrics())
-    service.on_loaded = partial(_rehearse, settings)
+    service.on_loaded = partial(rehearse_apart, settings)
     return App(service, load_first)
 
 
-async def _rehearse(settings: Settings, loaded: Loaded) -> None:
-    """In an app of its own, of which nothing is logged or counted."""
+async def rehearse_apart(settings: Settings, loaded: Loaded) -> None:
+    """Rehearse in an app of its own, of which nothing is logged or counted."""
     apart = replace(
         settings,
         log_directory=None,
+        log_spool=None,
         deadline=_REHEARSAL_SECONDS,
         # What clients may not choose today they may tomorrow, by a setting alone.
         only_named_rules=False,

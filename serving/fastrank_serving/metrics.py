@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastrank import Catalog
     from fastrank.eventlog import LogWriter
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "kept_of", "note_of"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -46,7 +46,10 @@ _SECONDS = (
 _FOLD = 64  # requests
 # Gauges by what they are called: those that count what a worker did, which stays done when it has
 # ended, and those of which all workers together have the largest, and not the sum.
-_KEPT = {"fastrank_log_rows_written", "fastrank_log_rows_dropped"}
+_KEPT = {
+    *("fastrank_log_rows_written", "fastrank_log_rows_dropped", "fastrank_log_files_uploaded"),
+    *("fastrank_log_upload_failures", "fastrank_log_upload_rows_lost"),
+}
 _ALIKE = {"fastrank_model_info", "fastrank_revision_info", "fastrank_secret_info"}
 _PROCESSES = "fastrank_process_info"
 
@@ -80,9 +83,7 @@ class Metrics:
         self._registry = registry
         self._board = board
         self._seat = seat
-        self._before: _Families = []
-        if board is not None:
-            self._before = _families(board.read()[seat].kept)
+        self._before = [] if board is None else kept_of(board, seat)
         self._requests = Counter(
             "fastrank_requests",
             "Requests answered, by inference type and HTTP status.",
@@ -299,13 +300,7 @@ class Metrics:
         if self._board is None or not self._has_news:
             return
         self._has_news = False
-        kept: _Families = []
-        live: _Families = []
-        for metric in self._registry.collect():
-            family = _family(metric)
-            (kept if metric.type != "gauge" or metric.name in _KEPT else live).append(family)
-        together = [*_added([*self._before, *kept])]
-        self._board.write(self._seat, Note(_encode(together), _encode(live)))
+        self._board.write(self._seat, note_of(self._registry, self._before))
 
     def page(self) -> bytes:
         """In Prometheus's format."""
@@ -397,6 +392,21 @@ class _Seconds:
             below = list(zip(limits, accumulate(counts), strict=True))
             found.add_metric([part], below, self._sums[part])
         yield found
+
+
+def kept_of(board: Board, seat: int) -> _Families:
+    """What was counted by who had the seat before."""
+    return _families(board.read()[seat].kept)
+
+
+def note_of(registry: CollectorRegistry, before: _Families) -> Note:
+    """For the board: these numbers, and those before."""
+    kept: _Families = []
+    live: _Families = []
+    for metric in registry.collect():
+        family = _family(metric)
+        (kept if metric.type != "gauge" or metric.name in _KEPT else live).append(family)
+    return Note(_encode([*_added([*before, *kept])]), _encode(live))
 
 
 def _families(content: bytes) -> _Families:

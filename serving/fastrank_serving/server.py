@@ -30,6 +30,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from fastrank_serving.beside import Beside, claimed, is_wanted
 from fastrank_serving.board import Board, Note
 from fastrank_serving.listening import BACKLOG, admin_socket, tcp_socket
 from fastrank_serving.messages import LATE
@@ -84,9 +85,15 @@ def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
         _LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if settings.secret is not None:
             _LOG.info("secret with the fingerprint %s", settings.secret.fingerprint)
+        board = beside = None
+        if is_wanted(settings):
+            settings = opened.enter_context(claimed(settings))
+            board = Board(settings.workers + 1)
+            opened.callback(board.close)
+            beside = opened.enter_context(Beside(settings, board, settings.workers))
         if settings.workers == 1:
-            return _serve(settings, sockets, leave=opened.close)
-        return _Workers(settings, sockets).run()
+            return _serve(settings, sockets, board, leave=opened.close, beside=beside)
+        return _Workers(settings, sockets, board, beside).run()
 
 
 def end_by_signals() -> None:
@@ -112,14 +119,17 @@ def _serve(
     board: Board | None = None,
     seat: int = 0,
     leave: Callable[[], None] | None = None,
+    beside: Beside | None = None,
 ) -> int:
     """Until a signal ends it; `leave` is called if this process ends here and now."""
     from fastrank_serving.app import create_app
     from fastrank_serving.metrics import Metrics
 
     sys.setswitchinterval(_SWITCH)
-    # Of several workers, one that is ready must not answer /ping for one that is not.
-    app = create_app(settings, settings.workers > 1, Metrics(board, seat))
+    # Of several workers, one that is ready must not answer /ping for one that is not. Until a model
+    # has arrived there is but one, which says so.
+    load_first = settings.workers > 1 and settings.directory is not None
+    app = create_app(settings, load_first, Metrics(board, seat))
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -134,7 +144,7 @@ def _serve(
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         backlog=BACKLOG,
     )
-    server = _Server(config, app.service, app.administer)
+    server = _Server(config, app.service, app.administer, beside)
     app.on_failure = server.fail
     server.run(sockets=sockets)
     code = 1 if server.failed else 0
@@ -339,8 +349,15 @@ class _Joining:
 class _Server(uvicorn.Server):
     """uvicorn's server with our signals."""
 
-    def __init__(self, config: uvicorn.Config, service: Any, administer: Any = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Any,
+        administer: Any = None,
+        beside: Beside | None = None,
+    ) -> None:
         super().__init__(config)
+        self._beside = beside
         self.server_state: _State = _State(service.no_http)
         self._service = service
         self._administer = administer  # the app behind a Unix socket
@@ -484,7 +501,11 @@ class _Server(uvicorn.Server):
             return
         self._service.draining = True
         _LOG.info("stopping: %d requests in flight", self._service.engine.inside)
-        loop.call_later(self._service.settings.drain_delay, self._stop)
+        settings = self._service.settings
+        if self._beside is not None:
+            seconds = settings.drain_delay + settings.drain_timeout
+            self._beside.finish_by(time.monotonic() + seconds)
+        loop.call_later(settings.drain_delay, self._stop)
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -514,6 +535,7 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 
 def _worker(settings: Settings, sockets: list[socket.socket], board: Board, seat: int) -> None:
     end_by_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     # A worker ends with its parent, even if that is killed: Linux's PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     parent = multiprocessing.parent_process()
@@ -533,11 +555,19 @@ class _Workers:
     If they end again and again it gives up: somebody else may know better what to do.
     """
 
-    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: list[socket.socket],
+        board: Board | None = None,
+        beside: Beside | None = None,
+    ) -> None:
         self._settings = settings
         self._sockets = sockets
         self._context = multiprocessing.get_context("spawn")
-        self._board = Board(settings.workers)
+        self._is_own_board = board is None
+        self._board = board or Board(settings.workers)
+        self._beside = beside
         self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seats, and since when
         self._most = _ENDS * settings.workers
         self._ends: deque[float] = deque(maxlen=self._most)  # when the latest came
@@ -549,10 +579,14 @@ class _Workers:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hand_on)
-        for seat in range(self._settings.workers):
-            self._start(seat)
+        self._start(0)
+        others = list(range(1, self._settings.workers))
         failed = False
         while self._workers:
+            if others and self._settings.directory is not None:
+                for seat in others:
+                    self._start(seat)
+                others = []
             ends = [worker.sentinel for worker in self._workers]
             if not self._stopping.is_set():
                 ends.append(self._woken)
@@ -594,7 +628,8 @@ class _Workers:
     def close(self) -> None:
         """Give up what the workers shared."""
         self._close_sockets()
-        self._board.close()
+        if self._is_own_board:
+            self._board.close()
 
     def _close_sockets(self) -> None:
         for each in self._sockets:
@@ -612,7 +647,10 @@ class _Workers:
             return
         arguments = (self._settings, self._sockets, self._board, seat)
         worker = self._context.Process(target=_worker, args=arguments)
+        # A reload that is asked for meanwhile would end a process that does not listen yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         worker.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         self._workers[worker] = seat, time.monotonic()
         if self._stopping.is_set():  # while it was being started
             self._hand_on(signal.SIGTERM, None)
@@ -631,6 +669,8 @@ class _Workers:
         if not self._stopping.is_set():
             drain = self._settings.drain_delay + self._settings.drain_timeout
             self._patience_ends = time.monotonic() + drain + _LONGER
+            if self._beside is not None:
+                self._beside.finish_by(time.monotonic() + drain)
         self._stopping.set()
         os.write(self._wake, b".")
         self._hand_on(signal.SIGTERM, None)

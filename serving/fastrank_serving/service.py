@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
@@ -58,10 +59,11 @@ from fastrank_serving.settings import MAX_M, Settings
 if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
     from fastrank.eventlog import LogWriter
 
-__all__ = ["Loaded", "Service"]
+__all__ = ["Loaded", "Service", "open_model"]
 
 _LOG = logging.getLogger("fastrank.serving")
 _SEEN = 100_000  # users whose place in the model is remembered
+_LOOK = 0.1  # seconds between two looks for a model that is to arrive
 _STUCK = 10.0  # seconds after which a pass counts as hanging
 _KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
 _DETERMINISTIC = fr.Deterministic()
@@ -129,11 +131,13 @@ class Loaded:
         rules: Mapping[str, fr.Rules] | None = None,
         k: int = 10,
         has_arms: bool = False,
+        warns: bool = True,
     ) -> Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
 
         `policy` is for requests that name none: by default the model's own. Where neither says a
-        temperature, it is 1, and the log says what that keeps. An overlap is that of k places.
+        temperature, it is 1, and the log says what that keeps, if it `warns`. An overlap is that of
+        `k` places.
         """
         catalog, model = open_directory(directory, functions=functions)
         own = None if model is None else model.policy
@@ -160,7 +164,7 @@ class Loaded:
             and policy.wants_temperature
         ):
             said = _NOBODY_SAYS_ONE
-        if said is not None:
+        if said is not None and warns:
             _LOG.warning(
                 f"%s: {said}. `fastrank plan %s --target-overlap 0.7 --apply` gives the model a"
                 " policy; --policy states one",
@@ -332,6 +336,21 @@ class Loaded:
         return User(self.model.user_vector(known), own, self.model.seen(known))
 
 
+def open_model(settings: Settings, directory: Path, regime: Regime, warns: bool = True) -> Loaded:
+    """The model of a directory, opened and tested, with all that is served beside it."""
+    loaded = Loaded.open(
+        directory,
+        imported(settings.score_functions),
+        settings.policy,
+        settings.fallback,
+        named_rules(settings.rules),
+        settings.k,
+        bool(regime.arms),
+        warns,
+    )
+    return loaded.under(regime, settings.k)
+
+
 _Unlogged: TypeAlias = tuple[Job, Ranked, Served, float, int]  # and the time of the answer
 
 
@@ -366,6 +385,9 @@ class Service:
         self._regime = settings.regime  # that is to be in force, whichever model serves
         self._control: ControlFile | None = None
         self._following: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()  # a model serves
+        if loaded is not None:
+            self._begun.set()
         self._reloading = asyncio.Lock()
         self._next_reload: asyncio.Future[str] | None = None  # that has not begun
 
@@ -375,19 +397,35 @@ class Service:
         """Load the model; until this is done, /ping says 503."""
         self.engine.begin()
         self.access.begin()
-        if self.settings.log_directory is not None:
-            from fastrank.eventlog import LogWriter
-
-            self.log = LogWriter(self.settings.log_directory)
+        self.log = self._begin_log()
         if self.settings.control is not None:
             self._control = ControlFile(self.settings.control, self.settings.control_interval)
             self._regime = replace(self._regime, deterministic_only=True, revision=None)
+        if self.settings.directory is None:
+            _LOG.info("waiting for a model from %s", self.settings.watch)
+        while self.settings.directory is None:
+            await asyncio.sleep(_LOOK)
         loaded = await self._load()
         if self._control is not None:
             loaded = await self._looked(self._control, loaded)
             self._following = asyncio.ensure_future(self._follow(self._control))
         self._serve(loaded)
         self.metrics.loaded(loaded.version)
+        self._begun.set()
+
+    def _begin_log(self) -> LogWriter | None:
+        settings = self.settings
+        if settings.log_directory is None:
+            return None
+        from fastrank.eventlog import LogWriter
+
+        if not settings.is_log_uploaded:
+            return LogWriter(settings.log_directory)
+        if settings.log_spool is None:
+            raise ValueError(
+                f"log_spool: give a directory for what goes to {settings.log_directory}"
+            )
+        return LogWriter(settings.log_spool, segment_seconds=settings.log_every)
 
     def _serve(self, loaded: Loaded) -> None:
         """By this from now on; requests in flight keep what they began with."""
@@ -447,19 +485,10 @@ class Service:
         return loaded
 
     def _open(self) -> Loaded:
-        settings = self.settings
-        functions = imported(settings.score_functions)
-        rules = named_rules(settings.rules)
-        loaded = Loaded.open(
-            settings.model,
-            functions,
-            settings.policy,
-            settings.fallback,
-            rules,
-            settings.k,
-            bool(self._regime.arms),
-        )
-        return loaded.under(self._regime, settings.k)
+        directory = self.settings.directory
+        if directory is None:
+            raise ValueError(f"no model has arrived from {self.settings.watch}")
+        return open_model(self.settings, directory, self._regime)
 
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
@@ -476,6 +505,7 @@ class Service:
         return await asyncio.shield(self._next_reload)
 
     async def _reload(self) -> str:
+        await self._begun.wait()  # or what was loaded first would take the place of what came then
         async with self._reloading:
             self._next_reload = None  # the directory may change from now on
             try:

@@ -17,8 +17,11 @@ import click
 
 import fastrank as fr
 from fastrank.cores import usable_cores
+from fastrank.files import is_data
 from fastrank.ids import split_ids
+from fastrank.places import is_url
 from fastrank.policies.spec import SYNTAX, parse_stated
+from fastrank.store import MANIFEST
 from fastrank_serving.arms import ALSO_SYNTAX, ARM_SYNTAX, Regime
 from fastrank_serving.clients import FIELDS, OF_GATEWAY, OF_POLICIES, Fields, as_fields
 from fastrank_serving.secret import Secret, is_secret
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BODY", "MAX_M", "OPTIONS", "OTHERS", "PREFIX", "Option", "Settings"]
 
 MAX_M = 100_000  # candidates of a flat tail that a request may ask for
+_MOST = 1 << 50  # bytes, of no disk
 MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
 PREFIX = "FASTRANK_"  # of variables
+_DEFAULT = click.core.ParameterSource.DEFAULT
 
 # Variables that are no options.
 OTHERS = {
@@ -126,8 +131,37 @@ class _Level(click.Choice[str]):
         return super().convert(numbers.get(str(value), value), param, ctx)
 
 
-def _folder(exists: bool = False) -> click.Path:
-    return click.Path(exists=exists, file_okay=False, path_type=Path)
+def _folder() -> click.Path:
+    return click.Path(file_okay=False, path_type=Path)
+
+
+class _Model(click.Path):
+    """A directory that is there; of the container's own it is not wanted where one is watched."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if ctx is not None and ctx.get_parameter_source(param.name) is _DEFAULT:
+            is_watched = isinstance(ctx.params.get("watch"), str | Path)
+            if is_watched and not Path(value, MANIFEST).exists():
+                return None
+        return super().convert(value, param, ctx)
+
+
+class _Place(click.Path):
+    """A directory, or what fsspec has under a URL."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+class _Version(click.types.StringParamType):
+    """The name of a directory in another."""
+
+    name = "version"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not value or "/" in value or not is_data(value):
+            self.fail(f"{value!r} is not the name of a version.", param, ctx)
+        return value
 
 
 # ---- The table ------------------------------------------------------------------------------
@@ -227,14 +261,16 @@ class Settings:
     ValueError: port: 70000 is not in the range 0<=x<=65535.
     """
 
-    model: Path = field(
+    model: Path | None = field(
+        default=None,
         metadata=_said(
-            _folder(exists=True),
-            "The directory that `fastrank build` or `Model.save` made.",
+            _Model(exists=True, file_okay=False, path_type=Path),
+            "The directory that `fastrank build` or `Model.save` made. With --watch it need not be"
+            " given, and is served until a version has arrived.",
             name="MODEL",
             in_container=_model_of_container,
             shown_in_container="`/opt/ml/model`; `SAGEMAKER_BASE_DIR` moves `/opt/ml`",
-        )
+        ),
     )
     host: str = field(
         default="127.0.0.1",  # in a container the contract wants all
@@ -463,13 +499,54 @@ class Settings:
         default=20.0,
         metadata=_said(_Seconds(1, 86_400), "Seconds after that for what is in flight."),
     )
-    log_directory: Path | None = field(
+    watch: Path | str | None = field(
+        default=None,
+        metadata=_said(
+            _Place(file_okay=False, path_type=Path),
+            "Where models arrive, each in a directory of its own; the last one by name is served.",
+            metavar="DIRECTORY|s3://BUCKET/PREFIX",
+            shown="none",
+        ),
+    )
+    pin: str | None = field(
+        default=None,
+        metadata=_said(
+            _Version(),
+            "The version of those watched that is served, instead of the last one.",
+            shown="what the file PIN beside them says",
+        ),
+    )
+    watch_every: float = field(
+        default=30.0,
+        metadata=_said(
+            _Seconds(0, 86_400, min_open=True),
+            "Seconds between two looks, at most; half as many at the least.",
+        ),
+    )
+    watch_copies: Path | None = field(
         default=None,
         metadata=_said(
             _folder(),
-            "Directory of the propensity log.",
+            "Directory for copies of what is watched, of this server alone.",
+            shown="a temporary one",
+        ),
+    )
+    watch_bytes: int = field(
+        default=_MOST,
+        metadata=_said(
+            click.IntRange(1, _MOST),
+            "Bytes of these copies: of the version that serves and of the next one.",
+            shown="what the disk has",
+        ),
+    )
+    log_directory: Path | str | None = field(
+        default=None,
+        metadata=_said(
+            _Place(file_okay=False, path_type=Path),
+            "Directory of the propensity log, or where it is uploaded.",
             name="log",
             variables=("FASTRANK_LOG_DIR",),
+            metavar="DIRECTORY|s3://BUCKET/PREFIX",
             shown="no log",
         ),
     )
@@ -479,6 +556,28 @@ class Settings:
             click.Choice(["off", "text", "json"], case_sensitive=False),
             "A line on standard output for each answer: text or json. Off: 4xx and 5xx alone, 10 a"
             " second and 100 at once in each process, on standard error.",
+        ),
+    )
+    log_spool: Path | None = field(
+        default=None,
+        metadata=_said(
+            _folder(),
+            "Directory of this server alone, where a log is until it is uploaded.",
+            shown="a temporary one",
+        ),
+    )
+    log_every: float = field(
+        default=60.0,
+        metadata=_said(
+            _Seconds(0, 86_400, min_open=True),
+            "Seconds after which rows that are to be uploaded are sealed into a file, and leave.",
+        ),
+    )
+    log_backlog: int = field(
+        default=1 << 30,
+        metadata=_said(
+            click.IntRange(1, _MOST),
+            "Bytes that are kept while they cannot be uploaded; then the oldest are dropped.",
         ),
     )
     admin_socket: Path | None = field(
@@ -530,6 +629,18 @@ class Settings:
                     "allow_policies: nobody may name a policy: clients_may and gateway_may have"
                     f" none of {', '.join(OF_POLICIES)}"
                 )
+        if self.model is None and self.watch is None:
+            raise ValueError("model: give MODEL, or --watch")
+        for name in ("pin", "watch_copies"):
+            if getattr(self, name) is not None and self.watch is None:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} goes with watch, which is not given"
+                )
+        if self.log_spool is not None and not self.is_log_uploaded:
+            raise ValueError(
+                f"log_spool: {self.log_spool} goes with a log that is uploaded, and log is"
+                f" {self.log_directory or 'not given'}"
+            )
         if self.k > self.max_k:
             raise ValueError(f"k: {self.k} is more than max_k, which is {self.max_k}")
         if self.max_held < self.max_body:
@@ -553,6 +664,20 @@ class Settings:
     def regime(self) -> Regime:
         """What rankings are drawn by, while no control file says otherwise."""
         return Regime.stated(self.experiment, self.arms, self.also, self.secret)
+
+    @property
+    def is_log_uploaded(self) -> bool:
+        return is_url(self.log_directory)
+
+    @property
+    def copy(self) -> Path | None:
+        """Leads to the copy of the version that is in force; None where none is watched."""
+        return None if self.watch_copies is None else self.watch_copies / "current"
+
+    @property
+    def directory(self) -> Path | None:
+        """Of the model to serve; None: it has not arrived."""
+        return self.copy if self.copy is not None and self.copy.exists() else self.model
 
 
 def _table() -> tuple[Option, ...]:

@@ -21,6 +21,7 @@ EXTRA_OF = {
     **dict.fromkeys(("airspeed", "yaml"), "gateway"),
     "locust": "loadtest",
     "botocore": "sagemaker",
+    **dict.fromkeys(("fsspec", "s3fs"), "s3"),
     "faiss": "faiss",
     "numba": "numba",
     "jax": "jax",

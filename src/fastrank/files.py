@@ -181,6 +181,8 @@ def files_at(
             matches = [Path(text)]
         elif glob.has_magic(text):
             matches = [each for each in matched(text) if not {*each.parts[-2:]} & {*without}]
+        elif "://" in text:
+            raise ValueError(f"{text}: files are read, not URLs: copy it to a directory first")
         else:
             raise ValueError(f"{text}: no such file or directory")
         files: list[Path] = []

@@ -29,7 +29,15 @@ from fastrank.arraytypes import AnyArray
 from fastrank.atomic import leftovers, replacing, sync
 from fastrank.files import is_data
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "array_digest", "content_hash", "read", "write"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "array_digest",
+    "content_hash",
+    "files_of",
+    "read",
+    "write",
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -251,8 +259,8 @@ def read(
     for look in range(1, _LOOKS + 1):
         with _manifest_of(path) as stream:
             try:
-                manifest = _parsed(path, stream)
-                return manifest, _read_arrays(path, manifest, verify)
+                manifest = _parsed(path, stream.read())
+                return manifest, _read_arrays(path, _entries(path, manifest), verify)
             except (ValueError, FileNotFoundError, IsADirectoryError) as error:
                 # Only of the manifest that is still there: of another one the directory may have
                 # been replaced, and the files removed, between our looks.
@@ -288,9 +296,24 @@ def _is_there(file: Path, stream: BufferedReader) -> bool:
         return False
 
 
-def _parsed(path: Path, stream: BufferedReader) -> dict[str, Any]:
+def files_of(where: str | os.PathLike[str], manifest: bytes) -> tuple[str, dict[str, int]]:
+    """What a manifest says, wherever it came from: its own hash, and each file's bytes by its name.
+
+    Names are those of files beside it, and of no other.
+
+    Raises
+    ------
+    ValueError
+        Naming `where`, if it is no manifest that `read` would take.
+    """
+    found = _parsed(where, manifest)
+    files = {entry.file: entry.bytes for entry in _entries(where, found).values()}
+    return content_hash(found), files
+
+
+def _parsed(path: str | os.PathLike[str], content: bytes) -> dict[str, Any]:
     try:
-        manifest = json.loads(stream.read().decode())
+        manifest = json.loads(content.decode())
     except UnicodeDecodeError:
         raise ValueError(f"{path}: damaged: {MANIFEST} is not UTF-8 text") from None
     except (ValueError, RecursionError):
@@ -308,7 +331,7 @@ def _parsed(path: Path, stream: BufferedReader) -> dict[str, Any]:
     return manifest
 
 
-def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str, AnyArray]:
+def _entries(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, _Entry]:
     try:
         entries = {
             str(name): _Entry(
@@ -324,6 +347,10 @@ def _read_arrays(path: Path, manifest: dict[str, Any], verify: bool) -> dict[str
     for entry in entries.values():
         if not _ARRAY_FILE.fullmatch(entry.file):
             raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {entry.file}")
+    return entries
+
+
+def _read_arrays(path: Path, entries: dict[str, _Entry], verify: bool) -> dict[str, AnyArray]:
     with contextlib.ExitStack() as stack:
         # All are open before the first is looked at: from here on nobody can replace them.
         streams = [stack.enter_context(_opened(path / entry.file)) for entry in entries.values()]

@@ -69,11 +69,13 @@ def _parameter(option: Option, container: bool) -> click.Parameter:
         "type": option.takes,
         "envvar": [*option.variables, *filter(None, [option.platform if container else ""])],
         "metavar": option.metavar,
+        # It is known by when it is asked whether there must be a model.
+        "is_eager": option.field == "watch",
     }
     if default is not None:
         more["default"] = default
     if option.is_argument:
-        return _Argument([option.field], **more | {"metavar": option.name})
+        return _Argument([option.field], required=False, **more | {"metavar": option.name})
     flags = f"--{option.name}"
     words = option.words
     if option.is_repeatable:

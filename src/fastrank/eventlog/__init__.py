@@ -1,9 +1,9 @@
 """The event log: one row for each ranking served, with all that evaluating it later needs.
 
-`LogWriter` appends rankings, `LogReader` streams them back as checked arrays, `join` brings in the
-rewards, and other logs are brought into the schema: anybody's table by `from_table`, and those of
-known makes by `from_obd`, `from_obp`, `from_dsjson` and `from_data_capture`. Needs pyarrow (the
-extra ``ope``).
+`LogWriter` appends rankings, `LogUploader` brings them elsewhere, `LogReader` streams them back as
+checked arrays, `join` brings in the rewards, and other logs are brought into the schema: anybody's
+table by `from_table`, and those of known makes by `from_obd`, `from_obp`, `from_dsjson` and
+`from_data_capture`. Needs pyarrow (the extra ``ope``).
 """
 
 from fastrank.eventlog.account import JoinSummary
@@ -20,6 +20,7 @@ from fastrank.eventlog.reader import LogReader
 from fastrank.eventlog.report import ReadReport
 from fastrank.eventlog.schema import SCHEMA_VERSION, schema
 from fastrank.eventlog.strata import Stratum
+from fastrank.eventlog.upload import LogUploader
 from fastrank.eventlog.writer import LogWriter
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "JoinSummary",
     "LogBatch",
     "LogReader",
+    "LogUploader",
     "LogWriter",
     "OwnLog",
     "ReadReport",

@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import re
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from fastrank.files import directly_in
 
 __all__ = [
     "SEGMENT",
+    "HeldFile",
     "Segment",
     "TornStreamError",
     "open_stream",
@@ -90,10 +92,11 @@ class Segment:
         self.path = path
         self.columns = columns
         self.rows = 0
+        self.since = time.monotonic()
         self.broken = False  # whatever comes after could not be read
         self._size = 0
         header = columns.serialize()  # now: a kill from here on leaves a file without one
-        self._file = _File(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
+        self._file = HeldFile(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
             if not self._file.lock():
                 raise FileExistsError(f"{path}: another process has locked it")
@@ -162,8 +165,8 @@ class Segment:
         self._file.close()
 
 
-class _File:
-    """An open file that can be locked, and that a forked child lets go of.
+class HeldFile:
+    """An open file, or directory, that can be locked, and that a forked child lets go of.
 
     The lock would outlive this process in a child that kept the file open.
     """
@@ -192,7 +195,7 @@ class _File:
                 os.close(descriptor)
 
 
-_HELD: weakref.WeakSet[_File] = weakref.WeakSet()
+_HELD: weakref.WeakSet[HeldFile] = weakref.WeakSet()
 
 
 def _let_go() -> None:
@@ -333,7 +336,7 @@ def seal_abandoned(directory: Path) -> int:
         if not SEGMENT.fullmatch(path.name):
             continue
         try:
-            file = _File(path, os.O_RDWR)
+            file = HeldFile(path, os.O_RDWR)
         except OSError:
             continue  # sealed by another, just now
         try:

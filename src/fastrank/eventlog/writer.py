@@ -60,6 +60,7 @@ __all__ = ["LogWriter"]
 _LOG = logging.getLogger("fastrank.eventlog")
 # Filters and biases that wait for the disk, in bytes; rows that bring more are dropped.
 _MAX_WAITING_BYTES = 256 << 20
+_LONG = 3600.0  # seconds that a wait may be given
 _NOT_CONVERTED = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError)
 
 
@@ -85,6 +86,8 @@ class LogWriter:
         Rows are written out when so many wait, or when the first of them waits so long.
     segment_rows : int
         A segment is sealed to Parquet, in a thread of its own, when it holds so many rows.
+    segment_seconds : float, optional
+        And when its first row was written so long ago; for a log that is uploaded (`LogUploader`).
     inline_ids : int
         Exclude and allow lists of up to so many ids stand in the row; longer ones are stored once
         under ``filters/``, and the row carries their hash; so are rules, whatever their length.
@@ -141,6 +144,7 @@ class LogWriter:
         flush_rows: int = 1000,
         flush_seconds: float = 1.0,
         segment_rows: int = 1_000_000,
+        segment_seconds: float | None = None,
         inline_ids: int = 64,
         max_buffered_rows: int = 100_000,
     ) -> None:
@@ -148,6 +152,9 @@ class LogWriter:
         self._flush_rows = as_count("flush_rows", flush_rows)
         self._flush_seconds = as_positive("flush_seconds", flush_seconds, above=0.0)
         self._segment_rows = as_count("segment_rows", segment_rows)
+        self._segment_seconds = math.inf
+        if segment_seconds is not None:
+            self._segment_seconds = as_positive("segment_seconds", segment_seconds, above=0.0)
         self._inline_ids = as_count("inline_ids", inline_ids, low=0)
         self._max_rows = as_count("max_buffered_rows", max_buffered_rows)
         if kind is not None and kind not in get_args(IdKind):
@@ -765,7 +772,10 @@ class LogWriter:
         while True:
             with self._changed:
                 while not self._closed and not self._rows and not self._waiting:
-                    self._changed.wait()
+                    left = self._seconds_left()
+                    if left <= 0.0:
+                        break
+                    self._changed.wait(None if left == math.inf else min(left, _LONG))
                 if self._closed:
                     return
                 since = time.monotonic() if self._failing else self._first_at
@@ -843,7 +853,16 @@ class LogWriter:
             self._failing = False
             if segment.rows >= self._segment_rows:
                 self._rotate()
+        if self._seconds_left() <= 0.0:
+            self._rotate()
         return True
+
+    def _seconds_left(self) -> float:
+        """Until the growing segment is to be sealed for its age; infinite where there is none."""
+        segment = self._segment
+        if segment is None:
+            return math.inf
+        return segment.since + self._segment_seconds - time.monotonic()
 
     def _release(self, contents: dict[str, Content]) -> None:
         """Hold what a part named no longer for it; `_lock` is held."""
@@ -869,6 +888,9 @@ class LogWriter:
                 self._segment = Segment(path, columns)
             except FileExistsError:
                 self._number += 1
+            else:
+                with self._changed:
+                    self._changed.notify()  # who waits for its age
         return self._segment
 
     def _rotate(self) -> None:

@@ -1,0 +1,316 @@
+"""The process beside those that serve: it watches for models, and uploads the log.
+
+What it does would keep rankings waiting, and takes memory of its own (that of S3's client, say), so
+there is one of it, however many workers there are. If it ends it is started anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from fastrank import places
+from fastrank.store import read
+from fastrank_serving.board import Board
+from fastrank_serving.metrics import kept_of, note_of
+from fastrank_serving.settings import Settings
+
+__all__ = ["Beside", "claimed", "is_wanted"]
+
+_LOG = logging.getLogger("fastrank.serving")
+_SOONEST = 2.0  # seconds from one start of the process to the next
+_SHARE = 0.2  # seconds from one note of its metrics to the next
+_LEAST = 1.0  # seconds at the end, however late it is,
+_WORD = 0.5  # and of them those in which it is said what stays
+_NICE = 5
+_TRIES = 100  # directories that other servers may have
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Whether there is anything to do beside serving."""
+    return settings.watch is not None or settings.is_log_uploaded
+
+
+# ---- Directories of one server ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def claimed(settings: Settings) -> Iterator[Settings]:
+    """The settings with directories for copies and for what waits to be uploaded.
+
+    Each is this server's alone for as long as the context lasts. Where none is given it is a
+    temporary one, and goes at the end, unless something in it could not be uploaded; one that a
+    server of the same place left when it was killed is taken, with what it holds.
+
+    Raises
+    ------
+    ValueError, OSError
+        Naming the option, if a directory cannot be had, or is another server's.
+    """
+    with contextlib.ExitStack() as held:
+        if settings.watch is not None:
+            places.check(settings.watch)
+            folder = held.enter_context(
+                _alone("watch-copies", settings.watch_copies, str(settings.watch))
+            )
+            if not places.is_url(settings.watch) and _is_below(folder, Path(settings.watch)):
+                raise ValueError(f"--watch-copies: {folder} is in what is watched")
+            settings = replace(settings, watch_copies=folder)
+            _heal(settings)
+        if settings.is_log_uploaded:
+            url = str(settings.log_directory)
+            places.check(url)
+            folder = held.enter_context(_alone("log-spool", settings.log_spool, url))
+            settings = replace(settings, log_spool=folder)
+        yield settings
+
+
+@contextlib.contextmanager
+def _alone(option: str, given: Path | None, place: str) -> Iterator[Path]:
+    lock = None
+    try:
+        if given is not None:
+            given.mkdir(parents=True, exist_ok=True)
+            folder, lock = given, _lock(given)
+        else:
+            name = f"fastrank-{option}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+            for number in range(_TRIES):
+                folder = Path(tempfile.gettempdir(), f"{name}-{number}")
+                # Others may write to that directory: what they made is not taken.
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(mode=0o700)
+                if _is_ours(folder) and (lock := _lock(folder)) is not None:
+                    break
+    except OSError as error:
+        raise OSError(f"--{option}: give a directory that can be written to: {error}") from None
+    if lock is None:
+        raise OSError(f"--{option}: {folder} is another server's: give one of its own")
+    if given is None:
+        _LOG.info("--%s is not given: %s", option, folder)
+    try:
+        yield folder
+    finally:
+        if given is None and (option != "log-spool" or not _has_rows(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _has_rows(folder: Path) -> bool:
+    return any(path.suffix in (".arrow", ".parquet") for path in folder.iterdir())
+
+
+def _is_below(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())
+
+
+def _is_ours(folder: Path) -> bool:
+    found = folder.lstat()
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and ((found.st_uid, found.st_mode & 0o077) == (os.geteuid(), 0))
+    )
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock that ends with this process; None if another one has it."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), (folder / ".lock").stat()):
+            return handle
+    except (BlockingIOError, FileNotFoundError):  # or its owner has just removed it
+        pass
+    os.close(handle)
+    return None
+
+
+def _heal(settings: Settings) -> None:
+    """Give up a copy of a server before that is damaged: it comes anew."""
+    copy = settings.copy
+    assert copy is not None
+    if copy.is_symlink():
+        try:
+            read(copy)
+        except (ValueError, OSError) as error:
+            _LOG.warning("a copy that was there is not taken: %s", error)
+            copy.unlink()
+
+
+# ---- The process -----------------------------------------------------------------------------
+
+
+class Beside:
+    """Keeps the process running; a context manager of the process that was started first.
+
+    Parameters
+    ----------
+    settings : Settings
+        As `claimed` gives them.
+    board : Board
+    seat : int
+        Where its numbers stand.
+    """
+
+    def __init__(self, settings: Settings, board: Board, seat: int) -> None:
+        self._settings = settings
+        self._context = multiprocessing.get_context("spawn")
+        self._arguments = settings, board, seat
+        self._closing = threading.Event()
+        self._end = float("inf")  # monotonic seconds
+        self._process: Any = None
+        self._told: Any = None  # it is, when it should have ended
+        # Its death ends the process as the parent's would, so it lives as long as that.
+        self._keeper = threading.Thread(target=self._keep, name="fastrank-beside", daemon=True)
+
+    def __enter__(self) -> Beside:
+        self._keeper.start()
+        return self
+
+    def finish_by(self, moment: float) -> None:
+        """When it should have ended, in monotonic seconds; the first call counts."""
+        self._end = min(self._end, moment)
+
+    def __exit__(self, *_: object) -> None:
+        """Have it upload what is left, once all have ended who write a log."""
+        self._closing.set()
+        self.finish_by(time.monotonic() + self._settings.drain_timeout)
+        self._terminate()
+        self._keeper.join(max(_LEAST, self._end - time.monotonic()))
+        if self._keeper.is_alive() and self._process is not None:
+            _LOG.warning("what is left to upload stays in %s", self._settings.log_spool)
+            self._process.kill()
+            self._keeper.join(_LEAST)
+
+    def _terminate(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._told.send(self._end)
+            self._process.terminate()
+
+    def _keep(self) -> None:
+        """In a thread: until the end."""
+        again = False
+        while True:
+            began = time.monotonic()
+            hears, told = self._context.Pipe(duplex=False)
+            process = self._context.Process(target=_run, args=(*self._arguments, hears, again))
+            # It is ended once it listens, and not before. What starts with the first process of all
+            # would lift the block.
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            process.start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            hears.close()
+            self._process, self._told = process, told
+            if self._closing.is_set():
+                self._terminate()
+            process.join()
+            if self._closing.is_set():
+                if process.exitcode == 0 or time.monotonic() >= self._end:
+                    return
+            else:
+                _LOG.error(
+                    "the process beside, %s, ended with %s: it is started anew",
+                    process.pid,
+                    process.exitcode,
+                )
+            self._closing.wait(max(0.0, began + _SOONEST - time.monotonic()))
+            again = True
+
+
+def _run(settings: Settings, board: Board, seat: int, hears: Connection, again: bool) -> NoReturn:
+    def end(_number: int, _frame: Any) -> NoReturn:
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    for number in (signal.SIGINT, signal.SIGHUP):  # those are for the servers
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:
+        sys.exit(0)
+    os.nice(_NICE)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}, beside] %(message)s",
+        stream=sys.stderr,
+    )
+    registry = CollectorRegistry()
+    with contextlib.ExitStack() as stack:
+        if settings.is_log_uploaded:
+            _upload(settings, registry, hears, stack)
+        threading.Thread(target=_share, args=(registry, board, seat), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if settings.watch is None:
+            while True:
+                signal.pause()
+        _watch(settings, registry, parent.pid, again)
+
+
+def _share(registry: CollectorRegistry, board: Board, seat: int) -> None:
+    before = kept_of(board, seat)
+    while True:
+        board.write(seat, note_of(registry, before))
+        time.sleep(_SHARE)
+
+
+def _watch(settings: Settings, registry: CollectorRegistry, parent: int, again: bool) -> NoReturn:
+    from fastrank_serving.watching import Watcher
+
+    watcher = Watcher(settings, registry)
+    is_new = again and settings.directory == settings.copy  # the one before may not have said it
+    while True:
+        if watcher.look() or is_new:
+            os.kill(parent, signal.SIGHUP)
+        is_new = False
+        time.sleep(settings.watch_every * random.uniform(0.5, 1.0))
+
+
+def _upload(
+    settings: Settings, registry: CollectorRegistry, hears: Connection, stack: contextlib.ExitStack
+) -> None:
+    from fastrank.eventlog import LogUploader
+
+    assert settings.log_spool is not None
+    uploader = LogUploader(
+        settings.log_spool, str(settings.log_directory), max_bytes=settings.log_backlog
+    )
+
+    def finish() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end = time.monotonic() + settings.drain_timeout
+        if hears.poll():
+            end = min(end, hears.recv())
+        uploader.close(max(_LEAST, end - time.monotonic()) - _WORD)
+
+    stack.callback(finish)
+    for name, attribute, words in (
+        ("backlog_bytes", "bytes_waiting", "Sealed and not yet uploaded, of the log."),
+        ("files_uploaded", "files_sent", "Files of the log that were uploaded."),
+        ("upload_failures", "failures", "Tries to upload the log that failed."),
+        ("upload_rows_lost", "rows_lost", "Rows lost: no room while they could not be uploaded."),
+    ):
+        gauge = Gauge(f"fastrank_log_{name}", words, registry=registry)
+        gauge.set_function(partial(getattr, uploader, attribute))

@@ -136,7 +136,7 @@ class Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
 
         `policy` is for requests that name none: by default the model's own. Where neither says a
-        temperature, it is 1, and the log says what that keeps, if it `warns`. An overlap is that of k
+        temperature, it is 1, and what that keeps is said if it `warns`. An overlap is that of k
         places.
         """
         catalog, model = open_directory(directory, functions=functions)

@@ -136,8 +136,8 @@ class Loaded:
         """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
 
         `policy` is for requests that name none: by default the model's own. Where neither says a
-        temperature, it is 1, and the log says what that keeps, if it `warns`. An overlap is that of
-        `k` places.
+        temperature, it is 1, and what that keeps is said if it `warns`. An overlap is that of k
+        places.
         """
         catalog, model = open_directory(directory, functions=functions)
         own = None if model is None else model.policy
@@ -728,8 +728,8 @@ class Service:
                     self._log_rows()
         self.metrics.served(policy.inference_type, latency, ranked, served)
         if line is not None:
-            line.policy, line.model_version = policy.inference_type, loaded.version[:12]
-            line.arm = served.arm
+            line.policy, line.arm = policy.inference_type, served.arm
+            line.model_version = loaded.version[:12]
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:

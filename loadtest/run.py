@@ -8,7 +8,7 @@
 - known: users whose tables the model has, of a million items (`--known-items`), of either storage,
   beside a pass over int8 and /ping.
 - shop: one user of a model with features, tables and an index: rules of the request's own and by
-  name, flat tails, and arms where the server has them, beside Plackett-Luce without.
+  name, flat tails, and arms, beside Plackett-Luce without.
 - ramp: 1, 8, 32 and 128 users who wait for their answers; the most answers a second are what the
   open loop goes by.
 - open: a tenth, a fifth and two fifths of that, sent at a constant rate. More would ask the client
@@ -45,7 +45,6 @@ from loadreport import Run, markdown, page, text
 from targets import Ask
 
 import fastrank as fr
-from fastrank.cli.serve import serve_command
 from fastrank.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -409,37 +408,31 @@ def known(arguments: argparse.Namespace) -> Iterator[Asked]:
 
 @contextlib.contextmanager
 def shop(arguments: argparse.Namespace) -> Iterator[Asked]:
-    """A server with rules, and one with arms if it knows of them."""
+    """A server with rules, and with arms, for requests that name no type."""
     output = arguments.output
     wanted = Wanted(arguments.items, arguments.dim, arguments.users, tables=True, shop=True)
-    model, rules = wanted.made(output), output / "home.json"
+    rules = output / "home.json"
     rules.write_text(json.dumps(HOME), encoding="utf-8")
     k = {"k": arguments.k}
     gumbel = {**k, "inference_type": GUMBEL}
     ruled = (f'"{GUMBEL}"', '"rules":{')
-    with contextlib.ExitStack() as opened:
-        servers = [
-            opened.enter_context(serving(model, output / "shop.log", ["--rules", f"home={rules}"]))
-        ]
-        asks = {
-            "deterministic": Ask({**k, "inference_type": "deterministic"}, ('"deterministic"',)),
-            "gumbel": Ask(gumbel, (f'"{GUMBEL}"',)),
-            "table": Ask({**k, "inference_type": AUTO}, ('"made_by":"table"',)),
-            "flat tail, IVF": Ask(
-                {**k, "inference_type": "stochastic_flat_tail"}, ('"n_probes":',)
-            ),
-            "cap": Ask({**gumbel, "rules": {"cap": {"seller": 2}}}, ruled),
-            "window": Ask({**gumbel, "rules": {"window": {"brand": [1, 5]}}}, ruled),
-            "rules by name": Ask({**gumbel, "rules": "home"}, (*ruled, '"name":"home"')),
-            "cap, table": Ask(
-                {**k, "inference_type": AUTO, "rules": {"cap": {"seller": 2}}},
-                (f'"{AUTO}"', '"rules":{'),
-            ),
-        }
-        if any("--arm" in each.opts for each in serve_command().params):
-            servers.append(opened.enter_context(serving(model, output / "arms.log", ARMS)))
-            asks["arms"] = Ask(k, ('"arm":',), servers[-1].url)
-        yield asks, servers
+    asks = {
+        "deterministic": Ask({**k, "inference_type": "deterministic"}, ('"deterministic"',)),
+        "gumbel": Ask(gumbel, (f'"{GUMBEL}"',)),
+        "table": Ask({**k, "inference_type": AUTO}, ('"made_by":"table"',)),
+        "flat tail, IVF": Ask({**k, "inference_type": "stochastic_flat_tail"}, ('"n_probes":',)),
+        "cap": Ask({**gumbel, "rules": {"cap": {"seller": 2}}}, ruled),
+        "window": Ask({**gumbel, "rules": {"window": {"brand": [1, 5]}}}, ruled),
+        "rules by name": Ask({**gumbel, "rules": "home"}, (*ruled, '"name":"home"')),
+        "cap, table": Ask(
+            {**k, "inference_type": AUTO, "rules": {"cap": {"seller": 2}}},
+            (f'"{AUTO}"', '"rules":{'),
+        ),
+        "arms": Ask(k, ('"arm":"',)),
+    }
+    options = ["--rules", f"home={rules}", *ARMS]
+    with serving(wanted.made(output), output / "shop.log", options) as server:
+        yield asks, [server]
 
 
 # Both halves rank alike fast, so that what arms cost is not what they rank by.

@@ -1007,7 +1007,8 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     assert [run.target for run in runs.values()] == ["gateway", *["container"] * 6]
     known = {"table, int8", "table, float32", "gumbel, int8", "ping"}
     assert set(runs["known"].stages["1"].series) == known
-    assert {"flat tail, IVF", "rules by name", "cap"} <= set(runs["shop"].stages["1"].series)
+    shop = {"flat tail, IVF", "rules by name", "cap", "arms"}
+    assert shop <= set(runs["shop"].stages["1"].series)
     assert set(runs["direct"].stages["1"].series) == {*INFERENCE_TYPES, "ping"}
     assert list(runs["ramp"].stages) == ["1", "8"]
     assert list(runs["open"].stages) == ["1", "2", "4"]

@@ -24,7 +24,7 @@ def refused(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    assert result.stderr.startswith("fastrank")
+    assert result.stderr.startswith("fastrank"), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr

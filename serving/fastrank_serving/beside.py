@@ -36,7 +36,7 @@ from fastrank_serving.board import Board
 from fastrank_serving.metrics import kept_of, note_of
 from fastrank_serving.settings import Settings
 
-__all__ = ["Beside", "claimed", "is_wanted"]
+__all__ = ["Beside", "claimed"]
 
 _LOG = logging.getLogger("fastrank.serving")
 _SOONEST = 2.0  # seconds from one start of the process to the next
@@ -45,11 +45,6 @@ _LEAST = 1.0  # seconds at the end, however late it is,
 _WORD = 0.5  # and of them those in which it is said what stays
 _NICE = 5
 _TRIES = 100  # directories that other servers may have
-
-
-def is_wanted(settings: Settings) -> bool:
-    """Whether there is anything to do beside serving."""
-    return settings.watch is not None or settings.is_log_uploaded
 
 
 # ---- Directories of one server ---------------------------------------------------------------

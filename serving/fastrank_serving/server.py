@@ -24,17 +24,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from fastrank_serving.beside import Beside, claimed, is_wanted
 from fastrank_serving.board import Board, Note
 from fastrank_serving.listening import BACKLOG, admin_socket, tcp_socket
 from fastrank_serving.messages import LATE
 from fastrank_serving.settings import Settings
+
+if TYPE_CHECKING:
+    from fastrank_serving.beside import Beside
 
 __all__ = ["run"]
 
@@ -86,7 +88,9 @@ def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
         if settings.secret is not None:
             _LOG.info("secret with the fingerprint %s", settings.secret.fingerprint)
         board = beside = None
-        if is_wanted(settings):
+        if settings.watch is not None or settings.is_log_uploaded:
+            from fastrank_serving.beside import Beside, claimed  # with prometheus_client
+
             settings = opened.enter_context(claimed(settings))
             board = Board(settings.workers + 1)
             opened.callback(board.close)

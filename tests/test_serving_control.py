@@ -150,7 +150,7 @@ async def until(done: Callable[[], bool]) -> None:
 
 
 def following(model: Path, work: Any, file: Path | str, **settings: Any) -> Any:
-    usual = {"experiment": "warmer", "arms": ARMS, "control": str(file), "control_interval": 0.01}
+    usual = {"experiment": "warmer", "arms": ARMS, "control": str(file), "control_every": 0.01}
     return with_app(model, work, **usual | settings)
 
 
@@ -320,7 +320,7 @@ def test_a_store_that_does_not_answer_holds_nothing_up(
 
 def test_all_workers_follow_it(model: Path, file: Path) -> None:
     write(file, {"revision": 1, "arms": {"control": 1.0}})
-    options = ("--workers", "2", "--control", str(file), "--control-interval", "0.05")
+    options = ("--workers", "2", "--control", str(file), "--control-every", "0.05")
     arms = tuple(word for arm in ARMS for word in ("--arm", arm))
 
     def revisions(server: Process) -> set[str]:

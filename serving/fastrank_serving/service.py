@@ -399,7 +399,7 @@ class Service:
         self.access.begin()
         self.log = self._begin_log()
         if self.settings.control is not None:
-            self._control = ControlFile(self.settings.control, self.settings.control_interval)
+            self._control = ControlFile(self.settings.control, self.settings.control_every)
             self._regime = replace(self._regime, deterministic_only=True, revision=None)
         if self.settings.directory is None:
             _LOG.info("waiting for a model from %s", self.settings.watch)

@@ -342,7 +342,7 @@ class Settings:
             shown="none",
         ),
     )
-    control_interval: float = field(
+    control_every: float = field(
         default=10.0,
         metadata=_said(  # with jitter, the read and the change below 30
             _Seconds(0, 20, min_open=True),

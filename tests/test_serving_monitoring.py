@@ -17,15 +17,19 @@ import pytest
 pytest.importorskip("yaml")
 pytest.importorskip("starlette")
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from served import ask, call, make_model
 
 import fastrank as fr
+from fastrank.eventlog import LogUploader
 from fastrank_serving.app import create_app
+from fastrank_serving.beside import count_uploads
 from fastrank_serving.board import Board
 from fastrank_serving.metrics import Metrics
 from fastrank_serving.secret import Secret
 from fastrank_serving.settings import Settings
+from fastrank_serving.watching import Watcher
 
 FOLDER = Path(__file__).parents[1] / "serving" / "monitoring"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
@@ -88,7 +92,18 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             await app.service.close()
             return reply.body.decode()
 
-    return asyncio.run(work())
+    return asyncio.run(work()) + page_beside(folder)
+
+
+def page_beside(folder: Path) -> str:
+    """Of the process that watches and uploads."""
+    (folder / "watched").mkdir()
+    (folder / "copies").mkdir()
+    registry = CollectorRegistry()
+    Watcher(Settings(watch=folder / "watched", watch_copies=folder / "copies"), registry)
+    with LogUploader(folder / "spool", folder / "far") as uploader:
+        count_uploads(uploader, registry)
+        return generate_latest(registry).decode()
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +149,8 @@ def test_a_server_has_what_is_asked_for(name: str, live: Samples) -> None:
 
 def test_what_is_lost_and_refused_is_watched() -> None:
     text = " ".join(rule["expr"] for rule in RULES)
-    for name in ("dropped", "refused_total"):
-        assert f"fastrank_log_rows_{name}" in text
+    for name in ("rows_dropped", "rows_refused_total", "upload_rows_lost"):
+        assert f"fastrank_log_{name}" in text
     assert len({rule["alert"] for rule in RULES}) == len(RULES)
     assert all(rule["labels"]["severity"] in ("page", "ticket") for rule in RULES)
     assert all(rule["annotations"]["summary"] for rule in RULES)

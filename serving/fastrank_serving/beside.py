@@ -26,7 +26,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -35,6 +35,9 @@ from fastrank.store import read
 from fastrank_serving.board import Board
 from fastrank_serving.metrics import kept_of, note_of
 from fastrank_serving.settings import Settings
+
+if TYPE_CHECKING:
+    from fastrank.eventlog import LogUploader
 
 __all__ = ["Beside", "claimed"]
 
@@ -301,6 +304,11 @@ def _upload(
         uploader.close(max(_LEAST, end - time.monotonic()) - _WORD)
 
     stack.callback(finish)
+    count_uploads(uploader, registry)
+
+
+def count_uploads(uploader: LogUploader, registry: CollectorRegistry) -> None:
+    """Its numbers, as metrics."""
     for name, attribute, words in (
         ("backlog_bytes", "bytes_waiting", "Sealed and not yet uploaded, of the log."),
         ("files_uploaded", "files_sent", "Files of the log that were uploaded."),

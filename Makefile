@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := src/fastrank/_native.abi3.so
 PROBES := src/fastrank/_probes.abi3.so
-EXT := $(wildcard ext/*.cpp ext/*.h ext/*.px?) src/fastrank/_native.pxd setup.py
+EXT := $(filter-out ext/_native.cpp ext/_probes.cpp,$(wildcard ext/*.cpp ext/*.h ext/*.px?)) \
+  src/fastrank/_native.pxd setup.py
 # Parallelism is measured and chosen by the caller; libraries must not bring their own.
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
@@ -147,7 +148,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	FASTRANK_PROBES=1 $(BIN)/python -m pip install -q -e ".[dev]"
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.loadtest: pyproject.toml | $(VENV)/bin/python
@@ -164,8 +165,7 @@ $(NATIVE): $(EXT) | $(VENV)/bin/python
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # What only tests look into the native core by, and the core again, of the same objects.
-$(PROBES): $(EXT) | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q "Cython>=3.1,<4" "setuptools>=77"
+$(PROBES): $(EXT) | $(VENV)/.dev
 	FASTRANK_PROBES=1 $(BIN)/python setup.py -q build_ext --inplace
 
 clean:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from Cython.Build import cythonize
@@ -44,30 +45,48 @@ PROBES = bool(os.environ.get("FASTRANK_PROBES"))
 
 
 class BuildExt(build_ext):
-    """build_ext with flags per source file, which setuptools lacks; what several modules are made
-    of is compiled once."""
+    """build_ext with flags per source file and sources side by side, which setuptools lacks; what
+    several modules are made of is compiled once."""
 
     def run(self) -> None:
         self.compiled: set[str] = set()
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        compile_one = self.compiler._compile
+        compiler = self.compiler
 
-        def compile_with_isa_flags(
-            obj: str, src: str, suffix: str, cc_args: list[str], postargs: list[str], pp: Any
-        ) -> None:
-            if obj in self.compiled:
-                return
-            self.compiled.add(obj)
-            isa = ISA_FLAGS.get(os.path.basename(src), []) if X86_64 else []
-            compile_one(obj, src, suffix, cc_args, [*postargs, *isa], pp)
+        def compile_side_by_side(
+            sources: list[str],
+            output_dir: str | None = None,
+            macros: list[Any] | None = None,
+            include_dirs: list[str] | None = None,
+            debug: bool = False,
+            extra_preargs: list[str] | None = None,
+            extra_postargs: list[str] | None = None,
+            depends: list[str] | None = None,
+        ) -> list[str]:
+            macros, objects, extra_postargs, pp_opts, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
 
-        self.compiler._compile = compile_with_isa_flags
+            def compile_one(obj: str) -> None:
+                source, suffix = build[obj]
+                isa = ISA_FLAGS.get(os.path.basename(source), []) if X86_64 else []
+                flags = [*extra_postargs, *isa]
+                compiler._compile(obj, source, suffix, cc_args, flags, pp_opts)
+
+            missing = [obj for obj in objects if obj in build and obj not in self.compiled]
+            self.compiled.update(missing)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(compile_one, missing))
+            return objects
+
+        compiler.compile = compile_side_by_side
         try:
             super().build_extension(ext)
         finally:
-            self.compiler._compile = compile_one
+            del compiler.compile
 
 
 SOURCES = [

@@ -1,4 +1,4 @@
-"""Measures tables, flat tails and what finds candidates; writes what docs/retrieval.md shows of it.
+"""Measures tables, flat tails and what finds candidates, for docs/explanation/retrieval.md.
 
     python bench/retrieval.py                  # draw and write from what was measured
     python bench/retrieval.py --measure        # measure first
@@ -57,6 +57,7 @@ ROWS = {
     "faiss panorama": "FAISS IndexFlatIPPanorama: deterministic, exact",
     "faiss flat": "FAISS IndexFlatIP: deterministic, exact",
 }
+PAGE = "explanation/retrieval.md"
 NAMES = {"gowalla": "Gowalla", "anime": "anime", "clustered": "clustered"}
 RATIOS = (
     ("cached", "int8 gumbel"),
@@ -291,8 +292,8 @@ def write(taken: Measurements, output: Path) -> None:
         for name, picture in {"found": found_picture, "trades": trade_picture}.items():
             path = images / f"retrieval-{name}.svg"
             picture(taken).savefig(path, metadata={"Date": None})
-    page = output / "retrieval.md"
-    text = page.read_text() if page.exists() else (ROOT / "docs" / "retrieval.md").read_text()
+    page = output / PAGE
+    text = (page if page.exists() else ROOT / "docs" / PAGE).read_text()
     pattern = r"(<!-- times: bench/retrieval.py -->\n).*?(\n<!-- end -->)"
     tables = time_tables(taken)
     text, count = re.subn(
@@ -300,6 +301,7 @@ def write(taken: Measurements, output: Path) -> None:
     )
     if count != 1:
         raise SystemExit(f"{page} has no place for the times")
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
 
 

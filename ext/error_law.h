@@ -1,5 +1,5 @@
 // What the errors of int8 codes can do: to a normaliser (ErrorLaw), to a weight (WeightBound).
-// docs/int8-bounds.md proves it; comments name its sections and use its letters.
+// docs/explanation/int8-bounds.md proves it; comments name its sections and use its letters.
 #pragma once
 
 #include <algorithm>

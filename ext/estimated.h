@@ -1,5 +1,5 @@
 // The passes over int8 codes: Jumps and Best on upper bounds, corrected by the float32 score, so that
-// rankings are exact (docs/int8-bounds.md, "Rankings"); and what they note for the normaliser.
+// rankings are exact (docs/explanation/int8-bounds.md, "Rankings"); and what they note for the normaliser.
 // Included by rank.cpp, which has those two.
 #pragma once
 

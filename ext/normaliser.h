@@ -1,5 +1,5 @@
 // The normaliser of a ranking that was drawn over int8 codes: heavy items by their float32 scores, the
-// others by estimates, and a bound on what that leaves (docs/int8-bounds.md, "The normaliser").
+// others by estimates, and a bound on what that leaves (docs/explanation/int8-bounds.md, "The normaliser").
 // Included by estimated.h.
 #pragma once
 

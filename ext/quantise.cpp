@@ -1,4 +1,4 @@
-// int8 storage: how vectors become codes, and queries whole numbers. docs/int8-bounds.md says in
+// int8 storage: how vectors become codes, and queries whole numbers. docs/explanation/int8-bounds.md says in
 // "Codes" why codes are dithered.
 
 #include "quantise.h"

@@ -10,7 +10,7 @@
 namespace fastrank {
 
 // A sum of codes' errors is sub-Gaussian: its cumulant generating function is at most so many times
-// that of a normal variate of the same variance (docs/int8-bounds.md, k of "What is random").
+// that of a normal variate of the same variance (docs/explanation/int8-bounds.md, k of "What is random").
 constexpr double kSubGaussian = 1.066;
 
 // A request's query in whole numbers, and bounds on what that and the codes' errors do to scores.

@@ -1,4 +1,4 @@
-"""docs/ope.md: what it shows runs, and it knows every status, reason and estimator."""
+"""Pages of evaluation: what they show runs, and they know every status, reason and estimator."""
 
 from __future__ import annotations
 
@@ -21,22 +21,31 @@ from fastrank.ope import ESTIMATORS, REASONS
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.results import worst
 
-PAGE = (Path(__file__).parents[1] / "docs" / "ope.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+EVALUATE, EXPERIMENTS_PAGE, ESTIMATORS_PAGE, STATUSES = (
+    (DOCS / page).read_text(encoding="utf-8")
+    for page in (
+        "how-to/evaluate.md",
+        "how-to/experiments.md",
+        "explanation/which-estimator.md",
+        "reference/statuses.md",
+    )
+)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
-def rows(first_header: str) -> list[list[str]]:
+def rows(page: str, first_header: str) -> list[list[str]]:
     """Cells of the table whose first column has this header."""
-    table = PAGE[PAGE.index(f"| {first_header} |") :].split("\n\n")[0]
+    table = page[page.index(f"| {first_header} |") :].split("\n\n")[0]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
 def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, _ = blocks("python")
-    exec(compile(code, "docs/ope.md", "exec"), {})
+    code, _ = blocks(EVALUATE, "python")
+    exec(compile(code, "evaluate.md", "exec"), {})
     status, verdict, truth = capsys.readouterr().out.splitlines()
     assert status.startswith("ok ")
     assert "more than the logging policy" in verdict
@@ -44,8 +53,8 @@ def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sessions_run(capsys: pytest.CaptureFixture[str]) -> None:
-    _, code, _ = blocks("python")
-    exec(compile(code, "docs/ope.md", "exec"), {})
+    _, code = blocks(EVALUATE, "python")
+    exec(compile(code, "evaluate.md", "exec"), {})
     page, session = capsys.readouterr().out.splitlines()
     found = [re.match(r"stricter .*?([\d.]+) a ranking", said) for said in (page, session)]
     values = [float(each[1]) for each in found if each is not None]
@@ -54,9 +63,9 @@ def test_sessions_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_arms_run(capsys: pytest.CaptureFixture[str]) -> None:
     """What it prints is what the page says it does."""
-    _, _, code = blocks("python")
-    exec(compile(code, "docs/ope.md", "exec"), {})
-    (told,) = blocks("text")
+    (code,) = blocks(EXPERIMENTS_PAGE, "python")
+    exec(compile(code, "experiments.md", "exec"), {})
+    (told,) = blocks(EXPERIMENTS_PAGE, "text")
     for said, line in zip(capsys.readouterr().out.splitlines(), told.splitlines(), strict=True):
         assert re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), said), said
 
@@ -64,7 +73,7 @@ def test_arms_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     demo.story(Path("demo-output/shop"), rows=3000)
-    (text,) = blocks("sh")
+    (text,) = blocks(EVALUATE, "sh")
     commands = text.replace("\\\n", "").splitlines()
     assert len(commands) == 3
     for command in commands:
@@ -74,18 +83,19 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_estimator_reason_and_experiment_is_explained() -> None:
-    named = [row[0].strip("`") for row in rows("name")]
+    named = [row[0].strip("`") for row in rows(ESTIMATORS_PAGE, "name")]
     assert len(named) == len(set(named))
     assert set(named) == set(ESTIMATORS), "the table of names has a row for each estimator"
-    explained = {row[0].strip("`"): row[1] for row in rows("reason")}
+    explained = {row[0].strip("`"): row[1] for row in rows(STATUSES, "reason")}
     assert explained == {reason: worst([reason]) for reason in REASONS}
-    assert {row[0].strip("`") for row in rows("status")} == {"ok", *explained.values()}
-    assert set(re.findall(r"fastrank experiment ([a-z-]+)", PAGE)) <= set(EXPERIMENTS)
+    assert {row[0].strip("`") for row in rows(STATUSES, "status")} == {"ok", *explained.values()}
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    assert set(re.findall(r"fastrank experiment ([a-z-]+)", text)) <= set(EXPERIMENTS)
 
 
 def test_limits_are_the_defaults() -> None:
     limits = Thresholds()
-    said = {row[0].strip("`"): row[2] for row in rows("reason")}
+    said = {row[0].strip("`"): row[2] for row in rows(STATUSES, "reason")}
     assert f"Fewer than {limits.reward_ess:g} " in said["reward_ess"]
     assert f"over {100 * limits.max_weight_share:g} %" in said["max_weight_share"]
     assert f"over {100 * limits.heaviest_share:g} %" in said["heaviest_share"]
@@ -98,5 +108,6 @@ def test_limits_are_the_defaults() -> None:
     assert f"over {limits.reward_model:g} standard errors" in said["reward_model"]
     assert f"Over {limits.behaviour:g} paired standard errors" in said["behaviour"]
     assert f"Over {100 * limits.set_aside:g} %" in said["set_aside"]
-    assert f"{100 * limits.malformed:g} %" in PAGE
-    assert f"{100 * limits.uncovered:g} % the status is `unsupported`" in PAGE.replace("\n", " ")
+    assert f"{100 * limits.malformed:g} %" in STATUSES
+    said_of_mass = f"{100 * limits.uncovered:g} % the status is `unsupported`"
+    assert said_of_mass in STATUSES.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""docs/rules.md: what it shows on real data, where the data are, and the figures that it states."""
+"""docs/explanation/rules.md: what it shows on real data, where they are, and its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("pyarrow")
 import fastrank as fr
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "rules.md").read_text(encoding="utf-8")
 ANIME = ROOT.parent / "shared" / "data" / "anime"
 BLOCKS = re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)
 
@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)
 def test_there_are_blocks() -> None:
     assert len(BLOCKS) == 3
     for each in BLOCKS:
-        compile(each, "docs/rules.md", "exec")
+        compile(each, "docs/explanation/rules.md", "exec")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def names() -> dict[str, Any]:
     """What the page's names are, after its last block."""
     names: dict[str, Any] = {"np": np, "fr": fr, "folder": ANIME}
     for code in BLOCKS:
-        exec(compile(code, "docs/rules.md", "exec"), names)
+        exec(compile(code, "docs/explanation/rules.md", "exec"), names)
     return names
 
 

@@ -1,4 +1,4 @@
-"""docs/your-own-log.md: every block of it runs, in order, and says what the page says."""
+"""docs/how-to/your-own-log.md: every block of it runs, in order, and says what the page says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from commands import run
 
 from fastrank.eventlog.owncolumns import Columns
 
-PAGE = (Path(__file__).parents[1] / "docs" / "your-own-log.md").read_text(encoding="utf-8")
+PAGES = Path(__file__).parents[1] / "docs" / "how-to"
+PAGE = (PAGES / "your-own-log.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
 
 
@@ -31,7 +32,7 @@ def test_blocks_run(
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
     for language, code in BLOCKS:
         if language == "python":
-            exec(compile(code, "docs/your-own-log.md", "exec"), names)
+            exec(compile(code, "docs/how-to/your-own-log.md", "exec"), names)
             said.append(capsys.readouterr().out)
         else:
             program, *arguments = shlex.split(code.replace("\\\n", ""))

@@ -1,4 +1,4 @@
-"""What int8 storage states of its normaliser's error: the proof in docs/int8-bounds.md, by numbers.
+"""What int8 storage states of its normaliser's error: docs/explanation/int8-bounds.md, by numbers.
 
 Nothing here is drawn. What the proof takes for granted of a code's error is computed for a thousand
 fractions; what it concludes of a sum of such errors is compared with their exact distribution; and
@@ -79,7 +79,7 @@ def test_the_third_cumulant_is_what_is_left() -> None:
 
 
 def inflation(u: float, d: float, eta: float, tail: float = TAIL) -> float:
-    """I(u) of docs/int8-bounds.md."""
+    """I(u) of docs/explanation/int8-bounds.md."""
     cut_off = np.expm1(tail * d) / (tail * d)
     variance = np.expm1(d**2 * (1.0 + 0.44 * eta * d)) / d**2
     third = 0.26 * eta + (3.3 + 3.0 * eta**2) * d
@@ -94,7 +94,7 @@ def inflation(u: float, d: float, eta: float, tail: float = TAIL) -> float:
 
 
 def beyond(u: float, certain: float, tail: float) -> float:
-    """tau(u) of docs/int8-bounds.md."""
+    """tau(u) of docs/explanation/int8-bounds.md."""
     if tail < TAIL:
         return 0.0
     chord = np.expm1(certain) / certain

@@ -383,7 +383,7 @@ class Labelled:
 
 
 class TestIds:
-    """One rule for ids, docs/ids.md; `test_ids.py` has the table."""
+    """One rule for ids, docs/reference/ids.md; `test_ids.py` has the table."""
 
     def test_heirs_of_str_and_int_give_their_value(self, texts: fr.Catalog, tmp_path: Path) -> None:
         ranking = texts.rank(QUERY, 2, policy=POLICY)

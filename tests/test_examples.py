@@ -14,7 +14,7 @@ import pytest
 import fastrank
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists()]
+PAGES = [path for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if path.exists()]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(fastrank.__path__, "fastrank.")

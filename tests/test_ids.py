@@ -105,7 +105,7 @@ def test_what_a_prefix_finds_is_what_a_pass_finds(
 # What counts as ids
 
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "ids.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "ids.md").read_text()
 LIBRARIES = {"pa": "pyarrow", "pd": "pandas", "pl": "polars", "torch": "torch"}
 
 

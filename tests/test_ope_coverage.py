@@ -330,7 +330,7 @@ def test_a_reward_model_that_contradicts_itself_is_flagged(spoiled: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BEYOND)
 def test_what_no_log_shows_is_not_far_off(name: str) -> None:
-    """Known to fall short: docs/ope.md has the figures."""
+    """Known to fall short: docs/explanation/intervals.md has the figures."""
     found = run_design(name, RUNS // 2)
     print(f"{name}: value covers {found.covers[0]:.3f}, difference {found.covers[1]:.3f}")
     print(f"{name}: flagged {found.flagged[0]:.3f}, {found.flagged[1]:.3f}")

@@ -54,7 +54,7 @@ class Catalog(Scorer):
     ----------
     item_ids : array_like of int or str, shape (n,), or ItemIds
         Unique, of at most 1,024 characters. Kept as int64 or str; rankings carry them. What is
-        taken for ids, here and elsewhere, is in docs/ids.md.
+        taken for ids, here and elsewhere, is in docs/reference/ids.md.
     vectors : array_like of real numbers, shape (n, d)
         One row an item; cast to float32, finite, with a norm of at most 1e35. n, d >= 1.
     bias : array_like of real numbers, shape (n,), optional
@@ -77,7 +77,7 @@ class Catalog(Scorer):
         draws another ranking of the same law than without a prior.
     features : mapping of str to array_like, shape (n,), or a table, optional
         Columns for ``score=``: numbers, booleans, texts (None: no text), or lists of texts
-        (docs/scores.md).
+        (docs/reference/scores.md).
 
     Raises
     ------

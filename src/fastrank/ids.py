@@ -1,8 +1,8 @@
 """Identifiers, int64 or str: what counts as one, for every entrance, and look-up of them.
 
-docs/ids.md has the table of what is taken. Look-up is by a sorted permutation, which can be saved
-and mapped; a dict of a million ids would cost 106 MB in each process. Many ids at once are looked
-up by one pass over all of them instead, against a table of the wanted.
+docs/reference/ids.md has the table of what is taken. Look-up is by a sorted permutation, which can
+be saved and mapped; a dict of a million ids would cost 106 MB in each process. Many ids at once are
+looked up by one pass over all of them instead, against a table of the wanted.
 """
 
 from __future__ import annotations

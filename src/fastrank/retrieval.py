@@ -41,7 +41,7 @@ def build_ivf(
 
     Items are put into the list whose centre is nearest, and a search looks into the lists whose
     centres have the largest inner products with the query: on factors of real recommenders that
-    found more than any other index of FAISS for its time (docs/retrieval.md).
+    found more than any other index of FAISS for its time (docs/explanation/retrieval.md).
 
     Parameters
     ----------

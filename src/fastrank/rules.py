@@ -33,7 +33,7 @@ class Rules:
     """What may stand where in a list: caps, windows, shares, decay, pins, boosts, a filter.
 
     Immutable. Columns are those of the catalog's features; an expression is a text in the language
-    of ``score=`` (docs/scores.md), true or false for each item, without ``dot``.
+    of ``score=`` (docs/reference/scores.md), true or false for each item, without ``dot``.
 
     Parameters
     ----------

@@ -85,7 +85,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     help="Choose the model's own policy, by which requests are ranked that name none, so that"
     " everyone keeps this share of their deterministic top k, as fastrank plan --apply does:"
     " Plackett-Luce, with a factor on its temperature for each user. It takes some seconds, and"
-    " some milliseconds a user of 100,000 items (docs/plan.md). none: the model keeps no policy.",
+    " some milliseconds a user of 100,000 items (docs/how-to/plan.md). none: the model keeps no"
+    " policy.",
 )
 @click.option(
     "-k",

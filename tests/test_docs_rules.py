@@ -16,7 +16,7 @@ import fastrank as fr
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "explanation" / "rules.md").read_text(encoding="utf-8")
 ANIME = ROOT.parent / "shared" / "data" / "anime"
-BLOCKS = re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)
+BLOCKS = re.findall(r"^```python anime\n(.*?)^```", PAGE, re.M | re.S)
 
 
 def test_there_are_blocks() -> None:

@@ -14,7 +14,7 @@ export NUMBA_NUM_THREADS := 1
 # What Python has compiled it keeps, whatever the environment says: tests start it hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build dist container container-test audit loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build dist container container-test audit docs docs-links loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -126,6 +126,14 @@ figures: $(VENV)/.bench $(NATIVE)
 # Writes docs/speed.md, its pictures and data, the README's tables; JAX takes part if installed.
 report: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/report.py --measure
+
+# The documentation site, in build/docs. A warning is an error, a link that leads nowhere among them.
+docs: $(VENV)/.dev $(NATIVE)
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+
+# Its links to elsewhere; needs a network.
+docs-links: $(VENV)/.dev $(NATIVE)
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
 
 # Known vulnerabilities of what the container installs; needs PyPI's advisories.
 audit:

@@ -123,7 +123,7 @@ bench-quick: $(VENV)/.bench $(NATIVE)
 figures: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/figures.py
 
-# Writes docs/speed.md, its pictures and data, the README's tables; JAX takes part if installed.
+# Writes docs/speed.md, its pictures and data, the tables of docs/figures.md and the README; JAX takes part if installed.
 report: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/report.py --measure
 

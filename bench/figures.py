@@ -1,8 +1,8 @@
-"""Measures the figures that fastrank promises, and the tables of the README: one command.
+"""Measures the figures that fastrank promises, and the tables of docs/figures.md: one command.
 
     python bench/figures.py [--quick] [--processes 5] [--json docs/figures.json] [--check]
 
-The tables of the README are printed as they stand there; `report.py` writes them into it, from what
+Tables are printed as they stand in docs/figures.md; `report.py` writes them there, from what
 is measured here and there. One thread unless two are what is measured, contenders in turns within a
 process (`benchmarks.timing`), each process fresh and with vectors of its own, because where the
 kernel places pages differs from one process to the next. A figure is the median over processes, its
@@ -86,6 +86,14 @@ TABLE_ROWS = {
     "textbook gumbel": "Gumbel noise on all items, full sort",
     "textbook epsilon": "epsilon-greedy, k times the maximum",
 }
+SHORT_ROWS = {
+    "read": "reading the vectors and nothing else",
+    "gumbel": "**Plackett-Luce**",
+    "int8 gumbel": "**the same, int8 storage**",
+    "cached": "**the same, of a known user, by a table**",
+    "faiss flat": "FAISS IndexFlatIP: deterministic",
+    "numpy choice": "NumPy: matvec, softmax, `Generator.choice`",
+}
 BATCH_ROWS = {
     "sgemm": "all scores by BLAS's product of matrices, and nothing done with them",
     "gumbel": "**Plackett-Luce**, gumbel",
@@ -99,8 +107,8 @@ BATCH_ROWS = {
 class Figure:
     """A value by its name in the measurements, what it is, and its target, if it has one.
 
-    The target must not be exceeded; where `bigger_is_better`, it must be reached. The README shows
-    what is `shown`, and whatever misses its target.
+    The target must not be exceeded; where `bigger_is_better`, it must be reached. docs/figures.md
+    shows what is `shown`, and whatever misses its target.
     """
 
     key: str
@@ -364,19 +372,24 @@ def figure_table(taken: Measurements, figures: Iterable[Figure]) -> list[str]:
 
 
 def shown_table(taken: Measurements) -> list[str]:
-    """The figures that the README shows."""
+    """The figures that docs/figures.md shows."""
     return figure_table(
         taken,
         [f for f in (*FIGURES, *EXTRA) if f.shown or not f.met_by(taken.median(f.key))],
     )
 
 
-def time_table(taken: Measurements) -> list[str]:
+def time_table(taken: Measurements, rows: Mapping[str, str] = TABLE_ROWS) -> list[str]:
     """Markdown: milliseconds of every contender at every size."""
     known = sorted({*TABLE_SIZES, *QUICK_SIZES})
     sizes = [n for n in known if f"{n}: gumbel" in taken.values]
     columns = {f"n = {n:,}": f"{n}" for n in sizes}
-    return table(taken, "ms for one ranking", columns, TABLE_ROWS)
+    return table(taken, "ms for one ranking", columns, rows)
+
+
+def short_table(taken: Measurements) -> list[str]:
+    """The README's."""
+    return time_table(taken, SHORT_ROWS)
 
 
 def batch_table(taken: Measurements) -> list[str]:
@@ -434,8 +447,8 @@ def main() -> int:
     if options.quick:
         print("\n**Every contender was checked; nothing was measured long enough to be believed.**")
     tables = {
-        "Of the README": time_table(taken),
-        "Of the README, with what is missed": shown_table(taken),
+        "Times": time_table(taken),
+        "Ratios, with what is missed": shown_table(taken),
         "Batches": batch_table(taken),
         "Every figure": figure_table(taken, (*FIGURES, *EXTRA)),
     }

@@ -1,4 +1,4 @@
-"""Measures how the cost of a ranking grows; writes docs/speed.md and the tables of the README.
+"""Measures how the cost of a ranking grows; writes docs/speed.md and the tables of docs/figures.md.
 
     python bench/report.py                     # draw and write from what was measured
     python bench/report.py --measure           # measure first
@@ -6,7 +6,7 @@
 
 Measured as `figures.py` does: contenders in turns, medians over fresh processes. --largest adds
 n = 10,000,000 (about 15 GB of memory). What is measured goes to docs/speed.json; what `figures.py`
-measured, docs/figures.json, is pooled with it, so that README and docs/speed.md say the same. Every
+measured, docs/figures.json, is pooled with it, so that all pages and the README say the same. Every
 number in the text comes from these; what was not measured is left out of text and pictures.
 """
 
@@ -48,6 +48,7 @@ from figures import (
     contenders_at,
     figure_table,
     number,
+    short_table,
     shown_table,
     table,
     time_table,
@@ -655,7 +656,7 @@ def fitted(growth: Growth, where: str, cases: Sequence[int], letter: str) -> str
     return f"Fitted: {', '.join(found)}." if found else ""
 
 
-# ---- README ---------------------------------------------------------------------------------
+# ---- Tables in other pages --------------------------------------------------------------------
 
 
 def with_tables(text: str, tables: Mapping[str, Sequence[str]]) -> str:
@@ -703,10 +704,13 @@ def main() -> int:
     (output / "speed.md").write_text(document(growth))
     print(output / "speed.md")
     if output == DATA.parent:
-        readme = ROOT / "README.md"
-        tables = {"times": time_table(taken), "figures": shown_table(taken)}
-        readme.write_text(with_tables(readme.read_text(), tables))
-        print(readme)
+        pages = {
+            ROOT / "README.md": {"short": short_table(taken)},
+            output / "figures.md": {"times": time_table(taken), "figures": shown_table(taken)},
+        }
+        for page, tables in pages.items():
+            page.write_text(with_tables(page.read_text(), tables))
+            print(page)
     return 0
 
 

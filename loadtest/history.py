@@ -1,6 +1,6 @@
 """What load tests measured, commit by commit: docs/loadtest.json, the page and the picture of it.
 
-    python loadtest/history.py                 # writes page, picture and README anew from the data
+    python loadtest/history.py                 # writes page and picture anew from the data
 
 Machines differ, and so does one machine from day to day: what is compared over commits are ratios
 of what took turns within one run. A record says whether others were busy meanwhile.
@@ -184,7 +184,7 @@ def add(root: Path, new: Record) -> str:
 
 
 def write_pages(root: Path, records: Sequence[Record]) -> None:
-    """docs/loadtest.md and its picture, and the README's table, where they have a place for it."""
+    """docs/loadtest.md, where it has a place for each, and its picture."""
     if not records:
         return
     latest = records[-1]
@@ -195,9 +195,8 @@ def write_pages(root: Path, records: Sequence[Record]) -> None:
         "runs": f"{where(latest)}\n\n{markdown(runs.values(), level=3)}".rstrip(),
         "loadtest": summary(runs.values()),
     }
-    for path in (root / "docs" / "loadtest.md", root / "README.md"):
-        before = path.read_text(encoding="utf-8")
-        path.write_text(_between(before, parts), encoding="utf-8")
+    page = root / "docs" / "loadtest.md"
+    page.write_text(_between(page.read_text(encoding="utf-8"), parts), encoding="utf-8")
     draw(records, root / "docs" / "images" / "loadtest.svg")
 
 

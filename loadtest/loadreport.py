@@ -153,7 +153,7 @@ def _milliseconds(seconds: float) -> float:
 
 
 def summary(runs: Iterable[Figures]) -> str:
-    """The README's table: inference types one at a time, from the runs of one user."""
+    """A short table: inference types one at a time, from the runs of one user."""
     found = {
         run["target"] == "gateway": run
         for run in runs

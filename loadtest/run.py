@@ -17,7 +17,7 @@
 
 The exit code is 0 if all gates were passed, 1 if not, and 2 if nothing could be measured. Client
 and server share the machine's cores. --write adds what was measured to docs/loadtest.json, the
-record of this commit, and writes docs/loadtest.md, its picture and the README's table anew.
+record of this commit, and writes docs/loadtest.md and its picture anew.
 """
 
 from __future__ import annotations
@@ -480,7 +480,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--known-ratio", action="append", metavar="NAME=LIMIT", help="Gate for known.")
     add("--drift", type=float, default=1.5, help="Gate for a soak.")
     add("--output", type=Path, default=ROOT / "build" / "loadtest")
-    add("--write", action="store_true", help="docs/loadtest.json and .md, the README.")
+    add("--write", action="store_true", help="docs/loadtest.json and .md.")
     given = parser.parse_args(arguments)
     given.experiments = given.experiments.split(",")
     unknown = set(given.experiments) - set(EXPERIMENTS)

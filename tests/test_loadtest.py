@@ -387,7 +387,7 @@ def test_ratios_are_over_the_base() -> None:
     assert tables(markdown([run.figures()]))[0][0][-1] == "p50 / that of a"
 
 
-def test_readme_table_is_of_one_user() -> None:
+def test_the_short_table_is_of_one_user() -> None:
     one = run_of(recorded({"1": {BASE: [0.001] * 30}})).figures()
     many = run_of(recorded({"1": {BASE: [0.002] * 30}, "8": {BASE: [0.003] * 30}})).figures()
     other = {**one, "base": "gumbel"}
@@ -426,12 +426,11 @@ def kept(commit: str, gumbel: float = 1.02, others: float = 0.01) -> history.Rec
 def checkout(tmp_path: Path) -> Path:
     """What `add` writes into."""
     (tmp_path / "docs").mkdir()
-    for path in ("docs/loadtest.md", "README.md"):
-        places = "".join(
-            f"<!-- {name}: loadtest/history.py -->\n\nold\n\n<!-- end -->\nafter\n"
-            for name in (("article", "history", "runs") if "docs" in path else ("loadtest",))
-        )
-        (tmp_path / path).write_text("before\n" + places)
+    places = "".join(
+        f"<!-- {name}: loadtest/history.py -->\n\nold\n\n<!-- end -->\nafter\n"
+        for name in ("article", "loadtest", "history", "runs")
+    )
+    (tmp_path / "docs" / "loadtest.md").write_text("before\n" + places)
     return tmp_path
 
 
@@ -441,16 +440,15 @@ def test_a_commit_has_one_record_and_pages_show_the_latest(checkout: Path) -> No
     records = history.read(checkout / "docs" / "loadtest.json")
     assert [each["commit"][0] for each in records] == ["b", "a"]
     words = (checkout / "docs" / "loadtest.md").read_text()
-    article, by_commit, *runs = tables(words)
+    article, short, by_commit, *runs = tables(words)
     assert [row[0] for row in article[2:]] == [BASE, GUMBEL]  # first of all, and of the article's
     assert float(article[3][-1].split()[0]) == pytest.approx(1.125, rel=2e-3)
     assert [row[0] for row in by_commit[2:]] == ["a" * 7, "b" * 7]
     ratios = [float(row[3].split()[0]) for row in by_commit[2:]]
     assert ratios == pytest.approx([1.125, 1.25], rel=2e-3)
     assert len(runs) == 2
-    assert (words.count("old"), words.count("after\n")) == (0, 3)
-    readme = (checkout / "README.md").read_text()
-    assert tables(readme)[0][-1][-2] == article[3][-1]
+    assert (words.count("old"), words.count("after\n")) == (0, 4)
+    assert short[-1][-2] == article[3][-1]
     assert "<svg" in (checkout / "docs" / "images" / "loadtest.svg").read_text()
 
 
@@ -461,7 +459,7 @@ def test_a_noisy_run_is_marked_and_takes_no_quiet_ones_place(checkout: Path) -> 
     assert "Written" in history.add(checkout, noisy)  # better than nothing
     page_of_docs = checkout / "docs" / "loadtest.md"
     assert "**Noisy**: A <closed> loop: others had 30%" in page_of_docs.read_text()
-    assert tables(page_of_docs.read_text())[1][2][2] == "noisy"
+    assert tables(page_of_docs.read_text())[2][2][2] == "noisy"
     assert "Written" in history.add(checkout, quiet)
     before = page_of_docs.read_text()
     assert "Noisy" not in before
@@ -486,13 +484,12 @@ def test_a_record_says_of_what(tmp_path: Path) -> None:
 
 
 def test_pages_show_what_the_data_say(tmp_path: Path) -> None:
-    """docs/loadtest.md and the README's table are those of docs/loadtest.json."""
+    """docs/loadtest.md is that of docs/loadtest.json."""
     (tmp_path / "docs").mkdir()
-    for path in ("docs/loadtest.md", "README.md"):
-        (tmp_path / path).write_text((ROOT / path).read_text())
+    page = tmp_path / "docs" / "loadtest.md"
+    page.write_text((ROOT / "docs" / "loadtest.md").read_text())
     history.write_pages(tmp_path, history.read(ROOT / "docs" / "loadtest.json"))
-    for path in ("docs/loadtest.md", "README.md"):
-        assert (tmp_path / path).read_text() == (ROOT / path).read_text(), path
+    assert page.read_text() == (ROOT / "docs" / "loadtest.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
 project = "fastrank"
-copyright = "the fastrank contributors"
+copyright = "the fastrank contributors"  # noqa: A001 (Sphinx's name)
 version = release = fastrank.__version__
 
 extensions = [
@@ -42,6 +42,9 @@ numpydoc_show_class_members = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "fastrank"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"show_toc_level": 2}
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -92,7 +95,7 @@ def read_included(app: Sphinx, included: Path, _: str, source: list[str]) -> Non
 def without_link(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
 ) -> nodes.Node | None:
-    """`Catalog.rank` in a module that is not `fastrank`; and words that are no name, as arguments are.
+    """`Catalog.rank` in another module than `fastrank`; and words that are no name, as arguments.
 
     Names that are written out, `fastrank.ope.evaluate`, must be there.
     """

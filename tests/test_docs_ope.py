@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,17 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("scipy")
 pytest.importorskip("click")
 pytest.importorskip("rich")
-from click.testing import CliRunner
 
-from fastrank import demo
-from fastrank.cli.app import app
 from fastrank.experiments import EXPERIMENTS
 from fastrank.ope import ESTIMATORS, REASONS
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.results import worst
 
 DOCS = Path(__file__).parents[1] / "docs"
-EVALUATE, EXPERIMENTS_PAGE, ESTIMATORS_PAGE, STATUSES = (
+EVALUATE, ESTIMATORS_PAGE, STATUSES = (
     (DOCS / page).read_text(encoding="utf-8")
     for page in (
         "how-to/evaluate.md",
-        "how-to/experiments.md",
         "explanation/which-estimator.md",
         "reference/statuses.md",
     )
@@ -43,15 +38,6 @@ def rows(page: str, first_header: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
-def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = blocks(EVALUATE, "python")
-    exec(compile(code, "evaluate.md", "exec"), {})
-    status, verdict, truth = capsys.readouterr().out.splitlines()
-    assert status.startswith("ok ")
-    assert "more than the logging policy" in verdict
-    assert truth.startswith("TrueValue(")
-
-
 def test_sessions_run(capsys: pytest.CaptureFixture[str]) -> None:
     _, code = blocks(EVALUATE, "python")
     exec(compile(code, "evaluate.md", "exec"), {})
@@ -59,27 +45,6 @@ def test_sessions_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = [re.match(r"stricter .*?([\d.]+) a ranking", said) for said in (page, session)]
     values = [float(each[1]) for each in found if each is not None]
     assert values == pytest.approx([0.6, 1.2], rel=0.1)  # a fifth of the places earn 1
-
-
-def test_arms_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """What it prints is what the page says it does."""
-    (code,) = blocks(EXPERIMENTS_PAGE, "python")
-    exec(compile(code, "experiments.md", "exec"), {})
-    (told,) = blocks(EXPERIMENTS_PAGE, "text")
-    for said, line in zip(capsys.readouterr().out.splitlines(), told.splitlines(), strict=True):
-        assert re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), said), said
-
-
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    demo.story(Path("demo-output/shop"), rows=3000)
-    (text,) = blocks(EVALUATE, "sh")
-    commands = text.replace("\\\n", "").splitlines()
-    assert len(commands) == 3
-    for command in commands:
-        _, *arguments = shlex.split(command)
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, result.output
 
 
 def test_every_estimator_reason_and_experiment_is_explained() -> None:

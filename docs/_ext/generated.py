@@ -1,4 +1,4 @@
-"""Pages that the package itself fills: everything in a module's `__all__`, and the HTTP contract."""
+"""Pages that the package itself fills: what a module's `__all__` names, and the HTTP contract."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -24,16 +25,26 @@ class Api(SphinxDirective):
         names = [name for name in module.__all__ if not name.startswith("_")]
         lines = [f".. automodule:: {module.__name__}", "   :no-members:", ""]
         lines += [f".. currentmodule:: {module.__name__}", "", ".. autosummary::"]
-        lines += ["   :nosignatures:", "", *(f"   {name}" for name in names), ""]
+        # Of a number there is no more to say than what it is.
+        values = {name: getattr(module, name) for name in names if not _is_documented(module, name)}
+        lines += ["   :nosignatures:", "", *(f"   {name}" for name in names if name not in values)]
+        lines += [""]
+        for name, value in values.items():
+            lines += [f".. py:data:: {name}"]
+            lines += [f"   :value: {value!r}"] if isinstance(value, (int, float, str)) else []
+            lines += [""]
         for name in names:
             found = getattr(module, name)
             if inspect.isclass(found):
                 lines += [f".. autoclass:: {name}", "   :members:", ""]
             elif inspect.isroutine(found):
                 lines += [f".. autofunction:: {name}", ""]
-            else:
-                lines += [f".. autodata:: {name}", "   :no-value:", ""]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _is_documented(module: ModuleType, name: str) -> bool:
+    found = getattr(module, name)
+    return inspect.isclass(found) or inspect.isroutine(found)
 
 
 # ---- HTTP -----------------------------------------------------------------------------------
@@ -66,7 +77,7 @@ def _contract(document: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield from _rubric("A request")
-    yield "Of ``user_id`` and ``query`` there is one. In a URL lists have commas between their entries."
+    yield "Of ``user_id`` and ``query`` there is one. In a URL lists are divided by commas."
     names = schemas["UserRequest"]["properties"] | {
         "user_id": schemas["UserRequest"]["properties"]["user_id"],
         "query": schemas["QueryRequest"]["properties"]["query"],

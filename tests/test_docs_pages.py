@@ -1,0 +1,59 @@
+"""Pages of the documentation: their links, and what a page must have since the code has it."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("markdown_it")
+pytest.importorskip("pyarrow")
+from markdown_it import MarkdownIt
+from pages import repository_pages
+
+from fastrank.eventlog import SCHEMA_VERSION, schema
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = repository_pages(ROOT)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub and MyST make them."""
+    tokens = MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8"))
+    titles = [b.content for a, b in pairwise(tokens) if a.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> list[str]:
+    tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+    every = [child for token in tokens for child in token.children or ()]
+    found = [str(each.attrs.get("href") or each.attrs.get("src") or "") for each in every]
+    return [each for each in found if each and "://" not in each]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_there_are_links() -> None:
+    assert sum(len(links(page)) for page in PAGES) > 100
+
+
+def test_the_page_of_the_log_has_its_columns() -> None:
+    page = (ROOT / "docs" / "reference" / "event-log.md").read_text(encoding="utf-8")
+    table = page.partition("| column | type |")[2].partition("\n\n")[0]
+    said = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    columns = {
+        name for version in (1, SCHEMA_VERSION) for name in schema("int64", version=version).names
+    }
+    assert said == columns

@@ -57,3 +57,11 @@ def test_the_page_of_the_log_has_its_columns() -> None:
         name for version in (1, SCHEMA_VERSION) for name in schema("int64", version=version).names
     }
     assert said == columns
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(prose.split()) <= 900
+    short = prose.partition("<!-- short: bench/report.py -->")[2].partition("<!-- end -->")[0]
+    assert len(short.strip().splitlines()) == 2 + 6  # a head, and six rows

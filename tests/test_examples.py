@@ -96,8 +96,11 @@ def isolation() -> list[str]:
 GIVEN = {
     "docs/explanation/retrieval.md": ("items.npz", "users.npz"),
     "docs/how-to/evaluate.md": ("demo-output",),
+    "docs/how-to/from-azure-personalizer.md": ("model",),
     "docs/how-to/join.md": ("logs", "clicks.csv", "impressions.csv"),
+    "docs/how-to/kubernetes.md": ("items.npz", "users.npz"),
     "docs/how-to/plan.md": ("model", "items.npz", "users.npz", "sold_out.txt", "on_sale.txt"),
+    "docs/how-to/sagemaker.md": ("items.npz", "users.npz"),
     "docs/reference/models.md": ("items.parquet", "users.parquet"),
     "docs/reference/rules.md": ("model",),
     "serving/README.md": ("model",),

@@ -126,15 +126,15 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     catalog = fastrank.Catalog(items, vectors, features=features)
     model = fastrank.Model(catalog, users, of_users, policy=fastrank.PlackettLuce(1.0))
     model.save(folder / "model")
-    rows = []
+    asked = []
     with LogWriter(folder / "logs") as log:
         for user in users:
             ranking = model.recommend(user, 5)
             at = datetime(2026, 1, 1, 12, tzinfo=UTC)
             request = log.append(ranking, user_id=user, ts=at)
-            rows.append((request, ranking.item_ids[0], at))
-    clicks = [f"{request},{item},1,{at.isoformat()}" for request, item, at in rows[::3]]
-    seen = [f"{request},3,{at.isoformat()}" for request, _, at in rows]
+            asked.append((request, ranking.item_ids[0], at))
+    clicks = [f"{request},{item},1,{at.isoformat()}" for request, item, at in asked[::3]]
+    seen = [f"{request},3,{at.isoformat()}" for request, _, at in asked]
     (folder / "clicks.csv").write_text("\n".join(["request_id,item_id,reward,ts", *clicks]))
     (folder / "impressions.csv").write_text("\n".join(["request_id,displayed,ts", *seen]))
     demo.story(folder / "demo-output" / "shop", rows=3000)

@@ -153,7 +153,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         subprocess.run([*pip, "--no-deps", "--target", into, ROOT / wheel], check=True)
         own["PYTHONPATH"] = str(into)  # before what is here
         paths.insert(0, str(into / "bin"))
-    return {**os.environ, **own, "PATH": os.pathsep.join(paths)}
+    environment = {**os.environ, **own, "PATH": os.pathsep.join(paths)}
+    where = [sys.executable, "-c", "import fastrank; print(fastrank.__file__)"]
+    found = subprocess.check_output(where, env=environment, cwd=home, text=True)
+    assert not wheel or Path(found).is_relative_to(home), "what was installed is not what is run"
+    return environment
 
 
 @pytest.mark.slow

@@ -61,11 +61,12 @@ def blocks(text: str) -> Iterator[Block]:
 
 def repository_pages(root: Path) -> list[Path]:
     """What readers see: the README, and the pages of the site, where they are included from."""
-    return [
+    every = [
         *(root / name for name in ("README.md", "CONTRIBUTING.md")),
         *(root / name / "README.md" for name in ("serving", "bench", "loadtest")),
         *sorted((root / "docs").rglob("*.md")),
     ]
+    return [page for page in every if page.exists()]
 
 
 class Shell:

@@ -443,7 +443,7 @@ def test_who_wants_the_logging_law_is_named(tmp_path: Path, names: Sequence[str]
         serve(log, 10, fr.PlackettLuce(1.0))
     other = fr.Catalog(np.arange(20), np.ones((20, 1)))
     wanted = " and ".join(name for name in names if name != "ips")
-    with pytest.raises(ValueError, match=f"the logging policy's law is wanted for {wanted}$"):
+    with pytest.raises(ValueError, match=f"the logging policy's law is needed for {wanted}$"):
         ope.evaluate(
             LogReader(tmp_path),
             [ope.ByModel("a", fr.PlackettLuce(0.9), CATALOG)],
@@ -469,7 +469,7 @@ def test_a_logging_policy_that_is_not_known_is_named(tmp_path: Path) -> None:
     with LogWriter(tmp_path) as log:
         serve(log, 10, Coin())
     evaluated = [ope.ByModel("a", fr.PlackettLuce(0.9), CATALOG)]
-    with pytest.raises(ValueError, match=r"its policy 'coin' is none .* is wanted for iips$"):
+    with pytest.raises(ValueError, match=r"its policy 'coin' is none .* is needed for iips$"):
         ope.evaluate(LogReader(tmp_path), evaluated, logging=[CATALOG], estimators=["iips"])
 
 

@@ -177,9 +177,9 @@ class App:
         elif path == "/ping" and scope["method"] in ("GET", "HEAD"):
             await self._send(send, 200 if self.service.ready else 503, b"", {})
         elif path in ("/invocations", "/ping"):
-            problem = ProblemError(405, "method_not_allowed", "not with this method")
-            allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
-            await self._refuse(send, problem, None, {b"allow": allowed})
+            allowed = "POST" if path == "/invocations" else "GET, HEAD"
+            problem = _not_allowed(f"expected {allowed}")
+            await self._refuse(send, problem, None, {b"allow": allowed.encode()})
         else:
             await self._by(self._others, scope, receive, send)
 
@@ -547,7 +547,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         line: Line = request.scope[LINE]
         try:
             if request.method == "HEAD":  # a ranking is made to be shown
-                raise ProblemError(405, "method_not_allowed", "not with this method")
+                raise _not_allowed("expected GET")
             given = dict(request.query_params)
             refuse_repeated(request.query_params.multi_items())
             if "user_id" in given:
@@ -650,7 +650,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         return refused(ProblemError(404, "not_found", "there is nothing here"))
 
     async def not_allowed(_: HttpRequest, __: Exception) -> Response:
-        return refused(ProblemError(405, "method_not_allowed", "not with this method"))
+        return refused(_not_allowed("another one is expected at this address"))
 
     async def failed(_: HttpRequest, error: Exception) -> Response:
         _LOG.error("a request failed", exc_info=error)
@@ -678,6 +678,10 @@ def _too_large(limit: int) -> ProblemError:
     return ProblemError(
         413, "body_too_large", f"the body: at most {limit} bytes", allowed=f"at most {limit} bytes"
     )
+
+
+def _not_allowed(words: str) -> ProblemError:
+    return ProblemError(405, "method_not_allowed", f"not with this method: {words}")
 
 
 def _stopped() -> ProblemError:

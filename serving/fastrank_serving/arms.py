@@ -41,7 +41,7 @@ __all__ = [
     "parse_arms",
 ]
 
-ALSO_SYNTAX = "NAME=INFERENCE_TYPE[:PARAM=VALUE,...]"
+ALSO_SYNTAX = "NAME=POLICY[:PARAM=VALUE,...]"
 ARM_SYNTAX = f"{ALSO_SYNTAX}@SHARE"
 SHARES_OFF = 1e-6  # what the sum of shares may be off 1 by
 # Of an experiment, an arm, a policy and a revision: they stand in `--shares` and in labels.
@@ -144,7 +144,7 @@ def arm_of(name: str, policy: str, share: str, named: str = "arm") -> Arm:
 
 def _policy(text: str, named: str) -> Stated:
     if "=" in text.partition(":")[0]:  # a label, which a name is already
-        raise ValueError(f"{named}: expected INFERENCE_TYPE[:PARAM=VALUE,...], got {shown(text)}")
+        raise ValueError(f"{named}: expected POLICY[:PARAM=VALUE,...], got {shown(text)}")
     return parse_stated(text, named, takes_overlap=True)
 
 

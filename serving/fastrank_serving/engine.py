@@ -324,7 +324,8 @@ class Engine:
                 422,
                 "too_dear",
                 f"this ranking would take about {job.work / _PASS_WORK:.2g} s, and may take"
-                f" {seconds:.2g}: ask for fewer places or another inference_type",
+                f" {seconds:.2g}: ask for fewer places or another inference_type"
+                + (", plackett_luce say" if job.policy.sampler == "sequential" else ""),
                 value=job.policy.inference_type,
             )
         if self._work + job.work > _AT_BEST * self.threads * seconds:
@@ -435,7 +436,9 @@ def _as_ids(name: str, ids: Any, catalog: Scorer) -> Any:
         return ids_from_text(name, ids, like)
     except ValueError:
         bad = next(each for each in ids if id_from_text(each, like) is None)
-        raise invalid_value(name, str(bad), as_written(like)) from None
+        is_number = like.dtype.kind == "U" and not isinstance(bad, str)
+        allowed = f'{as_written(like)}, "{bad}" say' if is_number else as_written(like)
+        raise invalid_value(name, bad, allowed) from None
 
 
 def _too_many(why: str) -> ProblemError:

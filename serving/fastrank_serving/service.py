@@ -24,7 +24,8 @@ import fastrank as fr
 from fastrank.arraytypes import FloatArray
 from fastrank.calibration import common_temperature, condense, expected_overlaps
 from fastrank.extras import missing_extra
-from fastrank.ids import id_from_text
+from fastrank.ids import as_written, id_from_text
+from fastrank.inputs import nearest
 from fastrank.lru import LRU
 from fastrank.opening import open_directory
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, TABLED
@@ -319,6 +320,15 @@ class Loaded:
                     self.seen.clear()
                 self.seen[user_id] = found
         return found
+
+    def why_unknown(self, user_id: str) -> str:
+        """What an error says of a user for whom `of_user` gives None."""
+        if self.model is None:
+            return f"a catalog is served, which knows no users; send a query, not {user_id!r}"
+        known = self.model.user_ids
+        if id_from_text(user_id, known) is None:
+            return f"the model does not know {user_id!r}: its user ids are {as_written(known)}"
+        return f"the model does not know {user_id!r}"
 
     def keeps_table(self, user_id: str, policy: fr.Policy) -> bool:
         """`Model.keep_table` for a known user and the policy that was asked for."""
@@ -753,7 +763,7 @@ class Service:
                 raise ProblemError(
                     404,
                     "unknown_user",
-                    f"user_id: the model does not know {request.user_id!r}",
+                    f"user_id: {loaded.why_unknown(request.user_id)}",
                     field="user_id",
                     value=request.user_id,
                 )
@@ -771,7 +781,7 @@ class Service:
                 422,
                 "unknown_rules",
                 f"rules: expected the name of some that the server has ({have});"
-                f" got {short(rules)!r}",
+                f" got {short(rules)!r}{nearest(rules, names)}",
                 field="rules",
                 value=rules,
                 allowed=names,

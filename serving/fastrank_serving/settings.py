@@ -411,7 +411,7 @@ class Settings:
             "Policies that requests may name, with commas between them: with the parameters that"
             " are stated, or with any where none are.",
             shown="any",
-            metavar="INFERENCE_TYPE[:PARAM=VALUE,...],...",
+            metavar="POLICY[:PARAM=VALUE,...],...",
         ),
     )
     workers: int = field(

@@ -163,7 +163,7 @@ class Audience:
         """The law of policies, one a user: they may differ in temperature alone."""
         laws = [law_of(policy) for policy in policies]
         if len({(law.explore, law.head) for law in laws}) > 1:
-            raise ValueError("policies: those of the users differ in more than a temperature")
+            raise ValueError("policies: users' policies may differ in their temperature alone")
         explore = np.array([laws[0].explore_at(place) for place in range(self.k)])
         return Laws(1.0 - explore, np.array([law.steepness for law in laws]))
 

@@ -177,7 +177,7 @@ class FaissIndex:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("index: expected one of inner products (METRIC_INNER_PRODUCT)")
         if not index.is_trained:
-            raise ValueError("index: it is not trained")
+            raise ValueError("index: it is not trained: call its method `train` first")
         inner, transformed = _inner(index)
         self._is_exact = not transformed and isinstance(
             inner, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat
@@ -196,7 +196,7 @@ class FaissIndex:
         """Labels of at most m items, best first, and their scores if those are inner products."""
         index = self.index
         if query.shape[1] != index.d:
-            raise ValueError(f"index: of {index.d} dimensions, for queries of {query.shape[1]}")
+            raise ValueError(f"index: has {index.d} dimensions, for queries of {query.shape[1]}")
         labels = np.empty((1, m), np.int64)
         distances = np.empty((1, m), np.float32)
         parameters = (

@@ -607,9 +607,11 @@ def as_features(given: Any, n_items: int, order: Positions | None) -> Features:
     for name in sorted(named):
         _check_name(name)
         where = f"features[{name!r}]"
-        column = as_column(where, named[name], f"{n_items} values, one an item")
+        column = as_column(where, named[name], f"{n_items} values, one for each item")
         if len(column) != n_items:
-            raise ValueError(f"{where}: expected {n_items} values, one an item, got {len(column)}")
+            raise ValueError(
+                f"{where}: expected {n_items} values, one for each item, got {len(column)}"
+            )
         kind, found, own = _column(where, column)
         first = n_texts
         n_texts += len(own)

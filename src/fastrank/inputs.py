@@ -9,7 +9,8 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ __all__ = [
     "as_seed",
     "draw_seed",
     "draw_seeds",
+    "nearest",
     "new_request_id",
     "shown",
 ]
@@ -44,6 +46,7 @@ MAX_BIAS = 1e37
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _NAMED_COLUMNS = 5  # of a table, in an error
+_LONGEST_WORD = 100  # characters of one that may be misspelt
 
 
 def shown(value: object) -> str:
@@ -52,6 +55,20 @@ def shown(value: object) -> str:
         return _SHORT.repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """What an error adds to say which known word is near; nothing where none is.
+
+    Examples
+    --------
+    >>> nearest("temprature", ["temperature", "head"]), nearest("magic", ["uniform"])
+    (' (nearest: temperature)', '')
+    """
+    if not isinstance(word, str) or len(word) > _LONGEST_WORD:  # difflib's time is quadratic
+        return ""
+    near = get_close_matches(word, list(known), 1)
+    return f" (nearest: {near[0]})" if near else ""
 
 
 def as_column(

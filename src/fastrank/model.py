@@ -19,7 +19,7 @@ from fastrank.expressions import Params
 from fastrank.faissindex import FaissIndex
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
-from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
+from fastrank.policies import TABLED, PlackettLuce, Policy, law_of, no_policy
 from fastrank.policies import policy as policy_of
 from fastrank.ranking import Ranking, RankingBatch, recommended
 from fastrank.rules import Rules
@@ -89,7 +89,7 @@ class Model:
         ids = as_ids("user_ids", user_ids)
         if ids.shape != (len(rows),):
             raise ValueError(
-                f"user_ids: expected {len(rows)}, one a row of user_vectors, got {len(ids)}"
+                f"user_ids: expected {len(rows)}, one for each row of user_vectors, got {len(ids)}"
             )
         vectors = as_float32("user_vectors", rows, rows.shape).copy()  # not the caller's array
         catalog._check_range("user_vectors", vectors)
@@ -434,7 +434,7 @@ class Model:
         rows = self._index.find("user_ids", user_ids, ordered=True)
         items = self._catalog._index.find("item_ids", item_ids, ordered=True)
         if len(rows) != len(items):
-            raise ValueError(f"item_ids: expected {len(rows)}, one a user, got {len(items)}")
+            raise ValueError(f"item_ids: expected {len(rows)}, one for each user, got {len(items)}")
         return rows, items
 
     def _with_pairs(self, pairs: tuple[IntArray, IntArray] | None) -> Model:
@@ -821,7 +821,7 @@ def _as_policy(policy: object) -> Policy | None:
                 return policy
         except ValueError:  # a name or a parameter of one's own
             pass
-    raise ValueError(f"policy: expected one of fastrank's policies, got {shown(policy)}")
+    raise no_policy("policy", policy)
 
 
 def _written(policy: Policy) -> dict[str, Any]:
@@ -869,7 +869,7 @@ def _pack_titles(titles: Iterable[str], n_items: int) -> tuple[npt.NDArray[np.ui
             raise ValueError(f"item_titles: row {row}: expected a str, got {shown(title)}")
         encoded.append(title.encode("utf-8", "replace"))
     if len(encoded) != n_items:
-        raise ValueError(f"item_titles: expected {n_items}, one an item, got {len(encoded)}")
+        raise ValueError(f"item_titles: expected {n_items}, one for each item, got {len(encoded)}")
     offsets = np.zeros(n_items + 1, np.int64)
     np.cumsum([len(text) for text in encoded], out=offsets[1:])
     text = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)

@@ -375,7 +375,9 @@ class World:
         else:
             what = _rows("items", items, len(self.item_ids), ndim=2)
             if len(what) != len(who):
-                raise ValueError(f"items: expected {len(who)} rows, one a user, got {len(what)}")
+                raise ValueError(
+                    f"items: expected {len(who)} rows, one for each user, got {len(what)}"
+                )
         if self._rates is not None:
             return self._rates[who] if what is None else self._rates[who[:, None], what]
         assert self._user_vectors is not None
@@ -756,10 +758,10 @@ class _Source:
         self.queries: Float32Array = table.astype(np.float32)
         self.exclude = None
         if exclude is not None:
-            self.exclude = as_column("exclude", exclude, f"{n_users} entries, one a user")
+            self.exclude = as_column("exclude", exclude, f"{n_users} entries, one for each user")
             if len(self.exclude) != n_users:
                 raise ValueError(
-                    f"exclude: expected {n_users} entries, one a user, got {len(exclude)}"
+                    f"exclude: expected {n_users} entries, one for each user, got {len(exclude)}"
                 )
         if rules is not None and not isinstance(self.catalog, Catalog):
             raise ValueError(

@@ -465,7 +465,7 @@ def checked(request: Request) -> Request:
         which = "neither" if request.user_id is None else "both"
         raise RequestError(
             "user_or_query",
-            f"user_id, query: exactly one of them is wanted, got {which}",
+            f"user_id, query: give exactly one of them, got {which}",
             field="user_id",
             allowed="user_id or query",
         )

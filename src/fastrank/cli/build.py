@@ -101,7 +101,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 )
 @click.option(
     "--policy",
-    metavar="NAME[:PARAM=VALUE,...]",
+    metavar="POLICY[:PARAM=VALUE,...]",
     help="The model's own policy, as stated: nothing is chosen.",
 )
 @click.option(
@@ -110,7 +110,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     is_flag=False,
     flag_value=_OF_THE_MODEL,
     help="Make the tables of all users for the model's own policy, which is then"
-    " stochastic_plackett_luce_auto: its rankings are made from them, in microseconds. Or for"
+    " plackett_luce_auto: its rankings are made from them, in microseconds. Or for"
     " another policy, plackett_luce:temperature=0.5 say; without --overlap and --policy that is"
     " the model's own.",
 )
@@ -122,7 +122,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--index",
     type=click.Choice(["ivf"]),
-    help="Add an index of FAISS, by which stochastic_flat_tail finds its candidates, and measure on"
+    help="Add an index of FAISS, by which flat_tail finds its candidates, and measure on"
     " some users what its m and factor do.",
 )
 @click.option(
@@ -265,7 +265,9 @@ def build(
     is_asked = context.get_parameter_source("overlap") is not ParameterSource.DEFAULT
     own = None if policy is None else _whole("--policy", policy)
     if own is not None and is_asked and overlap is not None:
-        raise click.UsageError("--policy states the policy that --overlap would choose: give one")
+        raise click.UsageError(
+            "--policy, --overlap: give one: --overlap chooses a policy, --policy states it"
+        )
     tabled = None if not tables else parse_stated(tables, "--tables")
     if tabled is not None and not tabled.wants_temperature and own is None and not is_asked:
         own = _whole("--tables", tables or "")
@@ -281,10 +283,13 @@ def build(
                 " chosen"
             )
     if tables is None and tables_bytes is not None:
-        raise click.UsageError("--tables-bytes is of --tables, which is not given")
+        raise click.UsageError("--tables-bytes: goes with --tables, which is not given")
     wants = tables is not None and (tabled is None or tabled.wants_temperature)
     if wants and own is None and overlap is None:
-        raise click.UsageError("--tables: the model has no policy: give one, with its temperature")
+        raise click.UsageError(
+            "--tables: the model has no policy to make them for: name one,"
+            " --tables plackett_luce:temperature=0.5 say"
+        )
     measured_for = None if index_policy is None else _whole("--index-policy", index_policy)
     if measured_for is not None and not isinstance(measured_for, PlackettLuce):
         raise click.UsageError(
@@ -296,27 +301,27 @@ def build(
         ("--index-policy", index_policy),
     ):
         if index is None and value is not None:
-            raise click.UsageError(f"{option} is of --index, which is not given")
+            raise click.UsageError(f"{option}: goes with --index, which is not given")
     if features is None and feature_id_column is not None:
-        raise click.UsageError("--feature-id-column is of --features, which is not given")
+        raise click.UsageError("--feature-id-column: goes with --features, which is not given")
     if features is None and features_by_row:
-        raise click.UsageError("--features-by-row is of --features, which is not given")
+        raise click.UsageError("--features-by-row: goes with --features, which is not given")
     if features_by_row and feature_id_column is not None:
-        raise click.UsageError("--features-by-row: not with --feature-id-column")
+        raise click.UsageError("--features-by-row, --feature-id-column: give one of the two")
     for option, name in (
         ("--seen-user-column", seen_user_column),
         ("--seen-item-column", seen_item_column),
     ):
         if seen is None and name is not None:
-            raise click.UsageError(f"{option} is of --seen, which is not given")
+            raise click.UsageError(f"{option}: goes with --seen, which is not given")
     values = params_of(params)
     if score is None and values is not None:
-        raise click.UsageError("--param is of --score, which is not given")
+        raise click.UsageError("--param: goes with --score, which is not given")
     if score is None and score_functions:
-        raise click.UsageError("--score-function is named by --score, which is not given")
+        raise click.UsageError("--score-function: goes with --score NAME, which is not given")
     functions = functions_of(score_functions)
     if score is not None and index is not None:
-        raise click.UsageError("--index finds items by dot products: not with --score")
+        raise click.UsageError("--index, --score: give one: an index finds items by dot products")
     if (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     parent = next(folder for folder in output.absolute().parents if folder.exists())

@@ -40,7 +40,7 @@ __all__ = ["audit", "evaluate"]
 _FORMATS = ["log", "obd", "data-capture", *ownlog.FORMATS]
 # What estimators want besides propensities, by the names that columns are given for.
 _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in each.needs)]
-_POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
+_POLICY = "[LABEL=]POLICY[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
 _READ = ("score", "features_version", "row_weight", "rules", "after", "seen_id")
@@ -523,7 +523,7 @@ def _of_arms(
     """The rows of one experiment; the exit code."""
     models, policies, columns = _asked(settings, logs, "log")
     if report is not None and not policies:
-        raise click.UsageError(f"--report: shows policies: {_NAME_ONE}")
+        raise click.UsageError(f"--report: it shows policies: {_NAME_ONE}")
     omit = _unread(settings, () if models or policies else _FOR_MODELS)
     omit = [name for name in omit if name not in ("experiment", "arm", "revision")]
     reader = _reader(logs, "log", columns, omit)
@@ -589,7 +589,7 @@ def _shares(texts: Sequence[str]) -> Any:
             raise click.UsageError(f"--shares: expected [FROM:]ARM=SHARE,...; got {text!r}")
         at = _since(match["since"])
         if at in found:
-            raise click.UsageError(f"--shares: {text}: this is there twice")
+            raise click.UsageError(f"--shares: {text}: shares from this time on are given twice")
         shares = found.setdefault(at, {})
         for part in match["shares"].split(","):
             arm, _, share = part.partition("=")
@@ -648,7 +648,10 @@ def _by_model(
         spec, at, directory = text.partition("@")
         label, policy = parse_policy(spec, "--policy")
         if callable(policy):
-            raise click.UsageError(f"--policy: {text}: give the temperature itself")
+            raise click.UsageError(
+                f"--policy: {text}: a temperature relative to the logging policy's is for"
+                " `fastrank plan`: give the temperature itself"
+            )
         if at and directory not in others:
             others[directory] = _open(Path(directory), functions)
         if dataset and not at and not models:
@@ -689,9 +692,12 @@ def _with_rules(
                 raise click.UsageError(f"--policy-rules: those of {each} are given twice")
             found[each] = said
     if texts and not labels:
-        raise click.UsageError("--policy-rules: there is no --policy that they could be of")
+        raise click.UsageError("--policy-rules: goes with --policy, which is not given")
     if not all(isinstance(each, ope.ByModel) for each in policies if each.label in found):
-        raise click.UsageError("--policy-rules: act where a model ranks: give --model, or @MODEL")
+        raise click.UsageError(
+            "--policy-rules: rules are applied where a model ranks: give --model, or @MODEL in"
+            " --policy"
+        )
     try:
         return [replace(each, **found.get(each.label, {})) for each in policies]
     except ValueError as error:

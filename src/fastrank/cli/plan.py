@@ -50,7 +50,9 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     try:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise click.BadParameter(f"expected numbers by comma, got {text!r}") from None
+        raise click.BadParameter(
+            f"expected numbers separated by commas, 0.1,0.5 say; got {text!r}"
+        ) from None
 
 
 @click.command()
@@ -164,13 +166,17 @@ def plan(
       fastrank plan model/ --exclude-file sold_out.txt --target-overlap 0.8 --apply
     """
     if applies and target_overlap is None:
-        raise click.UsageError("--apply needs --target-overlap: what everyone should get")
+        raise click.UsageError(
+            "--apply needs --target-overlap: the overlap that every user should get"
+        )
     if (output is not None or replace) and not applies:
-        raise click.UsageError("--output and --replace are for --apply")
+        raise click.UsageError("--output, --replace: go with --apply, which is not given")
     if output is not None and (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     if by_position and target_overlap is None and target_ess is None:
-        raise click.UsageError("--iips is about what --target-overlap or --target-ess finds")
+        raise click.UsageError(
+            "--iips: goes with --target-overlap or --target-ess, which is not given"
+        )
     for option, value in (("--target-overlap", target_overlap), ("--target-ess", target_ess)):
         if value is not None and not 0.0 < value < 1.0:
             raise click.UsageError(f"{option}: must lie between 0 and 1, got {value:g}")

@@ -135,7 +135,7 @@ def _secret(of_file: Secret | None) -> Secret | None:
     if not text:
         return of_file
     if of_file is not None:
-        raise ValueError("FASTRANK_SECRET and --secret-file: one secret is wanted, got both")
+        raise ValueError("FASTRANK_SECRET, --secret-file: give one of the two")
     try:
         return Secret.of_text(text)
     except ValueError as error:

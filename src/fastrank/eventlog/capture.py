@@ -90,7 +90,7 @@ class DataCapture:
     def __init__(self, paths: Paths) -> None:
         self.files = files_at(paths, ("jsonl",), "capture files (.jsonl)")
         if not self.files:
-            raise ValueError("paths: none given")
+            raise ValueError("paths: none given; name a file, a directory or a glob")
         self.rules: dict[str, Rules] = {}
         self._reset()
 

@@ -88,7 +88,7 @@ def from_obd(
         if name in schema("int64").names:
             raise ValueError(f"columns: {name} is a column of the schema itself")
         if name == "position":
-            raise ValueError("columns: position is there without asking, as context")
+            raise ValueError("columns: position is always read, as context: leave it out")
     if campaign_or_path in get_args(obd.Campaign):
         if policy is None:
             raise ValueError("policy: say which log of the campaign, random or bts")

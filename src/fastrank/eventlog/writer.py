@@ -474,7 +474,7 @@ class LogWriter:
             if len(is_candidate) != length or not math.isfinite(tail_log_weight):
                 raise ValueError(
                     f"ranking: candidates: expected a tail_log_weight that is finite, and"
-                    f" {length} of is_candidate, one an item; got {shown(found)}"
+                    f" {length} of is_candidate, one for each item; got {shown(found)}"
                 )
             if n_candidates is None:
                 n_candidates = found.n_found
@@ -620,7 +620,7 @@ class LogWriter:
     def _of_run(run: Run, batch: RankingBatch, user_ids: Any) -> list[str]:
         """Request ids; a ValueError where the batch was drawn by other seeds than the run's."""
         if user_ids is None:
-            raise ValueError("user_ids: request ids of a run follow from them")
+            raise ValueError("user_ids: give them: the request ids of a run follow from them")
         user_ids = as_column("user_ids", user_ids, f"{len(batch)} entries")
         if len(user_ids) != len(batch):
             raise ValueError(f"user_ids: expected {len(batch)} entries, got {len(user_ids)}")

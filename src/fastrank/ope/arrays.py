@@ -302,13 +302,13 @@ class OptionalArrays:
                 why = f"its policy {batch.value('policy_name', i)!r} is none that fastrank knows"
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: {why};"
-                f" the logging policy's law is wanted for {self._want_laws}"
+                f" the logging policy's law is needed for {self._want_laws}"
             )
         query = writers[writer].row(i)
         if isinstance(query, str):
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: {query};"
-                f" the logging policy's law is wanted for {self._want_laws}"
+                f" the logging policy's law is needed for {self._want_laws}"
             )
         return _Law(catalog_of(self._writers.models[writer]), query, policy, int(batch.k[i]))
 

@@ -13,7 +13,7 @@ from fastrank.arraytypes import Float32Array, IdArray, IntArray, Mask
 from fastrank.eventlog import LogBatch
 from fastrank.expressions import Param, as_params
 from fastrank.model import Model, scorer_of
-from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
+from fastrank.policies import INFERENCE_TYPES, Policy, inference_type_of, parameters_of, policy
 from fastrank.ranking import Score
 from fastrank.rules import AppliedRules, Rules
 from fastrank.scorer import Scorer
@@ -332,7 +332,11 @@ class Newer:
 def logging_policy(batch: LogBatch, i: int) -> Policy | None:
     """The policy that drew row i; None where fastrank has none of that name."""
     name, params = batch.value("policy_name", i), batch.params(i)
-    if name not in INFERENCE_TYPES or not set(INFERENCE_TYPES[name][2]) <= set(params):
+    try:
+        _, _, own = INFERENCE_TYPES[inference_type_of(name)]
+    except ValueError:
+        return None
+    if not set(own) <= set(params):
         return None
     if not set(params) <= set(parameters_of(name)):  # without one it would be another law
         return None

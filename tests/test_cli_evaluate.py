@@ -201,7 +201,7 @@ def test_arrays_go_to_policies_of_models(shop: Path, tmp_path: Path) -> None:
         ("q_direct=row q_direct=row", "--array: q_direct of a is given twice"),
         ("q_direct=row b:q_direct=row", "--array: q_direct of b is given twice"),
         ("q_logged=q", "--array: q_logged=q: nothing wants it without --estimator dr-position"),
-        ("a:q_direct=row", "dm of b: wants a reward model"),
+        ("a:q_direct=row", "dm of b: needs a reward model"),
         ("q_direct=nothing", "no column named nothing"),
         ("q_direct=text", "text: expected numbers or lists of them, got string"),
         ("q_direct=q", "q_direct: column q: expected one number a row; got a list"),
@@ -446,7 +446,7 @@ def test_campaigns_are_not_mixed(tmp_path: Path) -> None:
         (
             ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform",
              "--estimator", "dm"],
-            "dm of uniform: wants a reward model",
+            "dm of uniform: needs a reward model",
         ),
         *(
             (["evaluate", "{shop}/logs", "--column", "x", option, value], f"'{option}': {value}")

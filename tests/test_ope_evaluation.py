@@ -404,10 +404,10 @@ def test_the_page_tells_of_weights_below_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "logging", "message"),
     [
-        (["iips"], False, "iips of a: wants a policy on a model, and the model that wrote the log"),
-        (["pi"], False, "pi of a: wants a policy on a model"),
-        (["dm"], True, "dm of a: wants a reward model and a policy on a model, or a column of q_"),
-        (["cascade-dr"], True, "cascade-dr of a: wants a column of cascade_q_logged"),
+        (["iips"], False, "iips of a: needs a policy on a model, and the model that wrote the log"),
+        (["pi"], False, "pi of a: needs a policy on a model"),
+        (["dm"], True, "dm of a: needs a reward model and a policy on a model, or a column of q_"),
+        (["cascade-dr"], True, "cascade-dr of a: needs a column of cascade_q_logged"),
     ],
 )
 def test_what_an_estimator_lacks_is_named(
@@ -427,7 +427,7 @@ def test_an_array_that_nothing_computes_is_a_column(
 ) -> None:
     """It is not 0 in all rows, whatever else is given."""
     monkeypatch.setattr(ope.ESTIMATORS["dm"], "needs", ("new_array",))
-    with pytest.raises(ValueError, match="dm of a: wants a column of new_array"):
+    with pytest.raises(ValueError, match="dm of a: needs a column of new_array"):
         ope.evaluate(
             short,
             by_model(model, a=fr.Uniform()),
@@ -1200,7 +1200,7 @@ def test_what_estimators_want_besides_is_part_of_the_forecast(
     assert taken / 10 < with_marginals < 10 * taken  # of the right order
     column = [ope.FromColumn("c", "lp1")]
     assert forecast(stochastic, column) == 0.0
-    with pytest.raises(ValueError, match="iips of a: wants a policy on a model"):
+    with pytest.raises(ValueError, match="iips of a: needs a policy on a model"):
         forecast(stochastic, policies, estimators=["iips"])
 
 

@@ -1,4 +1,4 @@
-"""What a policy is to everything else: a law and a sampler, whoever defined it."""
+"""What a policy is to everything else: a law and a sampler, for policies of one's own, too."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ def test_a_request_that_is_sent_again_has_the_same_rules(
             {"rules": {"boost": {"new": 2}}, "inference_type": "uniform"},
             422,
             "rules.boost",
-            "speaks of weights",
+            "is about weights",
         ),
         (
             {"rules": {"boost": {"new": 2}}, "inference_type": "stochastic_flat_tail"},

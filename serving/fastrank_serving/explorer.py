@@ -1,8 +1,8 @@
 """The explorer: a page that shows what every inference type makes of a user.
 
 The page asks /invocations for rankings, as any client does, and always chooses the seed itself:
-the log says so of such rows, and evaluations leave them out. What a client need not know, and the
-page does, it asks here: which users there are, and what items are called.
+the log says so of such rows, and evaluations leave them out. What the page needs beyond that, it
+asks here: which users there are, and the titles of items.
 """
 
 from __future__ import annotations

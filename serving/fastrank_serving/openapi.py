@@ -1,4 +1,4 @@
-"""The OpenAPI document: what is asked and answered, with this server's and its model's limits."""
+"""The OpenAPI document: requests and answers, with this server's and its model's limits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a server does with a request: the model, the answers it has given, the log.
 
-Models are exchanged whole: a new one is loaded and tested beside the old one, which goes when its
-last request has been answered. A bad one leaves the old one serving.
+Models are replaced whole: a new one is loaded and tested beside the old one, which is released when
+its last request has been answered. If the new one is bad, the old one goes on serving.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _NOBODY_SAYS_ONE = (
 
 
 class User(NamedTuple):
-    """What a model knows of somebody; a vector is a view of the mapped file."""
+    """What a model knows about a user; the vector is a view of the mapped file."""
 
     query: npt.NDArray[np.float32]
     temperature: float | None
@@ -503,7 +503,7 @@ class Service:
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
 
-        All who ask while one waits for another to end share it.
+        Calls that come while one waits for another to end share it.
 
         Raises
         ------
@@ -623,7 +623,7 @@ class Service:
         return body
 
     def no_http(self) -> None:
-        """What came was no HTTP, and was answered by a 400."""
+        """Count what was not HTTP, and was answered by a 400."""
         self.metrics.refused(400)
         if self.access.least <= 400:
             self.access.note(Line(0.0, "-", "-", 400, 0.0, 0, code="no_http"))
@@ -743,7 +743,7 @@ class Service:
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:
-        """Whom to rank for, and whether it is the fallback."""
+        """The user to rank for, and whether the fallback ranks."""
         if request.query is not None:
             query = np.array(request.query, np.float32)
             if query.shape != (loaded.catalog.dim,):

@@ -190,7 +190,7 @@ class Catalog(Scorer):
             self._rows,
             arrays.get("panel_rows"),
         )
-        # To judge by scores of a query: they come from `_packed`, and so are in range.
+        # For propensities from a query's scores: those come from `_packed`, and so are in range.
         self._scored = self._packed.over_scores()
         self._finder: Finder | None = None
         self._features = None
@@ -208,15 +208,15 @@ class Catalog(Scorer):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the catalog to a directory, whole or not at all.
 
-        A fastrank directory that is there is replaced atomically: who opens it meanwhile gets the
-        old catalog or the new one, and who has it open keeps the old one. A directory that holds
-        anything else is refused; names that begin with a dot, and ``lost+found``, count for
-        nothing. Writers wait for each other; after a second the log ``fastrank.store`` says so.
+        An existing fastrank directory is replaced atomically: a process that opens it meanwhile
+        gets the old catalog or the new one, and one that has it open keeps the old one. A directory
+        that holds anything else is refused; names that begin with a dot, and ``lost+found``, count
+        for nothing. Writers wait for each other; after a second the log ``fastrank.store`` says so.
 
         Raises
         ------
         ValueError
-            If the directory is not ours to replace.
+            If the directory is not fastrank's, which alone is replaced.
         OSError
             If the disk fails; what was there before is untouched then.
         """
@@ -725,7 +725,7 @@ class Catalog(Scorer):
     ) -> tuple[FloatArray, FloatArray, dict[str, list[Any]]]:
         """Of some items: what its own score makes, without any bias; dot products in float64; and
         the columns that the score has."""
-        assert self._default is not None  # who asks has looked
+        assert self._default is not None  # the caller has looked
         assert self._score is not None
         vectors = np.concatenate([self._vectors(p, p + 1) for p in positions.tolist()])
         dots = vectors[:, : self._dim].astype(np.float64) @ query.astype(np.float64)
@@ -965,7 +965,7 @@ class Catalog(Scorer):
         query, policy, exclude, allow, bias, score, params, rules, after
             As in `rank`.
         k : int, optional
-            Places that were asked for, on which shares and pins of rules hang; by default as many
+            Places that were asked for, on which shares and pins of rules depend; by default as many
             as the ranking has.
 
         Returns

@@ -24,7 +24,7 @@ from fastrank.lru import LRU
 
 __all__ = ["RESERVED", "Column", "Features", "Groups", "Joint", "as_features", "told_apart"]
 
-# What names mean in expressions besides columns and parameters.
+# Names that mean something else than columns and parameters in expressions.
 RESERVED = frozenset(
     ("dot", "exp", "log", "log1p", "sqrt", "abs", "sigmoid", "min", "max", "clip", "pi", "e")
 )
@@ -651,7 +651,7 @@ def _named(given: Any) -> dict[str, Any]:
             named = {name: given[name] for name in getattr(given, own[0])}
         except MemoryError:
             raise
-        except Exception as error:  # its own library's: names that are there twice
+        except Exception as error:  # an error of its own library: a name twice
             raise ValueError(f"features: not a table of columns: {shown(error)}") from None
     if not named:
         raise ValueError("features: expected at least one column")
@@ -708,7 +708,7 @@ def _column(where: str, column: Sequence[Any] | AnyArray) -> tuple[str, Any, lis
             each, int | float | np.integer | np.floating
         ):
             _refuse(where, row, each, "a number")
-    for row, each in enumerate(entries):  # NumPy makes objects of them, or floats in silence
+    for row, each in enumerate(entries):  # NumPy makes objects of them or, silently, floats
         if isinstance(each, int) and not -(2**63) <= each < 2**63:
             _refuse(where, row, each, "an integer of at most 64 bits, or a float")
     return "number", _numbers(where, np.array(entries)), []

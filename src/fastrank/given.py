@@ -43,7 +43,7 @@ def rank_scores(
     after: Ids | None = None,
     params: Params | None = None,
 ) -> Ranking:
-    """Draws one ranking from scores that are there, with the exact probability of having drawn it.
+    """Draws one ranking from scores that you have, with the exact probability of having drawn it.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def log_propensities_of_scores(
     item_ids, scores, exclude, allow, features, rules, after, params
         As in `rank_scores`.
     k : int, optional
-        Places that were asked for, on which shares and pins of rules hang; by default as many as
+        Places that were asked for, on which shares and pins of rules depend; by default as many as
         the ranking has.
     ranked_ids : array_like of ids, shape (m,)
         The ranking, best place first.

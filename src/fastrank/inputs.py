@@ -78,8 +78,8 @@ def as_column(
 
     Columns of other libraries (pandas, polars, pyarrow, torch) give their values. Whatever else
     can be iterated is refused: a table and a mapping would give their names, a text its letters,
-    an iterator nothing to whoever comes second. A set has no order, and is taken where none is
-    meant.
+    an iterator nothing when it is read again. A set has no order, and is taken only where order
+    does not matter.
     """
     kind = type(values)
     if kind is list or kind is tuple:
@@ -154,7 +154,7 @@ def _own_list(name: str, values: Any) -> list[Any] | None:
             return list(values.tolist())  # pandas'
     except MemoryError:
         raise
-    except Exception as error:  # its own library's, whatever that raises
+    except Exception as error:  # any error of its own library
         raise ValueError(f"{name}: not a column: {_first_line(error)}") from None
     return None
 
@@ -174,7 +174,7 @@ def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
         except TypeError:
             if not is_tensor:
                 raise
-            return np.asarray(values.float())  # of bfloat16, which NumPy has not
+            return np.asarray(values.float())  # of bfloat16, which NumPy lacks
     except MemoryError:
         raise
     except Exception as error:  # its own library's, whatever that raises
@@ -273,7 +273,7 @@ def as_bias(
         and not _is_fixed(cast)
     ):
         cast = cast.copy()
-    # Not so where one is NaN, either.
+    # False where one is NaN, too.
     if cast.size and not (cast.max() <= MAX_BIAS and cast.min() >= -MAX_BIAS):
         finite = np.isfinite(cast)
         if not finite.all():

@@ -239,8 +239,8 @@ class Model:
 
     @property
     def policy(self) -> Policy | None:
-        """What `recommend` and servers rank by where a call names no other; None: the model has
-        none."""
+        """What `recommend` and servers rank by where a call names no other policy; None: the model
+        has none."""
         return self._policy
 
     def with_policy(self, policy: Policy | None) -> Model:
@@ -451,7 +451,7 @@ class Model:
     def user_policy(self, user_id: Any, policy: Policy | None = None) -> Policy:
         """The policy that `recommend` draws with for this user, by default of the model's own.
 
-        Plackett-Luce with its temperature times `user_temperature`; any other policy as it is.
+        Plackett-Luce with its temperature times `user_temperature`; any other policy unchanged.
 
         Raises
         ------
@@ -646,8 +646,8 @@ class Model:
         """Whether this user's table for a policy is ready; then the catalog has it at hand.
 
         The model's files and the policy alone decide, so replicas agree. `recommend` asks by
-        itself: this is for who calls `Catalog.rank` with the user's vector and `user_policy`,
-        which "auto" would draw as "gumbel": draw by ``with_sampler("cached")`` what has a table.
+        itself: call this before `Catalog.rank` with the user's vector and `user_policy`: there
+        "auto" draws as "gumbel", so draw by ``with_sampler("cached")`` if it says True.
         """
         position = self._position(user_id)
         return self._keep_table(position, policy, self._own_policy(position, policy)[0])
@@ -852,7 +852,7 @@ def _check_temperatures(temperatures: FloatArray) -> None:
 
 
 def scorer_of(name: str, model: Model | Scorer) -> Scorer:
-    """What ranks: a model's catalog, or what was given itself; what is neither is refused."""
+    """What ranks: a model's catalog, or the scorer that was given; anything else is refused."""
     if isinstance(model, Model):
         return model.catalog
     if not isinstance(model, Scorer):

@@ -1,9 +1,9 @@
-"""Users whose true preferences are known, how they click, and what a policy is worth to them.
+"""Users whose true preferences are known, how they click, and what a policy earns from them.
 
 A real log never says what an estimate should have been. A simulated one does: `write_log` serves
 rankings of one policy to the users of a `World` and logs their clicks, `true_value` says what
 any other policy would have earned. Every number depends on its seed and its row alone: not on how
-many rows are worked on at once, nor on which rows came before.
+many rows are drawn at once, nor on the rows before.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     show_default=True,
     callback=_overlap,
     metavar="SHARE|none",
-    help="Choose the model's own policy, by which requests are ranked that name none, so that"
-    " everyone keeps this share of their deterministic top k, as fastrank plan --apply does:"
+    help="Choose the model's own policy, for requests that name none, so that every user keeps"
+    " this share of their deterministic top k, as fastrank plan --apply does:"
     " Plackett-Luce, with a factor on its temperature for each user. It takes some seconds, and"
     " some milliseconds a user of 100,000 items (docs/plan.md). none: the model keeps no policy.",
 )
@@ -92,7 +92,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     type=click.IntRange(min=1),
     default=_PLACES,
     show_default=True,
-    help="Places of the rankings that the policy is chosen, and an index measured, for.",
+    help="Places of the rankings for which the policy is chosen and an index measured.",
 )
 @filter_options(
     "Items that rankings leave out: the policy is chosen so that everyone keeps the share of the"
@@ -143,8 +143,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--features",
     type=_FILE,
-    help="Columns for scores, .parquet or .npz: numbers, booleans, texts, lists of texts. A column"
-    " of ids says whose a row is.",
+    help="Columns for scores and rules, .parquet or .npz: numbers, booleans, texts, lists of"
+    " texts. A column of ids says which item a row is of.",
 )
 @click.option(
     "--feature-id-column",
@@ -153,7 +153,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--features-by-row",
     is_flag=True,
-    help="The rows of --features are in the order of --items, and no column of ids is looked for.",
+    help="The rows of --features are in the order of --items; it needs no column of ids.",
 )
 @click.option(
     "--score",
@@ -167,13 +167,16 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     "--seen",
     type=_FILE,
     metavar="PARQUET",
-    help="What users have had: pairs of a user and an item, which rankings for that user leave out,"
-    " before sampling, beside what a request excludes. They are kept with the model. The policy is"
+    help="What users have seen: pairs of a user and an item. Rankings for that user leave the item"
+    " out, before sampling, beside what a request excludes. The pairs are kept with the model. The"
+    " policy is"
     " chosen, and an index measured, without them.",
 )
 @click.option("--seen-user-column", help="Column of --seen.  [default: user]")
 @click.option("--seen-item-column", help="Column of --seen.  [default: item]")
-@click.option("--replace", is_flag=True, help="Replace a model that is there already.")
+@click.option(
+    "--replace", is_flag=True, help="Replace a model that is in the output directory already."
+)
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
 @click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
 @click.option(
@@ -186,7 +189,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
 @click.option(
     "--prior-column",
-    help="Parquet column of how likely items are to rank high: popularity, say.  [default: none]",
+    help="Parquet column that says how likely items are to rank high: popularity, say.  [default:"
+    " none]",
 )
 @click.option(
     "--vector-column",

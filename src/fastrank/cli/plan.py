@@ -44,7 +44,7 @@ _SLOW = 5.0  # seconds: what takes longer is announced
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
-    """Numbers by comma; '' is none of them, no option the default."""
+    """Numbers separated by commas; '' is none of them, no option the default."""
     if text is None:
         return None
     try:
@@ -90,8 +90,8 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "--apply",
     "applies",
     is_flag=True,
-    help="Write policy and factors into the model, so that everyone gets the --target-overlap where"
-    " a request names no policy: Plackett-Luce at each user's own temperature.",
+    help="Write policy and factors into the model, so that every user gets the --target-overlap"
+    " where a request names no policy: Plackett-Luce at each user's own temperature.",
 )
 @click.option(
     "-o",
@@ -101,7 +101,9 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 )
 @click.option("--replace", is_flag=True, help="--apply: replace a model that is in --output.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a web page.")
-@click.option("--users", type=click.IntRange(min=1), help="How many to look at.  [default: 200]")
+@click.option(
+    "--users", type=click.IntRange(min=1), help="How many users to look at.  [default: 200]"
+)
 @click.option(
     "--draws",
     type=click.IntRange(min=2),
@@ -113,15 +115,16 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "--temperatures",
     callback=_numbers,
     metavar="NUMBERS",
-    help="By comma.  [default: from nearly deterministic to nearly uniform on this model]",
+    help="Temperatures, separated by commas.  [default: from nearly deterministic to nearly"
+    " uniform on this model]",
 )
-@click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="By comma.")
+@click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="Separated by commas.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 @click.option(
     "--iips",
     "by_position",
     is_flag=True,
-    help="Also what iips would have of the logs that --target-... finds; takes a while.",
+    help="Also the ESS shares of iips from the logs that --target-... finds; takes a while.",
 )
 @score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -72,7 +72,7 @@ _OVERLAP = 0.7
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: the model's, or 0.1]")
 @click.option(
-    "--head", type=int, help="So many first places show the best items; the rest is drawn."
+    "--head", type=int, help="How many first places show the best items; the rest is drawn."
 )
 @click.option("--m", type=int, help="For flat_tail: candidates.  [default: the model's, or 1000]")
 @click.option(
@@ -98,10 +98,14 @@ _OVERLAP = 0.7
     "--after",
     multiple=True,
     metavar="IDS",
-    help="Items of the pages before, the first place first: they are not shown again, and rules"
-    " know of them. Repeatable.",
+    help="Items of earlier pages, the first place first: they are not shown again, and rules count"
+    " them. Repeatable.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    help="Repeats a ranking: the same seed draws the same one.",
+)
 @filter_options("Items to leave out. Repeatable.", "Rank only these items. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank(

@@ -24,7 +24,7 @@ from fastrank.scorer import Scorer
 
 __all__ = ["ArmPolicies"]
 
-_EXACT = 1e-3  # what an arm's policy may be off the logged log-propensities by: no weight shows it
+_EXACT = 1e-3  # how far an arm's policy may be off the logged log-propensities: no weight shows it
 
 
 class ArmPolicies:

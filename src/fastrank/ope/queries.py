@@ -105,10 +105,11 @@ class SeenThen:
 class Queries:
     """What a model ranks by for the rows of a batch.
 
-    A logged query speaks for the model that logged it: another one, if only of users' vectors,
-    looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
-    the items that the model must not show where it is held to the logged catalog. Without
-    `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
+    A logged query is that of the model that logged it: another model, even if it differs in users'
+    vectors alone, looks up its own user. `as_logged` asks for what the log itself was ranked by;
+    `barred` knows the items that the model must not show where it is held to the logged catalog.
+    Without `keep_candidates` a model ranks everything where the logging policy saw no more than
+    candidates.
 
     A row's own rules act, unless there are others: those take the row's parameters where `params`
     says nothing else. The pages before are always the row's, and so is what the user had seen.
@@ -197,7 +198,7 @@ class Queries:
         if after is not None:
             known = catalog._rows_of(after) >= 0
             if not known.all():
-                # To which groups those belong that it lacks, it cannot say.
+                # It cannot say to which groups the items belong that it lacks.
                 if rules is not None and rules.is_sequential:
                     return "after_of_another_catalog"
                 after = after[known]
@@ -308,7 +309,7 @@ class Query:
 
 
 class Newer:
-    """Items that a catalog has and the one that a row was logged from had not."""
+    """Items that a catalog has and the one that a row was logged from did not have."""
 
     def __init__(self, catalog: Scorer, logging: Mapping[str, Scorer]) -> None:
         self._catalog = catalog

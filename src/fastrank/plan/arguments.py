@@ -61,7 +61,8 @@ def filters_under(
     Raises
     ------
     ValueError
-        For rules that say more: places hang on each other then, and no figure of a plan is known.
+        For rules that say more: places depend on each other then, and a plan has no figures for
+        that.
     """
     given = as_params(params)
     if rules is None:

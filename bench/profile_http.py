@@ -6,9 +6,9 @@
 A deterministic ranking, k = 10, is asked for over and over, metrics on and the log off, of servers
 that take turns: the server as it is, uvicorn alone with an answer of the same size, one whose parts
 look at the clock as they begin and end, and, with --against, the server of another checkout, built.
-Totals are processor time. Parts are medians of their calls, in which what others did with the core
-meanwhile does not count; what looking at the clock takes is measured and taken off. "rest" is what
-the server as it is takes beyond its parts: the event loop, reading from sockets, changing tasks.
+Totals are processor time. Parts are medians of their calls, so that others' use of the core does
+not count; the cost of reading the clock is measured and subtracted. "rest" is what the server as it
+is takes beyond its parts: the event loop, reading from sockets, changing tasks.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Clocks:
         setattr(owner, function, counted_async if iscoroutinefunction(plain) else counted)
 
     def calibrated(self) -> tuple[float, float]:
-        """Nanoseconds that a call adds to itself, and to who calls it."""
+        """Nanoseconds that measuring adds to a call itself, and to its caller."""
 
         class Nothing:
             def inner(self) -> None:

@@ -1,4 +1,4 @@
-"""What HTTP adds to a ranking, and how the server bears load: one command.
+"""What HTTP adds to a ranking, and how the server performs under load: one command.
 
     python bench/serving.py [--part cost,ratio,share,ping,start] [--seconds 2] [--rounds 5]
 

@@ -170,7 +170,7 @@ template <class Condition>
 void wait_until(Interrupt* interrupt, const Condition& condition) {
   for (int spins = 0; !condition(); ++spins) {
     if (spins >= 2000) {
-      if (interrupt->stop(64)) return;  // a core given away comes back after who knows how long
+      if (interrupt->stop(64)) return;  // a core given away may come back late
       std::this_thread::yield();
       continue;
     }
@@ -214,7 +214,7 @@ class SharedPass {
   }
 
   // Takes chunks in order until none is left, or it is interrupted: then the chunk that it is at is
-  // never merged, and who waits for it gives up, too.
+  // never merged, and workers that wait for it give up, too.
   void work(int64_t worker) {
     std::deque<Seat>& seats = seats_[size_t(worker)];
     for (;;) {
@@ -377,7 +377,8 @@ class SharedPass {
     return 2 * panels > piece.count;
   }
 
-  // Chunks are done in any order and merged in theirs, by whoever makes the next one ready.
+  // Chunks are done in any order and merged in their own, by the worker that makes the next one
+  // ready.
   void merge(int64_t c) {
     wait_until(interrupt_, [&] { return !merging_.test_and_set(std::memory_order_acquire); });
     if (interrupt_->stopped()) return;  // nobody waits for the flag any more

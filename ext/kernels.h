@@ -311,9 +311,9 @@ Code make_tables(const Catalog&, const Request*, const double* temperatures, int
                  int64_t threads, const Poll&, uint32_t* depths, double* tops, int64_t* row,
                  int64_t* where);
 
-// A flat tail. Some eligible items are candidates, whoever found them, with weights exp(score / T); all
-// others share one weight: `factor` times that of the candidate with the lowest score, or 1 without
-// candidates. A place shows an item with its share of the weight that is left.
+// A flat tail. Some eligible items are candidates, however they were found, with weights exp(score
+// / T); all others share one weight: `factor` times that of the candidate with the lowest score, or
+// 1 without candidates. A place shows an item with its share of the weight that is left.
 struct Candidates {
   const int64_t* positions;  // eligible, none twice
   const float* scores;       // null: the catalog's

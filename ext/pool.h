@@ -1,4 +1,4 @@
-// The eligible items, to draw from uniformly: by whoever explores, and from a flat tail.
+// The eligible items, to draw from uniformly: for policies that explore, and for a flat tail.
 #pragma once
 
 #include <algorithm>

@@ -286,7 +286,7 @@ class Partial {
   Order order_;
 };
 
-// What a chunk may know of those before it: their k-th best, and the mass of the others.
+// What a chunk may know about those before it: their k-th best, and the mass of the others.
 struct Outlook {
   Candidate floor;
   Mass rest;

@@ -226,8 +226,8 @@ inline Lanes weights_of(const Lanes& scores, uint32_t lanes, float reference, fl
 }
 
 // Dot products of some users with `regs` registers of items, whose dimensions lie kLanes apart.
-// Sums run in kChains chains over dimensions c % kChains, joined in one order: whoever scores a
-// panel, alone or with others, gets the same bits.
+// Sums run in kChains chains over dimensions c % kChains, joined in one order: a panel scored alone
+// or together with others gives the same bits.
 template <int users, int regs>
 inline void dot(const float* const* queries, const float* items, int64_t dim,
                 Reg (&total)[users][regs]) {

@@ -1,6 +1,6 @@
 """A histogram of durations: three digits from nanoseconds to hours, and sums that merge.
 
-locust keeps whole milliseconds; a ranking takes less than one. Buckets are those of HdrHistogram
+locust records whole milliseconds; a ranking takes less than one. Buckets are those of HdrHistogram
 (Tene): 1,024 equal ones for each power of two, so that a bucket is never wider than a thousandth of
 what it holds. Only those that were hit take memory, and histograms of several load generators, or
 of several types of request, add up to that of all of them.

@@ -119,7 +119,7 @@ class Visitor(FastHttpUser):
         self._sending.spawn(self._send, name, due)  # waits where too many are
 
     def on_stop(self) -> None:
-        """What is due is sent, and what was sent is waited for: the slowest would be missing."""
+        """Send what is due and wait for what was sent, or the slowest would be missing."""
         stopped = time.perf_counter()
         end = stopped + _TIMEOUT
         if self._gap is not None:
@@ -144,7 +144,7 @@ class Visitor(FastHttpUser):
             call = call._replace(path=ask.host + call.path)
         begun = time.perf_counter()
         if closed:
-            due = begun  # making a request is the client's own business
+            due = begun  # the time to make a request is the client's own
         late = begun - due
         self._waiting.add((name, due))
         with self.client.request(

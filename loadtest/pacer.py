@@ -1,4 +1,4 @@
-"""Waiting until a moment, to some tens of microseconds, without spinning.
+"""Waiting until a given time, to some tens of microseconds, without spinning.
 
 gevent waits in whole milliseconds, which is as long as an answer takes; spinning instead takes the
 core that the server needs. Linux's timerfd is as exact as the kernel, and gevent waits for it as it

@@ -1,4 +1,4 @@
-"""Starts a server on a model made for it, asks it a lot, stops it, and says whether it did well.
+"""Starts a server on a model made for it, loads it, stops it, and says whether it met its gates.
 
     python loadtest/run.py [--quick] [--experiments article,direct,known,shop,ramp,open,soak]
         [--seconds 10] [--model DIR | --url URL] [--output build/loadtest] [--write]
@@ -397,7 +397,7 @@ def known(arguments: argparse.Namespace) -> Iterator[Asked]:
                 (f'"{AUTO}"', '"made_by":"table"'),
                 servers[-1].url,
             )
-        # Of float32 a pass takes longer, and leaves less in the caches to who comes next.
+        # Over float32 a pass takes longer, and leaves less in the caches for the next request.
         asks["gumbel, int8"] = Ask(
             {"k": arguments.k, "inference_type": GUMBEL},
             (f'"{GUMBEL}"', '"made_by":"pass"'),
@@ -435,7 +435,7 @@ def shop(arguments: argparse.Namespace) -> Iterator[Asked]:
         yield asks, [server]
 
 
-# Both halves rank alike fast, so that what arms cost is not what they rank by.
+# Both arms rank equally fast, so that the cost of arms is not that of their policies.
 ARMS = [
     *("--experiment", "loadtest", "--arm", "control=deterministic@0.5"),
     *("--arm", f"explore={GUMBEL}:temperature={TEMPERATURE}@0.5"),

@@ -19,7 +19,7 @@ HOUR = 3_600_000_000
 
 
 def row(number: int, kind: IdKind = "int64", **changes: Any) -> dict[str, Any]:
-    """A right row of three places, as version 1 said it; `changes` replace columns."""
+    """A valid row of three places, as version 1 wrote it; `changes` replace columns."""
     propensities = [math.log(p) for p in (0.5, 0.25, 0.125)]
     items: list[Any] = [number % 7, 100, 7 + number % 5]
     made: dict[str, Any] = {

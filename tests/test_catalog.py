@@ -632,7 +632,7 @@ def test_a_catalog_is_not_pickled_by_accident() -> None:
 
 
 def test_the_longest_vectors_and_biases_can_be_ranked() -> None:
-    """By queries of a norm of 1,000 and less; and whoever asks for more is to blame."""
+    """By queries of a norm of 1,000 and less; for longer ones the query is named."""
     vectors, bias = [[1e35], [-1e35], [0.0]], [1e37, 0.0, -1e37]
     catalog = fr.Catalog([1, 2, 3], vectors, bias=bias)
     for query in ([1000.0], [-1.0]):

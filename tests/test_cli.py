@@ -22,6 +22,7 @@ from commands import process, refused, run
 import fastrank as fr
 from fastrank import cli, packing
 from fastrank.cli.terminal import chance, percent
+from fastrank.policies import NAMES
 
 ANIME = Path(__file__).resolve().parents[2] / "shared" / "data" / "anime"
 GUMBEL = "stochastic_gumbel_softmax_trick"
@@ -307,11 +308,36 @@ class TestRank:
         line = refused("rank", tmp_path / "c", "--user", "i1", "--inference-type", "uniform")
         assert "no users" in line
 
+    def test_a_policy_is_said_as_everywhere(self, model: Path) -> None:
+        rank = ["rank", model, "--user", 3, "--seed", 1, "--json"]
+        said = (
+            ["--policy", "plackett_luce:temperature=0.5,head=2"],
+            ["--policy", "plackett_luce:head=2", "--temperature", 0.5],
+            ["--inference-type", GUMBEL, "--temperature", 0.5, "--head", 2],
+        )
+        found = [json.loads(run(*rank, *each).stdout) for each in said]
+        assert found[0]["policy"]["inference_type"] == GUMBEL
+        assert found[0]["policy"]["params"] == {"temperature": 0.5, "head": 2}
+        for each in found:
+            assert {**each, "latency_us": 0} == {**found[0], "latency_us": 0}
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--user", "3", "--inference-type", "softmax"], list(fr.INFERENCE_TYPES)),
-            (["--user", "3"], ["--inference-type"]),
+            (
+                ["--user", "3", "--policy", "softmax"],
+                ["--policy", *(row.short for row in NAMES.values())],
+            ),
+            (["--user", "3", "--inference-type", "placket_luce"], ["(nearest: plackett_luce)"]),
+            (
+                ["--user", "3", "--policy", "plackett_luce:temprature=1"],
+                ["temprature: ", "(nearest: temperature)"],
+            ),
+            (
+                ["--user", "3", "--policy", "flat_tail:m=2", "--m", "3"],
+                ["--m: --policy gives it already"],
+            ),
+            (["--user", "3"], ["--policy"]),
             (["--inference-type", "uniform"], ["either --user or --query"]),
             (["--user", "99", "--inference-type", "uniform"], ["99"]),
             (["--user", "", "--inference-type", "uniform"], ["--user", "integers", "''"]),

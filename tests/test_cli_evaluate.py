@@ -201,7 +201,7 @@ def test_arrays_go_to_policies_of_models(shop: Path, tmp_path: Path) -> None:
         ("q_direct=row q_direct=row", "--array: q_direct of a is given twice"),
         ("q_direct=row b:q_direct=row", "--array: q_direct of b is given twice"),
         ("q_logged=q", "--array: q_logged=q: nothing wants it without --estimator dr-position"),
-        ("a:q_direct=row", "dm of b: wants a reward model"),
+        ("a:q_direct=row", "dm of b: needs a reward model"),
         ("q_direct=nothing", "no column named nothing"),
         ("q_direct=text", "text: expected numbers or lists of them, got string"),
         ("q_direct=q", "q_direct: column q: expected one number a row; got a list"),
@@ -383,9 +383,9 @@ def test_policies_of_a_model_on_files_of_the_dataset(shop: Path, tmp_path: Path)
             ["--policy", "plackett_luce:temperature=1"],
             "and a --column of log-propensities",
         ),
-        ("bts_all", ["--policy", "best"], "expected [LABEL=]INFERENCE_TYPE"),
+        ("bts_all", ["--policy", "best"], "expected [LABEL=]POLICY"),
         ("bts_all", ["--column", "nothing"], "no column named nothing; found p"),
-        ("bts_all", ["--column", "position"], "columns: position is there without asking"),
+        ("bts_all", ["--column", "position"], "columns: position is always read"),
         ("bts_all", ["--column", "new=p"], "p: request all-bts-0, place 1: a log-propensity must"),
         ("bts_all", ["--column", "p"], "got 0.25; of probabilities give the logarithms"),
         ("bts_all", ["--column", "propensity_score"], "of probabilities give the logarithms"),
@@ -422,7 +422,7 @@ def test_campaigns_are_not_mixed(tmp_path: Path) -> None:
         (["evaluate", "{shop}/logs", "--column", "lp1"], "no column named lp1"),
         (
             ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "best"],
-            "expected [LABEL=]INFERENCE_TYPE",
+            "expected [LABEL=]POLICY",
         ),
         (
             ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform@{shop}"],
@@ -446,7 +446,7 @@ def test_campaigns_are_not_mixed(tmp_path: Path) -> None:
         (
             ["evaluate", "{shop}/logs", "--model", "{shop}/model", "--policy", "uniform",
              "--estimator", "dm"],
-            "dm of uniform: wants a reward model",
+            "dm of uniform: needs a reward model",
         ),
         *(
             (["evaluate", "{shop}/logs", "--column", "x", option, value], f"'{option}': {value}")
@@ -674,7 +674,7 @@ def test_help_names_what_is_there() -> None:
     assert "evaluate" in run("--help").stdout
     text = run("evaluate", "--help").stdout
     assert "snrips" in text
-    assert "[LABEL=]INFERENCE_TYPE" in text
+    assert "[LABEL=]POLICY" in text
 
 
 def test_nothing_is_written_where_the_report_cannot_be(shop: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ class TestOpenBanditDataset:
             ("words", r"random_men.*: .*(number a row, got string|double: invalid value 'x')"),
             ("timestamp", r"random_men.*: timestamp: expected a number a row, got string"),
             ("item_ids", "columns: item_ids is a column of the schema itself"),
-            ("position", "columns: position is there without asking"),
+            ("position", "columns: position is always read"),
         ):
             with pytest.raises(ValueError, match=message):
                 list(from_obd(path, columns=[name]))

@@ -1,4 +1,4 @@
-"""Who is inside the gate keeps a fork waiting, for a while; threads go from work to work."""
+"""Threads inside the gate keep a fork waiting, for a while; they go from work to work."""
 
 from __future__ import annotations
 

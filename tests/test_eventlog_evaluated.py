@@ -57,7 +57,7 @@ def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
         ([1.0], f"{COLUMN}: expected a mapping"),
         ({"": [-1.0, -1.0]}, f"{COLUMN}: a name must not be empty"),
         ({7: [-1.0, -1.0]}, f"{COLUMN}: expected a str, got 7"),
-        ({"a": [-1.0]}, f"{COLUMN}: a: expected shape (2,), one an item, got (1,)"),
+        ({"a": [-1.0]}, f"{COLUMN}: a: expected shape (2,), one for each item, got (1,)"),
         ({"a": [[-1.0, -1.0]]}, f"{COLUMN}: a: expected shape (2,)"),
         ({"a": [-1.0, np.nan]}, f"{COLUMN}: a: expected logarithms of probabilities, got nan"),
         ({"a": [0.5, 0.25]}, f"{COLUMN}: a: expected logarithms of probabilities, got 0.5"),

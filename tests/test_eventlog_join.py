@@ -374,7 +374,7 @@ class TestRewards:
 
 
 class TestMissing:
-    """What should have been there: told apart, and kept for who evaluates the result."""
+    """What should have been there: counted by reason, and kept for evaluating the result."""
 
     def test_clocks_that_differ(self, tmp_path: Path) -> None:
         """Half a minute behind: as many as come before are counted, and `skew` takes them in."""

@@ -387,7 +387,7 @@ class TestWrongRows:
     @pytest.mark.parametrize("kind", ["int64", "str"])
     @pytest.mark.parametrize("batch_rows", [1, 4, 1000])
     def test_a_row_that_comes_again_changes_nothing(self, kind: IdKind, batch_rows: int) -> None:
-        """Whatever stands between, and whoever wrote it; one that says otherwise is malformed."""
+        """Whatever stands between, and by any writer; a row that says otherwise is malformed."""
         long = {"item_ids": list(range(100, 105)), "log_propensities": [-1.0] * 5, "k": 5}
         if kind == "str":
             long["item_ids"] = [f"i{i}" for i in range(5)]

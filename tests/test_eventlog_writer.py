@@ -346,8 +346,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("retrieval: expected a mapping", {"retrieval": {"nprobe": 3}}),
     ("retrieval: params", {"retrieval": {"params": {1j: 2}}}),
     ("user_temperature: must be finite and above 0", {"user_temperature": 0.0}),
-    ("rewards: expected 5, one an item", {"rewards": [1.0]}),
-    ("rewards: expected 5, one an item", {"rewards": "hello"}),
+    ("rewards: expected 5, one for each item", {"rewards": [1.0]}),
+    ("rewards: expected 5, one for each item", {"rewards": "hello"}),
     ("rewards: place 2: expected a number or None", {"rewards": [0, 0, "x", 0, 0]}),
     ("rewards: place 4: must be finite, got inf", {"rewards": [0, 0, 0, 0, math.inf]}),
     ("rewards: place 1: must be finite, got 1000", {"rewards": [0, 10**400, 0, 0, 0]}),
@@ -455,7 +455,7 @@ class TestIds:
         with LogWriter(tmp_path) as log:
             with pytest.raises(ValueError, match="user_ids: expected 2 entries"):
                 log.append_batch(batch, k=2, user_ids=users, queries=[QUERY] * 2)
-            with pytest.raises(ValueError, match="rewards: expected 2, one an item"):
+            with pytest.raises(ValueError, match="rewards: expected 2, one for each item"):
                 log.append(batch[0], k=2, query=QUERY, rewards=users)
 
 

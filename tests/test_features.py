@@ -244,10 +244,10 @@ def test_names_that_are_the_same_are_refused() -> None:
 # ---- What is refused ---------------------------------------------------------------------------
 
 REFUSED: list[tuple[Any, str]] = [
-    ([1, 2], "expected 3 values, one an item, got 2"),
-    ([], "expected 3 values, one an item, got 0"),
-    (5, "expected 3 values, one an item, got 5"),
-    ("abc", "expected 3 values, one an item, got 'abc'"),
+    ([1, 2], "expected 3 values, one for each item, got 2"),
+    ([], "expected 3 values, one for each item, got 0"),
+    (5, "expected 3 values, one for each item, got 5"),
+    ("abc", "expected 3 values, one for each item, got 'abc'"),
     (iter([1, 2, 3]), "can be read only once"),
     ({1, 2, 3}, "in order, which a set has not"),
     ({"a": 1}, "not a mapping"),

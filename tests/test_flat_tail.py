@@ -1,4 +1,4 @@
-"""A flat tail below candidates: laws, whoever found them, and what each call says of them.
+"""A flat tail below candidates: laws, however these were found, and what each call says of them.
 
 `test_laws.py` and others have it among their policies, where candidates are the m best. Here they
 are handed to the core as an index would, right and wrong. Error budget: see support.py.

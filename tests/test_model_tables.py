@@ -117,7 +117,7 @@ def changed(folder: Path, **values: Any) -> None:
 
 
 def replaced(folder: Path, name: str, array: Any) -> None:
-    """Another array under the name in the manifest, as whoever can write files can write hashes."""
+    """Another array under the name in the manifest: who can write files can write hashes, too."""
     from fastrank import store
 
     manifest = json.loads((folder / "manifest.json").read_text())

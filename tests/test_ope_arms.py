@@ -732,10 +732,13 @@ def test_the_command(served: Path, tmp_path: Path) -> None:
         (["--shares", "control"], "--shares: expected [FROM:]ARM=SHARE,...; got 'control'"),
         (["--shares", "a=1,a=2"], "--shares: a=1,a=2: a is there twice"),
         (["--shares", "a=x"], "--shares: a=x: not a number: 'x'"),
-        (["--shares", "a=1", "--shares", "b=1"], "--shares: b=1: this is there twice"),
+        (
+            ["--shares", "a=1", "--shares", "b=1"],
+            "--shares: b=1: shares from this time on are given twice",
+        ),
         (["--shares", "a=1", "--shares", "r:b=1"], "--shares: some say from when on they hold"),
         (["--experiment", "cold"], "experiment: the log has none called 'cold'"),
-        (["--experiment", "warm", "--report", "x.html"], "--report: shows policies: name at"),
+        (["--experiment", "warm", "--report", "x.html"], "--report: it shows policies: name at"),
         (["--experiment", "warm", "--format", "obd"], "--experiment: only with --format log"),
     ],
 )

@@ -404,10 +404,10 @@ def test_the_page_tells_of_weights_below_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "logging", "message"),
     [
-        (["iips"], False, "iips of a: wants a policy on a model, and the model that wrote the log"),
-        (["pi"], False, "pi of a: wants a policy on a model"),
-        (["dm"], True, "dm of a: wants a reward model and a policy on a model, or a column of q_"),
-        (["cascade-dr"], True, "cascade-dr of a: wants a column of cascade_q_logged"),
+        (["iips"], False, "iips of a: needs a policy on a model, and the model that wrote the log"),
+        (["pi"], False, "pi of a: needs a policy on a model"),
+        (["dm"], True, "dm of a: needs a reward model and a policy on a model, or a column of q_"),
+        (["cascade-dr"], True, "cascade-dr of a: needs a column of cascade_q_logged"),
     ],
 )
 def test_what_an_estimator_lacks_is_named(
@@ -427,7 +427,7 @@ def test_an_array_that_nothing_computes_is_a_column(
 ) -> None:
     """It is not 0 in all rows, whatever else is given."""
     monkeypatch.setattr(ope.ESTIMATORS["dm"], "needs", ("new_array",))
-    with pytest.raises(ValueError, match="dm of a: wants a column of new_array"):
+    with pytest.raises(ValueError, match="dm of a: needs a column of new_array"):
         ope.evaluate(
             short,
             by_model(model, a=fr.Uniform()),
@@ -443,7 +443,7 @@ def test_who_wants_the_logging_law_is_named(tmp_path: Path, names: Sequence[str]
         serve(log, 10, fr.PlackettLuce(1.0))
     other = fr.Catalog(np.arange(20), np.ones((20, 1)))
     wanted = " and ".join(name for name in names if name != "ips")
-    with pytest.raises(ValueError, match=f"the logging policy's law is wanted for {wanted}$"):
+    with pytest.raises(ValueError, match=f"the logging policy's law is needed for {wanted}$"):
         ope.evaluate(
             LogReader(tmp_path),
             [ope.ByModel("a", fr.PlackettLuce(0.9), CATALOG)],
@@ -469,7 +469,7 @@ def test_a_logging_policy_that_is_not_known_is_named(tmp_path: Path) -> None:
     with LogWriter(tmp_path) as log:
         serve(log, 10, Coin())
     evaluated = [ope.ByModel("a", fr.PlackettLuce(0.9), CATALOG)]
-    with pytest.raises(ValueError, match=r"its policy 'coin' is none .* is wanted for iips$"):
+    with pytest.raises(ValueError, match=r"its policy 'coin' is none .* is needed for iips$"):
         ope.evaluate(LogReader(tmp_path), evaluated, logging=[CATALOG], estimators=["iips"])
 
 
@@ -1200,7 +1200,7 @@ def test_what_estimators_want_besides_is_part_of_the_forecast(
     assert taken / 10 < with_marginals < 10 * taken  # of the right order
     column = [ope.FromColumn("c", "lp1")]
     assert forecast(stochastic, column) == 0.0
-    with pytest.raises(ValueError, match="iips of a: wants a policy on a model"):
+    with pytest.raises(ValueError, match="iips of a: needs a policy on a model"):
         forecast(stochastic, policies, estimators=["iips"])
 
 

@@ -383,7 +383,7 @@ class TestBuild:
             (["--policy", "stochastic_flat_tail:m=9"], "give its temperature"),
             (["--policy", "softmax:temperature=1"], "--policy: expected"),
             (["--policy", "plackett_luce:temperature=x2"], "--policy: "),
-            (["--policy", "uniform", "--overlap", 0.7], "--policy states the policy"),
+            (["--policy", "uniform", "--overlap", 0.7], "--policy, --overlap: give one"),
             (["--overlap", "1.5"], "expected a share between 0 and 1, or none; got '1.5'"),
             (["--overlap", "some"], "expected a share between 0 and 1, or none; got 'some'"),
             (["--overlap", "none", "--tables"], "--tables: the model has no policy"),
@@ -477,7 +477,7 @@ class TestRank:
 
     def test_without_one_a_type_must_be_given(self, files: list[object], tmp_path: Path) -> None:
         built(files, tmp_path / "m", "--overlap", "none")
-        assert "give --inference-type" in refused("rank", tmp_path / "m", "--user", 3)
+        assert "give --policy" in refused("rank", tmp_path / "m", "--user", 3)
 
 
 def test_verify_draws_at_the_temperature_that_is_served(tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ class TestServer:
             assert about["params"] == {"temperature": 0.25}
             document = (await call(app, "GET", "/openapi.json")).json()
             field = document["components"]["schemas"]["UserRequest"]["properties"]["inference_type"]
-            assert field["description"] == f"By default {GUMBEL}, temperature 0.25."
+            assert field["description"].startswith(f"By default {GUMBEL}, temperature 0.25. ")
 
         with_app(tmp_path, work)
 

@@ -448,7 +448,7 @@ class TestEdges:
             ({"overlaps": [1.0]}, "overlaps: must lie between 0 and 1"),
             ({"epsilons": [1.5]}, "epsilon: must lie in"),
             ({"temperatures": [], "overlaps": [], "epsilons": []}, "no policy to look at"),
-            ({"targets": {"x": "deterministic"}}, "targets: x: expected a policy"),
+            ({"targets": {"x": "deterministic"}}, r"targets: x: expected .* makes one"),
             ({"queries": [[1.0, 2.0]]}, r"queries: expected shape \(q, 3\)"),
             ({"queries": np.zeros((0, 3))}, r"queries: expected shape \(q, 3\) with q >= 1"),
             ({"queries": [[1.0, math.inf, 0.0]]}, "queries: row 0, column 1: must be finite"),

@@ -1,10 +1,11 @@
-"""What a policy is to everything else: a law and a sampler, whoever defined it."""
+"""What a policy is to everything else: a law and a sampler, for policies of one's own, too."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,21 @@ from fastrank import (
     wire,
 )
 from fastrank.cli.rank import rank as rank_command
-from fastrank.policies import INFERENCE_TYPES, PARAMETERS, Law, parameters_of
+from fastrank.ope.queries import logging_policy
+from fastrank.policies import (
+    INFERENCE_TYPES,
+    NAMES,
+    PARAMETERS,
+    Law,
+    completed,
+    inference_type_of,
+    law_name,
+    names_of,
+    parameters_of,
+    sampler_name,
+    short_name,
+)
+from fastrank.policies.spec import parse_policy, parse_stated, written
 
 SCORES = np.array([1.0, 0.5, 0.0, -1.0])
 CATALOG = fr.Catalog([0, 1, 2, 3], SCORES[:, None])
@@ -263,6 +278,50 @@ def test_a_policy_is_what_its_name_and_parameters_say(policy: fr.Policy) -> None
     assert pickle.loads(pickle.dumps(policy)).law == policy.law
     assert hash(fr.policy(policy.inference_type, **policy.params)) == hash(policy)
     assert eval(repr(policy), vars(fr)) == policy
+
+
+@pytest.mark.parametrize("name", INFERENCE_TYPES)
+def test_a_short_name_means_the_same_wherever_a_policy_is_named(name: str) -> None:
+    short, usual = short_name(name), fr.FlatTail(2.0, m=3)
+    assert inference_type_of(short) == inference_type_of(name) == name
+    assert fr.policy(short) == fr.policy(name)
+    assert completed(short, {}, usual) == completed(name, {}, usual)
+    assert parse_policy(f"a={short}") == ("a", fr.policy(name))
+    assert parse_stated(short) == parse_stated(name)
+    assert written(fr.policy(short)).partition(":")[0] == name  # what is written is one of them
+    for of in (parameters_of, law_name, sampler_name):
+        assert of(short) == of(name)
+    params = fr.policy(name).params
+    logged: Any = SimpleNamespace(value=lambda *_: short, params=lambda _: params)
+    assert logging_policy(logged, 0) == fr.policy(name)
+
+
+def test_names_are_of_one_policy_each_and_the_textbooks_says_so() -> None:
+    assert set(NAMES) == set(INFERENCE_TYPES)
+    shorts = [row.short for row in NAMES.values()]
+    assert len(set(shorts)) == len(shorts)
+    assert all(inference_type_of(name) in INFERENCE_TYPES for name in names_of(INFERENCE_TYPES))
+    assert fr.policy("plackett_luce") == fr.PlackettLuce(sampler="gumbel")
+    slow = {name for name in NAMES if fr.policy(name).sampler == "sequential"}
+    assert {name for name, row in NAMES.items() if "slow" in row.words} == slow
+    assert all("use plackett_luce" in NAMES[name].words for name in slow)
+
+
+@pytest.mark.parametrize("name", ["placket_luce", "stochastic_gumbel", "x" * 10**6, 3, None])
+def test_what_is_no_name_is_refused_in_a_line(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"^inference_type: expected one of .*; got ") as caught:
+        fr.policy(name)
+    assert len(str(caught.value)) < 500
+    if name == "placket_luce":
+        assert str(caught.value).endswith("got 'placket_luce' (nearest: plackett_luce)")
+
+
+def test_a_name_where_a_policy_belongs_says_how_to_make_one() -> None:
+    name: Any = "plackett_luce"
+    with pytest.raises(ValueError, match=r"; fastrank\.policy\('plackett_luce'\) makes one"):
+        CATALOG.rank([1.0], 1, policy=name)
+    with pytest.raises(ValueError, match=r"; write PlackettLuce\(\.\.\.\)"):
+        CATALOG.rank([1.0], 1, policy=fr.PlackettLuce)  # type: ignore[arg-type]  # on purpose
 
 
 def test_a_parameter_can_be_asked_for_everywhere() -> None:

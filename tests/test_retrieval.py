@@ -417,7 +417,7 @@ def test_an_index_of_other_dimensions_is_refused(tmp_path: Path) -> None:
     meta["index"]["n_probes"] = None
     store.write(tmp_path / "catalog", meta, arrays, digests)
     catalog = fr.Catalog.open(tmp_path / "catalog")
-    with pytest.raises(ValueError, match="index: of 5 dimensions, for queries of 6"):
+    with pytest.raises(ValueError, match="index: has 5 dimensions, for queries of 6"):
         catalog.rank(np.zeros(6), policy=POLICY)
 
 
@@ -437,14 +437,14 @@ def of_l2(vectors: Vectors) -> Any:
         (lambda v: FaissIndex(v), "index: expected an index of FAISS, got array"),
         (
             lambda v: FaissIndex(faiss.index_factory(4, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)),
-            "index: it is not trained",
+            "index: it is not trained: call its method `train` first",
         ),
         (lambda v: FaissIndex(flat(v), labels="names"), "labels: expected rows or .*'names'"),
         (lambda v: FaissIndex(flat(v), labels="positions"), "labels: expected rows or item_ids"),
         (lambda v: FaissIndex(flat(v), n_probes=3), "n_probes: IndexFlat.* has no lists; got 3"),
         (lambda v: FaissIndex(factory(v, "IVF4,Flat"), n_probes=0), "n_probes: .* got 0"),
         (lambda v: FaissIndex(flat(v), version=""), "version: expected a text, got ''"),
-        (lambda v: FaissIndex(flat(v[:, :3])), "index: of 3 dimensions, where vectors have 4"),
+        (lambda v: FaissIndex(flat(v[:, :3])), "index: has 3 dimensions, where vectors have 4"),
         (lambda v: FaissIndex(flat(np.vstack([v, v]))), "index: holds 200 items, the catalog 100"),
         (lambda v: FaissIndex(faiss.IndexFlatIP(4)), "index: holds no items"),
         (lambda v: FaissIndex(flat(v[::-1])), "index: it scores the item .*other vectors"),
@@ -471,7 +471,7 @@ def test_an_index_that_does_not_fit_is_refused(
 def test_a_bias_wants_one_more_dimension() -> None:
     vectors = vectors_of(100, 4)
     catalog = fr.Catalog(np.arange(100), vectors, bias=np.ones(100))
-    message = "index: of 4 dimensions, where vectors have 4, and one for the bias"
+    message = "index: has 4 dimensions, where vectors have 4, and one for the bias"
     with pytest.raises(ValueError, match=message):
         catalog.with_index(FaissIndex(flat(vectors)))
 
@@ -716,10 +716,10 @@ def test_build_makes_an_index_measures_it_and_proposes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--index-lists", "5"], "--index-lists is of --index, which is not given"),
-        (["--index-probes", "5"], "--index-probes is of --index"),
+        (["--index-lists", "5"], "--index-lists: goes with --index, which is not given"),
+        (["--index-probes", "5"], "--index-probes: goes with --index"),
         (["--index-policy", "uniform"], "expected plackett_luce:temperature"),
-        (["--tables-bytes", "5"], "--tables-bytes is of --tables, which is not given"),
+        (["--tables-bytes", "5"], "--tables-bytes: goes with --tables, which is not given"),
         (["--index", "hnsw"], "'hnsw' is not 'ivf'"),
         (["--index", "ivf", "--index-lists", "2001"], "the catalog has 2000 items, got 2001"),
         (

@@ -272,9 +272,13 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
         (
             {"where": "price < b"},
             {"params": {"b": 1, "c": 1}},
-            "params: 'c' is no parameter of the score, nor of the rules",
+            "params: 'c' is not used: neither the score nor the rules have it",
         ),
-        ({}, {"params": {"c": 1}}, "params: 'c' is no parameter of the score, nor of the rules"),
+        (
+            {},
+            {"params": {"c": 1}},
+            "params: 'c' is not used: neither the score nor the rules have it",
+        ),
         ({"where": "new"}, {"params": {"new": 1}}, "rules: params: 'new' is a column"),
         ({"pin": {9: "zz"}}, {}, r"rules: pin\[9\]: 'zz' is not in the catalog"),
         ({"pin": {1: "\ud800"}}, {}, r"rules: pin\[1\]: .* is not in the catalog"),

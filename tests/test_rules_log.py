@@ -735,7 +735,7 @@ def test_slate_weights_want_the_same_items_eligible(tmp_path: Path) -> None:
     catalog = small_catalog()
     log = whole_log(tmp_path, catalog, WARM, rules=fr.Rules(where="price < 6"))
     asked = [ope.ByModel("new", COLD, catalog, rules=fr.Rules(where="price < 5"))]
-    with pytest.raises(ValueError, match="pi of new: wants rules that leave the same items"):
+    with pytest.raises(ValueError, match="pi of new: needs rules that leave the same items"):
         ope.evaluate(log, asked, logging=[catalog], estimators=["pi"])
 
 

@@ -707,7 +707,9 @@ def test_a_param_is_no_column() -> None:
 
 
 def test_params_without_a_score() -> None:
-    with pytest.raises(ValueError, match="params: 'w' is no parameter of a dot product"):
+    with pytest.raises(
+        ValueError, match="params: 'w' is not used: the score is the dot product alone"
+    ):
         SOME.rank(QUERY, 3, policy=fr.PlackettLuce(), params={"w": 1.0})
     with pytest.raises(ValueError, match="score: expected an expression"):
         SOME.rank(QUERY, 3, policy=fr.PlackettLuce(), score=3)  # type: ignore[arg-type]

@@ -151,7 +151,7 @@ def test_pairs_in_any_order_and_more_than_once() -> None:
 @pytest.mark.parametrize(
     ("users", "items", "message"),
     [
-        (["ann"], [1, 2], "item_ids: expected 1, one a user, got 2"),
+        (["ann"], [1, 2], "item_ids: expected 1, one for each user, got 2"),
         ([1], [10], "user_ids: the ids here are str, got 1"),
         (["ann"], ["10"], "item_ids: the ids here are int64, got '10'"),
         (["ann"], None, "user_ids, item_ids: give both, or neither"),
@@ -364,7 +364,7 @@ class TestCommands:
         assert "items.npz: expected .parquet, got .npz" in result.stderr
         for option in ("--seen-user-column", "--seen-item-column"):
             result = self.build(files, option, "x")
-            assert f"{option} is of --seen, which is not given" in result.stderr
+            assert f"{option}: goes with --seen, which is not given" in result.stderr
 
 
 class TestLogs:

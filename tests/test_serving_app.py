@@ -14,6 +14,7 @@ from served import ask, call, make_model, serving, with_app
 
 import fastrank as fr
 from fastrank.eventlog import LogReader, LogWriter
+from fastrank.policies import short_name
 from fastrank_serving.app import App, create_app
 from fastrank_serving.service import _Answers
 from fastrank_serving.settings import Settings
@@ -77,6 +78,38 @@ def test_every_inference_type(model: Path, inference_type: str) -> None:
         again = known.recommend("u1", 10, policy=policy, seed=found["seed"])
         assert again.item_ids.tolist() == found["item_ids"]
         assert again.log_propensities.tolist() == found["log_propensities"]
+
+    with_app(model, work)
+
+
+def test_a_policy_by_its_short_name(model: Path) -> None:
+    """In a body, in a URL and in a setting; what is answered and counted is the inference type."""
+
+    async def work(app: App) -> None:
+        names = {name: short_name(name) for name in fr.INFERENCE_TYPES}
+        for name, short in names.items():
+            asked = {"user_id": "u1", "k": 3, "seed": 5}
+            found = (await ask(app, **asked, inference_type=short)).json()
+            same = (await ask(app, **asked, inference_type=name)).json()
+            query = f"k=3&seed=5&inference_type={short}"
+            by_url = (await call(app, "GET", "/1/recommended-items/u1", query=query)).json()
+            assert found["policy"]["name"] == name
+            for each in (same, by_url):
+                assert each == found | {"request_id": each.get("request_id")}
+        refused = await ask(app, user_id="u1", inference_type="placket_luce")
+        assert refused.status == 422
+        assert refused.error["message"].endswith("(nearest: plackett_luce)")
+        document = (await call(app, "GET", "/openapi.json")).json()
+        field = document["components"]["schemas"]["UserRequest"]["properties"]["inference_type"]
+        (enum,) = (each["enum"] for each in field["anyOf"] if "enum" in each)
+        assert set(enum) == {*names, *names.values()}
+        assert refused.error["allowed"] == enum
+        assert "plackett_luce_sequential (stochastic_plackett_luce): " in field["description"]
+        app.service.tick()
+        metrics = (await call(app, "GET", "/metrics")).body.decode()
+        counted = set(re.findall(r'fastrank_requests_total\{inference_type="(\w+)"', metrics))
+        assert counted <= set(names)
+        assert "stochastic_gumbel_softmax_trick" in counted
 
     with_app(model, work)
 
@@ -219,6 +252,54 @@ def test_a_catalog_alone_wants_queries(tmp_path: Path) -> None:
         assert (await ask(app, user_id="a")).status == 404
 
     with_app(tmp_path / "m", work)
+
+
+@pytest.mark.parametrize(
+    ("is_text", "asked", "words"),
+    [
+        (True, {"user_id": 1}, 'user_id: expected text, got the number 1; send "1"'),
+        (False, {"user_id": 1}, 'user_id: expected text, got the number 1; send "1"'),
+        (False, {"user_id": "ann"}, "know 'ann': its user ids are integers of 64 bits, written as"),
+        (False, {"user_id": "01"}, "know '01': its user ids are integers of 64 bits, written as"),
+        (False, {"user_id": "3"}, "user_id: the model does not know '3'"),
+        (False, {"user_id": "1", "exclude": ["a"]}, "exclude: expected integers of 64 bits, "),
+        (True, {"user_id": "ann", "exclude": [1]}, 'without NUL at its end, "1" say; got 1'),
+        (True, {"user_id": "ann", "after": [1]}, 'without NUL at its end, "1" say; got 1'),
+        (True, {"user_id": "ann", "exclude": ["1"]}, None),
+        (False, {"user_id": "1", "exclude": ["10", 20]}, None),
+    ],
+)
+def test_ids_of_another_kind_are_told_what_to_send(
+    tmp_path: Path, is_text: bool, asked: dict[str, Any], words: str | None
+) -> None:
+    """User ids are text, whatever the model's are; item ids of integers may be either."""
+    items: Any = ["x", "y", "z"] if is_text else [10, 20, 30]
+    users: Any = ["ann", "bob"] if is_text else [1, 2]
+    vectors = np.eye(3, 2)
+    fr.Model(fr.Catalog(items, vectors), users, vectors[:2]).save(tmp_path / "m")
+
+    async def work(app: App) -> None:
+        reply = await ask(app, **asked)
+        if words is None:
+            assert reply.status == 200, reply.body
+        else:
+            assert words in reply.error["message"]
+
+    with_app(tmp_path / "m", work)
+
+
+def test_another_method_is_told_which_is_expected(model: Path) -> None:
+    async def work(app: App) -> None:
+        for method, path, words in (
+            ("GET", "/invocations", "expected POST"),
+            ("HEAD", "/1/recommended-items/u1", ""),
+            ("POST", "/version", "another one is expected"),
+        ):
+            reply = await call(app, method, path)
+            assert reply.status == 405
+            assert not words or words in reply.error["message"]
+
+    with_app(model, work)
 
 
 def test_unknown_users_may_have_a_fallback(model: Path) -> None:

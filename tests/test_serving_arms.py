@@ -262,7 +262,7 @@ def test_every_way_to_ask_has_the_same_arm(model: Path, way: str) -> None:
     arms = [each["arm"] for each in plain]
     assert [each["arm"] for each in others] == arms
     assert {*arms} == {"control", "explore"}
-    # Who is not known has an arm, and its rows say that another policy stood in.
+    # A user who is not known has an arm, and its rows say that another policy stood in.
     assert others[-1]["is_fallback"]
     assert others[-1]["policy"]["name"] == "uniform"
 

@@ -210,6 +210,8 @@ class TestPolicies:
             assert await status(temperature=0.5) == 200  # as it is
             assert await status(inference_type="uniform") == 200
             assert await status(inference_type=GUMBEL, temperature=2) == 200
+            assert await status(inference_type="plackett_luce", temperature=2) == 200
+            assert await status(inference_type="plackett_luce", temperature=3) == 403
             assert await status(temperature=2) == 200
             assert await status(inference_type="deterministic") == 403
             assert await status(temperature=0.25) == 403
@@ -238,7 +240,7 @@ class TestWhatIsTold:
             assert properties.keys() == {"user_id", "query", "k", "inference_type", "rules"}
             assert properties["query"] == {"type": "null"}
             types = [each.get("enum") for each in properties["inference_type"]["anyOf"]]
-            assert [GUMBEL, "uniform"] in types
+            assert [GUMBEL, "uniform", "plackett_luce"] in types
             assert "an object" not in properties["rules"]["description"]
             for path in ("/invocations", "/1/recommended-items/{user_id}"):
                 (operation,) = found["paths"][path].values()

@@ -114,7 +114,7 @@ def test_nothing_is_drawn() -> None:
         ({"revision": 1, "arms": {"control": True}}, "arms: control: expected a share of 0 to 1"),
         ('{"revision": 1, "arms": {"control": NaN}}', "arms: control: expected a share of 0 to 1"),
         ({"revision": 1, "arms": {"new": 1.0}}, "arms: 'new': no setting says its policy"),
-        ({"revision": 1, "arms": {"new": "magic@1"}}, "arms: new: expected [LABEL=]INFERENCE_TYPE"),
+        ({"revision": 1, "arms": {"new": "magic@1"}}, "arms: new: expected [LABEL=]POLICY"),
         ({"revision": 1, "arms": {"a b": "uniform@1"}}, "arms: expected a name"),
         ({"revision": 1, "experiment": 7}, "experiment: expected a name"),
         ({"revision": 1, "deterministic_only": 1}, "deterministic_only: expected true or false"),

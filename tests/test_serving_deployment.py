@@ -39,7 +39,7 @@ class TestImage:
     def test_its_health_is_whether_it_is_ready(self, tmp_path: Path) -> None:
         make_model().save(tmp_path / "model")
         port = str(free_port())
-        # Who says the port twice is heard by both in the same way.
+        # A port that is stated twice is read by both in the same way.
         environ = {"SAGEMAKER_BIND_TO_PORT": "1", "FASTRANK_PORT": port}
         asked = {**inherited(), **environ}
 

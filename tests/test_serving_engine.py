@@ -143,7 +143,7 @@ def test_who_gains_nothing_shares_nothing(held: Held, monkeypatch: pytest.Monkey
 
 
 def test_batches_take_turns_with_all_others(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks one thing waits for a pass of a batch, and not for all that it has."""
+    """A single request waits for a pass of a batch, and not for all of the batch."""
     order: list[int] = []
     ranked = engine._ranked
 
@@ -207,7 +207,7 @@ def test_the_queue_is_bounded(held: Held) -> None:
 
 
 def test_deadlines(held: Held) -> None:
-    """An answer comes, and nobody ranks for who has been told that it is too late."""
+    """An answer comes, and nobody ranks for clients that were told that it is too late."""
 
     async def work(own: Engine) -> None:
         first = asyncio.create_task(own.rank(job(1)))

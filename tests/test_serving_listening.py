@@ -1,4 +1,4 @@
-"""The Unix socket of who runs a server."""
+"""The Unix socket for those who run a server."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
+from fastrank.policies import names_of
 from fastrank.wire import GatewayRequest
 from fastrank_serving import messages
 from fastrank_serving.messages import (
@@ -201,7 +202,7 @@ def test_policies_that_are_none(request_: dict[str, Any], field: str) -> None:
 def test_unknown_policies_are_told_the_names() -> None:
     with pytest.raises(ProblemError) as caught:
         policy(inference_type="best")
-    assert caught.value.allowed == list(fr.INFERENCE_TYPES)
+    assert caught.value.allowed == names_of(fr.INFERENCE_TYPES)
 
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -1,4 +1,4 @@
-"""The numbers of several workers are one page, whoever of them dies, and whenever."""
+"""The numbers of several workers are one page, whichever of them dies, and whenever."""
 
 from __future__ import annotations
 

@@ -299,12 +299,17 @@ def test_a_request_that_is_sent_again_has_the_same_rules(
         ({"rules": {"pin": {"1": 2}, "pin_where": {"1": "new"}}}, 422, "rules.pin_where", "alre"),
         ({"rules": {"at_least": {"new": 11}}}, 422, "rules.at_least", "11 places are more than k"),
         ({"rules": "budget"}, 422, "rules.where", "'budget' is neither a column"),
-        ({"rules": "home", "params": {"w": 1}}, 422, "params", "no parameter of the score, nor of"),
+        (
+            {"rules": "home", "params": {"w": 1}},
+            422,
+            "params",
+            "neither the score nor the rules have it",
+        ),
         (
             {"rules": {"boost": {"new": 2}}, "inference_type": "uniform"},
             422,
             "rules.boost",
-            "speaks of weights",
+            "is about weights",
         ),
         (
             {"rules": {"boost": {"new": 2}}, "inference_type": "stochastic_flat_tail"},

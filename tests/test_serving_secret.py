@@ -119,7 +119,7 @@ class TestStart:
             (self.start(model, FASTRANK_SECRET="Hunter2"), "FASTRANK_SECRET: expected a secret"),
             (
                 self.start(model, "--secret-file", f"{tmp_path}/secret", FASTRANK_SECRET=TEXT),
-                "FASTRANK_SECRET and --secret-file",
+                "FASTRANK_SECRET, --secret-file",
             ),
             (self.start(model, "--secret", TEXT), "No such option"),
             (self.start(model, "--secret-file", TEXT), "not the secret itself"),

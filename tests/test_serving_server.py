@@ -612,7 +612,7 @@ SLOW = [
 
 
 def test_slow_clients_are_sent_away(hasty: Process) -> None:
-    """Whoever sends too slowly is; whoever has nothing to ask at the moment is not."""
+    """A client that sends too slowly is; one that has nothing to ask at the moment is not."""
     patient = hasty.connection()
     assert hasty.ask(patient, user_id="u1")[0] == 200
     waiting = {}

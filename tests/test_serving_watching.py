@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class World:
-    """A directory that is watched, and who watches it."""
+    """A directory that is watched, and its watcher."""
 
     def __init__(self, folder: Path, made: Path, **settings: Any) -> None:
         self.watched, self.copies, self.made = folder / "watched", folder / "copies", made

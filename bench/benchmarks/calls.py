@@ -1,8 +1,8 @@
 """One ranking, by us or by a peer, as a call without arguments.
 
 Every function here makes the call once and checks what came back before handing it out: a
-benchmark of a wrong answer measures nothing. The peers get the best that is known of them, and
-whatever they need apart from the query (an index, a dictionary of scores) is made beforehand.
+benchmark of a wrong answer measures nothing. The peers are set up as fast as is known, and whatever
+they need apart from the query (an index, a dictionary of scores) is made beforehand.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _BLOCK_SCORES = 1 << 18
 OWN = ["gumbel", "deterministic", "epsilon", "uniform", "sequential", "cached"]
 # Ours in one pass over the vectors, or less.
 SCANS = ["gumbel", "deterministic", "epsilon", "uniform"]
-# Below CODED_FROM items these are float32 storage, as whoever asks for int8 gets it,
+# Below CODED_FROM items these are float32 storage, as asking for int8 gives it,
 INT8 = ["int8 gumbel", "int8 deterministic", "int8 epsilon"]
 # and these codes all the same, for what is to be known of codes.
 CODED = ["coded gumbel", "coded deterministic"]

@@ -1,7 +1,7 @@
 """Ours against a peer, both measured in turns in one process: bigger is worse, 1 is a tie.
 
-Times depend on the machine and its mood, ratios much less: these are what to watch from commit to
-commit. `figures.py` prints the same ratios with the targets that they must meet.
+Times depend on the machine and its load, ratios much less: watch these from commit to commit.
+`figures.py` prints the same ratios with the targets that they must meet.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Workload:
 
     @cached_property
     def int8_catalog(self) -> fr.Catalog:
-        """Ours, in memory, as who asks for int8 gets it: few items are kept as float32."""
+        """Ours, in memory, as asking for int8 gives it: few items are kept as float32."""
         return self.packed("int8")
 
     @cached_property

@@ -3,8 +3,8 @@
     python vector_from_redis.py ann --space 2026-12-01
 
 The vector is float32, the lowest byte first, under "vector:SPACE:USER". A space is one training:
-vectors of another one fit the items of the model that serves no better than random ones, which
-nobody notices.
+vectors of another space fit the items of the serving model no better than random ones, and nobody
+would notice.
 
 Redis may be slow, or gone, and the user may have none there: then the model's own vector is taken.
 """
@@ -49,10 +49,10 @@ def vector_of(store: redis.Redis, space: str, user: str) -> list[float] | None:
 
 
 def recommend(store: redis.Redis, server: str, space: str, user: str, **more: Any) -> Any:
-    """The answer for a user; its `request_id` joins the log's row with what becomes of it.
+    """The answer for a user; its `request_id` joins the log's row with what the user does.
 
-    A row of a ranking by `query` has no user, since the model may not know them: who evaluates by
-    users keeps, by request_id, whose it was.
+    A row of a ranking by `query` has no user, since the model may not know them: to evaluate by
+    users, keep whose ranking it was by request_id.
     """
     vector = vector_of(store, space, user)
     body = {"user_id": user} if vector is None else {"query": vector}

@@ -1,7 +1,7 @@
 """The access log: a line for each answer, or for those alone that refuse something.
 
-Lines are made and written by a thread, those of a tenth of a second together: neither their form
-nor a reader who is slow keeps a request waiting. What is left out is counted, and said.
+Lines are made and written by a thread, those of a tenth of a second together: no request waits for
+a line to be formatted, or for a slow reader. Lines that are left out are counted and reported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PLAIN = re.compile(
 
 
 class Line(msgspec.Struct, omit_defaults=True):
-    """What is said of an answer. JSON has these names; what is not known is left out.
+    """One line: an answer's fields, by their names in JSON; unknown ones are left out.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class AccessLog:
         Of the server's log. Where this one is off, no 4xx is said above "warning", and no 5xx above
         "error".
     secret : Secret, optional
-        By which users are hashed; by default one that was drawn when the server started.
+        The key by which users are hashed; by default drawn when the server started.
 
     Attributes
     ----------
@@ -137,7 +137,7 @@ class AccessLog:
             raise OSError(f"the access log wants a thread: {error}") from None
 
     def note(self, line: Line) -> None:
-        """An answer was sent; half a microsecond."""
+        """Note that an answer was sent; takes half a microsecond."""
         if len(self._lines) < _WAITING and self._has_token():
             line.time = time.time()
             self._lines.append(line)
@@ -156,7 +156,7 @@ class AccessLog:
         return True
 
     def flush(self) -> None:
-        """Have it written, unless what was noted before still waits to be."""
+        """Have it written, unless lines noted before still wait."""
         if self._batches.full():
             return
         if self._left_out and self._has_token():
@@ -199,7 +199,7 @@ class AccessLog:
                 is_lost = True
 
     def made(self, line: _Said) -> bytes:
-        """A line as it is written: ASCII, and one line whatever was asked."""
+        """A line as it is written: ASCII, and one line whatever the request held."""
         if isinstance(line, Line):
             line.path = self._shown(line.path)
             line.seconds = round(line.seconds, 6)

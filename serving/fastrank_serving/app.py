@@ -1,4 +1,4 @@
-"""The HTTP side: what is asked where, and how errors look.
+"""The HTTP side: addresses, and how errors look.
 
 /ping and /invocations are SageMaker's contract and take the short way; all else is Starlette's.
 """
@@ -77,7 +77,8 @@ def create_app(
 ) -> App:
     """The app for these settings; the model is loaded when the server starts.
 
-    load_first: nothing is accepted before it is there. Otherwise /ping says that it is not yet.
+    load_first: no connection is accepted before it is there. Otherwise /ping says that it is not
+    ready yet.
     """
     service = Service(settings, counted or metrics.Metrics())
     service.on_loaded = partial(rehearse_apart, settings)
@@ -135,7 +136,7 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def administer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app behind the Unix socket of who runs the server."""
+        """The ASGI app behind the Unix socket for those who run the server."""
         await self._noted(partial(self._by, self._admin), scope, receive, send)
 
     async def _noted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,7 +166,7 @@ class App:
     def _is_said(self, line: Line) -> bool:
         least = self.access.least
         if least and line.path == "/ping" and not self.service.hangs:
-            return False  # it says not yet, or no more, as it should
+            return False  # it says that it is not ready, as it should
         return line.status >= least
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,9 +178,9 @@ class App:
         elif path == "/ping" and scope["method"] in ("GET", "HEAD"):
             await self._send(send, 200 if self.service.ready else 503, b"", {})
         elif path in ("/invocations", "/ping"):
-            problem = ProblemError(405, "method_not_allowed", "not with this method")
-            allowed = b"POST" if path == "/invocations" else b"GET, HEAD"
-            await self._refuse(send, problem, None, {b"allow": allowed})
+            allowed = "POST" if path == "/invocations" else "GET, HEAD"
+            problem = _not_allowed(f"expected {allowed}")
+            await self._refuse(send, problem, None, {b"allow": allowed.encode()})
         else:
             await self._by(self._others, scope, receive, send)
 
@@ -291,7 +292,7 @@ class App:
             if not message.get("more_body", False):
                 break
             message = await receive()
-        if LATE in scope:  # of the connection nothing more can be understood
+        if LATE in scope:  # nothing more on this connection can be understood
             raise ProblemError(408, "body_too_slow", "the body did not come in time")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -321,8 +322,8 @@ class App:
         """Batch transform: a line out for each line in, in order; a bad one gives an error.
 
         Long ones are answered one after another, or the answers of several, each near its end,
-        would take all the memory that there is. One ends with its client, or would go on for hours
-        for nobody.
+        would take all the memory that there is. A batch ends when its client leaves, or it would go
+        on for hours for nobody.
         """
         if body.count(b"\n") > _LINES_MOST:
             allowed = f"at most {_LINES_MOST} lines"
@@ -479,7 +480,7 @@ class _Held:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """So many more, or fewer if below 0; a ProblemError if there are none."""
+        """Take so many more, or give them back if below 0; a ProblemError if too few are left."""
         if count > 0 and self._memory.taken + count > self._memory.most:
             raise ProblemError(
                 503,
@@ -502,7 +503,7 @@ async def _left(receive: Receive) -> None:
 
 
 class _Turns:
-    """Of a batch's tasks together: what they do in one turn of the loop takes so long, not more."""
+    """Bounds the time that a batch's tasks together take in one turn of the loop."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -527,7 +528,7 @@ class _Turns:
 
 
 def _starlettes(app: App) -> tuple[Starlette, Starlette]:
-    """What everybody may ask, and what who runs the server may."""
+    """Addresses for everybody, and those for who runs the server."""
     service = app.service
 
     def refused(problem: ProblemError, request_id: str | None = None) -> Response:
@@ -547,7 +548,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         line: Line = request.scope[LINE]
         try:
             if request.method == "HEAD":  # a ranking is made to be shown
-                raise ProblemError(405, "method_not_allowed", "not with this method")
+                raise _not_allowed("expected GET")
             given = dict(request.query_params)
             refuse_repeated(request.query_params.multi_items())
             if "user_id" in given:
@@ -650,7 +651,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         return refused(ProblemError(404, "not_found", "there is nothing here"))
 
     async def not_allowed(_: HttpRequest, __: Exception) -> Response:
-        return refused(ProblemError(405, "method_not_allowed", "not with this method"))
+        return refused(_not_allowed("another one is expected at this address"))
 
     async def failed(_: HttpRequest, error: Exception) -> Response:
         _LOG.error("a request failed", exc_info=error)
@@ -678,6 +679,10 @@ def _too_large(limit: int) -> ProblemError:
     return ProblemError(
         413, "body_too_large", f"the body: at most {limit} bytes", allowed=f"at most {limit} bytes"
     )
+
+
+def _not_allowed(words: str) -> ProblemError:
+    return ProblemError(405, "method_not_allowed", f"not with this method: {words}")
 
 
 def _stopped() -> ProblemError:

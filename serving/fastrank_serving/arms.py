@@ -1,4 +1,4 @@
-"""What rankings are drawn by: the arms of an experiment, who is in which, and what else is stated.
+"""What rankings are drawn by: an experiment's arms, which users are in which, and what else is set.
 
 A user's arm is the winner of a race. Each arm has a time for each user, -log(u) over its share,
 where u in (0, 1) is a hash of experiment, arm and user under a key; the first one has them. So arms
@@ -41,9 +41,9 @@ __all__ = [
     "parse_arms",
 ]
 
-ALSO_SYNTAX = "NAME=INFERENCE_TYPE[:PARAM=VALUE,...]"
+ALSO_SYNTAX = "NAME=POLICY[:PARAM=VALUE,...]"
 ARM_SYNTAX = f"{ALSO_SYNTAX}@SHARE"
-SHARES_OFF = 1e-6  # what the sum of shares may be off 1 by
+SHARES_OFF = 1e-6  # how far the sum of shares may be from 1
 # Of an experiment, an arm, a policy and a revision: they stand in `--shares` and in labels.
 _NAME = re.compile(r"[^\W_][\w.-]{0,99}")
 _BITS = (1 << 53) - 1
@@ -144,7 +144,7 @@ def arm_of(name: str, policy: str, share: str, named: str = "arm") -> Arm:
 
 def _policy(text: str, named: str) -> Stated:
     if "=" in text.partition(":")[0]:  # a label, which a name is already
-        raise ValueError(f"{named}: expected INFERENCE_TYPE[:PARAM=VALUE,...], got {shown(text)}")
+        raise ValueError(f"{named}: expected POLICY[:PARAM=VALUE,...], got {shown(text)}")
     return parse_stated(text, named, takes_overlap=True)
 
 
@@ -256,7 +256,7 @@ class InForce:
         object.__setattr__(self, "_race", tuple(race))
 
     def arm_of(self, unit: str) -> Armed:
-        """Whose a user is, or a request where nobody knows the user; a microsecond an arm."""
+        """The arm of a user, or of a request where the user is not known; a microsecond an arm."""
         own = _part(unit)
         best, first = self._race[0][0], math.inf
         for arm, start in self._race:

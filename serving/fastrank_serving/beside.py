@@ -1,7 +1,7 @@
 """The process beside those that serve: it watches for models, and uploads the log.
 
-What it does would keep rankings waiting, and takes memory of its own (that of S3's client, say), so
-there is one of it, however many workers there are. If it ends it is started anew.
+Its work would keep rankings waiting, and takes memory of its own (S3's client, say), so there is
+one such process, however many workers there are. If it ends it is started anew.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def claimed(settings: Settings) -> Iterator[Settings]:
 
     Each is this server's alone for as long as the context lasts. Where none is given it is a
     temporary one, and goes at the end, unless something in it could not be uploaded; one that a
-    server of the same place left when it was killed is taken, with what it holds.
+    server of the same place left when it was killed is taken over, with what it holds.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _heal(settings: Settings) -> None:
-    """Give up a copy of a server before that is damaged: it comes anew."""
+    """Remove a damaged copy that an earlier server left: it is copied anew."""
     copy = settings.copy
     assert copy is not None
     if copy.is_symlink():

@@ -1,8 +1,8 @@
 """Memory that several processes share without a file: each writes its seat, all read all.
 
-The kernel keeps it (memfd), its pages are there from the first and nobody can cut it, so that it
-can neither run out nor go away, and wants no directory. A process that is killed in the midst of
-writing leaves what it had written before: a seat has two halves, which are written in turns.
+The kernel keeps it (memfd): its pages exist from the start and nobody can truncate it, so it can
+neither run out nor disappear, and it needs no directory. A process that is killed while it writes
+leaves its earlier content: a seat has two halves, which are written in turns.
 """
 
 from __future__ import annotations

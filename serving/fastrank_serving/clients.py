@@ -1,7 +1,7 @@
 """What clients may choose: the fields of a request that they may set, the policies they may name.
 
-What comes in API Gateway's form and what comes directly are set apart: behind the gateway is
-anybody, and what asks directly may be a service of one's own.
+Requests in API Gateway's form and direct ones have rules of their own: anybody may be behind the
+gateway, and what asks directly may be your own service.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def as_fields(words: Iterable[str], known: Sequence[str] = FIELDS) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class _May:
-    """What those may set who come one way.
+    """What requests of one way in may set.
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class Clients:
         return self.may(field) and field not in self._may.by_name
 
     def inference_types(self, own: fr.Policy | None) -> list[str]:
-        """That they may name, where this is the server's own policy."""
+        """Inference types that they may name, where `own` is the server's own policy."""
         if not self.may("inference_type"):
             return []
         if self._policies is None:
@@ -193,7 +193,7 @@ class Clients:
         policy : Policy
             What it makes of the server's, before a user's own temperature.
         *own : Policy or None
-            The server's, which whoever names none has, and the model's.
+            The server's, which a request that names none gets, and the model's.
         """
         if self._policies is None or policy == own[0]:
             return

@@ -1,7 +1,7 @@
 """The control file: a small JSON document that running servers follow.
 
-It says arms and their shares, or that nothing is to be drawn, each time under a revision. What is
-there stays in force until something else is there that can be: a file that cannot be read, does
+It says arms and their shares, or that nothing is to be drawn, each time under a revision. Its
+content stays in force until other content can be put into force: a file that cannot be read, does
 not parse, or that the model cannot follow changes nothing.
 """
 
@@ -81,7 +81,7 @@ class ControlFile:
         return reading.result()
 
     def is_news(self, said: str | None) -> bool:
-        """Whether something else is to be said of it than the last time."""
+        """Whether there is something new to log about it."""
         before, self._said = self._said, said
         return said != before
 
@@ -108,7 +108,7 @@ def _of_path(path: Path) -> bytes:
 
 
 def error_words(error: Exception) -> str:
-    """What is said of an error, in one line."""
+    """An error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = " ".join(str(error).split())

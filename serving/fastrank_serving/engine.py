@@ -4,7 +4,7 @@ One event loop takes requests in; as many threads as there are cores rank, with 
 A ranking that costs less than handing it over is made in the loop itself. While all threads are
 busy, requests wait; a thread that becomes free takes all that wait for the same catalog and k,
 and ranks them in one pass over the vectors. A row of such a batch is the ranking that the request
-would have got alone, and nobody waits in order to be joined by others.
+would have got alone, and no request waits for others to join it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
 
 # Structs, which are made in a fifth of the time of a dataclass: three for every request.
 class Job(msgspec.Struct, eq=False):
-    """One ranking that is wanted.
+    """One ranking to be made.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Job(msgspec.Struct, eq=False):
     has_table : bool
         The policy's sampler is "cached", and the table need not be made.
     also : mapping of str to Policy, optional
-        Whose log-propensities of the ranking are wanted, too.
+        Policies whose log-propensities of the ranking are wanted, too.
     deadline : float
         Monotonic seconds.
     is_batch : bool
@@ -324,7 +324,8 @@ class Engine:
                 422,
                 "too_dear",
                 f"this ranking would take about {job.work / _PASS_WORK:.2g} s, and may take"
-                f" {seconds:.2g}: ask for fewer places or another inference_type",
+                f" {seconds:.2g}: ask for fewer places or another inference_type"
+                + (", plackett_luce say" if job.policy.sampler == "sequential" else ""),
                 value=job.policy.inference_type,
             )
         if self._work + job.work > _AT_BEST * self.threads * seconds:
@@ -335,7 +336,7 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._beside, work)
 
     def begin(self) -> None:
-        """Start all threads: the machine may have none left when the first one is wanted.
+        """Start all threads: the machine may have none left when the first one is needed.
 
         Raises
         ------
@@ -369,7 +370,7 @@ class Engine:
             self._pool.submit(self._pass, loop, self._passes, jobs)
 
     def _next(self) -> list[Job]:
-        """The oldest job that still wants an answer, and those that can join it.
+        """The oldest job that still needs an answer, and those that can join it.
 
         A batch has many jobs here for as long as it lasts: those take turns with all others.
         """
@@ -435,7 +436,9 @@ def _as_ids(name: str, ids: Any, catalog: Scorer) -> Any:
         return ids_from_text(name, ids, like)
     except ValueError:
         bad = next(each for each in ids if id_from_text(each, like) is None)
-        raise invalid_value(name, str(bad), as_written(like)) from None
+        is_number = like.dtype.kind == "U" and not isinstance(bad, str)
+        allowed = f'{as_written(like)}, "{bad}" say' if is_number else as_written(like)
+        raise invalid_value(name, bad, allowed) from None
 
 
 def _too_many(why: str) -> ProblemError:

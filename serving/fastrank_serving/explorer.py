@@ -1,8 +1,8 @@
 """The explorer: a page that shows what every inference type makes of a user.
 
 The page asks /invocations for rankings, as any client does, and always chooses the seed itself:
-the log says so of such rows, and evaluations leave them out. What a client need not know, and the
-page does, it asks here: which users there are, and what items are called.
+the log says so of such rows, and evaluations leave them out. What the page needs beyond that, it
+asks here: which users there are, and the titles of items.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH, id_from_text, integer
-from fastrank.policies import parameters_of
+from fastrank.policies import NAMES, parameters_of
 from fastrank_serving.clients import FIELDS
 from fastrank_serving.messages import (
     MAX_TEXT,
@@ -105,7 +105,11 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             "columns": {} if loaded.catalog.features is None else loaded.catalog.features.columns,
             "rules": [{"name": name, "params": each.params} for name, each in loaded.rules.items()],
             "inference_types": [
-                {"name": name, "params": list(parameters_of(name))}
+                {
+                    "name": name,
+                    "params": list(parameters_of(name)),
+                    "words": NAMES[name].words,
+                }
                 for name in service.clients.inference_types(loaded.policy)
             ],
             "may": [name for name in FIELDS if service.clients.may(name)],

@@ -299,7 +299,7 @@ class Gateway:
             values = integration.match(path)
             if values is not None and integration.method == method:
                 break
-        else:  # its words for any path that it does not know
+        else:  # what API Gateway says to any path that it does not know
             return _plain(403, "Missing Authentication Token")
         if self._decode_path:
             values = {name: unquote(value) for name, value in values.items()}

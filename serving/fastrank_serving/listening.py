@@ -1,4 +1,4 @@
-"""Sockets that a server listens on: TCP for everybody, and a Unix socket for who runs it."""
+"""Sockets that a server listens on: TCP for everybody, and a Unix socket for those who run it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANSWER = 2.0  # seconds for another server to say that it lives, or to end what
 
 
 def tcp_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens; an OSError that names the address where none can be had."""
+    """A socket that listens; an OSError that names the address where that fails."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

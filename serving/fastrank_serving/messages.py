@@ -18,7 +18,7 @@ import msgspec
 import fastrank as fr
 from fastrank.arraytypes import FloatArray
 from fastrank.inputs import new_request_id
-from fastrank.policies import PARAMETERS, completed, parameters_of
+from fastrank.policies import PARAMETERS, completed, inference_type_of, names_of, parameters_of
 from fastrank.wire import (
     MAX_TEXT,
     Answer,
@@ -308,17 +308,17 @@ def _policy(
     asked = dict(zip(PARAMETERS, values, strict=True))
     if name is None and not any(value is not None for value in asked.values()):
         return default
-    if name is not None and name not in fr.INFERENCE_TYPES:
-        allowed = list(fr.INFERENCE_TYPES)
+    try:
+        chosen = default.inference_type if name is None else inference_type_of(name)
+    except ValueError as error:
         raise ProblemError(
             422,
             "unknown_inference_type",
-            f"inference_type: expected one of {', '.join(allowed)}; got {_short(name)!r}",
+            str(error),
             field="inference_type",
             value=name,
-            allowed=allowed,
-        )
-    chosen = name or default.inference_type
+            allowed=names_of(fr.INFERENCE_TYPES),
+        ) from None
     accepted = parameters_of(chosen)
     params = {}
     for key, value in asked.items():
@@ -328,7 +328,8 @@ def _policy(
             raise ProblemError(
                 422,
                 "invalid_value",
-                f"{key}: {chosen} does not take it",
+                f"{key}: {name or chosen} does not take it: it takes"
+                f" {', '.join(accepted) or 'no parameters'}",
                 field=key,
                 value=value,
                 allowed=list(accepted),

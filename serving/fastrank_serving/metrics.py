@@ -281,7 +281,7 @@ class Metrics:
         self._reloads.labels("failed").inc()
 
     def look(self, in_flight: int, catalog: Catalog | None, log: LogWriter | None) -> None:
-        """Take the state that is known elsewhere."""
+        """Take in the state that other parts of the server know."""
         tables, size = (catalog.tables_made, catalog.table_bytes) if catalog is not None else (0, 0)
         written, dropped = (log.rows_written, log.rows_dropped) if log is not None else (0, 0)
         looked = in_flight, tables, size, written, dropped
@@ -395,7 +395,7 @@ class _Seconds:
 
 
 def kept_of(board: Board, seat: int) -> _Families:
-    """What was counted by who had the seat before."""
+    """What earlier workers at this seat counted."""
     return _families(board.read()[seat].kept)
 
 

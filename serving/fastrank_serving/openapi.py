@@ -1,4 +1,4 @@
-"""The OpenAPI document: what is asked and answered, with this server's and its model's limits."""
+"""The OpenAPI document: requests and answers, with this server's and its model's limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 import fastrank as fr
 from fastrank.ids import MAX_LENGTH
-from fastrank.policies import PARAMETERS, parameters_of
+from fastrank.policies import PARAMETERS, names_of, parameters_of, short_name, words_of_names
 from fastrank.wire import LINES, MAX_PARAMS, MAX_RULES, MAX_RULES_ENTRIES, MAX_SCORE
 from fastrank_serving.clients import Clients
 from fastrank_serving.messages import MAX_TEXT, Answer
@@ -59,7 +59,7 @@ def document(
         if name == "user_id" or clients.may(name)
     }
     if has_arms and "inference_type" in fields:
-        fields["inference_type"]["description"] = _BY_ARM
+        fields["inference_type"]["description"] = f"{_BY_ARM} {_names_words(clients, policy)}"
     components["UserRequest"] = _request(fields, "user_id", "query")
     requests = [{"$ref": "#/components/schemas/UserRequest"}]
     if "query" in fields:
@@ -201,8 +201,8 @@ def _fields(
         "k": {"type": "integer", "minimum": 1, "maximum": settings.max_k, "default": settings.k},
         "inference_type": {
             "type": "string",
-            "enum": clients.inference_types(policy),
-            "description": _default_policy(policy),
+            "enum": names_of(clients.inference_types(policy)),
+            "description": f"{_default_policy(policy)} {_names_words(clients, policy)}",
         },
         **{name: _parameter(name) for name in PARAMETERS},
         "exclude": ids,
@@ -324,6 +324,12 @@ def _default_policy(policy: fr.Policy | None) -> str:
     return f"By default {policy.inference_type}{', ' if params else ''}{params}."
 
 
+def _names_words(clients: Clients, policy: fr.Policy | None) -> str:
+    """What each policy does, by the names that it is taken by."""
+    words = words_of_names(clients.inference_types(policy))
+    return f"Answers and logs write the name in brackets, where there is one. {words}."
+
+
 def _default_score(catalog: fr.Catalog | None) -> str:
     if catalog is None or catalog.score is None:
         return "By default the dot product itself."
@@ -335,8 +341,8 @@ def _number(low: float, high: float) -> dict[str, Any]:
 
 
 def _parameter(name: str) -> dict[str, Any]:
-    """Of a policy's parameter, and which inference types take it."""
-    takers = [each for each in fr.INFERENCE_TYPES if name in parameters_of(each)]
+    """Of a policy's parameter, and which policies take it."""
+    takers = [short_name(each) for each in fr.INFERENCE_TYPES if name in parameters_of(each)]
     row = PARAMETERS[name]
     return {
         "type": "integer" if row.is_integer else "number",

@@ -1,8 +1,7 @@
 """Requests of every kind, made before a model serves: the last part of its self-test.
 
-What Python imports, and what is read from a disk, when something is asked for the first time would
-otherwise be imported and read while clients wait, and fail for as long as the process has no file
-left to open.
+The first request of a kind makes Python import modules and read files. Otherwise that would happen
+while clients wait, and fail for as long as the process can open no more files.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class _Asked(NamedTuple):
 
 
 async def rehearse(app: ASGIApp, loaded: Loaded, settings: Settings) -> None:
-    """Ask an app, one that nobody else asks, for all that a server of this model is asked for.
+    """Send an app of its own all kinds of requests that a server of this model gets.
 
     A request costs some 0.5 ms, whatever the size of the catalog; one under rules, a few passes.
 

@@ -42,9 +42,9 @@ class Named(NamedTuple):
 
 
 def fitted(rules: fr.Rules, catalog: fr.Catalog, policy: fr.Policy) -> Named:
-    """Rules that fit a catalog: a list under them has the propensities that it says.
+    """Rules that fit a catalog: the propensities of a list under them are checked.
 
-    What hangs on parameters, which requests bring, is not looked at but for its form.
+    Of what depends on parameters, which come with requests, only the form is checked.
 
     Raises
     ------

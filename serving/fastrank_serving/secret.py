@@ -1,4 +1,4 @@
-"""A server's secret, and what is derived from it: who has the same one derives the same."""
+"""A server's secret, and what is derived from it: servers with the same secret derive the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WRITTEN = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """What is derived from it nobody foresees who has it not, and all who have it agree on.
+    """Nobody without it can foresee what is derived from it, and all who have it agree.
 
     Parameters
     ----------

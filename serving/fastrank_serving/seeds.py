@@ -44,7 +44,7 @@ def derived_seed(
     model_version: str,
     policy: fr.Policy,
 ) -> int:
-    """The seed that all have for a request who have the secret: `Secret.number` of "seed" and
+    """The seed that all servers with the secret have for a request: `Secret.number` of "seed" and
 
     1. ``user`` or ``query``,
     2. the user's id, or the vector as float32, the lowest byte first,

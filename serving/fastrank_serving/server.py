@@ -1,8 +1,8 @@
 """Processes: one server, or several workers that share a socket, and how they end.
 
-On SIGTERM a server says on /ping that nothing new should come, goes on accepting for a while, then
-accepts no more, answers what is in flight, flushes the log and exits with 0. SIGHUP loads the model
-anew. Workers are spawned, not forked, and one that dies is replaced.
+On SIGTERM a server says on /ping that no more requests should come, goes on accepting for a while,
+then accepts no more, answers those in flight, flushes the log and exits with 0. SIGHUP loads the
+model anew. Workers are spawned, not forked, and one that dies is replaced.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ def _is_ambiguous(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 class _State(ServerState):
-    """What the connections of a server know of one another."""
+    """What the connections of a server share."""
 
     is_crowded = False  # connections wait until others have ended
 
@@ -556,7 +556,7 @@ def _worker(settings: Settings, sockets: list[socket.socket], board: Board, seat
 class _Workers:
     """Keeps workers running, and hands signals on to them.
 
-    If they end again and again it gives up: somebody else may know better what to do.
+    If they end again and again it gives up: whatever started the server may know better.
     """
 
     def __init__(

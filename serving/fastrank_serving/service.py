@@ -1,7 +1,7 @@
 """What a server does with a request: the model, the answers it has given, the log.
 
-Models are exchanged whole: a new one is loaded and tested beside the old one, which goes when its
-last request has been answered. A bad one leaves the old one serving.
+Models are replaced whole: a new one is loaded and tested beside the old one, which is released when
+its last request has been answered. If the new one is bad, the old one goes on serving.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import fastrank as fr
 from fastrank.arraytypes import FloatArray
 from fastrank.calibration import common_temperature, condense, expected_overlaps
 from fastrank.extras import missing_extra
-from fastrank.ids import id_from_text
+from fastrank.ids import as_written, id_from_text
+from fastrank.inputs import nearest
 from fastrank.lru import LRU
 from fastrank.opening import open_directory
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, TABLED
@@ -88,7 +89,7 @@ _NOBODY_SAYS_ONE = (
 
 
 class User(NamedTuple):
-    """What a model knows of somebody; a vector is a view of the mapped file."""
+    """What a model knows about a user; the vector is a view of the mapped file."""
 
     query: npt.NDArray[np.float32]
     temperature: float | None
@@ -320,6 +321,15 @@ class Loaded:
                 self.seen[user_id] = found
         return found
 
+    def why_unknown(self, user_id: str) -> str:
+        """What an error says of a user for whom `of_user` gives None."""
+        if self.model is None:
+            return f"a catalog is served, which knows no users; send a query, not {user_id!r}"
+        known = self.model.user_ids
+        if id_from_text(user_id, known) is None:
+            return f"the model does not know {user_id!r}: its user ids are {as_written(known)}"
+        return f"the model does not know {user_id!r}"
+
     def keeps_table(self, user_id: str, policy: fr.Policy) -> bool:
         """`Model.keep_table` for a known user and the policy that was asked for."""
         if self.model is None or self.model.table_temperature is None:
@@ -493,7 +503,7 @@ class Service:
     async def reload(self) -> str:
         """Exchange the model for what the directory holds now; its version.
 
-        All who ask while one waits for another to end share it.
+        Calls that come while one waits for another to end share it.
 
         Raises
         ------
@@ -613,7 +623,7 @@ class Service:
         return body
 
     def no_http(self) -> None:
-        """What came was no HTTP, and was answered by a 400."""
+        """Count what was not HTTP, and was answered by a 400."""
         self.metrics.refused(400)
         if self.access.least <= 400:
             self.access.note(Line(0.0, "-", "-", 400, 0.0, 0, code="no_http"))
@@ -733,7 +743,7 @@ class Service:
         return body
 
     def _query(self, loaded: Loaded, request: Request) -> tuple[User, bool]:
-        """Whom to rank for, and whether it is the fallback."""
+        """The user to rank for, and whether the fallback ranks."""
         if request.query is not None:
             query = np.array(request.query, np.float32)
             if query.shape != (loaded.catalog.dim,):
@@ -753,7 +763,7 @@ class Service:
                 raise ProblemError(
                     404,
                     "unknown_user",
-                    f"user_id: the model does not know {request.user_id!r}",
+                    f"user_id: {loaded.why_unknown(request.user_id)}",
                     field="user_id",
                     value=request.user_id,
                 )
@@ -771,7 +781,7 @@ class Service:
                 422,
                 "unknown_rules",
                 f"rules: expected the name of some that the server has ({have});"
-                f" got {short(rules)!r}",
+                f" got {short(rules)!r}{nearest(rules, names)}",
                 field="rules",
                 value=rules,
                 allowed=names,

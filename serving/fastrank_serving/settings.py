@@ -1,4 +1,4 @@
-"""How a server is set up: one table of options, with all that is said of each.
+"""How a server is set up: one table of options, with the words for each.
 
 A field of `Settings` is an option. The command line (`fastrank.cli.serve`), the environment, what
 is checked, and the table of serving/README.md are made of these fields and of nothing else.
@@ -136,7 +136,7 @@ def _folder() -> click.Path:
 
 
 class _Model(click.Path):
-    """A directory that is there; of the container's own it is not wanted where one is watched."""
+    """A directory that exists; the container's own need not where one is watched."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if ctx is not None and ctx.get_parameter_source(param.name) is _DEFAULT:
@@ -307,7 +307,8 @@ class Settings:
         default=None,
         metadata=_said(
             click.STRING,
-            "Its name. Users are divided among its arms; requests that name no type are theirs.",
+            "Name of the experiment. Users are divided among its arms, which rank requests that"
+            " name no policy.",
             metavar="NAME",
             shown="none",
         ),
@@ -316,7 +317,7 @@ class Settings:
         default=(),
         metadata=_said(
             _Texts(),
-            "An arm of the experiment, by what it ranks, and its share; all shares sum to 1.",
+            "An arm of the experiment: its policy and its share; all shares sum to 1.",
             name="arm",
             metavar=ARM_SYNTAX,
             shown="none",
@@ -327,7 +328,8 @@ class Settings:
         metadata=_said(
             _Texts(),
             "A policy whose log-propensities of what is shown are answered and logged, too, so that"
-            " it can be evaluated without the model. They take about one and a half passes more.",
+            " it can be evaluated without the model. All of them take about one and a half passes"
+            " more.",
             metavar=ALSO_SYNTAX,
             shown="none",
         ),
@@ -336,8 +338,8 @@ class Settings:
         default=None,
         metadata=_said(
             click.STRING,
-            "The control file, a path or a URL that fsspec opens (s3://...): arms and their shares,"
-            " or that nothing is drawn. It is followed while the server runs.",
+            "The control file, a path or a URL that fsspec opens (s3://...): arms and their"
+            " shares, or that rankings are deterministic. It is followed while the server runs.",
             metavar="FILE",
             shown="none",
         ),
@@ -371,8 +373,8 @@ class Settings:
         default=(),
         metadata=_said(
             _Texts(),
-            "Rules that requests may name, from a JSON file: the keys of fastrank.Rules; or FILE,"
-            " an object that has several by their names. Read again at each reload.",
+            "Rules that requests may name, from a JSON file with the keys of fastrank.Rules; or"
+            " FILE alone, an object with several by their names. Read again at each reload.",
             shown="none",
             metavar="NAME=FILE",
         ),
@@ -380,16 +382,18 @@ class Settings:
     only_named_rules: bool = field(
         default=False,
         metadata=_said(
-            click.BOOL, "Requests may say no rules of their own: rules:named, whoever asks."
+            click.BOOL,
+            "Requests may not state rules of their own, only name the server's: rules:named, for"
+            " all clients.",
         ),
     )
     clients_may: Fields | None = field(
         default=None,
         metadata=_said(
             _Fields(FIELDS),
-            "Fields of a request that clients may set besides user_id, with commas between them;"
-            " none; all. Of score and rules, with :named, what the server has a name for. Others"
-            " get a 403.",
+            "Fields of a request that clients may set besides user_id, separated by commas; or"
+            " none, or all. score:named and rules:named allow only what the server has a name for."
+            " Others get a 403.",
             shown="all",
             metavar="FIELD,...",
         ),
@@ -398,8 +402,8 @@ class Settings:
         default=None,
         metadata=_said(
             _Fields(OF_GATEWAY),
-            "There is a gateway, and these may be set through it. Its request_id is the gateway's"
-            " own.",
+            "There is a gateway, and these fields may be set through it. The gateway sets"
+            " request_id itself.",
             shown="no gateway: what has its form is a client's",
             metavar="FIELD,...",
         ),
@@ -408,10 +412,10 @@ class Settings:
         default=None,
         metadata=_said(
             _Policies(),
-            "Policies that requests may name, with commas between them: with the parameters that"
-            " are stated, or with any where none are.",
+            "Policies that requests may name, separated by commas: with the parameters that are"
+            " stated, or with any where none are.",
             shown="any",
-            metavar="INFERENCE_TYPE[:PARAM=VALUE,...],...",
+            metavar="POLICY[:PARAM=VALUE,...],...",
         ),
     )
     workers: int = field(
@@ -432,44 +436,46 @@ class Settings:
         default=256,
         metadata=_said(
             click.IntRange(1, 1_000_000),
-            "So many requests are served or wait in a process; the next one gets a 429.",
+            "How many requests are served or wait in a process; the next one gets a 429.",
         ),
     )
     share: int = field(
         default=64,
         metadata=_said(
             click.IntRange(1, 1024),
-            "So many waiting requests are ranked in one pass; 1: each by itself.",
+            "How many waiting requests are ranked in one pass; 1: each by itself.",
         ),
     )
     max_k: int = field(default=1000, metadata=_said(click.IntRange(1, 1_000_000), "Largest k."))
     max_ids: int = field(
         default=100_000,
-        metadata=_said(click.IntRange(0, 100_000_000), "Ids of an exclude, allow or after list."),
+        metadata=_said(
+            click.IntRange(0, 100_000_000), "Most ids of an exclude, allow or after list."
+        ),
     )
     max_body: int = field(
-        default=MAX_BODY, metadata=_said(click.IntRange(1, 1 << 30), "Bytes of a body.")
+        default=MAX_BODY, metadata=_said(click.IntRange(1, 1 << 30), "Most bytes of a body.")
     )
     max_held: int = field(
         default=67_108_864,
         metadata=_said(
             click.IntRange(1, 1 << 40),
-            "Bytes that requests hold together, in each process: bodies, and ids read from them."
-            " What goes beyond gets a 503.",
+            "Most bytes that requests hold together, in each process: bodies, and ids read from"
+            " them. A request beyond that gets a 503.",
         ),
     )
     keep_answers: int = field(
         default=10_000,
         metadata=_said(
             click.IntRange(0, 10_000_000),
-            "So many answers are kept for requests that are sent again.",
+            "How many answers are kept for requests that are sent again.",
         ),
     )
     deadline: float = field(
         default=20.0,  # below the 29 of API Gateway
         metadata=_said(
             _Seconds(0, 86_400, min_open=True),
-            "Seconds for a request, once it is here.",
+            "Seconds to answer a request, once it has arrived.",
             platform="SAGEMAKER_MODEL_SERVER_TIMEOUT",
         ),
     )
@@ -484,20 +490,21 @@ class Settings:
         default=75,
         metadata=_said(
             click.IntRange(1, 86_400),
-            "Seconds for which a connection may be idle: more than what stands in front keeps it.",
+            "Seconds for which a connection may be idle: longer than the proxy or balancer in"
+            " front keeps it.",
         ),
     )
     drain_delay: float = field(
         default=0.0,
         metadata=_said(
             _Seconds(0, 86_400),
-            "Seconds of accepting after SIGTERM, while /ping says 503.",
+            "Seconds for which requests are still accepted after SIGTERM, while /ping says 503.",
             in_container=5.0,  # with the drain, and a second for the log, below SageMaker's 30
         ),
     )
     drain_timeout: float = field(
         default=20.0,
-        metadata=_said(_Seconds(1, 86_400), "Seconds after that for what is in flight."),
+        metadata=_said(_Seconds(1, 86_400), "Seconds after that for requests in flight."),
     )
     watch: Path | str | None = field(
         default=None,
@@ -520,7 +527,7 @@ class Settings:
         default=30.0,
         metadata=_said(
             _Seconds(0, 86_400, min_open=True),
-            "Seconds between two looks, at most; half as many at the least.",
+            "Most seconds between two looks at what is watched; half as many at least.",
         ),
     )
     watch_copies: Path | None = field(
@@ -535,7 +542,7 @@ class Settings:
         default=_MOST,
         metadata=_said(
             click.IntRange(1, _MOST),
-            "Bytes of these copies: of the version that serves and of the next one.",
+            "Most bytes of these copies: of the version that serves and of the next one.",
             shown="what the disk has",
         ),
     )
@@ -577,14 +584,15 @@ class Settings:
         default=1 << 30,
         metadata=_said(
             click.IntRange(1, _MOST),
-            "Bytes that are kept while they cannot be uploaded; then the oldest are dropped.",
+            "Most bytes of log that are kept while they cannot be uploaded; then the oldest are"
+            " dropped.",
         ),
     )
     admin_socket: Path | None = field(
         default=None,
         metadata=_said(
             click.Path(dir_okay=False, path_type=Path),
-            "Unix socket for POST /-/reload. Who started the server may use it, and root.",
+            "Unix socket for POST /-/reload. The user who started the server may use it, and root.",
             shown="none",
         ),
     )
@@ -602,7 +610,7 @@ class Settings:
         default=True,
         metadata=_said(
             click.BOOL,
-            "The page at /, which lists users to whoever reaches the port.",
+            "The page at /, which lists users to anybody who reaches the port.",
             in_container=False,
         ),
     )
@@ -613,7 +621,7 @@ class Settings:
         default="info",
         metadata=_said(
             _Level(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
-            "The least that is logged: a name, or 10 to 50 for debug to critical.",
+            "The least severe level that is logged: a name, or 10 to 50 for debug to critical.",
             platform="SAGEMAKER_CONTAINER_LOG_LEVEL",
         ),
     )

@@ -1,8 +1,9 @@
-"""Models that arrive: a place is watched for versions, and the last whole one gets served.
+"""Models that arrive: a place is watched for versions, and the last whole one is served.
 
 A version is a directory as `fastrank build` made it. It is copied to a fresh directory of this
-machine, where its hashes are verified and requests of every kind are made; only then the link goes
-to it that servers open, and what served before is removed. Nothing that is watched is ever mapped.
+machine, where its hashes are verified and requests of every kind are made; only then the link that
+servers open leads to it, and the version before is removed. Nothing in the watched place itself is
+ever mapped.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _order(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 class _RefusedError(Exception):
-    """A version cannot be served as it is now; it is said once for each kind of reason."""
+    """A version cannot be served as it is now; logged once for each kind of reason."""
 
     def __init__(self, kind: str, why: str) -> None:
         super().__init__(why)

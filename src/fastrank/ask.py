@@ -1,6 +1,6 @@
 """A call in the kernels' terms: what is asked of a table of scores, and what it answers.
 
-Who asks has checked the arguments. Items are positions: where the table has them.
+The caller has checked the arguments. Items are positions in the table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _KINDS = {
     "uniform": _native.UNIFORM,
 }
 
-# Which laws a kind draws: one whose law it is not would be logged with wrong propensities.
+# Which laws a kind draws: under any other law the log would have wrong propensities.
 _DRAWS: dict[int, Callable[[Law], bool]] = {
     _native.DETERMINISTIC: lambda law: law.is_certain,
     _native.GUMBEL: lambda law: law.explore == 1.0 and law.temperature < np.inf,
@@ -70,7 +70,7 @@ BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
 
 ENTRY_BYTES = 2048  # of the cache, for the key and objects of a table
 
-_last: tuple[Policy | None, Spec] = (None, BEST)  # one is asked for again and again
+_last: tuple[Policy | None, Spec] = (None, BEST)  # most calls repeat the policy of the last one
 
 
 def spec_of(policy: Policy, name: str = "policy") -> Spec:

@@ -76,7 +76,7 @@ def _replace_directory(temporary: Path, path: Path) -> None:
 def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
     """What `replacing` began in a directory, each with the name that it was to take.
 
-    Whether somebody is still writing it or was killed, the caller must know.
+    The caller must know whether somebody is still writing it or was killed.
     """
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(directory):

@@ -126,7 +126,9 @@ class Catalog(Scorer):
         storage = packing.kept_as(storage, n_items)
         ids, index = ids_of("item_ids", item_ids)
         if ids.shape != (n_items,):
-            raise ValueError(f"item_ids: expected {n_items}, one a row of vectors, got {len(ids)}")
+            raise ValueError(
+                f"item_ids: expected {n_items}, one for each row of vectors, got {len(ids)}"
+            )
         index = index or IdIndex("item_ids", ids)
         order = None if prior is None else _descending(as_finite("prior", prior, (n_items,)))
         if order is not None:
@@ -188,7 +190,7 @@ class Catalog(Scorer):
             self._rows,
             arrays.get("panel_rows"),
         )
-        # To judge by scores of a query: they come from `_packed`, and so are in range.
+        # For propensities from a query's scores: those come from `_packed`, and so are in range.
         self._scored = self._packed.over_scores()
         self._finder: Finder | None = None
         self._features = None
@@ -206,15 +208,15 @@ class Catalog(Scorer):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the catalog to a directory, whole or not at all.
 
-        A fastrank directory that is there is replaced atomically: who opens it meanwhile gets the
-        old catalog or the new one, and who has it open keeps the old one. A directory that holds
-        anything else is refused; names that begin with a dot, and ``lost+found``, count for
-        nothing. Writers wait for each other; after a second the log ``fastrank.store`` says so.
+        An existing fastrank directory is replaced atomically: a process that opens it meanwhile
+        gets the old catalog or the new one, and one that has it open keeps the old one. A directory
+        that holds anything else is refused; names that begin with a dot, and ``lost+found``, count
+        for nothing. Writers wait for each other; after a second the log ``fastrank.store`` says so.
 
         Raises
         ------
         ValueError
-            If the directory is not ours to replace.
+            If the directory is not fastrank's, which alone is replaced.
         OSError
             If the disk fails; what was there before is untouched then.
         """
@@ -506,7 +508,9 @@ class Catalog(Scorer):
 
     def _set_score(self, score: Expression | ScoreFunction | None, params: Params) -> None:
         if score is None and params:
-            raise ValueError(f"params: {next(iter(params))!r} is no parameter of a dot product")
+            raise ValueError(
+                f"params: {next(iter(params))!r} is not used: the score is the dot product alone"
+            )
         self._score, self._params = score, dict(params)
         self._default = None if score is None else self._bind_one(score, self._params)
 
@@ -556,7 +560,9 @@ class Catalog(Scorer):
         given = as_params(params)
         if own is None:
             if given:
-                raise ValueError(f"params: {next(iter(given))!r} is no parameter of a dot product")
+                raise ValueError(
+                    f"params: {next(iter(given))!r} is not used: the score is the dot product alone"
+                )
             return None
         return self._bind_one(own, {**self._params, **given} if score is None else given)
 
@@ -595,7 +601,7 @@ class Catalog(Scorer):
         unknown = [name for name in given if name not in names and name not in of_score]
         if unknown:
             raise ValueError(
-                f"params: {unknown[0]!r} is no parameter of the score, nor of the rules"
+                f"params: {unknown[0]!r} is not used: neither the score nor the rules have it"
             )
         mine = {name: value for name, value in given.items() if name in names}
         others = {
@@ -676,7 +682,7 @@ class Catalog(Scorer):
         own, wanted = self._finder.index.index, self._dim + ("bias" in self._arrays)
         if own.d != wanted:
             more = ", and one for the bias" if wanted > self._dim else ""
-            raise ValueError(f"index: of {own.d} dimensions, where vectors have {self._dim}{more}")
+            raise ValueError(f"index: has {own.d} dimensions, where vectors have {self._dim}{more}")
         if own.ntotal > self._n_items:
             raise ValueError(f"index: holds {own.ntotal} items, the catalog {self._n_items}")
         if own.ntotal == 0:
@@ -719,7 +725,7 @@ class Catalog(Scorer):
     ) -> tuple[FloatArray, FloatArray, dict[str, list[Any]]]:
         """Of some items: what its own score makes, without any bias; dot products in float64; and
         the columns that the score has."""
-        assert self._default is not None  # who asks has looked
+        assert self._default is not None  # the caller has looked
         assert self._score is not None
         vectors = np.concatenate([self._vectors(p, p + 1) for p in positions.tolist()])
         dots = vectors[:, : self._dim].astype(np.float64) @ query.astype(np.float64)
@@ -959,7 +965,7 @@ class Catalog(Scorer):
         query, policy, exclude, allow, bias, score, params, rules, after
             As in `rank`.
         k : int, optional
-            Places that were asked for, on which shares and pins of rules hang; by default as many
+            Places that were asked for, on which shares and pins of rules depend; by default as many
             as the ranking has.
 
         Returns

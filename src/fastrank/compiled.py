@@ -89,7 +89,7 @@ def code_of(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
 
 def cache_directory() -> Path | None:
     """Where code is kept: ``$FASTRANK_CACHE_DIR``, or ``fastrank`` in the user's cache folder. None
-    where it is not the user's alone: whoever can write there can run code here."""
+    where others may write to it: they could run code here."""
     own = os.environ.get("FASTRANK_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     directory = Path(own) if own else Path(base) / "fastrank"
@@ -130,7 +130,7 @@ def _label(score: Source, passed: tuple[tuple[str, str], ...]) -> bytes | None:
 
 
 def _digest(content: bytes) -> bytes:
-    import hashlib  # late: to load OpenSSL is a tenth of `import fastrank`
+    import hashlib  # late: loading OpenSSL takes a tenth of `import fastrank`
 
     return hashlib.sha256(content).digest()
 
@@ -206,7 +206,7 @@ def _made(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
         result = inner.nopython_signatures[0].return_type
     except MemoryError:
         raise
-    except Exception as error:  # Numba's own, and Python's out of its insides
+    except Exception as error:  # Numba's own errors, and Python's from inside it
         raise ValueError(f"score: {score.text}: {_words_of(error)}") from None
     if not isinstance(result, types.Number | types.Boolean) or isinstance(result, types.Complex):
         raise ValueError(
@@ -223,8 +223,8 @@ def _made(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
     strange = sorted(name for name in called if not _MATHEMATICS.fullmatch(name))
     if strange:
         raise ValueError(
-            f"score: {score.text}: it calls {strange[0]}: a score function reckons with numbers:"
-            " it neither draws them, nor keeps lists, nor prints"
+            f"score: {score.text}: it calls {strange[0]}: a score function computes with numbers"
+            " alone: it neither draws them, nor keeps lists, nor prints"
         )
     _keep(score, passed, loop)
     _kept.append(loop)
@@ -274,7 +274,7 @@ def _keep(score: Source, passed: tuple[tuple[str, str], ...], loop: Any) -> None
         content = loop.native_name.encode() + b"\n" + code
         with replacing(file) as temporary:
             temporary.write_bytes(label + _digest(content) + content)
-    except Exception as error:  # Numba's insides differ from version to version
+    except Exception as error:  # Numba's internals differ from version to version
         _LOG.warning("the code of %s is not kept: %r", score.text, error)
 
 

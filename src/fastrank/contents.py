@@ -1,7 +1,7 @@
 """What the arrays of a saved catalog or model hold when all is well.
 
-`verify=True` reads them through. Their hashes say that they are what was written; this says that it
-was fit to be written: whoever can write files can write hashes, too.
+`verify=True` reads them through. Their hashes say that they are what was written; this says that
+what was written is sound: anybody who can write files can write matching hashes, too.
 """
 
 from __future__ import annotations

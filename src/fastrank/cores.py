@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["usable_cores"]
 
-_ESCAPED = re.compile(r"\\([0-7]{3})")  # a space in a path, say
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # such as a space in a path
 
 
 def usable_cores(root: Path = Path("/")) -> int:

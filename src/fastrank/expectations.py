@@ -1,13 +1,13 @@
 """What rankings that have not been drawn yet will be like, each place given those before it.
 
 Every policy draws the next item from a mixture: with probability g the best one left, else item a
-with probability exp(b s_a) / D, D the sum over what is left (Plackett-Luce: g = 0, b = 1 / T;
-epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So whatever has to be known
-about the next place, given the places before it, is a sum over the items left, and all but a few
-items of a catalog are left always. Rankings are drawn by the catalog itself; each place then adds
-its *conditional expectation* given the places before it rather than what was drawn there. The first
-place is exact by that, the others have far less noise than counting has, and no weight that an item
-would have had is missed because nobody drew it.
+with probability exp(b s_a) / D, where D is the sum over what is left (Plackett-Luce: g = 0, b = 1 /
+T; epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So all that must be known
+about the next place, given the places before it, is a sum over the items left, and nearly all items
+of a catalog are always left. Rankings are drawn by the catalog itself; each place then adds its
+*conditional expectation* given the places before it rather than what was drawn there. That makes
+the first place exact and gives the others far less noise than counting would, and no item's weight
+is missed because it was not drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastrank.scorer import Eligible, Scorer
 __all__ = ["Audience", "Draws", "Laws"]
 
 
-_SPARE = 22  # items beyond the best and the worst k that are kept one by one
+_SPARE = 22  # items kept one by one beyond the k best and the k worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class Audience:
         """The law of policies, one a user: they may differ in temperature alone."""
         laws = [law_of(policy) for policy in policies]
         if len({(law.explore, law.head) for law in laws}) > 1:
-            raise ValueError("policies: those of the users differ in more than a temperature")
+            raise ValueError("policies: users' policies may differ in their temperature alone")
         explore = np.array([laws[0].explore_at(place) for place in range(self.k)])
         return Laws(1.0 - explore, np.array([law.steepness for law in laws]))
 

@@ -482,7 +482,7 @@ class _Compiler:
         return self._operand(value)
 
     def _term(self, node: ast.expr) -> int:
-        """The operand of a node that is reckoned with, where true is 1 and false 0."""
+        """The operand of a node of arithmetic, where true is 1 and false 0."""
         value = self._value(node)
         if value.kind not in ("number", "boolean"):
             self._refuse(node, f"a number is needed, and this is {_said_of(value)}")
@@ -624,7 +624,7 @@ class _Compiler:
     # ---- Comparisons ------------------------------------------------------------------------
 
     def _compared(self, node: ast.expr, terms: list[ast.expr], ops: list[ast.cmpop]) -> _Value:
-        # What stands in the middle is reckoned once, or terms within terms would double each other.
+        # What stands in the middle is computed once, or terms within terms would double each other.
         found: int | None = None
         left: _Value | None = None
         for place, op in enumerate(ops):

@@ -1,7 +1,7 @@
 """What to install for a module that is missing, as the package's own metadata have it.
 
-The name of the package is no help: on PyPI it is another project's. So what is named is what is
-missing.
+The name of this package is no help: on PyPI it is another project's. So the missing library is
+named.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _REQUIREMENT = re.compile(r"\s*([^;]+?)\s*;.*\bextra\s*==\s*(['\"])([^'\"]+)\2\s
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra requires, as pip takes it; empty if this is no installed package.
+    """What an extra requires, as pip takes it; empty if fastrank is not installed as a package.
 
     Examples
     --------
     >>> requirements("data")  # doctest: +SKIP
     ['pyarrow<27,>=14']
     """
-    from importlib import metadata  # takes 10 ms, which only who misses something should pay
+    from importlib import metadata  # takes 10 ms, which only those who miss something should pay
 
     try:
         lines = metadata.requires("fastrank") or []

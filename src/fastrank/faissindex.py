@@ -1,4 +1,4 @@
-"""FAISS indexes as finders of candidates for `FlatTail`; FAISS is imported where it is used."""
+"""FAISS indexes that find candidates for `FlatTail`; FAISS is imported where it is used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FaissIndex:
         hold some of the items only: the others are of the tail.
     labels : {"rows", "item_ids"}
         What it calls an item: its row, as `index.add` numbers them, or its id, which then is an
-        integer (`IndexIDMap`), and not -1, which is FAISS's word for nothing.
+        integer (`IndexIDMap`), and not -1, by which FAISS means nothing.
     n_probes : int, optional
         Of an inverted file: how many lists a search looks into. By default `index.nprobe`.
     version : str, optional
@@ -48,8 +48,8 @@ class FaissIndex:
     they come: inner products in float32. Any other index may round vectors, so its candidates are
     scored again by the catalog: dear over float32 storage, where vectors are not kept one by one.
 
-    A search takes one thread. A process must not fork once it has searched: OpenMP's threads do not
-    come along.
+    A search takes one thread. A process must not fork once it has searched: the child would lack
+    OpenMP's threads.
 
     Examples
     --------
@@ -177,7 +177,7 @@ class FaissIndex:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("index: expected one of inner products (METRIC_INNER_PRODUCT)")
         if not index.is_trained:
-            raise ValueError("index: it is not trained")
+            raise ValueError("index: it is not trained: call its method `train` first")
         inner, transformed = _inner(index)
         self._is_exact = not transformed and isinstance(
             inner, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat
@@ -196,7 +196,7 @@ class FaissIndex:
         """Labels of at most m items, best first, and their scores if those are inner products."""
         index = self.index
         if query.shape[1] != index.d:
-            raise ValueError(f"index: of {index.d} dimensions, for queries of {query.shape[1]}")
+            raise ValueError(f"index: has {index.d} dimensions, for queries of {query.shape[1]}")
         labels = np.empty((1, m), np.int64)
         distances = np.empty((1, m), np.float32)
         parameters = (
@@ -336,6 +336,6 @@ def _parameters(index: Any, selector: Any, n_probes: int | None) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What FAISS says, without the place in its sources."""
+    """What FAISS's error says, without the place in its sources."""
     found = _SAID.fullmatch(str(error).strip())
     return found[1] if found and found[1] else str(error)

@@ -24,7 +24,7 @@ from fastrank.lru import LRU
 
 __all__ = ["RESERVED", "Column", "Features", "Groups", "Joint", "as_features", "told_apart"]
 
-# What names mean in expressions besides columns and parameters.
+# Names that mean something else than columns and parameters in expressions.
 RESERVED = frozenset(
     ("dot", "exp", "log", "log1p", "sqrt", "abs", "sigmoid", "min", "max", "clip", "pi", "e")
 )
@@ -607,9 +607,11 @@ def as_features(given: Any, n_items: int, order: Positions | None) -> Features:
     for name in sorted(named):
         _check_name(name)
         where = f"features[{name!r}]"
-        column = as_column(where, named[name], f"{n_items} values, one an item")
+        column = as_column(where, named[name], f"{n_items} values, one for each item")
         if len(column) != n_items:
-            raise ValueError(f"{where}: expected {n_items} values, one an item, got {len(column)}")
+            raise ValueError(
+                f"{where}: expected {n_items} values, one for each item, got {len(column)}"
+            )
         kind, found, own = _column(where, column)
         first = n_texts
         n_texts += len(own)
@@ -649,7 +651,7 @@ def _named(given: Any) -> dict[str, Any]:
             named = {name: given[name] for name in getattr(given, own[0])}
         except MemoryError:
             raise
-        except Exception as error:  # its own library's: names that are there twice
+        except Exception as error:  # an error of its own library: a name twice
             raise ValueError(f"features: not a table of columns: {shown(error)}") from None
     if not named:
         raise ValueError("features: expected at least one column")
@@ -706,7 +708,7 @@ def _column(where: str, column: Sequence[Any] | AnyArray) -> tuple[str, Any, lis
             each, int | float | np.integer | np.floating
         ):
             _refuse(where, row, each, "a number")
-    for row, each in enumerate(entries):  # NumPy makes objects of them, or floats in silence
+    for row, each in enumerate(entries):  # NumPy makes objects of them or, silently, floats
         if isinstance(each, int) and not -(2**63) <= each < 2**63:
             _refuse(where, row, each, "an integer of at most 64 bits, or a float")
     return "number", _numbers(where, np.array(entries)), []

@@ -1,4 +1,4 @@
-"""Files that others wrote: which there are, what their names say, and errors that name them.
+"""Files that others wrote: which exist, what their names say, and errors that name them.
 
 One rule for logs, rewards, captures and vectors, so that a file that one command reads is not
 passed over by another.
@@ -239,7 +239,7 @@ def in_directory(
     Notes
     -----
     The log ``fastrank.files`` warns of files that look like data by their names, and are of none
-    of the formats: who has them there may believe that they are read. What begins with an
+    of the formats: their owner may believe that they are read. What begins with an
     underscore, as the marks of programs that write data do (``_SUCCESS``), does not. It warns of
     links that lead nowhere as well: what was there may be away. A directory that may not be listed
     is an OSError.
@@ -316,8 +316,8 @@ def _refuse(error: OSError) -> None:
 def naming(place: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Makes a ValueError that names a file of whatever is raised while it is read.
 
-    What parses a file that is damaged, or of another kind than its name says, raises what it
-    likes: KeyError, RuntimeError, zlib.error, MemoryError over a length that is not true.
+    Parsers of a file that is damaged, or of another kind than its name says, may raise anything:
+    KeyError, RuntimeError, zlib.error, MemoryError over a length that is not true.
 
     Parameters
     ----------

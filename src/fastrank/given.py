@@ -43,7 +43,7 @@ def rank_scores(
     after: Ids | None = None,
     params: Params | None = None,
 ) -> Ranking:
-    """Draws one ranking from scores that are there, with the exact probability of having drawn it.
+    """Draws one ranking from scores that you have, with the exact probability of having drawn it.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def log_propensities_of_scores(
     item_ids, scores, exclude, allow, features, rules, after, params
         As in `rank_scores`.
     k : int, optional
-        Places that were asked for, on which shares and pins of rules hang; by default as many as
+        Places that were asked for, on which shares and pins of rules depend; by default as many as
         the ranking has.
     ranked_ids : array_like of ids, shape (m,)
         The ranking, best place first.
@@ -247,7 +247,7 @@ class _Scored(Ranker):
     def __init__(self, item_ids: Ids | ItemIds, n_items: int) -> None:
         ids, index = ids_of("item_ids", item_ids)
         if len(ids) != n_items:
-            raise ValueError(f"item_ids: expected {n_items}, one a score, got {len(ids)}")
+            raise ValueError(f"item_ids: expected {n_items}, one for each score, got {len(ids)}")
         self._index = index or UniqueIds("item_ids", ids)
         self._n_items = n_items
         self._packed = _native.GivenScores(n_items)
@@ -266,7 +266,7 @@ class _Scored(Ranker):
             if isinstance(given, Features):
                 if given.n_items != self._n_items:
                     raise ValueError(
-                        f"features: of {given.n_items} items, where there are {self._n_items}"
+                        f"features: have {given.n_items} items, where there are {self._n_items}"
                     )
                 self._features = given, given
             else:

@@ -1,4 +1,4 @@
-"""Identifiers, int64 or str: what counts as one, for every entrance, and look-up of them.
+"""Identifiers, int64 or str: what counts as one, wherever ids are taken, and looking them up.
 
 docs/reference/ids.md has the table of what is taken. Look-up is by a sorted permutation, which can
 be saved and mapped; a dict of a million ids would cost 106 MB in each process. Many ids at once are
@@ -67,7 +67,7 @@ _HASH_KEY = int.from_bytes(os.urandom(8), "little")
 
 
 def as_id(name: str, value: object) -> int | str:
-    """One id as a plain int or str; enums and other heirs of these give their value.
+    """One id as a plain int or str; enums and other subclasses of these give their value.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def plain_id(item: object) -> int | str | None:
 
 
 class Lookup(ABC):
-    """Different ids, and where each one stands; how it is found is up to the heirs."""
+    """Different ids, and where each one stands; subclasses say how it is found."""
 
     def __init__(self, ids: IdArray) -> None:
         self.ids = ids
@@ -247,7 +247,7 @@ class Lookup(ABC):
             raise ValueError(f"{name}: the ids here are {kind}, got {shown(first)}")
         if isinstance(wanted, np.ndarray):
             return self._find(wanted)
-        # What no id here can be is left out before an array is as wide as it.
+        # Texts that no id here can be are left out, before an array becomes as wide as they are.
         width = self.ids.dtype.itemsize // 4
         if max(map(len, wanted)) <= width and _ending_in_nul(wanted) < 0:
             return self._find(np.array(wanted, self.ids.dtype))
@@ -288,7 +288,7 @@ class IdIndex(Lookup):
                 )
             order.flags.writeable = False
         super().__init__(ids)
-        self.order = order  # if it was given it may be a damaged file's: nothing in it is trusted
+        self.order = order  # one that was given may be a damaged file's: nothing in it is trusted
         self._order_name = name.replace("ids", "order")
 
     def find_one(self, name: str, value: object) -> int:

@@ -9,7 +9,8 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ __all__ = [
     "as_seed",
     "draw_seed",
     "draw_seeds",
+    "nearest",
     "new_request_id",
     "shown",
 ]
@@ -44,6 +46,7 @@ MAX_BIAS = 1e37
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _NAMED_COLUMNS = 5  # of a table, in an error
+_LONGEST_WORD = 100  # characters of one that may be misspelt
 
 
 def shown(value: object) -> str:
@@ -54,6 +57,20 @@ def shown(value: object) -> str:
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
 
 
+def nearest(word: object, known: Iterable[str]) -> str:
+    """What an error adds to say which known word is near; nothing where none is.
+
+    Examples
+    --------
+    >>> nearest("temprature", ["temperature", "head"]), nearest("magic", ["uniform"])
+    (' (nearest: temperature)', '')
+    """
+    if not isinstance(word, str) or len(word) > _LONGEST_WORD:  # difflib's time is quadratic
+        return ""
+    near = get_close_matches(word, list(known), 1)
+    return f" (nearest: {near[0]})" if near else ""
+
+
 def as_column(
     name: str, values: Any, expected: str, *, ordered: bool = True
 ) -> list[Any] | tuple[Any, ...] | npt.NDArray[Any]:
@@ -61,8 +78,8 @@ def as_column(
 
     Columns of other libraries (pandas, polars, pyarrow, torch) give their values. Whatever else
     can be iterated is refused: a table and a mapping would give their names, a text its letters,
-    an iterator nothing to whoever comes second. A set has no order, and is taken where none is
-    meant.
+    an iterator nothing when it is read again. A set has no order, and is taken only where order
+    does not matter.
     """
     kind = type(values)
     if kind is list or kind is tuple:
@@ -137,7 +154,7 @@ def _own_list(name: str, values: Any) -> list[Any] | None:
             return list(values.tolist())  # pandas'
     except MemoryError:
         raise
-    except Exception as error:  # its own library's, whatever that raises
+    except Exception as error:  # any error of its own library
         raise ValueError(f"{name}: not a column: {_first_line(error)}") from None
     return None
 
@@ -157,7 +174,7 @@ def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
         except TypeError:
             if not is_tensor:
                 raise
-            return np.asarray(values.float())  # of bfloat16, which NumPy has not
+            return np.asarray(values.float())  # of bfloat16, which NumPy lacks
     except MemoryError:
         raise
     except Exception as error:  # its own library's, whatever that raises
@@ -256,7 +273,7 @@ def as_bias(
         and not _is_fixed(cast)
     ):
         cast = cast.copy()
-    # Not so where one is NaN, either.
+    # False where one is NaN, too.
     if cast.size and not (cast.max() <= MAX_BIAS and cast.min() >= -MAX_BIAS):
         finite = np.isfinite(cast)
         if not finite.all():

@@ -78,7 +78,8 @@ class LRU(Generic[K, V]):
     def put(self, key: K, value: V, weight: float = 1) -> None:
         """Keep a value; it replaces the one that the key has."""
         entries = self._entries
-        # A signal's exception comes up at a call: between what belongs together there is none.
+        # A signal's exception is raised at a call: there is none between steps that belong
+        # together.
         with self._lock:
             if key in entries:
                 self.weight -= entries[key][1]
@@ -98,7 +99,7 @@ _ALL: weakref.WeakSet[LRU[Any, Any]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """A thread that is gone may have held the lock, in the midst of its work."""
+    """A thread that is gone may have held the lock, in the middle of its work."""
     for each in list(_ALL):
         each._lock = threading.RLock()
         each.weight = sum(weight for _, weight in each._entries.values())

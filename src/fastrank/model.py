@@ -19,7 +19,7 @@ from fastrank.expressions import Params
 from fastrank.faissindex import FaissIndex
 from fastrank.ids import IdIndex, Ids, as_ids
 from fastrank.inputs import as_column, as_count, as_finite, as_float32, as_real, shown
-from fastrank.policies import TABLED, PlackettLuce, Policy, law_of
+from fastrank.policies import TABLED, PlackettLuce, Policy, law_of, no_policy
 from fastrank.policies import policy as policy_of
 from fastrank.ranking import Ranking, RankingBatch, recommended
 from fastrank.rules import Rules
@@ -89,7 +89,7 @@ class Model:
         ids = as_ids("user_ids", user_ids)
         if ids.shape != (len(rows),):
             raise ValueError(
-                f"user_ids: expected {len(rows)}, one a row of user_vectors, got {len(ids)}"
+                f"user_ids: expected {len(rows)}, one for each row of user_vectors, got {len(ids)}"
             )
         vectors = as_float32("user_vectors", rows, rows.shape).copy()  # not the caller's array
         catalog._check_range("user_vectors", vectors)
@@ -239,8 +239,8 @@ class Model:
 
     @property
     def policy(self) -> Policy | None:
-        """What `recommend` and servers rank by where a call names no other; None: the model has
-        none."""
+        """What `recommend` and servers rank by where a call names no other policy; None: the model
+        has none."""
         return self._policy
 
     def with_policy(self, policy: Policy | None) -> Model:
@@ -434,7 +434,7 @@ class Model:
         rows = self._index.find("user_ids", user_ids, ordered=True)
         items = self._catalog._index.find("item_ids", item_ids, ordered=True)
         if len(rows) != len(items):
-            raise ValueError(f"item_ids: expected {len(rows)}, one a user, got {len(items)}")
+            raise ValueError(f"item_ids: expected {len(rows)}, one for each user, got {len(items)}")
         return rows, items
 
     def _with_pairs(self, pairs: tuple[IntArray, IntArray] | None) -> Model:
@@ -451,7 +451,7 @@ class Model:
     def user_policy(self, user_id: Any, policy: Policy | None = None) -> Policy:
         """The policy that `recommend` draws with for this user, by default of the model's own.
 
-        Plackett-Luce with its temperature times `user_temperature`; any other policy as it is.
+        Plackett-Luce with its temperature times `user_temperature`; any other policy unchanged.
 
         Raises
         ------
@@ -646,8 +646,8 @@ class Model:
         """Whether this user's table for a policy is ready; then the catalog has it at hand.
 
         The model's files and the policy alone decide, so replicas agree. `recommend` asks by
-        itself: this is for who calls `Catalog.rank` with the user's vector and `user_policy`,
-        which "auto" would draw as "gumbel": draw by ``with_sampler("cached")`` what has a table.
+        itself: call this before `Catalog.rank` with the user's vector and `user_policy`: there
+        "auto" draws as "gumbel", so draw by ``with_sampler("cached")`` if it says True.
         """
         position = self._position(user_id)
         return self._keep_table(position, policy, self._own_policy(position, policy)[0])
@@ -821,7 +821,7 @@ def _as_policy(policy: object) -> Policy | None:
                 return policy
         except ValueError:  # a name or a parameter of one's own
             pass
-    raise ValueError(f"policy: expected one of fastrank's policies, got {shown(policy)}")
+    raise no_policy("policy", policy)
 
 
 def _written(policy: Policy) -> dict[str, Any]:
@@ -852,7 +852,7 @@ def _check_temperatures(temperatures: FloatArray) -> None:
 
 
 def scorer_of(name: str, model: Model | Scorer) -> Scorer:
-    """What ranks: a model's catalog, or what was given itself; what is neither is refused."""
+    """What ranks: a model's catalog, or the scorer that was given; anything else is refused."""
     if isinstance(model, Model):
         return model.catalog
     if not isinstance(model, Scorer):
@@ -869,7 +869,7 @@ def _pack_titles(titles: Iterable[str], n_items: int) -> tuple[npt.NDArray[np.ui
             raise ValueError(f"item_titles: row {row}: expected a str, got {shown(title)}")
         encoded.append(title.encode("utf-8", "replace"))
     if len(encoded) != n_items:
-        raise ValueError(f"item_titles: expected {n_items}, one an item, got {len(encoded)}")
+        raise ValueError(f"item_titles: expected {n_items}, one for each item, got {len(encoded)}")
     offsets = np.zeros(n_items + 1, np.int64)
     np.cumsum([len(text) for text in encoded], out=offsets[1:])
     text = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)

@@ -214,8 +214,8 @@ def vectors(campaign: Campaign, dim: int = 16) -> Factors:
     The decomposition is that of the matrix of mean affinities with each user's row weighted by
     the root of its impressions: the best fit of rank `dim`, by squares, over impressions. The
     weights are taken off again, so a dot product reads as the expected number of past clicks.
-    The sign of each factor is set by its largest item entry, so that the result does not hang
-    on the linear algebra library.
+    The sign of each factor is set by its largest item entry, so that the result does not depend on
+    the linear algebra library.
 
     Parameters
     ----------

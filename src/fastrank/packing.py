@@ -33,14 +33,14 @@ META = {
 # save less than it costs to score some items twice.
 CODED_FROM = 16_384
 
-_BLOCK_BYTES = 8 << 20  # of float32: some 10 ms, after which Python sees to signals
+_BLOCK_BYTES = 8 << 20  # of float32: some 10 ms, after which Python handles signals
 _SAMPLE_ROWS = 4096
 _DIMS_OF_A_GROUP = 4
 _NO_CODE = 128  # codes are kept plus 128
 
 
 def kept_as(storage: str, n_items: int) -> str:
-    """The storage of so many items for which the caller asked for `storage`."""
+    """The storage that so many items get where the caller asked for `storage`."""
     return "float32" if n_items < CODED_FROM else storage
 
 

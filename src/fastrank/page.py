@@ -14,14 +14,14 @@ __all__ = ["render"]
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template of this package; whatever is put into it is escaped.
+    """Fill in a template of this package; every value is escaped.
 
     Parameters
     ----------
     template : str
         The name of a file in fastrank/templates.
     **values
-        What the template speaks of.
+        The template's values.
 
     Returns
     -------

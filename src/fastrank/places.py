@@ -1,6 +1,7 @@
 """Places that files come from and go to: a folder of this machine, or a store such as S3.
 
-A folder wants nothing but Python. All else is fsspec's, by its URL; the extra ``s3`` brings S3.
+A folder needs nothing but Python. All other places are read by fsspec, by their URLs; the extra
+``s3`` brings S3.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Entry", "Place", "check", "is_url", "place"]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _FILE = "file://"
-# Stores in which an object is there whole, or not at all.
+# Stores in which an object exists whole, or not at all.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 
 
@@ -40,8 +41,8 @@ class Entry(NamedTuple):
 class Place(Protocol):
     """Names are relative, with ``/`` between their parts.
 
-    Whatever the place raises passes: a FileNotFoundError for what is not there, and of stores what
-    they like besides.
+    Errors of the place pass through: a FileNotFoundError for what does not exist, and anything else
+    that a store may raise.
     """
 
     def entries(self, folder: str = "") -> dict[str, Entry]:
@@ -69,7 +70,7 @@ def is_url(text: object) -> bool:
 
 
 def check(where: str | os.PathLike[str]) -> None:
-    """Whether a place can be asked, by its URL and by what is installed; it is not asked.
+    """Whether a place can be used, by its URL and by what is installed; nothing is fetched.
 
     Raises
     ------
@@ -151,7 +152,7 @@ class _Store:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        # Or what was listed once would be all that is ever there, by the settings of then.
+        # Otherwise fsspec would keep its first listing, and the settings of that time.
         found: tuple[Any, str] = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         self._files, self._root = found
         self._is_whole = url.partition("://")[0] in _WHOLE

@@ -373,7 +373,7 @@ def log_propensities(
     """
     positions = np.asarray(order, np.int64).tolist()
     if k is not None and k < len(positions):
-        raise ValueError(f"k: expected at least {len(positions)}, one a place, got {k}")
+        raise ValueError(f"k: expected at least {len(positions)}, one for each place, got {k}")
     law = _Next(scores, len(positions) if k is None else k, policy, eligible, rules)
     result = np.full(len(positions), -np.inf)
     prefix: list[int | None] = []

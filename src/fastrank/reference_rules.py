@@ -25,7 +25,7 @@ Line: TypeAlias = Sequence[int | None]  # items, place by place
 
 @dataclass(frozen=True, eq=False)
 class RuleMasks:
-    """What rules say of n items.
+    """What rules say about n items.
 
     What they filter is in the mask of eligible items that laws take, what they boost in the scores.
 
@@ -47,7 +47,7 @@ class RuleMasks:
     pin_where : mapping of int to mask
         Of which set a place shows an item.
     on_empty : {"stop", "relax"}
-        What becomes of a place where no item is allowed.
+        What happens at a place where no item is allowed.
     after : sequence of int
         What earlier pages showed, first place first.
 
@@ -71,7 +71,7 @@ class RuleMasks:
     after: Sequence[int] = ()
 
     def eligible(self, filters: Mask) -> Mask:
-        """What filters left, without what earlier pages showed.
+        """Eligible items: what filters left, without what earlier pages showed.
 
         Raises
         ------

@@ -27,7 +27,7 @@ _AT_ONCE = 65_536  # vectors that are copied, assigned and added together
 _LONG = 1e9  # vectors are brought to a length of 1 before distances are taken
 _LEAST_A_LIST = 39  # items, by default: as FAISS wants them
 
-# What a proposal is to reach: shares of the rankings, and of the score.
+# What a proposal must reach: shares of the rankings, and of the score.
 ENOUGH_ESS, ENOUGH_LEAST_ESS, MOST_LOST = 0.5, 0.1, 0.05
 _SHARES = (0.001, 0.01, 0.04)  # of the catalog, as numbers of candidates
 _FACTORS = (1.0, 0.1, 0.01)
@@ -94,7 +94,7 @@ def build_ivf(
         ]
     )
     dim = sample.shape[1]
-    # Squares of distances are to stay in the range of float32.
+    # Squares of distances must stay in the range of float32.
     longest = max(catalog._meta["max_norm"], catalog._meta["max_bias"])
     scale = np.float32(1.0 / longest if longest > _LONG else 1.0)
     means = faiss.Kmeans(

@@ -120,7 +120,7 @@ class BoundRules:
         used |= {name for name in rules.names if features is not None and features.kind(name)}
         self.features_version = features.version if features is not None and used else None
         self.key = json.dumps([rules.id, sorted(params.items()), self.features_version])
-        # Whether the law of a place hangs on more than the items that are left.
+        # Whether the law of a place depends on more than the items that are left.
         self.is_walked = rules.is_sequential
 
     def _columns(self, rules: Rules) -> Iterator[Rule]:
@@ -204,7 +204,7 @@ class BoundRules:
                 for name in ("boost", "decay"):
                     if getattr(rules, name):
                         raise ValueError(
-                            f"rules: {name}: {shown(getattr(rules, name))} speaks of weights, which"
+                            f"rules: {name}: {shown(getattr(rules, name))} is about weights, which"
                             f" only a softmax has, not {shown(policy)}; boost_score adds to scores"
                         )
         owed = sum(q for _, q in self.shares)

@@ -1,4 +1,4 @@
-"""What is allowed at the places of a list under rules, and what it weighs.
+"""Which items rules allow at the places of a list, and how much they weigh.
 
 Known items count one by one; of all others sums are enough. Those come from the order that was
 drawn, less what is not allowed there, as far as such a difference keeps its digits and its items

@@ -1,8 +1,9 @@
-"""Rules of a shop: what may stand where in a list, as the law and the propensities know it.
+"""Rules of a shop: what may stand where in a list, as part of the law and the propensities.
 
-A rule says which items may come next, given those that are shown, or, a decay, by how much less. It
-acts while a ranking is drawn, so that the propensities are those of what is shown; rules that act
-on a finished ranking make them wrong. `fastrank.ruled` joins rules with a catalog's columns.
+A rule says which items may come next, given those that are shown; a decay says how much less likely
+they become. It acts while a ranking is drawn, so that the propensities are those of what is shown;
+rules that act on a finished ranking make them wrong. `fastrank.ruled` joins rules with a catalog's
+columns.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Rules:
     where : str, optional
         An expression: items for which it does not hold are not eligible.
     cap : mapping of str to int, optional
-        At most so many items of each value of a column, pages before included. Of a column of lists
-        an item needs room in each of its groups; of booleans only True is a group.
+        At most so many items of each value of a column, earlier pages included. Of a column of
+        lists an item needs room in each of its groups; of booleans only True is a group.
     window : mapping of str to (int, int), optional
         ``{"brand": (1, 5)}``: of each value at most 1 among any 5 places in a row, 1 <= most < row.
     at_least : mapping of str to int, optional
@@ -226,12 +227,12 @@ class Rules:
 
     @property
     def is_sequential(self) -> bool:
-        """Whether what may come next hangs on what is shown, besides that it is shown."""
+        """Whether what may come next depends on which items are shown, beyond their being taken."""
         return not self._content.keys() <= _OF_ITEMS
 
     @property
     def may_end_early(self) -> bool:
-        """Whether a list may have fewer places than were asked for and items are eligible."""
+        """Whether a list may end before the places asked for, though items are eligible."""
         return self.on_empty == "stop" and not self._content.keys().isdisjoint(_BLOCKING)
 
     @property

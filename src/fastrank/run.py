@@ -23,10 +23,10 @@ _SEED_BITS = 53  # as drawn seeds have: every tool's integers, and float64, hold
 class Run:
     """One ranking of many users, in parts that may be tried again.
 
-    A task that is retried ranks its users twice. With seeds and request ids drawn anew they are
-    other rankings under other names, and no reader can tell that half of them were never shown.
-    Those of a run are hashes of its name and the user under a key: the second try gives the same
-    rows, of which `LogReader` takes one.
+    A task that is retried ranks its users twice. With seeds and request ids drawn anew the second
+    rankings are others, under other ids, and no reader of the log can tell that half of them were
+    never shown. Those of a run are hashes of its name and the user under a key: the second try
+    gives the same rows, of which `LogReader` takes one.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ class Run:
         Which run: ``"2026-11-30"``, say. Another night is another name.
     key : bytes of length 32, optional
         Drawn from the operating system unless it is given. Keep it where the run's tasks find it.
-        Who can choose it after having seen rankings can choose rankings, whose propensities are
-        false then; so it is drawn before, once.
+        Somebody who can choose it after seeing rankings can choose rankings, whose propensities are
+        then false; so it is drawn before, once.
 
     Examples
     --------

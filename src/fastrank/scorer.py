@@ -1,4 +1,4 @@
-"""What ranks its items for a query: what evaluation, plans and simulations ask for rankings.
+"""Sources that rank their items for a query: evaluation, plans and simulations call them.
 
 `eligible_of` is such a source under filters that are the same for all of its users.
 """
@@ -24,8 +24,8 @@ __all__ = ["Eligible", "Scorer", "eligible_of"]
 class Scorer(Ranker, ABC):
     """A source of scores that gives them for a query: `Catalog`, which documents the calls.
 
-    Rows, and values a row, are in the order of `item_ids`. Where a source takes no bias it refuses
-    one by name.
+    Rows, and values a row, are in the order of `item_ids`. A source that takes no bias refuses one
+    by name.
     """
 
     def __len__(self) -> int:

@@ -55,8 +55,8 @@ def score_function(function: Callable[..., Any]) -> ScoreFunction:
 
     Notes
     -----
-    Numbers are float32, those written in the function, too: what is reckoned is IEEE arithmetic
-    without shortcuts, the same on every CPU.
+    Numbers are float32, those written in the function, too: the arithmetic is IEEE's without
+    shortcuts, the same on every CPU.
 
     Examples
     --------
@@ -72,8 +72,8 @@ def score_function(function: Callable[..., Any]) -> ScoreFunction:
 
 
 def imported(paths: Iterable[str]) -> list[ScoreFunction]:
-    """Score functions by ``module:name``, from the modules of who asks: whoever writes such a name
-    has the code run.
+    """Score functions by ``module:name``, imported from the caller's modules: naming one runs its
+    code.
 
     Raises
     ------
@@ -255,7 +255,7 @@ def _source_of(function: types.FunctionType) -> ast.FunctionDef:
             raise ValueError(
                 f"score_function: {name}, line {node.lineno}: a number is beyond the float32 range"
             )
-    # What is not compiled: defaults are values, and annotations are nobody's.
+    # Parts that are not compiled: defaults are values, and annotations are unused.
     tree.decorator_list, tree.args.defaults, tree.returns = [], [], None
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):

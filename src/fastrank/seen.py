@@ -1,8 +1,8 @@
-"""What each user has had: lists of items that rankings for them leave out, kept with a model.
+"""What each user has seen: lists of items that their rankings leave out, kept with a model.
 
 All lists lie in one array, one behind the other, with where each begins: 4 bytes a pair, mapped
-from the model's directory, and 8 a user. They are named by a hash of their content and of whose and
-which they are, so a log row says what was left out by that name and its user.
+from the model's directory, and 8 a user. They are named by a hash of their content and of the ids
+of users and items, so that name and the user say in a log row what was left out.
 """
 
 from __future__ import annotations

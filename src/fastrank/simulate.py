@@ -1,9 +1,9 @@
-"""Users whose true preferences are known, how they click, and what a policy is worth to them.
+"""Users whose true preferences are known, how they click, and what a policy earns from them.
 
 A real log never says what an estimate should have been. A simulated one does: `write_log` serves
 rankings of one policy to the users of a `World` and logs their clicks, `true_value` says what
 any other policy would have earned. Every number depends on its seed and its row alone: not on how
-many rows are worked on at once, nor on which rows came before.
+many rows are drawn at once, nor on the rows before.
 """
 
 from __future__ import annotations
@@ -375,7 +375,9 @@ class World:
         else:
             what = _rows("items", items, len(self.item_ids), ndim=2)
             if len(what) != len(who):
-                raise ValueError(f"items: expected {len(who)} rows, one a user, got {len(what)}")
+                raise ValueError(
+                    f"items: expected {len(who)} rows, one for each user, got {len(what)}"
+                )
         if self._rates is not None:
             return self._rates[who] if what is None else self._rates[who[:, None], what]
         assert self._user_vectors is not None
@@ -756,10 +758,10 @@ class _Source:
         self.queries: Float32Array = table.astype(np.float32)
         self.exclude = None
         if exclude is not None:
-            self.exclude = as_column("exclude", exclude, f"{n_users} entries, one a user")
+            self.exclude = as_column("exclude", exclude, f"{n_users} entries, one for each user")
             if len(self.exclude) != n_users:
                 raise ValueError(
-                    f"exclude: expected {n_users} entries, one a user, got {len(exclude)}"
+                    f"exclude: expected {n_users} entries, one for each user, got {len(exclude)}"
                 )
         if rules is not None and not isinstance(self.catalog, Catalog):
             raise ValueError(

@@ -68,7 +68,7 @@ def _bytes(array: AnyArray) -> memoryview:
 
 def array_digest(array: AnyArray) -> str:
     """SHA-256 of the file that `write` makes of an array."""
-    import hashlib  # late: to load OpenSSL is a tenth of `import fastrank`
+    import hashlib  # late: loading OpenSSL takes a tenth of `import fastrank`
 
     digest = hashlib.sha256(_header(array.dtype, array.shape))
     digest.update(_bytes(array))
@@ -104,7 +104,7 @@ def write(
     Raises
     ------
     ValueError
-        If the directory is not ours to replace.
+        If the directory is not fastrank's, which alone is replaced.
     OSError
         If the disk fails; what was there before is untouched then.
 
@@ -204,7 +204,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A ValueError if the files of a directory are someone else's."""
+    """A ValueError if the files of a directory are not fastrank's."""
     try:
         with _opened(path / MANIFEST) as stream:
             ours = json.loads(stream.read())["format"] == _FORMAT
@@ -340,7 +340,7 @@ def _entries(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str
             for name, e in manifest["arrays"].items()
         }
         described = all(entry.is_sound() for entry in entries.values())
-    except Exception:  # dtypes are Python's, and what reads them raises what it likes
+    except Exception:  # what parses a dtype may raise anything
         described = False
     if not described:
         raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays")

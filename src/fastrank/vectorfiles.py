@@ -1,8 +1,7 @@
-"""Vectors as they lie on disk: .npy, .npz or Parquet, read into plain arrays.
+"""Files of vectors, .npy, .npz or Parquet, read into plain arrays.
 
-Whatever is wrong is named by file, column and row (rows count from 0). What concerns the
-values themselves, such as repeated ids or vectors that are not finite, `Catalog` and `Model`
-check.
+Errors name the file, the column and the row (from 0). `Catalog` and `Model` check the values
+themselves: repeated ids, say, or vectors that are not finite.
 """
 
 from __future__ import annotations
@@ -268,7 +267,7 @@ def _all_columns(path: Path) -> dict[str, AnyArray | list[Any]]:
 
 
 def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Columns) -> None:
-    """Refuses names that nothing would be looked up by: the caller believes that they count."""
+    """Refuses names of columns that would not be used: the caller believes that they are."""
     if file_format(path) == "parquet":
         return
     for kind, array in _ARRAYS.items():
@@ -379,7 +378,7 @@ def _read_parquet(
 
 
 def _batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
-    with naming(path, "Parquet file"):  # what the caller does with a batch is not raised here
+    with naming(path, "Parquet file"):  # errors of the caller's work on a batch do not pass here
         yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
 
 
@@ -456,7 +455,7 @@ def _ids(path: Path, column: str, start: int, values: Any) -> AnyArray:
 
 
 def _objects(values: Any) -> AnyArray:
-    """An array of Python's objects, whose width no longest one sets."""
+    """An array of Python objects, so that no long one sets the width of all."""
     items = list(values)
     array = np.empty(len(items), object)
     array[:] = items

@@ -1,6 +1,6 @@
 """Rankings under rules, and their propensities.
 
-Every rule multiplies an item's weight by a factor from 0 to 1 that hangs on what is shown. So a
+Every rule multiplies an item's weight by a factor from 0 to 1 that depends on what is shown. So a
 list is drawn as one Plackett-Luce order is walked down, best first. Its items are the arrivals of
 independent exponential clocks; an arrival is accepted with its factor's probability. One that is
 not goes on waiting, by memorylessness as if from then on, with its weight times the factor that it

@@ -1,7 +1,7 @@
-"""The wire: what a server is asked and what it answers, as bytes; nothing about how it is served.
+"""The wire: requests and answers of a server, as bytes; nothing about how they are served.
 
-There is this one reader of requests. A server takes what `read` takes and `checked` passes; who has
-kept requests and answers, as SageMaker's Data Capture has, reads them again by the same rules.
+This is the only reader of requests. A server takes what `read` takes and `checked` passes; requests
+and answers that were kept, as by SageMaker's Data Capture, are read again by the same rules.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     user_id: str | None = None
     query: list[float] | None = None
-    k: int | msgspec.UnsetType = msgspec.UNSET  # a server has its own for who says none
+    k: int | msgspec.UnsetType = msgspec.UNSET  # a server has a default for requests without
     inference_type: str | None = None
     temperature: float | None = None
     epsilon: float | None = None
@@ -132,7 +132,7 @@ class ScoreName(msgspec.Struct, gc=False):
 
 
 class RulesName(msgspec.Struct, gc=False):
-    """Rules that a ranking stood under, and the parameters of their expressions."""
+    """Rules that a ranking was drawn under, and the parameters of their expressions."""
 
     id: str
     params: dict[str, float | bool | str]
@@ -290,8 +290,8 @@ class RequestError(ValueError):
     ----------
     code : str
         For programs: ``malformed_json``, ``invalid_type``, ``unknown_field``, ``duplicate_field``
-        and ``user_or_query`` for what has not the form of a request, ``invalid_value`` and
-        ``out_of_range`` for values that cannot be.
+        and ``user_or_query`` for what does not have the form of a request, ``invalid_value`` and
+        ``out_of_range`` for values that are not possible.
     message : str
         For people; names the field and the value.
     field, value, allowed
@@ -395,7 +395,7 @@ def read(body: bytes, max_ids: int | None = None) -> Request:
 
 def _read(body: bytes, max_ids: int | None) -> Request:
     members = None
-    if len(body) > _LARGE:  # nothing is made of what is too long
+    if len(body) > _LARGE:  # a body that is too long is not decoded
         with contextlib.suppress(msgspec.ValidationError):
             members = _members(body, (*_FIELDS, _GATEWAY))
             _query_count(members.get("query"))
@@ -465,7 +465,7 @@ def checked(request: Request) -> Request:
         which = "neither" if request.user_id is None else "both"
         raise RequestError(
             "user_or_query",
-            f"user_id, query: exactly one of them is wanted, got {which}",
+            f"user_id, query: give exactly one of them, got {which}",
             field="user_id",
             allowed="user_id or query",
         )
@@ -671,7 +671,7 @@ def _read_otherwise(body: bytes, why_not: str, members: dict[str, msgspec.Raw] |
 
 
 def _look_into(members: Mapping[str, msgspec.Raw]) -> None:
-    """Refuse a parameter or a rule that is given twice, and rules that are none."""
+    """Refuse a parameter or a rule that is given twice, and rules of a wrong form."""
     params, rules = members.get("params"), members.get("rules")
     if params is not None and bytes(params)[:1] == b"{":
         _members(params, None, _OF_PARAMS)
@@ -858,6 +858,6 @@ def short(value: Any) -> Any:
         return value
     try:
         text = value if isinstance(value, str) else repr(value)
-    except RecursionError:  # it came through a parser that goes a little deeper
+    except RecursionError:  # the parser took it, which goes a little deeper than repr
         text = f"a {type(value).__name__} of too many levels"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

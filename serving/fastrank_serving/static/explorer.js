@@ -1,16 +1,6 @@
 // The explorer: ranks one user under every inference type through /invocations, and shows what the
 // answers say. All text of the server is set as text; nothing is ever parsed as HTML.
 
-const WORDS = {
-  deterministic: "The k best by score, always.",
-  stochastic_plackett_luce: "Plackett-Luce in k passes: the textbook.",
-  stochastic_plackett_luce_cached: "Plackett-Luce from a table kept for the user.",
-  stochastic_plackett_luce_auto: "From the user's table, or else in one pass.",
-  stochastic_gumbel_softmax_trick: "Plackett-Luce in one pass, by Gumbel noise.",
-  stochastic_epsilon_greedy: "The best left or, by epsilon, any item left.",
-  stochastic_flat_tail: "Candidates of an index, and a flat tail.",
-  uniform: "Any item: scores play no part.",
-};
 const FIRST = "deterministic"; // what the others are compared with
 const DECADES = 3; // of the temperature slider, on either side of the model's own temperature
 const PAUSE = 80; // ms without a change before anything is asked
@@ -250,18 +240,18 @@ function made(tag, names = "", text = null) {
 }
 
 function makeCards() {
-  for (const { name } of about.inference_types) {
+  for (const { name, words } of about.inference_types) {
     const box = made("section", "card ranking");
     box.id = `ranking-${name}`;
     const heading = made("h2", "name");
     heading.id = `name-${name}`;
-    name.split("_").forEach((word, j, words) => {
-      heading.append(j + 1 < words.length ? `${word}_` : word, document.createElement("wbr"));
+    name.split("_").forEach((word, j, parts) => {
+      heading.append(j + 1 < parts.length ? `${word}_` : word, document.createElement("wbr"));
     });
     box.setAttribute("aria-labelledby", heading.id);
     const facts = made("dl"), list = made("ol"), refused = made("p", "refused");
     refused.hidden = true;
-    box.append(heading, made("p", "what", WORDS[name] ?? ""), facts, refused, list);
+    box.append(heading, made("p", "what", `${words[0].toUpperCase()}${words.slice(1)}.`), facts, refused, list);
     cards.set(name, { box, facts, list, refused, times: [] });
     $("rankings").append(box);
   }

@@ -84,13 +84,13 @@ class Commands(click.Group):
         except click.Abort:  # interrupted before it began
             _fail("interrupted", self.name, code=130)
         except BrokenPipeError:
-            # The reader has left (`fastrank ... | head`): not an error, and nobody to tell.
+            # The reader has left (`fastrank ... | head`): no error, and nobody to tell it to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except MemoryError:
             _fail("out of memory", self.name)
         except (ValueError, OSError) as error:
-            if "FASTRANK_TRACEBACK" in os.environ:  # for who suspects the program, not the input
+            if "FASTRANK_TRACEBACK" in os.environ:  # to look into the program, not the input
                 raise
             _fail(str(error), self.name)
         sys.exit(code if isinstance(code, int) else 0)

@@ -82,8 +82,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     show_default=True,
     callback=_overlap,
     metavar="SHARE|none",
-    help="Choose the model's own policy, by which requests are ranked that name none, so that"
-    " everyone keeps this share of their deterministic top k, as fastrank plan --apply does:"
+    help="Choose the model's own policy, for requests that name none, so that every user keeps"
+    " this share of their deterministic top k, as fastrank plan --apply does:"
     " Plackett-Luce, with a factor on its temperature for each user. It takes some seconds, and"
     " some milliseconds a user of 100,000 items (docs/how-to/plan.md). none: the model keeps no"
     " policy.",
@@ -93,7 +93,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     type=click.IntRange(min=1),
     default=_PLACES,
     show_default=True,
-    help="Places of the rankings that the policy is chosen, and an index measured, for.",
+    help="Places of the rankings for which the policy is chosen and an index measured.",
 )
 @filter_options(
     "Items that rankings leave out: the policy is chosen so that everyone keeps the share of the"
@@ -102,7 +102,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 )
 @click.option(
     "--policy",
-    metavar="NAME[:PARAM=VALUE,...]",
+    metavar="POLICY[:PARAM=VALUE,...]",
     help="The model's own policy, as stated: nothing is chosen.",
 )
 @click.option(
@@ -111,7 +111,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     is_flag=False,
     flag_value=_OF_THE_MODEL,
     help="Make the tables of all users for the model's own policy, which is then"
-    " stochastic_plackett_luce_auto: its rankings are made from them, in microseconds. Or for"
+    " plackett_luce_auto: its rankings are made from them, in microseconds. Or for"
     " another policy, plackett_luce:temperature=0.5 say; without --overlap and --policy that is"
     " the model's own.",
 )
@@ -123,7 +123,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--index",
     type=click.Choice(["ivf"]),
-    help="Add an index of FAISS, by which stochastic_flat_tail finds its candidates, and measure on"
+    help="Add an index of FAISS, by which flat_tail finds its candidates, and measure on"
     " some users what its m and factor do.",
 )
 @click.option(
@@ -144,8 +144,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--features",
     type=_FILE,
-    help="Columns for scores, .parquet or .npz: numbers, booleans, texts, lists of texts. A column"
-    " of ids says whose a row is.",
+    help="Columns for scores and rules, .parquet or .npz: numbers, booleans, texts, lists of"
+    " texts. A column of ids says which item a row is of.",
 )
 @click.option(
     "--feature-id-column",
@@ -154,7 +154,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--features-by-row",
     is_flag=True,
-    help="The rows of --features are in the order of --items, and no column of ids is looked for.",
+    help="The rows of --features are in the order of --items; it needs no column of ids.",
 )
 @click.option(
     "--score",
@@ -168,13 +168,16 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     "--seen",
     type=_FILE,
     metavar="PARQUET",
-    help="What users have had: pairs of a user and an item, which rankings for that user leave out,"
-    " before sampling, beside what a request excludes. They are kept with the model. The policy is"
+    help="What users have seen: pairs of a user and an item. Rankings for that user leave the item"
+    " out, before sampling, beside what a request excludes. The pairs are kept with the model. The"
+    " policy is"
     " chosen, and an index measured, without them.",
 )
 @click.option("--seen-user-column", help="Column of --seen.  [default: user]")
 @click.option("--seen-item-column", help="Column of --seen.  [default: item]")
-@click.option("--replace", is_flag=True, help="Replace a model that is there already.")
+@click.option(
+    "--replace", is_flag=True, help="Replace a model that is in the output directory already."
+)
 @click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
 @click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
 @click.option(
@@ -187,7 +190,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
 @click.option(
     "--prior-column",
-    help="Parquet column of how likely items are to rank high: popularity, say.  [default: none]",
+    help="Parquet column that says how likely items are to rank high: popularity, say.  [default:"
+    " none]",
 )
 @click.option(
     "--vector-column",
@@ -266,7 +270,9 @@ def build(
     is_asked = context.get_parameter_source("overlap") is not ParameterSource.DEFAULT
     own = None if policy is None else _whole("--policy", policy)
     if own is not None and is_asked and overlap is not None:
-        raise click.UsageError("--policy states the policy that --overlap would choose: give one")
+        raise click.UsageError(
+            "--policy, --overlap: give one: --overlap chooses a policy, --policy states it"
+        )
     tabled = None if not tables else parse_stated(tables, "--tables")
     if tabled is not None and not tabled.wants_temperature and own is None and not is_asked:
         own = _whole("--tables", tables or "")
@@ -282,10 +288,13 @@ def build(
                 " chosen"
             )
     if tables is None and tables_bytes is not None:
-        raise click.UsageError("--tables-bytes is of --tables, which is not given")
+        raise click.UsageError("--tables-bytes: goes with --tables, which is not given")
     wants = tables is not None and (tabled is None or tabled.wants_temperature)
     if wants and own is None and overlap is None:
-        raise click.UsageError("--tables: the model has no policy: give one, with its temperature")
+        raise click.UsageError(
+            "--tables: the model has no policy to make them for: name one,"
+            " --tables plackett_luce:temperature=0.5 say"
+        )
     measured_for = None if index_policy is None else _whole("--index-policy", index_policy)
     if measured_for is not None and not isinstance(measured_for, PlackettLuce):
         raise click.UsageError(
@@ -297,27 +306,27 @@ def build(
         ("--index-policy", index_policy),
     ):
         if index is None and value is not None:
-            raise click.UsageError(f"{option} is of --index, which is not given")
+            raise click.UsageError(f"{option}: goes with --index, which is not given")
     if features is None and feature_id_column is not None:
-        raise click.UsageError("--feature-id-column is of --features, which is not given")
+        raise click.UsageError("--feature-id-column: goes with --features, which is not given")
     if features is None and features_by_row:
-        raise click.UsageError("--features-by-row is of --features, which is not given")
+        raise click.UsageError("--features-by-row: goes with --features, which is not given")
     if features_by_row and feature_id_column is not None:
-        raise click.UsageError("--features-by-row: not with --feature-id-column")
+        raise click.UsageError("--features-by-row, --feature-id-column: give one of the two")
     for option, name in (
         ("--seen-user-column", seen_user_column),
         ("--seen-item-column", seen_item_column),
     ):
         if seen is None and name is not None:
-            raise click.UsageError(f"{option} is of --seen, which is not given")
+            raise click.UsageError(f"{option}: goes with --seen, which is not given")
     values = params_of(params)
     if score is None and values is not None:
-        raise click.UsageError("--param is of --score, which is not given")
+        raise click.UsageError("--param: goes with --score, which is not given")
     if score is None and score_functions:
-        raise click.UsageError("--score-function is named by --score, which is not given")
+        raise click.UsageError("--score-function: goes with --score NAME, which is not given")
     functions = functions_of(score_functions)
     if score is not None and index is not None:
-        raise click.UsageError("--index finds items by dot products: not with --score")
+        raise click.UsageError("--index, --score: give one: an index finds items by dot products")
     if (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     parent = next(folder for folder in output.absolute().parents if folder.exists())

@@ -40,7 +40,7 @@ __all__ = ["audit", "evaluate"]
 _FORMATS = ["log", "obd", "data-capture", *ownlog.FORMATS]
 # What estimators want besides propensities, by the names that columns are given for.
 _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in each.needs)]
-_POLICY = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...][@MODEL]"
+_POLICY = "[LABEL=]POLICY[:PARAM=VALUE,...][@MODEL]"
 # Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
 # make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
 _READ = ("score", "features_version", "row_weight", "rules", "after", "seen_id")
@@ -61,7 +61,7 @@ _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
 
 
 def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    """NaN lies outside no range, as click compares; infinity is no limit."""
+    """click's comparison lets NaN through any range, and an infinite limit limits nothing."""
     if not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
     return value
@@ -75,7 +75,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     multiple=True,
     required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The model that wrote it; several if it was replaced on the way.",
+    help="The model that wrote the log; several if it was replaced meanwhile.",
 )
 @click.option("--format", "kind", type=click.Choice(["log", "data-capture"]), default="log")
 @click.option(
@@ -185,7 +185,7 @@ def audit(
     "arrays",
     multiple=True,
     metavar="[LABEL:]NAME=COLUMN",
-    help="A column of the log that holds what an estimator wants: NAME is one of"
+    help="A column of the log that holds what an estimator needs: NAME is one of"
     f" {', '.join(_ARRAYS)}. For the policy of that label, or for all.",
 )
 @click.option("-k", "places", type=click.IntRange(min=1), help="Places of the evaluated rankings.")
@@ -217,12 +217,12 @@ def audit(
     default=0.95,
     show_default=True,
     callback=_finite,
-    help="Of intervals.",
+    help="Confidence level of intervals.",
 )
 @click.option(
     "--independent-rows",
     is_flag=True,
-    help="Take every row for somebody else: too narrow intervals where users come again.",
+    help="Take every row for another user's: intervals are too narrow where users come again.",
 )
 @click.option(
     "--clip",
@@ -230,13 +230,13 @@ def audit(
     default=20.0,
     show_default=True,
     callback=_finite,
-    help="Largest weight of clipped-ips, finite: without a limit it is ips.",
+    help="Largest weight of clipped-ips; finite, since without a limit it is ips.",
 )
 @click.option(
     "--reward-range",
     type=(float, float),
     metavar="LOW HIGH",
-    help="Of a ranking's reward: gives clipped-ips a Bernstein bound.",
+    help="Least and largest reward of a ranking: gives clipped-ips a Bernstein bound.",
 )
 @click.option(
     "--threshold",
@@ -256,7 +256,7 @@ def audit(
     "--shares",
     multiple=True,
     metavar="[FROM:]ARM=SHARE,...",
-    help="Shares of users that arms were to have, for the sample-ratio test: always, or FROM a"
+    help="Shares of users that arms should have had, for the sample-ratio test: always, or FROM a"
     " revision or a time (2026-03-01T00:00:00Z), one option each. With this or --control the log's"
     " only experiment need not be named.",
 )
@@ -265,8 +265,10 @@ def audit(
     metavar="ARM",
     help="The arm that others are compared with.  [default: control, or the first by name]",
 )
-@click.option("--include-fallback", is_flag=True, help="Use rows of the fallback.")
-@click.option("--include-caller-seeds", is_flag=True, help="Use rows whose seed a caller chose.")
+@click.option("--include-fallback", is_flag=True, help="Use rows that the fallback ranked, too.")
+@click.option(
+    "--include-caller-seeds", is_flag=True, help="Use rows whose seed a caller chose, too."
+)
 @click.option(
     "--restrict-to-logged-catalog",
     is_flag=True,
@@ -277,7 +279,9 @@ def audit(
     is_flag=True,
     help="Where candidates were ranked, evaluate policies that rank the same ones.",
 )
-@click.option("--no-audit", is_flag=True, help="Believe that the model wrote the log.")
+@click.option(
+    "--no-audit", is_flag=True, help="Skip the audit: believe that the model wrote the log."
+)
 @score_function_option
 @click.option(
     "--report",
@@ -314,7 +318,7 @@ def evaluate(
         raise click.UsageError(f"{', '.join(of_arms)}: only with --format log, which says arms")
     table = {name: options.pop(name) for name in ownlog.OPTIONS}
     settings = _Settings(**options)
-    if report is not None and not report.parent.is_dir():  # known now, not after the work
+    if report is not None and not report.parent.is_dir():  # looked at now, not after the work
         raise click.UsageError(f"--report: {report.parent} is not a directory")
     if report is not None:
         render([])  # likewise whether there is what pages are made with
@@ -523,7 +527,7 @@ def _of_arms(
     """The rows of one experiment; the exit code."""
     models, policies, columns = _asked(settings, logs, "log")
     if report is not None and not policies:
-        raise click.UsageError(f"--report: shows policies: {_NAME_ONE}")
+        raise click.UsageError(f"--report: it shows policies: {_NAME_ONE}")
     omit = _unread(settings, () if models or policies else _FOR_MODELS)
     omit = [name for name in omit if name not in ("experiment", "arm", "revision")]
     reader = _reader(logs, "log", columns, omit)
@@ -562,7 +566,7 @@ def _unread(settings: _Settings, besides: Sequence[str]) -> list[str]:
 
 
 def _check_carried(settings: _Settings, log: LogReader) -> None:
-    """A UsageError where no row has a policy's log-propensities; that one has them is seen soon."""
+    """A UsageError where no row has a policy's log-propensities; it stops at the first that has."""
     wanted = {_labelled(text)[1] for text in settings.carried}
     found: set[str] = set()
     for batch in log if wanted else ():
@@ -589,7 +593,7 @@ def _shares(texts: Sequence[str]) -> Any:
             raise click.UsageError(f"--shares: expected [FROM:]ARM=SHARE,...; got {text!r}")
         at = _since(match["since"])
         if at in found:
-            raise click.UsageError(f"--shares: {text}: this is there twice")
+            raise click.UsageError(f"--shares: {text}: shares from this time on are given twice")
         shares = found.setdefault(at, {})
         for part in match["shares"].split(","):
             arm, _, share = part.partition("=")
@@ -648,7 +652,10 @@ def _by_model(
         spec, at, directory = text.partition("@")
         label, policy = parse_policy(spec, "--policy")
         if callable(policy):
-            raise click.UsageError(f"--policy: {text}: give the temperature itself")
+            raise click.UsageError(
+                f"--policy: {text}: a temperature relative to the logging policy's is for"
+                " `fastrank plan`: give the temperature itself"
+            )
         if at and directory not in others:
             others[directory] = _open(Path(directory), functions)
         if dataset and not at and not models:
@@ -661,7 +668,7 @@ def _by_model(
             continue
         if not at and not models:
             raise click.UsageError(f"--policy: {text}: give its model: --model, or @MODEL")
-        # Of several that wrote the log, the last one given is what goes on from here.
+        # Of several models that wrote the log, the last one given is the one in use now.
         yield ope.ByModel(
             label if label != spec else text, policy, others[directory] if at else models[-1]
         )
@@ -689,9 +696,12 @@ def _with_rules(
                 raise click.UsageError(f"--policy-rules: those of {each} are given twice")
             found[each] = said
     if texts and not labels:
-        raise click.UsageError("--policy-rules: there is no --policy that they could be of")
+        raise click.UsageError("--policy-rules: goes with --policy, which is not given")
     if not all(isinstance(each, ope.ByModel) for each in policies if each.label in found):
-        raise click.UsageError("--policy-rules: act where a model ranks: give --model, or @MODEL")
+        raise click.UsageError(
+            "--policy-rules: rules are applied where a model ranks: give --model, or @MODEL in"
+            " --policy"
+        )
     try:
         return [replace(each, **found.get(each.label, {})) for each in policies]
     except ValueError as error:
@@ -716,7 +726,7 @@ def _rules_of(file: Path) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which a key that is there twice would make a part of."""
+    """A JSON object; of a key that is given twice JSON readers would silently keep one value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -53,7 +53,8 @@ def filters_of(
     allow: Sequence[str],
     allow_file: Path | None,
 ) -> tuple[Filters, Mask]:
-    """What the four options say, and which rows (n,) it leaves: some, or the command ends.
+    """What the four options say, and which rows (n,) that leaves; if it leaves none, the command
+    ends.
 
     Ids that the catalog does not have are named on stderr and passed over: items come and go, and
     a typing error must not pass for a filter.
@@ -87,7 +88,7 @@ def ids_of_lists(option: str, lists: Sequence[str], like: npt.NDArray[Any]) -> l
     found: list[int | str] = []
     for text in lists:
         words = split_ids(option, text)
-        if like.dtype.kind != "U":  # a space after a comma can be no part of an integer
+        if like.dtype.kind != "U":  # a space after a comma cannot be part of an integer
             words = words[:1] + [word.removeprefix(" ") for word in words[1:]]
         found += [id_of(option, word, like) for word in words]
     return found

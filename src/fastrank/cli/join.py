@@ -29,13 +29,14 @@ __all__ = ["join"]
 @click.option(
     "--as-of",
     required=True,
-    help="Until when the rewards are complete: 2026-01-31T12:00:00Z. UTC if it says no zone.",
+    help="The time up to which the rewards are complete: 2026-01-31T12:00:00Z. UTC if it says no"
+    " zone.",
 )
 @click.option(
     "--kind",
     required=True,
     type=click.Choice(["positives", "complete"]),
-    help="positives: what is not there is 0. complete: what is not there was not observed.",
+    help="positives: a reward that is missing is 0. complete: it was not observed.",
 )
 @click.option(
     "--shown",
@@ -47,13 +48,13 @@ __all__ = ["join"]
     type=click.Choice(["max", "sum", "first"]),
     default="max",
     show_default=True,
-    help="What several rewards for one item of one ranking make.",
+    help="How several rewards for one item of one ranking are combined.",
 )
 @click.option(
     "--skew",
     default="0s",
     show_default=True,
-    help="So long before its ranking a reward or impression may come, where clocks differ: 30s.",
+    help="How long before its ranking a reward or impression may come, where clocks differ: 30s.",
 )
 @click.option(
     "--other-requests",

@@ -46,7 +46,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
 }
 _ARGUMENTS = {argument: option for option, (argument, _) in _OPTIONS.items()}
 OPTIONS = (*_ARGUMENTS, "propensity_of")
-# What a log of another making has no use for: it comes without a model, and says nothing of these.
+# Options that a log of another making has no use for: it comes without a model.
 _OF_MODELS = {
     "models": "--model",
     "restrict_to_logged_catalog": "--restrict-to-logged-catalog",
@@ -67,7 +67,7 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--propensity-of",
         type=kinds,
-        help="Of --format table: what that is the probability of: the item in its place, all items"
+        help="Of --format table: what the propensity is of: the item in its place, all items"
         " down to it, or the whole ranking.  [default: item]",
     )(command)
     for option, (argument, words) in reversed(list(_OPTIONS.items())):

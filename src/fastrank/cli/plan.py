@@ -44,13 +44,15 @@ _SLOW = 5.0  # seconds: what takes longer is announced
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
-    """Numbers by comma; '' is none of them, no option the default."""
+    """Numbers separated by commas; '' is none of them, no option the default."""
     if text is None:
         return None
     try:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise click.BadParameter(f"expected numbers by comma, got {text!r}") from None
+        raise click.BadParameter(
+            f"expected numbers separated by commas, 0.1,0.5 say; got {text!r}"
+        ) from None
 
 
 @click.command()
@@ -88,8 +90,8 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "--apply",
     "applies",
     is_flag=True,
-    help="Write policy and factors into the model, so that everyone gets the --target-overlap where"
-    " a request names no policy: Plackett-Luce at each user's own temperature.",
+    help="Write policy and factors into the model, so that every user gets the --target-overlap"
+    " where a request names no policy: Plackett-Luce at each user's own temperature.",
 )
 @click.option(
     "-o",
@@ -99,7 +101,9 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 )
 @click.option("--replace", is_flag=True, help="--apply: replace a model that is in --output.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a web page.")
-@click.option("--users", type=click.IntRange(min=1), help="How many to look at.  [default: 200]")
+@click.option(
+    "--users", type=click.IntRange(min=1), help="How many users to look at.  [default: 200]"
+)
 @click.option(
     "--draws",
     type=click.IntRange(min=2),
@@ -111,15 +115,16 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "--temperatures",
     callback=_numbers,
     metavar="NUMBERS",
-    help="By comma.  [default: from nearly deterministic to nearly uniform on this model]",
+    help="Temperatures, separated by commas.  [default: from nearly deterministic to nearly"
+    " uniform on this model]",
 )
-@click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="By comma.")
+@click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="Separated by commas.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 @click.option(
     "--iips",
     "by_position",
     is_flag=True,
-    help="Also what iips would have of the logs that --target-... finds; takes a while.",
+    help="Also the ESS shares of iips from the logs that --target-... finds; takes a while.",
 )
 @score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -164,13 +169,17 @@ def plan(
       fastrank plan model/ --exclude-file sold_out.txt --target-overlap 0.8 --apply
     """
     if applies and target_overlap is None:
-        raise click.UsageError("--apply needs --target-overlap: what everyone should get")
+        raise click.UsageError(
+            "--apply needs --target-overlap: the overlap that every user should get"
+        )
     if (output is not None or replace) and not applies:
-        raise click.UsageError("--output and --replace are for --apply")
+        raise click.UsageError("--output, --replace: go with --apply, which is not given")
     if output is not None and (output / MANIFEST).exists() and not replace:
         raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
     if by_position and target_overlap is None and target_ess is None:
-        raise click.UsageError("--iips is about what --target-overlap or --target-ess finds")
+        raise click.UsageError(
+            "--iips: goes with --target-overlap or --target-ess, which is not given"
+        )
     for option, value in (("--target-overlap", target_overlap), ("--target-ess", target_ess)):
         if value is not None and not 0.0 < value < 1.0:
             raise click.UsageError(f"{option}: must lie between 0 and 1, got {value:g}")

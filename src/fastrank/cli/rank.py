@@ -25,7 +25,16 @@ from fastrank.cli.scores import (
 )
 from fastrank.cli.terminal import chance, for_terminal, json_text, percent, standard_output
 from fastrank.opening import open_directory
-from fastrank.policies import INFERENCE_TYPES, TABLED, FlatTail, Policy, completed, sampler_name
+from fastrank.policies import (
+    INFERENCE_TYPES,
+    TABLED,
+    FlatTail,
+    Policy,
+    completed,
+    sampler_name,
+    words_of_names,
+)
+from fastrank.policies.spec import Stated, parse_stated
 from fastrank.ranking import Ranking, relabelled
 from fastrank.rules import Rules
 from fastrank.rulesfile import read_rules, rules_of_json
@@ -46,10 +55,12 @@ _OVERLAP = 0.7
 )
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Places.")
 @click.option(
+    "--policy",
     "--inference-type",
-    type=click.Choice(list(INFERENCE_TYPES)),
-    metavar="NAME",
-    help=f"How to rank: {', '.join(INFERENCE_TYPES)}.  [default: the model's own policy]",
+    "policy_text",
+    metavar="POLICY[:PARAM=VALUE,...]",
+    help=f"How to rank: {words_of_names()}. Parameters may stand here or in options of their own."
+    "  [default: the model's own policy]",
 )
 @click.option(
     "--temperature",
@@ -61,15 +72,13 @@ _OVERLAP = 0.7
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: the model's, or 0.1]")
 @click.option(
-    "--head", type=int, help="So many first places show the best items; the rest is drawn."
+    "--head", type=int, help="How many first places show the best items; the rest is drawn."
 )
-@click.option(
-    "--m", type=int, help="For stochastic_flat_tail: candidates.  [default: the model's, or 1000]"
-)
+@click.option("--m", type=int, help="For flat_tail: candidates.  [default: the model's, or 1000]")
 @click.option(
     "--factor",
     type=float,
-    help="For stochastic_flat_tail: what any other item weighs, in weights of the last candidate."
+    help="For flat_tail: what any other item weighs, in weights of the last candidate."
     "  [default: the model's, or 0.1]",
 )
 @click.option(
@@ -89,10 +98,14 @@ _OVERLAP = 0.7
     "--after",
     multiple=True,
     metavar="IDS",
-    help="Items of the pages before, the first place first: they are not shown again, and rules"
-    " know of them. Repeatable.",
+    help="Items of earlier pages, the first place first: they are not shown again, and rules count"
+    " them. Repeatable.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats a ranking.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    help="Repeats a ranking: the same seed draws the same one.",
+)
 @filter_options("Items to leave out. Repeatable.", "Rank only these items. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank(
@@ -100,7 +113,7 @@ def rank(
     user: str | None,
     query: Path | None,
     k: int,
-    inference_type: str | None,
+    policy_text: str | None,
     temperature: float | None,
     epsilon: float | None,
     head: int | None,
@@ -129,23 +142,33 @@ def rank(
     \b
     Examples:
       fastrank rank model/ --user 42
-      fastrank rank model/ --user 42 --inference-type deterministic
-      fastrank rank model/ --user 42 --inference-type stochastic_gumbel_softmax_trick \\
-          --temperature 0.1 --exclude 17,23 --seed 1
-      fastrank rank model/ --user ann --inference-type uniform --exclude-file seen.txt
+      fastrank rank model/ --user 42 --policy deterministic
+      fastrank rank model/ --user 42 --policy plackett_luce:temperature=0.1 \\
+          --exclude 17,23 --seed 1
+      fastrank rank model/ --user ann --policy uniform --exclude-file seen.txt
       fastrank rank model/ --user ann --rules '{"cap": {"seller": 2}, "pin": {"3": "sku-9"}}'
     """
     if (user is None) == (query is None):
         raise click.UsageError("give either --user or --query")
     catalog, opened = open_directory(model, functions=functions_of(score_functions))
     usual = None if opened is None else opened.policy
-    if inference_type is None:
+    if policy_text is None:
         if usual is None:
             raise click.UsageError(
-                f"give --inference-type: {model} has no policy of its own (fastrank plan --apply"
-                " chooses one)"
+                f"give --policy, plackett_luce say: {model} has no policy of its own (fastrank plan"
+                " --apply chooses one)"
             )
-        inference_type = usual.inference_type
+        named = Stated(usual.inference_type, {})
+    else:
+        named = parse_stated(policy_text)
+    inference_type = named.inference_type
+    given = {"temperature": temperature, "epsilon": epsilon, "head": head, "m": m}
+    given["factor"] = factor
+    stated = {name: value for name, value in given.items() if value is not None}
+    if both := sorted(stated.keys() & named.params.keys()):
+        raise click.UsageError(f"--{both[0]}: --policy gives it already: state it once")
+    stated |= named.params
+    temperature = stated.get("temperature")
     rules = None if rules_text is None else _rules_of(rules_text)
     scored: dict[str, Any] = {"score": score, "params": params_of(params)}
     if user is not None:
@@ -182,9 +205,8 @@ def rank(
         places = max(1, min(k, len(scores) // 2))
         temperature = temperature_for_overlap(scores, places, _OVERLAP)
         chosen_for = scores
-    given = {"temperature": temperature, "epsilon": epsilon, "head": head, "m": m}
-    given["factor"] = factor
-    stated = {name: value for name, value in given.items() if value is not None}
+    if temperature is not None:
+        stated["temperature"] = temperature
     chosen = completed(inference_type, stated, usual)
     if chosen_for is not None and not as_json:
         note = _what_is_kept(chosen_for, chosen, k, "" if rules is None else ", without the rules")

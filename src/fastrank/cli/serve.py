@@ -20,7 +20,7 @@ __all__ = ["ping", "serve", "serve_command"]
 
 _PING_SECONDS = 2.0  # as SageMaker gives it
 
-# What Kubernetes tells every container of a Service whose name begins with fastrank:
+# What Kubernetes sets in every container beside a Service whose name begins with fastrank:
 # FASTRANK_SERVICE_PORT_HTTP, FASTRANK_BLUE_PORT_8080_TCP_ADDR; and FASTRANK_PORT=tcp://10.0.0.7:8080,
 # which its value tells from an option.
 _SERVICE = re.compile(
@@ -37,7 +37,7 @@ def _is_of_service(name: str, value: str) -> bool:
 
 
 class _Heeds(click.Parameter):
-    """A parameter that names the variable which a bad value came from."""
+    """A parameter whose errors name the variable that a bad value came from."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         for name in self.envvar or ():
@@ -111,7 +111,7 @@ def _serve(**given: Any) -> Any:
 
     SIGTERM ends it once what is in flight is answered; SIGHUP loads the model anew.
 
-    Each option may come from the environment too; the command line goes before it.
+    Each option may come from the environment too; the command line takes precedence.
 
     \b
     Example:
@@ -130,12 +130,12 @@ def _serve(**given: Any) -> Any:
 
 
 def _secret(of_file: Secret | None) -> Secret | None:
-    """The one that a file or the environment holds; no option takes it, for all see arguments."""
+    """The secret, from a file or the environment; no option takes it: all can see arguments."""
     text = os.environ.get("FASTRANK_SECRET")
     if not text:
         return of_file
     if of_file is not None:
-        raise ValueError("FASTRANK_SECRET and --secret-file: one secret is wanted, got both")
+        raise ValueError("FASTRANK_SECRET, --secret-file: give one of the two")
     try:
         return Secret.of_text(text)
     except ValueError as error:

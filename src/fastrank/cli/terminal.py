@@ -31,7 +31,8 @@ def standard_output(record: bool = False) -> Console:
 
 
 def for_terminal(text: object) -> str:
-    """A stranger's text (ids, titles, names of files) as rich's markup that shows just it.
+    """A stranger's text (ids, titles, names of files) as rich's markup that shows exactly that
+    text.
 
     Brackets are not taken for markup, and what would act on the terminal stands as its escape.
     """

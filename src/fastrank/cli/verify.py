@@ -93,7 +93,7 @@ def verify(
     rules = [_rules_of(path) for path in rules_files]
     values = params_of(params)
     if values and not rules:
-        raise click.UsageError("--param: of expressions in --rules, which are not given")
+        raise click.UsageError("--param: goes with --rules, which is not given")
     with progress() as bar:
         task = bar.add_task("hashing files", total=None)
 

@@ -170,9 +170,9 @@ def read_account(file: Path, identity: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {"id": identity}
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"no account of a join: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not an account of a join: {' '.join(str(error).split())}") from None
     if not _is_sound(account):
-        raise ValueError("no account of a join: it says what cannot be")
+        raise ValueError("not an account of a join: its numbers contradict each other")
     return account if account["id"] == identity else {"id": identity}
 
 

@@ -3,7 +3,7 @@
 A fork copies the locks that other threads hold, and in the child nobody gives them back. Arrow has
 such locks, in its allocator (mimalloc's page map and arenas) and around what it sets up at the
 first use (its tracer), and so has each import; a child forked while another thread held one hangs
-as soon as it wants it. So whatever of the log goes into Arrow does it inside `GATE`, and a fork
+as soon as it needs it. So all parts of the log that call Arrow do it inside `GATE`, and a fork
 waits until nobody is inside.
 """
 
@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 __all__ = ["GATE", "THREADS", "Gate", "Task", "Threads"]
 
-# A disk that hangs keeps a thread inside; a child that might hang is then better than a program
+# A disk that hangs keeps a thread inside: then a child that might hang is better than a program
 # that does.
 _PATIENCE_SECONDS = 10.0
 
@@ -26,10 +26,10 @@ _PATIENCE_SECONDS = 10.0
 class Gate:
     """Any number of threads may be inside, but none while the process forks.
 
-    ``with GATE:`` goes in; a thread that is inside may go in once more, whoever waits. What is
-    done inside should be short, as a fork waits for it, though no longer than ten seconds. Nobody
-    may wait inside for a thread that is still to go in: a lock that is held while going in is to
-    be taken before the gate everywhere.
+    ``with GATE:`` goes in; a thread that is inside may go in once more, even while a fork waits.
+    Work inside should be short: a fork waits for it, up to ten seconds. A thread inside must not
+    wait for one that has yet to go in: where a lock is held while going in, take it before the gate
+    everywhere.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Gate:
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
-        """Leave for as long as this lasts; in the midst of long work, so that a fork may go by."""
+        """Leave the gate meanwhile; in the middle of long work, so that a fork may go ahead."""
         me = threading.get_ident()
         with self._changed:
             depth = self._inside.pop(me)
@@ -123,7 +123,7 @@ class Threads:
         self._idle: list[SimpleQueue[Task]] = []
 
     def start(self, work: Callable[[], object]) -> Task:
-        """Have it done; a RuntimeError if no thread can be had, as the interpreter ends."""
+        """Have it done; a RuntimeError if no thread can start, as the interpreter ends."""
         task = Task(work)
         try:
             tasks = self._idle.pop()

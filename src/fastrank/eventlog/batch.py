@@ -1,4 +1,4 @@
-"""LogBatch: rows of a log that can be believed, as arrays."""
+"""LogBatch: the valid rows of a log, as arrays."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class LogBatch:
         return lists.padded(int(lists.lengths.max()), np.float32(np.nan))
 
     def values(self, name: str) -> list[Any]:
-        """A column of the schema as Python values, None for null; length n, kept.
+        """A column of the schema as Python values, None for null; length n, cached.
 
         `policy_params`, a struct in schema 1, is made of `law_params` and `user_temperature`.
         """
@@ -291,7 +291,7 @@ class LogBatch:
 
     @cached_property
     def is_sequential(self) -> Mask:
-        """Rows (n,) whose rules make a place's law hang on what is shown above (caps, pins)."""
+        """Rows (n,) whose rules make a place's law depend on what is shown above (caps, pins)."""
         found = np.zeros(len(self), np.bool_)
         for rows, rules in self._by_rules():
             found |= rows & rules.is_sequential

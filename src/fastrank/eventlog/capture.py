@@ -90,7 +90,7 @@ class DataCapture:
     def __init__(self, paths: Paths) -> None:
         self.files = files_at(paths, ("jsonl",), "capture files (.jsonl)")
         if not self.files:
-            raise ValueError("paths: none given")
+            raise ValueError("paths: none given; name a file, a directory or a glob")
         self.rules: dict[str, Rules] = {}
         self._reset()
 
@@ -159,7 +159,7 @@ class DataCapture:
             try:
                 response = _mapping("data", _json(answered))
                 if "error" in response and "item_ids" not in response:
-                    self.error_responses += 1  # whatever was asked
+                    self.error_responses += 1  # whatever the request was
                     continue
                 request = wire.read(asked)
                 values, kind = _values(request, response)
@@ -398,7 +398,7 @@ def _score(answered: Any) -> dict[str, Any] | None:
 
 
 def _named(answered: Any) -> dict[str, Any] | None:
-    """Which rules an answer says that it stands under, their parameters as text; None: none.
+    """Which rules an answer says it was drawn under, their parameters as text; None: none.
 
     A log has no rules that say nothing.
     """
@@ -412,7 +412,7 @@ def _named(answered: Any) -> dict[str, Any] | None:
 
 
 def _rules(answered: Any, asked: str | wire.RulesBody | None, kind: IdKind) -> Rules:
-    """What an answer's rules say: itself where they were named, or else the request."""
+    """What an answer's rules say: by the answer where they were named, else by the request."""
     rules = _mapping("rules", answered)
     content = rules.get("content")
     if isinstance(asked, wire.RulesBody):

@@ -1,7 +1,7 @@
-"""What is wrong with a row: it is set aside under its reason, and the others become arrays.
+"""What is wrong with rows: a wrong one is set aside under its reason, the others become arrays.
 
-A row is held to itself alone, but for its request id, which must not have come before. Nothing is
-clipped into shape.
+A row is checked against itself alone, but for its request id, which must not have come before. No
+value is clipped to make it valid.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Checks:
     def believed(
         self, kind: IdKind, source: str, folder: Path | None, start: int, batch: pa.RecordBatch
     ) -> Iterator[LogBatch]:
-        """Those rows of a batch that can be believed.
+        """The valid rows of a batch.
 
         Parameters
         ----------
@@ -192,7 +192,7 @@ class Checks:
         self._check_filters(flaws, batch, folder)
 
     def _check_rules(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> Mask:
-        """Rules that a row names must be there, likewise; rows (n,) that they may make short."""
+        """Rules that a row names must exist, too; gives the rows (n,) that they may make short."""
         early = np.zeros(batch.num_rows, np.bool_)
         there = has_rules(batch)
         if not there.any():
@@ -214,7 +214,7 @@ class Checks:
         return early
 
     def _check_filters(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
-        """Every filter and bias that a row names must be there and be what its name says."""
+        """Every filter and bias that a row names must exist and match its name, a hash."""
         named = batch.column("filter_id")
         for column, load in (
             (pc.struct_field(named, "exclude"), self._filters.ids),
@@ -338,8 +338,8 @@ class Checks:
     ) -> Mask:
         """Rows whose request id came before.
 
-        One that says the same as the first is counted and no more; of two that contradict each
-        other, nobody knows which is true, and the later is set aside.
+        One that says the same as the first is only counted; of two that contradict each other
+        nobody knows which is true, and the later is set aside.
         """
         laws = np.array(self.strata.hashes, np.uint64)[made["stratum"]]
         contents = content_hashes(batch, made, columns, words, laws)

@@ -1,7 +1,7 @@
-"""What a row of a log says, as one number: by it a row that came twice is known for the same.
+"""What a row of a log says, as one number, by which a row that came twice is recognised.
 
-Of a row counts what an evaluation or an audit takes from it. When it was served, by which writer,
-and how long that took, may differ.
+What counts is what an evaluation or an audit takes from a row. When it was served, by which writer,
+and how long that took may differ.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Dsjson(OwnLog):
         formats = ("jsonl", "json", "jsonl.gz", "json.gz")
         self.files = files_at(paths, formats, "dsjson files (.jsonl, .json, .gz of them)")
         if not self.files:
-            raise ValueError("paths: none given")
+            raise ValueError("paths: none given; name a file, a directory or a glob")
         self.policies = {"uniform": "uniform", "first": "first"}
         self.columns = list(self.policies)
         self.arrays = {}

@@ -1,7 +1,7 @@
-"""Files of what became of requests: Parquet, CSV or JSON Lines, a line an event.
+"""Files of what happened after requests: Parquet, CSV or JSON Lines, one event a line.
 
-Each has `request_id` and `ts`, and columns of its own. Whatever is wrong is named by file, row
-(from 0) and value.
+Each has `request_id` and `ts`, and columns of its own. Errors name the file, the row (from 0) and
+the value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastrank.inputs import shown
 __all__ = ["DATED", "Events", "read_events"]
 
 _FORMATS = ("parquet", "csv", "jsonl", "json")
-# Times that a calendar has, years 1 to 9999, in microseconds since 1970.
+# Times that the calendar can express, years 1 to 9999, in microseconds since 1970.
 DATED = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 _BATCH_ROWS = 1 << 16
 _WRITTEN = r"^(0|-?[1-9][0-9]*)$"  # as `fastrank.ids.integer` has it

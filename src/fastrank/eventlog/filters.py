@@ -195,7 +195,7 @@ def _read(folder: Path | None, name: str, suffix: str) -> Content:
         values, stated = _loaded(file)
     except FileNotFoundError:
         raise ValueError(f"{FOLDER}/{file.name} is missing") from None
-    except Exception as error:  # what parses a stranger's file raises what it likes
+    except Exception as error:  # a parser of a stranger's file may raise anything
         raise ValueError(f"{FOLDER}/{file.name}: not readable: {error}") from None
     if stated != name:
         raise ValueError(f"{FOLDER}/{file.name} does not match its hash")

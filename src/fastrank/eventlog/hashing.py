@@ -81,7 +81,7 @@ def text_hashes(texts: pa.StringArray) -> Hashes:
     Notes
     -----
     Eight bytes at a time: ``h = (h ^ word) * step; h ^= h >> 32``, from a start that holds the
-    length, then Stafford's finaliser. Not for use against an adversary. O(bytes).
+    length, then Stafford's finaliser. Not safe against an adversary. O(bytes).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Impressions: that a ranking was shown, when, and how many of its places.
+"""Impressions: records that a ranking was shown, when, and how many of its places.
 
 Columns: `request_id`, `ts`, and `displayed`, the number of places from the first.
 """

@@ -1,9 +1,9 @@
 """join: rewards into a log, as a new data set.
 
 A reward counts for a row if it names its request, an item that was displayed, and a time within the
-window after the row was shown; those that do not are told apart, since they may be missing. While
-a row's window is open its rewards are unfinished, so the row is left out; later another join takes
-it in. Impressions say when a row was shown, and how many of its places.
+window after the row was shown. Rewards that do not are counted by reason, since a row may lack
+them. While a row's window is open more rewards may come, so the row is left out, for a later join.
+Impressions say when a row was shown, and how many of its places.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def join(
         How long after a row was shown its rewards count, both ends included; ``"24h"``, say. It
         was shown when its `shown_at` says, else when it was served.
     as_of : datetime or str
-        The moment up to which rewards and impressions are complete. A row's window is closed if it
+        The time up to which rewards and impressions are complete. A row's window is closed if it
         ended by then; other rows are left out and counted. UTC where it says no zone; not in the
         future.
     kind : {"positives", "complete"}
@@ -100,11 +100,11 @@ def join(
         first time, and the most places within the window from then. A row without is not shown:
         `displayed` is 0.
     repeats : {"max", "sum", "first"}
-        What several rewards for one item of one row make; `first` by time.
+        How several rewards for one item of one row are combined; `first` by time.
     skew : timedelta or str
-        So long before its row was shown a reward may come, or an impression before it was served,
-        and counts as at that time: clocks of browsers and servers differ. At most the window: what
-        is longer is no matter of clocks.
+        How long before its row was shown a reward may come, or an impression before the row was
+        served, and still count as of that time: clocks of browsers and servers differ. At most the
+        window: no clocks differ by more.
     other_requests : bool
         Whether the files hold rewards and impressions of requests that were not logged, too: then
         those of unknown requests are not counted as dropped.

@@ -56,7 +56,7 @@ def from_obd(
     campaign_or_path : str or path
         ``all`` or ``men``: the bundled log. Otherwise a file as published, .csv or .parquet.
     policy : {"random", "bts"}, optional
-        Which policy logged it. For a file it is read off the path, if it can be.
+        Which policy logged it. For a file it is taken from the path, if that says it.
     columns : sequence of str
         Further columns of the file to carry, of one number a row: the log-propensity of an
         evaluation policy, say. Each becomes a list of one, as the ranking's own propensities are.
@@ -88,7 +88,7 @@ def from_obd(
         if name in schema("int64").names:
             raise ValueError(f"columns: {name} is a column of the schema itself")
         if name == "position":
-            raise ValueError("columns: position is there without asking, as context")
+            raise ValueError("columns: position is always read, as context: leave it out")
     if campaign_or_path in get_args(obd.Campaign):
         if policy is None:
             raise ValueError("policy: say which log of the campaign, random or bts")

@@ -332,7 +332,7 @@ def _check_whole(
 
 
 def _check_rounds(feedback: Mapping[str, Any], rounds: int) -> None:
-    """What says another number of rows than there are is of another log, or cut."""
+    """An entry with another number of rows belongs to another log, or was cut."""
     stated = feedback.get("n_rounds")
     if stated is not None and stated != rounds:
         raise ValueError(f"feedback['n_rounds']: {shown(stated)}, and there are {rounds:,} rounds")

@@ -1,4 +1,4 @@
-"""Cells of somebody's table as texts, numbers and times; which of them are none is told apart."""
+"""Cells of somebody's table as texts, numbers and times, and which of them are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which columns of somebody's table hold what, and all that is wrong with them said at once."""
+"""Which columns of somebody's table hold what; all that is wrong with them is said at once."""
 
 from __future__ import annotations
 

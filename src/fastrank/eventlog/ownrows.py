@@ -355,7 +355,7 @@ class Reading:
         rows = start + np.arange(n)
         items = column[named.item or ""]
         lengths = lengths_of(items) if self.shape.has_lists else np.ones(n, np.int64)
-        # Lists can be laid beside each other only where they are equally long.
+        # Lists can be compared item by item only where they are equally long.
         rough = _Flat(np.zeros(n, np.int64), np.empty(0, np.int64), rows)
         flaws = _Flaws(rough)
         self._unread(column, flaws.rankings)
@@ -761,7 +761,7 @@ def _check_positions(
 
 
 def _once(column: Mapping[str, pa.Array], apart: Mask) -> tuple[IntArray, IntArray]:
-    """Rows that do not say what one before them says, to the last column; how many say the same.
+    """Rows that differ in some column from all before them; how many are the same as one.
 
     Those `apart` are none of anybody.
     """

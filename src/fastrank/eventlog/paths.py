@@ -92,7 +92,7 @@ def log_files(paths: Paths) -> list[LogFile]:
     """
     given = [_as_sealed(path) for path in listed_paths(paths)]
     if not given:
-        raise ValueError("paths: none given")
+        raise ValueError("paths: none given; name a file, a directory or a glob")
     what, without = "log files (.parquet, .arrow)", (FOLDER, JOIN_FILE)
     found: dict[Path, Path] = {}
     for text in given:

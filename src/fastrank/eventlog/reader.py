@@ -1,8 +1,8 @@
-"""LogReader: streams a log as arrays of the rows that can be believed, and names the others.
+"""LogReader: streams a log as arrays of its valid rows, and names the others.
 
-Nothing is clipped into shape. A row that contradicts itself is set aside, counted under its reason,
-and its place kept; a file that is not a log is named; what is missing between the rows of a writer
-is counted as lost.
+No value is clipped to make it valid. A row that contradicts itself is set aside, counted under its
+reason, and its place is kept; a file that is not a log is named; gaps in a writer's sequence are
+counted as lost rows.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _OMITTABLE = (
 )
 
 
-# What few logs have.
+# Columns that few logs fill.
 _SELDOM = frozenset((*UNREAD, "n_probes", "tail_log_weight"))
 
 
@@ -217,7 +217,7 @@ class LogReader:
                 with suppress(Exception):  # it is read, and then set aside by name
                     found.add([table], table.num_rows)
         for file in self._files:
-            with suppress(Exception):  # what parses a stranger's file raises what it likes
+            with suppress(Exception):  # a parser of a stranger's file may raise anything
                 _survey(file.path, found)
         return found.rows, found.places
 
@@ -384,7 +384,7 @@ class LogReader:
                 self.report.files_set_aside[str(account)] = str(error)
         match = SEGMENT.fullmatch(path.name)
         if match is not None and int(match["number"]) == 0:
-            # The writer's first segment is here, so its sequence must begin at 0.
+            # The writer's first segment is among the files, so its sequence must begin at 0.
             self._sequences.setdefault(match["writer"], SequenceGaps()).add(np.array([-1]))
 
     def _values_said(

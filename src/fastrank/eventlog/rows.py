@@ -219,7 +219,7 @@ def items_of(ranking: Ranking) -> tuple[IdKind, Any]:
         return "str", texts
     raise ValueError(
         "ranking: expected item_ids of int64 or str, scores of float32 and log_propensities of"
-        f" float64, one an item, and a known propensity_kind; got {ranking!r}"
+        f" float64, one for each item, and a known propensity_kind; got {ranking!r}"
     )
 
 
@@ -367,11 +367,11 @@ def as_rules_columns(applied: AppliedRules) -> dict[str, str] | None:
 
 
 def as_rewards(values: Any, length: int) -> list[float | None]:
-    given = as_column("rewards", values, f"{length}, one an item")
+    given = as_column("rewards", values, f"{length}, one for each item")
     if isinstance(given, np.ndarray):
         given = given.tolist() if given.ndim == 1 else []
     if len(given) != length:
-        raise ValueError(f"rewards: expected {length}, one an item, got {shown(values)}")
+        raise ValueError(f"rewards: expected {length}, one for each item, got {shown(values)}")
     rewards: list[float | None] = []
     for place, value in enumerate(given):
         if value is not None and (isinstance(value, str | bytes) or not isinstance(value, Real)):
@@ -398,7 +398,7 @@ def as_evaluated(values: Any, length: int) -> list[tuple[str, list[float]]]:
         array = np.asarray(as_real(f"{name}: {key}", given), np.float64)
         if array.shape != (length,):
             raise ValueError(
-                f"{name}: {key}: expected shape ({length},), one an item, got {array.shape}"
+                f"{name}: {key}: expected shape ({length},), one for each item, got {array.shape}"
             )
         wrong = np.isnan(array) | (array > _ROUNDING)
         if wrong.any():

@@ -62,7 +62,7 @@ UNREAD = (
     *("evaluation_log_propensities", "shown_at"),
 )
 
-# What no row can do without, whoever wrote it; all else may be null, and so may be absent.
+# Columns that every row must have, by any writer; all others may be null, and so absent.
 _WANTED = (
     *("request_id", "ts", "policy_name", "item_ids", "log_propensities", "log_propensity"),
     "propensity_kind",

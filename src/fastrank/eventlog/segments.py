@@ -3,8 +3,8 @@
 A segment grows as ``<writer id>-<number>.arrow``, an Arrow IPC stream, of which any prefix can be
 read up to its last whole batch. It is sealed into ``<writer id>-<number>.parquet``: written under
 another name, renamed, and only then the .arrow goes, so that at each moment one of them is whole.
-Who writes or seals a segment holds a lock (flock) on the .arrow, which the kernel takes away from
-the dead.
+A process that writes or seals a segment holds a lock (flock) on the .arrow, which the kernel
+releases when the process dies.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Segment:
 
 
 class HeldFile:
-    """An open file, or directory, that can be locked, and that a forked child lets go of.
+    """An open file, or directory, that can be locked, and that a forked child closes.
 
     The lock would outlive this process in a child that kept the file open.
     """
@@ -267,7 +267,7 @@ def _seal(path: Path) -> int | None:
         elif not _holds_no_batch(path):
             with path.open("rb") as file:
                 rows = _write_parquet(target, *open_stream(file))
-        path.unlink(missing_ok=True)  # whoever removed it meanwhile has not removed its rows
+        path.unlink(missing_ok=True)  # if it was removed meanwhile, its rows are in the Parquet
     except (OSError, pa.ArrowException) as error:
         if path.exists():
             _LOG.warning("%s: not sealed, and kept as it is: %s", path, error)

@@ -88,7 +88,7 @@ def source_of(data: Any, wanted: Sequence[str]) -> Source:
             return _Table(from_dataframe(data))
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # its own library's, whatever that raises
+    except Exception as error:  # any error of the table's own library
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"data: Arrow cannot take this {type(data).__name__}: {why}") from error
     lazy = "; collect() it first" if hasattr(data, "collect") else ""
@@ -235,7 +235,7 @@ def _cast(column: pa.Array, wanted: pa.DataType) -> pa.Array:
         return as_texts(column)
     try:
         return column.cast(pa.list_(wanted) if pa.types.is_list(column.type) else wanted)
-    except pa.ArrowInvalid:  # no integers, or no numbers: whoever reads them sets them aside
+    except pa.ArrowInvalid:  # no integers, or no numbers: they are set aside when they are read
         return column
 
 

@@ -1,4 +1,4 @@
-"""LogUploader: brings what a `LogWriter` has sealed to an object store, or another disk.
+"""LogUploader: copies what a `LogWriter` has sealed to an object store, or another disk.
 
 The log grows in a directory of this machine, the spool, and each sealed segment goes from there to
 its place, after the filters and rules that its rows name; what has arrived is removed here.
@@ -52,9 +52,9 @@ class LogUploader:
         Where to: ``s3://bucket/prefix`` (extra ``s3``), whatever else fsspec has, or a directory,
         on another disk say. It becomes a log like any.
     max_bytes : int
-        While it cannot be reached, so much is kept; beyond it the oldest segments are dropped,
-        counted, and said: of all rows they come nearest to being too late for their rewards, and
-        the reader finds the gap in their writer's sequence.
+        How much is kept while it cannot be reached. Beyond that the oldest segments are dropped,
+        counted and logged: they are the closest to being too late for their rewards, and the reader
+        finds the gap in their writer's sequence.
     every : float
         Seconds between two looks into the directory, at most; half as many at the least.
 
@@ -203,7 +203,7 @@ class LogUploader:
                     if time.monotonic() > self._end:
                         return False
                     self._send(file, f"{folder}{file.path.name}")
-        except Exception as error:  # stores raise what they like
+        except Exception as error:  # stores may raise anything
             self.failures += 1
             if not self._failing:
                 _LOG.warning("%s: rows wait to be uploaded: %s", self._url, _why(error))
@@ -215,7 +215,7 @@ class LogUploader:
                 "%s: rows are uploaded again; %d were lost before", self._url, self.rows_lost
             )
         self._failing = False
-        self._make_room()  # it may come faster than it goes
+        self._make_room()  # segments may come faster than they are uploaded
         return True
 
     def _send(self, file: _File, name: str) -> None:

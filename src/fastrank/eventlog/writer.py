@@ -120,8 +120,8 @@ class LogWriter:
     A forked child's writer has rows, files and a `writer_id` of its own; rows that waited at the
     fork are the parent's. As Arrow does not survive a fork in the midst of its work, ``os.fork``
     waits until the log's threads are between two pieces of it (one flush, one row group of a
-    segment that is sealed; ten seconds at most, should the disk hang). For a program's own threads
-    that are in Arrow at a fork it can do nothing: the child may hang.
+    segment that is sealed; ten seconds at most, should the disk hang). It cannot do that for a
+    program's own threads that are in Arrow at a fork: the child may hang.
 
     Examples
     --------
@@ -272,10 +272,10 @@ class LogWriter:
         """Add one ranking; costs some microseconds and never waits for the disk.
 
         The ranking says itself what it was asked for: `k`, `exclude`, `allow`, `bias`,
-        `model_version` and `user_temperature` need only be given where it does not, as one that was
-        not made by fastrank, or whose candidates somebody chose before. What is given must agree
-        with what the ranking says. Its rules, their parameters and the pages before it are always
-        its own.
+        `model_version` and `user_temperature` need only be given where it does not, as for one that
+        was not made by fastrank, or whose candidates were chosen beforehand. What is given must
+        agree with what the ranking says. Its rules, their parameters and the pages before it are
+        always its own.
 
         Parameters
         ----------
@@ -295,7 +295,7 @@ class LogWriter:
         run : str, optional
             Name of the run that ranked it, with many others.
         user_id : str or int, optional
-            Kept as text. Wanted where the ranking left out what its user has seen.
+            Kept as text. Needed where the ranking left out what its user has seen.
         experiment, arm, revision : str, optional
             Which experiment the request was part of, in which of its arms, and under which revision
             of what was drawn by: while shares are constant, that is one. Neither of the first two
@@ -474,7 +474,7 @@ class LogWriter:
             if len(is_candidate) != length or not math.isfinite(tail_log_weight):
                 raise ValueError(
                     f"ranking: candidates: expected a tail_log_weight that is finite, and"
-                    f" {length} of is_candidate, one an item; got {shown(found)}"
+                    f" {length} of is_candidate, one for each item; got {shown(found)}"
                 )
             if n_candidates is None:
                 n_candidates = found.n_found
@@ -620,7 +620,7 @@ class LogWriter:
     def _of_run(run: Run, batch: RankingBatch, user_ids: Any) -> list[str]:
         """Request ids; a ValueError where the batch was drawn by other seeds than the run's."""
         if user_ids is None:
-            raise ValueError("user_ids: request ids of a run follow from them")
+            raise ValueError("user_ids: give them: the request ids of a run follow from them")
         user_ids = as_column("user_ids", user_ids, f"{len(batch)} entries")
         if len(user_ids) != len(batch):
             raise ValueError(f"user_ids: expected {len(batch)} entries, got {len(user_ids)}")
@@ -791,7 +791,7 @@ class LogWriter:
                 self._failing = True
 
     def flush(self) -> bool:
-        """Hand all rows to the file system now; False if it refused and rows still wait."""
+        """Write all rows to the file system now; False if it refused and rows still wait."""
         with self._disk, GATE:
             self._convert()
             return self._write()
@@ -858,7 +858,7 @@ class LogWriter:
         return True
 
     def _seconds_left(self) -> float:
-        """Until the growing segment is to be sealed for its age; infinite where there is none."""
+        """Seconds until the growing segment is sealed for its age; infinite where there is none."""
         segment = self._segment
         if segment is None:
             return math.inf
@@ -882,7 +882,7 @@ class LogWriter:
             self._rotate()
         while self._segment is None:
             path = self._directory / f"{self.writer_id}-{self._number:06d}.arrow"
-            # Deleted under a running writer, say: rows are worth more than the reason.
+            # Deleted under a running writer, say: keeping the rows matters more than why.
             self._directory.mkdir(parents=True, exist_ok=True)
             try:
                 self._segment = Segment(path, columns)
@@ -890,7 +890,7 @@ class LogWriter:
                 self._number += 1
             else:
                 with self._changed:
-                    self._changed.notify()  # who waits for its age
+                    self._changed.notify()  # the thread that waits for its age
         return self._segment
 
     def _rotate(self) -> None:
@@ -1023,7 +1023,7 @@ def _kind_of_directory(directory: Path) -> IdKind | None:
     for file in directly_in(directory, ".parquet")[-3:]:
         try:
             return kind_of(pq.read_schema(file))
-        except Exception:  # what parses a stranger's file raises what it likes
+        except Exception:  # a parser of a stranger's file may raise anything
             continue
     for file in directly_in(directory, ".arrow")[-3:]:
         try:

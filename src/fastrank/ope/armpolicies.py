@@ -19,12 +19,12 @@ from fastrank.eventlog import LogBatch, Stratum
 from fastrank.model import Model, scorer_of
 from fastrank.ope.experimentlog import MOST_STRATA, Cell, ExperimentLog
 from fastrank.ope.propensities import ByModel, EvaluationPolicy, Judged, describe
-from fastrank.policies import INFERENCE_TYPES, policy
+from fastrank.policies import inference_type_of, policy
 from fastrank.scorer import Scorer
 
 __all__ = ["ArmPolicies"]
 
-_EXACT = 1e-3  # what an arm's policy may be off the logged log-propensities by: no weight shows it
+_EXACT = 1e-3  # how far an arm's policy may be off the logged log-propensities: no weight shows it
 
 
 class ArmPolicies:
@@ -253,10 +253,12 @@ def _policy_of(
     if len(strata) > 1 or len(cell.strata) > MOST_STRATA:
         raise ValueError("its rows are of several policies or catalogs while shares were constant")
     (stratum,) = strata
-    if stratum.policy_name not in INFERENCE_TYPES:
-        raise ValueError(f"fastrank has no policy {stratum.policy_name!r}")
     try:
-        drawn_by = policy(stratum.policy_name, **dict(stratum.params))
+        inference_type = inference_type_of(stratum.policy_name)
+    except ValueError:
+        raise ValueError(f"fastrank has no policy {stratum.policy_name!r}") from None
+    try:
+        drawn_by = policy(inference_type, **dict(stratum.params))
     except TypeError as error:
         raise ValueError(f"{stratum.policy_name}: {error}") from None
     for each in logging:

@@ -281,7 +281,7 @@ class _Arms:
         return self._why_no_mixture is None
 
     def _against(self, ratio: SampleRatio) -> list[str]:
-        """What is against the arms' rows."""
+        """What speaks against the arms' rows."""
         limits, found = self._asked.thresholds, []
         if not ratio.fits:
             found.append("sample_ratio")

@@ -137,15 +137,15 @@ class OptionalArrays:
             if isinstance(policy, ByModel):
                 _refuse_rules(f"{name} of {policy.label}", need, policy.rules)
             if not by_model or not self._writers.models:
-                refuse("wants a policy on a model, and the model that wrote the log")
+                refuse("needs a policy on a model, and the model that wrote the log")
             assert isinstance(policy, ByModel)
             sizes = [len(catalog_of(each)) for each in (policy.model, *self._writers.models)]
             if need in _MARGINALS and max(sizes) > MAX_ITEMS:
                 refuse(f"takes at most {MAX_ITEMS} items, got {max(sizes)}")
         elif need not in _OF_REWARD_MODEL:
-            raise ValueError(f"estimators: {name} of {policy.label}: wants a column of {need}")
+            raise ValueError(f"estimators: {name} of {policy.label}: needs a column of {need}")
         elif not by_model or self._reward_model is None:
-            refuse("wants a reward model and a policy on a model")
+            refuse("needs a reward model and a policy on a model")
 
     def arrays(
         self,
@@ -302,13 +302,13 @@ class OptionalArrays:
                 why = f"its policy {batch.value('policy_name', i)!r} is none that fastrank knows"
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: {why};"
-                f" the logging policy's law is wanted for {self._want_laws}"
+                f" the logging policy's law is needed for {self._want_laws}"
             )
         query = writers[writer].row(i)
         if isinstance(query, str):
             raise ValueError(
                 f"logging: request {batch.value('request_id', i)}: {query};"
-                f" the logging policy's law is wanted for {self._want_laws}"
+                f" the logging policy's law is needed for {self._want_laws}"
             )
         return _Law(catalog_of(self._writers.models[writer]), query, policy, int(batch.k[i]))
 
@@ -425,7 +425,7 @@ class OptionalArrays:
             is_ruled = law.query.is_ruled or logged.query.is_ruled
             if is_ruled and not np.array_equal(logged.eligible(), law.eligible()):
                 raise ValueError(
-                    f"estimators: pi of {label}: wants rules that leave the same items eligible"
+                    f"estimators: pi of {label}: needs rules that leave the same items eligible"
                 )
             scores = law.scores()
 
@@ -438,7 +438,7 @@ class OptionalArrays:
             try:
                 result[[members[at] for at in ats]] = weights(ats)
             except ValueError:
-                for at in ats:  # which of them it is matters to whoever looks for it in the log
+                for at in ats:  # the row's number is what one needs to find it in the log
                     try:
                         weights([at])
                     except ValueError as error:
@@ -481,7 +481,7 @@ class OptionalArrays:
         m = len(items)
         at = catalog._rows_of(items)
         if "q_logged" in result:
-            # An item that the model has not weighs nothing, whatever is said of it.
+            # An item that the model does not have weighs nothing, whatever is said of it.
             known = np.where(at >= 0, q[np.maximum(at, 0), np.arange(m)], 0.0)
             result["q_logged"][j, :m] = known
         if "q_expected" in result:
@@ -625,11 +625,12 @@ LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
 
 
 def _refuse_rules(where: str, need: str, rules: Rules | None) -> None:
-    """A ValueError under rules by which a place's law hangs on what is shown above it."""
+    """A ValueError under rules by which a place's law depends on what is shown above it."""
     if rules is not None and rules.is_sequential:
         what = "slate weights" if need == "slate_weights" else "marginals of places"
         raise ValueError(
             f"estimators: {where}: {what} are not known under {shown(rules)}, where what may stand"
-            f" at a place hangs on what stands above it; of filters and boosts they are, or give a"
+            f" at a place depends on what stands above it: use rules that are filters and boosts"
+            f" alone, or give a"
             f" column of {need}"
         )

@@ -139,7 +139,7 @@ def audit(
     first_place, seeds, sampled = _FirstPlace(), SharedSeeds(), _Sample(Writers(models))
     tails = _FlatTails()
     rows = 0
-    spare: LogBatch | None = None  # a row for when the hash chooses none
+    spare: LogBatch | None = None  # a row in case the hash chooses none
     for batch in log:
         rows += len(batch)
         if spare is None:
@@ -316,7 +316,8 @@ class _Sample:
                 i,
                 "its seed draws another ranking",
             )
-        # Whoever chose the seed chose the ranking: it was not drawn by the law that is checked.
+        # A caller who chose the seed chose the ranking: it was not drawn by the law that is
+        # checked.
         drawn = isinstance(policy, FlatTail) or law_of(policy).is_plackett_luce
         if drawn and not batch.caller_seed[i]:
             temperature = policy.params["temperature"]
@@ -515,7 +516,7 @@ def _malformed(log: Log) -> Check:
 
 
 def _repeated_ids(log: Log) -> Check:
-    """Who may choose the id of a request, and so its seed, may ask until they like the answer."""
+    """Clients who choose a request's id, and so its seed, can ask until they like the answer."""
     name, rows = "request ids", log.report.rows_read
     repeated, contradicted = log.report.repeats_by_clients
     if not repeated:

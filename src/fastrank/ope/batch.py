@@ -151,7 +151,7 @@ class Batch:
                 array[absent] = 0.0
         group_array = np.arange(n) if groups is None else as_real("groups", groups)
         if groups is not None and group_array.dtype.kind in "iu":
-            # Ids may be multiples of anything: by their hash they fall into all groups alike.
+            # Ids may be multiples of anything: hashed, they fall into all groups evenly.
             group_array = (mixed(group_array.astype(np.uint64)) % np.uint64(GROUPS)).astype(
                 np.int64
             )

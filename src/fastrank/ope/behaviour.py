@@ -1,4 +1,4 @@
-"""What estimators take for granted of how people behave, where the log itself contradicts it.
+"""What estimators take for granted about how people behave, where the log itself contradicts it.
 
 Two estimators that are both right differ by chance. From the same rows that is little, since they
 share most of their noise: their paired difference shows a wrong assumption long before the estimate
@@ -23,7 +23,7 @@ _PAIRS = {
     INDEPENDENT: (("iips", "snrips"), ("iips", "snips"), ("snrips", "snips")),
     ADDITIVE: (("pi", "snips"),),
 }
-_CHECKED = (INDEPENDENT, ADDITIVE)  # assumptions so strong that the log must bear them out
+_CHECKED = (INDEPENDENT, ADDITIVE)  # assumptions so strong that the log must confirm them
 # Uneven weights widen the paired interval as well; a mean weight that strays spoils it.
 _UNEVEN = {"max_weight_share", "heaviest_share"}
 _DOUBT = 2.0 / 3.0  # of `Thresholds.behaviour`: enough to let snips lead

@@ -33,7 +33,7 @@ _ONE = -_LOWEST_OCTAVE * BINS_PER_OCTAVE  # the bin that begins at 1
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What an estimate may be made of before it is called low_overlap, or more.
+    """Limits beyond which an estimate is called low_overlap, or worse.
 
     Attributes
     ----------
@@ -73,9 +73,9 @@ class Thresholds:
 
     Notes
     -----
-    But for the few rewarded rows that are wanted at all, what decides a status does not depend on
-    rewards: a limit of 200 would let those logs pass that had luck, whose estimates are too high.
-    Few or uneven rewards widen the interval instead. That of 3 is so wide that luck does not show.
+    Apart from the few rewarded rows that are required at all, no status depends on rewards: a limit
+    of 200 would pass the logs that were lucky, whose estimates are too high. Few or uneven rewards
+    widen the interval instead; with 3 rewarded rows it is so wide that luck does not show.
     """
 
     reward_ess: float = 3.0

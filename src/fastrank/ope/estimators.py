@@ -410,8 +410,9 @@ class Snrips(Estimator):
     """``sum_l (sum w_l r_l / sum w_l) (sum w_{l-1} / all w_{l-1})``: each place for itself.
 
     All sums but the last are over the rankings that have place l, the last is over all of them.
-    Whether somebody gets to a place may depend on what stands above it (who scrolls until something
-    pleases), so that its presence is weighed by the places above, as its reward is by those to it.
+    Whether somebody reaches a place may depend on what stands above it (people scroll until they
+    like something), so a place's presence is weighted by the places above it, as its reward is by
+    the places up to it.
     """
 
     name = "snrips"
@@ -616,7 +617,7 @@ class ReplayWeighted(Replay):
 
 
 class Dm(_Mean):
-    """``mean(q of what pi_1 shows)``: the direct method, a reward model's word alone."""
+    """``mean(q of what pi_1 shows)``: the direct method, by a reward model alone."""
 
     name = "dm"
     needs = ("q_direct",)

@@ -56,8 +56,8 @@ def evaluate(
     policies : sequence of EvaluationPolicy
         With labels of their own.
     logging : sequence of Model or Catalog
-        What wrote the log. Wanted where an evaluation policy has another catalog, to know what
-        could not have been shown, and by estimators that need its law (iips, pi).
+        What wrote the log. Needed where an evaluation policy has another catalog, to know what
+        could not have been shown, and by estimators that use its law (iips, pi).
     places : int, optional
         Evaluate a policy that shows so many. By default each row's own number; if some rows asked
         for fewer than are given here, the log cannot say what the rest would have earned.
@@ -86,13 +86,13 @@ def evaluate(
     include_fallback, include_caller_seeds : bool
         Use rows that are left out by default.
     restrict_to_logged_catalog : bool
-        Evaluate policies that never show what the logged catalog had not.
+        Evaluate policies that never show what the logged catalog did not have.
     keep_candidates : bool
         Where only candidates were ranked (`candidate_set_id`), evaluate policies that rank the
         same candidates, which the row's allow list holds. By default they rank everything, and what
         they show that was no candidate is uncovered.
     reasons : sequence of str
-        What is known against the log: keys of `REASONS`, ``"audit_failed"`` for one.
+        What is known to be wrong with the log: keys of `REASONS`, ``"audit_failed"`` for one.
     advance : callable, optional
         Called with the number of rows that are done: after each batch and, where laws or a
         reward model take long, within it.

@@ -1,4 +1,4 @@
-"""The rows of a log that are of one experiment, and when which of its arms ran."""
+"""The rows of a log that belong to one experiment, and which of its arms ran when."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ class Cell:
 
 @dataclass(slots=True)
 class Period:
-    """Times at which shares were constant: one revision, between two times of other shares.
+    """A time in which shares were constant: one revision, between two changes of shares.
 
     Attributes
     ----------
     name : str
         For people.
     shares : dict of str to float, or None
-        Those in force, if anybody says.
+        Those in force, if they are stated anywhere.
     arms : dict of str to Cell
         Those that have rows.
     """
@@ -258,7 +258,7 @@ class ExperimentLog:
         return found
 
     def sample_ratio(self, by_user: bool = True) -> SampleRatio:
-        """Whether the arms have as many users, or requests, as their shares say."""
+        """Whether the arms have as many users, or requests, as their shares promise."""
         cells = [cell for each in self.periods for cell in each.arms.values()]
         by_user = by_user and any(cell.without_user < cell.rows for cell in cells)
         unit, both, counted = "users" if by_user else "requests", 0, []

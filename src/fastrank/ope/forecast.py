@@ -63,7 +63,7 @@ def forecast(
         return 0.0
     catalogs = catalogs_of(logging)
     times = []
-    for count in (1, _ROWS):  # what the first row costs besides is paid once a batch
+    for count in (1, _ROWS):  # the extra cost of the first row is paid once a batch
         start = time.perf_counter()
         judge(
             batch,
@@ -119,6 +119,6 @@ def _arrays_a_row(
             measured.append((len(part), time.perf_counter() - start))
         user, users = last + 1, 2 * users
     if len(measured) > 1:
-        measured = measured[1:]  # the first pays for what is loaded and prepared once
+        measured = measured[1:]  # the first one pays for loading and preparing
     rows = sum(count for count, _ in measured)
     return sum(seconds for _, seconds in measured) / rows if rows else 0.0

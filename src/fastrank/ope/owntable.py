@@ -73,8 +73,8 @@ def evaluate_table(
 
     Notes
     -----
-    What was right in the table is read once for its size and once for the estimates; a table that
-    has to be grouped is kept in between.
+    The valid rows of the table are read once for their number and once for the estimates; a table
+    that has to be grouped is kept in between.
 
     Examples
     --------

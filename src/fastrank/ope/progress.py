@@ -1,4 +1,4 @@
-"""How far a reading of a log has come."""
+"""How far the reading of a log has come."""
 
 from __future__ import annotations
 

@@ -269,8 +269,8 @@ def judge(
 
     Notes
     -----
-    A row that a model refuses is ``not_computable``, and keeps no other back. Such rows are found
-    by halves: with n rows, O(log n) calls for each, and 2 n where all are.
+    A row that a model refuses is ``not_computable``, and does not hold up the others. Such rows are
+    found by halves: with n rows, O(log n) calls for each, and 2 n where all are.
     """
     of_policies = [each.model for each in policies if isinstance(each, ByModel)]
     seen = SeenThen([*of_policies, *models], batch)
@@ -482,14 +482,14 @@ def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Arra
 def _outside(
     batch: LogBatch, asked: _Asked, p: int, certain: FloatArray, support: _Support
 ) -> FloatArray:
-    """1 in rows whose drawn ranking has what the logging policy could not show."""
+    """1 in rows whose drawn ranking has an item that the logging policy could not show."""
     result = np.zeros(len(batch))
     for j in asked.to_draw:
         i, query = asked.rows[j], asked.queries[j]
         if certain[i] > 0.0 or asked.refused.rows[i]:  # these items are in it; nobody knows
             continue
         try:
-            k = int(batch.k[i])  # on which rules may hang
+            k = int(batch.k[i])  # on which rules may depend
             ranking = asked.catalog.rank(
                 query.vector,
                 k if query.is_ruled or support.places is None else min(k, support.places),
@@ -518,8 +518,8 @@ def _outside(
 def _is_barred(batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support: _Support) -> bool:
     """Whether the rules of row i do not allow these items as a ranking.
 
-    False where the catalog that logged it is not at hand with the columns that it had then: there
-    the mean weight must tell.
+    False where the catalog that logged it is not given with the columns that it had then: there the
+    mean weight must show it.
     """
     version, columns = batch.value("catalog_version", i), batch.value("features_version", i)
     logged = batch.rules(i)
@@ -534,7 +534,7 @@ def _is_barred(batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support
         found = each.log_propensities(
             np.zeros(each.dim, np.float32),
             items,
-            policy=PlackettLuce(),  # what rules allow does not hang on the law
+            policy=PlackettLuce(),  # what rules allow does not depend on the law
             exclude=batch.exclude(i),
             allow=batch.allow(i),
             **Query.of_rules(logged, batch.after(i), int(batch.k[i])),
@@ -544,7 +544,7 @@ def _is_barred(batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support
 
 
 def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support) -> Judged:
-    """Log-propensities that were handed in."""
+    """Log-propensities that were handed in, checked."""
     shape = batch.log_propensities.shape
     array = np.array(values, np.float64)
     if array.shape != shape:
@@ -572,9 +572,10 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
 def _certain_mass(batch: LogBatch, log_propensities: FloatArray, places: int | None) -> FloatArray:
     """The evaluation policy's probability of leaving what the logging policy was certain to show.
 
-    At a place that had but one possible item, all else is out of reach. The probability of getting
-    to that place under the evaluation policy is 1 in the mean of the weight of the places above, so
-    the guess is unbiased; under a deterministic log it is 1 - P(the logged ranking), exactly.
+    At a place that had only one possible item, all others are out of reach. The probability of
+    getting to that place under the evaluation policy is 1 in the mean of the weight of the places
+    above, so the guess is unbiased; under a deterministic log it is 1 - P(the logged ranking),
+    exactly.
     """
     logged, evaluated = batch.log_propensities[:, :places], log_propensities[:, :places]
     certain = logged > _CERTAIN

@@ -13,7 +13,7 @@ from fastrank.arraytypes import Float32Array, IdArray, IntArray, Mask
 from fastrank.eventlog import LogBatch
 from fastrank.expressions import Param, as_params
 from fastrank.model import Model, scorer_of
-from fastrank.policies import INFERENCE_TYPES, Policy, parameters_of, policy
+from fastrank.policies import INFERENCE_TYPES, Policy, inference_type_of, parameters_of, policy
 from fastrank.ranking import Score
 from fastrank.rules import AppliedRules, Rules
 from fastrank.scorer import Scorer
@@ -105,10 +105,11 @@ class SeenThen:
 class Queries:
     """What a model ranks by for the rows of a batch.
 
-    A logged query speaks for the model that logged it: another one, if only of users' vectors,
-    looks its own user up. `as_logged` asks for what the log itself was ranked by; `barred` knows
-    the items that the model must not show where it is held to the logged catalog. Without
-    `keep_candidates` a model ranks everything where the logging policy saw no more than candidates.
+    A logged query is that of the model that logged it: another model, even if it differs in users'
+    vectors alone, looks up its own user. `as_logged` asks for what the log itself was ranked by;
+    `barred` knows the items that the model must not show where it is held to the logged catalog.
+    Without `keep_candidates` a model ranks everything where the logging policy saw no more than
+    candidates.
 
     A row's own rules act, unless there are others: those take the row's parameters where `params`
     says nothing else. The pages before are always the row's, and so is what the user had seen.
@@ -197,7 +198,7 @@ class Queries:
         if after is not None:
             known = catalog._rows_of(after) >= 0
             if not known.all():
-                # To which groups those belong that it lacks, it cannot say.
+                # It cannot say to which groups the items belong that it lacks.
                 if rules is not None and rules.is_sequential:
                     return "after_of_another_catalog"
                 after = after[known]
@@ -308,7 +309,7 @@ class Query:
 
 
 class Newer:
-    """Items that a catalog has and the one that a row was logged from had not."""
+    """Items that a catalog has and the one that a row was logged from did not have."""
 
     def __init__(self, catalog: Scorer, logging: Mapping[str, Scorer]) -> None:
         self._catalog = catalog
@@ -332,7 +333,11 @@ class Newer:
 def logging_policy(batch: LogBatch, i: int) -> Policy | None:
     """The policy that drew row i; None where fastrank has none of that name."""
     name, params = batch.value("policy_name", i), batch.params(i)
-    if name not in INFERENCE_TYPES or not set(INFERENCE_TYPES[name][2]) <= set(params):
+    try:
+        _, _, own = INFERENCE_TYPES[inference_type_of(name)]
+    except ValueError:
+        return None
+    if not set(own) <= set(params):
         return None
     if not set(params) <= set(parameters_of(name)):  # without one it would be another law
         return None

@@ -1,7 +1,7 @@
-"""The sample-ratio test: whether arms have as many users, or requests, as they were to have.
+"""The sample-ratio test: whether arms have as many users, or requests, as they should have.
 
-Where they have not, something lost rows of one arm, or sent users to another one, and that may go
-by what the arm showed: then no comparison of the arms can be trusted.
+Where they do not, something lost rows of one arm, or sent users to another one. That may depend on
+what the arm showed, so no comparison of the arms can be trusted then.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Reading:
         progress.end()
 
     def result(self, log: Log, reasons: Sequence[str]) -> Evaluation:
-        """What it amounts to, of a log that was read to its end; `reasons` are against it.
+        """The evaluation of a log that was read to its end; `reasons` speak against it.
 
         Raises
         ------

@@ -1,7 +1,7 @@
 """The page that shows evaluations: what can be decided first, then what that rests on.
 
-What is computed here is what templates/report.html cannot say itself: words for codes, figures with
-as many digits as their errors bear, and where the strokes of the drawings go.
+What is computed here is what templates/report.html cannot: words for codes, figures with as many
+digits as their errors justify, and coordinates of the drawings.
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ def _of_stratum(evaluation: Evaluation, stratum: StratumResult) -> list[dict[str
 
 
 def _figure(value: float | None, error: float | None = None, sign: str = "") -> str:
-    """A number with the digits that its error bears: two of the error's own."""
+    """A number with as many digits as its error justifies: two of the error's own."""
     if value is None or not math.isfinite(value):
         return _NOTHING
     if error is None or not math.isfinite(error) or error <= 0.0:
@@ -387,7 +387,7 @@ def _forest(evaluation: Evaluation) -> dict[str, Any]:
     """Where intervals, points and ticks of the forest plot go, in percent of its width."""
     pairs = [(p, p.differences[p.lead]) for p in evaluation.policies if p.differences]
     known = [d for p, d in pairs if d.interval and not is_rounding(d, p.estimates[p.lead])]
-    # What is no result does not set the scale, unless there is nothing else.
+    # What is not a result does not set the scale, unless there is nothing else.
     scaled = [each for each in known if each.status == "ok"] or [
         each for each in known if each.status != "unsupported"
     ]

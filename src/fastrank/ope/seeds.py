@@ -1,4 +1,4 @@
-"""Rows that share their seed with another user's, and so their noise: they are not independent."""
+"""Rows that share their seed, and so their noise, with another user's: they are not independent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALL = 2**64 - 1
 
 
 class SharedSeeds:
-    """Which rows have a seed that came with somebody else's row, too.
+    """Rows whose seed also came with somebody else's row.
 
     Attributes
     ----------

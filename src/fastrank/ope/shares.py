@@ -1,4 +1,4 @@
-"""Which share of an experiment's users, or requests, each arm was to have, and when."""
+"""The share of an experiment's users, or requests, that each arm should have, and when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastrank.inputs import shown
 
 __all__ = ["Shares", "SharesGiven"]
 
-# One for always, or one for each revision, or for each time from which it holds.
+# For always, or by revision, or by the time from which they hold.
 SharesGiven: TypeAlias = (
     Mapping[str, float] | Mapping[str, Mapping[str, float]] | Mapping[datetime, Mapping[str, float]]
 )

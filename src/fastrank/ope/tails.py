@@ -1,8 +1,8 @@
-"""How many rewarded rows their sizes let expect: a log that lacks the largest looks well.
+"""Effective rewarded rows, as the rewards' sizes suggest: a log without the largest looks good.
 
-Few logs of long-tailed revenue show the purchases that make its mean. The effective number of
+Few logs of long-tailed revenue contain the purchases that decide its mean. The effective number of
 rewarded rows, as counted, is then too high, and highest where the estimate is too low. The bulk of
-the sizes says what is to be expected, whether or not the largest are there.
+the sizes says what to expect, whether or not the largest are in the log.
 """
 
 from __future__ import annotations

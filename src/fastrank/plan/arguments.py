@@ -15,7 +15,7 @@ from fastrank.ids import Ids
 from fastrank.inputs import as_count, as_float32, as_real, shown
 from fastrank.model import Model, scorer_of
 from fastrank.plan.points import Kind, Target
-from fastrank.policies import Deterministic, Policy, law_of
+from fastrank.policies import Deterministic, Policy, law_of, no_policy
 from fastrank.policies.relative import RelativeTemperature
 from fastrank.rules import Rules
 from fastrank.scorer import Eligible, Scorer
@@ -61,7 +61,8 @@ def filters_under(
     Raises
     ------
     ValueError
-        For rules that say more: places hang on each other then, and no figure of a plan is known.
+        For rules that say more: places depend on each other then, and a plan has no figures for
+        that.
     """
     given = as_params(params)
     if rules is None:
@@ -103,7 +104,7 @@ def checked_targets(targets: Mapping[str, Target] | None) -> dict[str, Target]:
         if isinstance(target, Policy):
             law_of(target, f"targets: {label}")
         elif not callable(target):
-            raise ValueError(f"targets: {label}: expected a policy, got {target!r}")
+            raise no_policy(f"targets: {label}", target)
     return dict(targets)
 
 

@@ -238,7 +238,9 @@ def _grid(
         for parameter in sorted(set(values), reverse=kind == "user_temperature")
     ]
     if not grid:
-        raise ValueError("temperatures, overlaps, epsilons: no policy to look at")
+        raise ValueError(
+            "temperatures, overlaps, epsilons: all are empty, so there is no policy to look at"
+        )
     return grid
 
 

@@ -1,15 +1,16 @@
 """Policies: what decides how a ranking is drawn, as frozen values.
 
-A policy holds parameters, and says its law and its sampler; a catalog draws from it. Each one
-answers to the *inference type* under which services and logs know it, and `policy` turns such a
-name back into the value.
+A policy holds parameters, and says its law and its sampler; a catalog draws from it. It has two
+names: the *inference type*, which logs and answers write, and a short one. Wherever a policy is
+named, either is taken: `inference_type_of` reads it, and `policy` makes the value of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from fastrank.inputs import nearest, shown
 from fastrank.policies.base import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -17,6 +18,7 @@ from fastrank.policies.base import (
     Policy,
     is_frozen,
     law_of,
+    no_policy,
     real,
 )
 from fastrank.policies.best_first import MAX_HEAD, BestFirst
@@ -31,6 +33,7 @@ __all__ = [
     "MAX_HEAD",
     "MAX_TEMPERATURE",
     "MIN_TEMPERATURE",
+    "NAMES",
     "PARAMETERS",
     "TABLED",
     "BestFirst",
@@ -38,18 +41,24 @@ __all__ = [
     "EpsilonGreedy",
     "FlatTail",
     "Law",
+    "Name",
     "Parameter",
     "PlackettLuce",
     "Policy",
     "Sampler",
     "Uniform",
     "completed",
+    "inference_type_of",
     "is_frozen",
     "law_name",
     "law_of",
+    "names_of",
+    "no_policy",
     "parameters_of",
     "policy",
     "sampler_name",
+    "short_name",
+    "words_of_names",
 ]
 
 # Inference type -> (class, arguments that the name fixes, parameters that it takes).
@@ -64,6 +73,37 @@ INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, 
     "uniform": (Uniform, {}, ()),
 }
 
+
+class Name(NamedTuple):
+    """What people call an inference type, and what it does, in a line."""
+
+    short: str
+    words: str
+
+
+# Those to be taken first come first: Plackett-Luce in one pass before the textbook's way.
+NAMES: Mapping[str, Name] = {
+    "deterministic": Name("deterministic", "the k best by score, always"),
+    "stochastic_gumbel_softmax_trick": Name(
+        "plackett_luce", "Plackett-Luce in one pass, by Gumbel noise"
+    ),
+    "stochastic_plackett_luce_auto": Name(
+        "plackett_luce_auto", "Plackett-Luce from the user's table, or else in one pass"
+    ),
+    "stochastic_plackett_luce_cached": Name(
+        "plackett_luce_cached", "Plackett-Luce from a table kept for the user"
+    ),
+    "stochastic_plackett_luce": Name(
+        "plackett_luce_sequential",
+        "the textbook's Plackett-Luce in k passes, slow, kept to compare with: use plackett_luce",
+    ),
+    "stochastic_epsilon_greedy": Name(
+        "epsilon_greedy", "the best item left or, by epsilon, any item left"
+    ),
+    "stochastic_flat_tail": Name("flat_tail", "candidates that an index finds, and a flat tail"),
+    "uniform": Name("uniform", "any item: scores play no part"),
+}
+_OF_SHORT = {row.short: name for name, row in NAMES.items()}
 
 TABLED = frozenset({"cached", "auto"})
 """Samplers that draw from a user's table, where it is ready."""
@@ -91,50 +131,130 @@ PARAMETERS: Mapping[str, Parameter] = {
 }
 
 
-def parameters_of(inference_type: str) -> tuple[str, ...]:
-    """What an inference type takes: its own parameters, and ``head`` if it takes one.
+def inference_type_of(name: str, argument: str = "inference_type") -> str:
+    """The inference type of a policy's name, which may be short; that of an inference type itself.
+
+    Parameters
+    ----------
+    name : str
+        A key of `INFERENCE_TYPES`, or a short name of `NAMES`.
+    argument : str
+        What errors name.
+
+    Raises
+    ------
+    ValueError
+        For a name that is neither: with the names there are, and the nearest one, if one is near.
 
     Examples
     --------
-    >>> parameters_of("stochastic_epsilon_greedy"), parameters_of("deterministic")
+    >>> inference_type_of("plackett_luce"), inference_type_of("stochastic_plackett_luce")
+    ('stochastic_gumbel_softmax_trick', 'stochastic_plackett_luce')
+    >>> inference_type_of("placket_luce")
+    Traceback (most recent call last):
+    ...
+    ValueError: inference_type: expected one of deterministic, plackett_luce, plackett_luce_auto,\
+ plackett_luce_cached, plackett_luce_sequential, epsilon_greedy, flat_tail, uniform, or an\
+ inference type as logs write it; got 'placket_luce' (nearest: plackett_luce)
+    """
+    if isinstance(name, str):
+        if name in INFERENCE_TYPES:
+            return name
+        if name in _OF_SHORT:
+            return _OF_SHORT[name]
+    names = ", ".join(_OF_SHORT)
+    raise ValueError(
+        f"{argument}: expected one of {names}, or an inference type as logs write it; got"
+        f" {shown(name)}{nearest(name, [*_OF_SHORT, *INFERENCE_TYPES])}"
+    )
+
+
+def short_name(inference_type: str) -> str:
+    """What people call an inference type; of one that is not in `NAMES`, the same.
+
+    Examples
+    --------
+    >>> short_name("stochastic_gumbel_softmax_trick"), short_name("bts")
+    ('plackett_luce', 'bts')
+    """
+    row = NAMES.get(inference_type)
+    return inference_type if row is None else row.short
+
+
+def names_of(inference_types: Iterable[str]) -> list[str]:
+    """All names of some inference types: themselves, and then the short ones that differ.
+
+    Examples
+    --------
+    >>> names_of(["stochastic_epsilon_greedy", "uniform"])
+    ['stochastic_epsilon_greedy', 'uniform', 'epsilon_greedy']
+    """
+    known = list(inference_types)
+    return list(dict.fromkeys([*known, *(short_name(name) for name in known)]))
+
+
+def words_of_names(inference_types: Iterable[str] = NAMES) -> str:
+    """A phrase for each of some inference types: its short name, the one in logs, what it does.
+
+    Examples
+    --------
+    >>> words_of_names(["stochastic_epsilon_greedy"])
+    'epsilon_greedy (stochastic_epsilon_greedy): the best item left or, by epsilon, any item left'
+    """
+    wanted = set(inference_types)
+    return "; ".join(
+        f"{row.short}{'' if name == row.short else f' ({name})'}: {row.words}"
+        for name, row in NAMES.items()
+        if name in wanted
+    )
+
+
+def parameters_of(inference_type: str) -> tuple[str, ...]:
+    """What a policy takes by its name: its own parameters, and ``head`` if it takes one.
+
+    Examples
+    --------
+    >>> parameters_of("epsilon_greedy"), parameters_of("deterministic")
     (('epsilon', 'head'), ())
     """
-    cls, _, accepted = INFERENCE_TYPES[inference_type]
+    cls, _, accepted = INFERENCE_TYPES[inference_type_of(inference_type)]
     return (*accepted, "head") if cls.takes_head else accepted
 
 
 def law_name(inference_type: str) -> str:
-    """The law that an inference type draws by; of one that is not known, its own name.
+    """The law that a policy of a name draws by; of a name that is not known, the name itself.
 
     Examples
     --------
     >>> law_name("stochastic_plackett_luce_cached"), law_name("bts")
     ('plackett_luce', 'bts')
     """
-    row = INFERENCE_TYPES.get(inference_type)
+    row = INFERENCE_TYPES.get(_OF_SHORT.get(inference_type, inference_type))
     found = None if row is None else row[0].law_name
     return found if isinstance(found, str) else inference_type
 
 
 def sampler_name(inference_type: str) -> str | None:
-    """Which of its law's samplers an inference type means; None where there is but one.
+    """Which of its law's samplers a policy's name means; None where there is but one.
 
     Examples
     --------
-    >>> sampler_name("stochastic_plackett_luce_cached"), sampler_name("uniform")
-    ('cached', None)
+    >>> sampler_name("stochastic_plackett_luce"), sampler_name("uniform")
+    ('sequential', None)
     """
-    row = INFERENCE_TYPES.get(inference_type)
+    row = INFERENCE_TYPES.get(_OF_SHORT.get(inference_type, inference_type))
     return None if row is None else row[1].get("sampler")
 
 
 def policy(inference_type: str, **params: Any) -> Policy:
-    """The policy that an inference type names; the inverse of ``policy.inference_type``.
+    """The policy of a name; the inverse of ``policy.inference_type``.
 
     Parameters
     ----------
     inference_type : str
-        A key of `INFERENCE_TYPES`.
+        ``plackett_luce``, say: a key of `INFERENCE_TYPES`, as logs write it, or a short name.
+        ``stochastic_plackett_luce`` is the textbook's sampler, which is slow:
+        ``plackett_luce`` draws from the same law in one pass.
     **params : float
         The policy's own parameters, ``temperature`` or ``epsilon`` say, and ``head`` for
         `BestFirst`.
@@ -146,19 +266,16 @@ def policy(inference_type: str, **params: Any) -> Policy:
 
     Examples
     --------
-    >>> policy("stochastic_gumbel_softmax_trick", temperature=0.5)
+    >>> policy("plackett_luce", temperature=0.5)
     PlackettLuce(temperature=0.5, sampler='gumbel')
     """
-    row = INFERENCE_TYPES.get(inference_type) if isinstance(inference_type, str) else None
-    if row is None:
-        names = ", ".join(INFERENCE_TYPES)
-        raise ValueError(f"inference_type: expected one of {names}; got {inference_type!r}")
-    cls, fixed, _ = row
+    cls, fixed, _ = INFERENCE_TYPES[inference_type_of(inference_type)]
     accepted = parameters_of(inference_type)
     for name, value in params.items():
         if name not in accepted:
             takes = f"takes {', '.join(accepted)}" if accepted else "takes no parameters"
-            raise ValueError(f"{name}: {inference_type} {takes}; got {name}={value!r}")
+            near = nearest(name, accepted)
+            raise ValueError(f"{name}: {inference_type} {takes}; got {name}={value!r}{near}")
     head = params.pop("head", 0)
     drawn = cls(**fixed, **params)
     return drawn if real("head", head, 0, MAX_HEAD) == 0.0 else BestFirst(head, drawn)
@@ -170,7 +287,7 @@ def completed(inference_type: str, stated: Mapping[str, Any], *usual: Policy | N
     Parameters
     ----------
     inference_type : str
-        A key of `INFERENCE_TYPES`.
+        As `policy` takes it.
     stated : mapping of str to float
         Parameters.
     *usual : Policy or None
@@ -184,10 +301,10 @@ def completed(inference_type: str, stated: Mapping[str, Any], *usual: Policy | N
     Examples
     --------
     >>> usual = PlackettLuce(temperature=0.03)
-    >>> completed("stochastic_flat_tail", {"m": 500}, None, usual)
+    >>> completed("flat_tail", {"m": 500}, None, usual)
     FlatTail(temperature=0.03, m=500, factor=0.1)
     """
-    known = parameters_of(inference_type) if inference_type in INFERENCE_TYPES else ()
+    known = parameters_of(inference_type)
     params = dict(stated)
     for each in usual:
         if each is not None:

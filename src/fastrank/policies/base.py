@@ -17,6 +17,7 @@ __all__ = [
     "Policy",
     "is_frozen",
     "law_of",
+    "no_policy",
     "real",
 ]
 
@@ -174,8 +175,19 @@ def law_of(policy: object, name: str = "policy") -> Law:
     if law is None and isinstance(policy, Policy) and policy.sampler is not None:
         raise ValueError(f"{name}: here laws of the scores alone are known, not {shown(policy)}")
     if not isinstance(law, Law):
-        raise ValueError(f"{name}: expected one of fastrank's policies, got {shown(policy)}")
+        raise no_policy(name, policy)
     return law
+
+
+def no_policy(name: str, value: object) -> ValueError:
+    """What to raise for what is no policy of fastrank's, saying how to make one."""
+    if isinstance(value, str):
+        how = f"; fastrank.policy({shown(value)}) makes one of its name"
+    elif isinstance(value, type) and issubclass(value, Policy):
+        how = f"; write {value.__name__}(...), which makes one"
+    else:
+        how = ""
+    return ValueError(f"{name}: expected one of fastrank's policies, got {shown(value)}{how}")
 
 
 def is_frozen(policy: Policy) -> bool:

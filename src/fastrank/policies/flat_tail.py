@@ -36,9 +36,9 @@ class FlatTail(Policy):
 
     Notes
     -----
-    O(m + k m / 64) beyond the search. What the law is hangs on what the index finds, which can
-    differ between machines and versions of FAISS: `Ranking.candidates` says which of the shown
-    items were candidates and what the others weigh, so that a logged row can be checked by itself.
+    O(m + k m / 64) beyond the search. The law depends on what the index finds, which can differ
+    between machines and versions of FAISS: `Ranking.candidates` says which of the shown items were
+    candidates and what the others weigh, so that a logged row can be checked by itself.
 
     Examples
     --------

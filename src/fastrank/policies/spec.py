@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fastrank.policies import INFERENCE_TYPES, Policy, completed, parameters_of, policy
+from fastrank.inputs import shown
+from fastrank.policies import Policy, completed, inference_type_of, parameters_of, policy
 from fastrank.policies.relative import RelativeTemperature
 
 __all__ = [
-    "ALIASES",
     "SYNTAX",
     "Stated",
     "parse_policies",
@@ -21,20 +21,16 @@ __all__ = [
 
 NamedPolicy: TypeAlias = Policy | RelativeTemperature
 
-ALIASES = {
-    "plackett_luce": "stochastic_gumbel_softmax_trick",
-    "epsilon_greedy": "stochastic_epsilon_greedy",
-}
-SYNTAX = "[LABEL=]INFERENCE_TYPE[:PARAM=VALUE,...]"
+SYNTAX = "[LABEL=]POLICY[:PARAM=VALUE,...]"
 
 
 def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]:
-    """A label and a policy from ``[label=]inference_type[:param=value[,param=value]]``.
+    """A label and a policy from ``[label=]policy[:param=value[,param=value]]``.
 
     Parameters
     ----------
     text : str
-        ``plackett_luce`` and ``epsilon_greedy`` are short for the full inference types. A
+        The policy by either of its names, as `fastrank.policies.inference_type_of` reads them. A
         temperature ``x0.8`` is 0.8 times the logging policy's.
     option : str
         What errors name.
@@ -65,7 +61,9 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
         named = policy(name, **params, temperature=1.0)  # says whether it takes a temperature
         law = named.law
         if law is None or not law.is_plackett_luce:  # its law would be the logging policy's
-            raise ValueError("temperature: only of Plackett-Luce without a head may it be relative")
+            raise ValueError(
+                "temperature: a relative one, x0.8 say, is for Plackett-Luce without a head alone"
+            )
         return label, RelativeTemperature(relative)
     except ValueError as error:
         raise ValueError(f"{option}: {text}: {error}") from None
@@ -112,7 +110,7 @@ class Stated:
 
 
 def parse_stated(text: str, option: str = "--policy", *, takes_overlap: bool = False) -> Stated:
-    """A policy from ``inference_type[:param=value[,param=value]]``, for a model to complete.
+    """A policy from ``policy[:param=value[,param=value]]``, for a model to complete.
 
     `takes_overlap` is whether ``overlap=0.7`` may stand for a temperature, of Plackett-Luce.
 
@@ -134,14 +132,14 @@ def parse_stated(text: str, option: str = "--policy", *, takes_overlap: bool = F
         drawn = policy(name, **params)
         if overlap is not None:
             if drawn.law is None or not drawn.law.is_plackett_luce:
-                raise ValueError("overlap: only of Plackett-Luce without a head")
+                raise ValueError("overlap: it is for Plackett-Luce without a head alone")
             if "temperature" in params:
                 raise ValueError("overlap: it gives the temperature: state one of the two")
             if not 0.0 < overlap < 1.0:
                 raise ValueError(f"overlap: must lie between 0 and 1, got {overlap:g}")
     except ValueError as error:
         raise ValueError(f"{option}: {text}: {error}") from None
-    return Stated(name, params, overlap)
+    return Stated(inference_type_of(name), params, overlap)
 
 
 def written(policy: Policy) -> str:
@@ -161,20 +159,20 @@ def written(policy: Policy) -> str:
 
 
 def _parsed(text: str, option: str) -> tuple[str, str, dict[str, float], float | None]:
-    """Label, inference type, parameters, and the factor of a relative temperature."""
+    """Label, a policy's name, parameters, and the factor of a relative temperature."""
     head, colon, tail = text.partition(":")
     label, equals, name = head.rpartition("=")
-    name = ALIASES.get(name.strip(), name.strip())
+    name = name.strip()
     label = label.strip() if equals else text.strip()
-    if name not in INFERENCE_TYPES or not label or (colon and not tail.strip()):
-        names = ", ".join([*ALIASES, *INFERENCE_TYPES])
-        raise ValueError(f"{option}: expected {SYNTAX}, with one of {names}; got {text!r}")
+    if not name or not label or (colon and not tail.strip()):
+        raise ValueError(f"{option}: expected {SYNTAX}, got {shown(text)}")
+    inference_type_of(name, f"{option}: expected {SYNTAX}, got {shown(text)}: POLICY")
     params: dict[str, float] = {}
     relative: float | None = None
     for word in tail.split(",") if colon else ():
         key, equals, value = (part.strip() for part in word.partition("="))
         if not equals or key in params or (key == "temperature" and relative is not None):
-            raise ValueError(f"{option}: {text}: expected param=value, each once; got {word!r}")
+            raise ValueError(f"{option}: {text}: expected PARAM=VALUE, each once; got {word!r}")
         times = key == "temperature" and value.startswith("x")
         try:
             number = float(value[1:] if times else value)

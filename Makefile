@@ -14,7 +14,7 @@ export NUMBA_NUM_THREADS := 1
 # What Python has compiled it keeps, whatever the environment says: tests start it hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build wheel dist pythons container container-test audit loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build wheel dist pythons aarch64 container container-test audit loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -41,7 +41,7 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
-	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
+	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly .ci/aarch64
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 	for file in rank evaluate flat_tail inputs probes quantise table dispatch scan_v2; do \
@@ -109,6 +109,10 @@ pythons:
 	  $(MAKE) test PYTHON=$$python \
 	    VENV=build/python$$($$python -c "import sys; print('%d.%d' % sys.version_info[:2])") || exit 1; \
 	done
+
+# Goldens and laws on aarch64, compiled here and run by qemu: as root, with Debian's packages.
+aarch64: $(VENV)/.dev
+	PYTHON=$(BIN)/python .ci/aarch64
 
 # The image, without a Docker engine: as root, with Debian's buildah and debootstrap. The second runs
 # it as SageMaker does, and the contract suite against it.

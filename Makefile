@@ -14,7 +14,7 @@ export NUMBA_NUM_THREADS := 1
 # What Python has compiled it keeps, whatever the environment says: tests start it hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build dist container container-test audit docs docs-links loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build wheel dist pythons aarch64 container container-test audit docs docs-links loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -41,7 +41,9 @@ lint: $(VENV)/.dev $(NATIVE)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint serving/container/Dockerfile
-	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly
+	$(BIN)/shellcheck serving/container/build.sh .ci/run .ci/nightly .ci/aarch64
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 	for file in rank evaluate flat_tail inputs probes quantise table dispatch scan_v2; do \
 	  $(CXX) -std=c++17 -fsyntax-only -O2 -Wall -Wextra -Wshadow -Werror ext/$$file.cpp || exit 1; \
 	done
@@ -85,17 +87,32 @@ tsan: tsan-build
 	  tests/test_scores.py::test_a_score_that_is_none_names_the_item \
 	  tests/test_masses.py::test_masses_are_the_same_by_any_threads_and_in_any_batch
 
-# An sdist, a wheel that pip makes of it, and that installed and used in an empty directory without the
-# repository: what `pip install` does with either.
-dist: $(VENV)/.dev
+# An sdist, and of that a wheel for this machine's CPU, whose name says which systems it runs on
+# (auditwheel): Linux with the C library of this one, or an older one as far as the module lets it.
+wheel: $(VENV)/.dev
 	rm -rf dist build/dist && mkdir -p build/dist
 	$(BIN)/python -m build -q --sdist --outdir dist .
-	$(BIN)/python -m pip wheel -q --no-deps -w dist dist/*.tar.gz
+	$(BIN)/python -m pip wheel -q --no-deps -w build/dist dist/*.tar.gz
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair -w dist build/dist/*.whl
+
+# That wheel, installed and used in an empty directory without the package's sources.
+dist: wheel
 	$(PYTHON) -m venv build/dist/venv
 	build/dist/venv/bin/pip install -q dist/*.whl
-	cd build/dist && venv/bin/python -c "import fastrank as fr; \
-	  c = fr.Catalog([1, 2, 3], [[1.0], [2.0], [3.0]]); \
-	  print(fr.__version__, c.rank([1.0], 2, policy=fr.PlackettLuce(1.0), seed=1))"
+	cd build/dist && venv/bin/python $(abspath tests/installed.py)
+
+# The tests on other Pythons, each in an environment of its own.
+PYTHONS ?= $(wildcard /usr/bin/python3.1[2-9] /usr/local/bin/python3.1[2-9] \
+  $(HOME)/.pyenv/versions/3.1[2-9].*/bin/python)
+pythons:
+	for python in $(PYTHONS); do \
+	  $(MAKE) test PYTHON=$$python \
+	    VENV=build/python$$($$python -c "import sys; print('%d.%d' % sys.version_info[:2])") || exit 1; \
+	done
+
+# Goldens and laws on aarch64, compiled here and run by qemu: as root, with Debian's packages.
+aarch64: $(VENV)/.dev
+	PYTHON=$(BIN)/python .ci/aarch64
 
 # The image, without a Docker engine: as root, with Debian's buildah and debootstrap. The second runs
 # it as SageMaker does, and the contract suite against it.
@@ -140,7 +157,7 @@ audit:
 	rm -rf build/audit && mkdir -p build && $(PYTHON) -m venv build/audit
 	build/audit/bin/pip install -q "pip-audit>=2.7,<3"
 	$(PYTHON) -m venv build/audit/image && build/audit/image/bin/pip install -q ".[serving]"
-	build/audit/image/bin/pip uninstall -q -y fastrank
+	build/audit/image/bin/pip uninstall -q -y fastrank-sampling
 	build/audit/bin/pip-audit --strict --skip-editable --path "$$(echo build/audit/image/lib/python3*/site-packages)"
 
 # A server on a model made for it, asked by locust; LOADTEST holds options of loadtest/run.py.

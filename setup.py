@@ -12,7 +12,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+# Who compiles for another machine names it so, as cibuildwheel does.
+TARGET = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).lower()
+X86_64 = TARGET.endswith(("x86_64", "amd64"))
 
 # -ffp-contract=off: a multiply-add is fused where the source says so and nowhere
 # else; without it AVX2 and AVX-512 would round differently.

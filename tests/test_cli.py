@@ -458,7 +458,8 @@ class TestEntry:
         assert stopped.value.code == 2
         line = capsys.readouterr().err
         assert line.startswith(
-            f'fastrank: {module} is not installed (fastrank\'s extra "cli"): pip install "click<'
+            f'fastrank: {module} is not installed (fastrank-sampling\'s extra "cli"):'
+            ' pip install "click<'
         )
         assert line.count("\n") == 1
 
@@ -472,7 +473,8 @@ class TestEntry:
             "-o", tmp_path / "m",
         )  # fmt: skip
         assert line.startswith(
-            'fastrank: pyarrow is not installed (fastrank\'s extra "data"): pip install "pyarrow<'
+            'fastrank: pyarrow is not installed (fastrank-sampling\'s extra "data"):'
+            ' pip install "pyarrow<'
         )
 
     def test_demo_restarts_with_one_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -658,7 +660,9 @@ class TestPlan:
         for module in ("fastrank.page", "fastrank.cli.planpage"):
             monkeypatch.delitem(sys.modules, module, raising=False)
         line = refused("plan", model, *self.QUICK, "--report", tmp_path / "plan.html")
-        assert line.startswith('fastrank: jinja2 is not installed (fastrank\'s extra "ope"): pip')
+        assert line.startswith(
+            'fastrank: jinja2 is not installed (fastrank-sampling\'s extra "ope"): pip'
+        )
 
     def test_apply_writes_temperatures_that_keep_the_overlap(self, model: Path, own: Path) -> None:
         plain, changed = fr.Model.open(model), fr.Model.open(own, verify=True)

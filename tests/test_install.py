@@ -1,7 +1,7 @@
 """What texts tell people to install is this project, and is enough.
 
-On an index the name `fastrank` is another project's: install lines say where this one lies, and
-extras name their libraries.
+On an index `fastrank` is another project, and `fastrank-sampling` is not there yet: install lines
+say where this one lies.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import sys
 import tomllib
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from environment import inherited
+from environment import OWN, inherited
+from packaging.requirements import Requirement
 from support import DRAWS
 
 import fastrank
@@ -30,12 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
-# What extras bring that are made of others.
-PARTS = {
-    "bench": ["cli", "data", "faiss", "numba", "serving"],
-    "loadtest": ["cli", "faiss", "serving"],
-    "dev": ["cli", "data", "gateway", "loadtest", "ope", "s3", "sagemaker", "serving"],
-}
 SUFFIXES = {".cfg", ".css", ".html", ".in", ".js", ".json", ".md", ".py", ".pyi", ".pyx", ".sh"}
 SUFFIXES |= {".svg", ".toml", ".yaml", ".yml", ""}
 # With or without "python -m"; up to what ends a command in prose, code and strings.
@@ -69,19 +64,29 @@ def extras_of(word: str) -> list[str]:
 
 
 def asks_an_index(word: str) -> bool:
-    return re.match(r"fastrank($|[\[<>=!~@\s])", word) is not None
+    return re.match(r"fastrank([-_]sampling)?($|[\[<>=!~@\s])", word) is not None
+
+
+def brought(extra: str) -> set[str]:
+    """The libraries of an extra, those of the extras that it is made of among them."""
+    found: set[str] = set()
+    for requirement in EXTRAS[extra]:
+        own = re.fullmatch(r"fastrank-sampling\[([a-z0-9,]+)\]", requirement)
+        found |= {requirement} if own is None else set().union(*map(brought, own[1].split(",")))
+    return found
 
 
 def test_the_check_sees_what_it_looks_for() -> None:
     """What the README once had, and ways to write it anew."""
-    name = "fastrank"
-    for line in (
-        f'with `pip install "{name}[cli,data]"`:',
-        f"python -m pip install -U {name}",
-        f"hint = \"pip install '{name}[data]'\"",
-        f"RUN pip install {name}==0.1.0",
-    ):
-        assert any(asks_an_index(word) for words in install_lines(line) for word in words), line
+    for name in ("fastrank", "fastrank-sampling"):
+        for line in (
+            f'with `pip install "{name}[cli,data]"`:',
+            f"python -m pip install -U {name}",
+            f"hint = \"pip install '{name}[data]'\"",
+            f"RUN pip install {name}==0.1.0",
+        ):
+            assert any(asks_an_index(word) for words in install_lines(line) for word in words), line
+    assert not asks_an_index("fastrank_sampling-0.2.0-cp311-abi3-manylinux_2_34_x86_64.whl")
     assert install_lines('`pip install ".[cli,data]"`, then') == [[".[cli,data]"]]
 
 
@@ -113,15 +118,15 @@ def test_every_extra_that_a_line_names_exists() -> None:
 
 def test_extras_name_libraries_each_with_one_range() -> None:
     ranges: dict[str, str] = {}
-    for extra, wanted in EXTRAS.items():
-        for requirement in wanted:
+    for extra in EXTRAS:
+        for requirement in brought(extra):
             name = re.match(r"[A-Za-z0-9-]+", requirement)
             assert name is not None
-            assert name[0] != "fastrank", extra
+            assert not name[0].startswith("fastrank"), extra
             assert ranges.setdefault(name[0], requirement) == requirement, extra
-    for extra, parts in PARTS.items():
-        for part in parts:
-            assert set(EXTRAS[part]) <= set(EXTRAS[extra]), f"{extra} lacks some of {part}"
+    # What tests import or run; JAX and torch are peers of benchmarks, and asv is for them alone.
+    for extra in EXTRAS.keys() - {"bench", "jax", "torch"}:
+        assert brought(extra) <= brought("dev"), f"dev lacks some of {extra}"
 
 
 def test_what_is_missing_is_named_with_its_range() -> None:
@@ -129,8 +134,8 @@ def test_what_is_missing_is_named_with_its_range() -> None:
         name, ranges = re.fullmatch(r"([A-Za-z0-9-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
         return frozenset([name, *ranges.split(",")])
 
-    for extra, wanted in EXTRAS.items():
-        assert set(map(as_set, requirements(extra))) == set(map(as_set, wanted)), (
+    for extra in EXTRAS:
+        assert set(map(as_set, requirements(extra))) == set(map(as_set, brought(extra))), (
             f"{extra}: is the installed package's metadata older than pyproject.toml?"
         )
     for module, extra in EXTRA_OF.items():
@@ -149,7 +154,7 @@ def test_without_metadata_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(metadata, "requires", none)
     assert missing_extra(ModuleNotFoundError(name="rich")) == (
-        'rich is not installed, which is in fastrank\'s extra "cli"'
+        'rich is not installed, which is in fastrank-sampling\'s extra "cli"'
     )
 
 
@@ -178,8 +183,21 @@ def test_what_is_missing_is_one_line(module: str, arguments: list[str], tmp_path
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"{arguments[0]}: {module} is not installed (fastrank's extra ")
+    assert done.stderr.startswith(
+        f"{arguments[0]}: {module} is not installed (fastrank-sampling's extra "
+    )
     assert done.stderr.count("\n") == 1
+
+
+def test_every_place_has_the_same_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert fastrank.__version__ == version
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == version
+    cited = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == [version]
+    deployed = (ROOT / "serving" / "kubernetes.yaml").read_text()
+    assert f"/fastrank:{version}\n" in deployed
 
 
 def test_what_packages_hold_besides_code_is_installed() -> None:
@@ -252,34 +270,68 @@ def pip(python: str | Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def check(environment: Path, report: Path, extras: list[str], empty: Path) -> None:
-    """That what was installed is this project, and that it does what its extras are for."""
+def check_origin(report: Path) -> None:
+    """That what was installed is this project."""
     taken = json.loads(report.read_text())["install"]
-    (ours,) = [each for each in taken if each["metadata"]["name"] == "fastrank"]
+    (ours,) = [each for each in taken if each["metadata"]["name"] == "fastrank-sampling"]
     assert ours["download_info"]["url"].startswith("file://")
-    assert ours["metadata"]["summary"] == metadata.metadata("fastrank")["Summary"]
+    assert ours["metadata"]["summary"] == metadata.metadata("fastrank-sampling")["Summary"]
     assert ours["metadata"]["version"] == fastrank.__version__
-    commands = [
-        command
-        for wanted, some in COMMANDS.items()
-        if set(wanted) <= set(extras)
-        for command in some
-    ]
-    modules = [module for module, extra in EXTRA_OF.items() if extra in extras]
-    if modules:
-        commands.append(f"python -c 'import {', '.join(modules)}'")
+
+
+# Every module of the package, as a program: those that it cannot import, and what they lack.
+IMPORT_ALL = """
+import importlib, json, pathlib, fastrank, fastrank_serving
+lacking = {}
+for package in (fastrank, fastrank_serving):
+    folder = pathlib.Path(package.__file__).parent
+    for path in folder.rglob("*.py"):
+        parts = (package.__name__, *path.relative_to(folder).with_suffix("").parts)
+        name = ".".join(parts).removesuffix(".__init__")
+        if not name.endswith("__main__"):
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                lacking[name] = error.name.partition(".")[0]
+print(json.dumps(lacking))
+"""
+
+
+def check_use(environment: Path, extras: list[str], empty: Path, path: Path | None = None) -> None:
+    """That what was installed does what its extras are for.
+
+    A module that cannot be imported lacks what another extra brings, which the command would name.
+    """
     # What one command compiles the next one need not.
-    names = os.environ.keys() - {"PYTHONDONTWRITEBYTECODE"}
-    for command in commands:
+    names = os.environ.keys() - {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", *OWN}
+    inherited = {name: os.environ[name] for name in names}
+    if path is not None:
+        inherited["PYTHONPATH"] = str(path)
+
+    def run(command: str) -> str:
         done = subprocess.run(
             ["bash", "-c", f"{environment}/bin/{command}"],
             capture_output=True,
             text=True,
             cwd=empty,
-            env={name: os.environ[name] for name in names},
+            env=inherited,
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    (empty / "import_all.py").write_text(IMPORT_ALL)
+    lacking = json.loads(run("python import_all.py"))
+    for name, module in lacking.items():
+        assert module in EXTRA_OF, f"{name} lacks {module}, which no extra brings"
+        assert EXTRA_OF[module] not in extras, f"{name} lacks {module}"
+    modules = [module for module, extra in EXTRA_OF.items() if extra in extras]
+    if modules:
+        run(f"python -c 'import {', '.join(modules)}'")
+    for wanted, commands in COMMANDS.items():
+        if set(wanted) <= set(extras):
+            for command in commands:
+                run(command)
 
 
 @pytest.mark.slow
@@ -291,8 +343,21 @@ def test_a_wheel_holds_nothing_that_only_tests_use(wheel: Path) -> None:
     assert not [name for name in names if name.split("/")[0] in ("tests", "ext", "bench")]
 
 
-# Gigabytes are unpacked, which takes as long as all other lines.
-LARGE = [".[torch]"]
+@pytest.mark.slow
+def test_the_wheel_says_which_c_library_it_wants(wheel: Path) -> None:
+    """As `make wheel` makes it; what pip makes says `linux`, and is for this machine."""
+    said = re.search(r"-cp311-abi3-manylinux_(\d+)_(\d+)_x86_64", wheel.name)
+    if said is None:
+        assert not os.environ.get("FASTRANK_TEST_WHEEL"), wheel.name
+        pytest.skip("the wheel is none of `make wheel`")
+    native = zipfile.ZipFile(wheel).read("fastrank/_native.abi3.so")
+    wanted = {(int(a), int(b)) for a, b in re.findall(rb"GLIBC_(\d+)\.(\d+)", native)}
+    assert wanted
+    assert max(wanted) <= (int(said[1]), int(said[2]))
+
+
+# By pip in CI; the others are left to `make nightly`: below is each extra, without pip.
+BRIEFLY = ["."]
 
 
 @pytest.mark.slow
@@ -300,7 +365,7 @@ LARGE = [".[torch]"]
 def test_a_documented_line_installs_this(line: str, wheel: Path, tmp_path: Path) -> None:
     """In an empty environment. With the wheel in the place of the checkout: pip makes one of it
     first, and that is done once for all lines."""
-    if line in LARGE and DRAWS < 10:
+    if line not in BRIEFLY and DRAWS < 10:
         pytest.skip("for `make nightly`")
     environment, empty = tmp_path / "venv", tmp_path / "empty"
     empty.mkdir()
@@ -310,8 +375,91 @@ def test_a_documented_line_installs_this(line: str, wheel: Path, tmp_path: Path)
     # Nothing is compiled ahead: that takes longer than all else together.
     told = ["--no-compile", "--report", str(report), f"{wheel}{line[1:]}"]
     pip(sys.executable, "--python", str(python), "install", *told)
-    check(environment, report, extras_of(line), empty)
+    check_origin(report)
+    check_use(environment, extras_of(line), empty)
     shutil.rmtree(environment)  # hundreds of megabytes, of which pytest would keep three
+
+
+# ---- Each extra, of the libraries that are here ---------------------------------------------
+
+
+def required(requirements: Iterable[str], extras: Iterable[str] = ("",)) -> set[str]:
+    """The installed distributions that these ask for, and those that they ask for in turn."""
+    found: set[tuple[str, str]] = set()
+    todo = [(Requirement(each), extra) for each in requirements for extra in extras]
+    while todo:
+        wanted, extra = todo.pop()
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        installed = metadata.distribution(wanted.name)
+        assert installed.version in wanted.specifier, f"{wanted}: there is {installed.version}"
+        for one in ("", *wanted.extras):
+            if (wanted.name, one) not in found:
+                found.add((wanted.name, one))
+                todo += [(Requirement(each), one) for each in installed.requires or []]
+    return {name for name, _ in found}
+
+
+def linked(names: set[str], folder: Path) -> Path:
+    """A folder of packages that has these distributions of the present environment, and no more."""
+    folder.mkdir()
+    for name in names:
+        installed = metadata.distribution(name)
+        for top in {file.parts[0] for file in installed.files or []} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(installed.locate_file(top))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that has the wheel, and nothing that it wants."""
+    environment = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(environment, symlinks=True)
+    python = str(environment / "bin/python")
+    pip(sys.executable, "--python", python, "install", "--no-deps", "--no-compile", str(wheel))
+    return environment
+
+
+TOGETHER = [["cli", "data"], ["cli", "ope"], ["cli", "serving"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extras",
+    [[], *([extra] for extra in sorted(EXTRAS.keys() - {"dev"})), *TOGETHER],
+    ids=lambda extras: ",".join(extras) or "none",
+)
+def test_an_extra_has_what_its_modules_import(
+    extras: list[str], bare: Path, tmp_path: Path
+) -> None:
+    """The libraries are those of the tests, but for those that the extra does not ask for."""
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    if set(extras) & {"bench", "jax", "torch"}:  # which dev does not bring
+        for name in {"bench": ["asv"]}.get(extras[0], extras):
+            pytest.importorskip(name)
+    names = required([*core, *set().union(*map(brought, extras))])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    check_use(bare, extras, empty, linked(names, tmp_path / "libraries"))
+
+
+OTHERS = sorted(Path.home().glob(".pyenv/versions/3.1[2-9].*/bin/python"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OTHERS, reason="no other Python is installed by pyenv")
+@pytest.mark.parametrize("python", OTHERS, ids=lambda path: path.parents[1].name)
+def test_the_wheel_is_for_every_python(python: Path, wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
+    own = environment / "bin/python"
+    pip(sys.executable, "--python", str(own), "install", "--no-compile", str(wheel))
+    done = subprocess.run(
+        [own, ROOT / "tests" / "installed.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.rmtree(environment)
 
 
 def test_the_lines_are_found() -> None:

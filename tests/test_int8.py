@@ -1125,3 +1125,19 @@ def test_the_moment_of_codes_is_the_same_in_any_order() -> None:
     largest = np.linalg.eigvalsh((rows.T @ rows).astype(np.float64))[-1]
     assert largest < moment < largest * (1 + 2e-5)
     assert packing._moment(codes[::-1], 11) == packing._moment(codes[:, :, ::-1], 11) == moment
+
+
+def test_a_wrong_matrix_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound on what codes are off by is made of one; kernels of some CPUs have been wrong."""
+    vectors = np.random.default_rng(0).standard_normal((300, 8))
+    right = packing._square
+
+    def wrong(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        square = right(rows)
+        square[-1, 0] += 1.0
+        return square
+
+    monkeypatch.setattr(packing, "_square", wrong)
+    with pytest.raises(RuntimeError, match="matrix product is wrong on this CPU"):
+        fr.Catalog(np.arange(300), vectors, storage="int8")
+    fr.Catalog(np.arange(300), vectors)

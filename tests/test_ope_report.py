@@ -688,7 +688,7 @@ def test_every_reason_for_leaving_rows_out_has_words() -> None:
 def test_what_is_missing_is_named() -> None:
     hint = missing_extra(ModuleNotFoundError("jinja2", name="jinja2"))
     assert hint is not None
-    assert 'jinja2 is not installed (fastrank\'s extra "ope"): pip install ' in hint
+    assert 'jinja2 is not installed (fastrank-sampling\'s extra "ope"): pip install ' in hint
 
 
 # ---- The command ----------------------------------------------------------------------------
@@ -721,7 +721,7 @@ def test_what_pages_are_made_with_is_asked_for_first(
     # The log is not there either: it was not looked for.
     result = testing.CliRunner().invoke(app, ["evaluate", "no-log", "--report", str(path)])
     assert result.exit_code == 2
-    assert 'fastrank\'s extra "ope"' in result.output
+    assert 'fastrank-sampling\'s extra "ope"' in result.output
 
 
 def test_many_reasons_fold_below_the_verdict() -> None:

@@ -2,9 +2,11 @@
 
 import os as _os
 
+from fastrank import namesake as _namesake
 from fastrank import starting as _starting
 
 _starting.begin()  # before NumPy is imported
+_namesake.refuse()
 
 from fastrank import _native  # noqa: E402
 
@@ -72,4 +74,4 @@ __all__ = [
     "rank_scores_batch",
     "score_function",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,7 +1,7 @@
 """What to install for a module that is missing, as the package's own metadata have it.
 
-The name of this package is no help: on PyPI it is another project's. So the missing library is
-named.
+On no index is there a fastrank-sampling yet, and PyPI's `fastrank` is another project. So what is
+named is what is missing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ EXTRA_OF = {
     "numba": "numba",
     "jax": "jax",
 }
+_OWN = re.compile(r"fastrank[-_]sampling\[([^\]]*)\]")
 _REQUIREMENT = re.compile(r"\s*([^;]+?)\s*;.*\bextra\s*==\s*(['\"])([^'\"]+)\2\s*")
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra requires, as pip takes it; empty if fastrank is not installed as a package.
+    """The libraries that an extra brings, as pip takes them; empty if this is no installed package.
+
+    An extra made of others has theirs.
 
     Examples
     --------
@@ -40,11 +43,16 @@ def requirements(extra: str) -> list[str]:
     from importlib import metadata  # takes 10 ms, which only those who miss something should pay
 
     try:
-        lines = metadata.requires("fastrank") or []
+        lines = metadata.requires("fastrank-sampling") or []
     except metadata.PackageNotFoundError:
         return []
     found = [_REQUIREMENT.fullmatch(line) for line in lines]
-    return [match[1].replace(" ", "") for match in found if match and match[3] == extra]
+    wanted: dict[str, None] = {}  # as a set that keeps its order
+    for each in (match[1].replace(" ", "") for match in found if match and match[3] == extra):
+        own = _OWN.fullmatch(each)
+        parts = [requirements(part) for part in own[1].split(",")] if own else [[each]]
+        wanted |= dict.fromkeys(each for part in parts for each in part)
+    return list(wanted)
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
@@ -53,7 +61,7 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     Examples
     --------
     >>> missing_extra(ModuleNotFoundError(name="pyarrow"))  # doctest: +SKIP
-    'pyarrow is not installed (fastrank\\'s extra "data"): pip install "pyarrow<27,>=14"'
+    'pyarrow is not installed (fastrank-sampling\\'s extra "data"): pip install "pyarrow<27,>=14"'
     """
     module = (error.name or "").partition(".")[0]
     extra = EXTRA_OF.get(module)
@@ -63,6 +71,6 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 def _remedy(extra: str) -> str:
     wanted = requirements(extra)
     if not wanted:
-        return f', which is in fastrank\'s extra "{extra}"'
+        return f', which is in fastrank-sampling\'s extra "{extra}"'
     words = " ".join(f'"{each}"' for each in wanted)
-    return f' (fastrank\'s extra "{extra}"): pip install {words}'
+    return f' (fastrank-sampling\'s extra "{extra}"): pip install {words}'

@@ -153,8 +153,30 @@ def _moment(codes: npt.NDArray[np.uint8], dim: int) -> float:
     for first in range(0, len(codes), 64):
         block = codes[first : first + 64].transpose(0, 2, 1, 3)
         rows = block.reshape(len(block) * 16, -1)[:, :dim].astype(np.float32) - _NO_CODE
-        moments += rows.T @ rows
+        square = _square(rows)
+        if first == 0:
+            _check_square(rows, square)
+        moments += square
     return float(np.float32(np.linalg.eigvalsh(moments)[-1] * (1.0 + 1e-5)))
+
+
+def _square(rows: Float32Array) -> Float32Array:
+    # Kernels for SVE and SME raise the flags of exceptions that did not happen, in lanes unused.
+    with np.errstate(all="ignore"):
+        return rows.T @ rows
+
+
+def _check_square(rows: Float32Array, square: Float32Array) -> None:
+    """By its row sums, which are whole numbers: propensities rest on a bound made of it.
+
+    Some kernels of OpenBLAS are wrong on some CPUs, and on all numbers if on any.
+    """
+    sums = (rows * rows.sum(axis=1, keepdims=True, dtype=np.float64)).sum(axis=0)
+    if not np.array_equal(square.sum(axis=1, dtype=np.float64), sums):
+        raise RuntimeError(
+            "NumPy's matrix product is wrong on this CPU, and int8 storage needs it: use another"
+            " NumPy, or have its OpenBLAS take older kernels (OPENBLAS_CORETYPE)"
+        )
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

@@ -10,8 +10,11 @@ import sys
 from typing import NoReturn
 
 from fastrank.extras import missing_extra
+from fastrank.namesake import refuse
 
 __all__ = ["main"]
+
+refuse()  # where the other project came last, its __init__.py has not looked
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

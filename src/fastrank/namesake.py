@@ -1,0 +1,24 @@
+"""PyPI's `fastrank`, another project, has a package of this name and puts it where this one lies.
+
+Whichever was installed last has its `__init__.py` there, and the other's modules stay beside it.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["refuse"]
+
+_ITS_FILE = "clib.py"  # in each of its releases, and in none of ours
+
+
+def refuse() -> None:
+    """Raise ImportError if that project's files lie among ours; one look at the disk."""
+    folder = os.path.dirname(__file__)
+    if os.path.exists(os.path.join(folder, _ITS_FILE)):
+        raise ImportError(
+            f"two distributions have installed into {folder}: fastrank-sampling, which this is, and"
+            " PyPI's fastrank, a library for learning to rank. They cannot share an environment:"
+            ' "pip uninstall -y fastrank fastrank-sampling" removes both, then install the one that'
+            " is wanted"
+        )

@@ -34,7 +34,18 @@ EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text
 PARTS = {
     "bench": ["cli", "data", "faiss", "numba", "serving"],
     "loadtest": ["cli", "faiss", "serving"],
-    "dev": ["cli", "data", "gateway", "loadtest", "ope", "s3", "sagemaker", "serving"],
+    "dev": [
+        "cli",
+        "data",
+        "gateway",
+        "loadtest",
+        "ope",
+        "s3",
+        "sagemaker",
+        "serving",
+        "pandas",
+        "plot",
+    ],
 }
 SUFFIXES = {".cfg", ".css", ".html", ".in", ".js", ".json", ".md", ".py", ".pyi", ".pyx", ".sh"}
 SUFFIXES |= {".svg", ".toml", ".yaml", ".yml", ""}

@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Loaded first, and by the command alone.
     "starting": set(),
     "extras": set(),
+    "visible": set(),
+    "frames": {"extras", "visible"},
     "cores": set(),
     # The core.
     "arraytypes": set(),
@@ -40,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "expressions": {"features", "inputs", "store", "_native"},
     "rules": {"expressions", "inputs", "store"},
     "rulesfile": {"rules", "inputs"},
-    "ranking": {"policies", "rules"},
+    "ranking": {"policies", "rules", "frames"},
     "compiled": {"atomic"},
     "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
@@ -79,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {
         *("policies", "inputs", "ids", "scorer", "model", "calibration", "expectations"),
         *("marginals", "catalog", "expressions", "rules"),
+        *("frames", "extras", "visible"),
     },
     "simulate": {
         *("policies", "ranking", "ids", "inputs", "scorer", "catalog", "model", "marginals"),
@@ -116,6 +119,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "eventlog",
         "page",
         *("ranking", "expressions", "rules", "ruled"),
+        *("frames", "extras", "visible"),
     },
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
@@ -137,7 +141,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "scoring",
         "starting",
         "extras",
+        "visible",
         "cores",
+        "files",
         "atomic",
         "ids",
         "policies",
@@ -164,6 +170,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE_REFERENCE = {"reference", "verify", "demo"}
 # What a module may import beyond the standard library and NumPy; the rest are extras.
 EXTRAS: dict[str, set[str]] = {
+    "frames": {"pandas", "pyarrow"},
     "compiled": {"llvmlite", "numba"},
     "faissindex": {"faiss"},
     "retrieval": {"faiss"},
@@ -172,7 +179,8 @@ EXTRAS: dict[str, set[str]] = {
     "eventlog": {"pyarrow"},
     "places": {"fsspec"},
     "page": {"jinja2"},
-    "ope": {"scipy"},
+    "ope": {"scipy", "matplotlib"},
+    "plan": {"matplotlib"},
     "vectorfiles": {"pyarrow"},
     "verify": {"scipy"},
     "demo": {"matplotlib"},

@@ -7,6 +7,7 @@ import functools
 import pickle
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 from support import POLICIES, random_scored, scored
 
 import fastrank as fr
+from fastrank import catalog as catalogs
+from fastrank import packing
 
 N, DIM = 40, 3
 PLACKETT_LUCE = fr.PlackettLuce(1.0)
@@ -36,6 +39,79 @@ def words(vectors: npt.NDArray[np.float32]) -> fr.Catalog:
 
 
 QUERY = np.array([1.0, -0.5, 0.25], np.float32)
+
+
+@pytest.mark.parametrize("prior", [False, True], ids=["", "prior"])
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize(("n", "dim"), [(1, 1), (15, 3), (16, 4), (1000, 7)])
+def test_vectors_are_those_handed_in(
+    storage: str, prior: bool, n: int, dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, in the caller's order, read-only, of a catalog that was made or opened; also
+    where they are unpacked in several blocks."""
+    monkeypatch.setattr(packing, "CODED_FROM", 0)
+    monkeypatch.setattr(catalogs, "_BLOCK_BYTES", 4 * dim * 100)
+    rng = np.random.default_rng(n)
+    given = rng.standard_normal((n, dim))
+    given[0] = -0.0
+    made = fr.Catalog(
+        rng.permutation(n), given, bias=np.ones(n), storage=storage,
+        prior=rng.standard_normal(n) if prior else None,
+    )  # fmt: skip
+    made.save(tmp_path / "c")
+    for catalog in (made, fr.Catalog.open(tmp_path / "c")):
+        found = catalog.vectors
+        assert type(found) is np.ndarray
+        assert found.dtype == np.float32
+        assert found.shape == (n, dim)
+        assert found.tobytes() == given.astype(np.float32).tobytes()
+        with pytest.raises(ValueError, match="read-only"):
+            found[0, 0] = 1.0
+        views = np.may_share_memory(found, catalog.vectors)
+        assert views == (storage == "int8" and catalog._rows is None)
+
+
+@pytest.mark.parametrize("library", ["numpy", "pandas", "polars", "pyarrow"])
+@pytest.mark.parametrize("is_table", [False, True], ids=["column", "table"])
+def test_a_column_of_vectors_is_stacked_as_the_refusal_says(library: str, is_table: bool) -> None:
+    """What it says makes an array of what was handed in."""
+    rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    made = pytest.importorskip(library)
+    given: Any = objects([np.array(row) for row in rows])
+    if library != "numpy":
+        given = made.array(rows) if library == "pyarrow" else made.Series(rows)
+    if is_table:
+        table = {"pandas": "DataFrame", "polars": "DataFrame", "pyarrow": "table"}
+        given = getattr(made, table[library])({"v": given}) if library in table else given[:, None]
+    if library == "pyarrow" and is_table:
+        pytest.skip("its array has the columns as rows")
+    with pytest.raises(ValueError, match=r"vectors: .*a column of vectors.*np.stack") as said:
+        fr.Catalog([1, 2, 3], given)
+    remedy = str(said.value).partition("; ")[2].removesuffix(" makes one array of it")
+    stacked = eval(remedy, {"np": np, "vectors": given})
+    assert fr.Catalog([1, 2, 3], stacked).vectors.tolist() == rows
+
+
+def test_a_row_without_a_vector_is_named() -> None:
+    refused(
+        lambda: fr.Catalog([1, 2], objects([[1.0], None])),
+        "vectors: row 1: expected a vector, got None",
+    )
+    refused(
+        lambda: fr.Catalog([1, 2], objects(["[1.0]", "[2.0]"])),
+        "vectors: expected real numbers, got '[1.0]' at index 0; if these are vectors as JSON,",
+        "np.stack([*map(json.loads, vectors)])",
+    )
+
+
+def test_an_item_is_in_its_catalog(catalog: fr.Catalog, words: fr.Catalog) -> None:
+    for known in (100, np.int32(139)):
+        assert known in catalog
+    for unknown in (99, 140, "100", 100.0, True, None, [100], 2**70, "item 1"):
+        assert unknown not in catalog
+    assert "item 1" in words
+    for other in ("item 99", "item 1\0", 1, b"item 1", {"item 1"}):
+        assert other not in words
 
 
 def refused(call: Callable[[], object], *parts: str) -> None:
@@ -158,7 +234,7 @@ BAD_CATALOGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "column of vectors": (
         {"vectors": objects([[1.0], [2.0], [3.0]])},
-        ("vectors", "dtype object", "np.stack(vectors)"),
+        ("vectors", "a column of vectors", "np.stack(vectors)"),
     ),
     "ragged column": ({"vectors": objects([[1.0], [2.0], []])}, ("vectors: row 2", "got 0")),
     "a text": ({"vectors": [[1.0], [2.0], ["x"]]}, ("vectors", "got 'x' at row 2, column 0")),

@@ -145,6 +145,88 @@ class TestBuild:
         )
         assert model.titles(["s7"]) == ["N7"]
 
+    def test_all_missing_columns_are_named_at_once(self, vectors: Path, tmp_path: Path) -> None:
+        """Of all files: what is named one by one takes as many runs."""
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        for name in ("items", "users", "seen"):
+            pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / f"{name}.parquet")
+        line = refused(
+            "build", "--items", tmp_path / "items.parquet", "--title-column", "name",
+            "--users", tmp_path / "users.parquet", "--user-vector-column", "emb",
+            "--seen", tmp_path / "seen.parquet", "-o", tmp_path / "m",
+        )  # fmt: skip
+        items, users, seen = line.removeprefix("fastrank: ").split("; and ")
+        assert items == (
+            f"{tmp_path / 'items.parquet'}: no column named id; no column named name; no column"
+            " named vector and no columns v0, v1, ...; found a, b"
+        )
+        assert users == (
+            f"{tmp_path / 'users.parquet'}: no column named id; no column named emb; found a, b"
+        )
+        assert seen.strip() == (
+            f"--seen: {tmp_path / 'seen.parquet'}: no column named user; no column named item;"
+            " found a, b"
+        )
+        beside = ["--item-meta", tmp_path / "items.parquet", "--bias-column", "x"]
+        line = refused(
+            "build", "--items", vectors / "items.npy", *beside, "--users", vectors / "users.npy",
+            "-o", tmp_path / "m",
+        )  # fmt: skip
+        assert "items.parquet: no column named id; no column named x; found a, b" in line
+
+    @pytest.mark.parametrize(
+        ("users", "options", "found"),
+        [
+            ({"sku": ["ann", "bob"]}, ["--id-column", "sku"], ["ann", "bob"]),
+            ({"id": ["ann", "bob"]}, ["--id-column", "sku"], ["ann", "bob"]),
+            (
+                {"sku": [1, 2], "who": ["ann", "bob"], "id": [3, 4]},
+                ["--id-column", "sku", "--user-id-column", "who"],
+                ["ann", "bob"],
+            ),
+            ({"sku": [1, 2], "id": [3, 4]}, ["--id-column", "sku"], "a column id and a column sku"),
+            ({"who": [1, 2]}, ["--id-column", "sku"], "no column named id or sku; found who, emb"),
+        ],
+        ids=str,
+    )
+    def test_the_id_column_is_of_users_too(
+        self, users: dict[str, Any], options: list[str], found: Any, tmp_path: Path
+    ) -> None:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        emb = pa.array([[1.0, 0.0], [0.0, 1.0]])
+        pq.write_table(pa.table({"sku": ["a", "b"], "emb": emb}), tmp_path / "i.parquet")
+        pq.write_table(pa.table({**users, "emb": emb}), tmp_path / "u.parquet")
+        arguments = [
+            "build", "--items", tmp_path / "i.parquet", "--vector-column", "emb", "--overlap",
+            "none", "--users", tmp_path / "u.parquet", "--user-vector-column", "emb",
+            "-o", tmp_path / "m", *options,
+        ]  # fmt: skip
+        if isinstance(found, str):
+            assert f"u.parquet: {'it has ' * ('and' in found)}{found}" in refused(*arguments)
+            return
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        model = fr.Model.open(tmp_path / "m")
+        assert model.catalog.item_ids.tolist() == ["a", "b"]
+        assert model.user_ids.tolist() == found
+
+    def test_the_id_column_is_of_users_where_items_have_none(self, tmp_path: Path) -> None:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        np.save(tmp_path / "i.npy", np.eye(2))
+        table = {"who": ["ann", "bob"], "vector": [[1.0, 0.0], [0.0, 1.0]]}
+        pq.write_table(pa.table(table), tmp_path / "u.parquet")
+        arguments = [
+            "build", "--items", tmp_path / "i.npy", "--overlap", "none",
+            "--users", tmp_path / "u.parquet", "-o", tmp_path / "m", "--id-column",
+        ]  # fmt: skip
+        assert "u.parquet: no column named x; found who" in refused(*arguments, "x")
+        result = run(*arguments, "who")
+        assert result.exit_code == 0, result.output
+        assert fr.Model.open(tmp_path / "m").user_ids.tolist() == ["ann", "bob"]
+
     def test_a_prior_is_honoured_or_refused(self, vectors: Path, tmp_path: Path) -> None:
         pa = pytest.importorskip("pyarrow")
         pq = pytest.importorskip("pyarrow.parquet")

@@ -88,6 +88,36 @@ def test_evaluate(shop: Path) -> None:
     assert found["difference_level"] == pytest.approx(1 - 0.05 / 3)
 
 
+def test_a_log_before_its_join_says_what_to_do_first(shop: Path, tmp_path: Path) -> None:
+    """And shows no table of estimates, which there are none of."""
+    model = fr.Model.open(shop / "model")
+    with LogWriter(tmp_path / "logs") as log:
+        for seed, user in enumerate(model.user_ids[:20].tolist()):
+            drawn = model.recommend(user, 3, policy=fr.PlackettLuce(0.7), seed=seed)
+            log.append(drawn, user_id=user)
+    arguments = ["evaluate", tmp_path / "logs", "--model", shop / "model", "--policy", "uniform"]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    said = " ".join(result.stdout.split())
+    assert "Audit: the log agrees with the model. No ranking has its rewards yet." in said
+    assert "fastrank join LOGS REWARDS" in said
+    assert "This log cannot evaluate uniform: no ranking has its rewards yet." in said
+    assert "snips" not in said
+    assert "too many rows had to be left out" not in said
+    assert loaded(*arguments)["policies"][0]["verdict"].endswith("no ranking has its rewards yet.")
+
+
+def test_brackets_of_what_the_log_earned_are_explained(shop: Path) -> None:
+    """Also where no other figure stands in some."""
+    found = run(
+        "evaluate", shop / "logs", "--model", shop / "model", "--no-audit", "--estimator", "ips",
+        "--policy", "colder=plackett_luce:temperature=0.6", "--lead", "ips",
+        "--threshold", "clusters=1e9",
+    ).stdout  # fmt: skip
+    assert re.search(r"The logging policy earned \(", found)
+    assert found.count("In brackets: no result") == 1
+
+
 def test_a_log_of_another_model_is_not_evaluated(shop: Path) -> None:
     found = loaded(
         "evaluate", shop / "logs", "--model", shop / "new", "--policy", "uniform"

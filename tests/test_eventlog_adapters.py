@@ -186,13 +186,14 @@ class TestOpenBanditDataset:
         assert without.table.equals(batch.table)
         for name, message in (
             ("c", r"random_men.*: no column named c; found a, b, words"),
+            (["c", "a", "d"], r"random_men.*: no column named c, d; found a, b, words"),
             ("words", r"random_men.*: .*(number a row, got string|double: invalid value 'x')"),
             ("timestamp", r"random_men.*: timestamp: expected a number a row, got string"),
             ("item_ids", "columns: item_ids is a column of the schema itself"),
             ("position", "columns: position is always read"),
         ):
             with pytest.raises(ValueError, match=message):
-                list(from_obd(path, columns=[name]))
+                list(from_obd(path, columns=[name] if isinstance(name, str) else name))
         with pytest.raises(ValueError, match="columns: the bundled logs have no column a"):
             from_obd("men", "bts", columns=["a"])
 

@@ -822,11 +822,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("r.csv", "a,b\n1,2\n", "no column named request_id; found a, b"),
+            ("r.csv", "a,ts\n1,2\n", "no column named request_id, item_id, reward; found a, ts"),
             ("r.csv", "request_id,item_id,reward,ts\nr0,1\n", "r.csv"),
-            ("r.csv", "", "no column named request_id; found none"),
+            ("r.csv", "", "no column named request_id, item_id, reward, ts; found none"),
             ("r.csv", "request_id;item_id;reward;ts\n", "reward;ts; commas separate columns"),
-            ("r.csv", "request_id, item_id\n", "no column named item_id; found .*, ' item_id'"),
+            (
+                "r.csv",
+                "request_id, item_id\n",
+                "no column named item_id, reward, ts; found .*, ' item_id'",
+            ),
             ("r.json", '[{"request_id": "r"}]', "row 0: expected an object .*, got an array$"),
             ("r.json", '[\n{"request_id": "r"}\n]', "row 0: not JSON in one line"),
             ("r.jsonl", "{\n", "row 0: not JSON"),

@@ -513,6 +513,73 @@ class TestWrongRows:
         assert report_of(*rows).set_aside == {"sum of log-propensities": 1}
 
 
+class TestTable:
+    """All rows that can be believed, as one table."""
+
+    def test_it_is_what_the_batches_have(self, tmp_path: Path) -> None:
+        rows = [row(i) for i in range(5)] + [row(5, k=0)]  # the last one is set aside
+        pq.write_table(table(rows[:2]), tmp_path / "a.parquet")
+        pq.write_table(table(rows[2:]), tmp_path / "b.parquet")
+        reader = LogReader(tmp_path, batch_rows=2)
+        whole = reader.to_table()
+        batches = [batch.table for batch in LogReader(tmp_path, batch_rows=2)]
+        assert whole.equals(pa.Table.from_batches(batches))
+        assert whole.schema.equals(schema("int64"), check_metadata=True)
+        assert (whole.num_rows, reader.report.set_aside) == (5, {"no k": 1})
+        assert reader.to_table().equals(whole)  # each reading starts anew
+        again = LogReader.of_tables(whole)
+        assert sum(len(batch) for batch in again) == 5
+        assert again.report.set_aside == {}
+
+    def test_chosen_columns_come_in_their_order(self, tmp_path: Path) -> None:
+        extra = table([row(0), row(1)]).append_column("lp", pa.array([[-1.0] * 3, [-2.0] * 3]))
+        pq.write_table(extra, tmp_path / "a.parquet")
+        reader = LogReader(tmp_path, columns=["lp"], omit=["query"])
+        chosen = reader.to_table(["lp", "user_id", "item_ids"])
+        assert chosen.to_pydict() == {
+            "lp": [[-1.0] * 3, [-2.0] * 3],
+            "user_id": ["u0", "u1"],
+            "item_ids": [row(i)["item_ids"] for i in range(2)],
+        }
+        assert reader.to_table().column_names[-1] == "lp"
+        assert "query" not in reader.to_table().column_names
+        with pytest.raises(ValueError, match=r"columns: expected some of .*; got 'nope', 'query'"):
+            reader.to_table(["lp", "nope", "query"])
+        with pytest.raises(ValueError, match=r"columns: expected some of .*; got item_ids"):
+            reader.to_table("item_ids")
+        with pytest.raises(ValueError, match="columns: lp is named twice"):
+            reader.to_table(["lp", "lp"])
+
+    def test_types_of_files_that_differ_are_joined_or_named(self, tmp_path: Path) -> None:
+        for name, values in (("a", pa.array([1])), ("b", pa.array([1.5]))):
+            one = table([row(ord(name))]).append_column("x", values)
+            pq.write_table(one, tmp_path / f"{name}.parquet")
+        assert LogReader(tmp_path, columns=["x"]).to_table(["x"])["x"].to_pylist() == [1.0, 1.5]
+        lists = table([row(9)]).append_column("x", pa.array([[1.0] * 3]))
+        pq.write_table(lists, tmp_path / "c.parquet")
+        with pytest.raises(ValueError, match="columns: files have them in several types: "):
+            LogReader(tmp_path, columns=["x"]).to_table(["x"])
+
+    def test_a_log_without_rows_has_its_columns(self, tmp_path: Path) -> None:
+        pq.write_table(table([], "str"), tmp_path / "a.parquet")
+        whole = LogReader(tmp_path).to_table()
+        assert whole.num_rows == 0
+        assert whole.schema.equals(schema("str"))
+        assert LogReader(tmp_path).to_table(["item_ids"]).column_names == ["item_ids"]
+
+    def test_readers_batches_and_reports_are_one_line(self, tmp_path: Path) -> None:
+        pq.write_table(table([row(i) for i in range(50)]), tmp_path / "a.parquet")
+        reader = LogReader(tmp_path)
+        assert repr(reader) == "LogReader(1 file)"
+        (batch,) = reader
+        assert repr(batch) == "LogBatch(50 rows of up to 3 places)"
+        assert repr(reader.report) == (
+            "ReadReport(50 rows read, 0 set aside; files: 1 read, 0 set aside)"
+        )
+        assert repr(reader) == f"LogReader(1 file; {reader.report!r})"
+        assert repr(LogReader.of_tables([])) == "LogReader(tables)"
+
+
 class TestStrata:
     def test_rows_are_grouped_by_law(self) -> None:
         rows = [
@@ -632,6 +699,11 @@ class TestExtraColumns:
             LogReader(path, columns=["scores"])
         with pytest.raises(ValueError, match="expected sequences of names"):
             LogReader(path, columns="lp1")
+
+    def test_all_that_are_not_there_are_named(self, tmp_path: Path) -> None:
+        pq.write_table(self.extended([row(0)], lp2=pa.array([1.0])), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=r"no column named lp1, lp3; found lp2"):
+            drain(tmp_path, columns=["lp1", "lp2", "lp3"])
 
     def test_omitted_columns_are_not_read(self, tmp_path: Path) -> None:
         pq.write_table(table([row(0, query=[1.0])]), tmp_path / "a.parquet")

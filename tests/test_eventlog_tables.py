@@ -534,6 +534,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     log = from_table([tmp_path / "f.csv", tmp_path / "g.csv"], item="i", propensity="p")
     with pytest.raises(ValueError, match=r"g.csv: no column named p; found i, q"):
         list(log)
+    (tmp_path / "h.csv").write_text("x\n1\n")
+    log = from_table([tmp_path / "f.csv", tmp_path / "h.csv"], item="i", propensity="p")
+    with pytest.raises(ValueError, match=r"h.csv: no column named i, p; found x"):
+        list(log)
 
 
 def test_times_that_are_none_are_named() -> None:

@@ -22,6 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "namesake": set(),
     "starting": set(),
     "extras": set(),
+    "visible": set(),
+    "frames": {"extras", "visible"},
     "cores": set(),
     # The core.
     "arraytypes": set(),
@@ -41,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "expressions": {"features", "inputs", "store", "_native"},
     "rules": {"expressions", "inputs", "store"},
     "rulesfile": {"rules", "inputs"},
-    "ranking": {"policies", "rules"},
+    "ranking": {"policies", "rules", "frames"},
     "compiled": {"atomic"},
     "scoring": {"expressions", "features", "inputs", "store", "compiled", "_native"},
     "ask": {"policies", "ranking", "ids", "inputs", "_native"},
@@ -80,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {
         *("policies", "inputs", "ids", "scorer", "model", "calibration", "expectations"),
         *("marginals", "catalog", "expressions", "rules"),
+        *("frames", "extras", "visible"),
     },
     "simulate": {
         *("policies", "ranking", "ids", "inputs", "scorer", "catalog", "model", "marginals"),
@@ -117,6 +120,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "eventlog",
         "page",
         *("ranking", "expressions", "rules", "ruled"),
+        *("frames", "extras", "visible"),
     },
     "experiments": {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
@@ -139,7 +143,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "namesake",
         "starting",
         "extras",
+        "visible",
         "cores",
+        "files",
         "atomic",
         "ids",
         "policies",
@@ -166,6 +172,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE_REFERENCE = {"reference", "verify", "demo"}
 # What a module may import beyond the standard library and NumPy; the rest are extras.
 EXTRAS: dict[str, set[str]] = {
+    "frames": {"pandas", "pyarrow"},
     "compiled": {"llvmlite", "numba"},
     "faissindex": {"faiss"},
     "retrieval": {"faiss"},
@@ -174,7 +181,8 @@ EXTRAS: dict[str, set[str]] = {
     "eventlog": {"pyarrow"},
     "places": {"fsspec"},
     "page": {"jinja2"},
-    "ope": {"scipy"},
+    "ope": {"scipy", "matplotlib"},
+    "plan": {"matplotlib"},
     "vectorfiles": {"pyarrow"},
     "verify": {"scipy"},
     "demo": {"matplotlib"},

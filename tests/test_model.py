@@ -11,7 +11,7 @@ import pytest
 from support import POLICIES
 
 import fastrank as fr
-from fastrank import store
+from fastrank import packing, store
 
 N_ITEMS, N_USERS, DIM = 120, 30, 5
 
@@ -170,6 +170,41 @@ class TestUserTemperatures:
         ranking = model.recommend(user, k=4, policy=POLICIES[policy], seed=0)
         plain = make().recommend(user, k=4, policy=POLICIES[policy], seed=0)
         assert ranking.item_ids.tolist() == plain.item_ids.tolist()
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("storage", ["float32", "int8"])
+    def test_batches_multiply_for_each_user(
+        self, policy: str, storage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Row i is, to the bit and in every field, what `recommend` gives for its user and seed:
+        more users than one pass takes, in any order, again and again, on two threads."""
+        monkeypatch.setattr(packing, "CODED_FROM", 0)
+        made = make()
+        catalog = fr.Catalog(made.catalog.item_ids, made.catalog.vectors, storage=storage)
+        own = np.random.default_rng(2).uniform(0.2, 3.0, N_USERS)
+        model = fr.Model(catalog, made.user_ids, user_vectors(), user_temperatures=own)
+        users = np.random.default_rng(3).choice(made.user_ids, 150)
+        asked: dict[str, Any] = {"policy": POLICIES[policy], "threads": 2}
+        batch = model.recommend_batch(users, 6, seeds=range(150), **asked)
+        assert len(batch) == 150
+        for i, (user, drawn) in enumerate(zip(users.tolist(), batch, strict=True)):
+            one = model.recommend(user, 6, seed=i, **asked)
+            assert drawn == one
+            assert drawn.to_dict() == one.to_dict()
+            assert drawn.policy == model.user_policy(user, POLICIES[policy])
+        if "temperature" in POLICIES[policy].params:
+            assert {each.user_temperature for each in batch} == {
+                model.user_temperature(user) for user in users.tolist()
+            }
+            given = batch[0].item_ids
+            judged = (
+                model.catalog.log_propensities(
+                    model.user_vector(users[0]), given, policy=batch.policies[0]
+                )
+                if policy != "flat_tail"
+                else batch[0].log_propensities
+            )
+            assert judged == pytest.approx(batch[0].log_propensities, abs=2e-3)
 
     def test_without_them_the_factor_is_one(self) -> None:
         model = make()

@@ -751,13 +751,13 @@ def test_without_rewards_the_page_says_what_to_do() -> None:
     table = {"i": [1, 2], "p": [0.5, 0.5], "r": np.array([np.nan, np.nan])}
     names: dict[str, Any] = {"item": "i", "propensity": "p", "reward": "r"}
     found = ope.evaluate_table(table, {"new": "p"}, **names)
-    step = report.next_step(found)
+    step = found.next_step
     assert step is not None
     assert "fastrank join LOGS REWARDS" in step
     assert step in checked([Section("own", found, None)]).text
     joined = replace(found, log={**found.log, "joins": [{"id": "j"}]})
-    said = report.next_step(joined)
+    said = joined.next_step
     assert said is not None
     assert said.startswith("Rewards were joined")
     table["r"] = np.array([1.0, 0.0])
-    assert report.next_step(ope.evaluate_table(table, {"new": "p"}, **names)) is None
+    assert ope.evaluate_table(table, {"new": "p"}, **names).next_step is None

@@ -133,7 +133,10 @@ def test_one_long_id_is_read_at_its_own_cost_and_refused_by_row(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"x": [1]}, "no column named id; found x"),
+        (
+            {"x": [1]},
+            "no column named id; no column named vector and no columns v0, v1, ...; found x",
+        ),
         ({"id": [1]}, "no column named vector and no columns v0, v1, ...; found id"),
         ({"id": [1], "v0": [1.0], "v2": [1.0]}, "columns v0 to v1: v1 is missing"),
         ({"id": [1, None, 3], "v0": [1.0, 2, 3]}, "id: row 1 is null"),

@@ -43,6 +43,7 @@ _READY = 4096  # tables that are a model's files: their keys and objects, some 2
 _INDEX = "faiss_index"  # the file of an index
 _RULES_BYTES = 128 << 20  # of rules with their parameters
 _BOUNDS = 256  # scores with their parameters, some KB each
+_BLOCK_BYTES = 8 << 20  # of vectors that are unpacked at a time
 _LOOKS = 4  # searches that an index is tried by
 _TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
 
@@ -392,6 +393,36 @@ class Catalog(Scorer):
             self._item_ids.flags.writeable = False
         return self._item_ids
 
+    def __contains__(self, item_id: Any) -> bool:
+        return self._index.holds("item_id", item_id)
+
+    @property
+    def vectors(self) -> Float32Array:
+        """ndarray of float32, shape (n, d), read-only: a row an item, in catalog order.
+
+        As they were handed in, cast to float32, under either storage. They are kept in the layout
+        and the order that a pass wants, so that this makes them anew each time, in O(n d) time and
+        4 n d bytes: keep it in a variable. Of int8 storage without a prior it is a view and costs
+        nothing; where the catalog was opened, a view of its mapped file.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0, 0.0], [0.5, 0.5]])
+        >>> catalog.vectors[1].tolist(), "b" in catalog, "c" in catalog
+        ([0.5, 0.5], True, False)
+        """
+        if self.has_codes and self._rows is None:
+            return np.asarray(self._kept_vectors(0, self._n_items))
+        result = np.empty((self._n_items, self._dim), np.float32)
+        step = max(1, _BLOCK_BYTES // (4 * self._dim))
+        for first in range(0, self._n_items, step):
+            part = slice(first, min(first + step, self._n_items))
+            rows = part if self._rows is None else self._as_indices()[part]
+            result[rows] = self._kept_vectors(part.start, part.stop)
+        result.flags.writeable = False
+        return result
+
     @property
     def version(self) -> str:
         """Content hash: the same items, vectors and bias in the same order have the same one.
@@ -705,16 +736,20 @@ class Catalog(Scorer):
                         f" the catalog scores {vector @ query64:g}: it holds other vectors"
                     )
 
+    def _kept_vectors(self, first: int, last: int) -> Float32Array:
+        """Vectors of the positions [first, last), a row each; a view, where that is possible."""
+        if self.has_codes:
+            vectors: Float32Array = self._arrays["vectors"][first:last, : self._dim]
+            return vectors
+        start = first // _native.LANES
+        panels = self._arrays["panels"][start : -(-last // _native.LANES)]
+        rows: Float32Array = panels.transpose(0, 2, 1).reshape(-1, self._dim)
+        return rows[first - start * _native.LANES : last - start * _native.LANES]
+
     def _vectors(self, first: int, last: int) -> Float32Array:
         """Vectors of the positions [first, last), a row each; with the bias behind, if any."""
         last = min(last, self._n_items)
-        if self.has_codes:
-            rows = self._arrays["vectors"][first:last, : self._dim]
-        else:
-            start = first // _native.LANES
-            panels = self._arrays["panels"][start : -(-last // _native.LANES)]
-            rows = panels.transpose(0, 2, 1).reshape(-1, self._dim)
-            rows = rows[first - start * _native.LANES : last - start * _native.LANES]
+        rows = self._kept_vectors(first, last)
         if "bias" not in self._arrays:
             return np.array(rows, np.float32, order="C")
         # Of a single panel a stack is in another order.

@@ -7,14 +7,18 @@ named is what is missing.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["EXTRA_OF", "missing_extra", "requirements"]
+__all__ = ["EXTRA_OF", "missing_extra", "named_if_missing", "requirements"]
 
 # The extra that brings each module; where there are several, the one with the least besides.
 EXTRA_OF = {
-    **dict.fromkeys(("click", "rich", "scipy", "matplotlib"), "cli"),
+    **dict.fromkeys(("click", "rich", "scipy"), "cli"),
     **dict.fromkeys(("pyarrow", "msgspec"), "data"),
     "jinja2": "ope",
+    "matplotlib": "plot",
+    "pandas": "pandas",
     **dict.fromkeys(
         ("starlette", "uvicorn", "uvloop", "httptools", "prometheus_client"), "serving"
     ),
@@ -66,6 +70,18 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     module = (error.name or "").partition(".")[0]
     extra = EXTRA_OF.get(module)
     return None if extra is None else f"{module} is not installed{_remedy(extra)}"
+
+
+@contextmanager
+def named_if_missing() -> Iterator[None]:
+    """Around an import: what is missing is named with what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        hint = missing_extra(error)
+        if hint is None:
+            raise
+        raise ModuleNotFoundError(hint, name=error.name) from None
 
 
 def _remedy(extra: str) -> str:

@@ -11,7 +11,7 @@ import operator
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -76,7 +76,7 @@ def as_id(name: str, value: object) -> int | str:
     """
     plain = plain_id(value)
     if plain is None:
-        raise ValueError(f"{name}: expected int64 or str ids, got {shown(value)}")
+        raise ValueError(f"{name}: {_no_id(value)}")
     return plain
 
 
@@ -86,11 +86,22 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
     Text is not made an array here: its width, and with it the cost, would be that of the longest.
     With `ordered`, what has no order is refused.
     """
-    column = as_column(name, values, "an array of ids", ordered=ordered)
+    try:
+        column = as_column(name, values, "an array of ids", ordered=ordered)
+    except ValueError:
+        own = [each for each in ("user_ids", "item_ids") if hasattr(type(values), each)]
+        if not own:
+            raise
+        what = type(values).__name__
+        raise ValueError(
+            f"{name}: expected an array of ids, got a {what}; hand in its {own[0]}"
+        ) from None
     if not isinstance(column, np.ndarray):
         return _of_list(name, column)
     if column.ndim > 1:
-        raise ValueError(f"{name}: expected one dimension, got shape {column.shape}")
+        raise ValueError(
+            f"{name}: expected one dimension, got shape {column.shape}; hand in one column of it"
+        )
     kind = column.dtype.kind
     if column.size == 0 and kind not in "iU":  # an empty list has no dtype of its own
         return np.empty(0, np.int64)
@@ -99,7 +110,7 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
     if kind == "u":
         if int(column.max()) > _HIGHEST:
             row = int(np.flatnonzero(column > _HIGHEST)[0])
-            raise ValueError(f"{name}: row {row}: must fit int64, got {column[row]}")
+            raise ValueError(f"{name}: row {row}: {_too_large(column[row])}")
         return column.astype(np.int64)
     if kind == "i":
         return np.ascontiguousarray(column, dtype=np.int64)
@@ -108,9 +119,13 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
     if kind == "f" and np.isnan(column).any():  # what integers become where some are missing
         row = int(np.flatnonzero(np.isnan(column))[0])
         raise ValueError(
-            f"{name}: row {row}: expected int64 or str ids, got NaN in a column of {column.dtype}"
+            f"{name}: row {row}: expected int64 or str ids, got NaN in a column of {column.dtype};"
+            " hand in the rows that have one, as integers"
         )
-    raise ValueError(f"{name}: expected int64 or str ids, got dtype {column.dtype}")
+    instead = _INSTEAD.get(kind, "integers, or texts")
+    raise ValueError(
+        f"{name}: expected int64 or str ids, got dtype {column.dtype}; hand in {instead}"
+    )
 
 
 def as_ids(name: str, values: Ids) -> IdArray:
@@ -190,12 +205,14 @@ def _of_list(name: str, items: list[Any] | tuple[Any, ...]) -> IdArray | list[st
         expected = type(plain[0]) if plain[0] is not None else None
         for row, item in enumerate(plain):
             if item is None:
-                got = shown(items[row])
-                raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {got}")
+                raise ValueError(f"{name}: row {row}: {_no_id(items[row])}")
             if type(item) is not expected:
                 kind = "int64" if expected is int else "str"
                 got = shown(items[row])
-                raise ValueError(f"{name}: row {row}: the ids above are {kind}, got {got}")
+                raise ValueError(
+                    f"{name}: row {row}: the ids above are {kind}, got {got}; hand in all of them"
+                    " as integers, or all as texts"
+                )
         if expected is str:
             return plain  # type: ignore[return-value]
         items = plain
@@ -203,7 +220,33 @@ def _of_list(name: str, items: list[Any] | tuple[Any, ...]) -> IdArray | list[st
         return np.array(items, np.int64)
     except OverflowError:
         row = next(row for row, item in enumerate(items) if not _LOWEST <= item <= _HIGHEST)
-        raise ValueError(f"{name}: row {row}: must fit int64, got {shown(items[row])}") from None
+        raise ValueError(f"{name}: row {row}: {_too_large(items[row])}") from None
+
+
+# What to hand in instead of an array of that kind.
+_INSTEAD = {
+    "f": 'integers, by .astype("int64"), or texts',
+    "S": 'texts, by np.strings.decode(..., "utf-8")',
+    "b": "integers, or texts",
+}
+
+
+def _no_id(item: object) -> str:
+    """What a value is that is no id, and what to hand in."""
+    kind = type(item).__name__
+    if _is_missing(item):
+        instead = "leave out what has no id"
+    elif isinstance(item, bytes | bytearray):
+        instead = "hand in text, by .decode()"
+    elif isinstance(item, Set | Sequence | np.ndarray):
+        instead = "hand in one id"
+    else:
+        instead = "hand in an integer, or text"
+    return f"expected int64 or str ids, got {shown(item)}, a {kind}; {instead}"
+
+
+def _too_large(item: object) -> str:
+    return f"must fit int64, got {shown(item)}; hand in all of them as texts"
 
 
 def plain_id(item: object) -> int | str | None:
@@ -244,7 +287,10 @@ class Lookup(ABC):
         if (not isinstance(wanted, np.ndarray) or wanted.dtype.kind == "U") != self.is_text:
             kind = "str" if self.is_text else "int64"
             first = wanted[0].item() if isinstance(wanted, np.ndarray) else wanted[0]
-            raise ValueError(f"{name}: the ids here are {kind}, got {shown(first)}")
+            instead = "texts" if self.is_text else "integers"
+            raise ValueError(
+                f"{name}: the ids here are {kind}, got {shown(first)}; hand in {instead}"
+            )
         if isinstance(wanted, np.ndarray):
             return self._find(wanted)
         # Texts that no id here can be are left out, before an array becomes as wide as they are.
@@ -299,6 +345,15 @@ class IdIndex(Lookup):
         one: list[Any] = [plain]
         return int(self.find(name, one)[0])
 
+    def holds(self, name: str, value: object) -> bool:
+        """Whether this is one of the ids; what is no id, or of the other kind, is none of them."""
+        try:
+            return self.find_one(name, value) >= 0
+        except ValueError as error:
+            if str(error).startswith("damaged: "):  # that says nothing of this one
+                raise
+            return False
+
     def find_logged(self, name: str, values: Ids) -> Positions:
         """As `find`, of ids as logs have them: integers may be text; -1 also for a missing one."""
         column = as_column(name, values, "an array of ids")
@@ -310,8 +365,7 @@ class IdIndex(Lookup):
             if key is None:
                 if _is_missing(item):
                     continue
-                got = shown(item)
-                raise ValueError(f"{name}: row {row}: expected int64 or str ids, got {got}")
+                raise ValueError(f"{name}: row {row}: {_no_id(item)}")
             if self.is_text:
                 can_be = isinstance(key, str)
             else:

@@ -10,8 +10,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
-from difflib import get_close_matches
-from numbers import Real
+from numbers import Number, Real
 from typing import Any, NoReturn
 
 import numpy as np
@@ -47,6 +46,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _NAMED_COLUMNS = 5  # of a table, in an error
 _LONGEST_WORD = 100  # characters of one that may be misspelt
+_LOOKED_AT = 100  # rows, to see what a column of objects is
 
 
 def shown(value: object) -> str:
@@ -67,6 +67,8 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """
     if not isinstance(word, str) or len(word) > _LONGEST_WORD:  # difflib's time is quadratic
         return ""
+    from difflib import get_close_matches  # which only those who err should wait for
+
     near = get_close_matches(word, list(known), 1)
     return f" (nearest: {near[0]})" if near else ""
 
@@ -102,8 +104,11 @@ def as_column(
             f"{name}: expected {expected}, got a {kind.__name__}, which can be read only once;"
             " hand in a list of it"
         )
-    if isinstance(values, str | bytes | bytearray | memoryview | np.generic):
-        raise ValueError(f"{name}: expected {expected}, got {shown(values)}")
+    if isinstance(values, str | bytes | bytearray | memoryview | np.generic | Number):
+        raise ValueError(
+            f"{name}: expected {expected}, got {shown(values)}, a single {kind.__name__}; hand in a"
+            " list of one"
+        )
     if hasattr(kind, "__array__"):
         items = _own_list(name, values)
         if items is not None:
@@ -117,10 +122,10 @@ def as_column(
         if ordered:
             raise ValueError(
                 f"{name}: expected {expected} in order, which a {kind.__name__} has not: got"
-                f" {shown(values)}"
+                f" {shown(values)}; hand in a list, in the order that is meant"
             )
         return list(values)
-    raise ValueError(f"{name}: expected {expected}, got {shown(values)}")
+    raise ValueError(f"{name}: expected {expected}, got {shown(values)}; hand in a list")
 
 
 def _columns_of(values: Any) -> str | None:
@@ -162,7 +167,10 @@ def _own_list(name: str, values: Any) -> list[Any] | None:
 def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
     """``np.asarray``, for arrays of every library; a mask is refused, a gradient left behind."""
     if isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{name}: masked arrays are not taken: the mask would be lost")
+        raise ValueError(
+            f"{name}: masked arrays are not taken: the mask would be lost; hand in what it leaves,"
+            " by .compressed()"
+        )
     if type(values) is np.ndarray:
         return values
     is_tensor = hasattr(type(values), "detach")  # torch's
@@ -238,13 +246,36 @@ def _not_numbers(name: str, values: Any, array: npt.NDArray[Any]) -> str:
     """Why an array of objects is not one of numbers."""
     if array.ndim == 0:
         return f"expected an array of numbers, got {shown(values)}"
-    if array.ndim == 1 and isinstance(array[0], list | tuple | np.ndarray):
-        hint = f"; if this is a column of vectors, np.stack({name}) makes one array of them"
-        return _ragged(array) or f"expected real numbers, got dtype object{hint}"
+    is_frame = array.ndim == 2 and array.shape[1] == 1  # or a table of one column
+    column = array[:, 0] if is_frame else array
+    if column.ndim == 1 and any(map(_is_vector, column[:_LOOKED_AT])):
+        if (row := _without_vector(column)) is not None:
+            return f"row {row}: expected a vector, got {shown(column[row])}"
+        whole = f"np.asarray({name})[:, 0]" if is_frame else name
+        if not is_frame and not isinstance(values, np.ndarray | list | tuple):
+            whole = f"np.asarray({name})"  # not all columns are sequences to NumPy
+        hint = f"np.stack({whole}) makes one array of it"
+        return _ragged(column) or (
+            f"expected real numbers, got a column of vectors, which are objects to NumPy; {hint}"
+        )
     for where, value in np.ndenumerate(array):
         if isinstance(value, bool) or not isinstance(value, Real):
-            return f"expected real numbers, got {shown(value)} at {_place(where)}"
-    return f"expected real numbers, got dtype {array.dtype}"
+            hint = ""
+            if isinstance(value, str) and value.lstrip().startswith("["):
+                hint = f"; if these are vectors as JSON, np.stack([*map(json.loads, {name})])"
+            return f"expected real numbers, got {shown(value)} at {_place(where)}{hint}"
+    return f"expected real numbers, got dtype object; {name}.astype(float) makes numbers of it"
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (
+        hasattr(type(value), "__array__") and np.ndim(value) == 1
+    )
+
+
+def _without_vector(column: npt.NDArray[Any]) -> int | None:
+    """The first row of a column of vectors that has none."""
+    return next((row for row, value in enumerate(column) if not _is_vector(value)), None)
 
 
 def _place(where: Sequence[int]) -> str:

@@ -286,12 +286,7 @@ class Model:
         return "title_text" in self._arrays
 
     def __contains__(self, user_id: Any) -> bool:
-        try:
-            return self._index.find_one("user_id", user_id) >= 0
-        except ValueError as error:
-            if str(error).startswith("damaged: "):  # that says nothing of this user
-                raise
-            return False
+        return self._index.holds("user_id", user_id)
 
     def user_vector(self, user_id: Any) -> Float32Array:
         """The user's query, (d,) float32; a ValueError for an unknown user."""

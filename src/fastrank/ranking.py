@@ -25,6 +25,9 @@ __all__ = [
     "relabelled",
 ]
 
+_IDS_SAID = 3  # in a repr
+_RANKINGS_SHOWN, _ITEMS_SHOWN = 10, 5  # in a notebook
+
 Filters: TypeAlias = tuple[IdArray | list[str] | None, ...]
 
 
@@ -58,6 +61,17 @@ class Candidates(NamedTuple):
             return None
         return {"name": "faiss", "version": self.index_version}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As a log's row has it; what there was not is left out."""
+        found = {
+            "is_candidate": self.is_candidate,
+            "tail_log_weight": self.tail_log_weight,
+            "n_candidates": self.n_found,
+            "retrieval": self.retrieval,
+            "n_probes": self.n_probes,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
 
 class Score(NamedTuple):
     """What made a ranking's scores of dot products, as logs say it.
@@ -81,12 +95,14 @@ class Score(NamedTuple):
         return json.dumps(self.params, sort_keys=True)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ranking:
     """One ranking, with the exact probability of having been drawn, and what it was asked for.
 
     Equal to another one if the same was drawn: all fields up to `log_norm_error` are equal, numbers
-    to the bit, so that NaN equals NaN.
+    to the bit, so that NaN equals NaN. Iterating gives (item id, score, propensity) place by place,
+    from the top, as Python's own values; propensities are probabilities there, and not logarithms:
+    each the exponential of its `log_propensities`, which is 0 below 1e-308.
 
     Attributes
     ----------
@@ -146,6 +162,18 @@ class Ranking:
     seen_id : str or None
         Which lists the user's own is of, whose items were left out (`Model.seen_id`); None: the
         user has none.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog(["a", "b", "c"], [[1.0], [1.0], [0.5]])
+    >>> ranking = catalog.rank([1.0], k=2, policy=fr.EpsilonGreedy(epsilon=0.3), seed=4)
+    >>> ranking
+    Ranking(['a', 'c'], 2 of 3 items, EpsilonGreedy(epsilon=0.3), seed=4, log_propensity=-2.12026)
+    >>> for item, score, propensity in ranking:
+    ...     print(item, score, round(propensity, 3))
+    a 1.0 0.8
+    c 0.5 0.15
     """
 
     item_ids: IdArray
@@ -160,22 +188,26 @@ class Ranking:
     propensity_kind: str = "exact"
     log_norm_error: float = 0.0
     k: int | None = field(default=None, compare=False)
-    exclude: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
-    allow: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
-    bias: Float32Array | None = field(default=None, compare=False, repr=False)
+    exclude: IdArray | list[str] | None = field(default=None, compare=False)
+    allow: IdArray | list[str] | None = field(default=None, compare=False)
+    bias: Float32Array | None = field(default=None, compare=False)
     user_temperature: float | None = field(default=None, compare=False)
     model_version: str | None = field(default=None, compare=False)
     made_by: str | None = field(default=None, compare=False)
     n_scored: int | None = field(default=None, compare=False)
-    candidates: Candidates | None = field(default=None, compare=False, repr=False)
+    candidates: Candidates | None = field(default=None, compare=False)
     score: Score | None = field(default=None, compare=False)
     features_version: str | None = field(default=None, compare=False)
     rules: AppliedRules | None = field(default=None, compare=False)
-    after: IdArray | list[str] | None = field(default=None, compare=False, repr=False)
+    after: IdArray | list[str] | None = field(default=None, compare=False)
     seen_id: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def __iter__(self) -> Iterator[tuple[int | str, float, float]]:
+        propensities = np.exp(self.log_propensities).tolist()
+        return zip(self.item_ids.tolist(), self.scores.tolist(), propensities, strict=True)
 
     def __eq__(self, other: object) -> bool:
         return _same(self, other) if isinstance(other, Ranking) else NotImplemented
@@ -183,6 +215,143 @@ class Ranking:
     def __hash__(self) -> int:
         # Of what cannot change: arrays can.
         return hash((self.seed, self.policy, self.n_eligible, self.catalog_version))
+
+    def __repr__(self) -> str:
+        from fastrank.frames import said_in_a_line
+
+        ids = [said_in_a_line(item) for item in self.item_ids[:_IDS_SAID].tolist()]
+        more = ["..."] if len(self) > _IDS_SAID else []
+        return (
+            f"Ranking([{', '.join([*ids, *more])}], {len(self)} of {self.n_eligible} items,"
+            f" {said_in_a_line(self.policy)}, seed={self.seed},"
+            f" log_propensity={self.log_propensity:.6g})"
+        )
+
+    def _repr_html_(self) -> str:
+        from fastrank.frames import as_html, number, said_in_a_line
+
+        joint = f"log-propensity {number(self.log_propensity)}"
+        return as_html(
+            f"{len(self):,} of {self.n_eligible:,} items by {said_in_a_line(self.policy)},"
+            f" seed {self.seed}; {joint}",
+            ["place", "item", "score", "propensity"],
+            (
+                [str(place), str(item), number(score), number(propensity)]
+                for place, (item, score, propensity) in enumerate(self, start=1)
+            ),
+            len(self),
+            figures=("place", "score", "propensity"),
+            unit="places",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was drawn and asked for, in JSON's types, by the names that a server's answers have.
+
+        What was not asked for is left out: filters, rules, a score, candidates. So is `bias`, a
+        number for each item of the catalog. What is not finite, which no drawn ranking has, would
+        be None. Seeds of one's own from 2**53 on are exact in Python, and not in every reader of
+        JSON.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [0.5]])
+        >>> found = catalog.rank([1.0], 1, policy=fr.Deterministic(), exclude=["b"]).to_dict()
+        >>> found["item_ids"], found["policy"], found["exclude"]
+        (['a'], {'name': 'deterministic', 'params': {}}, ['b'])
+        """
+        from fastrank.frames import plain
+
+        found: dict[str, Any] = {
+            "item_ids": self.item_ids,
+            "scores": self.scores,
+            "log_propensities": self.log_propensities,
+            "log_propensity": self.log_propensity,
+            "log_norm": self.log_norm,
+            "propensity_kind": self.propensity_kind,
+            "log_norm_error": self.log_norm_error,
+            "k": self.k,
+            "policy": {"name": self.policy.inference_type, "params": self.policy.params},
+            "user_temperature": self.user_temperature,
+            "seed": self.seed,
+            "n_eligible": self.n_eligible,
+            "made_by": self.made_by,
+            "n_scored": self.n_scored,
+            "model_version": self.model_version,
+            "catalog_version": self.catalog_version,
+        }
+        asked = {
+            "exclude": self.exclude,
+            "allow": self.allow,
+            "after": self.after,
+            "score": None if self.score is None else self.score._asdict(),
+            "features_version": self.features_version,
+            "seen_id": self.seen_id,
+        }
+        found |= {name: value for name, value in asked.items() if value is not None}
+        if self.rules is not None:
+            rules, params = self.rules
+            found["rules"] = {"id": rules.id, "content": rules.to_dict(), "params": params}
+        if self.candidates is not None:
+            found |= self.candidates.to_dict()
+        whole: dict[str, Any] = plain(found)
+        return whole
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with a row a place.
+
+        Its columns: `place`, from 1; `item_id`; `score`; `propensity`, of the item at its place
+        given those above it; and `conditional_log_propensity`, its logarithm. They are entries of
+        the log's lists `item_ids`, `scores` and `log_propensities`; the log's `log_propensity`, of
+        the whole ranking, is the sum of the last.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pandas, saying what to install.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [0.5]])
+        >>> catalog.rank([1.0], 2, policy=fr.Deterministic()).to_pandas()[["place", "item_id"]]
+           place item_id
+        0      1       a
+        1      2       b
+        """
+        from fastrank.frames import as_pandas
+
+        return as_pandas(self._columns())
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table with the columns of `to_pandas`.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pyarrow, saying what to install.
+        """
+        from fastrank.frames import as_arrow
+
+        return as_arrow(self._columns())
+
+    def _columns(self) -> dict[str, npt.NDArray[Any]]:
+        return {
+            "place": np.arange(1, len(self) + 1),
+            **_of_places(self.item_ids, self.scores, self.log_propensities),
+        }
+
+
+def _of_places(
+    item_ids: IdArray, scores: Float32Array, log_propensities: FloatArray
+) -> dict[str, npt.NDArray[Any]]:
+    """Columns of frames, copied."""
+    return {
+        "item_id": item_ids.copy(),
+        "score": scores.copy(),
+        "propensity": np.exp(log_propensities),
+        "conditional_log_propensity": log_propensities.copy(),
+    }
 
 
 class _Draft:
@@ -273,7 +442,7 @@ _set_policy = Ranking.__dict__["policy"].__set__
 _set_user_temperature = Ranking.__dict__["user_temperature"].__set__
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class RankingBatch(Sequence[Ranking]):
     """Rankings of b users as arrays; ``batch[i]`` is the i-th as a `Ranking`.
 
@@ -328,18 +497,16 @@ class RankingBatch(Sequence[Ranking]):
     propensity_kind: tuple[str, ...]
     log_norm_error: FloatArray
     k: int | None = field(default=None, compare=False)
-    exclude: Filters | None = field(default=None, compare=False, repr=False)
-    allow: Filters | None = field(default=None, compare=False, repr=False)
-    bias: Float32Array | None = field(default=None, compare=False, repr=False)
+    exclude: Filters | None = field(default=None, compare=False)
+    allow: Filters | None = field(default=None, compare=False)
+    bias: Float32Array | None = field(default=None, compare=False)
     made_by: tuple[str, ...] | None = field(default=None, compare=False)
     n_scored: IntArray | None = field(default=None, compare=False)
-    candidates: tuple[Candidates | None, ...] | None = field(
-        default=None, compare=False, repr=False
-    )
+    candidates: tuple[Candidates | None, ...] | None = field(default=None, compare=False)
     scores_by: tuple[Score | None, ...] | None = field(default=None, compare=False)
     features_version: str | None = field(default=None, compare=False)
     rules: tuple[AppliedRules | None, ...] | None = field(default=None, compare=False)
-    after: Filters | None = field(default=None, compare=False, repr=False)
+    after: Filters | None = field(default=None, compare=False)
     seen_ids: tuple[str | None, ...] | None = field(default=None, compare=False)
     model_version: str | None = field(default=None, compare=False)
     user_temperatures: tuple[float | None, ...] | None = field(default=None, compare=False)
@@ -352,6 +519,86 @@ class RankingBatch(Sequence[Ranking]):
 
     def __hash__(self) -> int:
         return hash((self.policies, self.catalog_version, self.propensity_kind))
+
+    def __repr__(self) -> str:
+        return (
+            f"RankingBatch({len(self)} rankings of up to {self.item_ids.shape[1]} places,"
+            f" {_said_of_all(self.policies)})"
+        )
+
+    def _repr_html_(self) -> str:
+        from fastrank.frames import as_html, cut, number
+
+        def row(at: int) -> list[str]:
+            m = int(self.counts[at])
+            ids = [
+                cut(str(item), 24) for item in self.item_ids[at, : min(m, _ITEMS_SHOWN)].tolist()
+            ]
+            more = ["…"] if m > _ITEMS_SHOWN else []
+            return [
+                str(at),
+                ", ".join([*ids, *more]),
+                str(m),
+                number(float(self.log_propensity[at])),
+                str(self.seeds[at]),
+            ]
+
+        return as_html(
+            f"{len(self):,} rankings of up to {self.item_ids.shape[1]:,} places by"
+            f" {_said_of_all(self.policies)}",
+            ["row", "items", "places", "log-propensity", "seed"],
+            map(row, range(len(self))),
+            len(self),
+            figures=("row", "places", "log-propensity", "seed"),
+            unit="rankings",
+            most=_RANKINGS_SHOWN,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `Ranking.to_dict` gives of each, as a list ``rankings``; in JSON's types."""
+        return {"rankings": [each.to_dict() for each in self]}
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with a row a place that is filled, rankings one after the other.
+
+        The columns of `Ranking.to_pandas`, and before them `row`, from 0: which ranking it is.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pandas, saying what to install.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [0.5]])
+        >>> batch = catalog.rank_batch([[1.0], [-1.0]], 1, policy=fr.Deterministic())
+        >>> batch.to_pandas()[["row", "place", "item_id"]]
+           row  place item_id
+        0    0      1       a
+        1    1      1       b
+        """
+        from fastrank.frames import as_pandas
+
+        return as_pandas(self._columns())
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table with the columns of `to_pandas`.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pyarrow, saying what to install.
+        """
+        from fastrank.frames import as_arrow
+
+        return as_arrow(self._columns())
+
+    def _columns(self) -> dict[str, npt.NDArray[Any]]:
+        filled = np.arange(self.item_ids.shape[1]) < self.counts[:, None]
+        rows, places = np.nonzero(filled)
+        found = (self.item_ids[filled], self.scores[filled], self.log_propensities[filled])
+        return {"row": rows, "place": places + 1, **_of_places(*found)}
 
     @overload
     def __getitem__(self, index: int) -> Ranking: ...
@@ -393,6 +640,16 @@ class RankingBatch(Sequence[Ranking]):
 
     def __iter__(self) -> Iterator[Ranking]:
         return (self[i] for i in range(len(self)))
+
+
+def _said_of_all(policies: Sequence[Policy]) -> str:
+    """The policy of all rows, or that of the first and that there are others."""
+    from fastrank.frames import said_in_a_line
+
+    if not policies:
+        return "no policy"
+    same = all(each is policies[0] or each == policies[0] for each in policies)
+    return f"{said_in_a_line(policies[0])}{'' if same else ' and others'}"
 
 
 def _same(one: Any, other: Any) -> bool:

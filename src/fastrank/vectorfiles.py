@@ -17,7 +17,10 @@ import numpy as np
 from fastrank.arraytypes import AnyArray
 from fastrank.files import file_format, naming
 
-__all__ = ["Columns", "VectorFile", "read_columns", "read_npy", "read_pairs", "read_vectors"]
+__all__ = [
+    *("Columns", "VectorFile", "check_columns", "check_pairs", "read_columns", "read_npy"),
+    *("read_pairs", "read_vectors"),
+]
 
 Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
 
@@ -45,6 +48,9 @@ class Columns:
         without it, columns ``v0, v1, ...`` of numbers are taken.
     prior : str or None
         Taken only if it is named.
+    or_id : str or None
+        What the column of ids may be called besides ``id``, where `id` names none; which of both
+        is meant where a file has both, nobody knows: it is refused.
     """
 
     id: str | None = None
@@ -52,6 +58,7 @@ class Columns:
     bias: str | None = None
     title: str | None = None
     prior: str | None = None
+    or_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,8 +231,8 @@ def read_pairs(
     with naming(path, "Parquet file"):
         file = pq.ParquetFile(path)
     with file:
-        present = file.schema_arrow.names
-        names = [_column(path, present, name, name) or name for name in (first, second)]
+        names = (first, second)
+        _both(path, file.schema_arrow.names, *names)
         start = 0
         for batch in _batches(path, file, list(dict.fromkeys(names))):
             found = []
@@ -334,18 +341,10 @@ def _read_parquet(
     with naming(path, "Parquet file"):
         file = pq.ParquetFile(path)
     with file:
-        present = file.schema_arrow.names
         n_rows = file.metadata.num_rows
-        names = {"ids": _column(path, present, columns.id, "id", required=True)}
-        if not alone:
-            names["bias"] = _column(path, present, columns.bias, "bias")
-            names["titles"] = _column(path, present, columns.title, "title")
-        if columns.prior is not None:
-            names["prior"] = _column(path, present, columns.prior, "prior")
-        vector_columns: list[str] = []
-        if want_vectors:
-            vector_columns = _vector_columns(path, present, columns.vector)
-        found = {part: name for part, name in names.items() if name is not None}
+        found, vector_columns = _parts(
+            path, file.schema_arrow.names, columns, want_vectors=want_vectors, alone=alone
+        )
         wanted = list(dict.fromkeys([*found.values(), *vector_columns]))
         parts: dict[str, list[AnyArray]] = {part: [] for part in found}
         vectors: list[AnyArray] = []
@@ -382,36 +381,110 @@ def _batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
         yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
 
 
+def check_columns(
+    path: Path,
+    *,
+    metadata: Path | None = None,
+    columns: Columns | None = None,
+    alone: bool = False,
+) -> None:
+    """What `read_vectors` would say of columns, all at once, by the heads of the files."""
+    columns = columns or Columns()
+    _check_columns_can_be_read(path, metadata, columns)
+    for file, want_vectors in ((path, True), (metadata, False)):
+        if file is not None and file_format(file) == "parquet":
+            _parts(file, _names(file), columns, want_vectors=want_vectors, alone=alone)
+
+
+def check_pairs(path: Path, first: str, second: str) -> None:
+    """What `read_pairs` would say of columns, by the head of the file."""
+    if file_format(path) == "parquet":
+        _both(path, _names(path), first, second)
+
+
+def _names(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    with naming(path, "Parquet file"):
+        names: list[str] = pq.read_schema(path).names
+    return names
+
+
+def _parts(
+    path: Path, present: list[str], columns: Columns, *, want_vectors: bool, alone: bool
+) -> tuple[dict[str, str], list[str]]:
+    """The column of each part that is there, and those of the vectors."""
+    problems: list[str] = []
+    names = {"ids": _id_column(present, columns, problems)}
+    if not alone:
+        names["bias"] = _column(present, columns.bias, "bias", problems)
+        names["titles"] = _column(present, columns.title, "title", problems)
+    if columns.prior is not None:
+        names["prior"] = _column(present, columns.prior, "prior", problems)
+    vectors = _vector_columns(present, columns.vector, problems) if want_vectors else []
+    _refuse_columns(path, present, problems)
+    return {part: name for part, name in names.items() if name is not None}, vectors
+
+
+def _both(path: Path, present: list[str], *names: str) -> None:
+    problems: list[str] = []
+    for name in dict.fromkeys(names):
+        _column(present, name, name, problems)
+    _refuse_columns(path, present, problems)
+
+
+def _refuse_columns(path: Path, present: list[str], problems: Sequence[str]) -> None:
+    if problems:
+        is_absent = any(each.startswith("no column") for each in problems)
+        found = [f"found {', '.join(present)}"] if is_absent else []
+        raise ValueError(f"{path}: {'; '.join([*problems, *found])}")
+
+
+def _id_column(present: list[str], columns: Columns, problems: list[str]) -> str | None:
+    other = columns.or_id
+    if columns.id is not None or other in (None, "id"):
+        return _column(present, columns.id, "id", problems, required=True)
+    if "id" in present and other in present:
+        problems.append(f"it has a column id and a column {other}: say which one the ids are in")
+        return None
+    if "id" not in present and other not in present:
+        problems.append(f"no column named id or {other}")
+        return None
+    return _column(present, other if other in present else "id", "id", problems)
+
+
 def _column(
-    path: Path, present: list[str], wanted: str | None, usual: str, *, required: bool = False
+    present: list[str],
+    wanted: str | None,
+    usual: str,
+    problems: list[str],
+    *,
+    required: bool = False,
 ) -> str | None:
     name = usual if wanted is None else wanted
     if name in present:
         if present.count(name) > 1:
-            raise ValueError(f"{path}: {present.count(name)} columns are called {name}")
+            problems.append(f"{present.count(name)} columns are called {name}")
         return name
     if wanted is not None or required:
-        raise ValueError(
-            f"{path}: no column named {name or repr(name)}; found {', '.join(present)}"
-        )
+        problems.append(f"no column named {name or repr(name)}")
     return None
 
 
-def _vector_columns(path: Path, present: list[str], wanted: str | None) -> list[str]:
+def _vector_columns(present: list[str], wanted: str | None, problems: list[str]) -> list[str]:
     if wanted is not None or "vector" in present:
-        return [_column(path, present, wanted, "vector") or "vector"]
+        return [_column(present, wanted, "vector", problems) or "vector"]
     numbered = [c for c in present if re.fullmatch(r"v\d+", c, re.ASCII)]
     expected = [f"v{i}" for i in range(len(numbered))]
     if not numbered:
-        raise ValueError(
-            f"{path}: no column named vector and no columns v0, v1, ...; found {', '.join(present)}"
-        )
+        problems.append("no column named vector and no columns v0, v1, ...")
     missing = sorted(set(expected) - set(numbered), key=expected.index)
     twice = sorted({c for c in numbered if numbered.count(c) > 1})
     if twice:
-        raise ValueError(f"{path}: {numbered.count(twice[0])} columns are called {twice[0]}")
-    if missing:
-        raise ValueError(f"{path}: columns v0 to v{len(numbered) - 1}: {missing[0]} is missing")
+        problems.append(f"{numbered.count(twice[0])} columns are called {twice[0]}")
+    elif missing:
+        are = "is" if len(missing) == 1 else "are"
+        problems.append(f"columns v0 to v{len(numbered) - 1}: {', '.join(missing)} {are} missing")
     return expected
 
 

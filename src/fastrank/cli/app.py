@@ -12,8 +12,8 @@ import click
 
 import fastrank
 from fastrank import starting
-from fastrank.cli.visible import visible
 from fastrank.extras import missing_extra
+from fastrank.visible import visible
 
 __all__ = ["Commands", "app"]
 

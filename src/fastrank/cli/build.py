@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,6 +27,7 @@ from fastrank.cli.scores import (
 )
 from fastrank.cli.terminal import for_terminal, progress, standard_output
 from fastrank.cores import usable_cores
+from fastrank.files import file_format
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
 from fastrank.plan import Choice, choose, seconds_for
@@ -33,7 +35,15 @@ from fastrank.policies import TABLED, FlatTail, PlackettLuce, Policy
 from fastrank.policies.spec import Stated, parse_stated
 from fastrank.retrieval import Trade, build_ivf, measure, propose
 from fastrank.store import MANIFEST
-from fastrank.vectorfiles import Advance, Columns, VectorFile, read_pairs, read_vectors
+from fastrank.vectorfiles import (
+    Advance,
+    Columns,
+    VectorFile,
+    check_columns,
+    check_pairs,
+    read_pairs,
+    read_vectors,
+)
 
 __all__ = ["build"]
 
@@ -185,7 +195,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     type=_FILE,
     help="A .parquet with one row for each vector of --items: ids, titles.",
 )
-@click.option("--id-column", help="Parquet column of item ids.  [default: id]")
+@click.option("--id-column", help="Parquet column of ids, of items and of users.  [default: id]")
 @click.option("--title-column", help="Parquet column of item titles.  [default: title, if present]")
 @click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
 @click.option(
@@ -197,7 +207,10 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     "--vector-column",
     help="Parquet column of item vectors, as lists.  [default: vector, or else v0, v1, ...]",
 )
-@click.option("--user-id-column", help="Parquet column of user ids.  [default: id]")
+@click.option(
+    "--user-id-column",
+    help="Parquet column of user ids.  [default: id, or that of --id-column]",
+)
 @click.option(
     "--user-vector-column",
     help="Parquet column of user vectors.  [default: vector, or else v0, v1, ...]",
@@ -332,8 +345,18 @@ def build(
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise click.UsageError(f"--output: {parent} is a file")
+    item_id_column = id_column
+    if user_id_column is None and _are_ids_of_users_alone(items, item_meta, users):
+        item_id_column, user_id_column = None, id_column
+    item_columns = Columns(item_id_column, vector_column, bias_column, title_column, prior_column)
+    user_columns = Columns(user_id_column, user_vector_column, or_id=id_column)
+    sides = seen_user_column or "user", seen_item_column or "item"
+    _check_files(
+        partial(check_columns, items, metadata=item_meta, columns=item_columns),
+        partial(check_columns, users, columns=user_columns, alone=True),
+        *([] if seen is None else [partial(_check_seen, seen, sides)]),
+    )
     with progress() as bar:
-        item_columns = Columns(id_column, vector_column, bias_column, title_column, prior_column)
         item_side = read_vectors(
             items,
             ids=item_ids,
@@ -344,7 +367,7 @@ def build(
         user_side = read_vectors(
             users,
             ids=user_ids,
-            columns=Columns(user_id_column, user_vector_column),
+            columns=user_columns,
             alone=True,
             advance=_rows(bar, f"reading {users.name}"),
         )
@@ -362,7 +385,6 @@ def build(
             _try_score(model)
         notes: list[str] = []
         if seen is not None:
-            sides = (seen_user_column or "user", seen_item_column or "item")
             model = _with_seen(model, seen, sides, notes, bar)
         choice: Choice | None = None
         if own is not None:
@@ -421,6 +443,31 @@ def build(
             f"Kept as {catalog.storage}: {storage} is for {CODED_FROM:,} items and more.", err=True
         )
     click.echo(f"Next: fastrank verify {output}", err=True)
+
+
+def _are_ids_of_users_alone(items: Path, item_meta: Path | None, users: Path) -> bool:
+    """Whether --id-column can only be of users: items have no Parquet file, and theirs is one."""
+    of_items = file_format(items if item_meta is None else item_meta) == "parquet"
+    return not of_items and file_format(users) == "parquet"
+
+
+def _check_files(*checks: Callable[[], None]) -> None:
+    """All that files lack, before any is read: what is named one by one takes as many runs."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; and ".join(problems))
+
+
+def _check_seen(path: Path, columns: tuple[str, str]) -> None:
+    try:
+        check_pairs(path, *columns)
+    except ValueError as error:
+        raise ValueError(f"--seen: {error}") from None
 
 
 def _whole(option: str, text: str) -> Policy:

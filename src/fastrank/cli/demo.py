@@ -283,6 +283,8 @@ def _print_told(
             f"{told.true_difference:+.3f}",
         )
     console.print(table)
+    if any(told.result.status != "ok" for told in found):
+        say(console, "In brackets: no result, for the reason that its status says.")
 
 
 def _figure(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:

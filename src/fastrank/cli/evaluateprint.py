@@ -9,7 +9,8 @@ from rich.table import Table
 from fastrank import ope
 from fastrank.cli.terminal import for_terminal, say
 from fastrank.eventlog.account import told_of
-from fastrank.ope.report import Section, is_rounding, next_step
+from fastrank.ope.report import Section, is_rounding
+from fastrank.ope.summary import IN_BRACKETS
 
 __all__ = ["agreement", "print_audit", "print_section"]
 
@@ -53,6 +54,9 @@ def print_section(console: Console, section: Section) -> None:
             say(console, f"Audit: {agreed[0].lower()}{agreed[1:]}{for_terminal(tail)}")
         else:
             print_audit(console, section.audit)
+    if evaluation.next_step is not None:
+        say(console, f"[bold]{for_terminal(evaluation.next_step)}[/]")
+    bracketed = False
     earned = evaluation.logged
     if earned.value is not None:
         good = earned.status == "ok"
@@ -61,49 +65,14 @@ def print_section(console: Console, section: Section) -> None:
         tail = f" ({between})" if between else ""
         amount = f"{_figure(earned.value)} a ranking{tail}" if good else f"({inner}) a ranking"
         say(console, f"The logging policy earned {amount}.")
+        bracketed |= not good
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
         say(console, f"[{colour}]{policy.status}[/] [bold]{for_terminal(policy.verdict)}[/]")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy", overflow="fold", min_width=8)
-    table.add_column("estimator", no_wrap=True)
-    for column in ("estimate", f"{100 * evaluation.level:g} % interval", "difference", "ESS"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    bracketed = False
-    for policy in evaluation.policies:
-        listed = [
-            (name, estimate)
-            for name, estimate in policy.estimates.items()
-            if name != "avg" or name == policy.lead or estimate.status == "ok"
-        ]
-        for j, (name, estimate) in enumerate(listed):
-            good = estimate.status == "ok"
-            difference = policy.differences.get(name)
-            compared = difference is not None and difference.status == "ok"
-            found = estimate.diagnostics
-            figures = [
-                _doubted(_figure(estimate.value), good),
-                _doubted(_interval(estimate.interval), good),
-                ""
-                if difference is None or name == "avg"
-                else "0"
-                if is_rounding(difference, estimate)
-                else _doubted(_figure(difference.value, "+"), compared),
-            ]
-            bracketed |= any(text.startswith("(") for text in figures)
-            table.add_row(
-                for_terminal(policy.label) if j == 0 else "",
-                f"[bold]{name}[/]" if name == policy.lead else name,
-                *figures,
-                "" if found is None else f"{found.ess:,.0f}",
-                estimate.status,
-                style=None if good else "dim",
-                end_section=j + 1 == len(listed),
-            )
-    console.print(table)
+    if evaluation.rows_used:
+        bracketed |= _print_estimates(console, evaluation)
     if bracketed:
-        say(console, "In brackets: no result, for the reason that its status and the verdict say.")
+        say(console, IN_BRACKETS)
     if evaluation.clustered and evaluation.rows_without_user:
         say(
             console,
@@ -144,9 +113,6 @@ def print_section(console: Console, section: Section) -> None:
             detail = f": {place['detail']}" if place["detail"] else ""
             where = f"{place['file']}, row {place['row']}{detail}"
             console.print(for_terminal(f"  malformed: {reason}: {where}"))
-    step = next_step(evaluation)
-    if step is not None:
-        say(console, for_terminal(step))
     if len(evaluation.strata) > 1:
         for stratum in evaluation.strata:
             params = ", ".join(f"{n} {v:.6g}" for n, v in stratum.stratum.params)
@@ -159,6 +125,44 @@ def print_section(console: Console, section: Section) -> None:
             console.print(
                 for_terminal(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
             )
+
+
+def _print_estimates(console: Console, evaluation: ope.Evaluation) -> bool:
+    """The table of estimates; whether some of them stand in brackets."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy", overflow="fold", min_width=8)
+    table.add_column("estimator", no_wrap=True)
+    for column in ("estimate", f"{100 * evaluation.level:g} % interval", "difference", "ESS"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    bracketed = False
+    for policy in evaluation.policies:
+        for j, (name, estimate) in enumerate(policy.listed.items()):
+            good = estimate.status == "ok"
+            difference = policy.differences.get(name)
+            compared = difference is not None and difference.status == "ok"
+            found = estimate.diagnostics
+            figures = [
+                _doubted(_figure(estimate.value), good),
+                _doubted(_interval(estimate.interval), good),
+                ""
+                if difference is None or name == "avg"
+                else "0"
+                if is_rounding(difference, estimate)
+                else _doubted(_figure(difference.value, "+"), compared),
+            ]
+            bracketed |= any(text.startswith("(") for text in figures)
+            table.add_row(
+                for_terminal(policy.label) if j == 0 else "",
+                f"[bold]{name}[/]" if name == policy.lead else name,
+                *figures,
+                "" if found is None else f"{found.ess:,.0f}",
+                estimate.status,
+                style=None if good else "dim",
+                end_section=j + 1 == len(policy.listed),
+            )
+    console.print(table)
+    return bracketed
 
 
 def _doubted(text: str, good: bool) -> str:

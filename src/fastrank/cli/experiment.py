@@ -140,9 +140,9 @@ def _print_replay(console: Console, found: ReplayShrinks) -> None:
         console,
         f"""{found.rows:,} rows a log. Truth: {found.truth:g} clicks a place; the logging policy
         itself earned {found.logged:.3f} in the first log. counted: clicks in matched rows over all
-        rows; replay: over the matched ones. The {first.matches:,} rows that the first log leaves
-        are a log again: an independent draw matches {found.matched_again:,} of them, with
-        {found.replay_again:.3f} clicks.""",
+        rows; replay: over the matched ones, in brackets where it is no result, as its status says.
+        The {first.matches:,} rows that the first log leaves are a log again: an independent draw
+        matches {found.matched_again:,} of them, with {found.replay_again:.3f} clicks.""",
     )
 
 
@@ -222,7 +222,7 @@ def _print_four_ways(console: Console, found: FourWays) -> None:
         f"""Clicks a visit; {found.rows:,} visits a log, {found.n_users} users, {found.n_items}
         items, {found.k} place; stochastic: Plackett-Luce at T = {found.temperature:g}. uncovered:
         how much of what the evaluated policy shows the logging policy could not show. ±: half of
-        the 95 % interval. In parentheses: not to be used.""",
+        the 95 % interval. In brackets: no result.""",
     )
 
 

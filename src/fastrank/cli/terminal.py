@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastrank.cli.visible import UNSEEN, visible
+from fastrank.visible import UNSEEN, visible
 
 __all__ = [
     *("PLAIN_WIDTH", "chance", "json_text", "percent", "progress", "say", "for_terminal"),

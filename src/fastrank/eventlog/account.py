@@ -17,7 +17,7 @@ _CLOCKS = 900.0  # seconds: clocks that differ by more are wrong, or times are a
 _ZONES = "a time that says no zone is taken for UTC"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class JoinSummary:
     """What a join did.
 
@@ -136,6 +136,13 @@ class JoinSummary:
     impressions_dropped: int = 0
     files_set_aside: dict[str, str] = field(default_factory=dict)
     files_cut: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"JoinSummary({self.rows_written} of {self.rows_read} rows written,"
+            f" {self.rewards_used} of {self.rewards_read} rewards used, {self.rewards_dropped}"
+            f" dropped)"
+        )
 
     @property
     def dropped_share(self) -> float:

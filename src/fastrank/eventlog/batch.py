@@ -36,7 +36,7 @@ from fastrank.rules import AppliedRules, Rules
 __all__ = ["LogBatch", "has_rules", "named_rules", "params_of_rules", "taken"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogBatch:
     """The n valid rows of one batch, as arrays; K is the longest ranking's length.
 
@@ -88,14 +88,17 @@ class LogBatch:
     columns: dict[str, FloatArray]
     source: str
     rows: IntArray
-    _coded: pa.RecordBatch = field(repr=False)
-    _filters: FilterStore = field(repr=False)
-    _folder: Path | None = field(repr=False)
+    _coded: pa.RecordBatch
+    _filters: FilterStore
+    _folder: Path | None
     row_weights: FloatArray | None = None
-    _values: dict[str, list[Any]] = field(default_factory=dict, repr=False)
+    _values: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __repr__(self) -> str:
+        return f"LogBatch({len(self)} rows of up to {self.item_ids.shape[1]} places)"
 
     def where(self, rows: Mask) -> LogBatch:
         """Those rows (n,) that are marked, as a batch of their own."""

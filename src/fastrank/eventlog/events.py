@@ -194,7 +194,8 @@ def _named(
         found = ", ".join(name if name == name.strip() else repr(name) for name in present)
         apart = present[0] if len(present) == 1 else ""
         why = "; commas separate columns" if ";" in apart or "\t" in apart else ""
-        raise ValueError(f"{path}: no column named {missing[0]}; found {found or 'none'}{why}")
+        named = ", ".join(missing)
+        raise ValueError(f"{path}: no column named {named}; found {found or 'none'}{why}")
     for name in (*wanted, *optional):
         if present.count(name) > 1:
             raise ValueError(f"{path}: {present.count(name)} columns are called {name}")

@@ -198,16 +198,14 @@ def _published_batches(
 ) -> Iterator[tuple[pa.RecordBatch, int | None]]:
     """The columns wanted, and how many items the campaign has."""
     names = _column_names(path)
-    for name in _OBD_COLUMNS:
-        if name not in names:
-            raise ValueError(f"{path}: not a log of the dataset: no column named {name}")
-    for name in extra:
-        if name not in names:
-            others = [
-                n for n in names if n and n not in _OBD_COLUMNS and not _OBD_ITEM.fullmatch(n)
-            ]
-            found = ", ".join(others) or "none besides those of the dataset"
-            raise ValueError(f"{path}: no column named {name}; found {found}")
+    missing = [name for name in _OBD_COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"{path}: not a log of the dataset: no column named {', '.join(missing)}")
+    missing = [name for name in extra if name not in names]
+    if missing:
+        others = [n for n in names if n and n not in _OBD_COLUMNS and not _OBD_ITEM.fullmatch(n)]
+        found = ", ".join(others) or "none besides those of the dataset"
+        raise ValueError(f"{path}: no column named {', '.join(missing)}; found {found}")
     wanted = list(dict.fromkeys([*_OBD_COLUMNS, *extra]))
     for name in wanted:
         if names.count(name) > 1:

@@ -39,7 +39,7 @@ from fastrank.eventlog.schema import (
 from fastrank.eventlog.segments import SEGMENT, TornStreamError, open_stream
 from fastrank.eventlog.upgrade import completed, foreign, refuse_foreign, upgraded
 from fastrank.files import Paths
-from fastrank.inputs import as_count
+from fastrank.inputs import as_count, shown
 from fastrank.rules import Rules
 
 __all__ = ["JOIN_KEY", "LogReader"]
@@ -179,12 +179,12 @@ class LogReader:
         self._keep_all = False
         self._batch_rows = as_count("batch_rows", batch_rows)
         self._filters = FilterStore(rules)
-        self._reset()
+        self._reset(self._keep_all)
 
-    def _reset(self) -> None:
+    def _reset(self, keep_all: bool) -> None:
         self.report = ReadReport()
         self.kind: IdKind | None = None
-        self._checks = Checks(self.report, self._filters, self._columns, self._keep_all)
+        self._checks = Checks(self.report, self._filters, self._columns, keep_all)
         self.strata = self._checks.strata.found
         self._sequences: dict[str, SequenceGaps] = {}
         self._joins: set[bytes] = set()
@@ -221,8 +221,85 @@ class LogReader:
                 _survey(file.path, found)
         return found.rows, found.places
 
+    def __repr__(self) -> str:
+        what = (
+            f"{len(self._files)} file{'' if len(self._files) == 1 else 's'}"
+            if self._tables is None
+            else "tables"
+        )
+        return (
+            f"LogReader({what}; {self.report!r})" if self.report.rows_read else f"LogReader({what})"
+        )
+
+    def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows that can be believed, as one table; it reads the log, and the report is complete
+        afterwards.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            In this order. By default all that this reader reads: those of the schema but for
+            ``omit``, and its own ``columns``. Rows are checked by all of them anyway.
+
+        Returns
+        -------
+        pyarrow.Table
+            In the types of `eventlog.schema`, with its metadata, so that `of_tables` reads it; a
+            reader's own columns in theirs. Rankings whose filters or rules are files of the log
+            name them, and these are not in the table.
+
+        Raises
+        ------
+        ValueError
+            For a column that is not read, naming those that are; as iterating does.
+
+        Notes
+        -----
+        Memory is that of the table: of large logs, name the columns that are wanted. Its
+        ``to_pandas()`` is a DataFrame, of which ``explode(["item_ids", "log_propensities"])`` makes
+        a row a place.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import fastrank as fr
+        >>> from fastrank.eventlog import LogWriter
+        >>> catalog, directory = fr.Catalog([10, 20], [[1.0], [0.5]]), tempfile.mkdtemp()
+        >>> with LogWriter(directory) as log:
+        ...     _ = log.append(catalog.rank([1.0], 2, policy=fr.Deterministic()), user_id="ann")
+        >>> LogReader(directory).to_table(["user_id", "item_ids"]).to_pylist()
+        [{'user_id': 'ann', 'item_ids': [10, 20]}]
+        """
+        read = [*self._names, *self._columns]
+        wanted = read if columns is None else [*columns]
+        unknown = [name for name in wanted if name not in read]
+        if isinstance(columns, str) or unknown:
+            got = columns if isinstance(columns, str) else ", ".join(map(shown, unknown))
+            raise ValueError(
+                f"columns: expected some of {', '.join(read)}; got {got}. LogReader(columns=) reads"
+                " further ones of numbers"
+            )
+        twice = [name for name in wanted if wanted.count(name) > 1]
+        if twice:
+            raise ValueError(f"columns: {twice[0]} is named twice")
+        parts = [
+            pa.table({name: batch.column(name) for name in wanted})
+            for batch in self._batches_read(keep_all=True)
+        ]
+        of_log = schema(self.kind or "int64")
+        fields = [of_log.field(n) if n in of_log.names else pa.field(n, pa.null()) for n in wanted]
+        empty = pa.schema(fields).empty_table()
+        try:
+            found = pa.concat_tables([empty, *parts], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ValueError(f"columns: files have them in several types: {error}") from None
+        return found.replace_schema_metadata(of_log.metadata)
+
     def __iter__(self) -> Iterator[LogBatch]:
-        self._reset()
+        return self._batches_read(self._keep_all)
+
+    def _batches_read(self, keep_all: bool) -> Iterator[LogBatch]:
+        self._reset(keep_all)
         sources = self._of_files() if self._tables is None else self._of_given()
         for source, folder, start, batch in sources:
             if not batch.num_rows:
@@ -419,13 +496,13 @@ class LogReader:
         self.kind = kind
 
     def _require(self, source: str, columns: pa.Schema) -> None:
-        for name in self._columns:
-            if name in self._said:
-                continue
-            if name not in columns.names:
-                others = [n for n in columns.names if not is_column(n)]
-                found = ", ".join(others) or "none besides those of the schema"
-                raise _AskedForError(f"{source}: no column named {name}; found {found}")
+        asked = [name for name in self._columns if name not in self._said]
+        missing = [name for name in asked if name not in columns.names]
+        if missing:
+            others = [n for n in columns.names if not is_column(n)]
+            found = ", ".join(others) or "none besides those of the schema"
+            raise _AskedForError(f"{source}: no column named {', '.join(missing)}; found {found}")
+        for name in asked:
             if not _is_numeric(columns.field(name).type):
                 raise _AskedForError(
                     f"{source}: {name}: expected numbers or lists of them, got"

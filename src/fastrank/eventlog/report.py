@@ -17,7 +17,7 @@ DUPLICATE = "duplicate request id"  # of a row that says something else than the
 _PLACES = 5  # of each reason, so many are named
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class ReadReport:
     """What reading a log found; complete after the last batch.
 
@@ -68,6 +68,12 @@ class ReadReport:
     items_read: int = 0
     items_set_aside: int = 0
     times_without_zone: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"ReadReport({self.rows_read} rows read, {self.rows_set_aside} set aside; files:"
+            f" {len(self.files_read)} read, {len(self.files_set_aside)} set aside)"
+        )
 
     @property
     def rows_set_aside(self) -> int:

@@ -174,10 +174,10 @@ class _Files:
 
     def pieces(self, names: Sequence[str], numbers: Collection[str]) -> Iterator[Piece]:
         for file, columns in self._schemas.items():
-            for name in names:
-                if name not in columns.names:
-                    has = ", ".join(columns.names)
-                    raise ValueError(f"{file}: no column named {name}; found {has}")
+            missing = [name for name in names if name not in columns.names]
+            if missing:
+                has = ", ".join(columns.names)
+                raise ValueError(f"{file}: no column named {', '.join(missing)}; found {has}")
         wanted = {name: self._common(name, name in numbers) for name in names}
         for file, columns in self._schemas.items():
             is_csv = self._is_csv[file]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fastrank.frames import plain, said_in_a_line
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.ratio import LEAST_P, SampleRatio
 from fastrank.ope.results import REASONS, Difference, Estimate, Status
@@ -14,8 +15,10 @@ from fastrank.ope.verdict import explain
 
 __all__ = ["ArmResult", "ArmsEvaluation", "Compared", "Crossed"]
 
+_ARMS_SAID = 5  # in a repr
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ArmResult:
     """One arm.
 
@@ -40,8 +43,11 @@ class ArmResult:
     set_aside: Mapping[str, int]
     earned: Estimate
 
+    def __repr__(self) -> str:
+        return f"ArmResult({said_in_a_line(self.arm)}, {self.rows_used} rows used, {self.earned!r})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Compared:
     """An arm less the control, over the times at which both ran, within periods.
 
@@ -61,8 +67,12 @@ class Compared:
     periods: int
     difference: Difference
 
+    def __repr__(self) -> str:
+        arms = f"{said_in_a_line(self.arm)}, {said_in_a_line(self.control)}"
+        return f"Compared({arms}, {self.difference!r})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Crossed:
     """An arm as another arm's rows say it, off-policy, over the times at which both ran.
 
@@ -83,8 +93,12 @@ class Crossed:
     difference: Difference
     z: float | None
 
+    def __repr__(self) -> str:
+        arms = f"{said_in_a_line(self.arm)} from {said_in_a_line(self.source)}"
+        return f"Crossed({arms}, {self.estimated.status}, z={self.z})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ArmsEvaluation:
     """What a log says of an experiment.
 
@@ -137,6 +151,12 @@ class ArmsEvaluation:
     difference_level: float
     log: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        arms = ", ".join(said_in_a_line(each.arm) for each in self.arms[:_ARMS_SAID])
+        more = ", ..." if len(self.arms) > _ARMS_SAID else ""
+        name = said_in_a_line(self.experiment)
+        return f"ArmsEvaluation({name}, {len(self.arms)} arms: {arms}{more}; {self.status})"
+
     @property
     def verdict(self) -> tuple[str, ...]:
         """In plain language, for somebody who has to decide."""
@@ -157,15 +177,10 @@ class ArmsEvaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found = asdict(replace(self, pooled=None))
-        pooled = None if self.pooled is None else self.pooled.to_dict()
-        return {
-            **found,
-            "thresholds": self.thresholds.to_dict(),
-            "pooled": pooled,
-            "verdict": list(self.verdict),
-        }
+        """In JSON's types; what is not finite is None."""
+        found: dict[str, Any] = plain(asdict(replace(self, pooled=None)))
+        found["pooled"] = None if self.pooled is None else self.pooled.to_dict()
+        return {**found, "verdict": list(self.verdict)}
 
 
 def _said_of_ratio(ratio: SampleRatio) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from fastrank.eventlog import LogBatch
+from fastrank.frames import plain
 from fastrank.inputs import as_column
 from fastrank.model import Model
 from fastrank.ope.experimentlog import Log
@@ -57,7 +58,7 @@ class Check:
     examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Audit:
     """What an audit found.
 
@@ -73,7 +74,13 @@ class Audit:
     checks: tuple[Check, ...]
     rows: int
     sampled: int
-    log: dict[str, Any] = field(repr=False)
+    log: dict[str, Any]
+
+    def __repr__(self) -> str:
+        word = "failed" if self.failed else "passed" if self.passed else "nothing to judge"
+        failed = [each.name for each in self.checks if each.outcome == "failed"]
+        which = f": {', '.join(failed)}" if failed else ""
+        return f"Audit({word}{which}; {self.sampled} of {self.rows} rows computed again)"
 
     @property
     def judged(self) -> bool:
@@ -91,8 +98,9 @@ class Audit:
         return self.judged and not self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"passed": self.passed, "judged": self.judged, **asdict(self)}
+        """In JSON's types; what is not finite is None."""
+        found: dict[str, Any] = plain(asdict(self))
+        return {"passed": self.passed, "judged": self.judged, **found}
 
 
 def audit(

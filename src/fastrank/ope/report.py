@@ -22,7 +22,7 @@ from fastrank.ope.spread import Interval
 from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.ope.verdict import explain
 
-__all__ = ["Section", "is_rounding", "next_step", "render"]
+__all__ = ["Section", "is_rounding", "render"]
 
 _STRATA = 20  # so many are shown, those with the most rows
 _OPEN = 4  # of so many policies, all figures are unfolded
@@ -168,31 +168,6 @@ def render(sections: Sequence[Section]) -> str:
     )
 
 
-def next_step(evaluation: Evaluation) -> str | None:
-    """What to do where nothing could be estimated for want of rows or rewards; else None."""
-    if evaluation.rows_used:
-        return None
-    if not evaluation.rows:
-        if not evaluation.log["set_aside"]:
-            return "There is no row in what was read: name files that hold some."
-        return (
-            "Not one row is valid: each was set aside, and the first of each reason are named."
-            " Repair what writes them, or say otherwise what their columns, or the files, are."
-        )
-    if not evaluation.set_aside.get("reward_not_observed"):
-        return None
-    if evaluation.log["joins"]:
-        return (
-            "Rewards were joined, and no ranking has all of its own: their windows may have been"
-            " open (--as-of), or no window was given, or rows of 0 are missing (--kind complete)."
-        )
-    return (
-        "No ranking has its rewards yet. Bring them into a log of fastrank's by: fastrank join LOGS"
-        " REWARDS --window 24h --kind positives -o OUT, and evaluate OUT. In a table of another"
-        " making they are a column, where null is not observed."
-    )
-
-
 def _view(section: Section) -> dict[str, Any]:
     """What the template needs besides the evaluation itself."""
     evaluation = section.evaluation
@@ -211,7 +186,7 @@ def _view(section: Section) -> dict[str, Any]:
         "leads": list(dict.fromkeys(policy.lead for policy in evaluation.policies)),
         "short": _short(evaluation, reference),
         "verdicts": [_verdict(evaluation, each) for each in evaluation.policies],
-        "next_step": next_step(evaluation),
+        "next_step": evaluation.next_step,
         "forest": _forest(evaluation),
         "policies": [_policy(evaluation, each) for each in evaluation.policies],
         "unfolded": len(evaluation.policies) <= _OPEN,
@@ -286,8 +261,7 @@ def _policy(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
                 "equal": name in differences and is_rounding(differences[name], estimate),
                 "why": [text for text in why[name] if text not in of_all],
             }
-            for name, estimate in policy.estimates.items()
-            if name != "avg" or name == policy.lead or estimate.status == "ok"
+            for name, estimate in policy.listed.items()
         ],
         "z": _z(lead),
         "histogram": _histogram(policy),

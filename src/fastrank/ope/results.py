@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastrank.arraytypes import FloatArray
+from fastrank.frames import number, plain
 from fastrank.ope.batch import GROUPS
 from fastrank.ope.diagnostics import Diagnostics, Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Avg, ClippedIps, Estimator
@@ -90,7 +91,7 @@ _BOOTSTRAPS = 1000
 _BOOTSTRAP_KEY = 0x6661_7374_7261_6E6B
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
     """One estimator's word on one policy.
 
@@ -158,12 +159,17 @@ class Estimate:
     reasons: tuple[str, ...]
     parameters: Mapping[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Estimate({self.estimator} {_said(self)})"
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; status and reasons stand beside the value."""
-        return asdict(self)
+        """In JSON's types; status and reasons stand beside the value. What is not finite is
+        None."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Difference:
     """Of two policies' values by the same log, row by row.
 
@@ -191,9 +197,23 @@ class Difference:
     status: Status
     reasons: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"Difference({self.estimator} - {self.reference_estimator} {_said(self)})"
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """In JSON's types; what is not finite is None."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+
+def _said(found: Estimate | Difference) -> str:
+    """A figure, its interval and its status, in a line."""
+    words = number(found.value)
+    if found.interval is not None:
+        low, high = map(number, found.interval)
+        words += f", {100 * found.level:.4g} % interval {low} to {high}"
+    why = f" ({', '.join(found.reasons)})" if found.reasons else ""
+    return f"{words}, {found.status}{why}"
 
 
 def estimate(

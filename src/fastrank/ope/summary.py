@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrank.arraytypes import FloatArray
 from fastrank.eventlog import ReadReport, Stratum
+from fastrank.frames import as_arrow, as_html, as_pandas, floats, number, plain, said_in_a_line
 from fastrank.ope.behaviour import contradicted, leading, unchecked
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
@@ -31,10 +32,17 @@ from fastrank.ope.spread import spread_of
 from fastrank.ope.sums import LogSums, StratumSums
 from fastrank.ope.verdict import verdict
 
-__all__ = ["Evaluation", "PolicyResult", "StratumResult", "against_report", "summarise"]
+__all__ = [
+    *("IN_BRACKETS", "Evaluation", "PolicyResult", "StratumResult", "against_report"),
+    "summarise",
+]
+
+IN_BRACKETS = "In brackets: no result, for the reason that its status and the verdict say."
+_POLICIES_SAID = 3  # in a repr
+_POLICIES_TOLD, _ESTIMATES_SHOWN = 10, 40  # in a notebook
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class StratumResult:
     """Rows of one logging policy, model and catalog.
 
@@ -60,8 +68,13 @@ class StratumResult:
     estimates: Mapping[str, Mapping[str, Estimate]]
     dropped: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        of = self.stratum
+        params = "".join(f", {name}={value:g}" for name, value in of.params)
+        return f"StratumResult({said_in_a_line(of.law)}{params}, {self.rows} rows)"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class PolicyResult:
     """What the log says about one evaluation policy.
 
@@ -97,10 +110,23 @@ class PolicyResult:
     differences: Mapping[str, Difference]
     uncovered: float
     rows: int
-    histogram: list[tuple[float, int, float]] = field(repr=False)
+    histogram: list[tuple[float, int, float]]
+
+    def __repr__(self) -> str:
+        return f"PolicyResult({said_in_a_line(self.label)}, {self.estimates[self.lead]!r})"
+
+    @property
+    def listed(self) -> dict[str, Estimate]:
+        """Estimates for reading: the log's own average is none of the policy, but where it leads,
+        or is the policy's own."""
+        return {
+            name: estimate
+            for name, estimate in self.estimates.items()
+            if name != "avg" or name == self.lead or estimate.status == "ok"
+        }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
     """Everything that one reading of a log gave.
 
@@ -153,9 +179,177 @@ class Evaluation:
     set_aside: Mapping[str, int]
     log: Mapping[str, Any]
 
+    @property
+    def next_step(self) -> str | None:
+        """What to do where nothing could be estimated for want of rows or rewards; else None."""
+        if self.rows_used:
+            return None
+        if not self.rows:
+            if not self.log["set_aside"]:
+                return "There is no row in what was read: name files that hold some."
+            return (
+                "Not one row is valid: each was set aside, and the first of each reason are named."
+                " Repair what writes them, or say otherwise what their columns, or the files, are."
+            )
+        if not self.set_aside.get("reward_not_observed"):
+            return None
+        if self.log["joins"]:
+            return (
+                "Rewards were joined, and no ranking has all of its own: their windows may have"
+                " been open (--as-of), or no window was given, or rows of 0 are missing (--kind"
+                " complete)."
+            )
+        return (
+            "No ranking has its rewards yet. Bring them into a log of fastrank's by: fastrank join"
+            " LOGS REWARDS --window 24h --kind positives -o OUT, and evaluate OUT. In a table of"
+            " another making they are a column, where null is not observed."
+        )
+
+    def __repr__(self) -> str:
+        leads = [(each, each.estimates[each.lead]) for each in self.policies[:_POLICIES_SAID]]
+        found = [
+            f"{said_in_a_line(each.label)} {_in_brackets(number(lead.value), lead.status)}"
+            f" {each.status}"
+            for each, lead in leads
+        ]
+        more = ["..."] if len(self.policies) > _POLICIES_SAID else []
+        return (
+            f"Evaluation({'; '.join([*found, *more])}; {self.rows_used} of {self.rows} rows used)"
+        )
+
+    def _repr_html_(self) -> str:
+        reference = "logging" if self.reference == LOGGING else self.reference
+        named = [(policy, name) for policy in self.policies for name in policy.listed]
+        logged = _in_brackets(number(self.logged.value), self.logged.status)
+        notes = [each.verdict for each in self.policies[:_POLICIES_TOLD]]
+        notes += [] if self.next_step is None else [self.next_step]
+        rows = [_row(policy, name) for policy, name in named[:_ESTIMATES_SHOWN]]
+        if any(cell.startswith("(") for row in rows for cell in row[2:5]) or logged[0] == "(":
+            notes.append(IN_BRACKETS)
+        return as_html(
+            f"{self.rows_used:,} of {self.rows:,} rows used; the logging policy earned {logged} a"
+            " ranking",
+            [
+                *("policy", "estimator", "estimate", f"{100 * self.level:.4g} % interval"),
+                *(f"less {reference}", "ESS", "status"),
+            ],
+            rows,
+            len(named),
+            figures=("estimate", f"{100 * self.level:.4g} % interval", f"less {reference}", "ESS"),
+            unit="estimates",
+            most=_ESTIMATES_SHOWN,
+            notes=notes,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, where a threshold that is infinite is None."""
-        return {**asdict(self), "thresholds": self.thresholds.to_dict()}
+        """In JSON's types; what is not finite, a threshold say, is None."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with a row for each estimate: policies, and estimators of each.
+
+        Its columns: `policy`, a label; `estimator`; `is_lead`, whether the verdict rests on it;
+        `value`, `standard_error`, `low` and `high`, the ends of the interval, as of `Estimate`;
+        `difference` to the reference, with `difference_standard_error`, `difference_low`,
+        `difference_high` and `difference_status` as of `Difference`; `ess`, `rows` and `status`,
+        and `reasons`, keys of `REASONS` with commas between. What there is not is missing.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pandas, saying what to install.
+        """
+        return as_pandas(self._columns())
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table with the columns of `to_pandas`."""
+        return as_arrow(self._columns())
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw each policy's estimate with its interval, beside what the logging policy earned.
+
+        An estimate that is not `ok` is drawn hollow and pale, with its status, and does not set
+        the scale.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            By default those of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without matplotlib, saying what to install.
+        """
+        from fastrank.ope.plots import forest
+
+        leads = [(policy.label, policy.estimates[policy.lead]) for policy in self.policies]
+        return forest(leads, self.logged, ax)
+
+    def _columns(self) -> dict[str, Any]:
+        pairs = [
+            (policy, name, estimate, policy.differences.get(name))
+            for policy in self.policies
+            for name, estimate in policy.estimates.items()
+        ]
+        estimates = [estimate for _, _, estimate, _ in pairs]
+        differences = [difference for *_, difference in pairs]
+        return {
+            "policy": [policy.label for policy, *_ in pairs],
+            "estimator": [name for _, name, *_ in pairs],
+            "is_lead": np.array([policy.lead == name for policy, name, *_ in pairs], np.bool_),
+            "value": floats(each.value for each in estimates),
+            **_with_errors("", estimates),
+            "difference": floats(None if each is None else each.value for each in differences),
+            **_with_errors("difference_", differences),
+            "difference_status": [None if each is None else each.status for each in differences],
+            "ess": floats(
+                None if each.diagnostics is None else each.diagnostics.ess for each in estimates
+            ),
+            "rows": np.array([each.rows for each in estimates], np.int64),
+            "status": [each.status for each in estimates],
+            "reasons": [", ".join(each.reasons) for each in estimates],
+        }
+
+
+def _with_errors(
+    prefix: str, found: Sequence[Estimate | Difference | None]
+) -> dict[str, FloatArray]:
+    intervals = [(None, None) if each is None else each.interval or (None, None) for each in found]
+    return {
+        f"{prefix}standard_error": floats(
+            None if each is None else each.standard_error for each in found
+        ),
+        f"{prefix}low": floats(low for low, _ in intervals),
+        f"{prefix}high": floats(high for _, high in intervals),
+    }
+
+
+def _in_brackets(text: str, status: str) -> str:
+    """A figure that is no result does not look like one."""
+    return text if status == "ok" or text == number(None) else f"({text})"
+
+
+def _row(policy: PolicyResult, name: str) -> list[str]:
+    estimate, difference = policy.estimates[name], policy.differences.get(name)
+
+    compared = "" if difference is None else difference.status
+    ends = estimate.interval
+    between = number(None) if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+    return [
+        policy.label,
+        f"{name} (leads)" if name == policy.lead else name,
+        _in_brackets(number(estimate.value), estimate.status),
+        _in_brackets(between, estimate.status),
+        _in_brackets(number(None if difference is None else difference.value, "+"), compared),
+        number(None) if estimate.diagnostics is None else f"{estimate.diagnostics.ess:,.0f}",
+        estimate.status,
+    ]
 
 
 def summarise(question: Question, sums: LogSums, log: Log, reasons: Sequence[str]) -> Evaluation:
@@ -172,8 +366,9 @@ def summarise(question: Question, sums: LogSums, log: Log, reasons: Sequence[str
     """
     against = [*reasons, *_against_log(log, sums, question.thresholds)]
     strata = sums.strata
-    summary = _Summary(question, strata, against, _outside(strata))
     used = sum(each.rows for each in strata)
+    lacks_rewards = not used and bool(sums.set_aside["reward_not_observed"])
+    summary = _Summary(question, strata, against, _outside(strata), lacks_rewards)
     return Evaluation(
         policies=summary.policies(),
         strata=tuple(summary.stratum(each, used) for each in strata),
@@ -284,13 +479,15 @@ class _Found:
 class _Summary:
     """Policies go by their numbers, p; `reasons` are against the log as a whole.
 
-    `outside` has sums of what `StratumSums` calls so, and of the mass, by catalog.
+    `outside` has sums of what `StratumSums` calls so, and of the mass, by catalog;
+    `lacks_rewards`, whether rewards are what all rows want.
     """
 
     question: Question
     strata: Sequence[StratumSums]
     reasons: Sequence[str]
     outside: Mapping[str | None, tuple[FloatArray, float]]
+    lacks_rewards: bool
 
     def policies(self) -> tuple[PolicyResult, ...]:
         """Each of them; what one of them shows of people, or of propensities, holds for others."""
@@ -370,6 +567,7 @@ class _Summary:
                 asked.thresholds,
                 left_out=1.0 - rows / total if total else 0.0,
                 unit=asked.unit,
+                lacks_rewards=self.lacks_rewards,
             ),
             lead=lead,
             estimates=estimates,

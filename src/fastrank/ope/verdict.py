@@ -22,6 +22,7 @@ def verdict(
     thresholds: Thresholds,
     left_out: float = 0.0,
     unit: str = "a ranking",
+    lacks_rewards: bool = False,
 ) -> str:
     """A few sentences on a policy, for somebody who has to decide.
 
@@ -41,7 +42,11 @@ def verdict(
         Share of the rows whose logging policy could not show what this one shows.
     unit : str
         What earns it.
+    lacks_rewards : bool
+        Whether no ranking has its rewards.
     """
+    if lacks_rewards:
+        return f"This log cannot evaluate {label}: no ranking has its rewards yet."
     said = _said(label, estimate, difference, uncovered, reference, thresholds, unit)
     if left_out == 0.0:
         return said

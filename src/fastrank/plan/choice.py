@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrank.arraytypes import FloatArray, Mask
 from fastrank.calibration import condense, expected_overlaps, temperatures_for_overlap
+from fastrank.frames import plain, said_in_a_line
 from fastrank.ids import Ids
 from fastrank.inputs import as_count, shown
 from fastrank.model import Model
@@ -29,7 +30,7 @@ __all__ = ["Choice", "choose", "seconds_for"]
 _A_USER = 20_000  # items: what is done for a user besides looking at items takes as long
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Choice:
     """A policy for a model, and its users' factors.
 
@@ -67,6 +68,13 @@ class Choice:
     users: int
     not_reached: int
 
+    def __repr__(self) -> str:
+        factors = "no factors" if self.factors is None else f"factors of {len(self.factors)} users"
+        return (
+            f"Choice({said_in_a_line(self.policy)}, {factors}: overlap {self.point.overlap:.3g} of"
+            f" {self.k} places)"
+        )
+
     @property
     def is_filtered(self) -> bool:
         """Whether it was chosen for fewer than all items."""
@@ -78,10 +86,10 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """What was chosen and what comes of it, and the lowest, median and highest temperature of
-        all users, in JSON's types."""
+        all users, in JSON's types; what is not finite is None."""
         [temperature] = self.policy.params.values()
         own = temperature * (np.ones(1) if self.factors is None else self.factors)
-        return {
+        found: dict[str, Any] = {
             "policy": {"inference_type": self.policy.inference_type, "params": self.policy.params},
             "k": self.k,
             "n_items": self.n_items,
@@ -96,6 +104,7 @@ class Choice:
             "highest": float(own.max()),
             "not_reached": self.not_reached,
         }
+        return {name: plain(value) for name, value in found.items()}
 
 
 def choose(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrank.calibration import expected_overlaps
+from fastrank.frames import as_arrow, as_html, as_pandas, floats, plain
 from fastrank.ids import Ids
 from fastrank.model import Model, scorer_of
 from fastrank.plan.arguments import (
@@ -21,7 +22,7 @@ from fastrank.plan.arguments import (
     user_count,
     users_of,
 )
-from fastrank.plan.points import Advance, Kind, Point, Target
+from fastrank.plan.points import Advance, Kind, Point, Share, Target
 from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
 from fastrank.rules import Rules
@@ -30,13 +31,14 @@ from fastrank.scorer import Scorer, eligible_of
 __all__ = ["DRAWS", "Plan", "estimated_seconds", "explore", "usual_temperatures"]
 
 DRAWS = 16
+_POINTS_SHOWN = 60  # in a notebook
 # Share of what lies between the uniform and the deterministic overlap.
 _LEVELS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 _OVERLAPS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What `explore` found.
 
@@ -79,19 +81,137 @@ class Plan:
     model_version: str | None
     has_user_temperatures: bool
     points: tuple[Point, ...]
-    _sample: Sample = field(repr=False, compare=False)
+    _sample: Sample = field(compare=False)
 
     def of_kind(self, kind: Kind) -> tuple[Point, ...]:
         """The points of one kind."""
         return tuple(point for point in self.points if point.kind == kind)
 
+    def __repr__(self) -> str:
+        return f"Plan({len(self.points)} policies, {self._looked_at})"
+
+    def _repr_html_(self) -> str:
+        whole = [f"ESS share, {target}" for target in self.targets]
+        figures = ("parameter", "overlap", "loss", "perplexity", *whole)
+        shares = [point.share(t, self.k) for point in self.points for t in self.targets]
+        doubted = any(share is not None and not share.trusted for share in shares)
+        return as_html(
+            f"{len(self.points)} policies, {self._looked_at}",
+            ["kind", *figures],
+            (
+                [
+                    point.kind.replace("_", " "),
+                    f"{point.parameter:.4g}",
+                    f"{point.overlap:.1%}",
+                    f"{point.relative_loss:.2%}",
+                    f"{point.perplexity:,.1f}",
+                    *(_said(point.share(target, self.k)) for target in self.targets),
+                ]
+                for point in self.points
+            ),
+            len(self.points),
+            figures=figures,
+            unit="policies",
+            most=_POINTS_SHOWN,
+            notes=[
+                f"Overlap with the deterministic ranking, loss of score beside uniform draws, and"
+                f" which share of a log is left to evaluate a target by all {self.k} places.",
+                *(["In brackets: by a few draws, most likely too high."] if doubted else []),
+            ],
+        )
+
+    @property
+    def _looked_at(self) -> str:
+        return f"{self.k} of {self.n_eligible:,} items for {self.users:,} of {self.n_users:,} users"
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON's types."""
+        """Everything in JSON's types; what is not finite is None."""
         names = [name for name in self.__dataclass_fields__ if name not in ("points", "_sample")]
         record: dict[str, Any] = {name: getattr(self, name) for name in names}
-        for name in ("targets", "prefixes"):
-            record[name] = list(record[name])
-        return {**record, "points": [asdict(point) for point in self.points]}
+        whole: dict[str, Any] = plain(
+            {**record, "points": [asdict(point) for point in self.points]}
+        )
+        return whole
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with a row for each point, target and prefix.
+
+        Its columns are the attributes of `Point`, but for `shares`, and then of each `Share`:
+        `target`, `prefix`, `share`, and the others as `share_median`, `share_exact`,
+        `share_error`, `share_heaviest_draw`, `share_heaviest_user` and `share_trusted`. A point
+        for which no target is defined has one row, without them.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pandas, saying what to install.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> rng = np.random.default_rng(0)
+        >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
+        >>> users = rng.standard_normal((5, 8))
+        >>> found = explore(catalog, users, k=3, epsilons=[0.5], temperatures=[], overlaps=[])
+        >>> found.to_pandas()[["kind", "parameter", "target", "prefix"]]
+              kind  parameter         target  prefix
+        0  epsilon        0.5  deterministic       1
+        1  epsilon        0.5  deterministic       3
+        """
+        return as_pandas(self._columns())
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table with the columns of `to_pandas`."""
+        return as_arrow(self._columns())
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw what the policies cost, and what their logs would be worth.
+
+        On the left the loss of score, on the right the ESS share by all k places for each target,
+        both over the overlap with the deterministic ranking. Shares that are not trusted are
+        hollow.
+
+        Parameters
+        ----------
+        axes : sequence of 2 matplotlib.axes.Axes, optional
+            By default those of a new figure.
+
+        Returns
+        -------
+        sequence of 2 matplotlib.axes.Axes
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without matplotlib, saying what to install.
+        """
+        from fastrank.plan.plots import trade_off
+
+        return trade_off(self.points, self.targets, self.k, axes)
+
+    def _columns(self) -> dict[str, Any]:
+        pairs: list[tuple[Point, Share | None]] = [
+            (point, share) for point in self.points for share in (point.shares or (None,))
+        ]
+        names = [each.name for each in fields(Point) if each.name not in ("kind", "shares")]
+        found: dict[str, Any] = {"kind": [point.kind for point, _ in pairs]}
+        found |= {name: floats(getattr(point, name) for point, _ in pairs) for name in names}
+        shares = [share for _, share in pairs]
+        for each in fields(Share):
+            values = [None if share is None else getattr(share, each.name) for share in shares]
+            named = each.name in ("target", "prefix", "share")
+            found[each.name if named else f"share_{each.name}"] = (
+                floats(values) if each.type == "float" else values
+            )
+        return found
+
+
+def _said(share: Share | None) -> str:
+    """An ESS share for reading; in brackets where it is most likely too high."""
+    if share is None:
+        return "–"
+    text = f"{share.share:.2%}" if share.share >= 1e-4 or not share.share else f"{share.share:.0e}"
+    return text if share.trusted else f"({text})"
 
 
 def explore(

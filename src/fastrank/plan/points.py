@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fastrank.frames import said_in_a_line
 from fastrank.policies import Policy
 
 __all__ = ["Advance", "Kind", "Point", "Share", "Target"]
@@ -18,7 +19,7 @@ Kind = Literal["temperature", "user_temperature", "epsilon"]
 Target: TypeAlias = Policy | Callable[[Policy], Policy]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Share:
     """How much of a log counts when a target policy is evaluated from it.
 
@@ -53,8 +54,12 @@ class Share:
     heaviest_user: float
     trusted: bool
 
+    def __repr__(self) -> str:
+        trust = "" if self.trusted else ", not trusted"
+        return f"Share({said_in_a_line(self.target)}, {self.prefix}, {self.share:.3g}{trust})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Point:
     """One logging policy, and what would come of it.
 
@@ -93,6 +98,12 @@ class Point:
     relative_loss: float
     perplexity: float
     shares: tuple[Share, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Point({self.kind} {self.parameter:.6g}: overlap {self.overlap:.3g}, relative loss"
+            f" {self.relative_loss:.3g}, {len(self.shares)} shares)"
+        )
 
     def share(self, target: str, prefix: int) -> Share | None:
         """The share of one target at one prefix; None where it is not defined."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from fastrank.frames import plain
 from fastrank.plan.arguments import check_kind, fraction
 from fastrank.plan.grid import Plan, usual_temperatures
 from fastrank.plan.points import Kind, Point
@@ -17,7 +18,7 @@ from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE
 __all__ = ["Solution", "overlap_in", "solve_ess", "solve_overlap"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Solution:
     """The parameter at which a figure is what was asked for.
 
@@ -56,9 +57,16 @@ class Solution:
         """Whether there is a policy of this kind that does what was asked."""
         return self.bound != "none"
 
+    def __repr__(self) -> str:
+        return (
+            f"Solution({self.figure} {self.asked:g}, {self.bound}: {self.kind}"
+            f" {self.point.parameter:.6g} has {self.value:.3g})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON's types."""
-        return {**asdict(self), "targets": list(self.targets), "reachable": self.reachable}
+        """Everything in JSON's types; what is not finite is None."""
+        found: dict[str, Any] = plain(asdict(self))
+        return {**found, "reachable": self.reachable}
 
 
 def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Solution:

@@ -24,7 +24,7 @@ REACHED = 5e-3  # as near as that to what is asked counts as reached
 _BLOCK = 256  # users whose own temperatures are found together
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OwnTemperatures:
     """A temperature for every user of a model.
 
@@ -42,6 +42,9 @@ class OwnTemperatures:
     temperatures: FloatArray
     reached: Mask
     equal: Mask
+
+    def __repr__(self) -> str:
+        return f"OwnTemperatures({len(self.reached)} users, {self.reached.sum()} reached)"
 
 
 def own_temperatures(

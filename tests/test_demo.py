@@ -54,6 +54,18 @@ def test_shows_every_inference_type_and_procedure(quick: tuple[str, Path]) -> No
     assert "…" not in output  # a table that is too wide
 
 
+def test_shows_a_list_under_a_rule_and_a_table_of_the_user(quick: tuple[str, Path]) -> None:
+    output, _ = quick
+    assert "each category" in output
+    shop = demo.shop(draws=10)
+    items = shop.ruled.item_ids.tolist()
+    assert len({shop.categories[item] for item in items}) == len(items) == shop.k
+    plain = shop.rankings["stochastic_gumbel_softmax_trick"].item_ids.tolist()
+    assert len({shop.categories[item] for item in plain}) < shop.k  # the rule changes something
+    assert shop.ruled.log_propensity != pytest.approx(shop.ruled_unaware, abs=0.1)
+    assert shop.rankings["stochastic_plackett_luce_cached"].made_by == "table"
+
+
 def test_saves_the_text_and_one_picture(quick: tuple[str, Path]) -> None:
     output, folder = quick
     assert sorted(p.name for p in folder.iterdir()) == ["demo.png", "demo.txt", "shop"]

@@ -132,6 +132,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("scoring", "rules"),
     },
     "demo": {
+        "rules",
         *("policies", "ranking", "catalog", "model", "calibration", "obd", "reference"),
         *("simulate", "eventlog", "ope"),
     },

@@ -40,6 +40,7 @@ from fastrank.policies import (
     sampler_name,
 )
 from fastrank.ranking import Ranking
+from fastrank.rules import Rules
 from fastrank.simulate import PositionBased, World, true_value, write_log
 
 if TYPE_CHECKING:  # pyarrow takes a while to import: only when a log is written
@@ -94,6 +95,12 @@ class Shop:
         By inference type.
     microseconds : dict of str to float
         Median time of one ranking.
+    ruled : Ranking
+        By Plackett-Luce, under the rule that a category comes once.
+    categories : dict of int to str
+        By item: of the items of `ruled` and of Plackett-Luce's ranking without the rule.
+    ruled_unaware : float
+        The log-probability that `ruled` would have without the rule.
     first_item : int
         The item that Plackett-Luce most often shows first.
     first_reported, first_observed : float
@@ -110,6 +117,9 @@ class Shop:
     kept: float
     rankings: Mapping[str, Ranking]
     microseconds: Mapping[str, float]
+    ruled: Ranking
+    categories: Mapping[int, str]
+    ruled_unaware: float
     first_item: int
     first_reported: float
     first_observed: float
@@ -268,9 +278,11 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
         Of the rankings shown.
     """
     factors = obd.vectors("all")
-    model = Model(
-        Catalog(factors.item_ids, factors.item_vectors), factors.user_ids, factors.user_vectors
+    categories = obd.items("all").categories[:, 0]
+    catalog = Catalog(
+        factors.item_ids, factors.item_vectors, features={"category": categories.tolist()}
     )
+    model = Model(catalog, factors.user_ids, factors.user_vectors)
     user = 0  # the segment with most impressions
     query = model.user_vector(user)
     scores = model.catalog.scores(query)
@@ -290,6 +302,10 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
             times.append(time.perf_counter() - start)
         microseconds[name] = 1e6 * statistics.median(times)
     gumbel = PlackettLuce(temperature=temperature)
+    once = Rules(cap={"category": 1})
+    ruled = model.recommend(user, k=k, policy=gumbel, seed=seed, rules=once)
+    unaware = model.catalog.log_propensities(query, ruled.item_ids, policy=gumbel)
+    shown = {*ruled.item_ids.tolist(), *rankings[gumbel.inference_type].item_ids.tolist()}
     best = model.recommend(user, k=1, policy=Deterministic(), seed=0).item_ids
     firsts = [
         int(model.recommend(user, k=1, policy=gumbel, seed=draw).item_ids[0])
@@ -306,6 +322,9 @@ def shop(k: int = 5, draws: int = 20_000, seed: int = 4) -> Shop:
         kept=drawn_overlap(scores, temperature, k),
         rankings=rankings,
         microseconds=microseconds,
+        ruled=ruled,
+        categories={item: str(categories[item]) for item in shown},
+        ruled_unaware=float(unaware.sum()),
         first_item=int(best[0]),
         first_reported=float(np.exp(log_propensity)),
         first_observed=firsts.count(int(best[0])) / draws,

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fastrank import demo as showcase
 from fastrank.cli.terminal import chance, percent, progress, say, standard_output
+from fastrank.ranking import Ranking
 
 __all__ = ["demo"]
 
@@ -93,16 +94,7 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
             f"[bold]{name}[/]: {shop.microseconds[name]:.0f} us;"
             f" the whole ranking: {chance(ranking.log_propensity)}"
         )
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(min_width=12, justify="right")
-        for _ in range(shop.k):
-            grid.add_column(min_width=8, justify="right")
-        scores = [round(float(score), 4) + 0.0 for score in ranking.scores]  # + 0.0: no -0.0000
-        grid.add_row("item", *map(str, ranking.item_ids.tolist()), style="bold")
-        grid.add_row("score", *(f"{score:.4f}" for score in scores))
-        grid.add_row("propensity", *map(percent, ranking.log_propensities))
-        console.print(grid)
-        console.print()
+        _print_ranking(console, ranking)
     say(
         console,
         f"""The Plackett-Luce samplers (plackett_luce or gumbel in the name) draw from one
@@ -110,12 +102,43 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         {showcase.OVERLAP:.0%} of the deterministic {shop.k}, and draws keep {shop.kept:.0%};
         epsilon is {showcase.EPSILON:g}.""",
     )
+    _print_ruled(console, shop)
     error = math.sqrt(shop.first_reported * (1 - shop.first_reported) / shop.first_draws)
     say(
         console,
         f"""[bold]Is the number true?[/] In {shop.first_draws:,} rankings, item {shop.first_item}
         came first in {shop.first_observed:.2%} of them; its propensity says
         {shop.first_reported:.2%}. Counting so many is good to ± {error:.2%}.""",
+    )
+
+
+def _print_ranking(console: Console, ranking: Ranking, categories: Sequence[str] = ()) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(min_width=12, justify="right")
+    for _ in range(len(ranking)):
+        grid.add_column(min_width=8, justify="right")
+    scores = [round(float(score), 4) + 0.0 for score in ranking.scores]  # + 0.0: no -0.0000
+    grid.add_row("item", *map(str, ranking.item_ids.tolist()), style="bold")
+    if categories:
+        grid.add_row("category", *categories)
+    grid.add_row("score", *(f"{score:.4f}" for score in scores))
+    grid.add_row("propensity", *map(percent, ranking.log_propensities))
+    console.print(grid)
+    console.print()
+
+
+def _print_ruled(console: Console, shop: showcase.Shop) -> None:
+    say(
+        console,
+        """[bold]Rules[/] of the shop hold while a list is drawn, so that its chances are those
+        under the rules. Here each category (the data have hashes for names) may come once:""",
+    )
+    names = [shop.categories[item][:6] for item in shop.ruled.item_ids.tolist()]
+    _print_ranking(console, shop.ruled, names)
+    say(
+        console,
+        f"""The whole ranking: {chance(shop.ruled.log_propensity)}. Who draws without the rule and
+        strikes out afterwards would log {chance(shop.ruled_unaware)}, which is wrong.""",
     )
 
 

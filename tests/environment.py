@@ -9,6 +9,7 @@ __all__ = ["OWN", "inherited"]
 # Of the tests and of builds; a server would refuse them, as names that it does not know.
 OWN = (
     *("FASTRANK_TEST_DRAWS", "FASTRANK_TEST_WHEEL", "FASTRANK_URL", "FASTRANK_PICTURE"),
+    "FASTRANK_NOTEBOOKS",
     *("FASTRANK_PROBES", "FASTRANK_CXXFLAGS"),
 )
 

@@ -21,6 +21,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("pyarrow")
 import pyarrow as pa
 import pyarrow.parquet as pq
+from environment import inherited
 from pages import blocks, repository_pages
 
 import fastrank
@@ -153,7 +154,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         subprocess.run([*pip, "--no-deps", "--target", into, ROOT / wheel], check=True)
         own["PYTHONPATH"] = str(into)  # before what is here
         paths.insert(0, str(into / "bin"))
-    environment = {**os.environ, **own, "PATH": os.pathsep.join(paths)}
+    environment = {**inherited(), **own, "PATH": os.pathsep.join(paths)}
     where = [sys.executable, "-c", "import fastrank; print(fastrank.__file__)"]
     found = subprocess.check_output(where, env=environment, cwd=home, text=True)
     assert not wheel or Path(found).is_relative_to(home), "what was installed is not what is run"

@@ -265,7 +265,7 @@ def test_the_page_says_what_every_entrance_takes(
         (np.array([b"a"]), r"dtype \|S1; hand in texts, by np.strings.decode"),
         ([1, "2"], "the ids above are int64, got '2'; hand in all of them as integers, or all"),
         (NUMBERS, "expected an array of ids, got a Catalog; hand in its item_ids"),
-        (NUMBERS.rank([1.0], 2, policy=BEST), "got a Ranking; hand in its item_ids"),
+        (NUMBERS.rank([1.0], 2, policy=BEST, seed=1), "got a Ranking; hand in its item_ids"),
         (fr.Model(NUMBERS, [1], [[1.0]]), "got a Model; hand in its user_ids"),
     ],
     ids=repr,

@@ -4,7 +4,7 @@
   that let a reward depend on the item alone weight with their ratio. They do not follow from
   conditional propensities, which a log holds: they are sums over all prefixes.
 - *Pseudo-inverse weights*: how much a ranking counts when rewards add up over places, from the
-second moments of the logging law.
+  second moments of the logging law.
 
 Everything here is a pure function of one score vector; callers keep results per (query, filters,
 policy). Items are positions 0..n-1 of that vector, ``eligible`` a mask of those that the filters

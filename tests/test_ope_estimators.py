@@ -327,7 +327,7 @@ def test_any_split_gives_the_same(name: str, shape: str) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         if isinstance(value, float) or (
-            isinstance(value, tuple) and value and isinstance(value[0], float)
+            isinstance(value, list) and value and isinstance(value[0], float)
         ):
             assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-9), key
         else:

@@ -219,7 +219,7 @@ class Ranking:
     def __repr__(self) -> str:
         from fastrank.frames import said_in_a_line
 
-        ids = [said_in_a_line(item) for item in self.item_ids[:_IDS_SAID].tolist()]
+        ids = [said_in_a_line(item) for item in np.asarray(self.item_ids[:_IDS_SAID]).tolist()]
         more = ["..."] if len(self) > _IDS_SAID else []
         return (
             f"Ranking([{', '.join([*ids, *more])}], {len(self)} of {self.n_eligible} items,"

@@ -27,6 +27,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from markdown_it import MarkdownIt
 
@@ -72,8 +73,8 @@ def repository_pages(root: Path) -> list[Path]:
 class Shell:
     """One bash for all of a page. A command that fails ends it."""
 
-    def __init__(self) -> None:
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (until the page ends)
+    def __init__(self, errors: IO[str]) -> None:
+        self.errors = errors
         self.process = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
             stdin=subprocess.PIPE,
@@ -124,10 +125,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 class Page:
     """The state that its blocks share."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, errors: IO[str]) -> None:
         self.name = name
         self.names: dict[str, object] = {"__name__": "__main__"}
-        self.shell = Shell()
+        self.shell = Shell(errors)
         self.server: subprocess.Popen[str] | None = None
 
     def run(self, block: Block) -> str:
@@ -193,9 +194,12 @@ def check(output: str, told: str) -> None:
 
 
 def main(path: Path) -> int:
-    page, output = Page(path.name), ""
     sys.path[0] = ""  # the directory that it runs in
-    try:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        contextlib.closing(Page(path.name, errors)) as page,
+    ):
+        output = ""
         for block in blocks(path.read_text(encoding="utf-8")):
             if block.marks not in ((), ("serves",)):
                 output = ""
@@ -209,8 +213,6 @@ def main(path: Path) -> int:
                 print(f"{path}, line {block.line}:", file=sys.stderr)
                 traceback.print_exc()
                 return 1
-    finally:
-        page.close()
     return 0
 
 

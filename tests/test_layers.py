@@ -144,6 +144,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "namesake",
         "starting",
         "extras",
+        "frames",
         "visible",
         "cores",
         "files",

@@ -318,10 +318,11 @@ def test_what_is_no_name_is_refused_in_a_line(name: Any) -> None:
 
 def test_a_name_where_a_policy_belongs_says_how_to_make_one() -> None:
     name: Any = "plackett_luce"
+    kind: Any = fr.PlackettLuce
     with pytest.raises(ValueError, match=r"; fastrank\.policy\('plackett_luce'\) makes one"):
         CATALOG.rank([1.0], 1, policy=name)
     with pytest.raises(ValueError, match=r"; write PlackettLuce\(\.\.\.\)"):
-        CATALOG.rank([1.0], 1, policy=fr.PlackettLuce)  # type: ignore[arg-type]  # on purpose
+        CATALOG.rank([1.0], 1, policy=kind)
 
 
 def test_a_parameter_can_be_asked_for_everywhere() -> None:

@@ -20,8 +20,8 @@ from fastrank.extras import named_if_missing
 from fastrank.visible import visible
 
 __all__ = [
-    *("Columns", "as_arrow", "as_html", "as_pandas", "cut", "floats", "number", "plain"),
-    "said_in_a_line",
+    *("Columns", "as_arrow", "as_html", "as_pandas", "bracketed", "cut", "floats", "number"),
+    *("plain", "said_in_a_line"),
 ]
 
 Columns: TypeAlias = Mapping[str, npt.NDArray[Any] | Sequence[Any]]
@@ -45,7 +45,7 @@ _STYLE = (
 def as_pandas(columns: Columns) -> Any:
     """A pandas.DataFrame; a ModuleNotFoundError says what to install."""
     with named_if_missing():
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas as pd
     return pd.DataFrame({name: _texts(values) for name, values in columns.items()})
 
 
@@ -60,8 +60,10 @@ def as_arrow(columns: Columns) -> Any:
 
 def _texts(values: npt.NDArray[Any] | Sequence[Any]) -> npt.NDArray[Any] | Sequence[Any]:
     """Text of NumPy's as plain str: every library takes those, and at their own length."""
-    is_text = isinstance(values, np.ndarray) and values.dtype.kind == "U"
-    return values.tolist() if is_text else values  # type: ignore[union-attr]
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        texts: list[str] = values.tolist()
+        return texts
+    return values
 
 
 def floats(values: Iterable[float | None]) -> FloatArray:
@@ -153,6 +155,17 @@ def cut(text: str, most: int = _MOST_LINE) -> str:
 def said_in_a_line(value: object) -> str:
     """The repr of a stranger's value, of a policy of their own say, in a line and cut."""
     return cut(" ".join(repr(value).split()))
+
+
+def bracketed(text: str, is_result: bool) -> str:
+    """A figure that is no result does not look like one.
+
+    Examples
+    --------
+    >>> bracketed("0.31", True), bracketed("0.31", False), bracketed(number(None), False)
+    ('0.31', '(0.31)', '–')
+    """
+    return text if is_result or text in ("", number(None)) else f"({text})"
 
 
 def number(value: float | None, sign: str = "") -> str:

@@ -238,8 +238,8 @@ def _print_story(console: Console, story: showcase.Story) -> None:
     say(
         console,
         f"""In over {math.floor(1000 * uncovered) / 10:g} % of visits these policies would show
-        rankings that this log never holds, however long it gets. Weights still give a number (in
-        parentheses: not to be used); the truth beside it says what it is worth.""",
+        rankings that this log never holds, however long it gets. Weights still give a number;
+        the truth beside it says what it is worth.""",
     )
     audited = (
         "[green]passed[/]: the model gives the very propensities that were logged"

@@ -9,6 +9,7 @@ from rich.table import Table
 from fastrank import ope
 from fastrank.cli.terminal import for_terminal, say
 from fastrank.eventlog.account import told_of
+from fastrank.frames import bracketed
 from fastrank.ope.report import Section, is_rounding
 from fastrank.ope.summary import IN_BRACKETS
 
@@ -56,7 +57,7 @@ def print_section(console: Console, section: Section) -> None:
             print_audit(console, section.audit)
     if evaluation.next_step is not None:
         say(console, f"[bold]{for_terminal(evaluation.next_step)}[/]")
-    bracketed = False
+    doubted = False
     earned = evaluation.logged
     if earned.value is not None:
         good = earned.status == "ok"
@@ -65,13 +66,13 @@ def print_section(console: Console, section: Section) -> None:
         tail = f" ({between})" if between else ""
         amount = f"{_figure(earned.value)} a ranking{tail}" if good else f"({inner}) a ranking"
         say(console, f"The logging policy earned {amount}.")
-        bracketed |= not good
+        doubted |= not good
     for policy in evaluation.policies:
         colour = {"ok": "green", "unsupported": "red"}.get(policy.status, "yellow")
         say(console, f"[{colour}]{policy.status}[/] [bold]{for_terminal(policy.verdict)}[/]")
     if evaluation.rows_used:
-        bracketed |= _print_estimates(console, evaluation)
-    if bracketed:
+        doubted |= _print_estimates(console, evaluation)
+    if doubted:
         say(console, IN_BRACKETS)
     if evaluation.clustered and evaluation.rows_without_user:
         say(
@@ -135,7 +136,7 @@ def _print_estimates(console: Console, evaluation: ope.Evaluation) -> bool:
     for column in ("estimate", f"{100 * evaluation.level:g} % interval", "difference", "ESS"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
-    bracketed = False
+    doubted = False
     for policy in evaluation.policies:
         for j, (name, estimate) in enumerate(policy.listed.items()):
             good = estimate.status == "ok"
@@ -143,15 +144,15 @@ def _print_estimates(console: Console, evaluation: ope.Evaluation) -> bool:
             compared = difference is not None and difference.status == "ok"
             found = estimate.diagnostics
             figures = [
-                _doubted(_figure(estimate.value), good),
-                _doubted(_interval(estimate.interval), good),
+                bracketed(_figure(estimate.value), good),
+                bracketed(_interval(estimate.interval), good),
                 ""
                 if difference is None or name == "avg"
                 else "0"
                 if is_rounding(difference, estimate)
-                else _doubted(_figure(difference.value, "+"), compared),
+                else bracketed(_figure(difference.value, "+"), compared),
             ]
-            bracketed |= any(text.startswith("(") for text in figures)
+            doubted |= any(text.startswith("(") for text in figures)
             table.add_row(
                 for_terminal(policy.label) if j == 0 else "",
                 f"[bold]{name}[/]" if name == policy.lead else name,
@@ -162,12 +163,7 @@ def _print_estimates(console: Console, evaluation: ope.Evaluation) -> bool:
                 end_section=j + 1 == len(policy.listed),
             )
     console.print(table)
-    return bracketed
-
-
-def _doubted(text: str, good: bool) -> str:
-    """In brackets, if it is no result."""
-    return text if good or not text else f"({text})"
+    return doubted
 
 
 def _figure(value: float | None, sign: str = "") -> str:

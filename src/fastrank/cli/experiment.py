@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fastrank.atomic import replacing
 from fastrank.cli.terminal import json_text, progress, say, standard_output
+from fastrank.frames import bracketed
 
 if TYPE_CHECKING:  # pyarrow and matplotlib take a while to import: only when the command runs
     from matplotlib.figure import Figure
@@ -128,7 +129,7 @@ def _print_replay(console: Console, found: ReplayShrinks) -> None:
             f"{log.matches:,}",
             _count(log.expected_matches),
             f"{log.naive:.2g}",
-            _in_brackets(log.status, _with_error(log.replay, log.standard_error)),
+            bracketed(_with_error(log.replay, log.standard_error), log.status == "ok"),
             "" if log.expected_error is None else f"± {log.expected_error:.3f}",
             log.status,
         )
@@ -148,11 +149,6 @@ def _print_replay(console: Console, found: ReplayShrinks) -> None:
 
 def _with_error(value: float | None, error: float | None) -> str:
     return "none" if value is None or error is None else f"{value:.3f} ± {error:.3f}"
-
-
-def _in_brackets(status: str, figure: str) -> str:
-    """A figure that is not to be used does not look like one."""
-    return figure if status == "ok" else f"({figure})"
 
 
 def _count(value: float) -> str:
@@ -201,11 +197,11 @@ def _print_four_ways(console: Console, found: FourWays) -> None:
             _asked(each),
             each.status,
             f"{each.uncovered:.1%}",
-            _in_brackets(
-                each.status,
+            bracketed(
                 _with_error(
                     each.estimate, each.interval and (each.interval[1] - each.interval[0]) / 2
                 ),
+                each.status == "ok",
             ),
             f"{each.truth:.3f}",
         )

@@ -53,17 +53,8 @@ def parameter(point: Point) -> str:
 
 
 def share_text(share: Share | None) -> str:
-    """An ESS share for reading; with ~ where it is a guess, and with ! where few users carry it."""
-    if share is None:
-        return "-"
-    if share.share == 0.0:
-        return "0"
-    value = share.share
-    text = f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.0e}"
-    if value >= 0.995:
-        text = "100 %"
-    few = share.heaviest_user > 0.25
-    return ("" if share.trusted else "~") + text + ("!" if few else "")
+    """An ESS share for reading, or that there is none."""
+    return "-" if share is None else share.text
 
 
 def solution_text(found: Plan, solution: Solution) -> str:

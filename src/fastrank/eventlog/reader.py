@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -279,7 +280,7 @@ class LogReader:
                 f"columns: expected some of {', '.join(read)}; got {got}. LogReader(columns=) reads"
                 " further ones of numbers"
             )
-        twice = [name for name in wanted if wanted.count(name) > 1]
+        twice = [name for name, times in Counter(wanted).items() if times > 1]
         if twice:
             raise ValueError(f"columns: {twice[0]} is named twice")
         parts = [

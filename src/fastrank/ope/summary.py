@@ -11,7 +11,16 @@ import numpy as np
 
 from fastrank.arraytypes import FloatArray
 from fastrank.eventlog import ReadReport, Stratum
-from fastrank.frames import as_arrow, as_html, as_pandas, floats, number, plain, said_in_a_line
+from fastrank.frames import (
+    as_arrow,
+    as_html,
+    as_pandas,
+    bracketed,
+    floats,
+    number,
+    plain,
+    said_in_a_line,
+)
 from fastrank.ope.behaviour import contradicted, leading, unchecked
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
@@ -208,7 +217,7 @@ class Evaluation:
     def __repr__(self) -> str:
         leads = [(each, each.estimates[each.lead]) for each in self.policies[:_POLICIES_SAID]]
         found = [
-            f"{said_in_a_line(each.label)} {_in_brackets(number(lead.value), lead.status)}"
+            f"{said_in_a_line(each.label)} {bracketed(number(lead.value), lead.status == 'ok')}"
             f" {each.status}"
             for each, lead in leads
         ]
@@ -220,7 +229,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         reference = "logging" if self.reference == LOGGING else self.reference
         named = [(policy, name) for policy in self.policies for name in policy.listed]
-        logged = _in_brackets(number(self.logged.value), self.logged.status)
+        logged = bracketed(number(self.logged.value), self.logged.status == "ok")
         notes = [each.verdict for each in self.policies[:_POLICIES_TOLD]]
         notes += [] if self.next_step is None else [self.next_step]
         rows = [_row(policy, name) for policy, name in named[:_ESTIMATES_SHOWN]]
@@ -330,23 +339,19 @@ def _with_errors(
     }
 
 
-def _in_brackets(text: str, status: str) -> str:
-    """A figure that is no result does not look like one."""
-    return text if status == "ok" or text == number(None) else f"({text})"
-
-
 def _row(policy: PolicyResult, name: str) -> list[str]:
     estimate, difference = policy.estimates[name], policy.differences.get(name)
 
-    compared = "" if difference is None else difference.status
+    is_result = estimate.status == "ok"
+    compared = difference is None or difference.status == "ok"
     ends = estimate.interval
     between = number(None) if ends is None else f"{number(ends[0])} to {number(ends[1])}"
     return [
         policy.label,
         f"{name} (leads)" if name == policy.lead else name,
-        _in_brackets(number(estimate.value), estimate.status),
-        _in_brackets(between, estimate.status),
-        _in_brackets(number(None if difference is None else difference.value, "+"), compared),
+        bracketed(number(estimate.value), is_result),
+        bracketed(between, is_result),
+        bracketed(number(None if difference is None else difference.value, "+"), compared),
         number(None) if estimate.diagnostics is None else f"{estimate.diagnostics.ess:,.0f}",
         estimate.status,
     ]

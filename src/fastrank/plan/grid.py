@@ -93,8 +93,12 @@ class Plan:
     def _repr_html_(self) -> str:
         whole = [f"ESS share, {target}" for target in self.targets]
         figures = ("parameter", "overlap", "loss", "perplexity", *whole)
-        shares = [point.share(t, self.k) for point in self.points for t in self.targets]
-        doubted = any(share is not None and not share.trusted for share in shares)
+        rows = [(point, [point.share(t, self.k) for t in self.targets]) for point in self.points]
+        told = " ".join(each.text for _, shares in rows for each in shares if each is not None)
+        marks = {
+            "~": "~: carried by a few draws, most likely too high.",
+            "!": "!: one user brings over a quarter of the weight.",
+        }
         return as_html(
             f"{len(self.points)} policies, {self._looked_at}",
             ["kind", *figures],
@@ -105,9 +109,9 @@ class Plan:
                     f"{point.overlap:.1%}",
                     f"{point.relative_loss:.2%}",
                     f"{point.perplexity:,.1f}",
-                    *(_said(point.share(target, self.k)) for target in self.targets),
+                    *("–" if each is None else each.text for each in shares),
                 ]
-                for point in self.points
+                for point, shares in rows
             ),
             len(self.points),
             figures=figures,
@@ -116,7 +120,7 @@ class Plan:
             notes=[
                 f"Overlap with the deterministic ranking, loss of score beside uniform draws, and"
                 f" which share of a log is left to evaluate a target by all {self.k} places.",
-                *(["In brackets: by a few draws, most likely too high."] if doubted else []),
+                *(words for mark, words in marks.items() if mark in told),
             ],
         )
 
@@ -204,14 +208,6 @@ class Plan:
                 floats(values) if each.type == "float" else values
             )
         return found
-
-
-def _said(share: Share | None) -> str:
-    """An ESS share for reading; in brackets where it is most likely too high."""
-    if share is None:
-        return "–"
-    text = f"{share.share:.2%}" if share.share >= 1e-4 or not share.share else f"{share.share:.0e}"
-    return text if share.trusted else f"({text})"
 
 
 def explore(

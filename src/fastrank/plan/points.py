@@ -58,6 +58,16 @@ class Share:
         trust = "" if self.trusted else ", not trusted"
         return f"Share({said_in_a_line(self.target)}, {self.prefix}, {self.share:.3g}{trust})"
 
+    @property
+    def text(self) -> str:
+        """For reading; with ~ where it is a guess, and with ! where few users carry it."""
+        if self.share == 0.0:
+            return "0"
+        text = f"{100 * self.share:.2g} %" if self.share >= 1e-5 else f"{self.share:.0e}"
+        if self.share >= 0.995:
+            text = "100 %"
+        return ("" if self.trusted else "~") + text + ("!" if self.heaviest_user > 0.25 else "")
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Point:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -494,3 +495,26 @@ def test_rules_of_no_such_columns_or_parameters() -> None:
     for rules, params, message in cases:
         with pytest.raises(ValueError, match=message):
             plan.explore(model, k=5, draws=20, rules=rules, params=params)
+
+
+def test_rules_on_the_command_line(tmp_path: Path) -> None:
+    model, price = tmp_path / "model", np.arange(ITEMS, dtype=float)
+    world(features={"price": price}).save(model)
+    file = tmp_path / "cheap.json"
+    file.write_text('{"where": "price < most"}')
+    call: list[object] = ["plan", model, "-k", 5, "--draws", 8, "--users", 5]
+    call += ["--temperatures", "0.5", "--epsilons", "", "--json"]
+    by_ids = run(*call, "--allow", ",".join(map(str, range(60)))).stdout
+    for text in (file, '{"where": "price < most", "on_empty": "relax"}'):
+        assert run(*call, "--rules", text, "--param", "most=60").stdout == by_ids
+    assert json.loads(by_ids)["plan"]["n_eligible"] == 60
+    for options, message in (
+        (["--rules", '{"cap": {"price": 2}}'], "--rules: cap: .* where= alone"),
+        (["--rules", '{"where": "size < 2"}'], "--rules: where: .*size"),
+        (["--rules", file], "--rules: .*most"),
+        (["--rules", '{"where": "price < 0"}'], "--rules: where: 'price < 0' holds for no item"),
+        (["--rules", '{"where": "price < 9"}', "--param", "least=2"], "--param: 'least' is no"),
+        (["--param", "most=2"], "--param: goes with --rules"),
+        (["--rules", "gone.json"], "--rules: gone.json: No such file"),
+    ):
+        assert re.search(message, refused(*call, *options)), options

@@ -10,6 +10,7 @@ import pytest
 from support import same_ranking
 
 import fastrank as fr
+from fastrank import walk
 
 N = 40_000
 RNG = np.random.default_rng(0)
@@ -49,3 +50,13 @@ def test_a_repeated_item_of_pages_before_is_found_in_one_look() -> None:
             CATALOG.rank(QUERY, 1, policy=fr.PlackettLuce(), after=[*range(n), n - 1])
 
     assert cost(lambda: refused(N)) < 16 * cost(lambda: refused(N // 8))
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 60), (0.998, 100)])
+def test_an_order_that_cannot_fill_the_places_is_short(share: float, most: int) -> None:
+    """Of a group that has nearly all items one may be shown: what is left is drawn anew then."""
+    features = {"group": np.arange(N) < share * N}
+    catalog = fr.Catalog(range(N), RNG.standard_normal((N, 4)), features=features)
+    ruled = catalog._bind_rules(fr.Rules(cap={"group": 1}), None, {}, catalog.features)
+    assert ruled is not None
+    assert 20 <= walk.ahead(10, ruled.bound.arrivals(10)) <= most

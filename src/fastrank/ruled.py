@@ -269,7 +269,7 @@ class BoundRules:
                 groups = max(groups, (min(k, row) - 1) // most)
             share += rule.groups.largest(groups) / self.n_items if groups else 0.0
             share += 0.5 if rule.decay is not None else 0.0
-        accepted = max(1.0 - share, 0.05)
+        accepted = max(1.0 - share, 1.0 / self.n_items)
         return max(math.ceil(k / accepted), self._waited)
 
     def joint(self, k: int) -> Joint | None:

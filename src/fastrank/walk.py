@@ -36,8 +36,9 @@ _STREAM = 0x72756C6573  # what tells these random numbers from all others of a s
 
 def ahead(k: int, arrivals: int) -> int:
     """How many items of an order are drawn at first for k places: twice the arrivals that are to be
-    expected until they are full."""
-    return max(2 * k + 4, min(2 * arrivals, max(4 * k, _MOST_AHEAD)))
+    expected until they are full; few, where these are too many: what is left will be drawn anew."""
+    most = max(4 * k, _MOST_AHEAD)
+    return max(2 * k + 4, 2 * arrivals if 2 * arrivals <= most else _LEAST_AGAIN)
 
 
 def draws_order(spec: Spec) -> bool:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Mask
 from fastrank.catalog import Catalog
-from fastrank.ids import as_written, id_from_text, split_ids
+from fastrank.ids import Ids, as_written, id_from_text, split_ids
 
 __all__ = ["Filters", "filter_options", "filters_of", "id_of", "ids_of_lists"]
 
@@ -24,8 +24,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 class Filters(TypedDict):
     """Arguments of calls; None: no filter."""
 
-    exclude: list[Any] | None
-    allow: list[Any] | None
+    exclude: Ids | None
+    allow: Ids | None
 
 
 def filter_options(exclude: str, allow: str) -> Callable[[Any], Any]:

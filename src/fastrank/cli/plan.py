@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,8 @@ from rich.table import Table
 
 from fastrank import plan as planning
 from fastrank.atomic import write_text
-from fastrank.cli.filters import filter_options, filters_of
+from fastrank.catalog import Catalog
+from fastrank.cli.filters import Filters, filter_options, filters_of
 from fastrank.cli.planwords import (
     KINDS,
     WORDS,
@@ -28,12 +30,20 @@ from fastrank.cli.planwords import (
     share_text,
     solution_text,
 )
-from fastrank.cli.scores import functions_of, score_function_option
+from fastrank.cli.scores import (
+    functions_of,
+    param_option,
+    params_of,
+    rules_of,
+    score_function_option,
+)
 from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 from fastrank.cores import usable_cores
 from fastrank.opening import open_directory
 from fastrank.plan import Advance, Kind, Plan, Point, Share, Solution
+from fastrank.plan.arguments import filters_under
 from fastrank.policies.spec import SYNTAX, parse_policies
+from fastrank.rules import Rules
 from fastrank.store import MANIFEST
 from fastrank.vectorfiles import read_npy
 
@@ -126,6 +136,14 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     is_flag=True,
     help="Also the ESS shares of iips from the logs that --target-... finds; takes a while.",
 )
+@click.option(
+    "--rules",
+    "rules_text",
+    metavar="FILE|JSON",
+    help="Everything is about the items that rules allow: a JSON file, or JSON itself, with the"
+    " keys of fastrank.Rules, of which a plan takes `where` alone. --apply does not write them.",
+)
+@param_option
 @score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
@@ -150,6 +168,8 @@ def plan(
     epsilons: list[float] | None,
     seed: int,
     by_position: bool,
+    rules_text: str | None,
+    params: tuple[str, ...],
     score_functions: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -167,6 +187,7 @@ def plan(
           --target-overlap 0.8 --target-ess 0.1
       fastrank plan model/ --target-overlap 0.8 --apply
       fastrank plan model/ --exclude-file sold_out.txt --target-overlap 0.8 --apply
+      fastrank plan model/ --rules '{"where": "price < most"}' --param most=40 --target-overlap 0.8
     """
     if applies and target_overlap is None:
         raise click.UsageError(
@@ -198,6 +219,10 @@ def plan(
         raise click.UsageError(f"--prefix: expected 1 to {k}, the number of places; got {prefix}")
     vectors = None if queries is None else _vectors(queries)
     filters, _ = filters_of(catalog, exclude, exclude_file, allow, allow_file)
+    if rules_text is not None:
+        filters = _under_rules(catalog, filters, rules_of(rules_text), params_of(params))
+    elif params:
+        raise click.UsageError("--param: goes with --rules, which is not given")
     looked_at = opened if opened is not None else catalog
     places = sorted({place for place in (1, 3, 5, k, prefix or 1) if place <= k})
     # Solving looks at a dozen policies of each kind.
@@ -283,6 +308,17 @@ def plan(
 
 
 # ---- Doing ----------------------------------------------------------------------------------
+
+
+def _under_rules(
+    catalog: Catalog, filters: Filters, rules: Rules, params: Mapping[str, Any] | None
+) -> Filters:
+    try:
+        exclude, allow = filters_under(catalog, filters["exclude"], filters["allow"], rules, params)
+    except ValueError as error:
+        text = re.sub("^params: ", "--param: ", re.sub("^rules: ", "--rules: ", str(error)))
+        raise click.UsageError(text) from None
+    return {"exclude": exclude, "allow": allow}
 
 
 def _vectors(path: Path) -> Any:

@@ -20,6 +20,7 @@ from fastrank.cli.scores import (
     functions_of,
     param_option,
     params_of,
+    rules_of,
     said_of,
     score_function_option,
 )
@@ -37,7 +38,6 @@ from fastrank.policies import (
 from fastrank.policies.spec import Stated, parse_stated
 from fastrank.ranking import Ranking, relabelled
 from fastrank.rules import Rules
-from fastrank.rulesfile import read_rules, rules_of_json
 from fastrank.vectorfiles import read_npy
 
 __all__ = ["rank"]
@@ -169,7 +169,7 @@ def rank(
         raise click.UsageError(f"--{both[0]}: --policy gives it already: state it once")
     stated |= named.params
     temperature = stated.get("temperature")
-    rules = None if rules_text is None else _rules_of(rules_text)
+    rules = None if rules_text is None else rules_of(rules_text)
     scored: dict[str, Any] = {"score": score, "params": params_of(params)}
     if user is not None:
         if opened is None:
@@ -234,17 +234,6 @@ def rank(
         click.echo(json_text(record))
     else:
         _print(ranking, titles, note, latency_us)
-
-
-def _rules_of(text: str) -> Rules:
-    """Of --rules."""
-    try:
-        is_json = text.lstrip().startswith(("{", "[", '"'))
-        return rules_of_json(text) if is_json else read_rules(Path(text))
-    except ValueError as error:
-        raise click.UsageError(f"--rules: {error}") from None
-    except OSError as error:
-        raise click.UsageError(f"--rules: {text}: {error.strerror or error}") from None
 
 
 def _params_of_score(

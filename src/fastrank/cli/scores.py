@@ -1,4 +1,4 @@
-"""Scores on the command line: options, and files of columns."""
+"""Scores and rules on the command line: options, and files of columns."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from fastrank.arraytypes import Positions
 from fastrank.catalog import Catalog
+from fastrank.rules import Rules
+from fastrank.rulesfile import read_rules, rules_of_json
 from fastrank.scoring import ScoreFunction, imported
 from fastrank.vectorfiles import read_columns
 
@@ -23,6 +25,7 @@ __all__ = [
     "functions_of",
     "param_option",
     "params_of",
+    "rules_of",
     "said_of",
     "score_function_option",
 ]
@@ -66,6 +69,17 @@ def params_of(texts: Sequence[str]) -> dict[str, float | bool | str] | None:
             raise click.UsageError(f"--param: {name} is given twice")
         found[name] = _value(value)
     return found or None
+
+
+def rules_of(text: str) -> Rules:
+    """Those of --rules: of JSON, or of a file's name."""
+    try:
+        is_json = text.lstrip().startswith(("{", "[", '"'))
+        return rules_of_json(text) if is_json else read_rules(Path(text))
+    except ValueError as error:
+        raise click.UsageError(f"--rules: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"--rules: {text}: {error.strerror or error}") from None
 
 
 def _value(text: str) -> float | bool | str:

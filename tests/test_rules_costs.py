@@ -60,3 +60,17 @@ def test_an_order_that_cannot_fill_the_places_is_short(share: float, most: int) 
     ruled = catalog._bind_rules(fr.Rules(cap={"group": 1}), None, {}, catalog.features)
     assert ruled is not None
     assert 20 <= walk.ahead(10, ruled.bound.arrivals(10)) <= most
+
+
+def test_rules_of_many_small_groups_beside_others_take_one_pass() -> None:
+    """Pairs of groups are too many to be summed up: items of the small ones are looked at alone."""
+    features = {"seller": np.arange(N) % 800, "brand": np.arange(N) // 7 % 40}
+    catalog = fr.Catalog(range(N), RNG.standard_normal((N, 4)), features=features)
+    rules = fr.Rules(cap={"seller": 2}, window={"brand": (1, 5)})
+    policy = fr.PlackettLuce(sampler="gumbel")
+    scored = []
+    for seed in range(20):
+        n_scored = catalog.rank(QUERY, 10, policy=policy, rules=rules, seed=seed).n_scored
+        assert n_scored is not None
+        scored.append(n_scored)
+    assert float(np.median(scored)) < 1.1 * N

@@ -278,7 +278,10 @@ class BoundRules:
         many = self._many(k)
         kept = self._joints.get(many)
         if kept is None:
-            kept = (self._joint(many),)
+            # Where labels are too many, without the columns of which the fewest items are not
+            # allowed: these are scored by themselves.
+            tried = (self._joint(many[:most]) for most in range(len(many), -1, -1))
+            kept = (next((each for each in tried if each is not None), None),)
             self._joints.put(many, kept)
         return kept[0]
 
@@ -298,13 +301,15 @@ class BoundRules:
         return full > _LIKELY
 
     def _many(self, k: int) -> tuple[int, ...]:
-        """Columns of which what is not allowed in a list of k places may have many items."""
+        """Columns of which what is not allowed in a list of k places may have many items; the one
+        that may have most first."""
         found = []
         for at, rule in enumerate(self.columns):
             groups = k if rule.cap is None or rule.window or rule.decay else -(-k // rule.cap)
-            if rule.groups.largest(groups) > self.n_items // _FEW_BESIDE:
-                found.append(at)
-        return tuple(found)
+            n_items = rule.groups.largest(groups)
+            if n_items > self.n_items // _FEW_BESIDE:
+                found.append((-n_items, at))
+        return tuple(at for _, at in sorted(found))
 
     def _joint(self, many: Sequence[int]) -> Joint | None:
         masks = [mask for mask, _ in self.shares]

@@ -353,7 +353,7 @@ class TestBuild:
         assert chosen.of(bare).version == model.version
         point = chosen.point
         for text in (said, " ".join(result.output.split())):
-            assert f"{GUMBEL}, temperature {model.policy.temperature:g}" in text
+            assert f" plackett_luce, temperature {model.policy.temperature:g}" in text
             assert (
                 f"it keeps {point.overlap:.1%} on average; of 30 users looked at, 10 % keep less"
                 f" than {point.overlap_low:.1%}, half less than {point.overlap_median:.1%}, 10 %"
@@ -374,7 +374,7 @@ class TestBuild:
         model, said = built(files, tmp_path / "m", "--policy", "epsilon_greedy:epsilon=0.25")
         assert model.policy == fr.EpsilonGreedy(0.25)
         assert not model.has_user_temperatures
-        assert "Policy: stochastic_epsilon_greedy, epsilon 0.25, as stated." in said
+        assert "Policy: epsilon_greedy, epsilon 0.25, as stated." in said
 
     def test_what_cannot_be_is_refused(self, files: list[object], tmp_path: Path) -> None:
         build = ["build", *files, "-o", tmp_path / "m"]

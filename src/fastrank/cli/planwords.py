@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastrank.plan import Choice, Kind, Plan, Point, Share, Solution
+from fastrank.policies import short_name
 
 __all__ = [
     "KINDS",
@@ -102,7 +103,7 @@ def choice_text(choice: Choice) -> str:
     """What a model's policy is, and what comes of it, in sentences."""
     point, facts = choice.point, choice.to_dict()
     [temperature] = choice.policy.params.values()
-    text = f"policy {choice.policy.inference_type}, temperature {temperature:g}"
+    text = f"policy {short_name(choice.policy.inference_type)}, temperature {temperature:g}"
     if choice.factors is None:
         text += " for all users"
     else:

@@ -370,6 +370,19 @@ class TestBuild:
         assert overlaps(other, 20).mean() == pytest.approx(0.9, abs=0.02)
         assert other.version != model.version
 
+    def test_one_place_and_marks_are_in_words(self, files: list[object], tmp_path: Path) -> None:
+        vectors = np.eye(4)
+        ids = ["a", "b", "c", "d"]
+        np.savez(tmp_path / "items.npz", ids=ids, vectors=vectors)
+        np.savez(tmp_path / "users.npz", ids=ids[:2], vectors=[[1, 0, 0, 0], [9, 1, 0, 0]])
+        sides = ["--items", tmp_path / "items.npz", "--users", tmp_path / "users.npz"]
+        _, said = built(sides, tmp_path / "m", "-k", 1)
+        assert "Of the deterministic ranking of one place it keeps" in said
+        assert " %!" in said
+        assert said.count("!: one user brings over a quarter of the weight.") == 1
+        _, said = built(files, tmp_path / "many")
+        assert "!" not in said
+
     def test_a_stated_one(self, files: list[object], tmp_path: Path) -> None:
         model, said = built(files, tmp_path / "m", "--policy", "epsilon_greedy:epsilon=0.25")
         assert model.policy == fr.EpsilonGreedy(0.25)

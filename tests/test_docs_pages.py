@@ -68,8 +68,8 @@ def test_the_site_keeps_options_as_they_are_typed(tmp_path: Path) -> None:
     if not (ROOT / "docs").exists():
         pytest.skip("an sdist has the tests, and not the pages")
     (tmp_path / "index.rst").write_text("Page\n====\n\nfastrank build --items a.npz\n")
-    build = [sys.executable, "-m", "sphinx", "-q", "-c", ROOT / "docs", tmp_path, tmp_path / "out"]
-    subprocess.run(build, check=True)
+    build = [sys.executable, "-m", "sphinx", "-q", "-c", str(ROOT / "docs")]
+    subprocess.run([*build, str(tmp_path), str(tmp_path / "out")], check=True)
     assert "fastrank build --items a.npz" in (tmp_path / "out" / "index.html").read_text()
 
 

@@ -32,6 +32,7 @@ extensions = [
 exclude_patterns = ["_ext"]
 default_role = "py:obj"
 nitpicky = True
+smartquotes = False  # --items of a command is to be copied, and is no dash
 
 myst_heading_anchors = 4
 
@@ -47,6 +48,7 @@ html_css_files = ["site.css"]
 html_theme_options = {"show_toc_level": 2}
 html_copy_source = False
 html_show_sourcelink = False
+html_domain_indices = False
 
 
 # ---- Pages that stand elsewhere in the repository ---------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,6 +60,27 @@ def test_the_page_of_the_log_has_its_columns() -> None:
         name for version in (1, SCHEMA_VERSION) for name in schema("int64", version=version).names
     }
     assert said == columns
+
+
+def test_the_site_keeps_options_as_they_are_typed(tmp_path: Path) -> None:
+    pytest.importorskip("pydata_sphinx_theme")
+    pytest.importorskip("sphinx_click")
+    if not (ROOT / "docs").exists():
+        pytest.skip("an sdist has the tests, and not the pages")
+    (tmp_path / "index.rst").write_text("Page\n====\n\nfastrank build --items a.npz\n")
+    build = [sys.executable, "-m", "sphinx", "-q", "-c", str(ROOT / "docs")]
+    subprocess.run([*build, str(tmp_path), str(tmp_path / "out")], check=True)
+    assert "fastrank build --items a.npz" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_extras_are_on_the_page_of_installing() -> None:
+    page = ROOT / "docs" / "how-to" / "installing.md"
+    if not page.exists():
+        pytest.skip("an sdist has the tests, and not the pages")
+    table = page.read_text(encoding="utf-8").partition("| extra | for |")[2].partition("\n\n")[0]
+    said = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:90])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["optional-dependencies"].keys() <= said
 
 
 def test_the_readme_is_short() -> None:

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pages import blocks, repository_pages
 import fastrank
 from fastrank import demo
 from fastrank.eventlog import LogWriter
+from fastrank.policies import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = repository_pages(ROOT)
@@ -192,6 +194,10 @@ def test_a_page_says_every_inference_type() -> None:
     page = (ROOT / "docs" / "reference" / "policies.md").read_text(encoding="utf-8")
     table = page.partition("| policy | inference type |")[2].partition("\n\n")[0]
     assert [name for name in fastrank.INFERENCE_TYPES if f"`{name}`" not in table] == []
+    table = page.partition("| short name | inference type |")[2].partition("\n\n")[0]
+    rows = [re.findall("`([a-z_]+)`", row) for row in table.splitlines()]
+    said = {row[0]: row[-1] for row in rows if row}  # "the same" where it is one name
+    assert said == {row.short: name for name, row in NAMES.items()}
 
 
 def run_page(text: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -249,7 +249,7 @@ REFUSED: list[tuple[Any, str]] = [
     (5, "expected 3 values, one for each item, got 5"),
     ("abc", "expected 3 values, one for each item, got 'abc'"),
     (iter([1, 2, 3]), "can be read only once"),
-    ({1, 2, 3}, "in order, which a set has not"),
+    ({1, 2, 3}, "in order, which a set does not have"),
     ({"a": 1}, "not a mapping"),
     (pd.DataFrame({"x": [1, 2, 3]}), "not a table"),
     (np.zeros((3, 2)), "expected one value an item, got shape (3, 2)"),

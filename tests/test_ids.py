@@ -254,7 +254,10 @@ def test_the_page_says_what_every_entrance_takes(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({1, 2}, r"in order, which a set has not: got \{1, 2\}; hand in a list, in the order"),
+        (
+            {1, 2},
+            r"in order, which a set does not have: got \{1, 2\}; hand in a list, in the order",
+        ),
         ("ab", "got 'ab', a single str; hand in a list of one"),
         (5, "got 5, a single int; hand in a list of one"),
         ([1.0, 2.0], "row 0: expected int64 or str ids, got 1.0, a float; hand in an integer, or"),

@@ -519,8 +519,7 @@ def test_arms_policies_are_what_their_rows_say(
     found = ope.evaluate_arms(LogReader(served / "logs"), asked, shares=USERS, logging=[model])
     assert (found.experiment, found.status, found.weighed_by) == ("warm", "ok", "mixture")
     assert [each.policy for each in found.arms] == [
-        f"stochastic_gumbel_softmax_trick, temperature {t}, model {model.version[:12]}"
-        for t in ("2", "2.5")
+        f"plackett_luce, temperature {t}, model {model.version[:12]}" for t in ("2", "2.5")
     ]
     truth = {
         arm: simulate.true_value(world, model, policy, K).value for arm, policy in POLICIES.items()

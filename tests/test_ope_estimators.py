@@ -706,6 +706,20 @@ def test_one_place_whose_mean_weight_strays_is_enough() -> None:
     assert found.reasons == ("mean_weight",)
 
 
+def test_propensities_are_not_blamed_for_a_mean_that_lacks_the_heaviest_weights() -> None:
+    """A deterministic policy, of which few logged rankings are: each weighs much."""
+    n = 5000
+    log_weights = np.full(n, -np.inf)
+    log_weights[:11] = 5.0
+    logged = np.full((n, 1), -6.0)
+    found = iid("ips", ope.Batch.of(logged, logged + log_weights[:, None], np.ones((n, 1))))
+    assert found.diagnostics is not None
+    assert found.diagnostics.mean_weight < 0.5
+    assert {"mean_weight", "heaviest_share"} <= {*found.reasons}
+    said = explain("mean_weight", found, 0.0, ope.Thresholds())
+    assert "too few rows are like the policy's, or" in said
+
+
 def test_propensities_are_not_blamed_for_what_chance_explains() -> None:
     """Both means are .06 off: of 500 rows by 1.4 standard errors, of 50,000 by 14."""
     limits = ope.Thresholds()

@@ -1043,6 +1043,12 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
             {"policies": iter(())},
             "policies: expected a sequence of .*, which can be read only once",
         ),
+        ({"policies": {"a": fr.Uniform()}}, r"hand in a list of ByModel\(label, policy, model\)"),
+        (
+            {"policies": [fr.Uniform()]},
+            r"policies: row 0: expected a ByModel.* hand in ByModel\(label, Uniform\(\), model\)",
+        ),
+        ({"policies": ["uniform"]}, "policies: row 0: expected a ByModel, .* got 'uniform'; hand"),
         ({"logging": fr.Catalog([1], [[1.0]])}, "logging: expected a sequence of models or"),
         ({"estimators": "snips"}, "estimators: expected a sequence of names, got 'snips'"),
     ],
@@ -1053,6 +1059,25 @@ def test_bad_arguments_are_named(
     policies = options.pop("policies", by_model(model, a=fr.Uniform()))
     with pytest.raises(ValueError, match=message):
         ope.evaluate(short, policies, **options)
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("log/", r"log: expected a LogReader, got 'log/'; hand in LogReader\('log/'\)"),
+        (Path("log"), r"log: expected a LogReader, got .*'log'.*; hand in LogReader\("),
+        ({"item": [1]}, "log: expected a LogReader, got .* a dict; tables .* for evaluate_table"),
+    ],
+)
+def test_what_is_no_log_is_refused(log: Any, message: str, model: fr.Model) -> None:
+    asked = by_model(model, a=fr.Uniform())
+    for refuses in (
+        lambda: ope.evaluate(log, asked),
+        lambda: ope.evaluate_arms(log, asked, shares={"a": 1.0}),
+        lambda: ope.audit(log, [model]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refuses()
 
 
 def test_labels_are_unique(short: LogReader, model: fr.Model) -> None:

@@ -353,7 +353,7 @@ class TestBuild:
         assert chosen.of(bare).version == model.version
         point = chosen.point
         for text in (said, " ".join(result.output.split())):
-            assert f"{GUMBEL}, temperature {model.policy.temperature:g}" in text
+            assert f" plackett_luce, temperature {model.policy.temperature:g}" in text
             assert (
                 f"it keeps {point.overlap:.1%} on average; of 30 users looked at, 10 % keep less"
                 f" than {point.overlap_low:.1%}, half less than {point.overlap_median:.1%}, 10 %"
@@ -370,11 +370,24 @@ class TestBuild:
         assert overlaps(other, 20).mean() == pytest.approx(0.9, abs=0.02)
         assert other.version != model.version
 
+    def test_one_place_and_marks_are_in_words(self, files: list[object], tmp_path: Path) -> None:
+        vectors = np.eye(4)
+        ids = ["a", "b", "c", "d"]
+        np.savez(tmp_path / "items.npz", ids=ids, vectors=vectors)
+        np.savez(tmp_path / "users.npz", ids=ids[:2], vectors=[[1, 0, 0, 0], [9, 1, 0, 0]])
+        sides = ["--items", tmp_path / "items.npz", "--users", tmp_path / "users.npz"]
+        _, said = built(sides, tmp_path / "m", "-k", 1)
+        assert "Of the deterministic ranking of one place it keeps" in said
+        assert " %!" in said
+        assert said.count("!: one user brings over a quarter of the weight.") == 1
+        _, said = built(files, tmp_path / "many")
+        assert "!" not in said
+
     def test_a_stated_one(self, files: list[object], tmp_path: Path) -> None:
         model, said = built(files, tmp_path / "m", "--policy", "epsilon_greedy:epsilon=0.25")
         assert model.policy == fr.EpsilonGreedy(0.25)
         assert not model.has_user_temperatures
-        assert "Policy: stochastic_epsilon_greedy, epsilon 0.25, as stated." in said
+        assert "Policy: epsilon_greedy, epsilon 0.25, as stated." in said
 
     def test_what_cannot_be_is_refused(self, files: list[object], tmp_path: Path) -> None:
         build = ["build", *files, "-o", tmp_path / "m"]

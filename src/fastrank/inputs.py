@@ -121,8 +121,8 @@ def as_column(
     elif isinstance(values, Set):
         if ordered:
             raise ValueError(
-                f"{name}: expected {expected} in order, which a {kind.__name__} has not: got"
-                f" {shown(values)}; hand in a list, in the order that is meant"
+                f"{name}: expected {expected} in order, which a {kind.__name__} does not have:"
+                f" got {shown(values)}; hand in a list, in the order that is meant"
             )
         return list(values)
     raise ValueError(f"{name}: expected {expected}, got {shown(values)}; hand in a list")

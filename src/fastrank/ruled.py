@@ -353,7 +353,7 @@ class BoundRules:
 
 
 def check_columns(rules: Rules, features: Features | None) -> None:
-    """Refuses caps, windows and decays of columns that there are not."""
+    """Refuses caps, windows and decays of columns that do not exist."""
     for kind in ("cap", "window", "decay"):
         for name in getattr(rules, kind):
             if features is None or features.kind(name) is None:

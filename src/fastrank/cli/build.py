@@ -31,7 +31,7 @@ from fastrank.files import file_format
 from fastrank.model import Model
 from fastrank.packing import CODED_FROM, STORAGES
 from fastrank.plan import Choice, choose, seconds_for
-from fastrank.policies import TABLED, FlatTail, PlackettLuce, Policy
+from fastrank.policies import TABLED, FlatTail, PlackettLuce, Policy, short_name
 from fastrank.policies.spec import Stated, parse_stated
 from fastrank.retrieval import Trade, build_ivf, measure, propose
 from fastrank.store import MANIFEST
@@ -525,14 +525,14 @@ def _print_policy(model: Model, choice: Choice | None, output: Path) -> None:
             )
     elif model.policy is not None:
         params = ", ".join(f"{name} {value:g}" for name, value in model.policy.params.items())
-        name = model.policy.inference_type
+        name = short_name(model.policy.inference_type)
         console.print(f"[bold]Policy[/]: {name}{', ' if params else ''}{params}, as stated.")
     if model.table_temperature is None or model.policy is None:
         return
     if model.policy.sampler not in TABLED:
         click.echo(
             "fastrank build: requests that name no policy are not made from the tables: they are by"
-            " stochastic_plackett_luce_auto",
+            " plackett_luce_auto",
             err=True,
         )
 
@@ -655,7 +655,7 @@ def _print_trades(model: Model, temperature: float, k: int, trades: list[Trade])
     trade, warnings = propose(trades)
     policy = FlatTail(temperature, trade.m, trade.factor)
     params = ",".join(f"{name}={value:g}" for name, value in policy.params.items())
-    console.print(f"Proposed: {policy.inference_type}:{params}", soft_wrap=True)
+    console.print(f"Proposed: {short_name(policy.inference_type)}:{params}", soft_wrap=True)
     for warning in warnings:
         click.echo(f"fastrank build: index: {warning}", err=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fastrank.plan import Choice, Kind, Plan, Point, Share, Solution
+from fastrank.plan.points import MARKS
+from fastrank.policies import short_name
 
 __all__ = [
     "KINDS",
@@ -102,7 +104,7 @@ def choice_text(choice: Choice) -> str:
     """What a model's policy is, and what comes of it, in sentences."""
     point, facts = choice.point, choice.to_dict()
     [temperature] = choice.policy.params.values()
-    text = f"policy {choice.policy.inference_type}, temperature {temperature:g}"
+    text = f"policy {short_name(choice.policy.inference_type)}, temperature {temperature:g}"
     if choice.factors is None:
         text += " for all users"
     else:
@@ -110,7 +112,7 @@ def choice_text(choice: Choice) -> str:
             f", times a factor for each of {facts['users']:,} users (temperatures of"
             f" {facts['lowest']:.3g} to {facts['highest']:.3g})"
         )
-    places = "place" if choice.k == 1 else f"{choice.k} places"
+    places = "one place" if choice.k == 1 else f"{choice.k} places"
     if choice.is_filtered:
         places += (
             f" among {choice.n_eligible:,} of {choice.n_items:,} items, those that the filters"
@@ -121,14 +123,16 @@ def choice_text(choice: Choice) -> str:
         f" {choice.users:,} users looked at, 10 % keep less than {point.overlap_low:.1%}, half less"
         f" than {point.overlap_median:.1%}, 10 % more than {point.overlap_high:.1%}."
     )
-    shares = []
+    shares, figures = [], ""
     for label in dict.fromkeys(share.target for share in point.shares):
         first, whole = point.share(label, 1), point.share(label, choice.k)
         words = f"{share_text(first)} at the first place"
+        figures += share_text(first) + (share_text(whole) if choice.k > 1 else "")
         if choice.k > 1:
             words += f" and {share_text(whole)} for the whole ranking"
         shares.append(f'"{label}": {words}')
-    return f"{text} ESS share of its log, to evaluate {'; '.join(shares)}."
+    marks = "".join(f" {words}" for mark, words in MARKS.items() if mark in figures)
+    return f"{text} ESS share of its log, to evaluate {'; '.join(shares)}.{marks}"
 
 
 def not_reached_text(choice: Choice) -> str:

@@ -33,6 +33,7 @@ from fastrank.policies import (
     Policy,
     completed,
     sampler_name,
+    short_name,
     words_of_names,
 )
 from fastrank.policies.spec import Stated, parse_stated
@@ -352,7 +353,8 @@ def _print(ranking: Ranking, titles: list[str] | None, note: str, latency_us: fl
     params = ", ".join(f"{name} {value:.6g}" for name, value in ranking.policy.params.items())
     console.print(table)
     footer = {
-        "policy": ranking.policy.inference_type + (f", {params}{note}" if params else ""),
+        "policy": short_name(ranking.policy.inference_type)
+        + (f", {params}{note}" if params else ""),
         "log-propensity": whole,
         "seed": str(ranking.seed),
         "eligible items": f"{ranking.n_eligible:,}"

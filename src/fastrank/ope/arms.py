@@ -17,7 +17,7 @@ from fastrank.ope.arrays import RewardModel
 from fastrank.ope.contrast import contrast
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
-from fastrank.ope.experimentlog import ExperimentLog
+from fastrank.ope.experimentlog import ExperimentLog, check_log
 from fastrank.ope.progress import Progress
 from fastrank.ope.propensities import EvaluationPolicy, Judged
 from fastrank.ope.question import LOGGING, Question, question
@@ -112,6 +112,7 @@ def evaluate_arms(
     >>> found.status, found.sample_ratio.p_value, found.weighed_by
     ('ok', 1.0, 'mixture')
     """
+    check_log(log)
     if not isinstance(log, ExperimentLog):
         log = ExperimentLog(log, experiment, shares=shares)
     elif experiment not in (None, log.name) or shares is not None:

@@ -14,7 +14,7 @@ from fastrank.eventlog import LogBatch
 from fastrank.frames import plain
 from fastrank.inputs import as_column
 from fastrank.model import Model
-from fastrank.ope.experimentlog import Log
+from fastrank.ope.experimentlog import Log, check_log
 from fastrank.ope.queries import Query, Writers, catalog_of, logging_policy
 from fastrank.ope.seeds import SharedSeeds
 from fastrank.policies import MAX_TEMPERATURE, FlatTail, Policy, law_of
@@ -127,6 +127,11 @@ def audit(
     -------
     Audit
 
+    Raises
+    ------
+    ValueError
+        Naming the argument that is none of these.
+
     Notes
     -----
     On the sample: the model is the one that the row names; conditional log-propensities are right
@@ -142,6 +147,7 @@ def audit(
     sample. Rows of `rank_scores` name no catalog that could give their scores again: they are
     counted as not judged, and a log of which most rows cannot be judged fails.
     """
+    check_log(log)
     models = list(as_column("models", models, "a sequence of models or catalogs"))
     share = min(1.0, sample / max(log.survey()[0], 1))
     first_place, seeds, sampled = _FirstPlace(), SharedSeeds(), _Sample(Writers(models))

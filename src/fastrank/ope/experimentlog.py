@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Hashes, IntArray, Mask
 from fastrank.eventlog import LogBatch, LogReader, ReadReport, Stratum
+from fastrank.inputs import shown
 from fastrank.ope.queries import ranked_candidates
 from fastrank.ope.ratio import SampleRatio, sample_ratio
 from fastrank.ope.shares import Shares, SharesGiven
 
-__all__ = ["MOST_CELLS", "MOST_STRATA", "Cell", "ExperimentLog", "Log", "Period"]
+__all__ = ["MOST_CELLS", "MOST_STRATA", "Cell", "ExperimentLog", "Log", "Period", "check_log"]
 
 MOST_CELLS = 1000  # arms in periods, of each of which users are kept, and sums
 MOST_STRATA = 1000  # of an arm in a period: models that were exchanged
@@ -42,6 +44,19 @@ class Log(Protocol):
     def survey(self) -> tuple[int, int]:
         """Rows, and places of the longest ranking; both at most."""
         ...
+
+
+def check_log(log: object) -> None:
+    """That it is read as a log; a ValueError says what to hand in."""
+    if all(hasattr(log, name) for name in ("survey", "strata", "report")):
+        return
+    got = shown(log)
+    if isinstance(log, str | Path):
+        raise ValueError(f"log: expected a LogReader, got {got}; hand in LogReader({got})")
+    raise ValueError(
+        f"log: expected a LogReader, got {got}, a {type(log).__name__}; tables of another making"
+        " are for evaluate_table, or from_table"
+    )
 
 
 class Cell:

@@ -25,7 +25,7 @@ from fastrank.ope.queries import (
     displayed_items,
     ranked_candidates,
 )
-from fastrank.policies import PlackettLuce, Policy
+from fastrank.policies import PlackettLuce, Policy, short_name
 from fastrank.ruled import check_columns
 from fastrank.rules import Rules
 from fastrank.scorer import Scorer
@@ -177,7 +177,7 @@ def describe(policy: EvaluationPolicy) -> str:
         params.append("without rules" if is_none else f"rules {policy.rules.id[:12]}")
     kind = "model" if isinstance(policy.model, Model) else "catalog"
     named = f"{kind} {policy.model.version[:12]}"
-    return ", ".join([policy.policy.inference_type, *params, named])
+    return ", ".join([short_name(policy.policy.inference_type), *params, named])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

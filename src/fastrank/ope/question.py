@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 
-from fastrank.inputs import as_column
+from fastrank.inputs import as_column, shown
 from fastrank.model import Model, scorer_of
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS
-from fastrank.ope.experimentlog import Log
-from fastrank.ope.propensities import ByModel, EvaluationPolicy
+from fastrank.ope.experimentlog import Log, check_log
+from fastrank.ope.propensities import ByFunction, ByModel, EvaluationPolicy, FromColumn, FromRows
 from fastrank.ope.results import check_level
+from fastrank.policies import Policy
 from fastrank.scorer import Scorer
 
 __all__ = ["DEFAULT_ESTIMATORS", "LOGGING", "Question", "question", "settled"]
@@ -105,7 +106,8 @@ def question(
     reward_range: tuple[float, float] | None,
 ) -> Question:
     """These arguments of `evaluate`, checked; a ValueError names one and its value."""
-    policies = list(as_column("policies", policies, "a sequence of evaluation policies"))
+    check_log(log)
+    policies = _evaluation_policies(policies)
     logging = list(as_column("logging", logging, "a sequence of models or catalogs"))
     labels = [policy.label for policy in policies]
     for j, each in enumerate(logging):
@@ -138,6 +140,23 @@ def question(
         clip=clip,
         reward_range=reward_range,
     )
+
+
+def _evaluation_policies(policies: object) -> list[EvaluationPolicy]:
+    if isinstance(policies, Mapping):
+        raise ValueError(
+            f"policies: expected a sequence of evaluation policies, got {shown(policies)}; hand in"
+            " a list of ByModel(label, policy, model)"
+        )
+    found = list(as_column("policies", policies, "a sequence of evaluation policies"))
+    for j, each in enumerate(found):
+        if not isinstance(each, ByModel | FromColumn | FromRows | ByFunction):
+            policy = shown(each) if isinstance(each, Policy) else "policy"
+            raise ValueError(
+                f"policies: row {j}: expected a ByModel, FromColumn, FromRows or ByFunction, got"
+                f" {shown(each)}; hand in ByModel(label, {policy}, model) for one"
+            )
+    return found
 
 
 def settled(

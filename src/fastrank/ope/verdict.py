@@ -12,6 +12,9 @@ _UNTOLD = (
     " propensities of one side are not true"
 )
 
+# Of heavy weights the mean is mostly too low, for want of the heaviest: true propensities, too.
+_HEAVY = {"max_weight_share", "heaviest_share", "no_overlap"}
+
 
 def verdict(
     label: str,
@@ -142,6 +145,8 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
     if reason == "mean_weight":
         worst = max(found.by_place, key=lambda place: abs(place["mean_weight_z"] or 0.0))
         z = worst["mean_weight_z"] or 0.0
+        if found.mean_weight < 1.0 and _HEAVY & {*estimate.reasons}:
+            words = _UNTOLD
         if abs(found.mean_weight - 1.0) > thresholds.mean_weight or not z:
             if abs(z) <= thresholds.mean_weight_z:
                 words = _UNTOLD

@@ -22,7 +22,7 @@ from fastrank.plan.arguments import (
     user_count,
     users_of,
 )
-from fastrank.plan.points import Advance, Kind, Point, Share, Target
+from fastrank.plan.points import MARKS, Advance, Kind, Point, Share, Target
 from fastrank.plan.sample import Sample
 from fastrank.policies import MAX_TEMPERATURE, MIN_TEMPERATURE, EpsilonGreedy, PlackettLuce
 from fastrank.rules import Rules
@@ -95,10 +95,6 @@ class Plan:
         figures = ("parameter", "overlap", "loss", "perplexity", *whole)
         rows = [(point, [point.share(t, self.k) for t in self.targets]) for point in self.points]
         told = " ".join(each.text for _, shares in rows for each in shares if each is not None)
-        marks = {
-            "~": "~: carried by a few draws, most likely too high.",
-            "!": "!: one user brings over a quarter of the weight.",
-        }
         return as_html(
             f"{len(self.points)} policies, {self._looked_at}",
             ["kind", *figures],
@@ -120,7 +116,7 @@ class Plan:
             notes=[
                 f"Overlap with the deterministic ranking, loss of score beside uniform draws, and"
                 f" which share of a log is left to evaluate a target by all {self.k} places.",
-                *(words for mark, words in marks.items() if mark in told),
+                *(words for mark, words in MARKS.items() if mark in told),
             ],
         )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fastrank.frames import said_in_a_line
 from fastrank.policies import Policy
 
-__all__ = ["Advance", "Kind", "Point", "Share", "Target"]
+__all__ = ["MARKS", "Advance", "Kind", "Point", "Share", "Target"]
 
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
 
@@ -67,6 +67,13 @@ class Share:
         if self.share >= 0.995:
             text = "100 %"
         return ("" if self.trusted else "~") + text + ("!" if self.heaviest_user > 0.25 else "")
+
+
+MARKS: Mapping[str, str] = {
+    "~": "~: carried by a few draws, most likely too high.",
+    "!": "!: one user brings over a quarter of the weight.",
+}
+"""What the marks of `Share.text` mean."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

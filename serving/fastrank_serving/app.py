@@ -30,6 +30,7 @@ from fastrank.extras import missing_extra
 from fastrank.wire import LINES, lines_of
 from fastrank_serving import explorer, metrics
 from fastrank_serving.access import ENDPOINT, LINE, Line
+from fastrank_serving.control import Taken
 from fastrank_serving.messages import (
     LATE,
     MAX_TEXT,
@@ -73,14 +74,17 @@ _ID_BYTES, _NUMBER_BYTES, _LINE_BYTES = 64, 32, 100
 
 
 def create_app(
-    settings: Settings, load_first: bool = False, counted: metrics.Metrics | None = None
+    settings: Settings,
+    load_first: bool = False,
+    counted: metrics.Metrics | None = None,
+    taken: Taken | None = None,
 ) -> App:
     """The app for these settings; the model is loaded when the server starts.
 
     load_first: no connection is accepted before it is there. Otherwise /ping says that it is not
     ready yet.
     """
-    service = Service(settings, counted or metrics.Metrics())
+    service = Service(settings, counted or metrics.Metrics(), taken=taken)
     service.on_loaded = partial(rehearse_apart, settings)
     return App(service, load_first)
 

@@ -32,8 +32,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from fastrank import places
 from fastrank.store import read
-from fastrank_serving.board import Board
-from fastrank_serving.metrics import kept_of, note_of
+from fastrank_serving.board import Board, Note
+from fastrank_serving.metrics import kept_of, name_process, note_of
 from fastrank_serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Beside:
     def __init__(self, settings: Settings, board: Board, seat: int) -> None:
         self._settings = settings
         self._context = multiprocessing.get_context("spawn")
-        self._arguments = settings, board, seat
+        self._board, self._seat = board, seat
         self._closing = threading.Event()
         self._end = float("inf")  # monotonic seconds
         self._process: Any = None
@@ -213,7 +213,8 @@ class Beside:
         while True:
             began = time.monotonic()
             hears, told = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=_run, args=(*self._arguments, hears, again))
+            arguments = self._settings, self._board, self._seat, hears, again
+            process = self._context.Process(target=_run, args=arguments)
             # It is ended once it listens, and not before. What starts with the first process of all
             # would lift the block.
             resource_tracker.ensure_running()
@@ -225,11 +226,14 @@ class Beside:
             if self._closing.is_set():
                 self._terminate()
             process.join()
+            if not self._closing.is_set():  # what it counted goes on with the next one
+                self._board.write(self._seat, Note(self._board.read()[self._seat].kept, b""))
             if self._closing.is_set():
                 if process.exitcode == 0 or time.monotonic() >= self._end:
                     return
             else:
-                _LOG.error(
+                _LOG.log(  # with 0 it was told to: by SIGTERM to all of the group, say
+                    logging.ERROR if process.exitcode else logging.INFO,
                     "the process beside, %s, ended with %s: it is started anew",
                     process.pid,
                     process.exitcode,
@@ -256,6 +260,7 @@ def _run(settings: Settings, board: Board, seat: int, hears: Connection, again: 
         stream=sys.stderr,
     )
     registry = CollectorRegistry()
+    name_process(registry, "beside")
     with contextlib.ExitStack() as stack:
         if settings.is_log_uploaded:
             _upload(settings, registry, hears, stack)

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -531,6 +532,15 @@ class _Turns:
 # ---- What SageMaker does not ask for --------------------------------------------------------
 
 
+class _Rest(PathConvertor):
+    """All that follows in a path: Starlette's own drops a line's end there, and knows no other."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("rest", _Rest())
+
+
 def _starlettes(app: App) -> tuple[Starlette, Starlette]:
     """Addresses for everybody, and those for who runs the server."""
     service = app.service
@@ -668,7 +678,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         return made
 
     others = starlette(
-        Route("/1/recommended-items/{user_id:path}", recommended),
+        Route("/1/recommended-items/{user_id:rest}", recommended),
         Route("/livez", live),
         Route("/metrics", measured),
         Route("/version", version),

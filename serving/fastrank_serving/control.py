@@ -85,7 +85,9 @@ class ControlFile:
     Raises
     ------
     ModuleNotFoundError
-        If fsspec, or what it opens such URLs by, is not installed.
+        If fsspec is not installed.
+    ImportError, ValueError
+        If it cannot open such URLs.
     """
 
     def __init__(self, address: str, seconds: float, taken: Taken | None = None) -> None:
@@ -99,7 +101,10 @@ class ControlFile:
         if "://" in address:
             import fsspec
 
-            file_system, path = fsspec.core.url_to_fs(address)
+            try:
+                file_system, path = fsspec.core.url_to_fs(address)
+            except ValueError as error:
+                raise ValueError(f"control: {address}: {error}") from None
             self._read = partial(file_system.cat_file, path)
 
     def pause(self) -> float:

@@ -439,7 +439,10 @@ class Service:
         from fastrank.eventlog import LogWriter
 
         if not settings.is_log_uploaded:
-            return LogWriter(settings.log_directory)
+            try:
+                return LogWriter(settings.log_directory)
+            except OSError as error:
+                raise OSError(f"log: {error}") from None
         if settings.log_spool is None:
             raise ValueError(
                 f"log_spool: give a directory for what goes to {settings.log_directory}"

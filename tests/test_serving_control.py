@@ -288,7 +288,7 @@ def test_what_a_url_says_is_followed(model: Path) -> None:
 def test_what_is_not_installed_is_said_at_the_start(model: Path) -> None:
     async def work(app: App) -> None: ...
 
-    with pytest.raises(ValueError, match="^control: nowhere://arms/control.json: "):
+    with pytest.raises(ValueError, match=r"^control: nowhere://arms/control.json: "):
         following(model, work, "nowhere://arms/control.json")
 
 

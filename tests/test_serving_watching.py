@@ -373,6 +373,15 @@ def test_directories_that_cannot_be_had_are_named(
     settings = Settings(watch=tmp_path / "w", watch_copies=tmp_path / "w" / "copies")
     with pytest.raises(ValueError, match=r"--watch-copies: .* is in what is watched"):
         claimed(settings).__enter__()
+    settings = Settings(
+        watch=tmp_path / "w", watch_copies=tmp_path / "c", log_directory=tmp_path / "w"
+    )
+    with pytest.raises(ValueError, match=r"--log: .* is in what is watched"):
+        claimed(settings).__enter__()
+    (tmp_path / "model").mkdir()
+    settings = Settings(tmp_path / "model", watch=tmp_path / "w", watch_copies=tmp_path / "model")
+    with pytest.raises(ValueError, match=r"--watch-copies: .* is in the model"):
+        claimed(settings).__enter__()
     monkeypatch.setattr(
         tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError("no /tmp"))
     )

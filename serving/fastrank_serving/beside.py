@@ -72,8 +72,7 @@ def claimed(settings: Settings) -> Iterator[Settings]:
             folder = held.enter_context(
                 _alone("watch-copies", settings.watch_copies, str(settings.watch))
             )
-            if not places.is_url(settings.watch) and _is_below(folder, Path(settings.watch)):
-                raise ValueError(f"--watch-copies: {folder} is in what is watched")
+            _check_apart(settings, folder)
             settings = replace(settings, watch_copies=folder)
             _heal(settings)
         if settings.is_log_uploaded:
@@ -116,6 +115,19 @@ def _alone(option: str, given: Path | None, place: str) -> Iterator[Path]:
 
 def _has_rows(folder: Path) -> bool:
     return any(path.suffix in (".arrow", ".parquet") for path in folder.iterdir())
+
+
+def _check_apart(settings: Settings, copies: Path) -> None:
+    """A ValueError if what is written, and what others write, would stand in one directory."""
+    if settings.model is not None and _is_below(copies, settings.model):
+        raise ValueError(f"--watch-copies: {copies} is in the model that serves first")
+    watched, log = settings.watch, settings.log_directory
+    if watched is None or places.is_url(watched):
+        return
+    if _is_below(copies, Path(watched)):
+        raise ValueError(f"--watch-copies: {copies} is in what is watched")
+    if log is not None and not places.is_url(log) and _is_below(Path(log), Path(watched)):
+        raise ValueError(f"--log: {log} is in what is watched")
 
 
 def _is_below(folder: Path, other: Path) -> bool:

@@ -412,9 +412,11 @@ class TestSlowReaders:
         async def work() -> int:
             async with serving(model, access_log="json") as app:
                 app.access._descriptor = writing
-                for _ in range(200):
+                for j in range(200):
                     assert (await call(app, "GET", "/livez")).status == 200
                     app.service.tick()
+                    while j == 0 and app.access._batches.full():  # the thread has not begun on it
+                        await asyncio.sleep(0.001)
                 reader.start()
                 return app.access._left_out
 

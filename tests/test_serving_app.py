@@ -513,7 +513,9 @@ def test_recommended_items(model: Path) -> None:
         ):
             reply = await call(app, "GET", path, query=query)
             assert (reply.status, reply.error["code"]) == (400, code)
-        assert (await call(app, "GET", "/1/recommended-items/no one")).status == 404
+        for user in ("no one", "u1\n", "\nu1", "u\n1", "u1/"):  # as it stands there, to the end
+            reply = await call(app, "GET", f"/1/recommended-items/{user}")
+            assert (reply.status, reply.error["value"]) == (404, user)
 
     with_app(model, work)
 
@@ -684,6 +686,18 @@ def test_a_log_of_the_other_kind_of_ids_is_refused_at_the_start(tmp_path: Path) 
     async def work() -> None:
         app = create_app(Settings(model=tmp_path / "m", log_directory=tmp_path / "log"))
         with pytest.raises(ValueError, match="the log has int64 item ids"):
+            await app.service.start()
+        await app.service.close()
+
+    asyncio.run(work())
+
+
+def test_a_log_that_cannot_begin_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    async def work() -> None:
+        app = create_app(Settings(model=model, log_directory=tmp_path / "file" / "log"))
+        with pytest.raises(OSError, match=r"^log: .*file/log"):
             await app.service.start()
         await app.service.close()
 

@@ -626,12 +626,12 @@ def test_slow_clients_are_sent_away(hasty: Process) -> None:
         assert time.monotonic() < end, [*waiting.values()]
         for client, (sent, more, answered) in [*waiting.items()]:
             try:
-                if more:
+                with contextlib.suppress(ConnectionError):  # what it still sent was not wanted
                     client.sendall(more)
-                got = client.recv(65536)
+                got = client.recv(65536)  # what was answered is there all the same
             except TimeoutError:
                 continue
-            except ConnectionError:  # what it still sent was not wanted
+            except ConnectionError:
                 got = b""
             assert got.startswith(answered), sent
             if answered and got:

@@ -429,6 +429,11 @@ def arms(*texts: str) -> dict[str, Any]:
         (arms("a=uniform@0.6", "b=uniform@0.6"), "arm: shares must sum to 1, got 0.6 + 0.6 = 1.2"),
         (arms("a=uniform@0.5", "a=deterministic@0.5"), "arm: a is there twice"),
         (arms("a=uniform"), "arm: expected NAME=POLICY"),
+        (  # as the commas of a variable cut it
+            arms("a=plackett_luce:temperature=0.5", "head=1@1"),
+            "arm: expected NAME=POLICY[:PARAM=VALUE,...]@SHARE, got"
+            " 'a=plackett_luce:temperature=0.5' (in a variable, one that holds a comma stands in",
+        ),
         (arms("a=uniform@half"), "arm: a: expected a share of 0 to 1, got 'half'"),
         (arms("a=uniform@-0.5", "b=uniform@1.5"), "arm: a: expected a share of 0 to 1"),
         (arms("a=b=uniform@1"), "arm: a: expected POLICY"),

@@ -373,6 +373,15 @@ def test_directories_that_cannot_be_had_are_named(
     settings = Settings(watch=tmp_path / "w", watch_copies=tmp_path / "w" / "copies")
     with pytest.raises(ValueError, match=r"--watch-copies: .* is in what is watched"):
         claimed(settings).__enter__()
+    settings = Settings(
+        watch=tmp_path / "w", watch_copies=tmp_path / "c", log_directory=tmp_path / "w"
+    )
+    with pytest.raises(ValueError, match=r"--log: .* is in what is watched"):
+        claimed(settings).__enter__()
+    (tmp_path / "model").mkdir()
+    settings = Settings(tmp_path / "model", watch=tmp_path / "w", watch_copies=tmp_path / "model")
+    with pytest.raises(ValueError, match=r"--watch-copies: .* is in the model"):
+        claimed(settings).__enter__()
     monkeypatch.setattr(
         tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError("no /tmp"))
     )
@@ -430,6 +439,12 @@ class Asking:
         self._thread.join()
 
 
+def processes(server: Process) -> list[tuple[str, str]]:
+    """Names and numbers."""
+    found = re.findall(r'fastrank_process_info{pid="(\d+)",process="(\w+)"} 1', metrics_of(server))
+    return [(name, number) for number, name in found]
+
+
 def metrics_of(server: Process) -> str:
     return server.get("/metrics")[1].decode()
 
@@ -485,11 +500,15 @@ def test_workers_serve_what_arrives_and_upload_what_they_answered(
         server.until_says("the version 'v3' is not served: v3: damaged")
         until_metric(server, 'fastrank_watch_failures_total{what="version"} 1.0')
         beside = re.findall(r"\[(\d+), beside\]", server.said())[-1]
+        assert ("beside", beside) in processes(server)
         os.kill(int(beside), signal.SIGKILL)  # nobody who is asked
         server.until_says("is started anew")
         arrive(made / "c", watched, "v4")
         asking.until(version_of(made / "c"))
         until_metric(server, 'fastrank_watch_version_info{version="v4"} 1.0')
+        (number,) = (number for name, number in processes(server) if name == "beside")
+        assert number != beside
+        assert 'process_resident_memory_bytes{process="beside"}' in metrics_of(server)
         assert 'fastrank_watch_failures_total{what="version"} 0.0' not in metrics_of(server)
         asking.stop()
         assert {*asking.statuses} == {200}

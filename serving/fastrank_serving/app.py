@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -30,6 +31,7 @@ from fastrank.extras import missing_extra
 from fastrank.wire import LINES, lines_of
 from fastrank_serving import explorer, metrics
 from fastrank_serving.access import ENDPOINT, LINE, Line
+from fastrank_serving.control import Taken
 from fastrank_serving.messages import (
     LATE,
     MAX_TEXT,
@@ -73,14 +75,17 @@ _ID_BYTES, _NUMBER_BYTES, _LINE_BYTES = 64, 32, 100
 
 
 def create_app(
-    settings: Settings, load_first: bool = False, counted: metrics.Metrics | None = None
+    settings: Settings,
+    load_first: bool = False,
+    counted: metrics.Metrics | None = None,
+    taken: Taken | None = None,
 ) -> App:
     """The app for these settings; the model is loaded when the server starts.
 
     load_first: no connection is accepted before it is there. Otherwise /ping says that it is not
     ready yet.
     """
-    service = Service(settings, counted or metrics.Metrics())
+    service = Service(settings, counted or metrics.Metrics(), taken=taken)
     service.on_loaded = partial(rehearse_apart, settings)
     return App(service, load_first)
 
@@ -527,6 +532,15 @@ class _Turns:
 # ---- What SageMaker does not ask for --------------------------------------------------------
 
 
+class _Rest(PathConvertor):
+    """All that follows in a path: Starlette's own drops a line's end there, and knows no other."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("rest", _Rest())
+
+
 def _starlettes(app: App) -> tuple[Starlette, Starlette]:
     """Addresses for everybody, and those for who runs the server."""
     service = app.service
@@ -664,7 +678,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         return made
 
     others = starlette(
-        Route("/1/recommended-items/{user_id:path}", recommended),
+        Route("/1/recommended-items/{user_id:rest}", recommended),
         Route("/livez", live),
         Route("/metrics", measured),
         Route("/version", version),

@@ -131,7 +131,10 @@ def parse_arms(texts: Iterable[str], named: str = "arm") -> tuple[Arm, ...]:
         name, equals, rest = text.partition("=")
         policy, at, share = rest.rpartition("@")
         if not equals or not at:
-            raise ValueError(f"{named}: expected {ARM_SYNTAX}, got {shown(text)}")
+            cut = " (in a variable, one that holds a comma stands in double quotes)"
+            raise ValueError(
+                f"{named}: expected {ARM_SYNTAX}, got {shown(text)}{'' if at else cut}"
+            )
         found.append(arm_of(name, policy, share, named))
     return checked(found, named)
 

@@ -32,8 +32,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from fastrank import places
 from fastrank.store import read
-from fastrank_serving.board import Board
-from fastrank_serving.metrics import kept_of, note_of
+from fastrank_serving.board import Board, Note
+from fastrank_serving.metrics import kept_of, name_process, note_of
 from fastrank_serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def claimed(settings: Settings) -> Iterator[Settings]:
             folder = held.enter_context(
                 _alone("watch-copies", settings.watch_copies, str(settings.watch))
             )
-            if not places.is_url(settings.watch) and _is_below(folder, Path(settings.watch)):
-                raise ValueError(f"--watch-copies: {folder} is in what is watched")
+            _check_apart(settings, folder)
             settings = replace(settings, watch_copies=folder)
             _heal(settings)
         if settings.is_log_uploaded:
@@ -116,6 +115,19 @@ def _alone(option: str, given: Path | None, place: str) -> Iterator[Path]:
 
 def _has_rows(folder: Path) -> bool:
     return any(path.suffix in (".arrow", ".parquet") for path in folder.iterdir())
+
+
+def _check_apart(settings: Settings, copies: Path) -> None:
+    """A ValueError if what is written, and what others write, would stand in one directory."""
+    if settings.model is not None and _is_below(copies, settings.model):
+        raise ValueError(f"--watch-copies: {copies} is in the model that serves first")
+    watched, log = settings.watch, settings.log_directory
+    if watched is None or places.is_url(watched):
+        return
+    if _is_below(copies, Path(watched)):
+        raise ValueError(f"--watch-copies: {copies} is in what is watched")
+    if log is not None and not places.is_url(log) and _is_below(Path(log), Path(watched)):
+        raise ValueError(f"--log: {log} is in what is watched")
 
 
 def _is_below(folder: Path, other: Path) -> bool:
@@ -174,7 +186,7 @@ class Beside:
     def __init__(self, settings: Settings, board: Board, seat: int) -> None:
         self._settings = settings
         self._context = multiprocessing.get_context("spawn")
-        self._arguments = settings, board, seat
+        self._board, self._seat = board, seat
         self._closing = threading.Event()
         self._end = float("inf")  # monotonic seconds
         self._process: Any = None
@@ -213,7 +225,8 @@ class Beside:
         while True:
             began = time.monotonic()
             hears, told = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=_run, args=(*self._arguments, hears, again))
+            arguments = self._settings, self._board, self._seat, hears, again
+            process = self._context.Process(target=_run, args=arguments)
             # It is ended once it listens, and not before. What starts with the first process of all
             # would lift the block.
             resource_tracker.ensure_running()
@@ -225,11 +238,14 @@ class Beside:
             if self._closing.is_set():
                 self._terminate()
             process.join()
+            if not self._closing.is_set():  # what it counted goes on with the next one
+                self._board.write(self._seat, Note(self._board.read()[self._seat].kept, b""))
             if self._closing.is_set():
                 if process.exitcode == 0 or time.monotonic() >= self._end:
                     return
             else:
-                _LOG.error(
+                _LOG.log(  # with 0 it was told to: by SIGTERM to all of the group, say
+                    logging.ERROR if process.exitcode else logging.INFO,
                     "the process beside, %s, ended with %s: it is started anew",
                     process.pid,
                     process.exitcode,
@@ -256,6 +272,7 @@ def _run(settings: Settings, board: Board, seat: int, hears: Connection, again: 
         stream=sys.stderr,
     )
     registry = CollectorRegistry()
+    name_process(registry, "beside")
     with contextlib.ExitStack() as stack:
         if settings.is_log_uploaded:
             _upload(settings, registry, hears, stack)

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import json
 import random
+import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,13 +22,47 @@ from typing import Any
 
 from fastrank.inputs import shown
 from fastrank_serving.arms import Arm, Regime, arm_of, as_name, as_revision, as_share, checked
+from fastrank_serving.board import Board, Note
 
-__all__ = ["MAX_BYTES", "ControlFile", "error_words", "regime_of"]
+__all__ = ["MAX_BYTES", "ControlFile", "Taken", "error_words", "regime_of"]
 
-MAX_BYTES = 65_536
+MAX_BYTES = 32_768  # a seat of a board has room for it
 _KEYS = ("revision", "experiment", "arms", "deterministic_only")
 _ANSWERS = 5.0  # seconds for a file, or a store, to be read
 _JITTER = 0.2  # of an interval, either way: replicas do not ask all at once
+
+
+class Taken:
+    """What the workers of a server have put into force, for those that replace them.
+
+    Parameters
+    ----------
+    board : Board
+        Of this alone, which outlives workers.
+    seat : int
+        Of this worker.
+    """
+
+    def __init__(self, board: Board, seat: int) -> None:
+        self._board = board
+        self._seat = seat
+
+    def put(self, content: bytes) -> None:
+        """This worker follows it now."""
+        self._board.write(self._seat, Note(content, _WHEN.pack(time.monotonic_ns())))
+
+    def latest(self) -> bytes | None:
+        """What one of them put into force last; None if none did."""
+        notes = [note for note in self._board.read() if note.live]
+        return max(notes, key=_when).kept if notes else None
+
+
+_WHEN = struct.Struct("=Q")
+
+
+def _when(note: Note) -> int:
+    (nanoseconds,) = _WHEN.unpack(note.live)
+    return int(nanoseconds)
 
 
 class ControlFile:
@@ -38,6 +74,8 @@ class ControlFile:
         A path, or a URL that fsspec opens (s3://bucket/key).
     seconds : float
         From one look to the next.
+    taken : Taken, optional
+        Of several workers.
 
     Attributes
     ----------
@@ -47,12 +85,15 @@ class ControlFile:
     Raises
     ------
     ModuleNotFoundError
-        If fsspec, or what it opens such URLs by, is not installed.
+        If fsspec is not installed.
+    ImportError, ValueError
+        If it cannot open such URLs.
     """
 
-    def __init__(self, address: str, seconds: float) -> None:
+    def __init__(self, address: str, seconds: float, taken: Taken | None = None) -> None:
         self.address = address
         self.in_force: bytes | None = None
+        self._taken = taken
         self._seconds = seconds
         self._said: str | None = None
         self._reading: asyncio.Future[bytes] | None = None  # that has not ended
@@ -60,7 +101,10 @@ class ControlFile:
         if "://" in address:
             import fsspec
 
-            file_system, path = fsspec.core.url_to_fs(address)
+            try:
+                file_system, path = fsspec.core.url_to_fs(address)
+            except ValueError as error:
+                raise ValueError(f"control: {address}: {error}") from None
             self._read = partial(file_system.cat_file, path)
 
     def pause(self) -> float:
@@ -79,6 +123,18 @@ class ControlFile:
             raise TimeoutError(f"no answer within {_ANSWERS:g} s")
         self._reading = None
         return reading.result()
+
+    def follow(self, content: bytes) -> None:
+        """It is in force now."""
+        self.in_force = content
+        if self._taken is not None:
+            self._taken.put(content)
+
+    def of_others(self) -> bytes | None:
+        """For a worker that has followed nothing yet: what others, or those before it, did."""
+        if self.in_force is not None or self._taken is None:
+            return None
+        return self._taken.latest()
 
     def is_news(self, said: str | None) -> bool:
         """Whether there is something new to log about it."""

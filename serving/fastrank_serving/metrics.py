@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastrank import Catalog
     from fastrank.eventlog import LogWriter
 
-__all__ = ["CONTENT_TYPE", "Metrics", "kept_of", "note_of"]
+__all__ = ["CONTENT_TYPE", "Metrics", "kept_of", "name_process", "note_of"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -166,13 +166,7 @@ class Metrics:
             "So many requests may be served or wait: the next one gets a 429.",
             registry=registry,
         )
-        self._process = Gauge(
-            _PROCESSES,
-            "1 for each process that serves: what process_... calls it, and its number.",
-            ["process", "pid"],
-            registry=registry,
-        )
-        self._process.labels(str(seat), str(os.getpid())).set(1)
+        name_process(registry, str(seat))
         self._model = Gauge(
             "fastrank_model_info",
             "1 for the model that serves.",
@@ -392,6 +386,13 @@ class _Seconds:
             below = list(zip(limits, accumulate(counts), strict=True))
             found.add_metric([part], below, self._sums[part])
         yield found
+
+
+def name_process(registry: CollectorRegistry, name: str) -> None:
+    """Have this process among those of which `process_...` is said, as `name`."""
+    words = "1 for each process of this server: what process_... calls it, and its number."
+    gauge = Gauge(_PROCESSES, words, ["process", "pid"], registry=registry)
+    gauge.labels(name, str(os.getpid())).set(1)
 
 
 def kept_of(board: Board, seat: int) -> _Families:

@@ -122,18 +122,21 @@ def _serve(
     sockets: list[socket.socket],
     board: Board | None = None,
     seat: int = 0,
+    taken: Board | None = None,
     leave: Callable[[], None] | None = None,
     beside: Beside | None = None,
 ) -> int:
     """Until a signal ends it; `leave` is called if this process ends here and now."""
     from fastrank_serving.app import create_app
+    from fastrank_serving.control import Taken
     from fastrank_serving.metrics import Metrics
 
     sys.setswitchinterval(_SWITCH)
     # Of several workers, one that is ready must not answer /ping for one that is not. Until a model
     # has arrived there is but one, which says so.
     load_first = settings.workers > 1 and settings.directory is not None
-    app = create_app(settings, load_first, Metrics(board, seat))
+    others = None if taken is None else Taken(taken, seat)
+    app = create_app(settings, load_first, Metrics(board, seat), others)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -537,7 +540,13 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 # ---- Several workers ------------------------------------------------------------------------
 
 
-def _worker(settings: Settings, sockets: list[socket.socket], board: Board, seat: int) -> None:
+def _worker(
+    settings: Settings,
+    sockets: list[socket.socket],
+    board: Board,
+    seat: int,
+    taken: Board | None,
+) -> None:
     end_by_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     # A worker ends with its parent, even if that is killed: Linux's PR_SET_PDEATHSIG.
@@ -550,7 +559,7 @@ def _worker(settings: Settings, sockets: list[socket.socket], board: Board, seat
         format=f"%(asctime)s %(levelname)s %(name)s [{os.getpid()}] %(message)s",
         stream=sys.stderr,
     )
-    sys.exit(_serve(settings, sockets, board, seat))
+    sys.exit(_serve(settings, sockets, board, seat, taken))
 
 
 class _Workers:
@@ -571,6 +580,8 @@ class _Workers:
         self._context = multiprocessing.get_context("spawn")
         self._is_own_board = board is None
         self._board = board or Board(settings.workers)
+        # What they have taken of the control file.
+        self._taken = None if settings.control is None else Board(settings.workers)
         self._beside = beside
         self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seats, and since when
         self._most = _ENDS * settings.workers
@@ -634,6 +645,8 @@ class _Workers:
         self._close_sockets()
         if self._is_own_board:
             self._board.close()
+        if self._taken is not None:
+            self._taken.close()
 
     def _close_sockets(self) -> None:
         for each in self._sockets:
@@ -649,7 +662,7 @@ class _Workers:
     def _start(self, seat: int) -> None:
         if self._stopping.is_set():
             return
-        arguments = (self._settings, self._sockets, self._board, seat)
+        arguments = (self._settings, self._sockets, self._board, seat, self._taken)
         worker = self._context.Process(target=_worker, args=arguments)
         # A reload that is asked for meanwhile would end a process that does not listen yet.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})

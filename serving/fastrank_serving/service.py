@@ -38,7 +38,7 @@ from fastrank.wire import RulesBody, short
 from fastrank_serving.access import AccessLog, Line
 from fastrank_serving.arms import Armed, InForce, Regime
 from fastrank_serving.clients import Clients
-from fastrank_serving.control import ControlFile, error_words, regime_of
+from fastrank_serving.control import ControlFile, Taken, error_words, regime_of
 from fastrank_serving.engine import Engine, Job, Ranked
 from fastrank_serving.messages import (
     Origin,
@@ -375,7 +375,13 @@ class Service:
         SIGTERM came: it answers what was accepted, and then ends.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, loaded: Loaded | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        loaded: Loaded | None = None,
+        taken: Taken | None = None,
+    ) -> None:
         self.settings = settings
         self.clients = Clients(settings)
         self.metrics = metrics
@@ -393,6 +399,7 @@ class Service:
         self.on_loaded: Callable[[Loaded], Awaitable[None]] | None = None
         self._answers = _Answers(settings.keep_answers)
         self._regime = settings.regime  # that is to be in force, whichever model serves
+        self._taken = taken
         self._control: ControlFile | None = None
         self._following: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()  # a model serves
@@ -409,7 +416,9 @@ class Service:
         self.access.begin()
         self.log = self._begin_log()
         if self.settings.control is not None:
-            self._control = ControlFile(self.settings.control, self.settings.control_every)
+            self._control = ControlFile(
+                self.settings.control, self.settings.control_every, self._taken
+            )
             self._regime = replace(self._regime, deterministic_only=True, revision=None)
         if self.settings.directory is None:
             _LOG.info("waiting for a model from %s", self.settings.watch)
@@ -430,7 +439,10 @@ class Service:
         from fastrank.eventlog import LogWriter
 
         if not settings.is_log_uploaded:
-            return LogWriter(settings.log_directory)
+            try:
+                return LogWriter(settings.log_directory)
+            except OSError as error:
+                raise OSError(f"log: {error}") from None
         if settings.log_spool is None:
             raise ValueError(
                 f"log_spool: give a directory for what goes to {settings.log_directory}"
@@ -458,17 +470,17 @@ class Service:
         except Exception as error:  # of a store, anything
             outcome, why = "unreachable", error_words(error)
         async with self._reloading:
-            loaded = first or self.loaded
+            before = loaded = first or self.loaded
             if why is None and content != control.in_force:
                 try:
-                    regime = regime_of(content, self.settings.regime)
-                    k = self.settings.k
-                    changed = await self.engine.run(lambda: loaded.under(regime, k))
+                    loaded = await self._follow_content(control, content, before)
+                    outcome = "taken"
                 except Exception as error:
                     outcome, why = "refused", error_words(error)
-                else:
-                    outcome, self._regime, loaded = "taken", regime, changed
-                    control.in_force = content
+            others = None if why is None else control.of_others()
+            if others is not None:
+                with contextlib.suppress(Exception):  # a model that came since cannot rank by it
+                    loaded = await self._follow_content(control, others, before)
             self.metrics.looked_at_control(outcome)
             is_news = control.is_news(why)
             if is_news and why is not None:
@@ -476,9 +488,24 @@ class Service:
                 _LOG.error("control file %s: %s; in force stays: %s", control.address, why, law)
             elif is_news and outcome == "same":
                 _LOG.info("control file %s: it says again what is in force", control.address)
-            elif outcome == "taken" and first is None:
+            if loaded is not before and first is None:
                 self._serve(loaded)
         return loaded
+
+    async def _follow_content(self, control: ControlFile, content: bytes, loaded: Loaded) -> Loaded:
+        """The model under what a control file says; what keeps it from that is raised."""
+        regime, k = regime_of(content, self.settings.regime), self.settings.k
+        changed = await self.engine.run(lambda: loaded.under(regime, k))
+        before, self._regime = self._regime, regime
+        if before.revision == regime.revision and before != regime:
+            _LOG.warning(
+                "control file %s: revision %s was something else before: state another one with"
+                " each change, or what evaluates its rows takes them for one",
+                control.address,
+                regime.revision,
+            )
+        control.follow(content)
+        return changed
 
     async def _load(self) -> Loaded:
         loaded = await self.engine.run(self._open)

@@ -260,17 +260,24 @@ class BoundRules:
 
     def arrivals(self, k: int) -> int:
         """How many items of an order must come, about, until k places are full, were weights alike
-        in all groups."""
-        share = 0.0  # of items, that may not be allowed at the last place
+        in all groups and columns independent."""
+        accepted = 1.0  # the share of items that are allowed at the last place, at least
         for rule in self.columns:
             groups = 0 if rule.cap is None else max(k - 1, 0) // rule.cap
             if rule.window is not None:
                 most, row = rule.window
                 groups = max(groups, (min(k, row) - 1) // most)
-            share += rule.groups.largest(groups) / self.n_items if groups else 0.0
-            share += 0.5 if rule.decay is not None else 0.0
-        accepted = max(1.0 - share, 1.0 / self.n_items)
+            if groups:
+                accepted *= max(0.0, 1.0 - rule.groups.largest(groups) / self.n_items)
+            if rule.decay is not None:
+                accepted *= 0.5
+        accepted = max(accepted, 1.0 / self.n_items)
         return max(math.ceil(k / accepted), self._waited)
+
+    def returns(self, k: int) -> bool:
+        """Whether what windows do not allow at a place may come again within k places."""
+        windows = [rule.window for rule in self.columns if rule.window is not None]
+        return any(row < k for _, row in windows)
 
     def joint(self, k: int) -> Joint | None:
         """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or

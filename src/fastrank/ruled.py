@@ -94,6 +94,16 @@ class BoundRules:
                 self.excluded = np.flatnonzero(~self.where)
         self.shares = [(self._mask(rules, text), q) for text, q in rules.at_least.items()]
         self._check_shares(list(rules.at_least))
+        # Of the items of each share, by column: how many each of their groups has.
+        self._sizes = [
+            [
+                rule.groups.sizes_among(mask if self.where is None else mask & self.where)
+                if rule.cap is not None or rule.window is not None
+                else None
+                for rule in self.columns
+            ]
+            for mask, _ in self.shares
+        ]
         # Items that must come, in no order, until those have that shares wait for; no more than pay
         # beside a pass.
         waited = sum(q * n_items // max(1, int(mask.sum())) for mask, q in self.shares)
@@ -212,15 +222,33 @@ class BoundRules:
             raise ValueError(f"rules: at_least: shares of {owed} places are more than k, {k}")
         if rules.on_empty == "relax":
             return
-        for text, (most, row) in rules.window.items():
-            room = most * (k // row) + min(most, k % row)
-            q = rules.at_least.get(text, 0)  # of the boolean that the window is for
-            if q > room:
-                raise ValueError(
-                    f"rules: at_least[{shown(text)}]: {q} places, where window leaves {room} of {k}"
-                )
+        self._check_room(k)
         if self.shares and (self.pins or self.pin_sets):
             self._check_free(k)
+
+    def _check_room(self, k: int) -> None:
+        """Refuses shares of more places than a cap or a window leaves for the groups of the set."""
+        texts = self.applied.rules.at_least
+        held = sum(place < k for place in self.pin_sets)
+        pinned = [p for place, p in self.pins.items() if place < k]
+        for (mask, q), text, by_column in zip(self.shares, texts, self._sizes, strict=True):
+            owed = q - held - int(mask[pinned].sum())  # pins overrule the two
+            for rule, sizes in zip(self.columns, by_column, strict=True):
+                if sizes is None:
+                    continue
+                rooms = {}
+                if rule.cap is not None:
+                    rooms["cap"] = int(np.minimum(sizes, rule.cap).sum())
+                if rule.window is not None:
+                    most, row = rule.window
+                    most = int(np.minimum(sizes, most).sum())
+                    rooms["window"] = most * (k // row) + min(most, k % row)
+                for kind, room in rooms.items():
+                    if owed > room:
+                        raise ValueError(
+                            f"rules: at_least[{shown(text)}]: {owed} places, where {kind}"
+                            f"[{shown(rule.name)}] leaves {room} of {k}"
+                        )
 
     def _check_free(self, k: int) -> None:
         """Refuses shares for which the places that pins leave are too few."""

@@ -29,7 +29,6 @@ import fastrank as fr
 from fastrank import _native
 from fastrank.ask import spec_of
 from fastrank.inputs import as_count, as_float32, draw_seed
-from fastrank.walk import ahead
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
@@ -93,10 +92,10 @@ def layers(
 def ruled(workload: Workload, k: int, name: str) -> Mapping[str, Call]:
     """A call under rules, and one for as many items as it walks down: the rest is the walk, with
     the masses of what was not allowed."""
-    policy = calls.own_policy("gumbel", workload.temperature)
+    policy, order = calls.own_policy("gumbel", workload.temperature), 2 * k + 4
     return {
         "whole call": calls.make(name, workload, k),
-        f"order of {ahead(k, k)}": calls.catalog_rank(workload, ahead(k, k), policy),
+        f"order of {order}": calls.catalog_rank(workload, order, policy),
     }
 
 

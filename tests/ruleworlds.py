@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -238,7 +239,7 @@ class _Draw:
             rules["on_empty"] = "stop"
         left = items.sets[rules["where"]] if "where" in rules else np.ones(n, bool)
         relaxes = rules.get("on_empty") == "relax"
-        if not (relaxes or _is_feasible(items, left, k, at_least, window, pin, pin_where)):
+        if not (relaxes or _is_feasible(items, left, k, at_least, rules, pin, pin_where)):
             return None
         said = [
             *([rules["where"]] if "where" in rules else []),
@@ -360,7 +361,7 @@ def _is_feasible(
     left: Mask,
     k: int,
     at_least: dict[str, int],
-    window: dict[str, tuple[int, int]],
+    rules: dict[str, Any],
     pin: dict[int, int],
     pin_where: dict[int, str],
 ) -> bool:
@@ -371,11 +372,19 @@ def _is_feasible(
     for text, share in at_least.items():
         if (items.sets[text] & left).sum() < share:
             return False
-        most, row = window.get(text, (k, k))
-        if share > sum(min(most, k - first) for first in range(0, k, row)):
-            return False
         paid = sum(items.sets[text][item] for place, item in pin.items() if place <= k)
         owed += max(0, share - paid)
+        free = share - paid - sum(place <= k for place in pin_where)
+        most_in_row = [(column, most, k) for column, most in rules.get("cap", {}).items()]
+        most_in_row += [(column, *each) for column, each in rules.get("window", {}).items()]
+        for column, most, row in most_in_row:
+            own = [items.groups(column)[item] for item in np.flatnonzero(items.sets[text] & left)]
+            if not all(own):
+                continue
+            sizes = Counter(group for groups in own for group in groups)
+            room = sum(min(most, size) for size in sizes.values())
+            if free > sum(min(room, k - first) for first in range(0, k, row)):
+                return False
     others = [
         not any((items.sets[text] & items.sets[each]).any() for each in at_least)
         for place, text in pin_where.items()

@@ -270,10 +270,10 @@ def test_rules_are_printed(shop: Path) -> None:
     ("options", "words"),
     [
         (["--rules", "nothing.json"], "--rules: nothing.json: No such file"),
-        (["--rules", "{"], "--rules: rules: not JSON"),
+        (["--rules", "{"], "--rules: not JSON"),
         (["--rules", '{"cap": {"a": 1, "a": 2}}'], "'a' is given more than once"),
         (["--rules", '{"cap": {"seller": NaN}}'], "not JSON: NaN"),
-        (["--rules", '{"kap": {}}'], "--rules: rules: there is no 'kap'"),
+        (["--rules", '{"kap": {}}'], "--rules: there is no 'kap'"),
         (["--rules", '{"cap": {"seller": 0}}'], "cap['seller']: must be at least 1, got 0"),
         (["--rules", '{"cap": {"colour": 1}}'], "rules: cap: there is no column 'colour'"),
         (["--rules", '{"pin": {"1": "nothing"}}'], "pin[1]: 'nothing' is not in the catalog"),

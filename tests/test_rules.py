@@ -341,7 +341,17 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
         (
             {"at_least": {"new": 2}, "window": {"new": (1, 2)}},
             {},
-            r"rules: at_least\['new'\]: 2 places, where window leaves 1 of 2",
+            r"rules: at_least\['new'\]: 2 places, where window\['new'\] leaves 1 of 2",
+        ),
+        (
+            {"at_least": {"brand == 'x'": 2}, "window": {"brand": (1, 2)}},
+            {},
+            r"rules: at_least.*: 2 places, where window\['brand'\] leaves 1 of 2",
+        ),
+        (
+            {"at_least": {"price < 9": 2}, "cap": {"new": 1}, "where": "new"},
+            {},
+            r"rules: at_least.*: 2 places, where cap\['new'\] leaves 1 of 2",
         ),
         *[
             (

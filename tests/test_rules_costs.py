@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,28 @@ def test_an_order_that_cannot_fill_the_places_is_short(share: float, most: int) 
     catalog = fr.Catalog(range(N), RNG.standard_normal((N, 4)), features=features)
     ruled = catalog._bind_rules(fr.Rules(cap={"group": 1}), None, {}, catalog.features)
     assert ruled is not None
-    assert 20 <= walk.ahead(10, ruled.bound.arrivals(10)) <= most
+    assert 20 <= walk.ahead(10, ruled.bound) <= most
+
+
+@pytest.mark.parametrize(
+    ("said", "k", "least", "most"),
+    [
+        ({"window": {"large": (1, 2)}}, 10, 500, 1000),  # each comes again
+        ({"window": {"large": (1, 40)}}, 10, 20, 100),
+        ({"window": {"large": (1, 2)}, "cap": {"half": 2}}, 10, 500, 1000),
+        ({"cap": {"half": 2, "other": 2}}, 10, 70, 100),  # one of four is in neither
+        ({"decay": {"half": 0.5, "other": 0.5}}, 10, 70, 100),
+    ],
+)
+def test_an_order_is_long_where_it_will_be_walked(
+    said: dict[str, Any], k: int, least: int, most: int
+) -> None:
+    at = np.arange(N)
+    features = {"large": at < 0.998 * N, "half": at % 2 == 0, "other": at % 4 < 2}
+    catalog = fr.Catalog(range(N), RNG.standard_normal((N, 4)), features=features)
+    ruled = catalog._bind_rules(fr.Rules(**said), None, {}, catalog.features)
+    assert ruled is not None
+    assert least <= walk.ahead(k, ruled.bound) <= most
 
 
 def test_rules_of_many_small_groups_beside_others_take_one_pass() -> None:

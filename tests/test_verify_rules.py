@@ -325,6 +325,13 @@ class TestCommand:
         said = {json.dumps(check["rules"]) for check in record["checks"]}
         assert len(said) == 3  # one of them null
 
+    def test_json_itself(self, model: Path) -> None:
+        result = self.run(model, "--draws", 1000, "--rules", '{"cap": {"seller": 1}}')
+        assert result.exit_code == 0, result.output
+        result = self.run(model, "--rules", '{"cap": {"shop": 1}}')
+        assert result.exit_code == 2
+        assert '--rules: {"cap": {"shop": 1}}: cap: there is no column \'shop\'' in result.stderr
+
     def test_a_fault_names_the_file(
         self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

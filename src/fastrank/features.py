@@ -373,6 +373,21 @@ class Groups:
         starts = self._sorted()[1]
         return int(starts[group + 1] - starts[group])
 
+    def sizes_among(self, mask: Mask) -> IntArray | None:
+        """How many items of a mask (n,) each group has that has any; None: some item has no
+        group."""
+        if self.codes is not None:
+            own = self.codes[mask]
+            found: IntArray = np.unique(own, return_counts=True)[1].astype(np.int64)
+            return None if (own < 0).any() else found
+        assert self.offsets is not None
+        assert self.members is not None
+        lengths = np.diff(self.offsets)
+        if not lengths[mask].all():
+            return None
+        own = self.members[np.repeat(mask, lengths)]
+        return np.unique(own, return_counts=True)[1].astype(np.int64)
+
     def sums(self, groups: list[int], values: IntArray, positions: Positions) -> IntArray:
         """Of some items, by row, the sums (r, m) of their groups' values; only some groups, which
         ascend, have any (r, g)."""

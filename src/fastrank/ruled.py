@@ -94,6 +94,16 @@ class BoundRules:
                 self.excluded = np.flatnonzero(~self.where)
         self.shares = [(self._mask(rules, text), q) for text, q in rules.at_least.items()]
         self._check_shares(list(rules.at_least))
+        # Of the items of each share, by column: how many each of their groups has.
+        self._sizes = [
+            [
+                rule.groups.sizes_among(mask if self.where is None else mask & self.where)
+                if rule.cap is not None or rule.window is not None
+                else None
+                for rule in self.columns
+            ]
+            for mask, _ in self.shares
+        ]
         # Items that must come, in no order, until those have that shares wait for; no more than pay
         # beside a pass.
         waited = sum(q * n_items // max(1, int(mask.sum())) for mask, q in self.shares)
@@ -212,15 +222,33 @@ class BoundRules:
             raise ValueError(f"rules: at_least: shares of {owed} places are more than k, {k}")
         if rules.on_empty == "relax":
             return
-        for text, (most, row) in rules.window.items():
-            room = most * (k // row) + min(most, k % row)
-            q = rules.at_least.get(text, 0)  # of the boolean that the window is for
-            if q > room:
-                raise ValueError(
-                    f"rules: at_least[{shown(text)}]: {q} places, where window leaves {room} of {k}"
-                )
+        self._check_room(k)
         if self.shares and (self.pins or self.pin_sets):
             self._check_free(k)
+
+    def _check_room(self, k: int) -> None:
+        """Refuses shares of more places than a cap or a window leaves for the groups of the set."""
+        texts = self.applied.rules.at_least
+        held = sum(place < k for place in self.pin_sets)
+        pinned = [p for place, p in self.pins.items() if place < k]
+        for (mask, q), text, by_column in zip(self.shares, texts, self._sizes, strict=True):
+            owed = q - held - int(mask[pinned].sum())  # pins overrule the two
+            for rule, sizes in zip(self.columns, by_column, strict=True):
+                if sizes is None:
+                    continue
+                rooms = {}
+                if rule.cap is not None:
+                    rooms["cap"] = int(np.minimum(sizes, rule.cap).sum())
+                if rule.window is not None:
+                    most, row = rule.window
+                    most = int(np.minimum(sizes, most).sum())
+                    rooms["window"] = most * (k // row) + min(most, k % row)
+                for kind, room in rooms.items():
+                    if owed > room:
+                        raise ValueError(
+                            f"rules: at_least[{shown(text)}]: {owed} places, where {kind}"
+                            f"[{shown(rule.name)}] leaves {room} of {k}"
+                        )
 
     def _check_free(self, k: int) -> None:
         """Refuses shares for which the places that pins leave are too few."""
@@ -260,17 +288,24 @@ class BoundRules:
 
     def arrivals(self, k: int) -> int:
         """How many items of an order must come, about, until k places are full, were weights alike
-        in all groups."""
-        share = 0.0  # of items, that may not be allowed at the last place
+        in all groups and columns independent."""
+        accepted = 1.0  # the share of items that are allowed at the last place, at least
         for rule in self.columns:
             groups = 0 if rule.cap is None else max(k - 1, 0) // rule.cap
             if rule.window is not None:
                 most, row = rule.window
                 groups = max(groups, (min(k, row) - 1) // most)
-            share += rule.groups.largest(groups) / self.n_items if groups else 0.0
-            share += 0.5 if rule.decay is not None else 0.0
-        accepted = max(1.0 - share, 1.0 / self.n_items)
+            if groups:
+                accepted *= max(0.0, 1.0 - rule.groups.largest(groups) / self.n_items)
+            if rule.decay is not None:
+                accepted *= 0.5
+        accepted = max(accepted, 1.0 / self.n_items)
         return max(math.ceil(k / accepted), self._waited)
+
+    def returns(self, k: int) -> bool:
+        """Whether what windows do not allow at a place may come again within k places."""
+        windows = [rule.window for rule in self.columns if rule.window is not None]
+        return any(row < k for _, row in windows)
 
     def joint(self, k: int) -> Joint | None:
         """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or

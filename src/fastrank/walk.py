@@ -34,11 +34,14 @@ _MOST_EMPTY = 8  # regimes that are known to allow nothing
 _STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
 
 
-def ahead(k: int, arrivals: int) -> int:
+def ahead(k: int, bound: BoundRules) -> int:
     """How many items of an order are drawn at first for k places: twice the arrivals that are to be
-    expected until they are full; few, where these are too many: what is left will be drawn anew."""
-    most = max(4 * k, _MOST_AHEAD)
-    return max(2 * k + 4, 2 * arrivals if 2 * arrivals <= most else _LEAST_AGAIN)
+    expected until they are full. Few, where these are too many: what is left will be drawn anew; as
+    many as may be, where all items are allowed again within the list."""
+    most, wanted = max(4 * k, _MOST_AHEAD), 2 * bound.arrivals(k)
+    if wanted > most:
+        wanted = most if bound.returns(k) else _LEAST_AGAIN
+    return max(2 * k + 4, wanted)
 
 
 def draws_order(spec: Spec) -> bool:
@@ -81,7 +84,7 @@ def first_of(
         if spec.kind == _native.GUMBEL:
             joint = bound.joint(ask.k)
     reserved = State(bound, min(ask.k, n_eligible), after).reserved if bound.pins else ()
-    wanted = ahead(ask.k, bound.arrivals(ask.k))
+    wanted = ahead(ask.k, bound)
     ask = ask._replace(k=min(wanted, source._n_items), spec=spec)
     if reserved:
         own = np.array(sorted(reserved), np.int64)
@@ -196,7 +199,7 @@ class _Draw:
         self.error = 0.0  # of the masses of orders
         self.has_labels = False
         self.has_waited = False  # and coins with those masses
-        self.ahead = ahead(call.ask.k, call.bound.arrivals(call.ask.k))
+        self.ahead = ahead(call.ask.k, call.bound)
         self.again = min(max(self.ahead, _LEAST_AGAIN), _MOST_AGAIN)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
         self.scores: dict[int, float] = {}  # of all items that are known
@@ -616,7 +619,7 @@ def judge(
     """Log-propensities of any ranking; `ask` as for `draw`, positions are -1 of unknown items."""
     call = Call(source, ask, bound, after)
     state = State(bound, min(ask.k, call.n_eligible), after)
-    best = Best(call, ahead(len(positions), bound.arrivals(len(positions))))
+    best = Best(call, ahead(len(positions), bound))
     shown: list[int] = []
     pinned: list[int | None] = []
     regimes: list[list[Regime]] = []

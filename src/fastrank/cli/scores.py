@@ -77,7 +77,7 @@ def rules_of(text: str) -> Rules:
         is_json = text.lstrip().startswith(("{", "[", '"'))
         return rules_of_json(text) if is_json else read_rules(Path(text))
     except ValueError as error:
-        raise click.UsageError(f"--rules: {error}") from None
+        raise click.UsageError(f"--rules: {str(error).removeprefix('rules: ')}") from None
     except OSError as error:
         raise click.UsageError(f"--rules: {text}: {error.strerror or error}") from None
 

@@ -12,10 +12,15 @@ import click
 from rich import box
 from rich.table import Table
 
-from fastrank.cli.scores import functions_of, param_option, params_of, score_function_option
+from fastrank.cli.scores import (
+    functions_of,
+    param_option,
+    params_of,
+    rules_of,
+    score_function_option,
+)
 from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
 from fastrank.rules import Rules
-from fastrank.rulesfile import read_rules
 from fastrank.store import MANIFEST
 
 if TYPE_CHECKING:  # scipy takes half a second to import: only when the command runs
@@ -48,12 +53,11 @@ _RULED_COLUMNS = {
 )
 @click.option(
     "--rules",
-    "rules_files",
+    "rules_texts",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Check rankings under these rules, too: a JSON file with the keys of fastrank.Rules."
-    " Repeatable.",
+    metavar="FILE|JSON",
+    help="Check rankings under these rules, too: a JSON file, or JSON itself, with the keys of"
+    " fastrank.Rules. Repeatable.",
 )
 @param_option
 @score_function_option
@@ -63,7 +67,7 @@ def verify(
     context: click.Context,
     model: Path,
     draws: int,
-    rules_files: tuple[Path, ...],
+    rules_texts: tuple[str, ...],
     params: tuple[str, ...],
     score_functions: tuple[str, ...],
     as_json: bool,
@@ -90,7 +94,7 @@ def verify(
 
     if not (model / MANIFEST).exists():
         raise click.UsageError(f"{model}: not a fastrank directory: there is no {MANIFEST}")
-    rules = [_rules_of(path) for path in rules_files]
+    rules = [rules_of(text) for text in rules_texts]
     values = params_of(params)
     if values and not rules:
         raise click.UsageError("--param: goes with --rules, which is not given")
@@ -114,23 +118,14 @@ def verify(
             if not rules:
                 raise
             named = re.sub(
-                r"^rules\[(\d+)\]", lambda m: f"--rules: {rules_files[int(m[1])]}", str(error)
+                r"^rules\[(\d+)\]", lambda m: f"--rules: {rules_texts[int(m[1])]}", str(error)
             )
             raise click.UsageError(named) from None
     if as_json:
         click.echo(json.dumps(_record(verdict), allow_nan=False))
     else:
-        _print(model, verdict, dict(zip(rules, map(str, rules_files), strict=True)))
+        _print(model, verdict, dict(zip(rules, rules_texts, strict=True)))
     context.exit(0 if verdict.passed else 1)
-
-
-def _rules_of(path: Path) -> Rules:
-    try:
-        return read_rules(path)
-    except ValueError as error:
-        raise click.UsageError(f"--rules: {error}") from None
-    except OSError as error:
-        raise click.UsageError(f"--rules: {path}: {error.strerror or error}") from None
 
 
 def _record(verdict: Verdict) -> dict[str, object]:

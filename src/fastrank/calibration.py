@@ -292,9 +292,11 @@ def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
 
     Returns
     -------
-    values, counts : ndarray of float64, shape (min(n, k + 32 + 256),)
-        The k + 32 highest scores, each once; then the mean score of each of 256 cells of equal
-        width and how many items are in it, which may be 0.
+    values : ndarray of float64, shape (min(n, k + 32 + 256),)
+        The k + 32 highest scores; then the mean score of each of 256 cells of equal width.
+    counts : ndarray of float64, of the same shape
+        How many items each value stands for: 1, and then those of the cell, of which there may be
+        none.
 
     Notes
     -----

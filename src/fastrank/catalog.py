@@ -433,6 +433,7 @@ class Catalog(Scorer):
 
     @property
     def has_codes(self) -> bool:
+        """Whether vectors are kept as int8, too."""
         return self.storage == "int8"
 
     # ---- Features and scores ----------------------------------------------------------------

@@ -31,19 +31,37 @@ _EXTERNAL = re.compile(r"^declare .*@\"?([^\"(]+)\"?\(", re.MULTILINE)
 
 
 def exp(x: float) -> float:
-    """e to the x, in float32 within score functions; to 2 ulp. 0 below -87.3."""
+    """e to the x, in float32 within score functions; to 2 ulp. 0 below -87.3.
+
+    Examples
+    --------
+    >>> exp(0.0)
+    1.0
+    """
     return math.exp(x)
 
 
 def log(x: float) -> float:
-    """The natural logarithm, in float32 within score functions; to 2 ulp. -inf of 0, NaN below."""
+    """The natural logarithm, in float32 within score functions; to 2 ulp. -inf of 0, NaN below.
+
+    Examples
+    --------
+    >>> log(1.0), log(0.0)
+    (0.0, -inf)
+    """
     if x > 0.0:
         return math.log(x)
     return -math.inf if x == 0.0 else math.nan
 
 
 def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)).
+
+    Examples
+    --------
+    >>> sigmoid(0.0)
+    0.5
+    """
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0.0 else math.exp(x) / (1.0 + math.exp(x))
 
 

@@ -213,8 +213,10 @@ class Audience:
         return sums[0], sums[1]
 
     def walk(self, draws: Draws, weights: Sequence[_Weights]) -> tuple[IntArray, list[FloatArray]]:
-        """Along the places of rankings: the slot of the best item left, and the log of each sum of
-        weights over the items left; (u, r, k) all of them."""
+        """What is left at each place: the best item's slot, and the logs of sums of weights.
+
+        All are of shape (u, r, k); there is a sum over the items left for each of `weights`.
+        """
         users, n_draws, places = draws.slots.shape
         left = np.ones((users, n_draws, self.kept.shape[1]))
         best = np.empty(draws.slots.shape, np.int64)
@@ -234,8 +236,11 @@ class Audience:
         return best, sums
 
     def kept_and_lost(self, law: Laws, draws: Draws) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Of each ranking (u, r): expected overlap and mean distance from the best score, each
-        place given those before it; and of each user (u,) the entropy of the first place."""
+        """Overlap and loss of score that each ranking lets expect, and the first place's entropy.
+
+        The overlap and the mean distance from the best score are (u, r), each place given those
+        before it; the entropy is (u,).
+        """
         sums = self.weights(law.steepness, draws)
         in_top = sums.kept.copy()
         in_top[:, self.k :] = -np.inf

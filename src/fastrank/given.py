@@ -203,15 +203,17 @@ def log_propensities_of_scores(
 
     Parameters
     ----------
-    item_ids, scores, exclude, allow, features, rules, after, params
+    item_ids, scores
         As in `rank_scores`.
-    k : int, optional
-        Places that were asked for, on which shares and pins of rules depend; by default as many as
-        the ranking has.
     ranked_ids : array_like of ids, shape (m,)
         The ranking, best place first.
     policy : Policy
         All samplers of `PlackettLuce` have the same law, the cached one too.
+    exclude, allow, features, rules, after, params
+        As in `rank_scores`.
+    k : int, optional
+        Places that were asked for, on which shares and pins of rules depend; by default as many as
+        the ranking has.
 
     Returns
     -------

@@ -85,6 +85,19 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
 
     Text is not made an array here: its width, and with it the cost, would be that of the longest.
     With `ordered`, what has no order is refused.
+
+    Parameters
+    ----------
+    name : str
+        The argument they came from, for errors.
+    values : array_like of ids
+    ordered : bool
+        Whether their order counts.
+
+    Examples
+    --------
+    >>> listed("exclude", [3, 1]), listed("exclude", ["b", "ann"])
+    (array([3, 1]), ['b', 'ann'])
     """
     try:
         column = as_column(name, values, "an array of ids", ordered=ordered)
@@ -138,6 +151,11 @@ def as_ids(name: str, values: Ids) -> IdArray:
         than the others that all of them would take 16 times their own bytes (and more than 64 MiB),
         with a NUL at the end, which NumPy drops, or with half a surrogate pair, which no encoding
         has.
+
+    Examples
+    --------
+    >>> as_ids("item_ids", [3, 1]).dtype, as_ids("item_ids", ["b", "ann"]).dtype
+    (dtype('int64'), dtype('<U3'))
     """
     ids = listed(name, values, ordered=True)
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
@@ -170,7 +188,13 @@ def as_ids(name: str, values: Ids) -> IdArray:
 
 
 def text_array(texts: list[str]) -> IdArray:
-    """Any texts as an array that costs what they hold: of fixed width, or else of objects."""
+    """Any texts as an array that costs what they hold: of fixed width, or else of objects.
+
+    Examples
+    --------
+    >>> text_array(["b", "ann"]).tolist()
+    ['b', 'ann']
+    """
     lengths = _lengths(texts)
     compact = is_compact(len(texts), int(lengths.max(initial=1)), int(lengths.sum()))
     if compact and _ending_in_nul(texts) < 0:
@@ -181,7 +205,22 @@ def text_array(texts: list[str]) -> IdArray:
 
 
 def is_compact(count: int, width: int, characters: int) -> bool:
-    """Whether so many texts may be kept at one width, given how long they are in all."""
+    """Whether so many texts may be kept at one width, given how long they are in all.
+
+    Parameters
+    ----------
+    count : int
+        How many texts.
+    width : int
+        Characters of the longest.
+    characters : int
+        Of all together.
+
+    Examples
+    --------
+    >>> is_compact(10, width=5, characters=40)
+    True
+    """
     return 4 * width * count <= max(_ALLOWANCE, PADDING * 4 * characters)
 
 
@@ -253,6 +292,11 @@ def plain_id(item: object) -> int | str | None:
     """An int or str and nothing more; None for what is neither.
 
     By the methods of int and str: an enum's own would give its name.
+
+    Examples
+    --------
+    >>> plain_id(np.int32(7)), plain_id("ann"), plain_id(0.5)
+    (7, 'ann', None)
     """
     if isinstance(item, str):
         return str.__str__(item)
@@ -317,6 +361,12 @@ class IdIndex(Lookup):
         Unique; checked here unless `order` is given.
     order : ndarray of int64, shape (n,), optional
         The permutation that sorts `ids`, if it is known.
+
+    Examples
+    --------
+    >>> index = IdIndex("item_ids", np.array(["b", "a"]))
+    >>> index.find("exclude", ["a", "c"]).tolist(), index.holds("item_id", "b")
+    ([1, -1], True)
     """
 
     def __init__(self, name: str, ids: IdArray, order: Positions | None = None) -> None:
@@ -529,7 +579,13 @@ class ItemIds:
 
 
 def ids_of(name: str, values: Ids | ItemIds) -> tuple[IdArray, IdIndex | None]:
-    """As `as_ids`, and what looks them up where that is there already."""
+    """As `as_ids`, and what looks them up where that is there already.
+
+    Examples
+    --------
+    >>> ids_of("item_ids", [3, 1])
+    (array([3, 1]), None)
+    """
     if isinstance(values, ItemIds):
         return values._index.ids, values._index
     return as_ids(name, values), None
@@ -603,7 +659,13 @@ def id_from_text(word: str | int, like: IdArray) -> int | str | None:
 
 
 def as_written(like: IdArray) -> str:
-    """How ids of the kind of `like` come as text, for errors."""
+    """How ids of the kind of `like` come as text, for errors.
+
+    Examples
+    --------
+    >>> as_written(np.array([1, 2])) != as_written(np.array(["a"]))
+    True
+    """
     if like.dtype.kind == "U":
         return "text, without NUL at its end"
     return "integers of 64 bits, written as in 0, 42 or -7"

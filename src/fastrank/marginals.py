@@ -242,6 +242,14 @@ def prefix_tree(
         each parent's items left best first.
     law : ndarray of float64, shape (r / width, width)
         P(the l-th item | the items before it), a row a parent of width = n - l + 1 children.
+
+    Examples
+    --------
+    >>> from fastrank import Uniform
+    >>> for prefixes, law in prefix_tree(np.array([1.0, 0.0]), 2, Uniform()):
+    ...     print(prefixes.tolist(), law.tolist())
+    [[0], [1]] [[0.5, 0.5]]
+    [[0, 1], [1, 0]] [[1.0], [1.0]]
     """
     n = len(scores)
     prefixes = np.zeros((1, 0), np.int64)
@@ -271,6 +279,12 @@ def next_law(scores: FloatArray, policy: Policy, place: int = 0) -> FloatArray:
     -------
     ndarray of float64, shape (r, m)
         Each row sums to 1.
+
+    Examples
+    --------
+    >>> from fastrank import EpsilonGreedy
+    >>> next_law(np.array([[3.0, 2.0]]), EpsilonGreedy(0.5)).tolist()
+    [[0.75, 0.25]]
     """
     law = law_of(policy)
     explore = law.explore_at(place)

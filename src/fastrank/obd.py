@@ -194,6 +194,12 @@ def affinity(campaign: Campaign) -> tuple[FloatArray, IntArray]:
     mean : ndarray of float64, shape (u, n)
     impressions : ndarray of int64, shape (u,)
         How many impressions each mean is over; never 0, never rising.
+
+    Examples
+    --------
+    >>> mean, impressions = affinity("all")
+    >>> mean.shape, int(impressions.sum())
+    ((280, 80), 20000)
     """
     _check("campaign", campaign, Campaign)
     data = _arrays()

@@ -330,6 +330,13 @@ class Ranking:
         ------
         ModuleNotFoundError
             Without pyarrow, saying what to install.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [0.5]])
+        >>> catalog.rank([1.0], 2, policy=fr.Deterministic()).to_arrow()["item_id"].to_pylist()
+        ['a', 'b']
         """
         from fastrank.frames import as_arrow
 
@@ -482,6 +489,15 @@ class RankingBatch(Sequence[Ranking]):
     seen_ids : tuple of (str or None), length b, or None
     model_version : str or None
     user_temperatures : tuple of (float or None), length b, or None
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog(["a", "b"], [[1.0], [0.5]])
+    >>> policy = fr.Deterministic()
+    >>> batch = catalog.rank_batch([[1.0], [-1.0]], 2, policy=policy, exclude=[None, ["a"]])
+    >>> batch.item_ids.tolist(), batch.counts.tolist(), len(batch[1])
+    ([['a', 'b'], ['b', '']], [2, 1], 1)
     """
 
     item_ids: IdArray
@@ -589,6 +605,14 @@ class RankingBatch(Sequence[Ranking]):
         ------
         ModuleNotFoundError
             Without pyarrow, saying what to install.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [0.5]])
+        >>> batch = catalog.rank_batch([[1.0], [-1.0]], 1, policy=fr.Deterministic())
+        >>> batch.to_arrow()["item_id"].to_pylist()
+        ['a', 'b']
         """
         from fastrank.frames import as_arrow
 

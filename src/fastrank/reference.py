@@ -98,6 +98,8 @@ def expression_scores(
 
     Parameters
     ----------
+    text : str
+        The expression, as of ``score=``.
     dots : array_like, shape (n,)
     columns : mapping of str to sequence of n
         Numbers, booleans, texts or None, or lists of texts.
@@ -414,6 +416,12 @@ def rank(
     -----
     Each place inverts a running sum of float64 probabilities, so events rarer than about
     1e-16 at their place do not occur.
+
+    Examples
+    --------
+    >>> from fastrank.policies import Deterministic
+    >>> rank([1.0, 3.0, 2.0], 2, Deterministic(), np.random.default_rng(0)).tolist()
+    [1, 2]
     """
     law = _Next(scores, k, policy, eligible, rules)
     chosen: list[int] = []
@@ -497,6 +505,20 @@ def textbook_softmax(
     """Plackett-Luce as its definition says: the softmax of what is left at each draw. O(kn).
 
     Exact for every gap between scores, because each softmax is shifted by its own maximum.
+
+    Parameters
+    ----------
+    scores : dict of item to float
+    k : int
+    temperature : float
+        T, above 0, in the unit of the scores.
+    rng : random.Random
+
+    Examples
+    --------
+    >>> import random
+    >>> sorted(textbook_softmax({"a": 1.0, "b": 3.0}, 2, 0.5, random.Random(0)))
+    ['a', 'b']
     """
     left = dict(scores)
     chosen: list[Item] = []
@@ -526,6 +548,20 @@ def textbook_softmax_removal(
     Only as long as the weights last: all are relative to the best item of all, so items
     that lie more than 745 T below it have weight 0, and once the others are gone they are
     taken from the end of the dictionary instead of at random.
+
+    Parameters
+    ----------
+    scores : dict of item to float
+    k : int
+    temperature : float
+        T, above 0, in the unit of the scores.
+    rng : random.Random
+
+    Examples
+    --------
+    >>> import random
+    >>> sorted(textbook_softmax_removal({"a": 1.0, "b": 3.0}, 2, 0.5, random.Random(0)))
+    ['a', 'b']
     """
     best = max(scores.values())
     items = list(scores)
@@ -546,6 +582,20 @@ def textbook_gumbel(
 
     Yellott (1977), "The relationship between Luce's choice axiom, Thurstone's theory of
     comparative judgment, and the double exponential distribution".
+
+    Parameters
+    ----------
+    scores : dict of item to float
+    k : int
+    temperature : float
+        T, above 0, in the unit of the scores.
+    rng : random.Random
+
+    Examples
+    --------
+    >>> import random
+    >>> sorted(textbook_gumbel({"a": 1.0, "b": 3.0}, 2, 0.5, random.Random(0)))
+    ['a', 'b']
     """
     keys = {
         # random() may be 0, whose logarithm is not a number.
@@ -558,7 +608,22 @@ def textbook_gumbel(
 def textbook_epsilon_greedy(
     scores: Mapping[Item, float], k: int, epsilon: float, rng: random.Random
 ) -> list[Item]:
-    """k times: the maximum of what is left or, with probability epsilon, any of it. O(kn)."""
+    """k times: the maximum of what is left or, with probability epsilon, any of it. O(kn).
+
+    Parameters
+    ----------
+    scores : dict of item to float
+    k : int
+    epsilon : float
+        Probability of exploring, in [0, 1].
+    rng : random.Random
+
+    Examples
+    --------
+    >>> import random
+    >>> sorted(textbook_epsilon_greedy({"a": 1.0, "b": 3.0}, 2, 0.5, random.Random(0)))
+    ['a', 'b']
+    """
     left = dict(scores)
     chosen: list[Item] = []
     for _ in range(min(k, len(scores))):
@@ -608,6 +673,12 @@ def numpy_choice(
     *order* is that of Plackett-Luce too, not just the set; ``shuffle`` plays no part when
     p is given. What is not exact is the tail: running sums of p in float64 and 53-bit
     uniforms give an item of probability below about 1e-16 the wrong share or none.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sorted(numpy_choice(np.eye(3), np.ones(3), 3, 1.0, rng).tolist())
+    [0, 1, 2]
     """
     s = vectors @ query
     s -= s.max()
@@ -626,10 +697,25 @@ def numpy_gumbel(
 ) -> Positions:
     """Plackett-Luce by matvec, Gumbel noise on every item and argpartition. O(n + k log k).
 
-    Parameters and result are those of `numpy_choice`. The noise is -log of a float64
+    The noise is -log of a float64
     exponential, which is cheaper than ``Generator.gumbel`` and has its law. float32
     exponentials would be cheaper still and wrong: their steps near 0 cut the upper tail of
     the Gumbels off, where the winners among a million items lie.
+
+    Parameters
+    ----------
+    vectors, query, k, temperature, rng
+        As in `numpy_choice`.
+
+    Returns
+    -------
+    ndarray of int64, shape (min(k, n),)
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sorted(numpy_gumbel(np.eye(3), np.ones(3), 3, 1.0, rng).tolist())
+    [0, 1, 2]
     """
     noise = rng.standard_exponential(len(vectors))
     np.log(noise, out=noise)

@@ -72,13 +72,21 @@ def score_function(function: Callable[..., Any]) -> ScoreFunction:
 
 
 def imported(paths: Iterable[str]) -> list[ScoreFunction]:
-    """Score functions by ``module:name``, imported from the caller's modules: naming one runs its
-    code.
+    """Import score functions, named ``module:name``, from the caller's modules.
+
+    Importing a module runs its code.
 
     Raises
     ------
     ValueError
         If there is no such module, or it has no such score function.
+
+    Examples
+    --------
+    >>> imported(["fastrank.scoring:nothing"])
+    Traceback (most recent call last):
+        ...
+    ValueError: ...
     """
     found = []
     for path in paths:

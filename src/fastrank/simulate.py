@@ -420,10 +420,12 @@ class World:
         seed: int,
         first_row: int = 0,
     ) -> FloatArray:
-        """One draw of clicks, 0 or 1, for each ranking; parameters as `expected`.
+        """One draw of clicks, 0 or 1, for each ranking.
 
         Parameters
         ----------
+        users, items, lengths
+            As in `expected`.
         seed : int
         first_row : int
             Number of the first ranking here among all of this seed: a log drawn in pieces is the
@@ -626,6 +628,18 @@ def write_log(
         Rows of the users who come, each as often as any other; by default all.
     start : datetime
         When row 0 was served; a row a second.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fastrank import Catalog, Uniform
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> world = World.from_rates([[0.1, 0.2, 0.6]], PositionBased([1.0, 0.5]))
+    >>> catalog, folder = Catalog([0, 1, 2], [[1.0], [2.0], [3.0]]), tempfile.mkdtemp()
+    >>> with LogWriter(folder) as log:
+    ...     write_log(world, catalog, Uniform(), 2, 100, log, seed=0, queries=[[1.0]])
+    >>> LogReader(folder).to_table().num_rows
+    100
     """
     source = _Source(world, ranker, queries, exclude, rules, params)
     places = as_count("k", k)

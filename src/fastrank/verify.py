@@ -142,10 +142,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
 
 
@@ -182,6 +184,16 @@ def verify(
     ------
     ValueError
         Naming the argument and the value; for rules that the catalog cannot have, too.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> folder = Path(tempfile.mkdtemp(), "catalog")
+    >>> fr.Catalog(range(50), np.random.default_rng(0).standard_normal((50, 4))).save(folder)
+    >>> found = verify(folder, draws=1000)
+    >>> found.passed, found.failures
+    (True, ())
     """
     if draws < _MIN_DRAWS:
         raise ValueError(f"draws: at least {_MIN_DRAWS} are needed to see anything, got {draws}")
@@ -257,10 +269,22 @@ def verify_catalog(
     params : mapping, optional
         Of their expressions; each has those that it names.
 
+    Returns
+    -------
+    Verdict
+
     Raises
     ------
     ValueError
         Where rules do not fit the catalog, or no policy.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> rng = np.random.default_rng(0)
+    >>> catalog = fr.Catalog(range(50), rng.standard_normal((50, 4)))
+    >>> verify_catalog(catalog, [np.ones(4, np.float32)], draws=1000).passed
+    True
     """
     ruled = _all_ruled(catalog, queries[0], rules, params or {})
     n = len(catalog)
@@ -320,7 +344,14 @@ def verify_catalog(
 
 
 def label(tested: Policy) -> str:
-    """Its inference type, and the head that it has."""
+    """Its inference type, and the head that it has.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> label(fr.Uniform())
+    'uniform'
+    """
     if not isinstance(tested, FlatTail):
         law_of(tested)  # refuses what has none
     head = tested.params.get("head")

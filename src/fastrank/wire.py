@@ -151,9 +151,9 @@ class Retrieval(msgspec.Struct, gc=False):
 
 
 class Answer(msgspec.Struct, kw_only=True, gc=False):
-    """A log row without its rewards, and without what the request says: filters, what pages before
-    showed, rules of its own, and a query.
+    """A log row without its rewards, and without what only the request says.
 
+    That is its filters, what pages before showed, rules of its own, and a query.
     JSON has no infinity: `log_norm` is null where there was nothing to rank.
     """
 
@@ -417,7 +417,13 @@ def _read(body: bytes, max_ids: int | None) -> Request:
 
 
 def read_parameters(parameters: Mapping[str, str], kind: type[Request] = Request) -> Request:
-    """The request of URL parameters, decoded already; '' counts as absent. Otherwise as `read`."""
+    """The request of URL parameters, decoded already; '' counts as absent. Otherwise as `read`.
+
+    Examples
+    --------
+    >>> read_parameters({"user_id": "ann", "k": "5", "exclude": "17,23"}).exclude
+    ['17', '23']
+    """
     given: dict[str, Any] = {}
     for name, text in parameters.items():
         if name not in _FIELDS:
@@ -450,7 +456,13 @@ def read_parameters(parameters: Mapping[str, str], kind: type[Request] = Request
 
 
 def checked(request: Request) -> Request:
-    """The same request, if its values can be; a RequestError that names the field if not."""
+    """The same request, if its values can be; a RequestError that names the field if not.
+
+    Examples
+    --------
+    >>> checked(read(b'{"user_id": "ann", "k": 5}')).k
+    5
+    """
     for name, most in _TEXTS.items():
         text = getattr(request, name)
         if isinstance(text, str) and not 0 < len(text) <= most:
@@ -851,7 +863,13 @@ def _too_many(where: str) -> RequestError:
 
 
 def short(value: Any) -> Any:
-    """A value as an error may repeat it."""
+    """A value as an error may repeat it.
+
+    Examples
+    --------
+    >>> short(5), len(short("x" * 10_000)) < 1000
+    (5, True)
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float) and abs(value) < 2**63 and math.isfinite(value):

@@ -58,10 +58,9 @@ class JoinSummary:
         By how much these were; None where there are none.
     rewards_after : int
         After the window.
-    rewards_unlogged : int
+    rewards_unlogged, rewards_unlogged_requests : int
         Pairs of request and item that the log does not hold: no such request (or its row is set
-        aside), or the item was not ranked there. `rewards_unlogged_requests` of them have no
-        such request.
+        aside), or the item was not ranked there. The second figure is those without such a request.
     rewards_unlogged_in_span : int
         Of those without such a request, how many lie within the log's time: from its first row to
         the end of its last row's window.

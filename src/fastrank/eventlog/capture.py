@@ -34,7 +34,17 @@ _LIKE: dict[IdKind, Any] = {"int64": np.empty(0, np.int64), "str": np.empty(0, n
 
 
 def from_data_capture(paths: Paths) -> DataCapture:
-    """Rows from what SageMaker Data Capture stored of an endpoint; see `DataCapture`."""
+    """Rows from what SageMaker Data Capture stored of an endpoint; see `DataCapture`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "capture.jsonl")
+    >>> _ = file.write_text("not JSON")
+    >>> captured = from_data_capture(file)
+    >>> list(captured), captured.read_report.rows_set_aside
+    ([], 1)
+    """
     return DataCapture(paths)
 
 

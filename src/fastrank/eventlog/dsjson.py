@@ -30,7 +30,18 @@ _HEAD = 4096  # bytes, by which a file is known
 
 
 def from_dsjson(paths: Paths) -> Dsjson:
-    """Decisions that Vowpal Wabbit logged as dsjson; see `Dsjson`."""
+    """Decisions that Vowpal Wabbit logged as dsjson; see `Dsjson`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> file = Path(tempfile.mkdtemp(), "decisions.json")
+    >>> _ = file.write_text("not JSON")
+    >>> log = from_dsjson(file)
+    >>> list(log), log.read_report.rows_set_aside, log.policies
+    ([], 1, {'uniform': 'uniform', 'first': 'first'})
+    """
     return Dsjson(paths)
 
 

@@ -128,6 +128,24 @@ def join(
     streamed. Places beyond `displayed` stay null. The result carries its filters along, and in
     ``join.json`` what was read and left out, which `LogReader` takes into its report: where more
     than 5 % of the rewards or impressions were dropped, evaluations say so. O(rows + m log m).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> catalog, folder = fr.Catalog([10, 20], [[1.0], [0.0]]), Path(tempfile.mkdtemp())
+    >>> with LogWriter(folder / "log") as log:
+    ...     ranking = catalog.rank([1.0], 2, policy=fr.Deterministic())
+    ...     _ = log.append(ranking, request_id="r1", ts=datetime(2026, 1, 1, tzinfo=UTC))
+    >>> _ = (folder / "clicks.csv").write_text(
+    ...     "request_id,item_id,reward,ts\\nr1,20,1,2026-01-01T00:05:00Z\\n")
+    >>> done = join(folder / "log", folder / "clicks.csv", folder / "joined", window="1h",
+    ...             as_of="2026-01-02", kind="positives")
+    >>> done.rows_written, done.rewards_used
+    (1, 1)
+    >>> LogReader(folder / "joined").to_table(["rewards"]).to_pylist()
+    [{'rewards': [0.0, 1.0]}]
     """
     early = _parse_length("skew", skew)
     if early < timedelta(0):

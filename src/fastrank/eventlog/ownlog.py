@@ -188,6 +188,13 @@ class TableLog(OwnLog):
     ----------
     carried : dict of str to str
         Of `columns` of `from_table`: the column of its tables that each became.
+
+    Examples
+    --------
+    >>> from fastrank.eventlog import from_table
+    >>> log = from_table({"shown": [7, 8], "p": [0.5, 0.5]}, item="shown", propensity="p")
+    >>> sum(table.num_rows for table in log), log.has_times
+    (2, False)
     """
 
     def __init__(self, data: Any, named: Columns, require: Collection[str] = ()) -> None:

@@ -233,8 +233,9 @@ class LogReader:
         )
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows that can be believed, as one table; it reads the log, and the report is complete
-        afterwards.
+        """All valid rows as one table.
+
+        The log is read for it, and the report is complete afterwards.
 
         Parameters
         ----------

@@ -76,8 +76,12 @@ def evaluate_arms(
         As of `ExperimentLog`: what arms were to have, always, or by revision or time.
     control : str, optional
         The arm that others are compared with; by default the one called so, or else the first.
-    **others
-        As of `evaluate`.
+    logging, places, estimators, lead, reference, cluster, level, thresholds, clip
+        As in `evaluate`.
+    reward_range, reward_model, include_fallback, include_caller_seeds
+        As in `evaluate`.
+    restrict_to_logged_catalog, keep_candidates, reasons, advance
+        As in `evaluate`.
 
     Returns
     -------

@@ -146,6 +146,23 @@ def audit(
     request id that a client chose says the same. O(n d) a row of the
     sample. Rows of `rank_scores` name no catalog that could give their scores again: they are
     counted as not judged, and a log of which most rows cannot be judged fails.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> catalog = fr.Catalog([10, 20], [[1.0], [0.0]])
+    >>> model = fr.Model(catalog, [f"u{i}" for i in range(60)], [[1.0]] * 60)
+    >>> folder = tempfile.mkdtemp()
+    >>> with LogWriter(folder) as log:
+    ...     for i in range(600):
+    ...         ranking = model.recommend(f"u{i % 60}", 1, policy=fr.Uniform(), seed=i)
+    ...         reward = float(ranking.item_ids[0] == 10 and i % 2)
+    ...         _ = log.append(ranking, user_id=f"u{i % 60}", rewards=[reward])
+    >>> found = audit(LogReader(folder), [model])
+    >>> found.passed, found.rows
+    (True, 600)
     """
     check_log(log)
     models = list(as_column("models", models, "a sequence of models or catalogs"))

@@ -79,6 +79,16 @@ class Estimator:
         Their row weights' sums: `counts` where rows have none.
     sizes : ndarray of int64
         Rankings by what they earned.
+
+    Examples
+    --------
+    >>> from fastrank.ope import ESTIMATORS, Batch
+    >>> first, second = ESTIMATORS["ips"](1), ESTIMATORS["ips"](1)
+    >>> first.update(Batch.of([[-0.7]], [[-0.7]], [[1.0]]))
+    >>> second.update(Batch.of([[-0.7]], [[-0.7]], [[0.0]]))
+    >>> first.merge(second)
+    >>> first.rows, float(first.value(first.sums.sum(axis=0)))
+    (2, 0.5)
     """
 
     name: ClassVar[str]

@@ -114,6 +114,25 @@ def evaluate(
     and pi keep up to 128 MiB of laws besides, and seeds take 2 MB. Each row costs one scan of the
     catalog for its scores and one pass over them for each policy. iips computes two Plackett-Luce
     laws for every query, set of filters and policy of a batch: a few milliseconds each.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> from fastrank.ope import ByModel, evaluate
+    >>> catalog = fr.Catalog([10, 20], [[1.0], [0.0]])
+    >>> model = fr.Model(catalog, [f"u{i}" for i in range(60)], [[1.0]] * 60)
+    >>> folder = tempfile.mkdtemp()
+    >>> with LogWriter(folder) as log:
+    ...     for i in range(600):
+    ...         ranking = model.recommend(f"u{i % 60}", 1, policy=fr.Uniform(), seed=i)
+    ...         reward = float(ranking.item_ids[0] == 10 and i % 2)
+    ...         _ = log.append(ranking, user_id=f"u{i % 60}", rewards=[reward])
+    >>> colder = ByModel("colder", fr.PlackettLuce(1.0), model)
+    >>> found = evaluate(LogReader(folder), [colder])
+    >>> found.policies[0].status, found.rows_used
+    ('ok', 600)
     """
     asked = question(
         log,

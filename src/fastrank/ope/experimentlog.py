@@ -171,6 +171,20 @@ class ExperimentLog:
     Notes
     -----
     Memory is that of the reader, and 8 bytes a user, arm and period.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> catalog, folder = fr.Catalog([10, 20], [[1.0], [0.0]]), tempfile.mkdtemp()
+    >>> with LogWriter(folder) as log:
+    ...     for i, arm in enumerate(["control", "new", "control"]):
+    ...         ranking = catalog.rank([1.0], 1, policy=fr.Uniform(), seed=i)
+    ...         _ = log.append(ranking, query=[1.0], experiment="e", arm=arm, rewards=[0.0])
+    >>> found = ExperimentLog(LogReader(folder), shares={"control": 1, "new": 1})
+    >>> found.name, found.arms, found.rows
+    ('e', ['control', 'new'], 3)
     """
 
     def __init__(

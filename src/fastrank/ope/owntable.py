@@ -131,6 +131,15 @@ def evaluation_policies(
     arrays : mapping of str to mapping of str to str, optional
         By label: columns of the caller's table, by the array's name; by default those that the log
         knows.
+
+    Examples
+    --------
+    >>> from fastrank.eventlog import from_table
+    >>> data = {"shown": [7, 8], "p": [0.5, 0.5], "new": [0.9, 0.1], "clicks": [0, 1]}
+    >>> log = from_table(
+    ...     data, item="shown", propensity="p", reward="clicks", policies={"mine": "new"})
+    >>> [each.label for each in evaluation_policies(log)]
+    ['mine']
     """
     carried = log.carried if isinstance(log, TableLog) else {}
     return [

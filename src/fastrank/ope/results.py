@@ -130,6 +130,8 @@ class Estimate:
     status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
     reasons : tuple of str
         Keys of `REASONS`.
+    parameters : dict of str to float
+        What the estimator was computed with: the largest weight of clipped-ips, for one.
 
     Notes
     -----
@@ -163,8 +165,7 @@ class Estimate:
         return f"Estimate({self.estimator} {_said(self)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; status and reasons stand beside the value. What is not finite is
-        None."""
+        """In JSON's types, with status and reasons beside the value; what is not finite is None."""
         found: dict[str, Any] = plain(asdict(self))
         return found
 
@@ -242,6 +243,19 @@ def estimate(
         What is known of the log besides: keys of `REASONS`.
     bootstrap : bool
         Whether to make bootstrap intervals, which is most of the work here: 2 ms.
+
+    Returns
+    -------
+    Estimate
+
+    Examples
+    --------
+    >>> from fastrank.ope import ESTIMATORS, Batch, estimate
+    >>> sums = ESTIMATORS["ips"](1)
+    >>> sums.update(Batch.of([[-0.7]] * 400, [[-0.7]] * 400, [[1.0], [0.0]] * 200))
+    >>> found = estimate(sums)
+    >>> found.value, found.rows, found.status
+    (0.5, 400, 'ok')
     """
     check_level(level)
     totals = estimator.sums.sum(axis=0)
@@ -319,6 +333,23 @@ def difference(
     The reference may be the log's own average (`Avg`), or the same estimator of another policy.
     Where rows are taken as independent, so are their groups, and the error is of groups all the
     same.
+
+    Parameters
+    ----------
+    estimator, reference : Estimator
+        Sums over the same rows, of the same number of places.
+    cluster, level, thresholds, reasons
+        As in `estimate`.
+
+    Examples
+    --------
+    >>> from fastrank.ope import ESTIMATORS, Batch, difference
+    >>> batch = Batch.of([[-0.7]] * 400, [[-0.7]] * 400, [[1.0], [0.0]] * 200)
+    >>> policy, logged = ESTIMATORS["ips"](1), ESTIMATORS["avg"](1)
+    >>> policy.update(batch)
+    >>> logged.update(batch)
+    >>> difference(policy, logged).value
+    0.0
     """
     if not np.array_equal(estimator.counts, reference.counts):
         raise ValueError("reference: sums over other rows")

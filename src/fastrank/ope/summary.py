@@ -126,8 +126,11 @@ class PolicyResult:
 
     @property
     def listed(self) -> dict[str, Estimate]:
-        """Estimates for reading: the log's own average is none of the policy, but where it leads,
-        or is the policy's own."""
+        """Estimates to show to a reader.
+
+        The log's own average is not among them, unless the verdict rests on it or the log is the
+        policy's own.
+        """
         return {
             name: estimate
             for name, estimate in self.estimates.items()
@@ -268,11 +271,33 @@ class Evaluation:
         ------
         ModuleNotFoundError
             Without pandas, saying what to install.
+
+        Examples
+        --------
+        >>> from fastrank.ope import evaluate_table
+        >>> data = {"shown": [0, 1] * 500, "p": [0.5] * 1000, "new": [0.2, 0.8] * 500,
+        ...         "clicked": [0, 0, 0, 1] * 250}
+        >>> found = evaluate_table(
+        ...     data, {"more of 1": "new"}, item="shown", propensity="p", reward="clicked")
+        >>> rows = found.to_pandas()
+        >>> rows[rows["estimator"] == "ips"][["policy", "value", "status"]].round(2).values.tolist()
+        [['more of 1', 0.4, 'ok']]
         """
         return as_pandas(self._columns())
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with the columns of `to_pandas`."""
+        """A pyarrow.Table with the columns of `to_pandas`.
+
+        Examples
+        --------
+        >>> from fastrank.ope import evaluate_table
+        >>> data = {"shown": [0, 1] * 500, "p": [0.5] * 1000, "new": [0.2, 0.8] * 500,
+        ...         "clicked": [0, 0, 0, 1] * 250}
+        >>> found = evaluate_table(
+        ...     data, {"more of 1": "new"}, item="shown", propensity="p", reward="clicked")
+        >>> found.to_arrow()["policy"].unique().to_pylist()
+        ['more of 1']
+        """
         return as_arrow(self._columns())
 
     def plot(self, ax: Any = None) -> Any:
@@ -294,6 +319,16 @@ class Evaluation:
         ------
         ModuleNotFoundError
             Without matplotlib, saying what to install.
+
+        Examples
+        --------
+        >>> from fastrank.ope import evaluate_table
+        >>> data = {"shown": [0, 1] * 500, "p": [0.5] * 1000, "new": [0.2, 0.8] * 500,
+        ...         "clicked": [0, 0, 0, 1] * 250}
+        >>> found = evaluate_table(
+        ...     data, {"more of 1": "new"}, item="shown", propensity="p", reward="clicked")
+        >>> [each.get_text() for each in found.plot().get_yticklabels()]
+        ['more of 1']
         """
         from fastrank.ope.plots import forest
 

@@ -85,8 +85,10 @@ class Choice:
         return model.with_user_temperatures(self.factors).with_policy(self.policy)
 
     def to_dict(self) -> dict[str, Any]:
-        """What was chosen and what comes of it, and the lowest, median and highest temperature of
-        all users, in JSON's types; what is not finite is None."""
+        """What was chosen and what comes of it, in JSON's types; what is not finite is None.
+
+        The lowest, median and highest temperature of all users are among it.
+        """
         [temperature] = self.policy.params.values()
         own = temperature * (np.ones(1) if self.factors is None else self.factors)
         found: dict[str, Any] = {
@@ -243,7 +245,21 @@ def seconds_for(
     exclude: Ids | None = None,
     allow: Ids | None = None,
 ) -> float:
-    """About how long `choose` will take on this machine."""
+    """About how long `choose` will take on this machine.
+
+    Parameters
+    ----------
+    model, k, most, threads, exclude, allow
+        As in `choose`.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> rng = np.random.default_rng(0)
+    >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
+    >>> seconds_for(fr.Model(catalog, ["ann"], rng.standard_normal((1, 8))), k=3) > 0
+    True
+    """
     items, users = eligible_of(model.catalog, exclude, allow), len(model.user_ids)
     places = max(1, min(k, len(items) // 2))
     seconds = estimated_seconds(  # as dear as that

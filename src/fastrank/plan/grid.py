@@ -161,7 +161,18 @@ class Plan:
         return as_pandas(self._columns())
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with the columns of `to_pandas`."""
+        """A pyarrow.Table with the columns of `to_pandas`.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> rng = np.random.default_rng(0)
+        >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
+        >>> users = rng.standard_normal((5, 8))
+        >>> found = explore(catalog, users, k=3, epsilons=[0.5], temperatures=[], overlaps=[])
+        >>> found.to_arrow()["prefix"].to_pylist()
+        [1, 3]
+        """
         return as_arrow(self._columns())
 
     def plot(self, axes: Any = None) -> Any:
@@ -184,6 +195,17 @@ class Plan:
         ------
         ModuleNotFoundError
             Without matplotlib, saying what to install.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> rng = np.random.default_rng(0)
+        >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
+        >>> users = rng.standard_normal((5, 8))
+        >>> found = explore(catalog, users, k=3, epsilons=[0.5], temperatures=[], overlaps=[])
+        >>> left, right = found.plot()
+        >>> left.get_ylabel() == right.get_ylabel()
+        False
         """
         from fastrank.plan.plots import trade_off
 
@@ -388,7 +410,22 @@ def estimated_seconds(
     exclude: Ids | None = None,
     allow: Ids | None = None,
 ) -> float:
-    """About how long `explore` will take on this machine, from one user's scores and ranking."""
+    """About how long `explore` will take on this machine, from one user's scores and ranking.
+
+    Parameters
+    ----------
+    model, queries, k, users, draws, exclude, allow
+        As in `explore`.
+    points : int
+        How many policies.
+
+    Examples
+    --------
+    >>> import fastrank as fr
+    >>> catalog = fr.Catalog(range(100), np.random.default_rng(0).standard_normal((100, 8)))
+    >>> estimated_seconds(catalog, np.ones((5, 8)), k=3) > 0
+    True
+    """
     catalog, vectors, _, n_users = users_of(model, queries, [0])
     items = eligible_of(catalog, exclude, allow)
     n = len(items)

@@ -91,6 +91,18 @@ def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Sol
     -----
     Along straight lines between points, to 0.1 % of the parameter or 0.0002 of the overlap. The
     same seeds everywhere, so that noise does not count twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrank as fr
+    >>> from fastrank.plan import explore
+    >>> rng = np.random.default_rng(0)
+    >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
+    >>> plan = explore(catalog, rng.standard_normal((5, 8)), k=3, temperatures=[], overlaps=[])
+    >>> found = solve_overlap(plan, 0.7, "epsilon")
+    >>> found.reachable, round(found.value, 2)
+    (True, 0.7)
     """
     check_kind(kind)
     return overlap_in(plan._sample, plan.of_kind(kind), overlap, kind)
@@ -164,6 +176,18 @@ def solve_ess(
     ------
     ValueError
         For values out of range; if none of the targets is defined for this kind.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrank as fr
+    >>> from fastrank.plan import explore
+    >>> rng = np.random.default_rng(0)
+    >>> catalog = fr.Catalog(range(100), rng.standard_normal((100, 8)))
+    >>> plan = explore(catalog, rng.standard_normal((5, 8)), k=3, temperatures=[], overlaps=[])
+    >>> found = solve_ess(plan, 0.5, "epsilon")
+    >>> found.reachable, round(found.value, 2)
+    (True, 0.5)
     """
     check_kind(kind)
     asked = fraction("share", share)

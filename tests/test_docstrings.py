@@ -28,6 +28,8 @@ MODULES = sorted(
     for name in re.findall(r"^\.\. api:: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
 )
 
+assert MODULES or not API.parents[1].exists(), f"no page in {API} names a module"
+
 # Off: a summary may begin with a formula or a plural noun (SS02, SS05), as descriptions may (PR08,
 # RT04), and say it all, what is returned, too (ES01, SA01, RT01, RT03). So may `k : int`, or "As in
 # `rank`" for several parameters at once (PR03, PR04, PR07).

@@ -120,7 +120,7 @@ def quick(cell: Cell) -> bool:
     if cell.users:
         return cell.users == 400 and cell.places == 1
     if cell.rows == 1000:
-        return cell.rate == 0.3
+        return cell.rate == 0.3 and cell.spread in (1.0, 2.0)
     return cell.rows == 250 and cell.rate == 0.05 and cell.spread in (0.0, 3.0)
 
 

@@ -267,7 +267,7 @@ def test_marginals_and_slates_come_from_the_models(tmp_path: Path, world: simula
         20, 7, simulate.PositionBased([1.0, 0.7]), dim=3, seed=8, typical_rate=0.2
     )
     ranker = small.model()
-    log = written(tmp_path, small, ranker, fr.PlackettLuce(2.0), 8000, k=2)
+    log = written(tmp_path, small, ranker, fr.PlackettLuce(2.0), 3000, k=2)
     policies: dict[str, fr.Policy] = {"a": fr.PlackettLuce(1.0), "b": fr.EpsilonGreedy(0.3)}
     names = ["ips", "iips", "pi", "dm", "dr-position"]
     rates = small.rates(np.arange(20))

@@ -528,7 +528,7 @@ def test_a_log_under_rules_says_so_and_is_worth_what_is_true(tmp_path: Path) -> 
     old, new, queries = fr.PlackettLuce(4.0), fr.PlackettLuce(0.5), np.eye(3)
     call: dict[str, Any] = {"queries": queries, "rules": CAP, "params": {"most": 6.0}}
     record = Record()
-    write_log(world, catalog, old, 3, 6000, record, seed=1, **call)
+    write_log(world, catalog, old, 3, 2500, record, seed=1, **call)
     with LogWriter(tmp_path / "log") as log:
         write_log(world, catalog, old, 3, 500, log, seed=1, **call)
     rows = [row for batch in LogReader(tmp_path / "log") for row in batch.table.to_pylist()]
@@ -549,7 +549,7 @@ def test_a_log_under_rules_says_so_and_is_worth_what_is_true(tmp_path: Path) -> 
         - [ranking.log_propensity for ranking in record.rankings]
     )
     values = weights * record.rewards()
-    truth = true_value(world, catalog, new, 3, n_draws=4000, **call)
+    truth = true_value(world, catalog, new, 3, n_draws=2000, **call)
     error = math.hypot(values.std() / math.sqrt(len(values)), truth.standard_error)
     assert abs(values.mean() - truth.value) < SIX * error
     plain = record.rewards().std() / math.sqrt(len(values))

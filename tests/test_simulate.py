@@ -422,16 +422,19 @@ def test_a_log_is_worth_what_is_true(model: simulate.ClickModel) -> None:
     )
     assert of_old.standard_error == of_new.standard_error == 0.0
 
-    def weight(ranking: fr.Ranking, user: int, excluded: Any) -> float:
-        lp = ranker.catalog.log_propensities(
-            ranker.user_vector(user), ranking.item_ids, policy=new, exclude=excluded
-        )
-        return math.exp(lp.sum() - ranking.log_propensity)
-
     users = [row["user_id"] for row in record.rows]
-    shown = list(zip(record.rankings, users, strict=True))
-    weights = np.array([weight(ranking, user, exclude[user]) for ranking, user in shown])
-    forgetful = np.array([weight(ranking, user, None) for ranking, user in shown])
+
+    def weigh(excluded: list[Any] | None) -> Array:
+        lp = ranker.catalog.log_propensities_batch(
+            np.stack([ranker.user_vector(user) for user in range(5)])[users],
+            [ranking.item_ids for ranking in record.rankings],
+            policies=[new],
+            exclude=excluded,
+        )[0]
+        logged = [ranking.log_propensity for ranking in record.rankings]
+        return np.asarray(np.exp(lp.sum(axis=1) - logged))
+
+    weights, forgetful = weigh([exclude[user] for user in users]), weigh(None)
 
     def errors_off(rewards: Array, truth: float) -> float:
         return float(abs(rewards.mean() - truth) / (rewards.std() / math.sqrt(len(rewards))))

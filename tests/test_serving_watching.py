@@ -555,6 +555,7 @@ def test_versions_in_s3(tmp_path: Path, made: Path, caplog: pytest.LogCaptureFix
     )
 
 
+@pytest.mark.slow
 def test_a_server_between_two_places_in_s3(s3: dict[str, str], tmp_path: Path, made: Path) -> None:
     models, logs = places.place(f"s3://{BUCKET}/live"), places.place(f"s3://{BUCKET}/log")
     for file in (made / "b").iterdir():

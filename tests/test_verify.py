@@ -74,6 +74,7 @@ class TestQuantised:
         """Small catalogs have codes, too."""
         monkeypatch.setattr(packing, "CODED_FROM", 0)
 
+    @pytest.mark.slow
     def test_a_model_passes(self, tmp_path: Path) -> None:
         catalog = make_quantised()
         ranking = catalog.rank(make_queries()[0], policy=fr.PlackettLuce(5.0))

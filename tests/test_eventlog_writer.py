@@ -1160,7 +1160,7 @@ class TestKilled:
             os.write(1, f"{i + 1}\\n".encode())
     """
 
-    @pytest.mark.parametrize("kills", [6, pytest.param(15, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("kills", [4, pytest.param(15, marks=pytest.mark.slow)])
     def test_at_any_moment(self, kills: int, tmp_path: Path) -> None:
         """Whatever was flushed is read, in full and once; the next start seals what is left."""
         rng = random.Random(7)

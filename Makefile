@@ -174,7 +174,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	FASTRANK_PROBES=1 $(BIN)/python -m pip install -q -e ".[dev]"
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.loadtest $(VENV)/.bench
 
 $(VENV)/.loadtest: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[gateway,loadtest]"

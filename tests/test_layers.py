@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -192,6 +193,7 @@ EXTRAS: dict[str, set[str]] = {
 }
 
 
+@cache
 def sources() -> dict[str, list[Path]]:
     """Python files by the module or subpackage directly below the package."""
     found: dict[str, list[Path]] = {}
@@ -200,6 +202,7 @@ def sources() -> dict[str, list[Path]]:
     return found
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Absolute names of everything that a module imports, inside functions too."""
     found: set[str] = set()

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,9 @@ def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
     rules, params = KINDS[kind]
     rules = of_text(rules) if text else rules
     model = some_model(text)
-    write(tmp_path / "log", model, [(rules, params)], rows=60, has_rewards=False)
+    write(tmp_path / "log", model, [(rules, params)], rows=24, has_rewards=False)
     files = [each.name for each in (tmp_path / "log" / "filters").iterdir()]
-    assert files == [f"{rules.id}.json"]  # of 60 rows, once
+    assert files == [f"{rules.id}.json"]  # of 24 rows, once
     (tmp_path / "rewards.csv").write_text("request_id,item_id,reward,ts\n")
     join(
         tmp_path / "log",
@@ -137,8 +138,8 @@ def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
         log = LogReader(folder)
         (batch,) = log
         assert log.report.set_aside == {}
-        assert len(batch) == 60
-        for i in range(60):
+        assert len(batch) == 24
+        for i in range(24):
             assert batch.rules(i) == AppliedRules(rules, params)
             after = batch.after(i)
             if i % 2:
@@ -150,7 +151,7 @@ def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
                 assert after is None
         assert set(batch.is_sequential) == {rules.is_sequential}
         assert batch.has_rules.all()
-        assert check_of(log, [model]).message.startswith("60 sampled rows have")
+        assert check_of(log, [model]).message.startswith("24 sampled rows have")
         assert check_of(log, [model], "seeds draw").outcome == "passed"
 
 
@@ -512,16 +513,28 @@ STRICTER: dict[str, fr.Rules] = {
 }
 
 
+@cache
+def truth_under(name: str, policy: fr.Policy) -> float:
+    return truth(small_catalog(), policy, rules=STRICTER[name])
+
+
+@pytest.fixture(scope="module")
+def plain_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the log without rules, which holds every ranking."""
+    folder = tmp_path_factory.mktemp("plain")
+    whole_log(folder, small_catalog(), WARM)
+    return folder / "weighed"
+
+
 @pytest.mark.parametrize("name", STRICTER)
 @pytest.mark.parametrize("policy", [COLD, fr.BestFirst(1, COLD)], ids=["draws", "best first"])
 def test_other_rules_are_an_evaluation_policy_like_any(
-    name: str, policy: fr.Policy, tmp_path: Path
+    name: str, policy: fr.Policy, plain_log: Path
 ) -> None:
-    catalog, rules = small_catalog(), STRICTER[name]
-    log = whole_log(tmp_path, catalog, WARM)
+    catalog, rules, log = small_catalog(), STRICTER[name], LogReader(plain_log)
     asked = [ope.ByModel(name, policy, catalog, rules=rules)]
     found = ope.evaluate(log, asked, logging=[catalog])
-    right = truth(catalog, policy, rules=rules)
+    right = truth_under(name, policy)
     (of_policy,) = found.policies
     for estimator in ("ips", "snips", "rips", "snrips"):
         assert of_policy.estimates[estimator].value == pytest.approx(right, rel=1e-6), estimator
@@ -742,11 +755,10 @@ def test_slate_weights_want_the_same_items_eligible(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STRICTER)
 @pytest.mark.parametrize("policy", [COLD, fr.BestFirst(1, COLD)], ids=["draws", "best first"])
 def test_doubly_robust_means_are_those_of_the_rules(
-    name: str, policy: fr.Policy, tmp_path: Path
+    name: str, policy: fr.Policy, plain_log: Path
 ) -> None:
     """Whatever the model says of rewards, its means under the policy take it out again."""
-    catalog, rules = small_catalog(), STRICTER[name]
-    log = whole_log(tmp_path, catalog, WARM)
+    catalog, rules, log = small_catalog(), STRICTER[name], LogReader(plain_log)
     q = np.random.default_rng(2).normal(0.0, 3.0, (SMALL, PLACES))
     found = ope.evaluate(
         log,
@@ -755,7 +767,7 @@ def test_doubly_robust_means_are_those_of_the_rules(
         estimators=["dr-position", "dm"],
         reward_model=lambda query, ids: q,
     )
-    right = truth(catalog, policy, rules=rules)
+    right = truth_under(name, policy)
     estimates = found.policies[0].estimates
     assert estimates["dr-position"].value == pytest.approx(right, rel=1e-6)
     assert "reward_model" not in estimates["dr-position"].reasons
@@ -769,7 +781,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     model = some_model()
     model.save(folder / "model")
-    write(folder / "log", model, [KINDS["cap"], (fr.Rules(where="price < 38"), {})], rows=400)
+    write(folder / "log", model, [KINDS["cap"], (fr.Rules(where="price < 38"), {})], rows=80)
     return folder
 
 

@@ -506,7 +506,8 @@ class Ranker:
                 raise ValueError(f"row {i}: {error}") from None
         drawn = DrawnBatch.empty(b, ask.k)._replace(candidates=[None] * b)
         walked = [i for i, each in enumerate(ruled) if each is not None and each.bound.is_walked]
-        others = [i for i in range(b) if i not in set(walked)]
+        are_walked = {*walked}
+        others = [i for i in range(b) if i not in are_walked]
         if others:
             drawn.put(others, 0, self._draw_batch(AskBatch.joined([asks[i] for i in others])))
         firsts = self._draw_firsts(asks, ruled, walked)

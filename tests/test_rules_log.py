@@ -622,6 +622,22 @@ def test_places_that_the_logs_rules_never_filled_are_uncovered(tmp_path: Path) -
     assert other.status == "unsupported"
 
 
+def test_a_list_that_was_certain_and_ended_early_is_not_all_there_is(tmp_path: Path) -> None:
+    catalog, best = small_catalog(), fr.Deterministic()
+    with LogWriter(tmp_path) as log:
+        for i in range(20):
+            drawn = catalog.rank(
+                QUERY, PLACES, policy=best, rules=fr.Rules(where="new", cap={"new": 1})
+            )
+            assert drawn.item_ids.tolist() == [0]
+            log.append(drawn, user_id=f"u{i}", query=QUERY, rewards=[1.0])
+    longer = ope.ByModel("longer", best, catalog, rules=fr.Rules(where="new", cap={"new": 2}))
+    (policy,) = ope.evaluate(LogReader(tmp_path), [longer]).policies
+    assert policy.uncovered == 1.0
+    one = ope.evaluate(LogReader(tmp_path), [longer], places=1).policies[0]
+    assert one.uncovered == 0.0
+
+
 def test_lists_that_end_before_the_logs_are_uncovered(tmp_path: Path) -> None:
     """No row shows so short a page; of the places that it has there are rows."""
     catalog = small_catalog()

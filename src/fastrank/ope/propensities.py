@@ -486,13 +486,12 @@ def _outside(batch: LogBatch, asked: _Asked, p: int, support: _Support) -> Float
     """
     result = np.zeros(len(batch))
     is_certain = batch.log_propensities[:, : support.places] > _CERTAIN
-    all_certain = np.asarray(is_certain.all(axis=1))
     for j in asked.to_draw:
         i, query = asked.rows[j], asked.queries[j]
-        if all_certain[i] or asked.refused.rows[i]:
-            continue
         k = int(batch.k[i])  # on which rules may depend
         places = k if support.places is None else min(k, support.places)
+        if asked.refused.rows[i] or (batch.lengths[i] >= places and is_certain[i].all()):
+            continue
         try:
             ranking = asked.catalog.rank(
                 query.vector,

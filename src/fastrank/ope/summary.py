@@ -571,7 +571,7 @@ class _Summary:
         policy, strata = asked.policies[p], found.strata
         differences = self._differences(p, strata, found.estimators, found.reasons)
         missing = [
-            missing_weight(each.diagnostics, asked.thresholds)
+            missing_weight(each, asked.thresholds)
             for each in found.estimates.values()
             if "uncovered" in each.reasons
         ]
@@ -591,7 +591,7 @@ class _Summary:
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
         uncovered = float(beyond / sum(each.mass for each in self.strata)) if total else 0.0
-        uncovered = max([uncovered, *missing])
+        uncovered = min(1.0, max([uncovered, *missing]))
         best = estimates[lead]
         return PolicyResult(
             label=policy.label,

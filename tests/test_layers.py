@@ -126,6 +126,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
         *("calibration", "rules"),
     },
+    "batch": {
+        *("atomic", "cores", "extras", "files", "ids", "inputs", "run", "expressions", "rules"),
+        *("policies", "ranking", "catalog", "model", "scoring", "eventlog"),
+    },
     "vectorfiles": {"files"},
     "verify": {
         *("policies", "ranking", "catalog", "model", "opening", "calibration", "reference"),
@@ -137,6 +141,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("simulate", "eventlog", "ope"),
     },
     "cli": {
+        "batch",
         "retrieval",
         "rules",
         "rulesfile",
@@ -182,6 +187,7 @@ EXTRAS: dict[str, set[str]] = {
     "data": {"pyarrow"},
     "eventlog": {"pyarrow"},
     "places": {"fsspec"},
+    "batch": {"aiohttp", "pyarrow", "ray"},
     "page": {"jinja2"},
     "ope": {"scipy", "matplotlib"},
     "plan": {"matplotlib"},

@@ -30,13 +30,13 @@ from fastrank.policies.spec import written
 from fastrank.rules import Rules
 from fastrank.run import Run
 
-__all__ = ["MANIFEST", "begin", "begun", "held", "read_manifest", "record"]
+__all__ = ["MANIFEST", "begin", "begun", "held", "prepared", "read_manifest", "record", "settle"]
 
 MANIFEST = "_batch.json"
 _FORMAT = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Of a manifest, what a run is not another one by.
-_BESIDES = {"format", "key", "begun", "fastrank", "model", "part_rows", "inputs", "users", "files"}
+_BESIDES = {"format", "key", "begun", "fastrank", "model", "user_column"}
 
 
 def begin(
@@ -100,8 +100,9 @@ def begin(
     ValueError: output: ... holds another run: its run is '2026-11-30', not '2026-12-01'
     """
     directory = Path(output)
-    arguments: dict[str, Any] = {
-        "model": os.path.abspath(model),
+    asked: dict[str, Any] = {
+        "run": run,
+        "model": model,
         "k": k,
         "policy": policy,
         "user_column": user_column,
@@ -112,39 +113,63 @@ def begin(
         "rules": rules,
         "unknown": unknown,
         "fallback": fallback,
-        "score_functions": tuple(score_functions),
+        "score_functions": score_functions,
     }
-    drawn = Run(run)
-    now = time.time_ns() // 1000
-    ranker = RankUsers(run=drawn, ts=now, **arguments)
+    arguments, content = prepared(directory, **asked)
+    directory.mkdir(parents=True, exist_ok=True)
+    settle(directory, RankUsers(**arguments), content)
+    arguments, _ = prepared(directory, **asked)  # of two that begin it at once, one draws the key
+    return arguments
+
+
+def prepared(
+    directory: Path, *, run: str, model: str | os.PathLike[str], **asked: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `RankUsers`, and the manifest: that which is there, or else one to be written.
+
+    Raises
+    ------
+    ValueError
+        As `begin`.
+    """
+    drawn, now = Run(run), time.time_ns() // 1000
+    ranker = RankUsers(os.path.abspath(model), drawn, ts=now, **asked)
     opened = ranker.opened
-    arguments["policy"] = ranker.policy or opened._asked(None)
+    ranker.policy = opened._asked(ranker.policy)
     _try(ranker)
-    wanted = _said(RankUsers(run=drawn, ts=now, **arguments), opened.catalog.version)
-    wanted |= {"model_version": opened.version}
+    content = _said(ranker)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"output: {directory} is a file")
-    directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / MANIFEST).exists():
-        strange = sorted(name for name in os.listdir(directory) if is_data(name))
+    if (directory / MANIFEST).exists():
+        found = read_manifest(directory)
+        for name, value in content.items():
+            if name not in _BESIDES and found.get(name) != value:
+                raise ValueError(
+                    f"output: {directory} holds another run: its {name} is"
+                    f" {shown(found.get(name))}, not {shown(value)}"
+                )
+        content = found
+    else:
+        strange = sorted(filter(is_data, os.listdir(directory))) if directory.exists() else []
         if set(strange) - {filters.FOLDER}:
             raise ValueError(f"output: {directory} holds {strange[0]!r}, which is of no run")
-        for name, content in ranker.contents.items():
-            filters.save(directory, name, content)
-        _write_first(directory / MANIFEST, wanted)
-    found = read_manifest(directory)
-    for name, value in wanted.items():
-        if name not in _BESIDES and found.get(name) != value:
-            raise ValueError(
-                f"output: {directory} holds another run: its {name} is"
-                f" {shown(found.get(name))}, not {shown(value)}"
-            )
-    return {
-        "run": Run(found["run"], key=bytes.fromhex(found["key"])),
-        "ts": begun(found),
-        **arguments,
+    arguments = {
+        "model": ranker.model,
+        "run": Run(run, key=bytes.fromhex(content["key"])),
+        "ts": begun(content),
+        **asked,
+        "policy": ranker.policy,
         "model_version": opened.version,
     }
+    return arguments, content
+
+
+def settle(directory: Path, ranker: RankUsers, content: Mapping[str, Any]) -> None:
+    """Write a run's manifest, and what its rows name by hash, unless there is a manifest."""
+    if not (directory / MANIFEST).exists():
+        for name, values in ranker.contents.items():
+            filters.save(directory, name, values)
+        _write_first(directory / MANIFEST, content)
 
 
 def begun(manifest: Mapping[str, Any]) -> int:
@@ -152,9 +177,9 @@ def begun(manifest: Mapping[str, Any]) -> int:
     return (datetime.fromisoformat(manifest["begun"]) - _EPOCH) // timedelta(microseconds=1)
 
 
-def _said(ranker: RankUsers, catalog_version: str) -> dict[str, Any]:
+def _said(ranker: RankUsers) -> dict[str, Any]:
     """A run as its manifest has it."""
-    policy, fallback = ranker.policy, ranker.fallback
+    policy, fallback, model = ranker.policy, ranker.fallback, ranker.opened
     assert policy is not None  # the model's own is looked up
     lists = {"exclude": ranker.exclude, "allow": ranker.allow}
     of_lists = {
@@ -169,7 +194,8 @@ def _said(ranker: RankUsers, catalog_version: str) -> dict[str, Any]:
         "fastrank": fastrank.__version__,
         "rng_version": RNG_VERSION,
         "model": ranker.model,
-        "catalog_version": catalog_version,
+        "model_version": model.version,
+        "catalog_version": model.catalog.version,
         "k": ranker.k,
         "policy": written(policy),
         "user_column": ranker.user_column,
@@ -234,11 +260,17 @@ def record(directory: Path, **more: Any) -> None:
 def held(directory: Path) -> Iterator[None]:
     """Keep a log's directory for this process, and remove what a killed one had begun in it.
 
+    It is made if absent, and goes if nothing came of it.
+
     Raises
     ------
     ValueError
-        If another process has it.
+        If another process has it, or it is a file.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"output: {directory} is a file")
+    is_new = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -248,5 +280,10 @@ def held(directory: Path) -> Iterator[None]:
         for leftover, _ in leftovers(directory):
             leftover.unlink(missing_ok=True)
         yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something by now
+                directory.rmdir()
+        raise
     finally:
         os.close(descriptor)

@@ -158,12 +158,11 @@ def run(
     reads = path_that_reads(users, directory, "ranked.parquet")
     if reads is not None:
         raise ValueError(f"output: {directory} is among the files of users that {reads} stands for")
-    arguments = manifest.begin(directory, run=run, model=model, **ranked_by)
-    ranker = RankUsers(**arguments)
-    known = ranker.opened.find_users
-    column = ranker.user_column
     with manifest.held(directory):
-        rows = _part_rows(directory, rows)
+        arguments, content = manifest.prepared(directory, run=run, model=model, **ranked_by)
+        ranker = RankUsers(**arguments)
+        rows = content.setdefault("part_rows", rows)  # a run that is gone on with has its own
+        known, column = ranker.opened.find_users, ranker.user_column
         found = survey(
             parts_of(files, column, ranker.run, rows), lambda texts: np.less(known(texts), 0)
         )
@@ -172,6 +171,9 @@ def run(
                 f"users: {found.unknown:,} of {found.users:,} are not in the model, the first"
                 f' {shown(found.strangers[0])}; unknown="skip" leaves them out'
             )
+        manifest.settle(directory, ranker, content)
+        if manifest.read_manifest(directory)["key"] != content["key"]:
+            raise ValueError(f"output: {directory}: another process has begun a run in it")
         done = _there(directory, found)
         there = len(done)
         total, users_done = found.users, sum(each.users for each in done.values())
@@ -228,15 +230,6 @@ def _ranked(
             yield rank_part(ranker, directory, part, tell)
     else:
         yield from ranked_by_processes(parts, ranker, directory, count, tell)
-
-
-def _part_rows(directory: Path, rows: int) -> int:
-    """What the run was begun with, on which its parts depend."""
-    begun_with = manifest.read_manifest(directory).get("part_rows")
-    if begun_with is None:
-        manifest.record(directory, part_rows=rows)
-        return rows
-    return int(begun_with)
 
 
 def _as_surveyed(parts: Iterator[Part], found: Survey) -> Iterator[Part]:

@@ -386,6 +386,44 @@ def test_what_a_process_refuses_is_said_here(model: Path, tmp_path: Path) -> Non
             batch.run(users, tmp_path / "log", **asked(folder, processes=processes, part_rows=20))
 
 
+def test_a_policy_that_no_other_process_can_make_is_said(
+    model: Path, users: Path, tmp_path: Path
+) -> None:
+    script = """
+import sys
+import fastrank as fr
+from fastrank import batch
+
+class Mine(fr.PlackettLuce):
+    pass
+
+users, log, model = sys.argv[1:]
+try:
+    batch.run(users, log, run="night", model=model, policy=Mine(0.5), processes=2)
+except RuntimeError as error:
+    print(error)
+"""
+    arguments = [str(users), str(tmp_path / "log"), str(model)]
+    said = subprocess.check_output([sys.executable, "-c", script, *arguments], text=True)
+    assert "AttributeError: " in said
+    assert "Mine" in said
+
+
+def test_an_interrupt_leaves_whole_files(model: Path, users: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def interrupt(done: int, _: int) -> None:
+        if done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(users, log, **asked(model, processes=2, part_rows=20), advance=interrupt)
+    assert not [name for name in os.listdir(log) if name.endswith(".tmp")]
+    assert not [each for each in children(os.getpid()) if not is_gone(each)]
+    done = batch.run(users, log, **asked(model))
+    assert 0 < done.there < done.parts
+
+
 # What a store keeps.
 
 

@@ -277,9 +277,11 @@ def held(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"output: {directory}: another process writes to it now") from None
-        for leftover, _ in leftovers(directory):
-            leftover.unlink(missing_ok=True)
-        yield
+        _remove_leftovers(directory)
+        try:
+            yield
+        finally:
+            _remove_leftovers(directory)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # it holds something by now
@@ -287,3 +289,8 @@ def held(directory: Path) -> Iterator[None]:
         raise
     finally:
         os.close(descriptor)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for leftover, _ in leftovers(directory):
+        leftover.unlink(missing_ok=True)

@@ -110,21 +110,15 @@ def serve(descriptor: int) -> None:
     """Rank the parts that come over a connection, until it ends."""
     gone = contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError)
     with gone, Connection(descriptor) as connection:
-        _serve(connection)
-
-
-def _serve(connection: Connection) -> None:
-    ranker, output = connection.recv()
-    while (part := connection.recv()) is not None:
         try:
-            done = rank_part(ranker, output, part, lambda users: connection.send(("users", users)))
-        except (BrokenPipeError, ConnectionResetError, EOFError):
+            ranker, output = connection.recv()
+            while (part := connection.recv()) is not None:
+                done = rank_part(ranker, output, part, lambda n: connection.send(("users", n)))
+                connection.send(("done", done))
+            connection.send(("ended", None))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:
             names = [each.__name__ for each in type(error).__mro__]
             name = next((each for each in names if each in _ERRORS), "RuntimeError")
-            text = str(error) if name != "RuntimeError" else f"{type(error).__name__}: {error}"
-            connection.send((name, text))
-            return
-        connection.send(("done", done))
-    connection.send(("ended", None))
+            connection.send((name, str(error) if name in names else f"{names[0]}: {error}"))

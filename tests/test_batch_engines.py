@@ -117,6 +117,7 @@ class Rayed:
         self.environment = {
             **inherited(),
             "PYTHONPATH": os.pathsep.join(paths),
+            "HOME": str(self.short),  # where Ray keeps a token
             "RAY_TMPDIR": str(self.short),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

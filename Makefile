@@ -144,6 +144,7 @@ bench-quick: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/report.py --measure --quick
 	$(BIN)/python bench/retrieval.py --quick
 	$(BIN)/python bench/serving.py --rounds 1 --seconds 0.2 --part cost,ping
+	$(BIN)/python bench/batch.py --items 1000 --users 8000 --rounds 1
 	$(BIN)/python bench/profile_http.py --rounds 1 --seconds 0.2
 	cd bench && ../$(BIN)/asv check --python=same
 

@@ -193,6 +193,7 @@ def test_an_output_of_another_run_is_refused(model: Path, users: Path, tmp_path:
         ("policy", fr.Uniform()): "its policy is ",
         ("exclude", (1, 2)): "its exclude is None, not ",
         ("rules", fr.Rules(pin={1: 49})): "its rules is None, not ",
+        ("score", "dot * 2"): "its score is None, not {'hash': ",
         ("unknown", "skip"): "its unknown is 'fail', not 'skip'",
     }.items():
         with pytest.raises(ValueError, match=f"log holds another run: {said}"):

@@ -13,6 +13,7 @@ pytest.importorskip("pyarrow")
 import pyarrow as pa
 
 import fastrank as fr
+from fastrank import reference
 from fastrank.batch import RankUsers
 from fastrank.batch.users import as_user_texts
 from fastrank.eventlog import LogReader, LogWriter, schema
@@ -125,6 +126,22 @@ def test_neither_order_nor_parts_nor_a_copy_show(models: dict[str, Path]) -> Non
             parts.append(copy(users([USERS[i] for i in order[begin:end]])))
             begin = end
         same_columns(pa.concat_tables(parts).combine_chunks(), whole.take(pa.array(order)))
+
+
+def test_users_are_drawn_by_the_law_and_apart_from_each_other(tmp_path: Path) -> None:
+    """Two comparisons, of a budget of 1e-9 each (tests/support.py)."""
+    pytest.importorskip("scipy")
+    from support import N_DRAWS, assert_independent, assert_law
+
+    scores, names = [0.3, -1.2, 0.9, 0.0], [f"u{i}" for i in range(2 * N_DRAWS)]
+    catalog = fr.Catalog(np.arange(4), np.array(scores)[:, None])
+    model = fr.Model(catalog, names, np.ones((len(names), 1)), policy=fr.PlackettLuce(0.8))
+    model.save(tmp_path)
+    rows = RankUsers(tmp_path, RUN, 2, ts=TS)(users(names))
+    orders = np.array(rows["item_ids"].to_pylist())
+    law = reference.ranking_law(catalog.scores([1.0]), 2, fr.PlackettLuce(0.8))
+    assert_law(orders, law)
+    assert_independent(orders[:N_DRAWS, 0], orders[N_DRAWS:, 0], law)
 
 
 def test_a_pickle_is_small_and_has_no_model(models: dict[str, Path]) -> None:

@@ -136,7 +136,6 @@ def prepared(
     ranker = RankUsers(os.path.abspath(model), drawn, ts=now, **asked)
     opened = ranker.opened
     ranker.policy = opened._asked(ranker.policy)
-    _try(ranker)
     content = _said(ranker)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"output: {directory} is a file")
@@ -180,6 +179,7 @@ def begun(manifest: Mapping[str, Any]) -> int:
 def _said(ranker: RankUsers) -> dict[str, Any]:
     """A run as its manifest has it."""
     policy, fallback, model = ranker.policy, ranker.fallback, ranker.opened
+    row = _tried(ranker)
     assert policy is not None  # the model's own is looked up
     lists = {"exclude": ranker.exclude, "allow": ranker.allow}
     of_lists = {
@@ -200,21 +200,20 @@ def _said(ranker: RankUsers) -> dict[str, Any]:
         "policy": written(policy),
         "user_column": ranker.user_column,
         **of_lists,
-        "score": ranker.score,
-        "score_functions": list(ranker.score_functions),
-        "params": ranker.params,
-        "rules": None if ranker.rules is None else ranker.rules.id,
+        # With what they are made of: a function of the same name may be another one by now.
+        "score": row["score"],
+        "rules": row["rules"],
         "unknown": ranker.unknown,
         "fallback": None if fallback is None else written(fallback),
     }
 
 
-def _try(ranker: RankUsers) -> None:
-    """Rank the model's first user, and nobody: what no call can use is refused before there is a
-    run."""
-    ranker.rank([str(ranker.opened.user_ids[0].item())])
+def _tried(ranker: RankUsers) -> dict[str, Any]:
+    """The row of the model's first user: what no call can use is refused before there is a run."""
+    row: dict[str, Any] = ranker.rank([str(ranker.opened.user_ids[0].item())]).to_pylist()[0]
     if ranker.unknown == "fallback":
         ranker._rows(["nobody"], None)
+    return row
 
 
 def _write_first(file: Path, content: Mapping[str, Any]) -> None:

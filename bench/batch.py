@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,10 +68,10 @@ def rows(folder: Path) -> None:
         print(f"{name}: {1e6 * min(times) / TOGETHER:.2f} us a row of {K} places")
 
 
-def cpu_of_tree() -> float:
-    """CPU seconds of this process and all that it began, those that have ended among them."""
+def used_by_tree(used: dict[int, float]) -> None:
+    """Note the CPU seconds of this process and of all that it began, by process."""
     parents: dict[int, int] = {}
-    used: dict[int, float] = {}
+    now: dict[int, float] = {}
     for each in Path("/proc").iterdir():
         if each.name.isdecimal():
             try:
@@ -78,30 +79,60 @@ def cpu_of_tree() -> float:
             except OSError:
                 continue
             parents[int(each.name)] = int(fields[1])
-            used[int(each.name)] = sum(map(int, fields[11:15])) / TICK
-    found, total = {os.getpid()}, used[os.getpid()]
+            now[int(each.name)] = (int(fields[11]) + int(fields[12])) / TICK
+    found = {os.getpid()}
     while more := {one for one, parent in parents.items() if parent in found} - found:
         found |= more
-        total += sum(used[one] for one in more)
-    return total
+    used.update({one: now[one] for one in found})
+
+
+class Meter:
+    """CPU seconds of this process and all that it began, of those that end on the way, too.
+
+    With `is_new_only`, of what it begins from now on: Ray's processes are idle, but not at rest.
+    """
+
+    def __init__(self, is_new_only: bool) -> None:
+        self._is_new_only = is_new_only
+
+    def __enter__(self) -> Meter:
+        self.spent = 0.0
+        self._before: dict[int, float] = {}
+        used_by_tree(self._before)
+        self._used = dict(self._before)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(0.1):
+            used_by_tree(self._used)
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        used_by_tree(self._used)
+        own = {os.getpid()} | (self._used.keys() - self._before.keys())
+        counted = own if self._is_new_only else self._used.keys()
+        self.spent = sum(self._used[one] - self._before.get(one, 0.0) for one in counted)
 
 
 def once(folder: Path, engine: Any, users: str) -> float:
     with tempfile.TemporaryDirectory(dir=folder) as log:
-        start = cpu_of_tree()
-        done = batch.run(
-            folder / f"{users}.parquet",
-            Path(log) / "log",
-            run="bench",
-            model=folder / "model",
-            k=K,
-            processes=2,
-            engine=engine,
-            part_rows=PART,
-        )
-        spent = cpu_of_tree() - start
+        with Meter(engine == "local") as meter:
+            done = batch.run(
+                folder / f"{users}.parquet",
+                Path(log) / "log",
+                run="bench",
+                model=folder / "model",
+                k=K,
+                processes=2,
+                engine=engine,
+                part_rows=PART,
+            )
         assert done.rows == pq.read_metadata(folder / f"{users}.parquet").num_rows
-    return spent
+    return meter.spent
 
 
 def main() -> None:

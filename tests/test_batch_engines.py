@@ -164,9 +164,11 @@ def rayed(tmp_path: Path) -> Iterator[Rayed]:
         made.close()
 
 
+@pytest.mark.parametrize("cuts", [(37,), pytest.param((600, 150), marks=pytest.mark.slow)])
 @with_ray
-def test_ray_gives_the_rows_of_a_plain_loop(folder: Path, rayed: Rayed, tmp_path: Path) -> None:
-    cuts = (300, 37)
+def test_ray_gives_the_rows_of_a_plain_loop(
+    cuts: tuple[int, ...], folder: Path, rayed: Rayed, tmp_path: Path
+) -> None:
     for name in (*cuts, "run"):
         of_run(folder / "plain", tmp_path / str(name))
     rayed.run("partitions", folder / "users", folder / "model", tmp_path, *cuts)

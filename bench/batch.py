@@ -106,8 +106,9 @@ class Meter:
         return self
 
     def _watch(self) -> None:
-        while not self._is_over.wait(0.1):
+        while not self._is_over.wait(0.2):
             used_by_tree(self._used)
+        self._own = time.thread_time()  # what looking takes
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
@@ -116,6 +117,7 @@ class Meter:
         own = {os.getpid()} | (self._used.keys() - self._before.keys())
         counted = own if self._is_new_only else self._used.keys()
         self.spent = sum(self._used[one] - self._before.get(one, 0.0) for one in counted)
+        self.spent -= self._own
 
 
 def once(folder: Path, engine: Any, users: str) -> float:

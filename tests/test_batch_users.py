@@ -201,6 +201,16 @@ def test_somebody_who_has_seen_all_has_a_row_without_items(tmp_path: Path) -> No
     assert sum(map(len, reader)) == 2
 
 
+def test_what_is_refused_for_one_user_names_them(tmp_path: Path) -> None:
+    catalog = fr.Catalog([1, 2], [[1.0], [0.5]])
+    model = fr.Model(catalog, ["ann", "bob"], [[1.0], [1.0]], policy=fr.Uniform())
+    model.with_seen(["bob"], [2]).save(tmp_path)
+    rank = RankUsers(tmp_path, RUN, 1, ts=TS, rules=fr.Rules(pin={1: 2}))
+    assert rank(users(["ann"])).num_rows == 1
+    with pytest.raises(ValueError, match=r"^user 'bob': rules: pin\[1\]: 2 is not eligible"):
+        rank(users(["ann", "bob"]))
+
+
 def test_users_are_integers_or_texts(tmp_path: Path) -> None:
     catalog = fr.Catalog([1, 2, 3], [[1.0], [0.5], [0.2]])
     fr.Model(catalog, [7, 42], [[1.0], [2.0]], policy=fr.PlackettLuce(1.0)).save(tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
@@ -268,15 +270,16 @@ class RankUsers:
         }
         query = None
         batch: RankingBatch
-        if rows is not None:
-            ids = model.user_ids[rows]
-            batch = model.recommend_batch(ids, self.k, policy=self.policy, **asked)
-        else:
-            query = np.zeros(model.catalog.dim, np.float32)
-            policy = self.fallback or self.policy or model._asked(None)
-            queries = np.broadcast_to(query, (b, len(query)))
-            batch = model.catalog.rank_batch(queries, self.k, policy=policy, **asked)
-            batch = replace(batch, model_version=model.version)
+        with _naming_users(user_ids):
+            if rows is not None:
+                ids = model.user_ids[rows]
+                batch = model.recommend_batch(ids, self.k, policy=self.policy, **asked)
+            else:
+                query = np.zeros(model.catalog.dim, np.float32)
+                policy = self.fallback or self.policy or model._asked(None)
+                queries = np.broadcast_to(query, (b, len(query)))
+                batch = model.catalog.rank_batch(queries, self.k, policy=policy, **asked)
+                batch = replace(batch, model_version=model.version)
         return log_rows(
             batch,
             user_ids=user_ids,
@@ -312,6 +315,19 @@ class RankUsers:
         `fastrank.eventlog.LogReader` reads the log that Spark writes.
         """
         return ", ".join(f"{each.name} {_ddl(each.type)}" for each in schema(self.item_kind))
+
+
+@contextmanager
+def _naming_users(user_ids: Sequence[str]) -> Iterator[None]:
+    """What is wrong with a row of a batch names its user."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.match(r"row (\d+): ", str(error))
+        if found is None:
+            raise
+        user = user_ids[int(found[1])]
+        raise ValueError(f"user {shown(user)}: {str(error)[found.end() :]}") from None
 
 
 def as_user_texts(name: str, column: pa.Array | pa.ChunkedArray, start: int = 0) -> pa.StringArray:

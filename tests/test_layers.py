@@ -127,6 +127,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
         *("calibration", "rules"),
     },
+    "batch": {
+        *("atomic", "cores", "extras", "files", "ids", "inputs", "run", "expressions", "rules"),
+        *("policies", "ranking", "catalog", "model", "scoring", "eventlog"),
+    },
     "vectorfiles": {"files"},
     "verify": {
         *("policies", "ranking", "catalog", "model", "opening", "calibration", "reference"),
@@ -138,6 +142,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("simulate", "eventlog", "ope"),
     },
     "cli": {
+        "batch",
         "retrieval",
         "rules",
         "rulesfile",
@@ -183,6 +188,7 @@ EXTRAS: dict[str, set[str]] = {
     "data": {"pyarrow"},
     "eventlog": {"pyarrow"},
     "places": {"fsspec"},
+    "batch": {"aiohttp", "pyarrow", "ray"},
     "page": {"jinja2"},
     "ope": {"scipy", "matplotlib"},
     "plan": {"matplotlib"},

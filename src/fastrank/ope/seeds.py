@@ -11,7 +11,7 @@ from fastrank.eventlog import LogBatch, Stratum
 
 __all__ = ["SharedSeeds"]
 
-_MOST = 1 << 15  # seeds that are kept
+_MOST = 1 << 15  # seeds that stand for all
 _ALL = 2**64 - 1
 
 
@@ -28,8 +28,9 @@ class SharedSeeds:
     Of a seed are kept its rows and those of one of its holders, the one of the least hash; the rows
     of all others share it. Up to 32,768 seeds that is exact. Beyond, those that a hash chooses are
     kept, ever fewer, and stand for all; and besides those with the most rows, which no chance may
-    leave out. 2 MB at most. Sums over parts of a log are merged; order does not matter until seeds
-    are left out. Batches without seeds cost nothing.
+    leave out. 2 MB at most. Sums over parts of a log are merged. Which seeds stand for all does not
+    depend on the parts, or their order; which of the others are kept besides may. Batches without
+    seeds cost nothing.
 
     Examples
     --------
@@ -106,7 +107,7 @@ class SharedSeeds:
 
     def _wait(self, part: _Seeds) -> None:
         self._waiting.append(part)
-        if sum(map(len, self._waiting)) > _MOST:
+        if sum(map(len, self._waiting)) > _MOST // 2:
             self._settle()
 
     def _settle(self) -> None:
@@ -116,9 +117,8 @@ class SharedSeeds:
         kept = _Seeds.together([self._kept, *self._waiting])
         self._waiting = []
         mixed = _mixed(kept.seeds)
-        if len(kept) > _MOST:
-            while np.count_nonzero(mixed <= np.uint64(self._limit)) > _MOST // 2:
-                self._limit //= 2
+        while np.count_nonzero(mixed <= np.uint64(self._limit)) > _MOST:
+            self._limit //= 2
         chosen = mixed <= np.uint64(self._limit)
         if not chosen.all():
             others = np.flatnonzero(~chosen & (kept.rows > kept.own))

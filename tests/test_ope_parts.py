@@ -333,7 +333,7 @@ def test_seeds_that_users_of_different_parts_share() -> None:
 
 
 def test_strata_are_one_by_their_laws() -> None:
-    cold, warm = ({"policy_params": {"temperature": t}} for t in (0.5, 2.0))
+    cold, warm = (dict[str, Any](policy_params={"temperature": t}) for t in (0.5, 2.0))
     rows = [row(i, **(cold if i % 3 else warm)) for i in range(40)]
     own = [ope.ByFunction("same", lambda batch: batch.log_propensities)]
     whole = ope.evaluate(LogReader.of_tables([table(rows)]), own, places=3)
@@ -464,7 +464,7 @@ def test_an_experiment_is_evaluated_whole(tmp_path: Path) -> None:
 
 def test_strata_without_end() -> None:
     """Each part has few, and all together too many."""
-    laws = [{"policy_params": {"temperature": 0.5 + i}} for i in range(3)]
+    laws = [dict[str, Any](policy_params={"temperature": 0.5 + i}) for i in range(3)]
     parts = [partial_of_rows([row(i, **law)]) for i, law in enumerate(laws)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastrank.ope.sums.MOST_STRATA", 2)

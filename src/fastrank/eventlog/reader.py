@@ -243,6 +243,14 @@ class LogReader:
         at = ((np.cumsum(sizes) - sizes / 2) * (n / sizes.sum())).astype(np.int64)
         return [self._of(np.flatnonzero(at == j).tolist()) for j in np.unique(at).tolist()]
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[LogReader]) -> LogReader:
+        """One reader of the files of several, one at least, which `parts` has made of a log."""
+        found = parts[0]._of([])
+        found._files = [file for part in parts for file in part._files]
+        found._reset(found._keep_all)
+        return found
+
     def _of(self, numbers: Sequence[int]) -> LogReader:
         """A reader of some of the files."""
         found = LogReader.__new__(LogReader)

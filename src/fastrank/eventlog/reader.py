@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -179,7 +179,7 @@ class LogReader:
         ]
         self._keep_all = False
         self._batch_rows = as_count("batch_rows", batch_rows)
-        self._filters = FilterStore(rules)
+        self._rules, self._filters = rules, FilterStore(rules)
         self._reset(self._keep_all)
 
     def _reset(self, keep_all: bool) -> None:
@@ -193,6 +193,15 @@ class LogReader:
         self._said: dict[str, pa.Scalar] = {}  # of all its rows, by its path
         self._bytes = sum(_size(file.path) for file in self._files)
         self._bytes_done = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it reads: a reader that was pickled is one that has not read yet."""
+        settings = self._columns, self._omit, self._batch_rows, self._rules
+        return {"files": self._files, "tables": self._tables, "settings": settings}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._files, self._tables = state["files"], state["tables"]
+        self._set(*state["settings"])
 
     @property
     def files(self) -> list[Path]:
@@ -215,8 +224,8 @@ class LogReader:
         Returns
         -------
         list of LogReader
-            Of about equally many bytes each, files in their order; as this one in all else. They
-            can be pickled, before they are read.
+            Of about equally many bytes each, files in their order; as this one in all else. Like
+            any reader they can be pickled, and are then as if they had not been read.
 
         Raises
         ------

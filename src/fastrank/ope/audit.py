@@ -26,6 +26,7 @@ __all__ = ["Audit", "Check", "audit"]
 
 Outcome = Literal["passed", "warning", "failed", "not done"]
 
+SAMPLE = 1000  # rows that are computed again
 TOLERANCE = 1e-5  # of a conditional log-propensity, beyond the bound that a row states
 _FLATTER = 1.25  # the known policy's temperature, times the logging policy's
 _WORST_Z = 5.0
@@ -108,7 +109,7 @@ def audit(
     log: Log,
     models: Sequence[Model | Scorer],
     *,
-    sample: int = 1000,
+    sample: int = SAMPLE,
     advance: Callable[[int], None] | None = None,
 ) -> Audit:
     """Compute the logging policy's propensities again, and look for signs of a broken log.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 pytest.importorskip("pyarrow")
 import pyarrow as pa
 import pyarrow.parquet as pq
+from alike import assert_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import catalog as catalog_of
@@ -25,42 +25,6 @@ from fastrank.eventlog import LogReader, LogWriter, ReadReport
 from fastrank.ope.requests import Requests, in_common
 
 COLUMN = ope.FromColumn("new", "evaluated")
-_LOOSE = {"skewness": 1e-10}
-_IN_ORDER = ("files_read", "places")  # of the report: they stand as parts came
-
-
-def assert_same(found: Any, expected: Any, at: str = "", exact: bool = False) -> None:
-    """Of dicts, lists and numbers: floats within 1e-12, skewness 1e-10; strata in any order."""
-    name = at.rsplit(".", 1)[-1]
-    if isinstance(expected, Mapping):
-        assert found.keys() == expected.keys(), at
-        for key, value in expected.items():
-            if key not in _IN_ORDER:
-                assert_same(found[key], value, f"{at}.{key}")
-    elif name == "strata":
-        own, others = ({_law(each): each for each in side} for side in (found, expected))
-        assert own.keys() == others.keys()
-        for key, value in others.items():
-            assert_same(own[key], value, f"{at}[{key}]")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), at
-        for j, value in enumerate(expected):
-            assert_same(found[j], value, f"{at}[{j}]")
-    elif isinstance(expected, float):
-        assert isinstance(found, float), at
-        limit = next((limit for key, limit in _LOOSE.items() if key in at), 1e-12)
-        assert math.isclose(found, expected, rel_tol=limit, abs_tol=1e-13), (at, found, expected)
-    else:
-        assert found == expected, at
-
-
-def _law(stratum: Mapping[str, Any]) -> str:
-    law = {name: value for name, value in stratum["stratum"].items() if name != "policy_name"}
-    return str(law)
-
-
-def assert_equal(found: ope.Evaluation, expected: ope.Evaluation) -> None:
-    assert_same(found.to_dict(), expected.to_dict())
 
 
 def rankings(n: int, k: int = 3, users: int = 40, seed: int = 0) -> pa.Table:

@@ -602,6 +602,19 @@ def test_a_share_of_requests_stands_for_all() -> None:
     assert in_common([first, apart], nobody) == {}
 
 
+def test_numbers_that_different_rows_have() -> None:
+    """Of somebody's own making, from 0 in each file: no requests in common, so none of the rows."""
+    parts = [
+        partial_of_rows([row(i, request_id=f"{j} {i}") for i in range(400)], requests=100)
+        for j in range(2)
+    ]
+    assert ope.merged(parts).rows == 800
+    few = [partial_of_rows([row(i, request_id=f"{j} {i}") for i in range(9)], requests=1)
+           for j in range(2)]  # fmt: skip
+    with pytest.raises(ope.SharedRowsError, match="the numbers 0 to 8 of writer w"):
+        ope.merged(few)
+
+
 def test_size_is_bounded() -> None:
     """In bytes: of ten times as many rows as many."""
     sizes = [len(pickle.dumps(partial(rankings(n), requests=64))) for n in (2_000, 20_000)]

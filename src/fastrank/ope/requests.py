@@ -12,6 +12,7 @@ from fastrank.eventlog.report import ReadReport
 __all__ = ["Requests", "in_common"]
 
 _ALL = 2**64 - 1
+_WOULD_SHOW = 40.0  # requests in common, of which none is kept once in 10^17 times
 
 
 class Requests:
@@ -95,10 +96,13 @@ def in_common(
 ) -> Mapping[tuple[int, int], str]:
     """Pairs of parts, by their numbers, that have rows in common, and what these are.
 
-    By their requests, as far as they are kept; where some are not, by writers' sequences, too.
+    By their requests, as far as they are kept; where some are not, by writers' sequences, too. An
+    overlap of these that is so long that requests of it would be kept is none of rows: somebody has
+    numbered different rows alike.
     """
     found: dict[tuple[int, int], str] = {}
     limit = min((each.limit for each in requests), default=_ALL)
+    share = (limit + 1) / (_ALL + 1)
     if limit >= 0:
         kept = [each.up_to(limit) for each in requests]
         hashes = np.concatenate([np.empty(0, np.uint64), *kept])
@@ -107,20 +111,20 @@ def in_common(
         hashes, part_of = hashes[order], part_of[order]
         again = np.flatnonzero(hashes[1:] == hashes[:-1])
         both = np.stack([part_of[again], part_of[again + 1]], axis=1)
-        share = (limit + 1) / (_ALL + 1)
         about = "" if limit == _ALL else "about "
         pairs, counts = np.unique(both[both[:, 0] < both[:, 1]], axis=0, return_counts=True)
         for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
             found[tuple(pair)] = f"{about}{round(count / share):,} requests"
-    for pair, what in _overlaps(reports).items():
-        if not (requests[pair[0]].are_all and requests[pair[1]].are_all):
+    for pair, (count, what) in _overlaps(reports).items():
+        all_known = all(requests[part].are_all for part in pair)
+        if not all_known and count * share < _WOULD_SHOW:
             found.setdefault(pair, what)
     return found
 
 
-def _overlaps(reports: Sequence[ReadReport]) -> dict[tuple[int, int], str]:
-    """Parts that have the same numbers of a writer's sequence."""
-    found: dict[tuple[int, int], str] = {}
+def _overlaps(reports: Sequence[ReadReport]) -> dict[tuple[int, int], tuple[int, str]]:
+    """Parts that have the same numbers of a writer's sequence: how many of one range, and which."""
+    found: dict[tuple[int, int], tuple[int, str]] = {}
     of_writers: dict[str, list[tuple[int, int, int]]] = {}
     for part, report in enumerate(reports):
         for writer, sequence in report.sequences.items():
@@ -132,7 +136,8 @@ def _overlaps(reports: Sequence[ReadReport]) -> dict[tuple[int, int], str]:
             if first <= reached:
                 pair = (min(part, by), max(part, by))
                 end = min(last, reached)
-                found.setdefault(pair, f"the numbers {first:,} to {end:,} of writer {writer}")
+                what = f"the numbers {first:,} to {end:,} of writer {writer}"
+                found[pair] = max(found.get(pair, (0, "")), (end - first + 1, what))
             if last > reached:
                 reached, by = last, part
     return found

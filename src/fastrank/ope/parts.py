@@ -94,14 +94,17 @@ class Partial:
 
     @property
     def rows(self) -> int:
+        """Valid ones, read."""
         return self._kept.sums.rows
 
     @property
     def rows_used(self) -> int:
+        """Those in the sums."""
         return sum(each.rows for each in self._kept.sums.strata)
 
     @property
     def report(self) -> ReadReport:
+        """What reading found."""
         return self._kept.report
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,10 @@ class Requests:
         """That the kept ones are within; -1: none is kept."""
         self._settle()
         return self._limit
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return vars(self)
 
     def _settle(self) -> None:
         if self._waiting:

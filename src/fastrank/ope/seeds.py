@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fastrank.arraytypes import Hashes, IntArray, Mask
+from fastrank.arraytypes import AnyArray, Hashes, IntArray, Mask
 from fastrank.eventlog import LogBatch, Stratum
 
 __all__ = ["SharedSeeds"]
@@ -105,6 +106,10 @@ class SharedSeeds:
         at = int(besides.argmax())
         return int(self._kept.seeds[at]), int(self._kept.rows[at])
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return vars(self)
+
     def _wait(self, part: _Seeds) -> None:
         self._waiting.append(part)
         if sum(map(len, self._waiting)) > _MOST // 2:
@@ -143,6 +148,19 @@ class _Seeds:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def __getstate__(self) -> dict[str, AnyArray]:
+        """With counts in as few bytes as they take: most are 1."""
+        counts = {name: getattr(self, name) for name in ("rows", "own")}
+        small = {
+            name: each.astype(np.min_scalar_type(each.max(initial=0)))
+            for name, each in counts.items()
+        }
+        return {"seeds": self.seeds, "holders": self.holders, **small}
+
+    def __setstate__(self, state: Mapping[str, AnyArray]) -> None:
+        self.seeds, self.holders = state["seeds"], state["holders"]
+        self.rows, self.own = (state[name].astype(np.int64) for name in ("rows", "own"))
 
     def of(self, which: Mask) -> _Seeds:
         return _Seeds(self.seeds[which], self.holders[which], self.rows[which], self.own[which])

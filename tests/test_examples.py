@@ -100,6 +100,7 @@ def isolation() -> list[str]:
 GIVEN = {
     "docs/explanation/retrieval.md": ("items.npz", "users.npz"),
     "docs/how-to/evaluate.md": ("demo-output",),
+    "docs/how-to/evaluate-in-parts.md": ("demo-output",),
     "docs/how-to/from-azure-personalizer.md": ("model",),
     "docs/how-to/join.md": ("logs", "clicks.csv", "impressions.csv"),
     "docs/how-to/kubernetes.md": ("items.npz", "users.npz"),

@@ -108,6 +108,9 @@ GIVEN = {
     "docs/how-to/sagemaker.md": ("items.npz", "users.npz"),
     "docs/reference/models.md": ("items.parquet", "users.parquet"),
     "docs/reference/rules.md": ("model",),
+    "docs/how-to/clients.md": ("model",),
+    "docs/how-to/server-rules.md": ("model",),
+    "docs/reference/seeds.md": ("model",),
     "serving/README.md": ("model",),
 }
 

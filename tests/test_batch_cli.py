@@ -54,7 +54,8 @@ def test_a_run_and_a_rerun(shop: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     words = result.stdout.split()
     assert words[:7] == ["count", "─" * len(words[1]), "users", "40", "rankings", "40", "files"]
-    assert f"{shop}/log: run night, not shown to anyone yet" in result.stdout.replace("\n", "")
+    said = "".join(words)  # lines break anywhere
+    assert f"{shop}/log:runnight,notshowntoanyoneyet" in said
     assert sum(map(len, LogReader(shop / "log"))) == 40
     assert pq.read_table(shop / "store").num_rows == 40
     again = run(*asked(shop, "-k", 3, "--json"))

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("ask", "policies", "ranking", "ids", "inputs", "lru", "_native"),
         *("walk", "ruled", "rules", "expressions", "features"),
     },
-    "scorer": {"policies", "ranking", "ids", "ranker"},
+    "scorer": {"policies", "ranking", "ids", "ranker", "rules"},
     "score": {"ask", "ranking", "expressions", "scoring", "features", "inputs"},
     "faissindex": {"ask", "inputs", "store"},
     "catalog": {

@@ -368,13 +368,13 @@ def _draw_variance(found: Variances) -> Figure:
 
 def _print_rules(console: Console, found: RulesAfterwards) -> None:
     columns = [
-        "\nshop", "\nweights", "logged / true\npropensity", "mean\nweight", "\nips / truth",
+        "\nshop", "cap in\nweights", "logged / true\npropensity", "mean\nweight", "\nips / truth",
         "\nsnips / truth", "\nflagged",
     ]  # fmt: skip
     rows = [
         (
             shop.logger,
-            _weights(shop),
+            "yes" if shop.weighs_by_cap else "no",
             _spread(shop.ratio),
             f"{shop.mean_weight:.3g}",
             _spread(shop.ips),

@@ -232,7 +232,7 @@ def test_functions_by_name_for_every_command_that_ranks(
         without = run(*command)
         assert without.exit_code in (1, 2)
         said = " ".join(without.output.split())
-        assert "its score is the function 'own_shop:recent': hand it in" in said
+        assert "its score is the function 'own_shop:recent': pass it" in said
         result = run(*command, *named)
         assert result.exit_code == 0, (command, result.output)
     assert ranked(files, *named, "--param", "w=3")["score"]["name"] == "recent"

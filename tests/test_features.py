@@ -328,7 +328,7 @@ def file_of(directory: Path, name: str) -> Path:
 
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes a manifest and its own hash."""
+    """Change a manifest and its own hash."""
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["manifest_sha256"]
     change(manifest)
@@ -337,7 +337,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def overwrite(directory: Path, name: str, values: dict[int, Any], *, in_manifest: bool) -> None:
-    """Puts other values into a file of an array; with their hash, if the manifest is to fit."""
+    """Put other values into a file of an array; with their hash, if the manifest is to fit."""
     file = file_of(directory, name)
     content = bytearray(file.read_bytes())
     manifest = json.loads((directory / "manifest.json").read_text())

@@ -772,9 +772,9 @@ def test_a_saved_function_is_handed_in_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         opened.scores(QUERY, score="logistic"), CATALOG.scores(QUERY, score=own_logistic)
     )
-    with pytest.raises(ValueError, match=r"its score is the function '.*:decayed': hand it in"):
+    with pytest.raises(ValueError, match=r"its score is the function '.*:decayed': pass it"):
         fr.Catalog.open(tmp_path / "c")
-    with pytest.raises(ValueError, match=r"its score is the function '.*:decayed': hand it in"):
+    with pytest.raises(ValueError, match=r"its score is the function '.*:decayed': pass it"):
         fr.Catalog.open(tmp_path / "c", functions=[own_logistic])
     with pytest.raises(ValueError, match=r"functions\[0\]: expected a ScoreFunction"):
         fr.Catalog.open(tmp_path / "c", functions=[decayed])  # type: ignore[list-item]
@@ -791,7 +791,7 @@ def test_another_function_of_the_same_name_is_refused(tmp_path: Path) -> None:
     assert first.path == other.path
     CATALOG.with_score(first).save(tmp_path / "c")
     with pytest.raises(
-        ValueError, match=r"its score is 'same:f' of the hash .*this is another one"
+        ValueError, match=r"its score is 'same:f' with the hash .*given has another"
     ):
         fr.Catalog.open(tmp_path / "c", functions=[other])
 
@@ -809,7 +809,7 @@ def test_functions_are_called_by_name() -> None:
         CATALOG.scores(QUERY, score="decayed")
     with pytest.raises(ValueError, match="'decayed' is neither a column"):
         named.with_functions().scores(QUERY, score="decayed")
-    with pytest.raises(ValueError, match=r"functions\[1\]: the name 'decayed' means another"):
+    with pytest.raises(ValueError, match=r"functions\[1\]: the name 'decayed' already means another"):
         CATALOG.with_functions(own_decayed, own_decayed)
     with pytest.raises(ValueError, match=r"functions\[0\]: expected a ScoreFunction"):
         CATALOG.with_functions(decayed)  # type: ignore[arg-type]
@@ -871,5 +871,5 @@ def test_names_that_have_values_are_taken(
 def test_a_name_is_not_of_a_function_and_of_a_column() -> None:
     named = CATALOG.with_functions(shared)
     assert named.scores(QUERY, score="shared") is not None
-    with pytest.raises(ValueError, match="'shared' is the name of a function and of a column"):
+    with pytest.raises(ValueError, match="'shared' is the name of both a function and a column"):
         named.with_features({**COLUMNS, "shared": COLUMNS["age"]}).scores(QUERY, score="shared")

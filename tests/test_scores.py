@@ -724,7 +724,7 @@ def test_a_flat_tail_refuses_a_score() -> None:
         lambda: SOME.log_propensities_batch([QUERY], [[0]], policies=[flat], score="dot + age"),
         lambda: SOME.with_score("dot + age").rank(QUERY, 3, policy=flat),
     ):
-        with pytest.raises(ValueError, match=r"FlatTail .* cannot draw by the score 'dot . age'"):
+        with pytest.raises(ValueError, match=r"FlatTail .* cannot use the score 'dot . age'"):
             call()
     assert len(SOME.with_score("dot + age").rank(QUERY, 3, policy=flat, score="dot")) == 3
 

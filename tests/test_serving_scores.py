@@ -156,7 +156,7 @@ def test_waiting_requests_share_a_pass_each_with_its_own_params(
             {"score": "dot + age", "inference_type": "stochastic_flat_tail"},
             422,
             "policy",
-            "cannot draw by the score",
+            "cannot use the score",
         ),
     ],
 )

@@ -344,7 +344,7 @@ class Measurements:
         self._spawn = get_context("spawn")  # a fork would share the parent's pages and pools
 
     def take(self, job: Callable[..., T], *arguments: Any) -> T:
-        """Runs a job in a fresh process; what it measured is kept."""
+        """Run a job in a fresh process; what it measured is kept."""
         title = " ".join(str(a) for a in (job.__name__, *arguments) if isinstance(a, str | int))
         print(f"  {title}", file=sys.stderr, flush=True)
         with ProcessPoolExecutor(1, mp_context=self._spawn) as pool:

@@ -280,7 +280,7 @@ def _loop_of(inner: Any, passed: tuple[tuple[str, str], ...]) -> Callable[..., A
 
 
 def _keep(score: Source, passed: tuple[tuple[str, str], ...], loop: Any) -> None:
-    """Puts code where the next process looks for it; where that fails it is compiled again."""
+    """Put code where the next process looks for it; where that fails it is compiled again."""
     label = _label(score, passed)
     file = None if label is None else _file(label)
     if label is None or file is None:
@@ -333,7 +333,7 @@ _registered = False
 
 
 def _register() -> None:
-    """Tells Numba what `fastrank.scoring`'s functions are, once.
+    """Tell Numba what `fastrank.scoring`'s functions are, once.
 
     The polynomials of the core (ext/), step for step: to the bit what expressions make of a number,
     on a CPU that has multiply-adds.

@@ -226,7 +226,7 @@ def _refuse(name: str, text: str, node: ast.AST, reason: str) -> NoReturn:
 
 
 def _check(tree: ast.expr, name: str, text: str) -> None:
-    """Refuses what is not in the language, whatever the columns are."""
+    """Refuse what is not in the language, whatever the columns are."""
 
     def refuse(node: ast.AST, reason: str) -> NoReturn:
         _refuse(name, text, node, reason)
@@ -509,7 +509,7 @@ class _Compiler:
         return _KIND["column"] | self._columns.index(name)
 
     def _step(self, op: str, *operands: int, kept: int | None = None) -> int:
-        """Adds a step; the registers that it reads are free again, but for one that is kept."""
+        """Add a step; the registers that it reads are free again, but for one that is kept."""
         for each in set(operands):
             if each < _native.REGISTERS and each != kept:
                 self._free.append(each)

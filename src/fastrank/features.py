@@ -272,7 +272,7 @@ class Features:
         return dict(self._arrays)
 
     def check(self) -> None:
-        """Reads all columns; a ValueError for the first value that no column would have."""
+        """Read all columns; a ValueError for the first value that no column would have."""
         for column in self._columns.values():
             try:
                 self._check_column(column)
@@ -359,7 +359,7 @@ class Groups:
         return items[starts[group] : starts[group + 1]]
 
     def strike(self, groups: Collection[int], mask: Mask) -> None:
-        """Takes the items of some groups out of a mask (n,)."""
+        """Take the items of some groups out of a mask (n,)."""
         if self.codes is None:
             for group in groups:
                 mask[self.items(group)] = False
@@ -610,7 +610,7 @@ def as_features(given: Any, n_items: int, order: Positions | None) -> Features:
     Raises
     ------
     ValueError
-        Naming the column, the row and the value.
+        If a column is invalid; the message names the column, the row and the value.
     """
     named = _named(given)
     columns: dict[str, Column] = {}

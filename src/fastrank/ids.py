@@ -552,7 +552,7 @@ class ItemIds:
     Raises
     ------
     ValueError
-        Naming the row and the value.
+        If an id is invalid; the message names the row and the value.
 
     Notes
     -----

@@ -549,7 +549,7 @@ def test_a_reload_reads_rules_again_and_is_refused_where_they_do_not_fit(
             ('{"home": {"pin": {"1": 8}}', "not JSON"),
             ('{"home": {"pin": {"1": 8, "1": 9}}}', "'1' is given more than once"),
             ('{"home": {}, "home": {}}', "'home' is given more than once"),
-            ('{"home sweet": {}}', "'home sweet' is no name of rules"),
+            ('{"home sweet": {}}', "name of rules: got 'home sweet'"),
             ('{"home": {"kap": {}}}', "there is no 'kap'"),
             ("[]", "expected an object"),
         ):
@@ -584,11 +584,11 @@ def test_a_name_is_given_once_and_files_may_hold_one_or_several(tmp_path: Path) 
         "é.1": fr.Rules(),
     }
     for options, words in (
-        ([f"a={one}", f"a={one}"], "rules of the name 'a' are there already"),
+        ([f"a={one}", f"a={one}"], "rules named 'a' were given already"),
         ([str(one)], "cap: rules: there is no 'seller'"),
         ([f"a={several}"], "a: rules: there is no 'home-3'"),
-        ([f"={one}"], "'' is no name of rules"),
-        ([f"{'a' * 101}={one}"], "is no name of rules"),
+        ([f"={one}"], "name of rules: got ''"),
+        ([f"{'a' * 101}={one}"], "name of rules: got "),
     ):
         with pytest.raises(ValueError, match=r".") as error:
             named_rules(options)

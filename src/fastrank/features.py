@@ -756,7 +756,7 @@ def _numbers(where: str, values: AnyArray) -> Float32Array:
             row = int(lost[0])
             raise ValueError(
                 f"{where}: row {row}: the integer {values[row].item()} is none of float32, which"
-                " keeps 24 bits; subtract an origin, scale the column down, or hand in floats to"
+                " keeps 24 bits; subtract an origin, scale the column down, or pass floats to"
                 " have them rounded"
             )
     return np.ascontiguousarray(cast)

@@ -166,7 +166,7 @@ def rank_scores_batch(
     >>> batch = fr.rank_scores_batch(["a", "b", "c"], scores, 2, policy=policy, exclude=[None, "a"])
     Traceback (most recent call last):
         ...
-    ValueError: exclude[1]: expected an array of ids, got 'a', a single str; hand in a list of one
+    ValueError: exclude[1]: expected an array of ids, got 'a', a single str; pass a list of one
     >>> batch = fr.rank_scores_batch(["a", "b", "c"], scores, 2, policy=policy, exclude=[[], ["a"]])
     >>> batch.item_ids.tolist()
     [['b', 'c'], ['c', 'b']]

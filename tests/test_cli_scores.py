@@ -211,7 +211,7 @@ def test_functions_by_name_for_every_command_that_ranks(
     named = ("--score-function", "own_shop:recent")
     score = ("--features", files / "shop.parquet", "--score", "recent")
     tables = ("--tables", "plackett_luce:temperature=0.5")
-    assert "nor a score function at hand" in refused(*build(files, *score))
+    assert "nor a known score function" in refused(*build(files, *score))
     assert run(*build(files, *score, "--param", "w=2", *named, *tables)).exit_code == 0
     model = fr.Model.open(files / "m", functions=[own_shop.recent])
     assert model.catalog.score is not None

@@ -1,4 +1,4 @@
-"""Run: seeds and request ids derived from a run's name and the user, so that retries repeat them."""
+"""Run: seeds and request ids derived from the run's name and the user, so retries repeat them."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def found_picture(taken: Measurements) -> Figure:
     upper.set_title("What an index finds of the 10 best")
     lower.set_xscale("log")
     lower.set_xticks(PROBES, [str(probes) for probes in PROBES])
-    lower.set_xlabel("lists that a search looks into (n_probes)")
+    lower.set_xlabel("lists that a search reads (n_probes)")
     lower.set_ylabel("share of the softmax")
     lower.set_title("What 1,000 candidates hold of Plackett-Luce's first place")
     for axes in panels:

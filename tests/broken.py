@@ -155,12 +155,12 @@ def ignores_the_filter(
     n_draws: int,
     eligible: npt.NDArray[np.bool_],
 ) -> Positions:
-    """Draws from the whole catalog."""
+    """Draw from the whole catalog."""
     return gumbel_sort(rng, scores, k, n_draws)
 
 
 def pads_with_item_zero(rng: np.random.Generator, scores: Array, k: int, n_draws: int) -> Positions:
-    """Fills up to k places with the first item when the catalog has fewer."""
+    """Fill up to k places with the first item when the catalog has fewer."""
     drawn = gumbel_sort(rng, scores, min(k, len(scores)), n_draws)
     return np.pad(drawn, ((0, 0), (0, k - drawn.shape[1])))
 

@@ -111,7 +111,7 @@ class Shell:
         return output
 
     def close(self) -> None:
-        """Ends it, and what still runs in the background."""
+        """End it, and what still runs in the background."""
         _end(self.process)
 
 
@@ -157,7 +157,7 @@ class Page:
         return output.getvalue()
 
     def serve(self, block: Block) -> str:
-        """Leaves a server behind that listens."""
+        """Leave a server behind that listens."""
         self.close_server()
         self.server = subprocess.Popen(
             ["bash", "-ec", block.code], start_new_session=True, text=True, stdout=sys.stderr

@@ -250,7 +250,7 @@ def test_bad_arguments(model: Path, users: Path, tmp_path: Path) -> None:
         ({"engine": "spark"}, "engine: expected one of local, ray; got 'spark'"),
         ({"processes": 0}, "processes: "),
         ({"part_rows": 0}, "part_rows: "),
-        ({"run": ""}, "name: expected a text that is not empty"),
+        ({"run": ""}, "name: expected a non-empty str"),
         ({"model": tmp_path / "no"}, "no"),
         ({"user_column": "who"}, "no column named who; found user_id"),
         ({"rules": fr.Rules(pin={1: 999})}, "pin"),

@@ -80,7 +80,7 @@ def test_vectors_are_those_handed_in(
     ],
 )
 def test_a_column_of_vectors_is_stacked_as_the_refusal_says(library: str, is_table: bool) -> None:
-    """What it says makes an array of what was handed in."""
+    """What it says makes an array of what was passed."""
     rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     made = pytest.importorskip(library)
     given: Any = objects([np.array(row) for row in rows])

@@ -211,7 +211,7 @@ def test_functions_by_name_for_every_command_that_ranks(
     named = ("--score-function", "own_shop:recent")
     score = ("--features", files / "shop.parquet", "--score", "recent")
     tables = ("--tables", "plackett_luce:temperature=0.5")
-    assert "nor a score function at hand" in refused(*build(files, *score))
+    assert "nor a known score function" in refused(*build(files, *score))
     assert run(*build(files, *score, "--param", "w=2", *named, *tables)).exit_code == 0
     model = fr.Model.open(files / "m", functions=[own_shop.recent])
     assert model.catalog.score is not None
@@ -232,7 +232,7 @@ def test_functions_by_name_for_every_command_that_ranks(
         without = run(*command)
         assert without.exit_code in (1, 2)
         said = " ".join(without.output.split())
-        assert "its score is the function 'own_shop:recent': hand it in" in said
+        assert "its score is the function 'own_shop:recent': pass it" in said
         result = run(*command, *named)
         assert result.exit_code == 0, (command, result.output)
     assert ranked(files, *named, "--param", "w=3")["score"]["name"] == "recent"

@@ -55,7 +55,7 @@ def saved(
 
 
 def put(*values: Any) -> Callable[[Array], None]:
-    """Writes pairs of index and value."""
+    """Write pairs of index and value."""
 
     def change(array: Array) -> None:
         for index, value in zip(values[::2], values[1::2], strict=True):

@@ -188,9 +188,9 @@ def test_users_may_differ_in_temperature_alone() -> None:
     audience = Audience(world.catalog, np.repeat(world.query[None], 2, 0), 2)
     law = audience.law([fr.PlackettLuce(0.5), fr.PlackettLuce(0.25)])
     assert law.steepness.tolist() == [2.0, 4.0]
-    with pytest.raises(ValueError, match="may differ in their temperature alone"):
+    with pytest.raises(ValueError, match="may differ only in temperature"):
         audience.law([fr.PlackettLuce(0.5), fr.BestFirst(1, fr.PlackettLuce(0.5))])
-    with pytest.raises(ValueError, match="may differ in their temperature alone"):
+    with pytest.raises(ValueError, match="may differ only in temperature"):
         audience.law([fr.EpsilonGreedy(0.5), fr.EpsilonGreedy(0.4)])
 
 

@@ -209,7 +209,7 @@ def test_features_that_lack_what_the_own_score_has_are_refused() -> None:
         catalog.with_features({"x": [1, 2, 3]})
     with pytest.raises(ValueError, match="'age' is neither a column"):
         catalog.with_features(None)
-    with pytest.raises(ValueError, match="a number is needed, and this is a text"):
+    with pytest.raises(ValueError, match="expected a number, but this is a text"):
         catalog.with_features({"age": ["a", "b", "c"]})
 
 
@@ -252,14 +252,14 @@ REFUSED: list[tuple[Any, str]] = [
     ({1, 2, 3}, "in order, which a set does not have"),
     ({"a": 1}, "not a mapping"),
     (pd.DataFrame({"x": [1, 2, 3]}), "not a table"),
-    (np.zeros((3, 2)), "expected one value an item, got shape (3, 2)"),
+    (np.zeros((3, 2)), "expected one value per item, got shape (3, 2)"),
     (np.array(5), "expected 3 values"),
     ([1, None, 2], "row 1: expected a number, got None (a missing value: fill it in)"),
     ([1.0, 2.0, math.nan], "row 2: expected a number that is finite in float32, got nan"),
     ([1.0, -math.inf, 2.0], "row 1: expected a number that is finite in float32, got -inf"),
     ([1.0, 1e39, 2.0], "row 1: expected a number that is finite in float32, got 1e+39"),
-    ([1, 2, 2**24 + 1], "row 2: the integer 16777217 is none of float32"),
-    (np.array([0, 2**53 + 1, 1]), "row 1: the integer 9007199254740993 is none of float32"),
+    ([1, 2, 2**24 + 1], "row 2: the integer 16777217 is not exact in float32"),
+    (np.array([0, 2**53 + 1, 1]), "row 1: the integer 9007199254740993 is not exact in float32"),
     (np.array([0, 2**63 - 1, 1]), "row 1: the integer 9223372036854775807 is none"),
     (np.array([0, 2**64 - 1, 1], np.uint64), "row 1: the integer 18446744073709551615 is none"),
     ([1, 2**64, 2], "row 1: expected an integer of at most 64 bits, or a float, got 1844674"),
@@ -328,7 +328,7 @@ def file_of(directory: Path, name: str) -> Path:
 
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes a manifest and its own hash."""
+    """Change a manifest and its own hash."""
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["manifest_sha256"]
     change(manifest)
@@ -337,7 +337,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def overwrite(directory: Path, name: str, values: dict[int, Any], *, in_manifest: bool) -> None:
-    """Puts other values into a file of an array; with their hash, if the manifest is to fit."""
+    """Put other values into a file of an array; with their hash, if the manifest is to fit."""
     file = file_of(directory, name)
     content = bytearray(file.read_bytes())
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -451,16 +451,16 @@ def test_a_flipped_byte_is_found_by_a_check_and_crashes_nobody(saved: Path, name
     [
         ("feature_values", {0: np.nan}, "'age': a value is not finite"),
         ("feature_values", {16: 2.0}, "'new': a value is not one of 0, ..., 1"),
-        ("feature_values", {16: 0.5}, "'new': a value is no integer"),
+        ("feature_values", {16: 0.5}, "'new': a value is not an integer"),
         ("feature_values", {32: 2.0}, "'seller': a value is not one of -1, ..., 1"),
-        ("feature_values", {32: 0.5}, "'seller': a value is no integer"),
+        ("feature_values", {32: 0.5}, "'seller': a value is not an integer"),
         ("feature_values", {32: -2.0}, "'seller': a value is not one of -1, ..., 1"),
         ("feature_members", {0: 3}, "'genres': a value is not one of 0, ..., 2"),
         ("feature_members", {0: -1}, "'genres': a value is not one of 0, ..., 2"),
-        ("feature_offsets", {1: 99}, "'genres': its offsets do not ascend"),
-        ("feature_offsets", {0: -1}, "'genres': its offsets do not ascend"),
-        ("feature_offsets", {7: 99}, "'tags': its offsets do not ascend"),
-        ("feature_text", {0: 255}, "'genres': its texts do not ascend"),
+        ("feature_offsets", {1: 99}, "'genres': offsets do not ascend"),
+        ("feature_offsets", {0: -1}, "'genres': offsets do not ascend"),
+        ("feature_offsets", {7: 99}, "'tags': offsets do not ascend"),
+        ("feature_text", {0: 255}, "'genres': texts do not ascend"),
         ("feature_text_offsets", {1: 99}, "feature_text_offsets: text 0 is [0, 99)"),
     ],
 )
@@ -493,7 +493,7 @@ def test_features_of_another_catalog_are_refused(saved: Path, tmp_path: Path) ->
         manifest["arrays"] |= {name: other["arrays"][name] for name in ARRAYS}
 
     edit(saved, exchange)
-    with pytest.raises(ValueError, match="its features are of another catalog"):
+    with pytest.raises(ValueError, match="features belong to another catalog"):
         fr.Catalog.open(saved)
 
 

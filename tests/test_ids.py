@@ -248,7 +248,7 @@ def test_the_page_says_what_every_entrance_takes(
         else:
             with pytest.raises(ValueError, match=re.escape(says.removeprefix("refused: "))) as said:
                 entrance(given)
-            assert "hand in" in str(said.value) or "leave out" in str(said.value), name
+            assert "pass" in str(said.value) or "leave out" in str(said.value), name
 
 
 @pytest.mark.parametrize(
@@ -256,20 +256,20 @@ def test_the_page_says_what_every_entrance_takes(
     [
         (
             {1, 2},
-            r"in order, which a set does not have: got \{1, 2\}; hand in a list, in the order",
+            r"in order, which a set does not have: got \{1, 2\}; pass a list, in the order",
         ),
-        ("ab", "got 'ab', a single str; hand in a list of one"),
-        (5, "got 5, a single int; hand in a list of one"),
-        ([1.0, 2.0], "row 0: expected int64 or str ids, got 1.0, a float; hand in an integer, or"),
-        ([b"a", b"b"], "row 0: .* got b'a', a bytes; hand in text, by .decode"),
-        ([1, None], "row 1: .* got None, a NoneType; leave out what has no id"),
-        ([1, {2}], r"row 1: .* got \{2\}, a set; hand in one id"),
-        (np.array([1.0, 2.0]), r'dtype float64; hand in integers, by .astype\("int64"\), or texts'),
-        (np.array([b"a"]), r"dtype \|S1; hand in texts, by np.strings.decode"),
-        ([1, "2"], "the ids above are int64, got '2'; hand in all of them as integers, or all"),
-        (NUMBERS, "expected an array of ids, got a Catalog; hand in its item_ids"),
-        (NUMBERS.rank([1.0], 2, policy=BEST, seed=1), "got a Ranking; hand in its item_ids"),
-        (fr.Model(NUMBERS, [1], [[1.0]]), "got a Model; hand in its user_ids"),
+        ("ab", "got 'ab', a single str; pass a list of one"),
+        (5, "got 5, a single int; pass a list of one"),
+        ([1.0, 2.0], "row 0: expected int64 or str ids, got 1.0, a float; pass an integer, or"),
+        ([b"a", b"b"], "row 0: .* got b'a', a bytes; pass text, by .decode"),
+        ([1, None], "row 1: .* got None, a NoneType; leave out rows without an id"),
+        ([1, {2}], r"row 1: .* got \{2\}, a set; pass one id"),
+        (np.array([1.0, 2.0]), r'dtype float64; pass integers, by .astype\("int64"\), or texts'),
+        (np.array([b"a"]), r"dtype \|S1; pass texts, by np.strings.decode"),
+        ([1, "2"], "the ids above are int64, got '2'; pass all of them as integers, or all"),
+        (NUMBERS, "expected an array of ids, got a Catalog; pass its item_ids"),
+        (NUMBERS.rank([1.0], 2, policy=BEST, seed=1), "got a Ranking; pass its item_ids"),
+        (fr.Model(NUMBERS, [1], [[1.0]]), "got a Model; pass its user_ids"),
     ],
     ids=repr,
 )
@@ -282,11 +282,11 @@ def test_a_refusal_names_the_kind_and_what_to_hand_in(given: Any, said: str) -> 
 
 
 def test_a_filter_of_the_other_kind_says_which_kind_it_takes() -> None:
-    with pytest.raises(ValueError, match="exclude: the ids here are int64, got '1'; hand in int"):
+    with pytest.raises(ValueError, match="exclude: the ids here are int64, got '1'; pass int"):
         NUMBERS.rank([1.0], 2, policy=EVEN, exclude=["1"])
-    with pytest.raises(ValueError, match="exclude: the ids here are str, got 1; hand in texts"):
+    with pytest.raises(ValueError, match="exclude: the ids here are str, got 1; pass texts"):
         TEXTS.rank([1.0], 2, policy=EVEN, exclude=[1])
-    with pytest.raises(ValueError, match=r"user_id: .* got \{1\}, a set; hand in one id"):
+    with pytest.raises(ValueError, match=r"user_id: .* got \{1\}, a set; pass one id"):
         fr.Model(NUMBERS, [1], [[1.0]]).recommend({1}, policy=EVEN)
 
 
@@ -598,7 +598,7 @@ def test_a_look_up_costs_what_is_handed_in() -> None:
 
     def refused() -> None:
         with pytest.raises(
-            ValueError, match=r"exclude: the ids here are int64, got 'item0'; hand in integers$"
+            ValueError, match=r"exclude: the ids here are int64, got 'item0'; pass integers$"
         ):
             NUMBERS.rank([1.0], policy=EVEN, exclude=given)
         with pytest.raises(ValueError, match=r"the ids here are int64, got 'xx.{,140}$"):

@@ -122,7 +122,7 @@ NAMES = list(calls(fr.Catalog([1], [[1.0]])))
 
 @contextmanager
 def handling(handler: Callable[[], None], after: float, interval: float = 0.0) -> Iterator[None]:
-    """Calls a handler after so many seconds of computing, and in every such interval then."""
+    """Call a handler after so many seconds of computing, and in every such interval then."""
     before = signal.signal(signal.SIGPROF, lambda *_: handler())
     signal.setitimer(signal.ITIMER_PROF, after, interval)
     try:

@@ -1043,10 +1043,10 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
             {"policies": iter(())},
             "policies: expected a sequence of .*, which can be read only once",
         ),
-        ({"policies": {"a": fr.Uniform()}}, r"hand in a list of ByModel\(label, policy, model\)"),
+        ({"policies": {"a": fr.Uniform()}}, r"pass a list of ByModel\(label, policy, model\)"),
         (
             {"policies": [fr.Uniform()]},
-            r"policies: row 0: expected a ByModel.* hand in ByModel\(label, Uniform\(\), model\)",
+            r"policies: row 0: expected a ByModel.* pass ByModel\(label, Uniform\(\), model\)",
         ),
         ({"policies": ["uniform"]}, "policies: row 0: expected a ByModel, .* got 'uniform'; hand"),
         ({"logging": fr.Catalog([1], [[1.0]])}, "logging: expected a sequence of models or"),
@@ -1064,8 +1064,8 @@ def test_bad_arguments_are_named(
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        ("log/", r"log: expected a LogReader, got 'log/'; hand in LogReader\('log/'\)"),
-        (Path("log"), r"log: expected a LogReader, got .*'log'.*; hand in LogReader\("),
+        ("log/", r"log: expected a LogReader, got 'log/'; pass LogReader\('log/'\)"),
+        (Path("log"), r"log: expected a LogReader, got .*'log'.*; pass LogReader\("),
         ({"item": [1]}, "log: expected a LogReader, got .* a dict; tables .* for evaluate_table"),
     ],
 )

@@ -417,7 +417,7 @@ def test_an_index_of_other_dimensions_is_refused(tmp_path: Path) -> None:
     meta["index"]["n_probes"] = None
     store.write(tmp_path / "catalog", meta, arrays, digests)
     catalog = fr.Catalog.open(tmp_path / "catalog")
-    with pytest.raises(ValueError, match="index: has 5 dimensions, for queries of 6"):
+    with pytest.raises(ValueError, match="index: got 5 dimensions; expected 6"):
         catalog.rank(np.zeros(6), policy=POLICY)
 
 
@@ -433,11 +433,11 @@ def of_l2(vectors: Vectors) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda v: FaissIndex(of_l2(v)), "index: expected one of inner products"),
-        (lambda v: FaissIndex(v), "index: expected an index of FAISS, got array"),
+        (lambda v: FaissIndex(of_l2(v)), "index: expected the metric METRIC_INNER_PRODUCT"),
+        (lambda v: FaissIndex(v), "index: expected a FAISS index, got array"),
         (
             lambda v: FaissIndex(faiss.index_factory(4, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)),
-            "index: it is not trained: call its method `train` first",
+            "index: not trained; call its method `train` first",
         ),
         (lambda v: FaissIndex(flat(v), labels="names"), "labels: expected rows or .*'names'"),
         (lambda v: FaissIndex(flat(v), labels="positions"), "labels: expected rows or item_ids"),
@@ -445,13 +445,13 @@ def of_l2(vectors: Vectors) -> Any:
         (lambda v: FaissIndex(factory(v, "IVF4,Flat"), n_probes=0), "n_probes: .* got 0"),
         (lambda v: FaissIndex(flat(v), version=""), "version: expected a text, got ''"),
         (lambda v: FaissIndex(flat(v[:, :3])), "index: has 3 dimensions, where vectors have 4"),
-        (lambda v: FaissIndex(flat(np.vstack([v, v]))), "index: holds 200 items, the catalog 100"),
+        (lambda v: FaissIndex(flat(np.vstack([v, v]))), "index: holds 200 items, the catalog has"),
         (lambda v: FaissIndex(faiss.IndexFlatIP(4)), "index: holds no items"),
-        (lambda v: FaissIndex(flat(v[::-1])), "index: it scores the item .*other vectors"),
-        (lambda v: FaissIndex(flat(2 * v)), "index: it scores the item .*other vectors"),
+        (lambda v: FaissIndex(flat(v[::-1])), "index: scores the item .*other vectors"),
+        (lambda v: FaissIndex(flat(2 * v)), "index: scores the item .*other vectors"),
         (
             lambda v: FaissIndex(flat(v), labels="item_ids"),
-            "index: it found the id 0, which the catalog does not have",
+            "index: found the id 0, which is not in the catalog",
         ),
         (lambda v: flat(v), "index: expected a FaissIndex, got <faiss"),
     ],
@@ -462,7 +462,7 @@ def test_an_index_that_does_not_fit_is_refused(
     vectors = vectors_of(100, 4)
     vectors[0] *= 10.0  # what is found first for itself
     catalog = fr.Catalog(np.arange(100) + 1000, vectors)
-    if message.startswith("index: it found the id"):
+    if message.startswith("index: found the id"):
         vectors[0] *= 10.0
     with pytest.raises(ValueError, match=message):
         catalog.with_index(make(vectors))
@@ -493,7 +493,7 @@ def test_rows_that_a_catalog_lacks_are_refused(row: int, prior: Any) -> None:
     vectors = vectors_of(100, 4)
     index = faiss.IndexIDMap(faiss.IndexFlatIP(4))
     index.add_with_ids(vectors[:1], np.array([row]))
-    with pytest.raises(ValueError, match=f"index: it found row {row} of 100 items"):
+    with pytest.raises(ValueError, match=f"index: found row {row} of 100 items"):
         fr.Catalog(np.arange(100), vectors, prior=prior).with_index(FaissIndex(index))
 
 
@@ -516,7 +516,7 @@ def test_scores_that_are_none_are_refused() -> None:
     catalog = fr.Catalog(np.arange(100), vectors).with_index(FaissIndex(index))
     # Whoever changes it meanwhile.
     faiss.rev_swig_ptr(index.get_xb(), 400)[4] = np.copysign(np.inf, vectors[1, 0])
-    with pytest.raises(ValueError, match="index: it gave label 1 a score of inf"):
+    with pytest.raises(ValueError, match="index: got a score of inf for label 1"):
         catalog.rank(vectors[1], 3, policy=fr.FlatTail(m=100))
 
 
@@ -533,7 +533,10 @@ def test_an_index_that_cannot_filter_says_so() -> None:
     ("make", "message"),
     [
         (lambda c: build_ivf(c, n_lists=0), "n_lists: .* got 0"),
-        (lambda c: build_ivf(c, n_lists=101), "n_lists: the catalog has 100 items, got 101"),
+        (
+            lambda c: build_ivf(c, n_lists=101),
+            "n_lists: got 101; expected at most 100, the number of items",
+        ),
         (lambda c: build_ivf(c, n_probes=0), "n_probes: .* got 0"),
         (lambda c: build_ivf(c, seed=-1), "seed: .* got -1"),
         (
@@ -630,7 +633,10 @@ def test_a_proposal_is_the_least_that_is_enough() -> None:
     half = retrieval.Trade(1000, 0.1, 480, 0.9, 0.8, 0.0, 0.9, 1.0, 1e-4, 0.1)
     assert propose([half]) == (
         half,
-        ["of 1,000 candidates the index finds 480: more lists have to be looked into (n_probes)"],
+        [
+            "of 1,000 candidates the index finds 480: raise n_probes, so that searches read more"
+            " lists"
+        ],
     )
     with pytest.raises(ValueError, match="trades: expected some, got none"):
         propose([])

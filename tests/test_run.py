@@ -61,11 +61,11 @@ def test_the_key_is_not_shown() -> None:
 @pytest.mark.parametrize(
     ("users", "message"),
     [
-        (["a", None], "user_ids[1]: expected a str that is not empty, or an int, got None"),
-        (["a", ""], "user_ids[1]: expected a str that is not empty, or an int, got ''"),
-        ([True], "user_ids[0]: expected a str that is not empty, or an int, got True"),
-        ([1.5], "user_ids[0]: expected a str that is not empty, or an int, got 1.5"),
-        (["7", 7], "user_ids[1]: '7' is there twice, as user_ids[0]"),
+        (["a", None], "user_ids[1]: expected a non-empty str or an int, got None"),
+        (["a", ""], "user_ids[1]: expected a non-empty str or an int, got ''"),
+        ([True], "user_ids[0]: expected a non-empty str or an int, got True"),
+        ([1.5], "user_ids[0]: expected a non-empty str or an int, got 1.5"),
+        (["7", 7], "user_ids[1]: '7' repeats user_ids[0]"),
         ({"a"}, "user_ids: "),
         ("ann", "user_ids: "),
         ("a\ud800", "user_ids: "),
@@ -81,8 +81,8 @@ def test_what_is_no_user_is_named(users: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": ""}, "name: expected a text that is not empty, got ''"),
-        ({"name": 7}, "name: expected a text that is not empty, got 7"),
+        ({"name": ""}, "name: expected a non-empty str, got ''"),
+        ({"name": 7}, "name: expected a non-empty str, got 7"),
         ({"name": "a\ud800"}, "name: not text that UTF-8 can hold: 'a\\ud800'"),
         ({"name": "a", "key": b"short"}, "key: expected 32 bytes, got 5 bytes"),
         ({"name": "a", "key": "x" * 32}, "key: expected 32 bytes, got 'xxx"),

@@ -168,13 +168,13 @@ def test_lists_are_of_their_own_catalog() -> None:
     seen = model.seen("ann")
     assert seen is not None
     other = fr.Catalog(np.arange(N), np.ones((N, 4)))
-    with pytest.raises(ValueError, match="seen: it is of another catalog's items"):
+    with pytest.raises(ValueError, match="seen: is of another catalog's items"):
         other.rank([0, 0, 0, 1], policy=fr.Uniform(), seen=seen)
-    with pytest.raises(ValueError, match=r"seen\[1\]: it is of another catalog's items"):
+    with pytest.raises(ValueError, match=r"seen\[1\]: is of another catalog's items"):
         other.rank_batch(np.ones((2, 4)), policy=fr.Uniform(), seen=[None, seen])
     others: list[Any] = [[3], "ann"]
     for wrong in others:
-        with pytest.raises(ValueError, match=r"seen: expected what Model\.seen gives"):
+        with pytest.raises(ValueError, match=r"seen: expected what Model\.seen returns"):
             model.catalog.rank([0, 0, 0, 1], policy=fr.Uniform(), seen=wrong)
 
 

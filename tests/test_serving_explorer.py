@@ -487,7 +487,7 @@ def test_a_score_and_its_parameters_are_sent_and_kept_in_the_address(
     assert sent["score"] == "dot * w if on and who == '4,2' else 0"
     assert sent["params"] == {"w": -1, "on": True, "who": "4,2"}
     assert (
-        "cannot draw by the score"
+        "cannot use the score"
         in visit.page.locator("#ranking-stochastic_flat_tail .refused").inner_text()
     )
     visit.page.fill("#score", "dot * w + v if on and who == '4,2' else 0")

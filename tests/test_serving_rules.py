@@ -289,8 +289,8 @@ def test_a_request_that_is_sent_again_has_the_same_rules(
         ({"rules": {"cap": {"colour": 1}}}, 422, "rules.cap", "there is no column 'colour'"),
         ({"rules": {"decay": {"seller": 1.0}}}, 422, "rules.decay.seller", "must lie in"),
         ({"rules": {"where": "price <"}}, 422, "rules.where", "invalid syntax"),
-        ({"rules": {"where": "price"}}, 422, "rules.where", "true or false is needed"),
-        ({"rules": {"where": "dot > 1"}}, 422, "rules.where", "not of `dot`"),
+        ({"rules": {"where": "price"}}, 422, "rules.where", "expected true or false"),
+        ({"rules": {"where": "dot > 1"}}, 422, "rules.where", "not `dot`"),
         ({"rules": {"pin": {"0": 1}}}, 422, "rules.pin", "must be at least 1"),
         ({"rules": {"pin": {"01": 1}}}, 422, "rules.pin", "'01'"),
         ({"rules": {"pin": {"1": 10_000}}}, 422, "rules.pin.1", "10000 is not in the catalog"),
@@ -516,8 +516,8 @@ def test_what_a_server_has_is_told(tmp_path: Path, model: fr.Model, named: tuple
         ({"a": {"pin": {"3": 5}, "where": DEARER_THAN_5}}, "pin[3]: 5 is not eligible"),
         ({"a": {"where": "price < 0"}}, "where: 'price < 0' holds for no item"),
         ({"a": {"at_least": {"new": 1, "price < 50": 1}}}, "shares of sets that overlap"),
-        ({"a": {"where": "price"}}, "true or false is needed"),
-        ({"a": {"at_least": {"price": 1}, "where": "price < budget"}}, "true or false is needed"),
+        ({"a": {"where": "price"}}, "expected true or false"),
+        ({"a": {"at_least": {"price": 1}, "where": "price < budget"}}, "expected true or false"),
     ],
 )
 def test_rules_that_do_not_fit_keep_a_model_from_serving(
@@ -549,7 +549,7 @@ def test_a_reload_reads_rules_again_and_is_refused_where_they_do_not_fit(
             ('{"home": {"pin": {"1": 8}}', "not JSON"),
             ('{"home": {"pin": {"1": 8, "1": 9}}}', "'1' is given more than once"),
             ('{"home": {}, "home": {}}', "'home' is given more than once"),
-            ('{"home sweet": {}}', "'home sweet' is no name of rules"),
+            ('{"home sweet": {}}', "name of rules: got 'home sweet'"),
             ('{"home": {"kap": {}}}', "there is no 'kap'"),
             ("[]", "expected an object"),
         ):
@@ -584,11 +584,11 @@ def test_a_name_is_given_once_and_files_may_hold_one_or_several(tmp_path: Path) 
         "é.1": fr.Rules(),
     }
     for options, words in (
-        ([f"a={one}", f"a={one}"], "rules of the name 'a' are there already"),
+        ([f"a={one}", f"a={one}"], "rules named 'a' were given already"),
         ([str(one)], "cap: rules: there is no 'seller'"),
         ([f"a={several}"], "a: rules: there is no 'home-3'"),
-        ([f"={one}"], "'' is no name of rules"),
-        ([f"{'a' * 101}={one}"], "is no name of rules"),
+        ([f"={one}"], "name of rules: got ''"),
+        ([f"{'a' * 101}={one}"], "name of rules: got "),
     ):
         with pytest.raises(ValueError, match=r".") as error:
             named_rules(options)

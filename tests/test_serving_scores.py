@@ -139,7 +139,7 @@ def test_waiting_requests_share_a_pass_each_with_its_own_params(
         ({"score": "dot +"}, 422, "score", "invalid syntax"),
         ({"score": "dot + colour"}, 422, "score", "'colour' is neither a column"),
         ({"score": "1 / stock"}, 422, "score", "gives the item"),
-        ({"score": "dot * w", "params": {"w": "a"}}, 422, "score", "a number is needed"),
+        ({"score": "dot * w", "params": {"w": "a"}}, 422, "score", "expected a number"),
         ({"score": "dot", "params": {"w": 1}}, 422, "params", "the score is the dot product alone"),
         ({"params": {"w": 1}}, 422, "params", "the score is the dot product alone"),
         ({"score": "dot * w", "params": {"w": 1, "v": 2}}, 422, "params", "'v' is not in the"),
@@ -156,7 +156,7 @@ def test_waiting_requests_share_a_pass_each_with_its_own_params(
             {"score": "dot + age", "inference_type": "stochastic_flat_tail"},
             422,
             "policy",
-            "cannot draw by the score",
+            "cannot use the score",
         ),
     ],
 )

@@ -424,7 +424,7 @@ if "spawn_main" in " ".join(sys.orig_argv):
 
 @pytest.fixture
 def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has Python run some lines at the start of each process."""
+    """Have Python run some lines at the start of each process."""
 
     def write(lines: str) -> None:
         (tmp_path / "sitecustomize.py").write_text(lines)

@@ -30,7 +30,7 @@ for _name in _THREAD_VARIABLES:
 
 @cache
 def require_one_thread() -> None:
-    """Refuses to measure where a thread pool was started with more than one thread.
+    """Refuse to measure where a thread pool was started with more than one thread.
 
     Looked at before the first workload is made: later there may be threads that a benchmark asked
     for itself.

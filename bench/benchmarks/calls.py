@@ -349,7 +349,7 @@ def _in_threads(function: Callable[..., T], threads: int) -> Callable[..., T]:
 
 
 def for_users(function: Callable[[T], object], arguments: Iterable[T]) -> Call:
-    """Calls the function for one user after another, round and round."""
+    """Call the function for one user after another, round and round."""
     following = cycle(arguments)
     return lambda: function(next(following))
 
@@ -494,7 +494,7 @@ def _batches(workload: Workload, users: int) -> list[Vectors]:
 
 
 def read_matrix(workload: Workload, storage: str = "float32") -> Call:
-    """Reads the bytes of the matrix and does next to nothing else: BLAS's dot with itself.
+    """Read the bytes of the matrix and do next to nothing else: BLAS's dot with itself.
 
     The floor of every exact pass. For int8 a quarter of the float32 matrix is read.
     """

@@ -334,8 +334,8 @@ def was_float32(name: str) -> bool:
 class Measurements:
     """Values by name, one for each process that measured it, and what they depend on.
 
-    Processes are `fresh` for each job, but where nothing is to be believed but the checks: then one
-    does them all, and imports once.
+    By default each job runs in a `fresh` process. Otherwise one process runs all jobs and imports
+    once; then only the checks are to be believed, and no timing.
     """
 
     def __init__(
@@ -355,7 +355,7 @@ class Measurements:
         return ProcessPoolExecutor(1, mp_context=self._spawn)
 
     def take(self, job: Callable[..., T], *arguments: Any) -> T:
-        """Runs a job in a process of its own; what it measured is kept."""
+        """Run a job in another process; what it measured is kept."""
         title = " ".join(str(a) for a in (job.__name__, *arguments) if isinstance(a, str | int))
         print(f"  {title}", file=sys.stderr, flush=True)
         if self._fresh:

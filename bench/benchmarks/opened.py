@@ -46,7 +46,7 @@ def _check_opened(folder: str, version: str) -> None:
 
 
 def save(workload: Workload, folder: str, storage: str = "float32") -> Saved:
-    """Writes the workload's catalog."""
+    """Write the workload's catalog."""
     catalog = workload.stored(storage)
     catalog.save(folder)
     return Saved(folder, catalog.version, workload.query, workload.temperature)

@@ -41,7 +41,7 @@ class _Timed:
     call: Call
 
     def adopt(self, call: Call, n_items: int) -> None:
-        """Sets what is timed, and how many calls make a sample."""
+        """Set what is timed, and how many calls make a sample."""
         self.call = call
         self.number = max(1, min(500, 500_000 // n_items))
 

@@ -67,7 +67,7 @@ def interleaved(
     *,
     warm: bool = True,
 ) -> Timings:
-    """Measures calls in turns until `seconds` are spent, at least `min_rounds` rounds.
+    """Measure calls in turns until `seconds` are spent, at least `min_rounds` rounds.
 
     A turn is calls that are not measured, at least one, and then several that are. The first ones
     bring the contender's own data back into the caches: each is seen as it runs in a service of its

@@ -98,7 +98,7 @@ def compiled() -> Callable[[Vectors, int, Vectors, int, float], Drawn]:
 
     @jit
     def sink(heap: Integers, keys: Doubles) -> None:
-        """Brings the first place of a heap, which has the lowest key there, to where it belongs."""
+        """Bring the first place of a heap, which has the lowest key there, to where it belongs."""
         at, moved = 0, heap[0]
         while 2 * at + 1 < len(heap):
             child = 2 * at + 1

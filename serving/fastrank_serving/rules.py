@@ -49,7 +49,7 @@ def fitted(rules: fr.Rules, catalog: fr.Catalog, policy: fr.Policy) -> Named:
     Raises
     ------
     ValueError
-        Naming the rule and the value.
+        If a rule is invalid; the message names the rule and the value.
     """
     features = catalog.features
     wanted = sorted(name for name in rules.names if features is None or features.kind(name) is None)

@@ -1,4 +1,4 @@
-"""A call in the kernels' terms: what is asked of a table of scores, and what it answers.
+"""A call in the kernels' terms: what is asked of a table of scores, and the answer.
 
 The caller has checked the arguments. Items are positions in the table.
 """
@@ -36,12 +36,12 @@ _KINDS = {
     "gumbel": _native.GUMBEL,
     "sequential": _native.SEQUENTIAL,
     "cached": _native.TABLE,
-    "auto": _native.GUMBEL,  # of a user whose table is ready a model makes it "cached"
+    "auto": _native.GUMBEL,  # a model with a ready table for the user makes it "cached"
     "epsilon_greedy": _native.EPSILON_GREEDY,
     "uniform": _native.UNIFORM,
 }
 
-# Which laws a kind draws: under any other law the log would have wrong propensities.
+# The laws that each kind draws: under any other law the log would have wrong propensities.
 _DRAWS: dict[int, Callable[[Law], bool]] = {
     _native.DETERMINISTIC: lambda law: law.is_certain,
     _native.GUMBEL: lambda law: law.explore == 1.0 and law.temperature < np.inf,
@@ -64,17 +64,17 @@ class Spec(NamedTuple):
     factor: float = 1.0
 
 
-FLAT_TAIL = -1  # which has a call of its own in the core
+FLAT_TAIL = -1  # it has a call of its own in the core
 BEST = Spec(_native.DETERMINISTIC, 1.0, 0.0, 0, False)
 
 
-ENTRY_BYTES = 2048  # of the cache, for the key and objects of a table
+ENTRY_BYTES = 2048  # in the cache, for the key and objects of a table
 
-_last: tuple[Policy | None, Spec] = (None, BEST)  # most calls repeat the policy of the last one
+_last: tuple[Policy | None, Spec] = (None, BEST)  # most calls repeat the policy of the previous one
 
 
 def spec_of(policy: Policy, name: str = "policy") -> Spec:
-    """How to draw by a policy; a ValueError where no sampler does, or its own does not."""
+    """How to draw by a policy; a ValueError if no sampler, or not its own, draws by that law."""
     global _last
     known, spec = _last
     if policy is known:
@@ -92,7 +92,7 @@ def _spec_of_law(policy: Policy, name: str) -> Spec:
     law, sampler = law_of(policy, name), policy.sampler
     kind = _KINDS.get(sampler) if isinstance(sampler, str) else None
     if kind is None:
-        raise ValueError(f"{name}: no sampler of fastrank's draws by it: {policy!r}")
+        raise ValueError(f"{name}: no sampler of fastrank draws by it: {policy!r}")
     if not _DRAWS[kind](law):
         raise ValueError(f"{name}: its sampler {sampler!r} does not draw by {law}: {policy!r}")
     flat = law.temperature == np.inf
@@ -106,7 +106,7 @@ def _spec_of_law(policy: Policy, name: str) -> Spec:
 
 
 class Table(NamedTuple):
-    """Of a query at a temperature: the masses of all cells (ext/kernels.h, "Tables")."""
+    """Masses of all cells of a query at a temperature (ext/kernels.h, "Tables")."""
 
     depths: npt.NDArray[np.uint32]
     reference: float
@@ -114,7 +114,7 @@ class Table(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """With the key and objects of an entry of the cache."""
+        """Bytes, with the key and objects of a cache entry."""
         return self.depths.nbytes + ENTRY_BYTES
 
 
@@ -123,8 +123,8 @@ class Bound(NamedTuple):
 
     function: _native.Function
     score: Score
-    key: bytes  # of its scores, beside the query's
-    features_version: str | None  # None: it has no columns
+    key: bytes  # of its scores, in addition to the query's
+    features_version: str | None  # None if it uses no columns
 
 
 class Ask(NamedTuple):
@@ -141,15 +141,15 @@ class Ask(NamedTuple):
     bound: Bound | None = None
 
 
-# Positions, scores, log-propensities, log_norm, its error, items that were scored, whether it is
-# from a table, n_eligible, and of a flat tail its candidates.
+# Positions, scores, log-propensities, log_norm, its error, number of items scored, whether a table
+# was used, n_eligible, and the candidates of a flat tail.
 Drawn: TypeAlias = tuple[
     Positions, Float32Array, FloatArray, float, float, int, bool, int, Candidates | None
 ]
 
 
 class AskBatch(NamedTuple):
-    """`Ask` for b users: a row of queries, or an entry of a list, each."""
+    """The calls of b users: each field holds a row, or an entry of a list, per user."""
 
     queries: Float32Array
     k: int
@@ -177,7 +177,7 @@ class AskBatch(NamedTuple):
 
     @classmethod
     def joined(cls, asks: list[Ask]) -> AskBatch:
-        """Calls of the same number of places, one a user."""
+        """Join calls of the same number of places, one per user."""
         biases = None
         if any(ask.bias is not None for ask in asks):
             n_items = next(len(ask.bias) for ask in asks if ask.bias is not None)
@@ -202,7 +202,7 @@ class AskBatch(NamedTuple):
 
     @property
     def functions(self) -> list[_native.Function | None] | None:
-        """Of all users."""
+        """The compiled score of each user."""
         if self.bounds is None:
             return None
         return [None if bound is None else bound.function for bound in self.bounds]
@@ -227,13 +227,13 @@ class Found(NamedTuple):
     """Candidates of a flat tail."""
 
     positions: Positions
-    scores: Float32Array | None  # None: the catalog's
-    index_version: str | None = None  # None: a pass
+    scores: Float32Array | None  # None: the catalog's own
+    index_version: str | None = None  # None: found by a pass
     n_probes: int | None = None
 
 
 class DrawnBatch(NamedTuple):
-    """`Drawn` for b users, in rows; places from `counts` on mean nothing."""
+    """What was drawn for b users, in rows; places from `counts` on are meaningless."""
 
     positions: Positions
     scores: Float32Array
@@ -248,7 +248,7 @@ class DrawnBatch(NamedTuple):
 
     @classmethod
     def empty(cls, b: int, k: int) -> DrawnBatch:
-        """Rows that wait for `put`."""
+        """Empty rows, to be filled by `put`."""
         return cls(
             positions=np.zeros((b, k), np.int64),
             scores=np.zeros((b, k), np.float32),
@@ -277,7 +277,7 @@ class DrawnBatch(NamedTuple):
         )
 
     def put_one(self, i: int, drawn: Drawn) -> None:
-        """All of one user."""
+        """Set all fields of one user."""
         m = len(drawn[0])
         self.positions[i, :m], self.scores[i, :m], self.log_propensities[i, :m] = drawn[:3]
         self.log_norm[i], self.log_norm_error[i], self.counts[i] = drawn[3], drawn[4], m
@@ -286,7 +286,7 @@ class DrawnBatch(NamedTuple):
             self.candidates[i] = drawn[8]
 
     def put(self, users: list[int], first: int, part: DrawnBatch) -> None:
-        """The places from `first` on of some users; what is said of all of a ranking, once."""
+        """Set the places of some users from `first` on; fields of a whole ranking are set once."""
         places = slice(first, first + part.positions.shape[1])
         self.positions[users, places] = part.positions
         self.scores[users, places] = part.scores

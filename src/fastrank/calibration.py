@@ -1,8 +1,8 @@
-"""A temperature that means the same on every model.
+"""Choose temperatures by a measure that means the same on every model.
 
-Raw scores of one model lie within 0.02 of each other, those of another within 20, so a
-temperature that explores well on one is uniform noise or no exploration at all on the next. What
-does carry over is how much of the deterministic top k a sampled ranking keeps.
+Scores of one model lie within 0.02 of each other, those of another within 20, so a temperature
+that explores well on one gives uniform noise or no exploration at all on another. A measure that
+does carry over is the overlap: the share of the deterministic top k that a sampled ranking keeps.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 
-_NEVER = 1e-200  # a rate at which nothing rings
-_AT_ONCE = 40.0  # log of a relative weight that rings long before the k-th item can
+_NEVER = 1e-200  # a rate so low that a clock does not ring
+_AT_ONCE = 40.0  # log of a relative weight whose clock rings long before the k-th one can
 _CELLS = 256
-_OFF = 0.05  # of the overlap, or of what is left to 1: it may be off what is asked for by so much
-_PLACES_DRAWN = 4000  # of all rankings together, by which an overlap is counted
+_OFF = 0.05  # tolerance of an overlap o, relative to o or to 1 - o
+_PLACES_DRAWN = 4000  # places of all rankings together that estimate an overlap
 
 
 def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
-    """Share of the deterministic top k that a Plackett-Luce ranking of k items shows, on average.
+    """Compute the mean share of the deterministic top k in a Plackett-Luce ranking of k items.
 
     Parameters
     ----------
@@ -52,10 +52,11 @@ def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float
 
     Notes
     -----
-    Plackett-Luce is the order in which independent exponential clocks of rates
-    w = exp(score / T) ring. Stop them at the time t at which k are expected to have rung: item i is
-    in with probability 1 - exp(-t w_i). That replaces the time of the k-th ring by a constant; on
-    heavy-tailed scores with k = 10 it was within 0.01 of simulation. O(n) per step of a few.
+    A Plackett-Luce ranking is the order in which independent exponential clocks of rates
+    w = exp(score / T) ring. Let t be the time by which k clocks are expected to have rung: item i
+    has then rung with probability 1 - exp(-t w_i). This replaces the random time of the k-th ring
+    by a constant; on heavy-tailed scores with k = 10, the result was within 0.01 of simulation.
+    O(n) for each of a few Newton steps.
 
     Examples
     --------
@@ -70,16 +71,16 @@ def expected_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float
 def expected_overlaps(
     scores: FloatArray, temperatures: FloatArray, k: int, counts: FloatArray | None = None
 ) -> FloatArray:
-    """`expected_overlap` of many users at once.
+    """Compute `expected_overlap` for many users at once.
 
     Parameters
     ----------
     scores : ndarray of float64, shape (u, m)
-        One row a user.
+        One row per user.
     temperatures : ndarray of float64, shape (u,)
     k : int
     counts : ndarray of float64, shape (u, m), optional
-        How many items have each score, as `condense` gives them: 1 for the k highest of a row.
+        How many items have each score, as `condense` returns it: 1 for the k highest of a row.
 
     Returns
     -------
@@ -97,14 +98,14 @@ def expected_overlaps(
         return np.ones(len(scores))
     top = np.argpartition(-np.where(counts > 0.0, scores, -np.inf), k - 1, axis=1)[:, :k]
     top_scores = np.take_along_axis(scores, top, axis=1)
-    # Relative to the k-th score: what lies far above it rings at once, at whatever rate, and what
-    # lies so far below that its rate is 0 does not ring before k others have.
+    # Scores are relative to the k-th: items far above it ring at once, whatever their rate, and
+    # items so far below that their rate is 0 do not ring before k others have.
     kth = top_scores.min(axis=1, keepdims=True)
     per_temperature = 1.0 / temperatures[:, None]
     rates = np.exp(np.minimum((scores - kth) * per_temperature, _AT_ONCE))
     top_rates = np.exp(np.minimum((top_scores - kth) * per_temperature, _AT_ONCE))
-    # Newton from the left on a concave rising function: no step overshoots. It starts where all
-    # items but the k - 1 best (whose rates are 1 or more) give at most one ring.
+    # Newton's method from the left on a concave rising function: no step overshoots. At the start,
+    # the expected rings of all items but the k - 1 best (whose rates are 1 or more) are at most 1.
     time = 1.0 / ((counts * np.minimum(rates, 1.0)).sum(axis=1) - (k - 1))
     for _ in range(200):
         missing_rings = counts * np.exp(-time[:, None] * rates)
@@ -117,10 +118,10 @@ def expected_overlaps(
 
 
 def drawn_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
-    """`expected_overlap` as it is counted in rankings that are drawn.
+    """Estimate the overlap by drawing rankings, without the approximation of `expected_overlap`.
 
-    For saying what a temperature does, once it is chosen: nothing is approximated, and where no
-    temperature keeps what was asked for, this shows what is kept.
+    Use it to report what a chosen temperature does, in particular where no temperature reaches the
+    overlap asked for.
 
     Parameters
     ----------
@@ -128,16 +129,17 @@ def drawn_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
         All eligible items' scores.
     temperature : float
     k : int
-        Places; of fewer items, all are ranked.
+        Places. If there are fewer items, all are ranked.
 
     Returns
     -------
     float
-        With a standard error of up to 0.015 for k = 1, 0.008 for more. The same at each call.
+        Its standard error is at most 0.015 for k = 1, and 0.008 for k > 1. Each call returns the
+        same value.
 
     Notes
     -----
-    O(n) for the table that the rankings are drawn from, then 20 to 1,000 rankings of k places.
+    O(n) to make the table that rankings are drawn from, then 20 to 1,000 rankings of k places.
 
     Examples
     --------
@@ -147,7 +149,7 @@ def drawn_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
     0.8
     """
     values = np.asarray(scores)
-    # A catalog whose scores these are.
+    # A catalog of one dimension, whose scores these are.
     catalog = Catalog(np.arange(len(values)), values[:, None])
     query = np.ones(1)
     best = catalog.rank(query, k, policy=Deterministic(), seed=0).item_ids
@@ -160,7 +162,7 @@ def drawn_overlap(scores: npt.ArrayLike, temperature: float, k: int) -> float:
 
 
 def temperature_for_overlap(scores: npt.ArrayLike, k: int, overlap: float = 0.7) -> float:
-    """The temperature at which `expected_overlap` is `overlap`, to three digits.
+    """Find the temperature at which `expected_overlap` is `overlap`, to three digits.
 
     Parameters
     ----------
@@ -169,8 +171,9 @@ def temperature_for_overlap(scores: npt.ArrayLike, k: int, overlap: float = 0.7)
     k : int
         From 1 to n.
     overlap : float
-        Between 0 and 1. Overlaps that no temperature reaches (below that of a uniform draw, or
-        any at all where all scores are equal) give the end of the searched range that is nearest.
+        Between 0 and 1. For an overlap that no temperature reaches (below that of a uniform draw,
+        or any overlap if all scores are equal), the result is the nearest end of the range
+        searched.
 
     Examples
     --------
@@ -187,25 +190,25 @@ def temperature_for_overlap(scores: npt.ArrayLike, k: int, overlap: float = 0.7)
 def temperatures_for_overlap(
     scores: npt.ArrayLike, k: int, overlap: float = 0.7, counts: npt.ArrayLike | None = None
 ) -> FloatArray:
-    """`temperature_for_overlap` of many users at once.
+    """Find `temperature_for_overlap` for many users at once.
 
     Parameters
     ----------
     scores : array_like of float, shape (u, m)
-        One row a user.
+        One row per user.
     k : int
     overlap : float
     counts : array_like of float, shape (u, m), optional
-        How many items have each score, as `condense` gives them: 1 for the k highest of a row.
+        How many items have each score, as `condense` returns it: 1 for the k highest of a row.
 
     Returns
     -------
     ndarray of float64, shape (u,)
-        1 for users whose scores are all equal: every temperature gives the same law.
+        1 for users whose scores are all equal, since every temperature gives the same law.
 
     Notes
     -----
-    Bisection of log T, 16 steps of a few passes over the scores.
+    Bisection on log T: 16 steps, each of a few passes over the scores.
 
     Examples
     --------
@@ -233,28 +236,28 @@ def temperatures_for_overlap(
 def common_temperature(
     scores: FloatArray, k: int, overlap: float, factors: FloatArray, counts: FloatArray
 ) -> float:
-    """The temperature at which the mean of `expected_overlaps` is `overlap`.
+    """Find the common temperature at which the mean of `expected_overlaps` is `overlap`.
 
     Parameters
     ----------
     scores : ndarray of float64, shape (u, m)
-        One row a user.
+        One row per user.
     k : int
     overlap : float
         Between 0 and 1.
     factors : ndarray of float64, shape (u,)
-        Each user's own, in that temperature.
+        Factors by which users' own temperatures differ from the common one.
     counts : ndarray of float64, shape (u, m)
-        How many items have each score, as `condense` gives them.
+        How many items have each score, as `condense` returns it.
 
     Raises
     ------
     ValueError
-        If no temperature keeps that.
+        If no temperature reaches the overlap.
 
     Notes
     -----
-    Bisection of log T, 24 steps of a few passes over the scores.
+    Bisection on log T: 24 steps, each of a few passes over the scores.
 
     Examples
     --------
@@ -277,13 +280,14 @@ def common_temperature(
     found = 0.5 * (low + high)
     if abs(kept(found) - overlap) > _OFF * min(overlap, 1.0 - overlap):
         raise ValueError(
-            f"overlap: no temperature keeps {overlap:g} of the deterministic ranking at k = {k}"
+            f"overlap: got {overlap:g}; no temperature keeps so much of the deterministic ranking"
+            f" at k = {k}"
         )
     return math.exp(found)
 
 
 def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
-    """Fewer scores with the same overlaps: the highest as they are, the rest by cells.
+    """Condense scores to fewer with nearly the same overlaps: the highest, and cells of the rest.
 
     Parameters
     ----------
@@ -293,15 +297,16 @@ def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     values : ndarray of float64, shape (min(n, k + 32 + 256),)
-        The k + 32 highest scores; then the mean score of each of 256 cells of equal width.
+        The k + 32 highest scores, then the mean score of each of 256 cells of equal width.
     counts : ndarray of float64, of the same shape
-        How many items each value stands for: 1, and then those of the cell, of which there may be
-        none.
+        Number of items that each value stands for: 1, and then the number of items in the cell,
+        which may be 0.
 
     Notes
     -----
-    O(n). A cell's width is 1/256 of the range of the rest; its items' weights differ from that of
-    their mean by a share of (width / T)^2 / 24, which counts only where the rest has weight at all.
+    O(n). A cell's width is 1/256 of the range of the rest. Replacing its items' scores by their
+    mean changes their weight by a share of (width / T)^2 / 24, which matters only if the rest has
+    noticeable weight.
 
     Examples
     --------
@@ -325,4 +330,4 @@ def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
 
 def _check_places(k: int, n_scores: int) -> None:
     if not 1 <= k <= n_scores:
-        raise ValueError(f"k: expected 1 to {n_scores}, the number of scores; got {k!r}")
+        raise ValueError(f"k: got {k!r}; expected 1 to {n_scores}, the number of scores")

@@ -1,6 +1,6 @@
-"""Catalog: items and their vectors, packed for the native pass, and the rankings drawn from them.
+"""Catalog: items and their vectors, packed for the native pass, and rankings sampled from them.
 
-Python decides here what is asked for; `fastrank._native` computes it with the GIL released.
+Python checks and prepares each call; `fastrank._native` computes it with the GIL released.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from fastrank.seen import Seen
 
 __all__ = ["LOG_NORM_TOLERANCE", "MAX_NORM", "RNG_VERSION", "Catalog"]
 
-# Of a vector: beyond it scores would leave the float32 range for queries of a norm of 1,000.
+# The largest norm of a vector: above it, a query of norm 1,000 could leave the float32 range.
 MAX_NORM = 1e35
 LOG_NORM_TOLERANCE = 1e-3
 _FLOAT32 = np.dtype(np.float32)
-_READY = 4096  # tables that are a model's files: their keys and objects, some 2 KB each
-_INDEX = "faiss_index"  # the file of an index
-_RULES_BYTES = 128 << 20  # of rules with their parameters
-_BOUNDS = 256  # scores with their parameters, some KB each
-_BLOCK_BYTES = 8 << 20  # of vectors that are unpacked at a time
-_LOOKS = 4  # searches that an index is tried by
-_TABLES_TOGETHER = 256  # users: between looks at a signal, and reports of progress
+_READY = 4096  # tables that come from a model's files: their keys and objects take some 2 KB each
+_INDEX = "faiss_index"  # the file that holds an index
+_RULES_BYTES = 128 << 20  # for rules bound to their parameters
+_BOUNDS = 256  # scores bound to their parameters, some KB each
+_BLOCK_BYTES = 8 << 20  # of vectors unpacked at a time
+_LOOKS = 4  # searches that test whether an index fits the catalog
+_TABLES_TOGETHER = 256  # users between two checks for a signal and reports of progress
 
 
 class Catalog(Scorer):
@@ -54,28 +54,30 @@ class Catalog(Scorer):
     Parameters
     ----------
     item_ids : array_like of int or str, shape (n,), or ItemIds
-        Unique, of at most 1,024 characters. Kept as int64 or str; rankings carry them. What is
-        taken for ids, here and elsewhere, is in docs/reference/ids.md.
+        Unique, of at most 1,024 characters. Kept as int64 or str, and returned in rankings.
+        docs/reference/ids.md says which values are accepted as ids, here and elsewhere.
     vectors : array_like of real numbers, shape (n, d)
-        One row an item; cast to float32, finite, with a norm of at most 1e35. n, d >= 1.
+        One row per item; cast to float32, finite, with a norm of at most 1e35. n, d >= 1.
     bias : array_like of real numbers, shape (n,), optional
         Added to each item's dot product; at most 1e37 in magnitude.
     storage : {"float32", "int8"}
-        How vectors are kept. int8 scans a quarter of the bytes, and has the float32 vectors beside
-        them for the few items that matter: rankings follow the same law, the deterministic one is
-        the same, and scores are float32 scores. Only `log_norm`, and with it Plackett-Luce's
-        log-propensities, are estimated, within a stated bound. It keeps 5 bytes a coordinate.
-        Catalogs of fewer than 16,384 items, which fit a core's caches, are kept as float32 anyway.
+        How vectors are stored. With int8, a pass reads a quarter of the bytes, and reads the
+        float32 vectors, stored beside them, for the few items that matter. Rankings follow the same
+        law, the deterministic ranking is the same, and scores are float32 scores. Only `log_norm`,
+        and with it the log-propensities of Plackett-Luce, are estimated, within a stated bound.
+        int8 takes 5 bytes per coordinate. A catalog of fewer than 16,384 items fits a core's
+        caches, and is stored as float32 whatever is asked for.
     cache_bytes : int
-        Room for the tables of ``PlackettLuce(sampler="cached")``, least recently used out first.
+        Size limit of the tables of ``PlackettLuce(sampler="cached")``; the least recently used go
+        first.
     log_norm_tolerance : float
-        int8 storage: how large the bound `Ranking.log_norm_error` may be. Where it cannot be kept
-        at the price of a scan, the normaliser is summed up in float32; 0 asks for that always.
+        For int8 storage: the largest bound `Ranking.log_norm_error` that is accepted. Where that
+        bound would cost more than a scan, the normaliser is summed in float32; 0 always does so.
     prior : array_like of real numbers, shape (n,), optional
-        How likely an item is to rank high for users at large: its popularity, or its mean score.
-        Likely items are then scanned first, which saves work where k is large beside n. A row is
-        a row of the arguments all the same, also where ties go to the earlier one; but a seed
-        draws another ranking of the same law than without a prior.
+        How likely each item is to rank high for users at large: its popularity, or its mean score.
+        Likely items are scanned first, which saves work where k is large relative to n. Rows, and
+        ties, which go to the earlier row, still follow the order of the arguments; but a seed draws
+        a different ranking, of the same law, than it does without a prior.
     features : mapping of str to array_like, shape (n,), or a table, optional
         Columns for ``score=``: numbers, booleans, texts (None: no text), or lists of texts
         (docs/reference/scores.md).
@@ -83,13 +85,13 @@ class Catalog(Scorer):
     Raises
     ------
     ValueError
-        Naming the argument, the row and the value.
+        If an argument is invalid; the message names the argument, the row and the value.
 
     Notes
     -----
-    A score is ``dot(query, vector) + bias`` in float32. Scores of all items are never stored: a
-    ranking takes one pass over the vectors, O(n d + k log k), and O(k) memory. Any number of
-    threads may rank at once; the GIL is released meanwhile.
+    A score is ``dot(query, vector) + bias`` in float32. The scores of all items are never stored: a
+    ranking takes one pass over the vectors, O(n d + k log k) time and O(k) memory. Any number of
+    threads may rank at once, because the GIL is released during the pass.
 
     Examples
     --------
@@ -176,7 +178,8 @@ class Catalog(Scorer):
         self._n_items: int = meta["n_items"]
         self._dim: int = meta["dim"]
         self._version: str = meta["catalog_version"]
-        # Positions are those of the items as they are stored, rows those of the caller's arrays.
+        # Positions count items in stored order; rows count them in the order of the caller's
+        # arrays.
         self._rows = arrays.get("rows")
         self._rows_checked = False
         self._item_ids = index.ids if self._rows is None else None
@@ -191,14 +194,14 @@ class Catalog(Scorer):
             self._rows,
             arrays.get("panel_rows"),
         )
-        # For propensities from a query's scores: those come from `_packed`, and so are in range.
+        # For propensities from a query's scores. `_packed` computed those, so they are in range.
         self._scored = self._packed.over_scores()
         self._finder: Finder | None = None
         self._features = None
-        self._score: Expression | ScoreFunction | None = None  # where a call says none
+        self._score: Expression | ScoreFunction | None = None  # where a call names none
         self._params: dict[str, Any] = {}
-        self._default: Bound | None = None  # of both
-        self._functions: dict[str, ScoreFunction] = {}  # that calls may name
+        self._default: Bound | None = None  # the score with its parameters
+        self._functions: dict[str, ScoreFunction] = {}  # which calls may name
         self._bounds = LRU[tuple[str, str], Bound](entries=_BOUNDS)
         self._rules = LRU[tuple[str, str], BoundRules](_RULES_BYTES)
         self._tables = LRU[tuple[bytes, float], Table](as_count("cache_bytes", cache_bytes, low=0))
@@ -207,24 +210,36 @@ class Catalog(Scorer):
     # ---- Keeping ----------------------------------------------------------------------------
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the catalog to a directory, whole or not at all.
+        """Write the catalog to a directory, completely or not at all.
 
         An existing fastrank directory is replaced atomically: a process that opens it meanwhile
-        gets the old catalog or the new one, and one that has it open keeps the old one. A directory
-        that holds anything else is refused; names that begin with a dot, and ``lost+found``, count
-        for nothing. Writers wait for each other; after a second the log ``fastrank.store`` says so.
+        gets the old catalog or the new one, and a process that has it open keeps the old one. A
+        directory that holds anything else is refused; names that begin with a dot, and
+        ``lost+found``, are ignored. Writers wait for each other; after a second the logger
+        ``fastrank.store`` says so.
 
         Raises
         ------
         ValueError
-            If the directory is not fastrank's, which alone is replaced.
+            If the directory holds anything that fastrank did not write.
         OSError
-            If the disk fails; what was there before is untouched then.
+            If the disk fails; what the directory held before is then untouched.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0], [2.0]])
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     catalog.save(f"{directory}/items")
+        ...     opened = fr.Catalog.open(f"{directory}/items")
+        >>> opened.version == catalog.version
+        True
         """
         store.write(directory, *self._files())
 
     def _files(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, str]]:
-        """What is saved: the manifest's entries, and arrays with their digests."""
+        """The parts to save: the manifest's entries, and arrays with their digests."""
         meta, arrays, digests = dict(self._meta), dict(self._arrays), dict(self._digests)
         if self._finder is not None:
             index = self._finder.index
@@ -257,32 +272,42 @@ class Catalog(Scorer):
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
         functions: Sequence[ScoreFunction] = (),
     ) -> Catalog:
-        """Maps a saved catalog; copies nothing, so processes share one image of it.
+        """Open a saved catalog by mapping its files; processes share one image, and copy nothing.
 
         Parameters
         ----------
         directory : path
-            What `save` wrote; a model's directory will do.
+            A directory that `save` wrote; that of a model works too.
         verify : bool
-            Check every file's SHA-256 too, which reads all of them, and that what they hold fits
-            together: ids in order, finite vectors. Without it the manifest's own hash, the format
-            version, and every file's size, dtype and shape are checked.
+            Also check the SHA-256 of every file, which reads all of them, and that their contents
+            are consistent: sorted ids, finite vectors. Without it, `open` checks the manifest's own
+            hash, the format version, and the size, dtype and shape of every file.
         cache_bytes, log_norm_tolerance
             As for a new catalog; they are not saved.
         functions : sequence of ScoreFunction, optional
-            As for `with_functions`. If its own score is a function it must be among them: a
-            directory holds the name and the hash of one, and no code.
+            As for `with_functions`. Needed if the catalog's own score is a function: a directory
+            stores a function's name and hash, and no code.
 
         Raises
         ------
         ValueError
-            With the reason, if the directory is foreign, damaged or of another version.
+            If the directory is foreign, damaged or of another version; the message says which.
 
         Notes
         -----
-        While a catalog is open its files must not be changed in place, as ``cp`` over them does:
-        the operating system ends a process that reads a mapped page whose file was cut. `save`,
-        and whatever renames, replaces them safely.
+        While a catalog is open, do not change its files in place, as ``cp`` over them does: the
+        operating system kills a process that reads a mapped page of a truncated file. `save`, and
+        any other replacement by rename, is safe.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import fastrank as fr
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     fr.Catalog(["a", "b"], [[1.0], [2.0]]).save(f"{directory}/items")
+        ...     catalog = fr.Catalog.open(f"{directory}/items", verify=True)
+        ...     catalog.rank([1.0], k=1, policy=fr.Deterministic()).item_ids.tolist()
+        ['b']
         """
         return cls._from_store(
             directory,
@@ -365,7 +390,7 @@ class Catalog(Scorer):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Catalog is not copied or pickled: save it, and open it where it is wanted"
+            "a Catalog cannot be copied or pickled: save it, and open it where it is needed"
         )
 
     def __repr__(self) -> str:
@@ -373,20 +398,21 @@ class Catalog(Scorer):
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
+        """Number of coordinates of a vector."""
         return self._dim
 
     @property
     def storage(self) -> str:
-        """How vectors are kept: "float32" or "int8"."""
+        """How vectors are stored: "float32" or "int8"."""
         kept: str = self._meta["storage"]
         return kept
 
     @property
     def item_ids(self) -> IdArray:
-        """ndarray of int64 or str, shape (n,): ids in catalog order, that of the rows given.
+        """ndarray of int64 or str, shape (n,): ids in catalog order, which is that of the rows
+        given.
 
-        O(n) the first time in a catalog with a prior.
+        Takes O(n) the first time in a catalog with a prior.
         """
         if self._item_ids is None:
             self._item_ids = self._by_row(self._index.ids)
@@ -398,12 +424,12 @@ class Catalog(Scorer):
 
     @property
     def vectors(self) -> Float32Array:
-        """ndarray of float32, shape (n, d), read-only: a row an item, in catalog order.
+        """ndarray of float32, shape (n, d), read-only: one row per item, in catalog order.
 
-        As they were handed in, cast to float32, under either storage. They are kept in the layout
-        and the order that a pass wants, so that this makes them anew each time, in O(n d) time and
-        4 n d bytes: keep it in a variable. Of int8 storage without a prior it is a view and costs
-        nothing; where the catalog was opened, a view of its mapped file.
+        These are the vectors given, cast to float32, under either storage. They are stored in the
+        layout and order that a pass needs, so each access builds the array anew, in O(n d) time and
+        4 n d bytes: keep it in a variable. With int8 storage and no prior it is a view and costs
+        nothing; in an opened catalog, a view of the mapped file.
 
         Examples
         --------
@@ -425,37 +451,38 @@ class Catalog(Scorer):
 
     @property
     def version(self) -> str:
-        """Content hash: the same items, vectors and bias in the same order have the same one.
+        """Content hash: equal for the same items, vectors and bias in the same order.
 
-        Of two priors only the order counts.
+        A prior changes it only through the order of the items that it implies.
         """
         return self._version
 
     @property
     def has_codes(self) -> bool:
-        """Whether vectors are kept as int8, too."""
+        """Whether vectors are stored as int8 too."""
         return self.storage == "int8"
 
     # ---- Features and scores ----------------------------------------------------------------
 
     @property
     def features(self) -> Features | None:
-        """The columns that a score may have."""
+        """The columns that a score may use; None without any."""
         return self._features
 
     @property
     def features_version(self) -> str | None:
-        """Content hash of the columns. It is no part of `version`: they may be new every day."""
+        """Content hash of the columns. It is not part of `version`: columns may change every
+        day."""
         return None if self._features is None else self._features.version
 
     @property
     def score(self) -> Score | None:
-        """What makes scores where a call says nothing else; None: they are dot products."""
+        """The score of calls that name none; None for dot products."""
         return None if self._default is None else self._default.score
 
     @property
     def scores_key(self) -> str:
-        """What its own score depends on besides `version`; empty for dot products."""
+        """What the catalog's own score depends on besides `version`; empty for dot products."""
         return "" if self._default is None else self._default.key.decode()
 
     def score_of(
@@ -467,7 +494,7 @@ class Catalog(Scorer):
         if own is None or own.hash != logged.hash:
             try:
                 own = self._as_score(logged.name)
-            except ValueError:  # the name of a function that is not at hand
+            except ValueError:  # the name of a function that was not passed in
                 own = None
             if own is None or own.hash != logged.hash:
                 return "score_not_at_hand"
@@ -475,23 +502,24 @@ class Catalog(Scorer):
             bound = self._bind_one(own, as_params(logged.params))
         except ValueError:
             return "params_of_another_score"
-        # The version may be there for the row's rules alone.
+        # The row may state the version only because of its rules.
         if not any_version and bound.features_version not in (None, features_version):
             return "features_of_another_version"
         return {"score": own, "params": logged.params}
 
     def with_features(self, features: Any) -> Catalog:
-        """A catalog that differs in its columns; it shares all else, and nothing is packed again.
+        """Return a catalog with other columns; it shares everything else and packs nothing again.
 
         Parameters
         ----------
         features : mapping of str to array_like, shape (n,), or a table, or None
-            All of them, in catalog order; None: a catalog without.
+            All of the columns, in catalog order; None for a catalog without columns.
 
         Raises
         ------
         ValueError
-            Naming the column, the row and the value; or if its own score lacks a column now.
+            If a column is invalid (the message names the column, the row and the value), or if the
+            catalog's own score needs a column that is missing.
 
         Examples
         --------
@@ -510,17 +538,18 @@ class Catalog(Scorer):
         return catalog
 
     def with_score(self, score: ScoreLike | None, params: Params | None = None) -> Catalog:
-        """A catalog whose calls have this score where they say no other; it shares all else.
+        """Return a catalog with another default score; it shares everything else.
 
-        The score is saved with the catalog: an expression as it is, a function by its name and
-        hash. It is no part of `version`: rankings and logs say it beside that.
+        Calls that name no score use it. The score is saved with the catalog: an expression as it
+        is, a function by its name and hash. It is not part of `version`: rankings and logs state it
+        separately.
 
         Parameters
         ----------
         score : str, ScoreFunction or None
-            As in `rank`; None, or "dot": dot products.
+            As in `rank`; None or "dot" for dot products.
         params : mapping, optional
-            Values of its parameters, which a call may replace one by one.
+            Values of its parameters; a call may override each of them.
 
         Examples
         --------
@@ -547,7 +576,7 @@ class Catalog(Scorer):
         self._default = None if score is None else self._bind_one(score, self._params)
 
     def _open_score(self, saved: Any) -> None:
-        """The score of a manifest."""
+        """Set the score that a manifest names."""
         if saved is None:
             return
         kind, name, wanted = saved["kind"], saved["name"], saved["hash"]
@@ -558,19 +587,20 @@ class Catalog(Scorer):
             score = next((f for f in self._functions.values() if f.path == name), None)
             if score is None:
                 raise ValueError(
-                    f"its score is the function {shown(name)}: hand it in (functions=, or"
+                    f"its score is the function {shown(name)}: pass it (functions=, or"
                     " --score-function)"
                 )
         if score is None or score.hash != wanted:
             raise ValueError(
-                f"its score is {shown(name)} of the hash {str(wanted)[:12]}; this is another one"
+                f"its score is {shown(name)} with the hash {str(wanted)[:12]}; the one"
+                " given has another"
             )
         self._set_score(score, as_params(saved["params"]))
 
     def with_functions(self, *functions: ScoreFunction) -> Catalog:
-        """A catalog whose calls may name these functions as ``score=``, and whose logs can too.
+        """Return a catalog whose calls, and whose logs, may name these functions as scores.
 
-        They take the place of those that it had, and are not saved.
+        They replace those that the catalog had, and are not saved.
         """
         catalog = self._copy()
         catalog._functions = _named_functions(functions)
@@ -581,11 +611,11 @@ class Catalog(Scorer):
         if named is None:
             return as_score(given)
         if self._features is not None and self._features.kind(named.text) is not None:
-            raise ValueError(f"score: {named.text!r} is the name of a function and of a column")
+            raise ValueError(f"score: {named.text!r} is the name of both a function and a column")
         return named
 
     def _bind(self, score: ScoreLike | None, params: Params | None) -> Bound | None:
-        """What makes the scores of a call; None: the dot product does."""
+        """The score of a call, with its parameters; None for the dot product."""
         if score is None and params is None:
             return self._default
         own = self._score if score is None else self._as_score(score)
@@ -607,7 +637,7 @@ class Catalog(Scorer):
         return found
 
     def _bind_all(self, score: ScoreLike | None, params: Any, b: int) -> list[Bound | None] | None:
-        """What makes the scores of each user; None: dot products are those of all."""
+        """The score of each user; None if all users have dot products."""
         if params is None or isinstance(params, Mapping):
             bound = self._bind(score, params)
             return None if bound is None else [bound] * b
@@ -623,7 +653,7 @@ class Catalog(Scorer):
     def _bind_call(
         self, score: ScoreLike | None, params: Any, rules: Any, after: Any
     ) -> tuple[Bound | None, Ruled | None]:
-        """What makes the scores of a call, and its rules, which share its parameters."""
+        """The score and the rules of a call, which share its parameters."""
         if rules is None and after is None:
             return self._bind(score, params), None
         given = as_params(params)
@@ -645,7 +675,7 @@ class Catalog(Scorer):
     def _bind_calls(
         self, score: ScoreLike | None, params: Any, rules: Any, after: Any, b: int
     ) -> tuple[list[Bound | None] | None, list[Ruled | None] | None]:
-        """Likewise of b users."""
+        """The scores and the rules of b users' calls."""
         if rules is None and after is None:
             return self._bind_all(score, params, b), None
         by_row = [rules] * b if rules is None or isinstance(rules, Rules) else None
@@ -688,19 +718,19 @@ class Catalog(Scorer):
 
     @property
     def index(self) -> FaissIndex | None:
-        """What finds candidates for `FlatTail`; None: a pass does."""
+        """The index that finds candidates for `FlatTail`; None where a pass finds them."""
         return None if self._finder is None else self._finder.index
 
     def with_index(self, index: FaissIndex | None) -> Catalog:
-        """A catalog that differs in its index; it shares all else. None: one without.
+        """Return a catalog with another index, or none; it shares everything else.
 
-        The index is saved with the catalog, and mapped when it is opened. It is no part of
-        `version`: it decides what `FlatTail` draws, which says its index's version itself.
+        The index is saved with the catalog, and mapped when the catalog is opened. It is not part
+        of `version`: it affects only `FlatTail`, whose rankings state the index's version.
 
         Raises
         ------
         ValueError
-            If the index is of another dimension, or of more items, or scores them otherwise.
+            If the index has another dimension or number of items, or scores items differently.
         """
         catalog = self._copy()
         catalog._finder = None
@@ -725,19 +755,19 @@ class Catalog(Scorer):
         )
 
     def _check_index(self) -> None:
-        """Refuses an index of other items, as far as a look at some of them tells."""
+        """Refuse an index of other items, as far as looking at some of them can tell."""
         assert self._finder is not None
         own, wanted = self._finder.index.index, self._dim + ("bias" in self._arrays)
         if own.d != wanted:
             more = ", and one for the bias" if wanted > self._dim else ""
             raise ValueError(f"index: has {own.d} dimensions, where vectors have {self._dim}{more}")
         if own.ntotal > self._n_items:
-            raise ValueError(f"index: holds {own.ntotal} items, the catalog {self._n_items}")
+            raise ValueError(f"index: holds {own.ntotal} items, the catalog has {self._n_items}")
         if own.ntotal == 0:
             raise ValueError("index: holds no items")
         for position in range(0, self._n_items, -(-self._n_items // _LOOKS)):
             query = self._vectors(position, position + 1)[0, : self._dim]
-            query /= max(np.abs(query).max(), np.float32(1e-30))  # its scores must be in range
+            query /= max(np.abs(query).max(), np.float32(1e-30))  # keep its scores in range
             found = self._finder.find(query, min(4, own.ntotal), None, None)
             for candidate, score in zip(
                 found.positions.tolist(),
@@ -749,12 +779,12 @@ class Catalog(Scorer):
                 size = np.abs(vector) @ np.abs(query64)
                 if abs(vector @ query64 - score) > 1e-4 * size + 1e-30:
                     raise ValueError(
-                        f"index: it scores the item {self._index.ids[candidate]!s} {score:g}, which"
+                        f"index: scores the item {self._index.ids[candidate]!s} {score:g}, which"
                         f" the catalog scores {vector @ query64:g}: it holds other vectors"
                     )
 
     def _kept_vectors(self, first: int, last: int) -> Float32Array:
-        """Vectors of the positions [first, last), a row each; a view, where that is possible."""
+        """Vectors of the positions [first, last), one per row; a view where possible."""
         if self.has_codes:
             vectors: Float32Array = self._arrays["vectors"][first:last, : self._dim]
             return vectors
@@ -764,20 +794,21 @@ class Catalog(Scorer):
         return rows[first - start * _native.LANES : last - start * _native.LANES]
 
     def _vectors(self, first: int, last: int) -> Float32Array:
-        """Vectors of the positions [first, last), a row each; with the bias behind, if any."""
+        """Vectors of the positions [first, last), one per row, each followed by its bias, if
+        any."""
         last = min(last, self._n_items)
         rows = self._kept_vectors(first, last)
         if "bias" not in self._arrays:
             return np.array(rows, np.float32, order="C")
-        # Of a single panel a stack is in another order.
+        # Stacking a single panel would give another memory order.
         return np.ascontiguousarray(np.column_stack([rows, self._arrays["bias"][first:last]]))
 
     def _scored_at(
         self, query: Float32Array, positions: Positions
     ) -> tuple[FloatArray, FloatArray, dict[str, list[Any]]]:
-        """Of some items: what its own score makes, without any bias; dot products in float64; and
-        the columns that the score has."""
-        assert self._default is not None  # the caller has looked
+        """Facts about some items: their own score without bias, their dot product in float64, and
+        the columns that the score uses."""
+        assert self._default is not None  # the caller has checked
         assert self._score is not None
         vectors = np.concatenate([self._vectors(p, p + 1) for p in positions.tolist()])
         dots = vectors[:, : self._dim].astype(np.float64) @ query.astype(np.float64)
@@ -797,7 +828,7 @@ class Catalog(Scorer):
     def _candidates(
         self, query: Float32Array, m: int, exclude: Ids | None = None
     ) -> tuple[Positions, Float32Array | None]:
-        """Rows of what a flat tail has as candidates, and their scores if not the catalog's."""
+        """Candidates' rows of a flat tail, and their scores if these are not the catalog's own."""
         excluded = self._find("exclude", exclude)
         eligible, n_eligible = self._eligible(excluded, None)
         own = self._query(query)
@@ -815,8 +846,8 @@ class Catalog(Scorer):
         eligible: npt.NDArray[np.uint16] | None,
         n_eligible: int,
     ) -> Found:
-        # An index knows the catalog's scores alone, and finds few of a few that are allowed. Of a
-        # batch, rows without a bias have one of zeros.
+        # An index knows only the catalog's own scores, and finds few items where few are allowed.
+        # In a batch, rows without a bias have a bias of zeros.
         is_biased = bias is not None and bool(bias.any())
         if self._finder is None or is_biased or allowed is not None or n_eligible == 0:
             return super()._find_candidates(query, m, bias, excluded, allowed, eligible, n_eligible)
@@ -824,7 +855,7 @@ class Catalog(Scorer):
 
     @property
     def table_bytes(self) -> int:
-        """Of the tables that are kept, at most `cache_bytes`."""
+        """Bytes of the tables that are cached, at most `cache_bytes`."""
         assert self._tables is not None
         return int(self._tables.weight)
 
@@ -847,47 +878,46 @@ class Catalog(Scorer):
         after: Ranking | Ids | None = None,
         seen: Seen | None = None,
     ) -> Ranking:
-        """Draws one ranking, with the exact probability of having drawn it.
+        """Draw one ranking, with the exact probability of having drawn it.
 
         Parameters
         ----------
         query : array_like of real numbers, shape (d,)
             The user's vector.
         k : int
-            Places to fill, at least 1. With fewer eligible items the ranking is shorter.
+            Places to fill, at least 1. If fewer items are eligible, the ranking is shorter.
         policy : Policy
-            How to draw. There is no default: it decides what the log can be used for.
+            How to draw. There is no default, because it decides what the log can be used for.
         seed : int, optional
-            In [0, 2**64). Drawn from the operating system, below 2**53, if not given. Let it be
-            drawn in production: a caller who picks the seed makes the propensity untrue.
+            In [0, 2**64). By default the operating system draws one below 2**53. Do so in
+            production: a caller who picks the seed makes the propensity untrue.
         exclude, allow : array_like of ids, optional
-            Not these; only these; a set will do. They act before sampling, so the propensities are
-            those of the filtered law. Unknown ids and repeats are ignored; exclude wins; None is no
-            filter, an empty `allow` allows nothing.
+            Items to leave out, and the only items to rank; a set works too. Both act before
+            sampling, so propensities are those of the filtered law. Unknown ids and repeats are
+            ignored, and `exclude` wins. None is no filter; an empty `allow` allows nothing.
         bias : array_like of real numbers, shape (n,), optional
             Added to the scores of this call, in catalog order. The ranking keeps a copy for its log
-            row; a float32 array that is read-only (``bias.flags.writeable = False``) is kept as it
-            is.
+            row; a read-only float32 array (``bias.flags.writeable = False``) is kept without
+            copying.
         threads : int
-            How many threads may work on this call, at least 1. They are started for the call
-            and end with it; the ranking is the same, bit for bit, for any number. Worth it for
-            hundreds of thousands of items, on cores that are idle otherwise: on busy ones they
-            wait for each other. Many users at once are better served by a call, or a part of
-            a batch, on each thread.
+            How many threads may work on this call, at least 1. They start and end with the call;
+            the ranking is the same, bit for bit, for any number. Useful for hundreds of thousands
+            of items on otherwise idle cores: on busy cores the threads wait for each other. To
+            serve many users at once, give each thread a call, or a part of a batch.
         score : str or ScoreFunction, optional
-            What makes scores: an expression of `dot`, columns and parameters, as ``"dot - 0.1 *
-            log1p(sales)"``, or what `score_function` made. A bias is added behind it. By default
-            the catalog's own, `Catalog.score`, or else the dot product.
+            How to score: an expression of `dot`, columns and parameters, such as ``"dot - 0.1 *
+            log1p(sales)"``, or a function made by `score_function`. A bias is added to its result.
+            By default the catalog's own score, `Catalog.score`, or else the dot product.
         params : mapping of str to (float, bool or str), optional
-            Values of the parameters that the score and the rules have.
+            Values of the parameters of the score and of the rules.
         rules : Rules, optional
-            What may stand where in the list, by the catalog's features.
+            Which items may stand where in the list, by the catalog's features.
         after : Ranking or array_like of ids, optional
-            The page before this one, or all that the pages before showed, in their order: it is
-            not shown again, and rules know of it.
+            The page before this one, or all items that the pages before showed, in their order.
+            They are not shown again, and the rules take them into account.
         seen : Seen, optional
-            A user's own list, as `Model.seen` gives it: left out beside `exclude`.
-            `Model.recommend` takes it by itself.
+            A user's own list, from `Model.seen`, left out in addition to `exclude`.
+            `Model.recommend` passes it by itself.
 
         Returns
         -------
@@ -896,15 +926,22 @@ class Catalog(Scorer):
         Raises
         ------
         ValueError
-            Naming the argument and the value.
+            If an argument is invalid; the message names the argument and the value.
 
         Notes
         -----
-        O(n d + k log k) and O(k) memory, and n / 8 bytes where there is a filter; int8 storage
-        notes items for the normaliser, usually 0.2 MB in all, at most one in seven (two in five
-        where vectors are long) at 100 bytes.
-        See `PlackettLuce` for its other samplers. Threads divide the scan: `Uniform` and the
-        sequential and cached samplers run on one.
+        O(n d + k log k) time and O(k) memory, and n / 8 bytes with a filter. int8 storage also
+        notes items for the normaliser, at 100 bytes each: usually 0.2 MB in all, at most one item
+        in seven (two in five where vectors are long). See `PlackettLuce` for its other samplers.
+        Threads divide the scan: `Uniform` and the sequential and cached samplers run on one.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+        >>> ranking = catalog.rank([1.0, 0.2], k=2, policy=fr.Deterministic(), exclude=["a"])
+        >>> ranking.item_ids.tolist(), ranking.scores.round(2).tolist()
+        (['c', 'b'], [0.6000000238418579, 0.20000000298023224])
         """
         added = None if bias is None else as_bias("bias", bias, (self._n_items,), copy=True)
         if rules is None and after is None:
@@ -933,7 +970,7 @@ class Catalog(Scorer):
         after: Sequence[Ranking | Ids | None] | None = None,
         seen: Sequence[Seen | None] | None = None,
     ) -> RankingBatch:
-        """Draws one ranking for each of b users; row i is what `rank` gives for seeds[i].
+        """Draw one ranking for each of b users; row i is what `rank` returns for seeds[i].
 
         Parameters
         ----------
@@ -941,14 +978,14 @@ class Catalog(Scorer):
         k : int
         policy : Policy or sequence of b policies
         seeds : sequence of b int, optional
-            b different ones are drawn if not given. A single number is an error: one noise for
-            all users makes their rankings move together, and every joint propensity wrong.
+            By default b different seeds are drawn. A single number is an error: the same noise for
+            all users would make their rankings move together, and every joint propensity wrong.
         exclude, allow : sequence of b (array_like of ids or None), optional
         bias : array_like of real numbers, shape (n,) or (b, n), optional
             One for all users, or one for each.
         threads : int
-            How many threads may work on this call, as in `rank`. With 8 users a thread or more,
-            each ranks for users of its own; with fewer they share the scan.
+            How many threads may work on this call, as in `rank`. With at least 8 users per thread,
+            each thread ranks for its own users; with fewer, all threads share each scan.
         score : str or ScoreFunction, optional
             As in `rank`, for all users.
         params : mapping, or sequence of b (mapping or None), optional
@@ -964,14 +1001,15 @@ class Catalog(Scorer):
         Raises
         ------
         ValueError
-            Naming the argument, the row and the value; before any work is done.
+            If an argument is invalid, before any work is done; the message names the argument, the
+            row and the value.
 
         Notes
         -----
-        O(n d + k log k) a user, as for `rank`, but users share every item that is loaded, 64 at a
-        time on each thread. `Uniform` and the sequential and cached samplers have no scan to share:
-        they cost what `rank` does. Beyond the result, memory is O(k), and n / 8 bytes with a
-        filter, for each of these 64 users; over int8 storage also what they note, as for `rank`.
+        O(n d + k log k) per user, as for `rank`, but each item that is loaded serves 64 users at a
+        time on each thread. `Uniform` and the sequential and cached samplers have no scan to share,
+        and cost what `rank` costs. Beyond the result, memory is O(k), and n / 8 bytes with a
+        filter, for each of those 64 users; int8 storage adds what it notes, as for `rank`.
 
         Examples
         --------
@@ -1008,7 +1046,7 @@ class Catalog(Scorer):
         after: Ranking | Ids | None = None,
         k: int | None = None,
     ) -> FloatArray:
-        """How probable any ranking is under a policy, place by place.
+        """Compute how probable any ranking is under a policy, place by place.
 
         Parameters
         ----------
@@ -1017,15 +1055,16 @@ class Catalog(Scorer):
         query, policy, exclude, allow, bias, score, params, rules, after
             As in `rank`.
         k : int, optional
-            Places that were asked for, on which shares and pins of rules depend; by default as many
-            as the ranking has.
+            Places that the ranking was drawn for, which the shares and pins of rules depend on; by
+            default the length of the ranking.
 
         Returns
         -------
         ndarray of float64, shape (m,)
             log P(item at place j | items at places before j). An unknown, ineligible or repeated
-            item gets -inf and removes nothing: later places are conditional on what is left. An
-            item that rules do not allow at its place gets -inf, and is shown there.
+            item gets -inf and removes nothing: later places are conditional on the items that are
+            left. An item that the rules do not allow at its place gets -inf, and counts as shown
+            there.
 
         Notes
         -----
@@ -1060,33 +1099,33 @@ class Catalog(Scorer):
         after: Sequence[Ranking | Ids | None] | None = None,
         k: int | Sequence[int | None] | None = None,
     ) -> FloatArray:
-        """How probable b rankings are under each of p policies.
+        """Compute how probable b rankings are under each of p policies.
 
         Parameters
         ----------
         queries : array_like of real numbers, shape (b, d)
         item_ids : sequence of b (array_like of ids)
-            Each user's ranking, best place first; of any length. Where one is so much longer than
-            the others that the result would take more than 128 MiB a policy, and 16 times what
-            they hold, it is refused: pass it by itself.
+            Each user's ranking, best place first, of any length. A ranking is refused if it is so
+            much longer than the others that the result would take more than 128 MiB per policy and
+            16 times the memory of the rankings themselves: pass it in a call of its own.
         policies : sequence of p (Policy, or sequence of b Policy)
         exclude, allow : sequence of b (array_like of ids or None), optional
         bias : array_like of real numbers, shape (n,) or (b, n), optional
         score, params, rules, after
             As in `rank_batch`.
         k : int, or sequence of b (int or None), optional
-            As in `log_propensities`, of all rankings or of each.
+            As in `log_propensities`, one for all rankings or one for each.
 
         Returns
         -------
         ndarray of float64, shape (p, b, k)
-            ``[j, i]`` is what `log_propensities` gives for ranking i under policy j, to the bit;
-            k is the longest ranking's length, and places that a shorter one lacks are NaN.
+            ``[j, i]`` is what `log_propensities` returns for ranking i under policy j, bit for bit;
+            k is the length of the longest ranking, and the missing places of shorter ones are NaN.
 
         Notes
         -----
-        Scores are computed once for each run of equal queries, O(n d), and every policy takes one
-        pass over them, O(n). Sort rows by user where users repeat.
+        Each run of equal queries is scored once, O(n d), and every policy takes one O(n) pass over
+        the scores. Where users repeat, sort the rows by user.
 
         Examples
         --------
@@ -1125,7 +1164,7 @@ class Catalog(Scorer):
         score: ScoreLike | None = None,
         params: Params | None = None,
     ) -> Float32Array:
-        """Raw scores (n,) float32 of all items in catalog order, to the bit as rankings have them.
+        """Return the raw scores of all items, (n,) float32 in catalog order, as rankings have them.
 
         For checks and diagnostics; ranking does not need them. O(n d). Parameters as in `rank`.
         """
@@ -1145,7 +1184,7 @@ class Catalog(Scorer):
         threads: int,
         advance: Callable[[int, int], None] | None,
     ) -> tuple[npt.NDArray[np.uint32], FloatArray]:
-        """The parts of a table of each row of vectors, at its temperature."""
+        """The parts of a table for each row of vectors, at its temperature."""
         depths = np.empty((len(rows), _native.table_size(self._n_items)), np.uint32)
         tops = np.empty((len(rows), 2))
         threads = as_threads(threads)
@@ -1161,19 +1200,20 @@ class Catalog(Scorer):
         return depths, tops
 
     def _keep(self, query: Float32Array, temperature: float, table: Table) -> None:
-        """Keeps a table that was made ahead, as if it had been made for a request."""
+        """Keep a table that was made ahead, as if a request had made it."""
         key = key_of(self._padded(query), temperature, self._default)
         if self._ready.get(key) is None:
             self._ready.put(key, table)
 
     def _query(self, query: npt.ArrayLike) -> Float32Array:
-        # The core looks for what is not finite, too: what it can take as it is goes straight on.
+        # The core also checks for non-finite values: an array that it can take as is goes
+        # straight on.
         if type(query) is np.ndarray and query.dtype is _FLOAT32 and query.shape == (self._dim,):
             return self._padded(np.ascontiguousarray(query))
         return self._padded(as_float32("query", query, (self._dim,)))
 
     def _check_range(self, name: str, queries: Float32Array) -> None:
-        """Refuses queries (b, d) whose scores could pass the float32 range, as ranking would."""
+        """Refuse queries (b, d) whose scores could leave the float32 range, as ranking would."""
         room = 0.5 * float(np.finfo(np.float32).max) - self._meta["max_bias"]
         largest = float(max(queries.max(), -queries.min()))
         if largest * self._dim**0.5 * self._meta["max_norm"] <= room:
@@ -1187,9 +1227,10 @@ class Catalog(Scorer):
             )
 
     def _padded(self, queries: Float32Array) -> Float32Array:
-        """Queries (..., d) with as many zeros at the end as the kernels want.
+        """Queries (..., d), padded with zeros to the length that the kernels need.
 
-        -0.0, since to add 0.0 * -0.0 changes nothing: 0.0 * 0.0 would make a 0.0 of a -0.0.
+        The padding is -0.0, since adding 0.0 * -0.0 changes nothing, and 0.0 * 0.0 would turn a
+        -0.0 into 0.0.
         """
         if self._packed.query_length == self._dim:
             return queries
@@ -1203,7 +1244,7 @@ class Catalog(Scorer):
     def _biases(
         self, bias: npt.ArrayLike | None, b: int, copy: bool = False
     ) -> Float32Array | None:
-        """By row: one for all users, or one for each; None for none."""
+        """Biases by row, one for all users or one for each; None if there are none."""
         if bias is None:
             return None
         rows = as_real("bias", bias)
@@ -1211,7 +1252,7 @@ class Catalog(Scorer):
         return as_bias("bias", rows, shape, copy).reshape(-1, self._n_items)
 
     def _stored(self, values: Float32Array) -> Float32Array:
-        """Values by row, in the order of positions."""
+        """Values by row, reordered by position."""
         return values if self._rows is None else np.take(values, self._as_indices(), axis=-1)
 
     def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -1222,7 +1263,8 @@ class Catalog(Scorer):
         return result
 
     def _as_indices(self) -> Positions:
-        """Each position's row. They may be a damaged file's: O(n) the first time, to look."""
+        """The row of each position. A damaged file may hold others: the first call checks, in
+        O(n)."""
         assert self._rows is not None
         if not self._rows_checked:
             try:
@@ -1247,7 +1289,7 @@ def _named_functions(functions: Sequence[ScoreFunction]) -> dict[str, ScoreFunct
         if not isinstance(each, ScoreFunction):
             raise ValueError(f"functions[{j}]: expected a ScoreFunction, got {shown(each)}")
         if each.text in named or each.text == "dot":
-            raise ValueError(f"functions[{j}]: the name {each.text!r} means another score already")
+            raise ValueError(f"functions[{j}]: the name {each.text!r} already means another score")
         named[each.text] = each
     return named
 
@@ -1282,14 +1324,15 @@ def _tolerance(value: object) -> float:
 
 
 def _descending(prior: FloatArray) -> Positions | None:
-    """The rows in descending order, earlier ones first among equals; None if they are in it."""
+    """The rows in descending order of the prior, earlier ones first among equals; None if already
+    so."""
     order = np.argsort(-prior, kind="stable").astype(np.int64, copy=False)
     order.flags.writeable = False
     return None if (order[1:] > order[:-1]).all() else order
 
 
 def _refuse_norm(rows: npt.NDArray[Any]) -> NoReturn:
-    """Name the first row that is too long."""
+    """Raise for the first row whose norm is too large."""
     for first in range(0, len(rows), 4096):
         block = rows[first : first + 4096].astype(np.float32).astype(np.float64)
         norms = np.linalg.norm(block, axis=1)

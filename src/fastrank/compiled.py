@@ -1,8 +1,8 @@
-"""Machine code of score functions: by Numba, and kept for the next process.
+"""Machine code of score functions: compiled by Numba, and cached for later processes.
 
-Numba is imported only where a function must be compiled: code that was compiled before is loaded by
-llvmlite. It is kept in the user's own cache folder, a file for each function, its arguments' types,
-the CPU, and the versions of what made it.
+Numba is imported only if a function must be compiled; code from the cache is loaded by llvmlite.
+The cache is in the user's own cache folder, with a file for each combination of function, argument
+types, CPU, and versions of Numba and llvmlite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from fastrank.atomic import replacing
 __all__ = ["cache_directory", "code_of", "dispatcher", "divisor", "exp", "log", "sigmoid"]
 
 _LOG = logging.getLogger("fastrank.compiled")
-# What machine code may call: mathematics. What else it needed would not be a function of numbers.
+# External functions that machine code may call: only mathematics, since a score function computes
+# with numbers alone.
 _MATHEMATICS = re.compile(
     r"(a?(cos|sin|tan)h?|atan2|exp|exp2|expm1|log|log2|log10|log1p|pow|sqrt|cbrt|hypot|fmod|ceil|"
     r"floor|trunc|round|rint|nearbyint|erf|erfc|copysign|ldexp|fma)f?|memset|memcpy|memmove"
@@ -31,7 +32,7 @@ _EXTERNAL = re.compile(r"^declare .*@\"?([^\"(]+)\"?\(", re.MULTILINE)
 
 
 def exp(x: float) -> float:
-    """e to the x, in float32 within score functions; to 2 ulp. 0 below -87.3.
+    """Compute e to the x; within score functions in float32, to 2 ulp. 0 below -87.3.
 
     Examples
     --------
@@ -42,7 +43,9 @@ def exp(x: float) -> float:
 
 
 def log(x: float) -> float:
-    """The natural logarithm, in float32 within score functions; to 2 ulp. -inf of 0, NaN below.
+    """Compute the natural logarithm; within score functions in float32, to 2 ulp.
+
+    It is -inf for 0, and NaN below.
 
     Examples
     --------
@@ -55,7 +58,7 @@ def log(x: float) -> float:
 
 
 def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)).
+    """Compute 1 / (1 + exp(-x)).
 
     Examples
     --------
@@ -66,34 +69,34 @@ def sigmoid(x: float) -> float:
 
 
 def divisor(x: Any) -> Any:
-    """What // and % divide by: an integer that is 0 raises, where machine code would say 0."""
+    """Check a divisor of // or %: integer 0 raises, where machine code would return 0."""
     return x
 
 
 class Source(Protocol):
-    """What is compiled: a score function."""
+    """A score function, as compiling needs it."""
 
     text: str
     hash: str
 
     def as_float32(self) -> Callable[..., Any]:
-        """The function with its numbers in float32."""
+        """Return the function with its numbers in float32."""
 
 
 _lock = threading.RLock()
 _addresses: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
-_kept: list[Any] = []  # what owns code must live as long as the process
+_kept: list[Any] = []  # owners of code, which must live as long as the process
 
 
 def code_of(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
-    """The address of a function's loop over items (`Function.run`, ext/kernels.h).
+    """Return the address of a function's loop over items (`Function.run`, ext/kernels.h).
 
-    passed: for each argument where it comes from, "dot", "column" or "param", and its kind.
+    passed: for each argument its source ("dot", "column" or "param") and its kind.
 
     Raises
     ------
     ValueError
-        If Numba is not there, or cannot compile it.
+        If Numba is not installed, or cannot compile the function.
     """
     key = score.hash, passed
     address = _addresses.get(key)
@@ -106,8 +109,10 @@ def code_of(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
 
 
 def cache_directory() -> Path | None:
-    """Where code is kept: ``$FASTRANK_CACHE_DIR``, or ``fastrank`` in the user's cache folder. None
-    where others may write to it: they could run code here."""
+    """Return the cache's directory: ``$FASTRANK_CACHE_DIR``, or ``fastrank`` in the user's cache.
+
+    None if others may write to it, since they could then run code in this process.
+    """
     own = os.environ.get("FASTRANK_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     directory = Path(own) if own else Path(base) / "fastrank"
@@ -117,13 +122,13 @@ def cache_directory() -> Path | None:
     except OSError:
         return None
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        _LOG.warning("%s is not the user's alone: compiled functions are not kept", directory)
+        _LOG.warning("others may write to %s: compiled functions are not cached", directory)
         return None
     return directory
 
 
 def dispatcher(function: Callable[..., Any]) -> Any:
-    """A function that others call, as Numba compiles it."""
+    """Return Numba's dispatcher of a function that score functions call."""
     return _numba().njit(error_model="numpy")(function)
 
 
@@ -131,8 +136,8 @@ def dispatcher(function: Callable[..., Any]) -> Any:
 
 
 def _label(score: Source, passed: tuple[tuple[str, str], ...]) -> bytes | None:
-    """The first line of a file: all that its code depends on. None: nothing could load it."""
-    from importlib import metadata  # takes 10 ms, which only who has a function should pay
+    """Return a file's first line, all that its code depends on; None if nothing can load code."""
+    from importlib import metadata  # late, since it takes 10 ms that only functions need
 
     try:
         import llvmlite.binding as llvm
@@ -161,7 +166,7 @@ def _file(label: bytes) -> Path | None:
 
 
 def _loaded(score: Source, passed: tuple[tuple[str, str], ...]) -> int | None:
-    """Code that an earlier process kept; None: there is none, or it is not what it should be."""
+    """Load code that an earlier process cached; None if there is none, or it is damaged."""
     label = _label(score, passed)
     file = None if label is None else _file(label)
     if label is None or file is None:
@@ -175,13 +180,16 @@ def _loaded(score: Source, passed: tuple[tuple[str, str], ...]) -> int | None:
         return None
     digest, code = content[len(label) : len(label) + 32], content[len(label) + 32 :]
     if not content.startswith(label) or _digest(code) != digest:
-        _LOG.warning("%s is damaged, and is made again", file)
+        _LOG.warning("%s is damaged and will be rebuilt", file)
         return None
     return _linked(code)
 
 
 def _linked(code: bytes) -> int:
-    """The address of code in this process: the name of its loop, a line, and an object file."""
+    """Link code into this process; return its address.
+
+    The code is the name of its loop, a newline, and an object file.
+    """
     import llvmlite.binding as llvm
 
     name, _, code = code.partition(b"\n")
@@ -205,8 +213,7 @@ def _numba() -> Any:
         import numba
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"score functions are compiled by Numba, which is not there ({error}); an expression"
-            " needs none",
+            f"score functions need Numba, which is not installed ({error}); expressions do not",
             name="numba",
         ) from None
     _register()
@@ -227,9 +234,7 @@ def _made(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
     except Exception as error:  # Numba's own errors, and Python's from inside it
         raise ValueError(f"score: {score.text}: {_words_of(error)}") from None
     if not isinstance(result, types.Number | types.Boolean) or isinstance(result, types.Complex):
-        raise ValueError(
-            f"score: {score.text}: it returns {_type_words(result)}, where a score is a number"
-        )
+        raise ValueError(f"score: {score.text}: returns {_type_words(result)}; expected a number")
     try:
         pointer = types.CPointer(types.float32)
         signature = types.void(types.CPointer(pointer), types.int64, types.int64, pointer)
@@ -241,8 +246,8 @@ def _made(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
     strange = sorted(name for name in called if not _MATHEMATICS.fullmatch(name))
     if strange:
         raise ValueError(
-            f"score: {score.text}: it calls {strange[0]}: a score function computes with numbers"
-            " alone: it neither draws them, nor keeps lists, nor prints"
+            f"score: {score.text}: calls {strange[0]}; a score function may only compute with"
+            " numbers: it must not draw random numbers, keep lists or print"
         )
     _keep(score, passed, loop)
     _kept.append(loop)
@@ -251,7 +256,7 @@ def _made(score: Source, passed: tuple[tuple[str, str], ...]) -> int:
 
 
 def _loop_of(inner: Any, passed: tuple[tuple[str, str], ...]) -> Callable[..., Any]:
-    """The loop over items, whose exceptions become a NaN, which the core refuses."""
+    """Make the loop over items, which turns exceptions into NaN, a score that the core refuses."""
     lines, arguments = ["def loop(context, first, count, scores):", " params = context[0]"], []
     columns = params = 0
     for source, kind in passed:
@@ -280,7 +285,7 @@ def _loop_of(inner: Any, passed: tuple[tuple[str, str], ...]) -> Callable[..., A
 
 
 def _keep(score: Source, passed: tuple[tuple[str, str], ...], loop: Any) -> None:
-    """Puts code where the next process looks for it; where that fails it is compiled again."""
+    """Cache code for later processes; if this fails, they compile it again."""
     label = _label(score, passed)
     file = None if label is None else _file(label)
     if label is None or file is None:
@@ -293,7 +298,7 @@ def _keep(score: Source, passed: tuple[tuple[str, str], ...], loop: Any) -> None
         with replacing(file) as temporary:
             temporary.write_bytes(label + _digest(content) + content)
     except Exception as error:  # Numba's internals differ from version to version
-        _LOG.warning("the code of %s is not kept: %r", score.text, error)
+        _LOG.warning("the code of %s is not cached: %r", score.text, error)
 
 
 def _type_words(kind: Any) -> str:
@@ -309,14 +314,15 @@ def _type_words(kind: Any) -> str:
 
 
 def _words_of(error: Exception) -> str:
-    """One line of Numba's many: what does not work, and where."""
+    """Pick the line of Numba's message that says what does not work, and where."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in lines]
     if len(lines) > 1 and lines[0].startswith("Failed in"):
         lines = lines[1:]
     if "exception_match" in str(error):
         return (
-            "Numba cannot compile it: it catches one kind of exceptions; `except Exception` works"
+            "Numba cannot compile it: it catches a single kind of exception; `except Exception`"
+            " works"
         )
     for line in lines:
         if re.match(
@@ -333,10 +339,10 @@ _registered = False
 
 
 def _register() -> None:
-    """Tells Numba what `fastrank.scoring`'s functions are, once.
+    """Register the functions of `fastrank.scoring` with Numba, once.
 
-    The polynomials of the core (ext/), step for step: to the bit what expressions make of a number,
-    on a CPU that has multiply-adds.
+    They evaluate the core's polynomials (ext/) step by step. On a CPU with fused multiply-adds, the
+    results are bit for bit those of expressions.
     """
     global _registered
     if _registered:

@@ -23,7 +23,7 @@ _BLOCK_BYTES = 16 << 20
 
 
 def check(manifest: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> None:
-    """Reads arrays whose shapes and dtypes are known to be right.
+    """Read arrays whose shapes and dtypes are known to be right.
 
     Parameters
     ----------

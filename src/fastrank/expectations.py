@@ -1,13 +1,14 @@
-"""What rankings that have not been drawn yet will be like, each place given those before it.
+"""Expectations over rankings that are not drawn yet, place by place.
 
-Every policy draws the next item from a mixture: with probability g the best one left, else item a
-with probability exp(b s_a) / D, where D is the sum over what is left (Plackett-Luce: g = 0, b = 1 /
-T; epsilon-greedy: g = 1 - epsilon, b = 0; in the places of a head g = 1). So all that must be known
-about the next place, given the places before it, is a sum over the items left, and nearly all items
-of a catalog are always left. Rankings are drawn by the catalog itself; each place then adds its
-*conditional expectation* given the places before it rather than what was drawn there. That makes
-the first place exact and gives the others far less noise than counting would, and no item's weight
-is missed because it was not drawn.
+Every policy draws the next item from a mixture: with probability g the best item left, otherwise
+item a with probability exp(b s_a) / D, where D is the sum over the items left (Plackett-Luce:
+g = 0, b = 1 / T; epsilon-greedy: g = 1 - epsilon, b = 0; places of a head: g = 1). The next place,
+given the places before it, thus depends on one sum over the items left, and nearly all items of a
+catalog are always left.
+
+The catalog draws rankings. Each place then contributes its *conditional expectation* given the
+places before it, instead of what was drawn there. The first place is therefore exact, the others
+have far less noise than counts would, and the weight of items that were not drawn is included.
 """
 
 from __future__ import annotations
@@ -27,33 +28,34 @@ from fastrank.scorer import Eligible, Scorer
 __all__ = ["Audience", "Draws", "Laws"]
 
 
-_SPARE = 22  # items kept one by one beyond the k best and the k worst
+_SPARE = 22  # items stored one by one in addition to the k best and the k worst
 
 
 @dataclass(frozen=True, slots=True)
 class Laws:
-    """The next item of each user: the best left with probability `greedy`, else softmax(b s)."""
+    """Laws of the next item, per user: the best item left with probability `greedy`, otherwise a
+    draw from softmax(b s)."""
 
     greedy: FloatArray  # (k,): by place
     steepness: FloatArray  # (u,): b
 
     @property
     def flat(self) -> bool:
-        """Whether scores do not matter beyond which item is the best left."""
+        """Whether scores only matter for which item is the best left."""
         return not self.steepness.any()
 
     @property
     def certain(self) -> bool:
-        """Whether there is one ranking and no other."""
+        """Whether only one ranking is possible."""
         return bool((self.greedy == 1.0).all())
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Rankings of each user.
+    """Rankings drawn for each user.
 
-    slots (u, r, k) int64: which of the user's items kept one by one, -1 for one of the others;
-    scores (u, r, k) relative to the user's best.
+    slots (u, r, k) int64: the slot of each item among those stored one by one, -1 for other items;
+    scores (u, r, k): relative to the user's best.
     """
 
     slots: IntArray
@@ -61,7 +63,7 @@ class Draws:
 
 
 class _Weights:
-    """A weight for every item of each user, in logs, to be summed over the items left."""
+    """Log-weights of all items for each user, to be summed over the items left."""
 
     def __init__(
         self,
@@ -70,9 +72,9 @@ class _Weights:
         drawn: FloatArray | None = None,
         without_best: bool = False,
     ) -> None:
-        self.kept = kept  # (u, s): of the items kept one by one
-        self.others = others  # (u,): of the sum of all others
-        self.drawn = drawn  # (u, r, k): of what was drawn, of use where it is of the others
+        self.kept = kept  # (u, s): log-weights of the items stored one by one
+        self.others = others  # (u,): log of the sum over all other items
+        self.drawn = drawn  # (u, r, k): log-weights of the items drawn, used if among the others
         self.without_best = without_best
         self.top = kept.max(axis=1)
         self.top[~np.isfinite(self.top)] = 0.0
@@ -80,17 +82,17 @@ class _Weights:
 
 
 class Audience:
-    """Users, and the scores that a catalog's items have for them.
+    """Users, and a catalog's scores for them.
 
-    A user's scores are kept relative to the best one: the k + 22 best items and as many of the
-    worst one by one (float64), in slots, the best first in the order of the deterministic policy;
-    all others (float32) just to be summed up. What is left of any sum after some of the others are
-    taken out is a difference, and safe: whether weights rise or fall with the score, items kept one
-    by one are left that weigh more than any of the others.
+    A user's scores are stored relative to the best one. The k + 22 best items and as many of the
+    worst are stored one by one (float64) in slots, in the order of the deterministic policy. All
+    others (float32) are only summed. The sum over the others that are left is computed by
+    subtraction. This is accurate: whether weights rise or fall with the score, some items in slots
+    are always left, and they weigh more than any of the others.
 
     Parameters
     ----------
-    catalog : Catalog, or what filters leave of one
+    catalog : Catalog or Eligible
     queries : ndarray of float32, shape (u, d)
     k : int
         Places of a ranking, from 1 to n.
@@ -100,11 +102,11 @@ class Audience:
     Attributes
     ----------
     mean_gap, top_gap : ndarray of float64, shape (u,)
-        How far the scores of all items, and of the top k, lie below the best one, on average.
+        Mean distance of the scores of all items, and of the top k, below the best one.
     best : ndarray of float64, shape (u,)
         The best raw score.
     condensed : tuple of ndarray
-        Raw scores as `fastrank.calibration.condense` gives them, (u, m), and their counts.
+        Raw scores as `fastrank.calibration.condense` returns them, (u, m), and their counts.
 
     Examples
     --------
@@ -131,10 +133,10 @@ class Audience:
         users = len(self.queries)
         heads = self.k + _SPARE
         kept_rows, kept = [], []
-        self.others: list[Float32Array] = []  # u of (n - s,), relative to their best
+        self.others: list[Float32Array] = []  # u arrays (n - s,), relative to their own best
         self.others_best = np.zeros(users)  # (u,)
-        self.best = np.empty(users)  # (u,): the raw score that all are relative to
-        self.mean_gap = np.empty(users)  # (u,): how far the catalog lies below the best
+        self.best = np.empty(users)  # (u,): the raw score that all others are relative to
+        self.mean_gap = np.empty(users)  # (u,): mean distance of all items below the best
         raw = []
         for user, query in enumerate(self.queries):
             scores = self.catalog.scores(query).astype(np.float64)
@@ -153,22 +155,22 @@ class Audience:
                 advance(user + 1)
         self.kept = np.array(kept)  # (u, s)
         self.kept_ids = self.catalog.item_ids[np.array(kept_rows)]  # (u, s)
-        self.top_gap = -self.kept[:, : self.k].mean(axis=1)  # (u,): and the top k
+        self.top_gap = -self.kept[:, : self.k].mean(axis=1)  # (u,): the same for the top k
         self.condensed = (
             np.array([values for values, _ in raw]),
             np.array([counts for _, counts in raw]),
         )
 
     def law(self, policies: Sequence[Policy]) -> Laws:
-        """The law of policies, one a user: they may differ in temperature alone."""
+        """Return the laws of policies, one per user; they may differ only in temperature."""
         laws = [law_of(policy) for policy in policies]
         if len({(law.explore, law.head) for law in laws}) > 1:
-            raise ValueError("policies: users' policies may differ in their temperature alone")
+            raise ValueError("policies: the users' policies may differ only in temperature")
         explore = np.array([laws[0].explore_at(place) for place in range(self.k)])
         return Laws(1.0 - explore, np.array([law.steepness for law in laws]))
 
     def draw(self, policies: Sequence[Policy], seeds: npt.NDArray[np.uint64]) -> Draws:
-        """Rankings of each user, drawn by the catalog; one is enough of a deterministic policy."""
+        """Draw rankings for each user from the catalog; just one if the policy is deterministic."""
         if law_of(policies[0]).is_certain:
             seeds = seeds[:, :1]
         users, draws = seeds.shape
@@ -190,13 +192,13 @@ class Audience:
         return Draws(slots, scores)
 
     def weights(self, steepness: FloatArray, draws: Draws, without_best: bool = False) -> _Weights:
-        """exp(b s)."""
+        """Return the weights exp(b s)."""
         kept = self.kept * steepness[:, None]
         drawn = draws.scores * steepness[:, None, None]
         return _Weights(kept, self.sums_of_others(steepness)[0], drawn, without_best)
 
     def sums_of_others(self, steepness: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Logs of the sums of exp(b s), and of (best - s) exp(b s), over the others."""
+        """Return the logs of the sums of exp(b s) and of (best - s) exp(b s) over the others."""
         sums = np.full((2, len(self.others)), -np.inf)
         for user, (others, b) in enumerate(zip(self.others, steepness.tolist(), strict=True)):
             if not len(others):
@@ -213,9 +215,9 @@ class Audience:
         return sums[0], sums[1]
 
     def walk(self, draws: Draws, weights: Sequence[_Weights]) -> tuple[IntArray, list[FloatArray]]:
-        """What is left at each place: the best item's slot, and the logs of sums of weights.
+        """Return, for each place, the slot of the best item left, and log-sums over items left.
 
-        All are of shape (u, r, k); there is a sum over the items left for each of `weights`.
+        All have shape (u, r, k); there is a sum for each of `weights`.
         """
         users, n_draws, places = draws.slots.shape
         left = np.ones((users, n_draws, self.kept.shape[1]))
@@ -223,7 +225,7 @@ class Audience:
         sums = [np.empty(draws.slots.shape) for _ in weights]
         of_others = [_others_left(each, draws.slots) for each in weights]
         for place in range(places):
-            best[:, :, place] = left.argmax(axis=2)  # slots are in the order of the best
+            best[:, :, place] = left.argmax(axis=2)  # slots are sorted, the best first
             for each, total, others in zip(weights, sums, of_others, strict=True):
                 counted = left
                 if each.without_best:
@@ -236,10 +238,10 @@ class Audience:
         return best, sums
 
     def kept_and_lost(self, law: Laws, draws: Draws) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Overlap and loss of score that each ranking lets expect, and the first place's entropy.
+        """Return expected overlap and loss of score per ranking, and the first place's entropy.
 
-        The overlap and the mean distance from the best score are (u, r), each place given those
-        before it; the entropy is (u,).
+        Overlap and mean distance from the best score have shape (u, r); each place is taken given
+        those before it. The entropy has shape (u,).
         """
         sums = self.weights(law.steepness, draws)
         in_top = sums.kept.copy()
@@ -260,7 +262,7 @@ class Audience:
         overlap = law.greedy + rest * np.minimum(np.exp(top - total), 1.0)
         best_gap = -np.take_along_axis(self.kept[:, None, :], best, axis=2)
         mean_gap = rest * np.exp(gap - total)
-        # First place: p of the best, and rest * exp(b s) / D of each of the others.
+        # First place: probability p for the best item, and rest * exp(b s) / D for each other.
         log_d, expected_gap = total[:, 0, 0], mean_gap[:, 0, 0]
         p_best = law.greedy[0] + rest[0] * np.exp(-log_d)
         entropy = -p_best * np.log(p_best)
@@ -271,9 +273,9 @@ class Audience:
         return overlap.mean(axis=2), (law.greedy * best_gap + mean_gap).mean(axis=2), entropy
 
     def log_squares(self, logging: Laws, law: Laws, draws: Draws) -> FloatArray:
-        """log of an estimate of E[w^2] for each ranking that the target drew and each prefix of it.
+        """Return logs of estimates of E[w^2], for each prefix of each ranking the target drew.
 
-        E[w^2] under the logging policy is E[w] under the target. The last place of the prefix is
+        E[w^2] under the logging policy equals E[w] under the target. The last place of a prefix is
         summed over all items: sum over a of p1(a)^2 / p0(a), given the places before it.
 
         Returns
@@ -296,7 +298,7 @@ class Audience:
         with np.errstate(divide="ignore", invalid="ignore"):
             rest = 2.0 * np.log1p(-law.greedy) - np.log1p(-logging.greedy)
             drawn = np.logaddexp(log_last, rest + d0 - 2.0 * d1 + ratio)
-        # What a deterministic place of the log never shows.
+        # Items that a deterministic place of the log never shows.
         never = np.where(np.isneginf(ratio), log_last, np.inf)
         drawn = np.where(logging.greedy < 1.0, drawn, never)
         log_last = np.where(law.greedy < 1.0, drawn, log_last)
@@ -304,15 +306,15 @@ class Audience:
             return np.asarray(np.cumsum(log_last, axis=2))
         is_best = draws.slots == best
         log_w = _log_p(law, draws.scores, d1, is_best)
-        with np.errstate(invalid="ignore"):  # a ranking that the target does not draw means nothing
+        with np.errstate(invalid="ignore"):  # NaN if the target never draws a ranking
             log_w -= _log_p(logging, draws.scores, d0, is_best)
         log_last[:, :, 1:] += np.cumsum(log_w, axis=2)[:, :, :-1]
         return log_last
 
 
 def _slots(scores: FloatArray, heads: int) -> tuple[IntArray, IntArray]:
-    """Rows of the best in the order of the deterministic policy, then of as many of the worst; and
-    all other rows."""
+    """Return the rows of the best items, in the order of the deterministic policy, then of as many
+    of the worst; and all other rows."""
     n = len(scores)
     if n <= 2 * heads:
         return np.argsort(-scores, kind="stable"), np.empty(0, np.int64)
@@ -329,7 +331,7 @@ def _slots(scores: FloatArray, heads: int) -> tuple[IntArray, IntArray]:
 
 
 def _others_left(weights: _Weights, slots: IntArray) -> FloatArray:
-    """Log of the sum of the others' weights (u, r, k), less what was drawn of them before."""
+    """Return log-sums (u, r, k) of the others' weights, without those drawn at earlier places."""
     total = weights.others[:, None, None]
     result: FloatArray = np.broadcast_to(total, slots.shape).copy()
     of_others = slots < 0
@@ -343,11 +345,11 @@ def _others_left(weights: _Weights, slots: IntArray) -> FloatArray:
 
 
 def _log_sum(left: FloatArray, weights: _Weights) -> FloatArray:
-    """Log of the sum of weights (u, s) over the slots that are left (u, r, s)."""
+    """Return the log-sum of weights (u, s) over the slots that are left (u, r, s)."""
     sums = (left @ weights.linear)[:, :, 0]
     with np.errstate(divide="ignore"):
         result: FloatArray = np.log(sums) + weights.top[:, None]
-    user, draw = np.nonzero(sums < 1e-200)  # the heaviest are gone, and the rest underflows
+    user, draw = np.nonzero(sums < 1e-200)  # the heaviest items are gone, and the rest underflow
     if len(user):
         terms = np.where(left[user, draw] > 0.0, weights.kept[user], -np.inf)
         top = terms.max(axis=1)
@@ -358,7 +360,7 @@ def _log_sum(left: FloatArray, weights: _Weights) -> FloatArray:
 
 
 def _log_p(law: Laws, scores: FloatArray, log_d: FloatArray, is_best: Mask) -> FloatArray:
-    """Log-probability of items with these scores to be next, (u, r, k)."""
+    """Return log-probabilities (u, r, k) that items with these scores come next."""
     with np.errstate(divide="ignore"):
         log_rest, log_greedy = np.log1p(-law.greedy), np.log(law.greedy)
     softmax = np.minimum(law.steepness[:, None, None] * scores - log_d, 0.0)

@@ -1,8 +1,9 @@
-"""Expressions: functions of an item's score and features, written as Python writes them.
+"""Expressions: functions of an item's score and features, in Python's syntax.
 
-``dot + 0.3 * exp(-age / half_life)``: a whitelist of Python's `ast`, compiled to steps that the
-native core takes over a tile of items (ext/kernels.h, "Function"). Nothing of an expression is ever
-run as Python. A name is `dot`, a column, or else a parameter of the call.
+An expression such as ``dot + 0.3 * exp(-age / half_life)`` may use a whitelist of Python's `ast`.
+It is compiled to steps that the native core executes over a tile of items (ext/kernels.h,
+"Function"); no part of it is ever run as Python. A name is `dot`, a column, or otherwise a
+parameter of the call.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ _COMPARED = {
     ast.NotEq: "not_equal",
 }
 _SWAPPED = (ast.Gt, ast.GtE)
-_LARGEST_POWER = 16  # that is multiplied out
-# What stands for each kind of node in an error.
+_LARGEST_POWER = 16  # exponents up to this are multiplied out
+# How errors call each kind of node.
 _WORDS = {
     ast.Attribute: "an attribute",
     ast.Subscript: "an index",
@@ -69,9 +70,9 @@ _WORDS = {
     ast.SetComp: "a comprehension",
     ast.DictComp: "a comprehension",
     ast.GeneratorExp: "a comprehension",
-    ast.Tuple: "a tuple that is not behind `in`",
-    ast.List: "a list that is not behind `in`",
-    ast.Set: "a set that is not behind `in`",
+    ast.Tuple: "a tuple that does not follow `in`",
+    ast.List: "a list that does not follow `in`",
+    ast.Set: "a set that does not follow `in`",
     ast.FloorDiv: "the operator //",
     ast.Mod: "the operator %",
     ast.MatMult: "the operator @",
@@ -87,22 +88,22 @@ _WORDS = {
 
 
 class Expression:
-    """A parsed expression, of columns that are not known yet.
+    """A parsed expression, before its columns are known.
 
     Attributes
     ----------
     text : str
     hash : str
-        SHA-256 of what it says, however it is spaced.
+        SHA-256 of its content, which does not depend on spaces.
     names : frozenset of str
-        Columns and parameters that it has.
+        The columns and parameters that it uses.
     """
 
     kind = "expression"
 
     def __init__(self, text: str, name: str, tree: ast.expr) -> None:
-        self.text = self.path = text  # what a saved catalog names it by
-        self._name = name  # of the argument, in errors
+        self.text = self.path = text  # its name in a saved catalog
+        self._name = name  # of the argument, for errors
         self.tree = tree
         self.names = frozenset(
             node.id
@@ -121,24 +122,24 @@ class Expression:
         n_items: int,
         refuse: Callable[[int, str], str],
     ) -> _native.Function:
-        """The expression with its columns and parameters, as the core takes it.
+        """Bind columns and parameters; return the function for the core.
 
         Raises
         ------
         ValueError
-            With the position and the reason where a name or a type does not fit.
+            If a name is unknown or a type is wrong; the message has the position and the reason.
         """
         kinds = tuple((name, _kind_of(value)) for name, value in sorted(params.items()))
         program = _compiled(self.text, self._name, _Columns(features), kinds)
         return program.bind(features, params, n_items, refuse)
 
     def holds(self, features: Features | None, params: Params, n_items: int) -> Mask:
-        """Where it holds: bool (n,), by position.
+        """Evaluate a condition for all items: bool (n,), by position.
 
         Raises
         ------
         ValueError
-            If it is neither true nor false, or has `dot`; and as `bind`.
+            As `bind`; also if the expression is not a boolean, or uses `dot`.
         """
         kinds = tuple((name, _kind_of(value)) for name, value in sorted(params.items()))
         program = _compiled(self.text, self._name, _Columns(features), kinds, True)
@@ -149,12 +150,12 @@ class Expression:
 
 @lru_cache(maxsize=1024)
 def parsed(text: str, name: str = "score") -> Expression:
-    """An expression of a text; `name` is what errors call it.
+    """Parse an expression; `name` is the argument's name, for errors.
 
     Raises
     ------
     ValueError
-        With the position and the reason, where the text is none.
+        If the text is not an expression; the message has the position and the reason.
     """
     if len(text) > _MOST_CHARACTERS:
         raise ValueError(
@@ -166,7 +167,7 @@ def parsed(text: str, name: str = "score") -> Expression:
         line = f", line {error.lineno}" if (error.lineno or 1) > 1 else ""
         at = f"{line}, column {error.offset}" if error.offset else ", at its end"
         words = str(error.msg)
-        if "digits" in words:  # Python's own, on how to have it read all the same
+        if "digits" in words:  # Python's message explains how to raise its limit
             at, words = "", "a number of more than 4,300 digits"
         raise ValueError(f"{name}: {shown(text)}{at}: {words}") from None
     except (ValueError, RecursionError, MemoryError) as error:
@@ -177,13 +178,13 @@ def parsed(text: str, name: str = "score") -> Expression:
 
 
 def as_params(given: Any) -> dict[str, Param]:
-    """Parameters by name: numbers that are finite, booleans, texts."""
+    """Check parameters by name: finite numbers, booleans and texts."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         raise ValueError(f"params: expected a mapping of names to values, got {shown(given)}")
     if len(given) > _MOST_PARAMS:
-        raise ValueError(f"params: at most {_MOST_PARAMS:,} are taken, got {len(given):,}")
+        raise ValueError(f"params: expected at most {_MOST_PARAMS:,}, got {len(given):,}")
     found: dict[str, Param] = {}
     for name, value in given.items():
         if not isinstance(name, str):
@@ -210,14 +211,12 @@ def as_params(given: Any) -> dict[str, Param]:
     return found
 
 
-# ---- What is in the language -----------------------------------------------------------------
+# ---- What the language allows ----------------------------------------------------------------
 
 
 def _refuse(name: str, text: str, node: ast.AST, reason: str) -> NoReturn:
     at = ""
-    if isinstance(
-        node, ast.expr | ast.keyword
-    ):  # as Python's parser counts lines: no others end one
+    if isinstance(node, ast.expr | ast.keyword):  # only what ends a line for Python's parser
         lines = text.replace("\r\n", "\n").replace("\r", "\n").encode().split(b"\n")
         before = lines[node.lineno - 1][: node.col_offset].decode()
         at = f", line {node.lineno}" if len(lines) > 1 else ""
@@ -226,7 +225,7 @@ def _refuse(name: str, text: str, node: ast.AST, reason: str) -> NoReturn:
 
 
 def _check(tree: ast.expr, name: str, text: str) -> None:
-    """Refuses what is not in the language, whatever the columns are."""
+    """Refuse nodes outside the language; this does not depend on the columns."""
 
     def refuse(node: ast.AST, reason: str) -> NoReturn:
         _refuse(name, text, node, reason)
@@ -237,7 +236,7 @@ def _check(tree: ast.expr, name: str, text: str) -> None:
         nonlocal depth
         depth += 1
         if depth > _DEEPEST:
-            refuse(node, f"nests more than {_DEEPEST} deep; a long sum can be one of sums")
+            refuse(node, f"nests more than {_DEEPEST} deep; split a long sum by parentheses")
         check_one(node, is_collection)
         depth -= 1
 
@@ -272,7 +271,7 @@ def _check(tree: ast.expr, name: str, text: str) -> None:
                 least, most = FUNCTIONS[called]
                 if keywords or not least <= len(args) <= most:
                     wanted = f"{least}" if least == most else f"{least} to {most}"
-                    refuse(node, f"{called} takes {wanted} arguments, by place")
+                    refuse(node, f"{called} takes {wanted} positional arguments")
                 for each in args:
                     check(each)
             case ast.Call():
@@ -284,7 +283,7 @@ def _check(tree: ast.expr, name: str, text: str) -> None:
                 if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1e300:
                     refuse(node, "a number is beyond the float32 range")
                 if type(value) not in (bool, int, float, str):
-                    refuse(node, f"{shown(value)} is neither a number nor a boolean nor a text")
+                    refuse(node, f"{shown(value)} is not a number, a boolean or a text")
             case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements) if (
                 is_collection
             ):
@@ -302,7 +301,10 @@ def _hash_of(tree: ast.expr) -> str:
 
 
 def said(node: ast.AST, integers: bool = False) -> str:
-    """What a node says, the same in every version of Python; `integers` are none of floats."""
+    """Write a node as text that is the same in every version of Python.
+
+    With `integers`, integers are told apart from floats.
+    """
     match node:
         case ast.Constant(value=value):
             return repr(float(value)) if type(value) is int and not integers else repr(value)
@@ -328,7 +330,7 @@ def _kind_of(value: Param) -> str:
 
 
 class _Columns:
-    """The kinds of a catalog's columns, as a key of what was compiled for them."""
+    """The kinds of a catalog's columns, as a cache key of programs compiled for them."""
 
     def __init__(self, features: Features | None) -> None:
         self.kinds = {} if features is None else features.columns
@@ -342,10 +344,10 @@ class _Columns:
 
 
 class _Value(NamedTuple):
-    """What a node gives: its kind, and where it is.
+    """The value of a node: its kind, and where it is found.
 
-    A value is the same for all items (`scalar`, a node that is worked out when parameters are
-    there), or an operand; a text for each item is the column that has it.
+    A value that is the same for all items is a `scalar`: a node that is evaluated when parameters
+    are bound. Other values are operands; a text per item is represented by its column.
     """
 
     kind: str  # "number", "boolean", "text"; "categories": lists of texts
@@ -356,12 +358,12 @@ class _Value(NamedTuple):
 
 @dataclass
 class _Program:
-    """Steps, and what fills their constants, columns and flags in."""
+    """Steps, and the sources of their constants, columns and flags."""
 
     name: str
     text: str
     steps: npt.NDArray[np.int32]
-    constants: list[tuple[ast.expr, str | None]]  # and in which column a text's number is sought
+    constants: list[tuple[ast.expr, str | None]]  # with the column that numbers a text
     columns: list[str]
     flags: list[tuple[str, ast.expr]]
 
@@ -384,7 +386,7 @@ class _Program:
                 continue
             assert not isinstance(value, str)
             if not abs(float(value)) <= float(np.finfo(np.float32).max):
-                fail(node, f"it is {float(value):g}, which is no finite float32")
+                fail(node, f"its value {float(value):g} is not finite in float32")
             values.append(float(value))
         found: Float32Array = np.array(values, np.float32)
         if features is None:
@@ -403,7 +405,7 @@ _DOT = _KIND["dot"]
 
 
 def _no_words(position: int, what: str) -> str:
-    """Of true and false there is none that is not finite."""
+    """The message for a value that is not finite: conditions have no such values."""
     raise AssertionError(position, what)
 
 
@@ -419,7 +421,7 @@ def _compiled(
     for param, _ in params:
         if param in RESERVED:
             raise ValueError(
-                f"params: {shown(param)} means something else in the {name} {shown(text)}"
+                f"params: {shown(param)} has another meaning in the {name} {shown(text)}"
             )
         if param not in expression.names:
             raise ValueError(f"params: {shown(param)} is not in the {name} {shown(text)}")
@@ -470,28 +472,28 @@ class _Compiler:
     def _refuse_dot(self, tree: ast.expr) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == "dot":
-                self._refuse(node, "a rule knows of columns and parameters alone, not of `dot`")
+                self._refuse(node, "a rule uses columns and parameters only, not `dot`")
 
     # ---- Values -----------------------------------------------------------------------------
 
     def _number(self, node: ast.expr, why: str) -> int:
-        """The operand of a node that must be a number; true and false are none here."""
+        """Return the operand of a node that must be a number; booleans are refused."""
         value = self._value(node)
         if value.kind != "number":
-            self._refuse(node, f"{why}, and this is {_said_of(value)}")
+            self._refuse(node, f"{why}, but this is {_said_of(value)}")
         return self._operand(value)
 
     def _term(self, node: ast.expr) -> int:
-        """The operand of a node of arithmetic, where true is 1 and false 0."""
+        """Return the operand of a node in arithmetic, where true is 1 and false 0."""
         value = self._value(node)
         if value.kind not in ("number", "boolean"):
-            self._refuse(node, f"a number is needed, and this is {_said_of(value)}")
+            self._refuse(node, f"expected a number, but this is {_said_of(value)}")
         return self._operand(value)
 
     def _truth(self, node: ast.expr) -> int:
         value = self._value(node)
         if value.kind != "boolean":
-            self._refuse(node, f"true or false is needed, and this is {_said_of(value)}")
+            self._refuse(node, f"expected true or false, but this is {_said_of(value)}")
         return self._operand(value)
 
     def _operand(self, value: _Value) -> int:
@@ -509,14 +511,14 @@ class _Compiler:
         return _KIND["column"] | self._columns.index(name)
 
     def _step(self, op: str, *operands: int, kept: int | None = None) -> int:
-        """Adds a step; the registers that it reads are free again, but for one that is kept."""
+        """Add a step; the registers that it reads become free, except `kept`."""
         for each in set(operands):
             if each < _native.REGISTERS and each != kept:
                 self._free.append(each)
         if not self._free:
             raise ValueError(
                 f"{self._name}: {shown(self._text)}: needs more than {_native.REGISTERS}"
-                " intermediate results at a time: it nests too deep to the right"
+                " intermediate results at a time, since it nests too deep on the right"
             )
         to = self._free.pop()
         self._steps.append((_OP[op], to, *operands))
@@ -572,7 +574,7 @@ class _Compiler:
         second = self._value(other)
         kinds = {first.kind, second.kind}
         if not kinds <= {"number", "boolean"}:
-            self._refuse(body, "a choice is between numbers, or between true and false")
+            self._refuse(body, "both values of a choice must be numbers, or both true or false")
         found = self._step("select", asked, yes, self._operand(second))
         return _Value("boolean" if kinds == {"boolean"} else "number", operand=found)
 
@@ -597,7 +599,7 @@ class _Compiler:
         return _Value("number", operand=found)
 
     def _multiplied(self, base: int, exponent: int) -> int:
-        """base ** exponent, by squares."""
+        """Compute base ** exponent by squaring."""
         found: int | None = None
         while exponent:
             if exponent % 2 and found is None:
@@ -624,7 +626,7 @@ class _Compiler:
     # ---- Comparisons ------------------------------------------------------------------------
 
     def _compared(self, node: ast.expr, terms: list[ast.expr], ops: list[ast.cmpop]) -> _Value:
-        # What stands in the middle is computed once, or terms within terms would double each other.
+        # A middle term is computed once: otherwise nested comparisons would double the work.
         found: int | None = None
         left: _Value | None = None
         for place, op in enumerate(ops):
@@ -633,7 +635,7 @@ class _Compiler:
                 one = self._among(left or self._held(terms[place]), terms[place], terms[place + 1])
                 one = self._step("not", one) if isinstance(op, ast.NotIn) else one
                 if place + 1 < len(ops):
-                    self._refuse(node, "`in` stands last in a chain of comparisons")
+                    self._refuse(node, "`in` must be last in a chain of comparisons")
             else:
                 left = left or self._held(terms[place])
                 right = self._held(terms[place + 1])
@@ -645,7 +647,7 @@ class _Compiler:
         return _Value("boolean", operand=found)
 
     def _held(self, node: ast.expr) -> _Value:
-        """A value whose operand is there: a number that is the same for all items is a constant."""
+        """Return a value with an operand; a number that is the same for all items is a constant."""
         value = self._value(node)
         if value.scalar is None or value.kind not in ("number", "boolean"):
             return value
@@ -654,7 +656,7 @@ class _Compiler:
     def _one_comparison(
         self, node: ast.expr, first: _Value, op: ast.cmpop, second: _Value, kept: _Value | None
     ) -> int:
-        """`kept` is read again later."""
+        """Compile one comparison; the register of `kept` is read again later."""
         numbers = ("number", "boolean")
         if first.kind not in numbers:
             return self._equal_texts(node, first, second, op)
@@ -668,14 +670,14 @@ class _Compiler:
         )
 
     def _equal_texts(self, node: ast.expr, first: _Value, second: _Value, op: ast.cmpop) -> int:
-        """Of a column of texts and a text: their numbers."""
+        """Compare a column of texts with a text, by their numbers."""
         if first.kind != "text" or second.kind != "text":
             self._refuse(node, f"{_said_of(first)} is compared with {_said_of(second)}")
         if not isinstance(op, ast.Eq | ast.NotEq):
-            self._refuse(node, "texts have no order here: == and != compare them")
+            self._refuse(node, "texts can be compared only by == and !=")
         column, text = first.column or second.column, first.scalar or second.scalar
         if column is None or text is None:
-            self._refuse(node, "two columns of texts are not compared")
+            self._refuse(node, "two columns of texts cannot be compared")
         return self._step(_COMPARED[type(op)], self._column(column), self._constant(text, column))
 
     def _among(self, text: _Value, left: ast.expr, right: ast.expr) -> int:
@@ -692,20 +694,20 @@ class _Compiler:
         if lists.kind != "categories":
             self._refuse(
                 right,
-                f"behind `in` stands a column of lists, or (...), and this is {_said_of(lists)}",
+                f"expected a column of lists or (...) after `in`, but this is {_said_of(lists)}",
             )
         if text.kind != "text" or text.scalar is None:
             self._refuse(
-                left, "what is looked for in a column of lists is a text, the same for all items"
+                left, "expected one text, the same for all items, before `in` a column of lists"
             )
         assert lists.column is not None
         self._flags.append((lists.column, text.scalar))
         return _KIND["flags"] | (len(self._flags) - 1)
 
-    # ---- What is the same for all items -----------------------------------------------------
+    # ---- Values that are the same for all items ---------------------------------------------
 
     def _scalar_kind(self, node: ast.expr) -> str | None:
-        """The kind of a node without dot and columns, checked; None where it has them."""
+        """Check a node without `dot` and columns, and return its kind; None if it uses them."""
         if node not in self._scalars:
             self._scalars[node] = self._kind_of_scalar(node)
         return self._scalars[node]
@@ -722,7 +724,7 @@ class _Compiler:
                 if name not in self._params:
                     have = ", ".join(sorted(self._kinds)) or "none"
                     given = ", ".join(sorted(self._params)) or "none"
-                    of_functions = ", nor a score function at hand" if name == self._text else ""
+                    of_functions = ", nor a known score function" if name == self._text else ""
                     self._refuse(
                         node,
                         f"{shown(name)} is neither a column (there are {have}) nor among the params"
@@ -745,24 +747,24 @@ class _Compiler:
             case ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
                 for part, kind in zip(parts, kinds, strict=True):
                     if kind != "boolean":
-                        self._refuse(part, f"true or false is needed, and this is a {kind}")
+                        self._refuse(part, f"expected true or false, but this is a {kind}")
                 return "boolean"
             case ast.IfExp():
                 if kinds[0] != "boolean":
-                    self._refuse(parts[0], f"true or false is needed, and this is a {kinds[0]}")
+                    self._refuse(parts[0], f"expected true or false, but this is a {kinds[0]}")
                 if kinds[1] != kinds[2]:
                     self._refuse(node, f"a choice between a {kinds[1]} and a {kinds[2]}")
                 return kinds[1]
         for part, kind in zip(parts, kinds, strict=True):
             if kind not in ("number", "boolean"):
-                self._refuse(part, f"a number is needed, and this is a {kind}")
+                self._refuse(part, f"expected a number, but this is a {kind}")
         return "number"
 
     def _check_scalars(self, node: ast.expr, one: str, op: ast.cmpop, other: str) -> None:
         numbers = {"number", "boolean"}
         if isinstance(op, ast.In | ast.NotIn):
             if other != "tuple":
-                self._refuse(node, f"behind `in` stands a column of lists, or (...): not a {other}")
+                self._refuse(node, f"expected a column of lists or (...) after `in`, not a {other}")
             return
         if one in numbers and other in numbers:
             return
@@ -777,7 +779,7 @@ _FALSE = ast.Constant(False)
 
 
 def _filled(step: tuple[int, ...]) -> tuple[int, ...]:
-    """A step with three operands; those that its operation does not read are its first."""
+    """Fill a step up to three operands; unread ones repeat the first."""
     op, to, *operands = step
     return (op, to, *operands, *[operands[0]] * (3 - len(operands)))
 
@@ -794,7 +796,7 @@ def _said_of(value: _Value) -> str:
 
 
 def _worked_out(node: ast.expr, params: Params, fail: Callable[[ast.AST, str], NoReturn]) -> Param:
-    """A node without dot and columns, by Python's own numbers."""
+    """Evaluate a node without `dot` and columns in Python's numbers."""
 
     try:
         found: Param = _reckoned(node, params)

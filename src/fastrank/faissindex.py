@@ -18,37 +18,37 @@ from fastrank.inputs import as_count, shown
 __all__ = ["LABELS", "FaissIndex", "Finder"]
 
 _OF_USERS = ("rows", "item_ids")
-LABELS = ("positions", *_OF_USERS)  # as the catalog keeps them: of indexes that we make
+LABELS = ("positions", *_OF_USERS)  # positions in the catalog: only in indexes that fastrank builds
 
 _SAID = re.compile(r"Error in .* at \S+:\d+: (?:Error: '.*' failed: ?)?(.*)", re.DOTALL)
 
 
 class FaissIndex:
-    """A FAISS index over a catalog's items, that finds candidates for `FlatTail`.
+    """A FAISS index over a catalog's items, which finds candidates for `FlatTail`.
 
-    `fastrank.retrieval.build_ivf` makes one; this wraps one that is there.
+    `fastrank.retrieval.build_ivf` builds an index; this class wraps an existing one.
 
     Parameters
     ----------
     index : faiss.Index
-        Of inner products: over item vectors or, where the catalog has biases, over item vectors
+        An index of inner products over item vectors; if the catalog has biases, over item vectors
         with the bias as one more coordinate at the end. It must not change from here on. It may
-        hold some of the items only: the others are of the tail.
+        hold only some of the items: the others belong to the tail.
     labels : {"rows", "item_ids"}
-        What it calls an item: its row, as `index.add` numbers them, or its id, which then is an
-        integer (`IndexIDMap`), and not -1, by which FAISS means nothing.
+        The labels of items in the index: rows, as `index.add` numbers them, or item ids, which
+        must then be integers (`IndexIDMap`) other than -1, FAISS's label for no result.
     n_probes : int, optional
-        Of an inverted file: how many lists a search looks into. By default `index.nprobe`.
+        For an inverted file, how many lists a search reads. By default `index.nprobe`.
     version : str, optional
-        What logs call it. By default a hash of its content, for which it is serialised.
+        The version that logs record. By default a hash of the index's serialised content.
 
     Notes
     -----
-    Candidates weigh what their scores say. Those of flat, IVFFlat and HNSWFlat indexes are taken as
-    they come: inner products in float32. Any other index may round vectors, so its candidates are
-    scored again by the catalog: dear over float32 storage, where vectors are not kept one by one.
+    Candidates are weighted by their scores. Scores from flat, IVFFlat and HNSWFlat indexes are used
+    as they are: inner products in float32. Any other index may round vectors, so the catalog scores
+    its candidates again. This is slow with float32 storage, which has no copy of single vectors.
 
-    A search takes one thread. A process must not fork once it has searched: the child would lack
+    A search uses one thread. A process must not fork once it has searched: the child would lack
     OpenMP's threads.
 
     Examples
@@ -79,15 +79,15 @@ class FaissIndex:
         self._labels = labels
         self._n_probes = None if n_probes is None else as_count("n_probes", n_probes)
         self._version = version
-        self._content: npt.NDArray[np.uint8] | None = None  # of a file
-        self._digest: str | None = None  # as its manifest has it
+        self._content: npt.NDArray[np.uint8] | None = None  # the file's bytes, if from a file
+        self._digest: str | None = None  # the digest in the file's manifest
         self._lock = threading.Lock()
         self._index: Any = None
         self._set(index)
 
     @classmethod
     def of_positions(cls, index: Any, n_probes: int) -> FaissIndex:
-        """One that was made of a catalog's vectors, in the order in which it keeps them."""
+        """Wrap an index of a catalog's vectors, added in the order in which it stores them."""
         found = cls(index, n_probes=n_probes)
         found._labels = "positions"
         return found
@@ -101,7 +101,7 @@ class FaissIndex:
         labels: str,
         n_probes: int | None,
     ) -> FaissIndex:
-        """One that lies in a file: read at first use, where its hash is looked at, too."""
+        """Wrap an index in a file, which the first use reads and checks against its digest."""
         found = cls.__new__(cls)
         found._labels, found._n_probes, found._version = labels, n_probes, version
         found._content, found._digest = content, digest
@@ -113,24 +113,24 @@ class FaissIndex:
 
     @property
     def version(self) -> str:
-        """What logs call it."""
+        """The version that logs record."""
         if self._version is None:
             self._version = store.array_digest(self.content)
         return self._version
 
     @property
     def labels(self) -> str:
-        """What it calls an item: its row, its id, or the position at which a catalog keeps it."""
+        """The labels of items in the index: "rows", "item_ids" or "positions" in the catalog."""
         return self._labels
 
     @property
     def n_probes(self) -> int | None:
-        """Lists that a search looks into; None where there are no lists."""
+        """Number of lists that a search reads; None if the index has no lists."""
         return self._n_probes
 
     @property
     def content(self) -> npt.NDArray[np.uint8]:
-        """The index as bytes, as FAISS writes them: those of its file, or else made anew."""
+        """Return the index as bytes in FAISS's format: its file's, or else serialised now."""
         if self._content is not None:
             return self._content
         import faiss
@@ -142,7 +142,7 @@ class FaissIndex:
         return content
 
     def stated_content(self) -> tuple[npt.NDArray[np.uint8], str]:
-        """The bytes and their digest: that of the file they are from, damaged or not."""
+        """Return the bytes and their digest; bytes from a file keep its digest, even if damaged."""
         content = self.content
         return content, store.array_digest(content) if self._digest is None else self._digest
 
@@ -159,8 +159,8 @@ class FaissIndex:
         import faiss
 
         content = self._content
-        assert content is not None  # `mapped` has it
-        # FAISS believes what it reads: a damaged file would be read past its end.
+        assert content is not None  # set by `mapped`
+        # FAISS does not check what it reads: in a damaged file, it would read past the end.
         if store.array_digest(content) != self._digest:
             raise ValueError("index: damaged: it does not match its SHA-256")
         try:
@@ -173,11 +173,11 @@ class FaissIndex:
         import faiss
 
         if not isinstance(index, faiss.Index):
-            raise ValueError(f"index: expected an index of FAISS, got {shown(index)}")
+            raise ValueError(f"index: expected a FAISS index, got {shown(index)}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise ValueError("index: expected one of inner products (METRIC_INNER_PRODUCT)")
+            raise ValueError("index: expected the metric METRIC_INNER_PRODUCT, got another")
         if not index.is_trained:
-            raise ValueError("index: it is not trained: call its method `train` first")
+            raise ValueError("index: not trained; call its method `train` first")
         inner, transformed = _inner(index)
         self._is_exact = not transformed and isinstance(
             inner, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat
@@ -193,10 +193,10 @@ class FaissIndex:
     def search(
         self, query: Float32Array, m: int, selector: Any
     ) -> tuple[npt.NDArray[np.int64], Float32Array | None]:
-        """Labels of at most m items, best first, and their scores if those are inner products."""
+        """Find labels of at most m items, best first, and scores if they are inner products."""
         index = self.index
         if query.shape[1] != index.d:
-            raise ValueError(f"index: has {index.d} dimensions, for queries of {query.shape[1]}")
+            raise ValueError(f"index: got {index.d} dimensions; expected {query.shape[1]}")
         labels = np.empty((1, m), np.int64)
         distances = np.empty((1, m), np.float32)
         parameters = (
@@ -211,12 +211,12 @@ class FaissIndex:
             ) from None
         found = labels[0]
         scores = distances[0]
-        if found[-1] == -1:  # fewer than m: -1 behind the last
+        if found[-1] == -1:  # fewer than m were found: FAISS fills up with -1
             is_found = found != -1
             found, scores = found[is_found], scores[is_found]
         if not np.isfinite(scores).all():
             worst = int(np.flatnonzero(~np.isfinite(scores))[0])
-            raise ValueError(f"index: it gave label {found[worst]} a score of {scores[worst]}")
+            raise ValueError(f"index: got a score of {scores[worst]} for label {found[worst]}")
         return found, scores if self._is_exact else None
 
 
@@ -232,8 +232,8 @@ class Finder:
         rows: Positions | None,
         positions_of: Callable[[IdArray], Positions],
     ) -> None:
-        """item_ids by position; rows: of each position, None for the same; positions_of: of ids,
-        -1 for those that are unknown."""
+        """item_ids: by position. rows: the row at each position; None if they are equal.
+        positions_of: finds the positions of ids, -1 for unknown ones."""
         self.index = index
         self._dim = dim
         self._has_bias = has_bias
@@ -249,7 +249,7 @@ class Finder:
         excluded: Positions | None,
         eligible: npt.NDArray[np.uint16] | None,
     ) -> Found:
-        """The best of the eligible items, at most m, as the index finds them."""
+        """Find the best eligible items, at most m, with the index."""
         own = np.empty((1, self._dim + self._has_bias), np.float32)
         own[0, : self._dim] = query[: self._dim]
         if self._has_bias:
@@ -263,7 +263,7 @@ class Finder:
 
         if self.index.labels == "positions":
             return faiss.IDSelectorBitmap(eligible.view(np.uint8))
-        assert excluded is not None  # without a filter there are no eligible items to choose
+        assert excluded is not None  # a selector is only made if there is a filter
         labels = excluded
         if self.index.labels == "item_ids":
             labels = self._item_ids[excluded]
@@ -274,18 +274,18 @@ class Finder:
     def _as_positions(self, labels: npt.NDArray[np.int64]) -> Positions:
         kind, n = self.index.labels, len(self._item_ids)
         if kind == "positions":
-            return labels  # of an index of ours; the core looks at positions, too
+            return labels  # from an index built here; the core checks positions, too
         if kind == "item_ids":
             positions: Positions = self._positions_of(labels)
             missing = np.flatnonzero(positions < 0)
             if missing.size:
                 raise ValueError(
-                    f"index: it found the id {labels[missing[0]]}, which the catalog does not have"
+                    f"index: found the id {labels[missing[0]]}, which is not in the catalog"
                 )
             return positions
         outside = np.flatnonzero((labels < 0) | (labels >= n))
         if outside.size:
-            raise ValueError(f"index: it found row {labels[outside[0]]} of {n} items")
+            raise ValueError(f"index: found row {labels[outside[0]]} in a catalog of {n} items")
         if self._rows is None:
             return labels
         if self._position_of_row is None:
@@ -298,11 +298,12 @@ class Finder:
 
 
 def _inner(index: Any) -> tuple[Any, bool]:
-    """What searches, below what renames or transforms; and whether anything transforms."""
+    """Unwrap indexes that rename or transform: return the one that searches, and whether any
+    wrapper transforms."""
     import faiss
 
     transformed = False
-    for _ in range(8):  # no index is wrapped more often
+    for _ in range(8):  # more wrappers than any real index has
         index = faiss.downcast_index(index)
         if isinstance(index, faiss.IndexPreTransform):
             transformed = True
@@ -313,7 +314,7 @@ def _inner(index: Any) -> tuple[Any, bool]:
 
 
 def _parameters(index: Any, selector: Any, n_probes: int | None) -> Any:
-    """Of a search; what it leaves open is as the index has it."""
+    """Make the parameters of a search; the index supplies what they leave open."""
     import faiss
 
     index = faiss.downcast_index(index)
@@ -336,6 +337,6 @@ def _parameters(index: Any, selector: Any, n_probes: int | None) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What FAISS's error says, without the place in its sources."""
+    """The message of a FAISS error, without the place in FAISS's sources."""
     found = _SAID.fullmatch(str(error).strip())
     return found[1] if found and found[1] else str(error)

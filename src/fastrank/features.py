@@ -1,8 +1,8 @@
-"""Features: columns of items' attributes, for expressions and score functions.
+"""Features: columns of item attributes, for expressions, rules and score functions.
 
-A column is a number for each item, a boolean, a text (a category, of which there may be none), or a
-list of texts. Single values are kept as float32: a category as the place of its text among the
-column's, sorted, -1 for none. Columns stand in the order in which their catalog stores items.
+A column holds for each item a number, a boolean, a category (a text or None), or a list of texts.
+Single values are stored as float32; a category as the rank of its text among the column's sorted
+texts, or -1 for None. Columns are in the order in which their catalog stores items.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from fastrank.lru import LRU
 
 __all__ = ["RESERVED", "Column", "Features", "Groups", "Joint", "as_features", "told_apart"]
 
-# Names that mean something else than columns and parameters in expressions.
+# Names that an expression does not read as columns or parameters.
 RESERVED = frozenset(
     ("dot", "exp", "log", "log1p", "sqrt", "abs", "sigmoid", "min", "max", "clip", "pi", "e")
 )
-_MOST = 1 << 24  # categories: more are no float32
-_FLAG_BYTES = 64 << 20  # of memberships that are kept
-_LABEL_BYTES = 64 << 20  # of labels, likewise
-_MOST_LABELS = 1 << 16  # more are numbered anew, which sorts them
+_MOST = 1 << 24  # categories: float32 cannot number more
+_FLAG_BYTES = 64 << 20  # of cached memberships
+_LABEL_BYTES = 64 << 20  # of cached labels
+_MOST_LABELS = 1 << 16  # beyond this, labels are renumbered without gaps, which sorts them
 _FEW_SUMMED, _MOST_SUMMED = 1 << 10, 1 << 14
 _COUNTED = 1 << 22
-_BITS = 30  # groups of lists at a time
-_MOST_AT_ONCE = 1 << 20  # numbers of a matrix, at least a row
+_BITS = 30  # groups of list columns that one integer tells apart
+_MOST_AT_ONCE = 1 << 20  # entries of a matrix computed at a time, but at least a row
 _NO_CATEGORY, _UNKNOWN = -1, -2
 
 _KINDS = ("number", "boolean", "category", "categories")
 
 
 class Column(NamedTuple):
-    """What is to be known of a column.
+    """The name and kind of a column, and where its data lies.
 
     Attributes
     ----------
     name : str
     kind : {"number", "boolean", "category", "categories"}
     place : int
-        Among the columns of single values, or among those of lists.
+        Index among the columns of single values, or among those of lists.
     first, last : int
-        Its texts are those from `first` up to `last` of all columns' texts.
+        Its texts are ``texts[first:last]`` among the texts of all columns.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Column(NamedTuple):
 
 
 class Features:
-    """Columns of one catalog's items: `Catalog.features`.
+    """Columns of a catalog's items: `Catalog.features`.
 
     Attributes
     ----------
     version : str
-        Content hash: the same columns, whatever their order, have the same one.
+        Content hash of the columns, which does not depend on their order.
     n_items : int
     """
 
@@ -98,17 +98,17 @@ class Features:
         return {name: column.kind for name, column in self._columns.items()}
 
     def kind(self, name: str) -> str | None:
-        """Of a column; None: there is none of this name."""
+        """Return the kind of a column; None if there is no column of this name."""
         column = self._columns.get(name)
         return None if column is None else column.kind
 
     def values(self, name: str) -> Float32Array:
-        """float32 (16 * n_panels,), by position: of a column of single values."""
+        """Return a column of single values, by position, float32 (16 * n_panels,)."""
         values: Float32Array = self._arrays["feature_values"][self._columns[name].place]
         return values
 
     def code(self, name: str, text: str) -> int:
-        """The number that stands for a text in a column; one that no item has where none has it."""
+        """Return the number of a text in a column; a number of no item if no item has the text."""
         column = self._columns[name]
         low, high, wanted = column.first, column.last, text.encode("utf-8", "surrogatepass")
         while low < high:
@@ -121,12 +121,12 @@ class Features:
         return low - column.first if found else _UNKNOWN
 
     def categories(self, name: str) -> list[str]:
-        """All texts of a column, sorted. O(their number)."""
+        """Return all texts of a column, sorted. O(number of texts)."""
         column = self._columns[name]
         return [self._text(i).decode("utf-8", "replace") for i in range(column.first, column.last)]
 
     def entries(self, name: str, positions: Positions) -> list[Any]:
-        """What some items have: numbers, booleans, texts or None, or lists of texts."""
+        """Return the values of some items: numbers, booleans, texts or None, or lists of texts."""
         column = self._columns[name]
         if column.kind == "categories":
             offsets, members = self.lists(name)
@@ -148,12 +148,15 @@ class Features:
         return self._text(column.first + int(code)).decode("utf-8", "replace")
 
     def lists(self, name: str) -> tuple[IntArray, npt.NDArray[np.int32]]:
-        """Offsets (n + 1,), and the numbers of the texts of all items, by position."""
+        """Return offsets (n + 1,), and the numbers of all items' texts, by position."""
         offsets: IntArray = self._arrays["feature_offsets"][self._columns[name].place]
         return offsets, self._arrays["feature_members"]
 
     def flags(self, name: str, code: int) -> npt.NDArray[np.uint16]:
-        """A word a panel, a bit an item: whose lists hold a text. O(length of all lists)."""
+        """Return which items' lists hold a text: a word per panel, a bit per item.
+
+        O(length of all lists).
+        """
         key = name, code
         kept = self._flags.get(key)
         if kept is not None:
@@ -162,7 +165,7 @@ class Features:
         offsets, members = self.lists(name)
         first, last = int(offsets[0]), int(offsets[-1])
         if not 0 <= first <= last <= len(members):
-            raise ValueError(f"damaged: feature_offsets: {name!r} goes from {first} to {last}")
+            raise ValueError(f"damaged: feature_offsets: {name!r} has offsets {first} to {last}")
         hits = first + np.flatnonzero(members[first:last] == code)
         items = np.searchsorted(offsets, hits, side="right") - 1
         bits[items[(items >= 0) & (items < self._n_items)]] = 1
@@ -171,12 +174,13 @@ class Features:
         return words
 
     def groups(self, name: str) -> Groups:
-        """The items of each value of a column. O(n log n) the first time.
+        """Return the groups of items that share a value of a column. O(n log n) the first time.
 
         Raises
         ------
         ValueError
-            Naming the first value of a column of numbers that float32 may have merged with others.
+            If a column of numbers has a value so large that float32 may have merged several
+            numbers into it; the message names the value.
         """
         kept = self._groups.get(name)
         if kept is None:
@@ -184,8 +188,8 @@ class Features:
         return kept
 
     def joint(self, names: tuple[str, ...], least: int) -> tuple[AnyArray, int]:
-        """Labels (n,) of items by the groups of so many items that they are in, of several columns,
-        and how many."""
+        """Return labels (n,) of items, and their number. Items have the same label if they are in
+        the same groups, counting groups of at least `least` items in several columns."""
         kept = self._joints.get((names, least))
         if kept is None:
             labels, n_labels = np.zeros(self._n_items, np.int64), 1
@@ -208,7 +212,7 @@ class Features:
     # ---- Files ------------------------------------------------------------------------------
 
     def content(self, of: str) -> tuple[dict[str, Any], dict[str, AnyArray], dict[str, str]]:
-        """The manifest's entry, arrays and their digests; `of` is the catalog's version."""
+        """Return the manifest's entry, arrays and digests; `of` is the catalog's version."""
         columns = [
             {"name": each.name, "kind": each.kind, "texts": each.last - each.first}
             for each in self._columns.values()
@@ -225,9 +229,9 @@ class Features:
         of: str,
         n_items: int,
     ) -> Features:
-        """What `content` gave, from files; a ValueError where it does not fit."""
+        """Restore what `content` returned, from files; a ValueError if parts do not match."""
         if meta["of"] != of:
-            raise ValueError("its features are of another catalog")
+            raise ValueError("features belong to another catalog")
         if not isinstance(meta["version"], str) or not isinstance(meta["columns"], list):
             raise ValueError(f"features is {shown(meta)}")
         columns: dict[str, Column] = {}
@@ -258,7 +262,7 @@ class Features:
         }
         for name, (shape, dtype, count) in expected.items():
             if (name in own) != (count > 0):
-                raise ValueError(f"{name} is {'missing' if count else 'of no column'}")
+                raise ValueError(f"{name} is {'missing' if count else 'not of any column'}")
             if count and (
                 own[name].dtype.str != dtype
                 or (own[name].ndim != 1 if shape is None else own[name].shape != shape)
@@ -268,11 +272,11 @@ class Features:
 
     @property
     def arrays(self) -> dict[str, AnyArray]:
-        """As they are saved."""
+        """The arrays to save, by name."""
         return dict(self._arrays)
 
     def check(self) -> None:
-        """Reads all columns; a ValueError for the first value that no column would have."""
+        """Read and check all columns; a ValueError for the first invalid value."""
         for column in self._columns.values():
             try:
                 self._check_column(column)
@@ -282,11 +286,11 @@ class Features:
     def _check_column(self, column: Column) -> None:
         texts = [self._text(i) for i in range(column.first, column.last)]
         if any(a >= b for a, b in pairwise(texts)):
-            raise ValueError("its texts do not ascend")
+            raise ValueError("texts do not ascend")
         if column.kind == "categories":
             offsets, members = self.lists(column.name)
             if (np.diff(offsets) < 0).any() or not 0 <= offsets[0] <= offsets[-1] <= len(members):
-                raise ValueError("its offsets do not ascend")
+                raise ValueError("offsets do not ascend")
             codes: AnyArray = members[offsets[0] : offsets[-1]]
             low = 0
         else:
@@ -297,7 +301,7 @@ class Features:
                 return
             low = 0 if column.kind == "boolean" else _NO_CATEGORY
         if (codes != np.floor(codes)).any():
-            raise ValueError("a value is no integer")
+            raise ValueError("a value is not an integer")
         most = 1 if column.kind == "boolean" else len(texts) - 1
         if codes.size and not (low <= codes.min() and codes.max() <= most):
             raise ValueError(f"a value is not one of {low}, ..., {most}")
@@ -316,14 +320,14 @@ _ARRAYS = (
 
 
 class Groups:
-    """Items by the values of one column: a number, from 0, for each value.
+    """Items grouped by the values of one column; groups are numbered from 0.
 
     Attributes
     ----------
     codes : ndarray of int32, shape (n,), or None
-        Each item's group, -1 for none; None: items can be in several.
-    offsets, members : ndarray of int64, shape (n + 1,) and of int32
-        Of a column of lists: item i is in ``members[offsets[i] : offsets[i + 1]]``.
+        Each item's group, -1 for none. None if items can be in several groups.
+    offsets, members : ndarray of int64, shape (n + 1,) and of int32, or None
+        For a column of lists, item i is in the groups ``members[offsets[i] : offsets[i + 1]]``.
     n_groups : int
     """
 
@@ -341,10 +345,10 @@ class Groups:
         self.n_groups = n_groups
         self._n_items = n_items
         self._by_group: tuple[npt.NDArray[np.int32], IntArray] | None = None
-        self._sums: IntArray | None = None  # of the sizes of the largest, one, two, and so on
+        self._sums: IntArray | None = None  # running sums of group sizes, largest first
 
     def of(self, position: int) -> tuple[int, ...]:
-        """The groups of one item."""
+        """Return the groups of one item."""
         if self.codes is not None:
             code = int(self.codes[position])
             return () if code < 0 else (code,)
@@ -354,27 +358,27 @@ class Groups:
         return tuple(self.members[start:end].tolist())
 
     def items(self, group: int) -> npt.NDArray[np.int32]:
-        """Positions of the items of a group, in ascending order."""
+        """Return the positions of a group's items, ascending."""
         items, starts = self._sorted()
         return items[starts[group] : starts[group + 1]]
 
     def strike(self, groups: Collection[int], mask: Mask) -> None:
-        """Takes the items of some groups out of a mask (n,)."""
+        """Clear the items of some groups in a mask (n,)."""
         if self.codes is None:
             for group in groups:
                 mask[self.items(group)] = False
             return
-        kept = np.ones(self.n_groups + 1, np.bool_)  # the last: of items without a group
+        kept = np.ones(self.n_groups + 1, np.bool_)  # the last entry: items without a group
         kept[list(groups)] = False
         mask &= kept[self.codes]
 
     def size(self, group: int) -> int:
-        """How many those are."""
+        """Return the number of items in a group."""
         starts = self._sorted()[1]
         return int(starts[group + 1] - starts[group])
 
     def sizes_among(self, mask: Mask) -> IntArray | None:
-        """How many items of a mask (n,) each group has that has any; None: some item has no
+        """Count the items of a mask (n,) in each group that has any; None if an item has no
         group."""
         if self.codes is not None:
             own = self.codes[mask]
@@ -389,8 +393,10 @@ class Groups:
         return np.unique(own, return_counts=True)[1].astype(np.int64)
 
     def sums(self, groups: list[int], values: IntArray, positions: Positions) -> IntArray:
-        """Of some items, by row, the sums (r, m) of their groups' values; only some groups, which
-        ascend, have any (r, g)."""
+        """Sum values of groups for each of m items, in r rows at once: (r, m).
+
+        `values` (r, g) are those of `groups`, which ascend; all other groups have 0.
+        """
         wanted = np.array(groups, np.int64)
         if self.codes is not None:
             found: IntArray = self._of_groups(wanted, values, self.codes[positions])
@@ -412,7 +418,7 @@ class Groups:
         return sums
 
     def _of_groups(self, wanted: IntArray, values: IntArray, codes: AnyArray) -> IntArray:
-        """Values (r, m) of the groups with some codes; 0 of those that have none, and of -1."""
+        """Return the values (r, m) of the groups with these codes; 0 for -1 and groups without."""
         if len(codes) < self.n_groups:
             at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
             found: IntArray = values[:, at] * (wanted[at] == codes)
@@ -425,8 +431,10 @@ class Groups:
     def told_apart(
         self, labels: AnyArray, n_labels: int, groups: list[int], most: int = _MOST
     ) -> tuple[AnyArray, int]:
-        """Labels (n,) of items that some groups tell apart, besides other labels; more than `most`
-        where that is so, though maybe not all."""
+        """Refine labels (n,) of items so that items in different ones of `groups` differ, too.
+
+        Returns the labels and their number. If there are more than `most`, refining may stop early.
+        """
         if self.codes is not None:
             numbers = np.zeros(self.n_groups + 1, np.int64)
             numbers[groups] = np.arange(1, len(groups) + 1)
@@ -441,8 +449,10 @@ class Groups:
     def _lists_told_apart(
         self, labels: AnyArray, n_labels: int, groups: list[int], most: int
     ) -> tuple[AnyArray, int]:
-        """By the first of the groups that each item is in, then by the second, and so on.
-        O(e log e) for e memberships; less where `most` labels are soon too few."""
+        """Refine by the first group that each item is in, then by the second, and so on.
+
+        O(e log e) for e memberships; less if `most` is soon exceeded.
+        """
         assert self.offsets is not None
         assert self.members is not None
         numbers = np.full(self.n_groups, -1, np.int64)
@@ -467,8 +477,11 @@ class Groups:
         return _condensed(labels, n_labels)
 
     def labels_of(self, one_of: Positions) -> IntArray | None:
-        """The label (n_groups + 1,) of each group and of no group, where labels are groups and
-        `one_of` has an item of each; None where items have several groups."""
+        """Return the label of each group, and of no group: (n_groups + 1,).
+
+        Labels stand for groups, and `one_of` has an item of each label. None if items have several
+        groups.
+        """
         if self.codes is None:
             return None
         found = np.full(self.n_groups + 1, -1, np.int64)
@@ -476,22 +489,22 @@ class Groups:
         return found
 
     def sizes(self) -> IntArray:
-        """Items of each group."""
+        """Return the number of items in each group."""
         return np.diff(self._sorted()[1])
 
     def of_size(self, least: int) -> list[int]:
-        """Groups of at least so many items."""
+        """Return the groups of at least `least` items."""
         found: list[int] = np.flatnonzero(self.sizes() >= least).tolist()
         return found
 
     def largest(self, count: int) -> int:
-        """Items of the largest groups, so many, together."""
+        """Return the number of items in the `count` largest groups together."""
         if self._sums is None:
             self._sums = np.cumsum(np.sort(self.sizes())[::-1])
         return int(self._sums[min(count, len(self._sums)) - 1]) if len(self._sums) else 0
 
     def _sorted(self) -> tuple[npt.NDArray[np.int32], IntArray]:
-        """Items by group, and where each group begins."""
+        """Return items sorted by group, and where each group begins."""
         if self._by_group is None:
             if self.codes is not None:
                 codes, owners = self.codes, None
@@ -511,19 +524,20 @@ class Groups:
 
 
 class Joint(NamedTuple):
-    """Labels by which a pass sums up: few enough that it hardly takes longer.
+    """Labels of items by which a pass sums masses: so few that the pass hardly takes longer.
 
     Attributes
     ----------
     labels : ndarray of uint16, shape (16 * n_panels,)
     n_labels : int
     one_of : ndarray of int64, shape (n_labels,)
-        An item of each.
+        An item of each label.
     told : dict from a column of the rules to a set of groups, or None
-        Which groups they tell apart; None: all. And all sets of items that the rules have.
+        The groups that labels tell apart; None for all groups. Labels also tell apart all sets of
+        items in the rules.
     label_of : ndarray of int64, shape (n_groups + 1,), or None
-        Where they are the groups of one column of single values: the label of each, and of no
-        group; -1 where there is none.
+        If labels are the groups of one column of single values: the label of each group, and of
+        no group; -1 for groups without a label.
     """
 
     labels: npt.NDArray[np.uint16]
@@ -534,7 +548,7 @@ class Joint(NamedTuple):
 
     @classmethod
     def of(cls, labels: AnyArray, n_labels: int) -> Joint | None:
-        """Of labels (n,) of items; None where there are many."""
+        """Make it from labels (n,) of items; None if there are too many labels."""
         n_items = len(labels)
         most = min(_MOST_SUMMED, max(_FEW_SUMMED, n_items // 32))
         if n_labels > most:
@@ -549,7 +563,10 @@ class Joint(NamedTuple):
 
 
 def told_apart(labels: AnyArray, n_labels: int, own: AnyArray, n_own: int) -> tuple[AnyArray, int]:
-    """Labels of pairs of labels, and how many there may be; many are numbered anew."""
+    """Combine two labels of each item into one; also return an upper bound of the labels' number.
+
+    If there are many, they are renumbered without gaps.
+    """
     if n_own > _MOST_LABELS:
         own, n_own = _condensed(own, n_own)
     if n_labels * n_own > _MOST_LABELS:
@@ -559,7 +576,7 @@ def told_apart(labels: AnyArray, n_labels: int, own: AnyArray, n_own: int) -> tu
 
 
 def _condensed(labels: AnyArray, n_labels: int) -> tuple[AnyArray, int]:
-    """Labels from 0 on, without gaps; 0 stays."""
+    """Renumber labels from 0 without gaps; 0 stays 0."""
     if n_labels <= _COUNTED:
         is_there = np.bincount(labels, minlength=n_labels) > 0
         is_there[0] = True
@@ -594,23 +611,23 @@ def _groups(features: Features, name: str, n_items: int) -> Groups:
     merged = np.flatnonzero(np.abs(values) >= _MOST)
     if merged.size:
         raise ValueError(
-            f"features[{name!r}]: {values[merged[0]]:g} may be several numbers, which float32 does"
-            " not tell apart, so it names no group; pass texts"
+            f"features[{name!r}]: got {values[merged[0]]:g}, which in float32 may stand for several"
+            " numbers, so it cannot name a group; pass texts"
         )
     own, places = np.unique(values, return_inverse=True)
     return Groups(n_items, places.astype(np.int32), None, None, len(own))
 
 
-# ---- From what callers have ------------------------------------------------------------------
+# ---- Reading callers' columns ----------------------------------------------------------------
 
 
 def as_features(given: Any, n_items: int, order: Positions | None) -> Features:
-    """Columns by name, in the order of the catalog's rows; `order`: the row at each position.
+    """Read columns by name, with values in the order of rows; `order` is the row at each position.
 
     Raises
     ------
     ValueError
-        Naming the column, the row and the value.
+        If a column is invalid; the message names the column, the row and the value.
     """
     named = _named(given)
     columns: dict[str, Column] = {}
@@ -652,7 +669,7 @@ def as_features(given: Any, n_items: int, order: Positions | None) -> Features:
 
 
 def _named(given: Any) -> dict[str, Any]:
-    """Columns by name: of a mapping, or of a table of another library."""
+    """Return columns by name, from a mapping or a table of another library."""
     if isinstance(given, Mapping):
         named = dict(given)
     else:
@@ -666,7 +683,7 @@ def _named(given: Any) -> dict[str, Any]:
             named = {name: given[name] for name in getattr(given, own[0])}
         except MemoryError:
             raise
-        except Exception as error:  # an error of its own library: a name twice
+        except Exception as error:  # raised by the table's library: a repeated name
             raise ValueError(f"features: not a table of columns: {shown(error)}") from None
     if not named:
         raise ValueError("features: expected at least one column")
@@ -683,18 +700,17 @@ def _named(given: Any) -> dict[str, Any]:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(
-            f"features: expected names that an expression can have, as Python's variables have"
-            f" them, got {shown(name)}"
+            f"features: expected column names that are valid as Python variables, got {shown(name)}"
         )
     if name in RESERVED:
-        raise ValueError(f"features: {name!r} means something else in expressions; rename it")
+        raise ValueError(f"features: {name!r} has another meaning in expressions; rename it")
 
 
 def _column(where: str, column: Sequence[Any] | AnyArray) -> tuple[str, Any, list[bytes]]:
-    """(kind, values, texts) of a column."""
+    """Read a column: its kind, values and texts."""
     if isinstance(column, np.ndarray) and column.dtype.kind != "O":
         if column.ndim != 1:
-            raise ValueError(f"{where}: expected one value an item, got shape {column.shape}")
+            raise ValueError(f"{where}: expected one value per item, got shape {column.shape}")
         match column.dtype.kind:
             case "b":
                 return "boolean", column.astype(np.float32), []
@@ -723,14 +739,14 @@ def _column(where: str, column: Sequence[Any] | AnyArray) -> tuple[str, Any, lis
             each, int | float | np.integer | np.floating
         ):
             _refuse(where, row, each, "a number")
-    for row, each in enumerate(entries):  # NumPy makes objects of them or, silently, floats
+    for row, each in enumerate(entries):  # NumPy would make them objects or, silently, floats
         if isinstance(each, int) and not -(2**63) <= each < 2**63:
             _refuse(where, row, each, "an integer of at most 64 bits, or a float")
     return "number", _numbers(where, np.array(entries)), []
 
 
 def _is_missing(value: Any) -> bool:
-    """None, or what pandas has for it."""
+    """Whether a value is None, or what pandas uses for a missing one."""
     is_nan = isinstance(value, float | np.floating) and value != value
     return value is None or is_nan or type(value).__name__ == "NAType"
 
@@ -749,14 +765,14 @@ def _numbers(where: str, values: AnyArray) -> Float32Array:
     if bad.size:
         _refuse(where, int(bad[0]), values[bad[0]].item(), "a number that is finite in float32")
     if values.dtype.kind in "iu":
-        # Seconds since 1970 as float32 are minutes apart, in silence.
-        with np.errstate(invalid="ignore"):  # one past the largest comes back as the least
+        # Rounding must not be silent: seconds since 1970 are minutes apart in float32.
+        with np.errstate(invalid="ignore"):  # 2**63, as float32, is cast back to -2**63
             lost = np.flatnonzero(cast.astype(values.dtype) != values)
         if lost.size:
             row = int(lost[0])
             raise ValueError(
-                f"{where}: row {row}: the integer {values[row].item()} is none of float32, which"
-                " keeps 24 bits; subtract an origin, scale the column down, or hand in floats to"
+                f"{where}: row {row}: the integer {values[row].item()} is not exact in float32,"
+                " which keeps 24 bits; subtract an origin, scale the column down, or pass floats to"
                 " have them rounded"
             )
     return np.ascontiguousarray(cast)
@@ -801,13 +817,13 @@ def _encoded(text: str) -> bytes:
 
 
 def _said(text: bytes) -> str:
-    """A text in JSON, another one for each: lone surrogates are escaped, and so are escapes."""
+    """A text for JSON, unique to the bytes: lone surrogates and backslashes are escaped."""
     return text.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def _check_count(where: str, count: int) -> None:
     if count > _MOST:
-        raise ValueError(f"{where}: has {count:,} different texts; at most {_MOST:,} are taken")
+        raise ValueError(f"{where}: got {count:,} different texts; expected at most {_MOST:,}")
 
 
 def _arrays(
@@ -817,7 +833,7 @@ def _arrays(
     n_items: int,
     order: Positions | None,
 ) -> dict[str, AnyArray]:
-    """As they are saved: by position, columns of a kind together."""
+    """Make the arrays to save: by position, with the columns of a kind together."""
     arrays: dict[str, AnyArray] = {}
     if values:
         lanes = -(-n_items // _native.LANES) * _native.LANES

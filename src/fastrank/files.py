@@ -314,7 +314,7 @@ def _refuse(error: OSError) -> None:
 
 @contextmanager
 def naming(place: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Makes a ValueError that names a file of whatever is raised while it is read.
+    """Make a ValueError that names a file of whatever is raised while it is read.
 
     Parsers of a file that is damaged, or of another kind than its name says, may raise anything:
     KeyError, RuntimeError, zlib.error, MemoryError over a length that is not true.

@@ -1,7 +1,7 @@
-"""Scores that somebody else's model computed, through the passes that rank a catalog.
+"""Rankings from scores that another model computed, by the same passes that rank a catalog.
 
-There is no catalog: items are ids and a float32 number each, read where the caller has it. What is
-drawn is to the bit what ``Catalog(item_ids, scores[:, None])`` draws for the query ``[1.0]``.
+There is no catalog: items are ids with a float32 number each, read where the caller keeps them. The
+result is, bit for bit, what ``Catalog(item_ids, scores[:, None])`` draws for the query ``[1.0]``.
 """
 
 from __future__ import annotations
@@ -43,53 +43,53 @@ def rank_scores(
     after: Ids | None = None,
     params: Params | None = None,
 ) -> Ranking:
-    """Draws one ranking from scores that you have, with the exact probability of having drawn it.
+    """Draw one ranking from given scores, with the exact probability of having drawn it.
 
     Parameters
     ----------
     item_ids : array_like of int or str, shape (n,), or ItemIds
-        Unique. They are checked at every call, O(n): a million in 0.2 ms where they are an int64
-        array that ascends, 60 ms in any other order, 90 ms for text. `ItemIds` are checked already.
+        Unique. Each call checks them, O(n): a million takes 0.2 ms as an ascending int64 array, 60
+        ms in any other order, and 90 ms as text. `ItemIds` were checked when they were made.
     scores : array_like of real numbers, shape (n,)
-        One an item, n >= 1; cast to float32, finite, and within half the float32 range. A
-        contiguous float32 array is read where it is, and must not change meanwhile.
+        One per item, n >= 1; cast to float32, finite, and within half the float32 range. A
+        contiguous float32 array is read in place, and must not change during the call.
     k : int
-        Places to fill, at least 1. With fewer eligible items the ranking is shorter.
+        Places to fill, at least 1. If fewer items are eligible, the ranking is shorter.
     policy : Policy
         How to draw; there is no default. ``PlackettLuce(sampler="cached")`` is refused: a table of
         scores that are used once saves nothing, and "gumbel" draws by the same law.
     seed : int, optional
-        In [0, 2**64). Drawn from the operating system, below 2**53, if not given.
+        In [0, 2**64). By default the operating system draws one below 2**53.
     exclude, allow : array_like of ids, optional
-        Not these; only these; a set will do. They act before sampling, so the propensities are
-        those of the filtered law. Unknown ids and repeats are ignored; exclude wins; None is no
-        filter, an empty `allow` allows nothing.
+        Items to leave out, and the only items to rank; a set works too. Both act before sampling,
+        so propensities are those of the filtered law. Unknown ids and repeats are ignored, and
+        `exclude` wins. None is no filter; an empty `allow` allows nothing.
     threads : int
-        How many threads may work on this call; they live as long as it does. The ranking is the
-        same for any number.
+        How many threads may work on this call; they start and end with it. The ranking is the same
+        for any number.
     features : Features, mapping of str to array_like, shape (n,), or a table, optional
-        Columns for rules, as of `Catalog`. They are read at every call, O(n log n); those of
-        `Catalog.features` are read already.
+        Columns for rules, as for `Catalog`. Each call reads them, O(n log n), unless they are those
+        of `Catalog.features`.
     rules : Rules, optional
-        What may stand where in the list.
+        Which items may stand where in the list.
     after : array_like of ids, optional
-        All that the pages before this one showed, in their order.
+        All items that the pages before this one showed, in their order.
     params : mapping of str to (float, bool or str), optional
-        Values of the parameters that the rules have.
+        Values of the parameters of the rules.
 
     Returns
     -------
     Ranking
-        Its `catalog_version` is empty: nothing names these scores.
+        Its `catalog_version` is empty, since no version identifies these scores.
 
     Raises
     ------
     ValueError
-        Naming the argument, the row and the value.
+        If an argument is invalid; the message names the argument, the row and the value.
 
     Notes
     -----
-    O(n + k log k) and O(k) memory, and n / 8 bytes where there is a filter.
+    O(n + k log k) time and O(k) memory, and n / 8 bytes with a filter.
 
     Examples
     --------
@@ -122,23 +122,23 @@ def rank_scores_batch(
     after: Sequence[Ids | None] | None = None,
     params: Params | None = None,
 ) -> RankingBatch:
-    """Draws one ranking for each of b users; row i is what `rank_scores` gives for seeds[i].
+    """Draw one ranking for each of b users; row i is what `rank_scores` returns for seeds[i].
 
     Parameters
     ----------
     item_ids : array_like of int or str, shape (n,), or ItemIds
         The same items for all users.
     scores : array_like of real numbers, shape (b, n)
-        A row a user; as for `rank_scores`.
+        One row per user; as for `rank_scores`.
     k : int
     policy : Policy or sequence of b policies
     seeds : sequence of b int, optional
-        b different ones are drawn if not given. A single number is an error: one noise for
-        all users makes their rankings move together, and every joint propensity wrong.
+        By default b different seeds are drawn. A single number is an error: the same noise for all
+        users would make their rankings move together, and every joint propensity wrong.
     exclude, allow : sequence of b (array_like of ids or None), optional
     threads : int
-        How many threads may work on this call. With 8 users a thread or more, each ranks for users
-        of its own; with fewer they share the scan.
+        How many threads may work on this call. With at least 8 users per thread, each thread ranks
+        for its own users; with fewer, all threads share each scan.
     features, rules, params
         As for `rank_scores`, the same for all users.
     after : sequence of b (array_like of ids or None), optional
@@ -150,12 +150,13 @@ def rank_scores_batch(
     Raises
     ------
     ValueError
-        Naming the argument, the row and the value; before any work is done.
+        If an argument is invalid, before any work is done; the message names the argument, the row
+        and the value.
 
     Notes
     -----
-    O(n + k log k) a user, as for `rank_scores`; ids are checked once. Beyond the result, memory is
-    O(k), and n / 8 bytes with a filter, for each of 64 users at a time on each thread.
+    O(n + k log k) per user, as for `rank_scores`; ids are checked once. Beyond the result, memory
+    is O(k), and n / 8 bytes with a filter, for each of 64 users at a time on each thread.
 
     Examples
     --------
@@ -165,7 +166,7 @@ def rank_scores_batch(
     >>> batch = fr.rank_scores_batch(["a", "b", "c"], scores, 2, policy=policy, exclude=[None, "a"])
     Traceback (most recent call last):
         ...
-    ValueError: exclude[1]: expected an array of ids, got 'a', a single str; hand in a list of one
+    ValueError: exclude[1]: expected an array of ids, got 'a', a single str; pass a list of one
     >>> batch = fr.rank_scores_batch(["a", "b", "c"], scores, 2, policy=policy, exclude=[[], ["a"]])
     >>> batch.item_ids.tolist()
     [['b', 'c'], ['c', 'b']]
@@ -199,7 +200,7 @@ def log_propensities_of_scores(
     params: Params | None = None,
     k: int | None = None,
 ) -> FloatArray:
-    """How probable any ranking of given scores is under a policy, place by place.
+    """Compute how probable any ranking of given scores is under a policy, place by place.
 
     Parameters
     ----------
@@ -208,23 +209,23 @@ def log_propensities_of_scores(
     ranked_ids : array_like of ids, shape (m,)
         The ranking, best place first.
     policy : Policy
-        All samplers of `PlackettLuce` have the same law, the cached one too.
+        All samplers of `PlackettLuce` have the same law, including the cached one.
     exclude, allow, features, rules, after, params
         As in `rank_scores`.
     k : int, optional
-        Places that were asked for, on which shares and pins of rules depend; by default as many as
-        the ranking has.
+        Places that the ranking was drawn for, which the shares and pins of rules depend on; by
+        default the length of the ranking.
 
     Returns
     -------
     ndarray of float64, shape (m,)
-        log P(item at place j | items at places before j). An unknown, ineligible or repeated
-        item gets -inf and removes nothing: later places are conditional on what is left.
+        log P(item at place j | items at places before j). An unknown, ineligible or repeated item
+        gets -inf and removes nothing: later places are conditional on the items that are left.
 
     Raises
     ------
     ValueError
-        Naming the argument, the row and the value.
+        If an argument is invalid; the message names the argument, the row and the value.
 
     Notes
     -----
@@ -258,7 +259,7 @@ class _Scored(Ranker):
         self._features: tuple[Any, Features] | None = None
 
     def _ruled(self, given: Any, rules: Any, after: Any, params: Any) -> Ruled | None:
-        """Rules of a call, by columns that come with it."""
+        """The rules of a call, by columns that come with it."""
         own = as_params(params)
         names = rules.names if isinstance(rules, Rules) else frozenset()
         unknown = [name for name in own if name not in names]
@@ -281,7 +282,7 @@ class _Scored(Ranker):
 
 
 def _row(scores: npt.ArrayLike) -> Float32Array:
-    """Scores (n,) as the core reads them; it looks for what is not finite, too."""
+    """Scores (n,) as the core reads them; the core also checks that they are finite."""
     array = as_real("scores", scores)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"scores: expected shape (n,) with n >= 1, got {array.shape}")
@@ -289,6 +290,6 @@ def _row(scores: npt.ArrayLike) -> Float32Array:
 
 
 def _is_ready(array: npt.NDArray[Any]) -> bool:
-    """Whether the core can read an array where it is."""
+    """Whether the core can read an array in place."""
     flags = array.flags
     return array.dtype == np.float32 and flags.c_contiguous and flags.aligned

@@ -1,8 +1,8 @@
-"""Identifiers, int64 or str: what counts as one, wherever ids are taken, and looking them up.
+"""Identifiers, int64 or str: which values are accepted as ids, and how ids are looked up.
 
-docs/reference/ids.md has the table of what is taken. Look-up is by a sorted permutation, which can
-be saved and mapped; a dict of a million ids would cost 106 MB in each process. Many ids at once are
-looked up by one pass over all of them instead, against a table of the wanted.
+docs/reference/ids.md has the table of what is accepted. Look-up uses a sorted permutation, which
+can be saved and mapped; a dict of a million ids would take 106 MB in each process. Many ids at once
+are looked up instead by one pass over all ids, against a hash table of those wanted.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ __all__ = [
     "text_array",
 ]
 
-Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may hand in
-Listed: TypeAlias = IdArray | list[str]  # as `listed` gives them
+Ids: TypeAlias = Iterable[int] | Iterable[str] | npt.NDArray[Any]  # what callers may pass
+Listed: TypeAlias = IdArray | list[str]  # what `listed` returns
 
-# Characters of an id. Of a UUID it has 36, of a SHA-512 128, of an S3 key up to 1,024.
+# Characters of an id. A UUID has 36, a SHA-512 in hex 128, an S3 key up to 1,024.
 MAX_LENGTH = 1_024
-# Text is kept at the width of the longest, so that one long id is paid for by all. Up to so many
-# bytes nobody minds; beyond them it may take so many times what the ids themselves hold.
+# Texts are stored at the width of the longest, so one long id makes all of them wider. Up to
+# _ALLOWANCE bytes this is accepted; beyond it, up to PADDING times the bytes of the ids themselves.
 _ALLOWANCE = 64 << 20
 PADDING = 16
-# A binary search among n ids costs about what n / 100 steps of a pass over them do.
+# A pass over n ids costs about as much as n / 100 binary searches among them.
 _SEARCHES = 100
-# What begins an integer, as it is written.
+# Texts that an integer in decimal can begin with.
 _BEGINS = re.compile(r"-?([1-9][0-9]{0,18})?|0", re.ASCII)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
-# So that nobody can choose ids that collide in the hash table of a look-up.
+# The key is random, so that nobody can choose ids that collide in the hash table of a look-up.
 _HASH_KEY = int.from_bytes(os.urandom(8), "little")
 
 
-# ---- What counts as ids ---------------------------------------------------------------------
+# ---- Which values are ids -------------------------------------------------------------------
 
 
 def as_id(name: str, value: object) -> int | str:
-    """One id as a plain int or str; enums and other subclasses of these give their value.
+    """Return one id as a plain int or str; enums and other subclasses of these give their value.
 
     Examples
     --------
@@ -81,10 +81,10 @@ def as_id(name: str, value: object) -> int | str:
 
 
 def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[str]:
-    """Ids as they were handed in: an array of int64, an array of str, or a list of plain str.
+    """Check ids and return them as an array of int64, an array of str, or a list of plain str.
 
-    Text is not made an array here: its width, and with it the cost, would be that of the longest.
-    With `ordered`, what has no order is refused.
+    A list of str stays a list: an array would be as wide as the longest text, which may be costly.
+    With `ordered`, containers without an order, such as sets, are refused.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
         The argument they came from, for errors.
     values : array_like of ids
     ordered : bool
-        Whether their order counts.
+        Whether the order of the ids matters to the caller.
 
     Examples
     --------
@@ -107,13 +107,13 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
             raise
         what = type(values).__name__
         raise ValueError(
-            f"{name}: expected an array of ids, got a {what}; hand in its {own[0]}"
+            f"{name}: expected an array of ids, got a {what}; pass its {own[0]}"
         ) from None
     if not isinstance(column, np.ndarray):
         return _of_list(name, column)
     if column.ndim > 1:
         raise ValueError(
-            f"{name}: expected one dimension, got shape {column.shape}; hand in one column of it"
+            f"{name}: expected one dimension, got shape {column.shape}; pass one column of it"
         )
     kind = column.dtype.kind
     if column.size == 0 and kind not in "iU":  # an empty list has no dtype of its own
@@ -129,28 +129,26 @@ def listed(name: str, values: Ids, *, ordered: bool = False) -> IdArray | list[s
         return np.ascontiguousarray(column, dtype=np.int64)
     if kind == "U":
         return column
-    if kind == "f" and np.isnan(column).any():  # what integers become where some are missing
+    if kind == "f" and np.isnan(column).any():  # integers with missing values become floats
         row = int(np.flatnonzero(np.isnan(column))[0])
         raise ValueError(
             f"{name}: row {row}: expected int64 or str ids, got NaN in a column of {column.dtype};"
-            " hand in the rows that have one, as integers"
+            " pass only the rows that have an id, as integers"
         )
     instead = _INSTEAD.get(kind, "integers, or texts")
-    raise ValueError(
-        f"{name}: expected int64 or str ids, got dtype {column.dtype}; hand in {instead}"
-    )
+    raise ValueError(f"{name}: expected int64 or str ids, got dtype {column.dtype}; pass {instead}")
 
 
 def as_ids(name: str, values: Ids) -> IdArray:
-    """Ids in order, to be kept: a 1-d array of int64, or of str at the width of the longest.
+    """Return ids as an array to store: 1-d, of int64, or of str at the width of the longest.
 
     Raises
     ------
     ValueError
-        Naming the row, for an id that cannot be kept: longer than `MAX_LENGTH`, so much longer
-        than the others that all of them would take 16 times their own bytes (and more than 64 MiB),
-        with a NUL at the end, which NumPy drops, or with half a surrogate pair, which no encoding
-        has.
+        If an id cannot be stored; the message names its row. That is an id longer than
+        `MAX_LENGTH`; one so much longer than the others that the array would take 16 times the
+        bytes of the ids (and more than 64 MiB); one that ends in NUL, which NumPy drops; or one
+        with half a surrogate pair, which UTF-8 cannot encode.
 
     Examples
     --------
@@ -168,7 +166,7 @@ def as_ids(name: str, values: Ids) -> IdArray:
         if width <= MAX_LENGTH:
             why = (
                 f"its {width} characters make all {len(ids)} ids take"
-                f" {4 * width * len(ids) >> 20} MiB, over {PADDING} times what they hold;"
+                f" {4 * width * len(ids) >> 20} MiB, over {PADDING} times their own size;"
                 " shorten it"
             )
         raise ValueError(f"{name}: row {row}: {why}: {shown(str(ids[row]))}")
@@ -176,7 +174,7 @@ def as_ids(name: str, values: Ids) -> IdArray:
         row = _ending_in_nul(ids)
         if row >= 0:
             raise ValueError(f"{name}: row {row}: must not end in NUL, got {shown(ids[row])}")
-    # One dtype for one content, whatever width or byte order it came in.
+    # The same ids always get the same dtype, whatever width or byte order they came in.
     array = np.ascontiguousarray(ids, dtype=f"U{width}")
     halves = (array.view(np.uint32) - np.uint32(0xD800) < 0x800).reshape(len(array), width)
     if halves.any():
@@ -188,7 +186,7 @@ def as_ids(name: str, values: Ids) -> IdArray:
 
 
 def text_array(texts: list[str]) -> IdArray:
-    """Any texts as an array that costs what they hold: of fixed width, or else of objects.
+    """Return texts as an array: of fixed width if that is compact, otherwise of objects.
 
     Examples
     --------
@@ -205,16 +203,16 @@ def text_array(texts: list[str]) -> IdArray:
 
 
 def is_compact(count: int, width: int, characters: int) -> bool:
-    """Whether so many texts may be kept at one width, given how long they are in all.
+    """Say whether texts may be stored at one width without wasting much memory.
 
     Parameters
     ----------
     count : int
-        How many texts.
+        Number of texts.
     width : int
-        Characters of the longest.
+        Characters of the longest text.
     characters : int
-        Of all together.
+        Characters of all texts together.
 
     Examples
     --------
@@ -229,7 +227,7 @@ def _lengths(texts: list[str]) -> IntArray:
 
 
 def _ending_in_nul(texts: list[str]) -> int:
-    """The first row that does; -1 if none does."""
+    """The first row whose text ends in NUL; -1 if none does."""
     if "\0" not in "".join(texts):
         return -1
     return next((row for row, text in enumerate(texts) if text.endswith("\0")), -1)
@@ -249,7 +247,7 @@ def _of_list(name: str, items: list[Any] | tuple[Any, ...]) -> IdArray | list[st
                 kind = "int64" if expected is int else "str"
                 got = shown(items[row])
                 raise ValueError(
-                    f"{name}: row {row}: the ids above are {kind}, got {got}; hand in all of them"
+                    f"{name}: row {row}: the ids above are {kind}, got {got}; pass all of them"
                     " as integers, or all as texts"
                 )
         if expected is str:
@@ -262,7 +260,7 @@ def _of_list(name: str, items: list[Any] | tuple[Any, ...]) -> IdArray | list[st
         raise ValueError(f"{name}: row {row}: {_too_large(items[row])}") from None
 
 
-# What to hand in instead of an array of that kind.
+# What to pass instead of an array of a dtype's kind.
 _INSTEAD = {
     "f": 'integers, by .astype("int64"), or texts',
     "S": 'texts, by np.strings.decode(..., "utf-8")',
@@ -271,27 +269,27 @@ _INSTEAD = {
 
 
 def _no_id(item: object) -> str:
-    """What a value is that is no id, and what to hand in."""
+    """The message for a value that is not an id: what it is, and what to pass instead."""
     kind = type(item).__name__
     if _is_missing(item):
-        instead = "leave out what has no id"
+        instead = "leave out rows without an id"
     elif isinstance(item, bytes | bytearray):
-        instead = "hand in text, by .decode()"
+        instead = "pass text, by .decode()"
     elif isinstance(item, Set | Sequence | np.ndarray):
-        instead = "hand in one id"
+        instead = "pass one id"
     else:
-        instead = "hand in an integer, or text"
+        instead = "pass an integer, or text"
     return f"expected int64 or str ids, got {shown(item)}, a {kind}; {instead}"
 
 
 def _too_large(item: object) -> str:
-    return f"must fit int64, got {shown(item)}; hand in all of them as texts"
+    return f"must fit int64, got {shown(item)}; pass all of them as texts"
 
 
 def plain_id(item: object) -> int | str | None:
-    """An int or str and nothing more; None for what is neither.
+    """Return an id as a plain int or str; None for any other value.
 
-    By the methods of int and str: an enum's own would give its name.
+    Uses the methods of int and str themselves: those of an enum would give its name.
 
     Examples
     --------
@@ -309,35 +307,33 @@ def plain_id(item: object) -> int | str | None:
 
 
 class Lookup(ABC):
-    """Different ids, and where each one stands; subclasses say how it is found."""
+    """Unique ids and their positions; subclasses implement the search."""
 
     def __init__(self, ids: IdArray) -> None:
         self.ids = ids
         self.is_text = ids.dtype.kind == "U"
 
     def find(self, name: str, values: Ids, *, ordered: bool = False) -> Positions:
-        """Positions (m,) of ids, -1 where there is no such id.
+        """Find the positions (m,) of ids; -1 for unknown ids.
 
-        O(m) where the ids here are integers without gaps. Otherwise O(m log n) for few of them in a
-        known order, and O(n + m) with 20 m bytes besides for others. With `ordered`, what has no
-        order is refused.
+        O(m) if the ids here are integers without gaps. Otherwise O(m log n) for few `values` if a
+        sorted order is known, and O(n + m) time with 20 m bytes of memory in other cases. With
+        `ordered`, containers without an order are refused.
         """
         return self.find_listed(name, listed(name, values, ordered=ordered))
 
     def find_listed(self, name: str, wanted: IdArray | list[str]) -> Positions:
-        """As `find`, of ids as `listed` gives them."""
+        """Do as `find` for ids that `listed` returned."""
         if len(wanted) == 0:
             return np.empty(0, np.int64)
         if (not isinstance(wanted, np.ndarray) or wanted.dtype.kind == "U") != self.is_text:
             kind = "str" if self.is_text else "int64"
             first = wanted[0].item() if isinstance(wanted, np.ndarray) else wanted[0]
             instead = "texts" if self.is_text else "integers"
-            raise ValueError(
-                f"{name}: the ids here are {kind}, got {shown(first)}; hand in {instead}"
-            )
+            raise ValueError(f"{name}: the ids here are {kind}, got {shown(first)}; pass {instead}")
         if isinstance(wanted, np.ndarray):
             return self._find(wanted)
-        # Texts that no id here can be are left out, before an array becomes as wide as they are.
+        # Texts too long to equal any id here are left out first: they would widen the array.
         width = self.ids.dtype.itemsize // 4
         if max(map(len, wanted)) <= width and _ending_in_nul(wanted) < 0:
             return self._find(np.array(wanted, self.ids.dtype))
@@ -347,11 +343,11 @@ class Lookup(ABC):
 
     @abstractmethod
     def _find(self, wanted: IdArray) -> Positions:
-        """Positions of ids of the same kind, an array of any width."""
+        """Find the positions of ids of the same kind as `ids`, in an array of any width."""
 
 
 class IdIndex(Lookup):
-    """Ids and where each one stands.
+    """Ids and the position of each.
 
     Parameters
     ----------
@@ -360,7 +356,7 @@ class IdIndex(Lookup):
     ids : ndarray of int64 or str, shape (n,)
         Unique; checked here unless `order` is given.
     order : ndarray of int64, shape (n,), optional
-        The permutation that sorts `ids`, if it is known.
+        The permutation that sorts `ids`, if known.
 
     Examples
     --------
@@ -384,11 +380,11 @@ class IdIndex(Lookup):
                 )
             order.flags.writeable = False
         super().__init__(ids)
-        self.order = order  # one that was given may be a damaged file's: nothing in it is trusted
+        self.order = order  # if given, it may come from a damaged file: its entries are checked
         self._order_name = name.replace("ids", "order")
 
     def find_one(self, name: str, value: object) -> int:
-        """Position of one id; -1 if there is no such id."""
+        """Find the position of one id; -1 if it is unknown."""
         plain = as_id(name, value)
         if isinstance(plain, int) and not _LOWEST <= plain <= _HIGHEST:
             return -1
@@ -396,16 +392,16 @@ class IdIndex(Lookup):
         return int(self.find(name, one)[0])
 
     def holds(self, name: str, value: object) -> bool:
-        """Whether this is one of the ids; what is no id, or of the other kind, is none of them."""
+        """Say whether a value is one of the ids; False for values that are no id of this kind."""
         try:
             return self.find_one(name, value) >= 0
         except ValueError as error:
-            if str(error).startswith("damaged: "):  # that says nothing of this one
+            if str(error).startswith("damaged: "):  # the index is broken, not the value
                 raise
             return False
 
     def find_logged(self, name: str, values: Ids) -> Positions:
-        """As `find`, of ids as logs have them: integers may be text; -1 also for a missing one."""
+        """Do as `find` for ids from logs: integers may be text, and missing ids give -1."""
         column = as_column(name, values, "an array of ids")
         items = column.tolist() if isinstance(column, np.ndarray) else column
         rows: list[int] = []
@@ -446,10 +442,10 @@ class IdIndex(Lookup):
         return np.where(self.ids[found] == wanted, found, -1)
 
     def starting_with(self, prefix: str, limit: int) -> Positions:
-        """Positions of the first `limit` ids, in their order, that begin with a text.
+        """Find the positions of the first `limit` ids, in sorted order, that begin with a prefix.
 
-        Integers begin as they are written in decimal, short ones first. O(log n + limit): a search
-        for text, and for integers one for every number of digits.
+        Integers are compared in decimal, short ones first. O(log n + limit): one search for text,
+        and one search for each number of digits for integers.
         """
         if not isinstance(prefix, str):
             raise ValueError(f"prefix: expected a str, got {shown(prefix)}")
@@ -466,18 +462,18 @@ class IdIndex(Lookup):
                 if len(found) >= limit:
                     break
             return np.array(found, np.int64)
-        # Searching with a wider dtype would make NumPy copy all ids into it; and it takes a NUL
-        # at the end for no character.
+        # Searching with a wider dtype would make NumPy copy all ids into it; and NumPy drops a NUL
+        # at the end.
         if 4 * len(prefix) > self.ids.dtype.itemsize or prefix.endswith("\0"):
             return np.empty(0, np.int64)
         narrow = np.array(prefix, self.ids.dtype)
         start = int(self._search(narrow))
         rows = self._rows_at(np.arange(start, min(start + limit, len(self.ids))))
-        # Those that begin with it stand together, at the start.
+        # From `start` on, the ids with this prefix are adjacent.
         return rows[np.strings.startswith(self.ids[rows], prefix)]
 
     def taken(self, rows: Positions) -> IdIndex:
-        """The index of ``ids[rows]``, for a permutation."""
+        """Return the index of ``ids[rows]``, for a permutation `rows`."""
         position = np.empty_like(rows)
         position[rows] = np.arange(len(rows))
         ids, order = self.ids[rows], position[self.order]
@@ -488,7 +484,7 @@ class IdIndex(Lookup):
     def _first(self) -> int | None:
         """The lowest id if the ids are the integers from it to the highest, without gaps.
 
-        Then an id is found without a search, and one that is not in its place is no unknown one.
+        Then an id's position follows from the id, without a search.
         """
         if self.is_text:
             return None
@@ -496,38 +492,38 @@ class IdIndex(Lookup):
         return first if last - first + 1 == len(self.ids) else None
 
     def _search(self, wanted: Any, side: Literal["left", "right"] = "left") -> Any:
-        """The places of ids in their order, by bisection."""
+        """Find the places of ids in sorted order, by bisection."""
         try:
             return np.searchsorted(self.ids, wanted, side, sorter=self.order)
-        except ValueError:  # NumPy came by an entry that is no row
+        except ValueError:  # NumPy met an entry that is not a row
             raise ValueError(
                 f"damaged: {self._order_name}: an entry is not one of {len(self.ids)} rows"
             ) from None
 
     def _rows_at(self, places: Any) -> Positions:
-        """The rows at places of the order, or at its last one; checked to be rows."""
+        """Return the rows at places of the sorted order (clipped to its end), after a check."""
         return _native.rows_at(self._order_name, self.order, places.view(np.uint64))
 
 
 class UniqueIds(Lookup):
-    """Ids as one call has them: checked to be unique, never sorted, and not copied.
+    """Ids of a single call: checked to be unique, but neither sorted nor copied.
 
-    O(n): a quick pass over integers that ascend, a hash table of any others.
+    O(n): one quick pass for ascending integers, a hash table for all others.
     """
 
     def __init__(self, name: str, ids: IdArray) -> None:
         super().__init__(ids)
         self._ascend = not self.is_text and _native.ascends(ids)
         if not self._ascend and len(ids):
-            rows = self._rows_of(ids)  # of a repeated one the last
+            rows = self._rows_of(ids)  # a repeated id gets its last row
             if (rows[:-1] >= rows[1:]).any():
-                IdIndex(name, ids)  # names it
+                IdIndex(name, ids)  # raises, naming the repeated id
 
     def _find(self, wanted: IdArray) -> Positions:
         narrow = np.ascontiguousarray(wanted.astype(self.ids.dtype, copy=False))
         last = len(self.ids) - 1
         if self._ascend and int(self.ids[last]) - int(self.ids[0]) == last:  # without gaps
-            distance = narrow - self.ids[0]  # modulo 2**64: below the first is large
+            distance = narrow - self.ids[0]  # modulo 2**64: large for ids below the first
             return np.where(distance.view(np.uint64) <= np.uint64(last), distance, -1)
         if self._ascend and len(wanted) * _SEARCHES <= last:
             found = np.minimum(np.searchsorted(self.ids, narrow), last)
@@ -540,9 +536,9 @@ class UniqueIds(Lookup):
 
 
 class ItemIds:
-    """Ids of items, checked and sorted once for calls that would do it again each time.
+    """Item ids, checked and sorted once for many calls that would each do it again.
 
-    Taken wherever `item_ids` of all items are: by `rank_scores` and its like, and by `Catalog`.
+    Pass it as `item_ids` to `rank_scores`, its relatives, or `Catalog`.
 
     Parameters
     ----------
@@ -552,11 +548,11 @@ class ItemIds:
     Raises
     ------
     ValueError
-        Naming the row and the value.
+        If an id is invalid; the message names the row and the value.
 
     Notes
     -----
-    O(n log n), and 8 n bytes beside the ids.
+    O(n log n) time, and 8 n bytes of memory in addition to the ids.
 
     Examples
     --------
@@ -579,7 +575,7 @@ class ItemIds:
 
 
 def ids_of(name: str, values: Ids | ItemIds) -> tuple[IdArray, IdIndex | None]:
-    """As `as_ids`, and what looks them up where that is there already.
+    """Return what `as_ids` does, and the index of the ids if `values` is an `ItemIds`.
 
     Examples
     --------
@@ -592,14 +588,14 @@ def ids_of(name: str, values: Ids | ItemIds) -> tuple[IdArray, IdIndex | None]:
 
 
 def _is_missing(item: object) -> bool:
-    """Of a column with holes: None, NaN, or pandas' NA, which equals nothing."""
+    """Whether a value stands for a missing one: None, NaN, or pandas' NA (unequal to itself)."""
     if item is None or type(item).__name__ == "NAType":
         return True
     return isinstance(item, float) and item != item
 
 
 def _intervals(prefix: str) -> Iterator[tuple[int, int]]:
-    """The int64 that begin with a text: from where to where, for each number of digits."""
+    """The ranges (low, high) of int64 that begin with a text, one for each number of digits."""
     if not _BEGINS.fullmatch(prefix):
         return
     if prefix in ("", "-"):
@@ -617,22 +613,22 @@ def _intervals(prefix: str) -> Iterator[tuple[int, int]]:
 
 
 def _as_bytes(ids: IdArray) -> npt.NDArray[np.uint8]:
-    """The same memory, a row an id."""
+    """The same memory as bytes, one row per id."""
     return ids.view(np.uint8).reshape(len(ids), ids.dtype.itemsize)
 
 
 # ---- Ids as text ----------------------------------------------------------------------------
 
 _WRITTEN = re.compile(r"0|-?[1-9][0-9]{0,99}")
-_SHOWN = 80  # characters of a word that an error repeats
+_SHOWN = 80  # characters of a word that an error message quotes
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 
 
 def integer(text: str) -> int | None:
-    """What a text says that is an integer in decimal, as `str` writes it; None for any other text.
+    """Read an integer in decimal, as `str` writes it; None for any other text.
 
-    Signs +, zeros ahead, underscores, spaces and the digits of other scripts make another text, and
-    of one id there must not be two.
+    A plus sign, leading zeros, underscores, spaces and digits of other scripts are refused, so
+    that every integer id has exactly one spelling.
 
     Examples
     --------
@@ -643,7 +639,7 @@ def integer(text: str) -> int | None:
 
 
 def id_from_text(word: str | int, like: IdArray) -> int | str | None:
-    """The id that a word says, where ids are of the kind of `like`; None if it can be none of them.
+    """Read an id of the kind (int64 or str) of `like` from a word; None if it cannot be one.
 
     Examples
     --------
@@ -652,14 +648,14 @@ def id_from_text(word: str | int, like: IdArray) -> int | str | None:
     >>> id_from_text(" 042", np.array(["a", "b"]))
     ' 042'
     """
-    if like.dtype.kind == "U":  # NumPy takes a NUL at the end for no character
+    if like.dtype.kind == "U":  # NumPy drops a NUL at the end
         return None if not isinstance(word, str) or word.endswith("\0") else word
     number = integer(word) if isinstance(word, str) else word
     return number if number is not None and _LOWEST <= number <= _HIGHEST else None
 
 
 def as_written(like: IdArray) -> str:
-    """How ids of the kind of `like` come as text, for errors.
+    """Describe how ids of the kind of `like` are written as text, for error messages.
 
     Examples
     --------
@@ -672,25 +668,24 @@ def as_written(like: IdArray) -> str:
 
 
 def ids_from_text(name: str, words: Sequence[str | int], like: IdArray) -> IdArray | list[str]:
-    """Ids that came as text, for look-ups among ids of the kind of `like`; O(characters).
+    """Read ids from text, for look-ups among ids of the kind of `like`; O(characters).
 
     Parameters
     ----------
     name : str
         The argument they came from, for errors.
-    words : sequence of str, or of int where some came as numbers
+    words : sequence of str or int
     like : ndarray of int64 or str
 
     Returns
     -------
     ndarray of int64, or list of str
-        Text is not made an array: its width would be that of the longest.
+        Texts stay a list: an array would be as wide as the longest.
 
     Raises
     ------
     ValueError
-        Naming the row and the word: for what is no integer of 64 bits, or no text, where that is
-        what ids are.
+        If a word is not an id of the kind of `like`; the message names the row and the word.
 
     Examples
     --------
@@ -702,7 +697,7 @@ def ids_from_text(name: str, words: Sequence[str | int], like: IdArray) -> IdArr
         try:
             return np.array(words, np.int64)
         except OverflowError:
-            pass  # named below
+            pass  # the error below names the word
     found = [id_from_text(word, like) for word in words]
     if None in found:
         row = found.index(None)
@@ -712,15 +707,16 @@ def ids_from_text(name: str, words: Sequence[str | int], like: IdArray) -> IdArr
 
 
 def split_ids(name: str, text: str) -> list[str]:
-    """The words of a list with commas, as a line of CSV has them; nothing is stripped.
+    """Split a list with commas into words, as a line of CSV; spaces are kept.
 
-    A word that holds a comma, or begins with a quote, stands in double quotes, quotes within it
-    doubled. Nothing between two commas is no word, and ``""`` the empty one. O(length).
+    A word that contains a comma, or begins with a quote, must stand in double quotes, with quotes
+    inside it doubled. Nothing between two commas is skipped, and ``""`` is the empty word.
+    O(length).
 
     Raises
     ------
     ValueError
-        For a quote that is not closed, or after which the word goes on.
+        If a quote is not closed, or more text follows the closing quote.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Checks on what callers hand in: each returns the value as the core wants it, or says why not.
+"""Checks on what callers pass: each returns the value as the core wants it, or says why not.
 
 Every error is a ValueError that names the argument, and the row and value where there is one.
 """
@@ -76,7 +76,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
 def as_column(
     name: str, values: Any, expected: str, *, ordered: bool = True
 ) -> list[Any] | tuple[Any, ...] | npt.NDArray[Any]:
-    """What was handed in for one value a row: a list, a tuple, or an array of rows.
+    """What was passed for one value a row: a list, a tuple, or an array of rows.
 
     Columns of other libraries (pandas, polars, pyarrow, torch) give their values. Whatever else
     can be iterated is refused: a table and a mapping would give their names, a text its letters,
@@ -92,21 +92,21 @@ def as_column(
     if named is not None:
         raise ValueError(
             f"{name}: expected {expected}, not a table: got a {kind.__name__} of columns {named};"
-            " hand in one of them"
+            " pass one of them"
         )
     if isinstance(values, Mapping):
         raise ValueError(
-            f"{name}: expected {expected}, not a mapping: got a {kind.__name__}; hand in a list of"
+            f"{name}: expected {expected}, not a mapping: got a {kind.__name__}; pass a list of"
             " its keys, or of its values"
         )
     if isinstance(values, Iterator):
         raise ValueError(
             f"{name}: expected {expected}, got a {kind.__name__}, which can be read only once;"
-            " hand in a list of it"
+            " pass a list of it"
         )
     if isinstance(values, str | bytes | bytearray | memoryview | np.generic | Number):
         raise ValueError(
-            f"{name}: expected {expected}, got {shown(values)}, a single {kind.__name__}; hand in a"
+            f"{name}: expected {expected}, got {shown(values)}, a single {kind.__name__}; pass a"
             " list of one"
         )
     if hasattr(kind, "__array__"):
@@ -122,10 +122,10 @@ def as_column(
         if ordered:
             raise ValueError(
                 f"{name}: expected {expected} in order, which a {kind.__name__} does not have:"
-                f" got {shown(values)}; hand in a list, in the order that is meant"
+                f" got {shown(values)}; pass a list, in the order that is meant"
             )
         return list(values)
-    raise ValueError(f"{name}: expected {expected}, got {shown(values)}; hand in a list")
+    raise ValueError(f"{name}: expected {expected}, got {shown(values)}; pass a list")
 
 
 def _columns_of(values: Any) -> str | None:
@@ -168,7 +168,7 @@ def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
     """``np.asarray``, for arrays of every library; a mask is refused, a gradient left behind."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(
-            f"{name}: masked arrays are not taken: the mask would be lost; hand in what it leaves,"
+            f"{name}: masked arrays are not taken: the mask would be lost; pass what it leaves,"
             " by .compressed()"
         )
     if type(values) is np.ndarray:

@@ -36,7 +36,7 @@ _LOG = logging.getLogger("fastrank.model")
 
 
 class Model:
-    """A catalog with users, and titles to show.
+    """A catalog with users, and with titles to show.
 
     Parameters
     ----------
@@ -44,21 +44,22 @@ class Model:
     user_ids : array_like of int or str, shape (u,)
         Unique, of at most 1,024 characters.
     user_vectors : array_like of real numbers, shape (u, d)
-        A user's query; cast to float32, finite.
+        Each user's query; cast to float32, finite.
     item_titles : sequence of n str, optional
         In catalog order.
     user_temperatures : array_like of real numbers, shape (u,), optional
-        Each user's own factor, above 0, on the temperature of any Plackett-Luce policy: scores
-        differ between users, so one temperature explores a lot for some and hardly for others.
-        `fastrank build` and `fastrank plan --apply` choose them.
+        Each user's factor, above 0, on the temperature of any Plackett-Luce policy. Scores spread
+        differently for different users, so one temperature explores a lot for some and hardly at
+        all for others. `fastrank build` and `fastrank plan --apply` choose the factors.
     policy : Policy, optional
-        What `recommend` and servers rank by where a call names no other. It is saved with the
-        model, and part of its version. One of fastrank's own, whose name and parameters say all.
+        The policy of `recommend` and of servers where a call names none. It is saved with the
+        model, and is part of its version. It must be one of fastrank's own, which a name and
+        parameters describe fully.
 
     Raises
     ------
     ValueError
-        Naming the argument, the row and the value.
+        If an argument is invalid; the message names the argument, the row and the value.
 
     Examples
     --------
@@ -79,7 +80,7 @@ class Model:
         user_temperatures: npt.ArrayLike | None = None,
         policy: Policy | None = None,
     ) -> None:
-        if not isinstance(catalog, Catalog):  # which is saved with the model, and opened with it
+        if not isinstance(catalog, Catalog):  # it is saved and opened with the model
             raise ValueError(f"catalog: expected a Catalog, got {shown(catalog)}")
         rows = as_real("user_vectors", user_vectors)
         if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != catalog.dim:
@@ -91,7 +92,7 @@ class Model:
             raise ValueError(
                 f"user_ids: expected {len(rows)}, one for each row of user_vectors, got {len(ids)}"
             )
-        vectors = as_float32("user_vectors", rows, rows.shape).copy()  # not the caller's array
+        vectors = as_float32("user_vectors", rows, rows.shape).copy()  # callers may change theirs
         catalog._check_range("user_vectors", vectors)
         vectors.flags.writeable = False
         index = IdIndex("user_ids", ids)
@@ -126,10 +127,10 @@ class Model:
         if "seen_items" in arrays:
             items = catalog._items_digest
             self._seen = SeenLists(arrays, digests, digests["user_ids"], items)
-        self._tables = user_tables  # no part of the version: the law is the same without
+        self._tables = user_tables  # not part of the version: the law is the same without them
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes model and catalog to one directory, as `Catalog.save` does."""
+        """Write the model and its catalog to one directory, as `Catalog.save` does."""
         meta, arrays, digests = self._catalog._files()
         meta["model_version"] = self._version
         if self._policy is not None:
@@ -154,13 +155,13 @@ class Model:
         log_norm_tolerance: float = LOG_NORM_TOLERANCE,
         functions: Sequence[ScoreFunction] = (),
     ) -> Model:
-        """Maps a saved model; copies nothing. Parameters and errors as `Catalog.open`."""
+        """Open a saved model by mapping its files; nothing is copied."""
         manifest, arrays = store.read(directory, verify)
         catalog = Catalog._from_store(
             directory, manifest, arrays, cache_bytes, log_norm_tolerance, verify, functions
         )
         if "user_ids" not in arrays:
-            raise ValueError(f"{directory}: a catalog without users; Catalog.open opens it")
+            raise ValueError(f"{directory}: is a catalog without users: open it with Catalog.open")
         names = (
             *("user_ids", "user_order", "user_vectors", "user_temperatures"),
             *("title_text", "title_offsets", *SEEN_ARRAYS),
@@ -202,7 +203,7 @@ class Model:
                     raise ValueError("table_of: made for other items, users or temperatures")
                 if manifest.get("table_rounding") != tables.rounding():
                     _LOG.warning(
-                        "%s: its tables were made by a CPU that rounds otherwise, and are not used",
+                        "%s: its tables were made on a CPU that rounds otherwise, and are unused",
                         directory,
                     )
                     user_tables = None
@@ -224,12 +225,12 @@ class Model:
 
     @property
     def catalog(self) -> Catalog:
-        """The items."""
+        """The catalog of items."""
         return self._catalog
 
     @property
     def user_ids(self) -> IdArray:
-        """ndarray of int64 or str, shape (u,)."""
+        """ndarray of int64 or str, shape (u,): ids in the order of the rows given."""
         return self._index.ids
 
     @property
@@ -239,22 +240,22 @@ class Model:
 
     @property
     def policy(self) -> Policy | None:
-        """What `recommend` and servers rank by where a call names no other policy; None: the model
-        has none."""
+        """The policy of `recommend` and of servers where a call names none; None if the model has
+        none."""
         return self._policy
 
     def with_policy(self, policy: Policy | None) -> Model:
-        """A model that differs in its own policy, and so in its version; it shares all arrays.
+        """Return a model with another policy of its own; it shares all arrays.
 
         Parameters
         ----------
         policy : Policy or None
-            One of fastrank's own; None for a model without.
+            One of fastrank's own; None for a model without a policy.
 
         Raises
         ------
         ValueError
-            For what is no such policy.
+            If it is not such a policy.
 
         Examples
         --------
@@ -269,40 +270,40 @@ class Model:
         return model
 
     def _asked(self, policy: Policy | None) -> Policy:
-        """The policy of a call: by default the model's own."""
+        """The policy of a call, by default the model's own."""
         if policy is not None:
             return policy
         if self._policy is None:
             raise ValueError(
-                "policy: this model has none of its own: give one, PlackettLuce(temperature) say,"
-                " or have the model keep one, by `fastrank plan --target-overlap 0.7 --apply` or"
+                "policy: this model has none of its own: pass one, PlackettLuce(0.5) say,"
+                " or store one in the model, by `fastrank plan --target-overlap 0.7 --apply` or"
                 " Model.with_policy"
             )
         return self._policy
 
     @property
     def has_titles(self) -> bool:
-        """Whether items have titles."""
+        """Whether the model has titles of items."""
         return "title_text" in self._arrays
 
     def __contains__(self, user_id: Any) -> bool:
         return self._index.holds("user_id", user_id)
 
     def user_vector(self, user_id: Any) -> Float32Array:
-        """The user's query, (d,) float32; a ValueError for an unknown user."""
+        """Return the user's query, (d,) float32; a ValueError for an unknown user."""
         vector: Float32Array = self._arrays["user_vectors"][self._position(user_id)]
         return vector
 
     @property
     def user_vectors(self) -> Float32Array:
-        """ndarray of float32, shape (u, d): a row a user."""
+        """ndarray of float32, shape (u, d): one row per user."""
         vectors: Float32Array = self._arrays["user_vectors"]
         return vectors
 
     def find_users(self, user_ids: Iterable[Any] | npt.NDArray[Any]) -> IntArray:
-        """Rows (m,) of users by their ids, -1 for those that are unknown or missing.
+        """Return the rows (m,) of users by their ids, -1 for unknown or missing ids.
 
-        Integers may come as text, as logs have them.
+        Integer ids may come as text, as they do in logs.
 
         Examples
         --------
@@ -314,9 +315,9 @@ class Model:
         return self._index.find_logged("user_ids", user_ids)
 
     def users_starting_with(self, prefix: str, limit: int = 20) -> list[Any]:
-        """The first `limit` user ids, in their order, that begin with a text; O(log u + limit).
+        """Return the first `limit` user ids, in their order, that begin with a text.
 
-        Integer ids begin as they are written in decimal, short ones first.
+        Integer ids are compared in decimal, shorter ones first. O(log u + limit).
 
         Examples
         --------
@@ -331,7 +332,7 @@ class Model:
         return found
 
     def temperature_at(self, row: int) -> float:
-        """`user_temperature` of the user in this row."""
+        """Return the `user_temperature` of the user in this row."""
         if not self.has_user_temperatures:
             return 1.0
         return float(self._arrays["user_temperatures"][row])
@@ -348,29 +349,29 @@ class Model:
         return "user_temperatures" in self._arrays
 
     def user_temperature(self, user_id: Any) -> float:
-        """The factor on a Plackett-Luce temperature for this user; 1.0 where users have none."""
+        """Return this user's factor on a Plackett-Luce temperature; 1.0 where users have none."""
         return self.temperature_at(self._position(user_id))
 
     @property
     def seen_id(self) -> str | None:
-        """Content hash of what all users have seen; None where nothing is kept of that."""
+        """Content hash of the lists of what users have seen; None without such lists."""
         return None if self._seen is None else self._seen.id
 
     @property
     def seen_pairs(self) -> int:
-        """How many items all users have seen, together."""
+        """How many items users have seen, summed over users."""
         return 0 if self._seen is None else len(self._seen)
 
     def seen(self, user_id: Any) -> Seen | None:
-        """The list of items that rankings for this user leave out, as `Catalog.rank` takes it.
+        """Return the list of items that this user's rankings leave out, as `Catalog.rank` takes it.
 
-        None where it is empty; a ValueError for an unknown user. O(1): a view of the mapped file.
+        None if it is empty; a ValueError for an unknown user. O(1): a view of the mapped file.
         """
         position = self._position(user_id)
         return None if self._seen is None else self._seen.of(position)
 
     def seen_item_ids(self, user_id: Any) -> IdArray:
-        """The ids of that list, (m,), in no order that means anything.
+        """Return the ids of that list, (m,), in no particular order.
 
         Examples
         --------
@@ -386,26 +387,27 @@ class Model:
         return ids
 
     def with_seen(self, user_ids: Ids | None, item_ids: Ids | None = None) -> Model:
-        """A model that differs in what its users have seen; it shares all other arrays.
+        """Return a model with other lists of what its users have seen; it shares all other arrays.
 
-        Rankings for a user leave those items out, before sampling, as `exclude` does: `recommend`,
-        `recommend_batch`, servers and ``fastrank rank --user``. The log names the lists by
-        `seen_id`, and the user.
+        Rankings for a user leave those items out before sampling, as `exclude` does, in
+        `recommend`, `recommend_batch`, servers and ``fastrank rank --user``. The log identifies a
+        list by `seen_id` and the user.
 
         Parameters
         ----------
         user_ids, item_ids : array_like of ids, shape (m,), or None
-            Pairs, in any order. Repeats count once, and pairs of users or items that the model does
-            not have are passed over. None for a model without.
+            Pairs, in any order. Repeats count once; pairs whose user or item the model does not
+            know are ignored. None for a model without lists.
 
         Raises
         ------
         ValueError
-            For ids of another kind, or columns of different lengths.
+            If ids are of another kind, or the columns of different lengths.
 
         Notes
         -----
-        4 bytes a pair and 8 a user; O(m log m) to make, and a ranking costs O(its user's list).
+        4 bytes per pair and 8 per user; O(m log m) to make. A ranking costs O(length of its user's
+        list) more.
 
         Examples
         --------
@@ -425,7 +427,7 @@ class Model:
         return self._with_pairs((rows[known], items[known]))
 
     def _find_pairs(self, user_ids: Ids, item_ids: Ids) -> tuple[IntArray, IntArray]:
-        """Rows and positions of pairs (m,), -1 where they are unknown."""
+        """Rows of users and positions of items of pairs (m,), -1 where they are unknown."""
         rows = self._index.find("user_ids", user_ids, ordered=True)
         items = self._catalog._index.find("item_ids", item_ids, ordered=True)
         if len(rows) != len(items):
@@ -444,15 +446,15 @@ class Model:
         return model
 
     def user_policy(self, user_id: Any, policy: Policy | None = None) -> Policy:
-        """The policy that `recommend` draws with for this user, by default of the model's own.
+        """Return the policy that `recommend` uses for this user, by default from the model's own.
 
-        Plackett-Luce with its temperature times `user_temperature`; any other policy unchanged.
+        Plackett-Luce gets its temperature times `user_temperature`; any other policy is unchanged.
 
         Raises
         ------
         ValueError
-            If the product leaves the range of temperatures, the user is unknown, or the model has
-            no policy and none is given.
+            If the product leaves the range of temperatures, if the user is unknown, or if the model
+            has no policy and none is given.
 
         Examples
         --------
@@ -465,7 +467,7 @@ class Model:
         return self._own_policy(self._position(user_id), self._asked(policy))[0]
 
     def _own_policy(self, position: int, policy: Policy) -> tuple[Policy, float | None]:
-        """The policy for a user, and the factor that it took of theirs."""
+        """The policy for a user, and the factor of the user that it includes."""
         if not self.has_user_temperatures or not isinstance(policy, Policy):
             return policy, None
         own = float(self._arrays["user_temperatures"][position])
@@ -474,7 +476,7 @@ class Model:
             return scaled, None if scaled is policy else own
         except ValueError as error:
             text = str(error).removeprefix("temperature: ")
-            if text == str(error):  # it is not the range
+            if text == str(error):  # another error than the range
                 raise
             raise ValueError(
                 f"temperature: {policy.params['temperature']:g} times the {own:g} of user"
@@ -482,14 +484,14 @@ class Model:
             ) from None
 
     def with_user_temperatures(self, user_temperatures: npt.ArrayLike | None) -> Model:
-        """A model that differs in its user temperatures; it shares all other arrays.
+        """Return a model with other user temperatures; it shares all other arrays.
 
-        It has no tables: those of other temperatures are of no use to it.
+        The new model has no tables: those of other temperatures are useless to it.
 
         Parameters
         ----------
         user_temperatures : array_like of real numbers, shape (u,), or None
-            In the order of `user_ids`, finite and above 0; None for a model without.
+            In the order of `user_ids`, finite and above 0; None for a model without them.
 
         Examples
         --------
@@ -517,33 +519,34 @@ class Model:
         max_bytes: int = 1 << 30,
         advance: Advance | None = None,
     ) -> Model:
-        """A model that has tables of users ready for a policy; it shares all other arrays.
+        """Return a model with users' tables ready for a policy; it shares all other arrays.
 
-        With a user's table a ranking by ``PlackettLuce(sampler="cached")``, or "auto", scores some
-        hundreds or thousands of items, however many there are. `recommend` and the server use it
-        where a request's temperature is the policy's. Neither versions nor laws change.
+        With a user's table, a ranking by ``PlackettLuce(sampler="cached")``, or "auto", scores only
+        some hundreds or thousands of items, whatever the size of the catalog. `recommend` and the
+        server use it where a request has the policy's temperature. Versions and laws do not change.
 
         Parameters
         ----------
         policy : Policy, optional
-            `PlackettLuce`, or `BestFirst` with it, whose temperature the tables are for, times the
-            user's own factor if there is one. By default the model's own.
+            `PlackettLuce`, or a `BestFirst` with it. The tables are for its temperature times each
+            user's own factor, if there is one. By default the model's own policy.
         user_ids : array_like of ids, shape (m,), optional
-            Whose tables to make; by default everybody's.
+            Users whose tables to make; by default all.
         threads : int
         max_bytes : int
-            More are refused: about 16 KB a user of a million items.
+            Refuse tables of more bytes: a user of a million items takes about 16 KB.
         advance : callable, optional
-            Called with the number of users done, and of all.
+            Called with the number of users done, and the number in all.
 
         Raises
         ------
         ValueError
-            Naming the argument and the value.
+            If an argument is invalid; the message names the argument and the value.
 
         Notes
         -----
-        O(n d) a user, as a pass over float32 vectors; users share what is loaded.
+        O(n d) per user, as for a pass over float32 vectors; vectors that are loaded serve several
+        users.
 
         Examples
         --------
@@ -565,7 +568,7 @@ class Model:
             one = tables.nbytes(len(self._catalog), 1)
             raise ValueError(
                 f"max_bytes: tables of {len(rows):,} users take {size:,} bytes, over {max_bytes:,},"
-                f" which is room for {max_bytes // one:,}"
+                f" which has room for {max_bytes // one:,}"
             )
         temperatures = np.array(
             [law_of(self._own_policy(row, policy)[0]).temperature for row in rows.tolist()]
@@ -579,25 +582,26 @@ class Model:
         return model
 
     def with_index(self, index: FaissIndex | None) -> Model:
-        """A model whose catalog has an index for `FlatTail`: see `Catalog.with_index`."""
+        """Return a model whose catalog has an index for `FlatTail`; see `Catalog.with_index`."""
         model = type(self).__new__(type(self))
         catalog = self._catalog.with_index(index)
         model._set(catalog, self._arrays, self._digests, self._index, self._tables, self._policy)
         return model
 
     def with_features(self, features: Any) -> Model:
-        """A model whose catalog has other columns: see `Catalog.with_features`.
+        """Return a model whose catalog has other columns; see `Catalog.with_features`.
 
-        Where its own score has columns it has no tables: those of other scores are of no use.
+        If its own score uses columns, the new model has no tables: those of other scores are
+        useless.
         """
         return self._with_scores(self._catalog.with_features(features))
 
     def with_score(self, score: ScoreLike | None, params: Params | None = None) -> Model:
-        """A model whose catalog has another score: see `Catalog.with_score`. It has no tables."""
+        """Return a model whose catalog has another score; no tables stay."""
         return self._with_scores(self._catalog.with_score(score, params))
 
     def with_functions(self, *functions: ScoreFunction) -> Model:
-        """A model whose calls may name these functions: see `Catalog.with_functions`."""
+        """Return a model whose calls may name these functions; see `Catalog.with_functions`."""
         return self._with_scores(self._catalog.with_functions(*functions))
 
     def _with_scores(self, catalog: Catalog) -> Model:
@@ -617,11 +621,11 @@ class Model:
 
     @property
     def table_temperature(self) -> float | None:
-        """Of the policies for which users' tables are ready; None where there are none."""
+        """Temperature of the policies for which users' tables are ready; None without tables."""
         return None if self._tables is None else self._tables.temperature
 
     def _table_error(self, most: int) -> tuple[int, float]:
-        """Of how many users tables were made again, and how far log-masses differ at most."""
+        """How many users' tables were made again, and how far log-masses differ at most."""
         kept = self._tables
         assert kept is not None
         places = np.random.default_rng(0).permutation(len(kept.depths))[:most]
@@ -638,11 +642,11 @@ class Model:
         )
 
     def keep_table(self, user_id: Any, policy: Policy) -> bool:
-        """Whether this user's table for a policy is ready; then the catalog has it at hand.
+        """Hand this user's table for a policy to the catalog; return whether there is one.
 
-        The model's files and the policy alone decide, so replicas agree. `recommend` asks by
-        itself: call this before `Catalog.rank` with the user's vector and `user_policy`: there
-        "auto" draws as "gumbel", so draw by ``with_sampler("cached")`` if it says True.
+        Only the model's files and the policy decide, so replicas agree. `recommend` does this by
+        itself. Call it before `Catalog.rank` with the user's vector and `user_policy`; there "auto"
+        draws as "gumbel", so if it returns True, draw by ``with_sampler("cached")``.
         """
         position = self._position(user_id)
         return self._keep_table(position, policy, self._own_policy(position, policy)[0])
@@ -674,20 +678,32 @@ class Model:
         rules: Rules | None = None,
         after: Ranking | Ids | None = None,
     ) -> Ranking:
-        """`Catalog.rank` for the vector of a known user; parameters as there.
+        """Draw one ranking for a known user, as `Catalog.rank` does for the user's vector.
 
-        The policy is by default the model's own; a ValueError where it has none.
+        Parameters are those of `Catalog.rank`. The policy is by default the model's own; a
+        ValueError if it has none.
 
-        Where users have temperatures of their own, that of a Plackett-Luce policy is multiplied by
-        the user's: the ranking's `policy` has the product, the temperature that was really used,
-        and its `user_temperature` the factor.
+        If users have temperatures of their own, the user's factor multiplies that of a
+        Plackett-Luce policy: the ranking's `policy` holds the product, which is the temperature
+        that was used, and its `user_temperature` the factor.
 
-        What the user has seen (`with_seen`) is left out, beside `exclude`.
+        What the user has seen (`with_seen`) is left out, in addition to `exclude`.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog([10, 20], [[1.0, 0.0], [0.0, 1.0]])
+        >>> model = fr.Model(catalog, ["ann"], [[0.2, 1.0]], policy=fr.PlackettLuce(0.1))
+        >>> ranking = model.recommend("ann", k=1, seed=1)
+        >>> ranking.item_ids.tolist(), round(ranking.log_propensity, 5)
+        ([20], -0.00034)
+        >>> model.recommend("ann", k=2, policy=fr.Deterministic(), exclude=[20]).item_ids.tolist()
+        [10]
         """
         position = self._position(user_id)
         policy = self._asked(policy)
         own, factor = self._own_policy(position, policy)
-        # Tables that are made ahead are of the catalog's own score.
+        # Tables that were made ahead are of the catalog's own score.
         has_table = score is None and not params and self._keep_table(position, policy, own)
         ranking = self._catalog.rank(
             self._arrays["user_vectors"][position],
@@ -722,21 +738,22 @@ class Model:
         rules: Rules | Sequence[Rules | None] | None = None,
         after: Sequence[Ranking | Ids | None] | None = None,
     ) -> RankingBatch:
-        """`Catalog.rank_batch` for b known users; row i is what `recommend` gives for seeds[i].
+        """Draw one ranking for each of b known users; row i is what `recommend` gives for seeds[i].
 
         Parameters
         ----------
         user_ids : array_like of ids, shape (b,)
         policy : Policy, optional
-            One for all, by default the model's own; users' own temperatures and lists of what they
-            have seen act as in `recommend`.
+            One for all users, by default the model's own. Each user's temperature and list of items
+            seen act as in `recommend`.
         k, seeds, exclude, allow, bias, threads, score, params, rules, after
             As `Catalog.rank_batch` takes them.
 
         Raises
         ------
         ValueError
-            Naming the argument, the row and the value; for an unknown user, too.
+            If an argument is invalid or a user unknown; the message names the argument, the row and
+            the value.
 
         Examples
         --------
@@ -783,7 +800,7 @@ class Model:
         )
 
     def titles(self, item_ids: Ids) -> list[str]:
-        """Titles of items, '' where the item or its title is unknown."""
+        """Return the titles of items, '' where the item or its title is unknown."""
         return [self._title(int(row)) for row in self._catalog._rows_of(item_ids)]
 
     def _title(self, row: int) -> str:
@@ -799,7 +816,7 @@ class Model:
 
 
 def _tabled(catalog: Catalog, digests: Mapping[str, str], temperature: float) -> str:
-    """What tables depend on: items, users, temperatures, and a score that is no dot product."""
+    """What tables depend on: items, users, temperatures, and a score other than the dot product."""
     names = ("user_vectors", "user_temperatures")
     own = {name: digests[name] for name in names if name in digests}
     scores = {"scores": catalog.scores_key} if catalog.scores_key else {}
@@ -807,14 +824,14 @@ def _tabled(catalog: Catalog, digests: Mapping[str, str], temperature: float) ->
 
 
 def _as_policy(policy: object) -> Policy | None:
-    """A policy that its name and parameters say whole, as files keep it."""
+    """Check that a policy's name and parameters describe it fully, as files need."""
     if policy is None:
         return None
     if isinstance(policy, Policy):
         try:
             if policy_of(policy.inference_type, **policy.params) == policy:
                 return policy
-        except ValueError:  # a name or a parameter of one's own
+        except ValueError:  # a custom policy, or one with parameters of its own
             pass
     raise no_policy("policy", policy)
 
@@ -847,7 +864,7 @@ def _check_temperatures(temperatures: FloatArray) -> None:
 
 
 def scorer_of(name: str, model: Model | Scorer) -> Scorer:
-    """What ranks: a model's catalog, or the scorer that was given; anything else is refused."""
+    """Return what ranks: a model's catalog, or the scorer given; refuse anything else."""
     if isinstance(model, Model):
         return model.catalog
     if not isinstance(model, Scorer):
@@ -856,7 +873,7 @@ def scorer_of(name: str, model: Model | Scorer) -> Scorer:
 
 
 def _pack_titles(titles: Iterable[str], n_items: int) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    """UTF-8 text of all titles, and where each starts: one long title must not widen the others."""
+    """Pack titles as UTF-8, with the start of each: one long title must not widen the others."""
     column = as_column("item_titles", titles, f"{n_items} titles")
     encoded = []
     for row, title in enumerate(column.tolist() if isinstance(column, np.ndarray) else column):

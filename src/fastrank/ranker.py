@@ -1,7 +1,7 @@
-"""Rankings of items, wherever their scores come from: calls, checked, to the native core.
+"""Ranker: checks calls and hands them to the native core, wherever the scores come from.
 
 A source of scores (`fastrank.catalog`, `fastrank.given`) is a `Ranker` with a native table of its
-own. A law's head is drawn here, by one more pass; a sampler knows nothing of it.
+own. The head of a law is drawn here, by one more pass; samplers know nothing of it.
 """
 
 from __future__ import annotations
@@ -48,37 +48,37 @@ __all__ = [
     "is_one",
 ]
 
-# Same seed, same inputs, same RNG_VERSION: same ranking (ext/kernels.h says what it pins).
+# Same seed, inputs and RNG_VERSION: same ranking (ext/kernels.h says what the version pins).
 RNG_VERSION = 2
-# What version 2 draws otherwise than version 1 did; beside them, by "gumbel" over codes.
+# What version 2 draws differently from version 1, in addition to "gumbel" over codes.
 _NEW_IN_2 = frozenset({"cached", "uniform"})
 
-_MANY = 4096  # ids of a filter
+_MANY = 4096  # ids of a filter above which it is not copied
 _NO_RULES = Rules()
-_new = tuple.__new__  # of a NamedTuple, in a third of the time of its own
-_MOST_THREADS = 1 << 16  # any integer is taken; no catalog has work for more
+_new = tuple.__new__  # makes a NamedTuple in a third of the time of its own constructor
+_MOST_THREADS = 1 << 16  # any integer is accepted; no catalog has work for more
 
 
 class Ranker:
-    """Items that have ids, and a native table of their scores.
+    """Items with ids, and a native table of their scores.
 
-    A subclass sets `_n_items`, `_index`, `_packed` and `_version`, and `_tables` if the same scores
-    may be asked for again; without `_tables` the sampler "cached" is refused.
+    A subclass sets `_n_items`, `_index`, `_packed` and `_version`, and also `_tables` if the same
+    scores may be asked for again; without `_tables` the sampler "cached" is refused.
     """
 
     _n_items: int
     _index: Lookup
     _packed: _native.PackedCatalog
     _version: str
-    _items_digest: str = ""  # of the item ids, where lists of them are kept
+    _items_digest: str = ""  # of the item ids, where lists of them are stored
     _tables: LRU[tuple[bytes, float], Table] | None = None  # by query and temperature
-    _ready: LRU[tuple[bytes, float], Table]  # likewise, of a model's files; beside `_tables`
+    _ready: LRU[tuple[bytes, float], Table]  # likewise, from a model's files; beside `_tables`
     _rules: LRU[tuple[str, str], BoundRules]
-    tables_made: int = 0  # by a pass, for rankings that wanted one
+    tables_made: int = 0  # by a pass, for rankings that needed one
 
     @property
     def has_codes(self) -> bool:
-        """Whether passes go over codes of the vectors: int8 storage."""
+        """Whether passes read codes of the vectors, as with int8 storage."""
         return False
 
     def _rank(
@@ -95,7 +95,7 @@ class Ranker:
         ruled: Ruled | None = None,
         seen: Seen | None = None,
     ) -> Ranking:
-        """One ranking; all but query, bias, score and rules are as the caller handed them in.
+        """Draw one ranking; all but query, bias, score and rules are as the caller passed them.
 
         The bias is a copy, by row: the ranking keeps it, and copies of the filters.
         """
@@ -123,7 +123,7 @@ class Ranker:
             n_eligible,
             candidates,
         ) = self._draw(ask) if ruled is None else self._draw_ruled(ask, policy, k, ruled)
-        return new_ranking(  # in the order of its fields: by name it takes 0.7 us more
+        return new_ranking(  # positional, in the order of the fields: keywords take 0.7 us more
             self._index.ids[positions],
             scores,
             log_propensities,
@@ -158,7 +158,8 @@ class Ranker:
         return walk.draw(self, ask, ruled.bound, ruled.after)
 
     def _under(self, ask: Ask, policy: Policy, k: int, ruled: Ruled) -> Ask:
-        """A call with what rules filter and boost, and without what pages before showed."""
+        """The call with the filters and boosts of its rules, and without items that pages before
+        showed."""
         bound = ruled.bound
         bound.check(policy, k)
         allowed, excluded = ask.allowed, ask.excluded
@@ -184,13 +185,13 @@ class Ranker:
         return ask if bias is None else self._boosted(ask, bias.astype(np.float32))
 
     def _boosted(self, ask: Ask, bias: Float32Array) -> Ask:
-        """A call with more bias (n,), by position."""
+        """The call with more bias (n,), by position."""
         return ask._replace(bias=bias if ask.bias is None else ask.bias + bias)
 
     def _bind_rules(
         self, rules: Any, after: Any, params: Params, features: Features | None
     ) -> Ruled | None:
-        """Rules of a call, and the pages before it; None where there are neither."""
+        """The rules of a call, and the pages before it; None if there are neither."""
         if rules is None and after is None:
             return None
         if rules is None:
@@ -206,7 +207,7 @@ class Ranker:
         return Ruled(bound, positions, ids)
 
     def _pages_before(self, after: Any, bound: BoundRules) -> tuple[Listed | None, list[int]]:
-        """Ids and positions of what they showed, the first place first."""
+        """Ids and positions of the items that the pages before showed, the first place first."""
         if after is None:
             return None, []
         if isinstance(after, Ranking):
@@ -228,7 +229,7 @@ class Ranker:
         return ids, found
 
     def _shown_until(self, page: Ranking, bound: BoundRules) -> list[Any]:
-        """What a page and those before it showed."""
+        """Items that a page and those before it showed."""
         if page.catalog_version != self._version:
             raise ValueError(
                 f"after: the page is of the catalog {page.catalog_version[:12]!r}, this one is"
@@ -263,7 +264,7 @@ class Ranker:
         if spec.kind == _native.TABLE:
             if bias is None:
                 table = self._table(query, spec.temperature, bound)
-            else:  # a table knows the catalog's scores alone
+            else:  # a table knows only the catalog's own scores
                 spec = spec._replace(kind=_native.GUMBEL)
         drawn = self._packed.rank(
             query,
@@ -282,7 +283,7 @@ class Ranker:
         return (*drawn, n_eligible, None)
 
     def _draw_labelled(self, ask: Ask, joint: Joint) -> tuple[Drawn, FloatArray, float]:
-        """By one pass, which sums up by label what it does not draw; relative to a score."""
+        """Draw in one pass, which sums the mass of undrawn items by label, relative to a score."""
         eligible, n_eligible = self._eligible(ask.excluded, ask.allowed)
         drawn = self._packed.rank(
             *(ask.query, ask.k, _native.GUMBEL, ask.spec.temperature, 0.0, ask.seed, ask.bias),
@@ -329,14 +330,14 @@ class Ranker:
         eligible: npt.NDArray[np.uint16] | None,
         n_eligible: int,
     ) -> Found:
-        """Of the eligible items at most m, the best: here all of the best, by a pass."""
+        """The best of the eligible items, at most m: here exactly the best, found by a pass."""
         positions, scores = self._packed.rank(
             query, m, _native.DETERMINISTIC, 1.0, 0.0, 0, bias, eligible, n_eligible
         )[:2]
         return Found(positions, scores)
 
     def _draw_below(self, ask: Ask) -> Drawn:
-        """A head of the best, and what is drawn where it is excluded."""
+        """Draw a head of the best items, and the rest with the head excluded."""
         k, head = ask.k, ask.spec.head
         best = self._draw(ask._replace(k=min(k, head), spec=BEST))
         if k <= head:
@@ -361,7 +362,7 @@ class Ranker:
         )
 
     def _table(self, query: Float32Array, temperature: float, bound: Bound | None) -> Table:
-        """Kept for the next call, as far as there is room."""
+        """The table of a query, kept for the next call if there is room."""
         kept = self._kept(key_of(query, temperature, bound))
         if kept is not None:
             return kept
@@ -378,7 +379,7 @@ class Ranker:
     def _tables_of(
         self, wanted: list[tuple[Float32Array, float, Bound | None]], threads: int
     ) -> list[Table]:
-        """A table for each query, temperature and score; those not kept are made together."""
+        """A table for each query, temperature and score; missing ones are made together."""
         cache = self._tables
         assert cache is not None  # by `_spec`
         keys = [key_of(*each) for each in wanted]
@@ -395,7 +396,8 @@ class Ranker:
                 [None if bound is None else bound.function for bound in bounds],
             )
             for key, row, top in zip(new, depths, tops.tolist(), strict=True):
-                # Of a row of many a copy, which does not hold the others.
+                # A row is copied out of a batch, so that keeping it does not keep the whole
+                # batch.
                 made = Table(row.copy() if len(new) > 1 else row, *top)
                 found[key] = made
                 cache.put(key, made, made.nbytes)
@@ -415,7 +417,7 @@ class Ranker:
         ruled: list[Ruled | None] | None = None,
         seen: Sequence[Seen | None] | None = None,
     ) -> RankingBatch:
-        """One ranking for each query; the rest as for `_rank`."""
+        """Draw one ranking for each query; the rest as for `_rank`."""
         b = len(queries)
         k = as_count("k", k)
         places = min(k, self._n_items)
@@ -495,7 +497,7 @@ class Ranker:
     def _draw_batch_ruled(
         self, ask: AskBatch, policies: Sequence[Policy], k: int, ruled: list[Ruled | None]
     ) -> DrawnBatch:
-        """Rows under rules begin with orders that are drawn together."""
+        """Draw rows under rules; they begin with orders that are drawn together."""
         b = len(ask.specs)
         asks = []
         for i, each in enumerate(ruled):
@@ -526,8 +528,8 @@ class Ranker:
     def _draw_firsts(
         self, asks: list[Ask], ruled: list[Ruled | None], rows: list[int]
     ) -> dict[int, walk.First]:
-        """The orders with which the lists of some rows begin, of policies that have one; rows whose
-        passes sum up by the same labels share them."""
+        """Draw the orders with which the lists of some rows begin, where their policies have one;
+        rows whose passes sum by the same labels share a pass."""
         together: dict[tuple[int, int], tuple[Joint | None, list[int], list[Ask]]] = {}
         for i in rows:
             own = ruled[i]
@@ -560,7 +562,7 @@ class Ranker:
         return DrawnBatch(*drawn[:9]), drawn[9], drawn[10]
 
     def _draw_batch(self, ask: AskBatch) -> DrawnBatch:
-        """A row a user: what `_draw` gives."""
+        """Draw one row per user, each as `_draw` does."""
         specs = ask.specs
         if any(spec.kind == FLAT_TAIL for spec in specs):
             return self._draw_batch_flat(ask)
@@ -568,7 +570,7 @@ class Ranker:
             return self._draw_batch_below(ask)
         tabled = [i for i, spec in enumerate(specs) if spec.kind == _native.TABLE]
         tables: list[tuple[npt.NDArray[np.uint32], float, float] | None] | None = None
-        if tabled and ask.biases is not None:  # a table knows the catalog's scores alone
+        if tabled and ask.biases is not None:  # a table knows only the catalog's own scores
             specs = [
                 spec._replace(kind=_native.GUMBEL) if spec.kind == _native.TABLE else spec
                 for spec in specs
@@ -583,7 +585,7 @@ class Ranker:
         return DrawnBatch(*self._packed.rank_batch(*_columns_of(own), tables, ask.functions))
 
     def _draw_batch_below(self, ask: AskBatch) -> DrawnBatch:
-        """Users by the length of their heads: those are passes with other numbers of places."""
+        """Draw users grouped by the length of their heads, since those passes differ in places."""
         k = ask.k
         drawn = DrawnBatch.empty(len(ask.specs), k)
         for head in sorted({spec.head for spec in ask.specs}):
@@ -607,7 +609,7 @@ class Ranker:
         return drawn
 
     def _draw_batch_flat(self, ask: AskBatch) -> DrawnBatch:
-        """Users of flat tails one by one: each asks for candidates of their own."""
+        """Draw users of flat tails one by one: each needs candidates of their own."""
         b = len(ask.specs)
         candidates: list[Candidates | None] = [None] * b
         drawn = DrawnBatch.empty(b, ask.k)._replace(candidates=candidates)
@@ -637,7 +639,7 @@ class Ranker:
         ruled: Ruled | None = None,
         k: int | None = None,
     ) -> FloatArray:
-        """Log-propensities of any ranking, which is called `name` in errors; the rest as above."""
+        """Log-propensities of any ranking, called `name` in errors; the rest as for `_rank`."""
         positions = self._index.find(name, ranking, ordered=True)
         places = _places(positions, k)
         excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
@@ -697,7 +699,7 @@ class Ranker:
         return walk.count_allowed(self, ask, positions.tolist(), ruled.bound, ruled.after)
 
     def _found(self, ask: Ask) -> Found:
-        """Candidates of a flat tail."""
+        """The candidates of a flat tail."""
         eligible, n_eligible = self._eligible(ask.excluded, ask.allowed)
         return self._find_candidates(
             ask.query, ask.spec.m, ask.bias, ask.excluded, ask.allowed, eligible, n_eligible
@@ -744,9 +746,9 @@ class Ranker:
     ) -> FloatArray:
         """Log-propensities (p, b, k) of a ranking for each query, under each of p policies.
 
-        `scores_of` gives all items' scores, by position, of a query, its bias and, of a source that
+        `scores_of` returns all items' scores, by position, for a query, its bias and, if the source
         takes scores, the function of its score; `table` is one of given scores, which judges by
-        them. The rest is as the caller handed it in, but for queries, biases and scores.
+        them. The rest is as the caller passed it, except for queries, biases and scores.
         """
         b = len(queries)
         rankings = self._find_rankings(each_of("item_ids", item_ids, b))
@@ -827,7 +829,7 @@ class Ranker:
                     scores, before = scores_of(queries[i], own_bias, *functions), key
                 except ValueError as error:
                     if bound is not None and eligible is not None:
-                        # Of all items, one that the filter takes out may have no score.
+                        # An item that the filter leaves out may have no score.
                         self._judge_row(
                             result[:, i],
                             queries[i],
@@ -862,7 +864,7 @@ class Ranker:
         bound: Bound,
         row: int,
     ) -> None:
-        """One row of `_judge_batch`, a pass for each policy; they look at eligible items alone."""
+        """One row of `_judge_batch`, one pass per policy; only eligible items are read."""
         for j, spec in enumerate(specs):
             try:
                 result[j, : len(positions)] = self._log_propensities(
@@ -895,7 +897,7 @@ class Ranker:
             )
 
         found = by(spec.kind, spec.temperature, spec.epsilon)
-        if spec.head:  # each place is conditional on the items above it, however they came there
+        if spec.head:  # each place is conditional on the items above it, however they were placed
             best = by(_native.DETERMINISTIC, 1.0, 0.0)
             found[: spec.head] = best[: spec.head]
         return found
@@ -903,7 +905,7 @@ class Ranker:
     # ---- Of what is ranked ------------------------------------------------------------------
 
     def _stored(self, values: Float32Array) -> Float32Array:
-        """Values by row, in the order of positions."""
+        """Values by row, reordered by position."""
         return values
 
     def _spec(self, policy: Policy, name: str = "policy") -> Spec:
@@ -911,8 +913,8 @@ class Ranker:
         spec = spec_of(policy, name)
         if spec.kind == _native.TABLE and self._tables is None:
             raise ValueError(
-                f"{name}: the sampler 'cached' keeps a table of masses for the next call, which"
-                " these scores have not; 'gumbel' draws by the same law"
+                f"{name}: the sampler 'cached' keeps a table of masses for the next call, and"
+                " these scores have none: use 'gumbel', which draws by the same law"
             )
         return spec
 
@@ -928,28 +930,29 @@ class Ranker:
     # ---- Ids --------------------------------------------------------------------------------
 
     def _find(self, name: str, ids: Ids | None) -> Positions | None:
-        """Positions of the ids that are known."""
+        """Positions of the known ids."""
         if ids is None:
             return None
         positions = self._index.find(name, ids)
         return positions[positions >= 0]
 
     def _filter(self, name: str, ids: Ids) -> tuple[Listed, Positions]:
-        """A filter's ids, not the caller's list or array, and positions of those that are known."""
+        """The ids of a filter, as a copy of the caller's list or array, and positions of the known
+        ones."""
         own = listed(name, ids)
-        if type(ids) is not list or own is ids:  # of a list of integers an array was made
+        if type(ids) is not list or own is ids:  # an array was made of a list of integers
             own = own.copy()
         positions = self._index.find_listed(name, own)
         if len(positions) > _MANY and positions.min() >= 0:
-            return own, positions  # a copy of many costs more than this look
+            return own, positions  # copying many ids costs more than this check
         return own, positions[positions >= 0]
 
     def _seen(self, name: str, seen: Any) -> Positions:
-        """Positions of a user's list; they may be a damaged file's. O(m)."""
+        """Positions of a user's list, in O(m); a damaged file may hold others."""
         if not isinstance(seen, Seen):
-            raise ValueError(f"{name}: expected what Model.seen gives, got {shown(seen)}")
+            raise ValueError(f"{name}: expected what Model.seen returns, got {shown(seen)}")
         if seen.catalog != self._items_digest:
-            raise ValueError(f"{name}: it is of another catalog's items")
+            raise ValueError(f"{name}: is of another catalog's items")
         if seen.items.max(initial=0) >= self._n_items:
             raise ValueError(
                 f"damaged: seen_items: {seen.items.max()} is none of {self._n_items} items"
@@ -961,9 +964,9 @@ class Ranker:
             each.dtype.str if type(each) is np.ndarray and each.ndim == 1 else None
             for each in rankings
         }
-        if len(dtypes) == 1 and None not in dtypes:  # of several NumPy would make another one
+        if len(dtypes) == 1 and None not in dtypes:  # NumPy would make one of several
             lengths = [len(each) for each in rankings]
-            with contextlib.suppress(ValueError):  # each speaks for itself below
+            with contextlib.suppress(ValueError):  # each is checked by itself below
                 found = self._index.find("item_ids", np.concatenate(rankings))
                 return np.split(found, np.cumsum(lengths)[:-1])
         return [
@@ -974,10 +977,11 @@ class Ranker:
     def _filters(
         self, name: str, ids: Sequence[Ids | None] | None, b: int
     ) -> tuple[Filters | None, list[Positions | None]]:
-        """As `_filter` for each user; ids that users share, as one object, are looked up once."""
+        """The filter of each user, as `_filter`; ids that users share as one object are found
+        once."""
         if ids is None:
             return None, [None] * b
-        each = list(each_of(name, ids, b))  # holds them, so that none takes the address of another
+        each = list(each_of(name, ids, b))  # keeps them alive, so that no id() is reused
         found: dict[int, tuple[Listed | None, Positions | None]] = {id(None): (None, None)}
         for i, these in enumerate(each):
             if id(these) not in found:
@@ -995,7 +999,7 @@ class Ranker:
 
 
 def _columns_of(ask: AskBatch) -> _Columns:
-    """As the core takes them."""
+    """The arguments of a batch as columns for the core."""
     return (
         ask.queries,
         ask.k,
@@ -1025,7 +1029,7 @@ _Columns: TypeAlias = tuple[
 
 
 def _places(positions: Positions, k: int | None) -> int:
-    """How many a ranking was asked for."""
+    """How many places a ranking was drawn for."""
     if k is None:
         return max(1, len(positions))
     places = as_count("k", k)
@@ -1035,7 +1039,7 @@ def _places(positions: Positions, k: int | None) -> int:
 
 
 class Ruled(NamedTuple):
-    """Rules of a call, and the pages before it."""
+    """The rules of a call, and the pages before it."""
 
     bound: BoundRules
     after: list[int]  # positions
@@ -1043,14 +1047,14 @@ class Ruled(NamedTuple):
 
 
 def _version_of(bound: Bound | None, ruled: Ruled | None) -> str | None:
-    """Of the columns that scores or rules have: they are those of one catalog."""
+    """Version of the columns that the score or the rules use; both are of one catalog."""
     if ruled is not None and ruled.bound.features_version is not None:
         return ruled.bound.features_version
     return None if bound is None else bound.features_version
 
 
 def key_of(query: Float32Array, temperature: float, bound: Bound | None) -> tuple[bytes, float]:
-    """Of a table: scores, and how steep."""
+    """The key of a table: the scores, and the temperature."""
     scores = query.tobytes()
     return scores if bound is None else scores + bound.key, temperature
 
@@ -1058,7 +1062,7 @@ def key_of(query: Float32Array, temperature: float, bound: Bound | None) -> tupl
 def _features_version(
     bounds: list[Bound | None] | None, ruled: list[Ruled | None] | None
 ) -> str | None:
-    """All are bound to the columns of one catalog."""
+    """Version of the columns of all rows, which are those of one catalog."""
     versions = [bound.features_version for bound in bounds or () if bound is not None]
     versions += [each.bound.features_version for each in ruled or () if each is not None]
     return next((version for version in versions if version is not None), None)
@@ -1067,7 +1071,7 @@ def _features_version(
 def _refuse_score(bound: Bound | None) -> None:
     if bound is not None:
         raise ValueError(
-            "policy: FlatTail has candidates that an index finds by dot products: it cannot draw by"
+            "policy: FlatTail takes candidates that an index finds by dot products: it cannot use"
             f" the score {bound.score.name!r}"
         )
 
@@ -1077,7 +1081,7 @@ def _with(excluded: Positions | None, more: Positions) -> Positions:
 
 
 def draws_as(rng_version: int, policy: Policy, ranker: Ranker) -> bool:
-    """Whether a seed draws what it drew by another `RNG_VERSION`."""
+    """Whether a seed still draws what it drew with another `RNG_VERSION`."""
     if rng_version == RNG_VERSION:
         return True
     return (
@@ -1091,12 +1095,12 @@ def draws_as(rng_version: int, policy: Policy, ranker: Ranker) -> bool:
 
 
 def as_seeds(seeds: Sequence[int] | npt.NDArray[Any] | None, b: int) -> list[int]:
-    """b seeds, drawn if none are given."""
+    """b seeds; drawn if none are given."""
     if seeds is None:
         return draw_seeds(b)
     given = each_of("seeds", seeds, b)
     if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind == "u":
-        found: list[int] = given.tolist()  # all unsigned integers are seeds
+        found: list[int] = given.tolist()  # every unsigned integer is a seed
         return found
     return [as_seed(f"seeds[{i}]", seed) for i, seed in enumerate(given)]
 
@@ -1107,12 +1111,12 @@ def as_threads(value: object) -> int:
 
 
 def is_one(policy: object) -> TypeGuard[Policy]:
-    """Whether this is a policy, or at least not several."""
+    """Whether this is a single policy, or at least not a sequence of them."""
     return isinstance(policy, str) or not isinstance(policy, Iterable)
 
 
 def each_of(name: str, values: Any, count: int) -> Sequence[Any]:
-    """A sequence of `count` entries."""
+    """The values as a sequence of `count` entries."""
     expected = f"one entry for each of {count} users"
     column: Any = as_column(name, values, expected)
     entries: Sequence[Any] = column

@@ -1,4 +1,4 @@
-"""The record that everything passes on: what was shown, how probable it was, what was asked for."""
+"""Ranking: what was shown, how probable it was, and what was asked for."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ __all__ = [
     "relabelled",
 ]
 
-_IDS_SAID = 3  # in a repr
+_IDS_SAID = 3  # ids listed in a repr
 _RANKINGS_SHOWN, _ITEMS_SHOWN = 10, 5  # in a notebook
 
 Filters: TypeAlias = tuple[IdArray | list[str] | None, ...]
 
 
 class Candidates(NamedTuple):
-    """What a `FlatTail` ranking was drawn from.
+    """The candidates that a `FlatTail` ranking was drawn from.
 
     Attributes
     ----------
     is_candidate : ndarray of bool, shape (m,)
-        Of each item shown: weight exp(score / T) if it was one, and the tail's if not.
+        For each item shown, whether it was a candidate, with weight exp(score / T), or of the tail,
+        with the tail's weight.
     tail_log_weight : float
         Logarithm of the weight of every other eligible item, on the scale of score / T.
     n_found : int
-        Candidates: `FlatTail.m`, or fewer where no more were eligible, or found.
+        Number of candidates: `FlatTail.m`, or fewer if fewer were eligible or found.
     index_version : str or None
-        Of the index that found them; None: the m best, by a pass.
+        Version of the index that found them; None if a pass found the m best.
     n_probes : int or None
-        Lists that the index looked into, where it has lists.
+        Lists that the index searched, if it has lists.
     """
 
     is_candidate: npt.NDArray[np.bool_]
@@ -56,13 +57,13 @@ class Candidates(NamedTuple):
 
     @property
     def retrieval(self) -> dict[str, str] | None:
-        """The index, as logs and answers name one; None: there was none."""
+        """The index, as logs and answers name it; None without an index."""
         if self.index_version is None:
             return None
         return {"name": "faiss", "version": self.index_version}
 
     def to_dict(self) -> dict[str, Any]:
-        """As a log's row has it; what there was not is left out."""
+        """Return the entries of a log row; what does not apply is left out."""
         found = {
             "is_candidate": self.is_candidate,
             "tail_log_weight": self.tail_log_weight,
@@ -74,14 +75,14 @@ class Candidates(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What made a ranking's scores of dot products, as logs say it.
+    """The score that replaced dot products in a ranking, as logs state it.
 
     Attributes
     ----------
     name : str
         The expression, or the function's name.
     hash : str
-        SHA-256 of what it computes, however it is spaced or named.
+        SHA-256 of what it computes, independent of spacing and names.
     params : dict of str to (float, bool or str)
     """
 
@@ -97,12 +98,12 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ranking:
-    """One ranking, with the exact probability of having been drawn, and what it was asked for.
+    """One ranking, with the exact probability of having drawn it, and what it was asked for.
 
-    Equal to another one if the same was drawn: all fields up to `log_norm_error` are equal, numbers
-    to the bit, so that NaN equals NaN. Iterating gives (item id, score, propensity) place by place,
-    from the top, as Python's own values; propensities are probabilities there, and not logarithms:
-    each the exponential of its `log_propensities`, which is 0 below 1e-308.
+    Two rankings are equal if the same was drawn: all fields up to `log_norm_error` are equal, bit
+    for bit, so that NaN equals NaN. Iterating yields (item id, score, propensity) place by place
+    from the top, as plain Python values. Those propensities are probabilities, not logarithms: the
+    exponential of each entry of `log_propensities`, which is 0 below 1e-308.
 
     Attributes
     ----------
@@ -115,52 +116,53 @@ class Ranking:
     log_propensity : float
         Log-probability of the whole ranking: the sum of `log_propensities`.
     seed : int
-        The seed that drew it; the same call with this seed gives the same ranking.
+        The seed that drew it; the same call with this seed returns the same ranking.
     policy : Policy
         The policy that drew it.
     log_norm : float or None
-        logsumexp(scores / T) over all eligible items, under Plackett-Luce; under `FlatTail` the
-        logarithm of their weights; None under other policies.
+        Under Plackett-Luce, logsumexp(scores / T) over all eligible items; under `FlatTail`, the
+        logarithm of the sum of their weights; None under other policies.
     n_eligible : int
-        Items that the filters left to choose from.
+        Number of items that the filters left.
     catalog_version : str
-        Content hash of the catalog that was ranked. Empty where scores were given
-        (`rank_scores`): to hash a million of them costs more than to rank them.
+        Content hash of the catalog that was ranked. Empty for given scores (`rank_scores`): hashing
+        a million of them costs more than ranking them.
     propensity_kind : str
-        "exact", or "bounded" where the normaliser was estimated.
+        "exact", or "bounded" if the normaliser was estimated.
     log_norm_error : float
-        Bound on the error of `log_norm`, and so of each conditional log-propensity,
-        beyond float rounding; 0 for "exact". It holds with a probability of 1 - 1e-9 over
-        the catalog's random rounding, for any one query that does not depend on that.
+        Bound on the error of `log_norm`, and so of each conditional log-propensity, beyond float
+        rounding; 0 for "exact". It holds with probability 1 - 1e-9 over the catalog's random
+        rounding, for any one query that does not depend on that rounding.
     k : int or None
-        Places that were asked for, and with it what follows: what a log needs besides, copied at
-        the call. None in a ranking that was made by hand, of which nothing more is known.
+        Places that were asked for. This field and those below hold what a log also needs, copied at
+        the call. They are None in a ranking made by hand.
     exclude, allow : sequence of ids or None
-        The filters of the call; None: there was none.
+        The filters of the call; None if it had none.
     bias : ndarray of float32, shape (n,), or None
-        That of the call, in catalog order.
+        The bias of the call, in catalog order; None if it had none.
     user_temperature : float or None
-        The user's own factor in the policy's temperature, as `Model.recommend` took it.
+        The user's own factor in the policy's temperature, as `Model.recommend` applied it.
     model_version : str or None
-        Of the model that recommended it.
+        Version of the model that recommended it.
     made_by : str or None
-        "pass" over the catalog; "table": from the masses that are kept of a user
-        (``PlackettLuce(sampler="cached")``, or "auto"); or "index": from its candidates.
+        "pass" if a pass over the catalog drew it; "table" if it was drawn from the masses cached
+        for the user (``PlackettLuce(sampler="cached")``, or "auto"); "index" if from the candidates
+        of an index.
     n_scored : int or None
-        Items whose scores it took: by a pass, all that were eligible; `BestFirst` takes two. What
-        an index scores on its way to the candidates is not counted.
+        Number of items that were scored: for a pass, all eligible items; `BestFirst` takes two
+        passes. Items that an index scores while searching are not counted.
     candidates : Candidates or None
-        Under `FlatTail`.
+        Set under `FlatTail`.
     score : Score or None
-        What made `scores` of dot products; None: they are dot products.
+        The score that replaced dot products; None for dot products.
     features_version : str or None
-        Of the columns that the score or the rules have; None: they have none.
+        Version of the columns that the score or the rules use; None if they use none.
     rules : AppliedRules or None
-        The rules of the call; None: there were none.
+        The rules of the call; None if it had none.
     after : sequence of ids or None
-        What the pages before showed; None: there were none.
+        The items that the pages before showed; None if there were none.
     seen_id : str or None
-        Which lists the user's own is of, whose items were left out (`Model.seen_id`); None: the
+        Identifies the lists (`Model.seen_id`) from which the user's own was left out; None if the
         user has none.
 
     Examples
@@ -213,7 +215,7 @@ class Ranking:
         return _same(self, other) if isinstance(other, Ranking) else NotImplemented
 
     def __hash__(self) -> int:
-        # Of what cannot change: arrays can.
+        # only fields that cannot change; arrays can
         return hash((self.seed, self.policy, self.n_eligible, self.catalog_version))
 
     def __repr__(self) -> str:
@@ -245,12 +247,12 @@ class Ranking:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What was drawn and asked for, in JSON's types, by the names that a server's answers have.
+        """Return what was drawn and asked for as JSON types, under the names of a server's answers.
 
-        What was not asked for is left out: filters, rules, a score, candidates. So is `bias`, a
-        number for each item of the catalog. What is not finite, which no drawn ranking has, would
-        be None. Seeds of one's own from 2**53 on are exact in Python, and not in every reader of
-        JSON.
+        What was not asked for is left out: filters, rules, a score, candidates. `bias`, one number
+        per item of the catalog, is always left out. A value that is not finite becomes None; drawn
+        rankings have none. Seeds from 2**53 on, which only callers choose, are exact in Python but
+        not in every JSON reader.
 
         Examples
         --------
@@ -298,17 +300,17 @@ class Ranking:
         return whole
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with a row a place.
+        """Return a pandas.DataFrame with one row per place.
 
-        Its columns: `place`, from 1; `item_id`; `score`; `propensity`, of the item at its place
-        given those above it; and `conditional_log_propensity`, its logarithm. They are entries of
-        the log's lists `item_ids`, `scores` and `log_propensities`; the log's `log_propensity`, of
-        the whole ranking, is the sum of the last.
+        Its columns are `place`, from 1; `item_id`; `score`; `propensity`, of the item at its place
+        given those above it; and `conditional_log_propensity`, its logarithm. `item_id`, `score`
+        and the last are the entries of the log's lists `item_ids`, `scores` and `log_propensities`;
+        the last column's sum is the log's `log_propensity`, that of the whole ranking.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pandas, saying what to install.
+            If pandas is missing; the message says what to install.
 
         Examples
         --------
@@ -324,12 +326,12 @@ class Ranking:
         return as_pandas(self._columns())
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with the columns of `to_pandas`.
+        """Return a pyarrow.Table with the columns of `to_pandas`.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pyarrow, saying what to install.
+            If pyarrow is missing; the message says what to install.
 
         Examples
         --------
@@ -352,7 +354,7 @@ class Ranking:
 def _of_places(
     item_ids: IdArray, scores: Float32Array, log_propensities: FloatArray
 ) -> dict[str, npt.NDArray[Any]]:
-    """Columns of frames, copied."""
+    """Columns of data frames, copied."""
     return {
         "item_id": item_ids.copy(),
         "score": scores.copy(),
@@ -394,7 +396,7 @@ def new_ranking(
     after: IdArray | list[str] | None = None,
     seen_id: str | None = None,
 ) -> Ranking:
-    """``Ranking(...)``, faster: a frozen dataclass sets its fields the slow way, 1.5 us in all."""
+    """Make a ``Ranking``, faster: a frozen dataclass sets its fields slowly, 1.5 us in all."""
     draft: Any = _Draft()
     draft.item_ids = item_ids
     draft.scores = scores
@@ -421,7 +423,7 @@ def new_ranking(
     draft.rules = rules
     draft.after = after
     draft.seen_id = seen_id
-    draft.__class__ = Ranking  # which Python allows, since both have the same slots
+    draft.__class__ = Ranking  # which Python allows, since both classes have the same slots
     ranking: Ranking = draft
     return ranking
 
@@ -429,8 +431,8 @@ def new_ranking(
 def recommended(
     ranking: Ranking, policy: Policy, model_version: str, user_temperature: float | None
 ) -> Ranking:
-    """A ranking that nobody else has as yet, saying which model made it, by which policy and with
-    which factor."""
+    """Set on a ranking that nobody else holds yet which model made it, by which policy and
+    factor."""
     _set_policy(ranking, policy)
     _set_model_version(ranking, model_version)
     _set_user_temperature(ranking, user_temperature)
@@ -438,7 +440,7 @@ def recommended(
 
 
 def relabelled(ranking: Ranking, policy: Policy) -> Ranking:
-    """A ranking that nobody else has as yet, by the name under which its policy was asked for."""
+    """Set on a ranking that nobody else holds yet the name under which its policy was asked for."""
     _set_policy(ranking, policy)
     return ranking
 
@@ -453,8 +455,8 @@ _set_user_temperature = Ranking.__dict__["user_temperature"].__set__
 class RankingBatch(Sequence[Ranking]):
     """Rankings of b users as arrays; ``batch[i]`` is the i-th as a `Ranking`.
 
-    Cells at places ``>= counts[i]`` of row i are NaN (-1 or '' for ids) and mean nothing. Equal to
-    another one if the same was drawn, to the bit.
+    In row i, cells from place `counts[i]` on are NaN (-1 or '' for ids) and meaningless. Two
+    batches are equal if the same was drawn, bit for bit.
 
     Attributes
     ----------
@@ -472,17 +474,18 @@ class RankingBatch(Sequence[Ranking]):
     propensity_kind : tuple of str, length b
     log_norm_error : ndarray of float64, shape (b,)
     k : int or None
-        Places that were asked for, and with it the filters and the bias of the call, copied.
+        Places that were asked for. This field, the filters and the bias are those of the call,
+        copied.
     exclude, allow : tuple of (sequence of ids or None), length b, or None
-        None: nobody had any.
+        None if no user had any.
     bias : ndarray of float32, shape (1, n) or (b, n), or None
-        In catalog order, one for all or one for each.
+        In catalog order, one for all users or one for each.
     made_by : tuple of str, length b, or None
     n_scored : ndarray of int64, shape (b,), or None
     candidates : tuple of (Candidates or None), length b, or None
-        None: no row is by `FlatTail`.
+        None if no row is by `FlatTail`.
     scores_by : tuple of (Score or None), length b, or None
-        What made scores of dot products; None: they are dot products in all rows.
+        The scores that replaced dot products; None if no row has one.
     features_version : str or None
     rules : tuple of (AppliedRules or None), length b, or None
     after : tuple of (sequence of ids or None), length b, or None
@@ -571,18 +574,29 @@ class RankingBatch(Sequence[Ranking]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What `Ranking.to_dict` gives of each, as a list ``rankings``; in JSON's types."""
+        """Return a list ``rankings`` of what `Ranking.to_dict` returns for each, as JSON types.
+
+        Examples
+        --------
+        >>> import fastrank as fr
+        >>> catalog = fr.Catalog(["a", "b"], [[1.0, 0.0], [0.0, 1.0]])
+        >>> queries = [[1.0, 0.2], [0.2, 1.0]]
+        >>> batch = catalog.rank_batch(queries, k=1, policy=fr.Deterministic(), seeds=[1, 2])
+        >>> [each["item_ids"] for each in batch.to_dict()["rankings"]]
+        [['a'], ['b']]
+        """
         return {"rankings": [each.to_dict() for each in self]}
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with a row a place that is filled, rankings one after the other.
+        """Return a pandas.DataFrame with one row per filled place, ranking after ranking.
 
-        The columns of `Ranking.to_pandas`, and before them `row`, from 0: which ranking it is.
+        The columns are those of `Ranking.to_pandas`, preceded by `row`, from 0, which counts
+        rankings.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pandas, saying what to install.
+            If pandas is missing; the message says what to install.
 
         Examples
         --------
@@ -599,12 +613,12 @@ class RankingBatch(Sequence[Ranking]):
         return as_pandas(self._columns())
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with the columns of `to_pandas`.
+        """Return a pyarrow.Table with the columns of `to_pandas`.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pyarrow, saying what to install.
+            If pyarrow is missing; the message says what to install.
 
         Examples
         --------
@@ -667,7 +681,7 @@ class RankingBatch(Sequence[Ranking]):
 
 
 def _said_of_all(policies: Sequence[Policy]) -> str:
-    """The policy of all rows, or that of the first and that there are others."""
+    """The policy of all rows, or that of the first and a note that others follow."""
     from fastrank.frames import said_in_a_line
 
     if not policies:
@@ -677,7 +691,7 @@ def _said_of_all(policies: Sequence[Policy]) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether all fields that say what was drawn are equal, numbers to the bit."""
+    """Whether all fields that say what was drawn are equal, bit for bit."""
     return all(
         _same_values(getattr(one, each.name), getattr(other, each.name))
         for each in fields(one)

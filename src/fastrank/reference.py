@@ -91,7 +91,7 @@ def expression_scores(
 ) -> FloatArray:
     """What an expression makes of dot products, in float64.
 
-    Python itself reads it, item by item, so that what it says is what Python says: hand in none
+    Python itself reads it, item by item, so that what it says is what Python says: pass none
     that ``fastrank.expressions.parsed`` does not take. Numbers that are written in it, columns and
     parameters are rounded to float32 first, as the core has them: 19.99 is one number then. They
     are NumPy's, whose division by 0 is an infinity.

@@ -1,4 +1,4 @@
-"""Candidates for `FlatTail`: indexes of FAISS, and what m and factor do to a model's users.
+"""Candidates for `FlatTail`: build a FAISS index, and measure the effect of m and factor.
 
 FAISS is an extra ("faiss") and is imported where it is used.
 """
@@ -21,37 +21,37 @@ from fastrank.policies import FlatTail, PlackettLuce, Policy, law_of
 
 __all__ = ["FaissIndex", "Trade", "build_ivf", "measure", "propose"]
 
-_POINTS = 64  # vectors for each list, of which the lists' centres are made
+_POINTS = 64  # training vectors of k-means, for each list
 _ROUNDS = 10  # of k-means
-_AT_ONCE = 65_536  # vectors that are copied, assigned and added together
-_LONG = 1e9  # vectors are brought to a length of 1 before distances are taken
-_LEAST_A_LIST = 39  # items, by default: as FAISS wants them
+_AT_ONCE = 65_536  # vectors copied, assigned and added at a time
+_LONG = 1e9  # vectors longer than this are scaled down, so that squared distances stay finite
+_LEAST_A_LIST = 39  # items per list, by default; FAISS warns if there are fewer
 
-# What a proposal must reach: shares of the rankings, and of the score.
+# The limits that a proposal must keep: shares of the rankings, and of the score.
 ENOUGH_ESS, ENOUGH_LEAST_ESS, MOST_LOST = 0.5, 0.1, 0.05
-_SHARES = (0.001, 0.01, 0.04)  # of the catalog, as numbers of candidates
+_SHARES = (0.001, 0.01, 0.04)  # shares of the catalog to try as numbers of candidates
 _FACTORS = (1.0, 0.1, 0.01)
-_PASSES = 5  # rankings by which a pass is timed, for each user
+_PASSES = 5  # rankings per user that time a pass
 
 
 def build_ivf(
     catalog: Catalog, *, n_lists: int | None = None, n_probes: int = 16, seed: int = 0
 ) -> FaissIndex:
-    """An inverted file of a catalog's vectors: IVFFlat, lists by k-means.
+    """Build an inverted file over a catalog's vectors: IVFFlat, with lists by k-means.
 
-    Items are put into the list whose centre is nearest, and a search looks into the lists whose
-    centres have the largest inner products with the query: on factors of real recommenders that
-    found more than any other index of FAISS for its time (docs/explanation/retrieval.md).
+    Each item goes into the list with the nearest centre. A search reads the lists whose centres
+    have the largest inner products with the query. On factors of real recommenders, this found more
+    in the same time than any other FAISS index tried (docs/explanation/retrieval.md).
 
     Parameters
     ----------
     catalog : Catalog
     n_lists : int, optional
-        Up to n; by default 4 sqrt(n), and so few that each has 39 items or more.
+        Up to n; by default 4 sqrt(n), or fewer if lists would have less than 39 items on average.
     n_probes : int
-        Lists that a search looks into. More find more, and take longer.
+        Number of lists that a search reads. More lists give better candidates, and take longer.
     seed : int
-        Of k-means.
+        Seed of k-means.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def build_ivf(
 
     Notes
     -----
-    O(n d n_lists), by all cores; 4 (d + 2) bytes an item, in addition to the catalog's own.
+    O(n d n_lists) time, on all cores; 4 (d + 2) bytes per item in addition to the catalog's.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def build_ivf(
         n_lists = max(1, min(round(4 * n**0.5), n // _LEAST_A_LIST))
     n_lists = as_count("n_lists", n_lists)
     if n_lists > n:
-        raise ValueError(f"n_lists: the catalog has {n} items, got {n_lists}")
+        raise ValueError(f"n_lists: got {n_lists}; expected at most {n}, the number of items")
     n_probes = as_count("n_probes", n_probes)
     rng = np.random.default_rng(as_seed("seed", seed))
     chosen = np.sort(rng.permutation(n)[: _POINTS * n_lists])
@@ -106,10 +106,11 @@ def build_ivf(
         max_points_per_centroid=_POINTS,
     )
     means.train(sample * scale)
-    # Centres are compared by distance to put items into lists, and by inner product to search:
-    # by inner products, the longest centres would draw half of all items.
+    # Items are assigned to lists by distance, but searches choose lists by inner product:
+    # assignment by inner products would put half of all items into the lists of the longest
+    # centres.
     quantiser, nearest = faiss.IndexFlatIP(dim), faiss.IndexFlatL2(dim)
-    for each in (quantiser, nearest):  # to search, too: their order is the same at any scale
+    for each in (quantiser, nearest):  # scaling does not change the order of the inner products
         each.add(means.centroids)
     index = faiss.IndexIVFFlat(quantiser, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
     index.is_trained = True
@@ -130,27 +131,27 @@ def _add(index: Any, nearest: Any, vectors: Any, first: int, scale: Any) -> None
 
 @dataclass(frozen=True, slots=True)
 class Trade:
-    """What one m and factor do: rankings of some users, beside Plackett-Luce at its temperature.
+    """Measured effects of one m and factor, compared with Plackett-Luce at the same temperature.
 
     Attributes
     ----------
     m : int
     factor : float
     found : float
-        Candidates that the index found, of m; the median user's. An inverted file finds no more
-        than there are in the lists that it looks into: `n_probes`.
+        Number of candidates that the index found, for the median user. It can be below m, since
+        an inverted file finds only items of the lists that it reads (`n_probes`).
     ess, least_ess : float
-        Effective sample size of evaluating Plackett-Luce from a log of these rankings, in shares
-        of its rows: the median user's, and the least. 1 is a log of Plackett-Luce itself.
+        Effective sample size, as a share of the rows, of evaluating Plackett-Luce from a log of
+        these rankings: the median over users, and the least. A log of Plackett-Luce itself has 1.
     lost : float
-        How much lower the items shown score: 0 as Plackett-Luce, 1 as items drawn uniformly; below
-        0 where they score higher.
+        Loss of the mean score of the items shown: 0 for Plackett-Luce, 1 for uniform draws;
+        negative if the items score higher.
     mass : float
-        Share of Plackett-Luce's first place that the candidates hold; the median user's.
+        Plackett-Luce's probability that a candidate stands first, for the median user.
     from_tail : float
-        Places that showed an item of the tail, on average.
+        Mean number of places that show an item of the tail.
     seconds, of_a_pass : float
-        A ranking's time, and that in times of a Plackett-Luce ranking by a pass.
+        Time of a ranking: in seconds, and relative to a Plackett-Luce ranking by a pass.
     """
 
     m: int
@@ -166,7 +167,7 @@ class Trade:
 
     @property
     def is_enough(self) -> bool:
-        """Whether other policies can be evaluated from such rankings, and little is lost."""
+        """Whether logs of such rankings can evaluate other policies, and little score is lost."""
         return (
             self.ess >= ENOUGH_ESS and self.least_ess >= ENOUGH_LEAST_ESS and self.lost <= MOST_LOST
         )
@@ -184,24 +185,24 @@ def measure(
     seed: int = 0,
     advance: Callable[[int, int], None] | None = None,
 ) -> list[Trade]:
-    """What m and factor do to rankings of a model's users.
+    """Measure what m and factor of `FlatTail` do to rankings for a model's users.
 
     Parameters
     ----------
     model : Model
-        With an index, or without: then candidates are found by a pass.
+        Without an index, a pass finds the candidates.
     policy : Policy
-        `PlackettLuce`, at the temperature that is meant, or a policy of its law.
+        `PlackettLuce`, at the temperature to use, or another policy of its law.
     k : int
         Places.
     m : sequence of int, optional
-        By default 0.1, 1 and 4 percent of the catalog, as far as that is k or more.
+        By default 0.1, 1 and 4 percent of the catalog, if that is at least k.
     factor : sequence of float
     users, draws : int
-        So many users, drawn from the model, and so many rankings for each.
+        Number of users to draw from the model, and number of rankings for each.
     seed : int
     advance : callable, optional
-        Called with the number of users done, and of all.
+        Called with the number of users done and the number of all.
 
     Returns
     -------
@@ -210,8 +211,8 @@ def measure(
 
     Notes
     -----
-    For each user O(n d), and for each ranking a search and O(n). Of 100 rankings an effective
-    sample size is known to about a tenth of itself, where it is not small.
+    O(n d) for each user, plus a search and O(n) for each ranking. From 100 rankings, an effective
+    sample size that is not small is known to about 10 %.
 
     Examples
     --------
@@ -275,8 +276,8 @@ def measure(
 def _of_user(
     model: Model, row: int, tails: Sequence[FlatTail], k: int, seeds: Any
 ) -> tuple[float, float, Any]:
-    """How much score there is to lose, a pass's time, and a row for each tail: n_found, ess, loss
-    of score, mass, from_tail, seconds."""
+    """Return the score that could be lost, the time of a pass, and a row for each tail: n_found,
+    ess, loss of score, mass, from_tail, seconds."""
     catalog, vector = model.catalog, model.user_vectors[row]
     queries = np.broadcast_to(vector, (len(seeds), catalog.dim))
     own = law_of(model._own_policy(row, PlackettLuce(tails[0].temperature))[0]).temperature
@@ -312,10 +313,10 @@ def _of_user(
 
 
 def propose(trades: Sequence[Trade]) -> tuple[Trade, list[str]]:
-    """The trade to take, and what is wrong with it.
+    """Choose a trade, and say what is wrong with it.
 
-    Of those from which other policies can be evaluated, and that lose little, the fastest. If there
-    are none, the one with the largest effective sample size of those that lose little.
+    Among trades that lose little score and allow evaluating other policies, the fastest is chosen.
+    If there is none, the one with the largest effective sample size that loses little.
 
     Examples
     --------
@@ -336,20 +337,20 @@ def propose(trades: Sequence[Trade]) -> tuple[Trade, list[str]]:
     warnings = []
     if trade.ess < ENOUGH_ESS or trade.least_ess < ENOUGH_LEAST_ESS:
         warnings.append(
-            f"of {trade.m:,} candidates and a factor of {trade.factor:g}, a log is worth"
-            f" {trade.ess:.0%} of its rows to evaluate Plackett-Luce by, and {trade.least_ess:.0%}"
-            f" for the least user: little can be said of other policies"
+            f"with {trade.m:,} candidates and a factor of {trade.factor:g}, a log is worth"
+            f" {trade.ess:.0%} of its rows for evaluating Plackett-Luce, and {trade.least_ess:.0%}"
+            f" for the worst user: little can be said about other policies"
         )
     if trade.found < 0.99 * trade.m:
         warnings.append(
-            f"of {trade.m:,} candidates the index finds {trade.found:,.0f}: more lists have to be"
-            " looked into (n_probes)"
+            f"of {trade.m:,} candidates the index finds {trade.found:,.0f}: raise n_probes, so that"
+            " searches read more lists"
         )
     if trade.lost > MOST_LOST:
         warnings.append(f"{trade.lost:.0%} of the score is lost")
     if trade.of_a_pass > 1.0:
         warnings.append(
             f"a ranking takes {trade.of_a_pass:.1f} times as long as Plackett-Luce by a pass over"
-            " this catalog, which loses nothing"
+            " this catalog, which loses no score"
         )
     return trade, warnings

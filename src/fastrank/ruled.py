@@ -161,7 +161,7 @@ class BoundRules:
             taken[mask] = place
 
     def _check_sets(self, rules: Rules) -> None:
-        """Refuses sets of which no list can show what it is to show, whatever calls filter; but
+        """Refuse sets of which no list can show what it is to show, whatever calls filter; but
         where that shall relax the rules."""
         if rules.on_empty == "relax":
             return
@@ -199,7 +199,7 @@ class BoundRules:
     # ---- With a policy ----------------------------------------------------------------------
 
     def check(self, policy: Policy, k: int) -> None:
-        """Refuses policies whose law these rules do not fit, and shares beyond k."""
+        """Refuse policies whose law these rules do not fit, and shares beyond k."""
         rules = self.applied.rules
         if policy.law_name == "flat_tail":
             for name in ("boost", "boost_score", "at_least", "pin_where", "decay"):
@@ -227,7 +227,7 @@ class BoundRules:
             self._check_free(k)
 
     def _check_room(self, k: int) -> None:
-        """Refuses shares of more places than a cap or a window leaves for the groups of the set."""
+        """Refuse shares of more places than a cap or a window leaves for the groups of the set."""
         texts = self.applied.rules.at_least
         held = sum(place < k for place in self.pin_sets)
         pinned = [p for place, p in self.pins.items() if place < k]
@@ -251,7 +251,7 @@ class BoundRules:
                         )
 
     def _check_free(self, k: int) -> None:
-        """Refuses shares for which the places that pins leave are too few."""
+        """Refuse shares for which the places that pins leave are too few."""
         pinned = [p for place, p in self.pins.items() if place < k]
         owed = sum(max(0, q - int(mask[pinned].sum())) for mask, q in self.shares)
         free = k - len(pinned) - sum(place < k for place in self._useless)
@@ -278,7 +278,7 @@ class BoundRules:
     def check_pins(
         self, is_eligible: Callable[[int], bool], after: Sequence[int], ids: Any
     ) -> None:
-        """Refuses pinned items that a filter takes out; those of pages before are left alone."""
+        """Refuse pinned items that a filter takes out; those of pages before are left alone."""
         for place, position in self.pins.items():
             if not is_eligible(position) and position not in after:
                 raise ValueError(
@@ -388,7 +388,7 @@ class BoundRules:
 
 
 def check_columns(rules: Rules, features: Features | None) -> None:
-    """Refuses caps, windows and decays of columns that do not exist."""
+    """Refuse caps, windows and decays of columns that do not exist."""
     for kind in ("cap", "window", "decay"):
         for name in getattr(rules, kind):
             if features is None or features.kind(name) is None:
@@ -409,7 +409,7 @@ def bind_rules(
     Raises
     ------
     ValueError
-        Naming the rule and the value.
+        If a rule is invalid; the message names the rule and the value.
     """
     try:
         return BoundRules(rules, params, features, n_items, find)

@@ -1,8 +1,8 @@
-"""Rules of a shop: what may stand where in a list, as part of the law and the propensities.
+"""Rules: which items may stand where in a list, as part of the law and of the propensities.
 
-A rule says which items may come next, given those that are shown; a decay says how much less likely
-they become. It acts while a ranking is drawn, so that the propensities are those of what is shown;
-rules that act on a finished ranking make them wrong. `fastrank.ruled` joins rules with a catalog's
+A rule says which items may come next, given those already shown; a decay makes them less likely.
+Rules act while a ranking is drawn, so the propensities are those of the list that is shown; rules
+applied to a finished ranking would make them wrong. `fastrank.ruled` joins rules with a catalog's
 columns.
 """
 
@@ -25,61 +25,63 @@ __all__ = ["MOST_ADDED", "AppliedRules", "OnEmpty", "Rules"]
 
 OnEmpty = Literal["stop", "relax"]
 
-_MOST_ENTRIES = 100  # of a kind of rule
+_MOST_ENTRIES = 100  # per kind of rule
 _MOST_PLACES = 1_000_000
 MOST_ADDED = 1e37  # to a score
 
 
 class Rules:
-    """What may stand where in a list: caps, windows, shares, decay, pins, boosts, a filter.
+    """Rules for the items of a list: caps, windows, shares, decay, pins, boosts, a filter.
 
-    Immutable. Columns are those of the catalog's features; an expression is a text in the language
-    of ``score=`` (docs/reference/scores.md), true or false for each item, without ``dot``.
+    Immutable. Columns are those of the catalog's features. An expression is text in the language of
+    ``score=`` (docs/reference/scores.md) that is true or false for each item, without ``dot``.
 
     Parameters
     ----------
     where : str, optional
-        An expression: items for which it does not hold are not eligible.
+        An expression; items for which it is false are not eligible.
     cap : mapping of str to int, optional
-        At most so many items of each value of a column, earlier pages included. Of a column of
-        lists an item needs room in each of its groups; of booleans only True is a group.
+        The most items of each value of a column, earlier pages included. For a column of lists, an
+        item needs room in each of its groups; for booleans only True is a group.
     window : mapping of str to (int, int), optional
-        ``{"brand": (1, 5)}``: of each value at most 1 among any 5 places in a row, 1 <= most < row.
+        ``{"brand": (1, 5)}``: at most 1 item of each value in any 5 consecutive places, 1 <= most <
+        places.
     at_least : mapping of str to int, optional
-        ``{"new": 3}``: at least 3 places of a page show items for which the expression holds. Where
-        as many are owed as places are free, only such items are allowed.
+        ``{"new": 3}``: at least 3 places of a page show items for which the expression is true.
+        Once as many are still owed as places are free, only such items are allowed.
     decay : mapping of str to float, optional
         ``{"author": 0.5}``: an item's weight is halved for each item of its author shown before.
     pin : mapping of int to id, optional
         ``{3: "sku-9"}``: the third place shows this item, and no other place does.
     pin_where : mapping of int to str, optional
-        ``{1: "seller == 'acme'"}``: the first place shows an item for which it holds, drawn.
+        ``{1: "seller == 'acme'"}``: the first place shows an item for which it is true, drawn at
+        random.
     boost : mapping of str to float, optional
-        Odds: an item's weight is multiplied by the value where the expression holds.
+        Odds: the weight of items for which the expression is true is multiplied by the value.
     boost_score : mapping of str to float, optional
-        The value is added to the score where the expression holds.
+        The value is added to the score of items for which the expression is true.
     on_empty : {"stop", "relax"}
-        Where no item is allowed: the list ends there; or the place goes without shares and the set
-        of a pin, then without windows, then without caps, until one is.
+        What to do at a place where no item is allowed: end the list, or drop restrictions for this
+        place until an item is allowed: first shares and the set of a pin, then windows, then caps.
 
     Attributes
     ----------
     id : str
-        SHA-256 of what they say.
+        SHA-256 of what the rules say.
     names : frozenset of str
         Columns and parameters of the expressions.
 
     Raises
     ------
     ValueError
-        Naming the argument and the value.
+        If an argument is invalid; the message names the argument and the value.
 
     Notes
     -----
-    Pins overrule all but filters at their own place, count for caps from the start, and windows
-    look ahead to them. Places and shares are those of a page; caps, windows and decays know of the
-    pages before. A share is not Plackett-Luce conditioned on the share: items are drawn as ever
-    until only the owed ones fit.
+    Pins overrule everything but filters at their own place, count towards caps from the start, and
+    windows look ahead to them. Places and shares refer to one page; caps, windows and decays count
+    the pages before, too. A share is not Plackett-Luce conditioned on the share: items are drawn
+    without it until only owed items fit.
 
     Examples
     --------
@@ -121,7 +123,7 @@ class Rules:
         def column(name: str, text: Any) -> str:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"{name}: expected names of columns, got {shown(text)}")
-            return normalize("NFKC", text)  # as features have them
+            return normalize("NFKC", text)  # as features do
 
         def of_one(low: int) -> Callable[[str, Any], int]:
             return lambda name, value: _count(name, value, low)
@@ -186,7 +188,7 @@ class Rules:
 
     @property
     def window(self) -> dict[str, tuple[int, int]]:
-        """Windows by column: most, and places in a row."""
+        """Windows by column: the most items, and the number of places."""
         return dict(self._content.get("window", {}))
 
     @property
@@ -216,23 +218,23 @@ class Rules:
 
     @property
     def boost_score(self) -> dict[str, float]:
-        """What is added to scores, by expression."""
+        """Amounts added to scores, by expression."""
         return dict(self._content.get("boost_score", {}))
 
     @property
     def on_empty(self) -> OnEmpty:
-        """What happens where no item is allowed."""
+        """What happens at a place where no item is allowed."""
         found: OnEmpty = self._content.get("on_empty", "stop")
         return found
 
     @property
     def is_sequential(self) -> bool:
-        """Whether what may come next depends on which items are shown, beyond their being taken."""
+        """Whether the items shown restrict the next one beyond not being repeated."""
         return not self._content.keys() <= _OF_ITEMS
 
     @property
     def may_end_early(self) -> bool:
-        """Whether a list may end before the places asked for, though items are eligible."""
+        """Whether a list may end before its last place although items are eligible."""
         return self.on_empty == "stop" and not self._content.keys().isdisjoint(_BLOCKING)
 
     @property
@@ -247,11 +249,11 @@ class Rules:
         return self._id
 
     def expression(self, text: str) -> Expression:
-        """One of theirs, by its text."""
+        """The parsed form of one of the expressions."""
         return self._expressions[text]
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments that were given, in JSON's types: places are texts."""
+        """Return the arguments that were given, as JSON types: places are text."""
         found: dict[str, Any] = {}
         for name, part in self._content.items():
             if name in ("pin", "pin_where"):
@@ -263,12 +265,12 @@ class Rules:
 
     @classmethod
     def from_dict(cls, content: Any) -> Rules:
-        """What `to_dict` gave.
+        """Make rules from what `to_dict` returned.
 
         Raises
         ------
         ValueError
-            Naming the key and the value.
+            If a value is invalid; the message names the key and the value.
 
         Examples
         --------
@@ -308,18 +310,18 @@ _KEYS = (
     *("where", "cap", "window", "at_least", "decay", "pin", "pin_where", "boost", "boost_score"),
     "on_empty",
 )
-_OF_ITEMS = frozenset(("where", "boost", "boost_score", "on_empty"))  # alone, whatever is shown
-_BLOCKING = ("cap", "window", "at_least", "pin_where")  # what can leave a place without any item
+_OF_ITEMS = frozenset(("where", "boost", "boost_score", "on_empty"))  # whatever is shown
+_BLOCKING = ("cap", "window", "at_least", "pin_where")  # may leave a place without any item
 
 
 class AppliedRules(NamedTuple):
-    """Rules as they acted on a ranking, as logs say them.
+    """Rules as they acted on a ranking, as logs state them.
 
     Attributes
     ----------
     rules : Rules
     params : dict of str to (float, bool or str)
-        Of their expressions.
+        The parameters of their expressions.
     """
 
     rules: Rules
@@ -364,7 +366,7 @@ def _count(name: str, value: Any, low: int = 1) -> int:
 
 def _place(name: str, value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,6}", value):
-        value = int(value)  # JSON has texts for keys
+        value = int(value)  # keys are text in JSON
     return _count(f"{name}: a place", value)
 
 

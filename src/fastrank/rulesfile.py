@@ -1,4 +1,4 @@
-"""Rules as JSON: in a text, in a file, and several by their names."""
+"""Read rules from JSON: from a text, from a file, and several sets by their names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NAME = re.compile(r"[^\W_][\w.-]{0,99}")
 
 
 def rules_of_json(text: str | bytes) -> Rules:
-    """The rules of a JSON object, as `Rules.to_dict` gives it.
+    """Read rules from a JSON object, as `Rules.to_dict` returns it.
 
     Raises
     ------
     ValueError
-        Where it is none, or says something twice; naming the key.
+        If the text is not such an object, or gives a key twice; the message names the key.
 
     Examples
     --------
@@ -33,14 +33,14 @@ def rules_of_json(text: str | bytes) -> Rules:
 
 
 def read_rules(path: Path) -> Rules:
-    """The rules of a JSON file.
+    """Read rules from a JSON file.
 
     Raises
     ------
     ValueError
-        Naming the file, and the key.
+        As `rules_of_json`; the message names the file, too.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     try:
         return rules_of_json(path.read_bytes())
@@ -49,14 +49,17 @@ def read_rules(path: Path) -> Rules:
 
 
 def named_rules(options: Iterable[str]) -> dict[str, Rules]:
-    """Rules by name: of ``NAME=FILE``, and of ``FILE``, whose object has rules by their names.
+    """Read sets of rules by name, from options ``NAME=FILE`` and ``FILE``.
 
-    A name begins with a letter or a digit, and has at most 100 of these, ``_``, ``-`` and ``.``.
+    The file of ``NAME=FILE`` holds one set of rules; that of ``FILE`` an object of sets by name. A
+    name begins with a letter or a digit, and has at most 100 letters, digits, ``_``, ``-`` and
+    ``.``.
 
     Raises
     ------
     ValueError
-        Naming the option, and the file, the name or the key.
+        If a file holds no rules, a name is malformed or is given twice; the message names the file
+        and the name or the key.
     OSError
         If a file cannot be read.
     """
@@ -73,11 +76,11 @@ def named_rules(options: Iterable[str]) -> dict[str, Rules]:
         for own, each in ({name: content} if is_one else content).items():
             if not _NAME.fullmatch(own):
                 raise ValueError(
-                    f"{path}: {shown(own)} is no name of rules: expected letters, digits, and . _ -"
-                    " after the first"
+                    f"{path}: name of rules: got {shown(own)}; expected letters and digits, and"
+                    " . _ - after the first character"
                 )
             if own in found:
-                raise ValueError(f"{path}: rules of the name {own!r} are there already")
+                raise ValueError(f"{path}: rules named {own!r} were given already")
             try:
                 found[own] = Rules.from_dict(each)
             except ValueError as error:

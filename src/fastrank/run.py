@@ -1,4 +1,4 @@
-"""Run: seeds and request ids that follow from a run and the user, so that a repeat is the same."""
+"""Run: seeds and request ids derived from the run's name and the user, so retries repeat them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fastrank.inputs import as_column, shown
 __all__ = ["Run"]
 
 _KEY_BYTES = 32
-_SEED_BITS = 53  # as drawn seeds have: every tool's integers, and float64, hold them
+_SEED_BITS = 53  # as seeds drawn elsewhere: float64, and thus JSON everywhere, holds them exactly
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One ranking of many users, in parts that may be tried again.
+    """A job that ranks for many users, in tasks that may be retried.
 
-    A task that is retried ranks its users twice. With seeds and request ids drawn anew the second
-    rankings are others, under other ids, and no reader of the log can tell that half of them were
-    never shown. Those of a run are hashes of its name and the user under a key: the second try
-    gives the same rows, of which `LogReader` takes one.
+    A retried task ranks for its users twice. If it drew seeds and request ids anew, the second
+    rankings would differ and have other ids, and no reader of the log could tell that half of the
+    rankings were never shown. The seeds and ids of a run are instead keyed hashes of its name and
+    the user: a retry writes the same rows, and `LogReader` reads one of each.
 
     Parameters
     ----------
     name : str
-        Which run: ``"2026-11-30"``, say. Another night is another name.
+        Name of the run, such as ``"2026-11-30"``. Each run needs a name of its own.
     key : bytes of length 32, optional
-        Drawn from the operating system unless it is given. Keep it where the run's tasks find it.
-        Somebody who can choose it after seeing rankings can choose rankings, whose propensities are
-        then false; so it is drawn before, once.
+        By default drawn from the operating system. Store it where the run's tasks find it. Draw it
+        once, before any ranking: whoever chooses a key after seeing rankings chooses among
+        rankings, and their propensities are then wrong.
 
     Examples
     --------
@@ -52,31 +52,31 @@ class Run:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name: expected a text that is not empty, got {shown(self.name)}")
+            raise ValueError(f"name: expected a non-empty str, got {shown(self.name)}")
         _encoded("name", self.name)
         if not isinstance(self.key, bytes) or len(self.key) != _KEY_BYTES:
             kind = f"{len(self.key)} bytes" if isinstance(self.key, bytes) else shown(self.key)
             raise ValueError(f"key: expected {_KEY_BYTES} bytes, got {kind}")
 
     def seeds(self, user_ids: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-        """A seed for each user, (b,), below 2**53; O(b), a microsecond each.
+        """Return a seed below 2**53 for each user, (b,); O(b), about a microsecond each.
 
         Parameters
         ----------
         user_ids : sequence of str or int, length b
-            Each once. A number is its digits, as in the log: 7 and "7" are one user.
+            Unique. An int counts as its decimal text, as in the log: 7 and "7" are the same user.
 
         Raises
         ------
         ValueError
-            Naming the entry, where it is no id, or the user came before.
+            If an entry is not an id, or repeats a user; the message names the entry.
         """
         shift = 8 * 7 - _SEED_BITS
         hashes = self._hashes(user_ids, b"seed", 7)
         return np.array([int.from_bytes(each, "little") >> shift for each in hashes], np.uint64)
 
     def request_ids(self, user_ids: Sequence[Any] | npt.NDArray[Any]) -> list[str]:
-        """A request id for each user, length b: a UUID of version 5; otherwise as `seeds`."""
+        """Return a request id for each user, length b: UUIDs of version 5; otherwise as `seeds`."""
         made = []
         for each in self._hashes(user_ids, b"request", 16):
             text = each.hex()
@@ -87,7 +87,7 @@ class Run:
         return made
 
     def _hashes(self, user_ids: Any, what: bytes, size: int) -> Iterator[bytes]:
-        import hashlib  # `import fastrank` need not wait for it
+        import hashlib  # late, since it slows `import fastrank`
 
         name = self.name.encode()
         start = hashlib.blake2b(key=self.key, digest_size=size, person=what)
@@ -98,8 +98,8 @@ class Run:
             user = _text(i, value)
             if seen.setdefault(user, i) != i:
                 raise ValueError(
-                    f"user_ids[{i}]: {user!r} is there twice, as user_ids[{seen[user]}]: both"
-                    " would have the same seed and request id"
+                    f"user_ids[{i}]: {user!r} repeats user_ids[{seen[user]}]: both would have the"
+                    " same seed and request id"
                 )
             digest = start.copy()
             digest.update(_encoded(f"user_ids[{i}]", user))
@@ -107,11 +107,11 @@ class Run:
 
 
 def _text(i: int, value: object) -> str:
-    """As a log keeps it."""
+    """A user id as the text that a log stores."""
     found = plain_id(value)
     if isinstance(found, int) or (isinstance(found, str) and found):
         return str(found)
-    raise ValueError(f"user_ids[{i}]: expected a str that is not empty, or an int, got {value!r}")
+    raise ValueError(f"user_ids[{i}]: expected a non-empty str or an int, got {value!r}")
 
 
 def _encoded(name: str, text: str) -> bytes:

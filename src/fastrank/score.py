@@ -1,4 +1,4 @@
-"""What makes scores of dot products: an expression, or a function, with its parameters."""
+"""Scores other than dot products: an expression, or a function, with its parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ScoreLike: TypeAlias = str | Expression | ScoreFunction
 
 
 def as_score(given: Any) -> Expression | ScoreFunction | None:
-    """What was handed in for a score; None: the dot product itself."""
+    """The score that a caller passed; None for the dot product itself."""
     if isinstance(given, str):
         given = parsed(given)
     if isinstance(given, Expression):
@@ -39,11 +39,11 @@ def bind(
     n_items: int,
     id_at: Callable[[int], Any],
 ) -> Bound:
-    """Joins a score with columns and parameters; `id_at` gives the id of a position."""
+    """Join a score with columns and parameters; `id_at` returns the id of a position."""
 
     def refuse(position: int, what: str) -> str:
         with_params = f", with params {dict(params)}" if params else ""
-        # Machine code can only hand back a number for an exception.
+        # Machine code can only return a number for an exception.
         raised = " or an exception" if score.kind == "function" and what == "nan" else ""
         return (
             f"score: {shown(score.text)} gives the item {shown(id_at(position))} {what}{raised}"

@@ -1,6 +1,6 @@
-"""Sources that rank their items for a query: evaluation, plans and simulations call them.
+"""Scorer: a source that ranks its items for a query, for evaluation, plans and simulations.
 
-`eligible_of` is such a source under filters that are the same for all of its users.
+`eligible_of` makes one whose filters are the same for all users.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Eligible", "Scorer", "eligible_of"]
 
 
 class Scorer(Ranker, ABC):
-    """A source of scores that gives them for a query: `Catalog`, which documents the calls.
+    """A source that scores items for a query; `Catalog` is one, and documents the calls.
 
-    Rows, and values a row, are in the order of `item_ids`. A source that takes no bias refuses one
-    by name.
+    Rows, and arrays with one value per row, follow the order of `item_ids`. A source that takes no
+    bias refuses one with an error that names it.
     """
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Scorer(Ranker, ABC):
     @property
     @abstractmethod
     def dim(self) -> int:
-        """Length of a query."""
+        """Number of coordinates of a query."""
 
     @property
     @abstractmethod
@@ -45,11 +45,11 @@ class Scorer(Ranker, ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Another one for other items or scores: logs and caches know by it what ranked."""
+        """Identifies the items and their scores: logs and caches use it to tell what ranked."""
 
     @abstractmethod
     def scores(self, query: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Float32Array:
-        """Raw scores (n,), to the bit as rankings have them."""
+        """Return the raw scores (n,), exactly as in rankings."""
 
     @abstractmethod
     def rank(
@@ -64,7 +64,7 @@ class Scorer(Ranker, ABC):
         bias: npt.ArrayLike | None = None,
         threads: int = 1,
     ) -> Ranking:
-        """Draws one ranking."""
+        """Draw one ranking."""
 
     @abstractmethod
     def rank_batch(
@@ -79,7 +79,7 @@ class Scorer(Ranker, ABC):
         bias: npt.ArrayLike | None = None,
         threads: int = 1,
     ) -> RankingBatch:
-        """Draws one ranking for each of b users."""
+        """Draw one ranking for each of b users."""
 
     @abstractmethod
     def log_propensities(
@@ -92,7 +92,7 @@ class Scorer(Ranker, ABC):
         allow: Ids | None = None,
         bias: npt.ArrayLike | None = None,
     ) -> FloatArray:
-        """How probable any ranking is under a policy, place by place."""
+        """Compute how probable any ranking is under a policy, place by place."""
 
     @abstractmethod
     def log_propensities_batch(
@@ -105,22 +105,22 @@ class Scorer(Ranker, ABC):
         allow: Sequence[Ids | None] | None = None,
         bias: npt.ArrayLike | None = None,
     ) -> FloatArray:
-        """How probable b rankings are under each of p policies."""
+        """Compute how probable b rankings are under each of p policies."""
 
     @property
     def score(self) -> Score | None:
-        """What makes its scores of dot products, where it says so itself, as `Catalog.score`."""
+        """Its default score, as `Catalog.score`; None for dot products."""
         return None
 
     @property
     def features_version(self) -> str | None:
-        """Of the columns that its scores may have, as `Catalog.features_version`."""
+        """Version of the columns that its scores may use, as `Catalog.features_version`."""
         return None
 
     def score_of(
         self, logged: Score, features_version: str | None, any_version: bool = False
     ) -> dict[str, Any] | str:
-        """Arguments of calls that rank by a logged score; or why there are none."""
+        """The arguments of calls that rank by a logged score, or why that is impossible."""
         return "score_not_at_hand"
 
     def _n_allowed(
@@ -137,15 +137,15 @@ class Scorer(Ranker, ABC):
         raise ValueError("rules: scores that a function gives take none")
 
     def _rows_of(self, item_ids: Ids) -> Positions:
-        """Rows (m,) of ids, -1 where there is no such id."""
+        """Rows (m,) of ids, -1 for unknown ids."""
         return self._index.find("item_ids", item_ids, ordered=True)
 
     def _by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Values by position, in the order of rows."""
+        """Values by position, reordered by row."""
         return values
 
     def _left(self, exclude: Ids | None, allow: Ids | None) -> Mask:
-        """Which rows (n,) filters leave; ids are taken as `rank` takes them."""
+        """Which rows (n,) the filters leave; ids are accepted as in `rank`."""
         excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
         left = np.full(self._n_items, allowed is None)
         if allowed is not None:
@@ -162,14 +162,14 @@ class Eligible:
     ----------
     scorer : Scorer
     left : ndarray of bool, shape (n,)
-        Which rows those are.
+        Which rows these are.
     """
 
     def __init__(self, scorer: Scorer, left: Mask) -> None:
         self._scorer = scorer
         self._rows = np.flatnonzero(left)
         self.item_ids = scorer.item_ids[self._rows]
-        # The shorter list: every ranking reads it.
+        # The shorter of the two lists, since every ranking reads it.
         few = 2 * len(self._rows) <= len(left)
         self._filter = ("allow", self.item_ids) if few else ("exclude", scorer.item_ids[~left])
 
@@ -178,14 +178,14 @@ class Eligible:
 
     @property
     def version(self) -> str:
-        """That of the source."""
+        """Version of the source."""
         return self._scorer.version
 
     def scores(self, query: npt.ArrayLike) -> Float32Array:
-        """Raw scores (m,), to the bit as rankings have them."""
+        """Return the raw scores (m,), exactly as in rankings."""
         try:
             return self._scorer.scores(query)[self._rows]
-        except ValueError:  # an item that is left out may have none
+        except ValueError:  # an item that is left out may have no score
             name, ids = self._filter
             only: dict[str, Any] = {name: ids}
             ranking = self._scorer.rank(query, len(self), policy=Deterministic(), **only)
@@ -201,23 +201,23 @@ class Eligible:
         policy: Policy | Sequence[Policy],
         seeds: Sequence[int] | npt.NDArray[Any] | None = None,
     ) -> RankingBatch:
-        """Draws one ranking for each of b users."""
+        """Draw one ranking for each of b users."""
         name, ids = self._filter
         same: dict[str, Any] = {name: [ids] * np.shape(queries)[0]}
         return self._scorer.rank_batch(queries, k, policy=policy, seeds=seeds, **same)
 
 
 def eligible_of(scorer: Scorer, exclude: Ids | None, allow: Ids | None) -> Scorer | Eligible:
-    """What filters leave of a source; the source itself where they leave everything.
+    """Restrict a source to what filters leave; return the source itself if they leave all of it.
 
     Raises
     ------
     ValueError
-        For what is no filter; where no item is left.
+        If a filter is invalid, or leaves no item.
 
     Notes
     -----
-    O(n), and what a look-up of the ids takes.
+    O(n), and the time to look up the ids.
 
     Examples
     --------

@@ -1,9 +1,9 @@
-"""Score functions: what an expression cannot say, written in Python and compiled by Numba.
+"""Score functions: scores that an expression cannot state, in Python compiled by Numba.
 
-A function is scalar: it gets one item's dot product, the columns and parameters that it names, and
-returns that item's score. The loop over items is fastrank's, so nothing is written out of bounds; a
-result that is not finite, or an exception, is an error that names the item. `exp`, `log` and
-`sigmoid` here are those that Numba makes vectors of.
+A function is scalar: it receives one item's dot product and the columns and parameters that it
+names, and returns that item's score. fastrank runs the loop over items, so nothing is written out
+of bounds; a result that is not finite, or an exception, is an error that names the item. `exp`,
+`log` and `sigmoid` here are versions that Numba can vectorise.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ _OWN = (exp, log, sigmoid)
 
 
 def score_function(function: Callable[..., Any]) -> ScoreFunction:
-    """Makes a score function of a Python function.
+    """Make a score function from a Python function.
 
     Parameters
     ----------
     function : callable
-        Its arguments are `dot`, names of columns (numbers and booleans), and, for what is neither,
-        parameters of a call, with or without a default. It is scalar, and returns a number.
+        Its arguments are `dot`, names of columns (numbers and booleans), and parameters of a call,
+        with or without a default: every name that is no column is a parameter. It is scalar and
+        returns a number.
 
     Returns
     -------
     ScoreFunction
-        For ``score=``. Numba compiles it when it is first asked for, and the machine code is kept
-        for the next process.
+        For ``score=``. Numba compiles it on first use, and the machine code is kept for the next
+        process.
 
     Raises
     ------
     ValueError
-        If its source cannot be read, or holds what a score function cannot.
+        If its source cannot be read, or contains what a score function may not.
 
     Notes
     -----
-    Numbers are float32, those written in the function, too: the arithmetic is IEEE's without
+    Numbers are float32, including those written in the function. Arithmetic is plain IEEE without
     shortcuts, the same on every CPU.
 
     Examples
@@ -109,14 +110,14 @@ class ScoreFunction:
     Attributes
     ----------
     text : str
-        Its name.
+        The function's name.
     path : str
-        ``module:name``, by which a saved catalog says which function it wants.
+        ``module:name``, by which a saved catalog identifies the function it needs.
     hash : str
         SHA-256 of its source, arguments, and the numbers and functions that it refers to.
     arguments : tuple of str
     names : frozenset of str
-        Its arguments but `dot`.
+        Its arguments without `dot`.
     """
 
     kind = "function"
@@ -145,7 +146,7 @@ class ScoreFunction:
         return f"ScoreFunction({self.path}({', '.join(self.arguments)}))"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The Python function itself, for one item."""
+        """Call the Python function itself, for one item."""
         return self.function(*args, **kwargs)
 
     def bind(
@@ -155,12 +156,12 @@ class ScoreFunction:
         n_items: int,
         refuse: Callable[[int, str], str],
     ) -> _native.Function:
-        """The function with its columns and parameters, as the core takes it.
+        """Join the function with its columns and parameters, as the core takes it.
 
         Raises
         ------
         ValueError
-            Where a name or a type does not fit, or Numba cannot compile it.
+            If a name or a type does not fit, or Numba cannot compile it.
         """
         kinds = {} if features is None else features.columns
         unknown = [name for name in params if name not in self.names or name in kinds]
@@ -214,7 +215,7 @@ class ScoreFunction:
         return _remade(self.function, self._tree, self._referred)
 
     def as_helper(self) -> Any:
-        """What other functions call, as Numba compiles it."""
+        """The function compiled by Numba, for other functions to call."""
         if self._dispatcher is None:
             self._dispatcher = dispatcher(self.as_float32())
         return self._dispatcher
@@ -274,10 +275,10 @@ def _source_of(function: types.FunctionType) -> ast.FunctionDef:
 
 
 def _check_assigned(tree: ast.FunctionDef) -> None:
-    """Refuses a name that may be read before it has a value, which Numba would take for 0.
+    """Refuse a name that may be read before it has a value, which Numba would take for 0.
 
-    Python finds that when it comes to it; here no item should have to. What a loop assigns may
-    never be assigned, so that it wants a value before the loop.
+    Python finds out only when the line runs; here no item should fail. A loop may run zero times,
+    so what it assigns needs a value before the loop.
     """
     own = {
         node.id
@@ -286,7 +287,7 @@ def _check_assigned(tree: ast.FunctionDef) -> None:
     }
 
     def read(node: ast.AST | None, known: set[str]) -> set[str]:
-        """What is known after an expression."""
+        """The names with a value after an expression."""
         known = set(known)
         for each in ast.walk(node) if node is not None else ():
             if isinstance(each, ast.comprehension):
@@ -308,7 +309,7 @@ def _check_assigned(tree: ast.FunctionDef) -> None:
         return known | names
 
     def block(body: list[ast.stmt], known: set[str] | None) -> set[str] | None:
-        """What is known after statements; None: nothing comes after them."""
+        """The names with a value after statements; None if nothing runs after them."""
         for node in body:
             if known is None:
                 return None
@@ -376,14 +377,14 @@ def _arguments_of(function: types.FunctionType) -> tuple[tuple[str, ...], dict[s
     return names, defaults
 
 
-# Helpers of one function by the Python function: each is read once. None: it is being read.
+# Helpers of one function by their Python function: each is read once. None: being read.
 _Helpers: TypeAlias = "dict[types.FunctionType, ScoreFunction | None]"
 
 
 def _referred(
     function: types.FunctionType, tree: ast.FunctionDef, helpers: _Helpers
 ) -> Iterator[tuple[str, Any]]:
-    """What a function refers to outside, by name; what cannot be compiled is refused."""
+    """What a function refers to outside itself, by name; what cannot be compiled is refused."""
     free = function.__code__.co_freevars
     cells = function.__closure__ or ()
     outside = dict(zip(free, cells, strict=True))
@@ -408,7 +409,7 @@ def _referred(
 
 
 def _known(within: str, name: str, value: Any, helpers: _Helpers) -> Any:
-    """A value that a function refers to, as it is now: later ones of that name do not count."""
+    """A value that a function refers to, as it is now, whatever is assigned later."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool | int | float | ScoreFunction) or any(value is f for f in _OWN):
@@ -425,7 +426,7 @@ def _known(within: str, name: str, value: Any, helpers: _Helpers) -> Any:
     home = (getattr(value, "__module__", None) or type(value).__module__).split(".")[0]
     if callable(value) and home in _LIBRARIES:
         return value
-    plain = getattr(value, "py_func", value)  # of what Numba compiled, by options of its own
+    plain = getattr(value, "py_func", value)  # where Numba compiled it by itself
     if not isinstance(plain, types.FunctionType):
         raise ValueError(
             f"score_function: {within}: {name!r} is {shown(value)}: it can refer to numbers, to"
@@ -461,8 +462,8 @@ def _identity(value: Any) -> str:
 
 
 class _Narrow(ast.NodeTransformer):
-    """Numbers that are written in a function, as float32: as float64 they would make all of it
-    that. Exponents and what indexes or counts stay integers."""
+    """Make the numbers written in a function float32: as float64 they would widen all of its
+    arithmetic. Exponents, indices and counts stay integers."""
 
     def __init__(self, tree: ast.FunctionDef) -> None:
         self.constants: dict[str, np.float32] = {}
@@ -508,7 +509,7 @@ class _Narrow(ast.NodeTransformer):
 
 
 class _Checked(ast.NodeTransformer):
-    """Has what // and % divide by looked at: an integer that is 0 raises, as in Python."""
+    """Check the divisors of // and %: an integer 0 raises, as in Python."""
 
     def __init__(self, name: str) -> None:
         self._name = name

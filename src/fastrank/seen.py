@@ -1,8 +1,8 @@
 """What each user has seen: lists of items that their rankings leave out, kept with a model.
 
-All lists lie in one array, one behind the other, with where each begins: 4 bytes a pair, mapped
-from the model's directory, and 8 a user. They are named by a hash of their content and of the ids
-of users and items, so that name and the user say in a log row what was left out.
+All lists lie in one array, one after another, beside an array of their offsets: 4 bytes per pair,
+mapped from the model's directory, and 8 per user. The id of the lists is a hash of their content
+and of the ids of users and items. A log row with this id and the user thus says what was left out.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _MOST_ITEMS = 2**32
 
 
 class Seen(NamedTuple):
-    """One user's list, as `Model.seen` gives it and `Catalog.rank` takes it.
+    """One user's list, as `Model.seen` returns it and `Catalog.rank` accepts it.
 
     Attributes
     ----------
     id : str
-        Of the lists of all users, `Model.seen_id`: what logs name.
+        Id of the lists of all users: `Model.seen_id`, which logs record.
     catalog : str
-        Digest of the item ids that `items` counts in.
+        Digest of the item ids that `items` are positions in.
     items : ndarray of uint32, shape (m,)
         Positions in the catalog, ascending; a view of the mapped file.
     """
@@ -47,10 +47,10 @@ class SeenLists:
     ----------
     arrays : mapping of str to ndarray
         `seen_offsets`, int64 (u + 1,), and `seen_items`, uint32 (p,), as they are saved.
-    user_ids, item_ids : str
-        Digests of whose, and which, they are.
     digests : mapping of str to str
-        Of the arrays.
+        Digests of the arrays.
+    user_ids, item_ids : str
+        Digests of the model's user ids and the catalog's item ids.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class SeenLists:
         self.id = content_hash({"users": user_ids, "items": item_ids, **lists})
 
     def __len__(self) -> int:
-        """Pairs."""
+        """How many pairs of a user and an item there are."""
         return len(self._items)
 
     def of(self, row: int) -> Seen | None:
-        """The list of the user in this row; None for an empty one. Copies nothing."""
+        """Return the list of the user in this row, without a copy; None if it is empty."""
         start, end = self._offsets[row : row + 2].tolist()
         if start == end:
             return None
@@ -83,11 +83,13 @@ class SeenLists:
 
 
 def arrays_of(rows: Positions, items: Positions, n_users: int, n_items: int) -> dict[str, AnyArray]:
-    """What is saved of pairs (m,) of a user's row and an item's position, in any order, repeats
-    among them; O(m log m)."""
+    """Make the arrays to save from m pairs of a user's row and an item's position. O(m log m).
+
+    Pairs may come in any order, and repeats are dropped.
+    """
     if n_items > _MOST_ITEMS:
         raise ValueError(
-            f"items: lists are of catalogs of at most {_MOST_ITEMS:,}, got {n_items:,}"
+            f"items: got a catalog of {n_items:,} items; expected at most {_MOST_ITEMS:,}"
         )
     pairs = np.unique(rows * n_items + items)
     owners, kept = np.divmod(pairs, max(n_items, 1))

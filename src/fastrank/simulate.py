@@ -588,7 +588,7 @@ class RankingLog(Protocol):
         reward_kind: str,
         ts: datetime,
     ) -> Any:
-        """Adds one ranking."""
+        """Add one ranking."""
 
 
 def write_log(
@@ -608,7 +608,7 @@ def write_log(
     params: Mapping[str, Any] | None = None,
     start: datetime = datetime(2026, 1, 1, tzinfo=UTC),
 ) -> None:
-    """Serves rankings to random users of a world, and logs them with their clicks.
+    """Serve rankings to random users of a world, and log them with their clicks.
 
     Parameters
     ----------

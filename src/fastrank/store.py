@@ -89,7 +89,7 @@ def write(
     arrays: Mapping[str, AnyArray],
     digests: Mapping[str, str],
 ) -> None:
-    """Writes arrays and manifest; an existing fastrank directory is replaced.
+    """Write arrays and manifest; an existing fastrank directory is replaced.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable, where its file system can."""
+    """Make the names in a directory durable, where its file system can."""
     try:
         sync(path)
     except OSError as error:
@@ -222,7 +222,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _remove_unnamed(path: Path) -> None:
-    """Removes our files that the manifest does not name: those before, and of killed writers.
+    """Remove our files that the manifest does not name: those before, and of killed writers.
 
     What cannot be removed stays for the next time.
     """

@@ -274,7 +274,7 @@ def _all_columns(path: Path) -> dict[str, AnyArray | list[Any]]:
 
 
 def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Columns) -> None:
-    """Refuses names of columns that would not be used: the caller believes that they are."""
+    """Refuse names of columns that would not be used: the caller believes that they are."""
     if file_format(path) == "parquet":
         return
     for kind, array in _ARRAYS.items():

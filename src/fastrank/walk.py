@@ -570,7 +570,7 @@ class _Draw:
         return self.call.log_weights(np.array(positions, np.int64), scores)
 
     def judge_places(self, places: list[_Place], found: FloatArray) -> float:
-        """Fills in what the draws did not tell; the loss of digits."""
+        """Fill in what the draws did not tell; the loss of digits."""
         call, reserved = self.call, self.state.reserved
         total = call.flat_total()
         if total is None and self.first is not None and self.opening is not None:

@@ -378,7 +378,7 @@ def read(body: bytes, max_ids: int | None = None) -> Request:
     Raises
     ------
     RequestError
-        Naming the field.
+        If a field is invalid; the message names the field.
 
     Examples
     --------

@@ -136,7 +136,7 @@ def table_log(
 
 @contextmanager
 def saying_options() -> Iterator[None]:
-    """Makes a UsageError of what is wrong with a table's columns, in terms of the options."""
+    """Make a UsageError of what is wrong with a table's columns, in terms of the options."""
     try:
         yield
     except ColumnsError as error:

@@ -58,7 +58,7 @@ def read_events(
     Raises
     ------
     ValueError
-        Naming file, row and value.
+        If a row is invalid; the message names the file, the row and the value.
     """
     files = files_at(paths, _FORMATS, what)
     parts: list[T] = []

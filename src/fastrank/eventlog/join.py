@@ -238,7 +238,7 @@ def _begun(directory: Path) -> int:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what killed joins left: they may have filled the disk. Living ones have a lock."""
+    """Remove what killed joins left: they may have filled the disk. Living ones have a lock."""
     for leftover, name in leftovers(target.parent):
         if name != target.name:
             continue

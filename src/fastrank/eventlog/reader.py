@@ -142,7 +142,7 @@ class LogReader:
         omit: Sequence[str] = (),
         batch_rows: int = 65_536,
     ) -> LogReader:
-        """Reads tables in the log's schema, as `from_obd` makes them; all else as for files.
+        """Read tables in the log's schema, as `from_obd` makes them; all else as for files.
 
         Tables of an iterator, which gives them once, are kept from the first reading on, and take
         their memory; of a list they are there anyway, and what makes them anew each time, as

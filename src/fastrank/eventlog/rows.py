@@ -190,7 +190,7 @@ def _list_of_bytes(parts: Iterable[bytes], lengths: Iterable[int], dtype: Any) -
     return pa.ListArray.from_arrays(_offsets(lengths), pa.array(values))
 
 
-# Checks on what callers hand in.
+# Checks on what callers pass.
 
 
 def items_of(ranking: Ranking) -> tuple[IdKind, Any]:

@@ -112,7 +112,7 @@ class Batch:
         Raises
         ------
         ValueError
-            Naming the argument, the row and the value.
+            If an argument is invalid; the message names the argument, the row and the value.
 
         Examples
         --------

@@ -47,12 +47,12 @@ class Log(Protocol):
 
 
 def check_log(log: object) -> None:
-    """That it is read as a log; a ValueError says what to hand in."""
+    """That it is read as a log; a ValueError says what to pass."""
     if all(hasattr(log, name) for name in ("survey", "strata", "report")):
         return
     got = shown(log)
     if isinstance(log, str | Path):
-        raise ValueError(f"log: expected a LogReader, got {got}; hand in LogReader({got})")
+        raise ValueError(f"log: expected a LogReader, got {got}; pass LogReader({got})")
     raise ValueError(
         f"log: expected a LogReader, got {got}, a {type(log).__name__}; tables of another making"
         " are for evaluate_table, or from_table"

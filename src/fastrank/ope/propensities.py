@@ -590,7 +590,7 @@ class _LoggedRow:
 
 
 def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support) -> Judged:
-    """Log-propensities that were handed in, checked."""
+    """Log-propensities that were passed, checked."""
     shape = batch.log_propensities.shape
     array = np.array(values, np.float64)
     if array.shape != shape:

@@ -181,7 +181,7 @@ def question(
 def _evaluation_policies(policies: object) -> list[EvaluationPolicy]:
     if isinstance(policies, Mapping):
         raise ValueError(
-            f"policies: expected a sequence of evaluation policies, got {shown(policies)}; hand in"
+            f"policies: expected a sequence of evaluation policies, got {shown(policies)}; pass"
             " a list of ByModel(label, policy, model)"
         )
     found = list(as_column("policies", policies, "a sequence of evaluation policies"))
@@ -190,7 +190,7 @@ def _evaluation_policies(policies: object) -> list[EvaluationPolicy]:
             policy = shown(each) if isinstance(each, Policy) else "policy"
             raise ValueError(
                 f"policies: row {j}: expected a ByModel, FromColumn, FromRows or ByFunction, got"
-                f" {shown(each)}; hand in ByModel(label, {policy}, model) for one"
+                f" {shown(each)}; pass ByModel(label, {policy}, model) for one"
             )
     return found
 

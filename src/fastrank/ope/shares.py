@@ -38,7 +38,7 @@ class Shares:
     Raises
     ------
     ValueError
-        Naming the argument and the value.
+        If an argument is invalid; the message names the argument and the value.
 
     Examples
     --------

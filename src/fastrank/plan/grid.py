@@ -292,7 +292,7 @@ def explore(
     Raises
     ------
     ValueError
-        Naming the argument and the value.
+        If an argument is invalid; the message names the argument and the value.
 
     Notes
     -----

@@ -1,8 +1,8 @@
-"""Policies: what decides how a ranking is drawn, as frozen values.
+"""Policies: frozen values that decide how a ranking is drawn.
 
-A policy holds parameters, and says its law and its sampler; a catalog draws from it. It has two
-names: the *inference type*, which logs and answers write, and a short one. Wherever a policy is
-named, either is taken: `inference_type_of` reads it, and `policy` makes the value of it.
+A policy holds parameters, and states its law and its sampler; a catalog draws from it. Each has two
+names: the *inference type*, written to logs and answers, and a short one. Arguments accept either:
+`inference_type_of` reads the name, and `policy` constructs the policy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
     "words_of_names",
 ]
 
-# Inference type -> (class, arguments that the name fixes, parameters that it takes).
+# Inference type -> (class, arguments that the name fixes, parameters that it accepts).
 INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, ...]]] = {
     "deterministic": (Deterministic, {}, ()),
     "stochastic_plackett_luce": (PlackettLuce, {"sampler": "sequential"}, ("temperature",)),
@@ -75,20 +75,20 @@ INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, 
 
 
 class Name(NamedTuple):
-    """What people call an inference type, and what it does, in a line."""
+    """The short name of an inference type, and a line on what it does."""
 
     short: str
     words: str
 
 
-# Those to be taken first come first: Plackett-Luce in one pass before the textbook's way.
+# Recommended ones come first: Plackett-Luce in one pass before the textbook's sampler.
 NAMES: Mapping[str, Name] = {
     "deterministic": Name("deterministic", "the k best by score, always"),
     "stochastic_gumbel_softmax_trick": Name(
         "plackett_luce", "Plackett-Luce in one pass, by Gumbel noise"
     ),
     "stochastic_plackett_luce_auto": Name(
-        "plackett_luce_auto", "Plackett-Luce from the user's table, or else in one pass"
+        "plackett_luce_auto", "Plackett-Luce from the user's table, otherwise in one pass"
     ),
     "stochastic_plackett_luce_cached": Name(
         "plackett_luce_cached", "Plackett-Luce from a table kept for the user"
@@ -106,11 +106,11 @@ NAMES: Mapping[str, Name] = {
 _OF_SHORT = {row.short: name for name, row in NAMES.items()}
 
 TABLED = frozenset({"cached", "auto"})
-"""Samplers that draw from a user's table, where it is ready."""
+"""Samplers that draw from a user's table if it is ready."""
 
 
 class Parameter(NamedTuple):
-    """What a parameter of a policy may be, wherever it is handed in."""
+    """The range and the meaning of a policy's parameter."""
 
     low: float
     high: float
@@ -123,28 +123,28 @@ PARAMETERS: Mapping[str, Parameter] = {
         MIN_TEMPERATURE, MAX_TEMPERATURE, False, "T of the softmax of scores / T"
     ),
     "epsilon": Parameter(0.0, 1.0, False, "probability of exploring, for each place"),
-    "m": Parameter(1, MAX_CANDIDATES, True, "how many candidates, the best that an index finds"),
+    "m": Parameter(1, MAX_CANDIDATES, True, "number of candidates, the best that an index finds"),
     "factor": Parameter(
-        MIN_FACTOR, 1.0, False, "weight of any other item, in that of the last candidate"
+        MIN_FACTOR, 1.0, False, "weight of any other item, relative to the last candidate's"
     ),
-    "head": Parameter(0, MAX_HEAD, True, "first places that show the best items; 0: none"),
+    "head": Parameter(0, MAX_HEAD, True, "number of first places that show the best items"),
 }
 
 
 def inference_type_of(name: str, argument: str = "inference_type") -> str:
-    """The inference type of a policy's name, which may be short; that of an inference type itself.
+    """Return the inference type for a policy's name, short or not.
 
     Parameters
     ----------
     name : str
         A key of `INFERENCE_TYPES`, or a short name of `NAMES`.
     argument : str
-        What errors name.
+        Name of the argument, for errors.
 
     Raises
     ------
     ValueError
-        For a name that is neither: with the names there are, and the nearest one, if one is near.
+        If the name is unknown; the message lists the names, and a similar one if there is one.
 
     Examples
     --------
@@ -170,7 +170,7 @@ def inference_type_of(name: str, argument: str = "inference_type") -> str:
 
 
 def short_name(inference_type: str) -> str:
-    """What people call an inference type; of one that is not in `NAMES`, the same.
+    """Return the short name of an inference type; an unknown type is returned unchanged.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def short_name(inference_type: str) -> str:
 
 
 def names_of(inference_types: Iterable[str]) -> list[str]:
-    """All names of some inference types: themselves, and then the short ones that differ.
+    """List all names of some inference types: the types first, then short names that differ.
 
     Examples
     --------
@@ -194,7 +194,7 @@ def names_of(inference_types: Iterable[str]) -> list[str]:
 
 
 def words_of_names(inference_types: Iterable[str] = NAMES) -> str:
-    """A phrase for each of some inference types: its short name, the one in logs, what it does.
+    """Describe inference types, a phrase for each: short name, name in logs, what it does.
 
     Examples
     --------
@@ -210,7 +210,7 @@ def words_of_names(inference_types: Iterable[str] = NAMES) -> str:
 
 
 def parameters_of(inference_type: str) -> tuple[str, ...]:
-    """What a policy takes by its name: its own parameters, and ``head`` if it takes one.
+    """List the parameters that `policy` accepts for a name: the policy's own, and maybe ``head``.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def parameters_of(inference_type: str) -> tuple[str, ...]:
 
 
 def law_name(inference_type: str) -> str:
-    """The law that a policy of a name draws by; of a name that is not known, the name itself.
+    """Return the name of a policy's law; an unknown name is returned unchanged.
 
     Examples
     --------
@@ -235,7 +235,7 @@ def law_name(inference_type: str) -> str:
 
 
 def sampler_name(inference_type: str) -> str | None:
-    """Which of its law's samplers a policy's name means; None where there is but one.
+    """Return the sampler that a policy's name selects; None if its law has only one.
 
     Examples
     --------
@@ -247,22 +247,22 @@ def sampler_name(inference_type: str) -> str | None:
 
 
 def policy(inference_type: str, **params: Any) -> Policy:
-    """The policy of a name; the inverse of ``policy.inference_type``.
+    """Make a policy from its name; the inverse of ``policy.inference_type``.
 
     Parameters
     ----------
     inference_type : str
-        ``plackett_luce``, say: a key of `INFERENCE_TYPES`, as logs write it, or a short name.
+        A short name, such as ``plackett_luce``, or a key of `INFERENCE_TYPES`, as in logs.
         ``stochastic_plackett_luce`` is the textbook's sampler, which is slow:
         ``plackett_luce`` draws from the same law in one pass.
     **params : float
-        The policy's own parameters, ``temperature`` or ``epsilon`` say, and ``head`` for
+        The policy's own parameters, such as ``temperature`` or ``epsilon``, and ``head`` for
         `BestFirst`.
 
     Raises
     ------
     ValueError
-        For an unknown name, or a parameter that the policy does not take.
+        If the name is unknown, or the policy does not accept a parameter.
 
     Examples
     --------
@@ -282,16 +282,17 @@ def policy(inference_type: str, **params: Any) -> Policy:
 
 
 def completed(inference_type: str, stated: Mapping[str, Any], *usual: Policy | None) -> Policy:
-    """The policy of a name; what is not stated of it is taken from the first of others that has it.
+    """Make a policy from its name, with missing parameters taken from other policies.
 
     Parameters
     ----------
     inference_type : str
-        As `policy` takes it.
+        As for `policy`.
     stated : mapping of str to float
-        Parameters.
+        Parameters that are given.
     *usual : Policy or None
-        A server's policy, say, and the model's. What none of them has is the type's own default.
+        Policies, such as a server's and the model's. A missing parameter is taken from the first
+        of them that has it, or else is the default.
 
     Raises
     ------

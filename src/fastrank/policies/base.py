@@ -1,4 +1,4 @@
-"""What a policy is: a frozen value that says a law, and by what it is drawn."""
+"""What a policy is: a frozen value that states a law, and the sampler that draws from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_TEMPERATURE = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """P(the next item | the items above it): what all that computes with a policy takes of it.
+    """P(next item | items above it): the form in which computations use a policy.
 
     The first `head` places show the best item left. Each place after them shows, with probability
     `explore`, an item drawn from softmax(scores / T) of what is left, and otherwise the best one
@@ -38,14 +38,14 @@ class Law:
     explore : float
         In [0, 1].
     temperature : float
-        T, above 0; infinite where the scores play no part.
+        T > 0; infinite if scores play no part.
     head : int
-        From 0.
+        At least 0.
 
     Raises
     ------
     ValueError
-        For a number out of its range: nothing draws by such a law.
+        If a number is out of its range.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Law:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether each place shows any item left, all alike."""
+        """Whether each place shows any item left, with equal probabilities."""
         return self.explore == 1.0 and self.head == 0 and self.temperature == math.inf
 
     @property
@@ -84,33 +84,33 @@ class Law:
 
     @property
     def is_certain(self) -> bool:
-        """Whether there is one ranking and no other."""
+        """Whether only one ranking is possible."""
         return self.explore == 0.0
 
     @property
     def steepness(self) -> float:
-        """1 / T; 0 where the scores play no part."""
+        """1 / T; 0 if the scores play no part."""
         return 1.0 / self.temperature
 
     def explore_at(self, place: int) -> float:
-        """`explore` at one place, counted from 0."""
+        """Return `explore` at a place, counted from 0: 0 within the head."""
         return 0.0 if place < self.head else self.explore
 
 
 class Policy(ABC):
-    """What decides how a ranking is drawn; the base of every policy.
+    """The base class of policies, which decide how a ranking is drawn.
 
     Attributes
     ----------
     law : Law or None
-        None where no `Law` says it: then what would compute with it refuses it by name.
+        None if no `Law` describes the policy; computations that need one then refuse it by name.
     sampler : str or None
-        Which of the native samplers draws it; None where none does.
+        The native sampler that draws it; None if none does.
     law_name : str
-        Under which logs know the law, whichever sampler draws it; by default the inference type.
+        Name of the law in logs, whichever sampler draws it; by default the inference type.
     takes_head : bool
-        Whether `BestFirst` may stand above it, and its inference type takes ``head``. False where
-        the law has a head of its own, or draws nothing.
+        Whether `BestFirst` can wrap the policy, so that its inference type accepts ``head``. False
+        if the law has a head of its own, or draws nothing.
     """
 
     __slots__ = ()
@@ -119,12 +119,12 @@ class Policy(ABC):
     @property
     @abstractmethod
     def inference_type(self) -> str:
-        """The name under which services and logs know it."""
+        """The policy's name in services and logs."""
 
     @property
     @abstractmethod
     def params(self) -> dict[str, float]:
-        """What makes the same policy of its inference type."""
+        """The parameters that, with the inference type, make the same policy."""
 
     @property
     def law(self) -> Law | None:
@@ -139,48 +139,50 @@ class Policy(ABC):
         return self.inference_type
 
     def with_sampler(self, sampler: str) -> Policy:
-        """The same law by another of its samplers; a ValueError where it has but one."""
-        raise ValueError(f"policy: it has no sampler {sampler!r}: {shown(self)}")
+        """Return the same law with another sampler; a ValueError if it has only one."""
+        raise ValueError(f"policy: {shown(self)} has no sampler {sampler!r}")
 
     def at_temperature(self, temperature: float) -> Policy:
-        """The policy at another temperature; itself where its law has none.
+        """Return the policy at another temperature; itself if its law has none.
 
-        A policy whose law has one says how: here it is a ValueError.
+        Policies whose law has a temperature override this method, which raises a ValueError.
         """
         law = self.law
         if law is None or law.temperature == math.inf:
             return self
-        raise ValueError(f"policy: it has no at_temperature: {shown(self)}")
+        raise ValueError(f"policy: {shown(self)} has no at_temperature")
 
     def scaled(self, factor: float) -> Policy:
-        """The policy with `factor` times its ``temperature``; itself where its law has none.
+        """Return the policy at `factor` times its ``temperature``; itself if its law has none.
 
         Raises
         ------
         ValueError
-            If the product leaves the range of temperatures, or the law has a temperature that is
-            no parameter of that name, by which logs and strata know the factor.
+            If the product leaves the range of temperatures, or the law has a temperature but the
+            policy no parameter ``temperature``, from which logs and strata derive the factor.
         """
         law = self.law
         if law is None or law.temperature == math.inf:
             return self
         if "temperature" not in self.params:
-            raise ValueError(f"policy: it has no parameter temperature: {shown(self)}")
+            raise ValueError(f"policy: {shown(self)} has no parameter temperature")
         return self.at_temperature(law.temperature * factor)
 
 
 def law_of(policy: object, name: str = "policy") -> Law:
-    """The law of a policy; a ValueError naming what has none."""
+    """Return the law of a policy; a ValueError, naming the policy, if it has none."""
     law = policy.law if isinstance(policy, Policy) else None
     if law is None and isinstance(policy, Policy) and policy.sampler is not None:
-        raise ValueError(f"{name}: here laws of the scores alone are known, not {shown(policy)}")
+        raise ValueError(
+            f"{name}: expected a policy whose law depends on scores alone, got {shown(policy)}"
+        )
     if not isinstance(law, Law):
         raise no_policy(name, policy)
     return law
 
 
 def no_policy(name: str, value: object) -> ValueError:
-    """What to raise for what is no policy of fastrank's, saying how to make one."""
+    """Make the error for a value that is not a policy of fastrank; it says how to make one."""
     if isinstance(value, str):
         how = f"; fastrank.policy({shown(value)}) makes one of its name"
     elif isinstance(value, type) and issubclass(value, Policy):
@@ -191,13 +193,13 @@ def no_policy(name: str, value: object) -> ValueError:
 
 
 def is_frozen(policy: Policy) -> bool:
-    """Whether what a policy said once may be kept: only a frozen dataclass says the same again."""
+    """Say whether a policy's answers may be cached: only a frozen dataclass cannot change them."""
     made = vars(type(policy)).get("__dataclass_params__")
     return made is not None and bool(made.frozen)
 
 
 def real(name: str, value: object, low: float, high: float) -> float:
-    """A parameter as a float in [low, high]."""
+    """Return a parameter as a float in [low, high]; a ValueError if it is none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}: expected a real number, got {shown(value)}")
     try:

@@ -1,4 +1,4 @@
-"""The first places by score, the rest drawn."""
+"""BestFirst: the first places by score, the rest drawn."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MAX_HEAD = 1_000_000
 class BestFirst(Policy):
     """Show the best items in the first places, and draw the rest from what is left.
 
-    The head's log-propensities are 0, so a log says nothing about what else could have stood
-    there; all places below it can be evaluated. With `seed` it is the deterministic head, and then
-    the ranking that `then` draws with that seed where the head is excluded.
+    The head's log-propensities are 0, so a log holds no information about other items there; all
+    places below the head can be evaluated. For a given seed, the ranking is the deterministic head
+    followed by the ranking that `then` draws with that seed and the head excluded.
 
     Parameters
     ----------
     head : int
-        How many places, from 1 to 1,000,000. A ranking of no more places than that is the
-        deterministic one.
+        Number of places in the head, from 1 to 1,000,000. A ranking of at most so many places is
+        deterministic.
     then : Policy
-        `PlackettLuce`, `EpsilonGreedy` or any other that draws from its first place on. Services
-        and logs know the policy under this one's inference type, with a parameter ``head``.
+        `PlackettLuce`, `EpsilonGreedy` or another policy that draws from its first place on. Its
+        inference type, with a parameter ``head``, names the policy in services and logs.
 
     Examples
     --------
@@ -69,12 +69,12 @@ class BestFirst(Policy):
 
     @property
     def sampler(self) -> str | None:
-        """That of `then`."""
+        """The sampler of `then`."""
         return self.then.sampler
 
     @property
     def law_name(self) -> str:
-        """That of `then`: the head is a parameter."""
+        """The name of the law of `then`: the head is a parameter."""
         return self.then.law_name
 
     def with_sampler(self, sampler: str) -> BestFirst:

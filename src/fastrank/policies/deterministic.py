@@ -1,4 +1,4 @@
-"""The best k."""
+"""Deterministic: the best k by score."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["Deterministic"]
 class Deterministic(Policy):
     """Show the k best items by score, always; ties go to the earlier item.
 
-    Its log-propensities are 0: a log made under it says nothing about any
-    item that it did not show.
+    Its log-propensities are 0: a log of its rankings holds no information
+    about items that were not shown.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The best, or any."""
+"""EpsilonGreedy: the best item left, or any item left."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ __all__ = ["EpsilonGreedy"]
 
 @dataclass(frozen=True, slots=True)
 class EpsilonGreedy(Policy):
-    """At each place: the best item left, or, with probability epsilon, any item left, uniformly.
+    """Show, at each place, the best item left or, with probability epsilon, a uniform draw.
 
-    The exploring draw may hit the best item too, so its propensity is
-    (1 - epsilon) + epsilon / left, and epsilon / left for every other item.
+    The uniform draw can also pick the best item, so the best item's propensity is
+    (1 - epsilon) + epsilon / left, and that of every other item epsilon / left, for `left` items
+    not shown yet.
 
     Parameters
     ----------
     epsilon : float
-        Probability of exploring, in [0, 1], for each place on its own.
+        Probability of exploring, in [0, 1], independently at each place.
 
     Examples
     --------

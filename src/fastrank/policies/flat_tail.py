@@ -1,4 +1,4 @@
-"""The best that an index finds by their scores, and all others alike."""
+"""FlatTail: candidates that an index finds, by their scores, and equal weights for the others."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ MIN_FACTOR = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class FlatTail(Policy):
-    """Draw items one after another: m candidates by softmax(scores / T), all others alike.
+    """Draw items one after another: m candidates weighted by score, all others weighted equally.
 
-    The m best eligible items that the catalog's index finds are the candidates, with weights
-    exp(score / T). Every other eligible item has one and the same weight: `factor` times that of
-    the candidate with the lowest score. So each item can be shown, the index has to find m items
-    and not to score all, and the propensity of what is shown is exact, whatever the index missed.
-    Of a catalog without an index the candidates are the m best, found by a pass.
+    The candidates are the m best eligible items that the catalog's index finds; they have weights
+    exp(score / T). Every other eligible item has the same weight: `factor` times the weight of the
+    candidate with the lowest score. Thus every item can be shown, though only m items are scored,
+    and the propensity of what is shown is exact, whatever the index missed. In a catalog without an
+    index the candidates are the m best items, found by a pass.
 
     Parameters
     ----------
     temperature : float
-        T, as that of `PlackettLuce`.
+        T, as for `PlackettLuce`.
     m : int
-        How many candidates, from 1 to 10,000,000. Where no more than that are eligible, all are
+        Number of candidates, from 1 to 10,000,000. If at most m items are eligible, all are
         candidates and the law is Plackett-Luce.
     factor : float
-        From 1e-9 to 1. A small one loses little of the score, and leaves little to evaluate other
-        policies by: `fastrank.retrieval.propose` measures both.
+        From 1e-9 to 1. A small factor costs little score, but makes the log less useful for
+        evaluating other policies: `fastrank.retrieval.propose` weighs the two.
 
     Notes
     -----
     O(m + k m / 64) beyond the search. The law depends on what the index finds, which can differ
-    between machines and versions of FAISS: `Ranking.candidates` says which of the shown items were
-    candidates and what the others weigh, so that a logged row can be checked by itself.
+    between machines and versions of FAISS. `Ranking.candidates` therefore records which of the
+    shown items were candidates and the weight of the others, so that a logged row can be checked
+    on its own.
 
     Examples
     --------

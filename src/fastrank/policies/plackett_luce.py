@@ -1,4 +1,4 @@
-"""A softmax, without replacement."""
+"""PlackettLuce: a softmax without replacement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sampler = Literal["gumbel", "sequential", "cached", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class PlackettLuce(Policy):
-    """Draw items one after another, each with probability softmax(scores / T) of what is left.
+    """Draw items one after another, each by softmax(scores / T) over the items left.
 
     Parameters
     ----------
@@ -24,17 +24,17 @@ class PlackettLuce(Policy):
         (nearly uniform). A temperature does not carry over from one model to
         another: what matters is the spread of the scores divided by T.
     sampler : {"gumbel", "sequential", "cached", "auto"}
-        How to draw. The law and the reported propensities are the same for all;
-        a given seed gives each of the first three a draw of its own.
+        How to draw. The law and the reported propensities are the same for all,
+        but each of the first three draws another ranking from the same seed.
 
         - ``gumbel``: one pass over the catalog, O(n + k log k).
-        - ``sequential``: k passes, O(kn). The textbook; kept as the yardstick.
-        - ``cached``: from a table of the masses of some thousand cells of the catalog,
-          made by a pass once per query and temperature and kept by the catalog: a
-          ranking then scores the items of at most k cells. Filters add what they cut.
-          Where they, or a bias of the call, ask for more than a pass, it is ``gumbel``.
-        - ``auto``: ``cached`` for a user of a model that has their table at this
-          temperature (`Model.with_tables`), and ``gumbel`` for others.
+        - ``sequential``: k passes, O(kn). The textbook's sampler, kept to compare with.
+        - ``cached``: from a table of the masses of a few thousand cells of the catalog.
+          A pass makes it once per query and temperature, and the catalog keeps it. A
+          ranking then scores the items of at most k cells, and of cells that filters
+          cut. If filters or a bias make this dearer than a pass, ``gumbel`` draws.
+        - ``auto``: ``cached`` for users whose table at this temperature the model has
+          (`Model.with_tables`), and ``gumbel`` for others.
 
     Notes
     -----
@@ -77,8 +77,8 @@ class PlackettLuce(Policy):
         return {"temperature": self.temperature}
 
     def with_sampler(self, sampler: str) -> PlackettLuce:
-        # Any text may be handed in: __post_init__ refuses what names no sampler.
-        return PlackettLuce(self.temperature, sampler)  # type: ignore[arg-type]  # looked at there
+        # Any text may be passed: __post_init__ refuses unknown samplers.
+        return PlackettLuce(self.temperature, sampler)  # type: ignore[arg-type]  # checked there
 
     def at_temperature(self, temperature: float) -> PlackettLuce:
         return PlackettLuce(temperature, self.sampler)

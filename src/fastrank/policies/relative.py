@@ -1,4 +1,4 @@
-"""Policies that are made of another one."""
+"""RelativeTemperature: a policy derived from the logging policy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RelativeTemperature:
     Parameters
     ----------
     factor : float
-        Above 0; 0.8 is a little less exploring than the log. The product is kept in the range of
-        temperatures.
+        Above 0; with 0.8, the target explores a little less than the log. The product is clipped
+        to the range of temperatures.
 
     Examples
     --------
@@ -37,7 +37,7 @@ class RelativeTemperature:
         temperature = law_of(logging).temperature
         if temperature == math.inf:
             raise ValueError(
-                f"temperature: x{self.factor:g} is relative to a Plackett-Luce policy's,"
+                f"temperature: x{self.factor:g} is relative to the logging policy's temperature,"
                 f" and {logging.inference_type} has none"
             )
         product = temperature * self.factor

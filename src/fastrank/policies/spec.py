@@ -1,4 +1,4 @@
-"""Policies as they are written on command lines and in settings."""
+"""Parse policies written on command lines and in settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SYNTAX = "[LABEL=]POLICY[:PARAM=VALUE,...]"
 
 
 def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]:
-    """A label and a policy from ``[label=]policy[:param=value[,param=value]]``.
+    """Parse a label and a policy from ``[label=]policy[:param=value[,param=value]]``.
 
     Parameters
     ----------
@@ -33,19 +33,19 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
         The policy by either of its names, as `fastrank.policies.inference_type_of` reads them. A
         temperature ``x0.8`` is 0.8 times the logging policy's.
     option : str
-        What errors name.
+        Name of the option, for errors.
 
     Returns
     -------
     label : str
-        The text itself where it gives none.
-    policy : Policy, or a callable that makes one of the logging policy
-        `RelativeTemperature` for a relative temperature.
+        By default the text itself.
+    policy : Policy or RelativeTemperature
+        For a relative temperature, a callable that makes the policy from the logging policy.
 
     Raises
     ------
     ValueError
-        Naming the option and what is wrong with the text.
+        If the text is malformed; the message names the option and what is wrong.
 
     Examples
     --------
@@ -60,9 +60,9 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
             return label, policy(name, **params)
         named = policy(name, **params, temperature=1.0)  # says whether it takes a temperature
         law = named.law
-        if law is None or not law.is_plackett_luce:  # its law would be the logging policy's
+        if law is None or not law.is_plackett_luce:  # the result has the logging policy's law
             raise ValueError(
-                "temperature: a relative one, x0.8 say, is for Plackett-Luce without a head alone"
+                "temperature: a relative one, such as x0.8, needs Plackett-Luce without a head"
             )
         return label, RelativeTemperature(relative)
     except ValueError as error:
@@ -71,16 +71,16 @@ def parse_policy(text: str, option: str = "--policy") -> tuple[str, NamedPolicy]
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """A policy as far as somebody stated it; a model may know the rest.
+    """A policy with some parameters given; a model may supply the rest.
 
     Attributes
     ----------
     inference_type : str
     params : mapping of str to float
-        Those that were stated.
+        The parameters given.
     overlap : float, optional
-        Instead of a temperature: what it is to keep of the deterministic ranking, which a model
-        makes a temperature of.
+        Given instead of a temperature: the share of the deterministic ranking to keep, from which
+        a model computes the temperature.
 
     Examples
     --------
@@ -96,12 +96,12 @@ class Stated:
     overlap: float | None = None
 
     def completed(self, *usual: Policy | None) -> Policy:
-        """The policy; what was not stated is of the first of others that has it, or the default."""
+        """Make the policy; `fastrank.policies.completed` supplies the parameters not given."""
         return completed(self.inference_type, self.params, *usual)
 
     @property
     def wants_temperature(self) -> bool:
-        """Whether it takes a temperature, and nothing was stated that gives one."""
+        """Whether the policy needs a temperature, and neither it nor an overlap was given."""
         return (
             "temperature" in parameters_of(self.inference_type)
             and "temperature" not in self.params
@@ -110,9 +110,9 @@ class Stated:
 
 
 def parse_stated(text: str, option: str = "--policy", *, takes_overlap: bool = False) -> Stated:
-    """A policy from ``policy[:param=value[,param=value]]``, for a model to complete.
+    """Parse a policy from ``policy[:param=value[,param=value]]``, for a model to complete.
 
-    `takes_overlap` is whether ``overlap=0.7`` may stand for a temperature, of Plackett-Luce.
+    With `takes_overlap`, ``overlap=0.7`` may replace the temperature of Plackett-Luce.
 
     Raises
     ------
@@ -132,9 +132,9 @@ def parse_stated(text: str, option: str = "--policy", *, takes_overlap: bool = F
         drawn = policy(name, **params)
         if overlap is not None:
             if drawn.law is None or not drawn.law.is_plackett_luce:
-                raise ValueError("overlap: it is for Plackett-Luce without a head alone")
+                raise ValueError("overlap: needs Plackett-Luce without a head")
             if "temperature" in params:
-                raise ValueError("overlap: it gives the temperature: state one of the two")
+                raise ValueError("overlap: determines the temperature; give only one of the two")
             if not 0.0 < overlap < 1.0:
                 raise ValueError(f"overlap: must lie between 0 and 1, got {overlap:g}")
     except ValueError as error:
@@ -143,7 +143,7 @@ def parse_stated(text: str, option: str = "--policy", *, takes_overlap: bool = F
 
 
 def written(policy: Policy) -> str:
-    """A policy as `parse_stated` reads it, to the bit; parameters by their names.
+    """Write a policy as text that `parse_stated` reads back exactly; parameters sorted by name.
 
     Examples
     --------
@@ -159,7 +159,7 @@ def written(policy: Policy) -> str:
 
 
 def _parsed(text: str, option: str) -> tuple[str, str, dict[str, float], float | None]:
-    """Label, a policy's name, parameters, and the factor of a relative temperature."""
+    """Parse label, name, parameters, and the factor of a relative temperature."""
     head, colon, tail = text.partition(":")
     label, equals, name = head.rpartition("=")
     name = name.strip()
@@ -186,7 +186,7 @@ def _parsed(text: str, option: str) -> tuple[str, str, dict[str, float], float |
 
 
 def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, NamedPolicy]:
-    """Several policies by label; a ValueError where two share one.
+    """Parse several policies into a dict by label; a ValueError if two share a label.
 
     Examples
     --------
@@ -197,6 +197,6 @@ def parse_policies(texts: Sequence[str], option: str = "--policy") -> dict[str, 
     for text in texts:
         label, target = parse_policy(text, option)
         if label in found:
-            raise ValueError(f"{option}: two policies are called {label!r}: give labels")
+            raise ValueError(f"{option}: two policies have the label {label!r}; give them labels")
         found[label] = target
     return found

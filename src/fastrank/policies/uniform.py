@@ -1,4 +1,4 @@
-"""Any k."""
+"""Uniform: any k eligible items."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Error budget: see support.py; each comparison fails a right library with probabi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ WHOLE = fr.Catalog(np.arange(N), VECTORS, features={"price": PRICES})
 
 
 def cut(vectors: npt.NDArray[np.float32], cuts: Sequence[int], **options: Any) -> list[fr.Catalog]:
-    parts = zip(cuts, cuts[1:], strict=False)
+    parts = itertools.pairwise(cuts)
     return [
         fr.Catalog(
             np.arange(a, b), vectors[a:b], features={"price": np.arange(a, b) % 3}, **options
@@ -115,7 +116,7 @@ def _masses_of_the_whole(own: Any, left: Any) -> Any:
 
 def _masses_of_the_next(own: Any, left: Any) -> Any:
     """A shard drawn by its next item alone."""
-    return own, own
+    return own, np.where(np.isneginf(left), left, own)
 
 
 @pytest.mark.parametrize("wrong", [_masses_of_the_whole, _masses_of_the_next])
@@ -147,7 +148,8 @@ def test_rules_on_items_are_merged() -> None:
     for r in range(20):
         expected = WHOLE.log_propensities(QUERY, batch[r].item_ids, policy=policy, rules=rules)
         np.testing.assert_allclose(batch[r].log_propensities, expected, atol=1e-6)
-    assert batch.rules is not None and batch.rules[0] is not None
+    assert batch.rules is not None
+    assert batch.rules[0] is not None
     assert batch.rules[0].rules == rules
 
 
@@ -220,7 +222,8 @@ def test_all_that_a_log_needs() -> None:
     merged = fr.merge(parts, 4, seed=9)
     assert (merged.seed, merged.k, merged.policy, merged.n_eligible) == (9, 4, policy, 6)
     assert np.asarray(merged.exclude).tolist() == [5]
-    assert merged.bias is not None and merged.bias.tolist() == [0, 0, 1, 2, 2, 2, 2]
+    assert merged.bias is not None
+    assert merged.bias.tolist() == [0, 0, 1, 2, 2, 2, 2]
     assert (merged.made_by, merged.n_scored, merged.propensity_kind) == ("pass", 6, "exact")
     assert merged == fr.merge(parts, 4, seed=9)
     assert pickle.loads(pickle.dumps(merged)) == merged
@@ -235,7 +238,9 @@ def test_all_that_a_log_needs() -> None:
 
 def test_fewer_items_than_places() -> None:
     policy = fr.PlackettLuce()
-    parts = [s.rank(QUERY, 50, policy=policy, seed=fr.shard_seed(1, i)) for i, s in enumerate(SHARDS)]
+    parts = [
+        s.rank(QUERY, 50, policy=policy, seed=fr.shard_seed(1, i)) for i, s in enumerate(SHARDS)
+    ]
     merged = fr.merge(parts, 50, seed=1)
     assert sorted(merged.item_ids.tolist()) == list(range(N))
     assert merged.log_propensities[-1] == pytest.approx(0.0, abs=1e-9)
@@ -306,7 +311,7 @@ def test_a_models_users(tmp_path: Path) -> None:
     users = {"ann": QUERY}
     policy = fr.PlackettLuce(0.5, sampler="auto")
     models = [
-        fr.Model(shard, list(users), np.stack(list(users.values())), temperatures=[2.0])
+        fr.Model(shard, list(users), np.stack(list(users.values())), user_temperatures=[2.0])
         for shard in SHARDS
     ]
     parts = [
@@ -321,9 +326,12 @@ def test_a_models_users(tmp_path: Path) -> None:
 
 
 def test_shard_seeds_are_fixed() -> None:
-    assert [fr.shard_seed(7, 0), fr.shard_seed(7, 1), fr.shard_seed(2**64 - 1, 3)] == []
+    assert [fr.shard_seed(7, 0), fr.shard_seed(7, 1), fr.shard_seed(2**64 - 1, 3)] == [
+        *(8758554476282166, 770509117242914, 7925022994462973)
+    ]
     many = {fr.shard_seed(seed, shard) for seed in range(300) for shard in range(30)}
-    assert len(many) == 9_000 and max(many) < 2**53
+    assert len(many) == 9_000
+    assert max(many) < 2**53
 
 
 # Bad input
@@ -350,7 +358,7 @@ def _walked() -> list[fr.Ranking]:
 
 
 def _relaxed() -> list[fr.Ranking]:
-    return parts_of(PL, rules=Rules(where="price < 2", on_empty="relax"))
+    return parts_of(PL, rules=Rules(where="price > 0", on_empty="relax"))
 
 
 def _pages() -> list[fr.Ranking]:
@@ -393,7 +401,7 @@ def _overlapping() -> list[fr.Ranking]:
             r"rankings\[1\]: policy: expected PlackettLuce\(temperature=0.5.* got .*0.6",
         ),
         (lambda: _with(1, user_temperature=2.0), r"rankings\[1\]: user_temperature: expected None"),
-        (_other_filter, r"rankings\[2\]: exclude: expected None, as in rankings\[0\], got \["),
+        (_other_filter, r"rankings\[2\]: exclude: expected None, as in rankings\[0\], got array"),
         (
             lambda: _with(2, seed=1),
             r"rankings\[2\]: seed: expected shard_seed\(1, 2\) = \d+, got 1; each shard draws by",
@@ -442,7 +450,7 @@ def test_batches_are_refused() -> None:
     ]
     with pytest.raises(ValueError, match=r"batches\[1\]: expected 2 rows, as in batches\[0\], got"):
         fr.merge_batch([parts[0], part_of(parts[1], 1)], K, seeds=[1, 2])
-    with pytest.raises(ValueError, match="seeds: expected 2, one for each row, got 1"):
+    with pytest.raises(ValueError, match="seeds: expected one entry for each of 2 users, got 1"):
         fr.merge_batch(parts, K, seeds=[1])
     with pytest.raises(ValueError, match=r"seeds\[1\]: must be at least 0, got -1"):
         fr.merge_batch(parts, K, seeds=[1, -1])
@@ -452,11 +460,11 @@ def test_batches_are_refused() -> None:
         fr.merge_batch([parts[0][0]], K, seeds=[1])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="k: must be at least 1, got 0"):
         fr.merge_batch(parts, 0, seeds=[1, 2])
-    with pytest.raises(ValueError, match="seeds: expected a sequence of int, got 5"):
+    with pytest.raises(ValueError, match="seeds: expected one entry for each of 2 users, got 5"):
         fr.merge_batch(parts, K, seeds=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("seed", "shard"), [(-1, 0), (2**64, 0), (0, -1), (1.5, 0), (0, True)])
 def test_shard_seeds_are_refused(seed: Any, shard: Any) -> None:
-    with pytest.raises(ValueError, match="seed: |shard: "):
+    with pytest.raises(ValueError, match=r"^(seed|shard): "):
         fr.shard_seed(seed, shard)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, Hashes, IdArray, IntArray, Mask
 from fastrank.inputs import as_count, as_seed, shown
-from fastrank.policies import Policy, law_of
+from fastrank.policies import Policy
+from fastrank.ranker import as_seeds
 from fastrank.ranking import Ranking, RankingBatch
 from fastrank.rules import AppliedRules
 
@@ -52,7 +53,7 @@ def shard_seed(seed: int, shard: int) -> int:
     --------
     >>> import fastrank as fr
     >>> [fr.shard_seed(7, shard) for shard in range(2)]
-    []
+    [8758554476282166, 770509117242914]
     """
     shard = as_count("shard", shard, low=0)
     digest = _hash(b"shard", 8, as_seed("seed", seed), shard)
@@ -108,7 +109,9 @@ def merge(rankings: Sequence[Ranking], k: int = 10, *, seed: int) -> Ranking:
     ...     shard.rank([1.0], 2, policy=policy, seed=fr.shard_seed(7, i))
     ...     for i, shard in enumerate(shards)
     ... ]
-    >>> fr.merge(parts, 2, seed=7)
+    >>> merged = fr.merge(parts, 2, seed=7)
+    >>> merged.item_ids.tolist(), merged.n_eligible
+    (['b', 'c'], 3)
     """
     parts = list(rankings)
     for i, part in enumerate(parts):
@@ -162,9 +165,9 @@ def merge_batch(
             raise ValueError(
                 f"batches[{i}]: expected {len(parts[0])} rows, as in batches[0], got {len(part)}"
             )
-    own = [as_seed(f"seeds[{r}]", seed) for r, seed in enumerate(seeds)]
-    if parts and len(own) != len(parts[0]):
-        raise ValueError(f"seeds: expected {len(parts[0])}, one for each row, got {len(own)}")
+    if seeds is None:
+        raise ValueError("seeds: expected those of which the shards' seeds were made, got None")
+    own = as_seeds(seeds, len(parts[0]) if parts else 0)
     return _merge("batches", parts, as_count("k", k), own)
 
 
@@ -309,8 +312,8 @@ def _check_rules(where: str, applied: AppliedRules) -> None:
     rules = applied.rules
     if rules.is_sequential or rules.on_empty == "relax":
         raise ValueError(
-            f"{where}: rules: expected where, boost and boost_score alone, which act on each item by"
-            f" itself and so can be merged; got {shown(rules)}"
+            f"{where}: rules: expected where, boost and boost_score alone, which act on each item"
+            f" by itself and so can be merged; got {shown(rules)}"
         )
 
 
@@ -318,20 +321,17 @@ def _laws(name: str, parts: list[RankingBatch]) -> tuple[FloatArray, Mask]:
     """1 / T of each row (0: the scores play no part), and where the best is shown for certain."""
     first = parts[0]
     steepness, is_certain = np.zeros(len(first)), np.zeros(len(first), np.bool_)
-    known: dict[tuple[Policy, float], tuple[float, bool]] = {}
+    known: dict[Policy, tuple[float, bool]] = {}
     for r, policy in enumerate(first.policies):
-        own = None if first.user_temperatures is None else first.user_temperatures[r]
-        factor = 1.0 if own is None else own
-        key = (policy, factor)
-        if key not in known:
-            law = None if policy.law is None else law_of(policy.scaled(factor))
+        if policy not in known:
+            law = policy.law
             if law is None or not (law.is_certain or law.is_plackett_luce or law.is_uniform):
                 raise ValueError(
                     f"{_at(name, 0, r)}: policy: expected Deterministic, PlackettLuce or Uniform,"
                     f" which can be merged, got {shown(policy)}"
                 )
-            known[key] = (law.steepness, law.is_certain)
-        steepness[r], is_certain[r] = known[key]
+            known[policy] = (law.steepness, law.is_certain)
+        steepness[r], is_certain[r] = known[policy]
     return steepness, is_certain
 
 
@@ -358,7 +358,7 @@ def _places(name: str, parts: list[RankingBatch], k: int, n_eligible: IntArray) 
             f"{_at(name, i, r)}: expected {min(k, n_eligible[r, i])} places or more, as k = {k} and"
             f" {n_eligible[r, i]} eligible items make them, got {counts[r, i]}"
         )
-    m = min(k, int(counts.max(initial=0)))
+    m = max(1, min(k, int(counts.max(initial=0))))
     is_filled = np.arange(m) < counts[:, :, None]
     widest = np.result_type(*(part.item_ids.dtype for part in parts))
 
@@ -398,20 +398,18 @@ def _left(
     above = np.where(is_filled, places.scores - best[:, None, None], 0.0)
     own = above * steepness[:, None, None]
     left = np.where(is_filled, own - places.log_propensities, -np.inf)
-    own = np.where(is_filled, own, -np.inf)
-    if m:
-        # A ranking states what was left before its first place, too.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            stated = np.where(steepness[:, None] > 0.0, log_norms, np.log(n_eligible))
-            off = np.abs(left[:, :, 0] + (best * steepness)[:, None] - stated)
-            bound = 1e-6 + 1e-12 * np.abs(stated)
-        wrong = np.argwhere((places.counts > 0) & ~is_certain[:, None] & ~(off <= bound))
-        if len(wrong):
-            r, i = wrong[0].tolist()
-            raise ValueError(
-                f"{_at(name, i, r)}: log_propensities: they are not those of its scores under"
-                f" {shown(parts[i].policies[r])}"
-            )
+    # A ranking states what was left before its first place, too.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stated = np.where(steepness[:, None] > 0.0, log_norms, np.log(n_eligible))
+        off = np.abs(left[:, :, 0] + (best * steepness)[:, None] - stated)
+        bound = 1e-6 + 1e-12 * np.abs(stated)
+    wrong = np.argwhere((places.counts > 0) & ~is_certain[:, None] & ~(off <= bound))
+    if len(wrong):
+        r, i = wrong[0].tolist()
+        raise ValueError(
+            f"{_at(name, i, r)}: log_propensities: they are not those of its scores under"
+            f" {shown(parts[i].policies[r])}"
+        )
     return own, left
 
 
@@ -431,10 +429,11 @@ def _interleave(
     end = np.full((b, s, 1), -np.inf)
     left = np.concatenate([left, end], axis=2)
     ranked = np.concatenate([scores.astype(np.float64), end], axis=2)
+    k = min(k, s * m)
     picked, places = np.full((b, k), -1), np.zeros((b, k), np.int64)
     log_propensities = np.full((b, k), np.nan)
     at, rows = np.zeros((b, s), np.int64), np.arange(b)
-    for j in range(min(k, s * m)):
+    for j in range(k):
         here = at[:, :, None]
         mass = np.take_along_axis(left, here, axis=2)[:, :, 0]
         top = mass.max(axis=1, initial=-np.inf)
@@ -469,11 +468,9 @@ def _uniforms(seed: int, k: int) -> FloatArray:
 def _log_sums(logs: FloatArray) -> FloatArray:
     """The logarithm of each row's sum; NaN where one is NaN."""
     top = logs.max(axis=1)
-    with np.errstate(invalid="ignore"):
-        shifted = np.exp(logs - np.where(np.isneginf(top), 0.0, top)[:, None])
+    top = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
-        found: FloatArray = np.log(shifted.sum(axis=1)) + np.where(np.isneginf(top), 0.0, top)
-    return found
+        return np.asarray(np.log(np.exp(logs - top[:, None]).sum(axis=1)) + top, np.float64)
 
 
 def _refuse_repeats(name: str, ids: IdArray, is_filled: Mask) -> None:

@@ -14,7 +14,7 @@ export NUMBA_NUM_THREADS := 1
 # What Python has compiled it keeps, whatever the environment says: tests start it hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all nightly lint asan asan-build tsan tsan-build wheel dist pythons aarch64 container container-test audit docs docs-links loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all engines nightly lint asan asan-build tsan tsan-build wheel dist pythons aarch64 container container-test audit docs docs-links loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -31,6 +31,16 @@ test-slow: $(VENV)/.dev $(PROBES)
 
 test-all: $(VENV)/.dev $(PROBES)
 	$(PYTEST)
+
+# Ray and Spark, in an environment that has them beside what `make test` installs; Spark wants a JRE.
+ENGINES := build/engines
+SITE := -c "import site; print(site.getsitepackages()[0])"
+engines: $(VENV)/.dev $(PROBES)
+	$(PYTHON) -m venv $(ENGINES)
+	$(BIN)/python $(SITE) > "$$($(ENGINES)/bin/python $(SITE))/dev.pth"
+	$(ENGINES)/bin/python -m pip install -q $$($(BIN)/python -c \
+	  "from fastrank.extras import requirements as of; print(*of('ray'), *of('spark'))")
+	PYTHONPATH=src:serving $(ENGINES)/bin/python -m pytest -q tests/test_batch_engines.py
 
 # All of it with ten times the draws, and what needs an hour, root or a network.
 nightly:
@@ -134,6 +144,7 @@ bench-quick: $(VENV)/.bench $(NATIVE)
 	$(BIN)/python bench/report.py --measure --quick
 	$(BIN)/python bench/retrieval.py --quick
 	$(BIN)/python bench/serving.py --rounds 1 --seconds 0.2 --part cost,ping
+	$(BIN)/python bench/batch.py --items 1000 --users 8000 --rounds 1
 	$(BIN)/python bench/profile_http.py --rounds 1 --seconds 0.2
 	cd bench && ../$(BIN)/asv check --python=same
 
@@ -174,7 +185,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	FASTRANK_PROBES=1 $(BIN)/python -m pip install -q -e ".[dev]"
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.loadtest $(VENV)/.bench
 
 $(VENV)/.loadtest: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[gateway,loadtest]"

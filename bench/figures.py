@@ -311,7 +311,7 @@ EXTRA = [
 
 def measure(quick: bool, processes: int) -> Measurements:
     """All of it; `quick` checks every contender once and measures too little to be believed."""
-    taken = Measurements()
+    taken = Measurements(fresh=not quick)
     seconds = 0.2 if quick else 4.0
     sizes = QUICK_SIZES if quick else TABLE_SIZES
     largest = sizes[-1]

@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 import fastrank as fr
-from fastrank import _native
-from fastrank.ask import spec_of
+from fastrank import _native, walk
+from fastrank.ask import Ask, spec_of
 from fastrank.inputs import as_count, as_float32, draw_seed
+from fastrank.ruled import bind_rules
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
@@ -90,13 +91,25 @@ def layers(
 
 
 def ruled(workload: Workload, k: int, name: str) -> Mapping[str, Call]:
-    """A call under rules, and one for as many items as it walks down: the rest is the walk, with
-    the masses of what was not allowed."""
-    policy, order = calls.own_policy("gumbel", workload.temperature), 2 * k + 4
-    return {
-        "whole call": calls.make(name, workload, k),
-        f"order of {order}": calls.catalog_rank(workload, order, policy),
-    }
+    """A call under rules, and the pass for the order that it walks down, which sums up by group
+    where the rules ask for it: the rest is the walk, and masses that the pass did not tell."""
+    catalog, n = workload.ruled_catalog, len(workload)
+    spec = spec_of(calls.own_policy("gumbel", workload.temperature))
+    given = rules.asked(name).rules
+    bound = bind_rules(given, {}, catalog.features, n, lambda _, ids: np.array(ids, np.int64))
+    call = Ask(workload.query, k, spec, 0, None, None, None, 1, None)
+    order, joint = walk.first_of(catalog, call, bound, n, [])
+    seeds, queries = iter(range(sys.maxsize)), cycle(workload.queries)
+
+    def native() -> None:
+        ask = order._replace(query=next(queries), seed=next(seeds))
+        if joint is None:
+            catalog._draw(ask)
+        else:
+            catalog._draw_labelled(ask, joint)
+
+    sums = "" if joint is None else ", with sums by group"
+    return {"whole call": calls.make(name, workload, k), f"pass of {order.k}{sums}": native}
 
 
 def layer_table(columns: Mapping[str, Timings]) -> list[str]:

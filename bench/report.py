@@ -97,7 +97,7 @@ QUICK = Plan(
 
 
 def measure(plan: Plan, seconds: float, processes: int) -> Measurements:
-    taken = Measurements()
+    taken = Measurements(fresh=plan is not QUICK)
     large, sources = plan.sizes[-1], (plan.middle, *REAL)
     everything = [*dict.fromkeys([*SCANNED, *PEERS]), *calls.READS, "sequential"]
     for process in range(processes):

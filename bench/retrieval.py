@@ -157,7 +157,7 @@ def _runs(values: Sequence[Any], length: int) -> list[Sequence[Any]]:
 
 
 def measure(quick: bool, largest: bool, seconds: float, processes: int) -> Measurements:
-    taken = Measurements()
+    taken = Measurements(fresh=not quick)
     for _ in range(processes):
         for kind in KINDS:
             for n in QUICK_SIZES if quick else SIZES:

@@ -567,7 +567,7 @@ def test_what_a_join_could_not_read_makes_its_result_malformed(shop: Path, tmp_p
 
 def test_rewards_that_a_join_dropped_reach_the_status(shop: Path, tmp_path: Path) -> None:
     """Clocks half a minute off: two fifths of the clicks are gone, and the rest looks sound."""
-    table = pq.read_table(next((shop / "logs").glob("*.parquet")))
+    table = pq.read_table(next((shop / "logs").glob("*.parquet"))).slice(0, 2500)
     rng = np.random.default_rng(5)
     clicks: dict[str, list[Any]] = {"request_id": [], "item_id": [], "reward": [], "ts": []}
     columns = (table.column(name).to_pylist() for name in ("request_id", "item_ids", "rewards"))

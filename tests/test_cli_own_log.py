@@ -185,7 +185,7 @@ def test_every_option_is_refused_or_taken() -> None:
         *ownlog._OF_COLUMNS,
         *("logs", "kind", "places", "estimators", "lead", "reference", "level"),
         *("independent_rows", "clip", "reward_range", "limits", "report", "as_json"),
-        *("experiment", "shares", "control"),
+        *("experiment", "shares", "control", "engine", "processes"),
     }
     assert {each.name for each in evaluate.params} == known
 

@@ -45,6 +45,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, folder
 
 
+@pytest.mark.slow
 def test_shows_every_inference_type_and_procedure(quick: tuple[str, Path]) -> None:
     output, _ = quick
     for name in set(fr.INFERENCE_TYPES) - NOT_SHOWN:
@@ -54,6 +55,7 @@ def test_shows_every_inference_type_and_procedure(quick: tuple[str, Path]) -> No
     assert "…" not in output  # a table that is too wide
 
 
+@pytest.mark.slow
 def test_shows_a_list_under_a_rule_and_a_table_of_the_user(quick: tuple[str, Path]) -> None:
     output, _ = quick
     assert "each category" in output
@@ -66,6 +68,7 @@ def test_shows_a_list_under_a_rule_and_a_table_of_the_user(quick: tuple[str, Pat
     assert shop.rankings["stochastic_plackett_luce_cached"].made_by == "table"
 
 
+@pytest.mark.slow
 def test_saves_the_text_and_one_picture(quick: tuple[str, Path]) -> None:
     output, folder = quick
     assert sorted(p.name for p in folder.iterdir()) == ["demo.png", "demo.txt", "shop"]
@@ -73,12 +76,14 @@ def test_saves_the_text_and_one_picture(quick: tuple[str, Path]) -> None:
     assert (folder / "demo.txt").read_text(encoding="utf-8") in output
 
 
+@pytest.mark.slow
 def test_command_restarts_itself_with_one_thread(quick: tuple[str, Path]) -> None:
     output, _ = quick
     assert "one thread" in output
     assert "not held to one thread" not in output
 
 
+@pytest.mark.slow
 def test_ends_with_commands_that_run(quick: tuple[str, Path]) -> None:
     output, folder = quick
     tail = output[output.index("Go on with the simulated shop") :].replace("\\\n", "")

@@ -66,7 +66,8 @@ NOT_RUN = {
     "checkout": "programs of the repository, of minutes each, which other tests run",
     "anime": "data that are not of this repository; tests/test_docs_rules.py runs it on them",
     "asked": "the log of a server that clients asked; tests/test_serving_arms.py has one",
-    "absent": "a library that tests do not install (implicit, LightFM, torch, Ray); what follows"
+    "engine": "Ray, or Spark; tests/test_batch_engines.py has them where they are installed",
+    "absent": "a library that tests do not install (implicit, LightFM, torch); what follows"
     " takes arrays of the same form",
     "aws": "an account of AWS; tests/test_serving_circle.py has its services on this machine",
     "cluster": "a Kubernetes cluster; tests/test_serving_deployment.py reads what it is given",
@@ -99,6 +100,7 @@ def isolation() -> list[str]:
 GIVEN = {
     "docs/explanation/retrieval.md": ("items.npz", "users.npz"),
     "docs/how-to/evaluate.md": ("demo-output",),
+    "docs/how-to/evaluate-in-parts.md": ("demo-output",),
     "docs/how-to/from-azure-personalizer.md": ("model",),
     "docs/how-to/join.md": ("logs", "clicks.csv", "impressions.csv"),
     "docs/how-to/kubernetes.md": ("items.npz", "users.npz"),
@@ -106,6 +108,9 @@ GIVEN = {
     "docs/how-to/sagemaker.md": ("items.npz", "users.npz"),
     "docs/reference/models.md": ("items.parquet", "users.parquet"),
     "docs/reference/rules.md": ("model",),
+    "docs/how-to/clients.md": ("model",),
+    "docs/how-to/server-rules.md": ("model",),
+    "docs/reference/seeds.md": ("model",),
     "serving/README.md": ("model",),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -125,10 +126,14 @@ def test_overlap_score_and_entropy(
     )
 
 
+@cache
+def probabilities(scores: tuple[float, ...], prefix: int, policy: fr.Policy) -> Array:
+    return reference.ranking_law(scores, prefix, policy)[1]
+
+
 def exact_square(e: Exact, logging: fr.Policy, target: fr.Policy, prefix: int) -> float:
     """E[w^2] of a prefix, from the laws of prefixes."""
-    _, p0 = reference.ranking_law(e.scores, prefix, logging)
-    _, p1 = reference.ranking_law(e.scores, prefix, target)
+    p0, p1 = (probabilities(tuple(e.scores), prefix, policy) for policy in (logging, target))
     shown = p1 > 0.0
     if (p0[shown] == 0.0).any():
         return math.inf

@@ -291,8 +291,18 @@ def test_names_are_the_same_everywhere() -> None:
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_command_explains_and_draws(name: str, tmp_path: Path) -> None:
+def test_command_explains_and_draws(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was drawn for the tests above; `test_json_is_one_object_and_repeats` draws anew."""
     pytest.importorskip("matplotlib")
+
+    def drawn(*, seed: int = 0, quick: bool, advance: Any = None) -> Any:
+        assert (seed, quick) == (0, True)
+        return found(name)
+
+    found(name)
+    monkeypatch.setitem(experiments.EXPERIMENTS, name, drawn)
     picture = tmp_path / "picture.svg"
     result = CliRunner().invoke(app, ["experiment", name, "--quick", "-o", str(picture)])
     assert result.exit_code == 0, result.output

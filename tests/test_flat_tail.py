@@ -276,7 +276,7 @@ def test_the_guards_see_each_mistake(sampler: Sampler, scores: tuple[float, ...]
     candidates, left = [0, 2], np.ones(6, np.bool_)
     left[[1, 5]] = False
     drawn = np.array(
-        [sampler(rng, item.scores.astype(float), candidates, left, 3) for _ in range(N_DRAWS)]
+        [sampler(rng, item.scores.astype(float), candidates, left, 3) for _ in range(N_DRAWS // 3)]
     )
     law = law_of_candidates(item.scores, candidates, 3, policy_of(2), left)
     if sampler is right:

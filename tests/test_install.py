@@ -124,8 +124,9 @@ def test_extras_name_libraries_each_with_one_range() -> None:
             assert name is not None
             assert not name[0].startswith("fastrank"), extra
             assert ranges.setdefault(name[0], requirement) == requirement, extra
-    # What tests import or run; JAX and torch are peers of benchmarks, and asv is for them alone.
-    for extra in EXTRAS.keys() - {"bench", "jax", "torch"}:
+    # What tests import or run, and CI's benchmarks; JAX and torch are peers of those.
+    # Ray and Spark are large: `make nightly` has an environment with them.
+    for extra in EXTRAS.keys() - {"jax", "torch", "ray", "spark"}:
         assert brought(extra) <= brought("dev"), f"dev lacks some of {extra}"
 
 
@@ -436,8 +437,8 @@ def test_an_extra_has_what_its_modules_import(
 ) -> None:
     """The libraries are those of the tests, but for those that the extra does not ask for."""
     core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    if set(extras) & {"bench", "jax", "torch"}:  # which dev does not bring
-        for name in {"bench": ["asv"]}.get(extras[0], extras):
+    if set(extras) & {"jax", "torch", "ray", "spark"}:  # which dev does not bring
+        for name in {"spark": ["pyspark"]}.get(extras[0], extras):
             pytest.importorskip(name)
     names = required([*core, *set().union(*map(brought, extras))])
     empty = tmp_path / "empty"

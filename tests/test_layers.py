@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("ask", "policies", "ranking", "ids", "inputs", "lru", "_native"),
         *("walk", "ruled", "rules", "expressions", "features"),
     },
-    "scorer": {"policies", "ranking", "ids", "ranker"},
+    "scorer": {"policies", "ranking", "ids", "ranker", "rules"},
     "score": {"ask", "ranking", "expressions", "scoring", "features", "inputs"},
     "faissindex": {"ask", "inputs", "store"},
     "catalog": {
@@ -126,6 +127,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("policies", "inputs", "catalog", "model", "marginals", "simulate", "eventlog", "ope"),
         *("calibration", "rules"),
     },
+    "batch": {
+        *("atomic", "cores", "extras", "files", "ids", "inputs", "run", "expressions", "rules"),
+        *("policies", "ranking", "catalog", "model", "scoring", "eventlog"),
+    },
     "vectorfiles": {"files"},
     "verify": {
         *("policies", "ranking", "catalog", "model", "opening", "calibration", "reference"),
@@ -137,6 +142,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("simulate", "eventlog", "ope"),
     },
     "cli": {
+        "batch",
         "retrieval",
         "rules",
         "rulesfile",
@@ -182,6 +188,7 @@ EXTRAS: dict[str, set[str]] = {
     "data": {"pyarrow"},
     "eventlog": {"pyarrow"},
     "places": {"fsspec"},
+    "batch": {"aiohttp", "pyarrow", "ray"},
     "page": {"jinja2"},
     "ope": {"scipy", "matplotlib"},
     "plan": {"matplotlib"},
@@ -192,6 +199,7 @@ EXTRAS: dict[str, set[str]] = {
 }
 
 
+@cache
 def sources() -> dict[str, list[Path]]:
     """Python files by the module or subpackage directly below the package."""
     found: dict[str, list[Path]] = {}
@@ -200,6 +208,7 @@ def sources() -> dict[str, list[Path]]:
     return found
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Absolute names of everything that a module imports, inside functions too."""
     found: set[str] = set()

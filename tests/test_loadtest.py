@@ -1022,6 +1022,7 @@ def test_all_of_it_against_a_server(tmp_path: Path) -> None:
     assert "Finished server process" in log
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_missed_through_the_gateways_path(tmp_path: Path) -> None:
     found = whole(
         *(tmp_path, "--experiments", "direct", "--target", "gateway", "--article-p99-ms", 0.001),

@@ -175,8 +175,16 @@ def test_a_scratch_of_n_floats_would_be_seen() -> None:
     assert peak["native"] > 2 * MEBIBYTE
 
 
-@pytest.mark.parametrize("k", [10, 256, 1_000])
-@pytest.mark.parametrize("storage", ["float32", "int8"])
+REST = [("float32", 10), ("float32", 1_000), ("int8", 256)]
+
+
+@pytest.mark.parametrize(
+    ("storage", "k"),
+    [
+        *(("float32", 256), ("int8", 10), ("int8", 1_000)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in REST),
+    ],
+)
 def test_a_batch_of_64_reserves_little_and_needs_less(storage: str, k: int) -> None:
     """64 MB of address space. The rankings take up to 5 MB, what int8 storage notes 3 to 14."""
     peak = measured(BATCH + ROOM, storage, str(k))

@@ -267,7 +267,7 @@ def test_marginals_and_slates_come_from_the_models(tmp_path: Path, world: simula
         20, 7, simulate.PositionBased([1.0, 0.7]), dim=3, seed=8, typical_rate=0.2
     )
     ranker = small.model()
-    log = written(tmp_path, small, ranker, fr.PlackettLuce(2.0), 8000, k=2)
+    log = written(tmp_path, small, ranker, fr.PlackettLuce(2.0), 3000, k=2)
     policies: dict[str, fr.Policy] = {"a": fr.PlackettLuce(1.0), "b": fr.EpsilonGreedy(0.3)}
     names = ["ips", "iips", "pi", "dm", "dr-position"]
     rates = small.rates(np.arange(20))
@@ -1210,23 +1210,23 @@ def test_progress_is_told_within_a_batch(tmp_path: Path) -> None:
 
 
 def test_what_estimators_want_besides_is_part_of_the_forecast(
-    stochastic: LogReader, model: fr.Model, monkeypatch: pytest.MonkeyPatch
+    short: LogReader, model: fr.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In seconds of this process, which do not depend on who else is busy."""
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     policies = by_model(model, a=fr.PlackettLuce(0.4), b=fr.Uniform())
-    judged = forecast(stochastic, policies, logging=[model])
+    judged = forecast(short, policies, logging=[model])
     assert 0.0 < judged < 60.0
-    with_marginals = forecast(stochastic, policies, logging=[model], estimators=["iips"])
+    with_marginals = forecast(short, policies, logging=[model], estimators=["iips"])
     assert with_marginals > 2.0 * judged
     start = time.perf_counter()
-    ope.evaluate(stochastic, policies, logging=[model], estimators=["iips"])
+    ope.evaluate(short, policies, logging=[model], estimators=["iips"])
     taken = time.perf_counter() - start
     assert taken / 10 < with_marginals < 10 * taken  # of the right order
     column = [ope.FromColumn("c", "lp1")]
-    assert forecast(stochastic, column) == 0.0
+    assert forecast(short, column) == 0.0
     with pytest.raises(ValueError, match="iips of a: needs a policy on a model"):
-        forecast(stochastic, policies, estimators=["iips"])
+        forecast(short, policies, estimators=["iips"])
 
 
 def test_a_forecast_asks_nothing_of_rows_that_are_left_out(tmp_path: Path) -> None:

@@ -186,3 +186,19 @@ def test_tables_without_seeds_are_evaluated_as_they_are() -> None:
     log = LogReader.of_tables(table, columns=["lp1"])
     (found,) = ope.evaluate(log, [ope.FromColumn("same", "lp1")]).policies
     assert (found.status, found.reasons) == ("ok", ())
+
+
+def test_what_stands_for_all_does_not_depend_on_parts() -> None:
+    """However a log is cut and merged, the same seeds are kept of those that a hash chooses."""
+    rng = np.random.default_rng(3)
+    once = rng.integers(0, 2**63, 120_000)
+    seeds = rng.permutation(np.concatenate([once, once[:5000]]))
+    holders = np.arange(125_000)
+    whole = counted(seeds, holders, 125_000)
+    parts = [counted(seeds[j::2], holders[j::2], 7000) for j in range(2)]
+    for ordered in (parts, parts[::-1]):
+        merged = SharedSeeds()
+        for part in ordered:
+            merged.merge(part)
+        assert (merged._limit, merged.shared) == (whole._limit, whole.shared)
+    assert whole.shared == pytest.approx(5000, rel=0.1)

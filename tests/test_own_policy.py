@@ -202,7 +202,7 @@ class TestChoosing:
 
     def test_the_same_for_any_number_of_threads(self) -> None:
         rng = np.random.default_rng(2)
-        model = fr.Model(plain().catalog, range(600), rng.standard_normal((600, 8)))
+        model = fr.Model(plain().catalog, range(300), rng.standard_normal((300, 8)))
         one, three = (plan.choose(model, k=5, threads=threads) for threads in (1, 3))
         assert one.of(model).version == three.of(model).version
 

@@ -96,3 +96,22 @@ def test_rules_of_many_small_groups_beside_others_take_one_pass() -> None:
         assert n_scored is not None
         scored.append(n_scored)
     assert float(np.median(scored)) < 1.1 * N
+
+
+def test_a_batch_costs_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what is drawn, which is made once here: no row looks at all others."""
+    catalog = fr.Catalog(range(10), np.ones((10, 1)), features={"brand": [*"aabbccddee"]})
+    rules, draw, made = fr.Rules(cap={"brand": 1}), walk.draw, list[Any]()
+
+    def once(*given: Any) -> Any:
+        if not made:
+            made.append(draw(*given))
+        return made[0]
+
+    monkeypatch.setattr(walk, "draw", once)
+
+    def ranked(b: int) -> None:
+        seeds = range(b)
+        catalog.rank_batch(np.ones((b, 1)), 1, policy=fr.PlackettLuce(), rules=rules, seeds=seeds)
+
+    assert cost(lambda: ranked(8_000)) < 36 * cost(lambda: ranked(500))  # 16 times the rows

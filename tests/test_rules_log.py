@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,9 @@ def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
     rules, params = KINDS[kind]
     rules = of_text(rules) if text else rules
     model = some_model(text)
-    write(tmp_path / "log", model, [(rules, params)], rows=60, has_rewards=False)
+    write(tmp_path / "log", model, [(rules, params)], rows=24, has_rewards=False)
     files = [each.name for each in (tmp_path / "log" / "filters").iterdir()]
-    assert files == [f"{rules.id}.json"]  # of 60 rows, once
+    assert files == [f"{rules.id}.json"]  # of 24 rows, once
     (tmp_path / "rewards.csv").write_text("request_id,item_id,reward,ts\n")
     join(
         tmp_path / "log",
@@ -137,8 +138,8 @@ def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
         log = LogReader(folder)
         (batch,) = log
         assert log.report.set_aside == {}
-        assert len(batch) == 60
-        for i in range(60):
+        assert len(batch) == 24
+        for i in range(24):
             assert batch.rules(i) == AppliedRules(rules, params)
             after = batch.after(i)
             if i % 2:
@@ -150,7 +151,7 @@ def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
                 assert after is None
         assert set(batch.is_sequential) == {rules.is_sequential}
         assert batch.has_rules.all()
-        assert check_of(log, [model]).message.startswith("60 sampled rows have")
+        assert check_of(log, [model]).message.startswith("24 sampled rows have")
         assert check_of(log, [model], "seeds draw").outcome == "passed"
 
 
@@ -512,16 +513,28 @@ STRICTER: dict[str, fr.Rules] = {
 }
 
 
+@cache
+def truth_under(name: str, policy: fr.Policy) -> float:
+    return truth(small_catalog(), policy, rules=STRICTER[name])
+
+
+@pytest.fixture(scope="module")
+def plain_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the log without rules, which holds every ranking."""
+    folder = tmp_path_factory.mktemp("plain")
+    whole_log(folder, small_catalog(), WARM)
+    return folder / "weighed"
+
+
 @pytest.mark.parametrize("name", STRICTER)
 @pytest.mark.parametrize("policy", [COLD, fr.BestFirst(1, COLD)], ids=["draws", "best first"])
 def test_other_rules_are_an_evaluation_policy_like_any(
-    name: str, policy: fr.Policy, tmp_path: Path
+    name: str, policy: fr.Policy, plain_log: Path
 ) -> None:
-    catalog, rules = small_catalog(), STRICTER[name]
-    log = whole_log(tmp_path, catalog, WARM)
+    catalog, rules, log = small_catalog(), STRICTER[name], LogReader(plain_log)
     asked = [ope.ByModel(name, policy, catalog, rules=rules)]
     found = ope.evaluate(log, asked, logging=[catalog])
-    right = truth(catalog, policy, rules=rules)
+    right = truth_under(name, policy)
     (of_policy,) = found.policies
     for estimator in ("ips", "snips", "rips", "snrips"):
         assert of_policy.estimates[estimator].value == pytest.approx(right, rel=1e-6), estimator
@@ -554,22 +567,30 @@ def test_stricter_rules_than_the_logs(tmp_path: Path) -> None:
 
 
 LAXER = [
-    (fr.Rules(cap={"seller": 1}), fr.Rules()),
-    (fr.Rules(cap={"seller": 1}), fr.Rules(cap={"seller": 2})),
-    (fr.Rules(where="price > 2"), fr.Rules()),
-    (fr.Rules(pin={1: 4}), fr.Rules()),
-    (fr.Rules(pin_where={1: "new"}), fr.Rules(pin_where={1: "not new"})),
-    (fr.Rules(at_least={"new": 2}), fr.Rules(at_least={"new": 1})),
+    (fr.Rules(cap={"seller": 1}), fr.Rules(), WARM, COLD),
+    (fr.Rules(cap={"seller": 1}), fr.Rules(cap={"seller": 2}), WARM, COLD),
+    (fr.Rules(where="price > 2"), fr.Rules(), WARM, COLD),
+    (fr.Rules(pin={1: 4}), fr.Rules(), WARM, COLD),
+    (fr.Rules(pin_where={1: "new"}), fr.Rules(pin_where={1: "not new"}), WARM, COLD),
+    (fr.Rules(at_least={"new": 2}), fr.Rules(at_least={"new": 1}), WARM, COLD),
+    # The log was certain at a place that the policy hardly leaves; it leaves the rules at others.
+    (fr.Rules(pin={1: 0}, cap={"seller": 1}), fr.Rules(), WARM, fr.PlackettLuce(0.07)),
+    (fr.Rules(cap={"seller": 1}), fr.Rules(), fr.BestFirst(1, WARM), fr.PlackettLuce(0.07)),
+    (fr.Rules(cap={"seller": 1}, pin={2: 5}), fr.Rules(pin={2: 5}), WARM, COLD),
+    # It had but one item left at its last place, or at none: by what it had shown.
+    (fr.Rules(cap={"seller": 1}, where="seller in ('a', 'b', 'd')"), fr.Rules(), WARM, COLD),
 ]
 
 
-@pytest.mark.parametrize(("logged", "asked"), LAXER)
-def test_laxer_rules_are_uncovered(logged: fr.Rules, asked: fr.Rules, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("logged", "asked", "warm", "cold"), LAXER)
+def test_laxer_rules_are_uncovered(
+    logged: fr.Rules, asked: fr.Rules, warm: fr.Policy, cold: fr.Policy, tmp_path: Path
+) -> None:
     """What the log's own rules barred no row shows, and a mean weight may hide."""
     catalog = small_catalog()
     with LogWriter(tmp_path) as log:
         for seed in range(400):
-            drawn = catalog.rank(QUERY, PLACES, policy=WARM, seed=seed, rules=logged)
+            drawn = catalog.rank(QUERY, PLACES, policy=warm, seed=seed, rules=logged)
             log.append(
                 drawn,
                 request_id=f"r{seed}",
@@ -578,17 +599,17 @@ def test_laxer_rules_are_uncovered(logged: fr.Rules, asked: fr.Rules, tmp_path: 
                 rewards=np.ones(len(drawn)),
             )
     beyond = sum(
-        np.exp(catalog.log_propensities(QUERY, order, policy=COLD, rules=asked).sum())
+        np.exp(catalog.log_propensities(QUERY, order, policy=cold, rules=asked).sum())
         for order in rankings()
-        if np.isneginf(catalog.log_propensities(QUERY, order, policy=COLD, rules=logged)).any()
+        if np.isneginf(catalog.log_propensities(QUERY, order, policy=warm, rules=logged)).any()
     )
     assert beyond > 0.02
-    lax = ope.ByModel("lax", COLD, catalog, rules=asked)
+    lax = ope.ByModel("lax", cold, catalog, rules=asked)
     (policy,) = ope.evaluate(LogReader(tmp_path), [lax]).policies
     assert policy.status == "unsupported"
     assert "uncovered" in policy.reasons
     assert policy.uncovered == pytest.approx(beyond, abs=0.1)  # by one draw a row, or exactly
-    (same,) = ope.evaluate(LogReader(tmp_path), [ope.ByModel("same", WARM, catalog)]).policies
+    (same,) = ope.evaluate(LogReader(tmp_path), [ope.ByModel("same", warm, catalog)]).policies
     assert same.uncovered == 0.0
     assert same.estimates["ips"].value == pytest.approx(same.estimates["avg"].value)
 
@@ -612,6 +633,90 @@ def test_places_that_the_logs_rules_never_filled_are_uncovered(tmp_path: Path) -
     assert own.estimates["ips"].value == pytest.approx(1.0)
     assert other.uncovered == pytest.approx(1.0)
     assert other.status == "unsupported"
+
+
+def test_a_list_that_was_certain_and_ended_early_is_not_all_there_is(tmp_path: Path) -> None:
+    catalog, best = small_catalog(), fr.Deterministic()
+    with LogWriter(tmp_path) as log:
+        for i in range(20):
+            drawn = catalog.rank(
+                QUERY, PLACES, policy=best, rules=fr.Rules(where="new", cap={"new": 1})
+            )
+            assert drawn.item_ids.tolist() == [0]
+            log.append(drawn, user_id=f"u{i}", query=QUERY, rewards=[1.0])
+    longer = ope.ByModel("longer", best, catalog, rules=fr.Rules(where="new", cap={"new": 2}))
+    (policy,) = ope.evaluate(LogReader(tmp_path), [longer]).policies
+    assert policy.uncovered == 1.0
+    one = ope.evaluate(LogReader(tmp_path), [longer], places=1).policies[0]
+    assert one.uncovered == 0.0
+
+
+def test_lists_that_end_before_the_logs_are_uncovered(tmp_path: Path) -> None:
+    """No row shows so short a page; of the places that it has there are rows."""
+    catalog = small_catalog()
+    plain = whole_log(tmp_path / "plain", catalog, WARM)
+    short = ope.ByModel("short", COLD, catalog, rules=fr.Rules(where="price > 4"))  # two items
+    (policy,) = ope.evaluate(plain, [short]).policies
+    assert (policy.status, policy.uncovered) == ("unsupported", 1.0)
+    (policy,) = ope.evaluate(plain, [short], places=2).policies
+    assert policy.uncovered == 0.0
+    right = sum(
+        np.exp(catalog.log_propensities(QUERY, order, policy=COLD, rules=short.rules).sum())
+        * RATES[order, range(2)].sum()
+        for order in ([5, 6], [6, 5])
+    )
+    assert policy.estimates["ips"].value == pytest.approx(right, rel=1e-6)
+
+
+def test_lists_that_the_logs_rules_end_too_are_covered(tmp_path: Path) -> None:
+    """By a cap after two to three of five items; a window besides makes it neither."""
+    catalog = small_catalog()
+    cap = fr.Rules(cap={"new": 1}, where="new or price == 1 or price == 3")
+    with LogWriter(tmp_path) as log:
+        for seed in range(200):
+            drawn = catalog.rank(QUERY, 5, policy=WARM, seed=seed, rules=cap)
+            assert len(drawn) == 3
+            log.append(drawn, user_id=f"u{seed}", query=QUERY, rewards=np.ones(3))
+    other = fr.Rules(cap={"new": 1}, where="new or price == 1 or price == 3", decay={"new": 0.5})
+    shorter = fr.Rules(cap={"new": 1}, where="new or price == 1")
+    asked = [
+        ope.ByModel(str(i), WARM, catalog, rules=each) for i, each in enumerate([other, shorter])
+    ]
+    of_other, of_shorter = ope.evaluate(LogReader(tmp_path), asked).policies
+    assert of_other.uncovered == 0.0
+    assert of_other.estimates["ips"].value == pytest.approx(3.0)
+    assert of_shorter.uncovered == 1.0
+
+
+def test_places_that_nobody_saw_are_not_uncovered(tmp_path: Path) -> None:
+    """The rules are about later places than the one that was displayed."""
+    catalog = small_catalog()
+    with LogWriter(tmp_path) as log:
+        for seed in range(100):
+            drawn = catalog.rank(
+                QUERY, 4, policy=WARM, seed=seed, rules=fr.Rules(at_least={"new": 3})
+            )
+            log.append(drawn, user_id=f"u{seed}", query=QUERY, displayed=1, rewards=[1, 0, 0, 0])
+    asked = [ope.ByModel("none", COLD, catalog, rules=fr.Rules())]
+    (policy,) = ope.evaluate(LogReader(tmp_path), asked).policies
+    assert policy.uncovered == 0.0
+
+
+def test_what_clipping_cuts_off_is_not_uncovered(tmp_path: Path) -> None:
+    catalog = small_catalog()
+    logged, asked = fr.Rules(cap={"new": 2}), fr.Rules(pin={2: 6, 3: 4})
+    with LogWriter(tmp_path) as log:
+        for seed in range(2000):
+            drawn = catalog.rank(QUERY, PLACES, policy=WARM, seed=seed, rules=logged)
+            log.append(drawn, user_id=f"u{seed}", query=QUERY, rewards=np.ones(PLACES))
+    found = ope.evaluate(LogReader(tmp_path), [ope.ByModel("pins", COLD, catalog, rules=asked)])
+    (policy,) = found.policies
+    clipped = policy.estimates["clipped-ips"].diagnostics
+    assert clipped is not None
+    assert clipped.mean_weight < 0.7  # weights are far above 20
+    new = catalog.log_propensities(QUERY, [0], policy=COLD, rules=asked, k=PLACES)
+    new = np.append(new, catalog.log_propensities(QUERY, [2], policy=COLD, rules=asked, k=PLACES))
+    assert policy.uncovered == pytest.approx(np.exp(new).sum(), abs=0.06)  # of 2,000 draws
 
 
 def test_places_asked_for_are_the_rows(tmp_path: Path) -> None:
@@ -742,11 +847,10 @@ def test_slate_weights_want_the_same_items_eligible(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STRICTER)
 @pytest.mark.parametrize("policy", [COLD, fr.BestFirst(1, COLD)], ids=["draws", "best first"])
 def test_doubly_robust_means_are_those_of_the_rules(
-    name: str, policy: fr.Policy, tmp_path: Path
+    name: str, policy: fr.Policy, plain_log: Path
 ) -> None:
     """Whatever the model says of rewards, its means under the policy take it out again."""
-    catalog, rules = small_catalog(), STRICTER[name]
-    log = whole_log(tmp_path, catalog, WARM)
+    catalog, rules, log = small_catalog(), STRICTER[name], LogReader(plain_log)
     q = np.random.default_rng(2).normal(0.0, 3.0, (SMALL, PLACES))
     found = ope.evaluate(
         log,
@@ -755,7 +859,7 @@ def test_doubly_robust_means_are_those_of_the_rules(
         estimators=["dr-position", "dm"],
         reward_model=lambda query, ids: q,
     )
-    right = truth(catalog, policy, rules=rules)
+    right = truth_under(name, policy)
     estimates = found.policies[0].estimates
     assert estimates["dr-position"].value == pytest.approx(right, rel=1e-6)
     assert "reward_model" not in estimates["dr-position"].reasons
@@ -769,7 +873,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     model = some_model()
     model.save(folder / "model")
-    write(folder / "log", model, [KINDS["cap"], (fr.Rules(where="price < 38"), {})], rows=400)
+    write(folder / "log", model, [KINDS["cap"], (fr.Rules(where="price < 38"), {})], rows=80)
     return folder
 
 

@@ -273,7 +273,7 @@ def test_a_server_that_stops_says_so(model: Path) -> None:
         server.signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_reloads_under_load_lose_nothing(tmp_path: Path, workers: int) -> None:
     directory = tmp_path / "m"
     first = make_model(directory, n=5000, seed=1)
@@ -547,6 +547,7 @@ def test_the_disk_of_the_log_is_full_for_a_while(model: Path, tmp_path: Path) ->
     assert logged(tmp_path) == set(load.ids)
 
 
+@pytest.mark.slow
 def test_the_disk_of_the_log_stays_full(model: Path, tmp_path: Path) -> None:
     """Requests are answered; at the end the rows that nobody has are counted and said."""
     with Process(model, "--log", str(tmp_path)) as server:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from fastrank_serving import server
 from fastrank_serving.secret import Secret
 from fastrank_serving.settings import OPTIONS, OTHERS, Option, Settings
 
-README = Path(__file__).parents[1] / "serving" / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 SECRET = "00112233445566778899aabbccddeeff"
 BY_FIELD = {option.field: option for option in OPTIONS}
 
@@ -507,19 +507,16 @@ def row(option: Option) -> str:
 
 
 def table() -> list[str]:
-    """The table of options in serving/README.md."""
+    """The table of options in docs/reference/settings.md."""
     lines = ["| `fastrank serve` | environment | default | |", "|---|---|---|---|"]
     lines += [row(option) for option in OPTIONS]
     return lines + [f"| | `{name}` | | {words} |" for name, words in OTHERS.items()]
 
 
-def sections(text: str) -> Iterator[str]:
-    yield from re.split(r"^## ", text, flags=re.MULTILINE)
-
-
-def test_the_readme_has_the_table() -> None:
-    (section,) = (each for each in sections(README.read_text()) if each.startswith("Settings\n"))
-    found = [line for line in section.splitlines() if line.startswith("|")]
+def test_the_page_has_the_table() -> None:
+    if not PAGE.exists():
+        pytest.skip("an sdist has the tests, and not the pages")
+    found = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
     assert found == table(), "\n" + "\n".join(table())
 
 

@@ -555,6 +555,7 @@ def test_versions_in_s3(tmp_path: Path, made: Path, caplog: pytest.LogCaptureFix
     )
 
 
+@pytest.mark.slow
 def test_a_server_between_two_places_in_s3(s3: dict[str, str], tmp_path: Path, made: Path) -> None:
     models, logs = places.place(f"s3://{BUCKET}/live"), places.place(f"s3://{BUCKET}/log")
     for file in (made / "b").iterdir():
@@ -583,6 +584,7 @@ def test_a_server_between_two_places_in_s3(s3: dict[str, str], tmp_path: Path, m
     assert (tmp_path / "copies" / "current").exists()  # was given, and stays
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_uploaded_wait_for_the_next_server(tmp_path: Path, made: Path) -> None:
     far = tmp_path / "far"
     far.write_text("in the way")

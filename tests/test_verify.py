@@ -32,7 +32,7 @@ from fastrank.verify import (
 )
 
 N_ITEMS, DIM = 300, 8
-DRAWS = 2000
+DRAWS = 2000  # of what chi-squares must see; 1,000 of the rest
 
 
 def make_catalog(text_ids: bool = False) -> fr.Catalog:
@@ -59,9 +59,9 @@ def make_quantised() -> fr.Catalog:
     return fr.Catalog(np.arange(30_000), vectors, storage="int8")
 
 
-def judged(**methods: Callable[..., Any]) -> Verdict:
+def judged(draws: int = 1000, **methods: Callable[..., Any]) -> Verdict:
     """One user is enough to find it."""
-    return verify_catalog(Wrong(make_catalog(), **methods), make_queries(1), draws=DRAWS)  # type: ignore[arg-type]
+    return verify_catalog(Wrong(make_catalog(), **methods), make_queries(1), draws=draws)  # type: ignore[arg-type]
 
 
 def failed_names(verdict: Verdict) -> set[str]:
@@ -74,6 +74,7 @@ class TestQuantised:
         """Small catalogs have codes, too."""
         monkeypatch.setattr(packing, "CODED_FROM", 0)
 
+    @pytest.mark.slow
     def test_a_model_passes(self, tmp_path: Path) -> None:
         catalog = make_quantised()
         ranking = catalog.rank(make_queries()[0], policy=fr.PlackettLuce(5.0))
@@ -98,7 +99,7 @@ class TestQuantised:
             )
 
         catalog: Any = Wrong(make_quantised(), rank=rank)
-        verdict = verify_catalog(catalog, make_queries()[:1], draws=1_000)
+        verdict = verify_catalog(catalog, make_queries()[:1], draws=100)  # no law is looked at
         names = {check.name for check in verdict.failures if check.p_value is None}
         assert ("propensities" in names) == (shift > 1.0)
 
@@ -110,7 +111,7 @@ class TestRight:
         verdict = verify_catalog(
             make_catalog(text_ids),
             make_queries(),
-            draws=DRAWS,
+            draws=1000 if text_ids else DRAWS,
             advance=lambda *step: steps.append(step),
         )
         assert verdict.passed, verdict.failures
@@ -188,7 +189,7 @@ class TestWrong:
                 )
             return catalog.rank(query, k, policy=policy, **rest)
 
-        verdict = judged(rank=rank)
+        verdict = judged(DRAWS, rank=rank)
         assert {"rankings", "first place"} <= failed_names(verdict)
         assert "propensities" not in failed_names(verdict)
         assert all(isinstance(c.policy, fr.PlackettLuce) for c in verdict.failures)
@@ -239,7 +240,7 @@ class TestWrong:
                 kwargs["exclude"] = catalog.item_ids[5::16]
             return catalog.rank(*args, **kwargs)
 
-        verdict = judged(rank=rank)
+        verdict = judged(DRAWS, rank=rank)
         assert failed_names(verdict) == {"first place"}
         assert any("modulo 16" in c.detail for c in verdict.failures)
 

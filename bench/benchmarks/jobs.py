@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -332,23 +332,37 @@ def was_float32(name: str) -> bool:
 
 
 class Measurements:
-    """Values by name, one for each process that measured it, and what they depend on."""
+    """Values by name, one for each process that measured it, and what they depend on.
+
+    Processes are `fresh` for each job, but where nothing is to be believed but the checks: then one
+    does them all, and imports once.
+    """
 
     def __init__(
         self,
         values: Mapping[str, Iterable[float]] | None = None,
         about: Mapping[str, str] | None = None,
+        *,
+        fresh: bool = True,
     ) -> None:
         self.values = {name: list(of_all) for name, of_all in (values or {}).items()}
         self.environment = dict(environment() if about is None else about)
         self._spawn = get_context("spawn")  # a fork would share the parent's pages and pools
+        self._fresh = fresh
+
+    @cached_property
+    def _kept(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=self._spawn)
 
     def take(self, job: Callable[..., T], *arguments: Any) -> T:
-        """Runs a job in a fresh process; what it measured is kept."""
+        """Runs a job in a process of its own; what it measured is kept."""
         title = " ".join(str(a) for a in (job.__name__, *arguments) if isinstance(a, str | int))
         print(f"  {title}", file=sys.stderr, flush=True)
-        with ProcessPoolExecutor(1, mp_context=self._spawn) as pool:
-            result = pool.submit(job, *arguments).result()
+        if self._fresh:
+            with ProcessPoolExecutor(1, mp_context=self._spawn) as pool:
+                result = pool.submit(job, *arguments).result()
+        else:
+            result = self._kept.submit(job, *arguments).result()
         if isinstance(result, dict):
             for name, value in result.items():
                 self.values.setdefault(name, []).append(value)

@@ -27,7 +27,7 @@ from fastrank.policies import Policy
 from fastrank.ranker import RNG_VERSION, Ruled, as_threads, each_of, key_of
 from fastrank.ranking import Ranking, RankingBatch, Score
 from fastrank.ruled import BoundRules
-from fastrank.rules import Rules
+from fastrank.rules import AppliedRules, Rules
 from fastrank.score import ScoreLike, as_score, bind
 from fastrank.scorer import Scorer
 from fastrank.scoring import ScoreFunction
@@ -664,6 +664,22 @@ class Catalog(Scorer):
             ruled.append(own)
         has_rules = any(own is not None for own in ruled)
         return bounds if any(bounds) else None, ruled if has_rules else None
+
+    def _n_allowed(
+        self,
+        item_ids: Ids,
+        applied: AppliedRules,
+        *,
+        exclude: Ids | None,
+        allow: Ids | None,
+        after: Ids | None,
+        k: int,
+    ) -> int:
+        rules, params = applied
+        _, ruled = self._bind_call("dot", params, rules, after)
+        assert ruled is not None
+        query = self._query(np.zeros(self._dim, np.float32))
+        return self._count_allowed(query, item_ids, exclude, allow, ruled, k)
 
     def _id_at(self, position: int) -> Any:
         return self._index.ids[position].item()

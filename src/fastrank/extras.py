@@ -29,6 +29,8 @@ EXTRA_OF = {
     "faiss": "faiss",
     "numba": "numba",
     "jax": "jax",
+    **dict.fromkeys(("ray", "aiohttp"), "ray"),
+    "pyspark": "spark",
 }
 _OWN = re.compile(r"fastrank[-_]sampling\[([^\]]*)\]")
 _REQUIREMENT = re.compile(r"\s*([^;]+?)\s*;.*\bextra\s*==\s*(['\"])([^'\"]+)\2\s*")

@@ -34,7 +34,7 @@ from fastrank.features import Features, Joint
 from fastrank.ids import PADDING, Ids, Listed, Lookup, is_compact, listed
 from fastrank.inputs import as_column, as_count, as_seed, draw_seed, draw_seeds, shown
 from fastrank.lru import LRU
-from fastrank.policies import Policy
+from fastrank.policies import PlackettLuce, Policy
 from fastrank.ranking import Candidates, Filters, Ranking, RankingBatch, new_ranking
 from fastrank.ruled import BoundRules, bind_rules
 from fastrank.rules import Rules
@@ -506,7 +506,8 @@ class Ranker:
                 raise ValueError(f"row {i}: {error}") from None
         drawn = DrawnBatch.empty(b, ask.k)._replace(candidates=[None] * b)
         walked = [i for i, each in enumerate(ruled) if each is not None and each.bound.is_walked]
-        others = [i for i in range(b) if i not in set(walked)]
+        are_walked = {*walked}
+        others = [i for i in range(b) if i not in are_walked]
         if others:
             drawn.put(others, 0, self._draw_batch(AskBatch.joined([asks[i] for i in others])))
         firsts = self._draw_firsts(asks, ruled, walked)
@@ -676,6 +677,24 @@ class Ranker:
         ask = Ask(query, k, spec, 0, excluded, allowed, bias, 1, bound)
         ask = self._under(ask, policy, places, ruled)
         return walk.judge(self, ask, positions.tolist(), ruled.bound, ruled.after)
+
+    def _count_allowed(
+        self,
+        query: Float32Array,
+        ranking: Ids,
+        exclude: Ids | None,
+        allow: Ids | None,
+        ruled: Ruled,
+        k: int,
+    ) -> int:
+        """How many items rules allow behind the first ones of a list of k places. O(n)."""
+        policy = PlackettLuce()  # what rules allow does not depend on the law
+        excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
+        places = min(k, self._n_items)
+        ask = Ask(query, places, spec_of(policy), 0, excluded, allowed, None, 1, None)
+        ask = self._under(ask, policy, k, ruled)
+        positions = self._index.find("item_ids", ranking, ordered=True)
+        return walk.count_allowed(self, ask, positions.tolist(), ruled.bound, ruled.after)
 
     def _found(self, ask: Ask) -> Found:
         """Candidates of a flat tail."""

@@ -17,6 +17,7 @@ from fastrank.ids import Ids
 from fastrank.policies import Deterministic, Policy
 from fastrank.ranker import Ranker
 from fastrank.ranking import Ranking, RankingBatch, Score
+from fastrank.rules import AppliedRules
 
 __all__ = ["Eligible", "Scorer", "eligible_of"]
 
@@ -121,6 +122,19 @@ class Scorer(Ranker, ABC):
     ) -> dict[str, Any] | str:
         """Arguments of calls that rank by a logged score; or why there are none."""
         return "score_not_at_hand"
+
+    def _n_allowed(
+        self,
+        item_ids: Ids,
+        applied: AppliedRules,
+        *,
+        exclude: Ids | None,
+        allow: Ids | None,
+        after: Ids | None,
+        k: int,
+    ) -> int:
+        """How many items rules allow behind these, the first ones of a list of k places."""
+        raise NotImplementedError  # a source that takes no rules
 
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 where there is no such id."""

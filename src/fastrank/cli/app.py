@@ -22,6 +22,7 @@ __all__ = ["Commands", "app"]
 _COMMANDS: Mapping[str, str] = {
     "build": "Make a model directory from item and user vectors.",
     "rank": "Rank a model's items for one user.",
+    "batch": "Rank all users of some files into a log.",
     "serve": "Serve a model over HTTP.",
     "plan": "See what exploring costs, and what its log is worth, beforehand.",
     "join": "Join rewards to a log of rankings.",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from fastrank.atomic import write_text
 from fastrank.catalog import Catalog
 from fastrank.cli import ownlog
 from fastrank.cli.armsprint import print_arms
+from fastrank.cli.engines import ENGINES, Engine, begun
 from fastrank.cli.evaluateprint import agreement, print_audit, print_section
 from fastrank.cli.scores import functions_of, score_function_option
 from fastrank.cli.terminal import for_terminal, json_text, progress, say, standard_output
@@ -26,6 +30,7 @@ from fastrank.eventlog import LogBatch, LogReader, from_data_capture, from_obd
 from fastrank.eventlog.obdlog import items_of_obd
 from fastrank.eventlog.schema import UNREAD
 from fastrank.model import Model
+from fastrank.ope.audit import SAMPLE, Audited
 from fastrank.ope.evaluation import DEFAULT_ESTIMATORS
 from fastrank.ope.forecast import forecast
 from fastrank.ope.report import Section, render
@@ -52,6 +57,7 @@ _FOR_MODELS = ("scores", "query", "log_norm")
 _CARRIED = "evaluation_log_propensities"  # what --also reads
 _NAME_ONE = "name at least one --policy, --column or --also"
 _LONG = 10.0  # seconds, from which on a run is announced
+_PARTS = 4  # of a log, for each process: one that has taken small ones takes more
 # Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
     ("all", "random", "bts"),
@@ -282,6 +288,17 @@ def audit(
 @click.option(
     "--no-audit", is_flag=True, help="Skip the audit: believe that the model wrote the log."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="Read files by many processes and merge what they sum, to the same result: those of this"
+    " machine, or tasks of Ray (of the cluster of RAY_ADDRESS, or one on this machine).",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Of --engine, at a time.  [default: one a core]",
+)
 @score_function_option
 @click.option(
     "--report",
@@ -291,7 +308,13 @@ def audit(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
-    logs: tuple[str, ...], kind: str, report: Path | None, as_json: bool, **options: Any
+    logs: tuple[str, ...],
+    kind: str,
+    engine: str | None,
+    processes: int | None,
+    report: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Estimate what other policies would have earned, from a log of this one with its rewards.
 
@@ -310,12 +333,14 @@ def evaluate(
       fastrank evaluate --format obd obd/bts/men/men.csv --policy uniform --column new=log_p
       fastrank evaluate --format table log.csv --item shown --propensity p --reward clicked \\
           --request visit --position place --user who --column new=p_new
+      fastrank evaluate logs/ --model model/ --policy deterministic --engine local --processes 8
     """
     ownlog.refuse_options(kind, options)
     arms = {name: options.pop(name) for name in ("experiment", "shares", "control")}
     of_arms = [f"--{name}" for name, value in arms.items() if value]
     if of_arms and kind != "log":
         raise click.UsageError(f"{', '.join(of_arms)}: only with --format log, which says arms")
+    _refuse_engine(engine, processes, kind, of_arms)
     table = {name: options.pop(name) for name in ownlog.OPTIONS}
     settings = _Settings(**options)
     if report is not None and not report.parent.is_dir():  # looked at now, not after the work
@@ -337,7 +362,7 @@ def evaluate(
             raise click.UsageError("LOGS: name a file, a directory or a glob")
         if of_arms:
             return _of_arms(settings, logs, arms, report, as_json)
-        sections = [_evaluated(settings, logs, kind)]
+        sections = [_evaluated(settings, logs, kind, engine, processes)]
     if report is not None:
         write_text(report, render(sections))
     code = 0 if all(section.evaluation.rows_used for section in sections) else 1
@@ -401,6 +426,7 @@ class _Settings:
         policies: Sequence[ope.EvaluationPolicy],
         logging: Sequence[Model | Catalog],
         rows: int,
+        processes: int = 1,
     ) -> None:
         """Say how long it will take, if that is long."""
         seconds = forecast(
@@ -413,6 +439,7 @@ class _Settings:
             restrict_to_logged_catalog=self.restrict_to_logged_catalog,
             keep_candidates=self.keep_candidates,
         )
+        seconds /= processes
         if seconds > _LONG:
             click.echo(f"about {_duration(seconds)} for {rows:,} rows", err=True)
 
@@ -474,7 +501,29 @@ class _Settings:
         }
 
 
-def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
+def _refuse_engine(
+    engine: str | None, processes: int | None, kind: str, of_arms: Sequence[str]
+) -> None:
+    """A UsageError for what is not evaluated in parts."""
+    if engine is None:
+        if processes is not None:
+            raise click.UsageError("--processes: goes with --engine, which is not given")
+        return
+    if kind != "log":
+        raise click.UsageError(f"--engine: only with --format log, not {kind}: it goes by files")
+    if of_arms:
+        raise click.UsageError(
+            f"--engine: not with {', '.join(of_arms)}: arms are compared in one reading of the log"
+        )
+
+
+def _evaluated(
+    settings: _Settings,
+    logs: Sequence[str],
+    kind: str,
+    engine: str | None,
+    processes: int | None,
+) -> Section:
     models, policies, columns = _asked(settings, logs, kind)
     if not policies:
         raise click.UsageError(_NAME_ONE)
@@ -483,12 +532,108 @@ def _evaluated(settings: _Settings, logs: Sequence[str], kind: str) -> Section:
     omit = _unread(settings, () if asked else _FOR_MODELS)
     log = _reader(logs, kind, columns, omit)
     _check_carried(settings, log)
-    rows = log.survey()[0]
+    rows, longest = log.survey()
+    title = ", ".join(logs)
+    if engine is not None:
+        share = min(1.0, SAMPLE / max(rows, 1)) if audited else None
+        work = _Work(settings, tuple(logs), os.getcwd(), share, max(longest, 1))
+        with begun(engine, processes) as ready:
+            settings.announce(log, policies, models, rows, ready.processes)
+            found, sums = _in_parts(ready, work, log, rows)
+        return Section(title, sums.evaluation(_against(found)), found)
     found = _audited(log, models, rows) if audited else None
     settings.announce(log, policies, models, rows)
-    failed = found is not None and found.failed
-    evaluation = settings.run(log, policies, models, rows, ["audit_failed"] if failed else [])
-    return Section(", ".join(logs), evaluation, found)
+    evaluation = settings.run(log, policies, models, rows, _against(found))
+    return Section(title, evaluation, found)
+
+
+def _against(found: ope.Audit | None) -> list[str]:
+    return ["audit_failed"] if found is not None and found.failed else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The work of a process: a part of the log, to what is kept of it."""
+
+    settings: _Settings
+    logs: tuple[str, ...]
+    folder: str  # that paths are relative to
+    share: float | None  # of rows that are audited by the model
+    longest: int
+
+    def __call__(self, part: LogReader) -> tuple[Audited | None, ope.Partial]:
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            raise ValueError(
+                f"--engine: {platform.node()} has no {self.folder} ({error.strerror}): models and"
+                " logs are to be where each machine finds them by the same paths"
+            ) from None
+        models, policies, _ = _asked_once(self.settings, self.logs)
+        audit = None
+        if self.share is not None:
+            audit = Audited(models)
+            audit.read(part, self.share)
+        sums = ope.partial(
+            part,
+            policies,
+            longest=self.longest,
+            logging=models,
+            requests=None,
+            **self.settings.options(),
+        )
+        return audit, sums
+
+
+@lru_cache(maxsize=1)
+def _asked_once(
+    settings: _Settings, logs: tuple[str, ...]
+) -> tuple[list[Model | Catalog], list[ope.EvaluationPolicy], list[str]]:
+    """As `_asked`, of all parts that a process sums."""
+    return _asked(settings, logs, "log")
+
+
+def _in_parts(
+    engine: Engine, work: _Work, log: LogReader, rows: int
+) -> tuple[ope.Audit | None, ope.Partial]:
+    """What all parts of a log come to. Those that have rows in common are read as one."""
+    parts = log.parts(_PARTS * engine.processes)
+    found: dict[int, tuple[Audited | None, ope.Partial]] = {}
+    missing = [*range(len(parts))]
+    with progress() as bar:
+        task = bar.add_task("evaluating", total=rows or None)
+        while True:
+            results = engine.map(
+                work,
+                [parts[number] for number in missing],
+                lambda result: bar.advance(task, result[1].rows),
+            )
+            found.update(zip(missing, results, strict=True))
+            numbers = sorted(found)
+            audits, sums = zip(*(found[number] for number in numbers), strict=True)
+            try:
+                merged = ope.merged(sums)
+                break
+            except ope.SharedRowsError as error:
+                missing = []
+                for group in _connected(error.pairs):
+                    first, *others = (numbers[j] for j in group)
+                    parts[first] = LogReader.of_parts([parts[j] for j in (first, *others)])
+                    for j in (first, *others):
+                        del found[j]
+                    missing.append(first)
+    audit = Audited.merged(audits).result() if work.share is not None else None
+    return audit, merged
+
+
+def _connected(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Groups of numbers that pairs link, each in order."""
+    groups: list[set[int]] = []
+    for pair in pairs:
+        touched = [group for group in groups if group & {*pair}]
+        groups = [group for group in groups if group not in touched]
+        groups.append({*pair}.union(*touched))
+    return sorted(map(sorted, groups))
 
 
 def _asked(

@@ -368,13 +368,13 @@ def _draw_variance(found: Variances) -> Figure:
 
 def _print_rules(console: Console, found: RulesAfterwards) -> None:
     columns = [
-        "\nshop", "\nweights", "logged / true\npropensity", "mean\nweight", "\nips / truth",
+        "\nshop", "cap in\nweights", "logged / true\npropensity", "mean\nweight", "\nips / truth",
         "\nsnips / truth", "\nflagged",
     ]  # fmt: skip
     rows = [
         (
             shop.logger,
-            _weights(shop),
+            "yes" if shop.weighs_by_cap else "no",
             _spread(shop.ratio),
             f"{shop.mean_weight:.3g}",
             _spread(shop.ips),
@@ -398,12 +398,20 @@ def _print_rules(console: Console, found: RulesAfterwards) -> None:
 
 
 def _weights(shop: Shop) -> str:
-    return "with cap" if shop.weighs_by_cap else "without"
+    return "with cap" if shop.weighs_by_cap else "without cap"
 
 
 def _spread(values: tuple[float, float, float]) -> str:
     low, middle, high = (f"{value:.2g}" if value < 10 else f"{value:,.0f}" for value in values)
     return f"{middle} ({low}-{high})"
+
+
+# How each shop keeps to its cap, for a picture that stands alone.
+_OF_SHOPS = {
+    "strikes out": "too many struck out\nof a finished ranking",
+    "draws again": "drawn again\nuntil a ranking obeys",
+    "has rules": "drawn by rules",
+}
 
 
 def _draw_rules(found: RulesAfterwards) -> Figure:
@@ -421,15 +429,14 @@ def _draw_rules(found: RulesAfterwards) -> Figure:
             right.plot(of[::2], at, color=tint, linewidth=3, solid_capstyle="round")
             name = ("ips" if shift < 0 else "snips") if y == 0 else None
             right.plot(of[1], at[0], "o", color=tint, markersize=8, label=name)
-        cap = "with" if shop.weighs_by_cap else "without"
-        names.append(f"{shop.logger},\nweights {cap} cap")
+        names.append(f"{_OF_SHOPS[shop.logger]},\nweights {_weights(shop)}")
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_title("Logged / true propensity")
     left.set_xlabel("of a ranking: median, and 90 % of them")
     right.set_title("Estimate / truth")
     right.set_xlabel("median, and 90 % of the logs")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.axvline(1.0, color="black", linewidth=1)

@@ -24,7 +24,7 @@ from fastrank.eventlog.hashing import text_hashes
 from fastrank.files import Paths, file_format, files_at, naming
 from fastrank.inputs import shown
 
-__all__ = ["DATED", "Events", "read_events"]
+__all__ = ["DATED", "Events", "read_batches", "read_events"]
 
 _FORMATS = ("parquet", "csv", "jsonl", "json")
 # Times that the calendar can express, years 1 to 9999, in microseconds since 1970.
@@ -65,7 +65,7 @@ def read_events(
     for path in files:
         start = 0
         with naming(path, f"file of {what}"):
-            for batch in _batches(path, wanted, optional):
+            for batch in read_batches(path, wanted, optional):
                 parts.append(take(Events(path, start, batch, wanted)))
                 start += batch.num_rows
     return parts, files
@@ -154,7 +154,7 @@ class Events:
         return ts
 
 
-def _batches(
+def read_batches(
     path: Path, wanted: Sequence[str], optional: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """Batches with the columns wanted, and those optional that are there; values as they come."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,7 @@ from fastrank.files import Paths
 from fastrank.inputs import as_count, shown
 from fastrank.rules import Rules
 
-__all__ = ["JOIN_KEY", "LogReader"]
+__all__ = ["JOIN_KEY", "LogReader", "UnreadLogError"]
 
 # Metadata of each file of a log that `join` wrote: which join.
 JOIN_KEY = b"fastrank.join"
@@ -173,13 +173,13 @@ class LogReader:
         for name in omit:
             if name not in _OMITTABLE:
                 raise ValueError(f"omit: expected any of {', '.join(_OMITTABLE)}; got {name!r}")
-        self._columns = tuple(dict.fromkeys(columns))
+        self._columns, self._omit = tuple(dict.fromkeys(columns)), tuple(omit)
         self._names = [
             name for name in schema("int64").names if name not in {*omit, *self._columns}
         ]
         self._keep_all = False
         self._batch_rows = as_count("batch_rows", batch_rows)
-        self._filters = FilterStore(rules)
+        self._rules, self._filters = rules, FilterStore(rules)
         self._reset(self._keep_all)
 
     def _reset(self, keep_all: bool) -> None:
@@ -187,13 +187,21 @@ class LogReader:
         self.kind: IdKind | None = None
         self._checks = Checks(self.report, self._filters, self._columns, keep_all)
         self.strata = self._checks.strata.found
-        self._sequences: dict[str, SequenceGaps] = {}
         self._joins: set[bytes] = set()
         self._begun: Path | None = None  # the file that is being read
         self._is_joined = False  # whether it is one of `join`, which leaves rows out on purpose
         self._said: dict[str, pa.Scalar] = {}  # of all its rows, by its path
         self._bytes = sum(_size(file.path) for file in self._files)
         self._bytes_done = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it reads: a reader that was pickled is one that has not read yet."""
+        settings = self._columns, self._omit, self._batch_rows, self._rules
+        return {"files": self._files, "tables": self._tables, "settings": settings}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._files, self._tables = state["files"], state["tables"]
+        self._set(*state["settings"])
 
     @property
     def files(self) -> list[Path]:
@@ -204,6 +212,61 @@ class LogReader:
     def progress(self) -> float:
         """Share of the files that is read, by bytes; in [0, 1]."""
         return min(1.0, self._bytes_done / self._bytes) if self._bytes else 0.0
+
+    def parts(self, n: int) -> list[LogReader]:
+        """Readers of this log's files, some each, for `ope.partial` in processes of their own.
+
+        Parameters
+        ----------
+        n : int
+            Of them, at most; no more than files.
+
+        Returns
+        -------
+        list of LogReader
+            Of about equally many bytes each, files in their order; as this one in all else. Like
+            any reader they can be pickled, and are then as if they had not been read.
+
+        Raises
+        ------
+        ValueError
+            If `n` is below 1; of a log of tables, which have no files.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import fastrank as fr
+        >>> from fastrank.eventlog import LogWriter
+        >>> catalog, directory = fr.Catalog([10, 20], [[1.0], [0.5]]), tempfile.mkdtemp()
+        >>> for seed in range(4):
+        ...     with LogWriter(directory) as log:
+        ...         _ = log.append(catalog.rank([1.0], 1, policy=fr.Uniform(), seed=seed))
+        >>> [len(part.files) for part in LogReader(directory).parts(2)]
+        [2, 2]
+        """
+        n = as_count("n", n)
+        if self._tables is not None:
+            raise ValueError("parts: the log is of tables, not of files: make readers of some each")
+        sizes = np.array([_size(file.path) for file in self._files], np.float64) + 1.0
+        # By the middle of each file's bytes: a file is of the part that has most of it.
+        at = ((np.cumsum(sizes) - sizes / 2) * (n / sizes.sum())).astype(np.int64)
+        return [self._of(np.flatnonzero(at == j).tolist()) for j in np.unique(at).tolist()]
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[LogReader]) -> LogReader:
+        """One reader of the files of several, one at least, which `parts` has made of a log."""
+        found = parts[0]._of([])
+        found._files = [file for part in parts for file in part._files]
+        found._reset(found._keep_all)
+        return found
+
+    def _of(self, numbers: Sequence[int]) -> LogReader:
+        """A reader of some of the files."""
+        found = LogReader.__new__(LogReader)
+        found._files = [self._files[number] for number in numbers]
+        found._tables = None
+        found._set(self._columns, self._omit, self._batch_rows)
+        return found
 
     def survey(self) -> tuple[int, int]:
         """Rows, and places of the longest ranking at most, of what can be read; a quick look.
@@ -311,16 +374,13 @@ class LogReader:
                 self._note_sequence(batch)
             kind = self.kind or "int64"
             yield from self._checks.believed(kind, source, folder, start, batch)
-        for writer, sequence in self._sequences.items():
-            if sequence.missing:
-                self.report.rows_lost[writer] = sequence.missing
+        self.report.count_lost()
         given = getattr(self._tables, "read_report", None)
         if isinstance(given, ReadReport):
             self._add(given)
-        report = self.report
-        if not report.files_read and (self._files or report.files_set_aside):
-            shown = "; ".join(f"{f}: {why}" for f, why in list(report.files_set_aside.items())[:3])
-            raise ValueError(f"no file of the log can be read: {shown}")
+        why = self.report.why_unread
+        if why is not None:
+            raise UnreadLogError(why)
 
     def _add(self, given: ReadReport) -> None:
         self.report.rows_read += given.rows_set_aside
@@ -464,7 +524,7 @@ class LogReader:
         match = SEGMENT.fullmatch(path.name)
         if match is not None and int(match["number"]) == 0:
             # The writer's first segment is among the files, so its sequence must begin at 0.
-            self._sequences.setdefault(match["writer"], SequenceGaps()).add(np.array([-1]))
+            self.report.sequences.setdefault(match["writer"], SequenceGaps()).add(np.array([-1]))
 
     def _values_said(
         self, listed: LogFile, columns: pa.Schema, kind: IdKind
@@ -563,7 +623,11 @@ class LogReader:
         codes = codes[known]
         for code in np.unique(codes).tolist():
             name = names[code]
-            self._sequences.setdefault(name, SequenceGaps()).add(sequence[codes == code])
+            self.report.sequences.setdefault(name, SequenceGaps()).add(sequence[codes == code])
+
+
+class UnreadLogError(ValueError):
+    """No file of a log can be read; its report is complete, and says why."""
 
 
 class _AskedForError(ValueError):

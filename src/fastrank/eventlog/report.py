@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,8 @@ class ReadReport:
         request id that stands for nobody makes one ranking of many rows.
     times_without_zone : int
         Times of a table of another making that are UTC for want of a zone.
+    sequences : dict of str to SequenceGaps
+        By writer id, which numbers of its sequence came; `rows_lost` is what they lack.
     """
 
     rows_read: int = 0
@@ -68,6 +71,7 @@ class ReadReport:
     items_read: int = 0
     items_set_aside: int = 0
     times_without_zone: int = 0
+    sequences: dict[str, SequenceGaps] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -143,6 +147,47 @@ class ReadReport:
             found |= join.get("source", {}).get("files_set_aside", {})
         return found | self.files_set_aside
 
+    @property
+    def why_unread(self) -> str | None:
+        """Why no file could be read, the first three by name; None if one could, or none is."""
+        if self.files_read or not self.files_set_aside:
+            return None
+        named = [f"{file}: {why}" for file, why in [*self.files_set_aside.items()][:3]]
+        return f"no file of the log can be read: {'; '.join(named)}"
+
+    @classmethod
+    def merged(cls, reports: Sequence[ReadReport]) -> ReadReport:
+        """What reading parts of one log found, in their order; `reports` stay as they are."""
+        found = cls()
+        joins: dict[Any, dict[str, Any]] = {}
+        for each in reports:
+            for name in _COUNTS:
+                setattr(found, name, getattr(found, name) + getattr(each, name))
+            for reason, count in each.set_aside.items():
+                found.aside(reason, count)
+            for reason, places in each.places.items():
+                for place in places:
+                    found.name(reason, *place)
+            found.files_read += each.files_read
+            found.files_set_aside |= each.files_set_aside
+            found.files_cut |= each.files_cut
+            for writer, sequence in each.sequences.items():
+                found.sequences.setdefault(writer, SequenceGaps()).merge(sequence)
+            for join in each.joins:  # rows of one join may be in all parts
+                joins.setdefault(join.get("id"), join)
+        found.files_read = [*dict.fromkeys(found.files_read)]
+        found.joins = [*joins.values()]
+        found.count_lost()
+        return found
+
+    def count_lost(self) -> None:
+        """Rows that writers' sequences lack."""
+        self.rows_lost = {
+            writer: sequence.missing
+            for writer, sequence in self.sequences.items()
+            if sequence.missing
+        }
+
     def aside(self, reason: str, count: int = 1) -> None:
         """Count rows under a reason."""
         self.set_aside[reason] = self.set_aside.get(reason, 0) + count
@@ -182,6 +227,13 @@ class ReadReport:
         }
 
 
+# Of a report, what parts of a log add up to.
+_COUNTS = (
+    *("rows_read", "equal_duplicates", "client_ids_repeated", "client_ids_contradicted"),
+    *("items_read", "items_set_aside", "times_without_zone"),
+)
+
+
 class Flaws:
     """Which rows of a batch are wrong, and why; the first reason counts."""
 
@@ -219,10 +271,27 @@ class Flaws:
 
 
 class SequenceGaps:
-    """Which numbers of a writer's sequence came: disjoint ranges, few unless rows are lost."""
+    """Which numbers of a writer's sequence came: disjoint ranges, few unless rows are lost.
+
+    Examples
+    --------
+    >>> gaps, others = SequenceGaps(), SequenceGaps()
+    >>> gaps.add(np.array([0, 1, 4]))
+    >>> others.add(np.array([3]))
+    >>> gaps.merge(others)
+    >>> gaps.ranges, gaps.missing
+    ([(0, 1), (3, 4)], 1)
+    """
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []  # first, last
+        # Of those of which no ranges are kept: the first, the last, how many.
+        self._counted: tuple[int, int, int] | None = None
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The first and the last number of each, in their order."""
+        return list(self._ranges)
 
     def add(self, numbers: IntArray) -> None:
         """Numbers that are there, one at least."""
@@ -234,6 +303,24 @@ class SequenceGaps:
         firsts = ordered[np.concatenate([[0], breaks + 1])]
         lasts = ordered[np.concatenate([breaks, [len(ordered) - 1]])]
         self._merge(list(zip(firsts.tolist(), lasts.tolist(), strict=True)))
+
+    def merge(self, other: SequenceGaps) -> None:
+        """Add what came in another part of the log, of which `other` has none twice."""
+        self._merge(other._ranges)
+        if other._counted is not None:
+            self._count(*other._counted)
+
+    def bound(self, most: int) -> None:
+        """Keep how many numbers came, and no ranges, where these are more than `most`."""
+        if len(self._ranges) > most:
+            self._count(self._ranges[0][0], self._ranges[-1][1], _numbers_in(self._ranges))
+            self._ranges = []
+
+    def _count(self, first: int, last: int, came: int) -> None:
+        if self._counted is not None:
+            low, high, before = self._counted
+            first, last, came = min(first, low), max(last, high), came + before
+        self._counted = first, last, came
 
     def _merge(self, fresh: list[tuple[int, int]]) -> None:
         merged: list[tuple[int, int]] = []
@@ -247,4 +334,13 @@ class SequenceGaps:
     @property
     def missing(self) -> int:
         """Numbers between the first and the last that are not."""
-        return sum(b[0] - a[1] - 1 for a, b in zip(self._ranges, self._ranges[1:], strict=False))
+        ends = [end for each in self._ranges for end in each]
+        came = _numbers_in(self._ranges)
+        if self._counted is not None:
+            ends += self._counted[:2]
+            came += self._counted[2]
+        return max(0, max(ends) - min(ends) + 1 - came) if ends else 0
+
+
+def _numbers_in(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(last - first + 1 for first, last in ranges)

@@ -9,6 +9,7 @@ from fastrank.ope.estimators import ESTIMATORS, Estimator
 from fastrank.ope.evaluation import Evaluation, PolicyResult, StratumResult, evaluate
 from fastrank.ope.experimentlog import ExperimentLog
 from fastrank.ope.owntable import evaluate_table, evaluation_policies
+from fastrank.ope.parts import Partial, SharedRowsError, merged, partial
 from fastrank.ope.propensities import ByFunction, ByModel, EvaluationPolicy, FromColumn, FromRows
 from fastrank.ope.ratio import Ratio, SampleRatio
 from fastrank.ope.results import REASONS, Difference, Estimate, Status, difference, estimate
@@ -34,9 +35,11 @@ __all__ = [
     "ExperimentLog",
     "FromColumn",
     "FromRows",
+    "Partial",
     "PolicyResult",
     "Ratio",
     "SampleRatio",
+    "SharedRowsError",
     "Status",
     "StratumResult",
     "Thresholds",
@@ -48,4 +51,6 @@ __all__ = [
     "evaluate_arms",
     "evaluate_table",
     "evaluation_policies",
+    "merged",
+    "partial",
 ]

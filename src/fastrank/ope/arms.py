@@ -178,8 +178,7 @@ class _Arms:
                 policy = self._policies.any_of(arm)
                 if policy is not None:
                     own = replace(
-                        asked,
-                        policies=[policy],
+                        asked.about([policy]),
                         reference=LOGGING,
                         names=_without_laws(asked),
                         lead="snips" if ESTIMATORS[asked.lead].needs else asked.lead,
@@ -213,7 +212,7 @@ class _Arms:
                     self._update(side, batch, rows)
         judged = {}
         if self._crossings or (self._pooled is not None and self._why_no_mixture is None):
-            judge = Reading(replace(asked, policies=[]), self._choice).judge
+            judge = Reading(asked.about([]), self._choice).judge
             judged = self._policies.judged(batch, kept, judge)
         for each in self._crossings:
             if each.arm in judged:

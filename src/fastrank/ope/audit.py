@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastrank.eventlog import LogBatch
+from fastrank.eventlog import LogBatch, ReadReport
+from fastrank.eventlog.reader import UnreadLogError
 from fastrank.frames import plain
 from fastrank.inputs import as_column
 from fastrank.model import Model
@@ -25,6 +26,7 @@ __all__ = ["Audit", "Check", "audit"]
 
 Outcome = Literal["passed", "warning", "failed", "not done"]
 
+SAMPLE = 1000  # rows that are computed again
 TOLERANCE = 1e-5  # of a conditional log-propensity, beyond the bound that a row states
 _FLATTER = 1.25  # the known policy's temperature, times the logging policy's
 _WORST_Z = 5.0
@@ -107,7 +109,7 @@ def audit(
     log: Log,
     models: Sequence[Model | Scorer],
     *,
-    sample: int = 1000,
+    sample: int = SAMPLE,
     advance: Callable[[int], None] | None = None,
 ) -> Audit:
     """Compute the logging policy's propensities again, and look for signs of a broken log.
@@ -166,36 +168,80 @@ def audit(
     """
     check_log(log)
     models = list(as_column("models", models, "a sequence of models or catalogs"))
-    share = min(1.0, sample / max(log.survey()[0], 1))
-    first_place, seeds, sampled = _FirstPlace(), SharedSeeds(), _Sample(Writers(models))
-    tails = _FlatTails()
-    rows = 0
-    spare: LogBatch | None = None  # a row in case the hash chooses none
-    for batch in log:
-        rows += len(batch)
-        if spare is None:
-            spare = batch.where(np.arange(len(batch)) == batch.uniform.argmin())
-        first_place.update(batch)
-        tails.update(batch)
-        seeds.update(batch, log.strata, np.ones(len(batch), np.bool_))
-        chosen = batch.uniform < share
-        if chosen.any():
-            sampled.update(batch.where(chosen))
-        if advance is not None:
-            advance(rows)
-    if spare is not None and not sampled.is_begun:
-        sampled.update(spare)
-    checks = (
-        *sampled.checks(),
-        first_place.check(),
-        *tails.checks(),
-        _repeated_seeds(seeds),
-        _gaps(log),
-        _malformed(log),
-        _repeated_ids(log),
-        _unreadable(log),
-    )
-    return Audit(checks, rows, sampled.rows, log.report.to_dict())
+    found = Audited(models)
+    found.read(log, min(1.0, sample / max(log.survey()[0], 1)), advance)
+    return found.result()
+
+
+class Audited:
+    """What an audit keeps of a log, or of a part of one; it merges, and can be pickled."""
+
+    def __init__(self, models: Sequence[Model | Scorer]) -> None:
+        self.rows = 0
+        self.report = ReadReport()
+        self._models = models
+        self._first_place, self._seeds, self._tails = _FirstPlace(), SharedSeeds(), _FlatTails()
+        self._sampled = _Sample()
+        self._spare: _Sample | None = None  # a row in case the hash chooses none
+
+    def read(self, log: Log, share: float, advance: Callable[[int], None] | None = None) -> None:
+        """Read a log to its end, and compute a share of its rows again."""
+        writers, spare = Writers(self._models), None
+        try:
+            for batch in log:
+                self.rows += len(batch)
+                if spare is None:
+                    spare = batch.where(np.arange(len(batch)) == batch.uniform.argmin())
+                self._first_place.update(batch)
+                self._tails.update(batch)
+                self._seeds.update(batch, log.strata, np.ones(len(batch), np.bool_))
+                chosen = batch.uniform < share
+                if chosen.any():
+                    self._sampled.update(batch.where(chosen), writers)
+                if advance is not None:
+                    advance(self.rows)
+        except UnreadLogError:
+            pass  # the report says so
+        self.report = log.report
+        if spare is not None and not self._sampled.is_begun:
+            self._spare = _Sample()
+            self._spare.update(spare, writers)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Audited]) -> Audited:
+        """Of all rows that others are of; they stay as they are."""
+        found = cls([])
+        for each in parts:
+            found.rows += each.rows
+            found._first_place.tally.merge(each._first_place.tally)
+            found._tails.tally.merge(each._tails.tally)
+            found._seeds.merge(each._seeds)
+            found._sampled.merge(each._sampled)
+            found._spare = found._spare or each._spare
+        found.report = ReadReport.merged([each.report for each in parts])
+        return found
+
+    def result(self) -> Audit:
+        """What was found; a ValueError where no file could be read."""
+        if self.report.why_unread is not None:
+            raise ValueError(self.report.why_unread)
+        sampled = self._sampled
+        if not sampled.is_begun and self._spare is not None:
+            sampled = self._spare
+        checks = (
+            *sampled.checks(),
+            self._first_place.check(),
+            *self._tails.checks(),
+            _repeated_seeds(self._seeds),
+            _gaps(self.report),
+            _malformed(self.report),
+            _repeated_ids(self.report),
+            _unreadable(self.report),
+        )
+        return Audit(checks, self.rows, sampled.rows, self.report.to_dict())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_models": []}  # which may be large
 
 
 class _Tally:
@@ -216,6 +262,11 @@ class _Tally:
         if len(self.examples) < _EXAMPLES:
             self.examples.append(f"request {batch.value('request_id', i)}: {what}")
 
+    def merge(self, other: _Tally) -> None:
+        self.rows += other.rows
+        self.failures += other.failures
+        self.examples = [*self.examples, *other.examples][:_EXAMPLES]
+
     def check(
         self, name: str, passed: str, failed: str, empty: str, outcome: Outcome = "failed"
     ) -> Check:
@@ -230,8 +281,7 @@ class _Tally:
 class _Sample:
     """Rows that are computed again."""
 
-    def __init__(self, writers: Writers) -> None:
-        self._writers = writers
+    def __init__(self) -> None:
         self._named, self._propensities, self._drawn = _Tally(), _Tally(), _Tally()
         self._not_judged: Counter[str] = Counter()
         self._weights: list[tuple[float, float]] = []  # of the known policy, and of the row
@@ -247,23 +297,31 @@ class _Sample:
         """Whether any row was looked at, even if none was judged."""
         return self._named.rows > 0 or self._not_judged.total() > 0
 
-    def update(self, batch: LogBatch) -> None:
-        asked = self._writers.queries(batch)
+    def merge(self, other: _Sample) -> None:
+        for name in ("_named", "_propensities", "_drawn"):
+            getattr(self, name).merge(getattr(other, name))
+        self._not_judged.update(other._not_judged)
+        self._weights += other._weights
+        self._other_versions.update(other._other_versions)
+        self._other_candidates += other._other_candidates
+
+    def update(self, batch: LogBatch, writers: Writers) -> None:
+        asked = writers.queries(batch)
         for i in range(len(batch)):
             version = batch.value("catalog_version", i)
             if version == "":
                 self._not_judged["scores that were given, of no catalog"] += 1
                 continue
-            writer = self._writers.of(batch, i)
+            writer = writers.of(batch, i)
             if writer is not None and version is not None:  # the catalog's word against the model's
-                given = catalog_of(self._writers.models[writer]).version
+                given = catalog_of(writers.models[writer]).version
                 writer = writer if version == given else None
             self._named.add(
                 writer is not None, batch, i, f"catalog {str(version)[:12]} is none of those given"
             )
             if writer is None:
                 continue
-            model = self._writers.models[writer]
+            model = writers.models[writer]
             policy = logging_policy(batch, i)
             query = asked[writer].row(i)
             if (
@@ -432,7 +490,7 @@ class _FirstPlace:
     """On every Plackett-Luce row without sequential rules: lp_1 = s_1 / T - log_norm."""
 
     def __init__(self) -> None:
-        self._tally = _Tally()
+        self.tally = _Tally()
 
     def update(self, batch: LogBatch) -> None:
         temperature, log_norm = (
@@ -453,12 +511,12 @@ class _FirstPlace:
         scaled = score[known] / temperature[known]
         error = np.abs(batch.log_propensities[known, 0] - (scaled - log_norm[known]))
         wrong = np.flatnonzero(~(error <= TOLERANCE + 1e-12 * np.abs(scaled)))
-        self._tally.rows += len(known)
+        self.tally.rows += len(known)
         for j in wrong.tolist():
-            self._tally.fail(batch, int(known[j]), f"first place off by {error[j]:.3g}")
+            self.tally.fail(batch, int(known[j]), f"first place off by {error[j]:.3g}")
 
     def check(self) -> Check:
-        return self._tally.check(
+        return self.tally.check(
             "first place",
             "Plackett-Luce rows agree with their own normaliser",
             "Plackett-Luce rows disagree with their own normaliser",
@@ -494,18 +552,18 @@ class _FlatTails:
     """On every row of a flat tail: each place's weight over what is left."""
 
     def __init__(self) -> None:
-        self._tally = _Tally()
+        self.tally = _Tally()
 
     def update(self, batch: LogBatch) -> None:
         own = batch.is_given("tail_log_weight") & ~batch.is_sequential
         for i in np.flatnonzero(own).tolist():
             error = tail_error(batch, i)
             what = "it says too little" if error == math.inf else f"a place is off by {error:.3g}"
-            self._tally.add(error <= TOLERANCE, batch, i, what)
+            self.tally.add(error <= TOLERANCE, batch, i, what)
 
     def checks(self) -> Iterator[Check]:
-        if self._tally.rows:
-            yield self._tally.check(
+        if self.tally.rows:
+            yield self.tally.check(
                 "flat tails",
                 "rows of a flat tail agree with what they say of their candidates",
                 "rows of a flat tail disagree with what they say of their candidates",
@@ -527,29 +585,27 @@ def _repeated_seeds(seeds: SharedSeeds) -> Check:
     return Check(name, "warning", seeds.rows, shared, message, (example,))
 
 
-def _gaps(log: Log) -> Check:
-    lost = log.report.total_rows_lost
+def _gaps(report: ReadReport) -> Check:
+    lost = report.total_rows_lost
     if lost:
         message = f"{lost:,} rows are missing from their writers' sequences"
-        return Check("gaps", "warning", log.report.rows_read, lost, message)
-    return Check(
-        "gaps", "passed", log.report.rows_read, 0, "no rows are missing from the sequences"
-    )
+        return Check("gaps", "warning", report.rows_read, lost, message)
+    return Check("gaps", "passed", report.rows_read, 0, "no rows are missing from the sequences")
 
 
-def _malformed(log: Log) -> Check:
-    wrong, equal = log.report.rows_set_aside, log.report.equal_duplicates
+def _malformed(report: ReadReport) -> Check:
+    wrong, equal = report.rows_set_aside, report.equal_duplicates
     message = f"{wrong:,} rows are malformed" if wrong else "no malformed rows"
     if equal:
         message += f"; {equal:,} came twice, say the same, and count once"
     outcome: Outcome = "warning" if wrong else "passed"
-    return Check("malformed rows", outcome, log.report.rows_read, wrong, message)
+    return Check("malformed rows", outcome, report.rows_read, wrong, message)
 
 
-def _repeated_ids(log: Log) -> Check:
+def _repeated_ids(report: ReadReport) -> Check:
     """Clients who choose a request's id, and so its seed, can ask until they like the answer."""
-    name, rows = "request ids", log.report.rows_read
-    repeated, contradicted = log.report.repeats_by_clients
+    name, rows = "request ids", report.rows_read
+    repeated, contradicted = report.repeats_by_clients
     if not repeated:
         return Check(name, "passed", rows, 0, "no request id that a client chose came again")
     message = f"{repeated:,} rows came again under a request id that a client chose"
@@ -559,9 +615,9 @@ def _repeated_ids(log: Log) -> Check:
     return Check(name, "warning", rows, contradicted, message)
 
 
-def _unreadable(log: Log) -> Check:
-    found = log.report.unreadable_files
-    n = len({*log.report.files_read, *found})
+def _unreadable(report: ReadReport) -> Check:
+    found = report.unreadable_files
+    n = len({*report.files_read, *found})
     if not found:
         return Check("files", "passed", n, 0, "no file is damaged or foreign")
     message = f"{len(found):,} files could not be read, or not to their end"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -250,6 +251,14 @@ class Weights:
         for name in _ADDED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def cut(self, places: int) -> Weights:
+        """Those of the first places, for reading."""
+        found = copy(self)
+        found.places = min(self.places, places)
+        for name in _BY_PLACE:
+            setattr(found, name, getattr(self, name)[..., :places])
+        return found
+
     def heaviest_share(self, share: float = 0.01) -> FloatArray:
         """Share of the weight on the heaviest `share` of the rows, (j,).
 
@@ -336,6 +345,12 @@ _ADDED = (
     "absolute",
     "histogram_counts",
     "histogram_sums",
+)
+
+
+_BY_PLACE = (
+    *("sums", "squares", "largest", "zeros", "negatives", "absolute"),
+    *("histogram_counts", "histogram_sums"),
 )
 
 

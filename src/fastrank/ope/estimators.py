@@ -14,6 +14,7 @@ and ``w = w_k``; r_l is the reward at place l; n the number of rankings.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -182,6 +183,22 @@ class Estimator:
         if self._has_own_weights:
             self.weights.merge(other.weights)
 
+    def cut(self, places: int) -> Self:
+        """The same of the first places alone, where no ranking so far has more.
+
+        It shares with this one what does not depend on places, so neither is to be added to.
+        """
+        found = copy(self)
+        found.places = places
+        which = self._columns(places)
+        found.sums = self.sums[:, which]
+        if self.products is not None:
+            found.products = self.products[np.ix_(which, which)]
+        found.weights = self.weights.cut(places)
+        found._has_own_weights = True
+        found.replicates = None
+        return found
+
     def value(self, totals: FloatArray) -> FloatArray:
         """The estimate from sums (..., m); NaN where they say nothing."""
         raise NotImplementedError
@@ -239,6 +256,10 @@ class Estimator:
 
     def _width(self) -> int:
         return 2
+
+    def _columns(self, places: int) -> IntArray:
+        """Which summands are those of the first places."""
+        return np.arange(self._width())
 
     def _summands(self, batch: Batch) -> FloatArray:
         raise NotImplementedError
@@ -368,6 +389,10 @@ class Iips(Estimator):
     def _width(self) -> int:
         return 2 * self.places + 1
 
+    def _columns(self, places: int) -> IntArray:
+        of_first = np.arange(places)
+        return np.concatenate([of_first, self.places + of_first, [2 * self.places]])
+
     def _summands(self, batch: Batch) -> FloatArray:
         weights = self._weights(batch, self._log_weights(batch))
         return np.hstack([weights * batch.rewards, weights, np.ones((len(batch), 1))])
@@ -432,6 +457,9 @@ class Snrips(Estimator):
 
     def _width(self) -> int:
         return 4 * self.places
+
+    def _columns(self, places: int) -> IntArray:
+        return (self.places * np.arange(4)[:, None] + np.arange(places)).ravel()
 
     def _distinct(self, batch: Batch) -> tuple[FloatArray, IntArray | None]:
         k, weights, above = self.places, batch.prefix_weights, batch.weights_above

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from fastrank.model import Model
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.experimentlog import Log
-from fastrank.ope.progress import Progress
+from fastrank.ope.parts import partial_of
 from fastrank.ope.propensities import EvaluationPolicy
 from fastrank.ope.question import DEFAULT_ESTIMATORS, LOGGING, question
-from fastrank.ope.reading import Choice, Reading
+from fastrank.ope.reading import Choice
 from fastrank.ope.summary import Evaluation, PolicyResult, StratumResult
 from fastrank.scorer import Scorer
 
@@ -153,7 +153,5 @@ def evaluate(
     choice = Choice(
         include_fallback, include_caller_seeds, restrict_to_logged_catalog, keep_candidates
     )
-    reading, progress = Reading(asked, choice, reward_model), Progress(advance)
-    for batch in log:
-        reading.take(choice.used(batch, asked.places), log.strata, progress=progress)
-    return reading.result(log, reasons)
+    whole = partial_of(log, asked, choice, reward_model, advance=advance)
+    return whole.evaluation(reasons)

@@ -13,7 +13,7 @@ from fastrank.ope.arrays import OptionalArrays, RewardModel
 from fastrank.ope.experimentlog import Log
 from fastrank.ope.propensities import EvaluationPolicy, FromColumn, FromRows, judge
 from fastrank.ope.queries import catalogs_of
-from fastrank.ope.question import settled
+from fastrank.ope.question import longest_of, settled
 from fastrank.ope.rows import cut
 from fastrank.scorer import Scorer
 
@@ -45,7 +45,7 @@ def forecast(
     ValueError
         As `evaluate` would.
     """
-    _, places, names, _ = settled(log, places, estimators, lead)
+    places, names, _ = settled(longest_of(log), places, estimators, lead)
     optional = OptionalArrays(
         names,
         policies,

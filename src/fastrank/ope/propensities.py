@@ -195,8 +195,8 @@ class Judged:
         to show.
     outside : ndarray of float64, shape (n,)
         1 where a ranking drawn from the policy has an item that the logging policy could not show:
-        one that its catalog lacked, that was no candidate, or that its rules did not allow there. 0
-        where `certain` is not.
+        one that its catalog lacked, that was no candidate, or that its rules did not allow there;
+        or, by other rules, ends before the row's would. 0 where `certain` counts that ranking.
     support_unknown : ndarray of bool, shape (n,)
         Rows for which it is not known what the logging policy could show.
     refusal : ValueError or None
@@ -332,7 +332,7 @@ def _by_model(
     values = _log_propensities(batch, asked, len(policies))
     for p, of_policy in enumerate(values):
         certain = _certain_mass(batch, of_policy, support.places)
-        outside = _outside(batch, asked, p, certain, support)
+        outside = _outside(batch, asked, p, support)
         result.append((of_policy, certain, outside))
     unknown = dict(asked.unknown)
     if asked.refused.first is not None:
@@ -479,20 +479,23 @@ def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Arra
     return np.stack([nothing if bias is None else bias for bias in biases])
 
 
-def _outside(
-    batch: LogBatch, asked: _Asked, p: int, certain: FloatArray, support: _Support
-) -> FloatArray:
-    """1 in rows whose drawn ranking has an item that the logging policy could not show."""
+def _outside(batch: LogBatch, asked: _Asked, p: int, support: _Support) -> FloatArray:
+    """1 in rows whose drawn ranking the logging policy could not show.
+
+    But for rankings that leave what it could where it was certain: `_certain_mass` has them.
+    """
     result = np.zeros(len(batch))
+    is_certain = batch.log_propensities[:, : support.places] > _CERTAIN
     for j in asked.to_draw:
         i, query = asked.rows[j], asked.queries[j]
-        if certain[i] > 0.0 or asked.refused.rows[i]:  # these items are in it; nobody knows
+        k = int(batch.k[i])  # on which rules may depend
+        places = k if support.places is None else min(k, support.places)
+        if asked.refused.rows[i] or (batch.lengths[i] >= places and is_certain[i].all()):
             continue
         try:
-            k = int(batch.k[i])  # on which rules may depend
             ranking = asked.catalog.rank(
                 query.vector,
-                k if query.is_ruled or support.places is None else min(k, support.places),
+                k if query.is_ruled else places,
                 policy=asked.drawn_by[j][p],
                 seed=int(batch.request_hash[i, 0]),
                 exclude=query.exclude,
@@ -503,44 +506,87 @@ def _outside(
         except ValueError as error:
             asked.refused.add(i, error)
             continue
-        items = ranking.item_ids[: support.places]
-        beyond = asked.newer.shows(batch.value("catalog_version", i), items)
-        if beyond or not np.isin(items, asked.candidates.get(i, items)).all():
-            result[i] = 1.0
-        elif query.is_other:
-            try:
-                result[i] = _is_barred(batch, i, items, asked.catalog, support)
-            except ValueError:
-                asked.support_unknown[i] = True
+        shown = int(batch.lengths[i])
+        if shown < len(batch.ranked(i)[0]):  # what nobody saw does not matter
+            places = min(places, shown)
+        items = ranking.item_ids[:places]
+        beyond = np.zeros(len(items) + 1, np.bool_)  # the last one: the list ends there
+        beyond[:-1] = asked.newer.among(batch.value("catalog_version", i), items)
+        if i in asked.candidates:
+            beyond[:-1] |= ~np.isin(items, asked.candidates[i])
+        try:
+            row = _LoggedRow(batch, i, asked.catalog, support)
+            if query.is_other:
+                beyond[:-1] |= row.barred(items)
+                beyond[-1] = len(items) < places and row.n_left(items) > 0
+            if beyond.any():
+                at = int(beyond.argmax())
+                result[i] = not row.was_certain(items, at)
+        except ValueError:
+            asked.support_unknown[i] = True
     return result
 
 
-def _is_barred(batch: LogBatch, i: int, items: IdArray, catalog: Scorer, support: _Support) -> bool:
-    """Whether the rules of row i do not allow these items as a ranking.
+class _LoggedRow:
+    """What the logging policy of a row could show.
 
-    False where the catalog that logged it is not given with the columns that it had then: there the
-    mean weight must show it.
+    By its rules, where the catalog that logged it is given with the columns that it had then; else
+    the mean weight must show what they barred.
     """
-    version, columns = batch.value("catalog_version", i), batch.value("features_version", i)
-    logged = batch.rules(i)
-    for each in (catalog, support.logging.get(version)):
-        if (
-            logged is None
-            or each is None
-            or each.version != version
-            or columns not in (None, each.features_version)
-        ):
-            continue
-        found = each.log_propensities(
-            np.zeros(each.dim, np.float32),
+
+    def __init__(self, batch: LogBatch, i: int, catalog: Scorer, support: _Support) -> None:
+        self._batch, self._i = batch, i
+        self._rules = batch.rules(i)
+        version, columns = batch.value("catalog_version", i), batch.value("features_version", i)
+        self._catalog: Scorer | None = None
+        for each in (support.logging.get(version), catalog):
+            if each is None or each.version != version:
+                continue
+            if columns in (None, each.features_version):
+                self._catalog = each
+
+    def barred(self, items: IdArray) -> Mask:
+        """Which of a ranking's items (m,) its rules do not allow there."""
+        if self._rules is None or self._catalog is None:
+            return np.zeros(len(items), np.bool_)
+        batch, i = self._batch, self._i
+        found = self._catalog.log_propensities(
+            np.zeros(self._catalog.dim, np.float32),
             items,
             policy=PlackettLuce(),  # what rules allow does not depend on the law
             exclude=batch.exclude(i),
             allow=batch.allow(i),
-            **Query.of_rules(logged, batch.after(i), int(batch.k[i])),
+            **Query.of_rules(self._rules, batch.after(i), int(batch.k[i])),
         )
-        return bool(np.isneginf(found).any())
-    return False
+        return np.isneginf(found)
+
+    def n_left(self, items: IdArray) -> int:
+        """How many items could have come behind these, which it could show; 0: it ended there."""
+        batch, i = self._batch, self._i
+        k = int(batch.k[i])
+        if self._rules is None or self._catalog is None:
+            left = int(batch.n_eligible[i]) - len(items)
+            may_end = self._rules is not None and self._rules.rules.may_end_early
+            return 0 if len(items) >= k or may_end else max(0, left)
+        return self._catalog._n_allowed(
+            *(items, self._rules),
+            exclude=batch.exclude(i),
+            allow=batch.allow(i),
+            after=batch.after(i),
+            k=k,
+        )
+
+    def was_certain(self, items: IdArray, at: int) -> bool:
+        """Whether items that leave, at this place, what it could show do so where it had no choice,
+        or left what it was certain to show before."""
+        own = self._batch.item_ids[self._i, : self._batch.lengths[self._i]]
+        certain = self._batch.log_propensities[self._i] > _CERTAIN
+        for place in range(min(at + 1, len(own))):
+            if place == len(items) or items[place] != own[place]:
+                if certain[place]:
+                    return True
+                break
+        return self.n_left(items[:at]) == 1
 
 
 def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support) -> Judged:

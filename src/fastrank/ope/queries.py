@@ -325,9 +325,12 @@ class Newer:
             )
         return self._found[version]
 
-    def shows(self, version: str, item_ids: IdArray) -> bool:
+    def among(self, version: str, item_ids: IdArray) -> Mask:
+        """Which items (m,) are such; none where that is not known."""
         new = self.items(version)
-        return new is not None and bool(np.isin(item_ids, new).any())
+        if new is None:
+            return np.zeros(len(item_ids), np.bool_)
+        return np.isin(item_ids, new)
 
 
 def logging_policy(batch: LogBatch, i: int) -> Policy | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
@@ -14,12 +14,19 @@ from fastrank.model import Model, scorer_of
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS
 from fastrank.ope.experimentlog import Log, check_log
-from fastrank.ope.propensities import ByFunction, ByModel, EvaluationPolicy, FromColumn, FromRows
+from fastrank.ope.propensities import (
+    ByFunction,
+    ByModel,
+    EvaluationPolicy,
+    FromColumn,
+    FromRows,
+    describe,
+)
 from fastrank.ope.results import check_level
 from fastrank.policies import Policy
 from fastrank.scorer import Scorer
 
-__all__ = ["DEFAULT_ESTIMATORS", "LOGGING", "Question", "question", "settled"]
+__all__ = ["DEFAULT_ESTIMATORS", "LOGGING", "Question", "longest_of", "question", "settled"]
 
 DEFAULT_ESTIMATORS = (
     "avg", "ips", "snips", "rips", "snrips", "clipped-ips", "replay", "replay-weighted",
@@ -37,6 +44,10 @@ class Question:
     ----------
     policies, logging, reference, cluster, level, thresholds, clip, reward_range
         As of `evaluate`, checked.
+    labels, descriptions : list of str
+        The policies', and what each is, in a few words.
+    estimators : list of str, or None
+        As they were asked for.
     asked_places : int
         Places as they were asked for; 0 where each row's own number is meant.
     places : int
@@ -52,7 +63,10 @@ class Question:
     """
 
     policies: Sequence[EvaluationPolicy]
+    labels: Sequence[str]
+    descriptions: Sequence[str]
     logging: Sequence[Model | Scorer]
+    estimators: Sequence[str] | None
     asked_places: int
     places: int
     longest: int
@@ -66,15 +80,29 @@ class Question:
     clip: float
     reward_range: tuple[float, float] | None
 
-    @property
-    def labels(self) -> list[str]:
-        """The policies'."""
-        return [policy.label for policy in self.policies]
+    def about(self, policies: Sequence[EvaluationPolicy]) -> Question:
+        """The same about other policies."""
+        return replace(
+            self,
+            policies=policies,
+            labels=[each.label for each in policies],
+            descriptions=[describe(each) for each in policies],
+        )
+
+    def told(self) -> Question:
+        """What a summary goes by: without policies and models, which may be large."""
+        return replace(self, policies=(), logging=())
+
+    def of_longest(self, longest: int) -> Question:
+        """The same of a log whose longest ranking has so many places."""
+        lead = self.lead if self.is_lead_asked else None
+        places, names, leading = settled(longest, self.asked_places or None, self.estimators, lead)
+        return replace(self, longest=longest, places=places, names=names, lead=leading)
 
     @property
     def difference_level(self) -> float:
         """Bonferroni, over the policies that are compared with the reference."""
-        compared = len(self.policies) - (self.reference != LOGGING)
+        compared = len(self.labels) - (self.reference != LOGGING)
         return 1.0 - (1.0 - self.level) / max(compared, 1)
 
     @property
@@ -104,8 +132,12 @@ def question(
     thresholds: Thresholds | None,
     clip: float,
     reward_range: tuple[float, float] | None,
+    longest: int | None = None,
 ) -> Question:
-    """These arguments of `evaluate`, checked; a ValueError names one and its value."""
+    """These arguments of `evaluate`, checked; a ValueError names one and its value.
+
+    `longest` is how many places the log's longest ranking has, where that is known.
+    """
     check_log(log)
     policies = _evaluation_policies(policies)
     logging = list(as_column("logging", logging, "a sequence of models or catalogs"))
@@ -117,7 +149,8 @@ def question(
             scorer_of(f"policies: {policy.label}: model", policy.model)
     if isinstance(clip, bool) or not isinstance(clip, Real) or not 0.0 < clip < np.inf:
         raise ValueError(f"clip: expected a finite number above 0, got {clip!r}")
-    longest, settled_places, names, leading = settled(log, places, estimators, lead)
+    longest = longest or longest_of(log)
+    settled_places, names, leading = settled(longest, places, estimators, lead)
     if reward_range is not None and not -np.inf < reward_range[0] < reward_range[1] < np.inf:
         raise ValueError(f"reward_range: expected low < high, both finite, got {reward_range}")
     _check_labels(labels)
@@ -126,7 +159,10 @@ def question(
     check_level(level)
     return Question(
         policies=policies,
+        labels=labels,
+        descriptions=[describe(each) for each in policies],
         logging=logging,
+        estimators=estimators,
         asked_places=places or 0,
         places=settled_places,
         longest=longest,
@@ -159,13 +195,17 @@ def _evaluation_policies(policies: object) -> list[EvaluationPolicy]:
     return found
 
 
+def longest_of(log: Log) -> int:
+    """Places of a log's longest ranking, at least 1."""
+    return max(1, log.survey()[1])
+
+
 def settled(
-    log: Log, places: int | None, estimators: Sequence[str] | None, lead: str | None
-) -> tuple[int, int, list[str], str]:
-    """The longest ranking's places, and the places, estimators and lead that are meant."""
+    longest: int, places: int | None, estimators: Sequence[str] | None, lead: str | None
+) -> tuple[int, list[str], str]:
+    """The places, estimators and lead that are meant; of a log with such a longest ranking."""
     if places is not None and (type(places) is not int or places < 1):
         raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
-    longest = max(1, log.survey()[1])
     if places is None and longest > _MOST_PLACES:
         raise ValueError(
             f"places: the longest ranking has {longest:,} of them, and all rows would be taken to"
@@ -183,7 +223,7 @@ def settled(
     if places > 1 and any(ESTIMATORS[name].behaviour for name in names):
         by_place = ["snrips"] if "iips" in names else []
         names = [*dict.fromkeys([*names, *by_place, "snips"])]  # which can contradict them
-    return longest, places, names, lead
+    return places, names, lead
 
 
 def _check_labels(labels: Sequence[str]) -> None:

@@ -63,7 +63,6 @@ class Reading:
         self.sums = LogSums(asked)
         self._choice = choice
         self._catalogs = catalogs_of(asked.logging)
-        self._refusal: ValueError | None = None
         self._optional = OptionalArrays(
             asked.names,
             asked.policies,
@@ -120,7 +119,8 @@ class Reading:
         for each in judged:
             for reason, which in each.unknown.items():
                 used.leave(reason, which)
-            self._refusal = self._refusal or each.refusal
+            if each.refusal is not None and sums.refusal is None:
+                sums.refusal = str(each.refusal)
         sums.count(used, strata)
         progress.begin(len(batch), used.count * len(asked.policies))
         for index, part in used.parts(asked.places, asked.cluster, batch):
@@ -144,6 +144,4 @@ class Reading:
         ValueError
             Where a model refused every row.
         """
-        if self._refusal is not None and self.sums.all_refused:
-            raise self._refusal
-        return summarise(self.asked, self.sums, log, reasons)
+        return summarise(self.asked, self.sums, log.report, reasons)

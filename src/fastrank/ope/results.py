@@ -452,19 +452,25 @@ def against_propensities(estimates: Mapping[str, Estimate], thresholds: Threshol
     """
     found = []
     for name, each in estimates.items():
-        cls = ESTIMATORS[name]
-        if cls.by_propensities and cls.unit_mean and cls.is_whole and each.diagnostics is not None:
+        if _has_true_mean(name) and each.diagnostics is not None:
             strayed = _strayed(each.diagnostics, thresholds)
             reasons = ("mean_weight", "uncovered") if strayed else ()
             found += [reason for reason in reasons if reason in each.reasons]
     return list(dict.fromkeys(found))
 
 
-def missing_weight(diagnostics: Diagnostics | None, thresholds: Thresholds) -> float:
-    """How much the mean weight lacks to 1, at some place, by more than chance; 0 if nowhere."""
-    if diagnostics is None:
+def missing_weight(estimate: Estimate, thresholds: Thresholds) -> float:
+    """How much the mean weight lacks to 1, at some place, by more than chance; 0 if nowhere, and of
+    weights that need not have that mean: clipped ones lack what was cut off."""
+    if not _has_true_mean(estimate.estimator) or estimate.diagnostics is None:
         return 0.0
-    return 1.0 - min([1.0, *_strayed(diagnostics, thresholds)])
+    return 1.0 - min([1.0, *_strayed(estimate.diagnostics, thresholds)])
+
+
+def _has_true_mean(name: str) -> bool:
+    """Whether the mean weight of an estimator is 1 wherever propensities are true."""
+    cls = ESTIMATORS[name]
+    return cls.by_propensities and cls.unit_mean and cls.is_whole
 
 
 def _strayed(diagnostics: Diagnostics, thresholds: Thresholds) -> list[float]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fastrank.arraytypes import Hashes, IntArray, Mask
+from fastrank.arraytypes import AnyArray, Hashes, IntArray, Mask
 from fastrank.eventlog import LogBatch, Stratum
 
 __all__ = ["SharedSeeds"]
 
-_MOST = 1 << 15  # seeds that are kept
+_MOST = 1 << 15  # seeds that stand for all
 _ALL = 2**64 - 1
 
 
@@ -28,8 +29,9 @@ class SharedSeeds:
     Of a seed are kept its rows and those of one of its holders, the one of the least hash; the rows
     of all others share it. Up to 32,768 seeds that is exact. Beyond, those that a hash chooses are
     kept, ever fewer, and stand for all; and besides those with the most rows, which no chance may
-    leave out. 2 MB at most. Sums over parts of a log are merged; order does not matter until seeds
-    are left out. Batches without seeds cost nothing.
+    leave out. 2 MB at most. Sums over parts of a log are merged. Which seeds stand for all does not
+    depend on the parts, or their order; which of the others are kept besides may. Batches without
+    seeds cost nothing.
 
     Examples
     --------
@@ -104,9 +106,13 @@ class SharedSeeds:
         at = int(besides.argmax())
         return int(self._kept.seeds[at]), int(self._kept.rows[at])
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return vars(self)
+
     def _wait(self, part: _Seeds) -> None:
         self._waiting.append(part)
-        if sum(map(len, self._waiting)) > _MOST:
+        if sum(map(len, self._waiting)) > _MOST // 2:
             self._settle()
 
     def _settle(self) -> None:
@@ -116,9 +122,8 @@ class SharedSeeds:
         kept = _Seeds.together([self._kept, *self._waiting])
         self._waiting = []
         mixed = _mixed(kept.seeds)
-        if len(kept) > _MOST:
-            while np.count_nonzero(mixed <= np.uint64(self._limit)) > _MOST // 2:
-                self._limit //= 2
+        while np.count_nonzero(mixed <= np.uint64(self._limit)) > _MOST:
+            self._limit //= 2
         chosen = mixed <= np.uint64(self._limit)
         if not chosen.all():
             others = np.flatnonzero(~chosen & (kept.rows > kept.own))
@@ -143,6 +148,19 @@ class _Seeds:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def __getstate__(self) -> dict[str, AnyArray]:
+        """With counts in as few bytes as they take: most are 1."""
+        counts = {name: getattr(self, name) for name in ("rows", "own")}
+        small = {
+            name: each.astype(np.min_scalar_type(each.max(initial=0)))
+            for name, each in counts.items()
+        }
+        return {"seeds": self.seeds, "holders": self.holders, **small}
+
+    def __setstate__(self, state: Mapping[str, AnyArray]) -> None:
+        self.seeds, self.holders = state["seeds"], state["holders"]
+        self.rows, self.own = (state[name].astype(np.int64) for name in ("rows", "own"))
 
     def of(self, which: Mask) -> _Seeds:
         return _Seeds(self.seeds[which], self.holders[which], self.rows[which], self.own[which])

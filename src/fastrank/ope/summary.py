@@ -24,8 +24,6 @@ from fastrank.frames import (
 from fastrank.ope.behaviour import contradicted, leading, unchecked
 from fastrank.ope.diagnostics import Thresholds
 from fastrank.ope.estimators import ESTIMATORS, Avg, Estimator
-from fastrank.ope.experimentlog import Log
-from fastrank.ope.propensities import describe
 from fastrank.ope.question import LOGGING, Question
 from fastrank.ope.results import (
     Difference,
@@ -392,19 +390,29 @@ def _row(policy: PolicyResult, name: str) -> list[str]:
     ]
 
 
-def summarise(question: Question, sums: LogSums, log: Log, reasons: Sequence[str]) -> Evaluation:
+def summarise(
+    question: Question, sums: LogSums, report: ReadReport, reasons: Sequence[str]
+) -> Evaluation:
     """The evaluation that sums amount to.
 
     Parameters
     ----------
     question : Question
     sums : LogSums
-    log : LogReader
-        That they are of, read to its end.
+        Of a log that was read to its end.
+    report : ReadReport
+        What reading it found.
     reasons : sequence of str
         What else is known against it.
+
+    Raises
+    ------
+    ValueError
+        Where a model refused every row.
     """
-    against = [*reasons, *_against_log(log, sums, question.thresholds)]
+    if sums.refusal is not None and sums.all_refused:
+        raise ValueError(sums.refusal)
+    against = [*reasons, *_against_log(report, sums, question.thresholds)]
     strata = sums.strata
     used = sum(each.rows for each in strata)
     lacks_rewards = not used and bool(sums.set_aside["reward_not_observed"])
@@ -425,7 +433,7 @@ def summarise(question: Question, sums: LogSums, log: Log, reasons: Sequence[str
         logged=summary.logged(),
         span=sums.span,
         set_aside={reason: count for reason, count in sums.set_aside.items() if count},
-        log=log.report.to_dict(),
+        log=report.to_dict(),
     )
 
 
@@ -479,7 +487,7 @@ def against_report(report: ReadReport, thresholds: Thresholds) -> list[str]:
     return found
 
 
-def _against_log(log: Log, sums: LogSums, thresholds: Thresholds) -> list[str]:
+def _against_log(report: ReadReport, sums: LogSums, thresholds: Thresholds) -> list[str]:
     found = []
     # Rows that nobody chose to leave out may differ from those that stay.
     chosen = ("fallback", "caller_seed", "not_shown")
@@ -487,7 +495,7 @@ def _against_log(log: Log, sums: LogSums, thresholds: Thresholds) -> list[str]:
     wanted = sums.rows - sum(sums.set_aside[reason] for reason in chosen)
     if wanted and left > thresholds.set_aside * wanted:
         found.append("set_aside")
-    found += against_report(log.report, thresholds)
+    found += against_report(report, thresholds)
     used = sum(each.rows for each in sums.strata)
     if used and sums.seeds.shared > thresholds.malformed * used:
         found.append("repeated_seeds")
@@ -532,7 +540,7 @@ class _Summary:
     def policies(self) -> tuple[PolicyResult, ...]:
         """Each of them; what one of them shows of people, or of propensities, holds for others."""
         asked, limits = self.question, self.question.thresholds
-        found = [self._found(p) for p in range(len(asked.policies))]
+        found = [self._found(p) for p in range(len(asked.labels))]
         sound = [(each.estimators, self._of_their_own(each.estimates)) for each in found]
         refuted: set[str] = set()
         for each in sound:
@@ -568,10 +576,10 @@ class _Summary:
         untold: Sequence[Collection[str]],
     ) -> PolicyResult:
         asked = self.question
-        policy, strata = asked.policies[p], found.strata
+        label, strata = asked.labels[p], found.strata
         differences = self._differences(p, strata, found.estimators, found.reasons)
         missing = [
-            missing_weight(each.diagnostics, asked.thresholds)
+            missing_weight(each, asked.thresholds)
             for each in found.estimates.values()
             if "uncovered" in each.reasons
         ]
@@ -591,15 +599,15 @@ class _Summary:
         total = sum(each.rows for each in self.strata)
         beyond = sum(each.certain[p] + each.outside[p] for each in self.strata)
         uncovered = float(beyond / sum(each.mass for each in self.strata)) if total else 0.0
-        uncovered = max([uncovered, *missing])
+        uncovered = min(1.0, max([uncovered, *missing]))
         best = estimates[lead]
         return PolicyResult(
-            label=policy.label,
-            description=describe(policy),
+            label=label,
+            description=asked.descriptions[p],
             status=best.status,
             reasons=best.reasons,
             verdict=verdict(
-                policy.label,
+                label,
                 best,
                 differences.get(lead),
                 uncovered,

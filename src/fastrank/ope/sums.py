@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -35,9 +36,13 @@ class LogSums:
         Of the rows used.
     by_user : Avg
         What the rows used earned, with users as groups; of no rows where all groups are users.
+    refusal : str or None
+        Why a model refused the first of the rows that it could not judge.
     """
 
     def __init__(self, question: Question) -> None:
+        question = question.told()
+        self.refusal: str | None = None
         self.seeds = SharedSeeds()
         self.by_user = Avg(question.places)
         self.rows = self.without_user = 0
@@ -91,10 +96,37 @@ class LogSums:
             self._strata[index] = StratumSums(stratum, self._question)
         return self._strata[index]
 
+    def merge(self, other: LogSums) -> None:
+        """Add those of another part of the log, about the same question; `other` stays as it is."""
+        self.rows += other.rows
+        self.without_user += other.without_user
+        self.set_aside.update(other.set_aside)
+        self.seeds.merge(other.seeds)
+        self.by_user.merge(other.by_user)
+        self.refusal = other.refusal if self.refusal is None else self.refusal
+        known = {each.stratum: index for index, each in self._strata.items()}
+        fresh = max(self._strata, default=-1) + 1
+        for number, each in enumerate(other.strata):
+            index = known.get(each.stratum, fresh + number)
+            self.stratum(index, each.stratum).merge(each)
+        self._extend(other._ends)
+
+    def cut(self, question: Question) -> LogSums:
+        """As many places and estimators as `question` has, where no ranking has more places."""
+        found = copy(self)
+        found._question = question
+        found.by_user = self.by_user.cut(question.places)
+        found._strata = {index: each.cut(question) for index, each in self._strata.items()}
+        return found
+
     def _extend_span(self, batch: LogBatch) -> None:
         if len(batch):
             times = batch.column("ts").to_numpy(zero_copy_only=False)
-            ends = [*self._ends, times.min(), times.max()]
+            self._extend([times.min(), times.max()])
+
+    def _extend(self, times: Sequence[np.datetime64]) -> None:
+        ends = [*self._ends, *times]
+        if ends:
             self._ends = [min(ends), max(ends)]
 
 
@@ -123,7 +155,7 @@ class StratumSums:
         self.rows = self.fewer_places = 0
         self.mass = 0.0
         self.of_candidates = False
-        n = len(question.policies)
+        n = len(question.labels)
         self.certain, self.outside = np.zeros((2, n))
         self.support_unknown = np.zeros(n, np.int64)
         self.estimators = [_estimators(question) for _ in range(n)]
@@ -146,10 +178,37 @@ class StratumSums:
         for estimator in self.estimators[p].values():
             estimator.update(batch)
 
+    def merge(self, other: StratumSums) -> None:
+        """Add those of the same stratum in another part of the log."""
+        self.rows += other.rows
+        self.fewer_places += other.fewer_places
+        self.mass += other.mass
+        self.of_candidates |= other.of_candidates
+        self.certain += other.certain
+        self.outside += other.outside
+        self.support_unknown += other.support_unknown
+        for own, others in zip(self.estimators, other.estimators, strict=True):
+            for name, estimator in own.items():
+                estimator.merge(others[name])
+
+    def cut(self, question: Question) -> StratumSums:
+        """As `LogSums.cut`."""
+        found = copy(self)
+        found.estimators = [
+            _sharing({name: own[name].cut(question.places) for name in question.names})
+            for own in self.estimators
+        ]
+        return found
+
 
 def _estimators(question: Question) -> dict[str, Estimator]:
     """One of each; those that weigh alike keep the sums about their weights once."""
-    made = {name: ESTIMATORS[name](question.places, question.clip) for name in question.names}
+    return _sharing(
+        {name: ESTIMATORS[name](question.places, question.clip) for name in question.names}
+    )
+
+
+def _sharing(made: dict[str, Estimator]) -> dict[str, Estimator]:
     keepers: dict[str, Estimator] = {}
     for each in made.values():
         if each.kind_of_weights is not None:

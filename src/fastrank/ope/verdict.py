@@ -119,7 +119,7 @@ def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thres
     """One of an estimate's reasons, with its figure and what that should be."""
     words, found = REASONS[reason], estimate.diagnostics
     if reason == "uncovered":
-        uncovered = max(uncovered, missing_weight(found, thresholds))
+        uncovered = max(uncovered, missing_weight(estimate, thresholds))
         return (
             f"{words} in {_percent(uncovered)} of cases (at most {_percent(thresholds.uncovered)})"
         )

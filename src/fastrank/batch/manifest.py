@@ -1,0 +1,295 @@
+"""The manifest of a run: what it ranks by, drawn and written once, beside the log that it writes.
+
+``_batch.json`` lies in the log's directory, where readers of logs pass over it. It holds the run's
+key, so that whatever is tried again later, by whatever engine, gives the same rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import fastrank
+from fastrank.atomic import leftovers, replacing, sync
+from fastrank.batch.users import RankUsers, Unknown
+from fastrank.catalog import RNG_VERSION
+from fastrank.eventlog import filters
+from fastrank.expressions import Params
+from fastrank.files import is_data
+from fastrank.ids import Ids
+from fastrank.inputs import shown
+from fastrank.policies import Policy
+from fastrank.policies.spec import written
+from fastrank.rules import Rules
+from fastrank.run import Run
+
+__all__ = ["MANIFEST", "begin", "begun", "held", "prepared", "read_manifest", "record", "settle"]
+
+MANIFEST = "_batch.json"
+_FORMAT = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Of a manifest, what a run is not another one by.
+_BESIDES = {"format", "key", "begun", "fastrank", "model", "user_column"}
+
+
+def begin(
+    output: str | os.PathLike[str],
+    *,
+    run: str,
+    model: str | os.PathLike[str],
+    k: int = 10,
+    policy: Policy | None = None,
+    user_column: str = "user_id",
+    exclude: Ids | None = None,
+    allow: Ids | None = None,
+    score: str | None = None,
+    params: Params | None = None,
+    rules: Rules | None = None,
+    unknown: Unknown = "fail",
+    fallback: Policy | None = None,
+    score_functions: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Begin a run, or go on with one: the arguments of `RankUsers`, for an engine of one's own.
+
+    The first call draws the run's key and writes the manifest into the log's directory, and beside
+    it what rows name by hash. Later calls, after a kill say, find the key there, and give the same
+    arguments.
+
+    Parameters
+    ----------
+    output : path
+        Directory that the log will be in; made if absent.
+    run : str
+        The run's name: ``"2026-11-30"``, say.
+    model : path
+    k, policy, user_column, exclude, allow, score, params, rules, unknown, fallback, score_functions
+        As for `RankUsers`.
+
+    Returns
+    -------
+    dict
+        Keyword arguments of `RankUsers`. Keep what it holds from those who could use it to choose
+        rankings before the run: the key.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong; if the directory holds another run, with what differs; or other data.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> model, log = tempfile.mkdtemp(), tempfile.mkdtemp()
+    >>> catalog = fr.Catalog([10, 20], [[1.0, 0.0], [0.0, 1.0]])
+    >>> fr.Model(catalog, ["ann", "bob"], [[1.0, 0.0], [0.0, 1.0]]).save(model)
+    >>> rank = begin(log, run="2026-11-30", model=model, k=1, policy=fr.PlackettLuce(0.5))
+    >>> again = begin(log, run="2026-11-30", model=model, k=1, policy=fr.PlackettLuce(0.5))
+    >>> again == rank
+    True
+    >>> begin(log, run="2026-12-01", model=model, k=1, policy=fr.PlackettLuce(0.5))
+    Traceback (most recent call last):
+        ...
+    ValueError: output: ... holds another run: its run is '2026-11-30', not '2026-12-01'
+    """
+    directory = Path(output)
+    asked: dict[str, Any] = {
+        "run": run,
+        "model": model,
+        "k": k,
+        "policy": policy,
+        "user_column": user_column,
+        "exclude": exclude,
+        "allow": allow,
+        "score": score,
+        "params": params,
+        "rules": rules,
+        "unknown": unknown,
+        "fallback": fallback,
+        "score_functions": score_functions,
+    }
+    arguments, content = prepared(directory, **asked)
+    directory.mkdir(parents=True, exist_ok=True)
+    settle(directory, RankUsers(**arguments), content)
+    arguments, _ = prepared(directory, **asked)  # of two that begin it at once, one draws the key
+    return arguments
+
+
+def prepared(
+    directory: Path, *, run: str, model: str | os.PathLike[str], **asked: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `RankUsers`, and the manifest: that which is there, or else one to be written.
+
+    Raises
+    ------
+    ValueError
+        As `begin`.
+    """
+    drawn, now = Run(run), time.time_ns() // 1000
+    ranker = RankUsers(os.path.abspath(model), drawn, ts=now, **asked)
+    opened = ranker.opened
+    ranker.policy = opened._asked(ranker.policy)
+    content = _said(ranker)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"output: {directory} is a file")
+    if (directory / MANIFEST).exists():
+        found = read_manifest(directory)
+        for name, value in content.items():
+            if name not in _BESIDES and found.get(name) != value:
+                raise ValueError(
+                    f"output: {directory} holds another run: its {name} is"
+                    f" {shown(found.get(name))}, not {shown(value)}"
+                )
+        content = found
+    else:
+        strange = sorted(filter(is_data, os.listdir(directory))) if directory.exists() else []
+        if set(strange) - {filters.FOLDER}:
+            raise ValueError(f"output: {directory} holds {strange[0]!r}, which is of no run")
+    arguments = {
+        "model": ranker.model,
+        "run": Run(run, key=bytes.fromhex(content["key"])),
+        "ts": begun(content),
+        **asked,
+        "policy": ranker.policy,
+        "model_version": opened.version,
+    }
+    return arguments, content
+
+
+def settle(directory: Path, ranker: RankUsers, content: Mapping[str, Any]) -> None:
+    """Write a run's manifest, and what its rows name by hash, unless there is a manifest."""
+    if not (directory / MANIFEST).exists():
+        for name, values in ranker.contents.items():
+            filters.save(directory, name, values)
+        _write_first(directory / MANIFEST, content)
+
+
+def begun(manifest: Mapping[str, Any]) -> int:
+    """When the run began, in microseconds since 1970, UTC."""
+    return (datetime.fromisoformat(manifest["begun"]) - _EPOCH) // timedelta(microseconds=1)
+
+
+def _said(ranker: RankUsers) -> dict[str, Any]:
+    """A run as its manifest has it."""
+    policy, fallback, model = ranker.policy, ranker.fallback, ranker.opened
+    row = _tried(ranker)
+    assert policy is not None  # the model's own is looked up
+    lists = {"exclude": ranker.exclude, "allow": ranker.allow}
+    of_lists = {
+        name: None if ids is None else {"ids": len(ids), "hash": filters.filter_id(ids)}
+        for name, ids in lists.items()
+    }
+    return {
+        "format": _FORMAT,
+        "run": ranker.run.name,
+        "key": ranker.run.key.hex(),
+        "begun": (_EPOCH + timedelta(microseconds=ranker.ts)).isoformat(),
+        "fastrank": fastrank.__version__,
+        "rng_version": RNG_VERSION,
+        "model": ranker.model,
+        "model_version": model.version,
+        "catalog_version": model.catalog.version,
+        "k": ranker.k,
+        "policy": written(policy),
+        "user_column": ranker.user_column,
+        **of_lists,
+        # With what they are made of: a function of the same name may be another one by now.
+        "score": row["score"],
+        "rules": row["rules"],
+        "unknown": ranker.unknown,
+        "fallback": None if fallback is None else written(fallback),
+    }
+
+
+def _tried(ranker: RankUsers) -> dict[str, Any]:
+    """The row of the model's first user: what no call can use is refused before there is a run."""
+    row: dict[str, Any] = ranker.rank([str(ranker.opened.user_ids[0].item())]).to_pylist()[0]
+    if ranker.unknown == "fallback":
+        ranker._rows(["nobody"], None)
+    return row
+
+
+def _write_first(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a manifest, whole, unless there is one by now."""
+    temporary = file.with_name(f".{file.name}.{os.urandom(8).hex()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        sync(temporary)
+        with contextlib.suppress(FileExistsError):  # of two that begin it, one draws the key
+            os.link(temporary, file)
+        sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a log's directory; a ValueError where it is none."""
+    file = directory / MANIFEST
+    if not file.exists():
+        raise ValueError(f"{directory} holds no run: it has no {MANIFEST}")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["format"] != _FORMAT:
+            raise ValueError(f"format {shown(found['format'])}, where this fastrank has {_FORMAT}")
+        bytes.fromhex(found["key"])
+        begun(found)
+        found["run"].encode()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"output: {file}: not the manifest of a run: {error}") from None
+    content: dict[str, Any] = found
+    return content
+
+
+def record(directory: Path, **more: Any) -> None:
+    """Add to a manifest what was ranked; it is replaced whole."""
+    content = {**read_manifest(directory), **more}
+    with replacing(directory / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        sync(temporary)
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keep a log's directory for this process, and remove what a killed one had begun in it.
+
+    It is made if absent, and goes if nothing came of it.
+
+    Raises
+    ------
+    ValueError
+        If another process has it, or it is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"output: {directory} is a file")
+    is_new = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output: {directory}: another process writes to it now") from None
+        _remove_leftovers(directory)
+        try:
+            yield
+        finally:
+            _remove_leftovers(directory)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something by now
+                directory.rmdir()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for leftover, _ in leftovers(directory):
+        leftover.unlink(missing_ok=True)

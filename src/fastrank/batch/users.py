@@ -1,0 +1,378 @@
+"""RankUsers: a table of users in, rows of the log out; what any engine's map calls."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from fastrank.arraytypes import IntArray, Mask
+from fastrank.batch.rows import Filtered, filtered, kind_of_items, log_rows
+from fastrank.eventlog.filters import Content
+from fastrank.eventlog.rows import Time, as_time
+from fastrank.eventlog.schema import IdKind, schema
+from fastrank.expressions import Params, as_params
+from fastrank.ids import Ids, listed
+from fastrank.inputs import as_count, shown
+from fastrank.model import Model
+from fastrank.policies import Policy, no_policy
+from fastrank.ranking import RankingBatch
+from fastrank.rules import Rules
+from fastrank.run import Run
+from fastrank.scoring import imported
+
+__all__ = ["RankUsers", "Unknown", "as_user_texts"]
+
+Unknown: TypeAlias = Literal["fail", "skip", "fallback"]
+
+# The log's types in Spark's DDL. It has no unsigned integers; the seeds of a run fit.
+_SPARK = {
+    pa.int16(): "smallint",
+    pa.int64(): "bigint",
+    pa.uint64(): "bigint",
+    pa.float32(): "float",
+    pa.float64(): "double",
+    pa.bool_(): "boolean",
+    pa.string(): "string",
+    pa.timestamp("us", tz="UTC"): "timestamp",
+}
+
+
+class RankUsers:
+    """Ranks users, a table at a time: what Ray, Spark, a process pool or a loop maps over parts.
+
+    The model's directory is mapped at the first call, once in each worker; pickled, this is some
+    hundred bytes. A row follows from the run and the user alone, so whatever engine, partitioning
+    or retry made it, it is the same row to the bit, and `fastrank.eventlog.LogReader` takes one of
+    several.
+
+    Parameters
+    ----------
+    model : path
+        Of a model's directory, which every worker sees.
+    run : Run
+        Gives each user a seed and a request id. Its name is the log's `run`.
+    k : int
+        Places.
+    policy : Policy, optional
+        By default the model's own. Users' own temperatures and lists of what they have seen act as
+        in `Model.recommend`.
+    ts : datetime or int
+        When the run began: the `ts` of every row, an int in microseconds since 1970, UTC. There is
+        no default, which would be another one in each worker.
+    user_column : str
+        Of user ids, integers or texts. Other columns are passed over.
+    exclude, allow : array_like of ids, optional
+        What nobody is shown, and what alone may be.
+    score, params, rules
+        As `Catalog.rank` takes them, for all users.
+    unknown : {"fail", "skip", "fallback"}
+        What becomes of users that the model does not know: a ValueError; no row; or a row for a
+        vector of zeros, that is by the catalog's bias alone, with `is_fallback` true.
+    fallback : Policy, optional
+        What those are ranked by; by default the policy itself.
+    score_functions : sequence of str
+        ``module:name`` of score functions that the model's score or `score` names; each worker
+        imports them.
+    model_version : str, optional
+        What the model must be: another one under the same path, which would rank half of the
+        users, is refused.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and the value; a call names the row, too.
+
+    Notes
+    -----
+    A call costs O(n d) a user, as `Catalog.rank_batch`, and some microseconds a row besides; users
+    of one call share each item that is read: a thousand or so at a time is best. Ranked is not
+    shown: `displayed` is 0 until `fastrank.eventlog.join` is told what was shown.
+
+    What rows name by hash, rules and filters of more than 64 ids, must lie beside the log:
+    `begin` and `run` put it there; otherwise `contents` has it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> import fastrank as fr
+    >>> directory = tempfile.mkdtemp()
+    >>> catalog = fr.Catalog([10, 20], [[1.0, 0.0], [0.0, 1.0]])
+    >>> fr.Model(catalog, ["ann", "bob"], [[1.0, 0.0], [0.0, 1.0]]).save(directory)
+    >>> run = fr.Run("2026-11-30", key=bytes(32))
+    >>> rank = RankUsers(directory, run, k=1, policy=fr.Deterministic(), ts=0)
+    >>> rows = rank(pa.table({"user_id": ["bob", "ann"]}))
+    >>> rows["item_ids"].to_pylist(), rows["displayed"].to_pylist()
+    ([[20], [10]], [0, 0])
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        run: Run,
+        k: int = 10,
+        policy: Policy | None = None,
+        *,
+        ts: Time,
+        user_column: str = "user_id",
+        exclude: Ids | None = None,
+        allow: Ids | None = None,
+        score: str | None = None,
+        params: Params | None = None,
+        rules: Rules | None = None,
+        unknown: Unknown = "fail",
+        fallback: Policy | None = None,
+        score_functions: Sequence[str] = (),
+        model_version: str | None = None,
+    ) -> None:
+        try:
+            self.model = os.fspath(model)
+        except TypeError:
+            raise ValueError(f"model: expected a path, got {shown(model)}") from None
+        if not isinstance(run, Run):
+            raise ValueError(
+                f"run: expected a fastrank.Run, whose key all workers share, got {shown(run)}"
+            )
+        for name, value in (("policy", policy), ("fallback", fallback)):
+            if value is not None and not isinstance(value, Policy):
+                raise no_policy(name, value)
+        if unknown not in get_args(Unknown):
+            known = ", ".join(get_args(Unknown))
+            raise ValueError(f"unknown: expected one of {known}; got {shown(unknown)}")
+        if fallback is not None and unknown != "fallback":
+            raise ValueError(f'fallback: goes with unknown="fallback", got {unknown!r}')
+        if rules is not None and not isinstance(rules, Rules):
+            raise ValueError(f"rules: expected a Rules, got {shown(rules)}")
+        if score is not None and not isinstance(score, str):
+            raise ValueError(f"score: expected an expression or a name, got {shown(score)}")
+        if not isinstance(user_column, str):
+            raise ValueError(f"user_column: expected a str, got {shown(user_column)}")
+        if isinstance(score_functions, str):
+            raise ValueError(f"score_functions: expected several, got {score_functions!r}")
+        self.run = run
+        self.k = as_count("k", k)
+        self.policy = policy
+        self.ts = as_time("ts", ts)
+        self.user_column = user_column
+        self.exclude = None if exclude is None else listed("exclude", exclude).copy()
+        self.allow = None if allow is None else listed("allow", allow).copy()
+        self.score = score
+        self.params = None if params is None else as_params(params)
+        self.rules = rules
+        self.unknown = unknown
+        self.fallback = fallback
+        self.score_functions = tuple(score_functions)
+        self.model_version = model_version
+
+    def __repr__(self) -> str:
+        return f"RankUsers({self.model!r}, {self.run!r}, k={self.k}, policy={self.policy!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = dict(self.__dict__)
+        for name in ("opened", "_filters"):  # each worker's
+            own.pop(name, None)
+        return own
+
+    @cached_property
+    def opened(self) -> Model:
+        """The model, mapped at the first use."""
+        model = Model.open(self.model, functions=imported(self.score_functions))
+        if self.model_version is not None and model.version != self.model_version:
+            raise ValueError(
+                f"model: {self.model} is version {model.version} now; this run was begun with"
+                f" {self.model_version}"
+            )
+        return model
+
+    @cached_property
+    def _filters(self) -> Filtered:
+        return filtered(self.exclude, self.allow)
+
+    @property
+    def contents(self) -> dict[str, Content]:
+        """What rows name by its hash: long filters, and rules; `begin` puts it beside a log."""
+        own = dict(self._filters.contents)
+        if self.rules is not None:
+            own[self.rules.id] = self.rules
+        return own
+
+    @property
+    def item_kind(self) -> IdKind:
+        """What the model's item ids are."""
+        return kind_of_items(self.opened.catalog.item_ids)
+
+    def __call__(self, users: pa.Table | pa.RecordBatch) -> pa.Table:
+        """The rows of some users, in their order.
+
+        Parameters
+        ----------
+        users : pyarrow.Table or RecordBatch
+            With the column of user ids, each once.
+
+        Returns
+        -------
+        pyarrow.Table
+            In the log's schema; without a row for users who are skipped.
+
+        Raises
+        ------
+        ValueError
+            Naming the row: for a user that is null, empty or there twice, or unknown.
+        """
+        if not isinstance(users, pa.Table | pa.RecordBatch):
+            raise ValueError(f"users: expected a pyarrow Table, got {shown(users)}")
+        names = users.schema.names
+        if names.count(self.user_column) != 1:
+            found = ", ".join(names) or "none"
+            count = "two columns" if self.user_column in names else "no column"
+            raise ValueError(f"users: {count} named {self.user_column}; found {found}")
+        return self.rank(as_user_texts("users", users.column(self.user_column)).to_pylist())
+
+    def rank(self, user_ids: Sequence[str]) -> pa.Table:
+        """As a call, of user ids as the log has them."""
+        model = self.opened
+        rows = model.find_users(list(user_ids))
+        known = rows >= 0
+        if self.unknown == "fail" and not known.all():
+            first = int(np.flatnonzero(~known)[0])
+            raise ValueError(f"users: row {first}: {shown(user_ids[first])} is not in the model")
+        ids = np.empty(len(rows), object)
+        ids[:] = user_ids
+        if self.unknown == "skip":
+            ids, rows, known = ids[known], rows[known], known[known]
+        parts: list[pa.Table] = []
+        if known.any() or not len(ids):
+            parts.append(self._rows(ids[known].tolist(), rows[known]))
+        if not known.all():
+            parts.append(self._rows(ids[~known].tolist(), None))
+        return parts[0] if len(parts) == 1 else _together(parts, known)
+
+    def _rows(self, user_ids: list[str], rows: IntArray | None) -> pa.Table:
+        """Of users in these rows of the model, or of strangers."""
+        model, b = self.opened, len(user_ids)
+        if not b:
+            return schema(self.item_kind).empty_table()
+        asked: dict[str, Any] = {
+            "seeds": self.run.seeds(user_ids),
+            "exclude": None if self.exclude is None else [self.exclude] * b,
+            "allow": None if self.allow is None else [self.allow] * b,
+            "score": self.score,
+            "params": self.params,
+            "rules": self.rules,
+        }
+        query = None
+        batch: RankingBatch
+        with _naming_users(user_ids):
+            if rows is not None:
+                ids = model.user_ids[rows]
+                batch = model.recommend_batch(ids, self.k, policy=self.policy, **asked)
+            else:
+                query = np.zeros(model.catalog.dim, np.float32)
+                policy = self.fallback or self.policy or model._asked(None)
+                queries = np.broadcast_to(query, (b, len(query)))
+                batch = model.catalog.rank_batch(queries, self.k, policy=policy, **asked)
+                batch = replace(batch, model_version=model.version)
+        return log_rows(
+            batch,
+            user_ids=user_ids,
+            request_ids=self.run.request_ids(user_ids),
+            run=self.run.name,
+            ts=self.ts,
+            filters=self._filters,
+            is_fallback=query is not None,
+            query=query,
+        )
+
+    def batches(self, users: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """What Spark's `mapInArrow` calls: ``df.mapInArrow(rank.batches, rank.spark_schema())``.
+
+        Spark hands over up to ``spark.sql.execution.arrow.maxRecordsPerBatch`` users at a time.
+
+        Yields
+        ------
+        pyarrow.RecordBatch
+            Rows as of a call, their seeds as int64.
+        """
+        for part in users:
+            if not part.num_rows:
+                continue
+            rows = self(part)
+            at = rows.schema.get_field_index("seed")
+            rows = rows.set_column(at, "seed", rows.column(at).cast(pa.int64()))
+            yield from rows.combine_chunks().to_batches()
+
+    def spark_schema(self) -> str:
+        """The columns of `batches`, in Spark's DDL: those of the log, the seed as a bigint.
+
+        `fastrank.eventlog.LogReader` reads the log that Spark writes.
+        """
+        return ", ".join(f"{each.name} {_ddl(each.type)}" for each in schema(self.item_kind))
+
+
+@contextmanager
+def _naming_users(user_ids: Sequence[str]) -> Iterator[None]:
+    """What is wrong with a row of a batch names its user."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.match(r"row (\d+): ", str(error))
+        if found is None:
+            raise
+        user = user_ids[int(found[1])]
+        raise ValueError(f"user {shown(user)}: {str(error)[found.end() :]}") from None
+
+
+def as_user_texts(name: str, column: pa.Array | pa.ChunkedArray, start: int = 0) -> pa.StringArray:
+    """User ids as the log has them, integers as their digits; a ValueError for what is none.
+
+    Examples
+    --------
+    >>> as_user_texts("users", pa.array([7, 42])).to_pylist()
+    ['7', '42']
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (is_text or pa.types.is_integer(kind) or str(kind) == "string_view"):
+        raise ValueError(f"{name}: expected integers or texts, got {kind}")
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"{name}: row {start + row} is null")
+    try:
+        texts = column.cast(pa.string())
+        texts.validate(full=True)  # UTF-8, which Parquet promises and does not check
+    except pa.ArrowException as error:
+        raise ValueError(f"{name}: {error}") from None
+    sizes = np.diff(np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1])
+    if not sizes.all():
+        raise ValueError(f"{name}: row {start + int(np.argmin(sizes))} is empty")
+    return texts
+
+
+def _together(parts: Sequence[pa.Table], first: Mask) -> pa.Table:
+    """The rows of two tables, those of the first where `first` is true."""
+    order = np.empty(len(first), np.int64)
+    order[np.flatnonzero(first)] = np.arange(first.sum())
+    order[np.flatnonzero(~first)] = np.arange(first.sum(), len(first))
+    return pa.concat_tables(parts).combine_chunks().take(pa.array(order))
+
+
+def _ddl(kind: pa.DataType) -> str:
+    if pa.types.is_map(kind):
+        return f"map<{_ddl(kind.key_type)}, {_ddl(kind.item_type)}>"
+    if pa.types.is_list(kind):
+        return f"array<{_ddl(kind.value_type)}>"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{each.name}: {_ddl(each.type)}' for each in kind)}>"
+    return _SPARK[kind]

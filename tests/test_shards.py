@@ -55,7 +55,9 @@ def drawn(
     """Rankings of seeds from 0, merged; the shards' seeds are stated as they should be."""
     seeds = range(max(20, int(n_draws * DRAWS)))
     queries = np.broadcast_to(QUERY, (len(seeds), len(QUERY)))
-    filters = {name: [ids] * len(seeds) for name, ids in call.items() if name != "rules"}
+    filters: dict[str, Any] = {
+        name: [ids] * len(seeds) for name, ids in call.items() if name != "rules"
+    }
     parts = []
     for i, shard in enumerate(catalogs):
         own = np.array([seed_of(seed, i) for seed in seeds], np.uint64)
@@ -319,7 +321,7 @@ def test_a_models_users(tmp_path: Path) -> None:
         for i, model in enumerate(models)
     ]
     merged = fr.merge(parts, 3, seed=2)
-    assert (merged.user_temperature, merged.policy) == (2.0, policy)
+    assert (merged.user_temperature, merged.policy) == (2.0, policy.scaled(2.0))
     expected = WHOLE.log_propensities(QUERY, merged.item_ids, policy=fr.PlackettLuce(1.0))
     np.testing.assert_allclose(merged.log_propensities, expected, atol=1e-6)
     assert merged.model_version not in (None, *(model.version for model in models))

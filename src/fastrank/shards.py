@@ -462,7 +462,8 @@ def _uniforms(seed: int, k: int) -> FloatArray:
     import hashlib
 
     digest = hashlib.shake_256(b"fastrank merge" + seed.to_bytes(8, "little")).digest(8 * k)
-    return (np.frombuffer(digest, "<u8") >> np.uint64(64 - _SEED_BITS)) * 2.0**-_SEED_BITS
+    bits = np.frombuffer(digest, "<u8") >> np.uint64(64 - _SEED_BITS)
+    return bits.astype(np.float64) * 2.0**-_SEED_BITS
 
 
 def _log_sums(logs: FloatArray) -> FloatArray:
@@ -470,7 +471,8 @@ def _log_sums(logs: FloatArray) -> FloatArray:
     top = logs.max(axis=1)
     top = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
-        return np.asarray(np.log(np.exp(logs - top[:, None]).sum(axis=1)) + top, np.float64)
+        sums: FloatArray = np.log(np.exp(logs - top[:, None]).sum(axis=1)) + top
+    return sums
 
 
 def _refuse_repeats(name: str, ids: IdArray, is_filled: Mask) -> None:

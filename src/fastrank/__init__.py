@@ -45,6 +45,7 @@ from fastrank.rules import AppliedRules, Rules  # noqa: E402
 from fastrank.run import Run  # noqa: E402
 from fastrank.scorer import Scorer  # noqa: E402
 from fastrank.scoring import ScoreFunction, score_function  # noqa: E402
+from fastrank.shards import merge, merge_batch, shard_seed  # noqa: E402
 
 __all__ = [
     "INFERENCE_TYPES",
@@ -69,9 +70,12 @@ __all__ = [
     "Scorer",
     "Uniform",
     "log_propensities_of_scores",
+    "merge",
+    "merge_batch",
     "policy",
     "rank_scores",
     "rank_scores_batch",
     "score_function",
+    "shard_seed",
 ]
 __version__ = "0.2.0"

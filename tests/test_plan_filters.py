@@ -245,6 +245,8 @@ class TestAgainstACatalogOfTheRest:
             plan.explore(world(), k=4, allow=[1, 2, 3])
         with pytest.raises(ValueError, match="k: expected 1 to 3, the number of eligible items; g"):
             plan.own_temperatures(world(), 4, 0.5, allow=[1, 2, 3])
+        with pytest.raises(ValueError, match="k: expected 1 to 3, the number of eligible items; g"):
+            plan.estimated_seconds(world(), k=4, allow=[1, 2, 3])
 
     def test_vectors_instead_of_users(self) -> None:
         model = world()

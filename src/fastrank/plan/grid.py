@@ -16,6 +16,7 @@ from fastrank.frames import as_arrow, as_html, as_pandas, floats, plain
 from fastrank.ids import Ids
 from fastrank.model import Model, scorer_of
 from fastrank.plan.arguments import (
+    check_k,
     checked_targets,
     filters_under,
     fraction,
@@ -419,6 +420,11 @@ def estimated_seconds(
     points : int
         How many policies.
 
+    Raises
+    ------
+    ValueError
+        As in `explore`: the time of what would be refused is not estimated.
+
     Examples
     --------
     >>> import fastrank as fr
@@ -428,7 +434,7 @@ def estimated_seconds(
     """
     catalog, vectors, _, n_users = users_of(model, queries, [0])
     items = eligible_of(catalog, exclude, allow)
-    n = len(items)
+    n, k = len(items), check_k(k, items)
     count = user_count(users, n, n_users)
     query = vectors[0]
     scores = items.scores(query)  # reads the vectors from disk, too
@@ -438,7 +444,7 @@ def estimated_seconds(
     rows = np.repeat(query[None], 32, axis=0)  # a batch shares what it loads
     usual = min(max(float(np.ptp(scores)) / 20.0, MIN_TEMPERATURE), MAX_TEMPERATURE)
     start = time.perf_counter()
-    items.rank_batch(rows, min(k, n), policy=PlackettLuce(usual), seeds=range(32))
+    items.rank_batch(rows, k, policy=PlackettLuce(usual), seeds=range(32))
     ranking = (time.perf_counter() - start) / 32
     # Two sets of draws (the second for a relative target), and a few passes over the scores.
     return count * (3 * scoring + points * (2 * draws * ranking + 5e-9 * n + 1e-6 * draws * k))

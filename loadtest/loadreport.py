@@ -281,8 +281,11 @@ def _conditions(run: Figures) -> str:
     )
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown, without the columns that have no figure in any row."""
+    told = [j for j, column in enumerate(zip(*rows, strict=True)) if any(column)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines = [[line[j] for j in told] for line in lines]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -25,21 +27,35 @@ class Api(SphinxDirective):
         names = [name for name in module.__all__ if not name.startswith("_")]
         lines = [f".. automodule:: {module.__name__}", "   :no-members:", ""]
         lines += [f".. currentmodule:: {module.__name__}", "", ".. autosummary::"]
-        # Of a number there is no more to say than what it is.
         values = {name: getattr(module, name) for name in names if not _is_documented(module, name)}
         lines += ["   :nosignatures:", "", *(f"   {name}" for name in names if name not in values)]
         lines += [""]
         for name, value in values.items():
             lines += [f".. py:data:: {name}"]
             lines += [f"   :value: {value!r}"] if isinstance(value, (int, float, str)) else []
-            lines += [""]
+            lines += ["", *(f"   {line}" for line in _words_of_data(module, name)), ""]
         for name in names:
             found = getattr(module, name)
             if inspect.isclass(found):
-                lines += [f".. autoclass:: {name}", "   :members:", ""]
+                lines += [f".. autoclass:: {name}", "   :members:"]
+                # A tuple's fields stand in its docstring; by themselves they have no words.
+                fields = getattr(found, "_fields", ())
+                lines += [f"   :exclude-members: {', '.join(fields)}"] if fields else []
+                lines += [""]
             elif inspect.isroutine(found):
                 lines += [f".. autofunction:: {name}", ""]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _words_of_data(module: ModuleType, name: str) -> list[str]:
+    """The docstring below an assignment, in the module that makes it, where there is one."""
+    inside = [other for other in sys.modules if f"{other}.".startswith(f"{module.__name__}.")]
+    for each in sorted(inside):
+        if name in vars(sys.modules[each]):
+            found = ModuleAnalyzer.for_module(each).find_attr_docs().get(("", name))
+            if found is not None:
+                return list(found)
+    return []
 
 
 def _is_documented(module: ModuleType, name: str) -> bool:

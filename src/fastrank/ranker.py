@@ -48,8 +48,9 @@ __all__ = [
     "is_one",
 ]
 
-# Same seed, inputs and RNG_VERSION: same ranking (ext/kernels.h says what the version pins).
+# ext/kernels.h says what the version pins.
 RNG_VERSION = 2
+"""The same seed, inputs and RNG_VERSION give the same ranking."""
 # What version 2 draws differently from version 1, in addition to "gumbel" over codes.
 _NEW_IN_2 = frozenset({"cached", "uniform"})
 

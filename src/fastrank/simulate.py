@@ -154,6 +154,7 @@ class Cascade:
 
 
 ClickModel: TypeAlias = PositionBased | Cascade
+"""How simulated users click."""
 
 
 # Who clicks on what

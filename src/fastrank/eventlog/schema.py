@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+"""The version of the schema that the writer writes."""
 KNOWN_VERSIONS = range(1, SCHEMA_VERSION + 1)
 VERSION_KEY = b"fastrank.schema_version"
 KNOWN_RNG_VERSIONS = range(1, RNG_VERSION + 1)

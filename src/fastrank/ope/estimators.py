@@ -807,6 +807,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
         PseudoInverse,
     )
 }
+"""By name: every estimator."""
 
 
 def _range(known: tuple[float, float], values: npt.NDArray[Any]) -> tuple[float, float]:

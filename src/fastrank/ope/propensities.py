@@ -161,6 +161,7 @@ class FromRows:
 
 
 EvaluationPolicy: TypeAlias = ByModel | FromColumn | FromRows | ByFunction
+"""What can be evaluated: where the log-propensities of the logged rankings come from."""
 
 
 def describe(policy: EvaluationPolicy) -> str:

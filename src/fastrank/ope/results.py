@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 Status = Literal["ok", "biased", "low_overlap", "malformed_log", "unsupported"]
+"""Whether an estimate can be relied on; "ok" is the only one that can."""
 
-# What a status rests on, in words for people.
 REASONS: Mapping[str, str] = {
     "no_rows": "no rows are left to estimate from",
     "uncovered": "the evaluation policy shows rankings that the logging policy could not show",
@@ -70,6 +70,7 @@ REASONS: Mapping[str, str] = {
     "unchecked": "the log cannot tell whether people behave as it takes for granted",
     "behaviour": "the log refutes what it takes for granted of how people behave",
 }
+"""By name: what a status rests on, in words."""
 _UNSUPPORTED = {
     "no_rows",
     "uncovered",

@@ -11,12 +11,16 @@ from fastrank.policies import Policy
 
 __all__ = ["MARKS", "Advance", "Kind", "Point", "Share", "Target"]
 
-Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
+Advance: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done, and the steps in all."""
 
 Kind = Literal["temperature", "user_temperature", "epsilon"]
-# A policy to evaluate, or what makes one of the policy that logs; a ValueError says that it does
-# not, for that one.
+"""What a plan's policies differ in."""
 Target: TypeAlias = Policy | Callable[[Policy], Policy]
+"""A policy to evaluate, or a function that makes one of the logging policy.
+
+The function raises a ValueError where it makes none of a policy.
+"""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

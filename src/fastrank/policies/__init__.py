@@ -61,7 +61,6 @@ __all__ = [
     "words_of_names",
 ]
 
-# Inference type -> (class, arguments that the name fixes, parameters that it accepts).
 INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, ...]]] = {
     "deterministic": (Deterministic, {}, ()),
     "stochastic_plackett_luce": (PlackettLuce, {"sampler": "sequential"}, ("temperature",)),
@@ -72,6 +71,7 @@ INFERENCE_TYPES: Mapping[str, tuple[type[Policy], Mapping[str, Any], tuple[str, 
     "stochastic_flat_tail": (FlatTail, {}, ("temperature", "m", "factor")),
     "uniform": (Uniform, {}, ()),
 }
+"""By inference type: its class, the arguments that it fixes, the parameters that it accepts."""
 
 
 class Name(NamedTuple):

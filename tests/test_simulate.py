@@ -660,14 +660,14 @@ NO_CHANCES: Any = ["high"]
         ),
         (
             lambda: World.from_vectors([[1.0]], [[1.0, 2.0]], Cascade()),
-            "item_vectors: expected 1",
+            "item_vectors: got 2 columns; expected 1",
         ),
         (lambda: World.from_vectors([[np.nan]], [[1.0]], Cascade()), "user_vectors: row 0, column"),
         (
             lambda: World.from_vectors([[1.0]], [[1.0]], Cascade(), best_rate=1.0),
             "typical_rate, best_rate: expected 0 < typ",
         ),
-        (lambda: WORLD.model(), "model: this world has rates"),
+        (lambda: WORLD.model(), "model: this world was made from rates"),
         (lambda: WORLD.item_rows([1, 5]), "item_ids: row 1: 5 is not in this world"),
         (lambda: WORLD.rates([1]), "users: row 0: .* from 0 to 0, got 1"),
         (lambda: WORLD.rates([0.0]), "users: expected integers"),
@@ -677,7 +677,7 @@ NO_CHANCES: Any = ["high"]
         (lambda: WORLD.expected([0], [[0]], [1, 1]), r"lengths: expected shape \(1,\)"),
         (lambda: WORLD.expected([0], [[0, 1, 0]]), "examination: has 2 places, the ranking 3"),
         (lambda: WORLD.clicks([0], [[0]], seed=-1), "seed: must be at least 0"),
-        (lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1), "queries: a catalog knows no users"),
+        (lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1), "queries: expected vectors of users"),
         (
             lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, queries=[[1.0, 2.0]]),
             r"queries: expected shape \(1, 1\)",
@@ -697,11 +697,11 @@ NO_CHANCES: Any = ["high"]
         ),
         (
             lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, params={"most": 1.0}, **ONE),
-            "params: they are those of rules, and there are none",
+            "params: expected none without rules",
         ),
         (
             lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, rules=CAP, n_draws=0, **ONE),
-            "n_draws: rankings under rules are not summed up",
+            "n_draws: got 0; expected at least 2, since rankings under rules",
         ),
         (
             lambda: true_value(WORLD, CATALOG, fr.Uniform(), 1, rules=CAP, **ONE),
@@ -739,9 +739,12 @@ def test_refusals(call: Callable[[], object], message: str) -> None:
 
 def test_what_cannot_be_summed_up_must_be_drawn() -> None:
     world = World.synthetic(3, 200, Cascade(), seed=1)
-    with pytest.raises(ValueError, match="n_draws: 200 items in 4 places for 3 users are too many"):
+    with pytest.raises(
+        ValueError,
+        match="n_draws: got 0; expected at least 2, since 200 items in 4 places for 3 users",
+    ):
         true_value(world, world.model(), fr.Uniform(), 4, n_draws=0)
-    with pytest.raises(ValueError, match="kind: value_to_go wants all rankings"):
+    with pytest.raises(ValueError, match="kind: value_to_go enumerates all rankings"):
         q_columns(
             *(world, world.model(), fr.Uniform(), [0], np.arange(4)[None]), kind="value_to_go"
         )

@@ -377,5 +377,5 @@ class TestCommand:
         assert MANIFEST in result.stderr
         assert self.run(tmp_path / "absent").exit_code == 2
         assert self.run(saved, "--draws", 10).exit_code == 2
-        with pytest.raises(ValueError, match="draws: at least 1000"):
+        with pytest.raises(ValueError, match="draws: got 10; expected at least 1000"):
             verify(saved, draws=10)

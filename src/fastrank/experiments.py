@@ -1,6 +1,7 @@
-"""Published experiments on off-policy evaluation, each one call, where the truth is known.
+"""Published experiments on off-policy evaluation with known true values, each in one call.
 
-`EXPERIMENTS` names them. What can be summed up exactly is; the rest is drawn, and says its error.
+`EXPERIMENTS` lists them by name. Sums are exact where possible; other results are drawn, and have
+a standard error.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ __all__ = [
     "variance",
 ]
 
-Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
+Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, all steps
 
 
 class Experiment:
-    """What an experiment found; subclasses are dataclasses with the figures.
+    """The result of an experiment; subclasses are dataclasses with the figures.
 
     Attributes
     ----------
     title : str
     words : str
-        What is done and what to look at, in three sentences.
+        What the experiment does and what it shows, in a few sentences.
     sources : tuple of str
     """
 
@@ -67,7 +68,7 @@ class Experiment:
     sources: ClassVar[tuple[str, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result as a dict for JSON."""
         about = {"title": self.title, "words": self.words, "sources": list(self.sources)}
         return {**about, **asdict(self)}  # type: ignore[call-overload]  # subclasses are dataclasses
 
@@ -80,19 +81,19 @@ _RATE, _OTHER_RATE = 0.2, 0.1  # clicks on a visitor's favourite, and on anythin
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One uniform log, and what counting and replay make of it.
+    """One uniform log, and its estimates by counting and by replay.
 
     Attributes
     ----------
     n_items, k : int
     matches, expected_matches : int, float
-        Rows in which the logged ranking is the evaluated policy's; and their mean, n (A - k)! / A!.
+        Rows whose logged ranking is the evaluated policy's; and their mean, n (A - k)! / A!.
     naive : float
-        Clicks a place, rows without a match as misses.
+        Clicks per place if rows without a match count as misses.
     replay, standard_error : float or None
-        Clicks a place in the matched rows; None without enough of those.
+        Clicks per place in the matched rows, and its error; None if there are too few.
     expected_error : float or None
-        Standard error that the expected number of matches leaves; None for fewer than one.
+        Standard error for the expected number of matches; None if that is below one.
     status : str
     reasons : tuple of str
     """
@@ -111,30 +112,31 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class ReplayShrinks(Experiment):
-    """What `replay` found.
+    """The result of `replay`.
 
     Attributes
     ----------
     rows : int
-        Of each log.
+        Rows of each log.
     truth : float
-        Clicks a place of the evaluated policy.
+        Clicks per place of the evaluated policy.
     logged : float
-        Clicks a place in the first log: what the logging policy earned.
+        Clicks per place in the first log, which the logging policy earned.
     matched_again : int
-        Of the first log's matches, those that an independent uniform draw matches once more.
+        Matches of the first log that an independent uniform draw matches, too.
     replay_again : float
-        Clicks a place among these.
+        Clicks per place among these.
     logs : tuple of Replayed
-        The first has ten items and one place, as the published runs.
+        The first has ten items and one place, as in the published runs.
     """
 
-    title = "Replay: exact where it applies, and soon without data"
+    title = "Replay: unbiased, but soon without data"
     words = (
-        "A log shows items at random; a policy that always shows a visitor's favourite is judged by"
-        " the rows where the log happens to show just that (replay). Counting the other rows as"
-        " misses divides the answer by the number of items; leaving them out gives the truth. But"
-        " the rows that are left shrink with the number of items, to the power of the places."
+        "A log shows items at random. A policy that always shows a visitor's favourite is evaluated"
+        " on the rows in which the log happens to show just that (replay). Counting the other rows"
+        " as misses divides the answer by the number of items; leaving them out gives the true"
+        " value. But the share of rows that remain falls as the number of items to the power of the"
+        " number of places."
     )
     sources = (
         "Li, Chu, Langford and Wang (2011), Unbiased offline evaluation of contextual-bandit-based"
@@ -150,7 +152,7 @@ class ReplayShrinks(Experiment):
 
 
 def replay(*, seed: int = 0, quick: bool = False, advance: Advance | None = None) -> ReplayShrinks:
-    """Matches and errors of replay, as items and places grow.
+    """Measure matches and errors of replay as items and places grow.
 
     Parameters
     ----------
@@ -158,12 +160,12 @@ def replay(*, seed: int = 0, quick: bool = False, advance: Advance | None = None
     quick : bool
         Up to 1,000 items instead of 10,000.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Notes
     -----
-    A visitor clicks on the favourite with .2, on anything else with .1. By symmetry, item l is the
-    favourite for place l. 100,000 rows a log.
+    A visitor clicks on the favourite with probability 0.2, on any other item with 0.1. By symmetry,
+    item l may be taken as the favourite for place l. Each log has 100,000 rows.
 
     Examples
     --------
@@ -193,11 +195,11 @@ def replay(*, seed: int = 0, quick: bool = False, advance: Advance | None = None
 
 
 def _draws(rng: np.random.Generator, rows: int, n_items: int, k: int) -> Rows:
-    """k different items a row, uniformly."""
+    """Draw k different items per row, uniformly."""
     result = np.empty((rows, k), np.int64)
     for place in range(k):
         item = rng.integers(n_items - place, size=rows)
-        # The item-th of those that are left: step over the chosen ones in ascending order.
+        # `item` counts among the items left: skip the chosen ones in ascending order.
         for chosen in np.sort(result[:, :place], axis=1).T:
             item += item >= chosen
         result[:, place] = item
@@ -242,7 +244,7 @@ _FOUR_NOISE, _FOUR_OTHER_NOISE = 0.3, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One log and one policy that is evaluated from it.
+    """One log, and one policy that is evaluated from it.
 
     Attributes
     ----------
@@ -253,11 +255,11 @@ class Combination:
     status : str
     reasons : tuple of str
     uncovered : float
-        The evaluated policy's probability of what the logging policy could not show.
+        The evaluated policy's probability of rankings that the logging policy could not show.
     estimate : float or None
-        Clicks a ranking.
+        Clicks per ranking.
     interval : (float, float) or None
-        95 %.
+        95 % confidence interval.
     truth : float
     """
 
@@ -274,25 +276,26 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class FourWays(Experiment):
-    """What `four_ways` found.
+    """The result of `four_ways`.
 
     Attributes
     ----------
     rows : int
-        Of each of the two logs.
+        Rows of each of the two logs.
     n_items, n_users, k : int
     temperature : float
-        Of the stochastic policies.
+        Temperature of the stochastic policies.
     combinations : tuple of Combination
     """
 
     title = "Deterministic or stochastic: which logs can evaluate which policies"
     words = (
-        "The same visitors are logged twice, with the best items and with drawn ones, and each log"
-        " is asked about the policy that wrote it and about another model, deterministic and"
-        " stochastic. The deterministic log knows itself alone: of anything else it saw only the"
-        " rankings that both would show, no fair sample. The stochastic log could have shown"
-        " everything, so it can speak of every policy here, deterministic ones included."
+        "The same visitors are logged twice, once with the best items and once with drawn items."
+        " Each log is used to evaluate the policy that wrote it and the policies of another model,"
+        " deterministic and stochastic. The deterministic log can evaluate only its own policy: of"
+        " any other it has only the rankings that both would show, which are not a fair sample. The"
+        " stochastic log could have shown every ranking, so it can evaluate every policy here,"
+        " deterministic ones included."
     )
     sources = (
         "Horvitz and Thompson (1952), A generalization of sampling without replacement from a"
@@ -316,14 +319,14 @@ def four_ways(*, seed: int = 0, quick: bool = False, advance: Advance | None = N
     ----------
     seed : int
     quick : bool
-        10,000 rows a log instead of 30,000.
+        10,000 rows per log instead of 30,000.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Notes
     -----
-    20 items, one place, so that a deterministic policy is within reach of the stochastic log, too
-    (`fastrank demo` shows it out of reach at ten places). The truth is summed up exactly.
+    There are 20 items and one place, so that the stochastic log can evaluate deterministic
+    policies, too; with ten places it cannot, as `fastrank demo` shows. True values are exact sums.
 
     Examples
     --------
@@ -392,19 +395,19 @@ class Bias:
     Attributes
     ----------
     factor : float
-        Its temperature, over the logging policy's.
+        Its temperature relative to the logging policy's.
     truth : float
-        Its clicks a ranking, exactly.
+        Its clicks per ranking, exact.
     avg_bias : float
-        The logging policy's clicks less that, exactly.
+        The logging policy's clicks per ranking minus `truth`, exact.
     ips_bias, rips_bias : float
-        The same of these estimators' means: 0 but for rounding.
+        Bias of these estimators, exact: 0 except for rounding.
     avg_error, ips_error, rips_error : float
-        Exact standard errors with that many rows.
+        Exact standard errors for the log's number of rows.
     avg, ips, rips : float
         Estimates from one drawn log.
     ips_status, rips_status : str
-        What fastrank says of them.
+        The statuses of these estimates.
     ess_share : float
         1 / E[w^2], exactly.
     """
@@ -427,22 +430,22 @@ class Bias:
 
 @dataclass(frozen=True, slots=True)
 class AvgBias(Experiment):
-    """What `avg_bias` found.
+    """The result of `avg_bias`.
 
     Attributes
     ----------
     rows, n_items, k : int
     policies : tuple of Bias
-        From hotter to colder.
+        In order of falling temperature.
     """
 
-    title = "The logged average is no estimate of another policy"
+    title = "The logged average does not estimate another policy"
     words = (
-        "A log of drawn rankings is asked for the value of the same model at other temperatures."
-        " The logging policy's own average (avg) misses it by more the further the policies are"
-        " apart, and no number of rows helps, while its interval stays as narrow as ever. Weighted"
-        " estimates (ips, rips) have no bias; they pay with variance, rips with less of it where"
-        " visitors read from the top."
+        "A log of drawn rankings is used to estimate the value of the same model at other"
+        " temperatures. The logged average (avg) is biased, the more so the further the policies"
+        " are apart; more rows do not help, and its interval stays narrow. Weighted estimates (ips,"
+        " rips) have no bias but more variance; rips has less of it than ips if visitors read from"
+        " the top."
     )
     sources = (
         "McInerney, Brost, Chandar, Mehrotra and Carterette (2020), Counterfactual evaluation of"
@@ -458,7 +461,7 @@ class AvgBias(Experiment):
 
 
 def avg_bias(*, seed: int = 0, quick: bool = False, advance: Advance | None = None) -> AvgBias:
-    """Bias and error of avg, ips and rips as the evaluation policy leaves the logging policy.
+    """Compute bias and error of avg, ips and rips as the evaluated policy moves from the logged.
 
     Parameters
     ----------
@@ -466,12 +469,13 @@ def avg_bias(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
     quick : bool
         5,000 rows instead of 50,000.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Notes
     -----
-    8 items in 3 places, 336 rankings, all enumerated. Clicks follow the cascade: the first item
-    that is liked is clicked, and nothing after it, so that at most one reward is not 0 and
+    8 items in 3 places have 336 rankings, which are all enumerated. Clicks follow the cascade
+    model: a visitor clicks the first item they like and then leaves. So at most one reward is not
+    0, and
     ``E[(sum w_l r_l)^2] = E[sum w_l^2 r_l]``.
 
     Examples
@@ -491,7 +495,7 @@ def avg_bias(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
     drawn = rng.choice(len(p0), rows, p=p0)
     rewards = clicks.clicks(rates[rankings[drawn]], rng.random((rows, _BIAS_PLACES, 2)))
     avg = float(p0 @ expected.sum(axis=1))
-    avg_variance = avg - avg**2  # a click or none
+    avg_variance = avg - avg**2  # of a Bernoulli variable: one click or none
     found = []
     for number, factor in enumerate(_BIAS_FACTORS):
         if advance:
@@ -538,7 +542,7 @@ def avg_bias(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
 
 
 def prefix_weights(p0: FloatArray, p1: FloatArray, n_items: int, k: int) -> FloatArray:
-    """Weights of the first 1, ..., k places of all rankings, (r, k), in `ranking_law`'s order.
+    """Compute weights of the first 1, ..., k places of all rankings, in `ranking_law`'s order.
 
     Parameters
     ----------
@@ -554,7 +558,7 @@ def prefix_weights(p0: FloatArray, p1: FloatArray, n_items: int, k: int) -> Floa
     """
     result = np.empty((len(p0), k))
     for place in range(k):
-        # Rankings of one beginning stand together, as many for each.
+        # Rankings with the same prefix are adjacent, and each prefix has equally many.
         shape = (math.perm(n_items, place + 1), -1)
         before, after = p0.reshape(shape).sum(axis=1), p1.reshape(shape).sum(axis=1)
         result[:, place] = np.repeat(after / before, len(p0) // shape[0])
@@ -562,7 +566,7 @@ def prefix_weights(p0: FloatArray, p1: FloatArray, n_items: int, k: int) -> Floa
 
 
 def _conditional(p: FloatArray, n_items: int, k: int) -> FloatArray:
-    """Conditional log-propensities (r, k) of all rankings, in `ranking_law`'s order."""
+    """Compute conditional log-propensities (r, k) of all rankings, in `ranking_law`'s order."""
     result = np.empty((len(p), k))
     above = np.ones(1)
     for place in range(k):
@@ -578,27 +582,27 @@ def _conditional(p: FloatArray, n_items: int, k: int) -> FloatArray:
 # ---- Variance ---------------------------------------------------------------------------------
 
 _FACTOR = 0.8
-_SPREAD = 2.0  # standard deviation of the scores, in temperatures of the logging policy
+_SPREAD = 2.0  # standard deviation of scores, relative to the logging policy's temperature
 _PLACES = (1, 2, 3, 5, 10)
 _ENUMERATED = 200_000  # rankings
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Items and places; each triple is of ips, rips and iips.
+    """Results for a number of items and places; triples are for ips, rips and iips.
 
     Attributes
     ----------
     n_items, k : int
     variances : tuple of float
-        Of one row's value.
+        Variances of one row's value.
     errors : tuple of float
-        Standard errors of these, relative; 0 where all rankings were enumerated.
+        Relative standard errors of the variances; 0 if all rankings were enumerated.
     ess_shares : tuple of float
-        1 / E[w^2], of the worst place: for rips the last one, where its weight is that of ips.
+        1 / E[w^2] at the worst place. For rips it is the last, where its weight is that of ips.
     worth : tuple of float
-        Variance of a row that the evaluated policy had logged itself, over `variances`: as many
-        rows of its own log is a row of this one worth.
+        Variance of a row logged by the evaluated policy itself, divided by `variances`: the number
+        of rows of such a log that a row of this log is worth.
     exact : bool
     """
 
@@ -613,25 +617,26 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Variances(Experiment):
-    """What `variance` found.
+    """The result of `variance`.
 
     Attributes
     ----------
     factor : float
-        Temperature of the evaluated policy over that of the logging policy.
+        Temperature of the evaluated policy relative to the logging policy's.
     draws : int
-        Rankings drawn where not all were enumerated.
+        Rankings drawn if not all were enumerated.
     cells : tuple of Spread
     """
 
     title = "Variance of ips, rips and iips, as items and places grow"
     words = (
-        "A log is asked for a temperature 0.8 times its own, and each estimator's variance is"
-        " computed rather than observed. The weight of a whole ranking (ips) is a product over its"
-        " places, so each of them multiplies the variance; rips leaves out the places below a"
-        " reward, and iips takes one ratio a place, which hardly grows. So all are the same at one"
-        " place and far apart at ten, and that pays where it is allowed: rips if a click depends on"
-        " its item and those above, iips only if it depends on its item and place alone."
+        "A log is used to evaluate a temperature 0.8 times its own, and the variance of each"
+        " estimator is computed, not observed. The weight of a whole ranking (ips) is a product"
+        " over its places, so each place multiplies the variance. rips leaves out places below a"
+        " reward, and iips uses one ratio per place, which hardly grows. The estimators are"
+        " equal with one place and far apart with ten. The lower variance needs assumptions:"
+        " rips that a click depends only on its item and those above, iips that it depends only"
+        " on its item and place."
     )
     sources = (
         "Swaminathan et al. (2017), Off-policy evaluation for slate recommendation, NeurIPS (ips)",
@@ -647,28 +652,29 @@ class Variances(Experiment):
 
 
 def variance(*, seed: int = 0, quick: bool = False, advance: Advance | None = None) -> Variances:
-    """Variance and effective sample size of ips, rips and iips.
+    """Compute variance and effective sample size of ips, rips and iips.
 
     Parameters
     ----------
     seed : int
     quick : bool
-        Up to 1,000 items instead of 10,000, a fifth of the draws.
+        Up to 1,000 items instead of 10,000, and a fifth of the draws.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Notes
     -----
     Scores are normal quantiles with a standard deviation of 2 T. Clicks are position-based, with
-    look-probabilities 1 / l and rates that rise with the score from .01 to .3; given the ranking
-    they are independent, so with c_l an estimator's weight at place l and q_l the click rate there
+    examination probabilities 1 / l and rates that rise with the score from 0.01 to 0.3. Given the
+    ranking they are independent. With c_l an estimator's weight at place l and q_l the click rate
+    there, thus
 
         E[value^2] = E[(sum c_l q_l)^2 + sum c_l^2 q_l (1 - q_l)].
 
-    The outer expectation runs over all rankings where they are 200,000 at most. Else it is the mean
-    over rankings of which half are drawn from either policy, each counted 1 / (1/2 + w / 2) times
-    (the balance heuristic, Veach and Guibas 1995), which bounds what one draw can bring. Marginals,
-    and with them the truth and the ESS of iips, are exact throughout.
+    The outer expectation is a sum over all rankings if there are at most 200,000. Otherwise half of
+    a sample of rankings is drawn from each policy, and each ranking has the weight
+    1 / (1/2 + w / 2) (the balance heuristic, Veach and Guibas 1995), which bounds the influence of
+    one draw. Marginals, and thus the true value and the ESS of iips, are always exact.
 
     Examples
     --------
@@ -690,7 +696,7 @@ def variance(*, seed: int = 0, quick: bool = False, advance: Advance | None = No
 
 def _spreads(n_items: int, draws: int, seed: int) -> list[Spread]:
     quantiles = np.array(_normal_quantiles((np.arange(n_items) + 0.5) / n_items))
-    # Best first, and in float32, as a catalog has them.
+    # Best first, and in float32, as in a catalog.
     scores = (_SPREAD * quantiles[::-1]).astype(np.float32).astype(np.float64)
     rates = 0.01 + 0.29 * (np.arange(n_items)[::-1] + 0.5) / n_items
     most = min(max(_PLACES), n_items)
@@ -747,7 +753,7 @@ def _spreads(n_items: int, draws: int, seed: int) -> list[Spread]:
 def _drawn(
     scores: FloatArray, policies: tuple[PlackettLuce, PlackettLuce], k: int, draws: int, seed: int
 ) -> tuple[Rows, FloatArray]:
-    """Rankings of which half are drawn from either policy, and their prefixes' weights."""
+    """Draw rankings, half of them from each policy; return them and their prefixes' weights."""
     catalog = Catalog(np.arange(len(scores)), scores[:, None])
     rng = np.random.Generator(np.random.Philox(seed))
     half = draws // 2
@@ -766,7 +772,7 @@ def _drawn(
 
 
 def _sequential(weights: FloatArray, rankings: Rows) -> FloatArray:
-    """P(item at place l | those above it), (b, k), for Plackett-Luce weights."""
+    """Compute P(item at place l | items above it), (b, k), for Plackett-Luce weights."""
     shown = weights[rankings]
     above = np.cumsum(shown, axis=1) - shown
     return np.asarray(shown / (weights.sum() - above))
@@ -787,7 +793,7 @@ def _normal_quantiles(levels: FloatArray) -> list[float]:
 
 _SHOP_ITEMS, _SHOP_SELLERS, _SHOP_USERS = 1000, 40, 20
 _SHOP_PLACES, _SHOP_CAP = 10, 2
-_SHOP_DIM, _OF_SELLER = 16, 0.05  # how much of the variance of items is between sellers
+_SHOP_DIM, _OF_SELLER = 16, 0.05  # share of the variance of items that is between sellers
 _SHOP_OVERLAP, _SHOP_FACTOR = 0.5, 0.9
 _CLOSE = 0.1  # an estimate this near the truth, relative to it
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -795,25 +801,26 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """One way to keep a cap and to log, and what its logs say of another policy.
+    """One way to keep a cap and to log, and estimates of another policy from such logs.
 
     Attributes
     ----------
     logger : {"strikes out", "draws again", "has rules"}
     weighs_by_cap : bool
-        Whether the propensities of the evaluated policy know of the cap.
+        Whether the evaluated policy's propensities take the cap into account.
     draws : float
-        Rankings drawn for each that is shown.
+        Rankings drawn for each one shown.
     ratio : (float, float, float)
-        Logged propensity of a ranking, over the true one: 5 % quantile, median, 95 % quantile.
+        Logged propensity of a ranking divided by the true one: 5 % quantile, median and 95 %
+        quantile.
     mean_weight : float
-        Over all logs; 1 where propensities are true.
+        Mean weight over all logs; 1 if propensities are true.
     ips, snips : (float, float, float)
-        Estimate over truth: 5 % quantile, median and 95 % quantile over logs.
+        Estimate divided by the true value: 5 % quantile, median and 95 % quantile over logs.
     ips_close, snips_close : float
-        Share of the logs whose estimate is within 10 % of the truth.
+        Share of logs whose estimate is within 10 % of the true value.
     flagged : float
-        Share of the logs of which `ope.estimate` says that the mean weight is off (ips).
+        Share of logs for which `ope.estimate` reports that the mean weight (ips) is off.
     """
 
     logger: str
@@ -830,33 +837,33 @@ class Shop:
 
 @dataclass(frozen=True, slots=True)
 class RulesAfterwards(Experiment):
-    """What `rules` found.
+    """The result of `rules`.
 
     Attributes
     ----------
     n_items, n_sellers, n_users, k, cap : int
     logs, rows : int
-        How many logs, and the rows of each.
+        Number of logs, and rows of each.
     factor : float
-        Temperature of the evaluated policy over that of the logging policy.
+        Temperature of the evaluated policy relative to the logging policy's.
     largest : float
-        Share of the items that the largest seller has.
+        Share of items of the largest seller.
     truth, truth_error : float
-        Clicks a ranking of the evaluated policy, and their standard error.
+        Clicks per ranking of the evaluated policy, and their standard error.
     logged : float
-        Clicks a ranking in the logs of the third shop.
+        Clicks per ranking in the logs of the third shop.
     shops : tuple of Shop
     """
 
     title = "A cap on the finished ranking makes its logged propensity wrong"
     words = (
-        "Three shops show at most 2 of a seller among 10: one strikes out of the finished ranking"
-        " what is too much, one draws again until a ranking obeys, and both log the propensity of"
-        " the ranking as if there were no cap; the third has rules, and logs the propensity of"
-        " that. Each is asked what the same cap at 0.9 times the temperature would earn."
-        " Propensities that do not know of the cap are too small, and weights too large:"
-        " self-normalised estimates (snips) hide it, and are no better for it where weights are off"
-        " by more for one ranking than for another."
+        "Three shops show at most 2 items of a seller among 10. The first strikes the excess out of"
+        " the finished ranking, and the second draws again until a ranking keeps the cap; both log"
+        " the propensity of a ranking without a cap. The third draws by rules, and logs the"
+        " propensity under them. Each log is used to evaluate the same cap at 0.9 times the"
+        " temperature. Propensities that ignore the cap are too small, and weights too large."
+        " Self-normalised estimates (snips) hide this, but do not correct it if weights are more"
+        " wrong for some rankings than for others."
     )
     sources = (
         "Horvitz and Thompson (1952), A generalization of sampling without replacement from a"
@@ -880,7 +887,7 @@ class RulesAfterwards(Experiment):
 
 
 class _Market:
-    """Visitors, items of sellers, and a policy of their own for each visitor."""
+    """Visitors with a policy each, and items of sellers."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.Generator(np.random.Philox(seed))
@@ -905,7 +912,7 @@ class _Market:
     def drawn(
         self, who: Rows, k: int, *, factor: float = 1.0, rules: Rules | None = None
     ) -> tuple[Rows, FloatArray]:
-        """Rankings (b, k) of visitors (b,), and their conditional log-propensities."""
+        """Draw rankings (b, k) for visitors (b,); return them and their log-propensities."""
         policies = [PlackettLuce(factor * t) for t in self.temperatures[who].tolist()]
         seeds = self._rng.integers(2**53, size=len(who)).astype(np.uint64)
         found = self.catalog.rank_batch(
@@ -914,24 +921,24 @@ class _Market:
         return found.item_ids, found.log_propensities
 
     def obeys(self, rankings: Rows) -> Mask:
-        """Which rankings (b, k) keep the cap."""
+        """Say which rankings (b, k) keep the cap."""
         shown = np.sort(self.sellers[rankings], axis=1)
         return np.asarray((shown[:, _SHOP_CAP:] != shown[:, :-_SHOP_CAP]).all(axis=1))
 
     def capped(self, who: Rows) -> Rows:
-        """Rankings of all items, without what the cap strikes out, and the first places of them."""
+        """Rank all items, strike out what exceeds the cap, and return the first k places."""
         result = np.empty((len(who), _SHOP_PLACES), np.int64)
         for i, order in enumerate(self.drawn(who, _SHOP_ITEMS)[0]):
             sellers = self.sellers[order]
             by_seller = np.argsort(sellers, kind="stable")
             first = np.searchsorted(sellers[by_seller], sellers)
-            above = np.empty(len(order), np.int64)  # of the same seller
+            above = np.empty(len(order), np.int64)  # items of the same seller above each
             above[by_seller] = np.arange(len(order))
             result[i] = order[above - first < _SHOP_CAP][:_SHOP_PLACES]
         return result
 
     def redrawn(self, who: Rows) -> tuple[Rows, Rows]:
-        """Rankings that obey, drawn again until they do, and how often each was drawn."""
+        """Draw rankings again until they keep the cap; return them and the number of draws."""
         result = np.empty((len(who), _SHOP_PLACES), np.int64)
         draws = np.zeros(len(who), np.int64)
         left = np.arange(len(who))
@@ -946,7 +953,10 @@ class _Market:
     def log_propensities(
         self, who: Rows, rankings: Rows, cap: int, factor: float = 1.0
     ) -> FloatArray:
-        """Of rankings (b, k) under a cap, by the masses of sellers; a cap of k says nothing."""
+        """Compute log-propensities of rankings (b, k) under a cap from the masses of sellers.
+
+        A cap of k has no effect.
+        """
         weights = np.exp(
             (self.scores - self.scores.max(axis=1, keepdims=True))
             / (factor * self.temperatures[:, None])
@@ -966,7 +976,7 @@ class _Market:
 
 
 def rules(*, seed: int = 0, quick: bool = False, advance: Advance | None = None) -> RulesAfterwards:
-    """Propensities and estimates of logs whose cap acts on finished rankings.
+    """Measure propensities and estimates of logs whose cap acts on finished rankings.
 
     Parameters
     ----------
@@ -974,18 +984,19 @@ def rules(*, seed: int = 0, quick: bool = False, advance: Advance | None = None)
     quick : bool
         8 logs of 250 rows instead of 16 of 750.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Notes
     -----
-    1,000 items of 40 sellers, whose sizes fall as 1 / rank; a twentieth of the variance of items is
-    between sellers. 20 visitors, each with a temperature that keeps half of their ten best; a click
-    takes a look, with probability 1 / place, and a taste for the item.
+    1,000 items belong to 40 sellers, whose sizes fall as 1 / rank; a twentieth of the variance of
+    items is between sellers. 20 visitors each have a temperature that keeps half of their ten best.
+    A visitor clicks an item if they examine its place, with probability 1 / place, and like it.
 
-    What a cap strikes out of an order of all items leaves the law of `Rules(cap=...)`: so the first
-    shop shows what the third one does, and its true propensities are those of the third. The second
-    one's are the formula's, over the share of a visitor's rankings that obey, which is that of
-    those drawn. The truth is the mean over rankings drawn by rules, without the noise of clicks.
+    Striking out what exceeds a cap from an order of all items gives the law of `Rules(cap=...)`.
+    The first shop's rankings therefore follow the law of the third, and its true propensities are
+    those of the third. The second shop's are the formula's without a cap, divided by the share of a
+    visitor's rankings that keep the cap, estimated from those drawn. The true value is the mean
+    over rankings drawn by rules, without the noise of clicks.
 
     Examples
     --------
@@ -996,8 +1007,8 @@ def rules(*, seed: int = 0, quick: bool = False, advance: Advance | None = None)
     market = _Market(as_seed("seed", seed))
     logs, rows = (8, 250) if quick else (16, 750)
     who = np.repeat(np.arange(_SHOP_USERS), logs * rows // _SHOP_USERS)
-    turns = np.random.default_rng(seed).permutation(len(who))  # of visitors, among the logs
-    steps = ["the truth", "rankings by rules", "rankings, capped", "rankings, drawn again"]
+    turns = np.random.default_rng(seed).permutation(len(who))  # assigns visitors to logs
+    steps = ["the true value", "rankings by rules", "rankings, capped", "rankings, drawn again"]
 
     def begin(step: int) -> None:
         if advance:

@@ -1,9 +1,9 @@
-"""Users whose true preferences are known, how they click, and what a policy earns from them.
+"""Simulate users with known preferences, their clicks, and the value of a policy.
 
-A real log never says what an estimate should have been. A simulated one does: `write_log` serves
-rankings of one policy to the users of a `World` and logs their clicks, `true_value` says what
-any other policy would have earned. Every number depends on its seed and its row alone: not on how
-many rows are drawn at once, nor on the rows before.
+With a real log, the right value of an estimate is unknown; with a simulated one, it is known.
+`write_log` serves rankings of one policy to the users of a `World` and logs their clicks, and
+`true_value` computes what any other policy would have earned. Every random number depends only on
+its seed and its row: neither on the batch size nor on earlier rows.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ __all__ = [
 
 _USERS, _CLICKS, _RANKINGS, _VECTORS, _NOISE, _TRUTH = range(6)  # streams of one seed
 _BATCH = 2048  # rankings drawn at once
-_CHEAP_RANKINGS = 1 << 20  # places x rankings x users up to which the truth is enumerated
-# (Items + _PER_USER) x users up to which it is summed over marginals, which takes seconds.
+_CHEAP_RANKINGS = 1 << 20  # places x rankings x users up to which true values are enumerated
+# (Items + _PER_USER) x users up to which they are summed over marginals, which takes seconds.
 _CHEAP_MARGINALS = 100_000
 _PER_USER = 300
 _CALIBRATION_USERS = 200
@@ -56,15 +56,15 @@ _CALIBRATION_USERS = 200
 
 @dataclass(frozen=True, slots=True)
 class PositionBased:
-    """A place is looked at with a probability of its own, whatever stands above it.
+    """Users examine each place with a fixed probability, whatever stands above it.
 
-    A click is a look at an item that the user likes: P(click at l) = examination[l] x rate. The
-    reward at a place depends on the item there alone.
+    Users click an item if they examine its place and like it: P(click at l) = examination[l] x
+    rate. The reward at a place thus depends only on the item there.
 
     Parameters
     ----------
     examination : sequence of float
-        P(place l is looked at), in [0, 1], best place first; rankings may not be longer.
+        P(place l is examined), in [0, 1], best place first; rankings may not be longer.
 
     Examples
     --------
@@ -84,7 +84,7 @@ class PositionBased:
         object.__setattr__(self, "examination", chances)
 
     def examined(self, rates: FloatArray) -> FloatArray:
-        """P(place l is looked at | items above), (b, k), for rates (b, k) of the items."""
+        """Compute P(place l is examined | items above), (b, k), for rates (b, k) of the items."""
         places = rates.shape[1]
         if places > len(self.examination):
             raise ValueError(
@@ -93,29 +93,29 @@ class PositionBased:
         return np.broadcast_to(np.array(self.examination[:places]), rates.shape)
 
     def expected(self, rates: FloatArray) -> FloatArray:
-        """P(click), (b, k)."""
+        """Compute P(click), (b, k), for rates (b, k) of the items."""
         return np.asarray(self.examined(rates) * rates, np.float64)
 
     def clicks(self, rates: FloatArray, uniforms: FloatArray) -> FloatArray:
-        """0 or 1, (b, k), from uniform numbers (b, k, 2)."""
+        """Draw clicks, 0 or 1, (b, k), from uniform numbers (b, k, 2)."""
         return (uniforms[..., 0] < self.expected(rates)).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """Users look from the top down, and may leave after each place.
+    """Users examine places from the top down, and may leave after each.
 
     Parameters
     ----------
     continuation : float
         P(going on | no click here), in [0, 1].
     after_click : float
-        P(going on | a click here). 0: a user clicks once at most.
+        P(going on | click here), in [0, 1]. With 0, users click at most once.
 
     Notes
     -----
     Craswell et al. (2008), "An experimental comparison of click position-bias models"; with
-    ``after_click`` the dependent click model of Guo et al. (2009), the same at all places.
+    ``after_click``, the dependent click model of Guo et al. (2009) with equal places.
 
     Examples
     --------
@@ -131,18 +131,18 @@ class Cascade:
             object.__setattr__(self, name, _probability(name, getattr(self, name)))
 
     def examined(self, rates: FloatArray) -> FloatArray:
-        """P(place l is looked at | items above), (b, k), for rates (b, k) of the items."""
+        """Compute P(place l is examined | items above), (b, k), for rates (b, k) of the items."""
         goes_on = rates * self.after_click + (1.0 - rates) * self.continuation
         result = np.ones_like(rates)
         np.cumprod(goes_on[:, :-1], axis=1, out=result[:, 1:])
         return result
 
     def expected(self, rates: FloatArray) -> FloatArray:
-        """P(click), (b, k)."""
+        """Compute P(click), (b, k), for rates (b, k) of the items."""
         return np.asarray(self.examined(rates) * rates, np.float64)
 
     def clicks(self, rates: FloatArray, uniforms: FloatArray) -> FloatArray:
-        """0 or 1, (b, k), from uniform numbers (b, k, 2)."""
+        """Draw clicks, 0 or 1, (b, k), from uniform numbers (b, k, 2)."""
         result = np.zeros_like(rates)
         looks = np.ones(len(rates), np.bool_)
         for place in range(rates.shape[1]):
@@ -161,11 +161,11 @@ ClickModel: TypeAlias = PositionBased | Cascade
 
 
 class World:
-    """Users, items, and how much each user truly likes each item.
+    """Users, items, and the true click rates of each user for each item.
 
-    `from_rates`, `from_vectors` and `synthetic` make one. A *rate* is the probability that a user
-    who looks at an item clicks it. Users and items are rows here; `user_ids` and `item_ids` connect
-    them with catalogs and logs.
+    `from_rates`, `from_vectors` and `synthetic` construct one. A *rate* is the probability that a
+    user who examines an item clicks it. Arguments refer to users and items by rows; `user_ids` and
+    `item_ids` connect rows with catalogs and logs.
 
     Examples
     --------
@@ -208,7 +208,7 @@ class World:
         user_ids: Ids | None = None,
         item_ids: Ids | None = None,
     ) -> World:
-        """A world whose click rates are given.
+        """Make a world from given click rates.
 
         Parameters
         ----------
@@ -246,17 +246,17 @@ class World:
         user_ids: Ids | None = None,
         item_ids: Ids | None = None,
     ) -> World:
-        """A world whose users like items by the sigmoid of a dot product.
+        """Make a world whose click rates are the sigmoid of a dot product.
 
         Parameters
         ----------
         user_vectors : array_like of real numbers, shape (u, d)
         item_vectors : array_like of real numbers, shape (n, d)
-            The truth; factors of real data make it look like one.
+            The true vectors; factors of real data make the world realistic.
         click_model : PositionBased or Cascade
         typical_rate, best_rate : float
-            Rates of the median (user, item) pair, and of the median user's best item: they set
-            slope and offset of the sigmoid, whatever the scale of the vectors.
+            Rates of the median (user, item) pair, and of the median user's best item. They
+            determine slope and offset of the sigmoid, whatever the scale of the vectors.
         user_ids, item_ids : array_like of int or str, optional
             By default 0, 1, 2, ...
         """
@@ -264,8 +264,8 @@ class World:
         items = _vectors("item_vectors", item_vectors)
         if users.shape[1] != items.shape[1]:
             raise ValueError(
-                f"item_vectors: expected {users.shape[1]} columns, as user_vectors, "
-                f"got {items.shape[1]}"
+                f"item_vectors: got {items.shape[1]} columns; expected {users.shape[1]}, as in"
+                " user_vectors"
             )
         if not 0.0 < typical_rate <= best_rate < 1.0:
             raise ValueError(
@@ -299,9 +299,9 @@ class World:
         typical_rate: float = 0.02,
         best_rate: float = 0.3,
     ) -> World:
-        """A world of random vectors in which some items please almost everybody.
+        """Make a world of random vectors in which some items are popular with almost all users.
 
-        Tastes are normal; the first coordinate of an item is its popularity, which all users share.
+        Vectors are normal; an item's first coordinate is its popularity, the same for all users.
         """
         rng = _generator(seed, _VECTORS)
         shape_u = as_count("n_users", n_users), as_count("dim", dim)
@@ -325,7 +325,7 @@ class World:
 
     @property
     def user_vectors(self) -> FloatArray | None:
-        """True vectors (u, d) float64; None where rates were given."""
+        """True vectors of users, (u, d) float64; None for a world of given rates."""
         return self._user_vectors
 
     def __repr__(self) -> str:
@@ -334,7 +334,7 @@ class World:
         )
 
     def item_rows(self, item_ids: Ids) -> Rows:
-        """Rows (m,) of items; a ValueError for one that is not in this world."""
+        """Find the rows (m,) of items; a ValueError for an item that is not in this world."""
         return self._item_rows("item_ids", item_ids)
 
     def _item_rows(self, name: str, item_ids: Ids) -> Rows:
@@ -347,17 +347,17 @@ class World:
         return rows
 
     def model(self, noise: float = 0.0, seed: int = 0) -> Model:
-        """A model that knows the true vectors, up to noise.
+        """Make a model from the true vectors with added noise.
 
         Parameters
         ----------
         noise : float
-            Standard deviation of what is added to each coordinate, in units of the standard
-            deviation of all coordinates; 0 gives the truth.
+            Standard deviation of the noise of each coordinate, relative to the standard deviation
+            of all coordinates; 0 gives the true vectors.
         seed : int
         """
         if self._user_vectors is None or self._item_vectors is None:
-            raise ValueError("model: this world has rates and no vectors to make a model of")
+            raise ValueError("model: this world was made from rates, and has no vectors")
         rng = _generator(seed, _NOISE)
 
         def blurred(vectors: FloatArray) -> FloatArray:
@@ -369,7 +369,7 @@ class World:
         return Model(catalog, self.user_ids, blurred(self._user_vectors))
 
     def rates(self, users: npt.ArrayLike, items: npt.ArrayLike | None = None) -> FloatArray:
-        """Click rates (b, k) of items (b, k) to users (b,), as rows; of all items by default."""
+        """Return click rates (b, k) of users (b,) for items (b, k); by default for all items."""
         who = _rows("users", users, len(self.user_ids))
         if items is None:
             what = None
@@ -393,7 +393,7 @@ class World:
     def expected(
         self, users: npt.ArrayLike, items: npt.ArrayLike, lengths: npt.ArrayLike | None = None
     ) -> FloatArray:
-        """P(click) at each place of rankings, given all items shown.
+        """Compute P(click) at each place of rankings, given all items shown.
 
         Parameters
         ----------
@@ -402,7 +402,7 @@ class World:
         items : array_like of int, shape (b, k)
             Rows, best place first.
         lengths : array_like of int, shape (b,), optional
-            Places that were shown; cells past them are not read, and earn 0. By default k.
+            Number of places shown; later cells are not read, and earn 0. By default k.
 
         Returns
         -------
@@ -421,7 +421,7 @@ class World:
         seed: int,
         first_row: int = 0,
     ) -> FloatArray:
-        """One draw of clicks, 0 or 1, for each ranking.
+        """Draw clicks, 0 or 1, at each place of rankings.
 
         Parameters
         ----------
@@ -429,8 +429,8 @@ class World:
             As in `expected`.
         seed : int
         first_row : int
-            Number of the first ranking here among all of this seed: a log drawn in pieces is the
-            log drawn at once, for one k.
+            Number of the first ranking among all rankings of this seed. For the same k, a log drawn
+            in pieces thus equals the log drawn at once.
         """
         who, what, shown = self._shown(users, items, lengths)
         rates = np.where(shown, self.rates(who, what), 0.0)
@@ -458,13 +458,13 @@ class World:
 
 
 class TrueValue(NamedTuple):
-    """Clicks that a policy earns with a ranking, on average over users and draws.
+    """Mean number of clicks on a policy's ranking, over users and draws.
 
     Attributes
     ----------
     value : float
     standard_error : float
-        Of drawing rankings; 0 where all of them were summed up. Users are not drawn.
+        Standard error from drawing rankings; 0 if all rankings were summed. Users are not drawn.
     """
 
     value: float
@@ -485,29 +485,29 @@ def true_value(
     rules: Rules | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> TrueValue:
-    """What a policy would earn in a world: the number that estimates from logs are after.
+    """Compute the true value of a policy in a world, which estimates from logs aim at.
 
     Parameters
     ----------
     world : World
     ranker : Model or Catalog
-        What the policy knows; its items, and a model's users, are found in the world by id.
+        The source of scores. Its items, and a model's users, are found in the world by id.
     policy : Policy
     k : int
     users : array_like of int, optional
         Rows of the world's users to average over; by default all.
     n_draws : int
-        Rankings for each user where not all can be summed up; 0 wants the sum or a ValueError.
+        Rankings to draw for each user if not all can be summed; with 0, this is a ValueError.
     seed : int
     queries : array_like of real numbers, shape (u, d), optional
         Vector of each of the world's users; by default those of the model or, for a catalog, the
         true ones.
     exclude : sequence of u (array_like of ids or None), optional
-        Not to be shown to each of the world's users.
+        Items not to show, for each of the world's users.
     rules : Rules, optional
-        Of a model or a catalog that has their columns. Places that they leave empty earn nothing.
+        Needs a model or a catalog with their columns. Places that rules leave empty earn nothing.
     params : mapping, optional
-        Values of the parameters that the rules have.
+        Values of the parameters of the rules.
 
     Returns
     -------
@@ -515,10 +515,10 @@ def true_value(
 
     Notes
     -----
-    Exact for `Deterministic`, where all rankings of all users are a million cells at most, and,
-    if clicks are position-based, where (items + 300) x users are 100,000 at most, by position
-    marginals. Otherwise, and under rules, expected clicks of drawn rankings, which vary less than
-    clicks do.
+    The value is exact for `Deterministic`; if all rankings of all users have at most a million
+    cells; and, with position-based clicks, if (items + 300) x users is at most 100,000, by position
+    marginals. Otherwise, and always under rules, it is the mean of the expected clicks of drawn
+    rankings, which varies less than the clicks themselves.
 
     Examples
     --------
@@ -550,15 +550,15 @@ def true_value(
         return TrueValue(_mean([source.by_marginals(u, places, policy) for u in chosen]), 0.0)
     if rules is not None and n_draws < 2:
         raise ValueError(
-            "n_draws: rankings under rules are not summed up, so at least 2 must be drawn; "
-            f"got {n_draws}"
+            f"n_draws: got {n_draws}; expected at least 2, since rankings under rules are drawn,"
+            " not summed"
         )
     if n_draws < 2:
         raise ValueError(
-            f"n_draws: {source.n_items} items in {places} places for {len(chosen)} users are too "
-            f"many to sum up, so at least 2 rankings must be drawn; got {n_draws}"
+            f"n_draws: got {n_draws}; expected at least 2, since {source.n_items} items in {places}"
+            f" places for {len(chosen)} users have too many rankings to sum"
         )
-    first_seed = _first_seed(seed, _TRUTH)  # not the noise of the log with this seed
+    first_seed = _first_seed(seed, _TRUTH)  # independent of a log with the same seed
     n_rows = len(chosen) * n_draws
     values = np.empty(n_rows)
     for start in range(0, n_rows, _BATCH):
@@ -572,7 +572,7 @@ def true_value(
 
 
 class RankingLog(Protocol):
-    """What `write_log` writes to: `fastrank.eventlog.LogWriter`, or anything that appends."""
+    """A log that `write_log` appends to, such as `fastrank.eventlog.LogWriter`."""
 
     def append(
         self,
@@ -614,21 +614,21 @@ def write_log(
     Parameters
     ----------
     world, ranker, policy, k, queries, exclude, rules, params
-        As for `true_value`. Users are written with their query unless a model knows it. What a
-        model keeps of items that users have seen has no part in simulations.
+        As for `true_value`. Rows include the user's query unless a model knows it. A model's lists
+        of seen items are ignored.
     n_rows : int
         Rankings to log.
     log : RankingLog
         An open ``LogWriter``; it stays open.
     seed : int
         Request ids are ``simulated-<seed>-<row>``, so logs that are read together need different
-        ones.
+        seeds.
     first_row : int
-        Number of the first row: a log may be continued.
+        Number of the first row; use it to continue a log.
     users : array_like of int, optional
-        Rows of the users who come, each as often as any other; by default all.
+        Rows of the users to draw from uniformly; by default all.
     start : datetime
-        When row 0 was served; a row a second.
+        Time of row 0; each row is a second later.
 
     Examples
     --------
@@ -686,7 +686,7 @@ def q_columns(
     queries: npt.ArrayLike | None = None,
     exclude: Sequence[Ids | None] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """True values of what was shown, and their mean under a policy that goes on from there.
+    """Compute true values q of logged items, and the mean of q over a policy's choices.
 
     Parameters
     ----------
@@ -697,17 +697,17 @@ def q_columns(
     users : array_like of int, shape (b,)
         Rows of the world.
     item_ids : ndarray of int64 or str, shape (b, k)
-        Logged rankings, all of them k items.
+        Logged rankings, each of k items.
     kind : {"place", "value_to_go"}
         Value of an item at place l, given the items above: its expected reward there; or the
-        expected reward from there on, with places below filled by the policy. The latter takes all
-        rankings: up to a million cells.
+        expected reward from there on, with the places below filled by the policy. The latter
+        enumerates all rankings: at most a million cells.
 
     Returns
     -------
     q_logged : ndarray of float64, shape (b, k)
     q_expected : ndarray of float64, shape (b, k)
-        Mean of q over the policy's choice at place l, given the logged items above.
+        Mean of q over the policy's choices at place l, given the logged items above.
 
     Examples
     --------
@@ -742,7 +742,7 @@ def q_columns(
 
 
 class _Source:
-    """What a policy ranks from, in terms of a world's rows."""
+    """A ranker whose users and items are rows of a world."""
 
     def __init__(
         self,
@@ -756,7 +756,7 @@ class _Source:
         self.world = world
         self.catalog = scorer_of("ranker", ranker)
         self.n_items = len(self.catalog)
-        self.rows = world.item_rows(self.catalog.item_ids)  # of the catalog's items
+        self.rows = world.item_rows(self.catalog.item_ids)  # the world's row of each catalog item
         n_users = len(world.user_ids)
         given: npt.ArrayLike | None = queries
         if given is None and isinstance(ranker, Model):
@@ -764,7 +764,9 @@ class _Source:
         if given is None:
             given = world.user_vectors
         if given is None:
-            raise ValueError("queries: a catalog knows no users, and this world no vectors")
+            raise ValueError(
+                "queries: expected vectors of users, since neither a catalog nor this world has any"
+            )
         table = as_real("queries", given)
         if table.shape != (n_users, self.catalog.dim):
             raise ValueError(
@@ -780,21 +782,21 @@ class _Source:
                 )
         if rules is not None and not isinstance(self.catalog, Catalog):
             raise ValueError(
-                f"rules: a {type(ranker).__name__} takes none here: expected a Model or a Catalog"
+                f"rules: expected a Model or a Catalog as ranker, got a {type(ranker).__name__}"
             )
         if params is not None and rules is None:
-            raise ValueError("params: they are those of rules, and there are none")
+            raise ValueError("params: expected none without rules")
         self._ruled: dict[str, Any] = {} if rules is None else {"rules": rules, "params": params}
         self._model = ranker if isinstance(ranker, Model) and ranker.has_user_temperatures else None
 
     def policy(self, user: int, policy: Policy) -> Policy:
-        """The policy as the model serves it to a user: with a temperature of their own."""
+        """Return the policy as the model applies it to a user, at the user's own temperature."""
         if self._model is None:
             return policy
         return self._model.user_policy(self.world.user_ids[user].item(), policy)
 
     def temperature(self, user: int) -> float | None:
-        """The factor in it; None where users have none."""
+        """Return the user's temperature factor; None if the model has none."""
         if self._model is None:
             return None
         return self._model.user_temperature(self.world.user_ids[user].item())
@@ -816,7 +818,7 @@ class _Source:
     def rank(
         self, users: Rows, k: int, policy: Policy, seeds: npt.NDArray[np.uint64]
     ) -> tuple[Rows, Rows]:
-        """Rankings as the world's rows (b, k), and their lengths (b,)."""
+        """Draw rankings; return them as the world's rows (b, k), and their lengths (b,)."""
         batch = self.rank_batch(users, k, policy, seeds)
         return self.item_rows(batch.item_ids, batch.counts), batch.counts
 
@@ -827,7 +829,7 @@ class _Source:
         return rows
 
     def eligible(self, user: int) -> tuple[FloatArray, Rows]:
-        """Scores of what may be shown to a user, best first, and the items as rows."""
+        """Return the scores of a user's eligible items, best first, and the items as rows."""
         scores = self.catalog.scores(self.queries[user]).astype(np.float64)
         rows = self.rows
         barred = None if self.exclude is None else self.exclude[user]
@@ -860,7 +862,7 @@ class _Source:
         for i, order in enumerate(orders):
             for place in range(len(order)):
                 left = ~np.isin(rows, order[:place])
-                if left.any():  # a logged item that the filters bar leaves more of the others
+                if left.any():  # false if the filters bar logged items and all others were shown
                     chance = next_law(scores[None, left], self.policy(user, policy))[0]
                     expected[i, place] = examined[i, place] * (chance @ rates[left])
         return examined * of_logged, expected
@@ -872,12 +874,12 @@ class _Source:
         n, places = len(rows), orders.shape[1]
         if places > n or math.perm(n, places) * places > _CHEAP_RANKINGS:
             raise ValueError(
-                f"kind: value_to_go wants all rankings, and {places} places with {n} items have "
-                "too many, or none"
+                f"kind: value_to_go enumerates all rankings, but {places} places with {n} items"
+                " have too many, or none"
             )
         levels = list(prefix_tree(scores, places, self.policy(user, policy)))
         logged, expected = np.empty(orders.shape), np.empty(orders.shape)
-        # Where each logged item stands among those left, and each logged prefix in its level.
+        # The place of each logged item among those left, and of each logged prefix in its level.
         rank = np.full(len(self.world.item_ids), -1)
         rank[rows] = np.arange(n)
         of_orders = rank[orders]
@@ -913,9 +915,9 @@ def _philox(seed: int, stream: int, counter: int) -> np.random.Philox:
 def _uniforms(
     seed: int, stream: int, first_row: int, shape: tuple[int, int], width: int
 ) -> FloatArray:
-    """Uniform numbers (rows, places, width) in [0, 1), the same for a row in whatever batch."""
+    """Draw uniform numbers (rows, places, width) in [0, 1); a row's do not depend on its batch."""
     rows, places = shape
-    counters = -(-places * width // 4)  # Philox makes four numbers of each
+    counters = -(-places * width // 4)  # Philox makes four numbers per counter
     raw = _philox(seed, stream, first_row * counters).random_raw(rows * counters * 4)
     uniforms = (raw >> np.uint64(11)) * 2.0**-53
     of_places = uniforms.reshape(rows, counters * 4)[:, : places * width]
@@ -923,7 +925,7 @@ def _uniforms(
 
 
 def _first_seed(seed: int, stream: int) -> int:
-    """Rankings have the seeds from here on: none twice in a log, all below 2**53."""
+    """Return the first of consecutive seeds of rankings: unique in a log, all below 2**53."""
     return int(_philox(seed, stream, 0).random_raw() >> 11)
 
 

@@ -1,12 +1,12 @@
-"""Does this model, on this machine, draw from the law whose probabilities it reports?
+"""Check that a model, on this machine, draws from the law whose probabilities it reports.
 
-The checks compare what the catalog does with what its scores say it should do. They take the
-scores as given (`Catalog.scores`, float32) and derive every law from them in float64 with
-`fastrank.reference`, which shares no code with the native core.
+The checks compare what the catalog does with what its scores imply. They take the scores as given
+(`Catalog.scores`, float32) and derive every law from them in float64 with `fastrank.reference`,
+which shares no code with the native core.
 
 **Error budget.** Every chi-square test is done at level `FALSE_ALARM` / (number of such tests), so
-that a right sampler fails a whole run with probability at most `FALSE_ALARM` over the seeds.
-The seeds are fixed, so a run repeated on the same files gives the same verdict.
+that a correct sampler fails a whole run with probability at most `FALSE_ALARM` over the seeds. The
+seeds are fixed, so repeating a run on the same files gives the same verdict.
 """
 
 from __future__ import annotations
@@ -57,56 +57,56 @@ __all__ = [
 ]
 
 FALSE_ALARM = 1e-6
-"""Probability that a right sampler fails a run."""
+"""Probability that a correct sampler fails a run."""
 PROPENSITY_LIMIT = 1e-5
 """Largest accepted error of a log-propensity, beyond the ranking's own `log_norm_error`."""
 
 _SUBSET = 5  # items: 5 * 4 * 3 = 60 ordered rankings of 3
-_MOST_OWED = 200  # places beyond those of shares, until pins and windows leave room
+_MOST_OWED = 200  # places tried beyond those of shares, until pins and windows fit
 _PLACES = 3
 _GROUPS = 10
-_LANES = 16  # items are packed by 16: a fault of one lane shows in the position modulo 16
+_LANES = 16  # items are packed in 16 lanes: an error in a lane shows in the position modulo 16
 _FULL_K = 10
 _EPSILON = 0.3
 _OVERLAP = 0.7
-_DRAWS_TIMES_ITEMS = 500_000_000  # bounds the time of what costs a pass over the catalog: seconds
+_DRAWS_TIMES_ITEMS = 500_000_000  # limits draws that each cost a pass over the catalog to seconds
 _MIN_DRAWS = 1000
 _MIN_CELL = 5.0
-_TABLES = 16  # users whose tables are made again
-_SCORED = 500  # items whose scores Python makes, too
-_SCORE_JUMPS = 0.01  # of these items
-_SCORE_LIMIT = 1e-3  # of the largest: float32 may lose much where a score subtracts
+_TABLES = 16  # users whose tables are recomputed
+_SCORED = 500  # items whose scores are also computed in Python
+_SCORE_JUMPS = 0.01  # share of these whose scores may differ, since expressions can jump
+_SCORE_LIMIT = 1e-3  # error relative to the largest score: subtraction in float32 loses digits
 _FEW_CANDIDATES, _FACTOR = 2, 0.3  # of a flat tail over a few items
-_RULED_CELLS = 100_000  # places times items of which the oracle knows what rules allow: a second
-_FEW_RULED, _RULED_PLACES = 6, 5  # items under rules, more where they speak of more; their places
+_RULED_CELLS = 100_000  # places x items for which the oracle computes what rules allow: a second
+_FEW_RULED, _RULED_PLACES = 6, 5  # items under rules, or more if rules name more; their places
 _ENUMERATED = 3000  # rankings
 _BINS = 20  # of a probability integral transform
-_WRONG_SETS = 0.01  # of the items: where an expression jumps, float32 may be beyond the step
-_CANDIDATES = 0.1  # of all items, as over the full catalog
+_WRONG_SETS = 0.01  # share of items: near a jump, float32 may fall on the other side
+_CANDIDATES = 0.1  # share of all items, as over the full catalog
 
-Advance: TypeAlias = Callable[[str, int, int], None]  # what is being checked, steps done, in all
+Advance: TypeAlias = Callable[[str, int, int], None]  # what is being checked, steps done, all steps
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check and how it went.
+    """One check and its result.
 
     Attributes
     ----------
     name : str
         ``files``, ``tables``, ``index``, ``rankings``, ``first place``, ``sum``, ``propensities``,
-        ``same seed`` or ``filters``; of rules also ``sets`` and ``places``.
+        ``same seed`` or ``filters``; for rules also ``sets`` and ``places``.
     policy : Policy or None
         None for ``files``, ``tables``, ``index`` and ``sets``.
     passed : bool
     detail : str
-        One line for reading.
+        A line that describes the result.
     p_value : float or None
-        Of a chi-square test; it fails below the verdict's `p_limit`.
+        P-value of a chi-square test, which fails below the verdict's `p_limit`.
     error : float or None
-        The largest difference found, where a number was compared.
+        The largest difference, if numbers were compared.
     rules : Rules or None
-        Under which it was done.
+        The rules of the rankings checked.
     """
 
     name: str
@@ -126,9 +126,9 @@ class Verdict:
     ----------
     checks : tuple of Check
     p_limit : float or None
-        Level of each chi-square test; None where none was done.
+        Level of each chi-square test; None if none was done.
     draws, full_draws : int
-        Rankings drawn for each test: the most, and where each costs a pass over the catalog.
+        Rankings drawn for each test: at most, and if each costs a pass over the catalog.
     n_items : int
     catalog_version : str
     """
@@ -160,7 +160,7 @@ def verify(
     rules: Sequence[Rules] = (),
     params: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Check a model directory: its files' hashes, then its catalog, with its users as queries.
+    """Check a model directory: its files' hashes, then its catalog with users' vectors as queries.
 
     Parameters
     ----------
@@ -169,21 +169,22 @@ def verify(
     draws : int
         Rankings drawn for each chi-square test; at least 1,000.
     advance : callable, optional
-        Called with the progress.
+        Called with what is being checked, the number of steps done, and of all steps.
     functions : sequence of ScoreFunction
-        As `Model.open` takes them.
+        As for `Model.open`.
     rules, params
         As in `verify_catalog`.
 
     Returns
     -------
     Verdict
-        Files that are not intact end it: what they hold is not worth drawing from.
+        If a file is damaged, no other checks follow.
 
     Raises
     ------
     ValueError
-        Naming the argument and the value; for rules that the catalog cannot have, too.
+        If an argument is invalid, or rules do not fit the catalog; the message names the argument
+        and the value.
 
     Examples
     --------
@@ -196,7 +197,7 @@ def verify(
     (True, ())
     """
     if draws < _MIN_DRAWS:
-        raise ValueError(f"draws: at least {_MIN_DRAWS} are needed to see anything, got {draws}")
+        raise ValueError(f"draws: got {draws}; expected at least {_MIN_DRAWS}")
     try:
         catalog, model = open_directory(path, verify=True, functions=functions)
     except (ValueError, OSError) as error:
@@ -253,21 +254,22 @@ def verify_catalog(
     ----------
     catalog : Catalog
     queries : sequence of ndarray of float32, shape (d,)
-        One subset of items is drawn for each; the first is used on the full catalog.
+        A subset of items is drawn for each query; the first is used on the full catalog.
     draws : int
-        Rankings drawn for each chi-square test; fewer, but at least 1,000, where each costs a
-        pass over a large catalog (first places, and all of the sequential sampler).
+        Rankings drawn for each chi-square test. If each costs a pass over a large catalog (first
+        places, and the sequential sampler), fewer are drawn, but at least 1,000.
     temperature : float, optional
-        On the full catalog. By default one that keeps 70 % of the first query's best items.
+        Temperature on the full catalog. By default it keeps 70 % of the first query's best items.
     advance : callable, optional
+        As for `verify`.
     rules : sequence of Rules
-        Checked one by one for the first query, besides, under every inference type that takes
-        them: what the expressions hold for; rankings of a few items of which they say something,
-        against their enumerated law where that can be, and place by place (what an item's
-        conditional law makes of it is uniform); and rankings of up to 10,000 items, the second page
-        too, whose every propensity must be the oracle's.
+        Each is also checked for the first query, under every inference type that can draw by it:
+        the items that expressions hold for; rankings of a few items that the rules concern, against
+        their enumerated law if it is small, and place by place, by the probability integral
+        transform of the conditional law; and rankings of up to 10,000 items with their second page,
+        whose propensities must equal the oracle's.
     params : mapping, optional
-        Of their expressions; each has those that it names.
+        Parameters of the rules' expressions; each gets those that it names.
 
     Returns
     -------
@@ -276,7 +278,7 @@ def verify_catalog(
     Raises
     ------
     ValueError
-        Where rules do not fit the catalog, or no policy.
+        If rules do not fit the catalog, or no policy can draw by them.
 
     Examples
     --------
@@ -295,7 +297,7 @@ def verify_catalog(
     if temperature is None:
         temperature = temperature_for_overlap(subjects[0].scores, k, _OVERLAP)
     policies = _policies(temperature, n)
-    if catalog.score is not None:  # which a flat tail refuses
+    if catalog.score is not None:  # a flat tail refuses scores of one's own
         policies = [each for each in policies if not isinstance(each, FlatTail)]
     n_steps = (len(queries) + 1 + len(ruled)) * len(policies)
     step = 0
@@ -344,7 +346,7 @@ def verify_catalog(
 
 
 def label(tested: Policy) -> str:
-    """Its inference type, and the head that it has.
+    """Describe a policy: its inference type, and its head if it has one.
 
     Examples
     --------
@@ -353,7 +355,7 @@ def label(tested: Policy) -> str:
     'uniform'
     """
     if not isinstance(tested, FlatTail):
-        law_of(tested)  # refuses what has none
+        law_of(tested)  # raises if it has no law
     head = tested.params.get("head")
     return f"{tested.inference_type}, head {head}" if head else tested.inference_type
 
@@ -361,9 +363,9 @@ def label(tested: Policy) -> str:
 def goodness_of_fit(
     counts: npt.ArrayLike, probabilities: npt.ArrayLike
 ) -> tuple[float, int, float]:
-    """Pearson's chi-square test of counts against a fully specified law.
+    """Do Pearson's chi-square test of counts against a fully specified law.
 
-    Cells that expect fewer than 5 are pooled, smallest first, until the pool expects 5. A
+    Cells with expected counts below 5 are pooled, smallest first, until the pool expects 5. A
     count in a cell of probability 0 gives p = 0.
 
     Parameters
@@ -376,7 +378,7 @@ def goodness_of_fit(
     -------
     statistic : float
     degrees : int
-        0 where pooling left one cell: the counts say nothing, and p is 1.
+        0 if pooling left one cell: the test is void, and p is 1.
     p_value : float
         Upper tail.
 
@@ -404,7 +406,7 @@ def goodness_of_fit(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Subject:
-    """A catalog under one query: what all checks look at."""
+    """A catalog under one query, which all checks use."""
 
     catalog: Catalog
     query: Float32Array
@@ -421,7 +423,7 @@ class _Subject:
     def as_drawn(
         self, full: Policy, left: Mask | None = None, exclude: npt.NDArray[Any] | None = None
     ) -> tuple[FloatArray, Policy]:
-        """Scores and a policy of the same law: a flat tail is a softmax of other scores."""
+        """Return scores and a policy of the same law: a flat tail is a softmax of other scores."""
         if not isinstance(full, FlatTail):
             return self.scores, full
         rows, found = self.catalog._candidates(self.query, full.m, exclude)
@@ -438,7 +440,7 @@ class _Subject:
 def _rankings(
     subject: _Subject, subset: IntArray, small: Policy, draws: int, seeds: _Seeds
 ) -> Check:
-    """Ordered rankings of a few allowed items against their enumerated law."""
+    """Test ordered rankings of a few allowed items against their enumerated law."""
     ids = subject.ids[subset]
     rankings, law = reference.ranking_law(subject.scores[subset], _PLACES, small)
     cell = {tuple(ids[row].tolist()): i for i, row in enumerate(rankings)}
@@ -455,7 +457,7 @@ def _rankings(
 
 
 def _sum(subject: _Subject, subset: IntArray, small: Policy) -> Check:
-    """Probabilities of all rankings of a few items: each as enumerated, together 1."""
+    """Check that probabilities of all rankings of a few items are as enumerated and sum to 1."""
     ids = subject.ids[subset]
     rankings, law = reference.ranking_law(subject.scores[subset], _PLACES, small)
     given = [
@@ -469,7 +471,7 @@ def _sum(subject: _Subject, subset: IntArray, small: Policy) -> Check:
 
 
 def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> list[Check]:
-    """The item in the first place, over the full catalog, against its law in three groupings."""
+    """Test the item in the first place, over the full catalog, against its law in 3 groupings."""
     n = len(subject.scores)
     law = _first_place_law(*subject.as_drawn(full))
     first = [
@@ -495,7 +497,7 @@ def _first_place(subject: _Subject, full: Policy, draws: int, seeds: _Seeds) -> 
 
 
 def _first_place_law(scores: FloatArray, full: Policy) -> FloatArray:
-    """P(the first place shows item i), shape (n,), in float64."""
+    """Compute P(the first place shows item i), shape (n,), in float64."""
     law = law_of(full)
     explore = law.explore_at(0)
     result = explore * np.exp(
@@ -506,7 +508,7 @@ def _first_place_law(scores: FloatArray, full: Policy) -> FloatArray:
 
 
 def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
-    """What `rank` reports, against `log_propensities` of the same items and against float64."""
+    """Compare what `rank` reports with `log_propensities` of the same items, and with float64."""
     worst = 0.0
     scores, same = subject.as_drawn(full)
     for seed in seeds.take(3):
@@ -528,12 +530,12 @@ def _propensities(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Che
 
 
 def _fault(ranking: Ranking, scores: FloatArray, positions: IntArray, k: int) -> str | None:
-    """What is wrong with a ranking by itself, if anything."""
+    """Say what is wrong with a ranking by itself; None if nothing is."""
     different = len(np.unique(positions))
     if different != k or len(ranking) != k:
         return f"{len(ranking)} places with {different} different items for k = {k}"
     own = scores[positions]
-    # An index adds up inner products in an order of its own.
+    # An index sums inner products in another order than the catalog.
     off = 1e-5 * np.abs(scores).max() if ranking.made_by == "index" else 0.0
     if not (np.abs(ranking.scores - own) <= off).all():
         return "the scores are not those of the items"
@@ -547,7 +549,7 @@ def _fault(ranking: Ranking, scores: FloatArray, positions: IntArray, k: int) ->
 
 
 def _same_seed(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
-    """One seed gives one ranking with one set of log-propensities, alone and in a batch."""
+    """Check that a seed gives one ranking with one set of propensities, alone and in a batch."""
     seed = seeds.take(1)[0]
     batch = subject.catalog.rank_batch(
         np.stack([subject.query] * 2), k=k, policy=full, seeds=[seed, seed]
@@ -559,7 +561,7 @@ def _same_seed(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
 
 
 def _filters(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
-    """Excluded items are never shown, and the propensities are those of the rest."""
+    """Check that excluded items are never shown, and that propensities are those of the rest."""
     n = len(subject.scores)
     out = np.argsort(-subject.scores, kind="stable")[: min(3, n - 1)]
     left = np.ones(n, np.bool_)
@@ -585,9 +587,9 @@ def _filters(subject: _Subject, full: Policy, k: int, seeds: _Seeds) -> Check:
 
 
 class _Ruled:
-    """Rules and what the oracle knows of them: groups, sets and pins of some items.
+    """Rules in the oracle's form: groups, sets and pins of some items.
 
-    Items are rows, in catalog order; of the oracle they are numbers from 0, in ascending order.
+    Items are rows in catalog order; the oracle numbers them from 0, in ascending order.
     """
 
     def __init__(
@@ -596,7 +598,7 @@ class _Ruled:
         self.catalog, self.query, self.rules = catalog, query, rules
         self.params = {name: value for name, value in params.items() if name in rules.names}
         bound = catalog._bind_rules(rules, None, self.params, catalog.features)
-        assert bound is not None  # there are some
+        assert bound is not None  # since there are rules
         self._bound = bound.bound
         self._position = catalog._by_row(np.arange(len(catalog)))
         pins = self._bound.pins
@@ -607,7 +609,7 @@ class _Ruled:
         self.owed = self._owed()
 
     def _owed(self) -> int:
-        """The fewest places of which shares, pins and windows are refused by no policy."""
+        """The fewest places for which no policy refuses the shares, pins and windows."""
         owed = sum(self.rules.at_least.values())
         for k in range(owed, owed + _MOST_OWED if owed else 1):
             with contextlib.suppress(ValueError):
@@ -617,14 +619,14 @@ class _Ruled:
 
     def takes(self, full: Policy) -> bool:
         if isinstance(full, FlatTail) and self.catalog.index is not None:
-            return False  # the oracle's candidates are the best ones, not an index's
+            return False  # the oracle's candidates are the best items, not those of an index
         with contextlib.suppress(ValueError):
             self._bound.check(full, max(_PLACES, self.owed))
             return True
         return False
 
     def sets_are_right(self) -> Check:
-        """What expressions hold for, as Python reads them."""
+        """Compare the items that expressions hold for with Python's evaluation."""
         some = self.some(_RULED_CELLS // _FULL_K)
         texts = [self.rules.where] if self.rules.where else []
         texts += [*self.rules.at_least, *self.rules.pin_where.values()]
@@ -640,7 +642,7 @@ class _Ruled:
             params = {name: each for name, each in self.params.items() if name in names}
             right = reference.expression_scores(text, np.zeros(len(some)), columns, params) != 0.0
             worst = max(worst, float((right != self._holds(text)[some]).mean()))
-        detail = f"expressions hold for what Python says, but for {worst:.2%} of {len(some)} items"
+        detail = f"expressions differ from Python for {worst:.2%} of {len(some)} items"
         return Check("sets", None, worst <= _WRONG_SETS, detail, error=worst, rules=self.rules)
 
     def _holds(self, text: str) -> Mask:
@@ -648,7 +650,7 @@ class _Ruled:
         return mask
 
     def some(self, most: int) -> IntArray:
-        """So many items, or all, and what is pinned, ascending."""
+        """Return so many items, or all, and the pinned ones, ascending."""
         n = len(self.catalog)
         if n <= most:
             return np.arange(n)
@@ -656,7 +658,7 @@ class _Ruled:
         return np.union1d(drawn, np.array([*self._pins.values()], np.int64))
 
     def few(self, rng: np.random.Generator) -> tuple[IntArray, int]:
-        """Items of which the rules say something, ascending, and a number of places."""
+        """Return items that the rules concern, ascending, and a number of places."""
         n, bound = len(self.catalog), self._bound
         eligible = self._where
         chosen = set(self._pins.values())
@@ -684,13 +686,13 @@ class _Ruled:
         return np.array(sorted(chosen), np.int64), k
 
     def oracle(self, items: IntArray, after: Sequence[int] = ()) -> tuple[Mask, RuleMasks]:
-        """Which of some items filters leave, and the rules of these; `after` of the oracle."""
+        """Return which items filters leave, and the rules for these; `after` is the oracle's."""
         bound, rules = self._bound, self.rules
         at = {row: local for local, row in enumerate(items.tolist())}
         groups: dict[str, Sequence[Collection[Hashable]]] = {}
         for rule in bound.columns:
             features = self.catalog.features
-            assert features is not None  # columns are theirs
+            assert features is not None  # since there are columns
             entries = features.entries(rule.name, self._position[items])
             groups[rule.name] = [_groups_of(entry) for entry in entries]
         masks = RuleMasks(
@@ -709,7 +711,7 @@ class _Ruled:
         return self._where[items], masks
 
     def scores(self, full: Policy) -> FloatArray:
-        """Of all items, with what boosts add to them."""
+        """Return the scores of all items, with boosts."""
         bias = np.zeros(len(self.catalog))
         for text, odds in self.rules.boost.items():
             bias += law_of(full).temperature * math.log(odds) * self._holds(text)
@@ -739,7 +741,7 @@ def _all_ruled(
 ) -> list[_Ruled]:
     unknown = [name for name in params if not any(name in each.names for each in rules)]
     if unknown:
-        raise ValueError(f"params: {unknown[0]!r} is no parameter of the rules")
+        raise ValueError(f"params: {unknown[0]!r} is not a parameter of the rules")
     found = []
     for i, each in enumerate(rules):
         try:
@@ -764,10 +766,10 @@ def _under_rules(ruled: _Ruled, full: Policy, k: int, draws: int, seeds: _Seeds)
 def _law_under_rules(
     ruled: _Ruled, items: IntArray, k: int, small: Policy, draws: int, seeds: _Seeds
 ) -> list[Check]:
-    """Rankings of a few items: against their enumerated law, and each place against the oracle's.
+    """Test rankings of a few items against their enumerated law, and each place by the oracle.
 
-    Given what stands above it, a place's item has a law; the law's distribution function at that
-    item, with a uniform part of its step, is uniform, whatever stands above.
+    The place test is a probability integral transform: given the items above, the distribution
+    function of a place's law at the item shown, with a uniform part of its step, is uniform.
     """
     ids = np.asarray(ruled.catalog.item_ids)[items]
     scores = ruled.scores(small)[items]
@@ -821,7 +823,7 @@ def _law_under_rules(
 
 
 def _without_end(row: Sequence[int]) -> tuple[int, ...]:
-    """A ranking that rules ended early, without what stands for no item."""
+    """Return a ranking without the padding after the place where rules ended it."""
     return tuple(item for item in row if item >= 0)
 
 
@@ -833,7 +835,7 @@ def _sum_under_rules(
     k: int,
     small: Policy,
 ) -> Check:
-    """Probabilities of all rankings that rules allow: each as enumerated, together 1."""
+    """Check that the probabilities of all allowed rankings are as enumerated and sum to 1."""
     given = ruled.catalog.log_propensities_batch(
         np.stack([ruled.query] * len(rankings)),
         [ids[np.array(each, np.int64)] for each in rankings],
@@ -843,7 +845,7 @@ def _sum_under_rules(
         params=ruled.params,
         k=k,
     )[0]
-    p = np.exp(np.where(np.isnan(given), 0.0, given).sum(axis=1))  # nan: places that are not there
+    p = np.exp(np.where(np.isnan(given), 0.0, given).sum(axis=1))  # nan: places past the end
     total = float(p.sum())
     error = float(np.max([abs(total - 1.0), *np.abs(p - law)]))
     detail = f"the probabilities of all {len(law)} rankings sum to {total:.12g}"
@@ -851,7 +853,7 @@ def _sum_under_rules(
 
 
 def _propensities_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds) -> Check:
-    """Of rankings and of second pages: the oracle's, at places that rules allow."""
+    """Check that rankings and second pages keep the rules and report the oracle's propensities."""
     catalog = ruled.catalog
     n = len(catalog)
     items = ruled.some(max(2 * k, _RULED_CELLS // k))
@@ -893,7 +895,7 @@ def _propensities_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds
                 **after,
             )
             for other in (given, exact):
-                with np.errstate(invalid="ignore"):  # a difference of infinities is a fault, too
+                with np.errstate(invalid="ignore"):  # inf - inf gives NaN, which fails the check
                     off = float(np.abs(ranking.log_propensities - other).max(initial=0.0))
                 worst = float(np.max([worst, off - ranking.log_norm_error]))
             shown += order
@@ -922,14 +924,14 @@ def _same_seed_under_rules(ruled: _Ruled, full: Policy, k: int, seeds: _Seeds) -
 
 
 def _affordable(draws: int, n: int) -> int:
-    """How many draws to make where each costs a pass over the catalog."""
+    """Return the number of draws to make if each costs a pass over the catalog."""
     return min(draws, max(_MIN_DRAWS, _DRAWS_TIMES_ITEMS // n))
 
 
 def _enough(tested: Policy, draws: int, n: int) -> int:
-    """How many rankings of a few allowed items to draw."""
+    """Return the number of rankings of a few allowed items to draw."""
     if tested.law is not None and tested.law.is_certain:
-        return _MIN_DRAWS  # one ranking is right, all others are not
+        return _MIN_DRAWS  # only one ranking is correct
     if tested.sampler == "sequential":
         return _affordable(draws, n)  # it passes over the catalog even for a few items
     return draws
@@ -964,16 +966,16 @@ def _judged(check: Check, p_limit: float) -> Check:
 
 
 def _tables(model: Model) -> Check:
-    """Whether some users' tables are what their vectors make."""
+    """Check that some users' tables equal tables recomputed from their vectors."""
     users, error = model._table_error(_TABLES)
     passed = error <= PROPENSITY_LIMIT
-    detail = f"of {users} users, made again: log-masses differ by at most {error:.2g}"
+    detail = f"of {users} users, recomputed: log-masses differ by at most {error:.2g}"
     return Check("tables", None, passed, detail, error=error)
 
 
 def _index(catalog: Catalog, queries: Sequence[Float32Array]) -> Check:
-    """Whether the index is of these vectors, and what it finds of the best."""
-    assert catalog.index is not None  # it has one
+    """Check that the index holds the catalog's vectors, and count how many best items it finds."""
+    assert catalog.index is not None  # the caller checks
     try:
         catalog._check_index()
         k = min(_FULL_K, len(catalog))
@@ -988,19 +990,22 @@ def _index(catalog: Catalog, queries: Sequence[Float32Array]) -> Check:
 
 
 def _score(catalog: Catalog, queries: Sequence[Float32Array]) -> Check:
-    """Whether some items' scores are what Python makes of their vectors and columns."""
+    """Compare some items' scores with those that Python computes from vectors and columns."""
     positions = np.unique(np.linspace(0, len(catalog) - 1, _SCORED).astype(np.int64))
     worst = 0.0
     for query in queries:
         made, dots, columns = catalog._scored_at(query, positions)
         right = _by_python(catalog, dots, columns)
-        told = np.isfinite(right)  # of others Python says nothing
+        told = np.isfinite(right)  # Python has no finite value for the others
         largest = max(float(np.abs(right[told]).max(initial=0.0)), 1e-30)
         off = np.sort(np.abs(made - right)[told]) / largest
-        # Where a score jumps, float32 may be on the other side of the step.
+        # Near a jump of the score, float32 may fall on the other side.
         few = int(_SCORE_JUMPS * len(off))
         worst = max(worst, float(off[: len(off) - few].max(initial=0.0)))
-    detail = f"of {len(positions)} items, made by Python: off by at most {worst:.2g} of the largest"
+    detail = (
+        f"of {len(positions)} items, compared with Python's: off by at most {worst:.2g} of the"
+        " largest"
+    )
     return Check("score", None, worst <= _SCORE_LIMIT, detail, error=worst)
 
 
@@ -1008,7 +1013,7 @@ def _by_python(
     catalog: Catalog, dots: FloatArray, columns: Mapping[str, Sequence[Any]]
 ) -> FloatArray:
     score, own = catalog.score, catalog._score
-    assert score is not None  # it has one
+    assert score is not None  # the caller checks
     if not isinstance(own, ScoreFunction):
         return reference.expression_scores(score.name, dots, columns, score.params)
     given = {**own.defaults, **score.params}
@@ -1027,7 +1032,7 @@ def _by_python(
 
 
 def _deciles(law: FloatArray, order: IntArray) -> IntArray:
-    """Group 0..9 of each item: ten runs along `order` of nearly equal mass."""
+    """Assign items to groups 0..9: ten runs along `order` of nearly equal mass."""
     mass = law[order]
     middle = np.cumsum(mass) - mass / 2
     groups = np.empty(len(law), np.int64)
@@ -1036,13 +1041,13 @@ def _deciles(law: FloatArray, order: IntArray) -> IntArray:
 
 
 def _policies(temperature: float, n: int) -> list[Policy]:
-    """One of every inference type that draws by itself, and one with a head."""
+    """Make a policy of every inference type with a law of its own, and one with a head."""
     values = {"temperature": temperature, "epsilon": _EPSILON, "factor": _FACTOR}
     values["m"] = max(1, int(_CANDIDATES * n))
     found = [
         policy(name, **{p: values[p] for p in accepted if p in values})
         for name, (_, _, accepted) in INFERENCE_TYPES.items()
-        if sampler_name(name) != "auto"  # of a catalog, which has no tables of users, it is gumbel
+        if sampler_name(name) != "auto"  # in a catalog, without users' tables, it equals gumbel
     ]
     return [
         *found,
@@ -1051,7 +1056,7 @@ def _policies(temperature: float, n: int) -> list[Policy]:
 
 
 def _subset(subject: _Subject, i: int) -> IntArray:
-    """Positions of a few items, ascending; every other subset holds the best item."""
+    """Choose positions of a few items, ascending; every other subset has the best item."""
     n = len(subject.scores)
     best = int(subject.scores.argmax())
     chosen = np.random.default_rng([n, i]).choice(n, size=min(_SUBSET, n), replace=False)
@@ -1061,13 +1066,13 @@ def _subset(subject: _Subject, i: int) -> IntArray:
 
 
 def _subset_temperature(scores: FloatArray) -> float:
-    """T at which the worst of a few items is e^3 times rarer than the best: no cell is empty."""
+    """Return the T at which the worst item is e^3 times rarer than the best: no cell is empty."""
     spread = float(np.ptp(scores))
     return float(np.clip(spread / 3.0, 1e-6, 1e6)) if spread > 0 else 1.0
 
 
 def _temperature(model: Model, row: int) -> float | None:
-    """That of the model's own policy for the user in a row; None where it has none."""
+    """Return the temperature of the model's own policy for a user's row; None if it has none."""
     usual = None if model.policy is None else model.policy.params.get("temperature")
     if usual is None:
         return None
@@ -1075,7 +1080,7 @@ def _temperature(model: Model, row: int) -> float | None:
 
 
 def _rows(model: Model) -> list[int]:
-    """Three users, preferably ones whose scores differ."""
+    """Choose three users, preferably ones whose scores differ."""
     rows: list[int] = np.random.default_rng(0).permutation(len(model.user_ids))[:50].tolist()
-    rows.sort(key=lambda row: not model.user_vectors[row].any())  # stable: those that are 0 last
+    rows.sort(key=lambda row: not model.user_vectors[row].any())  # stable: zero vectors last
     return (rows * 3)[:3]

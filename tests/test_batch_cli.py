@@ -45,7 +45,7 @@ def asked(
 def test_help_says_what_it_does() -> None:
     result = run("batch", "--help")
     assert result.exit_code == 0
-    assert "Ranked is not shown" in result.stdout
+    assert "has not been shown yet" in result.stdout
     assert "batch" in run("--help").stdout
 
 
@@ -137,7 +137,7 @@ def test_bad_input_is_one_line(shop: Path) -> None:
         (asked(shop, "--policy", "magic"), "--policy"),
         (asked(shop, "--policy", "plackett_luce", model="plain"), "give its temperature"),
         (asked(shop, model="plain"), "give --policy"),
-        (asked(shop, "--fallback", "uniform"), "--fallback: goes with --unknown fallback"),
+        (asked(shop, "--fallback", "uniform"), "--fallback: needs --unknown fallback"),
         (asked(shop, "--user-column", "id"), "no column named id; found user_id, age"),
         (asked(shop, "--rules", "{"), "--rules: not JSON"),
         (asked(shop, "--exclude", "x"), "--exclude: the ids here are"),

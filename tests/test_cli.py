@@ -100,7 +100,7 @@ class TestBuild:
         arguments = ["build", "--items", vectors / "items.npz", "--users", vectors / "users.npy"]
         result = run(*arguments, "--storage", "int8", "-o", tmp_path / "small")
         assert "6 dimensions, float32, version" in result.stdout
-        assert "Kept as float32: int8 is for 16,384 items and more." in result.stderr
+        assert "Stored as float32: int8 needs at least 16,384 items." in result.stderr
         monkeypatch.setattr(packing, "CODED_FROM", 0)
         for storage in ("float32", "int8"):
             result = run(*arguments, "--storage", storage, "-o", tmp_path / storage)
@@ -773,7 +773,7 @@ class TestPlan:
             return float(policy.params["temperature"])
 
         before = temperature()
-        assert "is taken" in refused(*arguments, "-o", own)
+        assert "already exists" in refused(*arguments, "-o", own)
         assert run(*arguments, "--json").exit_code == 0
         assert temperature() > before
         result = run(*arguments, "-o", own, "--replace", "--json")
@@ -785,7 +785,7 @@ class TestPlan:
         ready, new = tmp_path / "ready", tmp_path / "new"
         fr.Model.open(model).with_tables(fr.PlackettLuce(0.5)).save(ready)
         result = run("plan", ready, *self.QUICK, "--target-overlap", 0.7, "--apply", "-o", new)
-        assert "tables are of other temperatures, and are not in" in result.stderr
+        assert "tables are for other temperatures, and are not written to" in result.stderr
         assert fr.Model.open(new).table_temperature is None
 
     def test_what_is_said_of_the_temperatures_was_measured(

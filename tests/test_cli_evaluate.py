@@ -227,10 +227,10 @@ def test_arrays_go_to_policies_of_models(shop: Path, tmp_path: Path) -> None:
         ("q_direct", "--array: expected [LABEL:]NAME=COLUMN"),
         ("q_direct=", "--array: expected [LABEL:]NAME=COLUMN"),
         (":q_direct=row", "--array: expected [LABEL:]NAME=COLUMN"),
-        ("c:q_direct=row", "--array: c:q_direct=row: no policy is called 'c', only a, b"),
+        ("c:q_direct=row", "--array: c:q_direct=row: expected a policy's label: a, b; got 'c'"),
         ("q_direct=row q_direct=row", "--array: q_direct of a is given twice"),
         ("q_direct=row b:q_direct=row", "--array: q_direct of b is given twice"),
-        ("q_logged=q", "--array: q_logged=q: nothing wants it without --estimator dr-position"),
+        ("q_logged=q", "--array: q_logged=q: unused without --estimator dr-position"),
         ("a:q_direct=row", "dm of b: needs a reward model"),
         ("q_direct=nothing", "no column named nothing"),
         ("q_direct=text", "text: expected numbers or lists of them, got string"),
@@ -292,9 +292,9 @@ def test_the_bundled_logs() -> None:
     found = loaded("evaluate", "--format", "obd", "--independent-rows")
     titles = [section["title"] for section in found]
     assert [title.split(": ")[1] for title in titles] == [
-        "logged by random, asked about bts",
-        "logged by bts, asked about uniform",
-        "logged by bts, asked about uniform",
+        "logged by random, evaluated bts",
+        "logged by bts, evaluated uniform",
+        "logged by bts, evaluated uniform",
     ]
     values = [section["policies"][0]["estimates"]["ips"]["value"] for section in found]
     assert values == pytest.approx([0.00455288, 0.00235963952, 0.00300862633], abs=5e-9)
@@ -421,7 +421,7 @@ def test_policies_of_a_model_on_files_of_the_dataset(shop: Path, tmp_path: Path)
         ("bts_all", ["--column", "propensity_score"], "of probabilities give the logarithms"),
         ("bts_all", ["--column", "item_ids"], "item_ids is a column of the schema itself"),
         ("bts_all", [], "name at least one --policy, --column or --also"),
-        ("bts_men", ["--policy", "uniform"], "is none of the campaign's 34 items, 0 to 33"),
+        ("bts_men", ["--policy", "uniform"], "expected items 0 to 33 of the campaign; got"),
         ("bts_mine", ["--policy", "uniform"], "how many items its campaign has is not known"),
         ("nothing", ["--policy", "uniform"], "nothing.csv: neither a campaign (all, men) nor"),
     ],
@@ -490,8 +490,8 @@ def test_campaigns_are_not_mixed(tmp_path: Path) -> None:
              "--policy", "logging=uniform"],
             "one is called 'logging', which is the name of the reference",
         ),
-        (["evaluate", "--format", "obd", "--column", "x"], "evaluates what is bundled"),
-        (["evaluate", "--format", "obd", "--array", "q_direct=x"], "evaluates what is bundled"),
+        (["evaluate", "--format", "obd", "--column", "x"], "evaluates the bundled logs"),
+        (["evaluate", "--format", "obd", "--array", "q_direct=x"], "evaluates the bundled logs"),
         (["audit", "{shop}/model/manifest.json", "--model", "{shop}/model"], "manifest.json"),
     ],
 )  # fmt: skip
@@ -543,7 +543,7 @@ def test_a_damaged_file_makes_the_log_malformed(shop: Path, tmp_path: Path) -> N
     assert "could not be read" in printed
     result = run("audit", tmp_path, *model)
     assert "The log agrees with the model." not in result.stdout
-    assert "What could be read of the log agrees with the model" in result.stdout
+    assert "The readable files of the log agree with the model" in result.stdout
     assert "b.parquet" in "".join(result.stdout.split())  # whatever the width cuts
 
 
@@ -683,7 +683,7 @@ def test_rows_that_came_twice_are_said_and_change_nothing(shop: Path, tmp_path: 
     assert found["log"]["equal_duplicates"] == 20
     page = tmp_path / "page.html"
     said = run("evaluate", tmp_path / "log.parquet", *policy, "--report", page).stdout
-    assert "20 came twice, say the same, and count once" in " ".join(said.split())
+    assert "20 identical duplicates, counted once" in " ".join(said.split())
     assert "came twice and say the same: counted once</th><td>20</td>" in page.read_text()
     audited = run("audit", tmp_path / "log.parquet", "--model", shop / "model").stdout
     assert "20 came twice" in " ".join(audited.split())

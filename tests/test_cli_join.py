@@ -96,13 +96,13 @@ def test_no_reward_used_is_a_failed_check(log: Path, tmp_path: Path) -> None:
         assert result.exit_code == 1
         said = " ".join(result.stdout.split())
         assert why in said
-        assert "Not one of the rewards was used: every ranking written earned 0." in said
+        assert "None of the rewards was used: every ranking written earned 0." in said
         assert sum(map(len, LogReader(tmp_path / name))) == 5
         again = run("join", log, clicks, *USUAL, "-o", tmp_path / f"{name} too", "--json")
         assert again.exit_code == 1
         assert json.loads(again.stdout)["rewards_used"] == 0
         assert why in again.stderr
-        assert "Not one of the rewards was used" in again.stderr
+        assert "None of the rewards was used" in again.stderr
 
 
 def test_files_without_rewards_are_said(log: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_what_was_shown(log: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["rows_not_shown"] == 3
     nothing = write_rewards(tmp_path / "none.csv", {**reward("r0", 0), "displayed": 0})
     result = run("join", log, clicks, *USUAL, "--shown", nothing, "-o", tmp_path / "none")
-    assert "No ranking that was written was ever shown" in " ".join(result.stdout.split())
+    assert "None of the rankings written was ever shown" in " ".join(result.stdout.split())
     assert "no column named displayed" in refused(
         "join", log, clicks, *USUAL, "--shown", clicks, "-o", tmp_path / "never"
     )

@@ -153,7 +153,7 @@ def test_all_that_is_missing_is_said_at_once(log: Path) -> None:
         (["--format", "dsjson"], "LOGS: name a file"),
         (
             ["--format", "dsjson", "x", "--control", "a", "--experiment", "b"],
-            "--experiment, --control: only with --format log",
+            "--experiment, --control: needs --format log",
         ),
     ],
 )
@@ -291,5 +291,5 @@ def test_times_without_a_zone_are_said(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "served at a time without a zone: taken as UTC" in (tmp_path / "page.html").read_text()
     said = " ".join(result.stdout.split())
-    assert "1 served at a time without a zone, taken as UTC" in said
+    assert "1 served at a time without a zone, read as UTC" in said
     assert "1 malformed: not a time" in said

@@ -114,7 +114,10 @@ def test_columns_by_row(files: Path) -> None:
     np.savez(files / "shop.npz", **arrays)
     columns_of = ("--features", files / "shop.npz")
     said = refused(*build(files, *columns_of))
-    assert "shop.npz: no column named id or ids; found age, hot. --feature-id-column names" in said
+    assert (
+        "shop.npz: no column named id or ids; found age, hot."
+        " Name the column of ids by --feature-id-column" in said
+    )
     assert run(*build(files, *columns_of, "--features-by-row")).exit_code == 0
     right = fr.Model.open(files / "m").catalog.with_features(arrays)
     assert fr.Model.open(files / "m").catalog.features_version == right.features_version
@@ -151,7 +154,7 @@ def test_a_text_that_looks_like_a_number_is_quoted(files: Path) -> None:
     [
         (("--score", "dot +"), "--score: 'dot +'"),
         (("--score", "dot + price"), "--score: 'dot + price', column 7: 'price' is neither"),
-        (("--param", "w=1"), "--param: goes with --score"),
+        (("--param", "w=1"), "--param: needs --score"),
         (("--score", "w * dot", "--param", "w"), "--param: expected NAME=VALUE, got 'w'"),
         (
             ("--score", "dot", "--param", "w=1"),
@@ -160,9 +163,9 @@ def test_a_text_that_looks_like_a_number_is_quoted(files: Path) -> None:
         (("--score", "w * dot", "--param", "w=1", "--param", "w=2"), "w is given twice"),
         (("--score", "w * dot", "--param", "w=inf"), "--param: must be finite"),
         (("--score", "2 * dot", "--index", "ivf"), "an index finds items by dot products"),
-        (("--feature-id-column", "id"), "--feature-id-column: goes with --features"),
-        (("--features-by-row",), "--features-by-row: goes with --features"),
-        (("--score-function", "os:path"), "--score-function: goes with --score NAME"),
+        (("--feature-id-column", "id"), "--feature-id-column: needs --features"),
+        (("--features-by-row",), "--features-by-row: needs --features"),
+        (("--score-function", "os:path"), "--score-function: needs --score NAME"),
         (
             ("--score", "1 / (dot - dot)"),
             "--score: '1 / (dot - dot)' gives the item 'i0' more than 1e38",

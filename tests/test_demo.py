@@ -80,13 +80,13 @@ def test_saves_the_text_and_one_picture(quick: tuple[str, Path]) -> None:
 def test_command_restarts_itself_with_one_thread(quick: tuple[str, Path]) -> None:
     output, _ = quick
     assert "one thread" in output
-    assert "not held to one thread" not in output
+    assert "not limited to one thread" not in output
 
 
 @pytest.mark.slow
 def test_ends_with_commands_that_run(quick: tuple[str, Path]) -> None:
     output, folder = quick
-    tail = output[output.index("Go on with the simulated shop") :].replace("\\\n", "")
+    tail = output[output.index("Continue with the simulated shop") :].replace("\\\n", "")
     lines = [line.strip() for line in tail.splitlines()[1:] if line.strip()]
     commands = [shlex.split(line[line.index("fastrank ") :]) for line in lines]
     assert [command[1] for command in commands] == ["audit", "evaluate", "plan"]

@@ -729,16 +729,16 @@ def test_the_command(served: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--shares", "control"], "--shares: expected [FROM:]ARM=SHARE,...; got 'control'"),
-        (["--shares", "a=1,a=2"], "--shares: a=1,a=2: a is there twice"),
-        (["--shares", "a=x"], "--shares: a=x: not a number: 'x'"),
+        (["--shares", "a=1,a=2"], "--shares: a=1,a=2: a is given twice"),
+        (["--shares", "a=x"], "--shares: a=x: expected a number; got 'x'"),
         (
             ["--shares", "a=1", "--shares", "b=1"],
-            "--shares: b=1: shares from this time on are given twice",
+            "--shares: b=1: this start is given twice",
         ),
-        (["--shares", "a=1", "--shares", "r:b=1"], "--shares: some say from when on they hold"),
+        (["--shares", "a=1", "--shares", "r:b=1"], "--shares: some have a start"),
         (["--experiment", "cold"], "experiment: the log has none called 'cold'"),
-        (["--experiment", "warm", "--report", "x.html"], "--report: it shows policies: name at"),
-        (["--experiment", "warm", "--format", "obd"], "--experiment: only with --format log"),
+        (["--experiment", "warm", "--report", "x.html"], "--report: shows policies: name at"),
+        (["--experiment", "warm", "--format", "obd"], "--experiment: needs --format log"),
     ],
 )
 def test_what_the_command_refuses(served: Path, arguments: list[str], said: str) -> None:

@@ -138,12 +138,12 @@ def test_an_error_of_a_process_is_one_line(shop: Path) -> None:
 
 def test_refusals(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = (shop / "log", "--column", "same")
-    assert "--processes: goes with --engine" in refused("evaluate", *log, "--processes", 2)
+    assert "--processes: needs --engine" in refused("evaluate", *log, "--processes", 2)
     for kind in ("obd", "table", "data-capture"):
         said = refused("evaluate", *log, "--engine", "local", "--format", kind)
-        assert f"--engine: only with --format log, not {kind}" in said
+        assert f"--engine: needs --format log; got {kind}" in said
     said = refused("evaluate", *log, "--engine", "local", "--experiment", "e")
-    assert "--engine: not with --experiment" in said
+    assert "--engine: cannot be combined with --experiment" in said
 
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -172,7 +172,7 @@ def test_a_function_over_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done == ["1"] * 3
         with pytest.raises(ValueError, match=r"invalid literal .* 'part 2'"):
             engine.map(int, ["0", "1", "part 2", "3"], lambda _: None)
-        with pytest.raises(ValueError, match="a process was ended from outside"):
+        with pytest.raises(ValueError, match="a process was killed"):
             engine.map(os._exit, [3, 3], lambda _: None)
     assert "OMP_NUM_THREADS" not in os.environ
     assert multiprocessing.active_children() == []

@@ -396,7 +396,7 @@ class TestBuild:
             (["--policy", "stochastic_flat_tail:m=9"], "give its temperature"),
             (["--policy", "softmax:temperature=1"], "--policy: expected"),
             (["--policy", "plackett_luce:temperature=x2"], "--policy: "),
-            (["--policy", "uniform", "--overlap", 0.7], "--policy, --overlap: give one"),
+            (["--policy", "uniform", "--overlap", 0.7], "--policy, --overlap: give only one"),
             (["--overlap", "1.5"], "expected a share between 0 and 1, or none; got '1.5'"),
             (["--overlap", "some"], "expected a share between 0 and 1, or none; got 'some'"),
             (["--overlap", "none", "--tables"], "--tables: the model has no policy"),
@@ -429,7 +429,7 @@ class TestBuild:
             files, tmp_path / "gumbel", "--policy", "plackett_luce:temperature=0.5", "--tables"
         )
         assert model.policy == fr.PlackettLuce(0.5)
-        assert "requests that name no policy are not made from the tables" in said
+        assert "requests that name no policy do not use the tables" in said
 
     def test_many_users_are_told_how_to_have_their_own(
         self, files: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -447,7 +447,7 @@ class TestBuild:
         assert "takes about" not in said
         monkeypatch.setattr(sys.modules["fastrank.cli.build"], "seconds_for", lambda *_, **__: 61.0)
         _, said = built(files, tmp_path / "slow")
-        assert "choosing the policy takes about 60 s; --overlap none does without" in said
+        assert "choosing the policy takes about 60 s; --overlap none skips it" in said
 
     def test_an_index_is_measured_at_its_temperature(
         self, files: list[object], tmp_path: Path
@@ -455,7 +455,7 @@ class TestBuild:
         pytest.importorskip("faiss")
         model, said = built(files, tmp_path / "m", "-k", 5, "--index", "ivf")
         assert isinstance(model.policy, fr.PlackettLuce)
-        assert f"At temperature {model.policy.temperature:g}, 5 places" in said
+        assert f"At temperature {model.policy.temperature:g} and 5 places" in said
         tail = completed("stochastic_flat_tail", {"m": 300}, model.policy)
         assert (
             model.recommend(3, 5, policy=tail).policy.params["temperature"]

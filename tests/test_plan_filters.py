@@ -321,7 +321,7 @@ class TestCommands:
         )
         for text in (result.output, printed.output):
             assert words in " ".join(text.split())
-        looked_at = "30 of 30 users, 240 of 300 items, those that the filters leave, rankings of 5"
+        looked_at = "30 of 30 users, 240 of 300 items, which the filters leave, rankings of 5"
         for text in (printed.output, (tmp_path / "page.html").read_text()):
             assert looked_at in " ".join(text.split())
         assert "with the filters of this plan" in (tmp_path / "page.html").read_text()
@@ -407,7 +407,7 @@ class TestCommands:
         for stated in (["--overlap", "none"], ["--policy", "uniform"]):
             for option, value in (("--exclude", 1), ("--allow-file", tmp_path / "hits.txt")):
                 line = refused(*build, *stated, option, value)
-                assert f"{option} is of the rankings that --overlap chooses a policy for" in line
+                assert f"{option}: needs --overlap, which chooses a policy" in line
         assert not (tmp_path / "m").exists()
         assert fr.Model.open(tmp_path / "p").version == before
 
@@ -521,7 +521,7 @@ def test_rules_on_the_command_line(tmp_path: Path) -> None:
         (["--rules", file], "--rules: .*most"),
         (["--rules", '{"where": "price < 0"}'], "--rules: where: 'price < 0' holds for no item"),
         (["--rules", '{"where": "price < 9"}', "--param", "least=2"], "--param: 'least' is no"),
-        (["--param", "most=2"], "--param: goes with --rules"),
+        (["--param", "most=2"], "--param: needs --rules"),
         (["--rules", "gone.json"], "--rules: gone.json: No such file"),
     ):
         assert re.search(message, refused(*call, *options)), options

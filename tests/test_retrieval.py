@@ -705,7 +705,7 @@ def test_build_makes_an_index_measures_it_and_proposes(tmp_path: Path) -> None:
     build = vector_files(tmp_path)
     done = run(*build, "--index", "ivf")
     assert done.exit_code == 0, done.output
-    assert "Index: 51 lists, of which a search looks into 16, version" in done.output
+    assert "Index: 51 lists, of which a search reads 16, version" in done.output
     (proposed,) = (line for line in done.output.splitlines() if line.startswith("Proposed: "))
     _, policy = parse_policy(proposed.removeprefix("Proposed: "))
     assert isinstance(policy, fr.FlatTail)
@@ -715,17 +715,17 @@ def test_build_makes_an_index_measures_it_and_proposes(tmp_path: Path) -> None:
     chosen = ["--index-lists", "10", "--index-probes", "4", "--index-policy"]
     temperature = "plackett_luce:temperature=0.25"
     done = run(*build, "--replace", "--index", "ivf", *chosen, temperature)
-    assert "Index: 10 lists, of which a search looks into 4" in done.output
+    assert "Index: 10 lists, of which a search reads 4" in done.output
     assert "temperature=0.25,m=" in done.output
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--index-lists", "5"], "--index-lists: goes with --index, which is not given"),
-        (["--index-probes", "5"], "--index-probes: goes with --index"),
+        (["--index-lists", "5"], "--index-lists: needs --index"),
+        (["--index-probes", "5"], "--index-probes: needs --index"),
         (["--index-policy", "uniform"], "expected plackett_luce:temperature"),
-        (["--tables-bytes", "5"], "--tables-bytes: goes with --tables, which is not given"),
+        (["--tables-bytes", "5"], "--tables-bytes: needs --tables"),
         (["--index", "hnsw"], "'hnsw' is not 'ivf'"),
         (
             ["--index", "ivf", "--index-lists", "2001"],

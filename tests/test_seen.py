@@ -293,7 +293,7 @@ class TestCommands:
         assert model.seen_id is not None
         assert f"Seen: 3 pairs of a user and an item, {model.seen_id[:12]}" in result.stdout
         assert result.stderr.splitlines()[0] == (
-            "fastrank build: --seen: 2 of 6 pairs are of users that the model does not have"
+            "fastrank build: --seen: 2 of 6 pairs name users that the model does not have"
         )
         assert sorted(model.seen_item_ids("ann").tolist()) == [30, 50]
         assert model.policy is not None  # chosen as without
@@ -325,7 +325,7 @@ class TestCommands:
 
         make().save(files / "all")
         options = ("--inference-type", "uniform")
-        assert "--user: bob has seen every item that is left" in refused(
+        assert "--user: bob has seen every item that could be ranked" in refused(
             "rank", files / "all", "--user", "bob", *options
         )
         only = (*options, "--allow")
@@ -342,8 +342,8 @@ class TestCommands:
             ({"user": ["ann"], "item": ["1"]}, (), "item: the ids here are int64, got '1'"),
             ({"user": ["ann", None], "item": [1, 2]}, (), "s.parquet: user: row 1 is null"),
             ({"user": ["ann"], "item": [1.5]}, (), "item: expected integers or text, got double"),
-            ({"user": ["eve"], "item": [10]}, (), "not one of 1 pairs is of a user and an item"),
-            ({"user": ["ann"], "item": [11]}, (), "not one of 1 pairs is of a user and an item"),
+            ({"user": ["eve"], "item": [10]}, (), "none of 1 pairs names both a user and an item"),
+            ({"user": ["ann"], "item": [11]}, (), "none of 1 pairs names both a user and an item"),
             ({"u": ["ann"], "item": [10]}, ("--seen-user-column", "x"), "no column named x"),
         ],
     )
@@ -364,7 +364,7 @@ class TestCommands:
         assert "items.npz: expected .parquet, got .npz" in result.stderr
         for option in ("--seen-user-column", "--seen-item-column"):
             result = self.build(files, option, "x")
-            assert f"{option}: goes with --seen, which is not given" in result.stderr
+            assert f"{option}: needs --seen" in result.stderr
 
 
 class TestLogs:

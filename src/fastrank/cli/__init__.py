@@ -1,6 +1,6 @@
-"""The command line: parsing and printing; what the commands do lives in modules of the same name.
+"""The command line parses and prints; the work is in modules of fastrank with the commands' names.
 
-This file must import without click or rich, to be able to say that they are missing.
+This file must import without click or rich, so that it can report that they are missing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from fastrank.namesake import refuse
 
 __all__ = ["main"]
 
-refuse()  # where the other project came last, its __init__.py has not looked
+refuse()  # fastrank/__init__.py has not checked if the other project's files were installed last
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def main() -> NoReturn:
-    """Run the command in ``sys.argv`` and exit: 0 fine, 1 verification failed, 2 bad input."""
+    """Run the command in ``sys.argv`` and exit: 0 success, 1 a check failed, 2 bad input."""
     if sys.argv[1:2] == ["demo"]:
         _restart_with_one_thread()
     try:
@@ -36,8 +36,8 @@ def main() -> NoReturn:
 
 
 def _restart_with_one_thread() -> None:
-    # Linear algebra libraries read these when they are loaded, and NumPy is by now: timings
-    # of one thread against one thread need a fresh process.
+    # Linear algebra libraries read these variables when they load, and NumPy has loaded them by
+    # now. Timings on one thread need a fresh process.
     if any(os.environ.get(name) != value for name, value in _ONE_THREAD.items()):
         arguments = [sys.executable, *sys.orig_argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, **_ONE_THREAD})

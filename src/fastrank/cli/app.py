@@ -1,4 +1,4 @@
-"""The group of commands, and how every one of them fails: one line on stderr, exit code 2."""
+"""The group of commands. Each of them fails with one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from fastrank.visible import visible
 __all__ = ["Commands", "app"]
 
 
-# In the order of use. A command is imported when it is called, since each wants other extras.
+# In order of use. A command is imported only when called, since each needs different extras.
 _COMMANDS: Mapping[str, str] = {
     "build": "Make a model directory from item and user vectors.",
     "rank": "Rank a model's items for one user.",
     "batch": "Rank all users of some files into a log.",
     "serve": "Serve a model over HTTP.",
-    "plan": "See what exploring costs, and what its log is worth, beforehand.",
+    "plan": "Estimate what exploration costs, and what its log would be worth.",
     "join": "Join rewards to a log of rankings.",
-    "audit": "Is this log what the model wrote?",
-    "evaluate": "What would other policies have earned?",
-    "experiment": "Published experiments on off-policy evaluation.",
+    "audit": "Check that a log is what the model wrote.",
+    "evaluate": "Estimate what other policies would have earned.",
+    "experiment": "Run published experiments on off-policy evaluation.",
     "verify": "Check a model's files, samplers and propensities.",
-    "demo": "See it work, on a real shop's data, and what it costs.",
+    "demo": "Try fastrank on a real shop's data, and measure its cost.",
 }
-_MODULES = {"audit": "evaluate"}  # of commands that share one
+_MODULES = {"audit": "evaluate"}  # commands that share a module
 
 
 class Commands(click.Group):
-    """A group whose commands never end in a traceback over bad input."""
+    """A group whose commands report bad input without a traceback."""
 
     table: ClassVar[Mapping[str, str]] = _COMMANDS
 
@@ -82,16 +82,16 @@ class Commands(click.Group):
             if hint is None:
                 raise
             _fail(hint, self.name)
-        except click.Abort:  # interrupted before it began
+        except click.Abort:  # interrupted before the command began
             _fail("interrupted", self.name, code=130)
         except BrokenPipeError:
-            # The reader has left (`fastrank ... | head`): no error, and nobody to tell it to.
+            # The reader has closed the pipe (`fastrank ... | head`): not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except MemoryError:
             _fail("out of memory", self.name)
         except (ValueError, OSError) as error:
-            if "FASTRANK_TRACEBACK" in os.environ:  # to look into the program, not the input
+            if "FASTRANK_TRACEBACK" in os.environ:  # to debug the program
                 raise
             _fail(str(error), self.name)
         sys.exit(code if isinstance(code, int) else 0)
@@ -111,8 +111,8 @@ def _fail(message: str, prefix: str | None, code: int = 2) -> NoReturn:
 def app() -> None:
     """Sample top-k recommendations in one pass, with the exact probability of what is shown.
 
-    Start with `fastrank demo`. With vectors of your own: build, then rank, and plan how much to
+    Start with `fastrank demo`. With your own vectors: build, then rank, and plan how much to
     explore. With a log of what was shown: join its rewards, audit it, and evaluate other policies.
 
-    Exit codes: 0 fine, 1 a check failed or nothing was of use, 2 bad input.
+    Exit codes: 0 success, 1 a check failed or no input was usable, 2 bad input.
     """

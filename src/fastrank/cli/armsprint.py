@@ -1,4 +1,4 @@
-"""What `fastrank evaluate --experiment` prints of arms."""
+"""Print the comparison of arms of `fastrank evaluate --experiment`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def print_arms(
     console: Console, title: str, found: ope.ArmsEvaluation, audit: ope.Audit | None
 ) -> None:
     console.rule(f"[bold]{for_terminal(title)}")
-    if found.pooled is None and audit is not None:  # it is said beside the policies otherwise
+    if found.pooled is None and audit is not None:  # otherwise printed with the policies
         if audit.failed:
             print_audit(console, audit)
         else:
@@ -40,14 +40,13 @@ def print_arms(
             f"{each.rows_used:,}",
             "" if earned.value is None else f"{earned.value:.4g}",
             "" if earned.interval is None else "{:.3g} to {:.3g}".format(*earned.interval),
-            for_terminal(each.policy or f"not known: {each.why_not_known}"),
+            for_terminal(each.policy or f"unknown: {each.why_not_known}"),
         )
     console.print(table)
     if len(found.periods) > 1:
         say(
             console,
-            "Arms are compared within times of constant shares; what they earned in all is not to"
-            " be compared.",
+            "Arms are compared within periods of constant shares; do not compare their totals.",
         )
         for period in found.periods:
             rows = ", ".join(f"{arm} {count:,}" for arm, count in period["rows"].items())

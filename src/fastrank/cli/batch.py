@@ -1,4 +1,4 @@
-"""`fastrank batch`: all users of some files ranked into a log."""
+"""`fastrank batch`: rank all users of some files, and write the rankings to a log."""
 
 from __future__ import annotations
 
@@ -42,43 +42,46 @@ _POLICY = "POLICY[:PARAM=VALUE,...]"
     required=True,
     metavar="LOG",
     type=click.Path(path_type=Path),
-    help="The log's directory, of this run alone.",
+    help="Directory of the log; it holds this run only.",
 )
-@click.option("--run", required=True, metavar="NAME", help="The run's name: 2026-11-30, say.")
+@click.option("--run", required=True, metavar="NAME", help="Name of the run, such as 2026-11-30.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Places.")
 @click.option(
     "--policy",
     "policy_text",
     metavar=_POLICY,
-    help="How to rank.  [default: the model's own policy]",
+    help="Policy to rank with.  [default: the model's own policy]",
 )
 @click.option(
     "--user-column",
     default="user_id",
     show_default=True,
     metavar="COLUMN",
-    help="Column of user ids in USERS.",
+    help="Column of USERS with the user ids.",
 )
 @click.option(
     "--unknown",
     type=click.Choice(["fail", "skip", "fallback"]),
     default="fail",
     show_default=True,
-    help="What becomes of users that the model does not know: nobody is ranked; they get no row;"
-    " or they are ranked by the catalog's bias alone, or by what its score makes of a dot product"
+    help="What to do with users that the model does not know. fail: rank nobody. skip: write no row"
+    " for them. fallback: rank them by the catalog's bias alone, or by its score for a dot product"
     " of 0.",
 )
 @click.option(
     "--fallback",
     "fallback_text",
     metavar=_POLICY,
-    help="Ranks those of --unknown fallback.  [default: the policy]",
+    help="Policy for the users of --unknown fallback.  [default: the policy of the others]",
 )
-@click.option("--score", help="What makes scores of dot products.  [default: the model's own]")
+@click.option("--score", help="How to score items.  [default: the model's own score]")
 @param_option
 @score_function_option
 @click.option(
-    "--rules", "rules_text", metavar="FILE|JSON", help="What may stand where, as for fastrank rank."
+    "--rules",
+    "rules_text",
+    metavar="FILE|JSON",
+    help="Which items may stand where, as for fastrank rank.",
 )
 @filter_options("Items to leave out. Repeatable.", "Rank only these items. Repeatable.")
 @click.option(
@@ -86,27 +89,29 @@ _POLICY = "POLICY[:PARAM=VALUE,...]"
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Processes of this machine, or Ray: the cluster of RAY_ADDRESS, whose nodes all see MODEL"
-    " and LOG, or this machine.",
+    help="What ranks: processes on this machine, or Ray. Ray uses the cluster of RAY_ADDRESS, all"
+    " of whose nodes must see MODEL and LOG, or else this machine.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="How many rank.  [default: one for each core; of Ray, its CPUs less one]",
+    help="Number of processes.  [default: one per core; with Ray, its CPUs less one]",
 )
 @click.option(
     "--part-rows",
     type=click.IntRange(min=1),
     default=50_000,
     show_default=True,
-    help="Users of a part, at most: each is a file of the log, and what a kill loses.",
+    help="Most users in a part. Each part is one file of the log, and the most work that a killed"
+    " process loses.",
 )
 @click.option(
     "--items",
     "store",
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="Also write what a serving store keeps: user_id, request_id, item_ids, scores.",
+    help="Also write the columns that a serving store keeps: user_id, request_id, item_ids,"
+    " scores.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def batch(
@@ -135,13 +140,14 @@ def batch(
 ) -> None:
     """Rank all users of USERS and write the rows of a log.
 
-    USERS is a directory, file or glob of Parquet, CSV or JSON Lines with a column of user ids. What
-    is killed goes on where it was when it is run again: seeds and request ids follow from the run
-    and the user, and each part of the users is a file of the log, whole or not at all. A user who
-    is there twice is refused before anyone is ranked, and so is a LOG that holds another run.
+    USERS is a directory, file or glob of Parquet, CSV or JSON Lines with a column of user ids. A
+    run that was killed continues where it stopped when the command is repeated: seeds and request
+    ids follow from the run and the user, and each part of the users is one file of the log,
+    complete or absent. A user who occurs twice is refused before anyone is ranked, and so is a LOG
+    that holds another run.
 
-    Ranked is not shown: join the log with impressions (fastrank join --shown) before it is
-    evaluated. IDS and files of ids are as for fastrank rank.
+    A ranking in this log has not been shown yet: join impressions (fastrank join --shown) before
+    evaluating the log. IDS and files of ids are as for fastrank rank.
 
     \b
     Examples:
@@ -149,7 +155,7 @@ def batch(
       fastrank batch model/ users.csv -o log/ --run 2026-11-30 -k 20 \\
           --policy plackett_luce:temperature=0.25 --unknown skip --items store/
     """
-    from fastrank import batch as batches  # with pyarrow, which --help need not wait for
+    from fastrank import batch as batches  # it imports pyarrow, which --help does not need
 
     catalog, opened = open_directory(model, functions=functions_of(score_functions))
     if opened is None:
@@ -157,12 +163,12 @@ def batch(
     policy = None if policy_text is None else _policy("--policy", policy_text, opened)
     if policy is None and opened.policy is None:
         raise click.UsageError(
-            f"give --policy, plackett_luce:temperature=0.25 say: {model} has no policy of its own"
-            " (fastrank plan --apply chooses one)"
+            f"give --policy, such as plackett_luce:temperature=0.25: {model} has no policy of its"
+            " own (fastrank plan --apply chooses one)"
         )
     fallback = None if fallback_text is None else _policy("--fallback", fallback_text, opened)
     if fallback is not None and unknown != "fallback":
-        raise click.UsageError("--fallback: goes with --unknown fallback, which is not given")
+        raise click.UsageError("--fallback: needs --unknown fallback")
     filters, _ = filters_of(catalog, exclude, exclude_file, allow, allow_file)
     with progress() as bar:
         task: TaskID | None = None
@@ -194,7 +200,7 @@ def batch(
             **filters,
         )
         if store is not None:
-            bar.add_task("writing what a store keeps", total=None)
+            bar.add_task("writing the columns for a store", total=None)
             batches.project(log, store)
     if as_json:
         facts = {"output": str(log), "items": None if store is None else str(store)}
@@ -224,9 +230,9 @@ def _print(summary: Any, log: Path, store: Path | None, unknown: str) -> None:
         ("users", summary.users),
         (f"  unknown, {strangers}", summary.unknown),
         ("rankings", summary.rows),
-        ("  of no place: nothing was left to rank", summary.empty),
+        ("  with no place filled: no item was left to rank", summary.empty),
         ("files", summary.parts),
-        ("  that were there already", summary.there),
+        ("  already in the log", summary.there),
     ]
     for name, count in rows:
         if count or not name.startswith(" "):

@@ -1,4 +1,4 @@
-"""`fastrank build`: vectors on disk to a model directory."""
+"""`fastrank build`: make a model directory from vectors on disk."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from fastrank.vectorfiles import (
 
 __all__ = ["build"]
 
-_OVERLAP = 0.7  # of the deterministic ranking: what a temperature is chosen by
+_OVERLAP = 0.7  # with the deterministic ranking: how the temperature is chosen
 _PLACES = 10
-_USERS = 32  # by whom an index is measured, and its temperature chosen where nothing says one
-_MOST = 5_000_000_000  # users times items that are looked at for users' own temperatures: minutes
-_SLOW = 5.0  # seconds: what takes longer is announced
+_USERS = 32  # users that an index is measured with, and its temperature chosen from
+_MOST = 5_000_000_000  # users times items scored to find users' own temperatures: minutes of work
+_SLOW = 5.0  # seconds: longer work is announced
 _OF_THE_MODEL = ""
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -70,7 +70,7 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 
 @click.command()
 @click.option("--items", required=True, type=_FILE, help="Item vectors: .npy, .npz or .parquet.")
-@click.option("--users", required=True, type=_FILE, help="User vectors, likewise.")
+@click.option("--users", required=True, type=_FILE, help="User vectors, in the same formats.")
 @click.option(
     "-o",
     "--output",
@@ -83,8 +83,8 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     type=click.Choice(STORAGES),
     default="float32",
     show_default=True,
-    help="int8: scans of 16,384 items and more read a quarter of the bytes; log-propensities"
-    " come with a bound.",
+    help="How to store vectors. With int8, scans of 16,384 items or more read a quarter of the"
+    " bytes, and log-propensities come with an error bound.",
 )
 @click.option(
     "--overlap",
@@ -92,49 +92,50 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     show_default=True,
     callback=_overlap,
     metavar="SHARE|none",
-    help="Choose the model's own policy, for requests that name none, so that every user keeps"
-    " this share of their deterministic top k, as fastrank plan --apply does:"
-    " Plackett-Luce, with a factor on its temperature for each user. It takes some seconds, and"
-    " some milliseconds a user of 100,000 items (docs/how-to/plan.md). none: the model keeps no"
-    " policy.",
+    help="Choose the model's own policy, for requests that name none, so that every user keeps this"
+    " share of their deterministic top k, as fastrank plan --apply does. The policy is"
+    " Plackett-Luce, with a factor on its temperature for each user. Choosing takes some seconds,"
+    " plus some milliseconds per user for 100,000 items (docs/how-to/plan.md). none: the model gets"
+    " no policy.",
 )
 @click.option(
     "-k",
     type=click.IntRange(min=1),
     default=_PLACES,
     show_default=True,
-    help="Places of the rankings for which the policy is chosen and an index measured.",
+    help="Places of the rankings used to choose the policy and to measure an index.",
 )
 @filter_options(
-    "Items that rankings leave out: the policy is chosen so that everyone keeps the share of the"
-    " best of the others. Repeatable. The model does not keep the filter: requests send theirs.",
-    "The policy is chosen for rankings of these items only. Repeatable.",
+    "Items to leave out when choosing the policy, so that every user keeps the share among the"
+    " other items. Repeatable. The model does not store the filter: requests send their own.",
+    "Choose the policy for rankings of these items only. Repeatable.",
 )
 @click.option(
     "--policy",
     metavar="POLICY[:PARAM=VALUE,...]",
-    help="The model's own policy, as stated: nothing is chosen.",
+    help="Set the model's own policy exactly as given; nothing is chosen.",
 )
 @click.option(
     "--tables",
     metavar="[POLICY]",
     is_flag=False,
     flag_value=_OF_THE_MODEL,
-    help="Make the tables of all users for the model's own policy, which is then"
-    " plackett_luce_auto: its rankings are made from them, in microseconds. Or for"
-    " another policy, plackett_luce:temperature=0.5 say; without --overlap and --policy that is"
-    " the model's own.",
+    help="Make the tables of all users for the model's own policy, which then becomes"
+    " plackett_luce_auto: rankings come from the tables, in microseconds. Or name another policy"
+    " for the tables, such as plackett_luce:temperature=0.5; without --overlap and --policy, the"
+    " model's own policy.",
 )
 @click.option(
     "--tables-bytes",
     type=click.IntRange(min=0),
-    help="The most that tables may take: 16 KB a user of a million items.  [default: 1 GiB]",
+    help="Most bytes that all tables may take: a user of a million items takes 16 KB.  [default: 1"
+    " GiB]",
 )
 @click.option(
     "--index",
     type=click.Choice(["ivf"]),
-    help="Add an index of FAISS, by which flat_tail finds its candidates, and measure on"
-    " some users what its m and factor do.",
+    help="Add a FAISS index, which flat_tail finds its candidates with, and measure on some users"
+    " what its m and factor do.",
 )
 @click.option(
     "--index-lists", type=click.IntRange(min=1), help="Lists of the index.  [default: 4 sqrt(n)]"
@@ -142,35 +143,34 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option(
     "--index-probes",
     type=click.IntRange(min=1),
-    help="Lists that a search looks into.  [default: 16]",
+    help="Lists that each search reads.  [default: 16]",
 )
 @click.option(
     "--index-policy",
     metavar="POLICY",
-    help="Plackett-Luce at the temperature to measure for, plackett_luce:temperature=0.5 say; by"
-    " default that of --tables, or else the model's own, or else one that keeps 70% of the"
-    " deterministic ranking for a median user.",
+    help="Plackett-Luce at the temperature to measure the index for, such as"
+    " plackett_luce:temperature=0.5. By default the temperature of --tables, or else the model's"
+    " own, or else one that keeps 70% of the deterministic ranking for a median user.",
 )
 @click.option(
     "--features",
     type=_FILE,
-    help="Columns for scores and rules, .parquet or .npz: numbers, booleans, texts, lists of"
-    " texts. A column of ids says which item a row is of.",
+    help="Columns for scores and rules, .parquet or .npz: numbers, booleans, strings, lists of"
+    " strings. A column of ids says which item each row describes.",
 )
 @click.option(
     "--feature-id-column",
-    help="Column of ids of --features.  [default: id, ids, or that of --id-column]",
+    help="Column of ids in --features.  [default: id, ids, or that of --id-column]",
 )
 @click.option(
     "--features-by-row",
     is_flag=True,
-    help="The rows of --features are in the order of --items; it needs no column of ids.",
+    help="The rows of --features are in the order of --items, so that no column of ids is needed.",
 )
 @click.option(
     "--score",
-    help="What makes scores of dot products where a request says nothing else: an expression of"
-    ' dot, columns and parameters, as "dot - 0.1 * log1p(sales)", or the name of a'
-    " --score-function.",
+    help="How to score items by default: an expression of dot, columns and parameters, such as 'dot"
+    " - 0.1 * log1p(sales)', or the name of a --score-function.",
 )
 @param_option
 @score_function_option
@@ -178,29 +178,28 @@ def _overlap(context: click.Context, option: click.Parameter, text: str) -> floa
     "--seen",
     type=_FILE,
     metavar="PARQUET",
-    help="What users have seen: pairs of a user and an item. Rankings for that user leave the item"
-    " out, before sampling, beside what a request excludes. The pairs are kept with the model. The"
-    " policy is"
-    " chosen, and an index measured, without them.",
+    help="What users have seen: pairs of a user and an item. A user's rankings leave these items"
+    " out, before sampling, in addition to what a request excludes. The pairs are stored with the"
+    " model. They are ignored when the policy is chosen and an index measured.",
 )
 @click.option("--seen-user-column", help="Column of --seen.  [default: user]")
 @click.option("--seen-item-column", help="Column of --seen.  [default: item]")
 @click.option(
-    "--replace", is_flag=True, help="Replace a model that is in the output directory already."
+    "--replace", is_flag=True, help="Replace the model that is already in the output directory."
 )
-@click.option("--item-ids", type=_FILE, help="A .npy of item ids, where --items is a .npy.")
-@click.option("--user-ids", type=_FILE, help="A .npy of user ids, where --users is a .npy.")
+@click.option("--item-ids", type=_FILE, help="A .npy of item ids, if --items is a .npy.")
+@click.option("--user-ids", type=_FILE, help="A .npy of user ids, if --users is a .npy.")
 @click.option(
     "--item-meta",
     type=_FILE,
-    help="A .parquet with one row for each vector of --items: ids, titles.",
+    help="A .parquet with one row per vector of --items: ids, titles.",
 )
 @click.option("--id-column", help="Parquet column of ids, of items and of users.  [default: id]")
 @click.option("--title-column", help="Parquet column of item titles.  [default: title, if present]")
 @click.option("--bias-column", help="Parquet column of item biases.  [default: bias, if present]")
 @click.option(
     "--prior-column",
-    help="Parquet column that says how likely items are to rank high: popularity, say.  [default:"
+    help="Parquet column of how likely items are to rank high, such as popularity.  [default:"
     " none]",
 )
 @click.option(
@@ -258,10 +257,10 @@ def build(
 ) -> None:
     """Make a model directory from item and user vectors.
 
-    A .npy file holds vectors alone; ids are then row numbers unless given. A .npz file holds
-    arrays `vectors` and, if wanted, `ids`, `bias`, `titles`, `prior`. A Parquet file has a column
-    of ids (integers, text, UUIDs, or bytes that are UTF-8) and either one column of lists or
-    tensors or columns v0, v1, ...; other names can be given. The model is written whole or not at
+    A .npy file holds vectors only; ids are then row numbers unless given. A .npz file holds the
+    array `vectors` and optionally `ids`, `bias`, `titles` and `prior`. A Parquet file has a column
+    of ids (integers, text, UUIDs, or UTF-8 bytes) and vectors: one column of lists or tensors, or
+    columns v0, v1, ...; options can give other names. The model is written completely or not at
     all. IDS and files of ids are as for fastrank rank.
 
     \b
@@ -284,7 +283,7 @@ def build(
     own = None if policy is None else _whole("--policy", policy)
     if own is not None and is_asked and overlap is not None:
         raise click.UsageError(
-            "--policy, --overlap: give one: --overlap chooses a policy, --policy states it"
+            "--policy, --overlap: give only one: --overlap chooses a policy, --policy states it"
         )
     tabled = None if not tables else parse_stated(tables, "--tables")
     if tabled is not None and not tabled.wants_temperature and own is None and not is_asked:
@@ -297,16 +296,15 @@ def build(
     for option, ids in given.items():
         if ids and overlap is None:
             raise click.UsageError(
-                f"{option} is of the rankings that --overlap chooses a policy for, and none is"
-                " chosen"
+                f"{option}: needs --overlap, which chooses a policy for these rankings"
             )
     if tables is None and tables_bytes is not None:
-        raise click.UsageError("--tables-bytes: goes with --tables, which is not given")
+        raise click.UsageError("--tables-bytes: needs --tables")
     wants = tables is not None and (tabled is None or tabled.wants_temperature)
     if wants and own is None and overlap is None:
         raise click.UsageError(
-            "--tables: the model has no policy to make them for: name one,"
-            " --tables plackett_luce:temperature=0.5 say"
+            "--tables: the model has no policy to make them for: name one, such as --tables"
+            " plackett_luce:temperature=0.5"
         )
     measured_for = None if index_policy is None else _whole("--index-policy", index_policy)
     if measured_for is not None and not isinstance(measured_for, PlackettLuce):
@@ -319,29 +317,31 @@ def build(
         ("--index-policy", index_policy),
     ):
         if index is None and value is not None:
-            raise click.UsageError(f"{option}: goes with --index, which is not given")
+            raise click.UsageError(f"{option}: needs --index")
     if features is None and feature_id_column is not None:
-        raise click.UsageError("--feature-id-column: goes with --features, which is not given")
+        raise click.UsageError("--feature-id-column: needs --features")
     if features is None and features_by_row:
-        raise click.UsageError("--features-by-row: goes with --features, which is not given")
+        raise click.UsageError("--features-by-row: needs --features")
     if features_by_row and feature_id_column is not None:
-        raise click.UsageError("--features-by-row, --feature-id-column: give one of the two")
+        raise click.UsageError("--features-by-row, --feature-id-column: give only one")
     for option, name in (
         ("--seen-user-column", seen_user_column),
         ("--seen-item-column", seen_item_column),
     ):
         if seen is None and name is not None:
-            raise click.UsageError(f"{option}: goes with --seen, which is not given")
+            raise click.UsageError(f"{option}: needs --seen")
     values = params_of(params)
     if score is None and values is not None:
-        raise click.UsageError("--param: goes with --score, which is not given")
+        raise click.UsageError("--param: needs --score")
     if score is None and score_functions:
-        raise click.UsageError("--score-function: goes with --score NAME, which is not given")
+        raise click.UsageError("--score-function: needs --score NAME")
     functions = functions_of(score_functions)
     if score is not None and index is not None:
-        raise click.UsageError("--index, --score: give one: an index finds items by dot products")
+        raise click.UsageError(
+            "--index, --score: give only one: an index finds items by dot products"
+        )
     if (output / MANIFEST).exists() and not replace:
-        raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
+        raise click.UsageError(f"{output} already exists; --replace replaces the model in it")
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise click.UsageError(f"--output: {parent} is a file")
@@ -431,7 +431,7 @@ def build(
     _print_policy(model, choice, output)
     if overlap is not None and choice is None:
         click.echo(
-            f"fastrank build: no policy was chosen: {why_not}; the model has none of its own",
+            f"fastrank build: no policy was chosen: {why_not}; the model has no policy of its own",
             err=True,
         )
     if model.table_temperature is not None:
@@ -440,19 +440,19 @@ def build(
         _print_trades(model, measured_for.temperature, k, trades)
     if catalog.storage != storage:
         click.echo(
-            f"Kept as {catalog.storage}: {storage} is for {CODED_FROM:,} items and more.", err=True
+            f"Stored as {catalog.storage}: {storage} needs at least {CODED_FROM:,} items.", err=True
         )
     click.echo(f"Next: fastrank verify {output}", err=True)
 
 
 def _are_ids_of_users_alone(items: Path, item_meta: Path | None, users: Path) -> bool:
-    """Whether --id-column can only be of users: items have no Parquet file, and theirs is one."""
+    """Whether --id-column can only mean users: the items have no Parquet file, and the users do."""
     of_items = file_format(items if item_meta is None else item_meta) == "parquet"
     return not of_items and file_format(users) == "parquet"
 
 
 def _check_files(*checks: Callable[[], None]) -> None:
-    """All that files lack, before any is read: what is named one by one takes as many runs."""
+    """Report every problem of the files before any is read, so that one run shows them all."""
     problems = []
     for check in checks:
         try:
@@ -471,7 +471,7 @@ def _check_seen(path: Path, columns: tuple[str, str]) -> None:
 
 
 def _whole(option: str, text: str) -> Policy:
-    """A policy that is stated whole: a temperature that nobody said would be a guess."""
+    """Parse a policy that must be complete: a temperature that nobody gave would be a guess."""
     stated = parse_stated(text, option)
     if stated.wants_temperature:
         raise click.UsageError(
@@ -483,13 +483,13 @@ def _whole(option: str, text: str) -> Policy:
 def _choice(
     model: Model, overlap: float, k: int, filters: Filters, bar: Progress
 ) -> tuple[Choice | None, str]:
-    """The policy that is chosen, or why none is."""
+    """The chosen policy, or the reason why none was chosen."""
     threads = usable_cores()
     seconds = seconds_for(model, k, _MOST, threads, **filters)
     if seconds > _SLOW:
         click.echo(
-            f"choosing the policy takes about {float(f'{seconds:.1g}'):,.0f} s; --overlap none does"
-            " without",
+            f"choosing the policy takes about {float(f'{seconds:.1g}'):,.0f} s; --overlap none"
+            " skips it",
             err=True,
         )
     task = bar.add_task("choosing the policy", total=None)
@@ -520,8 +520,9 @@ def _print_policy(model: Model, choice: Choice | None, output: Path) -> None:
         if choice.factors is None:
             console.print(
                 "One temperature for all, because there are many users: fastrank plan"
-                f" {for_terminal(output)} -k {choice.k} --target-overlap {choice.asked:g} --apply"
-                f"{', with the same filters,' if choice.is_filtered else ''} finds each user's own."
+                f" {for_terminal(output)} -k {choice.k} --target-overlap {choice.asked:g}"
+                f" --apply{', with the same filters,' if choice.is_filtered else ''} finds each"
+                " user's own."
             )
     elif model.policy is not None:
         params = ", ".join(f"{name} {value:g}" for name, value in model.policy.params.items())
@@ -531,8 +532,8 @@ def _print_policy(model: Model, choice: Choice | None, output: Path) -> None:
         return
     if model.policy.sampler not in TABLED:
         click.echo(
-            "fastrank build: requests that name no policy are not made from the tables: they are by"
-            " plackett_luce_auto",
+            "fastrank build: requests that name no policy do not use the tables: plackett_luce_auto"
+            " does",
             err=True,
         )
 
@@ -556,7 +557,7 @@ def _with_score(
 
 
 def _try_score(model: Model) -> None:
-    """A score that is not finite would have requests refused, one by one."""
+    """Score once: a score that is not finite would make the server refuse requests one by one."""
     try:
         if len(model.user_ids):
             model.catalog.scores(model.user_vectors[0])
@@ -567,7 +568,7 @@ def _try_score(model: Model) -> None:
 def _with_seen(
     model: Model, path: Path, columns: tuple[str, str], notes: list[str], bar: Progress
 ) -> Model:
-    """A model that keeps the pairs it knows; `notes` says what it does not."""
+    """A model with the known pairs; `notes` receives what the model does not know."""
     parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     read = unknown_users = unknown_items = 0
     advance = _rows(bar, f"reading {path.name}")
@@ -585,11 +586,11 @@ def _with_seen(
         parts.append((rows[known], positions[known]))
     if read and unknown_users + unknown_items == read:
         raise ValueError(
-            f"--seen: {path}: not one of {read:,} pairs is of a user and an item of the model"
+            f"--seen: {path}: none of {read:,} pairs names both a user and an item of the model"
         )
     for count, what in ((unknown_users, "users"), (unknown_items, "items")):
         if count:
-            notes.append(f"{count:,} of {read:,} pairs are of {what} that the model does not have")
+            notes.append(f"{count:,} of {read:,} pairs name {what} that the model does not have")
     rows, positions = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
     return model._with_pairs((rows, positions))
 
@@ -608,8 +609,8 @@ def _with_index(model: Model, n_lists: int | None, n_probes: int | None, bar: Pr
 
 
 def _usual_policy(model: Model, k: int) -> PlackettLuce:
-    """At the temperature of the tables, or of the model's policy, or else the one that keeps
-    `_OVERLAP` of the ranking of the median of some users."""
+    """Plackett-Luce at the temperature of the tables, or else of the model's policy, or else at one
+    that keeps `_OVERLAP` of the ranking of the median of some users."""
     said = None if model.policy is None else model.policy.params.get("temperature")
     said = said if model.table_temperature is None else model.table_temperature
     if said is not None:
@@ -624,18 +625,18 @@ def _usual_policy(model: Model, k: int) -> PlackettLuce:
 
 
 def _share(ess: float) -> str:
-    """A hundred rankings have an effective size of one at least, whatever they are worth."""
+    """A share as text: a hundred rankings have an ESS of at least one, whatever they are worth."""
     return f"{ess:.0%}" if ess >= 0.02 else "< 2%"
 
 
 def _print_trades(model: Model, temperature: float, k: int, trades: list[Trade]) -> None:
     index = model.catalog.index
-    assert index is not None  # it was measured
+    assert index is not None  # it has been measured
     console = standard_output()
     console.print(
-        f"Index: {index.index.nlist:,} lists, of which a search looks into {index.n_probes},"
-        f" version {index.version[:12]}. At temperature {temperature:g}, {k} places, beside"
-        " Plackett-Luce by a pass:"
+        f"Index: {index.index.nlist:,} lists, of which a search reads {index.n_probes}, version"
+        f" {index.version[:12]}. At temperature {temperature:g} and {k} places, compared with"
+        " Plackett-Luce by a full pass:"
     )
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("m", "found", "factor", "ESS", "least user's", "score lost", "mass found", "time"):
@@ -674,7 +675,7 @@ def _with_tables(model: Model, stated: Stated | None, most: int, bar: Progress) 
 
 
 def _rows(bar: Progress, description: str) -> Advance:
-    """Progress in rows, shown once there is any: .npy files are mapped in no time."""
+    """Report progress in rows, once there is any: .npy files are mapped at once."""
     task: TaskID | None = None
 
     def advance(done: int, total: int) -> None:
@@ -713,6 +714,6 @@ def _model(catalog: Catalog, users: VectorFile, items: VectorFile) -> Model:
 
 
 def _placed(error: ValueError, side: VectorFile, arguments: Mapping[str, str]) -> ValueError:
-    """An error that names the file, and the column there is, that an argument came from."""
+    """An error that names the file, and the column, that an argument came from."""
     part = arguments.get(str(error).partition(":")[0], "vectors")
     return ValueError(f"{side.places[part]}: {error}")

@@ -1,4 +1,4 @@
-"""`fastrank demo`: prints what `fastrank.demo` does and measures."""
+"""`fastrank demo`: print what `fastrank.demo` does and measures."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _TEXTBOOK_CAP = 15.0  # seconds
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo-output"),
     show_default=True,
-    help="Directory for the picture, a copy of the text, and shop/, which is made anew.",
+    help="Directory for the picture, a copy of the text, and shop/, which is replaced.",
 )
 @click.option("--quick", is_flag=True, help="Time 20,000 items only: seconds instead of minutes.")
 def demo(output: Path, quick: bool) -> None:
-    """See it work on a real shop's data, what it costs at a million items, and what its logs tell.
+    """Rank a real shop's items, measure the cost at a million items, and evaluate its logs.
 
     Needs no input: the data come with the package. Takes about a minute and 1.5 GB of memory.
 
@@ -80,14 +80,15 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         console,
         f"""The Open Bandit Dataset: {shop.n_items} items of a fashion shop and {shop.n_users}
         groups of its visitors, as vectors that explain {shop.explained:.0%} of who clicked what.
-        Below, each way of ranking (inference type) shows {shop.k} items, best place first, to the
+        Below, each inference type (way of ranking) shows {shop.k} items, best place first, to the
         largest group of visitors.""",
     )
     say(
         console,
-        """[bold]Propensity[/] is the chance with which an item was drawn for its place, given the
-        places above it; their product is the chance of the whole ranking. Under deterministic all
-        chances are 1: always the same list, and nothing is learned about any other item.""",
+        """[bold]Propensity[/] is the probability that an item was drawn for its place, given the
+        places above it. The product over all places is the probability of the whole ranking. Under
+        deterministic all probabilities are 1: the list is always the same, and nothing is learned
+        about any other item.""",
     )
     for name, ranking in shop.rankings.items():
         console.print(
@@ -97,18 +98,18 @@ def _print_shop(console: Console, shop: showcase.Shop) -> None:
         _print_ranking(console, ranking)
     say(
         console,
-        f"""The Plackett-Luce samplers (plackett_luce or gumbel in the name) draw from one
-        law; they differ in cost. Their temperature, {shop.temperature:.2g}, is chosen to keep
-        {showcase.OVERLAP:.0%} of the deterministic {shop.k}, and draws keep {shop.kept:.0%};
-        epsilon is {showcase.EPSILON:g}.""",
+        f"""The Plackett-Luce samplers (plackett_luce or gumbel in the name) follow one law and
+        differ in cost. Their temperature, {shop.temperature:.2g}, is chosen to keep
+        {showcase.OVERLAP:.0%} of the deterministic {shop.k}; the rankings drawn keep
+        {shop.kept:.0%}. epsilon is {showcase.EPSILON:g}.""",
     )
     _print_ruled(console, shop)
     error = math.sqrt(shop.first_reported * (1 - shop.first_reported) / shop.first_draws)
     say(
         console,
-        f"""[bold]Is the number true?[/] In {shop.first_draws:,} rankings, item {shop.first_item}
-        came first in {shop.first_observed:.2%} of them; its propensity says
-        {shop.first_reported:.2%}. Counting so many is good to ± {error:.2%}.""",
+        f"""[bold]Is the propensity right?[/] In {shop.first_draws:,} rankings, item
+        {shop.first_item} came first in {shop.first_observed:.2%} of them; its propensity says
+        {shop.first_reported:.2%}. The standard error of so many draws is {error:.2%}.""",
     )
 
 
@@ -130,15 +131,16 @@ def _print_ranking(console: Console, ranking: Ranking, categories: Sequence[str]
 def _print_ruled(console: Console, shop: showcase.Shop) -> None:
     say(
         console,
-        """[bold]Rules[/] of the shop hold while a list is drawn, so that its chances are those
-        under the rules. Here each category (the data have hashes for names) may come once:""",
+        """[bold]Rules[/] of the shop apply while a list is drawn, so that its probabilities are
+        those under the rules. Here each category (the data have hashes for names) may appear
+        once:""",
     )
     names = [shop.categories[item][:6] for item in shop.ruled.item_ids.tolist()]
     _print_ranking(console, shop.ruled, names)
     say(
         console,
-        f"""The whole ranking: {chance(shop.ruled.log_propensity)}. Who draws without the rule and
-        strikes out afterwards would log {chance(shop.ruled_unaware)}, which is wrong.""",
+        f"""The whole ranking: {chance(shop.ruled.log_propensity)}. Drawing without the rule and
+        removing items afterwards would log {chance(shop.ruled_unaware)}, which is wrong.""",
     )
 
 
@@ -146,11 +148,11 @@ def _print_reweighted(console: Console, result: showcase.Reweighted) -> None:
     say(
         console,
         f"""[bold]What is it good for?[/] The shop logged 10,000 impressions under a random policy;
-        {result.logged:.2%} were clicked. Weight each by the chance that another policy would have
-        shown it, over the chance it had: that predicts {result.predicted:.2%}
-        ± {result.standard_error:.2%} for the other policy, without running it. The shop did run
-        it: {result.observed:.2%} ± {result.observed_error:.2%}. A log without propensities cannot
-        answer this at all.""",
+        {result.logged:.2%} were clicked. Weight each impression by the probability that another
+        policy would have shown it, divided by the probability that it was shown. The weighted
+        clicks predict {result.predicted:.2%} ± {result.standard_error:.2%} for the other policy,
+        without running it. The shop did run it: {result.observed:.2%} ±
+        {result.observed_error:.2%}. A log without propensities cannot answer this question.""",
     )
 
 
@@ -159,9 +161,9 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
     say(
         console,
         f"""Rankings of {showcase.K} from larger catalogs: synthetic vectors of {showcase.DIM}
-        numbers (float32) whose scores have the heavy tails of real ones: a few items stand far
-        above the rest ("best, in sd": standard deviations above the mean). The real one is a model
-        of check-ins at 41,000 places (Gowalla).""",
+        numbers (float32) whose scores have heavy tails, like real ones: a few items stand far above
+        the rest ("best, in sd": standard deviations above the mean). The real catalog is a model of
+        check-ins at 41,000 places (Gowalla).""",
     )
     shapes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("items", "skew", "excess kurtosis", "best, in sd", "temperature", "keeps"):
@@ -180,9 +182,9 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
     say(
         console,
         f"""Temperatures are chosen to keep {showcase.OVERLAP:.0%} of the deterministic
-        {showcase.K}; "keeps" is what draws at them show of it. fastrank's and NumPy's times include
-        the scores. The textbook procedures are plain Python over a dictionary of scores, which they
-        are given for nothing. Only fastrank says how probable its ranking was.""",
+        {showcase.K}; "keeps" is the share that the rankings drawn keep. The times of fastrank and
+        NumPy include scoring. The textbook procedures are plain Python over a dictionary of scores,
+        and get these scores for free. Only fastrank reports the probability of its ranking.""",
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("\nprocedure", no_wrap=True)
@@ -216,8 +218,7 @@ def _print_comparisons(console: Console, comparisons: Sequence[showcase.Comparis
         console,
         f"""ms: median milliseconds for one ranking. ratio: to fastrank under the same law (under
         Plackett-Luce, to its gumbel sampler). runs: repetitions, interleaved between fastrank and
-        NumPy; {_threads()}. stop: given up after
-        {_TEXTBOOK_CAP:.0f} s.""",
+        NumPy; {_threads()}. stop: stopped after {_TEXTBOOK_CAP:.0f} s.""",
     )
 
 
@@ -226,44 +227,46 @@ def _print_story(console: Console, story: showcase.Story) -> None:
     say(
         console,
         f"""A simulated shop, where the truth is known: the {story.n_items} items and
-        {story.n_users} groups of visitors of part 1, with clicks drawn from their vectors. A model
-        of {story.dim} numbers an item, almost right, shows {story.k} items a visit. It served
-        {story.rows:,} visits twice: always its best {story.k}, and drawn at temperature
-        {story.temperature:g}. Can either log say what would have come of a colder temperature,
-        {story.colder:g}, or of a smaller model, with {story.smaller_dim} numbers an item?""",
+        {story.n_users} groups of visitors of part 1, with clicks drawn from their vectors. An
+        almost correct model, with {story.dim} numbers per item, shows {story.k} items per visit. It
+        served {story.rows:,} visits twice: once always its best {story.k}, and once drawn at
+        temperature {story.temperature:g}. What would a lower temperature, {story.colder:g}, or a
+        smaller model, with {story.smaller_dim} numbers per item, have earned? Can either log
+        tell?""",
     )
-    console.print("[bold]a. The log of always the best cannot[/], and does not pretend to:")
+    console.print("[bold]a. The log of always the best cannot tell[/], and its statuses say so:")
     _print_told(console, story.by_deterministic)
     uncovered = min(told.result.uncovered for told in story.by_deterministic)
     say(
         console,
         f"""In over {math.floor(1000 * uncovered) / 10:g} % of visits these policies would show
-        rankings that this log never holds, however long it gets. Weights still give a number;
-        the truth beside it says what it is worth.""",
+        rankings that this log never contains, however many visits it has. The weights still give a
+        number; the truth beside it shows how wrong that number is.""",
     )
     audited = (
-        "[green]passed[/]: the model gives the very propensities that were logged"
+        "[green]passed[/]: the model reproduces the propensities that were logged"
         if story.audit.passed
         else "[red]failed[/]"
     )
     console.print(
-        "[bold]b. The log of the draws can[/], though neither policy was ever shown."
+        "[bold]b. The log of drawn rankings can tell[/], though neither policy was ever shown."
         f" Audit {audited}."
     )
     _print_told(console, story.by_stochastic)
     better, worse = story.by_stochastic
     say(
         console,
-        f"""{_advice(better)} {_advice(worse)} ±: half of the 95 % interval, stricter for
-        differences because two are asked about. They are the surer figures: visitors who click a
-        lot do so under either policy, and that cancels.""",
+        f"""{_advice(better)} {_advice(worse)} ±: half of the 95 % interval, corrected for two
+        questions where differences are concerned. The differences are more precise: visitors who
+        click a lot do so under either policy, and that cancels.""",
     )
-    console.print("[bold]c. It has its limits, and says so.[/] Back to always the best:")
+    console.print("[bold]c. The limits of that log.[/] Evaluating always the best from it:")
     _print_told(console, (story.best_of_k, story.best_of_one), (story.k, 1))
     say(
         console,
-        f"""Hardly any drawn ranking is the best one in all {story.k} places, so next to no row
-        counts; many are in the first place. Draw colder, log more, or ask about fewer places.""",
+        f"""Hardly any drawn ranking equals the best one in all {story.k} places, so almost no row
+        counts; many rows equal it in the first place. Use a lower temperature, log more, or ask
+        about fewer places.""",
     )
 
 
@@ -307,7 +310,7 @@ def _print_told(
         )
     console.print(table)
     if any(told.result.status != "ok" for told in found):
-        say(console, "In brackets: no result, for the reason that its status says.")
+        say(console, "In brackets: no result, for the reason that its status gives.")
 
 
 def _figure(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
@@ -317,12 +320,12 @@ def _figure(value: float | None, interval: tuple[float, float] | None, sign: str
 
 
 def _print_next(console: Console, story: showcase.Story, output: Path) -> None:
-    """Commands to go on with; copied, they run."""
+    """Print commands to continue with; they run when copied."""
     program, log, model = _program(), story.stochastic_log, story.model
     colder = f"colder=plackett_luce:temperature={story.colder:g}"
     smaller = f"smaller=plackett_luce:temperature={story.temperature:g}@{story.smaller_model}"
     console.print()
-    console.print("[bold]Go on with the simulated shop:[/]")
+    console.print("[bold]Continue with the simulated shop:[/]")
     for line in (
         f"{program} audit {_quoted(log)} --model {_quoted(model)}",
         f"{program} evaluate {_quoted(log)} --model {_quoted(model)} \\",
@@ -338,7 +341,7 @@ def _quoted(word: str | Path) -> str:
 
 
 def _program() -> str:
-    """What starts fastrank here: it need not be on the path."""
+    """The command that starts fastrank here, which need not be on the path."""
     if shutil.which("fastrank"):
         return "fastrank"
     beside = Path(sys.executable).with_name("fastrank")
@@ -350,4 +353,4 @@ def _program() -> str:
 
 def _threads() -> str:
     pinned = os.environ.get("OPENBLAS_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS") == "1"
-    return "one thread" if pinned else "NumPy's linear algebra was not held to one thread"
+    return "one thread" if pinned else "NumPy's linear algebra was not limited to one thread"

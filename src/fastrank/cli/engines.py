@@ -1,4 +1,4 @@
-"""What maps a function over parts of a log: processes of this machine, or Ray."""
+"""Map a function over parts of a log, by processes of this machine or by Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ENGINES", "Engine", "begun"]
 
 ENGINES = ("local", "ray")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_TRIES = 3  # again, of a task whose node was lost
+_TRIES = 3  # retries of a task whose node was lost
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,12 +28,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine that is there.
+    """A running engine.
 
     Attributes
     ----------
     processes : int
-        That work at a time.
+        How many work at a time.
     """
 
     processes: int
@@ -42,9 +42,9 @@ class Engine:
     def map(
         self, function: Callable[[T], R], parts: Sequence[T], done: Callable[[R], None]
     ) -> list[R]:
-        """What a function gives of each part; `done` is called with each as soon as it is there.
+        """Apply a function to each part, in any order; call `done` with each result as it arrives.
 
-        The first error that the function raises is raised here, and what still runs is ended.
+        The first error that the function raises is raised here, and what still runs is stopped.
         """
         found: dict[int, R] = {}
         for number, result in self._results(self.processes, function, parts):
@@ -55,14 +55,14 @@ class Engine:
 
 @contextmanager
 def begun(name: str, processes: int | None) -> Iterator[Engine]:
-    """An engine, by default with a process for each core that may be used."""
+    """Start an engine, by default with one process per usable core."""
     if name == "local":
         yield Engine(processes or usable_cores(), _on_this_machine)
         return
     with named_if_missing():
         ray = import_module("ray")
     is_own = not ray.is_initialized()
-    if is_own:  # the cluster of RAY_ADDRESS, or one of this machine alone
+    if is_own:  # the cluster of RAY_ADDRESS, or one on this machine only
         size = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes or usable_cores()}
         ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **size)
     try:
@@ -75,7 +75,7 @@ def begun(name: str, processes: int | None) -> Iterator[Engine]:
 def _on_this_machine(
     processes: int, function: Callable[[T], R], parts: Sequence[T]
 ) -> Iterator[tuple[int, R]]:
-    # A fork would copy the locks of threads that it does not have.
+    # A fork would copy the locks of other threads, but not the threads.
     context = multiprocessing.get_context("spawn")
     with _one_thread_each():
         pool = ProcessPoolExecutor(min(processes, len(parts)), context, _leave_interrupts)
@@ -87,8 +87,8 @@ def _on_this_machine(
                 yield numbers[future], future.result()
         except BrokenProcessPool:
             raise ValueError(
-                "--engine local: a process was ended from outside, for want of memory perhaps:"
-                " fewer --processes take less"
+                "--engine local: a process was killed, perhaps for lack of memory: fewer"
+                " --processes need less"
             ) from None
         except BaseException:
             for process in [*(pool._processes or {}).values()]:
@@ -99,13 +99,13 @@ def _on_this_machine(
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; the first one ends the others."""
+    """Ignore Ctrl-C, which reaches all processes of a terminal; the first one stops the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes that are begun within it use one thread, where nobody has said otherwise."""
+    """Let processes started within it use one thread each, unless the user chose otherwise."""
     unset = [name for name in _THREADS if name not in os.environ]
     os.environ.update(dict.fromkeys(unset, "1"))
     try:
@@ -118,7 +118,7 @@ def _one_thread_each() -> Iterator[None]:
 def _on_ray(
     processes: int, function: Callable[[T], R], parts: Sequence[T]
 ) -> Iterator[tuple[int, R]]:
-    """By a task each, `processes` at a time; where a node is lost, its tasks run on another."""
+    """Run one task per part, `processes` at a time; tasks of a lost node run again on another."""
     ray = import_module("ray")
     task = ray.remote(num_cpus=1, max_retries=_TRIES)(_called)
     waiting = [*enumerate(parts)][::-1]

@@ -43,11 +43,11 @@ from fastrank.scoring import ScoreFunction
 __all__ = ["audit", "evaluate"]
 
 _FORMATS = ["log", "obd", "data-capture", *ownlog.FORMATS]
-# What estimators want besides propensities, by the names that columns are given for.
+# What estimators need besides propensities, by the names that --array takes.
 _ARRAYS = [*dict.fromkeys(need for each in ope.ESTIMATORS.values() for need in each.needs)]
 _POLICY = "[LABEL=]POLICY[:PARAM=VALUE,...][@MODEL]"
-# Columns of a log that no evaluation and no audit looks at, and those that only models do, and that
-# make most of its bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
+# Log columns that no evaluation or audit reads, and those that only models read; together they are
+# most of a log's bytes. Whether rows ranked candidates, and the kind of rewards, is always read.
 _READ = ("score", "features_version", "row_weight", "rules", "after", "seen_id")
 _UNREAD = (
     *("latency_us", "n_candidates", "retrieval", "reward_ts"),
@@ -56,9 +56,9 @@ _UNREAD = (
 _FOR_MODELS = ("scores", "query", "log_norm")
 _CARRIED = "evaluation_log_propensities"  # what --also reads
 _NAME_ONE = "name at least one --policy, --column or --also"
-_LONG = 10.0  # seconds, from which on a run is announced
-_PARTS = 4  # of a log, for each process: one that has taken small ones takes more
-# Of what the Open Bandit Dataset was logged by, and what it is asked about: campaign, log, policy.
+_LONG = 10.0  # seconds; a longer run is announced
+_PARTS = 4  # of a log per process: a process that gets small parts takes more of them
+# The Open Bandit Dataset's logs, and the policy to evaluate from each: campaign, log, policy.
 _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
     ("all", "random", "bts"),
     ("all", "bts", "uniform"),
@@ -67,7 +67,7 @@ _BUNDLED: Sequence[tuple[obd.Campaign, obd.LoggingPolicy, str]] = (
 
 
 def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    """click's comparison lets NaN through any range, and an infinite limit limits nothing."""
+    """Refuse NaN, which passes any range of click's, and infinity, which is no limit."""
     if not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
     return value
@@ -81,7 +81,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     multiple=True,
     required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The model that wrote the log; several if it was replaced meanwhile.",
+    help="The model that wrote the log; repeat the option if the model was replaced meanwhile.",
 )
 @click.option("--format", "kind", type=click.Choice(["log", "data-capture"]), default="log")
 @click.option(
@@ -89,7 +89,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Rows whose propensities are computed again.",
+    help="Number of rows whose propensities are recomputed.",
 )
 @score_function_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -101,10 +101,10 @@ def audit(
     score_functions: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Compute a log's propensities again with the model that is said to have written it.
+    """Recompute a log's propensities with the model that is said to have written it.
 
-    LOGS are files, directories or quoted globs. Exit code 1 if a check fails, or if there was
-    nothing to check.
+    LOGS are files, directories or quoted globs. The exit code is 1 if a check fails, or if there
+    was nothing to check.
 
     \b
     Example:
@@ -129,7 +129,8 @@ def audit(
             console,
             agreement(found)
             if found.passed or not found.failed
-            else "[bold]This model did not write this log[/] as it stands: do not evaluate it.",
+            else "[bold]This model did not write this log[/] as it stands: do not evaluate the"
+            " log.",
         )
     return 0 if found.passed else 1
 
@@ -141,39 +142,40 @@ def audit(
     "models",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The model that wrote the log, and that policies are of; several if it was replaced.",
+    help="The model that wrote the log and that policies rank with; repeat the option if it was"
+    " replaced.",
 )
 @click.option(
     "--policy",
     "policies",
     multiple=True,
     metavar=_POLICY,
-    help="A policy to evaluate, of the last --model, or @MODEL. May be given several times."
-    " Of --format obd and table, uniform is possible without a model.",
+    help="A policy to evaluate, on the last --model or on @MODEL. Repeatable. With --format obd and"
+    " table, uniform works without a model.",
 )
 @click.option(
     "--policy-rules",
     "policy_rules",
     multiple=True,
     metavar="[LABEL=]FILE",
-    help="Rules as JSON, other than the rows' own, for the policy of that label, or for all of"
-    " --policy: {} for none. An object {rules, params} also has values of parameters.",
+    help="Rules as JSON that replace the rows' own, for the policy with that label or for all of"
+    " --policy: {} for none. An object {rules, params} also sets values of parameters.",
 )
 @click.option(
     "--column",
     "columns",
     multiple=True,
     metavar="[LABEL=]COLUMN",
-    help="A policy whose conditional log-propensities stand in a column of the log: lists,"
-    " or of a file of --format obd numbers; of --format table on the scale of the propensities.",
+    help="A policy whose conditional log-propensities are in a column of the log: lists, or numbers"
+    " in a file of --format obd. With --format table, on the scale of the propensities.",
 )
 @click.option(
     "--also",
     "carried",
     multiple=True,
     metavar="[LABEL=]NAME",
-    help="A policy whose log-propensities the rows have themselves, as `serve --also NAME=...` logs"
-    " them. No model is needed.",
+    help="A policy whose log-propensities the rows contain, as `serve --also NAME=...` logs them."
+    " Needs no model.",
 )
 @click.option(
     "--format",
@@ -181,9 +183,9 @@ def audit(
     type=click.Choice(_FORMATS),
     default="log",
     show_default=True,
-    help="table: CSV (or .csv.gz) and Parquet files of anybody's, with the options below that say"
-    " what their columns hold; dsjson: of Vowpal Wabbit; obd: CSV or Parquet files of the Open"
-    " Bandit Dataset; without LOGS, those bundled.",
+    help="table: your own CSV (or .csv.gz) and Parquet files, with the options below that say what"
+    " their columns hold; dsjson: logs of Vowpal Wabbit; obd: CSV or Parquet files of the Open"
+    " Bandit Dataset, or without LOGS the bundled ones.",
 )
 @ownlog.table_options
 @click.option(
@@ -191,8 +193,8 @@ def audit(
     "arrays",
     multiple=True,
     metavar="[LABEL:]NAME=COLUMN",
-    help="A column of the log that holds what an estimator needs: NAME is one of"
-    f" {', '.join(_ARRAYS)}. For the policy of that label, or for all.",
+    help=f"A column of the log with what an estimator needs: NAME is one of {', '.join(_ARRAYS)}."
+    " For the policy with that label, or for all.",
 )
 @click.option("-k", "places", type=click.IntRange(min=1), help="Places of the evaluated rankings.")
 @click.option(
@@ -201,13 +203,13 @@ def audit(
     multiple=True,
     type=click.Choice(list(ope.ESTIMATORS)),
     metavar="NAME",
-    help=f"Some of {', '.join(ope.ESTIMATORS)}.  [default: {', '.join(DEFAULT_ESTIMATORS)}]",
+    help=f"Any of {', '.join(ope.ESTIMATORS)}.  [default: {', '.join(DEFAULT_ESTIMATORS)}]",
 )
 @click.option(
     "--lead",
     type=click.Choice(list(ope.ESTIMATORS)),
     metavar="NAME",
-    help="The estimator that verdicts rest on.  [default: snrips; snips where that is as exact, or"
+    help="The estimator that verdicts rest on.  [default: snrips; snips if it is as precise, or if"
     " the log contradicts snrips]",
 )
 @click.option(
@@ -215,7 +217,7 @@ def audit(
     default="logging",
     show_default=True,
     metavar="LABEL",
-    help="What policies are compared with.",
+    help="What the policies are compared with.",
 )
 @click.option(
     "--level",
@@ -228,7 +230,7 @@ def audit(
 @click.option(
     "--independent-rows",
     is_flag=True,
-    help="Take every row for another user's: intervals are too narrow where users come again.",
+    help="Treat every row as another user's: intervals are too narrow if users come back.",
 )
 @click.option(
     "--clip",
@@ -236,13 +238,13 @@ def audit(
     default=20.0,
     show_default=True,
     callback=_finite,
-    help="Largest weight of clipped-ips; finite, since without a limit it is ips.",
+    help="Largest weight of clipped-ips; must be finite, since without a limit it equals ips.",
 )
 @click.option(
     "--reward-range",
     type=(float, float),
     metavar="LOW HIGH",
-    help="Least and largest reward of a ranking: gives clipped-ips a Bernstein bound.",
+    help="Smallest and largest reward of a ranking: gives clipped-ips a Bernstein bound.",
 )
 @click.option(
     "--threshold",
@@ -254,57 +256,58 @@ def audit(
 @click.option(
     "--experiment",
     metavar="NAME",
-    help="Compare the arms of this experiment, by its rows alone, and estimate policies from all of"
-    " them. A policy with an arm's name for its label is that arm's policy; those of others are"
-    " what their rows say, of --model.",
+    help="Compare the arms of this experiment, using its rows only, and estimate policies from all"
+    " of them. A policy whose label is an arm's name is that arm's policy; the policies of other"
+    " arms are those that their rows state, on --model.",
 )
 @click.option(
     "--shares",
     multiple=True,
     metavar="[FROM:]ARM=SHARE,...",
-    help="Shares of users that arms should have had, for the sample-ratio test: always, or FROM a"
-    " revision or a time (2026-03-01T00:00:00Z), one option each. With this or --control the log's"
-    " only experiment need not be named.",
+    help="Shares of users that the arms should have had, for the sample-ratio test: for the whole"
+    " log, or FROM a revision or a time (2026-03-01T00:00:00Z), one option each. With this or"
+    " --control, the only experiment of a log need not be named.",
 )
 @click.option(
     "--control",
     metavar="ARM",
-    help="The arm that others are compared with.  [default: control, or the first by name]",
+    help="The arm that the others are compared with.  [default: control, or the first by name]",
 )
-@click.option("--include-fallback", is_flag=True, help="Use rows that the fallback ranked, too.")
+@click.option("--include-fallback", is_flag=True, help="Also use rows that the fallback ranked.")
 @click.option(
-    "--include-caller-seeds", is_flag=True, help="Use rows whose seed a caller chose, too."
+    "--include-caller-seeds", is_flag=True, help="Also use rows whose seed a caller chose."
 )
 @click.option(
     "--restrict-to-logged-catalog",
     is_flag=True,
-    help="Evaluate policies that never show newer items than the log's.",
+    help="Evaluate policies as if they never showed items newer than the log's.",
 )
 @click.option(
     "--keep-candidates",
     is_flag=True,
-    help="Where candidates were ranked, evaluate policies that rank the same ones.",
+    help="If candidates were ranked, evaluate policies that rank the same candidates.",
 )
 @click.option(
-    "--no-audit", is_flag=True, help="Skip the audit: believe that the model wrote the log."
+    "--no-audit", is_flag=True, help="Skip the audit, and trust that the model wrote the log."
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    help="Read files by many processes and merge what they sum, to the same result: those of this"
-    " machine, or tasks of Ray (of the cluster of RAY_ADDRESS, or one on this machine).",
+    help="Read files in many processes and merge their sums; the result is the same. local:"
+    " processes of this machine. ray: tasks of Ray, on the cluster of RAY_ADDRESS or on this"
+    " machine.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="Of --engine, at a time.  [default: one a core]",
+    help="Processes of --engine at a time.  [default: one per core]",
 )
 @score_function_option
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write a page to read in a browser.",
+    help="Write an HTML report.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
@@ -316,11 +319,11 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Estimate what other policies would have earned, from a log of this one with its rewards.
+    """Estimate what other policies would have earned, from a log of one policy and its rewards.
 
-    LOGS are files, directories or quoted globs. The log is audited first, then read once. Exit
-    code 1 if not one row could be used. With --experiment arms are compared, too, and policies may
-    be none.
+    LOGS are files, directories or quoted globs. The log is audited first, then read once. The exit
+    code is 1 if no row was usable. With --experiment, arms are compared too, and no policy need be
+    given.
 
     \b
     Examples:
@@ -339,19 +342,19 @@ def evaluate(
     arms = {name: options.pop(name) for name in ("experiment", "shares", "control")}
     of_arms = [f"--{name}" for name, value in arms.items() if value]
     if of_arms and kind != "log":
-        raise click.UsageError(f"{', '.join(of_arms)}: only with --format log, which says arms")
+        raise click.UsageError(f"{', '.join(of_arms)}: needs --format log, whose rows state arms")
     _refuse_engine(engine, processes, kind, of_arms)
     table = {name: options.pop(name) for name in ownlog.OPTIONS}
     settings = _Settings(**options)
-    if report is not None and not report.parent.is_dir():  # looked at now, not after the work
+    if report is not None and not report.parent.is_dir():  # checked before the work
         raise click.UsageError(f"--report: {report.parent} is not a directory")
     if report is not None:
-        render([])  # likewise whether there is what pages are made with
+        render([])  # fails now if the template library is missing
     if kind == "obd" and not logs:
         given = (settings.models, settings.policies, settings.policy_rules, settings.columns)
         if any((*given, settings.carried, settings.arrays)):
             raise click.UsageError(
-                "--format obd without LOGS evaluates what is bundled: no policies, no"
+                "--format obd without LOGS evaluates the bundled logs: no policies, no"
                 " --policy-rules"
             )
         sections = [_bundled(settings, *each) for each in _BUNDLED]
@@ -428,7 +431,7 @@ class _Settings:
         rows: int,
         processes: int = 1,
     ) -> None:
-        """Say how long it will take, if that is long."""
+        """Print how long the run will take, if that is long."""
         seconds = forecast(
             log,
             policies,
@@ -483,7 +486,7 @@ class _Settings:
             )
 
     def options(self) -> dict[str, Any]:
-        """What all evaluations take."""
+        """The options that all evaluations take."""
         return {
             "places": self.places,
             "estimators": self.estimators or None,
@@ -504,16 +507,19 @@ class _Settings:
 def _refuse_engine(
     engine: str | None, processes: int | None, kind: str, of_arms: Sequence[str]
 ) -> None:
-    """A UsageError for what is not evaluated in parts."""
+    """Raise UsageError for an evaluation that cannot be done in parts."""
     if engine is None:
         if processes is not None:
-            raise click.UsageError("--processes: goes with --engine, which is not given")
+            raise click.UsageError("--processes: needs --engine")
         return
     if kind != "log":
-        raise click.UsageError(f"--engine: only with --format log, not {kind}: it goes by files")
+        raise click.UsageError(
+            f"--engine: needs --format log; got {kind}: parts are files of a log"
+        )
     if of_arms:
         raise click.UsageError(
-            f"--engine: not with {', '.join(of_arms)}: arms are compared in one reading of the log"
+            f"--engine: cannot be combined with {', '.join(of_arms)}: arms are compared in one"
+            " reading"
         )
 
 
@@ -553,12 +559,12 @@ def _against(found: ope.Audit | None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The work of a process: a part of the log, to what is kept of it."""
+    """The work of one process: read a part of the log, and return its sums."""
 
     settings: _Settings
     logs: tuple[str, ...]
     folder: str  # that paths are relative to
-    share: float | None  # of rows that are audited by the model
+    share: float | None  # of rows that the model audits
     longest: int
 
     def __call__(self, part: LogReader) -> tuple[Audited | None, ope.Partial]:
@@ -567,7 +573,7 @@ class _Work:
         except OSError as error:
             raise ValueError(
                 f"--engine: {platform.node()} has no {self.folder} ({error.strerror}): models and"
-                " logs are to be where each machine finds them by the same paths"
+                " logs must have the same paths on every machine"
             ) from None
         models, policies, _ = _asked_once(self.settings, self.logs)
         audit = None
@@ -589,14 +595,14 @@ class _Work:
 def _asked_once(
     settings: _Settings, logs: tuple[str, ...]
 ) -> tuple[list[Model | Catalog], list[ope.EvaluationPolicy], list[str]]:
-    """As `_asked`, of all parts that a process sums."""
+    """As `_asked`, cached for all parts that a process sums."""
     return _asked(settings, logs, "log")
 
 
 def _in_parts(
     engine: Engine, work: _Work, log: LogReader, rows: int
 ) -> tuple[ope.Audit | None, ope.Partial]:
-    """What all parts of a log come to. Those that have rows in common are read as one."""
+    """Sum all parts of a log. Parts that share rows are read as one."""
     parts = log.parts(_PARTS * engine.processes)
     found: dict[int, tuple[Audited | None, ope.Partial]] = {}
     missing = [*range(len(parts))]
@@ -627,7 +633,7 @@ def _in_parts(
 
 
 def _connected(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Groups of numbers that pairs link, each in order."""
+    """Groups of numbers that pairs link, each in ascending order."""
     groups: list[set[int]] = []
     for pair in pairs:
         touched = [group for group in groups if group & {*pair}]
@@ -639,7 +645,7 @@ def _connected(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
 def _asked(
     settings: _Settings, logs: Sequence[str], kind: str
 ) -> tuple[list[Model | Catalog], list[ope.EvaluationPolicy], list[str]]:
-    """Models, policies, and the columns of the log that these have."""
+    """Models, policies, and the columns of the log that they need."""
     functions = functions_of(settings.score_functions)
     models = [_open(path, functions) for path in settings.models]
     by_model = _by_model(settings.policies, models, functions, logs if kind == "obd" else ())
@@ -669,10 +675,10 @@ def _of_arms(
     report: Path | None,
     as_json: bool,
 ) -> int:
-    """The rows of one experiment; the exit code."""
+    """Evaluate the rows of one experiment, and return the exit code."""
     models, policies, columns = _asked(settings, logs, "log")
     if report is not None and not policies:
-        raise click.UsageError(f"--report: it shows policies: {_NAME_ONE}")
+        raise click.UsageError(f"--report: shows policies: {_NAME_ONE}")
     omit = _unread(settings, () if models or policies else _FOR_MODELS)
     omit = [name for name in omit if name not in ("experiment", "arm", "revision")]
     reader = _reader(logs, "log", columns, omit)
@@ -705,13 +711,14 @@ def _of_arms(
 
 
 def _unread(settings: _Settings, besides: Sequence[str]) -> list[str]:
-    """Columns that are not read."""
+    """Columns that need not be read."""
     wanted = _CARRIED if settings.carried else ""
     return [name for name in (*_UNREAD, *besides) if name != wanted]
 
 
 def _check_carried(settings: _Settings, log: LogReader) -> None:
-    """A UsageError where no row has a policy's log-propensities; it stops at the first that has."""
+    """Raise UsageError if no row has a policy's log-propensities; stop at the first row that
+    has."""
     wanted = {_labelled(text)[1] for text in settings.carried}
     found: set[str] = set()
     for batch in log if wanted else ():
@@ -719,7 +726,7 @@ def _check_carried(settings: _Settings, log: LogReader) -> None:
         if wanted <= found:
             return
     for name in sorted(wanted - found):
-        have = ", ".join(sorted(found)) or "those of no further policy"
+        have = ", ".join(sorted(found)) or "none of any policy"
         raise click.UsageError(f"--also: no row has log-propensities of {name!r}; they have {have}")
 
 
@@ -738,23 +745,25 @@ def _shares(texts: Sequence[str]) -> Any:
             raise click.UsageError(f"--shares: expected [FROM:]ARM=SHARE,...; got {text!r}")
         at = _since(match["since"])
         if at in found:
-            raise click.UsageError(f"--shares: {text}: shares from this time on are given twice")
+            raise click.UsageError(f"--shares: {text}: this start is given twice")
         shares = found.setdefault(at, {})
         for part in match["shares"].split(","):
             arm, _, share = part.partition("=")
             if arm in shares:
-                raise click.UsageError(f"--shares: {text}: {arm} is there twice")
+                raise click.UsageError(f"--shares: {text}: {arm} is given twice")
             try:
                 shares[arm] = float(share)
             except ValueError:
-                raise click.UsageError(f"--shares: {text}: not a number: {share!r}") from None
+                raise click.UsageError(
+                    f"--shares: {text}: expected a number; got {share!r}"
+                ) from None
     if None in found and len(found) > 1:
-        raise click.UsageError("--shares: some say from when on they hold, and some do not")
+        raise click.UsageError("--shares: some have a start (FROM) and some have none")
     return found.get(None, found)
 
 
 def _since(text: str | None) -> str | datetime | None:
-    """A time, if it is one, with a time zone; otherwise a revision."""
+    """A time, if the text is one with a time zone; otherwise a revision."""
     try:
         at = datetime.fromisoformat(text or "")
     except ValueError:
@@ -765,7 +774,7 @@ def _since(text: str | None) -> str | datetime | None:
 def _of_own(
     settings: _Settings, logs: Sequence[str], kind: str, table: Mapping[str, Any]
 ) -> Section:
-    """A log of another making: its policies are columns of it, and no model is asked."""
+    """Evaluate a foreign log: its policies are columns of it, and no model is used."""
     with ownlog.saying_options():
         if kind == "dsjson":
             log, arrays = ownlog.dsjson_log(logs), {}
@@ -798,8 +807,8 @@ def _by_model(
         label, policy = parse_policy(spec, "--policy")
         if callable(policy):
             raise click.UsageError(
-                f"--policy: {text}: a temperature relative to the logging policy's is for"
-                " `fastrank plan`: give the temperature itself"
+                f"--policy: {text}: only `fastrank plan` takes a temperature relative to the"
+                " logging policy's: give the temperature itself"
             )
         if at and directory not in others:
             others[directory] = _open(Path(directory), functions)
@@ -813,7 +822,7 @@ def _by_model(
             continue
         if not at and not models:
             raise click.UsageError(f"--policy: {text}: give its model: --model, or @MODEL")
-        # Of several models that wrote the log, the last one given is the one in use now.
+        # If several models wrote the log, the last one given is the one in use now.
         yield ope.ByModel(
             label if label != spec else text, policy, others[directory] if at else models[-1]
         )
@@ -822,30 +831,29 @@ def _by_model(
 def _with_rules(
     policies: Sequence[ope.EvaluationPolicy], texts: Sequence[str]
 ) -> list[ope.EvaluationPolicy]:
-    """The policies with the rules that --policy-rules names for them."""
+    """The policies, with the rules that --policy-rules gives them."""
     labels = [each.label for each in policies]
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        # Labels and files may hold equals signs: the longest label that fits is meant.
+        # Labels and files may contain equals signs: the longest label that matches is taken.
         fits = [label for label in labels if text.startswith(f"{label}=")]
         label = max(fits, key=len, default=None)
         file = Path(text if label is None else text[len(label) + 1 :])
         if label is None and not file.is_file() and "=" in text:
             raise click.UsageError(
-                f"--policy-rules: {text}: neither a file nor LABEL=FILE of a policy on a model:"
-                f" those are {', '.join(labels) or 'none'}"
+                f"--policy-rules: {text}: expected a file, or LABEL=FILE with a policy on a model:"
+                f" {', '.join(labels) or 'there is none'}"
             )
         said = _rules_of(file)
         for each in labels if label is None else [label]:
             if each in found:
-                raise click.UsageError(f"--policy-rules: those of {each} are given twice")
+                raise click.UsageError(f"--policy-rules: the rules of {each} are given twice")
             found[each] = said
     if texts and not labels:
-        raise click.UsageError("--policy-rules: goes with --policy, which is not given")
+        raise click.UsageError("--policy-rules: needs --policy")
     if not all(isinstance(each, ope.ByModel) for each in policies if each.label in found):
         raise click.UsageError(
-            "--policy-rules: rules are applied where a model ranks: give --model, or @MODEL in"
-            " --policy"
+            "--policy-rules: rules apply where a model ranks: give --model, or @MODEL in --policy"
         )
     try:
         return [replace(each, **found.get(each.label, {})) for each in policies]
@@ -854,14 +862,14 @@ def _with_rules(
 
 
 def _rules_of(file: Path) -> dict[str, Any]:
-    """Rules, and values of their parameters, of a file."""
+    """Rules, and values of their parameters, from a file."""
     try:
         said = json.loads(file.read_bytes(), object_pairs_hook=_object)
         params: dict[str, Any] = {}
         if isinstance(said, dict) and "rules" in said:
             unknown = sorted(said.keys() - {"rules", "params"})
             if unknown:
-                raise ValueError(f"beside rules stand params alone, not {unknown[0]!r}")
+                raise ValueError(f"expected the keys rules and params; got {unknown[0]!r}")
             said, params = said["rules"], said.get("params") or {}
         return {"rules": Rules.from_dict(said), "params": params}
     except OSError as error:
@@ -871,12 +879,13 @@ def _rules_of(file: Path) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is given twice JSON readers would silently keep one value."""
+    """A JSON object; refuses a repeated key, of which JSON readers would silently keep one
+    value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
+        raise ValueError(f"{twice!r} is given twice")
     return found
 
 
@@ -888,13 +897,13 @@ def _labelled(text: str) -> tuple[str, str]:
 def _with_arrays(
     policies: Sequence[ope.EvaluationPolicy], settings: _Settings
 ) -> list[ope.EvaluationPolicy]:
-    """The policies with the columns that --array names for them."""
+    """The policies, with the columns that --array gives them."""
     names = [*settings.estimators, *([settings.lead] if settings.lead else [])]
     wanted = {need for name in names for need in ope.ESTIMATORS[name].needs}
     labels = [each.label for each in policies]
     found: dict[str, dict[str, str]] = {label: {} for label in labels}
     for text in settings.arrays:
-        # Labels may hold colons and equals signs: plackett_luce:temperature=0.5 is one.
+        # Labels may contain colons and equals signs, such as plackett_luce:temperature=0.5.
         match = re.fullmatch(
             rf"(?:(?P<label>.+?):)?(?P<name>{'|'.join(_ARRAYS)})=(?P<column>.+)", text
         )
@@ -906,12 +915,12 @@ def _with_arrays(
         label, name, column = match["label"], match["name"], match["column"]
         if label is not None and label not in labels:
             raise click.UsageError(
-                f"--array: {text}: no policy is called {label!r}, only {', '.join(labels)}"
+                f"--array: {text}: expected a policy's label: {', '.join(labels)}; got {label!r}"
             )
         if name not in wanted:
             users = [each for each, cls in ope.ESTIMATORS.items() if name in cls.needs]
             raise click.UsageError(
-                f"--array: {text}: nothing wants it without --estimator {' or '.join(users)}"
+                f"--array: {text}: unused without --estimator {' or '.join(users)}"
             )
         for each in labels if label is None else [label]:
             if name in found[each]:
@@ -952,7 +961,7 @@ def _bundled(
     frozen = target == "bts"
     function = _frozen(obd.action_distribution(campaign)) if frozen else _uniform(n_items)
     evaluation = settings.run(log, [ope.ByFunction(target, function)], [], log.survey()[0])
-    title = f"Open Bandit Dataset, campaign {campaign}: logged by {logged}, asked about {target}"
+    title = f"Open Bandit Dataset, campaign {campaign}: logged by {logged}, evaluated {target}"
     return Section(title, evaluation, None)
 
 
@@ -969,13 +978,13 @@ def _uniform(n_items: int) -> Callable[[LogBatch], Any]:
 
 
 def _uniform_of(paths: Sequence[str]) -> Callable[[LogBatch], Any]:
-    """Uniform over the items of the campaign that all of the files are of."""
+    """The uniform policy over the items of the campaign that all the files are of."""
     found = {items_of_obd(path) for path in paths}
     if len(found) > 1:
         several = " and ".join(map(str, sorted(found)))
         raise click.UsageError(
             f"--policy: uniform: the files are of campaigns of {several} items: evaluate each"
-            " campaign for itself"
+            " campaign separately"
         )
     (n_items,) = found
     uniform = _uniform(n_items)
@@ -983,8 +992,8 @@ def _uniform_of(paths: Sequence[str]) -> Callable[[LogBatch], Any]:
     def function(batch: LogBatch) -> Any:
         if batch.item_ids.max(initial=0) >= n_items:
             raise ValueError(
-                f"{', '.join(paths)}: item {batch.item_ids.max()} is none of the campaign's"
-                f" {n_items} items, 0 to {n_items - 1}"
+                f"{', '.join(paths)}: expected items 0 to {n_items - 1} of the campaign; got"
+                f" {batch.item_ids.max()}"
             )
         return uniform(batch)
 

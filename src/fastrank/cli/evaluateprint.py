@@ -1,4 +1,4 @@
-"""What `fastrank evaluate` and `fastrank audit` print."""
+"""Print the results of `fastrank evaluate` and `fastrank audit`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fastrank.ope.summary import IN_BRACKETS
 
 __all__ = ["agreement", "print_audit", "print_section"]
 
-_JOIN_LINES = 10  # of what joins dropped, so many are printed
-_PLACES = 3  # of each reason why rows are malformed, so many are shown
+_JOIN_LINES = 10  # most lines printed about what joins dropped
+_PLACES = 3  # most malformed rows shown for each reason
 
 
 def agreement(found: ope.Audit) -> str:
-    """What an audit says of which no check failed."""
+    """The summary of an audit in which no check failed."""
     if not found.judged:
         return "Nothing could be checked: the log has no valid rows."
     if found.log["unreadable_files"]:
-        return "What could be read of the log agrees with the model; some of its files could not."
+        return "The readable files of the log agree with the model; some files could not be read."
     return "The log agrees with the model."
 
 
@@ -46,7 +46,7 @@ def print_section(console: Console, section: Section) -> None:
     evaluation = section.evaluation
     console.rule(f"[bold]{for_terminal(section.title)}")
     if section.audit is None:
-        say(console, "Not audited: that the log is what it says is taken on trust.")
+        say(console, "Not audited: it is assumed that the model wrote the log.")
     else:
         if not section.audit.failed:
             warnings = [c.message for c in section.audit.checks if c.outcome == "warning"]
@@ -77,12 +77,12 @@ def print_section(console: Console, section: Section) -> None:
     if evaluation.clustered and evaluation.rows_without_user:
         say(
             console,
-            f"{evaluation.rows_without_user:,} rows name no user, and are taken as independent.",
+            f"{evaluation.rows_without_user:,} rows name no user, and are treated as independent.",
         )
     if evaluation.user_effect is not None:
         say(
             console,
-            "Rows were taken as independent, and those of one user are not: intervals are too"
+            "Rows were treated as independent, but rows of one user are not: intervals are too"
             f" narrow, by a factor of about {evaluation.user_effect**0.5:.2g}.",
         )
     used = f"{evaluation.rows_used:,} of {evaluation.rows:,} rows used"
@@ -100,13 +100,13 @@ def print_section(console: Console, section: Section) -> None:
     for line in missing[:_JOIN_LINES]:
         console.print(for_terminal(f"join: {line}"))
     if len(missing) > _JOIN_LINES:
-        console.print(f"join: {len(missing) - _JOIN_LINES:,} more lines, which --report has")
+        console.print(f"join: {len(missing) - _JOIN_LINES:,} more lines, printed in --report")
     lost = sum(evaluation.log["rows_lost"].values())
     gaps = [f"{lost:,} lost before they were written"] if lost else []
     equal = evaluation.log["equal_duplicates"]
-    again = [f"{equal:,} came twice, say the same, and count once"] if equal else []
+    again = [f"{equal:,} identical duplicates, counted once"] if equal else []
     unzoned = evaluation.log["times_without_zone"]
-    zones = [f"{unzoned:,} served at a time without a zone, taken as UTC"] if unzoned else []
+    zones = [f"{unzoned:,} served at a time without a zone, read as UTC"] if unzoned else []
     counts = [used, *aside, *malformed, *again, *gaps, *zones]
     say(console, for_terminal("; ".join(counts) + "."))
     for reason, places in evaluation.log["places"].items():
@@ -122,14 +122,16 @@ def print_section(console: Console, section: Section) -> None:
                 name += f", score {stratum.stratum.score}"
             if stratum.stratum.features_version is not None:
                 name += f", features {stratum.stratum.features_version[:12]}"
-            dropped = f"; left out for {', '.join(stratum.dropped)}" if stratum.dropped else ""
+            dropped = (
+                f"; left out because of {', '.join(stratum.dropped)}" if stratum.dropped else ""
+            )
             console.print(
                 for_terminal(f"  {stratum.rows:,} rows ({stratum.share:.1%}) by {name}{dropped}")
             )
 
 
 def _print_estimates(console: Console, evaluation: ope.Evaluation) -> bool:
-    """The table of estimates; whether some of them stand in brackets."""
+    """Print the table of estimates; return whether any of them is in brackets."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", overflow="fold", min_width=8)
     table.add_column("estimator", no_wrap=True)

@@ -1,4 +1,4 @@
-"""`fastrank experiment`: prints and draws what `fastrank.experiments` finds."""
+"""`fastrank experiment`: print and draw what `fastrank.experiments` finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastrank.atomic import replacing
 from fastrank.cli.terminal import json_text, progress, say, standard_output
 from fastrank.frames import bracketed
 
-if TYPE_CHECKING:  # pyarrow and matplotlib take a while to import: only when the command runs
+if TYPE_CHECKING:  # pyarrow and matplotlib are slow to import: only when the command runs
     from matplotlib.figure import Figure
 
     from fastrank.experiments import (
@@ -44,18 +44,18 @@ _COLOURS = ("#1b6ca8", "#e08e2b", "#3a9d5d", "#a0a0a0")
     help="Draw the result: .svg, .png or .pdf.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**53), default=0, show_default=True)
-@click.option("--quick", is_flag=True, help="A smaller one, in seconds.")
+@click.option("--quick", is_flag=True, help="Run a smaller experiment, in seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def experiment(name: str, output: Path | None, seed: int, quick: bool, as_json: bool) -> None:
-    """Run a published experiment where the truth is known, and see what to expect of a log.
+    """Run a published experiment where the truth is known, to see what logs can and cannot tell.
 
     \b
     NAME is one of
-      replay     matching rows: exact on uniform logs, and soon without data
+        replay     matching rows: exact on uniform logs, but few rows are left
       four-ways  deterministic or stochastic: which logs can evaluate which policies
       avg-bias   the logged average as another policy's value
       variance   of ips, rips and iips, as items and places grow
-      rules      a cap that acts on finished rankings, and what its log says
+        rules      a cap applied to finished rankings, and the bias that its log then has
 
     Each takes a minute at most, and needs no input.
 
@@ -68,7 +68,7 @@ def experiment(name: str, output: Path | None, seed: int, quick: bool, as_json: 
             raise click.UsageError(f"--output: expected .svg, .png or .pdf, got {output.name!r}")
         if not output.absolute().parent.is_dir():
             raise click.UsageError(f"--output: {output.parent} is not a directory")
-        import matplotlib.figure  # noqa: F401  # missing? then now, not after the work
+        import matplotlib.figure  # noqa: F401  # fails now if missing, not after the work
     from fastrank.experiments import EXPERIMENTS
 
     with progress() as bar:
@@ -96,7 +96,7 @@ def experiment(name: str, output: Path | None, seed: int, quick: bool, as_json: 
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 0) -> Table:
-    """The first `left` columns are text."""
+    """Make a table whose first `left` columns are text."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for j, column in enumerate(columns):
         table.add_column(column, justify="left" if j < left else "right", no_wrap=True)
@@ -139,10 +139,10 @@ def _print_replay(console: Console, found: ReplayShrinks) -> None:
     first = found.logs[0]
     say(
         console,
-        f"""{found.rows:,} rows a log. Truth: {found.truth:g} clicks a place; the logging policy
+        f"""{found.rows:,} rows per log. Truth: {found.truth:g} clicks per place; the logging policy
         itself earned {found.logged:.3f} in the first log. counted: clicks in matched rows over all
-        rows; replay: over the matched ones, in brackets where it is no result, as its status says.
-        The {first.matches:,} rows that the first log leaves are a log again: an independent draw
+        rows; replay: over the matched rows, in brackets where it is no result, as its status says.
+        The {first.matches:,} matched rows of the first log form a log again: an independent draw
         matches {found.matched_again:,} of them, with {found.replay_again:.3f} clicks.""",
     )
 
@@ -215,10 +215,10 @@ def _print_four_ways(console: Console, found: FourWays) -> None:
         console.print(f"  {reason}: {REASONS[reason]}")
     say(
         console,
-        f"""Clicks a visit; {found.rows:,} visits a log, {found.n_users} users, {found.n_items}
+        f"""Clicks per visit; {found.rows:,} visits per log, {found.n_users} users, {found.n_items}
         items, {found.k} place; stochastic: Plackett-Luce at T = {found.temperature:g}. uncovered:
-        how much of what the evaluated policy shows the logging policy could not show. ±: half of
-        the 95 % interval. In brackets: no result.""",
+        the share of what the evaluated policy shows that the logging policy could not show. ±: half
+        of the 95 % interval. In brackets: no result.""",
     )
 
 
@@ -275,8 +275,8 @@ def _print_avg_bias(console: Console, found: AvgBias) -> None:
     console.print(_table(columns, rows))
     say(
         console,
-        f"""Clicks a visit; one drawn log of {found.rows:,} rows, whose avg is {avg.avg:.4f}
-        ± {avg.avg_error:.4f}; {found.n_items} items in {found.k} places, visitors who stop at their
+        f"""Clicks per visit; one drawn log of {found.rows:,} rows, whose avg is {avg.avg:.4f} ±
+        {avg.avg_error:.4f}; {found.n_items} items in {found.k} places, visitors who stop at their
         first click. truth, bias, standard errors and ESS share are exact, by enumeration; ips and
         rips have no bias.""",
     )
@@ -293,12 +293,12 @@ def _draw_avg_bias(found: AvgBias) -> Figure:
         errors = [2 * getattr(each, f"{name}_error") for each in found.policies]
         misses = [getattr(each, name) - each.truth for each in found.policies]
         axes.fill_between(factors, [-e for e in errors], errors, color=colour, alpha=0.25)
-        axes.plot(factors, misses, "o", color=colour, label=f"{name}: a log's, and two exact se")
+        axes.plot(factors, misses, "o", color=colour, label=f"{name}: one log, ± 2 exact se")
     axes.set_xscale("log")
     axes.set_xticks(factors, [f"x {factor:g}" for factor in factors])
     axes.minorticks_off()
     axes.set_xlabel("temperature of the evaluated policy, over that of the log")
-    axes.set_ylabel("estimate less truth, clicks a visit")
+    axes.set_ylabel("estimate minus truth, clicks per visit")
     axes.legend(frameon=False, loc="upper left")
     _plain(axes)
     return figure
@@ -327,9 +327,9 @@ def _print_variance(console: Console, found: Variances) -> None:
     console.print(_table(columns, rows))
     say(
         console,
-        f"""variance: of one row. Evaluated: temperature x {found.factor:g}; scores normal, with a
-        standard deviation of two temperatures; clicks position-based. ESS share: of the worst
-        place; that of rips is the last one, where it is ips. worth: of a row, in rows of the
+        f"""variance: of one row. Evaluated: temperature x {found.factor:g}; scores are normal, with
+        a standard deviation of two temperatures; clicks are position-based. ESS share: of the worst
+        place; that of rips is the last place, where it equals ips. worth: of a row, in rows of the
         evaluated policy's own log. error: standard error of the variances where rankings were drawn
         ({found.draws:,}).""",
     )
@@ -387,13 +387,14 @@ def _print_rules(console: Console, found: RulesAfterwards) -> None:
     again = next(shop.draws for shop in found.shops if shop.draws > 1.0)
     say(
         console,
-        f"""{found.logs} logs of {found.rows:,} rankings a shop; {found.n_items:,} items of
+        f"""{found.logs} logs of {found.rows:,} rankings per shop; {found.n_items:,} items of
         {found.n_sellers} sellers, of which the largest has {found.largest:.0%}; {found.n_users}
         visitors. Evaluated: the same cap at {found.factor:g} times the temperature, which earns
-        {found.truth:.4f} ± {found.truth_error:.4f} clicks a ranking (the logs: {found.logged:.3f}),
-        with propensities that know of the cap or do not. To draw again took {again:.1f} rankings
-        for one that obeys. Ranges: of 90 % of the rankings, or of the logs, around the median.
-        flagged: logs of which fastrank says that the mean weight is off.""",
+        {found.truth:.4f} ± {found.truth_error:.4f} clicks per ranking (the logs:
+        {found.logged:.3f}), with propensities that take the cap into account or do not. Drawing
+        again took {again:.1f} rankings for one that obeys. Ranges: of 90 % of the rankings, or of
+        the logs, around the median. flagged: logs in which fastrank reports that the mean weight is
+        off.""",
     )
 
 
@@ -406,9 +407,9 @@ def _spread(values: tuple[float, float, float]) -> str:
     return f"{middle} ({low}-{high})"
 
 
-# How each shop keeps to its cap, for a picture that stands alone.
+# How each shop keeps to its cap, for the picture's labels.
 _OF_SHOPS = {
-    "strikes out": "too many struck out\nof a finished ranking",
+    "strikes out": "excess items removed\nfrom a finished ranking",
     "draws again": "drawn again\nuntil a ranking obeys",
     "has rules": "drawn by rules",
 }

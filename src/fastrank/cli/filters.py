@@ -1,4 +1,4 @@
-"""Ids on the command line: one, and filters of them, in options and in files."""
+"""Ids on the command line: single ids, and filters given as options and files."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from fastrank.ids import Ids, as_written, id_from_text, split_ids
 
 __all__ = ["Filters", "filter_options", "filters_of", "id_of", "ids_of_lists"]
 
-_NAMED = 5  # unknown ids that are named, by as many characters at most:
+_NAMED = 5  # most unknown ids that are named, each cut to at most:
 _SHOWN = 60
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class Filters(TypedDict):
-    """Arguments of calls; None: no filter."""
+    """Arguments of ranking calls; None means no filter."""
 
     exclude: Ids | None
     allow: Ids | None
 
 
 def filter_options(exclude: str, allow: str) -> Callable[[Any], Any]:
-    """The four options, with what the two lists say."""
+    """Add the four filter options; `exclude` and `allow` are their help texts."""
 
     def add(command: Any) -> Any:
         for option in reversed(
             [
                 click.option("--exclude", multiple=True, metavar="IDS", help=exclude),
-                click.option("--exclude-file", type=_FILE, help="More of them, one a line."),
+                click.option(
+                    "--exclude-file", type=_FILE, help="More ids to leave out, one per line."
+                ),
                 click.option("--allow", multiple=True, metavar="IDS", help=allow),
-                click.option("--allow-file", type=_FILE, help="More of them, one a line."),
+                click.option("--allow-file", type=_FILE, help="More ids to allow, one per line."),
             ]
         ):
             command = option(command)
@@ -53,11 +55,11 @@ def filters_of(
     allow: Sequence[str],
     allow_file: Path | None,
 ) -> tuple[Filters, Mask]:
-    """What the four options say, and which rows (n,) that leaves; if it leaves none, the command
-    ends.
+    """The filters of the four options, and the eligible rows (n,); the command ends if there are
+    none.
 
-    Ids that the catalog does not have are named on stderr and passed over: items come and go, and
-    a typing error must not pass for a filter.
+    Ids that the catalog does not have are named on stderr and ignored: items come and go, but a
+    typing error must not act as a filter.
     """
     notes: list[str] = []
     filters: Filters = {
@@ -75,7 +77,7 @@ def filters_of(
 
 
 def id_of(source: str, word: str, like: npt.NDArray[Any]) -> int | str:
-    """The id that a word says, where ids are of the kind of `like`."""
+    """Parse an id from text, as an id of the same kind as `like`."""
     found = id_from_text(word, like)
     if found is None:
         got = _short(repr(word))
@@ -84,11 +86,11 @@ def id_of(source: str, word: str, like: npt.NDArray[Any]) -> int | str:
 
 
 def ids_of_lists(option: str, lists: Sequence[str], like: npt.NDArray[Any]) -> list[int | str]:
-    """The ids of an option that is repeatable and takes several at a time, in their order."""
+    """The ids of a repeatable option that takes several ids each time, in their order."""
     found: list[int | str] = []
     for text in lists:
         words = split_ids(option, text)
-        if like.dtype.kind != "U":  # a space after a comma cannot be part of an integer
+        if like.dtype.kind != "U":  # a space after a comma is never part of an integer
             words = words[:1] + [word.removeprefix(" ") for word in words[1:]]
         found += [id_of(option, word, like) for word in words]
     return found
@@ -97,7 +99,7 @@ def ids_of_lists(option: str, lists: Sequence[str], like: npt.NDArray[Any]) -> l
 def _filter(
     catalog: Catalog, option: str, lists: Sequence[str], file: Path | None, notes: list[str]
 ) -> list[Any] | None:
-    """The ids of a filter that the catalog has; None: no filter. `notes` gets what is odd."""
+    """The ids of a filter that the catalog has; None means no filter. `notes` gets warnings."""
     if not lists and file is None:
         return None
     like = catalog.item_ids

@@ -1,4 +1,4 @@
-"""`fastrank join`: rewards into a log, as a new data set."""
+"""`fastrank join`: add rewards to a log, as a new data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 
-if TYPE_CHECKING:  # pyarrow takes a while to import: only when the command runs
+if TYPE_CHECKING:  # pyarrow is slow to import: only when the command runs
     from fastrank.eventlog import JoinSummary
 
 __all__ = ["join"]
@@ -24,42 +24,41 @@ __all__ = ["join"]
 @click.option(
     "--window",
     required=True,
-    help="How long after a ranking was shown rewards count: 30m, 24h, 7d.",
+    help="Rewards count for this long after a ranking was shown: 30m, 24h, 7d.",
 )
 @click.option(
     "--as-of",
     required=True,
-    help="The time up to which the rewards are complete: 2026-01-31T12:00:00Z. UTC if it says no"
-    " zone.",
+    help="The rewards are complete up to this time: 2026-01-31T12:00:00Z. UTC if it names no zone.",
 )
 @click.option(
     "--kind",
     required=True,
     type=click.Choice(["positives", "complete"]),
-    help="positives: a reward that is missing is 0. complete: it was not observed.",
+    help="positives: a missing reward is 0. complete: a missing reward was not observed.",
 )
 @click.option(
     "--shown",
     metavar="IMPRESSIONS",
-    help="What was shown, and when: request_id, ts, displayed (how many places, from the first).",
+    help="What was shown, and when: request_id, ts, displayed (number of places, from the top).",
 )
 @click.option(
     "--repeats",
     type=click.Choice(["max", "sum", "first"]),
     default="max",
     show_default=True,
-    help="How several rewards for one item of one ranking are combined.",
+    help="How to combine several rewards for one item of one ranking.",
 )
 @click.option(
     "--skew",
     default="0s",
     show_default=True,
-    help="How long before its ranking a reward or impression may come, where clocks differ: 30s.",
+    help="How long before its ranking a reward or impression may come, if clocks differ: 30s.",
 )
 @click.option(
     "--other-requests",
     is_flag=True,
-    help="REWARDS and IMPRESSIONS hold those of requests that were not logged, too.",
+    help="REWARDS and IMPRESSIONS also contain requests that were not logged.",
 )
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make."
@@ -80,19 +79,21 @@ def join(
 ) -> int:
     """Join REWARDS to LOGS and write a new data set.
 
-    LOGS is a directory, file or glob of a log. REWARDS is one of Parquet, CSV or JSON Lines with
-    request_id, item_id, reward, ts, and if wanted position (the item's place, from 1).
+    LOGS is a directory, file or glob of a log. REWARDS is a directory, file or glob of Parquet, CSV
+    or JSON Lines with request_id, item_id, reward, ts, and optionally position (the item's place,
+    from 1).
 
-    A reward counts if its item was shown under its request and it came within the window. Rankings
-    whose window is still open at the given time are left out: run it again later. The result is
-    written whole or not at all, and not among LOGS, where the next command would read it, too.
+    A reward counts if its item was shown under its request and the reward came within the window.
+    Rankings whose window is still open at --as-of are left out: run the command again later. The
+    result is written completely or not at all, and not inside LOGS, where the next command would
+    read it too.
 
-    Ranked is not shown: with --shown, windows begin when a ranking was first shown, places beyond
-    those displayed earn nothing, and a ranking without an impression was never shown: it earns
-    nothing, and evaluate leaves it out.
+    A logged ranking has not necessarily been shown. With --shown, a window begins when its ranking
+    was first shown, and places beyond those displayed earn nothing. A ranking without an impression
+    was never shown: it earns nothing, and evaluate leaves it out.
 
-    Rewards that found no ranking are told apart. Exit code 1 if rankings were written, and not one
-    of the rewards was used.
+    Rewards without a ranking are counted by reason. The exit code is 1 if rankings were written and
+    no reward was used.
 
     \b
     Example:
@@ -112,7 +113,7 @@ def join(
             output,
             window=window,
             as_of=as_of,
-            kind=kind,  # type: ignore[arg-type]  # click has checked both
+            kind=kind,  # type: ignore[arg-type]  # click has checked this and repeats
             shown=shown,
             repeats=repeats,  # type: ignore[arg-type]
             skew=skew,
@@ -132,16 +133,16 @@ def join(
 
 
 def _verdict(summary: JoinSummary, kind: str) -> str:
-    """What the result as a whole suffers from, where it does."""
+    """The main problem of the result, or an empty text."""
     nothing = "earned 0" if kind == "positives" else "has no reward"
     if not summary.rows_written:
         return "No ranking was written: all windows are open." if summary.rows_open else ""
     if summary.rows_not_shown == summary.rows_written:
-        return "No ranking that was written was ever shown: there is nothing to evaluate."
+        return "None of the rankings written was ever shown: there is nothing to evaluate."
     if not summary.rewards_read:
         return f"There are no rewards in the files: every ranking written {nothing}."
     if not summary.rewards_used:
-        return f"Not one of the rewards was used: every ranking written {nothing}."
+        return f"None of the rewards was used: every ranking written {nothing}."
     if summary.rewards_dropped:
         return f"{100 * summary.dropped_share:.3g} % of the rewards are missing in the result."
     return ""

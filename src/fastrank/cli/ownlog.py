@@ -1,4 +1,4 @@
-"""Logs of other makings for `fastrank evaluate`: whose table it is, and what its columns hold."""
+"""Foreign logs for `fastrank evaluate`: whose format they have, and what their columns hold."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ __all__ = [
 ]
 
 FORMATS = ("table", "dsjson")
-# Options that say what a table's columns hold, with the arguments of `from_table` that they are.
+# Options that say what a table's columns hold, with the matching arguments of `from_table`.
 _OPTIONS: Mapping[str, tuple[str, str]] = {
-    "--item": ("item", "What was shown; lists, the top place first, where a row is a ranking."),
+    "--item": ("item", "What was shown; a list, top place first, if each row is a whole ranking."),
     "--propensity": (
         "propensity",
-        "The probability with which the logging policy showed it, given the places above.",
+        "The probability that the logging policy showed it, given the places above.",
     ),
-    "--log-propensity": ("log_propensity", "Or its natural logarithm."),
-    "--reward": ("reward", "What was earned; empty is not observed."),
-    "--request": ("request", "Rows of one request are a ranking, an item a row."),
-    "--position": ("position", "The item's place in it, from 0 or 1; by default as rows come."),
-    "--user": ("user", "Whose rows depend on each other."),
-    "--time": ("time", "When it was served; without a zone UTC."),
+    "--log-propensity": ("log_propensity", "The natural logarithm of the propensity, instead."),
+    "--reward": ("reward", "What was earned; an empty cell was not observed."),
+    "--request": ("request", "Rows with the same request form a ranking, one item per row."),
+    "--position": ("position", "The item's place, from 0 or 1; by default the order of the rows."),
+    "--user": ("user", "The user; rows of one user depend on each other."),
+    "--time": ("time", "When the row was served; in UTC if it names no zone."),
     "--displayed": ("displayed", "How many places were really shown."),
-    "--row-weight": ("row_weight", "How many rankings it stands for, above 0."),
-    "--n-eligible": ("n_eligible", "How many items could be shown; or one number for all rows."),
-    "--logged-by": ("logged_by", "Name of the policy that logged it, where there are several."),
+    "--row-weight": ("row_weight", "How many rankings the row stands for, above 0."),
+    "--n-eligible": ("n_eligible", "How many items could be shown, or one number for all rows."),
+    "--logged-by": ("logged_by", "Name of the policy that logged the row, if there are several."),
 }
 _ARGUMENTS = {argument: option for option, (argument, _) in _OPTIONS.items()}
 OPTIONS = (*_ARGUMENTS, "propensity_of")
-# Options that a log of another making has no use for: it comes without a model.
+# Options that a foreign log cannot use, since it comes without a model.
 _OF_MODELS = {
     "models": "--model",
     "restrict_to_logged_catalog": "--restrict-to-logged-catalog",
@@ -62,13 +62,13 @@ _OF_COLUMNS = {"columns": "--column", "arrays": "--array", "policies": "--policy
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of ``--format table``."""
+    """Add the options of ``--format table``."""
     kinds = click.Choice(["item", "prefix", "ranking"])
     command = click.option(
         "--propensity-of",
         type=kinds,
-        help="Of --format table: what the propensity is of: the item in its place, all items"
-        " down to it, or the whole ranking.  [default: item]",
+        help="Of --format table: what a propensity covers: the item in its place, all items down to"
+        " it, or the whole ranking.  [default: item]",
     )(command)
     for option, (argument, words) in reversed(list(_OPTIONS.items())):
         help_ = f"Of --format table: {words[0].lower()}{words[1:]}"
@@ -77,7 +77,7 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_options(kind: str, options: Mapping[str, Any]) -> None:
-    """A UsageError that names every option that makes no sense with a format."""
+    """Raise UsageError, naming every option that does not fit the format."""
     unfit = [
         option
         for name, option in {**_ARGUMENTS, "propensity_of": "--propensity-of"}.items()
@@ -89,7 +89,7 @@ def refuse_options(kind: str, options: Mapping[str, Any]) -> None:
         names = _OF_MODELS if kind == "table" else {**_OF_MODELS, **_OF_COLUMNS}
         unfit = [option for name, option in names.items() if options[name]]
         if unfit:
-            why = "such a log comes without a model, and does not say what these go by"
+            why = "such a log comes without a model, and lacks the columns that these need"
             if kind == "dsjson":
                 why = "such a log is evaluated for its two policies, uniform and first"
             _refuse([(", ".join(unfit), f"not with --format {kind}: {why}")])
@@ -101,15 +101,15 @@ def table_log(
     policies: Sequence[tuple[str, str | Policy]],
     arrays: Sequence[str],
 ) -> TableLog:
-    """The log that files of a table are; a UsageError names all that is missing at once.
+    """Open files of a table as a log; a UsageError names everything that is missing at once.
 
     Parameters
     ----------
     logs : sequence of str
     options : mapping of str to str
-        Those of `table_options`.
+        The options of `table_options`.
     policies : sequence of (str, str or Policy)
-        By label: the column, or what `uniform_policies` made of ``--policy``.
+        By label: a column, or what `uniform_policies` made of ``--policy``.
     arrays : sequence of str
         Further columns.
     """
@@ -136,7 +136,7 @@ def table_log(
 
 @contextmanager
 def saying_options() -> Iterator[None]:
-    """Make a UsageError of what is wrong with a table's columns, in terms of the options."""
+    """Turn errors about a table's columns into a UsageError that names the options."""
     try:
         yield
     except ColumnsError as error:
@@ -144,7 +144,7 @@ def saying_options() -> Iterator[None]:
 
 
 def uniform_policies(texts: Sequence[str]) -> list[tuple[str, Policy]]:
-    """What ``--policy`` names for a table, by label; a UsageError for what wants a model."""
+    """The policies of ``--policy`` for a table, by label; UsageError for one that needs a model."""
     found = []
     for text in texts:
         spec, at, _ = text.partition("@")
@@ -157,14 +157,14 @@ def uniform_policies(texts: Sequence[str]) -> list[tuple[str, Policy]]:
 
 
 def dsjson_log(logs: Sequence[str]) -> OwnLog:
-    """The log that dsjson files are."""
+    """Open dsjson files as a log."""
     if not logs:
         _refuse([("LOGS", "name a file, a directory or a glob")])
     return from_dsjson(list(logs))
 
 
 def _as_options(problems: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Arguments of `from_table` as the options that they are, in texts too."""
+    """Translate arguments of `from_table` into the names of their options, in texts too."""
 
     def option(argument: str) -> str:
         if argument.startswith("policies"):

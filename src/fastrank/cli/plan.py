@@ -1,4 +1,4 @@
-"""`fastrank plan`: prints what `fastrank.plan` finds, and writes it into the model if asked."""
+"""`fastrank plan`: print what `fastrank.plan` finds, and write it into the model if asked."""
 
 from __future__ import annotations
 
@@ -50,36 +50,36 @@ from fastrank.vectorfiles import read_npy
 __all__ = ["plan"]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_SLOW = 5.0  # seconds: what takes longer is announced
+_SLOW = 5.0  # seconds: longer work is announced
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
-    """Numbers separated by commas; '' is none of them, no option the default."""
+    """Numbers separated by commas: '' for an empty list, None for the default."""
     if text is None:
         return None
     try:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
         raise click.BadParameter(
-            f"expected numbers separated by commas, 0.1,0.5 say; got {text!r}"
+            f"expected numbers separated by commas, such as 0.1,0.5; got {text!r}"
         ) from None
 
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--queries", type=_FILE, help="A .npy of users' vectors, instead of the model's.")
+@click.option("--queries", type=_FILE, help="A .npy of users' vectors, in place of the model's.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Places.")
 @filter_options(
-    "Items that rankings leave out: everything is about the others. Repeatable. --apply does not"
-    " write the filter into the model: requests send theirs.",
-    "Everything is about rankings of these items only. Repeatable.",
+    "Items that rankings leave out: all figures are for the other items. Repeatable. --apply does"
+    " not write the filter into the model: requests send their own.",
+    "All figures are for rankings of these items only. Repeatable.",
 )
 @click.option(
     "--policy",
     "policies",
     multiple=True,
     metavar=SYNTAX,
-    help="A policy to evaluate from the log; may be repeated. A temperature x0.8 is 0.8 times the"
+    help="A policy to evaluate from the log. Repeatable. A temperature x0.8 is 0.8 times the"
     " logging policy's.  [default: deterministic, and plackett_luce:temperature=x0.8]",
 )
 @click.option(
@@ -94,39 +94,39 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option(
     "--prefix",
     type=click.IntRange(min=1),
-    help="--target-ess: of the weights of the first places.  [default: k, the whole ranking]",
+    help="--target-ess: of the weights of this many first places.  [default: k, the whole ranking]",
 )
 @click.option(
     "--apply",
     "applies",
     is_flag=True,
-    help="Write policy and factors into the model, so that every user gets the --target-overlap"
-    " where a request names no policy: Plackett-Luce at each user's own temperature.",
+    help="Write a policy and factors into the model, so that every user gets the --target-overlap"
+    " when a request names no policy: Plackett-Luce at each user's own temperature.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="--apply: directory to write, instead of the model's own.",
+    help="--apply: directory to write to, instead of the model's own.",
 )
-@click.option("--replace", is_flag=True, help="--apply: replace a model that is in --output.")
+@click.option("--replace", is_flag=True, help="--apply: replace the model that is in --output.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a web page.")
 @click.option(
-    "--users", type=click.IntRange(min=1), help="How many users to look at.  [default: 200]"
+    "--users", type=click.IntRange(min=1), help="Number of users to sample.  [default: 200]"
 )
 @click.option(
     "--draws",
     type=click.IntRange(min=2),
     default=16,
     show_default=True,
-    help="Rankings for each user and policy.",
+    help="Rankings to draw for each user and policy.",
 )
 @click.option(
     "--temperatures",
     callback=_numbers,
     metavar="NUMBERS",
-    help="Temperatures, separated by commas.  [default: from nearly deterministic to nearly"
-    " uniform on this model]",
+    help="Temperatures, separated by commas.  [default: from nearly deterministic to nearly uniform"
+    " on this model]",
 )
 @click.option("--epsilons", callback=_numbers, metavar="NUMBERS", help="Separated by commas.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
@@ -134,14 +134,14 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     "--iips",
     "by_position",
     is_flag=True,
-    help="Also the ESS shares of iips from the logs that --target-... finds; takes a while.",
+    help="Also compute ESS shares of iips from the logs that --target-... finds; takes a while.",
 )
 @click.option(
     "--rules",
     "rules_text",
     metavar="FILE|JSON",
-    help="Everything is about the items that rules allow: a JSON file, or JSON itself, with the"
-    " keys of fastrank.Rules, of which a plan takes `where` alone. --apply does not write them.",
+    help="All figures are for the items that the rules allow: a JSON file, or JSON itself, with the"
+    " keys of fastrank.Rules. A plan uses `where` only. --apply does not write the rules.",
 )
 @param_option
 @score_function_option
@@ -173,12 +173,12 @@ def plan(
     score_functions: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """See what exploring costs, and what its log would be worth, before anyone is shown anything.
+    """Estimate what exploration costs, and what its log would be worth, before going live.
 
-    For a sample of users and a grid of logging policies: how much of the deterministic ranking is
-    kept, how much score that costs, how open the first place is, and which share of the log would
-    count when the policies of --policy are evaluated from it. IDS and files of ids are as for
-    fastrank rank.
+    The plan covers a sample of users and a grid of logging policies. For each it reports how much
+    of the deterministic ranking is kept, how much score that costs, how open the first place is,
+    and which share of the log would count when the policies of --policy are evaluated from it. IDS
+    and files of ids are as for fastrank rank.
 
     \b
     Examples:
@@ -194,20 +194,18 @@ def plan(
             "--apply needs --target-overlap: the overlap that every user should get"
         )
     if (output is not None or replace) and not applies:
-        raise click.UsageError("--output, --replace: go with --apply, which is not given")
+        raise click.UsageError("--output, --replace: need --apply")
     if output is not None and (output / MANIFEST).exists() and not replace:
-        raise click.UsageError(f"{output} is taken; --replace replaces the model in it")
+        raise click.UsageError(f"{output} already exists; --replace replaces the model in it")
     if by_position and target_overlap is None and target_ess is None:
-        raise click.UsageError(
-            "--iips: goes with --target-overlap or --target-ess, which is not given"
-        )
+        raise click.UsageError("--iips: needs --target-overlap or --target-ess")
     for option, value in (("--target-overlap", target_overlap), ("--target-ess", target_ess)):
         if value is not None and not 0.0 < value < 1.0:
-            raise click.UsageError(f"{option}: must lie between 0 and 1, got {value:g}")
+            raise click.UsageError(f"{option}: expected a number between 0 and 1; got {value:g}")
     if report is not None:
         if not report.absolute().parent.is_dir():
             raise click.UsageError(f"--report: {report.parent} is not a directory")
-        # Now, not after minutes of work: the template library may be missing.
+        # Fail now, not after minutes of work, if the template library is missing.
         from fastrank.cli.planpage import page
     targets = parse_policies(policies) if policies else None
     catalog, opened = open_directory(model, functions=functions_of(score_functions))
@@ -222,10 +220,10 @@ def plan(
     if rules_text is not None:
         filters = _under_rules(catalog, filters, rules_of(rules_text), params_of(params))
     elif params:
-        raise click.UsageError("--param: goes with --rules, which is not given")
+        raise click.UsageError("--param: needs --rules")
     looked_at = opened if opened is not None else catalog
     places = sorted({place for place in (1, 3, 5, k, prefix or 1) if place <= k})
-    # Solving looks at a dozen policies of each kind.
+    # Solving evaluates about a dozen policies of each kind.
     points = 16 if temperatures is None else len(temperatures)
     points += 12 + (12 if epsilons is None else len(epsilons))
     points += 36 * sum(value is not None for value in (target_overlap, target_ess))
@@ -274,8 +272,8 @@ def plan(
             choice.of(opened).save(target)
             if opened.table_temperature is not None:
                 click.echo(
-                    "fastrank plan: the model's tables are of other temperatures, and are not in"
-                    f" {target}; Model.with_tables makes new ones",
+                    "fastrank plan: the model's tables are for other temperatures, and are not"
+                    f" written to {target}; Model.with_tables makes new ones",
                     err=True,
                 )
     if report is not None:
@@ -307,7 +305,7 @@ def plan(
         console.print(f"Report: {for_terminal(report)}")
 
 
-# ---- Doing ----------------------------------------------------------------------------------
+# ---- Work ------------------------------------------------------------------------------------
 
 
 def _under_rules(
@@ -330,7 +328,7 @@ def _vectors(path: Path) -> Any:
 
 @contextmanager
 def _told() -> Iterator[Advance]:
-    """What tells a progress bar."""
+    """A function that updates a progress bar."""
     with progress() as bar:
         task = bar.add_task("opening", total=None)
 
@@ -347,7 +345,7 @@ def _solutions(
     prefix: int | None,
     advance: Advance,
 ) -> Iterator[Solution]:
-    """What was asked for, of each kind of policy."""
+    """Find what was asked for, for each kind of policy."""
     for done, kind in enumerate(KINDS):
         advance("solving", done, len(KINDS))
         if overlap is not None:
@@ -357,11 +355,11 @@ def _solutions(
             yield planning.solve_ess(found, ess, kind, prefix)
 
 
-# ---- Saying ---------------------------------------------------------------------------------
+# ---- Printing --------------------------------------------------------------------------------
 
 
 def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None:
-    console.print(f"[bold]What exploring costs, and what its log is worth[/]: {describe(found)}")
+    console.print(f"[bold]What exploration costs, and what its log is worth[/]: {describe(found)}")
     console.print()
     for word, meaning in WORDS.items():
         console.print(f"[bold]{word}[/]: {meaning}")
@@ -380,10 +378,10 @@ def _print(console: Console, found: Plan, solutions: Sequence[Solution]) -> None
             console.print(_table(found, kind, f"{mark} {name}", points))
     say(
         console,
-        """users: overlap that 10 % and 90 % of the users are below. ESS shares are those of all
-        users' rankings in one log. ~: carried by a few draws, most likely too high.
-        !: one user brings over a quarter of the weight, so that other users would give another
-        figure; a temperature for each user is the remedy. All places: --json, --report.""",
+        """users: 10 % and 90 % of the users have an overlap below these. ESS shares are of all
+        users' rankings in one log. ~: a few draws dominate; the figure is most likely too high. !:
+        one user has over a quarter of the weight, so that other users would give another figure; a
+        temperature for each user avoids this. All places: --json, --report.""",
     )
     asked = ""
     for solution in sorted(solutions, key=lambda each: each.figure == "ess"):
@@ -441,7 +439,7 @@ def _table(found: Plan, kind: Kind, title: str, points: Sequence[Point]) -> Tabl
 
 
 def _letters(found: Plan) -> dict[str, str]:
-    """Short names of the targets, for the heads of columns."""
+    """Short names of the targets, for column headings."""
     return {label: chr(ord("A") + i % 26) * (1 + i // 26) for i, label in enumerate(found.targets)}
 
 
@@ -449,7 +447,7 @@ _CHART = (64, 15)  # columns, rows
 
 
 def _chart(points: Sequence[Point]) -> str:
-    """Loss over overlap, a mark for each policy."""
+    """Plot loss over overlap, with one mark per policy."""
     width, height = _CHART
     cells = [[" "] * width for _ in range(height)]
     for point in points:
@@ -465,5 +463,5 @@ def _chart(points: Sequence[Point]) -> str:
     lines.append(" " * 7 + "+" + "-" * width)
     lines.append(" " * 8 + "overlap 100 %" + " " * (width - 18) + "  0 %")
     marks = ", ".join(f"{mark} {name}" for name, _, mark in KINDS.values())
-    best = "low is cheap, to the right is more explored"
+    best = "lower is cheaper, further right explores more"
     return "\n".join([*lines, f"{'':8}{marks}, # several", f"{'':8}{best}", ""])

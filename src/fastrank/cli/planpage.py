@@ -1,4 +1,4 @@
-"""The plan as a web page: one file, nothing loaded from elsewhere, light and dark."""
+"""The plan as a web page: one file that loads nothing, in light and dark."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _Place = Callable[[float], float]
 
 
 def page(found: Plan, solutions: Sequence[Solution], model: str) -> str:
-    """HTML of a plan.
+    """Render a plan as HTML.
 
     Parameters
     ----------
     found : Plan
     solutions : sequence of Solution
     model : str
-        What the page calls the model.
+        The model's name on the page.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def page(found: Plan, solutions: Sequence[Solution], model: str) -> str:
 
 
 def _in_short(found: Plan) -> list[str]:
-    """What each kind of policy costs where about four fifths of the ranking are kept."""
+    """The cost of each kind of policy where about four fifths of the ranking are kept."""
     lines = []
     for kind, (name, _, _) in KINDS.items():
         points = found.of_kind(kind)
@@ -165,7 +165,7 @@ def _shares(found: Plan, label: str, prefix: int) -> str:
 
 
 class _Box:
-    """A plot of the unit square, as SVG whose colours are the page's."""
+    """A plot of the unit square, as SVG in the page's colours."""
 
     def __init__(self, width: int, height: int, left: int, bottom: int) -> None:
         self.width, self.height, self.left, self.bottom = width, height, left, bottom
@@ -210,7 +210,7 @@ class _Box:
         return parts
 
     def series(self, kind: str, dots: Sequence[tuple[float, float, str, bool]]) -> list[str]:
-        """A line with dots (x, y, what it says, whether it is to be trusted)."""
+        """A line with dots (x, y, tooltip, whether the figure is reliable)."""
         if not dots:
             return []
         path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y, _, _ in dots)

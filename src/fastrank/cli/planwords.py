@@ -1,4 +1,4 @@
-"""What a plan says, in words: for the terminal and for the page."""
+"""Words of a plan, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "solution_text",
 ]
 
-# What each kind is called, how its parameter is, and its mark in pictures.
+# The name of each kind, the name of its parameter, and its mark in pictures.
 KINDS: dict[Kind, tuple[str, str, str]] = {
     "temperature": ("one temperature for all", "temperature", "o"),
     "user_temperature": ("each user's own temperature", "aims at", "*"),
@@ -27,20 +27,20 @@ KINDS: dict[Kind, tuple[str, str, str]] = {
 WORDS = {
     "Overlap": "the share of the deterministic ranking's items that a drawn ranking still shows:"
     " 100 % explores nothing.",
-    "Loss": "how much lower the mean score of what is shown gets, where always showing random items"
-    " would be 100 %.",
-    "Perplexity": "among how many equally likely items the first place would be just as open:"
-    " 1 is certain.",
+    "Loss": "how much lower the mean score of the items shown is; showing random items would be 100"
+    " %.",
+    "Perplexity": "the number of equally likely items that would make the first place just as"
+    " uncertain: 1 is certain.",
     "ESS share": "which share of the log's rankings counts, after weighting, when another policy is"
     " evaluated from it: at 0.1 %, a million logged rankings are worth a thousand.",
 }
 
 
 def describe(found: Plan) -> str:
-    """What was looked at, in a sentence."""
+    """Describe in a sentence what the plan covers."""
     items = f"{found.n_items:,} items"
     if found.n_eligible < found.n_items:
-        items = f"{found.n_eligible:,} of {items}, those that the filters leave"
+        items = f"{found.n_eligible:,} of {items}, which the filters leave"
     return (
         f"{found.users:,} of {found.n_users:,} users, {items}, rankings of"
         f" {found.k}; {found.draws} drawn for each user and policy."
@@ -48,19 +48,19 @@ def describe(found: Plan) -> str:
 
 
 def parameter(point: Point) -> str:
-    """A policy's parameter for reading."""
+    """Format a policy's parameter."""
     if point.kind == "user_temperature":
         return f"{100 * point.parameter:.3g} %"
     return f"{point.parameter:.3g}"
 
 
 def share_text(share: Share | None) -> str:
-    """An ESS share for reading, or that there is none."""
+    """Format an ESS share, or say that there is none."""
     return "-" if share is None else share.text
 
 
 def solution_text(found: Plan, solution: Solution) -> str:
-    """An answer in a sentence."""
+    """Describe a solution in a sentence."""
     name, noun, _ = KINDS[solution.kind]
     point = solution.point
     where = f"{noun} {point.parameter:.4g}"
@@ -93,7 +93,7 @@ def solution_text(found: Plan, solution: Solution) -> str:
 
 
 def question(solution: Solution) -> str:
-    """What a solution answers."""
+    """The question that a solution answers."""
     if solution.figure == "overlap":
         return f"To keep {solution.asked:.4g} of the deterministic ranking"
     places = "place" if solution.prefix == 1 else f"{solution.prefix} places"
@@ -101,7 +101,7 @@ def question(solution: Solution) -> str:
 
 
 def choice_text(choice: Choice) -> str:
-    """What a model's policy is, and what comes of it, in sentences."""
+    """Describe a model's policy and its effects in sentences."""
     point, facts = choice.point, choice.to_dict()
     [temperature] = choice.policy.params.values()
     text = f"policy {short_name(choice.policy.inference_type)}, temperature {temperature:g}"
@@ -136,8 +136,8 @@ def choice_text(choice: Choice) -> str:
 
 
 def not_reached_text(choice: Choice) -> str:
-    """Of users who do not have what was asked for."""
+    """Describe the users who cannot get the requested overlap."""
     return (
         f"{choice.not_reached:,} users cannot have that overlap, because their best items have"
-        " equal scores: they have the temperature that comes nearest."
+        " equal scores: they get the temperature that comes nearest."
     )

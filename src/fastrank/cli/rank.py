@@ -60,16 +60,16 @@ _OVERLAP = 0.7
     "--inference-type",
     "policy_text",
     metavar="POLICY[:PARAM=VALUE,...]",
-    help=f"How to rank: {words_of_names()}. Parameters may stand here or in options of their own."
+    help=f"How to rank: {words_of_names()}. Give parameters here or in their own options."
     "  [default: the model's own policy]",
 )
 @click.option(
     "--temperature",
     type=float,
-    help="For Plackett-Luce, in the unit of the scores; times the user's own factor where the model"
-    " has them.  [default: that of the model's own policy, or of its tables; 1 where users have"
-    f" factors and the model no policy; else one is chosen for this user, to keep {_OVERLAP:.0%} of"
-    " the deterministic ranking, and what it keeps is counted and printed]",
+    help="For Plackett-Luce, in the unit of the scores; multiplied by the user's own factor if the"
+    " model has factors.  [default: that of the model's own policy, or of its tables; 1 if users"
+    " have factors and the model has no policy; otherwise one is chosen for this user, to keep"
+    f" {_OVERLAP:.0%} of the deterministic ranking, and the share kept is measured and printed]",
 )
 @click.option("--epsilon", type=float, help="For epsilon-greedy.  [default: the model's, or 0.1]")
 @click.option(
@@ -79,13 +79,13 @@ _OVERLAP = 0.7
 @click.option(
     "--factor",
     type=float,
-    help="For flat_tail: what any other item weighs, in weights of the last candidate."
+    help="For flat_tail: the weight of every other item, in units of the last candidate's weight."
     "  [default: the model's, or 0.1]",
 )
 @click.option(
     "--score",
-    help="What makes scores of dot products: an expression, or the name of a --score-function."
-    "  [default: the model's own]",
+    help="How to score items: an expression, or the name of a --score-function.  [default: the"
+    " model's own score]",
 )
 @param_option
 @score_function_option
@@ -93,19 +93,20 @@ _OVERLAP = 0.7
     "--rules",
     "rules_text",
     metavar="FILE|JSON",
-    help="What may stand where: a JSON file, or JSON itself, with the keys of fastrank.Rules.",
+    help="Which items may stand where: a JSON file, or JSON itself, with the keys of"
+    " fastrank.Rules.",
 )
 @click.option(
     "--after",
     multiple=True,
     metavar="IDS",
-    help="Items of earlier pages, the first place first: they are not shown again, and rules count"
+    help="Items of earlier pages, first place first. They are not shown again, and the rules count"
     " them. Repeatable.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
-    help="Repeats a ranking: the same seed draws the same one.",
+    help="Seed of the ranking: the same seed draws the same ranking.",
 )
 @filter_options("Items to leave out. Repeatable.", "Rank only these items. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -132,13 +133,13 @@ def rank(
     allow_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Rank a model's items for one user, and say how probable the ranking was.
+    """Rank a model's items for one user, and print how probable the ranking was.
 
-    IDS are separated by commas, as in a line of CSV: an id that holds a comma stands in double
-    quotes ('"Tom, Dick"'), and nothing is stripped from text ids. A file of ids is UTF-8, one id a
-    line: commas, spaces and quotes belong to it; lines may end in CRLF, and empty ones are skipped.
-    Integer ids are written as in 0, 42 or -7, and in no other way. Ids that the
-    catalog does not have are named on stderr and passed over, exit code 0: items come and go.
+    IDS are separated by commas, as in a line of CSV: put an id that contains a comma in double
+    quotes ('"Tom, Dick"'); text ids are not stripped. A file of ids is UTF-8 with one id per line:
+    commas, spaces and quotes are part of the id; lines may end in CRLF, and empty lines are
+    skipped. Write integer ids as 0, 42 or -7, and in no other way. Ids that the catalog does not
+    have are named on stderr and ignored, with exit code 0: items come and go.
 
     \b
     Examples:
@@ -156,8 +157,8 @@ def rank(
     if policy_text is None:
         if usual is None:
             raise click.UsageError(
-                f"give --policy, plackett_luce say: {model} has no policy of its own (fastrank plan"
-                " --apply chooses one)"
+                f"give --policy, such as plackett_luce: {model} has no policy of its own (fastrank"
+                " plan --apply chooses one)"
             )
         named = Stated(usual.inference_type, {})
     else:
@@ -167,7 +168,7 @@ def rank(
     given["factor"] = factor
     stated = {name: value for name, value in given.items() if value is not None}
     if both := sorted(stated.keys() & named.params.keys()):
-        raise click.UsageError(f"--{both[0]}: --policy gives it already: state it once")
+        raise click.UsageError(f"--{both[0]}: --policy gives it already: give it only once")
     stated |= named.params
     temperature = stated.get("temperature")
     rules = None if rules_text is None else rules_of(rules_text)
@@ -185,7 +186,7 @@ def rank(
     if seen is not None and opened is not None:
         eligible = eligible & catalog._left(opened.seen_item_ids(user_id), None)
         if not eligible.any():
-            raise click.UsageError(f"--user: {user} has seen every item that is left")
+            raise click.UsageError(f"--user: {user} has seen every item that could be ranked")
     own = chosen_for = None
     takes_temperature = "temperature" in INFERENCE_TYPES[inference_type][2]
     note = ""
@@ -216,7 +217,7 @@ def rank(
         has_table = scored == {"score": None, "params": None} and opened.keep_table(user_id, chosen)
         chosen = opened.user_policy(user_id, chosen)
         drawn_by = chosen.with_sampler("cached") if has_table else chosen
-    # Twice: the first call also reads the model from disk, and is not what a service sees.
+    # Rank twice: the first call also reads the model from disk, which a running service does not.
     scored |= filters
     if seen is not None:
         scored["seen"] = seen
@@ -240,7 +241,7 @@ def rank(
 def _params_of_score(
     catalog: Catalog, scored: dict[str, Any], rules: Rules | None
 ) -> dict[str, Any] | None:
-    """Those of --param that are not of rules alone."""
+    """The parameters of --param that the score uses."""
     if rules is None or scored["params"] is None:
         params: dict[str, Any] | None = scored["params"]
         return params
@@ -249,9 +250,9 @@ def _params_of_score(
 
 
 def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int, of_what: str = "") -> str:
-    """What a chosen temperature does for these scores, as it is counted."""
+    """Measure what a chosen temperature keeps for these scores."""
     temperature = chosen.params["temperature"]
-    if isinstance(chosen, FlatTail) and chosen.m < len(scores):  # as softmax of other scores
+    if isinstance(chosen, FlatTail) and chosen.m < len(scores):  # as the softmax of other scores
         best = np.argsort(-scores, kind="stable")[: chosen.m]
         others = np.full(len(scores), scores[best[-1]] + temperature * math.log(chosen.factor))
         others[best] = scores[best]
@@ -259,7 +260,7 @@ def _what_is_kept(scores: npt.NDArray[Any], chosen: Policy, k: int, of_what: str
     overlap = drawn_overlap(scores, temperature, k)
     kept = f"keeps {overlap:.0%} of the deterministic ranking{of_what}"
     if len(scores) > 1 and scores.min() == scores.max():
-        return f" (all scores are equal; {kept}, as any temperature does)"
+        return f" (all scores are equal; {kept}, as at any temperature)"
     return f" (chosen: {kept})"
 
 
@@ -271,7 +272,7 @@ def _query_vector(path: Path) -> npt.NDArray[Any]:
 
 
 def _record(ranking: Ranking, titles: list[str] | None) -> dict[str, Any]:
-    """All fields of a ranking in JSON's types."""
+    """All fields of a ranking, in JSON's types."""
     return {
         "item_ids": ranking.item_ids.tolist(),
         "titles": titles,
@@ -315,7 +316,7 @@ def _candidates(ranking: Ranking) -> dict[str, Any] | None:
 
 
 def _found(ranking: Ranking) -> dict[str, str]:
-    """A line on the candidates of a flat tail."""
+    """A line about the candidates of a flat tail."""
     found = ranking.candidates
     if found is None:
         return {}
@@ -326,7 +327,7 @@ def _found(ranking: Ranking) -> dict[str, str]:
 
 
 def _ruled(ranking: Ranking) -> dict[str, str]:
-    """Lines on rules and the pages before."""
+    """Lines about rules and earlier pages."""
     found = {}
     if ranking.rules is not None and (content := ranking.rules.rules.to_dict()):
         found["rules"] = said_of({"name": json_text(content), "params": ranking.rules.params})

@@ -36,20 +36,20 @@ score_function_option = click.option(
     multiple=True,
     metavar="MODULE:NAME",
     help="A score function that the model's score, --score or a log may name. Its module is"
-    " imported, also from the current directory. Repeatable.",
+    " imported, possibly from the current directory. Repeatable.",
 )
 param_option = click.option(
     "--param",
     "params",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A parameter of the score, or of --rules: a number, true, false, or else text; '\"42\"' is"
-    " text, too. Repeatable.",
+    help="A parameter of the score, or of --rules: a number, true, false, or text; write '\"42\"'"
+    " for the text 42. Repeatable.",
 )
 
 
 def functions_of(paths: Sequence[str]) -> list[ScoreFunction]:
-    """Those of --score-function."""
+    """The functions of --score-function."""
     if paths and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -59,7 +59,7 @@ def functions_of(paths: Sequence[str]) -> list[ScoreFunction]:
 
 
 def params_of(texts: Sequence[str]) -> dict[str, float | bool | str] | None:
-    """Those of --param; None for none."""
+    """The parameters of --param; None if there are none."""
     found: dict[str, float | bool | str] = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -72,7 +72,7 @@ def params_of(texts: Sequence[str]) -> dict[str, float | bool | str] | None:
 
 
 def rules_of(text: str) -> Rules:
-    """Those of --rules: of JSON, or of a file's name."""
+    """The rules of --rules, from JSON or a file."""
     try:
         is_json = text.lstrip().startswith(("{", "[", '"'))
         return rules_of_json(text) if is_json else read_rules(Path(text))
@@ -95,22 +95,22 @@ def _value(text: str) -> float | bool | str:
 
 
 def features_of(path: Path, id_columns: Sequence[str], catalog: Catalog) -> dict[str, Any]:
-    """Columns of a file in catalog order: by the ids in one of its columns, the first that it has.
+    """Read a file's columns in catalog order, by its first column that is among `id_columns`.
 
-    Of no `id_columns`, row by row.
+    Without `id_columns`, rows are taken in their order.
 
     Raises
     ------
     ValueError
-        If the file lacks an item or has one twice; the message names the file and the item.
+        If an item is missing or occurs twice; the message names the file and the item.
     """
     ids, columns = read_columns(path, id_columns)
     if not id_columns:
         return columns
     if ids is None:
         raise ValueError(
-            f"{path}: no column named {' or '.join(id_columns)}; found {', '.join(columns)}."
-            " --feature-id-column names the column of ids; --features-by-row says that rows are in"
+            f"{path}: no column named {' or '.join(id_columns)}; found {', '.join(columns)}. Name"
+            " the column of ids by --feature-id-column, or give --features-by-row if rows are in"
             " the order of --items"
         )
     rows = catalog._rows_of(ids)
@@ -135,6 +135,6 @@ def _taken(column: Any, rows: Positions) -> Any:
 
 
 def said_of(score: Mapping[str, Any]) -> str:
-    """A score in a line."""
+    """A score in one line."""
     params = ", ".join(f"{name} = {value}" for name, value in score["params"].items())
     return f"{score['name']}{', ' if params else ''}{params}"

@@ -1,4 +1,4 @@
-"""`fastrank serve`: a model behind HTTP, set up by options and by the environment."""
+"""`fastrank serve`: serve a model over HTTP, set up by options and by the environment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastrank_serving.settings import OPTIONS, OTHERS, PREFIX, Option, Settings
 
 __all__ = ["ping", "serve", "serve_command"]
 
-_PING_SECONDS = 2.0  # as SageMaker gives it
+_PING_SECONDS = 2.0  # the time that SageMaker allows
 
-# What Kubernetes sets in every container beside a Service whose name begins with fastrank:
-# FASTRANK_SERVICE_PORT_HTTP, FASTRANK_BLUE_PORT_8080_TCP_ADDR; and FASTRANK_PORT=tcp://10.0.0.7:8080,
-# which its value tells from an option.
+# Variables that Kubernetes sets in every container beside a Service whose name begins with
+# fastrank: FASTRANK_SERVICE_PORT_HTTP, FASTRANK_BLUE_PORT_8080_TCP_ADDR; and
+# FASTRANK_PORT=tcp://10.0.0.7:8080, which differs from an option by its value.
 _SERVICE = re.compile(
     r"FASTRANK(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)"
     r"|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -61,7 +61,7 @@ class _Argument(_Heeds, click.Argument):
 
 
 def _parameter(option: Option, container: bool) -> click.Parameter:
-    """An option as click has it."""
+    """Turn an option into click's form."""
     default = option.default
     if container and option.in_container is not None:
         default = option.in_container
@@ -69,7 +69,7 @@ def _parameter(option: Option, container: bool) -> click.Parameter:
         "type": option.takes,
         "envvar": [*option.variables, *filter(None, [option.platform if container else ""])],
         "metavar": option.metavar,
-        # It is known by when it is asked whether there must be a model.
+        # This one is eager: whether a model is required depends on it.
         "is_eager": option.field == "watch",
     }
     if default is not None:
@@ -79,7 +79,7 @@ def _parameter(option: Option, container: bool) -> click.Parameter:
     flags = f"--{option.name}"
     words = option.words
     if option.is_repeatable:
-        words += " Repeatable; in the variable, divided by commas."
+        words += " Repeatable; in the variable, separated by commas."
     return _Option(
         [f"{flags}/--no-{option.name}" if option.is_flag else flags, option.field],
         help=words,
@@ -97,7 +97,7 @@ def _shown(option: Option, default: Any) -> str | bool:
 
 
 def serve_command(container: bool = False) -> click.Command:
-    """The command, or how a container starts it: with defaults and variables of SageMaker."""
+    """The command, or with `container` its form that starts a container: SageMaker's defaults."""
     return click.Command(
         "serve",
         params=[_parameter(option, container) for option in OPTIONS],
@@ -109,9 +109,9 @@ def serve_command(container: bool = False) -> click.Command:
 def _serve(**given: Any) -> Any:
     """Serve MODEL over HTTP, as a SageMaker container would.
 
-    SIGTERM ends it once what is in flight is answered; SIGHUP loads the model anew.
+    SIGTERM stops the server once open requests are answered; SIGHUP reloads the model.
 
-    Each option may come from the environment too; the command line takes precedence.
+    Each option may also come from the environment; the command line takes precedence.
 
     \b
     Example:
@@ -119,7 +119,7 @@ def _serve(**given: Any) -> Any:
       curl "localhost:8080/1/recommended-items/ann?k=5&inference_type=deterministic"
     """
     ignored = _checked(os.environ)
-    functions_of(given["score_functions"])  # each worker does it again
+    functions_of(given["score_functions"])  # checked here; each worker imports them again
     named_rules(given["rules"])
     given["secret"] = _secret(given["secret"])
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -130,12 +130,12 @@ def _serve(**given: Any) -> Any:
 
 
 def _secret(of_file: Secret | None) -> Secret | None:
-    """The secret, from a file or the environment; no option takes it: all can see arguments."""
+    """The secret, from a file or the environment; never an option, since all can see arguments."""
     text = os.environ.get("FASTRANK_SECRET")
     if not text:
         return of_file
     if of_file is not None:
-        raise ValueError("FASTRANK_SECRET, --secret-file: give one of the two")
+        raise ValueError("FASTRANK_SECRET, --secret-file: give only one")
     try:
         return Secret.of_text(text)
     except ValueError as error:
@@ -143,7 +143,8 @@ def _secret(of_file: Secret | None) -> Secret | None:
 
 
 def _checked(environ: Mapping[str, str]) -> list[str]:
-    """The variables that are ignored; a ValueError for unknown ones, and for two that differ."""
+    """The ignored variables; ValueError for unknown ones, and for two that contradict each
+    other."""
     ours = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
     ignored = sorted(name for name, value in ours.items() if _is_of_service(name, value))
     known = [*OTHERS, *(name for option in OPTIONS for name in option.variables)]
@@ -163,7 +164,7 @@ serve = serve_command()
 
 
 def _ping(host: str, port: int) -> int:
-    """Exit code 0 if the server of this container says that it is ready, and 1 if not."""
+    """Return exit code 0 if the server in this container reports that it is ready, else 1."""
     every = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     asking = HTTPConnection(every.get(host, host), port, timeout=_PING_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""What the commands share in printing: consoles, progress, numbers."""
+"""Printing that commands share: consoles, progress, numbers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
     "standard_output",
 ]
 
-PLAIN_WIDTH = 100  # columns where the output is a file or a pipe
+PLAIN_WIDTH = 100  # columns if the output is a file or a pipe
 
 
 def standard_output(record: bool = False) -> Console:
-    """The console for results; as wide as the terminal, or `PLAIN_WIDTH` where there is none."""
+    """The console for results: as wide as the terminal, or `PLAIN_WIDTH` if there is none."""
     console = Console(record=record, highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(record=record, highlight=False, emoji=False, width=PLAIN_WIDTH)
@@ -31,29 +31,28 @@ def standard_output(record: bool = False) -> Console:
 
 
 def for_terminal(text: object) -> str:
-    """A stranger's text (ids, titles, names of files) as rich's markup that shows exactly that
-    text.
+    """Foreign text (ids, titles, file names) as rich markup that shows exactly that text.
 
-    Brackets are not taken for markup, and what would act on the terminal stands as its escape.
+    Brackets are not read as markup, and control characters are escaped.
     """
     return escape(visible(str(text)))
 
 
 def json_text(value: Any) -> str:
-    """JSON in one line, for reading too; what would act on a terminal is escaped, as JSON does."""
+    """JSON in one line; control characters are escaped as JSON does."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def say(console: Console, paragraph: str) -> None:
-    """Print one paragraph, with rich's markup; line breaks in the text mean nothing."""
+    """Print one paragraph with rich's markup; line breaks in the text are ignored."""
     console.print(" ".join(paragraph.split()))
     console.print()
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A progress bar on stderr; silent unless that is a terminal."""
+    """A progress bar on stderr; silent unless stderr is a terminal."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -68,20 +67,20 @@ def progress() -> Iterator[Progress]:
 
 
 def percent(log_probability: float) -> str:
-    """A probability for reading: 12.3 %, 0.046 %, 3.1e-09."""
+    """Format a probability: 12.3 %, 0.046 %, 3.1e-09."""
     probability = math.exp(log_probability)
     if probability >= 0.1:
         return f"{100 * probability:.1f} %"
     if probability >= 1e-5:
         return f"{100 * probability:.2g} %"
-    exponent = log_probability / math.log(10)  # exp() may be 0 where the logarithm is not
+    exponent = log_probability / math.log(10)  # exp() may underflow to 0
     if log_probability == -math.inf:
         return "0"
     return f"{10 ** (exponent - math.floor(exponent)):.1f}e{math.floor(exponent)}"
 
 
 def chance(log_probability: float) -> str:
-    """A small probability for reading: 12.3 %, 1 in 9,100, 1 in 2.9e+15."""
+    """Format a small probability: 12.3 %, 1 in 9,100, 1 in 2.9e+15."""
     if log_probability > math.log(0.01):
         return percent(log_probability)
     digits = -log_probability / math.log(10)

@@ -1,4 +1,4 @@
-"""`fastrank verify`: prints what `fastrank.verify` finds."""
+"""`fastrank verify`: print what `fastrank.verify` finds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # scipy takes half a second to import: only when the command 
 
 __all__ = ["verify"]
 
-_COLUMNS = {  # the checks that share a column
+_COLUMNS = {  # checks that share a column
     "rankings, p": ("rankings",),
     "first place, p": ("first place",),
     "error": ("sum", "propensities", "filters"),
@@ -49,14 +49,14 @@ _RULED_COLUMNS = {
     type=click.IntRange(min=1000),
     default=20_000,
     show_default=True,
-    help="Rankings drawn for each chi-square test.",
+    help="Rankings to draw for each chi-square test.",
 )
 @click.option(
     "--rules",
     "rules_texts",
     multiple=True,
     metavar="FILE|JSON",
-    help="Check rankings under these rules, too: a JSON file, or JSON itself, with the keys of"
+    help="Also check rankings under these rules: a JSON file, or JSON itself, with the keys of"
     " fastrank.Rules. Repeatable.",
 )
 @param_option
@@ -72,18 +72,19 @@ def verify(
     score_functions: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Check, on your own model, that rankings come as often as their propensities say.
+    """Check, on your own model, that rankings occur as often as their propensities say.
 
-    Every file is hashed. Then, for each inference type: rankings of a few allowed items and the
-    first place over the full catalog are counted against their exact law (chi-square); the
-    probabilities of all rankings must sum to 1; what rank reports must equal log_propensities and
-    a float64 computation; one seed must give one ranking; excluded items must not take part.
+    Every file is hashed. Then, for each inference type, rankings of a few allowed items and the
+    first place over the full catalog are counted and compared with their exact law (chi-square).
+    The probabilities of all rankings must sum to 1; the propensities of rank must equal
+    log_propensities and a float64 computation; one seed must give one ranking; excluded items must
+    not take part.
 
-    Under each of --rules: what expressions hold for, as Python reads them; what rankings show,
-    place by place, and their propensities, second pages too, against a slow float64 computation
-    that knows of no sampler.
+    Under each of --rules, the command compares the items that expressions select with Python's
+    reading of them, and the rankings, place by place, and their propensities, for second pages too,
+    with a slow float64 computation that uses no sampler.
 
-    Exit code 0 if all hold, 1 if one does not.
+    Exit code 0 if all checks pass, 1 if one fails.
 
     \b
     Example:
@@ -93,11 +94,11 @@ def verify(
     from fastrank.verify import verify as check_model
 
     if not (model / MANIFEST).exists():
-        raise click.UsageError(f"{model}: not a fastrank directory: there is no {MANIFEST}")
+        raise click.UsageError(f"{model}: not a fastrank directory: it has no {MANIFEST}")
     rules = [rules_of(text) for text in rules_texts]
     values = params_of(params)
     if values and not rules:
-        raise click.UsageError("--param: goes with --rules, which is not given")
+        raise click.UsageError("--param: needs --rules")
     with progress() as bar:
         task = bar.add_task("hashing files", total=None)
 
@@ -164,9 +165,9 @@ def _print(model: Path, verdict: Verdict, files: dict[Rules, str]) -> None:
             console,
             f"""p: the smallest p-value of the chi-square tests, on up to {verdict.draws:,} rankings
             of a few allowed items and {verdict.full_draws:,} first places over all
-            {verdict.n_items:,} items. A test fails below {verdict.p_limit:.1e}, so that a right
-            sampler fails a whole run with a chance of at most one in a million. error: the largest
-            of any probability or log-propensity that was compared, filters included, beyond the
+            {verdict.n_items:,} items. A test fails below {verdict.p_limit:.1e}, so that a correct
+            sampler fails a whole run with a probability of at most one in a million. error: the
+            largest difference of any probability or log-propensity, filters included, beyond the
             error that a ranking itself states; at most 1e-05.""",
         )
     for rules, file in files.items():
@@ -181,14 +182,14 @@ def _print(model: Path, verdict: Verdict, files: dict[Rules, str]) -> None:
         console.print(_by_policy(under, _RULED_COLUMNS))
         say(
             console,
-            """rankings: of a few items of which the rules say something, where they are few enough
-            to enumerate. places: the law of each, given what stands above it. error: of the
-            probabilities of these, and of any propensity of rankings of many items. Inference types
-            that refuse such rules are left out.""",
+            """rankings: of a few items that the rules restrict, if there are few enough to
+            enumerate. places: the law of each place, given what stands above it. error: of these
+            probabilities, and of the propensities of rankings of many items. Inference types that
+            refuse such rules are left out.""",
         )
     for check in verdict.failures:
         if check.policy is None:
-            continue  # said above
+            continue  # printed above
         where = f" under {for_terminal(files[check.rules])}" if check.rules else ""
         said = f"{_type(check)}{where} {check.name}: {for_terminal(check.detail)}"
         console.print(f"{_mark(False)} {said}")

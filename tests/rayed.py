@@ -103,6 +103,52 @@ def run(users: str, model: str, log: str) -> None:
         batch.run(users, log, engine="ray", advance=tell, **asked)
 
 
+def shards(users: str, logs: str, *models: str) -> None:
+    """Actors that hold a shard each, asked by `batch.run` and by a map of one's own."""
+    actor = ray.remote(num_cpus=0)(batch.Shard)
+    with alone():
+        held = [actor.remote(model) for model in models]
+        asked: dict[str, Any] = {"run": "night", "k": 5, "shards": held}
+        batch.run(users, f"{logs}/run", engine="ray", part_rows=150, **asked)
+        rank(users, f"{logs}/map", 37, batch.begin(f"{logs}/map", **asked))
+        try:
+            batch.begin(f"{logs}/none", score="dot + price", **asked)
+        except ValueError as error:
+            print(error, flush=True)
+
+
+class Hung(batch.Shard):
+    """Has died without a word."""
+
+    def about(self) -> Any:
+        time.sleep(3600)
+
+
+def lost_shard(users: str, log: str, *models: str) -> None:
+    """An actor is killed midway, and a new one takes its place; another one hangs."""
+    actor = ray.remote(num_cpus=0)(batch.Shard)
+    with alone():
+        held = [actor.remote(model) for model in models]
+        asked: dict[str, Any] = {"run": "night", "k": 5, "shards": held, "part_rows": 30}
+
+        def kill(done: int, total: int) -> None:
+            if done > total // 3:
+                ray.kill(held[1])
+
+        try:
+            batch.run(users, log, engine="ray", processes=1, advance=kill, **asked)
+        except ConnectionError as error:
+            print(error, flush=True)
+        print(len(list(Path(log).glob("*.parquet"))), flush=True)
+        held[1] = ray.remote(num_cpus=0)(Hung).remote(models[1])
+        try:
+            batch.begin(log, run="night", k=5, shards=held, shard_timeout=2)
+        except ConnectionError as error:
+            print(error, flush=True)
+        held[1] = actor.remote(models[1])
+        batch.run(users, log, engine="ray", **asked)
+
+
 def nodes(users: str, model: str, log: str) -> None:
     """Three nodes, of which one is killed midway, with all that it runs, and another one comes."""
     from ray.cluster_utils import Cluster

@@ -223,6 +223,55 @@ def test_a_node_that_is_killed(folder: Path, rayed: Rayed, tmp_path: Path) -> No
     same_columns(rows_of(log), rows_of(folder / "plain"))
 
 
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> list[Path]:
+    """The items of the model in three parts, and the log of a plain loop over these."""
+    whole = fr.Model.open(folder / "model")
+    rng, found = np.random.default_rng(2), []
+    vectors = rng.standard_normal((50, 4))
+    for i, (a, b) in enumerate([(0, 10), (10, 11), (11, 50)]):
+        found.append(folder / f"shard-{i}")
+        catalog = fr.Catalog(np.arange(a, b), vectors[a:b])
+        own = {
+            "user_temperatures": np.random.default_rng(3).uniform(0.3, 3.0, N),
+            "policy": fr.PlackettLuce(0.5),
+        }
+        fr.Model(catalog, USERS, whole.user_vectors, **own).save(found[-1])  # type: ignore[arg-type]
+    asked = {"run": "night", "k": 5, "part_rows": 150, "shards": list(map(batch.Shard, found))}
+    batch.run(folder / "users", folder / "of-shards", processes=1, **asked)  # type: ignore[arg-type]
+    return found
+
+
+@with_ray
+def test_actors_hold_shards(folder: Path, shards: list[Path], rayed: Rayed, tmp_path: Path) -> None:
+    for name in ("run", "map"):
+        of_run(folder / "of-shards", tmp_path / name)
+    said = rayed.run("shards", folder / "users", tmp_path, *shards)
+    assert "\nshards[0]: score: " in f"\n{said}"  # in one line, as it is
+    assert not (tmp_path / "none").exists()
+    assert not rayed.wait_for_the_end()
+    for name in ("run", "map"):
+        same_columns(rows_of(tmp_path / name), rows_of(folder / "of-shards"))
+        check_each_once(tmp_path / name)
+
+
+@pytest.mark.slow
+@with_ray
+def test_a_shard_that_is_lost(
+    folder: Path, shards: list[Path], rayed: Rayed, tmp_path: Path
+) -> None:
+    """It is named, no part is half written, and a rerun with another actor does the rest."""
+    log = of_run(folder / "of-shards", tmp_path / "log")
+    said = rayed.run("lost_shard", folder / "users", log, *shards).splitlines()
+    lost, there, hung = (line for line in said if line.startswith("shards[") or line.isdecimal())
+    assert lost.startswith("shards[1] did not answer (ActorDiedError")
+    assert 0 < int(there) < N // 30
+    assert hung.startswith("shards[1] did not answer (GetTimeoutError")
+    assert not rayed.wait_for_the_end()
+    check_each_once(log)
+    same_columns(rows_of(log), rows_of(folder / "of-shards"))
+
+
 @with_spark
 def test_spark_gives_the_rows_of_a_plain_loop(folder: Path, tmp_path: Path) -> None:
     log = of_run(folder / "plain", tmp_path / "log")

@@ -130,7 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "batch": {
         *("atomic", "cores", "extras", "files", "ids", "inputs", "run", "expressions", "rules"),
-        *("policies", "ranking", "catalog", "model", "scoring", "eventlog"),
+        *("policies", "ranking", "catalog", "model", "scoring", "eventlog", "shards", "store"),
     },
     "vectorfiles": {"files"},
     "verify": {

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from fastrank.arraytypes import Float32Array, FloatArray, Hashes, IdArray, IntArray, Mask
 from fastrank.inputs import as_count, as_seed, shown
-from fastrank.policies import Policy
+from fastrank.policies import Law, Policy
 from fastrank.ranker import as_seeds
 from fastrank.ranking import Ranking, RankingBatch
-from fastrank.rules import AppliedRules
+from fastrank.rules import Rules
 
-__all__ = ["merge", "merge_batch", "shard_seed"]
+__all__ = ["check_rules", "joined_version", "merge", "merge_batch", "mergeable_law", "shard_seed"]
 
 _SEED_BITS = 53  # as drawn seeds have
 
@@ -81,8 +81,8 @@ def merge(rankings: Sequence[Ranking], k: int = 10, *, seed: int) -> Ranking:
     Returns
     -------
     Ranking
-        Its `catalog_version` is a hash of the shards' versions in their order, and its
-        `log_norm_error` the largest of the shards'.
+        Its `catalog_version`, `model_version`, `features_version` and `seen_id` are hashes of the
+        shards' in their order, and its `log_norm_error` is the largest of the shards'.
 
     Raises
     ------
@@ -225,7 +225,7 @@ def _merge(name: str, parts: list[RankingBatch], k: int, seeds: list[int]) -> Ra
         seeds=np.array(seeds, np.uint64),
         n_eligible=n_eligible.sum(axis=1),
         policies=first.policies,
-        catalog_version=_joined([part.catalog_version for part in parts]) or "",
+        catalog_version=joined_version([part.catalog_version for part in parts]) or "",
         propensity_kind=tuple(
             "exact" if kinds == {"exact"} else "bounded"
             for kinds in map(set, zip(*(part.propensity_kind for part in parts), strict=True))
@@ -238,10 +238,10 @@ def _merge(name: str, parts: list[RankingBatch], k: int, seeds: list[int]) -> Ra
         made_by=_made_by(parts),
         n_scored=_n_scored(parts),
         scores_by=first.scores_by,
-        features_version=_joined([part.features_version for part in parts]),
+        features_version=joined_version([part.features_version for part in parts]),
         rules=first.rules,
         seen_ids=_seen(parts),
-        model_version=_joined(model_versions),
+        model_version=joined_version(model_versions),
         user_temperatures=first.user_temperatures,
     )
 
@@ -266,7 +266,7 @@ def _check_asked_the_same(name: str, parts: list[RankingBatch]) -> None:
     for i, part in enumerate(parts):
         for r, applied in enumerate(part.rules or ()):
             if applied is not None:
-                _check_rules(_at(name, i, r), applied)
+                check_rules(f"{_at(name, i, r)}: rules", applied.rules)
         for r, pages in enumerate(part.after or ()):
             if pages is not None:
                 raise ValueError(
@@ -308,13 +308,24 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _check_rules(where: str, applied: AppliedRules) -> None:
-    rules = applied.rules
+def check_rules(name: str, rules: Rules) -> None:
+    """A ValueError for rules of which shards' rankings cannot be merged."""
     if rules.is_sequential or rules.on_empty == "relax":
         raise ValueError(
-            f"{where}: rules: expected where, boost and boost_score alone, which act on each item"
-            f" by itself and so can be merged; got {shown(rules)}"
+            f"{name}: expected where, boost and boost_score alone, which act on each item by itself"
+            f" and so can be merged; got {shown(rules)}"
         )
+
+
+def mergeable_law(name: str, policy: Policy) -> Law:
+    """The law of a policy of which shards' rankings can be merged; a ValueError for another one."""
+    law = policy.law
+    if law is None or not (law.is_certain or law.is_plackett_luce or law.is_uniform):
+        raise ValueError(
+            f"{name}: expected Deterministic, PlackettLuce or Uniform, which can be merged, got"
+            f" {shown(policy)}"
+        )
+    return law
 
 
 def _laws(name: str, parts: list[RankingBatch]) -> tuple[FloatArray, Mask]:
@@ -324,12 +335,7 @@ def _laws(name: str, parts: list[RankingBatch]) -> tuple[FloatArray, Mask]:
     known: dict[Policy, tuple[float, bool]] = {}
     for r, policy in enumerate(first.policies):
         if policy not in known:
-            law = policy.law
-            if law is None or not (law.is_certain or law.is_plackett_luce or law.is_uniform):
-                raise ValueError(
-                    f"{_at(name, 0, r)}: policy: expected Deterministic, PlackettLuce or Uniform,"
-                    f" which can be merged, got {shown(policy)}"
-                )
+            law = mergeable_law(f"{_at(name, 0, r)}: policy", policy)
             known[policy] = (law.steepness, law.is_certain)
         steepness[r], is_certain[r] = known[policy]
     return steepness, is_certain
@@ -492,8 +498,11 @@ def _refuse_repeats(name: str, ids: IdArray, is_filled: Mask) -> None:
 # ---- What is said of the whole ---------------------------------------------------------------
 
 
-def _joined(versions: Sequence[str | None]) -> str | None:
-    """One version for those of the shards, which changes with any of them, and with their order."""
+def joined_version(versions: Sequence[str | None]) -> str | None:
+    """One version for those of the shards: the SHA-256 of their lines; None where none has one.
+
+    It changes with any of them, and with their order.
+    """
     if not any(versions):
         return None
     import hashlib
@@ -507,7 +516,7 @@ def _seen(parts: list[RankingBatch]) -> tuple[str | None, ...] | None:
         return None
     b = len(parts[0])
     columns = [(None,) * b if part.seen_ids is None else part.seen_ids for part in parts]
-    return tuple(_joined(row) for row in zip(*columns, strict=True))
+    return tuple(joined_version(row) for row in zip(*columns, strict=True))
 
 
 def _joined_bias(parts: list[RankingBatch]) -> Float32Array | None:

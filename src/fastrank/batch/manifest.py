@@ -16,8 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import fastrank
 from fastrank.atomic import leftovers, replacing, sync
+from fastrank.batch.sharded import Shard
 from fastrank.batch.users import RankUsers, Unknown
 from fastrank.catalog import RNG_VERSION
 from fastrank.eventlog import filters
@@ -36,14 +39,14 @@ MANIFEST = "_batch.json"
 _FORMAT = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Of a manifest, what a run is not another one by.
-_BESIDES = {"format", "key", "begun", "fastrank", "model", "user_column"}
+_BESIDES = {"format", "key", "begun", "fastrank", "model", "shards", "user_column"}
 
 
 def begin(
     output: str | os.PathLike[str],
     *,
     run: str,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     k: int = 10,
     policy: Policy | None = None,
     user_column: str = "user_id",
@@ -55,6 +58,8 @@ def begin(
     unknown: Unknown = "fail",
     fallback: Policy | None = None,
     score_functions: Sequence[str] = (),
+    shards: Sequence[Any] | None = None,
+    shard_timeout: float = 600.0,
 ) -> dict[str, Any]:
     """Begin a run, or go on with one: the arguments of `RankUsers`, for an engine of one's own.
 
@@ -68,9 +73,12 @@ def begin(
         Directory that the log will be in; made if absent.
     run : str
         The run's name: ``"2026-11-30"``, say.
-    model : path
+    model : path, optional
+        Not where there are `shards`.
     k, policy, user_column, exclude, allow, score, params, rules, unknown, fallback, score_functions
         As for `RankUsers`.
+    shards, shard_timeout
+        As for `RankUsers`. A later call may name other actors, of the same shards in their order.
 
     Returns
     -------
@@ -83,6 +91,8 @@ def begin(
     ValueError
         If an argument is invalid, or the directory holds other data or another run; the message
         names the argument, or how the runs differ.
+    ConnectionError
+        If a shard does not answer; the directory is left as it was.
 
     Examples
     --------
@@ -115,6 +125,8 @@ def begin(
         "unknown": unknown,
         "fallback": fallback,
         "score_functions": score_functions,
+        "shards": shards,
+        "shard_timeout": shard_timeout,
     }
     arguments, content = prepared(directory, **asked)
     directory.mkdir(parents=True, exist_ok=True)
@@ -124,7 +136,7 @@ def begin(
 
 
 def prepared(
-    directory: Path, *, run: str, model: str | os.PathLike[str], **asked: Any
+    directory: Path, *, run: str, model: str | os.PathLike[str] | None = None, **asked: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `RankUsers`, and the manifest: that which is there, or else one to be written.
 
@@ -134,9 +146,9 @@ def prepared(
         As `begin`.
     """
     drawn, now = Run(run), time.time_ns() // 1000
-    ranker = RankUsers(os.path.abspath(model), drawn, ts=now, **asked)
-    opened = ranker.opened
-    ranker.policy = opened._asked(ranker.policy)
+    where = None if model is None else os.path.abspath(model)
+    ranker = RankUsers(where, drawn, ts=now, **asked)
+    ranker.policy = ranker._source.asked(ranker.policy)
     content = _said(ranker)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"output: {directory} is a file")
@@ -159,7 +171,7 @@ def prepared(
         "ts": begun(content),
         **asked,
         "policy": ranker.policy,
-        "model_version": opened.version,
+        "model_version": ranker._about.version,
     }
     return arguments, content
 
@@ -179,7 +191,7 @@ def begun(manifest: Mapping[str, Any]) -> int:
 
 def _said(ranker: RankUsers) -> dict[str, Any]:
     """A run as its manifest has it."""
-    policy, fallback, model = ranker.policy, ranker.fallback, ranker.opened
+    policy, fallback, about = ranker.policy, ranker.fallback, ranker._about
     row = _tried(ranker)
     assert policy is not None  # the model's own is looked up
     lists = {"exclude": ranker.exclude, "allow": ranker.allow}
@@ -195,8 +207,9 @@ def _said(ranker: RankUsers) -> dict[str, Any]:
         "fastrank": fastrank.__version__,
         "rng_version": RNG_VERSION,
         "model": ranker.model,
-        "model_version": model.version,
-        "catalog_version": model.catalog.version,
+        "shards": _said_of_shards(ranker),
+        "model_version": about.version,
+        "catalog_version": about.catalog_version,
         "k": ranker.k,
         "policy": written(policy),
         "user_column": ranker.user_column,
@@ -209,11 +222,19 @@ def _said(ranker: RankUsers) -> dict[str, Any]:
     }
 
 
+def _said_of_shards(ranker: RankUsers) -> list[dict[str, Any]] | None:
+    source = ranker._source
+    if isinstance(source, Shard):
+        return None
+    names = ("path", "n_items", "version", "catalog_version")
+    return [{name: getattr(each, name) for name in names} for each in source.each]
+
+
 def _tried(ranker: RankUsers) -> dict[str, Any]:
     """The row of the model's first user: what no call can use is refused before there is a run."""
-    row: dict[str, Any] = ranker.rank([str(ranker.opened.user_ids[0].item())]).to_pylist()[0]
+    row: dict[str, Any] = ranker.rank([ranker._about.first_user]).to_pylist()[0]
     if ranker.unknown == "fallback":
-        ranker._rows(["nobody"], None)
+        ranker._rows(["nobody"], np.array([-1]))
     return row
 
 

@@ -19,6 +19,8 @@ from fastrank.extras import named_if_missing
 
 __all__ = ["check_ray", "ranked_by_ray"]
 
+_ERRORS = {"ValueError": ValueError, "ConnectionError": ConnectionError}
+
 
 def check_ray() -> None:
     """A ModuleNotFoundError with what to install, where Ray Data is not there."""
@@ -40,8 +42,9 @@ class _RankParts:
             part = Part(row["file"], row["start"], users, row["name"])
             try:
                 said.append({"done": asdict(rank_part(self.ranker, self.output, part))})
-            except ValueError as error:  # which another try would not mend
-                said.append({"error": str(error)})
+            except (ValueError, ConnectionError) as error:  # which another try would not mend
+                kind = "ValueError" if isinstance(error, ValueError) else "ConnectionError"
+                said.append({"error": str(error), "kind": kind})
         return pa.table({"said": [json.dumps(each) for each in said]})
 
 
@@ -58,6 +61,8 @@ def ranked_by_ray(
     ------
     ValueError
         As `rank_part`; what is done by then stays.
+    ConnectionError
+        For a shard that does not answer.
     """
     import ray
 
@@ -79,7 +84,9 @@ def ranked_by_ray(
         if not blocks:
             return
         # An actor that holds the last CPU leaves none for Ray's own tasks, which it then waits for.
-        cpus = int(ray.cluster_resources().get("CPU", 1))
+        # Shards hold some, too.
+        having = ray.cluster_resources() if ranker.shards is None else ray.available_resources()
+        cpus = int(having.get("CPU", 1))
         actors = max(1, min(processes or cpus - 1, len(blocks)))
         with _quiet(ray):
             done = ray.data.from_arrow(blocks).map_batches(
@@ -93,7 +100,7 @@ def ranked_by_ray(
             for row in done.iter_rows():
                 said = json.loads(row["said"])
                 if "error" in said:
-                    raise ValueError(said["error"])
+                    raise _ERRORS[said["kind"]](said["error"])
                 each = Done(**said["done"])
                 tell(each.users)
                 yield each

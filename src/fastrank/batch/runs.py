@@ -15,6 +15,7 @@ from fastrank.batch import manifest
 from fastrank.batch.onray import check_ray, ranked_by_ray
 from fastrank.batch.parts import Part, Survey, parts_of, survey, user_files
 from fastrank.batch.pool import ranked_by_processes
+from fastrank.batch.sharded import as_shards, is_of_ray
 from fastrank.batch.users import RankUsers
 from fastrank.batch.work import Done, done_of, rank_part
 from fastrank.cores import usable_cores
@@ -72,7 +73,7 @@ def run(
     output: str | os.PathLike[str],
     *,
     run: str,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     processes: int | None = None,
     engine: Engine = "local",
     part_rows: int = 50_000,
@@ -106,7 +107,7 @@ def run(
     advance : callable, optional
         Called with the users done, and all of them.
     **ranked_by
-        `k`, `policy`, `user_column` and others, as `begin` takes them.
+        `k`, `policy`, `user_column`, `shards` and others, as `begin` takes them.
 
     Returns
     -------
@@ -122,6 +123,8 @@ def run(
         With what to install, where the engine is not.
     ChildProcessError
         If a process is killed: what is done stays.
+    ConnectionError
+        If a shard does not answer: what is done stays.
     OSError
         If the disk refuses.
 
@@ -153,6 +156,11 @@ def run(
         check_ray()
     if processes is not None:
         as_count("processes", processes)
+    shards = ranked_by.get("shards")
+    if shards is not None and engine == "local" and processes != 1 and is_of_ray(as_shards(shards)):
+        raise ValueError(
+            'shards: actors of Ray are asked with engine="ray", or by this process (processes=1)'
+        )
     rows = as_count("part_rows", part_rows)
     files = user_files(users)
     directory = Path(output)
@@ -163,7 +171,7 @@ def run(
         arguments, content = manifest.prepared(directory, run=run, model=model, **ranked_by)
         ranker = RankUsers(**arguments)
         rows = content.setdefault("part_rows", rows)  # a run that is gone on with has its own
-        known, column = ranker.opened.find_users, ranker.user_column
+        known, column = ranker._source.find_users, ranker.user_column
         found = survey(
             parts_of(files, column, ranker.run, rows), lambda texts: np.less(known(texts), 0)
         )

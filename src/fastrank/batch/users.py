@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,19 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from fastrank.arraytypes import IntArray, Mask
-from fastrank.batch.rows import Filtered, filtered, kind_of_items, log_rows
+from fastrank.batch.rows import Filtered, filtered, log_rows
+from fastrank.batch.sharded import About, Shard, Shards, as_shards
 from fastrank.eventlog.filters import Content
 from fastrank.eventlog.rows import Time, as_time
 from fastrank.eventlog.schema import IdKind, schema
 from fastrank.expressions import Params, as_params
 from fastrank.ids import Ids, listed
 from fastrank.inputs import as_count, shown
-from fastrank.model import Model
 from fastrank.policies import Policy, no_policy
-from fastrank.ranking import RankingBatch
 from fastrank.rules import Rules
 from fastrank.run import Run
-from fastrank.scoring import imported
+from fastrank.shards import check_rules, mergeable_law
 
 __all__ = ["RankUsers", "Unknown", "as_user_texts"]
 
@@ -55,8 +54,8 @@ class RankUsers:
 
     Parameters
     ----------
-    model : path
-        Of a model's directory, which every worker sees.
+    model : path or None
+        Of a model's directory, which every worker sees; None where there are `shards`.
     run : Run
         Gives each user a seed and a request id. Its name is the log's `run`.
     k : int
@@ -80,16 +79,27 @@ class RankUsers:
         What those are ranked by; by default the policy itself.
     score_functions : sequence of str
         ``module:name`` of score functions that the model's score or `score` names; each worker
-        imports them.
+        imports them. Shards have their own.
     model_version : str, optional
         What the model must be: another one under the same path, which would rank half of the
         users, is refused.
+    shards : sequence of Shard, or of Ray actors of them, optional
+        A catalog of more items than one worker holds, in parts: each shard's model has its items
+        and all users. Every user is ranked by all shards, and the rankings are merged
+        (`fastrank.merge_batch`), under `PlackettLuce`, `Uniform` or `Deterministic`, and rules that
+        are filters and boosts.
+    shard_timeout : float
+        Seconds within which an actor must answer.
 
     Raises
     ------
     ValueError
         If an argument is invalid; the message names the argument and the value, and errors of a
         call the row, too.
+        At the first use: if shards differ in policies, users, dimension or kind of item ids, or
+        share an item.
+    ConnectionError
+        If a shard does not answer; the message names it, and the call returns no row.
 
     Notes
     -----
@@ -99,6 +109,10 @@ class RankUsers:
 
     What rows name by hash, rules and filters of more than 64 ids, must lie beside the log:
     `begin` and `run` put it there; otherwise `contents` has it.
+
+    With shards, `model_version` and `catalog_version` of the rows are SHA-256 of the shards' own
+    in their order, a line each. Shards are looked through for shared items once, in 8 bytes an item
+    of the asker's memory, unless `model_version` says that they were.
 
     Examples
     --------
@@ -117,7 +131,7 @@ class RankUsers:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | None,
         run: Run,
         k: int = 10,
         policy: Policy | None = None,
@@ -133,11 +147,14 @@ class RankUsers:
         fallback: Policy | None = None,
         score_functions: Sequence[str] = (),
         model_version: str | None = None,
+        shards: Sequence[Any] | None = None,
+        shard_timeout: float = 600.0,
     ) -> None:
-        try:
-            self.model = os.fspath(model)
-        except TypeError:
-            raise ValueError(f"model: expected a path, got {shown(model)}") from None
+        if (model is None) == (shards is None):
+            got = "neither" if model is None else "both"
+            raise ValueError(f"model: expected a path, or shards instead; got {got}")
+        self.model = None if model is None else Shard(model, 1, score_functions).model
+        self.shards = None if shards is None else as_shards(shards)
         if not isinstance(run, Run):
             raise ValueError(
                 f"run: expected a fastrank.Run, whose key all workers share, got {shown(run)}"
@@ -156,8 +173,17 @@ class RankUsers:
             raise ValueError(f"score: expected an expression or a name, got {shown(score)}")
         if not isinstance(user_column, str):
             raise ValueError(f"user_column: expected a str, got {shown(user_column)}")
-        if isinstance(score_functions, str):
-            raise ValueError(f"score_functions: expected several, got {score_functions!r}")
+        if shards is not None:
+            if score_functions:
+                raise ValueError("score_functions: each Shard takes its own")
+            if rules is not None:
+                check_rules("rules", rules)
+            for name, value in (("policy", policy), ("fallback", fallback)):
+                if value is not None:
+                    mergeable_law(name, value)
+        if not (isinstance(shard_timeout, int | float) and 0.0 < shard_timeout < math.inf):
+            raise ValueError(f"shard_timeout: expected seconds above 0, got {shown(shard_timeout)}")
+        self.shard_timeout = float(shard_timeout)
         self.run = run
         self.k = as_count("k", k)
         self.policy = policy
@@ -174,24 +200,37 @@ class RankUsers:
         self.model_version = model_version
 
     def __repr__(self) -> str:
-        return f"RankUsers({self.model!r}, {self.run!r}, k={self.k}, policy={self.policy!r})"
+        source = self.model if self.shards is None else f"{len(self.shards)} shards"
+        return f"RankUsers({source!r}, {self.run!r}, k={self.k}, policy={self.policy!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         own = dict(self.__dict__)
-        for name in ("opened", "_filters"):  # each worker's
+        for name in ("_source", "_about", "_filters"):  # each worker's
             own.pop(name, None)
         return own
 
     @cached_property
-    def opened(self) -> Model:
-        """The model, mapped at the first use."""
-        model = Model.open(self.model, functions=imported(self.score_functions))
-        if self.model_version is not None and model.version != self.model_version:
+    def _source(self) -> Shard | Shards:
+        """What ranks: the model, mapped at the first use, or the shards, looked at then."""
+        found: Shard | Shards
+        if self.shards is None:
+            assert self.model is not None
+            found = Shard(self.model, score_functions=self.score_functions)
+        else:
+            found = Shards(self.shards, self.shard_timeout, self.model_version is not None)
+            found.asked(self.policy)
+        version = found.about().version
+        if self.model_version is not None and version != self.model_version:
+            where = "shards: the whole" if self.model is None else f"model: {self.model}"
             raise ValueError(
-                f"model: {self.model} is version {model.version} now; this run was begun with"
-                f" {self.model_version}"
+                f"{where} is version {version} now; this run was begun with {self.model_version}"
             )
-        return model
+        return found
+
+    @cached_property
+    def _about(self) -> About:
+        """What is known of the model, or of all shards together."""
+        return self._source.about()
 
     @cached_property
     def _filters(self) -> Filtered:
@@ -208,7 +247,7 @@ class RankUsers:
     @property
     def item_kind(self) -> IdKind:
         """What the model's item ids are."""
-        return kind_of_items(self.opened.catalog.item_ids)
+        return self._about.item_kind
 
     def __call__(self, users: pa.Table | pa.RecordBatch) -> pa.Table:
         """The rows of some users, in their order.
@@ -239,8 +278,7 @@ class RankUsers:
 
     def rank(self, user_ids: Sequence[str]) -> pa.Table:
         """As a call, of user ids as the log has them."""
-        model = self.opened
-        rows = model.find_users(list(user_ids))
+        rows = self._source.find_users(list(user_ids))
         known = rows >= 0
         if self.unknown == "fail" and not known.all():
             first = int(np.flatnonzero(~known)[0])
@@ -253,34 +291,26 @@ class RankUsers:
         if known.any() or not len(ids):
             parts.append(self._rows(ids[known].tolist(), rows[known]))
         if not known.all():
-            parts.append(self._rows(ids[~known].tolist(), None))
+            parts.append(self._rows(ids[~known].tolist(), rows[~known]))
         return parts[0] if len(parts) == 1 else _together(parts, known)
 
-    def _rows(self, user_ids: list[str], rows: IntArray | None) -> pa.Table:
-        """Of users in these rows of the model, or of strangers."""
-        model, b = self.opened, len(user_ids)
-        if not b:
+    def _rows(self, user_ids: list[str], rows: IntArray) -> pa.Table:
+        """Of users in these rows of the model; or of strangers, whose rows are -1."""
+        if not user_ids:
             return schema(self.item_kind).empty_table()
-        asked: dict[str, Any] = {
-            "seeds": self.run.seeds(user_ids),
-            "exclude": None if self.exclude is None else [self.exclude] * b,
-            "allow": None if self.allow is None else [self.allow] * b,
-            "score": self.score,
-            "params": self.params,
-            "rules": self.rules,
-        }
-        query = None
-        batch: RankingBatch
+        is_fallback = bool(rows[0] < 0)
         with _naming_users(user_ids):
-            if rows is not None:
-                ids = model.user_ids[rows]
-                batch = model.recommend_batch(ids, self.k, policy=self.policy, **asked)
-            else:
-                query = np.zeros(model.catalog.dim, np.float32)
-                policy = self.fallback or self.policy or model._asked(None)
-                queries = np.broadcast_to(query, (b, len(query)))
-                batch = model.catalog.rank_batch(queries, self.k, policy=policy, **asked)
-                batch = replace(batch, model_version=model.version)
+            batch = self._source.rank(
+                rows,
+                self.k,
+                self.fallback or self.policy if is_fallback else self.policy,
+                self.run.seeds(user_ids),
+                exclude=self.exclude,
+                allow=self.allow,
+                score=self.score,
+                params=self.params,
+                rules=self.rules,
+            )
         return log_rows(
             batch,
             user_ids=user_ids,
@@ -288,8 +318,8 @@ class RankUsers:
             run=self.run.name,
             ts=self.ts,
             filters=self._filters,
-            is_fallback=query is not None,
-            query=query,
+            is_fallback=is_fallback,
+            query=np.zeros(self._about.dim, np.float32) if is_fallback else None,
         )
 
     def batches(self, users: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

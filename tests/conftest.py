@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import signal
-import zlib
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from support import DRAWS
+from support import DRAWS, pairwise_cover
 
 from fastrank import _native, _probes
 
@@ -40,31 +39,39 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.set_isa(previous)
 
 
+def _values(item: pytest.Item) -> tuple[tuple[int, ...], ...]:
+    """The cell of its test's product: what each `parametrize`, and each fixture that has
+    parameters, gives it. Values are the same objects in every cell."""
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return ()
+    params = dict(item.callspec.params)
+    factors = []
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs["argnames"]
+        listed = names.replace(",", " ").split() if isinstance(names, str) else names
+        factors.append(tuple(id(params.pop(name)) for name in listed))
+    return (*factors, *((id(value),) for value in params.values()))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each cell of a product with builds runs on every other build; on the rest it is slow, and
-    under sanitizers it does not run.
+    """Of a test with three parameters or more a pairwise cover of its cells runs; the rest is slow,
+    and under sanitizers it does not run.
 
-    All builds are of one source, in which registers have a width: every width meets every value of
-    each other parameter, and every cell runs on some build.
+    Most faults need one value or two that meet, and every two values that the whole product lets
+    meet do so here. Where cells are marked slow already, the others have a cover of their own.
     """
-    kept, left = [], []
-    met: set[tuple[str, ...]] = set()
+    functions: dict[str, list[pytest.Item]] = {}
     for item in items:
-        function, _, cell = item.nodeid.partition("[")
-        values = cell.removesuffix("]").split("-")
-        build = next((name for name in values if name in BUILDS), None)
-        if build is not None and (DRAWS < 1.0 or build in ENDS):
-            values.remove(build)
-            pairs = {(function, build, str(at), value) for at, value in enumerate(values)}
-            mine = zlib.crc32(f"{function} {values}".encode()) + BUILDS.index(build)
-            if mine % 2 and pairs and pairs <= met:
-                left.append(item)
-                continue
-            met |= pairs
-        kept.append(item)
+        if DRAWS < 1.0 or item.get_closest_marker("slow") is None:
+            functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left = []
+    for cells in functions.values():
+        cover = pairwise_cover([_values(cell) for cell in cells])
+        left += [cell for at, cell in enumerate(cells) if at not in cover]
     if DRAWS < 1.0:
-        items[:] = kept
+        gone = {*left}
+        items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=left)
     for item in left:
         item.add_marker(pytest.mark.slow)

@@ -15,9 +15,11 @@ fewer, the chi-square distribution is a poor stand-in for the multinomial that f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -368,6 +370,31 @@ def same_ranking(a: fr.Ranking, b: fr.Ranking) -> bool:
         and (a.log_propensity, a.log_norm) == (b.log_propensity, b.log_norm)
         and (a.seed, a.policy, a.n_eligible) == (b.seed, b.policy, b.n_eligible)
     )
+
+
+def pairwise_cover(cells: Sequence[Sequence[Hashable]]) -> set[int]:
+    """Which cells of a product meet all its pairs: any two values that two factors have together in
+    some cell, they have together in one of these.
+
+    Greedy, and so not the fewest: the next is the first of the cells that add most pairs. With
+    fewer than three factors it is all of them.
+    """
+    if max((len(cell) for cell in cells), default=0) < 3:
+        return set(range(len(cells)))
+    pairs = [set(combinations(enumerate(cell), 2)) for cell in cells]
+    queue = [(-len(each), at) for at, each in enumerate(pairs)]
+    heapify(queue)
+    met: set[Any] = set()
+    chosen = set()
+    while queue:
+        added, at = heappop(queue)
+        new = len(pairs[at] - met)
+        if new and new < -added:
+            heappush(queue, (-new, at))  # others may add more by now
+        elif new:
+            met |= pairs[at]
+            chosen.add(at)
+    return chosen
 
 
 class Wrong:

@@ -7,6 +7,7 @@ every sampler through unnoticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import combinations, product
 
 import broken
 import numpy as np
@@ -31,6 +32,7 @@ from support import (
     heavy_tailed_scores,
     merge_small,
     order_counts,
+    pairwise_cover,
 )
 
 import fastrank as fr
@@ -292,3 +294,28 @@ def test_right_propensities_pass() -> None:
     right = reference.log_propensities(SPREAD, [4, 1, 2], PLACKETT_LUCE, eligible)
     assert np.isneginf(right[1])  # ineligible
     assert_log_propensities(right - 1e-6, SPREAD, [4, 1, 2], PLACKETT_LUCE, eligible)
+
+
+# What `make test` runs of a product
+
+
+def test_a_cover_meets_every_pair_of_a_product() -> None:
+    cells = [*product("abcd", (0, 1, 2), (True, False), "xyzuv")]
+    whole = [cell for cell in cells if cell[:2] != ("a", 0)]  # a pair that no cell has
+    for each in (cells, whole):
+        chosen = pairwise_cover(each)
+        pairs = [{*combinations(enumerate(cell), 2)} for cell in each]
+        assert set.union(*pairs) == set.union(*(pairs[at] for at in chosen))
+        assert 20 <= len(chosen) < 30, "of 120; 20 are the first factor times the last"
+        assert chosen == pairwise_cover(each)
+
+
+@pytest.mark.parametrize("cells", [[], [(), ()], [(1,), (2,), (2,)], [*product((1, 2), (3, 4))]])
+def test_with_fewer_than_three_factors_nothing_is_left_out(cells: list[tuple[int, ...]]) -> None:
+    assert pairwise_cover(cells) == {*range(len(cells))}
+
+
+def test_a_cell_that_alone_has_a_pair_is_in_the_cover() -> None:
+    cells = [*product((0, 1), (0, 1), (0, 1)), (2, 0, 0)]
+    assert 8 in pairwise_cover(cells)
+    assert len(pairwise_cover(cells)) == 5

@@ -1048,7 +1048,7 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, function: Any, message
             {"policies": [fr.Uniform()]},
             r"policies: row 0: expected a ByModel.* pass ByModel\(label, Uniform\(\), model\)",
         ),
-        ({"policies": ["uniform"]}, "policies: row 0: expected a ByModel, .* got 'uniform'; hand"),
+        ({"policies": ["uniform"]}, "policies: row 0: expected a ByModel, .* got 'uniform'; pass"),
         ({"logging": fr.Catalog([1], [[1.0]])}, "logging: expected a sequence of models or"),
         ({"estimators": "snips"}, "estimators: expected a sequence of names, got 'snips'"),
     ],

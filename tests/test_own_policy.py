@@ -238,7 +238,7 @@ class TestChoosing:
     )
     def test_what_no_temperature_keeps_is_refused(self, items: Any, users: Any, k: int) -> None:
         model = fr.Model(fr.Catalog(range(len(items)), items), ["ann"], users)
-        with pytest.raises(ValueError, match=r"overlap: 0\.7 is not reachable: the nearest is "):
+        with pytest.raises(ValueError, match=r"overlap: got 0\.7; the nearest that can be "):
             plan.choose(model, 0.7, k=k)
 
     def test_of_a_small_catalog_half_is_ranked(self) -> None:
@@ -400,7 +400,7 @@ class TestBuild:
             (["--overlap", "1.5"], "expected a share between 0 and 1, or none; got '1.5'"),
             (["--overlap", "some"], "expected a share between 0 and 1, or none; got 'some'"),
             (["--overlap", "none", "--tables"], "--tables: the model has no policy"),
-            (["--overlap", "0.001"], "--overlap: 0.001 is not reachable: the nearest is"),
+            (["--overlap", "0.001"], "--overlap: got 0.001; the nearest that can be reached is"),
         ):
             assert words in refused(*build, *options)
             assert not (tmp_path / "m").exists()
@@ -411,7 +411,7 @@ class TestBuild:
         np.save(tmp_path / "users.npy", np.zeros((5, 8)))
         model, said = built(files, tmp_path / "m")
         assert (model.policy, model.has_user_temperatures) == (None, False)
-        assert "no policy was chosen: overlap: 0.7 is not reachable: the nearest is" in said
+        assert "no policy was chosen: overlap: got 0.7; the nearest that can be reached is" in said
 
     def test_tables_are_of_the_policy(self, files: list[object], tmp_path: Path) -> None:
         model, said = built(files, tmp_path / "m", "-k", 5, "--tables")

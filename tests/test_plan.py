@@ -447,7 +447,7 @@ class TestEdges:
             ({"temperatures": [math.nan]}, "temperature: must lie in"),
             ({"overlaps": [1.0]}, "overlaps: must lie between 0 and 1"),
             ({"epsilons": [1.5]}, "epsilon: must lie in"),
-            ({"temperatures": [], "overlaps": [], "epsilons": []}, "no policy to look at"),
+            ({"temperatures": [], "overlaps": [], "epsilons": []}, "expected at least one policy"),
             ({"targets": {"x": "deterministic"}}, r"targets: x: expected .* makes one"),
             ({"queries": [[1.0, 2.0]]}, r"queries: expected shape \(q, 3\)"),
             ({"queries": np.zeros((0, 3))}, r"queries: expected shape \(q, 3\) with q >= 1"),
@@ -459,7 +459,7 @@ class TestEdges:
             planning.explore(small_model(), **{"k": 3, **arguments})
 
     def test_a_catalog_has_no_users(self) -> None:
-        with pytest.raises(ValueError, match="queries: a catalog has no users"):
+        with pytest.raises(ValueError, match="queries: expected the users' vectors"):
             planning.explore(small_model().catalog)
         wrong: Any = "model/"
         with pytest.raises(ValueError, match="model: expected a Model, Catalog or Scorer"):

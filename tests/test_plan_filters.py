@@ -168,7 +168,7 @@ class TestChoosing:
 
     @pytest.mark.parametrize("allow", [[100], []])
     def test_of_one_item_or_none_nothing_is_chosen(self, allow: list[int]) -> None:
-        words = "the nearest is 1, in 1 of 1 items" if allow else "exclude, allow: no item is elig"
+        words = "be reached is 1, for 1 of 1 items" if allow else "exclude, allow: no item is elig"
         with pytest.raises(ValueError, match=words):
             plan.choose(world(), ASKED, k=K, allow=allow)
 
@@ -400,7 +400,7 @@ class TestCommands:
         few = ["--allow", "1,2,3"]
         assert "k: expected 1 to 3, the number of eligible items; got 5" in refused(*apply, *few)
         one = ["-k", 1, "--allow", 1]
-        assert "--overlap: 0.7 is not reachable" in refused(*build, "--overlap", 0.7, *one)
+        assert "--overlap: got 0.7; the nearest" in refused(*build, "--overlap", 0.7, *one)
         assert "nothing was written" in refused(*apply, *one)
         for stated in (["--overlap", "none"], ["--policy", "uniform"]):
             for option, value in (("--exclude", 1), ("--allow-file", tmp_path / "hits.txt")):
@@ -414,9 +414,8 @@ class TestCommands:
     ) -> None:
         result = run("build", *files, "-o", tmp_path / "m", "--allow", 7)
         assert result.exit_code == 0
-        assert (
-            "no policy was chosen: overlap: 0.7 is not reachable: the nearest is 1, in 1 of 1 "
-            in (result.stderr)
+        assert "no policy was chosen: overlap: got 0.7; the nearest that can be reached is 1, " in (
+            result.stderr
         )
         assert fr.Model.open(tmp_path / "m").policy is None
 
@@ -488,7 +487,7 @@ def test_rules_of_no_such_columns_or_parameters() -> None:
     cases: list[tuple[Any, Any, str]] = [
         (fr.Rules(where="size < 3"), None, "rules: .*size"),
         (fr.Rules(where="price < 3"), {"most": 1}, "params: 'most' is no parameter of the rules"),
-        (None, {"most": 1}, "params: 'most' is of rules, and there are none"),
+        (None, {"most": 1}, "params: got 'most'; expected none without rules"),
         (fr.Rules(where="price < 0"), None, "rules: where: 'price < 0' holds for no item"),
         ({"where": "price < 3"}, None, "rules: expected Rules"),
     ]

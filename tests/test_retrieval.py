@@ -629,7 +629,7 @@ def test_a_proposal_is_the_least_that_is_enough() -> None:
     assert len(warnings) == 1
     assert "a log is worth 30% of its rows" in warnings[0]
     chosen, warnings = propose([costly])
-    assert [each.split()[0] for each in warnings] == ["of", "30%", "a"]
+    assert [each.split()[0] for each in warnings] == ["with", "30%", "a"]
     half = retrieval.Trade(1000, 0.1, 480, 0.9, 0.8, 0.0, 0.9, 1.0, 1e-4, 0.1)
     assert propose([half]) == (
         half,
@@ -727,7 +727,10 @@ def test_build_makes_an_index_measures_it_and_proposes(tmp_path: Path) -> None:
         (["--index-policy", "uniform"], "expected plackett_luce:temperature"),
         (["--tables-bytes", "5"], "--tables-bytes: goes with --tables, which is not given"),
         (["--index", "hnsw"], "'hnsw' is not 'ivf'"),
-        (["--index", "ivf", "--index-lists", "2001"], "the catalog has 2000 items, got 2001"),
+        (
+            ["--index", "ivf", "--index-lists", "2001"],
+            "got 2001; expected at most 2000",
+        ),
         (
             ["--index", "ivf", "--index-policy", "plackett_luce:temperature=x2"],
             "--index-policy: .*expected a temperature, not one relative",

@@ -330,4 +330,4 @@ def condense(scores: npt.ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
 
 def _check_places(k: int, n_scores: int) -> None:
     if not 1 <= k <= n_scores:
-        raise ValueError(f"k: got {k!r}; expected 1 to {n_scores}, the number of scores")
+        raise ValueError(f"k: expected 1 to {n_scores}, the number of scores; got {k!r}")

@@ -33,8 +33,7 @@ _SPARE = 22  # items stored one by one in addition to the k best and the k worst
 
 @dataclass(frozen=True, slots=True)
 class Laws:
-    """Laws of the next item, per user: the best item left with probability `greedy`, otherwise a
-    draw from softmax(b s)."""
+    """Laws of the next item, per user: the best left by probability `greedy`, or softmax(b s)."""
 
     greedy: FloatArray  # (k,): by place
     steepness: FloatArray  # (u,): b

@@ -1,11 +1,10 @@
-"""Choosing the exploration before anyone sees it: what each policy would cost, and what its log
-would be worth.
+"""Plan exploration before serving it: what each policy would cost, and what its log would be worth.
 
-For users of a model and a grid of logging policies: how much of the deterministic ranking a policy
-keeps, how much score that costs, and which share of its log would be left, as an effective sample
-size, to evaluate given target policies.
+For users of a model and a grid of logging policies, a plan shows how much of the deterministic
+ranking each policy keeps, how much score it costs, and the effective sample size of its log, as a
+share of the rows, for evaluating given target policies.
 
-How the figures come about: see `fastrank.expectations`.
+`fastrank.expectations` computes the figures.
 """
 
 from fastrank.plan.choice import Choice, choose, seconds_for

@@ -1,4 +1,4 @@
-"""Arguments, checked; a ValueError names one and its value."""
+"""Check arguments; a ValueError names the argument and its value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 _USERS = 200
-_SCORES = 20_000_000  # of all users together: 80 MB
+_SCORES = 20_000_000  # scores of all users together: 80 MB
 
 
 def check_k(k: object, items: Scorer | Eligible) -> int:
@@ -56,38 +56,38 @@ def filters_under(
     rules: Rules | None,
     params: Mapping[str, Any] | None,
 ) -> tuple[Ids | None, Ids | None]:
-    """`exclude` and `allow`, with what the filter of rules leaves.
+    """Return `exclude` and `allow` combined with the filter `where` of rules.
 
     Raises
     ------
     ValueError
-        For rules that say more: places depend on each other then, and a plan has no figures for
-        that.
+        If rules contain more than `where`: places then depend on each other, and a plan has no
+        figures for such rankings.
     """
     given = as_params(params)
     if rules is None:
         if given:
-            raise ValueError(f"params: {shown(min(given))} is of rules, and there are none")
+            raise ValueError(f"params: got {shown(min(given))}; expected none without rules")
         return exclude, allow
     if not isinstance(rules, Rules):
         raise ValueError(f"rules: expected Rules, got {shown(rules)}")
     for name, value in rules.to_dict().items():
         if name not in ("where", "on_empty"):
             raise ValueError(
-                f"rules: {name}: {shown(value)} makes rankings for which a plan has no figures: it"
-                " takes where= alone"
+                f"rules: {name}: got {shown(value)}; a plan supports only where=, since it has no"
+                " figures for rankings under other rules"
             )
     if not isinstance(scorer, Catalog):
-        raise ValueError(f"rules: a {type(scorer).__name__} has no columns for them")
+        raise ValueError(f"rules: expected none, since a {type(scorer).__name__} has no columns")
     unknown = [name for name in given if name not in rules.names]
     if unknown:
-        raise ValueError(f"params: {shown(unknown[0])} is no parameter of the rules")
+        raise ValueError(f"params: {shown(unknown[0])} is not a parameter of the rules")
     ruled = scorer._bind_rules(rules, None, given, scorer.features)
     if ruled is None or ruled.bound.where is None:
         return exclude, allow
     left = scorer._left(exclude, allow) & scorer._by_row(ruled.bound.where)
     if not left.any():
-        raise ValueError(f"rules: where: {shown(rules.where)} holds for no item that is eligible")
+        raise ValueError(f"rules: where: {shown(rules.where)} holds for no eligible item")
     return None, scorer.item_ids[left]
 
 
@@ -120,10 +120,11 @@ def checked_prefixes(prefixes: Sequence[int] | None, k: int) -> tuple[int, ...]:
 def users_of(
     model: Model | Scorer, queries: npt.ArrayLike | None, rows: Sequence[int] | None = None
 ) -> tuple[Scorer, Float32Array, FloatArray | None, int]:
-    """Catalog, vectors (u, d), factors (u,) of the users' own, of some rows; and how many rows."""
+    """Return the catalog, vectors (u, d) and temperature factors (u,) of some rows, and the number
+    of all rows."""
     catalog = scorer_of("model", model)
     if queries is None and not isinstance(model, Model):
-        raise ValueError("queries: a catalog has no users: give their vectors")
+        raise ValueError("queries: expected the users' vectors, since a catalog has no users")
     if queries is not None:
         array = as_real("queries", queries)
         if array.ndim != 2 or len(array) == 0 or array.shape[1] != catalog.dim:

@@ -1,4 +1,4 @@
-"""The policy that a model keeps: what its users are to see, where nobody says otherwise."""
+"""Choose the policy stored in a model, its users' default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastrank.scorer import eligible_of
 
 __all__ = ["Choice", "choose", "seconds_for"]
 
-_A_USER = 20_000  # items: what is done for a user besides looking at items takes as long
+_A_USER = 20_000  # overhead per user, in items: it takes as long as scoring so many
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -37,25 +37,25 @@ class Choice:
     Attributes
     ----------
     policy : Policy
-        Plackett-Luce at the temperature of the median user, which is also what users get whom the
-        model does not know.
+        Plackett-Luce at the temperature of the median user; users unknown to the model get it
+        unchanged.
     factors : ndarray of float64, shape (u,), or None
-        Each user's own, on that temperature; 1 where all scores are equal. None: one temperature
-        for all.
+        Factors of the users' own temperatures; 1 for users whose scores are all equal. None if
+        all users have one temperature.
     k : int
-        Places that it was chosen for: those that were asked for, but at most half of the eligible
-        items.
+        Number of places that the policy was chosen for: as asked for, but at most half of the
+        eligible items.
     n_items, n_eligible : int
-        Items of the model, and those that the filters leave, which it was chosen for.
+        Number of the model's items, and of those that the filters leave.
     asked : float
-        The overlap.
+        The overlap that was asked for.
     point : Point
-        What comes of it, for the users that were looked at.
+        What the policy does for a sample of users.
     users : int
-        How many those are.
+        Number of users in the sample.
     not_reached : int
-        Users, of all, whose best items have equal scores, so that they cannot have that overlap;
-        of those that were looked at, where there is one temperature for all.
+        Number of users who cannot have the overlap, because their best items have equal scores:
+        among all users, or within the sample if all users have one temperature.
     """
 
     policy: Policy
@@ -77,17 +77,17 @@ class Choice:
 
     @property
     def is_filtered(self) -> bool:
-        """Whether it was chosen for fewer than all items."""
+        """Whether the policy was chosen for a part of the items."""
         return self.n_eligible < self.n_items
 
     def of(self, model: Model) -> Model:
-        """The model with this policy and these factors; it has no tables."""
+        """Return the model with this policy and these factors; it has no tables."""
         return model.with_user_temperatures(self.factors).with_policy(self.policy)
 
     def to_dict(self) -> dict[str, Any]:
-        """What was chosen and what comes of it, in JSON's types; what is not finite is None.
+        """Return the choice and its figures in JSON's types; values that are not finite are None.
 
-        The lowest, median and highest temperature of all users are among it.
+        It includes the lowest, median and highest temperature of all users.
         """
         [temperature] = self.policy.params.values()
         own = temperature * (np.ones(1) if self.factors is None else self.factors)
@@ -125,37 +125,37 @@ def choose(
     params: Mapping[str, Any] | None = None,
     advance: Advance | None = None,
 ) -> Choice:
-    """A policy by which users see this share of their deterministic top k, on average.
+    """Choose a policy whose rankings keep a given share of the deterministic top k, on average.
 
-    It is Plackett-Luce, and every user has a factor of their own on its temperature, so that all
-    keep the same share. Factors and policy that the model has already play no part, but for the
-    sampler of a Plackett-Luce policy, which stays.
+    The policy is Plackett-Luce, and each user has a factor on its temperature, so that all users
+    keep the same share. The model's present policy and factors are ignored, except for the sampler
+    of a Plackett-Luce policy, which is kept.
 
     Parameters
     ----------
     model : Model
     overlap : float
-        Between 0 and 1.
+        The share to keep, between 0 and 1.
     k : int
-        Places of a ranking. Where that is more than half of the eligible items, half of them are
-        taken: of rankings that show most of what there is every policy keeps most.
+        Places of a ranking. At most half of the eligible items are used: if rankings show most
+        items, every policy keeps most of the top k.
     users, draws, seed
-        Of the sample by which the choice is set right and described, as in `explore`.
+        Of the sample that calibrates and describes the choice, as in `explore`.
     most : int, optional
-        Users times items, 20,000 items added for each user, beyond which all users have one
-        temperature, by the sample alone. By default there is no such bound.
+        Limit of users x (items + 20,000). Beyond it, all users have one temperature, computed from
+        the sample only. By default there is no limit.
     threads : int
     exclude, allow : array_like of ids, optional
-        The filters of the rankings that it is chosen for, as `Catalog.rank` takes them, the same
-        for all users: the share is that of the best k eligible items. The model does not keep them:
-        its rankings have the filters that their calls say.
+        Filters of the rankings that the policy is chosen for, as for `Catalog.rank`, the same for
+        all users: the share is that of the best k eligible items. The model does not store them;
+        each call gives its own filters.
     rules : Rules, optional
-        Whose filter, `where`, acts on all rankings, too. Rules that say more are refused: what such
-        rankings keep and cost, and what their weights are worth, is known of none but drawn ones.
+        Only the filter `where` is accepted; it acts on all rankings, too. Other rules are refused,
+        since overlap, cost and weights of rankings under them are known only by drawing.
     params : mapping, optional
-        Values of the parameters that the filter has.
+        Values of the parameters of the filter.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Returns
     -------
@@ -164,12 +164,13 @@ def choose(
     Raises
     ------
     ValueError
-        Naming the argument and the value; where none of the users looked at can have that overlap.
+        If an argument is invalid, or no user of the sample can have the overlap; the message names
+        the argument and the value.
 
     Notes
     -----
-    The sample takes some times 2 * draws rankings for each of its users; then it is O(n d) for each
-    of all users. Users whose scores allow of no such overlap do not make others keep more.
+    The sample takes a few times 2 * draws rankings per user of the sample; then the cost is O(n d)
+    for each of all users. Users who cannot have the overlap do not change what others keep.
 
     Examples
     --------
@@ -245,7 +246,7 @@ def seconds_for(
     exclude: Ids | None = None,
     allow: Ids | None = None,
 ) -> float:
-    """About how long `choose` will take on this machine.
+    """Estimate how many seconds `choose` will take on this machine.
 
     Parameters
     ----------
@@ -262,7 +263,7 @@ def seconds_for(
     """
     items, users = eligible_of(model.catalog, exclude, allow), len(model.user_ids)
     places = max(1, min(k, len(items) // 2))
-    seconds = estimated_seconds(  # as dear as that
+    seconds = estimated_seconds(  # the sample costs about as much
         model, k=places, points=4, exclude=exclude, allow=allow
     )
     if most is None or users * (len(model.catalog) + _A_USER) <= most:
@@ -277,13 +278,13 @@ def seconds_for(
 
 def _unreachable(sample: Sample, asked: float, nearest: float) -> ValueError:
     return ValueError(
-        f"overlap: {asked:g} is not reachable: the nearest is {nearest:.4g}, in {sample.k} of"
-        f" {sample.n_eligible:,} items, by the scores of {len(sample.factors):,} users"
+        f"overlap: got {asked:g}; the nearest that can be reached is {nearest:.4g}, for {sample.k}"
+        f" of {sample.n_eligible:,} items and {len(sample.factors):,} users"
     )
 
 
 def _able(sample: Sample, overlap: float) -> Mask:
-    """Which users of a sample can have this overlap at all."""
+    """Return which users of a sample can have this overlap."""
     values, counts = sample.audience.condensed
     own = temperatures_for_overlap(values, sample.k, overlap, counts)
     found: Mask = np.abs(expected_overlaps(values, own, sample.k, counts) - overlap) < REACHED
@@ -291,7 +292,7 @@ def _able(sample: Sample, overlap: float) -> Mask:
 
 
 def _one_temperature(sample: Sample, overlap: float) -> float:
-    """About the temperature at which the users of a sample keep this overlap on average."""
+    """Return the approximate temperature at which a sample's users keep this overlap on average."""
     values, counts = sample.audience.condensed
     own = np.log(temperatures_for_overlap(values, sample.k, overlap, counts))
     low, high = float(own.min()), float(own.max())
@@ -310,14 +311,14 @@ def _rounded(temperature: float) -> float:
 
 
 def _factors(own: FloatArray, temperature: float) -> FloatArray:
-    """What makes the temperature each user's own; no rounding takes one out of the range."""
+    """Return factors that give users their own temperatures, clipped against rounding errors."""
     inside = np.clip(own, MIN_TEMPERATURE * (1.0 + 1e-9), MAX_TEMPERATURE * (1.0 - 1e-9))
     factors: FloatArray = inside / temperature
     return factors
 
 
 def _like(policy: Policy | None, temperature: float) -> Policy:
-    """Plackett-Luce by the sampler of the policy before, if that was it, too."""
+    """Return Plackett-Luce with the sampler of the present policy if that is Plackett-Luce, too."""
     if isinstance(policy, PlackettLuce):
         return policy.at_temperature(temperature)
     return PlackettLuce(temperature)

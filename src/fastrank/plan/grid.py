@@ -1,4 +1,4 @@
-"""A grid of logging policies, and what would come of each."""
+"""Explore a grid of logging policies: what each would cost, and what its log would be worth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["DRAWS", "Plan", "estimated_seconds", "explore", "usual_temperatures"
 
 DRAWS = 16
 _POINTS_SHOWN = 60  # in a notebook
-# Share of what lies between the uniform and the deterministic overlap.
+# Shares of the way from the uniform to the deterministic overlap.
 _LEVELS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 _OVERLAPS = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
@@ -40,29 +40,30 @@ _EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """What `explore` found.
+    """The result of `explore`.
 
     Attributes
     ----------
     n_items, n_users : int
-        Of the model; users of the queries given, if any were.
+        Number of the model's items and users, or of the queries if they were given.
     n_eligible : int
-        Items that the filters leave; all, where there are none.
+        Number of items that the filters leave.
     users : int
-        How many of them were looked at.
+        Number of users in the sample.
     k, draws, seed : int
     targets : tuple of str
     prefixes : tuple of int
     deterministic_score, uniform_score : float
-        Mean score of the ranking under either policy, mean over users.
+        Mean score of a ranking under the two policies, averaged over users.
     uniform_overlap : float
-        What a uniform draw keeps: k over `n_eligible`.
+        The overlap of uniform draws: k / `n_eligible`.
     catalog_version : str
     model_version : str or None
     has_user_temperatures : bool
-        Whether the model has some; points of the kind "temperature" are multiples of them then.
+        Whether the model has temperatures of users; points of the kind "temperature" then scale
+        them.
     points : tuple of Point
-        By kind, each from nearly deterministic to nearly uniform.
+        Sorted by kind, each from nearly deterministic to nearly uniform.
     """
 
     n_items: int
@@ -84,7 +85,7 @@ class Plan:
     _sample: Sample = field(compare=False)
 
     def of_kind(self, kind: Kind) -> tuple[Point, ...]:
-        """The points of one kind."""
+        """Return the points of one kind."""
         return tuple(point for point in self.points if point.kind == kind)
 
     def __repr__(self) -> str:
@@ -114,8 +115,8 @@ class Plan:
             unit="policies",
             most=_POINTS_SHOWN,
             notes=[
-                f"Overlap with the deterministic ranking, loss of score beside uniform draws, and"
-                f" which share of a log is left to evaluate a target by all {self.k} places.",
+                f"Overlap with the deterministic ranking, loss of score relative to uniform draws,"
+                f" and the ESS share of a log for evaluating a target by all {self.k} places.",
                 *(words for mark, words in MARKS.items() if mark in told),
             ],
         )
@@ -125,7 +126,7 @@ class Plan:
         return f"{self.k} of {self.n_eligible:,} items for {self.users:,} of {self.n_users:,} users"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON's types; what is not finite is None."""
+        """Return the plan in JSON's types; values that are not finite are None."""
         names = [name for name in self.__dataclass_fields__ if name not in ("points", "_sample")]
         record: dict[str, Any] = {name: getattr(self, name) for name in names}
         whole: dict[str, Any] = plain(
@@ -134,17 +135,17 @@ class Plan:
         return whole
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with a row for each point, target and prefix.
+        """Return a pandas.DataFrame with a row for each point, target and prefix.
 
-        Its columns are the attributes of `Point`, but for `shares`, and then of each `Share`:
+        Its columns are the attributes of `Point` except `shares`, and then those of `Share`:
         `target`, `prefix`, `share`, and the others as `share_median`, `share_exact`,
         `share_error`, `share_heaviest_draw`, `share_heaviest_user` and `share_trusted`. A point
-        for which no target is defined has one row, without them.
+        for which no target is defined has one row, in which the latter are missing.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pandas, saying what to install.
+            If pandas is not installed; the message says what to install.
 
         Examples
         --------
@@ -161,7 +162,7 @@ class Plan:
         return as_pandas(self._columns())
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with the columns of `to_pandas`.
+        """Return a pyarrow.Table with the columns of `to_pandas`.
 
         Examples
         --------
@@ -176,11 +177,11 @@ class Plan:
         return as_arrow(self._columns())
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw what the policies cost, and what their logs would be worth.
+        """Plot what the policies cost, and what their logs would be worth.
 
-        On the left the loss of score, on the right the ESS share by all k places for each target,
-        both over the overlap with the deterministic ranking. Shares that are not trusted are
-        hollow.
+        The left plot shows the loss of score, the right one the ESS share by all k places for each
+        target, both against the overlap with the deterministic ranking. Shares that are not trusted
+        have hollow markers.
 
         Parameters
         ----------
@@ -194,7 +195,7 @@ class Plan:
         Raises
         ------
         ModuleNotFoundError
-            Without matplotlib, saying what to install.
+            If matplotlib is not installed; the message says what to install.
 
         Examples
         --------
@@ -247,7 +248,7 @@ def explore(
     params: Mapping[str, Any] | None = None,
     advance: Advance | None = None,
 ) -> Plan:
-    """What logging policies would cost, and what their logs would be worth.
+    """Estimate what logging policies would cost, and what their logs would be worth.
 
     Parameters
     ----------
@@ -265,25 +266,24 @@ def explore(
     prefixes : sequence of int, optional
         Places, from 1 to k. By default 1, 3, 5, k.
     temperatures, overlaps, epsilons : sequence of float, optional
-        Parameters of the three kinds of policies; an empty one leaves its kind out. By default
-        temperatures are spaced by what they do on this model, from nearly deterministic to nearly
-        uniform.
+        Parameters of the three kinds of policies; an empty sequence leaves out its kind. By
+        default, temperatures are spaced by their overlap on this model, from nearly deterministic
+        to nearly uniform.
     users : int, optional
-        How many users to look at, drawn without replacement. By default 200, fewer where
-        the catalog is large (20 at a million items).
+        Number of users to draw for the sample, without replacement. By default 200, and fewer if
+        the catalog is large (20 with a million items).
     draws : int
         Rankings for each user and policy, at least 2.
     seed : int
     exclude, allow : array_like of ids, optional
-        Filters of all rankings, as `Catalog.rank` takes them: all figures are then about the
-        eligible items alone.
+        Filters of all rankings, as for `Catalog.rank`: all figures are about eligible items only.
     rules : Rules, optional
-        Whose filter, `where`, acts on all rankings, too. Rules that say more are refused: what such
-        rankings keep and cost, and what their weights are worth, is known of none but drawn ones.
+        Only the filter `where` is accepted; it acts on all rankings, too. Other rules are refused,
+        since overlap, cost and weights of rankings under them are known only by drawing.
     params : mapping, optional
-        Values of the parameters that the filter has.
+        Values of the parameters of the filter.
     advance : callable, optional
-        Called with the progress.
+        Called with the current step's name, the number of steps done, and of all steps.
 
     Returns
     -------
@@ -296,10 +296,10 @@ def explore(
 
     Notes
     -----
-    For each policy O(users * (n + draws * n * d)) at most, in native code; see `estimated_seconds`.
-    Of the estimators, `ips` weighs the whole ranking (prefix k) and `rips` the prefix of each
-    place. `iips`, whose weights are those of a position alone, takes a quadrature over all items
-    and is asked for by itself: `iips_shares`.
+    Each policy takes at most O(users * (n + draws * n * d)), in native code; see
+    `estimated_seconds`. The estimator `ips` weighs the whole ranking (prefix k), and `rips` the
+    prefix of each place. The weights of `iips`, which depend on single positions, need a quadrature
+    over all items, so they have a function of their own: `iips_shares`.
 
     Examples
     --------
@@ -351,10 +351,10 @@ def _grid(
     overlaps: Sequence[float] | None,
     epsilons: Sequence[float] | None,
 ) -> list[tuple[Kind, float]]:
-    """Kinds and parameters, each kind from nearly deterministic to nearly uniform."""
+    """List kinds and parameters, each kind from nearly deterministic to nearly uniform."""
     lowest = sample.k / sample.n_eligible + 0.01
     by_kind: dict[Kind, list[float]] = {
-        "temperature": [  # the policies say what is wrong with their parameters
+        "temperature": [  # constructing policies checks their parameters
             PlackettLuce(each).temperature
             for each in (usual_temperatures(sample) if temperatures is None else temperatures)
         ],
@@ -373,25 +373,26 @@ def _grid(
     ]
     if not grid:
         raise ValueError(
-            "temperatures, overlaps, epsilons: all are empty, so there is no policy to look at"
+            "temperatures, overlaps, epsilons: expected at least one policy, got three empty"
+            " sequences"
         )
     return grid
 
 
 def usual_temperatures(sample: Sample) -> list[float]:
-    """Temperatures at which the mean overlap falls in steps that can be seen."""
+    """Choose temperatures at which the mean overlap falls in noticeable steps."""
     values, counts = sample.audience.condensed
     highest = np.where(counts > 0.0, values, -np.inf).max(axis=1)
     spread = (highest - np.where(counts > 0.0, values, np.inf).min(axis=1)) / sample.factors
     spread = spread[spread > 0.0]
     if spread.size == 0:
-        return [1.0]  # all scores are equal: one temperature is as good as another
+        return [1.0]  # all scores are equal: any temperature gives the same law
     low, high = spread.min() * math.exp(-14.0), spread.max() * math.exp(5.0)
     tried = np.geomspace(max(low, MIN_TEMPERATURE), min(high, MAX_TEMPERATURE), 80)
     kept = [expected_overlaps(values, t * sample.factors, sample.k, counts).mean() for t in tried]
     uniform = sample.k / sample.n_eligible
     levels = uniform + (max(kept) - uniform) * np.array(_LEVELS)
-    if max(kept) - uniform < 1e-6:  # k = n: what changes is the order alone
+    if max(kept) - uniform < 1e-6:  # k = n: only the order changes
         levels = np.geomspace(0.01, 10.0, len(_LEVELS)) * np.median(spread)
         found = np.clip(levels, tried[0], tried[-1])
     else:
@@ -410,14 +411,14 @@ def estimated_seconds(
     exclude: Ids | None = None,
     allow: Ids | None = None,
 ) -> float:
-    """About how long `explore` will take on this machine, from one user's scores and ranking.
+    """Estimate how many seconds `explore` will take here, by timing one user's ranking.
 
     Parameters
     ----------
     model, queries, k, users, draws, exclude, allow
         As in `explore`.
     points : int
-        How many policies.
+        Number of policies.
 
     Examples
     --------
@@ -431,11 +432,11 @@ def estimated_seconds(
     n = len(items)
     count = user_count(users, n, n_users)
     query = vectors[0]
-    scores = items.scores(query)  # reads the vectors from disk, too
+    scores = items.scores(query)  # before timing, so that vectors are in memory
     start = time.perf_counter()
     items.scores(query)
     scoring = time.perf_counter() - start
-    rows = np.repeat(query[None], 32, axis=0)  # a batch shares what it loads
+    rows = np.repeat(query[None], 32, axis=0)  # users of a batch share the items that are read
     usual = min(max(float(np.ptp(scores)) / 20.0, MIN_TEMPERATURE), MAX_TEMPERATURE)
     start = time.perf_counter()
     items.rank_batch(rows, min(k, n), policy=PlackettLuce(usual), seeds=range(32))

@@ -12,7 +12,7 @@ from fastrank.visible import visible
 
 __all__ = ["trade_off"]
 
-_LEAST = 1e-6  # ESS shares below are drawn there
+_LEAST = 1e-6  # smaller ESS shares are drawn at this value
 _LABEL = 40  # characters
 _KINDS: dict[Kind, str] = {
     "temperature": "one temperature for all",
@@ -23,7 +23,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def trade_off(points: Sequence[Point], targets: Sequence[str], k: int, axes: Any) -> Any:
-    """What policies cost and what their logs are worth: `Plan.plot`."""
+    """Plot what policies cost and what their logs are worth, for `Plan.plot`."""
     if axes is None:
         with named_if_missing():
             import matplotlib.pyplot as plt
@@ -68,5 +68,5 @@ def trade_off(points: Sequence[Point], targets: Sequence[str], k: int, axes: Any
         each.spines[["top", "right"]].set_visible(False)
         if each.get_legend_handles_labels()[1]:
             for text in each.legend(frameon=False, fontsize="small").get_texts():
-                text.set_parse_math(False)  # names of targets are anybody's
+                text.set_parse_math(False)  # names of targets may contain any characters
     return axes

@@ -1,4 +1,4 @@
-"""What is found about one logging policy."""
+"""The figures of one logging policy."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from fastrank.policies import Policy
 
 __all__ = ["MARKS", "Advance", "Kind", "Point", "Share", "Target"]
 
-Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, in all
+Advance: TypeAlias = Callable[[str, int, int], None]  # what is being done, steps done, all steps
 
 Kind = Literal["temperature", "user_temperature", "epsilon"]
-# A policy to evaluate, or what makes one of the policy that logs; a ValueError says that it does
-# not, for that one.
+# A policy to evaluate, or a callable that makes one from the logging policy; the callable raises a
+# ValueError for logging policies that it does not support.
 Target: TypeAlias = Policy | Callable[[Policy], Policy]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Share:
-    """How much of a log counts when a target policy is evaluated from it.
+    """The effective share of a log's rows when a target policy is evaluated from it.
 
     Attributes
     ----------
     target : str
     prefix : int
-        Places whose weight it is: `rips` at this place; `ips` where it is k.
+        Number of places in the weight: `rips` uses it at this place, `ips` if it is k.
     share : float
-        ESS / n = 1 / E[w^2], the expectation over all users together, since one log holds them all.
-        0 where the log cannot show what the target shows.
+        ESS / n = 1 / E[w^2], with the expectation over all users together, since one log holds
+        them all. 0 if the logging policy cannot show what the target shows.
     median : float
-        The share of the median user, were the log about that user alone.
+        The median over users of the share of a log of one user.
     exact : bool
-        Computed for these users, not estimated from draws.
+        Whether the share is computed exactly for these users, not estimated from draws.
     error : float
-        Standard error of E[w^2] from the draws, relative to it; 0 if exact.
+        Relative standard error of E[w^2] from the draws; 0 if exact.
     heaviest_draw, heaviest_user : float
-        The largest part of E[w^2] that one draw, one user brings.
+        The largest fraction of E[w^2] from one draw and from one user.
     trusted : bool
-        Exact, or error at most 0.2 and no draw above 0.1: a sum that depends on a few draws has
-        most likely missed heavier ones, and the true share is smaller.
+        Whether it is exact, or `error` is at most 0.2 and `heaviest_draw` at most 0.1. A sum that
+        depends on a few draws has most likely missed heavier ones, so the true share is smaller.
     """
 
     target: str
@@ -60,7 +60,7 @@ class Share:
 
     @property
     def text(self) -> str:
-        """For reading; with ~ where it is a guess, and with ! where few users carry it."""
+        """The share as text, marked ~ if it is not trusted, and ! if one user dominates it."""
         if self.share == 0.0:
             return "0"
         text = f"{100 * self.share:.2g} %" if self.share >= 1e-5 else f"{self.share:.0e}"
@@ -70,37 +70,37 @@ class Share:
 
 
 MARKS: Mapping[str, str] = {
-    "~": "~: carried by a few draws, most likely too high.",
-    "!": "!: one user brings over a quarter of the weight.",
+    "~": "~: depends on a few draws, most likely too high.",
+    "!": "!: one user has over a quarter of the weight.",
 }
-"""What the marks of `Share.text` mean."""
+"""The meaning of the marks of `Share.text`."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Point:
-    """One logging policy, and what would come of it.
+    """One logging policy, what it would cost, and what its log would be worth.
 
     Attributes
     ----------
     kind : {"temperature", "user_temperature", "epsilon"}
         Plackett-Luce at one temperature, at each user's own, or epsilon-greedy.
     parameter : float
-        The temperature; the overlap that every user's own temperature aims at (by
-        `fastrank.calibration`); epsilon.
+        The temperature; or the overlap that every user's own temperature aims at, by
+        `fastrank.calibration`; or epsilon.
     overlap, overlap_error : float
-        Expected share of the deterministic top k that a ranking shows, mean over users, and its
+        Expected share of the deterministic top k in a ranking, averaged over users, and its
         standard error from the draws.
     overlap_low, overlap_median, overlap_high : float
-        The overlap that 10 %, half and 90 % of the users are below.
+        10 %, 50 % and 90 % quantiles of users' overlaps.
     loss, loss_error : float
-        Mean score of the deterministic top k less the expected mean score, and its error.
+        Mean score of the deterministic top k minus the expected mean score, and its error.
     relative_loss : float
-        `loss` over that of the uniform policy; 0 where no policy loses anything.
+        `loss` divided by the uniform policy's; 0 if no policy loses score.
     perplexity : float
-        exp of the entropy of the first place, geometric mean over users: among how many equally
-        likely items that place would be as open.
+        exp of the entropy of the first place, geometric mean over users: the number of equally
+        likely items with the same entropy.
     shares : tuple of Share
-        By target and prefix; without targets that are not defined for this policy.
+        By target and prefix, without targets that are not defined for this policy.
     """
 
     kind: Kind
@@ -123,7 +123,7 @@ class Point:
         )
 
     def share(self, target: str, prefix: int) -> Share | None:
-        """The share of one target at one prefix; None where it is not defined."""
+        """Return the share of one target at one prefix; None if it is not defined."""
         for each in self.shares:
             if (each.target, each.prefix) == (target, prefix):
                 return each

@@ -1,4 +1,4 @@
-"""Some users of a model, and what a logging policy would do to them."""
+"""A sample of a model's users, and what a logging policy would show them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["Sample", "share_of"]
 
 
 class Sample:
-    """Users of a model, and the draws of the targets: what stays the same for all policies.
+    """A sample of users and the draws of targets, shared by all logging policies.
 
-    `items` are those that may be shown.
+    `items` are the eligible ones.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Sample:
         self.draws = as_count("draws", draws, low=2)
         self.prefixes = checked_prefixes(prefixes, self.k)
         self.targets = targets
-        self.fixed_draws: dict[Policy, tuple[Laws, Draws]] = {}  # of targets
+        self.fixed_draws: dict[Policy, tuple[Laws, Draws]] = {}  # of targets that are policies
         count = user_count(users, self.n_eligible, self.n_users)
         rng = np.random.default_rng(self.seed)
         rows = np.sort(rng.choice(self.n_users, count, replace=False)).tolist()
         _, vectors, factors, _ = users_of(model, queries, rows)
         self.has_factors = factors is not None
         self.factors = np.ones(count) if factors is None else factors  # (u,)
-        # Below 2**53, and never one seed for two rankings.
+        # Below 2**53, and unique, so that no two rankings share a seed.
         seeds = rng.choice(2**53, (2, count, self.draws), replace=False).astype(np.uint64)
         self.logging_seeds, self.target_seeds = seeds[0], seeds[1]  # (u, r)
         tell = None if advance is None else lambda user: advance("scoring users", user, count)
@@ -62,7 +62,7 @@ class Sample:
         self.vectors = vectors
 
     def policies(self, kind: Kind, parameter: float) -> list[Policy]:
-        """The logging policy of each user."""
+        """Return the logging policy of each user."""
         if kind == "epsilon":
             return [EpsilonGreedy(parameter)] * len(self.factors)
         if kind == "temperature":
@@ -72,11 +72,11 @@ class Sample:
         return [PlackettLuce(temperature) for temperature in own.tolist()]
 
     def served(self, policy: Policy) -> list[Policy]:
-        """A policy as each user of the model meets it."""
+        """Return a policy as the model applies it to each user."""
         return [policy if own == 1.0 else policy.scaled(own) for own in self.factors.tolist()]
 
     def target(self, target: Target, logging: Sequence[Policy]) -> tuple[Laws, Draws] | None:
-        """A target's law and draws; None where it is not defined for this logging policy."""
+        """Return a target's laws and draws; None if it is not defined for this logging policy."""
         if isinstance(target, Policy):
             if target not in self.fixed_draws:
                 policies = self.served(target)
@@ -90,7 +90,7 @@ class Sample:
         return self.audience.law(policies), self.audience.draw(policies, self.target_seeds)
 
     def point(self, kind: Kind, parameter: float, shares: bool = True) -> Point:
-        """Everything about one logging policy."""
+        """Compute all figures of one logging policy."""
         policies = self.policies(kind, parameter)
         law = self.audience.law(policies)
         draws = self.audience.draw(policies, self.logging_seeds)
@@ -119,9 +119,9 @@ class Sample:
         )
 
     def shares(self, label: str, logging: Laws, law: Laws, draws: Draws) -> list[Share]:
-        """ESS shares of a target by prefix, from rankings that the target drew."""
+        """Compute ESS shares of a target by prefix, from rankings that the target drew."""
         log_squares = self.audience.log_squares(logging, law, draws)
-        # A flat law's last place does not depend on those before it; a greedy one has one ranking.
+        # A flat law's last place does not depend on earlier ones; a greedy law has one ranking.
         exact = law.certain or (logging.flat and law.flat)
         return [
             share_of(label, prefix, log_squares[:, :, prefix - 1], exact or prefix == 1)
@@ -130,7 +130,7 @@ class Sample:
 
 
 def share_of(label: str, prefix: int, log_squares: FloatArray, exact: bool) -> Share:
-    """1 / E[w^2] from log w^2 (u, r), each an estimate of its expectation."""
+    """Compute 1 / E[w^2] from logs (u, r) of estimates of E[w^2]."""
     top = float(log_squares.max())
     if top == np.inf:
         return Share(label, prefix, 0.0, 0.0, True, 0.0, 0.0, 0.0, True)
@@ -144,7 +144,7 @@ def share_of(label: str, prefix: int, log_squares: FloatArray, exact: bool) -> S
     return Share(
         target=label,
         prefix=prefix,
-        share=math.exp(-max(top + math.log(mean), 0.0)),  # E[w^2] >= 1: rounding, or luck
+        share=math.exp(-max(top + math.log(mean), 0.0)),  # E[w^2] >= 1; an estimate may be below
         median=median,
         exact=exact,
         error=error,
@@ -155,8 +155,8 @@ def share_of(label: str, prefix: int, log_squares: FloatArray, exact: bool) -> S
 
 
 def _standard_error(values: FloatArray) -> float:
-    """Of the mean over users of the mean over draws (u, r); the users are taken as they are."""
+    """Compute the error of the mean over draws (u, r) and users; the users are fixed."""
     users, draws = values.shape
-    if draws == 1:  # of a policy that has no other ranking
+    if draws == 1:  # the policy has only one ranking
         return 0.0
     return math.sqrt(float(values.var(axis=1, ddof=1).sum()) / int(draws)) / int(users)

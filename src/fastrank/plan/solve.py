@@ -1,4 +1,4 @@
-"""The policy of a kind at which a figure is what was asked for."""
+"""Solve for the policy of a kind that has a given overlap or ESS share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Solution", "overlap_in", "solve_ess", "solve_overlap"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Solution:
-    """The parameter at which a figure is what was asked for.
+    """The parameter at which a figure has the value asked for.
 
     Attributes
     ----------
@@ -28,18 +28,20 @@ class Solution:
     figure : {"overlap", "ess"}
     asked : float
     bound : {"equal", "at most", "at least", "any", "none"}
-        "at most": the figure holds up to this parameter's exploration, "at least": from it on;
-        "any": over the whole range; "none": it is not reachable, and `point` is the best there is.
+        Which parameters have the figure: "at most", those up to this parameter's exploration;
+        "at least", those from it on; "any", the whole range. With "none" it cannot be reached, and
+        `point` is the nearest.
     point : Point
-        The policy that solves it, looked at like any other.
+        The figures of the policy at this parameter.
     value : float
-        The figure there.
+        The figure of this policy.
     targets : tuple of str
-        Whose ESS share it is: all that are defined for this kind of policy, the worst one counts.
+        The targets whose ESS share it is: all that are defined for this kind of policy, of which
+        the worst counts.
     prefix : int or None
     start : float or None
-        "at most": the parameter from which on the figure holds, where it does not hold from the
-        nearly deterministic end on.
+        With "at most", the parameter from which on the figure holds, if it does not hold at the
+        nearly deterministic end.
     """
 
     kind: Kind
@@ -54,7 +56,7 @@ class Solution:
 
     @property
     def reachable(self) -> bool:
-        """Whether there is a policy of this kind that does what was asked."""
+        """Whether a policy of this kind has the value asked for."""
         return self.bound != "none"
 
     def __repr__(self) -> str:
@@ -64,13 +66,13 @@ class Solution:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON's types; what is not finite is None."""
+        """Return the solution in JSON's types; values that are not finite are None."""
         found: dict[str, Any] = plain(asdict(self))
         return {**found, "reachable": self.reachable}
 
 
 def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Solution:
-    """The policy of a kind that keeps this share of the deterministic top k.
+    """Find the policy of a kind that keeps a given share of the deterministic top k.
 
     Parameters
     ----------
@@ -78,19 +80,19 @@ def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Sol
     overlap : float
         Between 0 and 1.
     kind : {"temperature", "user_temperature", "epsilon"}
-        For "user_temperature" the solution's parameter is what to hand to `own_temperatures`: it
-        makes up for what calibration is off by, on average.
+        For "user_temperature", pass the solution's parameter to `own_temperatures`: it corrects
+        the mean error of calibration.
 
     Raises
     ------
     ValueError
-        For values out of range; where the overlap does not fall along the plan's points, beyond
-        their errors.
+        If a value is out of range, or the overlap rises along the plan's points by more than their
+        errors.
 
     Notes
     -----
-    Along straight lines between points, to 0.1 % of the parameter or 0.0002 of the overlap. The
-    same seeds everywhere, so that noise does not count twice.
+    Linear interpolation between points, to 0.1 % of the parameter or 0.0002 of the overlap. All
+    points use the same seeds, so that differences have less noise.
 
     Examples
     --------
@@ -109,15 +111,15 @@ def solve_overlap(plan: Plan, overlap: float, kind: Kind = "temperature") -> Sol
 
 
 def overlap_in(sample: Sample, points: Sequence[Point], overlap: float, kind: Kind) -> Solution:
-    """`solve_overlap` among some users; `points` are those that are known, in their order."""
+    """Do `solve_overlap` for a sample of users; `points` are the known ones, in order."""
     asked = fraction("overlap", overlap)
     curve = _curve(sample, points, kind)
     for earlier, later in pairwise(curve):
         slack = 5.0 * (earlier.overlap_error + later.overlap_error) + 1e-6
         if later.overlap > earlier.overlap + slack:
             raise ValueError(
-                f"overlap: it rises from {earlier.overlap:.4g} to {later.overlap:.4g} between the"
-                f" {kind} {earlier.parameter:.4g} and {later.parameter:.4g}: take more draws"
+                f"overlap: rises from {earlier.overlap:.4g} to {later.overlap:.4g} between the"
+                f" {kind} {earlier.parameter:.4g} and {later.parameter:.4g}; use more draws"
             )
 
     def solution(bound: Literal["equal", "none"], point: Point) -> Solution:
@@ -131,10 +133,10 @@ def overlap_in(sample: Sample, points: Sequence[Point], overlap: float, kind: Ki
     if after is None or after == 0:
         return solution("none", nearest)
     low, high = curve[after - 1], curve[after]
-    above, below = low.overlap - asked, asked - high.overlap  # what lines are drawn by
+    above, below = low.overlap - asked, asked - high.overlap  # for the interpolation
     steps = 0
     while not _close(kind, low.parameter, high.parameter):
-        # A step may jump over what is asked; halving sees to it that it is found even so.
+        # The overlap may jump over the value asked for; halving makes the search converge even so.
         steps += 1
         share = 0.5 if steps % 3 == 0 else min(max(above / (above + below), 0.01), 0.99)
         middle = sample.point(
@@ -152,7 +154,7 @@ def overlap_in(sample: Sample, points: Sequence[Point], overlap: float, kind: Ki
 def solve_ess(
     plan: Plan, share: float, kind: Kind = "temperature", prefix: int | None = None
 ) -> Solution:
-    """The policy of a kind whose log keeps this ESS share for all of the plan's targets.
+    """Find the policy of a kind whose log keeps an ESS share for all of the plan's targets.
 
     Parameters
     ----------
@@ -161,21 +163,21 @@ def solve_ess(
         Between 0 and 1.
     kind : {"temperature", "user_temperature", "epsilon"}
     prefix : int, optional
-        One of the plan's; by default k, the whole ranking.
+        One of the plan's prefixes; by default k, the whole ranking.
 
     Returns
     -------
     Solution
-        The share need not be monotone: a log is best for targets like its own policy. From the
-        nearly deterministic end on, the first stretch of policies that keep the share is taken.
-        Where it ends, the answer is its end, the most exploring policy ("at most"); where it does
-        not, its start ("at least"), or, if all policies keep the share, the most exploring one
-        ("any"). Between two neighbouring points it is bisection, to 1 % of the share.
+        The share need not be monotone: a log is best for targets close to its own policy. The
+        first interval of policies that keep the share is used, from the nearly deterministic end
+        on. If the interval ends, the solution is its end, its most exploring policy ("at most").
+        Otherwise it is the interval's start ("at least"), or, if all policies keep the share, the
+        most exploring one ("any"). Bisection between two neighbouring points, to 1 % of the share.
 
     Raises
     ------
     ValueError
-        For values out of range; if none of the targets is defined for this kind.
+        If a value is out of range, or no target is defined for this kind.
 
     Examples
     --------
@@ -205,7 +207,7 @@ def solve_ess(
         return min(s.share for s in point.shares if s.prefix == places)
 
     def crossing(inside: Point, outside: Point) -> Point:
-        """The last one inside."""
+        """Find the last point inside, by bisection."""
         while value(inside) > 1.01 * asked and not _close(
             kind, inside.parameter, outside.parameter
         ):
@@ -238,7 +240,7 @@ def solve_ess(
 def _curve(
     sample: Sample, points: Sequence[Point], kind: Kind, shares: bool = False
 ) -> list[Point]:
-    """Points of one kind, and the ends of what can be asked for."""
+    """Return the points of one kind, with those at the ends of the range."""
     ends: tuple[float, float]
     if kind == "epsilon":
         ends = (0.0, 1.0)

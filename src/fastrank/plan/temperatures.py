@@ -1,4 +1,4 @@
-"""A temperature for every user, so that all keep the same share of their best."""
+"""Choose a temperature for every user, so that all keep the same share of their top k."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fastrank.scorer import eligible_of
 
 __all__ = ["REACHED", "OwnTemperatures", "own_temperatures"]
 
-REACHED = 5e-3  # as near as that to what is asked counts as reached
+REACHED = 5e-3  # an overlap is reached if it is this near to the one asked for
 
-_BLOCK = 256  # users whose own temperatures are found together
+_BLOCK = 256  # users whose temperatures are computed together
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -33,10 +33,10 @@ class OwnTemperatures:
     temperatures : ndarray of float64, shape (u,)
         In the order of the model's users; 1 for users whose scores are all equal.
     reached : ndarray of bool, shape (u,)
-        False where no temperature gives that overlap, because of equal scores: the nearest is
-        taken then.
+        False for users for whom no temperature gives the overlap, because of equal scores; they
+        get the nearest.
     equal : ndarray of bool, shape (u,)
-        True where all scores are equal, so that every temperature gives the same law.
+        True for users whose scores are all equal, so that every temperature gives the same law.
     """
 
     temperatures: FloatArray
@@ -57,7 +57,7 @@ def own_temperatures(
     exclude: Ids | None = None,
     allow: Ids | None = None,
 ) -> OwnTemperatures:
-    """Each user's own temperature, so that everyone keeps the same share of their top k.
+    """Compute each user's own temperature, at which all users keep the same share of their top k.
 
     Parameters
     ----------
@@ -65,10 +65,10 @@ def own_temperatures(
     k : int
         From 1 to the number of eligible items.
     overlap : float
-        Between 0 and 1; to be right on average after calibration, the parameter of
+        Between 0 and 1. To correct the mean error of calibration, pass the parameter of
         ``solve_overlap(plan, ..., "user_temperature")``.
     advance : callable, optional
-        Called with the progress, in users.
+        Called with the current step's name, the number of users done, and of all users.
     threads : int
         The temperatures are the same for any number.
     exclude, allow : array_like of ids, optional
@@ -77,12 +77,12 @@ def own_temperatures(
     Returns
     -------
     OwnTemperatures
-        For `Model.with_user_temperatures`. They are temperatures, in the unit of the scores: the
-        policy that gives the overlap is then Plackett-Luce at temperature 1.
+        For `Model.with_user_temperatures`. The temperatures are in the unit of the scores, so that
+        Plackett-Luce at temperature 1 then gives the overlap.
 
     Notes
     -----
-    O(n d) and about half a millisecond for each user of a catalog of 10,000 items.
+    O(n d) per user: about half a millisecond with 10,000 items.
 
     Examples
     --------
@@ -127,5 +127,5 @@ def own_temperatures(
 
 
 def _stacked(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
-    """What `condense` gives of each user, as rows."""
+    """Stack what `condense` returns for each user, as rows."""
     return np.array([values for values, _ in pairs]), np.array([counts for _, counts in pairs])

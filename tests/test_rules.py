@@ -294,17 +294,17 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
         (
             {"at_least": {"new": 2, "not new": 1}},
             {},
-            "rules: at_least: shares of 3 places are more than k, 2",
+            "rules: at_least: got shares of 3 places, more than k = 2",
         ),
         (
             {"at_least": {"new": 1, "price == 2": 1}},
             {},
-            "rules: at_least: an item is in 'new' and in 'price == 2'",
+            "rules: at_least: expected sets without common items, but an item is in 'new' and in",
         ),
         (
             {"boost_score": {"new": 1e37, "price > 0": 1e37}},
             {},
-            r"rules: boost, boost_score: they add 2e\+37 to a score, more than 1e\+37",
+            r"rules: boost, boost_score: got 2e\+37 to add to a score; expected at most 1e\+37",
         ),
         ({}, {"after": "a"}, "after: expected an array of ids, got 'a'"),
         ({}, {"after": 5}, "after: expected an array of ids, got 5"),
@@ -322,7 +322,7 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
             (
                 {kind: {"new": 2.0}},
                 {"policy": policy},
-                f"rules: {kind}: .* which only a softmax has",
+                f"rules: {kind}: .* which changes weights of a softmax",
             )
             for kind, policy in [
                 ("boost", fr.Deterministic()),
@@ -335,7 +335,7 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
         (
             {"where": "price == 1", "at_least": {"new": 2}},
             {},
-            r"rules: at_least\['new'\]: 2 places, of 1 items that where leaves",
+            r"rules: at_least\['new'\]: got 2 places for 1 items that where leaves",
         ),
         (
             {"pin_where": {1: "brand == 'z'"}},
@@ -345,23 +345,23 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
         (
             {"at_least": {"new": 2}, "window": {"new": (1, 2)}},
             {},
-            r"rules: at_least\['new'\]: 2 places, where window\['new'\] leaves 1 of 2",
+            r"rules: at_least\['new'\]: needs 2 places, but window\['new'\] leaves 1 of 2",
         ),
         (
             {"at_least": {"brand == 'x'": 2}, "window": {"brand": (1, 2)}},
             {},
-            r"rules: at_least.*: 2 places, where window\['brand'\] leaves 1 of 2",
+            r"rules: at_least.*: needs 2 places, but window\['brand'\] leaves 1 of 2",
         ),
         (
             {"at_least": {"price < 9": 2}, "cap": {"new": 1}, "where": "new"},
             {},
-            r"rules: at_least.*: 2 places, where cap\['new'\] leaves 1 of 2",
+            r"rules: at_least.*: needs 2 places, but cap\['new'\] leaves 1 of 2",
         ),
         *[
             (
                 {"at_least": {"new": q}, **pins},
                 {},
-                f"rules: at_least: {q} places are owed besides .* leave {2 - len(pinned)} of 2",
+                f"rules: at_least: needs {q} places besides .* leave {2 - len(pinned)} of 2",
             )
             for q, pins in (
                 (2, {"pin": {1: "b"}}),
@@ -372,13 +372,13 @@ PAGE = ranked(fr.Rules(cap={"brand": 1}), 1)
         (
             {"decay": {"brand": 0.5}},
             {"policy": fr.BestFirst(1, fr.EpsilonGreedy(0.1))},
-            "rules: decay: .* which only a softmax has, not BestFirst",
+            "rules: decay: .* which changes weights of a softmax, and BestFirst",
         ),
         *[
             (
                 {kind: value},
                 {"policy": fr.FlatTail(1.0, m=2, factor=0.5)},
-                f"rules: FlatTail draws by candidates, which know nothing of {kind}: ",
+                f"rules: FlatTail does not support {kind}, got ",
             )
             for kind, value in {
                 "boost": {"new": 2.0},

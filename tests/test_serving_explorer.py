@@ -557,7 +557,7 @@ def test_rules_are_chosen_and_what_they_pin_is_marked(
             bar = rows.nth(j).locator(".bar span").evaluate("e => e.style.width")
             assert float(bar.removesuffix("%")) == pytest.approx(100 * own, rel=1e-3)
     assert (
-        "know nothing of pin_where"
+        "FlatTail does not support pin_where"
         in page.locator("#ranking-stochastic_flat_tail .refused").inner_text()
     )
     # Where there is nothing deterministic to compare with, nothing is compared.

@@ -1,7 +1,7 @@
-"""Rules joined with a catalog's columns, and what they allow at a place of a list.
+"""Bind rules to a catalog's columns, and derive what they allow at each place of a list.
 
-Items are positions, places count from 0. A `Regime` says by which factor the weight of any item is
-multiplied at one place: 0 where it is not allowed, 1, or, by decays, less.
+Items are positions, and places count from 0. A `Regime` gives the factor that multiplies an item's
+weight at one place: 0 if the item is not allowed, otherwise 1, or less with decays.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ __all__ = [
     "log_factor_rows",
 ]
 
-# What "relax" leaves out, from level to level: nothing; shares and sets of pins; windows; caps.
+# Rules that "relax" drops at each level: none; shares and sets of pins; windows; caps.
 LEVELS = 4
-FEW = 320  # one item in so many may be scored by itself: as many cost a fifth of a pass
-_FEW_BESIDE = 2000  # sums by label cost as much as to score one item in so many
+FEW = 320  # up to n / FEW items are scored one by one, which costs a fifth of a pass
+_FEW_BESIDE = 2000  # sums by label cost as much as scoring n / _FEW_BESIDE items
 _LIKELY = 0.4
-_MANY = 64  # items: for so many arrays pay
-_MOST_JOINTS = 2  # that rules keep, for lists of various lengths
+_MANY = 64  # items from which on arrays are faster than a loop
+_MOST_JOINTS = 2  # cached per rules, for lists of different lengths
 _NO_SHARES, _NO_WINDOWS, _NO_CAPS = 1, 2, 3
 
 
 class Rule(NamedTuple):
-    """What rules say of one column."""
+    """The rules about one column."""
 
     name: str
     groups: Groups
@@ -48,21 +48,23 @@ class Rule(NamedTuple):
 
 
 class BoundRules:
-    """Rules with a catalog's columns and a call's parameters.
+    """Rules bound to a catalog's columns and a call's parameters.
 
     Attributes
     ----------
     applied : AppliedRules
     key : str
-        Of what they say, and of the columns.
+        Identifies the rules, the parameters and the columns.
     features_version : str or None
-        None: they have no column.
+        None if the rules use no column.
     allowed, excluded : ndarray of int64 or None
-        What `where` leaves, or what it takes out, whichever is shorter.
+        The items that `where` keeps, or those that it removes, whichever are fewer.
     columns : list of Rule
     shares : list of (mask, int)
+        The items of each share, and its number of places.
     pins, pin_sets : dict from a place to a position, and to a mask
-    rare_sets : set of the places of small sets
+    rare_sets : set of int
+        The places of `pin_sets` with few items.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class BoundRules:
                 self.excluded = np.flatnonzero(~self.where)
         self.shares = [(self._mask(rules, text), q) for text, q in rules.at_least.items()]
         self._check_shares(list(rules.at_least))
-        # Of the items of each share, by column: how many each of their groups has.
+        # For each share and column: the number of the share's items in each of their groups.
         self._sizes = [
             [
                 rule.groups.sizes_among(mask if self.where is None else mask & self.where)
@@ -104,8 +106,8 @@ class BoundRules:
             ]
             for mask, _ in self.shares
         ]
-        # Items that must come, in no order, until those have that shares wait for; no more than pay
-        # beside a pass.
+        # Expected arrivals, in random order, until the shares are filled; limited to what costs no
+        # more than a part of a pass.
         waited = sum(q * n_items // max(1, int(mask.sum())) for mask, q in self.shares)
         self._waited = min(waited, n_items // _FEW_BESIDE)
         self.pins = self._pins(rules, find)
@@ -113,14 +115,14 @@ class BoundRules:
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()
         }
         self._check_sets(rules)
-        # Places of sets none of whose items is in a share.
+        # Places of pin sets without an item of any share.
         of_shares = np.zeros(n_items, np.bool_)
         for mask, _ in self.shares:
             of_shares |= mask
         self._useless = [
             place for place, mask in self.pin_sets.items() if not (mask & of_shares).any()
         ]
-        # So rare that a draw of its own is cheaper than to wait for one of them.
+        # Sets so small that a separate draw is cheaper than waiting for one of their items.
         self.rare_sets = {
             place for place, mask in self.pin_sets.items() if 16 * int(mask.sum()) < n_items
         }
@@ -130,7 +132,7 @@ class BoundRules:
         used |= {name for name in rules.names if features is not None and features.kind(name)}
         self.features_version = features.version if features is not None and used else None
         self.key = json.dumps([rules.id, sorted(params.items()), self.features_version])
-        # Whether the law of a place depends on more than the items that are left.
+        # Whether the law of a place depends on more than the set of items left.
         self.is_walked = rules.is_sequential
 
     def _columns(self, rules: Rules) -> Iterator[Rule]:
@@ -155,21 +157,22 @@ class BoundRules:
             if both.size:
                 other = texts[int(taken[both[0]]) - 1]
                 raise ValueError(
-                    f"at_least: an item is in {shown(other)} and in {shown(texts[place - 1])}:"
-                    " shares of sets that overlap are refused"
+                    f"at_least: expected sets without common items, but an item is in"
+                    f" {shown(other)} and in {shown(texts[place - 1])}"
                 )
             taken[mask] = place
 
     def _check_sets(self, rules: Rules) -> None:
-        """Refuse sets of which no list can show what it is to show, whatever calls filter; but
-        where that shall relax the rules."""
+        """Refuse sets that have too few items for any list, unless rules are to be relaxed then."""
         if rules.on_empty == "relax":
             return
         filtered = "" if self.where is None else " that where leaves"
         for (mask, q), text in zip(self.shares, rules.at_least, strict=True):
             count = int((mask if self.where is None else mask & self.where).sum())
             if count < q:
-                raise ValueError(f"at_least[{shown(text)}]: {q} places, of {count} items{filtered}")
+                raise ValueError(
+                    f"at_least[{shown(text)}]: got {q} places for {count} items{filtered}"
+                )
         for place, text in rules.pin_where.items():
             mask = self.pin_sets[place - 1]
             if not (mask if self.where is None else mask & self.where).any():
@@ -184,11 +187,11 @@ class BoundRules:
             if position < 0:
                 raise ValueError(f"pin[{place}]: {shown(item)} is not in the catalog")
         if len(set(positions)) < len(positions):
-            raise ValueError(f"pin: an item is pinned to two places: {shown(pins)}")
+            raise ValueError(f"pin: got an item at two places: {shown(pins)}")
         return {place - 1: p for place, p in zip(pins, positions, strict=True)}
 
     def _sum(self, rules: Rules, values: dict[str, float]) -> FloatArray | None:
-        """The values of the expressions that hold, added up."""
+        """Sum, for each item, the values of the expressions that hold."""
         if not values:
             return None
         found = np.zeros(self.n_items)
@@ -199,13 +202,13 @@ class BoundRules:
     # ---- With a policy ----------------------------------------------------------------------
 
     def check(self, policy: Policy, k: int) -> None:
-        """Refuse policies whose law these rules do not fit, and shares beyond k."""
+        """Refuse policies whose law does not support these rules, and shares beyond k."""
         rules = self.applied.rules
         if policy.law_name == "flat_tail":
             for name in ("boost", "boost_score", "at_least", "pin_where", "decay"):
                 if getattr(rules, name):
                     raise ValueError(
-                        f"rules: FlatTail draws by candidates, which know nothing of {name}:"
+                        f"rules: FlatTail does not support {name}, got"
                         f" {shown(getattr(rules, name))}"
                     )
         else:
@@ -214,12 +217,13 @@ class BoundRules:
                 for name in ("boost", "decay"):
                     if getattr(rules, name):
                         raise ValueError(
-                            f"rules: {name}: {shown(getattr(rules, name))} is about weights, which"
-                            f" only a softmax has, not {shown(policy)}; boost_score adds to scores"
+                            f"rules: {name}: got {shown(getattr(rules, name))}, which changes"
+                            f" weights of a softmax, and {shown(policy)} has none; boost_score adds"
+                            " to scores"
                         )
         owed = sum(q for _, q in self.shares)
         if owed > k:
-            raise ValueError(f"rules: at_least: shares of {owed} places are more than k, {k}")
+            raise ValueError(f"rules: at_least: got shares of {owed} places, more than k = {k}")
         if rules.on_empty == "relax":
             return
         self._check_room(k)
@@ -227,12 +231,12 @@ class BoundRules:
             self._check_free(k)
 
     def _check_room(self, k: int) -> None:
-        """Refuse shares of more places than a cap or a window leaves for the groups of the set."""
+        """Refuse shares of more places than caps or windows leave for the groups of the set."""
         texts = self.applied.rules.at_least
         held = sum(place < k for place in self.pin_sets)
         pinned = [p for place, p in self.pins.items() if place < k]
         for (mask, q), text, by_column in zip(self.shares, texts, self._sizes, strict=True):
-            owed = q - held - int(mask[pinned].sum())  # pins overrule the two
+            owed = q - held - int(mask[pinned].sum())  # pins overrule caps and windows
             for rule, sizes in zip(self.columns, by_column, strict=True):
                 if sizes is None:
                     continue
@@ -246,23 +250,23 @@ class BoundRules:
                 for kind, room in rooms.items():
                     if owed > room:
                         raise ValueError(
-                            f"rules: at_least[{shown(text)}]: {owed} places, where {kind}"
+                            f"rules: at_least[{shown(text)}]: needs {owed} places, but {kind}"
                             f"[{shown(rule.name)}] leaves {room} of {k}"
                         )
 
     def _check_free(self, k: int) -> None:
-        """Refuse shares for which the places that pins leave are too few."""
+        """Refuse shares that need more places than pins leave."""
         pinned = [p for place, p in self.pins.items() if place < k]
         owed = sum(max(0, q - int(mask[pinned].sum())) for mask, q in self.shares)
         free = k - len(pinned) - sum(place < k for place in self._useless)
         if owed > free:
             raise ValueError(
-                f"rules: at_least: {owed} places are owed besides pinned items, and pins leave"
-                f" {free} of {k}"
+                f"rules: at_least: needs {owed} places besides pinned items, but pins leave {free}"
+                f" of {k}"
             )
 
     def bias(self, temperature: float) -> FloatArray | None:
-        """What boosts add to the scores (n,), by position; None: nothing."""
+        """Return what boosts add to the scores (n,), by position; None if there are none."""
         found = self._added
         if self._odds is not None:
             odds = temperature * self._odds
@@ -270,7 +274,7 @@ class BoundRules:
         if found is not None and not np.abs(found).max() <= MOST_ADDED:
             worst = found[int(np.abs(found).argmax())]
             raise ValueError(
-                f"rules: boost, boost_score: they add {worst:g} to a score, more than"
+                f"rules: boost, boost_score: got {worst:g} to add to a score; expected at most"
                 f" {MOST_ADDED:g}"
             )
         return found
@@ -278,18 +282,20 @@ class BoundRules:
     def check_pins(
         self, is_eligible: Callable[[int], bool], after: Sequence[int], ids: Any
     ) -> None:
-        """Refuse pinned items that a filter takes out; those of pages before are left alone."""
+        """Refuse pinned items that a filter removes, except items of earlier pages."""
         for place, position in self.pins.items():
             if not is_eligible(position) and position not in after:
                 raise ValueError(
                     f"rules: pin[{place + 1}]: {shown(ids[position].item())} is not eligible: a"
-                    " filter takes it out"
+                    " filter removes it"
                 )
 
     def arrivals(self, k: int) -> int:
-        """How many items of an order must come, about, until k places are full, were weights alike
-        in all groups and columns independent."""
-        accepted = 1.0  # the share of items that are allowed at the last place, at least
+        """Estimate how many arrivals of an order fill k places.
+
+        The estimate assumes equal weights in all groups, and independent columns.
+        """
+        accepted = 1.0  # a lower bound of the share of items allowed at the last place
         for rule in self.columns:
             groups = 0 if rule.cap is None else max(k - 1, 0) // rule.cap
             if rule.window is not None:
@@ -303,31 +309,35 @@ class BoundRules:
         return max(math.ceil(k / accepted), self._waited)
 
     def returns(self, k: int) -> bool:
-        """Whether what windows do not allow at a place may come again within k places."""
+        """Say whether items that windows block at a place may be allowed again within k places."""
         windows = [rule.window for rule in self.columns if rule.window is not None]
         return any(row < k for _, row in windows)
 
     def joint(self, k: int) -> Joint | None:
-        """Labels for a pass to sum up by; None where what is not allowed has few items anyway, or
-        its groups are many."""
+        """Return labels by which a pass sums masses.
+
+        None if blocked items are few in any case, or have too many groups.
+        """
         many = self._many(k)
         kept = self._joints.get(many)
         if kept is None:
-            # Where labels are too many, without the columns of which the fewest items are not
-            # allowed: these are scored by themselves.
+            # If there are too many labels, drop the columns that block fewest items: these items
+            # are then scored one by one.
             tried = (self._joint(many[:most]) for most in range(len(many), -1, -1))
             kept = (next((each for each in tried if each is not None), None),)
             self._joints.put(many, kept)
         return kept[0]
 
     def wants_masses(self, k: int) -> bool:
-        """Whether a list of k places will likely need the masses of groups that have many items:
-        then a pass that sums them up is cheaper than a table and a pass for the masses."""
+        """Say whether a list of k places will likely need masses of groups with many items.
+
+        A pass that also sums masses is then cheaper than a table and a pass for the masses.
+        """
         if self.joint(k) is None:
             return False
         if self.shares or self.pin_sets:
             return True
-        full = 0.0  # groups that are full before the last place, about
+        full = 0.0  # expected number of groups that are full before the last place
         for rule in self.columns:
             if rule.cap is None or rule.window or rule.decay:
                 return True
@@ -336,8 +346,7 @@ class BoundRules:
         return full > _LIKELY
 
     def _many(self, k: int) -> tuple[int, ...]:
-        """Columns of which what is not allowed in a list of k places may have many items; the one
-        that may have most first."""
+        """Return the columns that may block many items in a list of k places; most items first."""
         found = []
         for at, rule in enumerate(self.columns):
             groups = k if rule.cap is None or rule.window or rule.decay else -(-k // rule.cap)
@@ -351,7 +360,7 @@ class BoundRules:
         masks += [mask for place, mask in self.pin_sets.items() if place not in self.rare_sets]
         if self._features is None or not (many or masks):
             return None
-        # Where groups are too many, the large ones: of others the items are few.
+        # If there are too many groups, label only the large ones: the others have few items.
         for least in (1, self.n_items // (10 * FEW)):
             names = tuple(self.columns[at].name for at in many)
             labels, n_labels = self._features.joint(names, least)
@@ -370,7 +379,7 @@ class BoundRules:
         return None
 
     def touched(self, regimes: Sequence[Regime]) -> list[tuple[Rule, list[int]]]:
-        """Of each column the groups of which some regime does not allow all items as they are."""
+        """Return, for each column, the groups that some regime blocks or decays."""
         found = []
         for at, rule in enumerate(self.columns):
             groups = {group for each in regimes for group, _ in each.decayed[at]}
@@ -380,7 +389,7 @@ class BoundRules:
 
     @property
     def nbytes(self) -> int:
-        """About, without what all rules of a catalog share."""
+        """Approximate size, without what all rules of a catalog share."""
         arrays = [self.allowed, self.excluded, self.where, self._odds, self._added]
         masks = [*self._masks.values()]
         joints = _MOST_JOINTS * 2 * self.n_items if self.is_walked else 0
@@ -404,7 +413,7 @@ def bind_rules(
     n_items: int,
     find: Callable[[str, list[Any]], Positions],
 ) -> BoundRules:
-    """Rules joined with columns; `find` gives the positions of ids.
+    """Bind rules to columns; `find` returns the positions of ids.
 
     Raises
     ------
@@ -418,16 +427,16 @@ def bind_rules(
 
 
 class Regime(NamedTuple):
-    """What is allowed at one place. It says nothing of what is shown, or pinned elsewhere."""
+    """What rules allow at one place, apart from items already shown or pinned elsewhere."""
 
     bound: BoundRules
     blocked: tuple[frozenset[int], ...]  # groups, by column
     decayed: tuple[tuple[tuple[int, int], ...], ...]  # by column: groups, and how many were shown
-    owed: tuple[int, ...]  # shares of which items are allowed alone; empty: all are
-    pin_set: int  # the place whose set it is; -1: none
+    owed: tuple[int, ...]  # only items of these shares are allowed; if empty, of all
+    pin_set: int  # the place of `pin_sets` that applies; -1: none
 
     def log_factor(self, position: int) -> float:
-        """Of one item; -inf: it is not allowed. What decays is, however little is left of it."""
+        """Return the log-factor of an item; -inf if it is not allowed, finite if it decays."""
         if self.pin_set >= 0:
             return 0.0 if self.bound.pin_sets[self.pin_set][position] else -math.inf
         if self.owed and not any(self.bound.shares[s][0][position] for s in self.owed):
@@ -449,14 +458,14 @@ class Regime(NamedTuple):
         return found
 
     def log_factors(self, positions: list[int]) -> list[float]:
-        """Of some items."""
+        """Return the log-factors of some items."""
         if len(positions) < _MANY:
             return [self.log_factor(position) for position in positions]
         found: list[float] = log_factor_rows([self], np.array(positions, np.int64))[0].tolist()
         return found
 
     def allowed(self) -> Mask:
-        """Which of all items are (n,). O(n)."""
+        """Return a mask (n,) of the items allowed. O(n)."""
         if self.pin_set >= 0:
             return self.bound.pin_sets[self.pin_set].copy()
         found = np.ones(self.bound.n_items, np.bool_)
@@ -469,23 +478,25 @@ class Regime(NamedTuple):
 
     @property
     def blocks(self) -> bool:
-        """Whether there is an item that might not be allowed."""
+        """Whether some item may be blocked."""
         return self.pin_set >= 0 or bool(self.owed) or any(self.blocked)
 
     def allows_as(self, other: Regime) -> bool:
-        """Whether what is allowed here is what the other one allows."""
+        """Say whether both regimes allow the same items."""
         if self.pin_set >= 0 or other.pin_set >= 0:
             return self.pin_set == other.pin_set
         return self.blocked == other.blocked and self.owed == other.owed
 
     @property
     def decays(self) -> bool:
-        """Whether there is an item that might weigh less."""
+        """Whether some item may have a reduced weight."""
         return any(self.decayed)
 
     def covers(self, other: Regime) -> bool:
-        """Whether all that the other one allows is allowed here, as far as they tell, and weighs no
-        less than there, if that is a later place."""
+        """Say whether this regime surely allows all items of another one, of a later place.
+
+        Their weights are then no smaller here.
+        """
         if self.pin_set >= 0 or other.pin_set >= 0:
             return self.pin_set == other.pin_set or not (self.blocks or self.decays)
         if self.owed and not (other.owed and set(other.owed) <= set(self.owed)):
@@ -498,8 +509,10 @@ def log_factor_rows(
     positions: Positions,
     told: Mapping[int, Collection[int] | None] | None = None,
 ) -> FloatArray:
-    """The logarithms (r, m) of the factors by which some regimes of the same rules multiply the
-    weights of some items; as far as some groups of columns say (`Joint.told`), or all."""
+    """Compute log-factors (r, m) of some items under some regimes of the same rules.
+
+    With `told` (`Joint.told`), only the groups in it count.
+    """
     found = np.zeros((len(regimes), len(positions)))
     if not len(regimes) or not len(positions):
         return found
@@ -533,15 +546,15 @@ def log_factor_rows(
 
 
 class State:
-    """A list while it grows: which items are shown, and what may come next.
+    """The state of a list while it is drawn: the items shown, and what may come next.
 
     Parameters
     ----------
     bound : BoundRules
     places : int
-        How many it can have: min(k, n_eligible).
+        Length of the list: min(k, n_eligible).
     after : sequence of int
-        Positions of the items on the pages before, in their order.
+        Positions of the items on earlier pages, in order.
     """
 
     def __init__(self, bound: BoundRules, places: int, after: Sequence[int]) -> None:
@@ -560,7 +573,7 @@ class State:
         self._n_before = len(self._list)
         self._counts: list[dict[int, int]] = [{} for _ in bound.columns]
         self._owed = [q for _, q in bound.shares]
-        # Named pins count from the start, for caps and for shares.
+        # Pinned items count for caps and shares from the start.
         self._decays: list[dict[int, int]] = [{} for _ in bound.columns]
         self._full: list[set[int]] = [set() for _ in bound.columns]
         for position in after:
@@ -590,7 +603,7 @@ class State:
                 self._owed[share] -= by
 
     def show(self, position: int) -> None:
-        """The next place shows this item; -1: none."""
+        """Show an item at the next place; -1 leaves the place empty."""
         missed = self.pins.get(self.place)
         self.place += 1
         self._list.append(position)
@@ -598,27 +611,27 @@ class State:
             self.shown.add(position)
             self._decay(position)
             if position in self._coming:
-                self._coming.discard(position)  # it has counted from the start
+                self._coming.discard(position)  # counted from the start
             else:
                 self._count(position)
                 self._pay(position)
-        if missed in self._coming:  # of a ranking that is no list of these rules
+        if missed in self._coming:  # the ranking breaks these rules
             self._coming.discard(missed)
             self._count(missed, -1)
             self._pay(missed, -1)
 
     @property
     def pinned(self) -> int | None:
-        """The item that the next place is for."""
+        """The item pinned to the next place; None if there is none."""
         return self.pins.get(self.place)
 
     @property
     def levels(self) -> int:
-        """How many regimes a place may come to."""
+        """The number of regimes that a place may go through."""
         return LEVELS if self.bound.applied.rules.on_empty == "relax" else 1
 
     def regime(self, level: int = 0) -> Regime:
-        """What the next place allows; of a higher level what is left of the rules."""
+        """Return the regime of the next place; higher levels drop more rules."""
         pin_set = self.place if self.place in self.pin_sets and level < _NO_SHARES else -1
         blocked = []
         decayed = []
@@ -647,7 +660,7 @@ class State:
         return ()
 
     def _in_window(self, groups: Groups, most: int, row: int) -> set[int]:
-        """Groups of which some `row` places that hold this one have as many as may be."""
+        """Return the groups that are full in some window of `row` places with this one."""
         ahead = sorted(
             (place - self.place, position)
             for place, position in self.pins.items()
@@ -664,8 +677,9 @@ class State:
 
         for _, position in ahead:
             add(position)
-        # Of the windows that end at a pin, which have no more than others, and of the one that ends
-        # here, the last one first: each has one pin less than the one before, and more behind it.
+        # Only windows that end at a pin, and the one that ends here, can have most items. They are
+        # tried from the last one: each next window has one pin less at its end, and more places
+        # before this one.
         behind = 0
         while True:
             reach = min(row - 1 - (ahead[-1][0] if ahead else 0), len(self._list))

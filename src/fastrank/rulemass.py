@@ -1,8 +1,8 @@
-"""Which items rules allow at the places of a list, and how much they weigh.
+"""Compute the masses of the items that rules allow at the places of a list.
 
-Known items count one by one; of all others sums are enough. Those come from the order that was
-drawn, less what is not allowed there, as far as such a difference keeps its digits and its items
-are few; else from a pass that sums up by label: items of one label are allowed at the same places.
+Known items count one by one; for all others, sums are enough. If blocked items are few and the
+difference keeps its digits, a sum is the mass of the drawn order minus that of the blocked items.
+Otherwise a pass sums masses by label, where items of a label are allowed at the same places.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fastrank.ruled import FEW, BoundRules, Regime, log_factor_rows
 __all__ = ["Best", "Blocked", "Call", "Masses", "Source", "Total", "exploring", "log_sum"]
 
 _ONE_BY_ONE = 256
-_FEW_GROUPS = 32  # to look at one by one
-_LARGE = 300.0  # the logarithm of a weight beside which a total is nothing
-_CELLS = 1 << 20  # of a matrix
-_TOLD = 1e-6  # of a total: sums by label of less may lack digits (kernels.h, "Labels")
-_KEPT = 0.1  # of a total: where a difference leaves less, it is summed up instead
+_FEW_GROUPS = 32  # blocked groups that are summed one by one
+_LARGE = 300.0  # log-weights are clipped here: a total is then negligible
+_CELLS = 1 << 20  # cells of a matrix computed at a time
+_TOLD = 1e-6  # of a total: smaller sums by label may lack digits (kernels.h, "Labels")
+_KEPT = 0.1  # of a total: if a difference leaves less, the rest is summed instead
 
 
 class Source(Protocol):
-    """What draws without rules: `fastrank.ranker.Ranker`."""
+    """A source that draws without rules: `fastrank.ranker.Ranker`."""
 
     _n_items: int
     _packed: _native.PackedCatalog
@@ -52,9 +52,9 @@ class Source(Protocol):
 
 
 class Call:
-    """A call under rules: what is eligible, by which law it is drawn, and what items weigh.
+    """A call under rules: the eligible items, the law, and the items' weights.
 
-    Items weigh exp(score / T), 1 where draws are uniform, and in a flat tail what that says.
+    The weight of an item is exp(score / T), 1 if draws are uniform, or that of a flat tail.
     """
 
     def __init__(self, source: Source, ask: Ask, bound: BoundRules, after: Sequence[int]) -> None:
@@ -70,16 +70,16 @@ class Call:
         self.is_uniform = self.spec.kind == _native.UNIFORM
         self.temperature = math.inf if self.is_uniform else self.spec.temperature
         self.found: Found | None = None
-        self.tail = 0.0  # the logarithm of what items weigh whose score does not count
+        self.tail = 0.0  # log-weight of items whose score does not count
         if self.spec.kind == FLAT_TAIL and self.n_eligible:
             self._find_candidates()
         self.is_flat = self.is_uniform or self.found is not None
         self.n_scored = 0
-        self._n_passed = 0  # items that passes went over
+        self._n_passed = 0  # items read by passes so far
         self._kept: tuple[_native.GivenScores, Float32Array] | None = None
 
     def flat_total(self) -> Total | None:
-        """Of all eligible items but candidates, where those weigh the same; else None."""
+        """Return the total of eligible items with equal weights; None if there are none."""
         if not self.is_flat or not self.n_eligible:
             return None
         without = set() if self.found is None else set(self.found.positions.tolist())
@@ -87,25 +87,25 @@ class Call:
         return Total(self.tail + math.log(count) if count else -math.inf, count, without)
 
     def explore_at(self, place: int) -> float:
-        """How likely a place is drawn, and does not show the best."""
+        """Return the probability that a place is drawn instead of showing the best item."""
         return 0.0 if place < self.head else self.explore
 
     @cached_property
     def eligible(self) -> Mask:
-        """(n,), the caller's to change a copy of."""
+        """Mask (n,) of eligible items; callers must not change it."""
         if self.words is None:
             return np.ones(self.n_items, np.bool_)
         bits = np.unpackbits(self.words.view(np.uint8), bitorder="little")
         return bits[: self.n_items].view(np.bool_)
 
     def is_eligible(self, position: int) -> bool:
-        """One item."""
+        """Say whether an item is eligible."""
         if self.words is None:
             return True
         return bool(int(self.words[position // _native.LANES]) >> position % _native.LANES & 1)
 
     def are_eligible(self, positions: Positions) -> Mask:
-        """Some items."""
+        """Return which of some items are eligible."""
         if self.words is None:
             return np.ones(len(positions), np.bool_)
         lanes = self.words[positions // _native.LANES] >> (positions % _native.LANES)
@@ -124,7 +124,7 @@ class Call:
             self.tail = lowest + math.log(self.spec.factor)
 
     def draw(self, ask: Ask) -> Drawn:
-        """What the source draws, after a list's first order."""
+        """Draw from the source, after a list's first order."""
         words, n_eligible = self.source._eligible(ask.excluded, ask.allowed)
         kept = None if ask.spec.kind == _native.UNIFORM else self._scores_for(n_eligible)
         if kept is None:
@@ -140,11 +140,11 @@ class Call:
         return (*order, n_eligible, None)
 
     def _scores_for(self, n_passed: int) -> tuple[_native.GivenScores, Float32Array] | None:
-        """Scores of all items for a pass over so many; None where it shall go over the vectors.
+        """Return scores of all items, for a pass over `n_passed`; None to read vectors instead.
 
-        They are kept, O(n) memory, from the pass on with which half the items will have been gone
-        over again. So all passes of a list together cost about two over vectors, and what passes
-        over numbers cost.
+        Scores are stored, in O(n) memory, once later passes have read half as many items as there
+        are. All passes of a list together thus cost about two passes over vectors, plus passes over
+        scores.
         """
         self._n_passed += n_passed
         is_given = isinstance(self.source._packed, _native.GivenScores)
@@ -160,7 +160,7 @@ class Call:
         return None if self.ask.bound is None else self.ask.bound.function
 
     def scores_of(self, positions: Positions) -> Float32Array:
-        """As rankings have them."""
+        """Return scores of some items, the same as in rankings."""
         if self._kept is not None:
             return self._kept[1][positions]
         self.n_scored += len(positions)
@@ -170,7 +170,7 @@ class Call:
         return found
 
     def log_weights(self, positions: Positions, scores: Float32Array | None) -> FloatArray:
-        """Of items with these scores; None: where no score counts."""
+        """Return the log-weights of items with these scores, None if scores do not count."""
         if self.is_uniform or scores is None:
             return np.full(len(positions), self.tail)
         found: FloatArray = scores.astype(np.float64) / self.temperature
@@ -181,7 +181,7 @@ class Call:
     def by_label(
         self, among: Positions, labels: npt.NDArray[np.int32], n_labels: int
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """Log-masses and numbers of some items, by label. One pass."""
+        """Sum some items by label, in one pass: return log-masses and numbers of items."""
         if self.is_flat:
             counts = np.bincount(labels[among], minlength=n_labels)
             with np.errstate(divide="ignore"):
@@ -209,16 +209,16 @@ def _explore(spec: Spec) -> float:
 
 
 def exploring(spec: Spec) -> Spec:
-    """What is drawn where nothing is best."""
+    """Return the spec of the draw at a place that does not show the best item."""
     if spec.kind in (_native.DETERMINISTIC, _native.EPSILON_GREEDY):
         return spec._replace(kind=_native.UNIFORM, head=0)
-    if spec.kind == _native.SEQUENTIAL:  # an order of so many items takes a pass for each
+    if spec.kind == _native.SEQUENTIAL:  # it would take a pass for each item of an order
         return spec._replace(kind=_native.GUMBEL, head=0)
     return spec._replace(head=0)
 
 
 class Best:
-    """The best items of a call, as far as they were looked at: `ahead` of them at first."""
+    """The best items of a call, found on demand: `ahead` of them at first."""
 
     def __init__(self, call: Call, ahead: int) -> None:
         self._call = call
@@ -229,9 +229,9 @@ class Best:
     def of(
         self, regime: Regime, gone: Collection[int], reserved: Collection[int]
     ) -> tuple[int, float] | None:
-        """The best that is allowed and not gone, and its score; None: nothing is.
+        """Return the best allowed item that is not gone, and its score; None if there is none.
 
-        A factor of weights counts by what it is worth in scores: T times its logarithm.
+        A weight factor counts as a change of the score: T times its logarithm.
         """
         best: tuple[int, float] | None = None
         highest = -math.inf
@@ -250,7 +250,7 @@ class Best:
     def _one_by_one(
         self, low: int, high: int, regime: Regime, *without: Collection[int]
     ) -> tuple[int, float]:
-        """The first of the best between two places, and what it is worth; -inf: none is allowed."""
+        """Return the best item between two places and its value; -inf if none is allowed."""
         best, highest = low, -math.inf
         positions, scores = self._positions[low:high].tolist(), self._scores[low:high].tolist()
         for at, (position, score) in enumerate(zip(positions, scores, strict=True), low):
@@ -266,7 +266,7 @@ class Best:
     def _together(
         self, low: int, high: int, regime: Regime, *without: Collection[int]
     ) -> tuple[int, float]:
-        """Likewise."""
+        """Do the same with arrays."""
         positions = self._positions[low:high]
         log_factors = log_factor_rows([regime], positions)[0]
         is_gone = np.zeros(self._call.n_items, np.bool_)
@@ -289,17 +289,18 @@ class Best:
 
 
 class Total(NamedTuple):
-    """Of all eligible items but some: of an order that was drawn, say.
+    """The mass of all eligible items except some, such as those behind a drawn order.
 
     Attributes
     ----------
     log_mass : float
     n_items : int
     without : collection of int
-        Those that are not in it.
+        Positions of the items that it does not include.
     joint : Joint or None
-        Labels by which it is known, too.
+        Labels by which masses are known, too.
     log_by_label : ndarray of float64, shape (n_labels,), or None
+        Log-masses of the labels.
     """
 
     log_mass: float
@@ -310,18 +311,18 @@ class Total(NamedTuple):
 
 
 class Blocked:
-    """What a list may not show of its first order, where labels are the groups of one column.
+    """Masses of blocked groups of a list's first order, if labels are the groups of one column.
 
     Parameters
     ----------
     joint : Joint
         With `label_of`.
     masses : ndarray of float64, shape (n_labels,)
-        Of items that are not known, relative to `log_reference`.
+        Masses of unknown items by label, relative to `log_reference`.
     log_reference : float
     groups : Groups
     log_weights : dict of int to float
-        Of those that are known, by position.
+        Log-weights of known items, by position.
     """
 
     def __init__(
@@ -342,8 +343,10 @@ class Blocked:
                 self._known.setdefault(group, []).append((position, log_weight))
 
     def log_rest(self, blocked: Collection[int], shown: Collection[int], log_left: float) -> float:
-        """The mass of all that is left, `log_left`, without some groups; NaN where those are many,
-        or a difference would lose more than one bit."""
+        """Return the log-mass of the items left, `log_left`, without those of blocked groups.
+
+        NaN if there are many groups, or the difference would lose more than one bit.
+        """
         if len(blocked) > _FEW_GROUPS:
             return math.nan
         share = 0.0
@@ -359,7 +362,7 @@ class Blocked:
 
 
 class Masses:
-    """What regimes allow at the places of one list, and with it the propensities of its items.
+    """Masses of the items that regimes allow in one list, and the propensities of its items.
 
     Parameters
     ----------
@@ -367,17 +370,18 @@ class Masses:
     known : ndarray of int64, shape (m,)
         Items that count one by one: at least all that are shown or reserved.
     log_weights : ndarray of float64, shape (m,)
+        Log-weights of these.
     shown : sequence of int
-        Positions, place by place; -1: a place without an item.
+        Positions, place by place; -1 for a place without an item.
     reserved : collection of int
         Positions of pinned items.
     total : Total, optional
-        Its items are among the known.
+        A known mass; `Total.without` must be among the known items.
 
     Attributes
     ----------
     loss : float
-        By how much relative errors of the total are enlarged at most; 0: it plays no part.
+        The largest amplification of relative errors of the total; 0 if it is not used.
     """
 
     def __init__(
@@ -402,7 +406,7 @@ class Masses:
         self._log_weights = log_weights
         self._at = {position: at for at, position in enumerate(known.tolist())}
         self._is_eligible = call.are_eligible(known)
-        # Until which place each can be shown.
+        # The last place at which each item can be shown.
         self._until = np.where(self._is_eligible, _NEVER, -1)
         for place, position in enumerate(shown):
             if position >= 0:
@@ -413,7 +417,7 @@ class Masses:
         self._rest = np.empty(0)
 
     def add(self, regimes: Sequence[Regime]) -> None:
-        """All regimes that will be asked for."""
+        """Prepare all regimes that `log_masses` and `log_propensity` will be called with."""
         wanted = list(dict.fromkeys(regimes))
         self._regimes = {regime: row for row, regime in enumerate(wanted)}
         self._log_factors = log_factor_rows(wanted, self._known)
@@ -422,10 +426,10 @@ class Masses:
         if len(others):
             self._rest[others] = self._by_sums([wanted[at] for at in others])
 
-    # ---- Of the items that are not known ----------------------------------------------------
+    # ---- Unknown items ----------------------------------------------------------------------
 
     def _by_difference(self, regimes: list[Regime]) -> FloatArray:
-        """The total without what is not allowed; NaN where that does not do."""
+        """Subtract blocked items from the total; NaN if that is impossible or inaccurate."""
         total, call = self._total, self._call
         unknown = np.full(len(regimes), math.nan)
         if total is None:
@@ -463,7 +467,7 @@ class Masses:
         if base is None:
             return unknown
         left = np.maximum(base - taken, 0.0)
-        # Beside the known items that may come at any place the difference must keep its digits.
+        # The difference must keep its digits, compared with known items that may come at any place.
         known = np.exp(self._log_factors) @ self._weights(self._until == _NEVER)
         is_told = left + known >= (_KEPT if len(members) else _TOLD)
         if is_told.any():
@@ -472,7 +476,7 @@ class Masses:
             return np.where(is_told, np.log(left) + total.log_mass, math.nan)
 
     def _members(self, parts: list[tuple[Groups, int]]) -> Positions:
-        """Of some groups the items that are eligible and not known."""
+        """Return the unknown, eligible items of some groups."""
         if not parts:
             return _NOBODY
         items = np.concatenate([groups.items(group) for groups, group in parts])
@@ -480,8 +484,10 @@ class Masses:
         return members[self._call.are_eligible(members) & ~np.isin(members, self._known)]
 
     def _by_label(self, regimes: list[Regime], total: Total) -> FloatArray | None:
-        """Of the total, in its units, what is allowed as far as its labels tell; known items are
-        no part of it."""
+        """Return the unknown mass that regimes allow by the total's labels, relative to the total.
+
+        None if too many items would have to be summed.
+        """
         is_in = self._is_in(total)
         is_other = np.flatnonzero(is_in)
         own = self._weights(is_in)[is_other]
@@ -491,7 +497,7 @@ class Masses:
         if len(own):
             of_label = total.joint.labels[self._known[is_other]]
             taken = np.bincount(of_label, own, total.joint.n_labels)
-            # Where a difference would lose digits, what is left is summed up.
+            # If a difference would lose digits, the items left are summed instead.
             lost = np.flatnonzero(taken > weights / 2.0)
             weights = weights - taken
             if len(lost):
@@ -504,7 +510,7 @@ class Masses:
         return found
 
     def _left_of(self, joint: Joint, labels: Positions) -> FloatArray | None:
-        """Of some labels, the items that are not known, one by one; None where they are many."""
+        """Sum the unknown items of some labels one by one; None if they are many."""
         call = self._call
         own = joint.labels[: call.n_items]
         positions = np.flatnonzero(np.isin(own, labels))
@@ -519,7 +525,7 @@ class Masses:
         return found[labels]
 
     def _by_number(self, regimes: list[Regime], members: Positions, total: Total) -> FloatArray:
-        """Where items weigh the same."""
+        """Return log-masses by counting, for items of equal weight."""
         blocked = np.zeros(len(regimes), np.int64)
         for rows in _blocks(len(regimes), len(members)):
             blocked[rows] = (log_factor_rows(regimes[rows], members) == -math.inf).sum(axis=1)
@@ -529,19 +535,19 @@ class Masses:
         return found
 
     def _is_in(self, total: Total) -> Mask:
-        """Which known items are in a total."""
+        """Return which known items are in a total."""
         found = np.array([p not in total.without for p in self._known.tolist()], np.bool_)
         return found & self._is_eligible
 
     def _weights(self, among: Mask) -> FloatArray:
-        """Of known items, in units of the total; 0 of those that are not among them."""
+        """Return weights of known items relative to the total; 0 for those not in `among`."""
         assert self._total is not None
         log_weights = np.where(among, self._log_weights - self._total.log_mass, -math.inf)
         found: FloatArray = np.exp(np.minimum(log_weights, _LARGE))
         return found
 
     def _by_sums(self, regimes: list[Regime]) -> FloatArray:
-        """Of what one of them allows: item by item where those are few, else label by label."""
+        """Sum unknown items that any regime allows: one by one if they are few, else by label."""
         call = self._call
         among = call.eligible & _allowed_by(regimes)
         among[self._known] = False
@@ -562,10 +568,10 @@ class Masses:
             rest[rows] = log_sums(log_masses + log_factors)
         return rest
 
-    # ---- Of places --------------------------------------------------------------------------
+    # ---- Places -----------------------------------------------------------------------------
 
     def log_masses(self, regimes: Sequence[Regime], places: Sequence[int]) -> FloatArray:
-        """Of all that a regime allows at a place, for each of some; -inf where nothing is."""
+        """Return log-masses of allowed items for pairs of regime and place; -inf if none is."""
         found = np.empty(len(regimes))
         numbers = np.array([self._regimes[regime] for regime in regimes], np.int64)
         at = np.array(places, np.int64)
@@ -584,7 +590,7 @@ class Masses:
         log_mass: float,
         best: int | None,
     ) -> float:
-        """Of a known item; `best` is what stands at the place where nothing is drawn."""
+        """Return the log-propensity of a known item; `best` is shown if the place is not drawn."""
         at = self._at[position]
         log_factor = float(self._log_factors[self._regimes[regime], at])
         if self._until[at] < place or log_factor == -math.inf:
@@ -598,19 +604,19 @@ class Masses:
         return min(found, 0.0)
 
 
-_NEVER = 1 << 62  # a place that no list has
+_NEVER = 1 << 62  # a place beyond all lists
 _NOBODY = np.empty(0, np.int64)
 _NOTHING: Mapping[int, Collection[int] | None] = {}
 
 
 def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Rows, as many at a time as make no large matrix."""
+    """Yield blocks of rows that keep matrices small."""
     step = max(1, _CELLS // max(1, n_columns))
     return (slice(first, first + step) for first in range(0, n_rows, step))
 
 
 def log_sums(terms: FloatArray) -> FloatArray:
-    """The logarithms of sums, of each row's terms'."""
+    """Compute, for each row, the logarithm of the sum of exp(terms)."""
     if not terms.shape[1]:
         return np.full(len(terms), -math.inf)
     top = terms.max(axis=1)
@@ -621,7 +627,7 @@ def log_sums(terms: FloatArray) -> FloatArray:
 
 
 def log_sum(terms: FloatArray) -> float:
-    """The logarithm of a sum, of its terms'."""
+    """Compute the logarithm of the sum of exp(terms)."""
     if not len(terms):
         return -math.inf
     top = float(terms.max())
@@ -631,7 +637,7 @@ def log_sum(terms: FloatArray) -> float:
 
 
 def _allowed_by(regimes: Sequence[Regime]) -> Mask:
-    """What may be allowed by one of some regimes (n,). O(n)."""
+    """Return a mask (n,) of items that any of some regimes may allow. O(n)."""
     bound = regimes[0].bound
     found = [bound.pin_sets[each] for each in {each.pin_set for each in regimes} if each >= 0]
     others = [each for each in regimes if each.pin_set < 0]
@@ -650,7 +656,10 @@ def _allowed_by(regimes: Sequence[Regime]) -> Mask:
 def _labelled(
     bound: BoundRules, regimes: Sequence[Regime]
 ) -> tuple[npt.NDArray[np.int32], int, Positions]:
-    """Labels (n,) of items that no regime tells apart, how many, and an item of each."""
+    """Label items (n,) so that regimes treat items of a label alike.
+
+    Returns labels, their number, and an item of each.
+    """
     labels, n_labels = np.zeros(bound.n_items, np.int64), 1
     for rule, touched in bound.touched(regimes):
         if touched:

@@ -1,12 +1,13 @@
-"""Rankings under rules, and their propensities.
+"""Draw rankings under rules, and compute their propensities.
 
-Every rule multiplies an item's weight by a factor from 0 to 1 that depends on what is shown. So a
-list is drawn as one Plackett-Luce order is walked down, best first. Its items are the arrivals of
-independent exponential clocks; an arrival is accepted with its factor's probability. One that is
-not goes on waiting, by memorylessness as if from then on, with its weight times the factor that it
-has at each later place: a pool. Which comes next, one of the pool or the next of the order, is a
-coin with their masses. That is exact for any factors. What is left of an order that is not walked
-yet may be drawn again, among whatever items, whenever what is known by then says so.
+Every rule multiplies an item's weight by a factor from 0 to 1 that depends on what is shown. A list
+is drawn by walking down one Plackett-Luce order, best item first. The items of the order are the
+arrivals of independent exponential clocks. An arrival is accepted with a probability equal to its
+factor. Otherwise it waits in a pool. Clocks are memoryless, so it waits as if from then on, with
+its weight times its factor at each later place. A coin, with probabilities in proportion to masses,
+decides what comes next: an item of the pool, or the next item of the order. This is exact for any
+factors. The part of an order that is not walked yet may be drawn again, among any items, whenever
+what is known then suggests it.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from fastrank.rulemass import Best, Blocked, Call, Masses, Source, Total, explor
 
 __all__ = ["First", "count_allowed", "draw", "draws_order", "first_of", "judge"]
 
-_MOST_AHEAD = 640  # items of an order: as many cost a few hundredths of a pass over a million
-_LEAST_AGAIN, _MOST_AGAIN = 64, 256  # of one that is drawn anew: there may be one for each place
-_MOST_EMPTY = 8  # regimes that are known to allow nothing
-_STREAM = 0x72756C6573  # what tells these random numbers from all others of a seed
+_MOST_AHEAD = 640  # items of an order: so many cost a few hundredths of a pass over a million
+_LEAST_AGAIN, _MOST_AGAIN = 64, 256  # items of a new order; each place may need one
+_MOST_EMPTY = 8  # regimes remembered to allow nothing
+_STREAM = 0x72756C6573  # separates these random numbers from all others of a seed
 
 
 def ahead(k: int, bound: BoundRules) -> int:
-    """How many items of an order are drawn at first for k places: twice the arrivals that are to be
-    expected until they are full. Few, where these are too many: what is left will be drawn anew; as
-    many as may be, where all items are allowed again within the list."""
+    """Return how many items of an order to draw first for k places.
+
+    It is twice the number of arrivals expected to fill them. If that is too many, it is few, since
+    a new order will be drawn for the rest; but it is the maximum if blocked items are allowed again
+    within the list.
+    """
     most, wanted = max(4 * k, _MOST_AHEAD), 2 * bound.arrivals(k)
     if wanted > most:
         wanted = most if bound.returns(k) else _LEAST_AGAIN
@@ -45,7 +49,7 @@ def ahead(k: int, bound: BoundRules) -> int:
 
 
 def draws_order(spec: Spec) -> bool:
-    """Whether a list begins with the order of all eligible items."""
+    """Say whether a list begins with an order of all eligible items."""
     has_coins = spec.kind in (_native.DETERMINISTIC, _native.EPSILON_GREEDY)
     return not (has_coins or spec.head or spec.kind == FLAT_TAIL)
 
@@ -57,9 +61,9 @@ class First(NamedTuple):
     ----------
     drawn : Drawn
     joint : Joint or None
-        Labels by which the pass summed up what it did not draw.
+        Labels by which the pass summed the masses of items that it did not draw.
     masses : ndarray of float64, shape (n_labels,), or None
-        Of these, relative to a score:
+        Masses of the labels, relative to the score `reference`.
     reference : float
     """
 
@@ -72,10 +76,10 @@ class First(NamedTuple):
 def first_of(
     source: Source, ask: Ask, bound: BoundRules, n_eligible: int, after: Sequence[int]
 ) -> tuple[Ask, Joint | None]:
-    """How the order is drawn with which a list begins, of a policy that `draws_order`.
+    """Return how to draw the first order of a list, for a policy that `draws_order`.
 
-    It is without pinned items. From a table, unless masses will be needed that a pass gives
-    besides; a pass over vectors sums up by labels, where such masses may be needed.
+    The order has no pinned items. A table draws it, unless the list will need masses by label. A
+    pass over vectors sums masses by label if they may be needed.
     """
     spec, joint = exploring(ask.spec), None
     if spec.kind in (_native.GUMBEL, _native.TABLE) and not source.has_codes:
@@ -100,13 +104,13 @@ def draw(
     after: Sequence[int],
     first: First | None = None,
 ) -> Drawn:
-    """A ranking under rules; `ask` has their filter, pages before and boosts already.
+    """Draw a ranking under rules; `ask` already has their filter, earlier pages and boosts.
 
-    `first` is what the source draws by `first_of`, if somebody has asked for it.
+    `first` is the order that the source drew by `first_of`, if it was drawn before.
 
-    A pass for an order, and the masses of what was not allowed at some place: where those items are
-    few they are scored, else it is a second pass. Where rules block most of what ranks high, up to
-    one more pass a place over what is left.
+    The cost is a pass for an order, plus the masses of items blocked at some place: few items are
+    scored one by one, many take a second pass. If rules block most items that rank high, each place
+    may need another pass over the items left.
     """
     return _Draw(Call(source, ask, bound, after), first).drawn()
 
@@ -115,10 +119,7 @@ def draw(
 
 
 class _Place(NamedTuple):
-    """How an item came to its place.
-
-    Either what was allowed there, or, where that is known, its log-propensity.
-    """
+    """An item and its place: the regime of the place, or, if known, the item's log-propensity."""
 
     position: int
     explore: float
@@ -127,11 +128,11 @@ class _Place(NamedTuple):
 
 
 class _Order:
-    """Items in the order in which they arrive, those of one draw.
+    """The items of one draw, in their order of arrival.
 
-    cover: the regime that allows them, with the decays by which they were drawn; None: all eligible
-    items, but for pinned ones. Where another order is walked meanwhile, the clocks of this one
-    stand still.
+    cover: the regime that allows the items, with the decays by which they were drawn. If None, the
+    order is of all eligible items except pinned ones. While another order is walked, the clocks of
+    this one stand still.
     """
 
     def __init__(self, drawn: Drawn, log_weights: list[float], cover: Regime | None) -> None:
@@ -141,48 +142,48 @@ class _Order:
         own = log_weights
         if cover is not None and cover.decays:
             own = [w + f for w, f in zip(own, cover.log_factors(self.positions), strict=True)]
-        # The mass of an item and all behind it.
+        # The mass of each item and all items behind it.
         self.log_masses = [w - lp for w, lp in zip(own, drawn[2].tolist(), strict=True)]
-        self.n_behind = drawn[7] - len(self.positions)  # the last
+        self.n_behind = drawn[7] - len(self.positions)  # items behind the last one drawn
         self.log_behind = -math.inf
         if self.n_behind:
             last = -float(drawn[2][-1])
             self.log_behind = own[-1] + (math.log(math.expm1(last)) if last else -math.inf)
         self.at = 0
-        self.pool: dict[int, float] = {}  # log-weights of what arrived and was not accepted
-        self.gone: dict[int, float] = {}  # and of what was shown and has not arrived
+        self.pool: dict[int, float] = {}  # log-weights of items that arrived but were not accepted
+        self.gone: dict[int, float] = {}  # log-weights of items shown before they arrived
         self.arrived: set[int] = set()
 
     @property
     def log_ahead(self) -> float:
-        """The mass of all that has not arrived."""
+        """Log-mass of all items that have not arrived."""
         return self.log_masses[self.at] if self.at < len(self.positions) else self.log_behind
 
     @property
     def is_used_up(self) -> bool:
-        """Whether items are left of which none is known."""
+        """Whether all drawn items have arrived, but others are left."""
         return self.n_behind > 0 and self.at == len(self.positions)
 
     def holds(self, position: int) -> bool:
-        """Whether an item that was not shown before it was drawn arrives by it."""
+        """Say whether the order contains an item that was not shown before the draw."""
         return self.log_factor(position) > -math.inf
 
     def log_factor(self, position: int) -> float:
-        """By which an item's weight was multiplied when it was drawn."""
+        """Return the log-factor of an item's weight when the order was drawn."""
         return 0.0 if self.cover is None else self.cover.log_factor(position)
 
     def covers(self, regime: Regime) -> bool:
-        """Whether all that is allowed has arrived or will."""
+        """Say whether all items that a regime allows have arrived or will arrive."""
         return self.cover is None or self.cover.covers(regime)
 
     def is_of(self, regime: Regime) -> bool:
-        """Whether it holds what is allowed and nothing else."""
+        """Say whether the order has exactly the items that a regime allows, by its weights."""
         if self.cover is None:
             return not (regime.blocks or regime.decays)
         return self.cover.decayed == regime.decayed and self.cover.allows_as(regime)
 
     def log_total(self, waiting: dict[int, float]) -> float:
-        """The mass of all that has not been shown; NaN where a difference would lose its digits."""
+        """Return the log-mass of items not shown; NaN if a difference would lose its digits."""
         log_ahead = self.log_ahead
         if self.gone:
             log_gone = log_sum(np.array(list(self.gone.values())))
@@ -196,22 +197,22 @@ class _Draw:
     def __init__(self, call: Call, first: First | None) -> None:
         self.call = call
         self.raw: np.random.Philox | None = None
-        self.error = 0.0  # of the masses of orders
+        self.error = 0.0  # largest error of the masses of orders
         self.has_labels = False
-        self.has_waited = False  # and coins with those masses
+        self.has_waited = False  # whether coins were tossed with those masses
         self.ahead = ahead(call.ask.k, call.bound)
         self.again = min(max(self.ahead, _LEAST_AGAIN), _MOST_AGAIN)
         self.state = State(call.bound, min(call.ask.k, call.n_eligible), call.after)
-        self.scores: dict[int, float] = {}  # of all items that are known
-        self.log_weights: dict[int, float] = {}  # of all that arrived, or may
-        self.first = first  # of all eligible items that are not pinned
-        self.opening: _Order | None = None  # it
-        self.base: _Order | None = None  # of all eligible items, as first, or a later one
-        self.part: _Order | None = None  # of what some regime allows
-        # After so many arrivals that are not accepted an order by decayed weights is drawn.
+        self.scores: dict[int, float] = {}  # of all items drawn so far
+        self.log_weights: dict[int, float] = {}  # of all items in orders
+        self.first = first  # draw of all eligible items that are not pinned
+        self.opening: _Order | None = None  # the order of `first`
+        self.base: _Order | None = None  # of all eligible items: the opening or a later order
+        self.part: _Order | None = None  # of the items that some regime allows
+        # After so many refused arrivals, an order by decayed weights is drawn.
         self.patience = self.again // 3
         self.best = Best(call, self.ahead)
-        self.empty: list[Regime] = []  # that allowed nothing that was left
+        self.empty: list[Regime] = []  # regimes that allowed none of the items left
 
     def drawn(self) -> Drawn:
         call, state = self.call, self.state
@@ -235,7 +236,7 @@ class _Draw:
     # ---- Random numbers ---------------------------------------------------------------------
 
     def uniform(self) -> float:
-        """In (0, 1)."""
+        """Draw a uniform number in (0, 1)."""
         return ((self.seed() >> 12) + 0.5) * 2.0**-52
 
     def seed(self) -> int:
@@ -271,7 +272,7 @@ class _Draw:
         self.scores.update(zip(drawn[0].tolist(), drawn[1].tolist(), strict=True))
 
     def flat_tail(self, ask: Ask) -> Drawn:
-        """By the candidates of all eligible items, and the weight of all others."""
+        """Draw from a flat tail with the candidates and the tail's weight of the whole call."""
         call, found = self.call, self.call.found
         assert found is not None
         assert found.scores is not None
@@ -282,7 +283,7 @@ class _Draw:
             kept = (lanes & 1).astype(np.bool_)
             positions, scores = positions[kept], scores[kept]
         factor = ask.spec.factor
-        if len(positions):  # of the lowest of these
+        if len(positions):  # the factor is relative to the lowest candidate left
             factor = min(1.0, math.exp(call.tail - float(scores.min()) / call.temperature))
         drawn = call.source._packed.rank_flat_tail(
             ask.query,
@@ -304,7 +305,7 @@ class _Draw:
         return _Order(drawn, log_weights, cover)
 
     def draw_order(self, regime: Regime, *, decays: bool = False) -> _Order:
-        """Anew, of what is allowed now and not shown, with its decays if that is asked for."""
+        """Draw a new order of the allowed items that are not shown, with decays if asked for."""
         cover = regime if decays else regime._replace(decayed=((),) * len(regime.decayed))
         if cover.decays:
             order = self.ordered(self.draw_decayed(cover), cover)
@@ -317,7 +318,7 @@ class _Draw:
         return order
 
     def draw_base(self) -> _Order:
-        """Anew, of all eligible items that are not shown."""
+        """Draw a new order of all eligible items that are not shown."""
         own = np.array([*self.state.shown, *self.state.reserved], np.int64)
         old = self.call.ask.excluded
         ask = self.call.ask._replace(
@@ -328,20 +329,20 @@ class _Draw:
         return self.base
 
     def draw_decayed(self, regime: Regime) -> Drawn:
-        """An order by decayed weights, which no score in float32 has. O(n)."""
+        """Draw an order by decayed weights, which float32 scores cannot represent. O(n)."""
         call = self.call
         positions = self.among(regime).allowed
         assert positions is not None
         scores = call.scores_of(positions)
         log_weights = call.log_weights(positions, scores) + log_factor_rows([regime], positions)[0]
-        # Raw numbers, since what a Generator makes of them may change with NumPy.
+        # Raw numbers, since a Generator's transforms of them may change with NumPy's version.
         raw = np.random.Philox(key=[self.seed(), _STREAM]).random_raw(len(positions))
         gumbels = -np.log(-np.log(((raw >> np.uint64(12)) + 0.5) * 2.0**-52))
         keys = log_weights + gumbels
         places = min(self.again, len(positions))
         least = np.partition(keys, len(keys) - places)[len(keys) - places] if places else 0.0
         first = np.flatnonzero(keys >= least)
-        # Where weights are so large that they swallow the noise, it decides among equal ones.
+        # The noise breaks ties of keys: it is lost in the sums if weights are very large.
         order = first[np.lexsort((-gumbels[first], -keys[first]))][:places]
         behind = np.ones(len(positions), np.bool_)
         behind[order] = False
@@ -355,7 +356,7 @@ class _Draw:
         return drawn
 
     def among(self, regime: Regime) -> Ask:
-        """What a regime allows, without what is shown or pinned."""
+        """Return an ask for the items that a regime allows, except those shown or pinned."""
         among = self.call.eligible & regime.allowed()
         among[[*self.state.shown, *self.state.reserved]] = False
         return self.call.ask._replace(excluded=None, allowed=np.flatnonzero(among))
@@ -367,7 +368,7 @@ class _Draw:
         explores = explore == 1.0 or (explore > 0.0 and self.uniform() < explore)
         for level in range(self.state.levels):
             regime = self.state.regime(level)
-            # Where nothing was left once, there will not be more.
+            # A regime that allowed none of the items left will not allow any later.
             if any(each.covers(regime) for each in self.empty):
                 continue
             if regime.pin_set in self.call.bound.rare_sets:
@@ -393,7 +394,7 @@ class _Draw:
         return _Place(position, explore, regime, math.nan)
 
     def one_of_set(self, regime: Regime, explore: float, explores: bool) -> _Place | None:
-        """A draw of its own, which says nothing of the order."""
+        """Draw an item of a rare set separately, independently of the order."""
         ask = self.among(regime)._replace(k=1)
         if ask.allowed is None or not len(ask.allowed):
             return None
@@ -405,7 +406,7 @@ class _Draw:
         return _Place(position, explore, regime, math.nan)
 
     def is_gone(self, position: int) -> None:
-        """An item is shown: orders that have not brought it will bring nothing instead."""
+        """Record that an item is shown; its later arrival in an order is then ignored."""
         for order in (self.base, self.part):
             if order is None or order.pool.pop(position, None) is not None:
                 continue
@@ -414,7 +415,7 @@ class _Draw:
                 order.gone[position] = log_weight + order.log_factor(position)
 
     def walked(self, regime: Regime, explore: float) -> _Place | None:
-        """The next arrival that is accepted."""
+        """Walk down an order to the next arrival that is accepted."""
         order = self.order_for(regime)
         waiting = self.waiting_for(order, regime)
         log_all = self.log_mass(order, regime, waiting)
@@ -444,7 +445,7 @@ class _Draw:
             return _Place(found, explore, None, min(0.0, log_weight - log_all))
 
     def log_mass(self, order: _Order, regime: Regime, waiting: dict[int, float]) -> float:
-        """Of what is allowed; NaN where the order does not tell."""
+        """Return the log-mass of allowed items; NaN if the order does not determine it."""
         if order.is_of(regime):
             return order.log_total(waiting)
         if order is not self.opening or self.part is not None or order.gone:
@@ -456,7 +457,7 @@ class _Draw:
 
     @cached_property
     def blocked(self) -> Blocked | None:
-        """Of the opening order, if its pass summed up by group."""
+        """Masses of blocked groups of the opening order, if its pass summed by group."""
         call, first, order = self.call, self.first, self.opening
         if first is None or first.masses is None or first.joint is None or order is None:
             return None
@@ -468,20 +469,20 @@ class _Draw:
         return Blocked(first.joint, first.masses, log_reference, groups, known)
 
     def order_for(self, regime: Regime) -> _Order:
-        """Which order to walk on; a new one where none will bring all that is allowed."""
+        """Return the order to walk; a new one if no order will bring all allowed items."""
         if self.part is not None and self.part.covers(regime) and not self.part.is_used_up:
             return self.part
         order = self.base
         if order is None and self.part is not None:
-            return self.draw_base()  # regimes that take turns would have an order each time
+            return self.draw_base()  # otherwise alternating regimes would each draw a new order
         if order is None or (order.is_used_up and not regime.blocks):
             return self.draw_order(regime)
         if regime.owed and not self.has_labels and not order.is_of(regime):
-            return self.draw_order(regime)  # whose masses need no pass
+            return self.draw_order(regime)  # its masses need no further pass
         return order
 
     def waiting_for(self, order: _Order, regime: Regime) -> dict[int, float]:
-        """Log-weights, by now, of what has come by an order that covers the regime, and waits."""
+        """Return the present log-weights of items that wait in the pool of an order."""
         met = [*order.pool]
         return {
             position: order.pool[position] + log_factor
@@ -490,7 +491,7 @@ class _Draw:
         }
 
     def of_pool(self, waiting: dict[int, float], log_ahead: float) -> int | None:
-        """One of those that wait, if it comes before the next of the order."""
+        """Draw one of the waiting items, or None if the next of the order comes first."""
         self.has_waited = True
         top = max(log_ahead, *waiting.values())
         ahead_of = math.exp(log_ahead - top)
@@ -501,14 +502,14 @@ class _Draw:
         found = -1
         for position, weight in weights.items():
             if weight > 0.0:
-                found = position  # the last one, should rounding leave a remainder
+                found = position  # if rounding leaves a remainder, the last one is taken
                 if budget < weight:
                     break
                 budget -= weight
         return found
 
     def arrival(self, order: _Order, regime: Regime, waiting: dict[int, float]) -> int | None:
-        """The next of the order, if it is accepted; else it waits."""
+        """Take the next item of the order; return it if it is accepted, otherwise it waits."""
         position, log_weight = order.positions[order.at], order.log_weights[order.at]
         order.at += 1
         order.arrived.add(position)
@@ -530,15 +531,15 @@ class _Draw:
         shown = [place.position for place in places]
         reserved = self.state.reserved
         missing = np.array([p for p in {*shown, *reserved} if p not in self.scores], np.int64)
-        if len(missing):  # they are pinned
+        if len(missing):  # pinned items, which no draw has scored
             own = call.scores_of(missing)
             self.scores.update(zip(missing.tolist(), own.tolist(), strict=True))
         found = np.array([place.log_propensity for place in places])
         loss = self.judge_places(places, found) if np.isnan(found).any() else 0.0
         n_shown = len(shown)
-        # Coins with estimated masses change the law by as much as the estimates are wrong.
+        # Coins with estimated masses change the law by as much as the estimates' error.
         error = self.error * max(1.0, loss) * (2.0 if self.has_waited else 1.0)
-        log_norm = -math.inf if call.ask.spec.has_norm else math.nan  # of nothing
+        log_norm = -math.inf if call.ask.spec.has_norm else math.nan  # of no items
         if first is not None:
             log_norm = first.drawn[3]
         if reserved and not math.isnan(log_norm):
@@ -570,7 +571,7 @@ class _Draw:
         return self.call.log_weights(np.array(positions, np.int64), scores)
 
     def judge_places(self, places: list[_Place], found: FloatArray) -> float:
-        """Fill in what the draws did not tell; the loss of digits."""
+        """Compute the propensities that are missing; return the loss of digits."""
         call, reserved = self.call, self.state.reserved
         total = call.flat_total()
         if total is None and self.first is not None and self.opening is not None:
@@ -606,7 +607,7 @@ class _Draw:
 
 
 def _of_part(spec: Spec) -> Spec:
-    """Tables are of all items: of some a pass is cheaper."""
+    """Return the spec for a draw among some items: a table is of all, so a pass is cheaper."""
     return spec._replace(kind=_native.GUMBEL) if spec.kind == _native.TABLE else spec
 
 
@@ -616,8 +617,10 @@ def _of_part(spec: Spec) -> Spec:
 def count_allowed(
     source: Source, ask: Ask, positions: Sequence[int], bound: BoundRules, after: Sequence[int]
 ) -> int:
-    """How many items may come next in a list that has shown these, each allowed where it stands;
-    none where it ends. The rest as for `judge`. O(n)."""
+    """Count the items that may come next in a list that has shown some, all of them allowed.
+
+    0 if the list ends there. Other arguments are as for `judge`. O(n).
+    """
     call = Call(source, ask, bound, after)
     state = State(bound, min(ask.k, call.n_eligible), after)
     for position in positions:
@@ -638,7 +641,7 @@ def count_allowed(
 def judge(
     source: Source, ask: Ask, positions: Sequence[int], bound: BoundRules, after: Sequence[int]
 ) -> FloatArray:
-    """Log-propensities of any ranking; `ask` as for `draw`, positions are -1 of unknown items."""
+    """Compute log-propensities of any ranking; `ask` as for `draw`, positions -1 if unknown."""
     call = Call(source, ask, bound, after)
     state = State(bound, min(ask.k, call.n_eligible), after)
     best = Best(call, ahead(len(positions), bound))
@@ -686,7 +689,7 @@ def _judged(
     gone: set[int],
     reserved: frozenset[int],
 ) -> float:
-    """Of the first regime that allows anything."""
+    """Return the log-propensity under the first regime that allows any item."""
     for regime, log_mass in zip(regimes, log_masses, strict=True):
         if log_mass > -math.inf:
             first = best.of(regime, gone, reserved) if explore < 1.0 else None

@@ -233,7 +233,7 @@ BAD_CATALOGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "str vectors": ({"vectors": np.full((3, 2), "1")}, ("vectors",)),
     "ragged vectors": (
         {"vectors": [[1.0], [1.0, 2.0], [3.0]]},
-        ("vectors: row 1: expected 1 numbers, as row 0 has, got 2",),
+        ("vectors: row 1: expected 1 numbers, as in row 0, got 2",),
     ),
     "column of vectors": (
         {"vectors": objects([[1.0], [2.0], [3.0]])},

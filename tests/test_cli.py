@@ -185,7 +185,7 @@ class TestBuild:
                 ["--id-column", "sku", "--user-id-column", "who"],
                 ["ann", "bob"],
             ),
-            ({"sku": [1, 2], "id": [3, 4]}, ["--id-column", "sku"], "a column id and a column sku"),
+            ({"sku": [1, 2], "id": [3, 4]}, ["--id-column", "sku"], "columns id and sku"),
             ({"who": [1, 2]}, ["--id-column", "sku"], "no column named id or sku; found who, emb"),
         ],
         ids=str,

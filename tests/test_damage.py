@@ -305,11 +305,11 @@ def test_verify_names_the_file(tmp_path: Path, damage: str) -> None:
         ("scales", put(3, 1e9), "a scale is 1e"),
         ("vectors", put((9, 1), np.inf), r"entry \[9, 1\] is inf"),
         ("columns", put((1, 1), 0.0), "entry 1 is 0.0"),
-        ("codes", put((5, 0, 3, 1), 130), r"entry \[5, 0, 3, 1\] is 130: packing makes it "),
-        ("codes", put((-1, 0, 15, 0), 130), r"entry \[62, 0, 15, 0\] is 130: packing makes it 128"),
+        ("codes", put((5, 0, 3, 1), 130), r"entry \[5, 0, 3, 1\] is 130; packing gives "),
+        ("codes", put((-1, 0, 15, 0), 130), r"entry \[62, 0, 15, 0\] is 130; packing gives 128"),
         ("codes", lambda codes: codes[9].fill(128), r"entry \[9, 0, "),
-        ("scales", put(3, 1e-3), r"entry \[3\] is 0.001: packing makes it "),
-        ("vectors", put((700, 3), 1.0), r"entry \[700, 3\] is 1: packing makes it 0"),
+        ("scales", put(3, 1e-3), r"entry \[3\] is 0.001; packing gives "),
+        ("vectors", put((700, 3), 1.0), r"entry \[700, 3\] is 1; packing gives 0"),
     ],
 )
 def test_verify_looks_into_codes(

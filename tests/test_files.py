@@ -66,7 +66,7 @@ def test_links_that_lead_nowhere_are_said(tmp_path: Path, caplog: pytest.LogCapt
     (tmp_path / "day2").symlink_to(tmp_path / "away")
     (tmp_path / ".old").symlink_to(tmp_path / "away")
     assert in_directory(tmp_path, ["csv"]) == [tmp_path / "a.csv"]
-    assert f"{tmp_path}: 'day2': not read: these links lead nowhere" in caplog.text
+    assert f"{tmp_path}: 'day2': not read: these links are broken" in caplog.text
     assert len(caplog.records) == 1
 
 
@@ -119,7 +119,7 @@ def test_paths_stand_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert files_at([], ["csv"], "tables") == []
     for given, why in {
         "nowhere": "nowhere: no such file or directory",
-        "s3://b/log": "s3://b/log: files are read, not URLs: copy it to a directory first",
+        "s3://b/log": "s3://b/log: expected a file, not a URL; copy it to a directory first",
         "d/c/*.txt": r"d/c/\*.txt: no tables there",
         "t": "t: no tables there",
     }.items():
@@ -144,7 +144,7 @@ def test_what_a_directory_holds(tmp_path: Path) -> None:
         (KeyError("id"), "x: not a readable file: 'id'"),
         (zlib.error("no\nlines"), "x: not a readable file: no lines"),
         (RuntimeError(), "x: not a readable file: RuntimeError"),
-        (MemoryError(), "x: not a readable file: what it says it holds does not fit in memory"),
+        (MemoryError(), "x: not a readable file: the size that it states does not fit in memory"),
         (OSError("torn"), "x: not a readable file: torn"),
         (ValueError("x: row 3: wrong"), "x: row 3: wrong"),
         (ValueError("xy: row 3"), "x: not a readable file: xy: row 3"),

@@ -546,7 +546,7 @@ def test_rankings_are_read_one_by_one_where_arrays_would_mix() -> None:
     found = NUMBERS.log_propensities_batch([[1.0]] * 3, rankings, policies=[BEST])
     assert found[0, :, 0].tolist() == [0.0, pytest.approx(np.nan, nan_ok=True), -np.inf]
     rankings = [np.array([1]), np.ma.array([2], mask=[True])]
-    with pytest.raises(ValueError, match=r"item_ids\[1\]: masked arrays"):
+    with pytest.raises(ValueError, match=r"item_ids\[1\]: expected no masked"):
         NUMBERS.log_propensities_batch([[1.0]] * 2, rankings, policies=[BEST])
     rankings = [np.array([1.0]), np.array([2.0])]
     with pytest.raises(ValueError, match=r"item_ids\[0\]: expected int64 or str"):

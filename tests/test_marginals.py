@@ -405,7 +405,7 @@ def test_a_logging_law_too_peaked_for_float64_is_refused(spread: float) -> None:
     scores = np.array([0.0, 4.0, 18.0, 32.0, 40.0]) * spread
     inverse = slate_inverse(scores, fr.PlackettLuce(), 2)
     assert inverse.matrix is not None
-    with pytest.raises(ValueError, match="policy: it shows items at places where the logging law"):
+    with pytest.raises(ValueError, match="policy: shows items at places where the logging law"):
         pseudo_inverse_weights([[0, 1]], inverse, -scores, fr.PlackettLuce())
     weights = pseudo_inverse_weights([[4, 3]], inverse, scores, fr.PlackettLuce())
     np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
@@ -417,7 +417,7 @@ def test_what_logging_never_shows_cannot_be_weighted() -> None:
     same = pseudo_inverse_weights(best, inverse, SPREAD, fr.Deterministic())
     np.testing.assert_allclose(same, 1.0, rtol=1e-12)
     for policy in (fr.Uniform(), fr.EpsilonGreedy(0.1)):
-        with pytest.raises(ValueError, match="policy: it shows items at places where the logging"):
+        with pytest.raises(ValueError, match="policy: shows items at places where the logging"):
             pseudo_inverse_weights(best, inverse, SPREAD, policy)
 
 
@@ -474,11 +474,14 @@ NO_POLICY: Any = "uniform"
             lambda: position_marginals([0.0], fr.Uniform(), 1, [0], [True, True]),
             "eligible: expected bool",
         ),
-        (lambda: ranking_law(np.zeros(1001), 2, fr.Uniform()), "k: at most 1000000 rankings"),
+        (lambda: ranking_law(np.zeros(1001), 2, fr.Uniform()), "k: got .* rankings of"),
         (lambda: ranking_law(np.zeros(2), 2, NO_POLICY), "policy: expected one of fastrank's"),
-        (lambda: slate_inverse(np.zeros(501), fr.PlackettLuce(), 2), "1000 items x places unless"),
+        (
+            lambda: slate_inverse(np.zeros(501), fr.PlackettLuce(), 2),
+            "501 eligible items x 2 places",
+        ),
         (lambda: slate_inverse(np.zeros(13), fr.PlackettLuce(), 6), "at most 1000000 rankings"),
-        (lambda: slate_inverse([0.0], fr.Uniform(), 1, [False]), "eligible: no item is"),
+        (lambda: slate_inverse([0.0], fr.Uniform(), 1, [False]), "eligible: expected at least one"),
     ],
 )
 def test_refusals(call: Callable[[], object], message: str) -> None:

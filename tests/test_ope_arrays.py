@@ -196,5 +196,5 @@ def test_inverses_are_computed_once_for_all_policies(
 def test_a_slate_that_cannot_be_weighted_is_named(tmp_path: Path) -> None:
     few, log = slate_log(tmp_path, fr.Deterministic())
     policy = ope.ByModel("p", fr.Uniform(), few)
-    with pytest.raises(ValueError, match="pi of p: request r0: policy: it shows items at places"):
+    with pytest.raises(ValueError, match="pi of p: request r0: policy: shows items at places"):
         ope.evaluate(log, [policy], logging=[few], estimators=["pi"])

@@ -883,9 +883,9 @@ def test_bernstein_covers_the_clipped_mean() -> None:
         (([True], [-1.0], [1.0]), "logged: expected real numbers, got dtype bool"),
         (
             ([[-1.0], [-1.0, -1.0]], [], []),
-            "logged: row 1: expected 1 numbers, as row 0 has, got 2",
+            "logged: row 1: expected 1 numbers, as in row 0, got 2",
         ),
-        (([-1.0], np.ma.array([-1.0]), [1.0]), "evaluated: masked arrays are not taken"),
+        (([-1.0], np.ma.array([-1.0]), [1.0]), "evaluated: expected no masked array"),
         (([-1.0], [-1.0], [None]), "rewards: expected real numbers, got None at index 0"),
     ],
 )
@@ -900,7 +900,7 @@ def test_bad_arrays_are_named(arrays: tuple[Any, Any, Any], message: str) -> Non
         ({"lengths": [0.5]}, r"lengths: expected 1 integers in \[0, 1\]"),  # not 0 places
         ({"lengths": [2]}, r"lengths: expected 1 integers in \[0, 1\]"),
         ({"groups": {1}}, "groups: expected an array of numbers, got {1}"),
-        ({"groups": np.ma.array([1], mask=[True])}, "groups: masked arrays are not taken"),
+        ({"groups": np.ma.array([1], mask=[True])}, "groups: expected no masked array"),
         ({"uniform": ["x"]}, "uniform: expected real numbers, got 'x' at index 0"),
         ({"row_weights": [0.0]}, r"row_weights: row 0: must be above 0, within 1e\+50, got 0\.0"),
         ({"row_weights": [-1]}, r"row_weights: row 0: must be above 0, within 1e\+50, got -1\.0"),

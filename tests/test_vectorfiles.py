@@ -150,7 +150,7 @@ def test_one_long_id_is_read_at_its_own_cost_and_refused_by_row(tmp_path: Path) 
         ({"id": [1], "vector": lists([[]])}, "vector: row 0 holds no numbers"),
         (
             {"id": [1, 2, 3], "vector": lists([[1, 2], [1, 2], [1]])},
-            "vector: row 2 has 1 numbers, the first row has 2",
+            "vector: row 2 has 1 numbers, but the first row has 2",
         ),
         ({"id": [1, 2], "vector": lists([[1, 2], None])}, "vector: row 1 is null"),
         (
@@ -172,7 +172,7 @@ def test_rows_are_counted_across_batches(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("fastrank.vectorfiles._BATCH_ROWS", 2)
     rows = lists([[1, 2], [1, 2], [1, 2], [1, 2, 3]])
     path = save_parquet(tmp_path / "bad.parquet", id=[1, 2, 3, 4], vector=rows)
-    with pytest.raises(ValueError, match="vector: row 3 has 3 numbers, the first row has 2"):
+    with pytest.raises(ValueError, match="vector: row 3 has 3 numbers, but the first row has 2"):
         read_vectors(path)
 
 
@@ -412,7 +412,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
     table = pa.table({"id": [1, 2], **vector})
     twice = table.append_column(name, table[name])
     pq.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match=rf"twice\.parquet: 2 columns are called {name}$"):
+    with pytest.raises(ValueError, match=rf"twice\.parquet: 2 columns are named {name}$"):
         read_vectors(tmp_path / "twice.parquet")
 
 

@@ -1,7 +1,7 @@
-"""What the arrays of a saved catalog or model hold when all is well.
+"""Check the contents of a saved catalog's or model's arrays, for `verify=True`.
 
-`verify=True` reads them through. Their hashes say that they are what was written; this says that
-what was written is sound: anybody who can write files can write matching hashes, too.
+Hashes show that the arrays are as they were written. These checks show that what was written is
+valid, since whoever can write files can also write matching hashes.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ _BLOCK_BYTES = 16 << 20
 
 
 def check(manifest: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> None:
-    """Read arrays whose shapes and dtypes are known to be right.
+    """Read and check arrays whose shapes and dtypes are known to be right.
 
     Parameters
     ----------
     manifest : mapping
-        As `store.read` gives it; errors name the file that it lists.
+        As `store.read` returns it; errors name the file that it lists.
     arrays : mapping
-        Those of a catalog, or of a model's users, by name.
+        Arrays of a catalog, or of a model's users, by name.
 
     Raises
     ------
     ValueError
-        For the first array that no catalog or model would have written.
+        If an array is not valid; the message names the file and the entry.
     """
     for name, array in arrays.items():
         try:
             _check_one(name, array, arrays, manifest)
         except ValueError as error:
             raise ValueError(f"damaged: {manifest['arrays'][name]['file']}: {error}") from None
-    if "codes" in arrays:  # when what they are made of is known to be sound
+    if "codes" in arrays:  # last, since they are compared with vectors checked above
         _check_codes(manifest, arrays)
 
 
 def check_permutation(rows: Positions) -> None:
-    """A ValueError unless 0, ..., n - 1 are there, each once. O(n)."""
+    """Raise a ValueError unless rows are a permutation of 0, ..., n - 1. O(n)."""
     _check_range(rows)
     there = np.zeros(len(rows), np.bool_)
     there[rows] = True
@@ -56,7 +56,7 @@ def check_permutation(rows: Positions) -> None:
 
 
 def panel_rows_of(rows: Positions) -> Positions:
-    """The lowest row of each panel."""
+    """Return the lowest row of each panel."""
     return np.minimum.reduceat(rows, np.arange(0, len(rows), _native.LANES))
 
 
@@ -73,7 +73,7 @@ def _check_one(
         case "panel_rows":
             wrong = np.flatnonzero(array != panel_rows_of(arrays["rows"]))
             if wrong.size:
-                raise ValueError(f"entry {wrong[0]} is not the lowest of its panel's rows")
+                raise ValueError(f"entry {wrong[0]} is not the lowest row of its panel")
         case "title_text":
             _check_text(array)
         case "title_offsets":
@@ -109,7 +109,7 @@ def _check_range(rows: Positions) -> None:
 
 
 def _check_order(order: Positions, ids: AnyArray) -> None:
-    """Ids that ascend without repeats: so the order is a permutation, and they are unique."""
+    """Check that ids in this order ascend strictly, so that it is a permutation of unique ids."""
     _check_range(order)
     ordered = ids[order]
     wrong = np.flatnonzero(~(ordered[1:] > ordered[:-1]))
@@ -130,7 +130,7 @@ def _check_text(text: AnyArray) -> None:
 
 
 def _check_seen(items: AnyArray, offsets: Positions, n_items: int) -> None:
-    """Positions that ascend within each user's list."""
+    """Check that positions ascend within each user's list."""
     beyond = np.flatnonzero(items >= n_items)
     if beyond.size:
         raise ValueError(f"entry {beyond[0]} is {items[beyond[0]]}, not one of {n_items} items")
@@ -160,7 +160,7 @@ def _check_offsets(offsets: Positions, text: AnyArray) -> None:
 
 
 def _check_vectors(vectors: AnyArray, longest: float) -> None:
-    """Rows (m, d), or panels (m, d, lanes)."""
+    """Check rows (m, d), or panels (m, d, lanes)."""
     for first, block in _blocks(vectors):
         _check_finite(block, first)
         norms = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1))
@@ -168,10 +168,7 @@ def _check_vectors(vectors: AnyArray, longest: float) -> None:
 
 
 def _check_codes(manifest: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> None:
-    """That they are what packing makes of the vectors, and the manifest says of them what is true.
-
-    O(n d): they are made again.
-    """
+    """Check that codes and the manifest's values are those of packing the vectors again. O(n d)."""
     n_items, dim = manifest["n_items"], manifest["dim"]
     extremes = np.zeros(4)
     for first, block in packing.blocks(arrays["vectors"][:n_items, :dim]):
@@ -185,12 +182,12 @@ def _check_codes(manifest: Mapping[str, Any], arrays: Mapping[str, AnyArray]) ->
                 at = tuple(wrong[0].tolist())
                 raise ValueError(
                     f"damaged: {manifest['arrays'][name]['file']}: entry"
-                    f" {[at[0] + start, *at[1:]]} is {kept[at]:g}: packing makes it {right[at]:g}"
+                    f" {[at[0] + start, *at[1:]]} is {kept[at]:g}; packing gives {right[at]:g}"
                 )
     for name, value in packing.code_facts(extremes.tolist(), arrays["codes"], dim).items():
         if not math.isclose(manifest[name], value, rel_tol=1e-6):
             raise ValueError(
-                f"damaged: the manifest states a {name} of {manifest[name]:g}, where that of the"
+                f"damaged: the manifest states a {name} of {manifest[name]:g}, but that of the"
                 f" codes is {value:g}"
             )
 
@@ -216,7 +213,7 @@ def _check_positive(values: AnyArray) -> None:
 
 
 def _check_bound(values: AnyArray, what: str, most: float) -> None:
-    """That no value passes what the manifest states, but for a rounding."""
+    """Check that no value exceeds the manifest's bound, except by rounding."""
     found = float(values.max(initial=0.0))
     if found > most * (1.0 + 1e-6):
-        raise ValueError(f"{what} is {found:g}, where the manifest states at most {most:g}")
+        raise ValueError(f"{what} is {found:g}, but the manifest states at most {most:g}")

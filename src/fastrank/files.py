@@ -1,7 +1,7 @@
-"""Files that others wrote: which exist, what their names say, and errors that name them.
+"""Find files that other programs wrote, tell their formats, and name them in errors.
 
-One rule for logs, rewards, captures and vectors, so that a file that one command reads is not
-passed over by another.
+Logs, rewards, captures and vectors follow the same rules, so that no command skips a file that
+another one reads.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ _FORMATS = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     **{f".{name}": name for name in ("json", "csv", "arrow", "npy", "npz")},
 }
-# What writers add to a Parquet file's name for the compression inside: items.parquet.gzip.
+# Suffixes that writers append to a Parquet file's name for its compression: items.parquet.gzip.
 _CODECS = {".gzip", ".gz", ".snappy", ".zstd", ".zst", ".brotli", ".br", ".lz4"}
-# Names of data in formats that nothing here reads, or packed as a whole.
+# Suffixes of data in formats that fastrank does not read, or compressed as a whole.
 _OTHERS = _CODECS | {
     *(".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z"),
     *(".tsv", ".avro", ".orc", ".feather", ".ipc", ".arrows", ".jsonlines"),
 }
 
-# Text files that are read packed, too, where a reader says so.
+# Text formats that may be compressed by gzip, if the reader supports it.
 _PACKED = {"csv", "jsonl", "json"}
 _GZIP = b"\x1f\x8b"
-# What begins so, among files that are no text.
+# First bytes of files that are not text, and what the files are.
 _BEGINNINGS = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
     b"PAR1": "a Parquet file",
-    _GZIP: "packed by gzip",
+    _GZIP: "compressed by gzip",
     b"PK": "a zip archive, as .xlsx files are",
-    b"BZh": "packed by bzip2",
-    b"\xfd7zXZ": "packed by xz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
     b"ARROW1": "an Arrow file",
     b"ORC": "an ORC file",
 }
@@ -67,12 +67,12 @@ _LOG = logging.getLogger("fastrank.files")
 
 
 def file_format(path: str | os.PathLike[str]) -> str | None:
-    """The format that a file's name says, in letters of either case.
+    """Tell a file's format from its name, in upper or lower case.
 
     Returns
     -------
     {"parquet", "jsonl", "json", "csv", "arrow", "npy", "npz"} or None
-        None where the name says none of these; ``csv.gz`` and so on for text packed by gzip.
+        None for any other name. For text compressed by gzip, ``csv.gz`` and so on.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def file_format(path: str | os.PathLike[str]) -> str | None:
 
 
 def not_text(head: bytes) -> str | None:
-    """What a file is that is no text, by its first bytes; None for text.
+    """Describe a file that is not text, from its first bytes; None for text.
 
     Examples
     --------
@@ -103,12 +103,12 @@ def not_text(head: bytes) -> str | None:
     odd = len(head) - len(head.translate(None, _UNTEXTUAL))
     if not in_utf_16 and odd <= len(head) // _FEW:
         return None
-    return next((what for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "no text")
+    return next((what for begin, what in _BEGINNINGS.items() if head.startswith(begin)), "not text")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it is packed by gzip, whatever it is called."""
+    """Open a file for reading bytes; gzip is decompressed, whatever the file's name."""
     import gzip
 
     with path.open("rb") as file:
@@ -122,10 +122,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_data(name: str) -> bool:
-    """Whether what has this name in a directory may be anybody's data.
+    """Say whether a name in a directory may be data.
 
-    Names that begin with a dot are not: they are not finished yet, or belong to another program.
-    Neither is the ``lost+found`` of a file system.
+    Names that begin with a dot are not: the files are unfinished, or belong to another program. The
+    ``lost+found`` of a file system is not, either.
 
     Examples
     --------
@@ -136,18 +136,18 @@ def is_data(name: str) -> bool:
 
 
 def holds_data(directory: Path) -> bool:
-    """Whether anything in a directory `is_data`; one where nothing is may be written to."""
+    """Say whether a directory has any name that `is_data`; otherwise it may be written to."""
     return any(map(is_data, os.listdir(directory)))
 
 
 def directly_in(directory: Path, suffix: str) -> list[Path]:
-    """Files in a directory itself whose names end so, by name; none that `is_data` says no to."""
+    """List the files directly in a directory that have a suffix and `is_data`, by name."""
     names = sorted(os.listdir(directory))
     return [directory / name for name in names if name.endswith(suffix) and is_data(name)]
 
 
 def listed_paths(paths: Paths) -> list[str]:
-    """One path or several, as a list."""
+    """Return one path or several as a list."""
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
     return [os.fspath(path) for path in given]
 
@@ -155,23 +155,23 @@ def listed_paths(paths: Paths) -> list[str]:
 def files_at(
     paths: Paths, formats: Collection[str], what: str, without: Collection[str] = ()
 ) -> list[Path]:
-    """The files that paths stand for, each once, in order.
+    """List the files that paths stand for, each once, in order.
 
     Parameters
     ----------
     paths : path or iterable of paths
-        Files, whatever they are called; directories, of which `in_directory` says what is read;
-        and globs, which stand for the files and directories that they match.
+        Files of any name; directories, whose files `in_directory` lists; and globs, which stand
+        for the files and directories that they match.
     formats, without
-        As for `in_directory`. What a glob matches is left out likewise by its name, and by that of
-        the folder it lies in.
+        As for `in_directory`. Matches of a glob are left out by the same rules, by their own names
+        and those of their folders.
     what : str
-        What is looked for, for errors: ``log files (.parquet, .arrow)``.
+        The kind of files, for errors: ``log files (.parquet, .arrow)``.
 
     Raises
     ------
     ValueError
-        Naming a path at which there is none.
+        If a path stands for no file; the message names the path.
     """
     import glob
 
@@ -182,7 +182,7 @@ def files_at(
         elif glob.has_magic(text):
             matches = [each for each in matched(text) if not {*each.parts[-2:]} & {*without}]
         elif "://" in text:
-            raise ValueError(f"{text}: files are read, not URLs: copy it to a directory first")
+            raise ValueError(f"{text}: expected a file, not a URL; copy it to a directory first")
         else:
             raise ValueError(f"{text}: no such file or directory")
         files: list[Path] = []
@@ -195,12 +195,12 @@ def files_at(
 
 
 def matched(pattern: str) -> list[Path]:
-    """What a glob matches, in order.
+    """List the paths that a glob matches, in order.
 
-    ``**`` stands for a directory and all `folders_below` it, each once, and at the end of a glob
-    for the files in them, too: links may lead round in circles.
+    ``**`` stands for a directory and all `folders_below` it, each once, since links may form
+    cycles; at the end of a glob, it stands for the files in them, too.
     """
-    import glob  # `import fastrank` need not wait for it
+    import glob  # late, since it slows `import fastrank`
 
     parts = Path(pattern).parts
     if "**" not in parts:
@@ -220,29 +220,33 @@ def matched(pattern: str) -> list[Path]:
 def in_directory(
     directory: Path, formats: Collection[str], without: Collection[str] = ()
 ) -> list[Path]:
-    """The files below a directory that are of given formats; what else looks like data is said.
+    """List the files below a directory that have given formats; warn of other data.
 
     Parameters
     ----------
     directory : Path
     formats : collection of str
-        As `file_format` gives them.
+        As `file_format` returns them.
     without : collection of str
-        Names of files and folders that are neither.
+        Names of files and folders to leave out without a warning.
 
     Returns
     -------
     list of Path
-        Each folder's files by name, before those of the folders in it; none that `is_data` says no
-        to. Links are followed, as by `folders_below`.
+        Files that `is_data`: those of each folder by name, before those of its subfolders. Links
+        are followed, as by `folders_below`.
+
+    Raises
+    ------
+    OSError
+        If a directory may not be listed.
 
     Notes
     -----
-    The log ``fastrank.files`` warns of files that look like data by their names, and are of none
-    of the formats: their owner may believe that they are read. What begins with an
-    underscore, as the marks of programs that write data do (``_SUCCESS``), does not. It warns of
-    links that lead nowhere as well: what was there may be away. A directory that may not be listed
-    is an OSError.
+    The log ``fastrank.files`` warns of files whose names look like data of another format, since
+    their owner may believe that they are read. Names that begin with an underscore, such as the
+    markers of programs that write data (``_SUCCESS``), are left out silently. It also warns of
+    broken links, whose data may have been moved.
     """
     found, passed_over, nowhere = [], [], []
     for folder, names in folders_below(directory, without):
@@ -257,8 +261,8 @@ def in_directory(
                 passed_over.append(file)
             elif file.is_symlink() and not file.exists():
                 nowhere.append(file)
-    of_formats = f"by their names they are not of the formats {', '.join(formats)}"
-    for files, why in ((passed_over, of_formats), (nowhere, "these links lead nowhere")):
+    of_formats = f"by their names, their formats are not among {', '.join(formats)}"
+    for files, why in ((passed_over, of_formats), (nowhere, "these links are broken")):
         if files:
             shown = ", ".join(map(repr, (str(f.relative_to(directory)) for f in files[:3])))
             more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
@@ -269,17 +273,17 @@ def in_directory(
 def folders_below(
     directory: Path, without: Collection[str] = ()
 ) -> Iterator[tuple[Path, list[str]]]:
-    """A directory and those below it that may hold data, each with the names of its files.
+    """Yield a directory and all folders below it that may hold data, with their files' names.
 
-    A folder comes before those in it, which come by name. Links to directories are followed, and
-    each directory is met once: under its own name where it has one here, and whatever links lead
-    back to it.
+    A folder comes before its subfolders, which are sorted by name. Links to directories are
+    followed, and each directory comes once, even if links form cycles: under its own name if that
+    is below `directory`.
 
     Parameters
     ----------
     directory : Path
     without : collection of str
-        Names of folders that are left out, like those that `is_data` says no to.
+        Names of folders to leave out, in addition to those that are not data by `is_data`.
     """
     own = {os.path.realpath(path) for path, _, _ in _walk(directory, without)}
     waiting, met = [directory], set[str]()
@@ -289,7 +293,7 @@ def folders_below(
         if real in met:
             continue
         met.add(real)
-        # Of a linked directory, what is below it has its own names under the link.
+        # Folders below a linked directory are named by the link.
         if real not in own:
             own |= {os.path.realpath(path) for path, _, _ in _walk(folder, without)}
         _, folders, names = next(_walk(folder, without), (folder, [], []))
@@ -301,30 +305,30 @@ def folders_below(
 
 
 def _walk(directory: Path, without: Collection[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """What `os.walk` gives, in order, of folders that may hold data."""
+    """Do `os.walk` in order, for folders that may hold data."""
     for folder, folders, names in os.walk(directory, onerror=_refuse):
         folders[:] = sorted(f for f in folders if f not in without and is_data(f))
         yield folder, folders, names
 
 
 def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # gone since it was seen
+    if not isinstance(error, FileNotFoundError):  # removed since it was listed
         raise error
 
 
 @contextmanager
 def naming(place: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Make a ValueError that names a file of whatever is raised while it is read.
+    """Turn any error while a file is read into a ValueError that names the file.
 
-    Parsers of a file that is damaged, or of another kind than its name says, may raise anything:
-    KeyError, RuntimeError, zlib.error, MemoryError over a length that is not true.
+    Parsers may raise anything if a file is damaged, or of another kind than its name says:
+    KeyError, RuntimeError, zlib.error, or MemoryError for a wrong length.
 
     Parameters
     ----------
     place : str or path
-        The file; with the part of it that is read, if that is known: ``items.npz: vectors``.
+        The file, and the part of it that is read if known: ``items.npz: vectors``.
     kind : str
-        What it was read as: ``Parquet file``.
+        What it is read as: ``Parquet file``.
     """
     try:
         yield
@@ -336,5 +340,5 @@ def naming(place: str | os.PathLike[str], kind: str) -> Iterator[None]:
             raise
         why = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError):
-            why = "what it says it holds does not fit in memory"
+            why = "the size that it states does not fit in memory"
         raise ValueError(f"{place}: not a readable {kind}: {why}") from error

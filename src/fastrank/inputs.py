@@ -1,6 +1,6 @@
-"""Checks on what callers pass: each returns the value as the core wants it, or says why not.
+"""Check arguments: each function returns the value in the form that the core needs, or raises.
 
-Every error is a ValueError that names the argument, and the row and value where there is one.
+Every error is a ValueError that names the argument, and the row and the value if there is one.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ __all__ = [
 _DRAWN_SEED_BITS = 53
 
 
-# Of a bias, in magnitude: beyond it scores would leave the float32 range for usual queries, too.
+# Largest magnitude of a bias: beyond it, scores would leave the float32 range for normal queries.
 MAX_BIAS = 1e37
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
-_NAMED_COLUMNS = 5  # of a table, in an error
-_LONGEST_WORD = 100  # characters of one that may be misspelt
-_LOOKED_AT = 100  # rows, to see what a column of objects is
+_NAMED_COLUMNS = 5  # columns of a table that an error lists
+_LONGEST_WORD = 100  # characters of a word for which a similar one is searched
+_LOOKED_AT = 100  # rows of a column of objects that are inspected
 
 
 def shown(value: object) -> str:
-    """The repr of a value, cut where it is long: a stranger's may be of any length."""
+    """Return the repr of a value, cut if it is long, since values may come from anybody."""
     try:
         return _SHORT.repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """What an error adds to say which known word is near; nothing where none is.
+    """Return a hint at the most similar known word, for errors; empty if none is similar.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """
     if not isinstance(word, str) or len(word) > _LONGEST_WORD:  # difflib's time is quadratic
         return ""
-    from difflib import get_close_matches  # which only those who err should wait for
+    from difflib import get_close_matches  # late: only errors need it
 
     near = get_close_matches(word, list(known), 1)
     return f" (nearest: {near[0]})" if near else ""
@@ -76,12 +76,11 @@ def nearest(word: object, known: Iterable[str]) -> str:
 def as_column(
     name: str, values: Any, expected: str, *, ordered: bool = True
 ) -> list[Any] | tuple[Any, ...] | npt.NDArray[Any]:
-    """What was passed for one value a row: a list, a tuple, or an array of rows.
+    """Return an argument of one value per row as a list, a tuple or an array.
 
-    Columns of other libraries (pandas, polars, pyarrow, torch) give their values. Whatever else
-    can be iterated is refused: a table and a mapping would give their names, a text its letters,
-    an iterator nothing when it is read again. A set has no order, and is taken only where order
-    does not matter.
+    Columns of other libraries (pandas, polars, pyarrow, torch) give their values. Other iterables
+    are refused: a table or a mapping would yield its names, a text its letters, and an iterator
+    nothing the second time. A set is accepted only if order does not matter.
     """
     kind = type(values)
     if kind is list or kind is tuple:
@@ -122,18 +121,18 @@ def as_column(
         if ordered:
             raise ValueError(
                 f"{name}: expected {expected} in order, which a {kind.__name__} does not have:"
-                f" got {shown(values)}; pass a list, in the order that is meant"
+                f" got {shown(values)}; pass a list in the intended order"
             )
         return list(values)
     raise ValueError(f"{name}: expected {expected}, got {shown(values)}; pass a list")
 
 
 def _columns_of(values: Any) -> str | None:
-    """The names of a table's columns; None for what is no table."""
+    """List the names of a table's columns; None if the value is not a table."""
     if isinstance(values, np.ndarray):
         names = values.dtype.names
     else:
-        # Of pyarrow's tables `columns` are the values.
+        # In pyarrow's tables, `columns` holds the values.
         own = [each for each in ("column_names", "columns") if hasattr(type(values), each)]
         names = getattr(values, own[0]) if own else None
     if names is None:
@@ -144,10 +143,10 @@ def _columns_of(values: Any) -> str | None:
 
 
 def _own_list(name: str, values: Any) -> list[Any] | None:
-    """The values of a column whose array would be another: None for any other.
+    """Return a column's values as a list if conversion to an array would change them, else None.
 
-    polars makes text as wide as the longest, without a NUL at its end; of integers some of which
-    are missing polars, pyarrow and pandas make floats.
+    polars makes text as wide as the longest, and drops a NUL at its end. polars, pyarrow and pandas
+    turn integers with missing values into floats.
     """
     kind, dtype = type(values), getattr(values, "dtype", None)
     try:
@@ -159,17 +158,17 @@ def _own_list(name: str, values: Any) -> list[Any] | None:
             return list(values.tolist())  # pandas'
     except MemoryError:
         raise
-    except Exception as error:  # any error of its own library
+    except Exception as error:  # from the column's library
         raise ValueError(f"{name}: not a column: {_first_line(error)}") from None
     return None
 
 
 def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
-    """``np.asarray``, for arrays of every library; a mask is refused, a gradient left behind."""
+    """Do ``np.asarray`` for arrays of any library; refuse masks, and drop gradients."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(
-            f"{name}: masked arrays are not taken: the mask would be lost; pass what it leaves,"
-            " by .compressed()"
+            f"{name}: expected no masked array, since its mask would be lost; pass"
+            " .compressed(), the values that it leaves"
         )
     if type(values) is np.ndarray:
         return values
@@ -182,10 +181,10 @@ def _as_array(name: str, values: Any) -> npt.NDArray[Any]:
         except TypeError:
             if not is_tensor:
                 raise
-            return np.asarray(values.float())  # of bfloat16, which NumPy lacks
+            return np.asarray(values.float())  # NumPy has no bfloat16
     except MemoryError:
         raise
-    except Exception as error:  # its own library's, whatever that raises
+    except Exception as error:  # from the array's library
         raise ValueError(f"{name}: not an array: {_first_line(error)}") from None
 
 
@@ -194,7 +193,7 @@ def _first_line(error: Exception) -> str:
 
 
 def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
-    """An array of real numbers, not yet cast; bool, complex, object and text are refused."""
+    """Return an array of real numbers, not cast; refuse bool, complex, object and text."""
     if isinstance(values, np.ndarray) or hasattr(type(values), "__array__"):
         array = _as_array(name, values)
     else:
@@ -214,11 +213,11 @@ def as_real(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _refuse_text(name: str, values: Any, at: tuple[int, ...] = ()) -> None:
-    """Before NumPy makes texts of all values, each as wide as the longest one."""
+    """Refuse text before NumPy turns all values into text as wide as the longest."""
     if not isinstance(values, list | tuple):
         return
     try:
-        math.fsum(values)  # the quickest way to see that they are numbers
+        math.fsum(values)  # the fastest check that all are numbers
     except (TypeError, ValueError, OverflowError):
         for i, value in enumerate(values):
             if isinstance(value, str | bytes):
@@ -231,29 +230,29 @@ def _refuse_text(name: str, values: Any, at: tuple[int, ...] = ()) -> None:
 
 
 def _ragged(values: Any) -> str | None:
-    """Which row is longer or shorter than the first one; None if none is."""
+    """Describe the first row whose length differs from row 0; None if there is none."""
     try:
         lengths = [len(row) for row in values]
     except TypeError:
         return None
     for row, length in enumerate(lengths):
         if length != lengths[0]:
-            return f"row {row}: expected {lengths[0]} numbers, as row 0 has, got {length}"
+            return f"row {row}: expected {lengths[0]} numbers, as in row 0, got {length}"
     return None
 
 
 def _not_numbers(name: str, values: Any, array: npt.NDArray[Any]) -> str:
-    """Why an array of objects is not one of numbers."""
+    """Say why an array of objects is not an array of numbers."""
     if array.ndim == 0:
         return f"expected an array of numbers, got {shown(values)}"
-    is_frame = array.ndim == 2 and array.shape[1] == 1  # or a table of one column
+    is_frame = array.ndim == 2 and array.shape[1] == 1  # a table of one column
     column = array[:, 0] if is_frame else array
     if column.ndim == 1 and any(map(_is_vector, column[:_LOOKED_AT])):
         if (row := _without_vector(column)) is not None:
             return f"row {row}: expected a vector, got {shown(column[row])}"
         whole = f"np.asarray({name})[:, 0]" if is_frame else name
         if not is_frame and not isinstance(values, np.ndarray | list | tuple):
-            whole = f"np.asarray({name})"  # not all columns are sequences to NumPy
+            whole = f"np.asarray({name})"  # NumPy does not treat all columns as sequences
         hint = f"np.stack({whole}) makes one array of it"
         return _ragged(column) or (
             f"expected real numbers, got a column of vectors, which are objects to NumPy; {hint}"
@@ -274,7 +273,7 @@ def _is_vector(value: Any) -> bool:
 
 
 def _without_vector(column: npt.NDArray[Any]) -> int | None:
-    """The first row of a column of vectors that has none."""
+    """Find the first row without a vector in a column of vectors; None if there is none."""
     return next((row for row, value in enumerate(column) if not _is_vector(value)), None)
 
 
@@ -285,7 +284,7 @@ def _place(where: Sequence[int]) -> str:
 
 
 def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Float32Array:
-    """A C-contiguous float32 array of this shape, finite."""
+    """Return a finite, C-contiguous float32 array of this shape."""
     array, cast = _cast(name, values, shape)
     if not np.isfinite(cast).all():
         _refuse(name, ~np.isfinite(cast), "must be finite in float32", array)
@@ -295,7 +294,7 @@ def as_float32(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Floa
 def as_bias(
     name: str, values: npt.ArrayLike, shape: tuple[int, ...], copy: bool = False
 ) -> Float32Array:
-    """As `as_float32`, and of at most `MAX_BIAS` in magnitude; with `copy` nobody can change it."""
+    """Do as `as_float32`, with magnitudes up to `MAX_BIAS`; with `copy`, return a private copy."""
     array, cast = _cast(name, values, shape)
     if (
         copy
@@ -304,18 +303,18 @@ def as_bias(
         and not _is_fixed(cast)
     ):
         cast = cast.copy()
-    # False where one is NaN, too.
+    # False also if a value is NaN.
     if cast.size and not (cast.max() <= MAX_BIAS and cast.min() >= -MAX_BIAS):
         finite = np.isfinite(cast)
         if not finite.all():
             _refuse(name, ~finite, "must be finite in float32", array)
-        why = f"scores could pass the float32 range, expected at most {MAX_BIAS:g} in magnitude"
+        why = f"scores could leave the float32 range: expected at most {MAX_BIAS:g} in magnitude"
         _refuse(name, np.abs(cast) > MAX_BIAS, why, array)
     return cast
 
 
 def _is_fixed(array: Any) -> bool:
-    """Whether an array, and all that it is a view of, is read-only."""
+    """Say whether an array, and every array that it is a view of, is read-only."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return False
@@ -340,7 +339,7 @@ def _refuse(name: str, bad: Mask, why: str, array: npt.NDArray[Any]) -> NoReturn
 
 
 def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> FloatArray:
-    """A float64 array of this shape, finite."""
+    """Return a finite float64 array of this shape."""
     array = as_real(name, values)
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
@@ -352,14 +351,14 @@ def as_finite(name: str, values: npt.ArrayLike, shape: tuple[int]) -> FloatArray
 
 
 def as_count(name: str, value: object, low: int = 1) -> int:
-    """An integer of at least `low`."""
+    """Return an integer of at least `low`."""
     try:
         if type(value) is int:  # the usual case, checked first
             number = value
         elif isinstance(value, bool | np.bool_):
             raise TypeError
         else:
-            number = operator.index(value)  # type: ignore[arg-type]  # it refuses what it cannot take
+            number = operator.index(value)  # type: ignore[arg-type]  # it raises for other types
     except TypeError:
         raise ValueError(f"{name}: expected an integer, got {shown(value)}") from None
     if number < low:
@@ -368,7 +367,7 @@ def as_count(name: str, value: object, low: int = 1) -> int:
 
 
 def as_seed(name: str, value: object) -> int:
-    """An integer in [0, 2**64)."""
+    """Return an integer in [0, 2**64)."""
     seed = as_count(name, value, low=0)
     if seed >= 2**64:
         raise ValueError(f"{name}: must be below 2**64, got {shown(seed)}")
@@ -376,12 +375,12 @@ def as_seed(name: str, value: object) -> int:
 
 
 def draw_seed() -> int:
-    """A seed below 2**53 from the operating system: no state, so none shared after a fork."""
+    """Draw a seed below 2**53 from the operating system: forked processes share no state."""
     return int.from_bytes(os.urandom(7), "little") >> (56 - _DRAWN_SEED_BITS)
 
 
 def draw_seeds(count: int) -> list[int]:
-    """Different seeds: users who share one would share their noise."""
+    """Draw different seeds: users with the same seed would share their noise."""
     seeds: dict[int, None] = {}
     while len(seeds) < count:
         seeds[draw_seed()] = None
@@ -389,7 +388,7 @@ def draw_seeds(count: int) -> list[int]:
 
 
 def new_request_id() -> str:
-    """A random UUID (version 4), in half the time of `uuid.uuid4`."""
+    """Draw a random UUID (version 4), in half the time of `uuid.uuid4`."""
     text = os.urandom(16).hex()
     variant = "89ab"[int(text[16], 16) & 3]
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"

@@ -1,13 +1,13 @@
-"""Exact laws of whole rankings, in the two forms that off-policy estimators need.
+"""Compute exact laws of whole rankings, in the two forms that off-policy estimators need.
 
-- *Position marginals*: how probable an item is at a place, whatever stands before it. Estimators
-  that let a reward depend on the item alone weight with their ratio. They do not follow from
-  conditional propensities, which a log holds: they are sums over all prefixes.
-- *Pseudo-inverse weights*: how much a ranking counts when rewards add up over places, from the
-  second moments of the logging law.
+- *Position marginals*: the probability of an item at a place, whatever stands before it. Estimators
+  that assume rewards to depend only on item and place use ratios of marginals as weights. Marginals
+  are sums over all prefixes, so they do not follow from the conditional propensities of a log.
+- *Pseudo-inverse weights*: the weight of a ranking if rewards add up over places, from the second
+  moments of the logging law.
 
-Everything here is a pure function of one score vector; callers keep results per (query, filters,
-policy). Items are positions 0..n-1 of that vector, ``eligible`` a mask of those that the filters
+All functions are pure functions of one score vector; callers may cache results per (query, filters,
+policy). Items are positions 0..n-1 of that vector, ``eligible`` is a mask of those that the filters
 left, and a ranking has ``min(k, eligible items)`` places.
 """
 
@@ -38,30 +38,30 @@ __all__ = [
     "slate_inverse",
 ]
 
-MAX_ITEMS = 10_000  # Plackett-Luce's position marginals
-MAX_RANKINGS = 1_000_000  # enumerated rankings
-MAX_CELLS = 1_000  # items x places of a pseudo-inverse that has no closed form
+MAX_ITEMS = 10_000  # for position marginals of Plackett-Luce
+MAX_RANKINGS = 1_000_000  # for enumeration
+MAX_CELLS = 1_000  # items x places, for pseudo-inverses without a closed form
 
 
-# Log-weights apart: a clock this much slower rings first with a probability of e^-70 = 4e-31.
+# Difference of log-weights: a clock so much slower rings first with probability e^-70 = 4e-31.
 _NEVER = 70.0
 _CERTAIN = math.log(800.0)  # log of the expected rings at which exp(-rings) is 0 in float64
-_TAIL = 45.0  # what lies beyond the ends of an integral is e^-45 = 3e-20 of it
-_FEW_CELLS = 1 << 17  # float64 of one coefficient for all items and nodes at hand: 1 MB
-_LIGHT = 2.0  # expected rings, up to which an item may be one of many light ones
-_SMALL = 0.25  # expected rings, up to which an item's odds are a series
-_LIGHT_SHARE = 0.1  # of all of them together that the heaviest's odds may be, by the places to come
-_LIGHT_GROWTH = 6.0  # log of what rounding errors grow by at most over all places: 400 x 1e-16
-_LIGHT_DEGREE = 128  # more places are multiplied out
+_TAIL = 45.0  # the parts beyond the ends of an integral are e^-45 = 3e-20 of it
+_FEW_CELLS = 1 << 17  # float64 of one coefficient for all items and current nodes: 1 MB
+_LIGHT = 2.0  # expected rings up to which an item may count as light
+_SMALL = 0.25  # expected rings up to which an item's odds are computed by a series
+_LIGHT_SHARE = 0.1  # of light items: largest (heaviest odds x places to come) / sum of odds
+_LIGHT_GROWTH = 6.0  # log of the largest growth of rounding errors over all places: 400 x 1e-16
+_LIGHT_DEGREE = 128  # with more places, no items count as light
 _LIGHT_TERMS = 20  # power sums of odds: each is at most `_LIGHT_SHARE` of the one before
 _LIGHT_MORE = 14  # terms of their series after the first: 0.25^14 / 15! is 3e-21
-_MANY = 5  # coefficients, from which on a product of polynomials is one call
-_STRETCH = 8.0  # of log time that is worked on at once, lest far items be taken along
-_STEP = 0.25  # of log time, to start with; peaks of the k-th ring are narrower by sqrt(k)
-_CHANGE = 1e-7  # between two step lengths; the shorter one's error is about the square of it
-_EIGENVALUE = 1e-13  # of the largest, below which one is rounding noise of a 0
-_NOTHING = 1e-145  # root of a probability that is as good as 0: its inverse squared is finite
-_LOST = 1e-6  # of a marginal that pseudo-inverse weights may fail to give back
+_MANY = 5  # coefficients from which on a product of polynomials is one call
+_STRETCH = 8.0  # length of log time per batch of nodes, so that far items stay out of it
+_STEP = 0.25  # first step in log time; peaks of the k-th ring are narrower by sqrt(k)
+_CHANGE = 1e-7  # between two step lengths; the error of the shorter one is about its square
+_EIGENVALUE = 1e-13  # relative to the largest: smaller ones are rounding noise of a 0
+_NOTHING = 1e-145  # root of a probability that counts as 0: its inverse squared is finite
+_LOST = 1e-6  # part of a marginal that pseudo-inverse weights may lose
 
 
 def position_marginals(
@@ -71,7 +71,7 @@ def position_marginals(
     items: npt.ArrayLike | None = None,
     eligible: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """P(item at place l) for some items and each of k places, whatever the other places show.
+    """Compute P(item at place l), for some items and k places, whatever other places show.
 
     Parameters
     ----------
@@ -79,10 +79,10 @@ def position_marginals(
         Finite.
     policy : Policy
     k : int
-        Places, at least 1; those that a ranking of all eligible items does not reach get 0.
+        Places, at least 1; places beyond a ranking of all eligible items get 0.
     items : array_like of int, shape (m,), optional
-        Positions in `scores`, by default all of them in order. -1 is an item that is not there
-        (as look-ups by id have it): probability 0, like an ineligible one. Repeats are fine.
+        Positions in `scores`; by default all, in order. -1, which look-ups return for unknown ids,
+        and ineligible items get probability 0. Repeats are allowed.
     eligible : array_like of bool, shape (n,), optional
         By default all items.
 
@@ -93,33 +93,37 @@ def position_marginals(
     Raises
     ------
     ValueError
-        Naming the argument and the value; under Plackett-Luce also for more than
-        `MAX_ITEMS` eligible items.
+        If an argument is invalid, or, under Plackett-Luce, more than `MAX_ITEMS` items are
+        eligible; the message names the argument and the value.
 
     Notes
     -----
     `Uniform`, `Deterministic`: closed forms, O(n + m k). `EpsilonGreedy`: a recursion over places
-    and the number of better items that are gone, O(n log n + m k^2).
+    and the number of better items already shown, O(n log n + m k^2).
 
-    `PlackettLuce` is the order in which exponential clocks of rates w = exp(score / T) ring
-    (Yellott 1977), and given the time t at which item a rings the others have rung or not
+    `PlackettLuce`: a ranking is the order in which exponential clocks of rates w = exp(score / T)
+    ring (Yellott 1977). Given the time t at which item a rings, the other clocks have rung or not
     independently of each other:
 
         P(a at place l) = integral of w_a exp(-w_a t) P(exactly l - 1 of the others rang by t) dt.
 
     The integrand is analytic in log t, where the trapezoidal rule converges exponentially; below
     the first ring the nodes thin out double-exponentially (Takahasi and Mori 1974). The step is
-    halved until that changes no value by more than 1e-7 of it, whereby the last result's error is
-    about the square. The number of rings is a Poisson binomial: a product of linear polynomials,
-    cut at degree k. Heavy items are multiplied in a tree, and each asked one's own factor is left
-    out by multiplying all but it. Of light ones, each little beside all that are light together,
-    the product is a series in power sums of their weights, and an asked one's own factor is
-    divided by: terms alternate there, but each is a small part of the one before. Checked against
-    enumeration: 1e-12 of the value, for values above 1e-18; those below about 1e-22 may be given
-    as 0. Some 75 nodes for k = 10 and 170 for k = 100, more where scores lie many T apart;
-    O((h + m log k) k) a node, h the heavy items, besides some 30 passes over all of them. For
-    k = 10 on one core about 4 ms for n = 10,000, m = 10 and 60 to 130 for m = n; for n = 1,000 2
-    and 5 to 16.
+    halved until no value changes by more than a relative 1e-7; the error of the last result is
+    then about the square of that.
+
+    The number of rings has a Poisson binomial distribution: a product of linear polynomials, cut at
+    degree k. The factors of heavy items are multiplied in a tree, which also gives, for each item
+    asked for, the product without its own factor. Light items each have a small share of the odds
+    of all light items. Their product is a series in power sums of their weights, and an item's own
+    factor is removed by division. The terms of both series alternate, but each is a small part of
+    the one before.
+
+    Compared with enumeration, the error is a relative 1e-12 for values above 1e-18; values below
+    about 1e-22 may be returned as 0. There are about 75 nodes for k = 10 and 170 for k = 100, and
+    more if scores lie many T apart. A node takes O((h + m log k) k) for h heavy items; in addition
+    there are about 30 passes over all items. With k = 10, one core takes about 4 ms for n = 10,000
+    and m = 10, and 60 to 130 ms for m = n; with n = 1,000, 2 ms and 5 to 16 ms.
 
     Examples
     --------
@@ -148,14 +152,14 @@ def position_marginals(
 
 
 def _marginals(law: Law, scores: FloatArray, asked: Positions, places: int) -> FloatArray:
-    """Of some of n items that are all eligible, (m, places); places are at most n."""
+    """Compute marginals (m, places) of some of n eligible items; places are at most n."""
     n = len(scores)
     if law.head or law.is_certain:
         head = places if law.is_certain else min(law.head, places)
         ranks = _ranks(scores)
         result = np.zeros((len(asked), places))
         result[:, :head] = ranks[asked, None] == np.arange(head)
-        if head < places:  # the law of what the head leaves, among what it leaves
+        if head < places:  # below the head, the law among the items that the head leaves
             left = np.flatnonzero(ranks >= head)
             below = np.flatnonzero(ranks[asked] >= head)
             result[below, head:] = _marginals(
@@ -170,11 +174,11 @@ def _marginals(law: Law, scores: FloatArray, asked: Positions, places: int) -> F
     if law.temperature == math.inf:
         return _epsilon_greedy(_ranks(scores)[asked], n, places, law.explore)
     if law.explore < 1.0:
-        raise ValueError(f"policy: position marginals of a mixture are not known: {law}")
+        raise ValueError(f"policy: position marginals are not implemented for {law}")
     if n > MAX_ITEMS:
         raise ValueError(
-            f"scores: Plackett-Luce's position marginals take at most {MAX_ITEMS} eligible "
-            f"items, got {n}"
+            f"scores: got {n} eligible items; position marginals of Plackett-Luce take at most"
+            f" {MAX_ITEMS}"
         )
     return _plackett_luce((scores - scores.max()) / law.temperature, asked, places)
 
@@ -182,7 +186,7 @@ def _marginals(law: Law, scores: FloatArray, asked: Positions, places: int) -> F
 def ranking_law(
     scores: npt.ArrayLike, k: int, policy: Policy, eligible: npt.ArrayLike | None = None
 ) -> tuple[Positions, FloatArray]:
-    """Every ordered ranking, with its probability.
+    """Enumerate all ordered rankings with their probabilities.
 
     Parameters
     ----------
@@ -194,13 +198,14 @@ def ranking_law(
     Returns
     -------
     rankings : ndarray of int64, shape (r, min(k, eligible items))
-        Positions; the deterministic ranking first. Rankings that never occur are listed, too.
+        Positions; the deterministic ranking first. Rankings of probability 0 are included.
     probabilities : ndarray of float64, shape (r,)
 
     Raises
     ------
     ValueError
-        Also where there are more than `MAX_RANKINGS`: n! / (n - k)! for n eligible items.
+        If an argument is invalid, or there are more than `MAX_RANKINGS` rankings: n! / (n - k)!
+        for n eligible items.
 
     Examples
     --------
@@ -225,7 +230,7 @@ def ranking_law(
 def prefix_tree(
     scores: FloatArray, places: int, policy: Policy
 ) -> Iterator[tuple[Positions, FloatArray]]:
-    """All beginnings of rankings, one level after another, with the law of their last item.
+    """Yield all prefixes of rankings, level by level, with the law of their last item.
 
     Parameters
     ----------
@@ -238,10 +243,10 @@ def prefix_tree(
     Yields
     ------
     prefixes : ndarray of int64, shape (r, l)
-        Those of l = 1, 2, ... `places` items: the children of the level before in its order,
-        each parent's items left best first.
+        Prefixes of l = 1, 2, ... `places` items: the children of the previous level's prefixes in
+        their order; each parent's children are in the order of the items left, best first.
     law : ndarray of float64, shape (r / width, width)
-        P(the l-th item | the items before it), a row a parent of width = n - l + 1 children.
+        P(l-th item | items before it): one row per parent, with width = n - l + 1 children.
 
     Examples
     --------
@@ -265,7 +270,7 @@ def prefix_tree(
 
 
 def next_law(scores: FloatArray, policy: Policy, place: int = 0) -> FloatArray:
-    """P(the next item is i), for r sets of m items that are left to choose from.
+    """Compute P(the next item is i), for r sets of m items left.
 
     Parameters
     ----------
@@ -273,7 +278,7 @@ def next_law(scores: FloatArray, policy: Policy, place: int = 0) -> FloatArray:
         Best first in each row; m >= 1.
     policy : Policy
     place : int
-        For which place, from 0.
+        The place, from 0.
 
     Returns
     -------
@@ -299,7 +304,7 @@ def next_law(scores: FloatArray, policy: Policy, place: int = 0) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlateInverse:
-    """Pseudo-inverse of a logging law's second moments; what `slate_inverse` returns.
+    """Pseudo-inverse of a logging law's second moments, returned by `slate_inverse`.
 
     Attributes
     ----------
@@ -309,7 +314,7 @@ class SlateInverse:
         min(k, e).
     moments, matrix : ndarray of float64, shape (places * e, places * e), or None
         Gamma and its inverse; rows and columns are place * e + index in `positions`. None under
-        uniform logging, where a closed form takes their place.
+        uniform logging, which has a closed form.
     """
 
     positions: Positions
@@ -321,35 +326,35 @@ class SlateInverse:
 def slate_inverse(
     scores: npt.ArrayLike, policy: Policy, k: int, eligible: npt.ArrayLike | None = None
 ) -> SlateInverse:
-    """Pseudo-inverse of Gamma = E[1_s 1_s'], 1_s the (place, item) indicators of a ranking s.
+    """Invert Gamma = E[1_s 1_s'], where 1_s are the (place, item) indicators of a ranking s.
 
     Parameters
     ----------
     scores : array_like of real numbers, shape (n,)
-        The logging model's.
+        Scores of the logging model.
     policy : Policy
         The logging policy.
     k : int
-        Places that were shown.
+        Number of places shown.
     eligible : array_like of bool, shape (n,), optional
 
     Returns
     -------
     SlateInverse
-        For `pseudo_inverse_weights`; keep it per (query, filters, policy).
+        For `pseudo_inverse_weights`; it may be reused for the same query, filters and policy.
 
     Raises
     ------
     ValueError
-        Unless logging is uniform: for more than `MAX_CELLS` items x places, or more than
-        `MAX_RANKINGS` rankings.
+        If an argument is invalid. Also, unless logging is uniform, if there are more than
+        `MAX_CELLS` items x places, or more than `MAX_RANKINGS` rankings.
 
     Notes
     -----
-    O(r k^2 + (e k)^3) for r rankings: about 0.5 s for 1,000 cells or a million rankings. What is
-    inverted is Gamma scaled to a diagonal of 1, or a rare pair would drown in the rounding of a
-    frequent one. Between vectors in Gamma's range, as all rankings that are logged and what they
-    span, any generalised inverse is as good as the pseudo-inverse.
+    O(r k^2 + (e k)^3) for r rankings: about 0.5 s for 1,000 cells or a million rankings. Gamma is
+    inverted after scaling its diagonal to 1, since otherwise rounding errors of frequent pairs
+    would hide rare ones. Any generalised inverse gives the same results as the pseudo-inverse for
+    vectors in Gamma's range, which includes the indicators of all logged rankings.
 
     Examples
     --------
@@ -361,13 +366,13 @@ def slate_inverse(
     positions = np.flatnonzero(mask)
     n, places = len(positions), min(as_count("k", k), len(positions))
     if n == 0:
-        raise ValueError("eligible: no item is, so there is no ranking to weight")
+        raise ValueError("eligible: expected at least one eligible item, got none")
     if law_of(policy).is_uniform:
         return SlateInverse(positions, places)
     if n * places > MAX_CELLS:
         raise ValueError(
-            f"k: the pseudo-inverse takes at most {MAX_CELLS} items x places unless logging is "
-            f"uniform, got {n} eligible items x {places}"
+            f"k: got {n} eligible items x {places} places; unless logging is uniform, the"
+            f" pseudo-inverse takes at most {MAX_CELLS}"
         )
     rankings, p = ranking_law(values[positions], places, policy)
     gamma = np.zeros((places, n, places, n))
@@ -388,7 +393,7 @@ def slate_inverse(
 def pseudo_inverse_weights(
     orders: npt.ArrayLike, inverse: SlateInverse, scores: npt.ArrayLike, policy: Policy
 ) -> FloatArray:
-    """Weight of each logged ranking for the ``pi`` estimator: mean of weight x sum of rewards.
+    """Compute weights of logged rankings for the ``pi`` estimator: mean of weight x sum of rewards.
 
     Parameters
     ----------
@@ -397,33 +402,34 @@ def pseudo_inverse_weights(
     inverse : SlateInverse
         Of the logging law, for the same filters.
     scores : array_like of real numbers, shape (n,)
-        The evaluation model's.
+        Scores of the evaluation model.
     policy : Policy
-        The evaluation policy, choosing from the items that were eligible when logging.
+        The evaluation policy, which chooses from the items that were eligible when logging.
 
     Returns
     -------
     ndarray of float64, shape (b,)
-        Below 0 for some rankings: this is no importance weight. Its mean over the log is about 1.
+        Some weights may be negative, since they are not importance weights. Their mean over the
+        log is about 1.
 
     Raises
     ------
     ValueError
-        For shapes that do not fit, an item that was not eligible, one twice in a row, or
-        marginals out of reach (see `position_marginals`). Also where the weights would not give the
-        evaluation policy's marginals back, to 1e-6: the logging law never shows some of them, or
-        so rarely (scores some 15 to 30 T apart) that float64 loses them.
+        If a shape is wrong, a row has an ineligible or a repeated item, or there are too many items
+        for marginals (see `position_marginals`). Also if the weights would not reproduce the
+        evaluation policy's marginals to 1e-6: the logging law never shows some of them, or so
+        rarely (scores some 15 to 30 T apart) that float64 loses them.
 
     Notes
     -----
     Swaminathan et al. (2017), "Off-policy evaluation for slate recommendation": q' Gamma^+ 1_s with
-    q the evaluation policy's position marginals. Unbiased where the expected reward of a ranking is
-    a sum over its (place, item) pairs and the logging policy shows every pair.
+    q the evaluation policy's position marginals. It is unbiased if the expected reward of a ranking
+    is a sum over its (place, item) pairs and the logging policy shows every pair.
 
-    Under uniform logging Gamma's eigenspaces are known: vectors over (place, item) that are
-    constant or sum to 0 along either, with eigenvalues 1/(n-1) where both sum to 0,
-    (n-k)/(n(n-1)) for zero-sum item vectors alike at all places, k/n for constants, and 0. So the
-    logged items' marginals do, and there is no limit but theirs.
+    Under uniform logging, Gamma's eigenspaces are known. They consist of vectors over (place, item)
+    that are constant, or sum to 0, along each axis. The eigenvalues are 1/(n-1) if both axes sum to
+    0, (n-k)/(n(n-1)) for item vectors of sum 0 that are the same at all places, k/n for constants,
+    and 0. Only the marginals of logged items are then needed, and only their limits apply.
 
     Examples
     --------
@@ -436,8 +442,8 @@ def pseudo_inverse_weights(
     positions, places, n = inverse.positions, inverse.places, len(inverse.positions)
     if positions[-1] >= len(values):
         raise ValueError(
-            f"scores: expected at least {positions[-1] + 1}, as the logging model has, "
-            f"got {len(values)}"
+            f"scores: expected at least {positions[-1] + 1}, as for the logging model, got"
+            f" {len(values)}"
         )
     rows = np.asarray(orders)
     if rows.ndim != 2 or rows.shape[1] != places:
@@ -451,7 +457,7 @@ def pseudo_inverse_weights(
     in_order = np.sort(index, axis=1)
     twice = np.flatnonzero((in_order[:, 1:] == in_order[:, :-1]).any(axis=1))
     if len(twice):
-        raise ValueError(f"orders: row {twice[0]}: an item twice, {rows[twice[0]].tolist()}")
+        raise ValueError(f"orders: row {twice[0]}: got an item twice, {rows[twice[0]].tolist()}")
     of_eligible = values[positions]
     if inverse.moments is not None and inverse.matrix is not None:
         cells = position_marginals(of_eligible, policy, places).T.ravel()
@@ -459,8 +465,8 @@ def pseudo_inverse_weights(
         lost = float(np.abs(inverse.moments @ by_cell - cells).max())
         if lost > _LOST:
             raise ValueError(
-                "policy: it shows items at places where the logging law never or hardly does; the "
-                f"weights would miss a probability of {lost:.2g}"
+                "policy: shows items at places where the logging law never or hardly ever shows"
+                f" them; the weights would miss a probability of {lost:.2g}"
             )
         by_place = by_cell.reshape(places, n)
         return np.asarray(by_place[np.arange(places), index].sum(axis=1), np.float64)
@@ -510,8 +516,8 @@ def _check_rankings(n: int, places: int) -> None:
     count = math.perm(n, places)
     if count > MAX_RANKINGS:
         raise ValueError(
-            f"k: at most {MAX_RANKINGS} rankings are enumerated, got {count} of {places} out of "
-            f"{n} eligible items"
+            f"k: got {count} rankings of {places} out of {n} eligible items; expected at most"
+            f" {MAX_RANKINGS} rankings"
         )
 
 
@@ -519,19 +525,19 @@ def _check_rankings(n: int, places: int) -> None:
 
 
 def _ranks(values: FloatArray) -> Positions:
-    """How many items are better than each; ties go to the earlier."""
+    """Count the items that are better than each; ties go to the earlier item."""
     ranks = np.empty(len(values), np.int64)
     ranks[np.argsort(-values, kind="stable")] = np.arange(len(values))
     return ranks
 
 
 def _epsilon_greedy(rank: Positions, n: int, places: int, epsilon: float) -> FloatArray:
-    """Marginals (m, places) of the items that `rank` of n others are better than."""
+    """Compute marginals (m, places) of items that have `rank` better ones among n."""
     law = np.empty((len(rank), places))
     better_gone = np.arange(places)
     better_left = np.maximum(rank[:, None] - better_gone, 0)
     is_best = better_left == 0
-    # P(not shown yet, and so many better items gone); more than there are of them never occurs.
+    # P(not shown yet, and so many better items shown), which is 0 beyond the number of these.
     state = np.zeros((len(rank), places))
     state[:, 0] = 1.0
     for place in range(places):
@@ -546,10 +552,10 @@ def _epsilon_greedy(rank: Positions, n: int, places: int, epsilon: float) -> Flo
 
 
 def _plackett_luce(log_weights: FloatArray, items: Positions, places: int) -> FloatArray:
-    """Marginals (m, places) of distinct `items`.
+    """Compute marginals (m, places) of distinct `items`.
 
-    Items that lie beyond a gap of `_NEVER` come after all before it: the catalog falls into blocks
-    that are ranked one after another, each with a time scale of its own.
+    Items behind a gap of `_NEVER` always come after all items before it. The catalog thus falls
+    into blocks that are ranked one after another, each with its own time scale.
     """
     best_first = np.argsort(-log_weights, kind="stable")
     ordered = log_weights[best_first]
@@ -571,7 +577,7 @@ def _plackett_luce(log_weights: FloatArray, items: Positions, places: int) -> Fl
 
 
 def _block(log_weights: FloatArray, asked: Positions, places: int) -> FloatArray:
-    """Marginals (m, places) of items of a descending block without wide gaps."""
+    """Compute marginals (m, places) of items of a descending block without wide gaps."""
     n = len(log_weights)
     if n == 1:
         return np.ones((1, 1))
@@ -592,17 +598,17 @@ def _block(log_weights: FloatArray, asked: Positions, places: int) -> FloatArray
         total = total + at(np.arange(count, dtype=np.float64) + 0.5)
         step, count = step / 2, 2 * count
         fine = total * step
-        # Below 1e-30 there is nothing to keep; a step of 1e-3 resolves whatever float64 does.
+        # Values below 1e-30 do not count, and a step of 1e-3 resolves all that float64 can.
         if step < 1e-3 or bool((np.abs(fine - coarse) <= _CHANGE * fine + 1e-30).all()):
             return np.asarray(fine[again.reshape(-1)], np.float64)
 
 
 def _log_time_of_all(log_weights: FloatArray, places: int, first: float) -> float:
-    """Log time by which `places` items have rung, but for e^-_TAIL of the rarest marginal.
+    """Return the log time by which `places` items have rung, up to e^-_TAIL of any marginal.
 
-    The integrand at log time x is at most exp(x - first) P(fewer than `places` rang by x), and the
-    number of rings, as that of the items left, obeys Chernoff's bound for sums of independent bits.
-    Weights are rounded down by up to a tenth, which only makes it later: few differ then.
+    The integrand at log time x is at most exp(x - first) P(fewer than `places` rang by x). The
+    number of rings, and that of items left, obeys Chernoff's bound for sums of independent bits.
+    Weights are rounded down by up to a tenth, so that few differ; this only makes the time later.
     """
     n, fewer = len(log_weights), places - 1
     rounded, counts = np.unique(np.floor(10.0 * log_weights), return_counts=True)
@@ -634,7 +640,7 @@ def _log_time_of_all(log_weights: FloatArray, places: int, first: float) -> floa
 def _sum_over(
     nodes: FloatArray, first: float, log_weights: FloatArray, asked: Positions, places: int
 ) -> FloatArray:
-    """Sum (m, places) of the integrand over nodes y, where log time is first + y - exp(-y).
+    """Sum the integrand, (m, places), over nodes y, with log time first + y - exp(-y).
 
     `log_weights` are descending, `asked` ascending positions among them.
     """
@@ -644,7 +650,7 @@ def _sum_over(
     while start < len(nodes):
         y = nodes[start : start + stretch]
         parts = _parts(log_weights, first + y - np.exp(-y), places)
-        # Large blocks: fewer nodes at once. Earlier nodes never have more in play.
+        # Large blocks use fewer nodes at a time. Earlier nodes never have more active items.
         heavy = max(parts.light - parts.certain, places * len(asked))
         if len(y) > 1 and len(y) * heavy > _FEW_CELLS:
             y = y[: max(1, _FEW_CELLS // heavy)]
@@ -656,10 +662,10 @@ def _sum_over(
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A descending block at some nodes: where each part of it ends.
+    """The ends of the parts of a descending block, at some nodes.
 
-    First come items that have rung for certain, then those that are multiplied one by one, then
-    the light ones (see `_light_ones`); the rest never ring here.
+    The parts are: items that have certainly rung; items multiplied one by one; light items (see
+    `_light_ones`); and items that never ring at these nodes.
     """
 
     certain: int
@@ -675,7 +681,7 @@ def _parts(log_weights: FloatArray, log_time: FloatArray, places: int) -> _Parts
     degree = places - 1 - certain
     light = max(certain, light)
     if 0 < degree <= _LIGHT_DEGREE and light < end:
-        # Nothing cancels in the light ones' series where the heaviest is little beside all.
+        # The light items' series loses no digits if the heaviest is a small part of their sum.
         odds = np.expm1(np.exp(log_weights[light:end] + latest))
         together = np.cumsum(odds[::-1])[::-1]
         fine = odds * degree <= min(_LIGHT_SHARE, _LIGHT_GROWTH / degree) * together
@@ -713,7 +719,7 @@ def _add(
     own: FloatArray | None = None
     if edges[0] < edges[1]:
         in_play = heavy[is_asked]
-        # Filled up with items of weight 0, whose factor is 1, to halve and halve again.
+        # Padded to a power of two with items of weight 0, whose factor is 1.
         filled = np.full(1 << (len(in_play) - 1).bit_length(), -np.inf)
         filled[: len(in_play)] = in_play
         expected, own = _factors(filled, log_time)
@@ -724,8 +730,8 @@ def _add(
         total[edges[0] : edges[1], certain:reached] += np.einsum("jan,an->aj", counts, density)
     if edges[1] < edges[2]:
         every = base if own is None else _times(_product(own, degree), base, degree)
-        # A light one's own factor q + p z is divided by: what is taken off is little beside what
-        # stays, as in its series. Both q of the density and 1 / q are left out.
+        # The product is divided by a light item's own factor q + p z. As in the series, the terms
+        # subtracted are small. The density's factor q and the 1 / q of the division cancel.
         expected = np.multiply.outer(
             np.exp(log_weights[asked[edges[1] : edges[2]]] + latest), ratio
         )
@@ -740,13 +746,13 @@ def _add(
 def _light_ones(
     log_weights: FloatArray, latest: float, ratio: FloatArray, degree: int
 ) -> FloatArray:
-    """Product of many light items' factors, (coefficient, 1, t), without touching each at each t.
+    """Multiply factors of many light items, (coefficient, 1, t), without a loop over items per t.
 
-    With u = w t, prod (e^-u + (1 - e^-u) z) is exp(-sum u) times the sum over j of E_j z^j, E_j the
-    elementary symmetric polynomials of the odds e^u - 1. They follow from the odds' power sums P_i
-    by Newton's identities, j E_j = P_1 E_(j-1) - P_2 E_(j-2) + .... Where u is small, as of nearly
-    all items, (e^u - 1)^i is a series in u, so that their part of P_i follows from power sums of
-    the weights, which are the same at all nodes.
+    With u = w t, prod (e^-u + (1 - e^-u) z) is exp(-sum u) times the sum over j of E_j z^j, where
+    E_j are the elementary symmetric polynomials of the odds e^u - 1. They follow from the power
+    sums P_i of the odds by Newton's identities, j E_j = P_1 E_(j-1) - P_2 E_(j-2) + .... If u is
+    small, as for nearly all items, (e^u - 1)^i is a series in u. The share of these items in P_i
+    thus follows from power sums of their weights, which are the same at all nodes.
     """
     u = np.exp(log_weights + latest)
     still = np.exp(-u.sum() * ratio)
@@ -778,7 +784,7 @@ def _light_ones(
 
 @cache
 def _powers_of_odds(powers: int) -> FloatArray:
-    """Coefficients (powers, terms) of u, u^2, ... in (e^u - 1)^i, i = 1, 2, ..."""
+    """Return coefficients (powers, terms) of u, u^2, ... in (e^u - 1)^i, i = 1, 2, ..."""
     terms = powers + _LIGHT_MORE
     result = np.zeros((powers, terms))
     result[0] = np.cumprod(1.0 / np.arange(1, terms + 1))
@@ -788,7 +794,7 @@ def _powers_of_odds(powers: int) -> FloatArray:
 
 
 def _factors(log_weights: FloatArray, log_time: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Expected rings (i, t), and P(has not rung), P(has rung) as polynomials (2, i, t)."""
+    """Return expected rings (i, t), and polynomials (2, i, t) of P(not rung) and P(rung)."""
     expected = np.exp(np.add.outer(log_weights, log_time))
     factors = np.empty((2, *expected.shape))
     np.exp(-expected, out=factors[0])
@@ -797,12 +803,12 @@ def _factors(log_weights: FloatArray, log_time: FloatArray) -> tuple[FloatArray,
 
 
 def _times(a: FloatArray, b: FloatArray, degree: int) -> FloatArray:
-    """Products of polynomials (coefficient, i, t), without what is above the degree."""
+    """Multiply polynomials (coefficient, i, t), without terms above the degree."""
     if len(a) > len(b):
         a, b = b, a
     size = min(len(a) + len(b) - 1, degree + 1)
     reach = min(len(b), size)
-    if len(a) >= _MANY:  # one sum over windows of b in place of a product a coefficient
+    if len(a) >= _MANY:  # one sum over windows of b instead of a product for each coefficient
         zeros = len(a) - 1
         padded = np.zeros((zeros + size, *b.shape[1:]))
         padded[zeros : zeros + reach] = b[:reach]
@@ -819,7 +825,7 @@ def _times(a: FloatArray, b: FloatArray, degree: int) -> FloatArray:
 
 
 def _product(factors: FloatArray, degree: int) -> FloatArray:
-    """Product over the items, (coefficient, 1, t)."""
+    """Multiply the factors of all items, (coefficient, 1, t)."""
     rest = np.ones((1, 1, factors.shape[2]))
     while (count := factors.shape[1]) > 1:
         if count % 2:
@@ -830,7 +836,7 @@ def _product(factors: FloatArray, degree: int) -> FloatArray:
 
 
 def _all_but_each(factors: FloatArray, base: FloatArray, degree: int) -> FloatArray:
-    """For each of 2^j items base times the product of all other items, (coefficient, 2^j, t)."""
+    """Multiply, for each of 2^j items, base and all other items: (coefficient, 2^j, t)."""
     levels = [factors]
     while (half := levels[-1].shape[1] // 2) > 0:
         levels.append(_times(levels[-1][:, :half], levels[-1][:, half:], degree))

@@ -1,8 +1,8 @@
-"""Directories of arrays: written whole or not at all, opened as maps, checked against a manifest.
+"""Store arrays in directories: written atomically, opened as memory maps, checked by a manifest.
 
 A directory holds ``manifest.json`` and one ``.npy`` file for each array, named by content. The
-manifest is written last and replaced atomically, so a directory is always the old content or the
-new one; files are removed only when the manifest does not name them.
+manifest is written last and replaced atomically, so a directory always has either the old content
+or the new one. Only files that the manifest does not name are removed.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _FORMAT = "fastrank"
-# Data starts on a page boundary: a mapped array is aligned for any instruction set.
+# Data starts on a page boundary, so that mapped arrays are aligned for any instruction set.
 _HEADER_BYTES = 4096
 _ARRAY_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.npy")
-# What fsync says of a directory where the file system has no such thing.
+# Errors of fsync on a directory if the file system does not support it.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-_PATIENCE = 1.0  # seconds of waiting for another writer, before it is said
-_LOOKS = 1000  # at a directory that is replaced again and again
+_PATIENCE = 1.0  # seconds of waiting for another writer before a warning
+_LOOKS = 1000  # attempts to read a directory that is replaced again and again
 
 _LOG = logging.getLogger("fastrank.store")
 
 
 def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """A version 1.0 .npy header of exactly `_HEADER_BYTES`."""
+    """Make a version 1.0 .npy header of exactly `_HEADER_BYTES`."""
     text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
     size = _HEADER_BYTES - 10
     body = text.encode("latin1").ljust(size - 1) + b"\n"
@@ -67,7 +67,7 @@ def _bytes(array: AnyArray) -> memoryview:
 
 
 def array_digest(array: AnyArray) -> str:
-    """SHA-256 of the file that `write` makes of an array."""
+    """Compute the SHA-256 of the file that `write` makes of an array."""
     import hashlib  # late: loading OpenSSL takes a tenth of `import fastrank`
 
     digest = hashlib.sha256(_header(array.dtype, array.shape))
@@ -76,7 +76,7 @@ def array_digest(array: AnyArray) -> str:
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, keys sorted."""
+    """Compute the SHA-256 of a JSON object with sorted keys."""
     import hashlib
 
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -94,27 +94,26 @@ def write(
     Parameters
     ----------
     directory : path
-        Made if absent. A directory of anything else is refused; names that begin with a dot, and
-        ``lost+found``, count for nothing.
+        Made if absent. A directory with other files is refused; names that begin with a dot, and
+        ``lost+found``, are ignored.
     meta : mapping
         JSON values to keep in the manifest.
     arrays, digests : mapping
-        By name; `digests` as `array_digest` gives them.
+        By name; `digests` as `array_digest` returns them.
 
     Raises
     ------
     ValueError
-        If the directory is not fastrank's, which alone is replaced.
+        If the directory was not written by fastrank.
     OSError
-        If the disk fails; what was there before is untouched then.
+        If the disk fails; the previous content is then untouched.
 
     Notes
     -----
     Writers of one directory wait for each other; after a second the log (``fastrank.store``) says
-    so. What killed writers left is removed before anything is written, so that a disk that they
-    filled can be written again. The new content is there from the moment its manifest is: what
-    fails after that, removing the old files or confirming the last change to the disk, is logged
-    and no error.
+    so. Files of killed writers are removed before anything is written, so that they cannot keep a
+    disk full. The new content takes effect when its manifest is in place. Later failures, in
+    removing old files or in confirming the last change to the disk, are logged, not raised.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
@@ -126,7 +125,7 @@ def write(
             _write_locked(path, meta, arrays, digests)
     except BaseException:
         if made:
-            with contextlib.suppress(OSError):  # another writer's by now
+            with contextlib.suppress(OSError):  # another writer may have it by now
                 path.rmdir()
         raise
 
@@ -151,13 +150,13 @@ def _write_locked(
                 "shape": list(array.shape),
             }
             _write_file(file, _header(array.dtype, array.shape), _bytes(array))
-        _sync_directory(path)  # no manifest before the files that it names
+        _sync_directory(path)  # the files must be durable before the manifest names them
         manifest = {"format": _FORMAT, "format_version": FORMAT_VERSION, **meta, "arrays": entries}
         manifest["manifest_sha256"] = content_hash(manifest)
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         _write_file(path / MANIFEST, text.encode())
     except BaseException:
-        # By the manifest that is there: an interrupt may have come when it was the new one already.
+        # By the manifest on disk: an interrupt may have come after the new one was in place.
         _remove_unnamed(path)
         raise
     _remove_unnamed(path)
@@ -174,7 +173,7 @@ def _write_locked(
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time; readers need no lock."""
+    """Lock a directory against other writers; readers need no lock."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _lock(descriptor, path)
@@ -195,7 +194,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, where its file system can."""
+    """Make the names in a directory durable, if its file system can."""
     try:
         sync(path)
     except OSError as error:
@@ -204,7 +203,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A ValueError if the files of a directory are not fastrank's."""
+    """Raise a ValueError if the files of a directory are not fastrank's."""
     try:
         with _opened(path / MANIFEST) as stream:
             ours = json.loads(stream.read())["format"] == _FORMAT
@@ -212,19 +211,19 @@ def _refuse_foreign(path: Path) -> None:
         for name in sorted(os.listdir(path)):
             if is_data(name) and not _ARRAY_FILE.fullmatch(name):
                 raise ValueError(
-                    f"directory: {path} holds no {MANIFEST}, but other files, such as {name}"
+                    f"directory: {path} has no {MANIFEST} but other files, such as {name}"
                 ) from None
         ours = True
     except (ValueError, KeyError, TypeError, OSError, RecursionError):
         ours = False
     if not ours:
-        raise ValueError(f"directory: {path} holds a {MANIFEST} that is not fastrank's")
+        raise ValueError(f"directory: {path} has a {MANIFEST} that is not fastrank's")
 
 
 def _remove_unnamed(path: Path) -> None:
-    """Remove our files that the manifest does not name: those before, and of killed writers.
+    """Remove fastrank's files that the manifest does not name: old ones, and of killed writers.
 
-    What cannot be removed stays for the next time.
+    Files that cannot be removed are left for the next time.
     """
     try:
         try:
@@ -245,7 +244,7 @@ def _remove_unnamed(path: Path) -> None:
 def read(
     directory: str | os.PathLike[str], verify: bool = False
 ) -> tuple[dict[str, Any], dict[str, AnyArray]]:
-    """The manifest and its arrays, mapped read-only; nothing is copied.
+    """Read the manifest, and map its arrays read-only, without copies.
 
     Checks the manifest's own hash, the format version and every file's size, dtype and shape;
     with `verify`, every file's SHA-256 too.
@@ -253,7 +252,7 @@ def read(
     Raises
     ------
     ValueError
-        With the reason, if the directory is not what its writer left.
+        If the directory is not as its writer left it; the message says why.
     """
     path = Path(directory)
     for look in range(1, _LOOKS + 1):
@@ -262,8 +261,8 @@ def read(
                 manifest = _parsed(path, stream.read())
                 return manifest, _read_arrays(path, _entries(path, manifest), verify)
             except (ValueError, FileNotFoundError, IsADirectoryError) as error:
-                # Only of the manifest that is still there: of another one the directory may have
-                # been replaced, and the files removed, between our looks.
+                # An error only if the manifest is still the same: otherwise the directory may
+                # have been replaced, and the files removed, in between.
                 if look == _LOOKS or _is_there(path / MANIFEST, stream):
                     if isinstance(error, ValueError):
                         raise
@@ -285,10 +284,10 @@ def _manifest_of(path: Path) -> BufferedReader:
 
 
 def _is_there(file: Path, stream: BufferedReader) -> bool:
-    """Whether an open file is still the one of that name.
+    """Say whether an open file is still the one of this name.
 
-    While it is open no other file can have its number: the same content that went and came back
-    is told from content that never went.
+    No other file can have its inode number while it is open. A file that was replaced by another
+    of the same content is thus recognised.
     """
     try:
         return os.path.samestat(file.stat(), os.fstat(stream.fileno()))
@@ -297,14 +296,14 @@ def _is_there(file: Path, stream: BufferedReader) -> bool:
 
 
 def files_of(where: str | os.PathLike[str], manifest: bytes) -> tuple[str, dict[str, int]]:
-    """What a manifest says, wherever it came from: its own hash, and each file's bytes by its name.
+    """Parse a manifest from any source: return its own hash, and each file's size by name.
 
-    Names are those of files beside it, and of no other.
+    Files are always in the manifest's own directory.
 
     Raises
     ------
     ValueError
-        Naming `where`, if it is no manifest that `read` would take.
+        If `read` would not accept the manifest; the message names `where`.
     """
     found = _parsed(where, manifest)
     files = {entry.file: entry.bytes for entry in _entries(where, found).values()}
@@ -340,19 +339,19 @@ def _entries(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str
             for name, e in manifest["arrays"].items()
         }
         described = all(entry.is_sound() for entry in entries.values())
-    except Exception:  # what parses a dtype may raise anything
+    except Exception:  # parsing a dtype may raise anything
         described = False
     if not described:
         raise ValueError(f"{path}: damaged: {MANIFEST} does not describe its arrays")
     for entry in entries.values():
         if not _ARRAY_FILE.fullmatch(entry.file):
-            raise ValueError(f"{path}: {MANIFEST} names a file elsewhere: {entry.file}")
+            raise ValueError(f"{path}: {MANIFEST} names a file in another directory: {entry.file}")
     return entries
 
 
 def _read_arrays(path: Path, entries: dict[str, _Entry], verify: bool) -> dict[str, AnyArray]:
     with contextlib.ExitStack() as stack:
-        # All are open before the first is looked at: from here on nobody can replace them.
+        # All files are opened before any is read, so that none can be replaced in between.
         streams = [stack.enter_context(_opened(path / entry.file)) for entry in entries.values()]
         return {
             name: _mapped(path, stream, entry, verify)
@@ -361,7 +360,7 @@ def _read_arrays(path: Path, entries: dict[str, _Entry], verify: bool) -> dict[s
 
 
 class _Entry(NamedTuple):
-    """What a manifest says of an array."""
+    """A manifest's entry about an array."""
 
     file: str
     bytes: int
@@ -377,7 +376,7 @@ class _Entry(NamedTuple):
 
 
 def _opened(file: Path) -> BufferedReader:
-    # Without waiting: where a pipe has the name, nobody may ever write into it.
+    # Without blocking: the name may be a pipe that nobody ever writes to.
     return open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
@@ -390,6 +389,7 @@ def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> 
     try:
         if verify and hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
             raise ValueError("it does not match its SHA-256")
+
         content = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
         if content[:_HEADER_BYTES] != _header(entry.dtype, entry.shape):
             raise ValueError(f"it does not hold {entry.dtype.str} of shape {entry.shape}")
@@ -399,7 +399,7 @@ def _mapped(path: Path, stream: BufferedReader, entry: _Entry, verify: bool) -> 
 
 
 def _write_file(file: Path, *parts: bytes | memoryview) -> None:
-    """A file that is on the disk whole or not at all; maps of an old one stay what they were."""
+    """Write a file atomically; maps of an old file of this name do not change."""
     with replacing(file) as temporary:
         with temporary.open("xb") as stream:
             for part in parts:

@@ -1,7 +1,7 @@
-"""Files of vectors, .npy, .npz or Parquet, read into plain arrays.
+"""Read files of vectors (.npy, .npz or Parquet) into plain arrays.
 
-Errors name the file, the column and the row (from 0). `Catalog` and `Model` check the values
-themselves: repeated ids, say, or vectors that are not finite.
+Errors name the file, the column and the row (from 0). `Catalog` and `Model` check the values, such
+as repeated ids, or vectors that are not finite.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = [
     *("read_pairs", "read_vectors"),
 ]
 
-Advance: TypeAlias = Callable[[int, int], None]  # rows done, rows in all
+Advance: TypeAlias = Callable[[int, int], None]  # rows done, all rows
 
 _BATCH_ROWS = 1 << 16
-# What a column is called as an array of an .npz.
+# Names of the parts as arrays of an .npz.
 _ARRAYS = {
     "id": "ids",
     "vector": "vectors",
@@ -37,20 +37,20 @@ _ARRAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the Parquet columns to read; None: the usual name, where there is such a column.
+    """Names of the Parquet columns to read. None stands for the usual name, if the file has it.
 
-    A column that is named must be there to be read: it is an error where no Parquet file is.
+    A name that is given must exist: it is an error if no Parquet file is read.
 
     Attributes
     ----------
     id, vector, bias, title : str or None
-        Usually ``id``, ``vector``, ``bias``, ``title``. `vector` is one column of lists of numbers;
-        without it, columns ``v0, v1, ...`` of numbers are taken.
+        By default ``id``, ``vector``, ``bias``, ``title``. `vector` is one column of lists of
+        numbers; without it, columns ``v0, v1, ...`` of numbers are read.
     prior : str or None
-        Taken only if it is named.
+        Read only if it is given.
     or_id : str or None
-        What the column of ids may be called besides ``id``, where `id` names none; which of both
-        is meant where a file has both, nobody knows: it is refused.
+        Another usual name of the column of ids, if `id` is None. A file with both is refused as
+        ambiguous.
     """
 
     id: str | None = None
@@ -63,20 +63,20 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorFile:
-    """One side's vectors, with what came along.
+    """Vectors of items or users, with their ids, biases, titles and prior.
 
     Attributes
     ----------
     ids : ndarray, shape (n,)
-        As they are in the file: integers, or text, from Parquet as Python's str, since one long id
-        would widen all others of an array. `Catalog` and `Model` decide what can be an id.
+        As in the file: integers or text. Text from Parquet is Python's str, since one long id
+        would widen all others of an array. `Catalog` and `Model` check that they are ids.
     vectors : ndarray of a real dtype, shape (n, d)
     bias : ndarray of float64 or None, shape (n,)
     titles : list of str or None, length n
         A list, since one long title would widen all others of an array.
     prior : ndarray of a real dtype or None, shape (n,)
     places : dict of str to str
-        Where each of these parts stood, for errors: ``items.parquet: id``.
+        The file and column of each part, for errors: ``items.parquet: id``.
     """
 
     ids: AnyArray
@@ -96,39 +96,41 @@ def read_vectors(
     alone: bool = False,
     advance: Advance | None = None,
 ) -> VectorFile:
-    """Read one file of vectors, and the ids and titles beside it.
+    """Read a file of vectors, and files of ids and titles that belong to it.
 
     Parameters
     ----------
     path : Path
-        - ``.npy``: vectors alone, shape (n, d); mapped, not copied. The ids are those of `ids` or
+        - ``.npy``: vectors only, shape (n, d); mapped, not copied. The ids are those of `ids` or
           `metadata`, or else the row numbers.
-        - ``.npz``: arrays ``vectors``, and if wanted ``ids``, ``bias``, ``titles``, ``prior``.
-        - ``.parquet``, ``.pq``, ``.parq``, also with a compression's name behind it: see `Columns`.
+        - ``.npz``: array ``vectors``, and optionally ``ids``, ``bias``, ``titles``, ``prior``.
+        - ``.parquet``, ``.pq``, ``.parq``, also followed by the name of a compression: see
+          `Columns`.
     ids : Path, optional
         A .npy file of ids, shape (n,), in the order of the vectors.
     metadata : Path, optional
-        A Parquet file of n rows in the order of the vectors: ids, and if wanted bias, titles and
+        A Parquet file of n rows in the order of the vectors: ids, and optionally bias, titles and
         prior.
     columns : Columns, optional
-        For Parquet: for `path`, or for `metadata`, which has no vectors.
+        Names of Parquet columns, in `path` or in `metadata`; the latter has no vectors.
     alone : bool
-        Read vectors and ids, and nothing else that may be there: those of users have no titles.
+        Read only vectors and ids, as for users, who have no titles.
     advance : callable, optional
-        Called with the progress in rows while Parquet is read.
+        Called with the number of rows done and of all rows while Parquet is read.
 
     Raises
     ------
     ValueError
-        Naming the file, and the column, row and type where there is one.
+        If a file cannot be read or a part is invalid; the message names the file, and the column,
+        row and type if there is one.
 
     Notes
     -----
-    Ids in Parquet are integers; decimals without places behind the point; text; bytes that are
-    UTF-8 without NUL, as Spark, Impala and Hive write text; or of the type UUID, read as its
-    canonical text. Numbers are integers, floats of any width and decimals. Vectors are lists of
-    them, of fixed length or not, or a tensor of one dimension. Dictionaries are read as what they
-    stand for; titles are text. Any other type is refused by its name.
+    Ids in Parquet may be integers; decimals of scale 0; text; bytes that are UTF-8 without NUL, as
+    Spark, Impala and Hive write text; or UUIDs, read as their canonical text. Numbers may be
+    integers, floats of any width and decimals. Vectors are lists of numbers, of fixed length or
+    not, or tensors of one dimension. Dictionaries are decoded; titles are text. Any other type is
+    refused by name.
     """
     columns = columns or Columns()
     _check_columns_can_be_read(path, metadata, columns)
@@ -188,19 +190,19 @@ def read_vectors(
 def read_columns(
     path: Path, id_columns: Sequence[str]
 ) -> tuple[AnyArray | None, dict[str, AnyArray | list[Any]]]:
-    """All columns of a file of items' attributes, by name, and the ids of its rows.
+    """Read all columns of a file of items' attributes, by name, and the ids of its rows.
 
     Parameters
     ----------
     path : Path
         Parquet, or an ``.npz`` of arrays.
     id_columns : sequence of str
-        What the column of ids may be called; the ids are None where there is none of these.
+        Possible names of the column of ids; the ids are None if the file has none of these.
 
     Raises
     ------
     ValueError
-        Naming the file, and the column if it is one.
+        If the file or a column cannot be read; the message names it.
     """
     match file_format(path):
         case "npz":
@@ -217,12 +219,13 @@ def read_columns(
 def read_pairs(
     path: Path, first: str, second: str, *, advance: Advance | None = None
 ) -> Iterator[tuple[AnyArray, AnyArray]]:
-    """Two columns of ids of a Parquet file, part by part, as `read_vectors` reads ids.
+    """Read two columns of ids of a Parquet file, part by part, as `read_vectors` reads ids.
 
     Raises
     ------
     ValueError
-        Naming the file, and the column and row if it is one.
+        If the file cannot be read or an id is invalid; the message names the file, and the column
+        and row if there is one.
     """
     if file_format(path) != "parquet":
         raise ValueError(f"{path}: expected .parquet, got {path.suffix.lower() or 'no suffix'}")
@@ -259,7 +262,7 @@ def _all_columns(path: Path) -> dict[str, AnyArray | list[Any]]:
     found: dict[str, AnyArray | list[Any]] = {}
     for name in table.column_names:
         if name in found:
-            raise ValueError(f"{path}: two columns are called {name}")
+            raise ValueError(f"{path}: two columns are named {name}")
         with naming(f"{path}: {name}", "column"):
             column = _decoded(table.column(name).combine_chunks())
             kind = column.type
@@ -274,7 +277,7 @@ def _all_columns(path: Path) -> dict[str, AnyArray | list[Any]]:
 
 
 def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Columns) -> None:
-    """Refuse names of columns that would not be used: the caller believes that they are."""
+    """Refuse names of columns that would not be used, since the caller expects them to be."""
     if file_format(path) == "parquet":
         return
     for kind, array in _ARRAYS.items():
@@ -285,14 +288,14 @@ def _check_columns_can_be_read(path: Path, metadata: Path | None, columns: Colum
 
 
 def read_npy(path: Path) -> AnyArray:
-    """A .npy file of numbers or text, mapped; a ValueError that names it if it is none."""
+    """Map a .npy file of numbers or text; a ValueError that names the file if it is not one."""
     with naming(path, ".npy file of numbers or text"):
         with path.open("rb") as stream:
             head = stream.read(len(np.lib.format.MAGIC_PREFIX))
         if head.startswith(b"PK"):
             raise ValueError("this is an .npz archive; name it so")
         if head != np.lib.format.MAGIC_PREFIX:
-            raise ValueError("it does not begin as one")
+            raise ValueError("it does not begin as an .npy file does")
         array: AnyArray = np.lib.format.open_memmap(path, mode="r")
     return array
 
@@ -377,7 +380,7 @@ def _read_parquet(
 
 
 def _batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
-    with naming(path, "Parquet file"):  # errors of the caller's work on a batch do not pass here
+    with naming(path, "Parquet file"):  # the caller's own errors are raised outside of this
         yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
 
 
@@ -388,7 +391,7 @@ def check_columns(
     columns: Columns | None = None,
     alone: bool = False,
 ) -> None:
-    """What `read_vectors` would say of columns, all at once, by the heads of the files."""
+    """Check columns as `read_vectors` does, by the heads of the files; report all problems."""
     columns = columns or Columns()
     _check_columns_can_be_read(path, metadata, columns)
     for file, want_vectors in ((path, True), (metadata, False)):
@@ -397,7 +400,7 @@ def check_columns(
 
 
 def check_pairs(path: Path, first: str, second: str) -> None:
-    """What `read_pairs` would say of columns, by the head of the file."""
+    """Check columns as `read_pairs` does, from the head of the file."""
     if file_format(path) == "parquet":
         _both(path, _names(path), first, second)
 
@@ -413,7 +416,7 @@ def _names(path: Path) -> list[str]:
 def _parts(
     path: Path, present: list[str], columns: Columns, *, want_vectors: bool, alone: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """The column of each part that is there, and those of the vectors."""
+    """Find the columns of the parts in a file, and those of the vectors."""
     problems: list[str] = []
     names = {"ids": _id_column(present, columns, problems)}
     if not alone:
@@ -445,7 +448,7 @@ def _id_column(present: list[str], columns: Columns, problems: list[str]) -> str
     if columns.id is not None or other in (None, "id"):
         return _column(present, columns.id, "id", problems, required=True)
     if "id" in present and other in present:
-        problems.append(f"it has a column id and a column {other}: say which one the ids are in")
+        problems.append(f"it has columns id and {other}; name the one that holds the ids")
         return None
     if "id" not in present and other not in present:
         problems.append(f"no column named id or {other}")
@@ -464,7 +467,7 @@ def _column(
     name = usual if wanted is None else wanted
     if name in present:
         if present.count(name) > 1:
-            problems.append(f"{present.count(name)} columns are called {name}")
+            problems.append(f"{present.count(name)} columns are named {name}")
         return name
     if wanted is not None or required:
         problems.append(f"no column named {name or repr(name)}")
@@ -481,7 +484,7 @@ def _vector_columns(present: list[str], wanted: str | None, problems: list[str])
     missing = sorted(set(expected) - set(numbered), key=expected.index)
     twice = sorted({c for c in numbered if numbered.count(c) > 1})
     if twice:
-        problems.append(f"{numbered.count(twice[0])} columns are called {twice[0]}")
+        problems.append(f"{numbered.count(twice[0])} columns are named {twice[0]}")
     elif missing:
         are = "is" if len(missing) == 1 else "are"
         problems.append(f"columns v0 to v{len(numbered) - 1}: {', '.join(missing)} {are} missing")
@@ -489,7 +492,7 @@ def _vector_columns(present: list[str], wanted: str | None, problems: list[str])
 
 
 def _is(kind: Any, *names: str) -> bool:
-    """Whether a type is one of these; older versions of pyarrow do not know all of them."""
+    """Say whether a type is one of these; older versions of pyarrow lack some of them."""
     import pyarrow as pa
 
     checks = (getattr(pa.types, f"is_{name}", None) for name in names)
@@ -497,7 +500,7 @@ def _is(kind: Any, *names: str) -> bool:
 
 
 def _decoded(values: Any) -> Any:
-    """A column of a batch, with what a dictionary stands for."""
+    """Return a column of a batch, with dictionaries decoded."""
     return values.dictionary_decode() if _is(values.type, "dictionary") else values
 
 
@@ -508,7 +511,7 @@ def _refuse_null(path: Path, column: str, start: int, values: Any) -> None:
 
 
 def _ids(path: Path, column: str, start: int, values: Any) -> AnyArray:
-    """One column of a batch as integers, or as text in Python's str; nulls are refused."""
+    """Return a column of a batch as integers, or as text in Python's str; refuse nulls."""
     kind = values.type
     if _is(kind, "integer"):
         _refuse_null(path, column, start, values)
@@ -528,7 +531,7 @@ def _ids(path: Path, column: str, start: int, values: Any) -> AnyArray:
 
 
 def _objects(values: Any) -> AnyArray:
-    """An array of Python objects, so that no long one sets the width of all."""
+    """Return an array of Python objects, so that a long text does not widen the others."""
     items = list(values)
     array = np.empty(len(items), object)
     array[:] = items
@@ -536,9 +539,9 @@ def _objects(values: Any) -> AnyArray:
 
 
 def _text(path: Path, column: str, start: int, values: Any) -> AnyArray | None:
-    """One column of a batch as Python's str, None for null; None if it is of another type.
+    """Return a column of a batch as Python's str, None for null; None if its type is not text.
 
-    Bytes are text if they are UTF-8 without NUL: many writers do not say that theirs are.
+    Bytes count as text if they are UTF-8 without NUL: many writers do not mark text as such.
     """
     import pyarrow as pa
 
@@ -572,7 +575,7 @@ def _text(path: Path, column: str, start: int, values: Any) -> AnyArray | None:
 
 
 def _titles(path: Path, column: str, start: int, values: Any) -> AnyArray:
-    """One column of a batch as text, '' for null; anything else is refused."""
+    """Return a column of a batch as text, '' for null; refuse other types."""
     if _is(values.type, "null"):
         return _objects([""] * len(values))
     text = _text(path, column, start, values)
@@ -582,7 +585,7 @@ def _titles(path: Path, column: str, start: int, values: Any) -> AnyArray:
 
 
 def _numbers(path: Path, column: str, start: int, values: Any) -> AnyArray:
-    """One column of a batch as an array of numbers; anything else is refused."""
+    """Return a column of a batch as an array of numbers; refuse other types."""
     values = _decoded(values)
     kind = values.type
     if not _is(kind, "integer", "floating", "decimal"):
@@ -602,7 +605,7 @@ _READERS = {"ids": _ids, "bias": _numbers, "titles": _titles, "prior": _numbers}
 
 
 def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | None) -> AnyArray:
-    """The vectors of a batch; from one column of lists, or from one column a dimension."""
+    """Return the vectors of a batch, from one column of lists or one column per dimension."""
     import pyarrow.compute as pc
 
     if len(columns) > 1:
@@ -633,7 +636,7 @@ def _rows(path: Path, columns: list[str], start: int, batch: Any, dim: int | Non
     if len(bad):
         raise ValueError(
             f"{path}: {column}: row {start + int(bad[0])} has {lengths[bad[0]]} numbers,"
-            f" the first row has {dim}"
+            f" but the first row has {dim}"
         )
     values = lists.flatten()
     if values.null_count:

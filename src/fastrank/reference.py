@@ -1,16 +1,17 @@
-"""What the native core must equal, and what it replaces; only tests, benches and demos import it.
+"""Reference implementations for tests, benches and demos: the oracle, and what the core replaces.
 
-Two halves:
+There are two halves:
 
 - The float64 oracle: `scores`, `expression_scores`, `flat_tail_scores`, `log_norm`, `log_next`,
-  `log_propensities`, `rank`, `ranking_law`. Plain NumPy over one score vector, every conditional
-  law computed afresh at every place, O(kn) or worse, no tricks. The candidates of `FlatTail` are
-  the m best. Items are positions 0..n-1 of the score vector; ``eligible`` is a mask of those that
-  the filters left, and ``rules``, the masks of `reference_rules`, say what may stand where.
-- The procedures that services run today: ``textbook_*`` over a dictionary
-  {item: score}, and NumPy's best, ``numpy_*``, over a matrix. Each draws from the law
-  that it names (its docstring says where it stops doing so) and returns the items alone,
-  best place first, fewer than k when there are fewer.
+  `log_propensities`, `rank`, `ranking_law`. It is plain NumPy over one score vector, without
+  tricks: it computes every conditional law anew at every place, in O(kn) or worse. The candidates
+  of `FlatTail` are the m best. Items are positions 0..n-1 of the score vector; ``eligible`` is a
+  mask of those that the filters left, and ``rules``, the masks of `reference_rules`, say which
+  items may stand where.
+- The procedures that services commonly use: ``textbook_*`` over a dictionary
+  {item: score}, and the best of NumPy, ``numpy_*``, over a matrix. Each draws from the law
+  in its docstring, which also states its limits. Each returns only the items, best place first,
+  and fewer than k if there are fewer.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ Item = TypeVar("Item", bound=Hashable)
 def scores(
     vectors: npt.ArrayLike, query: npt.ArrayLike, bias: npt.ArrayLike | None = None
 ) -> FloatArray:
-    """Dot product with the query, plus the bias, in float64.
+    """Compute dot products with the query, plus the bias, in float64.
 
     Parameters
     ----------
@@ -89,17 +90,17 @@ def expression_scores(
     columns: Mapping[str, Sequence[Any]] | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> FloatArray:
-    """What an expression makes of dot products, in float64.
+    """Evaluate an expression over dot products, in float64.
 
-    Python itself reads it, item by item, so that what it says is what Python says: pass none
-    that ``fastrank.expressions.parsed`` does not take. Numbers that are written in it, columns and
-    parameters are rounded to float32 first, as the core has them: 19.99 is one number then. They
-    are NumPy's, whose division by 0 is an infinity.
+    Python itself evaluates the expression, item by item, which makes the result independent of
+    `fastrank.expressions`. Pass only expressions that ``fastrank.expressions.parsed`` accepts.
+    Constants, columns and parameters are first rounded to float32, as in the core, so that 19.99 is
+    the same number everywhere. Numbers are NumPy's, so that division by 0 gives infinity.
 
     Parameters
     ----------
     text : str
-        The expression, as of ``score=``.
+        The expression, as for ``score=``.
     dots : array_like, shape (n,)
     columns : mapping of str to sequence of n
         Numbers, booleans, texts or None, or lists of texts.
@@ -148,7 +149,7 @@ def _evaluated(
 
 
 class _Rounded(ast.NodeTransformer):
-    """Numbers, and what is true or false, as `_rounded` has them."""
+    """Apply `_rounded` to constants."""
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if isinstance(node.value, str):
@@ -157,7 +158,7 @@ class _Rounded(ast.NodeTransformer):
 
 
 def _rounded(value: Any) -> Any:
-    """Texts, and lists of them, as they are."""
+    """Round numbers to float32; texts and lists of texts are returned unchanged."""
     if isinstance(value, bool | int | float | np.number | np.bool_):
         return np.float64(np.float32(value))
     return value
@@ -180,7 +181,7 @@ _FUNCTIONS: dict[str, Any] = {
 
 
 def _start(values: npt.ArrayLike, eligible: npt.ArrayLike | None) -> tuple[FloatArray, Mask]:
-    """The scores in float64, and a mask of our own to strike chosen items from."""
+    """Return the scores in float64, and a copy of the mask, from which items can be removed."""
     array = np.asarray(values, np.float64)
     left = np.ones(len(array), np.bool_) if eligible is None else np.array(eligible, np.bool_)
     return array, left
@@ -192,14 +193,14 @@ def flat_tail_scores(
     candidates: npt.ArrayLike | None = None,
     eligible: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """Scores by which Plackett-Luce, at the same temperature, has the law of a flat tail.
+    """Compute scores with which Plackett-Luce, at the same temperature, has a flat tail's law.
 
     Parameters
     ----------
     scores : array_like, shape (n,)
     policy : FlatTail
     candidates : array_like of int, optional
-        Positions of those that an index found; by default the m best of the eligible.
+        Positions of the candidates that an index found; by default the m best eligible items.
     eligible : array_like of bool, shape (n,), optional
 
     Examples
@@ -220,7 +221,7 @@ def flat_tail_scores(
 
 
 class _Next:
-    """The law of the place behind any prefix, whose None are places that show no item."""
+    """The law of the place after any prefix; None in a prefix is a place without an item."""
 
     def __init__(
         self,
@@ -240,12 +241,12 @@ class _Next:
         self._policy = policy
 
     def __call__(self, prefix: Sequence[int | None]) -> tuple[Mask, FloatArray]:
-        """What may be there, and log P(item i is there) for every i: -inf for what may not."""
+        """Return a mask of allowed items, and log P(item i) for every i: -inf if not allowed."""
         left, values = self._left(prefix)
         return left, _log_next(values, left, self._policy, len(prefix))
 
     def _left(self, prefix: Sequence[int | None]) -> tuple[Mask, FloatArray]:
-        """What may be there, and the scores by which it is drawn."""
+        """Return a mask of allowed items, and the scores by which one is drawn."""
         if self._rules is None:
             left = self.eligible.copy()
             left[[item for item in prefix if item is not None]] = False
@@ -255,19 +256,19 @@ class _Next:
             return left, self.values
         temperature = law_of(self._policy).temperature
         if temperature == math.inf:
-            raise ValueError(f"rules: decay is known for Plackett-Luce alone, not {self._policy}")
+            raise ValueError(f"rules: decay needs Plackett-Luce, got {self._policy}")
         return left, self.values + temperature * log_decay
 
 
 def _log_next(values: FloatArray, left: Mask, policy: Policy, place: int) -> FloatArray:
-    """log P(item i is at a place) for every i, given what is left; -inf for what is not."""
+    """Compute log P(item i at a place) for every i, given the items left; -inf for others."""
     law = law_of(policy)
     explore = law.explore_at(place)
     log_p = np.full(len(values), -np.inf)
     if not left.any():
         return log_p
     candidates = values[left]
-    best = np.flatnonzero(left)[candidates.argmax()]  # in catalog order: ties to the earlier item
+    best = np.flatnonzero(left)[candidates.argmax()]  # ties go to the earlier item
     if explore > 0.0:
         shifted = (candidates - candidates.max()) / law.temperature
         log_p[left] = math.log(explore) + shifted - np.log(np.exp(shifted).sum())
@@ -279,7 +280,7 @@ def _log_next(values: FloatArray, left: Mask, policy: Policy, place: int) -> Flo
 def log_norm(
     scores: npt.ArrayLike, temperature: float, eligible: npt.ArrayLike | None = None
 ) -> float:
-    """logsumexp(scores / T) over the eligible items; -inf where there is none.
+    """Compute logsumexp(scores / T) over the eligible items; -inf if there are none.
 
     Parameters
     ----------
@@ -309,15 +310,15 @@ def log_next(
     eligible: npt.ArrayLike | None = None,
     rules: RuleMasks | None = None,
 ) -> FloatArray:
-    """log P(item i stands behind a prefix) for every i; -inf for what may not.
+    """Compute log P(item i comes after a prefix) for every i; -inf if it is not allowed.
 
     Parameters
     ----------
     scores : array_like, shape (n,)
     prefix : sequence of int or None
-        Positions, best place first; None at places that show no item.
+        Positions, best place first; None at places without an item.
     k : int
-        Places that were asked for.
+        Number of places asked for.
     policy : Policy
     eligible : array_like of bool, shape (n,), optional
     rules : RuleMasks, optional
@@ -339,12 +340,12 @@ def log_propensities(
     rules: RuleMasks | None = None,
     k: int | None = None,
 ) -> FloatArray:
-    """Conditional log-propensity of every place of any ranking.
+    """Compute the conditional log-propensity of every place of any ranking.
 
     A position that is unknown (outside 0..n-1), ineligible or repeated gets -inf at its
-    place and removes nothing; later places are conditional on what is left. A known,
-    eligible item is removed even if the policy would never have shown it there, or no rule
-    allows it there.
+    place and removes nothing; later places are conditional on the items left. A known,
+    eligible item is removed even if the policy would never have shown it there, or rules
+    do not allow it there.
 
     Parameters
     ----------
@@ -355,7 +356,7 @@ def log_propensities(
     eligible : array_like of bool, shape (n,), optional
     rules : RuleMasks, optional
     k : int, optional
-        Places that were asked for, by which rules know what is still to come; by default m.
+        Number of places asked for, which rules may depend on; by default m.
 
     Returns
     -------
@@ -375,7 +376,7 @@ def log_propensities(
     """
     positions = np.asarray(order, np.int64).tolist()
     if k is not None and k < len(positions):
-        raise ValueError(f"k: expected at least {len(positions)}, one for each place, got {k}")
+        raise ValueError(f"k: expected at least {len(positions)}, the ranking's length, got {k}")
     law = _Next(scores, len(positions) if k is None else k, policy, eligible, rules)
     result = np.full(len(positions), -np.inf)
     prefix: list[int | None] = []
@@ -395,14 +396,14 @@ def rank(
     eligible: npt.ArrayLike | None = None,
     rules: RuleMasks | None = None,
 ) -> Positions:
-    """One ranking, drawn place by place from the conditional law.
+    """Draw one ranking, place by place, from the conditional law.
 
     Parameters
     ----------
     scores : array_like, shape (n,)
     k : int
     policy : Policy
-        The samplers of `PlackettLuce` have one law, so it does not matter which is named.
+        All samplers of `PlackettLuce` have the same law, so the sampler does not matter.
     rng : numpy.random.Generator
     eligible : array_like of bool, shape (n,), optional
     rules : RuleMasks, optional
@@ -410,7 +411,7 @@ def rank(
     Returns
     -------
     ndarray of int64, shape (min(k, eligible items),)
-        Positions, best place first; fewer where rules end the list.
+        Positions, best place first; fewer if rules end the list.
 
     Notes
     -----
@@ -441,9 +442,9 @@ def ranking_law(
     eligible: npt.ArrayLike | None = None,
     rules: RuleMasks | None = None,
 ) -> tuple[Positions, FloatArray]:
-    """Every ordered ranking of min(k, eligible) items that rules allow, with its probability.
+    """Enumerate ordered rankings of min(k, eligible) items that rules allow, with probabilities.
 
-    There are up to n! / (n - k)! of them: for small n, or n up to some hundreds and k = 2.
+    There are up to n! / (n - k)! rankings: use it for small n, or n up to some hundreds and k = 2.
 
     Parameters
     ----------
@@ -456,8 +457,8 @@ def ranking_law(
     Returns
     -------
     rankings : ndarray of int64, shape (r, m)
-        In lexicographic order. Rankings that the policy never shows are listed with probability 0.
-        One that rules end early has -1 at the places that it does not reach.
+        In lexicographic order. Rankings of probability 0 are included. A ranking that rules end
+        early has -1 at the places that it does not reach.
     probabilities : ndarray of float64, shape (r,)
 
     Examples
@@ -485,11 +486,11 @@ def ranking_law(
     return rankings, np.exp(np.array([log_p for _, log_p in rows]))
 
 
-# What services run today, over a dictionary
+# Common procedures over a dictionary
 
 
 def textbook_deterministic(scores: Mapping[Item, float], k: int) -> list[Item]:
-    """Sort all items by score, keep k; ties in the dictionary's order. O(n log n).
+    """Sort all items by score and keep k; ties in the dictionary's order. O(n log n).
 
     Examples
     --------
@@ -502,7 +503,7 @@ def textbook_deterministic(scores: Mapping[Item, float], k: int) -> list[Item]:
 def textbook_softmax(
     scores: Mapping[Item, float], k: int, temperature: float, rng: random.Random
 ) -> list[Item]:
-    """Plackett-Luce as its definition says: the softmax of what is left at each draw. O(kn).
+    """Draw from Plackett-Luce by its definition: a softmax over the items left, per draw. O(kn).
 
     Exact for every gap between scores, because each softmax is shifted by its own maximum.
 
@@ -529,7 +530,7 @@ def textbook_softmax(
         probabilities = {item: e / total for item, e in exponentials.items()}
         threshold = rng.random()
         running = 0.0
-        drawn = next(reversed(left))  # where rounding leaves the sum below the threshold
+        drawn = next(reversed(left))  # if rounding leaves the sum below the threshold
         for item, probability in probabilities.items():
             running += probability
             if running > threshold:
@@ -543,11 +544,11 @@ def textbook_softmax(
 def textbook_softmax_removal(
     scores: Mapping[Item, float], k: int, temperature: float, rng: random.Random
 ) -> list[Item]:
-    """Plackett-Luce by one softmax, then k draws from running sums, each with a removal. O(kn).
+    """Draw from Plackett-Luce by one softmax, then k draws with removal from running sums. O(kn).
 
-    Only as long as the weights last: all are relative to the best item of all, so items
-    that lie more than 745 T below it have weight 0, and once the others are gone they are
-    taken from the end of the dictionary instead of at random.
+    The law holds only for items with positive weights. All weights are relative to the best
+    item, so items more than 745 T below it have weight 0. Once the others are gone, such items
+    are taken from the end of the dictionary instead of at random.
 
     Parameters
     ----------
@@ -578,7 +579,7 @@ def textbook_softmax_removal(
 def textbook_gumbel(
     scores: Mapping[Item, float], k: int, temperature: float, rng: random.Random
 ) -> list[Item]:
-    """Plackett-Luce by Gumbel noise on every item and a full sort. O(n log n).
+    """Draw from Plackett-Luce by Gumbel noise on every item and a full sort. O(n log n).
 
     Yellott (1977), "The relationship between Luce's choice axiom, Thurstone's theory of
     comparative judgment, and the double exponential distribution".
@@ -598,7 +599,7 @@ def textbook_gumbel(
     ['a', 'b']
     """
     keys = {
-        # random() may be 0, whose logarithm is not a number.
+        # random() may be 0, whose logarithm is not defined.
         item: s / temperature - math.log(-math.log(max(rng.random(), 2.0**-53)))
         for item, s in scores.items()
     }
@@ -608,7 +609,7 @@ def textbook_gumbel(
 def textbook_epsilon_greedy(
     scores: Mapping[Item, float], k: int, epsilon: float, rng: random.Random
 ) -> list[Item]:
-    """k times: the maximum of what is left or, with probability epsilon, any of it. O(kn).
+    """Pick k times the best item left or, with probability epsilon, any item left. O(kn).
 
     Parameters
     ----------
@@ -634,7 +635,7 @@ def textbook_epsilon_greedy(
     return chosen
 
 
-# NumPy's best, over a matrix
+# The best of NumPy, over a matrix
 
 
 def numpy_choice(
@@ -644,7 +645,7 @@ def numpy_choice(
     temperature: float,
     rng: np.random.Generator,
 ) -> Positions:
-    """Plackett-Luce by matvec, softmax and ``Generator.choice(replace=False)``. O(kn) at worst.
+    """Draw from Plackett-Luce by softmax and ``Generator.choice(replace=False)``. O(kn) at worst.
 
     Parameters
     ----------
@@ -661,18 +662,18 @@ def numpy_choice(
     Raises
     ------
     ValueError
-        From NumPy, when fewer than k probabilities are above 0: a softmax rounds items far
-        below the best one (88 T in float32) to 0.
+        From NumPy, if fewer than k probabilities are above 0: a softmax rounds probabilities
+        of items far below the best one (88 T in float32) to 0.
 
     Notes
     -----
-    ``choice`` draws k positions with replacement, keeps the distinct ones in the order in
-    which they came, strikes them from p, and draws as many as are missing until there are
-    k. Drawing with replacement and skipping what was seen before is Plackett-Luce, and the
-    rounds do not change that: what a later round strikes would have been skipped. So the
-    *order* is that of Plackett-Luce too, not just the set; ``shuffle`` plays no part when
-    p is given. What is not exact is the tail: running sums of p in float64 and 53-bit
-    uniforms give an item of probability below about 1e-16 the wrong share or none.
+    ``choice`` draws k positions with replacement, keeps the distinct ones in order of
+    arrival, removes them from p, and repeats for the missing ones until there are k.
+    Drawing with replacement and skipping repeats is Plackett-Luce. The rounds do not
+    change this, since the removed positions would have been skipped. So the *order* is
+    that of Plackett-Luce, too, not just the set; ``shuffle`` has no effect when p is
+    given. Only the tail is not exact: with running sums of p in float64 and 53-bit
+    uniforms, an item of probability below about 1e-16 gets a wrong share or none.
 
     Examples
     --------
@@ -695,12 +696,12 @@ def numpy_gumbel(
     temperature: float,
     rng: np.random.Generator,
 ) -> Positions:
-    """Plackett-Luce by matvec, Gumbel noise on every item and argpartition. O(n + k log k).
+    """Draw from Plackett-Luce by Gumbel noise on every item and argpartition. O(n + k log k).
 
-    The noise is -log of a float64
-    exponential, which is cheaper than ``Generator.gumbel`` and has its law. float32
-    exponentials would be cheaper still and wrong: their steps near 0 cut the upper tail of
-    the Gumbels off, where the winners among a million items lie.
+    The noise is -log of a float64 exponential, which is cheaper than
+    ``Generator.gumbel`` and has the same law. float32 exponentials would be cheaper
+    still, but wrong: their steps near 0 cut off the upper tail of the Gumbels, where
+    the winners among a million items lie.
 
     Parameters
     ----------

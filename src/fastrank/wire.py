@@ -1,7 +1,7 @@
-"""The wire: requests and answers of a server, as bytes; nothing about how they are served.
+"""The wire format: requests and answers of a server as bytes, apart from how they are served.
 
-This is the only reader of requests. A server takes what `read` takes and `checked` passes; requests
-and answers that were kept, as by SageMaker's Data Capture, are read again by the same rules.
+This is the only reader of requests. A server accepts what `read` and `checked` accept. Requests and
+answers that were stored, as by SageMaker's Data Capture, are read by the same rules.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = [
 
 MAX_TEXT = 256  # characters of a request_id or inference_type
 MAX_SCORE = 10_000  # characters of a score
-MAX_PARAMS = 100  # of a score, each a text of at most MAX_TEXT characters
-MAX_RULES = 65_536  # bytes of rules that a request says itself
-MAX_RULES_ENTRIES = 100  # of a kind
+MAX_PARAMS = 100  # of a score; texts have at most MAX_TEXT characters
+MAX_RULES = 65_536  # bytes of rules within a request
+MAX_RULES_ENTRIES = 100  # for each kind of rule
 MAX_QUERY = 65_536  # numbers of a query
-MAX_GATEWAY = 65_536  # bytes of the parameters that came in a URL
-MAX_SHOWN = 100  # characters of a value that an error repeats
-# Content types whose every line is a body, and every line of the answer an answer.
+MAX_GATEWAY = 65_536  # bytes of the parameters of a URL
+MAX_SHOWN = 100  # characters of a value that an error quotes
+# Content types of requests and answers with one body per line.
 LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjson")
 
 ItemId: TypeAlias = int | str
@@ -63,9 +63,9 @@ SeedSource: TypeAlias = Literal["server", "caller", "derived"]
 
 
 class RulesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Rules that a request says itself: the keys of `fastrank.Rules.to_dict`.
+    """Rules within a request: the keys of `fastrank.Rules.to_dict`.
 
-    Places are text, as all keys of JSON are: ``{"pin": {"3": "sku-9"}}``.
+    Places are text, as all keys in JSON: ``{"pin": {"3": "sku-9"}}``.
     """
 
     where: str | None = None
@@ -81,21 +81,21 @@ class RulesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
 
     @property
     def content(self) -> dict[str, Any]:
-        """As `fastrank.Rules.from_dict` takes it."""
+        """Return the rules as a dict for `fastrank.Rules.from_dict`."""
         found: dict[str, Any] = msgspec.to_builtins(self)
         return {name: value for name, value in found.items() if value is not None}
 
 
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What may be asked; exactly one of `user_id` and `query`.
+    """A request; exactly one of `user_id` and `query` must be given.
 
-    Numbers may come as text: ``"5"`` is 5. An integer is written as one: 5.0, ``"05"`` and
-    ``"1_000"`` are none, and where ids are text, ``"05"`` is not ``"5"``.
+    Numbers may be given as text: ``"5"`` is 5. Integers must be written as integers: 5.0, ``"05"``
+    and ``"1_000"`` are refused. If ids are text, ``"05"`` and ``"5"`` are different ids.
     """
 
     user_id: str | None = None
     query: list[float] | None = None
-    k: int | msgspec.UnsetType = msgspec.UNSET  # a server has a default for requests without
+    k: int | msgspec.UnsetType = msgspec.UNSET  # a server has a default
     inference_type: str | None = None
     temperature: float | None = None
     epsilon: float | None = None
@@ -108,12 +108,12 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     request_id: str | None = None
     score: str | None = None
     params: dict[str, float | bool | str] | None = None
-    rules: str | RulesBody | None = None  # a text: the name of some that the server has
+    rules: str | RulesBody | None = None  # a text is the name of rules on the server
     after: list[ItemId] | None = None
 
 
 class GatewayRequest(Request, kw_only=True):
-    """A request that came in API Gateway's form."""
+    """A request in API Gateway's form."""
 
 
 class PolicyName(msgspec.Struct, gc=False):
@@ -124,7 +124,7 @@ class PolicyName(msgspec.Struct, gc=False):
 
 
 class ScoreName(msgspec.Struct, gc=False):
-    """What made scores of dot products: an expression, or a function's name."""
+    """The function that computed scores from dot products: an expression, or a function's name."""
 
     name: str
     hash: str
@@ -139,7 +139,7 @@ class RulesName(msgspec.Struct, gc=False):
     name: str | msgspec.UnsetType = msgspec.UNSET
     content: Annotated[
         dict[str, Any] | msgspec.UnsetType,
-        msgspec.Meta(description="What they say, where the request only named them."),
+        msgspec.Meta(description="The rules' content, if the request gave only their name."),
     ] = msgspec.UNSET
 
 
@@ -151,32 +151,32 @@ class Retrieval(msgspec.Struct, gc=False):
 
 
 class Answer(msgspec.Struct, kw_only=True, gc=False):
-    """A log row without its rewards, and without what only the request says.
+    """A log row without rewards, and without the parts that the request contains.
 
-    That is its filters, what pages before showed, rules of its own, and a query.
-    JSON has no infinity: `log_norm` is null where there was nothing to rank.
+    These are filters, items of earlier pages, rules within the request, and a query.
+    JSON has no infinity: `log_norm` is null if there was nothing to rank.
     """
 
     request_id: str
     request_id_source: Annotated[
         RequestIdSource,
         msgspec.Meta(
-            description="Who said the id: the server, which drew it; the gateway in front of it; or"
-            " the request's own `request_id`."
+            description="Source of the id: drawn by the server, set by the gateway in front of it,"
+            " or the request's own `request_id`."
         ),
     ]
     inference_id: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="The header X-Amzn-SageMaker-Inference-Id, where it came."),
+        msgspec.Meta(description="The header X-Amzn-SageMaker-Inference-Id, if it was sent."),
     ] = msgspec.UNSET
     traceparent: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="The header of that name, where it came and is valid."),
+        msgspec.Meta(description="The header of this name, if it was sent and is valid."),
     ] = msgspec.UNSET
     user_id: str | None
     item_kind: Annotated[
         ItemKind,
-        msgspec.Meta(description="Of all item ids here: integers of 64 bits, or text."),
+        msgspec.Meta(description="Kind of all item ids here: integers of 64 bits, or text."),
     ]
     item_ids: list[ItemId]
     scores: list[float]
@@ -189,29 +189,31 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     policy: PolicyName
     experiment: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="Whose arm this ranking is; not of requests that name a type."),
+        msgspec.Meta(
+            description="The experiment of the user's arm; absent if the request names a policy."
+        ),
     ] = msgspec.UNSET
     arm: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="By whose policy it was drawn: that of the user's arm."),
+        msgspec.Meta(description="The user's arm, whose policy drew the ranking."),
     ] = msgspec.UNSET
     revision: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="Of what the server drew by: arms, policies, shares."),
+        msgspec.Meta(description="Revision of the server's arms, policies and shares."),
     ] = msgspec.UNSET
     evaluation_log_propensities: Annotated[
         dict[str, list[float | None]] | msgspec.UnsetType,
         msgspec.Meta(
-            description="Of this ranking under further policies, by name, place by place; null for"
-            " what a policy never shows there."
+            description="Log-propensities of this ranking under further policies, by name, place by"
+            " place; null for items that a policy never shows there."
         ),
     ] = msgspec.UNSET
     seed: int
     seed_source: Annotated[
         SeedSource,
         msgspec.Meta(
-            description="Who chose the seed: the server, which drew it; the caller, who sent it; or"
-            " nobody: it is derived from the server's secret and the request."
+            description="Source of the seed: drawn by the server, sent by the caller, or derived"
+            " from the server's secret and the request."
         ),
     ]
     rng_version: int
@@ -219,30 +221,30 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     made_by: Annotated[
         str,
         msgspec.Meta(
-            description="`pass`: by a pass over the catalog; `table`: from the masses that are kept"
-            " of a user; `index`: from the candidates that an index found."
+            description="How the ranking was made. `pass`: by a pass over the catalog; `table`:"
+            " from a user's table of masses; `index`: from candidates that an index found."
         ),
     ]
     n_scored: Annotated[
-        int, msgspec.Meta(description="Items whose scores it took; by a pass, all eligible ones.")
+        int, msgspec.Meta(description="Number of items scored; by a pass, all eligible ones.")
     ]
     n_candidates: Annotated[
         int | msgspec.UnsetType,
-        msgspec.Meta(description="Of `stochastic_flat_tail`: candidates, which an index found."),
+        msgspec.Meta(description="For `stochastic_flat_tail`, the number of candidates found."),
     ] = msgspec.UNSET
     retrieval: Annotated[
         Retrieval | msgspec.UnsetType,
-        msgspec.Meta(description="Where an index found them: which one."),
+        msgspec.Meta(description="The index that found the candidates, if one did."),
     ] = msgspec.UNSET
     n_probes: Annotated[
         int | msgspec.UnsetType,
-        msgspec.Meta(description="Where the index has lists: how many it looked into."),
+        msgspec.Meta(description="Number of lists that the index read, if it has lists."),
     ] = msgspec.UNSET
     tail_log_weight: Annotated[
         float | msgspec.UnsetType,
         msgspec.Meta(
-            description="Logarithm of the weight of each item that is no candidate, on the scale of"
-            " score / T."
+            description="Logarithm of the weight of each item that is not a candidate, on the scale"
+            " of score / T."
         ),
     ] = msgspec.UNSET
     is_candidate: Annotated[
@@ -253,29 +255,29 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     catalog_version: str
     score: Annotated[
         ScoreName | msgspec.UnsetType,
-        msgspec.Meta(description="What made `scores` of dot products, where they are none."),
+        msgspec.Meta(description="The function that computed `scores` from dot products, if any."),
     ] = msgspec.UNSET
     features_version: Annotated[
         str | msgspec.UnsetType,
-        msgspec.Meta(description="Of the columns that the score or the rules have."),
+        msgspec.Meta(description="Version of the columns that the score or the rules use."),
     ] = msgspec.UNSET
     rules: Annotated[
         RulesName | msgspec.UnsetType,
-        msgspec.Meta(description="Those that the request named or said."),
+        msgspec.Meta(description="The rules that the request named or contained."),
     ] = msgspec.UNSET
     seen_id: Annotated[
         str | msgspec.UnsetType,
         msgspec.Meta(
-            description="Where the model keeps what this user has seen, which was left out: which"
-            " lists theirs is one of, by a hash of all."
+            description="If items that the user has seen were left out: the id of the model's lists"
+            " of seen items, a hash of all lists."
         ),
     ] = msgspec.UNSET
     is_fallback: bool
     query: Annotated[
         list[float] | msgspec.UnsetType,
         msgspec.Meta(
-            description="What was ranked for, where neither the request nor the model says it:"
-            " for a fallback."
+            description="The query that was ranked for, if neither the request nor the model has"
+            " it, as for a fallback."
         ),
     ] = msgspec.UNSET
 
@@ -284,18 +286,18 @@ encoded = msgspec.json.Encoder().encode
 
 
 class RequestError(ValueError):
-    """A request that is none.
+    """An invalid request.
 
     Attributes
     ----------
     code : str
         For programs: ``malformed_json``, ``invalid_type``, ``unknown_field``, ``duplicate_field``
-        and ``user_or_query`` for what does not have the form of a request, ``invalid_value`` and
-        ``out_of_range`` for values that are not possible.
+        and ``user_or_query`` if the body does not have the form of a request; ``invalid_value``
+        and ``out_of_range`` for invalid values.
     message : str
         For people; names the field and the value.
     field, value, allowed
-        What is wrong, and what would be right, if that can be said.
+        The field, its value, and the allowed values, if known.
     """
 
     def __init__(
@@ -316,7 +318,7 @@ class RequestError(ValueError):
 
 
 def lines_of(body: bytes) -> list[bytes]:
-    r"""The lines of a body of JSON Lines; the end of the last one begins no other.
+    r"""Split a body of JSON Lines into lines; a newline at the end starts no further line.
 
     Examples
     --------
@@ -333,7 +335,7 @@ _REQUEST = msgspec.json.Decoder(Request)
 _FIELDS = tuple(Request.__struct_fields__)
 _INTEGERS = ("k", "head", "m", "seed")
 _FLOATS = ("temperature", "epsilon", "factor")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON has them
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as in JSON
 _LONGEST_NUMBER = 1024  # characters
 _TEXTS = {
     "user_id": MAX_LENGTH,
@@ -344,7 +346,7 @@ _TEXTS = {
 }
 _IDS = ("exclude", "allow", "after")
 _RULES = RulesBody.__struct_fields__
-# Of the entries of rules by kind, and how an error calls them.
+# Types of the entries of rules, by kind, and how errors describe them.
 _ENTRIES: Final[dict[str, tuple[Any, str]]] = {
     "cap": (int, "an integer"),
     "window": (tuple[int, int], "two integers, [most, places in a row]"),
@@ -356,24 +358,25 @@ _ENTRIES: Final[dict[str, tuple[Any, str]]] = {
     "boost_score": (float, "a number"),
 }
 _GATEWAY = "gateway"
-_LARGE = 2 * MAX_QUERY  # bytes: no shorter body has more numbers
+_LARGE = 2 * MAX_QUERY  # bytes: a shorter body cannot have more numbers
 _PATH = re.compile(r" - at `\$\.?(\w*)")
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _NAMED = re.compile(rf'"({"|".join(_FIELDS)}|{_GATEWAY})"'.encode())
 
 
 def read(body: bytes, max_ids: int | None = None) -> Request:
-    """The request of a JSON body; O(length).
+    """Read a request from a JSON body; O(length).
 
-    `max_ids` is the most that a list of ids may have: a longer one of integers is not read first.
+    `max_ids` is the largest length of a list of ids: a longer list of integers is refused before
+    it is decoded.
 
-    A body ``{"gateway": {...}}`` is what API Gateway's template makes: URL-encoded parameters, ''
-    for those that are absent, lists as `fastrank.ids.split_ids` reads them.
+    A body ``{"gateway": {...}}`` is made by API Gateway's template. It has URL-encoded parameters,
+    '' for absent ones, and lists in the form that `fastrank.ids.split_ids` reads.
 
     Returns
     -------
     Request
-        Of the right types; `checked` looks at the values.
+        With the right types; `checked` checks the values.
 
     Raises
     ------
@@ -395,7 +398,7 @@ def read(body: bytes, max_ids: int | None = None) -> Request:
 
 def _read(body: bytes, max_ids: int | None) -> Request:
     members = None
-    if len(body) > _LARGE:  # a body that is too long is not decoded
+    if len(body) > _LARGE:  # refuse a long query before it is decoded
         with contextlib.suppress(msgspec.ValidationError):
             members = _members(body, (*_FIELDS, _GATEWAY))
             _query_count(members.get("query"))
@@ -408,7 +411,7 @@ def _read(body: bytes, max_ids: int | None) -> Request:
     if members is not None:
         return request
     names = _NAMED.findall(body)
-    # msgspec takes the last of several members of one name; an escape may hide a name.
+    # msgspec keeps the last of several members of the same name; escapes may hide a name.
     hidden = b"\\" in body and b"\\u" in body
     has_objects = request.params is not None or isinstance(request.rules, RulesBody)
     if hidden or len(names) > len(set(names)) or has_objects:
@@ -417,7 +420,7 @@ def _read(body: bytes, max_ids: int | None) -> Request:
 
 
 def read_parameters(parameters: Mapping[str, str], kind: type[Request] = Request) -> Request:
-    """The request of URL parameters, decoded already; '' counts as absent. Otherwise as `read`.
+    """Read a request from decoded URL parameters; '' counts as absent. Otherwise as `read`.
 
     Examples
     --------
@@ -456,7 +459,7 @@ def read_parameters(parameters: Mapping[str, str], kind: type[Request] = Request
 
 
 def checked(request: Request) -> Request:
-    """The same request, if its values can be; a RequestError that names the field if not.
+    """Check the values of a request and return it; a RequestError names an invalid field.
 
     Examples
     --------
@@ -477,7 +480,7 @@ def checked(request: Request) -> Request:
         which = "neither" if request.user_id is None else "both"
         raise RequestError(
             "user_or_query",
-            f"user_id, query: give exactly one of them, got {which}",
+            f"user_id, query: expected exactly one of them, got {which}",
             field="user_id",
             allowed="user_id or query",
         )
@@ -498,7 +501,7 @@ def checked(request: Request) -> Request:
     if request.seed is not None and not 0 <= request.seed < 2**64:
         raise RequestError(
             "out_of_range",
-            f"seed: expected an integer of 0 to 2^64 - 1, got {request.seed}",
+            f"seed: expected an integer from 0 to 2^64 - 1, got {request.seed}",
             field="seed",
             value=str(request.seed),
             allowed="0 to 18446744073709551615",
@@ -507,7 +510,7 @@ def checked(request: Request) -> Request:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The parameters of a score as URLs have them: a JSON object."""
+    """Read the parameters of a score from a URL: a JSON object."""
     body = text.encode(errors="surrogatepass")
     try:
         found = msgspec.json.decode(body)
@@ -525,7 +528,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _rules(text: str) -> RulesBody:
-    """Rules as URLs have them: a JSON object."""
+    """Read rules from a URL: a JSON object."""
     body = text.encode(errors="surrogatepass")
     try:
         _look_into_rules(msgspec.Raw(body))
@@ -555,9 +558,9 @@ def _bad_params(value: Any, which: str = "") -> RequestError:
 
 
 def _read_numbers(given: dict[str, Any]) -> bool:
-    """Put numbers in the place of texts that say one; whether there was any.
+    """Replace texts that represent numbers by numbers; return whether there was any.
 
-    msgspec would do it, and would take "null" for an absent number and 2^53 + 1 for 2^53.
+    msgspec could do this, but would read "null" as an absent number, and 2^53 + 1 as 2^53.
     """
     found = False
     for name in (*_INTEGERS, *_FLOATS):
@@ -607,16 +610,16 @@ def _long_query(count: int) -> RequestError:
     )
 
 
-# ---- What is not read at once ---------------------------------------------------------------
+# ---- Bodies that a first reading refuses ----------------------------------------------------
 
-# Members are told apart by their bytes, and no value is made that nobody wants: of six megabytes
-# of small lists that would take a second.
+# Members are kept as bytes, so that values that are not needed are never decoded: decoding six
+# megabytes of small lists would take a second.
 _OF_PARAMS = "params: "
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Name:
-    """Of a member; as a key, equal to no other, so that members of one name stay apart."""
+    """A member's name, unequal to all others as a key, so that repeated names are kept apart."""
 
     __slots__ = ("text",)
 
@@ -627,10 +630,11 @@ class _Name:
 def _members(
     body: bytes | msgspec.Raw, names: Collection[str] | None, where: str = ""
 ) -> dict[str, msgspec.Raw]:
-    """An object's members, by names that may be there; None: by any, as many as parameters may be.
+    """Split an object into members by name.
 
-    A RequestError for one that may not, or comes again: it ends there. `where` is what stands
-    before the name in its words: "params: ", or "rules.", of which the field says all.
+    `names` are the allowed names; None allows any, up to the number of parameters. The first name
+    that is not allowed, or is repeated, raises a RequestError. `where` stands before the name in
+    its message: "params: ", or "rules.".
     """
     seen: set[str] = set()
 
@@ -657,10 +661,10 @@ def _members(
 
 
 def _read_otherwise(body: bytes, why_not: str, members: dict[str, msgspec.Raw] | None) -> Request:
-    """What is no request as it stands: a gateway's object, or one with numbers as text."""
+    """Read a body that is not a plain request: a gateway's object, or one with numbers as text."""
     try:
         members = members or _members(body, (*_FIELDS, _GATEWAY))
-    except msgspec.ValidationError:  # no object
+    except msgspec.ValidationError:  # not an object
         raise _invalid(why_not, {}) from None
     if members.keys() == {_GATEWAY}:
         return read_parameters(_gateway(members[_GATEWAY]), GatewayRequest)
@@ -683,7 +687,7 @@ def _read_otherwise(body: bytes, why_not: str, members: dict[str, msgspec.Raw] |
 
 
 def _look_into(members: Mapping[str, msgspec.Raw]) -> None:
-    """Refuse a parameter or a rule that is given twice, and rules of a wrong form."""
+    """Refuse repeated parameters and rules, and rules of a wrong form."""
     params, rules = members.get("params"), members.get("rules")
     if params is not None and bytes(params)[:1] == b"{":
         _members(params, None, _OF_PARAMS)
@@ -692,7 +696,7 @@ def _look_into(members: Mapping[str, msgspec.Raw]) -> None:
 
 
 def _look_into_rules(value: msgspec.Raw) -> None:
-    """Refuse rules of which an entry is given twice or has another type, by its name."""
+    """Refuse rules with an entry that is repeated or has a wrong type, by its name."""
     if (size := len(bytes(value))) > MAX_RULES:
         allowed = f"at most {MAX_RULES} bytes"
         raise RequestError(
@@ -734,7 +738,7 @@ def _bad_rules(where: str, allowed: str, value: Any, why: str = "") -> RequestEr
 
 
 def _query(value: msgspec.Raw) -> dict[str, list[float | str]]:
-    """A query of numbers and texts; nothing if it is none."""
+    """Read a query of numbers and texts; empty if it is not one."""
     _query_count(value)
     try:
         return {"query": msgspec.json.decode(value, type=list[float | str])}
@@ -743,13 +747,16 @@ def _query(value: msgspec.Raw) -> dict[str, list[float | str]]:
 
 
 def _query_count(value: msgspec.Raw | None) -> None:
-    """A RequestError for one of too many numbers."""
+    """Raise a RequestError for a query of too many numbers."""
     if value is not None and (count := bytes(value).count(b",") + 1) > MAX_QUERY:
         raise _long_query(count)
 
 
 def _ids_count(members: Mapping[str, msgspec.Raw], most: int | None) -> None:
-    """A RequestError for a list of more integers than that; of text, commas do not tell."""
+    """Raise a RequestError for a list of more than `most` integers.
+
+    Lists of text are not counted here, since texts may contain commas.
+    """
     for name in _IDS:
         content = bytes(members.get(name, b""))
         if most is None or b'"' in content or (count := content.count(b",") + 1) <= most:
@@ -764,7 +771,7 @@ def _ids_count(members: Mapping[str, msgspec.Raw], most: int | None) -> None:
 
 
 def _gateway(value: msgspec.Raw) -> dict[str, str]:
-    """The parameters of a body that API Gateway's template made."""
+    """Read the parameters of a body that API Gateway's template made."""
     if (size := len(bytes(value))) > MAX_GATEWAY:
         allowed = f"at most {MAX_GATEWAY} bytes"
         raise RequestError(
@@ -800,11 +807,11 @@ def _decodable(text: str) -> bool:
 
 
 def _invalid(message: str, members: Mapping[str, Any]) -> RequestError:
-    """What msgspec says, with the field and the value."""
+    """Make a RequestError from msgspec's message, with the field and the value."""
     path = _PATH.search(message)
     field = path[1] if path is not None and path[1] else None
     if field == "rules" and isinstance(members.get(field), msgspec.Raw):
-        _look_into(members)  # which knows more of it
+        _look_into(members)  # it raises a more precise error
     unknown = _UNKNOWN.search(message)
     if unknown is not None:
         return _unknown(unknown[1])
@@ -827,7 +834,7 @@ def _invalid(message: str, members: Mapping[str, Any]) -> RequestError:
 
 
 def _shown(value: Any) -> Any:
-    """A member's value, or how its text begins, as an error may show it."""
+    """Return a member's value, or the beginning of its text, for an error."""
     if not isinstance(value, msgspec.Raw):
         return value
     content = bytes(value)
@@ -849,7 +856,7 @@ def _unknown(name: str, names: Collection[str] = _FIELDS, where: str = "") -> Re
 
 
 def _too_many(where: str) -> RequestError:
-    """Parameters, or entries of a kind of rules."""
+    """Make a RequestError for too many parameters, or entries of a kind of rules."""
     if where == _OF_PARAMS:
         return _bad_params(f"more than {MAX_PARAMS}")
     name, allowed = where.removesuffix("."), f"at most {MAX_RULES_ENTRIES} entries"
@@ -863,7 +870,7 @@ def _too_many(where: str) -> RequestError:
 
 
 def short(value: Any) -> Any:
-    """A value as an error may repeat it.
+    """Shorten a value for an error message.
 
     Examples
     --------
@@ -876,6 +883,6 @@ def short(value: Any) -> Any:
         return value
     try:
         text = value if isinstance(value, str) else repr(value)
-    except RecursionError:  # the parser took it, which goes a little deeper than repr
+    except RecursionError:  # the parser allows a few more levels than repr
         text = f"a {type(value).__name__} of too many levels"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

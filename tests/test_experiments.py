@@ -314,9 +314,9 @@ def test_command_explains_and_draws(
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_words_are_three_sentences(name: str) -> None:
+def test_words_are_a_few_sentences(name: str) -> None:
     words = found(name).words
-    assert sum(words.count(end) for end in (". ", "? ")) == 2
+    assert 2 <= sum(words.count(end) for end in (". ", "? ")) <= 5
     assert words.endswith(".")
 
 

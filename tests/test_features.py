@@ -260,8 +260,11 @@ REFUSED: list[tuple[Any, str]] = [
     ([1.0, 1e39, 2.0], "row 1: expected a number that is finite in float32, got 1e+39"),
     ([1, 2, 2**24 + 1], "row 2: the integer 16777217 is not exact in float32"),
     (np.array([0, 2**53 + 1, 1]), "row 1: the integer 9007199254740993 is not exact in float32"),
-    (np.array([0, 2**63 - 1, 1]), "row 1: the integer 9223372036854775807 is none"),
-    (np.array([0, 2**64 - 1, 1], np.uint64), "row 1: the integer 18446744073709551615 is none"),
+    (np.array([0, 2**63 - 1, 1]), "row 1: the integer 9223372036854775807 is not exact"),
+    (
+        np.array([0, 2**64 - 1, 1], np.uint64),
+        "row 1: the integer 18446744073709551615 is not exact",
+    ),
     ([1, 2**64, 2], "row 1: expected an integer of at most 64 bits, or a float, got 1844674"),
     ([1, 2**63 + 1, -1], "row 1: expected an integer of at most 64 bits, or a float, got 9223"),
     ([0.5, 10**400, 2], "row 1: expected an integer of at most 64 bits, or a float, got 1000"),

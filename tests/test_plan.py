@@ -552,5 +552,7 @@ def test_iips_wants_catalogs_whose_positions_can_be_computed() -> None:
     n = marginals.MAX_ITEMS + 1
     catalog = fr.Catalog(np.arange(n), np.arange(n, dtype=float)[:, None] / n)
     found = planning.explore(catalog, [[1.0]], k=1, temperatures=[1.0], overlaps=[], epsilons=[])
-    with pytest.raises(ValueError, match="at most 10000 items, got 10001"):
+    with pytest.raises(
+        ValueError, match="got 10001 items; marginals of positions take at most 10000"
+    ):
         planning.iips_shares(found, found.points[0])

@@ -478,7 +478,9 @@ def test_rules_that_say_more_are_refused_by_name(content: dict[str, Any]) -> Non
     model, _ = priced()
     rules = fr.Rules(where="price < 90", **content)
     for call in (plan.explore, plan.choose):
-        with pytest.raises(ValueError, match=f"rules: {next(iter(content))}: .* where= alone"):
+        with pytest.raises(
+            ValueError, match=f"rules: {next(iter(content))}: .* supports only where="
+        ):
             call(model, k=5, draws=20, rules=rules)
 
 
@@ -486,7 +488,11 @@ def test_rules_of_no_such_columns_or_parameters() -> None:
     model, _ = priced()
     cases: list[tuple[Any, Any, str]] = [
         (fr.Rules(where="size < 3"), None, "rules: .*size"),
-        (fr.Rules(where="price < 3"), {"most": 1}, "params: 'most' is no parameter of the rules"),
+        (
+            fr.Rules(where="price < 3"),
+            {"most": 1},
+            "params: 'most' is not a parameter of the rules",
+        ),
         (None, {"most": 1}, "params: got 'most'; expected none without rules"),
         (fr.Rules(where="price < 0"), None, "rules: where: 'price < 0' holds for no item"),
         ({"where": "price < 3"}, None, "rules: expected Rules"),
@@ -508,7 +514,7 @@ def test_rules_on_the_command_line(tmp_path: Path) -> None:
         assert run(*call, "--rules", text, "--param", "most=60").stdout == by_ids
     assert json.loads(by_ids)["plan"]["n_eligible"] == 60
     for options, message in (
-        (["--rules", '{"cap": {"price": 2}}'], "--rules: cap: .* where= alone"),
+        (["--rules", '{"cap": {"price": 2}}'], "--rules: cap: .* supports only where="),
         (["--rules", '{"where": "size < 2"}'], "--rules: where: .*size"),
         (["--rules", file], "--rules: .*most"),
         (["--rules", '{"where": "price < 0"}'], "--rules: where: 'price < 0' holds for no item"),

@@ -493,7 +493,7 @@ def test_rows_that_a_catalog_lacks_are_refused(row: int, prior: Any) -> None:
     vectors = vectors_of(100, 4)
     index = faiss.IndexIDMap(faiss.IndexFlatIP(4))
     index.add_with_ids(vectors[:1], np.array([row]))
-    with pytest.raises(ValueError, match=f"index: found row {row} of 100 items"):
+    with pytest.raises(ValueError, match=f"index: found row {row} in a catalog of 100 items"):
         fr.Catalog(np.arange(100), vectors, prior=prior).with_index(FaissIndex(index))
 
 

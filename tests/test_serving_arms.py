@@ -288,7 +288,7 @@ def test_an_overlap_is_that_of_the_models_users(model: Path) -> None:
     ("settings", "words"),
     [
         ({"arms": ("a=plackett_luce:overlap=0.045@1",)}, "arm a: overlap: got "),
-        ({"arms": ARMS, "also": ("b=plackett_luce:overlap=0.02",)}, "also b: overlap: no temper"),
+        ({"arms": ARMS, "also": ("b=plackett_luce:overlap=0.02",)}, "also b: overlap: got 0.02"),
     ],
 )
 def test_what_the_model_cannot_rank_by_is_said_at_the_start(

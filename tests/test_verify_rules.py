@@ -163,7 +163,7 @@ def test_the_few_items_are_such_that_rules_matter() -> None:
 def test_without_policies_that_take_them() -> None:
     with pytest.raises(ValueError, match="no column 'shop'"):
         verify_catalog(make_catalog(), [QUERY], draws=1000, rules=[fr.Rules(cap={"shop": 1})])
-    with pytest.raises(ValueError, match="params: 'x' is no parameter of the rules"):
+    with pytest.raises(ValueError, match="params: 'x' is not a parameter of the rules"):
         verify_catalog(
             make_catalog(), [QUERY], draws=1000, rules=[fr.Rules(cap={"new": 1})], params={"x": 1}
         )

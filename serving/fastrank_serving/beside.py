@@ -64,7 +64,7 @@ def claimed(settings: Settings) -> Iterator[Settings]:
     Raises
     ------
     ValueError, OSError
-        Naming the option, if a directory cannot be had, or is another server's.
+        If a directory cannot be used, or belongs to another server; the message names the option.
     """
     with contextlib.ExitStack() as held:
         if settings.watch is not None:

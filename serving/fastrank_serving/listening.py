@@ -39,7 +39,8 @@ def admin_socket(path: Path) -> Iterator[socket.socket]:
     Raises
     ------
     OSError
-        Naming the path, where a server listens, something else stands, or nothing can be made.
+        If a server listens at the path, it is no socket, or it cannot be made; the message names
+        the path.
     """
     listening = socket.socket(socket.AF_UNIX)
     try:

@@ -48,7 +48,7 @@ async def rehearse(app: ASGIApp, loaded: Loaded, settings: Settings) -> None:
     Raises
     ------
     ValueError
-        Naming the request, if one is answered by a status of 500 or more, or not at all.
+        If a request is answered by a status of 500 or more, or not at all; the message names it.
     """
     for asked in _requests(loaded, settings):
         await asyncio.sleep(0)  # others are served meanwhile

@@ -53,7 +53,8 @@ class Secret:
         Raises
         ------
         OSError, ValueError
-            Naming the file, and nothing of what it holds.
+            If the file cannot be read, or is not a secret; the message names the file, and nothing
+            of its content.
         """
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)

@@ -219,7 +219,8 @@ class Loaded:
         Raises
         ------
         ValueError
-            Naming the arm, or the further policy, that the model cannot rank by.
+            If the model cannot rank by the policy of an arm, or a further policy; the message
+            names it.
         """
         query = self.nobody if self.model is None else self.model.user_vectors[0]
         policies = {f"arm {arm.name}": arm.policy for arm in regime.arms}

@@ -250,7 +250,8 @@ class Settings:
     Raises
     ------
     ValueError
-        Naming the setting whose value its option would not take, or two that contradict each other.
+        If a setting has a value that its option would refuse, or two settings contradict each
+        other; the message names them.
 
     Examples
     --------

@@ -81,7 +81,8 @@ def begin(
     Raises
     ------
     ValueError
-        Naming what is wrong; if the directory holds another run, with what differs; or other data.
+        If an argument is invalid, or the directory holds other data or another run; the message
+        names the argument, or how the runs differ.
 
     Examples
     --------

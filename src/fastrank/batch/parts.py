@@ -77,7 +77,7 @@ def parts_of(files: list[Path], column: str, run: Run, rows: int) -> Iterator[Pa
     Raises
     ------
     ValueError
-        Naming file, row and value, for what is no user id.
+        If a value is not a user id; the message names the file, the row and the value.
     """
     for file in files:
         start, waiting = 0, pa.array([], pa.string())

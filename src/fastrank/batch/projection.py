@@ -38,7 +38,8 @@ def project(log: str | os.PathLike[str], output: str | os.PathLike[str]) -> int:
     Raises
     ------
     ValueError
-        Naming the directory, or a file that is not of this run.
+        If the log was not written by `run`, or `output` has files that are not of this run; the
+        message names the directory or the file.
 
     Examples
     --------

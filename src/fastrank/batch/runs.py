@@ -115,8 +115,9 @@ def run(
     Raises
     ------
     ValueError
-        Naming the argument, or file, row and value: for a user who is no id, there twice or
-        unknown; an output that holds another run, rankings of other users, or other data.
+        If an argument is invalid, a user is not an id, repeated or unknown, or `output` holds
+        another run, rankings of other users, or other data. The message names the argument, or the
+        file, the row and the value.
     ModuleNotFoundError
         With what to install, where the engine is not.
     ChildProcessError

@@ -88,7 +88,8 @@ class RankUsers:
     Raises
     ------
     ValueError
-        Naming the argument and the value; a call names the row, too.
+        If an argument is invalid; the message names the argument and the value, and errors of a
+        call the row, too.
 
     Notes
     -----
@@ -225,7 +226,7 @@ class RankUsers:
         Raises
         ------
         ValueError
-            Naming the row: for a user that is null, empty or there twice, or unknown.
+            If a user is null, empty, repeated or unknown; the message names the row.
         """
         if not isinstance(users, pa.Table | pa.RecordBatch):
             raise ValueError(f"users: expected a pyarrow Table, got {shown(users)}")

@@ -62,7 +62,7 @@ def rank_part(
     Raises
     ------
     ValueError
-        Naming the file of users, and the user.
+        If a user cannot be ranked for; the message names the file of users, and the user.
     OSError
         If the disk refuses; nothing is there under the part's name then.
     """

@@ -102,7 +102,7 @@ def features_of(path: Path, id_columns: Sequence[str], catalog: Catalog) -> dict
     Raises
     ------
     ValueError
-        Naming the file, and the item that it lacks or has twice.
+        If the file lacks an item or has one twice; the message names the file and the item.
     """
     ids, columns = read_columns(path, id_columns)
     if not id_columns:

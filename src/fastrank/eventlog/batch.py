@@ -70,7 +70,20 @@ class LogBatch:
     rows : ndarray of int64, shape (n,)
         Rows of that file, from 0.
     row_weights : ndarray of float64, shape (n,), or None
-        Rankings that each row stands for, 1 where it does not say; None where none does.
+        Number of rankings that each row stands for, by default 1; None if no row has a weight.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> catalog, folder = fr.Catalog(["a", "b", "c"], [[1.0], [2.0], [3.0]]), tempfile.mkdtemp()
+    >>> with LogWriter(folder) as log:
+    ...     ranking = catalog.rank([1.0], 2, policy=fr.Uniform(), seed=1)
+    ...     _ = log.append(ranking, user_id="ann", rewards=[0.0, 1.0])
+    >>> batch = next(iter(LogReader(folder)))
+    >>> batch, batch.rewards.tolist(), batch.log_propensities.round(2).tolist()
+    (LogBatch(1 rows of up to 2 places), [[0.0, 1.0]], [[-1.1, -0.69]])
     """
 
     lengths: IntArray

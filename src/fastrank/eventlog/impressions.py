@@ -50,8 +50,12 @@ def read_impressions(paths: Paths) -> Impressions:
     Raises
     ------
     ValueError
-        Naming file, row and value: for a column or value that is missing, a number of places that
-        is negative or no integer, a time that cannot be read. Times without a zone are UTC.
+        If a column or a value is missing, a number of places is negative or not an integer, or a
+        time cannot be read; the message names the file, the row and the value.
+
+    Notes
+    -----
+    Times without a zone are UTC.
     """
     parts, _ = read_events("impressions", paths, ("request_id", "displayed", "ts"), (), _checked)
     if not parts:

@@ -113,7 +113,7 @@ def items_of_obd(path: str | os.PathLike[str]) -> int:
     Raises
     ------
     ValueError
-        Naming the file, if neither says it or it is no such file.
+        If it is no such file, or neither its columns nor its path tell; the message names the file.
     """
     file = _file(path)
     found = _n_items(_column_names(file))

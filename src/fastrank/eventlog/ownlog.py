@@ -127,7 +127,7 @@ def from_table(
     ColumnsError
         A ValueError that names all that is missing at once, and the columns that there are.
     ValueError
-        Naming the file that cannot be read, or two files whose columns do not fit each other.
+        If a file cannot be read, or the columns of two files do not match; the message names them.
 
         While iterating, and after all is read, a ColumnsError names the columns of which not one
         value is what it is said to be: logarithms where probabilities are expected, for one.

@@ -63,9 +63,13 @@ def read_rewards(paths: Paths, kind: IdKind, *, allow_negative: bool) -> Rewards
     Raises
     ------
     ValueError
-        Naming file, row and value: for a column or value that is missing, an item id of another
-        kind, a reward that is not finite (or negative, where that is not allowed), a time
-        that cannot be read. Times without a zone are UTC.
+        If a column or a value is missing, an item id is of another kind, a reward is not finite
+        (or negative where that is not allowed), or a time cannot be read; the message names the
+        file, the row and the value.
+
+    Notes
+    -----
+    Times without a zone are UTC.
     """
     parts, files = read_events(
         "rewards",

@@ -343,8 +343,8 @@ class LogWriter:
         Raises
         ------
         ValueError
-            Naming the argument and the value, and what the ranking says where that is another one;
-            or if the writer is closed. Never for the disk.
+            If an argument is invalid or contradicts the ranking, or the writer is closed; the
+            message names the argument and both values. Never because of the disk.
 
         Examples
         --------

@@ -77,7 +77,7 @@ class OptionalArrays:
     Raises
     ------
     ValueError
-        Naming the estimator and what it lacks.
+        If an estimator lacks something that it needs; the message names both.
 
     Notes
     -----

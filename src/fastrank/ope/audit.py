@@ -132,7 +132,7 @@ def audit(
     Raises
     ------
     ValueError
-        Naming the argument that is none of these.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

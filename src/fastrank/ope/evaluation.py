@@ -104,8 +104,9 @@ def evaluate(
     Raises
     ------
     ValueError
-        Naming the argument and the value; before the log is read where it can be known. If a
-        model's item ids are numbers and the log's text, or the reverse; if it refuses every row.
+        If an argument is invalid, the item ids of a model and of the log are of different kinds
+        (integers and text), or a model refuses every row. The message names the argument and the
+        value. Errors are raised before the log is read where possible.
 
     Notes
     -----

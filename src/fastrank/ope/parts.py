@@ -338,7 +338,8 @@ def merged(partials: Iterable[Partial]) -> Partial:
         If two have rows in common: a part that is given twice, a file in two parts, requests that
         came again.
     ValueError
-        Naming what they do not have alike: policies, models, places or other arguments.
+        If the partials differ in policies, models, places or other arguments; the message names
+        what differs.
 
     Notes
     -----

@@ -49,30 +49,45 @@ _BIASES = 1 << 22  # of all rows that are judged together: 16 MB
 
 @dataclass(frozen=True, slots=True)
 class ByModel:
-    """A fastrank policy on a model, which need not be the one that wrote the log.
+    """A fastrank policy on a model, which may differ from the model that wrote the log.
 
     Attributes
     ----------
     label : str
     policy : Policy
     model : Model or Catalog
-        Whose users' vectors, and temperatures, are taken. A catalog alone wants logged queries.
+        Supplies the vectors and temperatures of users. A catalog needs logged queries.
     arrays : mapping of str to str
-        Columns of the log, by the name that `Batch` knows them by: ``q_logged``, for one.
+        Columns of the log, by their names in `Batch`, such as ``q_logged``.
     rules : Rules, optional
-        Others than each row was logged by: ``Rules()`` for none. By default a row's own.
+        Rules to evaluate under instead of each row's own; ``Rules()`` for none.
     params : mapping of str to (float, bool or str)
-        Of these rules, where a row's own parameters of that name are not meant.
+        Parameters of these rules, which replace a row's own parameters of the same names.
 
     Raises
     ------
     ValueError
-        If `rules` are none, or have no such parameters.
+        If `rules` are invalid, or have no such parameters.
 
     Notes
     -----
-    The pages before a row, its filters and its number of places are always the row's. So the value
-    of a next page is that given the page before, as the logging policy showed it.
+    Earlier pages, filters and the number of places are always the row's own. The value of a later
+    page is therefore conditional on the earlier pages that the logging policy showed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastrank as fr
+    >>> from fastrank.eventlog import LogReader, LogWriter
+    >>> from fastrank.ope import ByModel, evaluate
+    >>> from fastrank.simulate import PositionBased, World, write_log
+    >>> world = World.synthetic(20, 10, PositionBased([1.0, 0.5]), dim=4)
+    >>> model, folder = world.model(), tempfile.mkdtemp()
+    >>> with LogWriter(folder) as log:
+    ...     write_log(world, model, fr.PlackettLuce(1.0), 2, 500, log, seed=1)
+    >>> found = evaluate(LogReader(folder), [ByModel("colder", fr.PlackettLuce(0.8), model)])
+    >>> found.policies[0].label, found.rows_used
+    ('colder', 500)
     """
 
     label: str
@@ -102,20 +117,20 @@ class ByModel:
 
     @property
     def ranks_by(self) -> tuple[int, Rules | None, str]:
-        """The same for policies that rank by the same queries."""
+        """A key that is equal for policies that rank by the same model and rules."""
         return id(self.model), self.rules, json.dumps(self.params, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FromColumn:
-    """Conditional log-propensities that somebody put into the log, list<float64> a row.
+    """Conditional log-propensities in a column of the log, a list<float64> per row.
 
     Attributes
     ----------
     label : str
     column : str
     arrays : mapping of str to str
-        As of `ByModel`.
+        As for `ByModel`.
     """
 
     label: str
@@ -125,16 +140,25 @@ class FromColumn:
 
 @dataclass(frozen=True, slots=True)
 class ByFunction:
-    """Conditional log-propensities by a function of a batch of the log.
+    """Conditional log-propensities computed by a function of a batch of the log.
 
     Attributes
     ----------
     label : str
     function : callable
-        ``function(batch: LogBatch) -> (n, k)`` float64; NaN where it cannot judge a row. Places
-        past a row's length are not looked at.
+        ``function(batch: LogBatch) -> (n, k)`` float64; NaN for rows that it cannot judge. Places
+        past a row's length are ignored.
     arrays : mapping of str to str
-        As of `ByModel`.
+        As for `ByModel`.
+
+    Examples
+    --------
+    >>> from fastrank.ope import ByFunction
+    >>> def uniform(batch):
+    ...     left = batch.n_eligible[:, None] - np.arange(batch.item_ids.shape[1])
+    ...     return -np.log(left)
+    >>> ByFunction("uniform", uniform).label
+    'uniform'
     """
 
     label: str
@@ -144,15 +168,15 @@ class ByFunction:
 
 @dataclass(frozen=True, slots=True)
 class FromRows:
-    """Conditional log-propensities that rows have of their rankings, as ``serve --also`` logs them.
+    """Conditional log-propensities in the log's rows, as ``serve --also`` logs them.
 
     Attributes
     ----------
     label : str
     name : str
-        Of the policy in ``evaluation_log_propensities``. Rows without it cannot be judged.
+        The policy's name in ``evaluation_log_propensities``. Rows without it cannot be judged.
     arrays : mapping of str to str
-        As of `ByModel`.
+        As for `ByModel`.
     """
 
     label: str

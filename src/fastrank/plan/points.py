@@ -70,8 +70,8 @@ class Share:
 
 
 MARKS: Mapping[str, str] = {
-    "~": "~: depends on a few draws, most likely too high.",
-    "!": "!: one user has over a quarter of the weight.",
+    "~": "~: carried by a few draws, most likely too high.",
+    "!": "!: one user brings over a quarter of the weight.",
 }
 """The meaning of the marks of `Share.text`."""
 

@@ -1,4 +1,4 @@
-"""Types of arrays, by their dtype and by what they count."""
+"""Types of arrays, by dtype and meaning."""
 
 from __future__ import annotations
 

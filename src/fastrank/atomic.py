@@ -1,4 +1,4 @@
-"""Files and directories are written whole or not at all."""
+"""Write files and directories atomically."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ __all__ = ["leftovers", "old_leftovers", "replacing", "sync", "write_text"]
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _OLD_SECONDS = 3600.0
-_MOST_LINKS = 40  # that a path is followed through, as by Linux
+_MOST_LINKS = 40  # symbolic links followed in a path, as in Linux
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside a file or directory, to be written to; what is there then takes its place.
+    """Yield a temporary name beside a file or directory; what is written there then replaces it.
 
-    If writing fails the path stays what it was. Whoever has the file open keeps the old content. A
-    directory takes the place of one that holds no data, and what that holds all the same, a
-    .gitkeep say, stays where it was.
+    If writing fails, the path is unchanged. Readers that have the file open keep the old content. A
+    directory replaces only one without data; other files in that one, such as .gitkeep, stay there.
 
     Raises
     ------
     FileExistsError
-        If the directory in the way holds data by now.
+        If the directory to replace holds data by now.
 
     Examples
     --------
@@ -50,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except BaseException:
         if temporary.is_dir():
-            import shutil  # with four compressors, which `import fastrank` need not wait for
+            import shutil  # late: it imports four compressors, which slow `import fastrank`
 
             shutil.rmtree(temporary, ignore_errors=True)
         else:
@@ -59,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _replace_directory(temporary: Path, path: Path) -> None:
-    old = temporary.with_suffix(".old")  # where a kill leaves what it holds
+    old = temporary.with_suffix(".old")  # keeps the old content if the process is killed
     path.rename(old)
     try:
         if holds_data(old):
@@ -74,9 +73,9 @@ def _replace_directory(temporary: Path, path: Path) -> None:
 
 
 def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
-    """What `replacing` began in a directory, each with the name that it was to take.
+    """Yield unfinished names of `replacing` in a directory, each with its intended name.
 
-    The caller must know whether somebody is still writing it or was killed.
+    The caller must know whether their writers still run or were killed.
     """
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(directory):
@@ -86,7 +85,7 @@ def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
 
 
 def old_leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
-    """Those that nobody has written to for an hour: what is younger may be in use."""
+    """Yield those leftovers that were not written to for an hour: others may be in use."""
     for leftover, name in leftovers(directory):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _OLD_SECONDS:
@@ -94,7 +93,7 @@ def old_leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a directory, are on the disk."""
+    """Wait until a file's content, or a directory's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -103,10 +102,10 @@ def sync(path: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """UTF-8 text; what is no file to be replaced, such as ``/dev/stdout``, is written to."""
+    """Write UTF-8 text to a file atomically; other paths, like ``/dev/stdout``, are written to."""
     descriptor = _descriptor(file)
     if descriptor is not None:
-        # Not opened anew: where it goes to a file, that would write over what is there.
+        # Not opened again: if it is redirected to a file, that would overwrite its content.
         sys.stdout.flush()
         sys.stderr.flush()
         with open(os.dup(descriptor), "w", encoding="utf-8") as stream:
@@ -121,7 +120,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def _descriptor(file: Path) -> int | None:
-    """Of this process, where a path such as ``/dev/stdout`` names one."""
+    """Return this process's descriptor that a path such as ``/dev/stdout`` names, or None."""
     for _ in range(_MOST_LINKS):
         folder = os.path.realpath(file.parent)
         if folder in (f"/proc/{os.getpid()}/fd", "/dev/fd") and file.name.isdecimal():

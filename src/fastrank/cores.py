@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy: by its affinity, and by the quota of its cgroup."""
+"""Count the cores that this process may use, by its affinity and the quotas of its cgroups."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from pathlib import Path
 
 __all__ = ["usable_cores"]
 
-_ESCAPED = re.compile(r"\\([0-7]{3})")  # such as a space in a path
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # escapes of characters such as spaces in a path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """The cores that this process may keep busy, at least 1.
+    """Return the number of cores that this process may keep busy, at least 1.
 
-    A container with a limit of two CPUs sees all cores of its machine: threads beyond two would be
-    stopped together for the rest of each tenth of a second. Of 2.5 CPUs, 2 cores.
+    A container with a limit of two CPUs sees all cores of its machine. With more than two threads,
+    all threads would be stopped for a part of each tenth of a second. A limit of 2.5 CPUs counts as
+    2 cores.
 
     Parameters
     ----------
     root : Path
-        Where ``proc`` and the mounts of cgroups are looked for; another one for tests.
+        Root of ``proc`` and of the cgroups' mounts; tests use another one.
 
     Returns
     -------
     int
-        The least of the affinity (`os.sched_getaffinity`) and of the quotas, rounded down, of the
-        process's cgroup and those above it: ``cpu.max`` of version 2, ``cpu.cfs_quota_us`` of
-        version 1. What cannot be read limits nothing.
+        The minimum of the affinity (`os.sched_getaffinity`) and the quotas, rounded down, of the
+        process's cgroup and its ancestors: ``cpu.max`` in version 2, ``cpu.cfs_quota_us`` in
+        version 1. Quotas that cannot be read are ignored.
 
     Examples
     --------
@@ -43,7 +44,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPUs by each cgroup that this process is in, of those that are seen here."""
+    """Yield the CPU quota of each visible cgroup of this process."""
     own: dict[str, str] = {}  # paths of cgroups, by version
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
@@ -68,7 +69,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _below(path: str, mounted: str) -> str:
-    """Where a cgroup is below the one that is mounted; that one itself if it is elsewhere."""
+    """Return a cgroup's path below the mounted one; the mounted one itself if it is elsewhere."""
     within = mounted.rstrip("/") + "/"
     rest = path[len(within) :] if path.startswith(within) else ""
     return "" if ".." in rest.split("/") else rest
@@ -83,7 +84,7 @@ def _quota(folder: Path, kind: str) -> float | None:
                 (folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
             )
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # "max": none
+    except (OSError, ValueError, ZeroDivisionError):  # "max" means no quota
         return None
 
 

@@ -1,7 +1,7 @@
-"""What to install for a module that is missing, as the package's own metadata have it.
+"""Say what to install for a missing module, from the package's own metadata.
 
-On no index is there a fastrank-sampling yet, and PyPI's `fastrank` is another project. So what is
-named is what is missing.
+fastrank-sampling is not on any index yet, and PyPI's `fastrank` is another project. So messages
+name the missing libraries, not an extra to install.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 __all__ = ["EXTRA_OF", "missing_extra", "named_if_missing", "requirements"]
 
-# The extra that brings each module; where there are several, the one with the least besides.
+# The extra that installs each module; if there are several, the one with the fewest others.
 EXTRA_OF = {
     **dict.fromkeys(("click", "rich", "scipy"), "cli"),
     **dict.fromkeys(("pyarrow", "msgspec"), "data"),
@@ -37,16 +37,16 @@ _REQUIREMENT = re.compile(r"\s*([^;]+?)\s*;.*\bextra\s*==\s*(['\"])([^'\"]+)\2\s
 
 
 def requirements(extra: str) -> list[str]:
-    """The libraries that an extra brings, as pip takes them; empty if this is no installed package.
+    """List the libraries of an extra, as for pip; empty if the package is not installed.
 
-    An extra made of others has theirs.
+    An extra of other extras has all of their libraries.
 
     Examples
     --------
     >>> requirements("data")  # doctest: +SKIP
     ['pyarrow<27,>=14']
     """
-    from importlib import metadata  # takes 10 ms, which only those who miss something should pay
+    from importlib import metadata  # late, since it takes 10 ms that only errors need
 
     try:
         lines = metadata.requires("fastrank-sampling") or []
@@ -62,7 +62,7 @@ def requirements(extra: str) -> list[str]:
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What to install for a module that an extra would have brought; None for any other.
+    """Say what to install for a module that belongs to an extra; None for any other module.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 
 @contextmanager
 def named_if_missing() -> Iterator[None]:
-    """Around an import: what is missing is named with what to install."""
+    """Wrap imports, so that errors of missing modules say what to install."""
     try:
         yield
     except ModuleNotFoundError as error:

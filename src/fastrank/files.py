@@ -61,7 +61,7 @@ _BEGINNINGS = {
     b"ORC": "an ORC file",
 }
 _UNTEXTUAL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
-_FEW = 50  # of so many bytes of a text one may be of these: a line that is broken
+_FEW = 50  # a text may have one of these bytes in so many, as in a broken line
 
 _LOG = logging.getLogger("fastrank.files")
 

@@ -1,7 +1,7 @@
-"""Results as tables of pandas and Arrow, in JSON's types, and as a notebook shows them.
+"""Convert results to tables of pandas and Arrow, to JSON's types, and to HTML for notebooks.
 
-Results import this when they are asked for one of these, and it imports a library when that is what
-is wanted: `import fastrank` loads neither.
+Results import this module on demand, and it imports libraries on demand, so that `import fastrank`
+loads neither.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = [
 Columns: TypeAlias = Mapping[str, npt.NDArray[Any] | Sequence[Any]]
 
 _MOST_ROWS = 20  # of a table in a notebook
-_MOST_TEXT = 60  # characters of a text there: an id may have 1,024
+_MOST_TEXT = 60  # characters of a text in such a table: an id may have 1,024
 _MOST_NOTE = 1000
 _MOST_LINE = 100  # of a part of a repr
-# Colours are those of the page around it, so that it is read in light and in dark.
+# Colours are inherited from the page, so that tables are readable in light and dark themes.
 _STYLE = (
     ".fastrank table{border-collapse:collapse;margin:.3em 0}"
     ".fastrank caption{caption-side:top;text-align:left;color:inherit;padding:0 0 .4em}"
@@ -43,14 +43,14 @@ _STYLE = (
 
 
 def as_pandas(columns: Columns) -> Any:
-    """A pandas.DataFrame; a ModuleNotFoundError says what to install."""
+    """Make a pandas.DataFrame; a ModuleNotFoundError says what to install."""
     with named_if_missing():
         import pandas as pd
     return pd.DataFrame({name: _texts(values) for name, values in columns.items()})
 
 
 def as_arrow(columns: Columns) -> Any:
-    """A pyarrow.Table, where NaN is null; a ModuleNotFoundError says what to install."""
+    """Make a pyarrow.Table, with null for NaN; a ModuleNotFoundError says what to install."""
     with named_if_missing():
         import pyarrow as pa
     return pa.table(
@@ -59,7 +59,7 @@ def as_arrow(columns: Columns) -> Any:
 
 
 def _texts(values: npt.NDArray[Any] | Sequence[Any]) -> npt.NDArray[Any] | Sequence[Any]:
-    """Text of NumPy's as plain str: every library takes those, and at their own length."""
+    """Convert NumPy's text to plain str, which every library accepts and stores compactly."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "U":
         texts: list[str] = values.tolist()
         return texts
@@ -67,13 +67,14 @@ def _texts(values: npt.NDArray[Any] | Sequence[Any]) -> npt.NDArray[Any] | Seque
 
 
 def floats(values: Iterable[float | None]) -> FloatArray:
-    """A column of numbers, NaN for None."""
+    """Make a column of numbers, with NaN for None."""
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON's types: lists, dicts by str, Python's own numbers; None for NaN and
-    infinity, which JSON has not.
+    """Convert a value to JSON's types: lists, dicts by str, and Python's own numbers.
+
+    NaN and infinity, which JSON lacks, become None.
 
     Examples
     --------
@@ -102,20 +103,20 @@ def as_html(
     most: int = _MOST_ROWS,
     notes: Sequence[str] = (),
 ) -> str:
-    """A table for a notebook: escaped, and of bounded size however long the result is.
+    """Make an HTML table for a notebook: escaped, and of bounded size for results of any length.
 
     Parameters
     ----------
     title : str
     head : sequence of str
     rows : iterable of sequence of str
-        Cells, of which no more than `most` rows are taken.
+        Cells; at most `most` rows are used.
     n_rows : int
-        How many there are.
+        Number of all rows.
     figures : collection of str
-        Columns of numbers, which stand at the right.
+        Columns of numbers, which are aligned to the right.
     unit : str
-        What a row is, for the line that says how many more there are.
+        What a row is, for the line with the number of further rows.
     most : int
     notes : sequence of str
         Paragraphs below the table.
@@ -148,17 +149,17 @@ def _shown(text: str) -> str:
 
 
 def cut(text: str, most: int = _MOST_LINE) -> str:
-    """A text of at most so many characters."""
+    """Cut a text to at most so many characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def said_in_a_line(value: object) -> str:
-    """The repr of a stranger's value, of a policy of their own say, in a line and cut."""
+    """Return the repr of any value, such as a user's own policy, cut to one line."""
     return cut(" ".join(repr(value).split()))
 
 
 def bracketed(text: str, is_result: bool) -> str:
-    """A figure that is no result does not look like one.
+    """Put a figure that is not a result into brackets.
 
     Examples
     --------
@@ -169,7 +170,7 @@ def bracketed(text: str, is_result: bool) -> str:
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """A figure for reading; a dash where there is none.
+    """Format a figure for reading; a dash for None.
 
     Examples
     --------

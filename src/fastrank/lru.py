@@ -1,4 +1,4 @@
-"""What was used most recently, kept up to a bound."""
+"""A cache of the most recently used values, up to a bound."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ D = TypeVar("D")
 
 
 class LRU(Generic[K, V]):
-    """Values by key; when one more would exceed a bound, the least recently used ones go.
+    """Values by key; if another value would exceed a bound, the least recently used are removed.
 
     Threads may share it. A signal handler may use it in the middle of a call, and so may a child
-    that was forked in the middle of one.
+    process that was forked in the middle of a call.
 
     Parameters
     ----------
     weight : float
-        At most this for all values together, in the unit of the weights that `put` is called
-        with: bytes, say. A value that weighs more by itself is not kept.
+        Limit of the total weight, in the unit of the weights passed to `put`, such as bytes. A
+        value with more weight than that is not kept.
     entries : float
-        How many at most.
+        Limit of the number of values.
 
     Attributes
     ----------
     weight : float
-        Of what is kept.
+        Total weight of the values kept.
 
     Examples
     --------
@@ -64,7 +64,7 @@ class LRU(Generic[K, V]):
     @overload
     def get(self, key: K, otherwise: D) -> V | D: ...
     def get(self, key: K, otherwise: D | None = None) -> V | D | None:
-        """The value of a key, which counts as used; `otherwise` where there is none."""
+        """Return the value of a key, which counts as used; `otherwise` if there is none."""
         entries = self._entries
         if key not in entries:
             return otherwise
@@ -72,14 +72,14 @@ class LRU(Generic[K, V]):
             try:
                 entries.move_to_end(key)
                 return entries[key][0]
-            except KeyError:  # another thread or a signal's handler needed its room
+            except KeyError:  # another thread or a signal handler removed it
                 return otherwise
 
     def put(self, key: K, value: V, weight: float = 1) -> None:
-        """Keep a value; it replaces the one that the key has."""
+        """Store a value, which replaces the key's previous value."""
         entries = self._entries
-        # A signal's exception is raised at a call: there is none between steps that belong
-        # together.
+        # Signal handlers raise exceptions only at calls: there is no call between steps that
+        # belong together.
         with self._lock:
             if key in entries:
                 self.weight -= entries[key][1]
@@ -89,7 +89,7 @@ class LRU(Generic[K, V]):
             self.weight += weight
             entries[key] = value, weight
             while self.weight > self._most_weight or len(entries) > self._most_entries:
-                for oldest in entries:  # next() would be a call
+                for oldest in entries:  # not next(), which would be a call
                     self.weight -= entries[oldest][1]
                     del entries[oldest]
                     break
@@ -99,7 +99,7 @@ _ALL: weakref.WeakSet[LRU[Any, Any]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """A thread that is gone may have held the lock, in the middle of its work."""
+    """Replace the lock: a thread that the child lacks may have held it, in the middle of work."""
     for each in list(_ALL):
         each._lock = threading.RLock()
         each.weight = sum(weight for _, weight in each._entries.values())

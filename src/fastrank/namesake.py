@@ -1,6 +1,6 @@
-"""PyPI's `fastrank`, another project, has a package of this name and puts it where this one lies.
+"""Detect PyPI's `fastrank`, another project, whose package has the same name and folder.
 
-Whichever was installed last has its `__init__.py` there, and the other's modules stay beside it.
+The folder has the `__init__.py` of the project that was installed last, beside the other's modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _ITS_FILE = "clib.py"  # in each of its releases, and in none of ours
 
 
 def refuse() -> None:
-    """Raise ImportError if that project's files lie among ours; one look at the disk."""
+    """Raise ImportError if that project's files are in our folder; one access to the disk."""
     folder = os.path.dirname(__file__)
     if os.path.exists(os.path.join(folder, _ITS_FILE)):
         raise ImportError(

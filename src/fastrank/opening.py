@@ -1,4 +1,4 @@
-"""Open a directory that holds a model, or a catalog alone."""
+"""Open a directory of a model or a catalog."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_directory(
     verify: bool = False,
     functions: Sequence[ScoreFunction] = (),
 ) -> tuple[Catalog, Model | None]:
-    """The catalog of a directory, and the model where there are users.
+    """Open the catalog in a directory, and the model if it has users.
 
     Parameters
     ----------
@@ -26,13 +26,12 @@ def open_directory(
     verify : bool
         Check every file's SHA-256 too.
     functions : sequence of ScoreFunction
-        That its own score, or calls, may name.
+        Functions that its own score, or calls, may name.
 
     Raises
     ------
     ValueError
-        As `Model.open` and `Catalog.open`: a model whose users are damaged is not taken for a
-        catalog alone.
+        As `Model.open` and `Catalog.open`; a model with damaged users is not opened as a catalog.
     """
     manifest, _ = store.read(directory)
     if "user_ids" not in manifest["arrays"]:

@@ -1,6 +1,6 @@
-"""How vectors are kept: as float32 panels, or as int8 codes with the float32 vectors beside them.
+"""Pack vectors as float32 panels, or as int8 codes stored beside the float32 vectors.
 
-A panel is 16 items, dimension by dimension; ``ext/kernels.h`` gives both layouts.
+A panel is 16 items, dimension by dimension; ``ext/kernels.h`` describes both layouts.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Meta: TypeAlias = dict[str, float]
 
 STORAGES = ("float32", "int8")
-# What the kernels must know of the arrays, by storage: finite, not negative.
+# Numbers about the arrays that the kernels need, by storage: finite, not negative.
 META = {
     "float32": ("max_norm",),
     "int8": ("max_norm", "code_error", "code_norm", "code_moment", "max_scale"),
 }
 
-# Fewer items are kept as float32 panels under any storage: they fit a core's caches, where codes
-# save less than it costs to score some items twice.
+# Catalogs with fewer items are stored as float32 panels under any storage: they fit a core's
+# caches, where codes save less than scoring some items twice costs.
 CODED_FROM = 16_384
 
-_BLOCK_BYTES = 8 << 20  # of float32: some 10 ms, after which Python handles signals
+_BLOCK_BYTES = 8 << 20  # of float32: about 10 ms, after which Python handles signals
 _SAMPLE_ROWS = 4096
 _DIMS_OF_A_GROUP = 4
-_NO_CODE = 128  # codes are kept plus 128
+_NO_CODE = 128  # code 0: codes are stored plus 128
 
 
 def kept_as(storage: str, n_items: int) -> str:
-    """The storage that so many items get where the caller asked for `storage`."""
+    """Return the storage that a catalog of so many items gets if `storage` is asked for."""
     return "float32" if n_items < CODED_FROM else storage
 
 
 def pack(
     storage: str, rows: npt.NDArray[Any], order: IntArray | None = None
 ) -> tuple[Arrays, Meta]:
-    """The arrays that keep vectors (n, d), in this order of rows, read-only; what to know of them.
+    """Pack vectors (n, d), in this order of rows; return read-only arrays and their numbers.
 
     Casts to float32 block by block; a ValueError names the first row that is not finite then.
     """
@@ -82,19 +82,19 @@ def pack(
 def quantised(
     rows: Float32Array, first: int, columns: Float32Array
 ) -> tuple[Arrays, int, tuple[float, ...]]:
-    """Codes, scales and vectors of some rows, whole panels of them, as `expected` has them.
+    """Quantise rows of whole panels; return codes, scales and vectors in the form of `expected`.
 
     Parameters
     ----------
     rows : ndarray of float32, shape (m, d)
     first : int
-        Which item they begin with: a panel's first.
+        The item of the first row, which begins a panel.
     columns : ndarray of float32, shape (2, d)
 
     Returns
     -------
     arrays : dict
-        Nothing is in spare lanes: codes of 0, scales of 0.
+        Unused lanes have codes and scales of 0.
     bad : int
         Flat index of the first element that is not finite; -1 if all are.
     extremes : tuple of float
@@ -111,14 +111,14 @@ def quantised(
 
 
 def start_of(name: str, first: int) -> int:
-    """Where an array of int8 storage has what belongs to the panel that begins with an item."""
+    """Return the index in an array of int8 storage of the panel that begins with an item."""
     return first // _native.LANES if name == "codes" else first
 
 
 def code_facts(extremes: Sequence[float], codes: npt.NDArray[np.uint8], dim: int) -> Meta:
-    """What the kernels must know of all codes, from what `quantised` found of all parts."""
+    """Combine results of `quantised` into the numbers about all codes that the kernels need."""
     square, error, norm, scale = extremes
-    # A rounding of float64 above what was found: they are to be bounds.
+    # Rounded up by one rounding error of float64, since they must be bounds.
     return {
         "max_norm": float(np.sqrt(square)),
         "code_error": float(error) * (1.0 + 1e-9),
@@ -129,7 +129,7 @@ def code_facts(extremes: Sequence[float], codes: npt.NDArray[np.uint8], dim: int
 
 
 def expected(storage: str, n_items: int, dim: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of a storage."""
+    """Return the shape and dtype of each array of a storage."""
     lanes = _native.LANES
     n_panels = -(-n_items // lanes)
     if storage == "float32":
@@ -144,10 +144,10 @@ def expected(storage: str, n_items: int, dim: int) -> Mapping[str, tuple[tuple[i
 
 
 def _moment(codes: npt.NDArray[np.uint8], dim: int) -> float:
-    """At least the largest eigenvalue of the sum of code x code^T, to 1e-5.
+    """Return an upper bound, to 1e-5, of the largest eigenvalue of the sum of code x code^T.
 
-    The sum is exact, because float32 holds the sums of a block of 1,024 rows (127^2 * 1024 < 2^24),
-    and the last digits, which are LAPACK's own, are rounded away: rankings depend on this number.
+    The sum is exact, since float32 holds sums over blocks of 1,024 rows (127^2 * 1024 < 2^24). The
+    last digits, which depend on LAPACK, are rounded away, since rankings depend on this number.
     """
     moments = np.zeros((dim, dim))
     for first in range(0, len(codes), 64):
@@ -161,15 +161,16 @@ def _moment(codes: npt.NDArray[np.uint8], dim: int) -> float:
 
 
 def _square(rows: Float32Array) -> Float32Array:
-    # Kernels for SVE and SME raise the flags of exceptions that did not happen, in lanes unused.
+    # Kernels for SVE and SME raise flags of false exceptions in unused lanes.
     with np.errstate(all="ignore"):
         return rows.T @ rows
 
 
 def _check_square(rows: Float32Array, square: Float32Array) -> None:
-    """By its row sums, which are whole numbers: propensities rest on a bound made of it.
+    """Check a matrix product by its row sums, which are integers.
 
-    Some kernels of OpenBLAS are wrong on some CPUs, and on all numbers if on any.
+    Propensities rely on a bound computed from it, and some kernels of OpenBLAS are wrong on some
+    CPUs; they are then wrong for all numbers.
     """
     sums = (rows * rows.sum(axis=1, keepdims=True, dtype=np.float64)).sum(axis=0)
     if not np.array_equal(square.sum(axis=1, dtype=np.float64), sums):
@@ -180,7 +181,7 @@ def _check_square(rows: Float32Array, square: Float32Array) -> None:
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """An array that begins with a page."""
+    """Return an array that begins on a page boundary."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = np.empty(size + 4096, np.uint8)
     start = -room.ctypes.data % 4096
@@ -190,7 +191,7 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
 def blocks(
     rows: npt.NDArray[Any], order: IntArray | None = None
 ) -> Iterator[tuple[int, Float32Array]]:
-    """Whole panels of rows (n, d), in this order, as float32; and which item each begins with."""
+    """Yield blocks of whole panels of rows (n, d), as float32, with the first item of each."""
     lanes = _native.LANES
     step = max(1, _BLOCK_BYTES // (4 * rows.shape[1] * lanes)) * lanes  # whole panels
     for first in range(0, len(rows), step):
@@ -211,11 +212,11 @@ def _refuse(rows: npt.NDArray[Any], order: IntArray | None, first: int, bad: int
 
 
 def _columns(rows: npt.NDArray[Any]) -> Float32Array:
-    """A center for the rows and a unit for each column, (2, d), from a sample of them.
+    """Compute a centre of the rows and a unit for each column, (2, d), from a sample of rows.
 
-    Codes spread over the range of a row's largest coordinate. So they are finest around the center
-    that makes rows shortest, and with columns of about the same size. Units are powers of two: to
-    divide by them is exact.
+    Codes cover the range of a row's largest coordinate. They are thus finest around the centre that
+    makes rows shortest, and if columns have about the same size. Units are powers of two, so that
+    division by them is exact.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         sample = rows[:: -(-len(rows) // _SAMPLE_ROWS)].astype(np.float32).astype(np.float64)

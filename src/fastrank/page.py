@@ -1,6 +1,6 @@
-"""Pages that stand alone: one HTML file, nothing loaded from elsewhere, for light and dark.
+"""Render self-contained HTML pages: one file that loads nothing, for light and dark themes.
 
-Each extends templates/page.html, which has what they share: colours, type, and how they print.
+Each extends templates/page.html, which defines colours, type and printing for all pages.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def render(template: str, **values: Any) -> str:
     Returns
     -------
     str
-        Text that UTF-8 can encode: half a surrogate pair, as in the name of a file that is not
-        UTF-8, stands as its escape.
+        Text that UTF-8 can encode: halves of surrogate pairs, as in names of files that are not
+        UTF-8, are escaped.
     """
     text = _environment().get_template(template).render(**values)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

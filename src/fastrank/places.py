@@ -1,7 +1,7 @@
-"""Places that files come from and go to: a folder of this machine, or a store such as S3.
+"""Places that files are read from and written to: a local folder, or a store such as S3.
 
-A folder needs nothing but Python. All other places are read by fsspec, by their URLs; the extra
-``s3`` brings S3.
+A folder needs only Python. All other places are accessed by fsspec, by their URLs; the extra ``s3``
+installs support for S3.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Entry", "Place", "check", "is_url", "place"]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _FILE = "file://"
-# Stores in which an object exists whole, or not at all.
+# Stores that write objects atomically.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 
 
 class Entry(NamedTuple):
-    """What a place has under a name.
+    """A file or a folder in a place.
 
     Attributes
     ----------
     size : int or None
         Bytes; None for a folder.
     stamp : str
-        Another one once the content is another.
+        Changes whenever the content changes.
     """
 
     size: int | None
@@ -39,27 +39,27 @@ class Entry(NamedTuple):
 
 
 class Place(Protocol):
-    """Names are relative, with ``/`` between their parts.
+    """A place with named files. Names are relative, with ``/`` between their parts.
 
-    Errors of the place pass through: a FileNotFoundError for what does not exist, and anything else
-    that a store may raise.
+    Errors of the place are passed through: a FileNotFoundError if a name does not exist, and any
+    other error of a store.
     """
 
     def entries(self, folder: str = "") -> dict[str, Entry]:
-        """What is directly in a folder."""
+        """List the entries directly in a folder, by name."""
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Read a whole file."""
 
     def fetch(self, name: str, file: Path) -> None:
-        """Copy a file of it to one of this machine, read and not mapped."""
+        """Copy a file of the place to a local file, by reading, not mapping."""
 
     def put(self, file: Path, name: str) -> None:
-        """Copy a file of this machine to it; under the name it is whole, or absent."""
+        """Copy a local file to the place, atomically."""
 
 
 def is_url(text: object) -> bool:
-    """Whether a place is said by a URL.
+    """Say whether a text is a URL.
 
     Examples
     --------
@@ -70,12 +70,12 @@ def is_url(text: object) -> bool:
 
 
 def check(where: str | os.PathLike[str]) -> None:
-    """Whether a place can be used, by its URL and by what is installed; nothing is fetched.
+    """Check that a place can be used, by its URL and the installed packages, without access.
 
     Raises
     ------
     ValueError
-        If the URL names no place, or one of a kind that fsspec does not know.
+        If the URL names no place, or fsspec does not know its scheme.
     ModuleNotFoundError
         If a package is missing.
     """
@@ -97,7 +97,7 @@ def check(where: str | os.PathLike[str]) -> None:
 
 
 def place(where: str | os.PathLike[str]) -> Place:
-    """The place at a path or URL.
+    """Return the place at a path or URL.
 
     Raises
     ------
@@ -128,7 +128,7 @@ class _Folder:
         for name in os.listdir(self._path / folder):
             try:
                 stat = (self._path / folder / name).stat()
-            except FileNotFoundError:  # it went, or is a link that leads nowhere
+            except FileNotFoundError:  # it was removed, or is a broken link
                 continue
             is_folder = (self._path / folder / name).is_dir()
             found[name] = Entry(None if is_folder else stat.st_size, str(stat.st_mtime_ns))
@@ -152,7 +152,7 @@ class _Store:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        # Otherwise fsspec would keep its first listing, and the settings of that time.
+        # Otherwise fsspec would cache its first listing, and the settings at that time.
         found: tuple[Any, str] = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         self._files, self._root = found
         self._is_whole = url.partition("://")[0] in _WHOLE
@@ -163,7 +163,7 @@ class _Store:
         found = {}
         for each in self._files.ls(path, detail=True):
             name = each["name"].rstrip("/").rpartition("/")[2]
-            if each["name"].strip("/") == path.strip("/"):  # what some tools make of a folder
+            if each["name"].strip("/") == path.strip("/"):  # some tools write a marker of a folder
                 continue
             size = None if each["type"] == "directory" else int(each["size"])
             stamps = (each.get(key) for key in ("ETag", "LastModified", "mtime", "created"))

@@ -1,8 +1,8 @@
-"""Rules as the oracle has them: which items may stand at a place, by masks, afresh at every place.
+"""The oracle's rules: masks of the items that may stand at a place, computed anew at every place.
 
-`reference` makes laws of these masks. Items are positions 0..n-1, places count from 0, and a prefix
-has None at a place that shows no item. Nothing is kept from one place to the next: all follows from
-what stands on earlier pages, on this page so far, and on the places that named pins still hold.
+`reference` derives laws from these masks. Items are positions 0..n-1, places count from 0, and a
+prefix has None at a place without an item. No state is kept between places: all follows from the
+items on earlier pages, on this page so far, and at the places of pins to come.
 """
 
 from __future__ import annotations
@@ -25,31 +25,30 @@ Line: TypeAlias = Sequence[int | None]  # items, place by place
 
 @dataclass(frozen=True, eq=False)
 class RuleMasks:
-    """What rules say about n items.
+    """Rules about n items.
 
-    What they filter is in the mask of eligible items that laws take, what they boost in the scores.
+    Filters are not among them, since laws take a mask of eligible items; boosts are in the scores.
 
     Parameters
     ----------
     groups : mapping of str to sequence of n collections
-        Of the columns that `cap`, `window` and `decay` name: the groups that each item is in, each
-        once.
+        For each column of `cap`, `window` and `decay`: the groups of each item, without repeats.
     cap : mapping of str to int
-        How many items of a group the list may have, those of earlier pages included.
+        How many items of a group the list may have, including those of earlier pages.
     window : mapping of str to (int, int)
         (c, w): at most c items of a group among any w places in a row.
     at_least : sequence of (mask, int)
-        A set of items, and how many of the page's places it is owed. No two sets share an item.
+        A set of items, and the number of places of the page that it must have. Sets are disjoint.
     decay : mapping of str to float
-        What an item's weight is multiplied by, for each group that it shares with an item shown.
+        Factor on an item's weight, for each group that it shares with an item shown.
     pin : mapping of int to int
-        Which item stands at a place.
+        The item that must stand at a place.
     pin_where : mapping of int to mask
-        Of which set a place shows an item.
+        The set of items from which a place must show one.
     on_empty : {"stop", "relax"}
-        What happens at a place where no item is allowed.
+        What to do at a place where no item is allowed.
     after : sequence of int
-        What earlier pages showed, first place first.
+        The items of earlier pages, first place first.
 
     Examples
     --------
@@ -71,12 +70,12 @@ class RuleMasks:
     after: Sequence[int] = ()
 
     def eligible(self, filters: Mask) -> Mask:
-        """Eligible items: what filters left, without what earlier pages showed.
+        """Return the eligible items: those that filters left, without those of earlier pages.
 
         Raises
         ------
         ValueError
-            If they left a pinned item out.
+            If filters removed a pinned item.
         """
         for place, item in self.pin.items():
             if not filters[item]:
@@ -84,22 +83,22 @@ class RuleMasks:
         return _without(filters, self.after)
 
     def left(self, prefix: Line, k: int, eligible: Mask) -> tuple[Mask, FloatArray]:
-        """Which items may stand behind a prefix, and the logs of what their weights decay by.
+        """Return the items allowed after a prefix, and log-factors by which their weights decay.
 
         Parameters
         ----------
         prefix : sequence of int or None
-            What the page's places show so far, whether or not the rules allowed it.
+            The items of the page so far, whether or not the rules allow them.
         k : int
-            Places asked for. Behind the last one that there are items for, places have no pins, and
-            nothing is owed to them.
+            Number of places asked for. Places beyond the number of items have no pins and no
+            shares.
         eligible : mask, shape (n,)
-            What filters left.
+            The items that filters left.
 
         Returns
         -------
         mask, shape (n,)
-            Empty where the list ends.
+            Empty if the list ends.
         ndarray of float64, shape (n,)
         """
         here = len(prefix)
@@ -122,21 +121,21 @@ class RuleMasks:
         free = sum(at not in pins and at not in sets for at in range(here, places))
         capped = left & self._have_room([*self.after, *shown, *to_come.values()])
         spaced = capped & self._keep_apart(prefix, to_come)
-        # A set pin gets here where it is dropped, and the shares with it.
+        # A pin of a set is only reached here if it is dropped, and the shares with it.
         mask = spaced if here in sets else spaced & self._of_sets_owed(shown, to_come, free)
         if self.on_empty == "relax":
             mask = next((each for each in (mask, spaced, capped) if each.any()), left)
         return mask, self._log_decay([*self.after, *shown], len(left))
 
     def _have_room(self, standing: Line) -> Mask | bool:
-        """Items whose groups all have fewer than their caps let them have."""
+        """Return the items whose groups are all below their caps."""
         room: Mask | bool = True
         for column, most in self.cap.items():
             room = room & self._in_no_group_of(column, most, standing)
         return room
 
     def _keep_apart(self, prefix: Line, to_come: Mapping[int, int]) -> Mask | bool:
-        """Items that find room in each window that holds the place."""
+        """Return the items that are allowed by every window with this place."""
         last = max(to_come, default=len(prefix))
         to_the_right = [to_come.get(at) for at in range(len(prefix), last + 1)]
         line = [*self.after, *prefix, *to_the_right]
@@ -149,7 +148,7 @@ class RuleMasks:
         return apart
 
     def _in_no_group_of(self, column: str, most: int, standing: Line) -> Mask:
-        """Items of which no group has `most` items, or more, among those that stand somewhere."""
+        """Return the items none of whose groups has `most` or more of the items in `standing`."""
         count = self._count(column, standing)
         return np.array([all(count[g] < most for g in groups) for groups in self.groups[column]])
 
@@ -161,7 +160,7 @@ class RuleMasks:
     def _of_sets_owed(
         self, shown: Sequence[int], to_come: Mapping[int, int], free: int
     ) -> Mask | bool:
-        """All items; where what is owed takes all free places left, those of the sets owed."""
+        """Return all items, or, if shares need all free places left, only those of their sets."""
         placed = [*shown, *to_come.values()]
         owed = [max(0, share - sum(bool(s[i]) for i in placed)) for s, share in self.at_least]
         if free == 0 or sum(owed) == 0 or sum(owed) < free:

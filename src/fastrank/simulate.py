@@ -84,7 +84,7 @@ class PositionBased:
         object.__setattr__(self, "examination", chances)
 
     def examined(self, rates: FloatArray) -> FloatArray:
-        """P(place l is looked at | items above), (b, k), for rates (b, k) of the items."""
+        """Compute P(place l is examined | items above), (b, k), for rates (b, k) of the items."""
         places = rates.shape[1]
         if places > len(self.examination):
             raise ValueError(
@@ -93,11 +93,11 @@ class PositionBased:
         return np.broadcast_to(np.array(self.examination[:places]), rates.shape)
 
     def expected(self, rates: FloatArray) -> FloatArray:
-        """P(click), (b, k)."""
+        """Compute P(click), (b, k), for rates (b, k) of the items."""
         return np.asarray(self.examined(rates) * rates, np.float64)
 
     def clicks(self, rates: FloatArray, uniforms: FloatArray) -> FloatArray:
-        """0 or 1, (b, k), from uniform numbers (b, k, 2)."""
+        """Draw clicks, 0 or 1, (b, k), from uniform numbers (b, k, 2)."""
         return (uniforms[..., 0] < self.expected(rates)).astype(np.float64)
 
 
@@ -131,18 +131,18 @@ class Cascade:
             object.__setattr__(self, name, _probability(name, getattr(self, name)))
 
     def examined(self, rates: FloatArray) -> FloatArray:
-        """P(place l is looked at | items above), (b, k), for rates (b, k) of the items."""
+        """Compute P(place l is examined | items above), (b, k), for rates (b, k) of the items."""
         goes_on = rates * self.after_click + (1.0 - rates) * self.continuation
         result = np.ones_like(rates)
         np.cumprod(goes_on[:, :-1], axis=1, out=result[:, 1:])
         return result
 
     def expected(self, rates: FloatArray) -> FloatArray:
-        """P(click), (b, k)."""
+        """Compute P(click), (b, k), for rates (b, k) of the items."""
         return np.asarray(self.examined(rates) * rates, np.float64)
 
     def clicks(self, rates: FloatArray, uniforms: FloatArray) -> FloatArray:
-        """0 or 1, (b, k), from uniform numbers (b, k, 2)."""
+        """Draw clicks, 0 or 1, (b, k), from uniform numbers (b, k, 2)."""
         result = np.zeros_like(rates)
         looks = np.ones(len(rates), np.bool_)
         for place in range(rates.shape[1]):

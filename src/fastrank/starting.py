@@ -1,8 +1,8 @@
-"""Ctrl-C while the command is still being loaded: it just ends.
+"""End the command silently at Ctrl-C while it is still loading.
 
-Nothing has begun by then that could be lost, and an interrupt within NumPy's start is a traceback,
-or a crash. Python imports the package before the first line of its command is run, so this is what
-the package imports first. In any other program it does nothing.
+Nothing can be lost by then, and an interrupt while NumPy starts would print a traceback, or crash.
+Python imports the package before the first line of its command runs, so the package imports this
+module first. In any other program it does nothing.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import sys
 
 __all__ = ["begin", "end"]
 
-_SCRIPT = "fastrank"  # as pyproject.toml names it
+_SCRIPT = "fastrank"  # the script's name in pyproject.toml
 
 _armed = False
 
 
 def begin() -> None:
-    """If this process is the command, SIGINT ends it at once from here on."""
+    """Let SIGINT end the process at once from here on, if it is the command."""
     global _armed
-    # A shell that starts a job in the background has it ignore SIGINT: that stays.
+    # A shell makes background jobs ignore SIGINT: that must not change.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _is_command():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         _armed = True
 
 
 def end() -> None:
-    """SIGINT is a KeyboardInterrupt again: what runs now can clean up."""
+    """Let SIGINT raise KeyboardInterrupt again, so that running code can clean up."""
     global _armed
     if _armed:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,9 +36,9 @@ def end() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this is ``python -m fastrank``, or the script that pip made for it."""
+    """Say whether this process is ``python -m fastrank``, or the script that pip installed."""
     program = next(iter(getattr(sys, "argv", [])), "")
-    if program == "-m":  # so it is called while the module is looked for
+    if program == "-m":  # sys.argv[0] while Python searches the module
         words = sys.orig_argv
         at = words.index("-m") + 1 if "-m" in words else len(words)
         return words[at : at + 1] == ["fastrank"]

@@ -1,7 +1,7 @@
-"""Tables of a model's users, made ahead: arrays that are saved and mapped with it.
+"""Tables of a model's users, made in advance: arrays that are saved and mapped with the model.
 
-A table holds what Plackett-Luce takes of a user at a temperature (ext/kernels.h, "Tables"), so that
-a ranking scores hundreds of items where a pass scores all.
+A table holds the masses that Plackett-Luce needs for a user at a temperature (ext/kernels.h,
+"Tables"), so that a ranking scores hundreds of items instead of all.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ NAMES = ("table_depths", "table_tops", "table_users")
 
 _STEP, _DEEP = 2.0**-21, 0xE0000000  # of depths (ext/kernels.h)
 
-Advance: TypeAlias = Callable[[int, int], None]  # users done, in all
+Advance: TypeAlias = Callable[[int, int], None]  # users done, all users
 
 
 class UserTables(NamedTuple):
-    """Tables of m users at one temperature of the policy, times each user's own factor."""
+    """Tables of m users at a policy's temperature times each user's own factor."""
 
     temperature: float
     depths: npt.NDArray[np.uint32]  # (m, cells)
@@ -45,7 +45,7 @@ class UserTables(NamedTuple):
     users: IntArray | None  # (m,): rows of the model, ascending; None: all of them
 
     def of(self, row: int) -> Table | None:
-        """The table of the user in a row of the model; None where there is none."""
+        """Return the table of the user in a row of the model; None if there is none."""
         if self.users is not None:
             place = int(np.searchsorted(self.users, row))
             if place == len(self.users) or self.users[place] != row:
@@ -54,7 +54,7 @@ class UserTables(NamedTuple):
         return Table(self.depths[row], *self.tops[row].tolist())
 
     def arrays(self) -> dict[str, AnyArray]:
-        """By the names of their files."""
+        """Return the arrays by the names of their files."""
         found: dict[str, AnyArray] = {"table_depths": self.depths, "table_tops": self.tops}
         if self.users is not None:
             found["table_users"] = self.users
@@ -62,20 +62,23 @@ class UserTables(NamedTuple):
 
 
 def nbytes(n_items: int, n_users: int) -> int:
-    """Of the tables of so many users."""
+    """Return the size of the tables of so many users."""
     return n_users * (4 * _native.table_size(n_items) + 16)
 
 
 def rounding() -> str:
-    """How this CPU rounds scores: a table goes with the scores of its own kind alone.
+    """Return how this CPU rounds scores; a table is valid only for scores rounded alike.
 
-    AVX2 and AVX-512 round alike; at a small temperature the others' would be other masses.
+    AVX2 and AVX-512 round alike; other CPUs would give other masses at a small temperature.
     """
     return "separate" if _native.isa() == "v2" else "fused"
 
 
 def largest_difference(one: Parts, other: Parts, temperatures: FloatArray) -> float:
-    """Between the log-masses of two tables of the same users, where both say them."""
+    """Return the largest difference of log-masses in two tables of the same users.
+
+    Only masses that both tables state are compared.
+    """
 
     def logs(parts: Parts) -> FloatArray:
         depths, tops = parts
@@ -91,7 +94,7 @@ def largest_difference(one: Parts, other: Parts, temperatures: FloatArray) -> fl
 def from_arrays(
     arrays: dict[str, AnyArray], temperature: Any, n_items: int, n_users: int
 ) -> UserTables | None:
-    """Those of a saved model, which may be damaged; None where it has none. O(m)."""
+    """Restore the tables of a saved model, which may be damaged; None if it has none. O(m)."""
     own = {name: arrays[name] for name in NAMES if name in arrays}
     if not own and temperature is None:
         return None

@@ -1,4 +1,4 @@
-"""Text that came from elsewhere, for a terminal or a notebook."""
+"""Make text from other sources safe to show in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 __all__ = ["UNSEEN", "visible"]
 
-# What acts on a terminal, or a page, instead of standing in it: controls, escapes, ends of lines,
-# the order of writing; and halves of surrogate pairs, which no encoding has.
+# Characters that would control a terminal or a page: control characters, escapes, line ends and
+# directions of writing; and halves of surrogate pairs, which no encoding has.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""A stranger's text as it is read: what would act on what shows it stands as its escape.
+    r"""Escape characters of a text that would control the terminal or page that shows it.
 
     Examples
     --------

@@ -256,7 +256,7 @@ def test_the_page_says_what_every_entrance_takes(
     [
         (
             {1, 2},
-            r"in order, which a set does not have: got \{1, 2\}; pass a list, in the order",
+            r"in order, which a set does not have: got \{1, 2\}; pass a list in the intended",
         ),
         ("ab", "got 'ab', a single str; pass a list of one"),
         (5, "got 5, a single int; pass a list of one"),

@@ -46,7 +46,7 @@ class FaissIndex:
     -----
     Candidates are weighted by their scores. Scores from flat, IVFFlat and HNSWFlat indexes are used
     as they are: inner products in float32. Any other index may round vectors, so the catalog scores
-    its candidates again. This is slow with float32 storage, which has no copy of single vectors.
+    its candidates again. This is slow with float32 storage, whose panels interleave vectors.
 
     A search uses one thread. A process must not fork once it has searched: the child would lack
     OpenMP's threads.

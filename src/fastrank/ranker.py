@@ -690,7 +690,7 @@ class Ranker:
         ruled: Ruled,
         k: int,
     ) -> int:
-        """How many items rules allow behind the first ones of a list of k places. O(n)."""
+        """Count the items that rules allow after the first items of a list of k places. O(n)."""
         policy = PlackettLuce()  # what rules allow does not depend on the law
         excluded, allowed = self._find("exclude", exclude), self._find("allow", allow)
         places = min(k, self._n_items)

@@ -93,7 +93,7 @@ def expression_scores(
     """Evaluate an expression over dot products, in float64.
 
     Python itself evaluates the expression, item by item, which makes the result independent of
-    `fastrank.expressions`. Pass only expressions that ``fastrank.expressions.parsed`` accepts.
+    ``fastrank.expressions``. Pass only expressions that ``fastrank.expressions.parsed`` accepts.
     Constants, columns and parameters are first rounded to float32, as in the core, so that 19.99 is
     the same number everywhere. Numbers are NumPy's, so that division by 0 gives infinity.
 

@@ -133,8 +133,8 @@ class Scorer(Ranker, ABC):
         after: Ids | None,
         k: int,
     ) -> int:
-        """How many items rules allow behind these, the first ones of a list of k places."""
-        raise ValueError("rules: scores that a function gives take none")
+        """Count the items that rules allow after these, the first items of a list of k places."""
+        raise ValueError("rules: expected none, since this source of scores has no rules")
 
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 for unknown ids."""

@@ -862,7 +862,7 @@ class _Source:
         for i, order in enumerate(orders):
             for place in range(len(order)):
                 left = ~np.isin(rows, order[:place])
-                if left.any():  # false if the filters bar logged items and all others were shown
+                if left.any():  # empty if all eligible items were logged above
                     chance = next_law(scores[None, left], self.policy(user, policy))[0]
                     expected[i, place] = examined[i, place] * (chance @ rates[left])
         return examined * of_logged, expected
